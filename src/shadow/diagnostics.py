@@ -1,0 +1,236 @@
+"""The table of columns: name, type, formula, range, when null, source and pitfalls.
+
+The Parquet schemas, `shadow explain` and the README's table are made from it. It imports nothing heavy, so that
+`explain` answers at once. The formulas themselves are in rank, tail, delta and null.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Type = Literal["string", "int", "float", "bool", "ints", "floats"]
+SCHEMA = 1  # of the report files; raised when a column changes its meaning, not when one is added
+
+NOTATION = (
+    "W is an (out, in) matrix, m its short and n its long side, sigma_1 >= ... >= sigma_m its singular values, "
+    "E = sum sigma^2, p = sigma / sum sigma, q = sigma^2 / E. D = tuned - base is the delta; r_i and c_j are the "
+    "energies (sums of squares) of its rows and columns. Singular values below sigma_floor count as 0 everywhere."
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a report file. null says when it is null; empty means never."""
+
+    name: str
+    type: Type
+    text: str
+    formula: str = ""
+    unit: str = ""
+    range: str = ""
+    null: str = ""
+    source: str = ""
+    pitfalls: str = ""
+
+
+IDENTITY = (
+    Column("family", "string", "family, or the tuned model's last name"),
+    Column("pair", "string", "the two stages compared, `base..tuned`"),
+    Column("component", "string", "language, vision, projector, audio or other"),
+    Column("layer", "int", "0-based block number", null="outside the blocks (embeddings, head)"),
+    Column("module", "string", "role of the matrix, from a closed list: attn.q, mlp.up, embed, ..."),
+    Column("expert", "int", "0-based expert number", null="not an expert"),
+    Column("tensor", "string", "name of the tensor in the tuned checkpoint"),
+    Column("base_tensor", "string", "name of its partner in the base checkpoint", null="the component has no base"),
+    Column("subject", "string", "what was decomposed: base, tuned or delta"),
+    Column("rows", "int", "outputs of the matrix, the common ones where a vocabulary grew"),
+    Column("cols", "int", "inputs of the matrix"),
+    Column("dtype", "string", "stored dtype; of a delta both, `base/tuned`, where they differ"),
+    Column("parameters", "int", "rows x cols"),
+    Column(
+        "precision", "string", "how the spectrum was computed: default, exact or fast",
+        pitfalls="`default` turns to `exact` for small matrices, for F32 and F64, and when more than 1 % of the sigmas "
+        "are below the floor.",
+    ),
+    Column("verified", "bool", "were the bytes checked against the Hub's sha256", null="local folders"),
+)  # fmt: skip
+
+_RANK_NULL = "W = 0"
+
+SPECTRAL = (
+    Column("frobenius_norm", "float", "size of the matrix", "sqrt(E), summed from the entries", "weights", ">= 0"),
+    Column("spectral_norm", "float", "largest singular value", "sigma_1", "weights", ">= 0"),
+    Column("nuclear_norm", "float", "sum of singular values", "sum sigma", "weights", ">= 0"),
+    Column(
+        "stable_rank", "float", "energy in units of the strongest direction", "E / sigma_1^2", "", "[1, m]", _RANK_NULL,
+        "Rudelson & Vershynin 2007", "One large singular value hides all others.",
+    ),
+    Column(
+        "effective_rank", "float", "directions, weighted by singular value", "exp(-sum p ln p)", "", "[1, m]", _RANK_NULL,
+        "Roy & Vetterli 2007",
+        "Follows the many small values: rounding a rank-one update to bf16 makes it look full-rank. Grows with m.",
+    ),
+    Column(
+        "energy_rank", "float", "directions, weighted by energy", "exp(-sum q ln q)", "", "[1, m]", _RANK_NULL,
+        "von Neumann entropy of q", "Robust to rounding. Grows with m.",
+    ),
+    Column(
+        "spectral_entropy", "float", "evenness of the energies", "-sum q ln q / ln m", "", "[0, 1]", "W = 0 or m = 1", "",
+        "Divided by ln m, yet noise of another shape still has another value.",
+    ),
+    Column(
+        "participation_ratio", "float", "number of directions that carry the energy", "1 / sum q^2", "", "[1, m]",
+        _RANK_NULL, "", "Compare with null_participation_ratio, not across shapes.",
+    ),
+    Column(
+        "sigma_floor", "float", "singular values below it are not resolved by the method",
+        "3e-4 (default), 1e-7 (exact), 1e-3 (fast) of sigma_1", "weights", ">= 0",
+    ),
+    Column("numerical_rank", "int", "resolved singular values", "#{sigma > sigma_floor}", "", "0 to m"),
+    *(
+        Column(
+            f"rank_{t}", "int", f"directions that hold {t} % of the energy", f"least k with q_1 + ... + q_k >= 0.{t}", "",
+            "1 to m", _RANK_NULL, "Biderman et al. 2024 (LoRA Learns Less and Forgets Less)",
+        )
+        for t in (90, 95, 99)
+    ),
+    *(
+        Column(
+            f"top{k}_energy", "float", f"share of energy in the first {k} direction{'s' if k > 1 else ''}",
+            f"q_1 + ... + q_min({k}, m)" if k > 1 else "q_1", "", "(0, 1]", _RANK_NULL,
+        )
+        for k in (1, 4, 16, 64)
+    ),
+    Column(
+        "condition_number", "float", "spread of the singular values", "sigma_1 / sigma_m", "", ">= 1",
+        "sigma_m is not resolved; always on deltas",
+    ),
+    Column(
+        "alpha", "float", "power-law exponent of the eigenvalues sigma^2 above alpha_xmin",
+        "1 + k / sum ln(sigma_i^2 / xmin), maximum likelihood over the k values >= xmin", "", "> 1",
+        "fewer than 50 resolved singular values, or all are equal",
+        "Clauset, Shalizi & Newman 2009; Martin & Mahoney 2021",
+        "Of pure noise it depends on the shape: 1.5 at 64 x 64, about 8 at 384 x 1536. Two matrices of different shape "
+        "cannot be compared by it, and a large value does not mean a heavy tail. xmin may jump between near-equal fits.",
+    ),
+    Column(
+        "alpha_xmin", "float", "where the fitted tail starts",
+        "the resolved sigma^2 of least two-sided Kolmogorov-Smirnov distance that leaves 50 values", "weights^2", "> 0",
+        "as alpha", "Clauset, Shalizi & Newman 2009",
+    ),
+    Column("alpha_ks", "float", "distance of the tail from its power law", "sup |F - F_fit|", "", "[0, 1]", "as alpha"),
+    Column("alpha_tail", "int", "eigenvalues in the fitted tail", "#{sigma^2 >= xmin}", "", "50 to m", "as alpha"),
+    Column(
+        "alpha_stderr", "float", "standard error of alpha for the chosen xmin", "(alpha - 1) / sqrt(alpha_tail)", "", "> 0",
+        "as alpha", "Clauset, Shalizi & Newman 2009", "Leaves out the uncertainty of xmin.",
+    ),
+    Column(
+        "alpha_hill", "float", "Hill estimate over the upper half of the spectrum",
+        "1 + k / sum_{i<=k} ln(sigma_i^2 / sigma_{k+1}^2), k = floor(m / 2)", "", "> 1",
+        "sigma_{k+1} is not resolved, or the first k + 1 are equal", "Zhou et al. 2023 (TempBalance)",
+        "No goodness of fit: it always gives a number.",
+    ),
+    Column(
+        "mp_edge", "float", "upper edge of the noise bulk that the median implies",
+        "s (sqrt m + sqrt n), s^2 = median(sigma^2) / (n mu), mu the median of the Marchenko-Pastur law of ratio m / n",
+        "weights", "> 0", "the median singular value is not resolved",
+        "Marchenko & Pastur 1967; Gavish & Donoho 2014", "Assumes entries of one variance; null_edge does not.",
+    ),
+    Column("mp_outliers", "int", "singular values above mp_edge", "#{sigma > mp_edge}", "", "0 to m", "as mp_edge"),
+)  # fmt: skip
+
+_SAMPLED = "without --nulls"
+
+DELTA = (
+    Column(
+        "relative_norm", "float", "size of the change relative to the base", "norm(D)_F / norm(W_base)_F", "", ">= 0",
+        "W_base = 0",
+    ),
+    Column(
+        "relative_spectral", "float", "the same in spectral norms", "sigma_1(D) / sigma_1(W_base)", "", ">= 0", "W_base = 0"
+    ),
+    Column(
+        "cosine", "float", "angle between base and tuned weights", "<W_base, W_tuned> / (norm norm)", "", "[-1, 1]",
+        "either side is 0", "", "Near 0 in embeddings or all layers: the two are not base and tuned.",
+    ),
+    Column(
+        "effective_rank_shift", "float", "signed change of the effective rank of the weights",
+        "effective_rank(W_tuned) - effective_rank(W_base)", "", "(-m, m)", "either is null",
+        "the curve by layer of arXiv:2604.07363", "Not the effective rank of D. Its sign depends on the base.",
+    ),
+    Column(
+        "stable_rank_shift", "float", "signed change of the stable rank of the weights",
+        "stable_rank(W_tuned) - stable_rank(W_base)", "", "(-m, m)", "either is null",
+    ),
+    Column(
+        "zero_share", "float", "share of the entries that did not change", "#{D_ij = 0} / (m n)", "", "[0, 1)", "", "",
+        "In bf16 a small update leaves most entries as they were: storage, not sparsity of the training.",
+    ),
+    Column(
+        "floor_ratio", "float", "size of the change relative to the rounding of its storage",
+        "norm(D)_F / norm(ulp / sqrt(12))_F, ulp entrywise of max(|W_base|, |W_tuned|) in the coarser dtype", "", ">= 0",
+        "both sides are 0", "", "Below about 2 the delta is mostly rounding. A copy rounded elsewhere (int8) passes it.",
+    ),
+    Column(
+        "null_participation_ratio", "float", "the participation ratio D would have with random signs",
+        "E^2 / (sum r_i^2 + sum c_j^2 - sum D_ij^4)", "", "[1, m]", "", "closed form of the sign-flip null",
+        "Keeps row and column profile, sparsity and quantisation of the real D.",
+    ),
+    Column(
+        "concentration", "float", "how much fewer directions carry D than its null",
+        "ln(null_participation_ratio / participation_ratio) / ln(null_participation_ratio)", "", "(-inf, 1]",
+        "null_participation_ratio < 2", "",
+        "0: like noise of the same profile; 1: rank one; below 0: flatter than noise. At fixed rank it grows with the size "
+        "of the matrix, and optimiser and adapter move it more than data do: compare over the same shapes and methods.",
+    ),
+    Column(
+        "null_edge", "float", "bound of the largest singular value under the null", "sqrt(max r_i) + sqrt(max c_j)",
+        "weights", "> 0", "", "Latala 2005; Bandeira & van Handel 2016, leading order",
+        "Conservative for uneven profiles; --nulls samples it.",
+    ),
+    Column("spikes", "int", "singular values above null_edge", "#{sigma > null_edge}", "", "0 to m"),
+    Column("spike_energy", "float", "their share of the energy", "sum_{sigma > null_edge} q", "", "[0, 1]"),
+    Column(
+        "null_edge_sampled", "float", "largest singular value in R random sign flips of D", "max over R draws", "weights",
+        "> 0", _SAMPLED, "", "The largest of R draws, so it rises slowly with R.",
+    ),
+    Column("spikes_sampled", "int", "singular values above it", "#{sigma > null_edge_sampled}", "", "0 to m", _SAMPLED),
+    Column(
+        "null_participation_ratio_sampled", "float", "null_participation_ratio from the draws",
+        "E^2 / mean(sum sigma^4)", "", "[1, m]", _SAMPLED, "", "A check of the closed form.",
+    ),
+    Column(
+        "sigma_scale", "float", "typical factor by which singular values grew",
+        "median over i of sigma_i(W_tuned) / sigma_i(W_base), both resolved", "", "> 0", "none is resolved on both sides",
+    ),
+    Column("sigma_scale_iqr", "float", "spread of that factor", "interquartile range", "", ">= 0", "as sigma_scale"),
+)  # fmt: skip
+
+MATRICES = (*IDENTITY, *SPECTRAL, *DELTA)
+
+TENSORS = (
+    Column("tensor", "string", "name in the checkpoint"),
+    Column("side", "string", "base or tuned"),
+    Column("shape", "ints", "as stored"),
+    Column("dtype", "string", "as stored"),
+    Column("shard", "string", "file that holds it"),
+    Column("component", "string", "as in matrices.parquet"),
+    Column("layer", "int", "as in matrices.parquet", null="outside the blocks"),
+    Column("module", "string", "as in matrices.parquet; attn.qkv and the like for a fused tensor"),
+    Column("expert", "int", "as in matrices.parquet", null="not an expert, or a stack of them"),
+    Column("status", "string", "measured, identical or skipped"),
+    Column("reason", "string", "why it was skipped, or measured without a partner", null="nothing to explain"),
+    Column("detail", "string", "the reason in particulars", null="nothing to add"),
+    Column("relative_norm", "float", "norm(tuned - base) / norm(base), of vectors too", null="no partner, or base = 0"),
+)
+
+SPECTRA = (
+    Column("tensor", "string", "as in matrices.parquet"),
+    Column("component", "string", "as in matrices.parquet"),
+    Column("layer", "int", "as in matrices.parquet", null="outside the blocks"),
+    Column("module", "string", "as in matrices.parquet"),
+    Column("expert", "int", "as in matrices.parquet", null="not an expert"),
+    Column("subject", "string", "base, tuned or delta"),
+    Column("sigma", "floats", "singular values, descending; those below sigma_floor are 0"),
+)

@@ -1,0 +1,172 @@
+"""Matrix -> Spectrum: the only module that solves an eigenproblem, and the only home of a tolerance.
+
+A matrix here is a torch tensor of any float dtype, usually a view of a mapped file: (rows, cols), or
+(groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in blocks through the
+reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
+
+Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Measured on 2 cores against
+`torch.linalg.svdvals`, that is 2 to 26 times faster (`benchmarks/spectrum_methods.py` measures it anew); the price
+is a floor below which a singular value is not resolved, and the floor is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Precision = Literal["default", "exact", "fast"]
+PRECISIONS: tuple[Precision, ...] = ("default", "exact", "fast")
+
+BLOCK = 1 << 21  # elements of a block: 8 MiB in float32; larger ones leave the caches, smaller ones starve the product
+PANEL = 192  # columns of the Gram formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096)
+
+# Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
+# accumulation) and of its eigenvalues, measured on planted spectra in tests/test_spectrum.py.
+FLOOR: dict[Precision, float] = {"default": 3e-4, "exact": 1e-7, "fast": 1e-3}
+UNRESOLVED_SHARE = 0.01  # more of the singular values below the floor than this, and the matrix is redone in `exact`
+EXACT_SIDE = 256  # up to this short side `exact` costs under 2 ms more than `default`, so it is always taken
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of one matrix.
+
+    sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since they are noise of
+    the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm, summed from the entries.
+    """
+
+    sigma: NDArray[np.float64]
+    rows: int
+    cols: int
+    norm: float
+    floor: float
+    precision: Precision
+
+    @property
+    def long_side(self) -> int:
+        return max(self.rows, self.cols)
+
+
+class Workspace:
+    """Buffers that one worker reuses from matrix to matrix; not shared between threads."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: torch.Size | tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The buffer of that name as a contiguous tensor of the shape, its content undefined."""
+        size = int(np.prod(shape))
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            self._buffers.pop((name, dtype), None)
+            buffer = torch.empty(max(size, BLOCK), dtype=dtype)
+            self._buffers[name, dtype] = buffer
+        return buffer[:size].view(shape)
+
+    def drop(self, name: str) -> None:
+        """Give back the memory of a buffer that is large only now and then."""
+        for key in [key for key in self._buffers if key[0] == name]:
+            del self._buffers[key]
+
+
+def shape_of(matrix: Tensor) -> tuple[int, int]:
+    """(rows, cols); the first two of three dimensions together are rows."""
+    return matrix.shape[:-1].numel(), matrix.shape[-1]
+
+
+def blocks(matrix: Tensor) -> Iterator[tuple[slice, ...]]:
+    """Indices that cut a matrix along its long side into blocks of about BLOCK elements, in order.
+
+    How it is cut depends on the shape alone, so that sums come out the same whatever runs beside them.
+    """
+    rows, cols = shape_of(matrix)
+    if rows <= cols:
+        step = max(1, BLOCK // rows)
+        for start in range(0, cols, step):
+            yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),)
+    else:
+        step = max(1, BLOCK // (matrix.shape[1:].numel()))
+        for start in range(0, matrix.shape[0], step):
+            yield (slice(start, start + step),)
+
+
+def read_block(matrix: Tensor, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace) -> Tensor:
+    """One block as a contiguous (rows, cols) tensor of dtype in the workspace's buffer of that name."""
+    part = matrix[index]
+    buffer = space.take(name, part.shape, dtype)
+    buffer.copy_(part)
+    return buffer.view(-1, part.shape[-1])
+
+
+def power_of_two_scale(largest: float) -> float:
+    """A power of two that brings the largest entry near 1, or 1 where squares are safe as they are.
+
+    Squares of float32 vanish below 1e-19 and overflow above 1e19; multiplying by a power of two rounds nothing.
+    """
+    exponent = int(np.frexp(largest)[1])
+    return 1.0 if abs(exponent) <= 24 or largest == 0.0 else float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
+
+
+def scaled_blocks(matrix: Tensor, scale: float, dtype: torch.dtype, space: Workspace) -> Iterator[Tensor]:
+    """The blocks of scale * matrix as contiguous (rows, cols) tensors of dtype, in the order of `blocks`."""
+    for index in blocks(matrix):
+        block = read_block(matrix, index, "tuned", dtype, space)
+        yield block if scale == 1.0 else block.mul_(scale)
+
+
+def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype, space: Workspace) -> Tensor:
+    """The lower triangle of W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side)."""
+    total = space.take("gram", (side, side), dtype)
+    total.zero_()
+    for block in matrix_blocks:
+        x = block if wide else block.T
+        for start in range(0, side, PANEL):
+            stop = min(start + PANEL, side)
+            total[start:, start:stop].addmm_(x[start:], x[start:stop].T)
+    return total
+
+
+def spectrum(
+    read: Callable[[torch.dtype], Iterator[Tensor]],
+    shape: tuple[int, int],
+    norm: float,
+    scale: float,
+    precision: Precision,
+    wide_format: bool,
+    space: Workspace,
+) -> Spectrum:
+    """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the order of `blocks`.
+
+    norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were multiplied by.
+    wide_format says that the stored numbers have more bits than float32 products keep (F32, F64): then, and where
+    the short side is small, `exact` is taken instead of `default`. Returns `precision` as it was used.
+    """
+    side = min(shape)
+    if precision == "default" and (wide_format or side <= EXACT_SIDE):
+        precision = "exact"
+    while True:
+        values, floor = _singular_values(read, shape, precision, space)
+        unresolved = int(np.count_nonzero(values < floor))
+        if precision == "exact" or values[0] == 0.0 or unresolved <= UNRESOLVED_SHARE * side:
+            break
+        precision = "exact"
+    values[values < floor] = 0.0
+    return Spectrum(values / scale, *shape, norm, floor / scale, precision)
+
+
+def _singular_values(
+    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision, space: Workspace
+) -> tuple[NDArray[np.float64], float]:
+    dtype = torch.float64 if precision == "exact" else torch.float32
+    lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype, space)
+    if precision == "default":
+        lower = lower.double()
+    eigenvalues = torch.linalg.eigvalsh(lower, UPLO="L")
+    values = eigenvalues.double().clamp_min_(0.0).sqrt_().flip(0).numpy()
+    return values, FLOOR[precision] * float(values[0])
