@@ -175,7 +175,9 @@ def _canonical(name: str) -> tuple[str, int | None, str]:
 
 
 def _find_layout(
-    canonical: Mapping[str, tuple[str, int | None, str]], shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]
+    canonical: Mapping[str, tuple[str, int | None, str]],
+    shapes: Mapping[str, tuple[int, ...]],
+    config: Mapping[str, Any],
 ) -> Layout:
     text = config.get("text_config")
     types = {config.get("model_type"), text.get("model_type") if isinstance(text, dict) else None} - {None}
@@ -196,7 +198,9 @@ def _parts(
     stem = suffix.removesuffix(".weight")
     if len(shape) == 3 and "experts" in suffix.split(".") and shape[0] <= MAX_EXPERTS:
         places = [Place(component, layer, "other", expert, suffix) for expert in range(shape[0])]
-        return tuple(Part(place, stacked=True) for place in places) or (Part(Place(component, layer, "other", slot=suffix)),)
+        return tuple(Part(place, stacked=True) for place in places) or (
+            Part(Place(component, layer, "other", slot=suffix)),
+        )
     module = rules.suffixes.get(stem, "other") if suffix.endswith(".weight") and len(shape) >= 2 else "other"
     if module == "other":
         if suffix.endswith(".bias"):

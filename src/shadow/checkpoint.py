@@ -74,7 +74,9 @@ def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | N
 
 
 def _lost(name: str, shard: str) -> TensorInfo:
-    return TensorInfo(name, "unknown", (), shard, 0, 0, problem=f"the index puts it in {shard}, which has no such tensor")
+    return TensorInfo(
+        name, "unknown", (), shard, 0, 0, problem=f"the index puts it in {shard}, which has no such tensor"
+    )
 
 
 def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[dict[str, TensorInfo], Path, str]:
@@ -137,7 +139,9 @@ def _weight_map(index: Path, suffix: str) -> dict[str, str]:
             raise ShadowError(f"{index.name}: tensor {name[:80]!r} has no file name", "fetch the index again")
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
-            raise ShadowError(f"{index.name}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint")
+            raise ShadowError(
+                f"{index.name}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint"
+            )
         if path.suffix != suffix:
             raise ShadowError(f"{index.name}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again")
     return weight_map

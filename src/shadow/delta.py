@@ -150,7 +150,7 @@ def sums(base: Tensor, tuned: Tensor, stored: FloatFormat, size: Extent, dtype: 
 
 
 def _binade(magnitudes: Tensor) -> Tensor:
-    """2^floor(log2 x) of non-negative x, in place, by clearing the mantissa; 0 for 0 and for subnormals of the dtype."""
+    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and for subnormals of the dtype."""
     if magnitudes.dtype == torch.float64:
         magnitudes.view(torch.int64).bitwise_and_(0x7FF0000000000000)
     else:
@@ -165,9 +165,7 @@ def corners(matrix: Tensor) -> Iterator[tuple[int, int]]:
         yield (index[0].start or 0) * rows_each, (index[-1].start or 0) if len(index) == matrix.ndim else 0
 
 
-def delta_blocks(
-    base: Tensor, tuned: Tensor, scale: float, space: Workspace, dtype: torch.dtype
-) -> Iterator[Tensor]:
+def delta_blocks(base: Tensor, tuned: Tensor, scale: float, space: Workspace, dtype: torch.dtype) -> Iterator[Tensor]:
     """The blocks of scale * (tuned - base), in the order of `blocks`."""
     for index in blocks(tuned):
         b = read_block(base, index, "base", dtype, space)
@@ -194,17 +192,15 @@ def measure_pair(
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
     wide_format = dtype == torch.float64
-    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format, space)
-    base_values, tuned_values, delta_values = (
-        spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta)
-    )
+    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format)
+    base_values, tuned_values, delta_values = (spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta))
     participation = delta_values["participation_ratio"]
     delta_values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
         **_relations(base_spectrum, tuned_spectrum, delta, total),
         **_shifts(base_values, tuned_values),
         **null_values(delta, total.profile, participation),
-        **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale, space),
+        **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
     }
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
@@ -215,19 +211,15 @@ def measure_pair(
 
 def measure_alone(matrix: Tensor, stored: str, largest: float, method: Method, space: Workspace) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector)."""
-    dtype = working_dtype(stored)
-    scale = power_of_two_scale(largest)
-    energy = sum(float(block.square_().sum()) for block in scaled_blocks(matrix, scale, dtype, space))
-    found = _weight_spectrum(matrix, math.sqrt(energy) / scale, largest, stored, method, space)
+    norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
+    found = _weight_spectrum(matrix, norm, largest, stored, method, space)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
 
-def relative_norm(base: Tensor, tuned: Tensor, size: Extent) -> float | None:
-    """norm(tuned - base) / norm(base) of two small tensors of one shape; None when base is 0."""
-    if size.base == 0:
-        return None
-    b, t = base.double(), tuned.double()
-    return float(torch.linalg.vector_norm((t - b) / size.base) / torch.linalg.vector_norm(b / size.base))
+def frobenius_norm(matrix: Tensor, largest: float, dtype: torch.dtype, space: Workspace) -> float:
+    """The Frobenius norm of a matrix whose largest absolute entry is given."""
+    scale = power_of_two_scale(largest)
+    return math.sqrt(sum(float(block.square_().sum()) for block in scaled_blocks(matrix, scale, dtype, space))) / scale
 
 
 def _weight_spectrum(
@@ -236,7 +228,7 @@ def _weight_spectrum(
     scale = power_of_two_scale(largest)
     wide_format = working_dtype(stored) == torch.float64
     read = partial(scaled_blocks, matrix, scale, space=space)
-    return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, space)
+    return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format)
 
 
 def spectrum_values(found: Spectrum) -> Values:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.rank import Values
-from shadow.spectrum import Spectrum, Workspace, spectrum
+from shadow.spectrum import Spectrum, spectrum
 
 WORD = 64  # signs in one draw of the generator
 
@@ -80,7 +80,6 @@ def sampled_values(
     read: Callable[[torch.dtype], Iterator[Tensor]],
     corners: Sequence[tuple[int, int]],
     scale: float,
-    space: Workspace,
 ) -> Values:
     """null_edge_sampled, spikes_sampled, null_participation_ratio_sampled from `draws` random sign flips of D.
 
@@ -100,7 +99,7 @@ def sampled_values(
                 flips = torch.from_numpy(sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1]))
                 yield block.mul_(1 - 2 * flips.to(dtype))
 
-        null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False, space)
+        null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False)
         largest = max(largest, float(null.sigma[0]))
         fourth += float(((null.sigma / delta.norm) ** 4).sum()) / draws
     return {

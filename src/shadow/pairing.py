@@ -147,7 +147,9 @@ def _vector_shape(info: TensorInfo) -> tuple[int, int]:
     return 1, info.parameters
 
 
-def _operands(side: Side, checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _operands(
+    side: Side, checkpoint: Checkpoint, config: Mapping[str, Any]
+) -> tuple[dict[Place, Operand], list[Skipped]]:
     """Usable matrices and vectors of one side by place, and the tensors that are not usable, with reasons."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)

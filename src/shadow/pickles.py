@@ -32,7 +32,7 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     command = [sys.executable, "-I", "-m", "shadow.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
     try:
-        child = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)  # noqa: S603
+        child = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise ShadowError(f"{shard}: unpickling did not end within {SECONDS} seconds", hint) from error
     if child.returncode:
@@ -115,7 +115,9 @@ def _load_legacy(path: Path, raw: Path) -> dict[str, Any]:
             if storage.data_ptr() not in offsets:  # tensors that share a storage share it here too
                 file.seek(-(-file.tell() // 64) * 64)
                 offsets[storage.data_ptr()] = file.tell()
-                file.write((ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr()) if storage.nbytes() else b"")
+                file.write(
+                    (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr()) if storage.nbytes() else b""
+                )
     starts = {name: offsets[tensor.untyped_storage().data_ptr()] for name, tensor in state.items()}
     return {"raw": True, "tensors": [_described(name, state[name], starts[name]) for name in state]}
 
@@ -137,7 +139,7 @@ def main() -> None:
     """Child process: argv is the `.bin` file and the path for raw storages, the answer JSON on stdout."""
     path, raw = Path(sys.argv[1]), Path(sys.argv[2])
     import torch
-    import torch._subclasses.fake_tensor  # so that imports do not count against the limit  # noqa: F401
+    import torch._subclasses.fake_tensor  # so that imports do not count against the limit
 
     _limit_memory(2 * path.stat().st_size + HEADROOM)
     try:

@@ -13,7 +13,7 @@ import mmap
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from shadow.errors import ShadowError
 
@@ -146,7 +146,7 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), shard, data_start + offsets[0], data_start + offsets[1])
 
 
-def _whole_numbers(value: Any) -> bool:
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 

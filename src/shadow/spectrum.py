@@ -23,8 +23,10 @@ from torch import Tensor
 Precision = Literal["default", "exact", "fast"]
 PRECISIONS: tuple[Precision, ...] = ("default", "exact", "fast")
 
-BLOCK = 1 << 21  # elements of a block: 8 MiB in float32; larger ones leave the caches, smaller ones starve the product
-PANEL = 192  # columns of the Gram formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096)
+# Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the product.
+BLOCK = 1 << 21
+# Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
+PANEL = 192
 
 # Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
 # accumulation) and of its eigenvalues, measured on planted spectra in tests/test_spectrum.py.
@@ -68,11 +70,6 @@ class Workspace:
             buffer = torch.empty(max(size, BLOCK), dtype=dtype)
             self._buffers[name, dtype] = buffer
         return buffer[:size].view(shape)
-
-    def drop(self, name: str) -> None:
-        """Give back the memory of a buffer that is large only now and then."""
-        for key in [key for key in self._buffers if key[0] == name]:
-            del self._buffers[key]
 
 
 def shape_of(matrix: Tensor) -> tuple[int, int]:
@@ -120,10 +117,9 @@ def scaled_blocks(matrix: Tensor, scale: float, dtype: torch.dtype, space: Works
         yield block if scale == 1.0 else block.mul_(scale)
 
 
-def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype, space: Workspace) -> Tensor:
+def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
     """The lower triangle of W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side)."""
-    total = space.take("gram", (side, side), dtype)
-    total.zero_()
+    total = torch.zeros((side, side), dtype=dtype)
     for block in matrix_blocks:
         x = block if wide else block.T
         for start in range(0, side, PANEL):
@@ -139,7 +135,6 @@ def spectrum(
     scale: float,
     precision: Precision,
     wide_format: bool,
-    space: Workspace,
 ) -> Spectrum:
     """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the order of `blocks`.
 
@@ -151,7 +146,7 @@ def spectrum(
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
     while True:
-        values, floor = _singular_values(read, shape, precision, space)
+        values, floor = _singular_values(read, shape, precision)
         unresolved = int(np.count_nonzero(values < floor))
         if precision == "exact" or values[0] == 0.0 or unresolved <= UNRESOLVED_SHARE * side:
             break
@@ -161,10 +156,10 @@ def spectrum(
 
 
 def _singular_values(
-    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision, space: Workspace
+    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision
 ) -> tuple[NDArray[np.float64], float]:
     dtype = torch.float64 if precision == "exact" else torch.float32
-    lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype, space)
+    lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
     if precision == "default":
         lower = lower.double()
     eigenvalues = torch.linalg.eigvalsh(lower, UPLO="L")

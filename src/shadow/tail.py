@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shadow.spectrum import Spectrum
 
 MIN_TAIL = 50  # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
-CHUNK = 1 << 20  # elements of the table of distances that are in memory at once
+CHUNK = 1 << 18  # elements of the table of distances that are in memory at once
 
 
 def power_law(spectrum: Spectrum) -> Values:

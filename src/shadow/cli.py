@@ -1,0 +1,288 @@
+"""The command line: parse, call one function, show, choose the exit code.
+
+Nothing heavy is imported before a command needs it: `shadow --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+# One BLAS thread for each worker (see shadow.audit); read when torch is imported, so set before.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import typer
+
+from shadow import __version__, console
+from shadow.errors import ShadowError, UsageError
+
+if TYPE_CHECKING:
+    from shadow.pairing import Filter
+    from shadow.registry import Pair
+    from shadow.run import Result, Settings
+
+app = typer.Typer(
+    name="shadow",
+    help="Audit open-source model families: the spectra of every weight matrix and of every tuned-minus-base delta.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_OUTPUT = Path("reports")
+
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False)]
+Registry = Annotated[
+    Path | None,
+    typer.Option("--registry", help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False),
+]
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+class PrecisionName(StrEnum):
+    default = "default"
+    exact = "exact"
+    fast = "fast"
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"shadow {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _shadow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def audit(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base checkpoint: a folder as ./DIR or /DIR.", metavar="REF")] = None,
+    tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
+    output: Output = DEFAULT_OUTPUT,
+    component: Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")] = None,
+    module: Annotated[
+        list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")
+    ] = None,
+    precision: Annotated[PrecisionName, typer.Option(help="How spectra are computed.")] = PrecisionName.default,
+    nulls: Annotated[int, typer.Option(help="Also sample the null with this many sign flips.", min=0, max=1000)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0)] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)
+    ] = None,
+    spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
+    ] = False,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+    registry: Registry = None,
+) -> None:
+    """Measure pairs of checkpoints and write their reports.
+
+    Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects.
+    """
+    pairs = _pairs(targets or [], base, tuned, registry)
+    chosen = _filter(component or [], layer or [], module or [])
+    from shadow.delta import Method
+    from shadow.run import Settings
+
+    settings = Settings(Method(precision.value, nulls, seed), chosen, spectra)
+    results: list[Result] = []
+    failed = False
+    for pair in pairs:
+        try:
+            results.append(_audit_one(pair, settings, output, jobs, allow_pickle, show=format is Format.table))
+        except UsageError:
+            raise
+        except ShadowError as error:  # one failing pair does not stop the others
+            failed = True
+            console.complain(
+                error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
+            )
+    if format is Format.json:
+        console.show_json([result.summary.as_json() for result in results])
+    if failed:
+        raise typer.Exit(1)
+    if strict and any(result.should_not_have_skipped for result in results):
+        reasons = sorted({reason for result in results for reason in result.should_not_have_skipped})
+        console.say(f"--strict: skipped because of {', '.join(reasons)}")
+        raise typer.Exit(3)
+
+
+def _audit_one(
+    pair: Pair, settings: Settings, output: Path, jobs: int | None, allow_pickle: bool, *, show: bool
+) -> Result:
+    from shadow.render import summary_view
+    from shadow.run import run_pair
+
+    with console.progress(f"{pair.family}:{pair.name}") as update:
+        result = run_pair(pair, settings, output, jobs=jobs, allow_pickle=allow_pickle, say=console.say, show=update)
+    if show:
+        console.show(summary_view(result.summary, result.provenance, result.folder, console.out.width))
+    return result
+
+
+def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Path | None) -> list[Pair]:
+    from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+
+    if (base is None) != (tuned is None):
+        raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
+    pairs = (
+        [given_pair(parse_reference(base), parse_reference(tuned))] if base is not None and tuned is not None else []
+    )
+    if targets:
+        families = load_families(registry)
+        pairs += [pair for target in targets for pair in find_pairs(target, families)]
+    if not pairs:
+        raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
+    return list(dict.fromkeys(pairs))
+
+
+def _filter(components: list[str], layers: list[str], modules: list[str]) -> Filter:
+    import difflib
+    from fnmatch import fnmatchcase
+
+    from shadow.architecture import name_rules
+    from shadow.pairing import Filter
+
+    rules = name_rules()
+    for component in components:
+        if component not in rules.components:
+            raise UsageError(f"no component {component!r}", f"one of {', '.join(rules.components)}")
+    chosen: list[str] = []
+    for pattern in modules:
+        matching = [module for module in rules.modules if fnmatchcase(module, pattern)]
+        if not matching:
+            close = difflib.get_close_matches(pattern, rules.modules, n=1)
+            raise UsageError(
+                f"no module {pattern!r}",
+                f"did you mean {close[0]!r}?" if close else "such as mlp.up or attn.*",
+            )
+        chosen += matching
+    return Filter(tuple(sorted(set(components))), tuple(sorted(set(_layers(layers)))), tuple(sorted(set(chosen))))
+
+
+def _layers(texts: list[str]) -> list[int]:
+    layers: list[int] = []
+    for text in ",".join(texts).split(",") if texts else []:
+        first, dash, last = text.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or len(text) > 12:
+            raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
+        layers += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
+    return layers
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Show finished reports again."""
+    from shadow.render import summary_view
+    from shadow.summary import read_summary
+
+    found = [(*read_summary(folder), folder) for folder in _report_folders(run)]
+    if format is Format.json:
+        console.show_json([summary.as_json() for summary, _, _ in found])
+        return
+    for summary, provenance, folder in found:
+        console.show(summary_view(summary, provenance, folder, console.out.width))
+
+
+def _report_folders(run: Path) -> list[Path]:
+    """The pair folders at or up to two levels below a path."""
+    if not run.is_dir():
+        raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
+    found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
+    return found or [run]
+
+
+@app.command()
+def explain(
+    column: Annotated[str | None, typer.Argument(help="A column of the report; none lists them all.")] = None,
+) -> None:
+    """Explain a column: formula, range, null value, source, pitfalls."""
+    import difflib
+
+    from shadow.diagnostics import MATRICES, SPECTRA, TENSORS
+    from shadow.render import column_view, columns_view
+
+    columns = {one.name: one for one in (*SPECTRA, *TENSORS, *MATRICES)}  # matrices.parquet has the last word
+    if column is None:
+        console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
+        return
+    if column not in columns:
+        close = difflib.get_close_matches(column, columns, n=1)
+        raise UsageError(
+            f"no column {column!r}", f"did you mean {close[0]!r}?" if close else "`shadow explain` lists them"
+        )
+    console.show(column_view(columns[column]))
+
+
+@app.command()
+def families(
+    name: Annotated[str | None, typer.Argument(help="A family; none lists them all.")] = None,
+    registry: Registry = None,
+) -> None:
+    """List the families of the registry, or show one."""
+    from shadow.registry import load_families, nearest
+    from shadow.render import families_view, family_view
+
+    known = load_families(registry)
+    if name is None:
+        console.show(families_view(known))
+    elif name in known:
+        console.show(family_view(known[name]))
+    else:
+        raise ShadowError(f"no family {name!r} in the registry", nearest(name, known) or "`shadow families` lists them")
+
+
+@app.command()
+def clean(output: Output = DEFAULT_OUTPUT) -> None:
+    """Remove what unfinished audits left in an output folder; finished reports stay."""
+    from shadow.report import remove_unfinished
+
+    removed = remove_unfinished(output)
+    console.say(f"removed the unfinished work of {len(removed)} audits" if removed else "nothing unfinished there")
+    for folder in removed:
+        console.say(f"  {folder}")
+
+
+def main() -> None:
+    """The `shadow` command."""
+    try:
+        app()
+    except UsageError as error:
+        console.complain(error)
+        sys.exit(2)
+    except ShadowError as error:
+        console.complain(error)
+        sys.exit(1)
+    except BrokenPipeError:
+        # the reader (`| head`) has gone: let no flush at exit complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.say("stopped; the same command goes on from here")
+        sys.exit(130)

@@ -1,0 +1,296 @@
+"""Summary -> rich renderables, for 80 columns and up. Pure: returns what to show, prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from shadow.console import visible
+from shadow.diagnostics import NOTATION, Column
+from shadow.registry import Family
+from shadow.summary import Summary
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDE = 100  # columns of terminal from which the wide tables fit
+SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
+
+REASONS = {
+    "only_in_base": "no partner in the tuned model",
+    "only_in_tuned": "no partner in the base model",
+    "tied": "a head tied to its embedding, measured there",
+    "shape_differs": "shapes differ",
+    "not_a_matrix": "vectors: only their relative norm is taken",
+    "not_float": "integers",
+    "quantized": "packed or scaled weights",
+    "unknown_dtype": "a dtype this version does not know",
+    "nonfinite": "NaN or infinite entries",
+    "filtered": "left out by a filter",
+    "unreadable": "announced by the index, found in no shard",
+}
+
+
+def summary_view(summary: Summary, provenance: Mapping[str, Any], folder: Path, width: int) -> RenderableType:
+    """Everything `audit` and `show` print about one pair."""
+    parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
+    if summary.modules:
+        parts += [_module_table(summary.modules, width), ""]
+    if profile := _depth(summary.depth, width):
+        parts += [profile, ""]
+    if summary.without_base:
+        parts += [_without_base(summary.without_base), ""]
+    if summary.skipped:
+        parts += [_skipped(summary.skipped, width), ""]
+    parts.append(_footer(summary, provenance, folder))
+    return Group(*parts)
+
+
+def number(value: float | int | None, digits: int = 3) -> str:
+    """A figure for people: significant digits, and a dash where it is null."""
+    if value is None:
+        return "-"
+    if isinstance(value, int) or (value == int(value) and abs(value) < 1e6):
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def fixed(value: float | None, places: int = 2) -> str:
+    return "-" if value is None else f"{value:.{places}f}".replace("-0." + "0" * places, "0." + "0" * places)
+
+
+def _title(summary: Summary) -> RenderableType:
+    title = Text.assemble((visible(summary.family), "bold"), "  ", (visible(summary.pair), "bold cyan"))
+    rows = Table.grid(padding=(0, 2))
+    for side, which in (("base", summary.base), ("tuned", summary.tuned)):
+        commit = f" @ {which['commit'][:12]}" if which.get("commit") else ""
+        rows.add_row(Text(side, "dim"), Text(visible(f"{which['repo']}{commit}"), overflow="fold"))
+    return Group(title, rows)
+
+
+def _headline(summary: Summary) -> RenderableType:
+    """What changed, how much, how concentrated against its null; no verdict."""
+    f = summary.figures
+    rows = Table.grid(padding=(0, 2))
+    changed = f"{f['matrices']} matrices changed"
+    share = _percent(f["parameters_measured"], f["parameters"])
+    identical = summary.counts["identical"]
+    if identical:
+        same = _percent(f["parameters_identical"], f["parameters"])
+        changed += f", {share} of the parameters; {same} are identical"
+    else:
+        changed += f", {share} of the parameters"
+    rows.add_row(Text("what", "dim"), changed)
+    if f["matrices"]:
+        size = f"‖D‖/‖W‖ = {_share(f['relative_norm_overall'])} of the base over all matrices"
+        if f["floor_ratio"] is not None:
+            size += f", {number(f['floor_ratio'], 2)} x the rounding of its storage"
+        rows.add_row(Text("how much", "dim"), size)
+        rows.add_row(Text("how concentrated", "dim"), _concentration(f))
+    return rows
+
+
+def _concentration(f: Mapping[str, float | int | None]) -> RenderableType:
+    if f["concentration"] is None:
+        return Text("no matrix is large enough to compare with its null")
+    text = Text.assemble(
+        (fixed(f["concentration"]), "bold"),
+        f" median concentration (middle half {fixed(f['concentration_q25'])} to {fixed(f['concentration_q75'])}); "
+        "0 is noise of the same profile, 1 is rank one. ",
+    )
+    text.append(
+        f"The energy sits in {number(f['participation_ratio'])} directions, its sign-flip null's in "
+        f"{number(f['null_participation_ratio'])}; {number(f['spikes'])} singular values stand out."
+    )
+    return text
+
+
+def _percent(part: float | int | None, whole: float | int | None) -> str:
+    return f"{100 * part / whole:.1f} %" if whole and part is not None else "-"
+
+
+def _share(value: float | int | None) -> str:
+    """A small share as a percentage with two significant digits."""
+    return "-" if value is None else f"{100 * value:.2g} %"
+
+
+def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="By module, medians over matrices", title_justify="left")
+    several = len({row["component"] for row in modules}) > 1
+    if several:
+        table.add_column("component")
+    table.add_column("module", style="cyan", no_wrap=True)
+    columns: list[tuple[str, str, Any]] = [
+        ("n", "matrices", number),
+        ("‖D‖/‖W‖", "relative_norm", _share),
+        ("conc.", "concentration", fixed),
+        ("PR", "participation_ratio", number),
+        ("null PR", "null_participation_ratio", number),
+        ("spikes", "spikes", number),
+    ]
+    if width >= WIDE:
+        columns += [
+            ("spike energy", "spike_energy", fixed),
+            ("stable rank", "stable_rank", number),
+            ("eff. rank", "effective_rank", number),
+        ]
+    columns.append(
+        (
+            "eff. rank shift" if width >= WIDE else "shift",
+            "effective_rank_shift",
+            lambda value: fixed(value, 3),
+        )
+    )
+    for title, _, _ in columns:
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in modules:
+        cells = [form(row[name]) for _, name, form in columns]
+        table.add_row(*([row["component"]] if several else []), row["module"], *cells)
+    return table
+
+
+def _depth(depth: Sequence[Mapping[str, Any]], width: int) -> RenderableType | None:
+    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value."""
+    components = list(dict.fromkeys(row["component"] for row in depth))
+    grid = Table.grid(padding=(0, 2))
+    for component in components:
+        rows = [row for row in depth if row["component"] == component]
+        for name, title, form in (
+            ("relative_norm", "‖D‖/‖W‖", _share),
+            ("concentration", "concentration", fixed),
+            ("effective_rank_shift", "eff. rank shift", lambda value: fixed(value, 3)),
+        ):
+            values = [row[name] for row in rows if row[name] is not None]
+            if len(values) < 2:
+                continue
+            prefix = f"{component} " if len(components) > 1 else ""
+            line = sparkline(values, min(SPARK, max(8, width - 50)))
+            grid.add_row(
+                f"{prefix}{title}",
+                Text(line, "cyan"),
+                Text(f"{form(min(values))} to {form(max(values))}", "dim"),
+            )
+    if not grid.rows:
+        return None
+    first, last = depth[0]["layer"], max(row["layer"] for row in depth)
+    return Group(Text(f"By depth, layer {first} to {last}", "italic"), grid)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """Eight levels from the least to the largest value; more values than width are averaged in equal bins."""
+    if len(values) > width:
+        bins = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
+        values = [sum(some) / len(some) for some in bins]
+    low, high = min(values), max(values)
+    span = (high - low) or 1.0
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
+
+
+def _without_base(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title="Without a base: the weights' own spectra",
+        title_justify="left",
+    )
+    table.add_column("component", style="cyan")
+    for title in ("n", "stable rank", "eff. rank", "PR"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        figures = [number(row[name]) for name in ("matrices", "stable_rank", "effective_rank", "participation_ratio")]
+        table.add_row(row["component"], *figures)
+    return table
+
+
+def _skipped(rows: Iterable[Mapping[str, Any]], width: int) -> RenderableType:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title="Not measured, tensors of base + tuned",
+        title_justify="left",
+    )
+    table.add_column("reason", style="yellow", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("what", ratio=1)
+    for row in rows:
+        meaning = REASONS.get(row["reason"], row["reason"])
+        examples = ", ".join(visible(name) for name in row["examples"][: 2 if width >= WIDE else 1])
+        detail = f" ({visible(row['detail'])})" if row["detail"] and row["reason"] != "filtered" else ""
+        text = Text(meaning + detail)
+        text.append(f" e.g. {examples}", "dim")
+        table.add_row(row["reason"], f"{row['base']} + {row['tuned']}", text)
+    return table
+
+
+def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
+    seconds = provenance.get("seconds")
+    how = f"shadow {provenance['version']}, precision {provenance['settings']['method']['precision']}"
+    rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
+    rows.add_row(Text("not shown", "dim"), Text("; ".join(summary.claims["not_shown"]), "dim"))
+    return rows
+
+
+def families_view(families: Mapping[str, Family]) -> RenderableType:
+    """All families: stages and pairs."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("family", style="cyan", no_wrap=True)
+    table.add_column("pairs", ratio=1)
+    for family in families.values():
+        table.add_row(family.name, ", ".join(pair.name for pair in family.pairs))
+    return table
+
+
+def family_view(family: Family) -> RenderableType:
+    """One family: every stage and where it is, every pair and its relation."""
+    stages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    stages.add_column("stage", style="cyan", no_wrap=True)
+    stages.add_column("checkpoint", overflow="fold", ratio=1)
+    for stage, reference in family.stages.items():
+        stages.add_row(stage, visible(reference.repo) + (f" @ {reference.revision}" if reference.revision else ""))
+    pairs = Text("pairs: ", "dim") + Text(
+        ", ".join(p.name if p.relation == "tuned" else f"{p.name} ({p.relation})" for p in family.pairs)
+    )
+    notes = [Text(visible(text), "dim") for text in (family.source, family.note, family.file) if text]
+    return Group(Text(family.name, "bold"), stages, pairs, *notes)
+
+
+def columns_view(columns: Sequence[Column]) -> RenderableType:
+    """`explain` without a column: every column in one line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("column", style="cyan", no_wrap=True)
+    table.add_column("meaning", ratio=1)
+    for column in columns:
+        table.add_row(column.name, escape(column.text))
+    return table
+
+
+def column_view(column: Column) -> RenderableType:
+    """`explain COLUMN`: formula, range, null value, source, pitfalls."""
+    rows = Table.grid(padding=(0, 2))
+    facts = {
+        "formula": column.formula,
+        "type": column.type,
+        "unit": column.unit or ("none" if column.formula else ""),
+        "range": column.range,
+        "null": column.null or "never",
+        "source": column.source,
+        "pitfalls": column.pitfalls,
+    }
+    for title, text in facts.items():
+        if text:
+            rows.add_row(Text(title, "dim"), Text(text))
+    parts: list[RenderableType] = [
+        Text.assemble((column.name, "bold cyan"), f"  {column.text}"),
+        Padding(rows, (1, 0, 0, 2)),
+    ]
+    if column.formula:
+        parts.append(Padding(Text(NOTATION, "dim"), (1, 0, 0, 2)))
+    return Group(*parts)

@@ -1,0 +1,416 @@
+"""Outcomes <-> files: the journal of an unfinished audit, and the Parquet files of a finished one.
+
+Files appear whole or not at all: each is written aside, flushed to disk and renamed. While an audit runs, its
+finished outcomes lie in `.partial/journal.jsonl`, one JSON line each, after a line that says what they belong to.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow.architecture import Place, name_rules
+from shadow.audit import Outcome
+from shadow.delta import Measurement
+from shadow.diagnostics import MATRICES, SCHEMA, SPECTRA, TENSORS, Column
+from shadow.errors import ShadowError
+from shadow.pairing import MatrixPair, Operand, Skipped
+
+PARTIAL = ".partial"
+JOURNAL = "journal.jsonl"
+METADATA_KEY = b"shadow"
+ARROW = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "ints": pa.list_(pa.int64()),
+    "floats": pa.list_(pa.float32()),
+}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What the numbers of a report depend on: equal identities give equal data."""
+
+    version: str
+    schema: int
+    family: str
+    pair: str
+    base: Mapping[str, str | None]
+    tuned: Mapping[str, str | None]
+    settings: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+
+def safe_name(name: str) -> str:
+    """A file name for any text, still telling texts apart: letters, digits and `._-`, no leading dot, not long."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
+    return plain if plain == name and plain else f"{plain or 'x'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong with the disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space and run the same command again: it goes on from here" if error.errno == 28 else None
+        raise ShadowError(
+            f"cannot write to {folder}: {error.strerror or error}", hint or "choose another folder with -o"
+        ) from error
+
+
+class Journal:
+    """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
+
+    One process writes at a time; a second one is refused. outcomes holds what an earlier run left.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.folder = folder
+        self.outcomes: dict[str, Outcome] = {}
+        with writing(folder):
+            partial = folder / PARTIAL
+            partial.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = (partial / JOURNAL).open("a+b")
+        _lock(self._file, folder)
+        with writing(folder):
+            good = self._read(identity)
+            self._file.truncate(good)
+            if good == 0:
+                self._write(identity.as_json())
+
+    def _read(self, identity: Identity) -> int:
+        """Take over what belongs to identity; returns how many bytes of the file are good."""
+        self._file.seek(0)
+        good = 0
+        for number, line in enumerate(self._file):
+            try:
+                entry = json.loads(line) if line.endswith(b"\n") else None
+                if number == 0 and entry != identity.as_json():
+                    return 0
+                if number > 0:
+                    outcome = _outcome_from_json(entry)
+                    self.outcomes[outcome.key] = outcome
+            except (ValueError, KeyError, TypeError):
+                break  # cut in the middle of a line
+            good += len(line)
+        return good
+
+    def add(self, outcome: Outcome) -> None:
+        with writing(self.folder):
+            self._write(_outcome_to_json(outcome))
+        self.outcomes[outcome.key] = outcome
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """The audit is finished: its files hold everything."""
+        self.close()
+        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows; two audits into one folder are the user's to avoid there
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ShadowError(
+            f"another audit is writing to {folder}", "wait for it, or choose another folder with -o"
+        ) from error
+
+
+def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    measurements = [
+        {
+            "subject": one.subject,
+            "precision": one.precision,
+            "values": {name: _finite(value) for name, value in one.values.items()},
+            "sigma": base64.b64encode(one.sigma.astype("<f8").tobytes()).decode(),
+        }
+        for one in outcome.measurements
+    ]
+    return {**vars(outcome), "measurements": measurements}
+
+
+def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
+    measurements = tuple(
+        Measurement(
+            one["subject"],
+            one["precision"],
+            one["values"],
+            np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8"),
+        )
+        for one in entry.pop("measurements")
+    )
+    return Outcome(**entry, measurements=measurements)
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    """Null instead of NaN or infinity: a number that overflowed is no number."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def remove_unfinished(output: Path) -> list[Path]:
+    """Remove the `.partial` folders of audits below output that nobody is writing to; returns the pairs' folders."""
+    if not output.is_dir():
+        raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
+    removed = []
+    for partial in sorted(path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")):
+        if partial.is_symlink() or not (partial / JOURNAL).is_file():
+            continue  # not ours
+        with writing(partial.parent), (partial / JOURNAL).open("ab") as file:
+            _lock(file, partial.parent)
+            shutil.rmtree(partial)
+        removed.append(partial.parent)
+        remove_empty(partial.parent, output)
+    return removed
+
+
+def remove_empty(folder: Path, top: Path) -> None:
+    """Remove a folder and its parents below top as far as they are empty."""
+    with contextlib.suppress(OSError):  # not empty: something is worth keeping there
+        while folder != top and top in folder.parents:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def finished_metadata(folder: Path) -> dict[str, Any] | None:
+    """The provenance of the finished report in a folder; None when there is none.
+
+    Raises ShadowError for a report that cannot be read or has another schema.
+    """
+    path = folder / "matrices.parquet"
+    if not path.is_file() or not (folder / "summary.json").is_file():
+        return None
+    try:
+        metadata = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise ShadowError(
+            f"{path}: not a report of shadow ({type(error).__name__})",
+            "name a folder that `shadow audit` made",
+        ) from error
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("schema"), int):
+        raise ShadowError(f"{path}: not a report of shadow", "name a folder that `shadow audit` made")
+    return metadata
+
+
+def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse a report whose columns mean something else than this version's."""
+    if metadata["schema"] != SCHEMA:
+        newer = metadata["schema"] > SCHEMA
+        raise ShadowError(
+            f"{folder}: a report of schema {metadata['schema']}, this version reads {SCHEMA}",
+            "upgrade shadow-audit" if newer else "run the audit again",
+        )
+
+
+def belongs_to(metadata: Mapping[str, Any], identity: Identity) -> bool:
+    """Does a finished report have the numbers that an audit of this identity would give?"""
+    wanted = identity.as_json()
+    return all(metadata.get(key) == value for key, value in wanted.items())
+
+
+def write_report(
+    folder: Path,
+    identity: Identity,
+    provenance: Mapping[str, Any],
+    pairs: Sequence[MatrixPair],
+    skipped: Sequence[Skipped],
+    outcomes: Mapping[str, Outcome],
+    spectra: bool,
+) -> None:
+    """Write the Parquet files of a finished audit. Rows have a fixed order; provenance joins the metadata."""
+    metadata = {METADATA_KEY: json.dumps({**identity.as_json(), **provenance}, sort_keys=True).encode()}
+    ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
+    rows = [row for pair in ordered for row in _matrix_rows(pair, outcomes[pair.key], identity)]
+    sigmas = [row for pair in ordered for row in _spectrum_rows(pair, outcomes[pair.key])]
+    with writing(folder):
+        if spectra:
+            _write_parquet(folder / "spectra.parquet", SPECTRA, sigmas, metadata)
+        else:
+            (folder / "spectra.parquet").unlink(missing_ok=True)
+        _write_parquet(folder / "tensors.parquet", TENSORS, _tensor_rows(ordered, skipped, outcomes), metadata)
+        _write_parquet(folder / "matrices.parquet", MATRICES, rows, metadata)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there whole or not at all."""
+    aside = path.parent / PARTIAL / f"{path.stem}.tmp"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
+    return pa.schema([pa.field(column.name, ARROW[column.type]) for column in columns])
+
+
+def _write_parquet(
+    path: Path, columns: Sequence[Column], rows: list[dict[str, Any]], metadata: dict[bytes, bytes]
+) -> None:
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_whole(path, sink.getvalue().to_pybytes())
+
+
+def _order(place: Place) -> tuple[int, int, int, int, str]:
+    """Components and modules in the order of names.yaml, what lies before the blocks first."""
+    rules = name_rules()
+    layer = place.layer if place.layer is not None else (1 << 30 if place.module == "head" else -1)
+    expert = -1 if place.expert is None else place.expert
+    return (
+        rules.components.index(place.component),
+        layer,
+        rules.modules.index(place.module),
+        expert,
+        place.slot,
+    )
+
+
+def _place_columns(place: Place) -> dict[str, Any]:
+    return {
+        "component": place.component,
+        "layer": place.layer,
+        "module": place.module,
+        "expert": place.expert,
+    }
+
+
+def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iterator[dict[str, Any]]:
+    base = pair.base.info if pair.base else None
+    tuned = pair.tuned.info
+    both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
+    dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": both}
+    for one in outcome.measurements:
+        yield {
+            "family": identity.family,
+            "pair": identity.pair,
+            **_place_columns(pair.place),
+            "tensor": tuned.name,
+            "base_tensor": base.name if base else None,
+            "subject": one.subject,
+            "rows": pair.rows,
+            "cols": pair.cols,
+            "dtype": dtypes[one.subject],
+            "parameters": pair.rows * pair.cols,
+            "precision": one.precision,
+            "verified": None,
+            **{name: _finite(value) for name, value in one.values.items()},
+        }
+
+
+def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    for one in outcome.measurements:
+        place = _place_columns(pair.place)
+        yield {
+            "tensor": pair.tuned.info.name,
+            **place,
+            "subject": one.subject,
+            "sigma": one.sigma.astype(np.float32),
+        }
+
+
+def _tensor_rows(
+    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], outcomes: Mapping[str, Outcome]
+) -> list[dict[str, Any]]:
+    """Exactly one row per tensor and side, whatever number of matrices it holds."""
+    found: dict[tuple[str, str], list[tuple[Operand | None, Place, Outcome]]] = {}
+    infos = {}
+    for pair in pairs:
+        for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
+            if operand is not None:
+                infos[side, operand.info.name] = operand.info
+                found.setdefault((side, operand.info.name), []).append((operand, pair.place, outcomes[pair.key]))
+    for skip in skipped:
+        infos[skip.side, skip.info.name] = skip.info
+        outcome = Outcome("", "skipped", skip.reason, skip.detail or None)
+        found.setdefault((skip.side, skip.info.name), []).append((None, skip.place, outcome))
+    rows = []
+    for (side, name), parts in found.items():
+        info = infos[side, name]
+        # an embedding that is also the other side's tied head is told by what it is itself
+        parts = [part for part in parts if part[0] is None or part[0].part.place == part[1]] or parts
+        place, status, reason, detail = _merged(parts)
+        rows.append(
+            {
+                "tensor": name,
+                "side": side,
+                "shape": list(info.shape),
+                "dtype": info.dtype,
+                "shard": info.shard,
+                **_place_columns(place),
+                "status": status,
+                "reason": reason,
+                "detail": detail,
+                "relative_norm": _relative_norm([outcome for _, _, outcome in parts]),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["side"], _row_order(row)))
+
+
+def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    place = Place(row["component"], row["layer"], row["module"], row["expert"])
+    return (*_order(place), row["tensor"])
+
+
+def _merged(
+    parts: Sequence[tuple[Operand | None, Place, Outcome]],
+) -> tuple[Place, str, str | None, str | None]:
+    """One place, status, reason and detail for all matrices of a tensor: measured if any is."""
+    statuses = [outcome.status for _, _, outcome in parts]
+    status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
+    chosen = next(outcome for _, _, outcome in parts if outcome.status == status)
+    others = {
+        f"{place.module}{'' if place.expert is None else f' {place.expert}'} {outcome.reason or outcome.status}"
+        for _, place, outcome in parts
+        if outcome.status != status
+    }
+    detail = "; ".join(filter(None, [chosen.detail, *sorted(others)[:8]])) or None
+    places = {place for _, place, _ in parts}
+    place = next(iter(places)) if len(places) == 1 else _common_place([place for _, place, _ in parts])
+    return place, status, chosen.reason, detail
+
+
+def _common_place(places: Sequence[Place]) -> Place:
+    """The place of a tensor that holds several matrices: a fused projection, a stack of experts."""
+    first = places[0]
+    modules = {place.module for place in places}
+    fused = "attn.qkv" if modules == {"attn.q", "attn.k", "attn.v"} else "other"
+    return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
+
+
+def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
+    if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
+        return None
+    base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))
+    return math.hypot(*(outcome.delta_norm or 0.0 for outcome in outcomes)) / base if base else None
