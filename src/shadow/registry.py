@@ -142,11 +142,11 @@ class _EntryError(Exception):
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and remembers where each top-level key stands."""
+    """SafeLoader that refuses keys given twice and keys that are not words."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for position, key in enumerate(keys):
         if not isinstance(key, str):
             raise yaml.MarkedYAMLError(
@@ -185,8 +185,9 @@ def _read_file(file: Path) -> list[Family]:
         try:
             families.append(_family(name, entry, file))
         except _EntryError as fault:
-            line = _line(text, name, fault.key)
-            raise ShadowError(f"{file}:{line}: family {name!r}: {fault.message}", fault.hint) from fault
+            raise ShadowError(
+                f"{file}:{_line(text, name, fault.key)}: family {name!r}: {fault.message}", fault.hint
+            ) from fault
         except UsageError as error:
             raise ShadowError(
                 f"{file}:{_line(text, name, None)}: family {name!r}: {error.message}", error.hint
@@ -219,12 +220,9 @@ def _family(name: str, entry: Any, file: Path) -> Family:
     for stage in stages:
         if not NAME.fullmatch(stage) or ".." in stage:
             raise _EntryError(f"{stage!r} cannot name a stage", "letters, digits, `_`, `-` and single dots", stage)
-        if close := difflib.get_close_matches(stage, RESERVED, n=1, cutoff=0.75):
-            raise _EntryError(
-                f"stage {stage!r} looks like the reserved key {close[0]!r}",
-                f"did you mean {close[0]!r}?",
-                stage,
-            )
+        if alike := difflib.get_close_matches(stage, RESERVED, n=1, cutoff=0.75):
+            message = f"stage {stage!r} looks like the reserved key {alike[0]!r}"
+            raise _EntryError(message, f"did you mean {alike[0]!r}?", stage)
     return Family(
         name,
         stages,

@@ -20,6 +20,7 @@ from shadow.summary import Summary
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 100  # columns of terminal from which the wide tables fit
+FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 
 REASONS = {
@@ -90,7 +91,8 @@ def _headline(summary: Summary) -> RenderableType:
     if f["matrices"]:
         size = f"‖D‖/‖W‖ = {_share(f['relative_norm_overall'])} of the base over all matrices"
         if f["floor_ratio"] is not None:
-            size += f", {number(f['floor_ratio'], 2)} x the rounding of its storage"
+            times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
+            size += f", {times} the rounding of its storage"
         rows.add_row(Text("how much", "dim"), size)
         rows.add_row(Text("how concentrated", "dim"), _concentration(f))
     return rows
@@ -116,8 +118,11 @@ def _percent(part: float | int | None, whole: float | int | None) -> str:
 
 
 def _share(value: float | int | None) -> str:
-    """A small share as a percentage with two significant digits."""
-    return "-" if value is None else f"{100 * value:.2g} %"
+    """A share as a percentage with two significant digits."""
+    if value is None:
+        return "-"
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 99.5 else f"{percent:.2g} %"
 
 
 def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:

@@ -103,7 +103,7 @@ class Journal:
         good = 0
         for number, line in enumerate(self._file):
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
+                entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
                 if number == 0 and entry != identity.as_json():
                     return 0
                 if number > 0:

@@ -155,7 +155,7 @@ def _measure(
 ) -> None:
     """Measure what the journal does not hold yet, into the journal."""
     costs = {one.key: cost(one) for one in pairs}
-    total, spent = sum(costs.values()), sum(costs[key] for key in journal.outcomes)
+    total, spent = sum(costs.values()), sum(costs.get(key, 0) for key in journal.outcomes)
     show(Progress(len(journal.outcomes), len(costs), spent, total))
     for outcome in audit(base, tuned, pairs, method, jobs, frozenset(journal.outcomes)):
         journal.add(outcome)

