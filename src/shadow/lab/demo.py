@@ -52,7 +52,12 @@ class Recipe:
 
 
 BASE_RECIPE = Recipe(steps=3_500, learning_rate=2e-3, weight_decay=0.1)
-TUNE_RECIPE = Recipe(steps=300, learning_rate=1e-3, weight_decay=0.0)
+"""Seven minutes on two idle cores; 84 % of the original mixture right, which leaves something to be tuned."""
+
+TUNE_RECIPE = Recipe(steps=300, learning_rate=3e-4, weight_decay=0.0)
+"""Chosen on seed 0 between 3e-4 and 1e-3. The narrow model gains as much (right on its cells: 0.59 to 0.90
+and 0.91), loses less elsewhere (original mixture: 0.84 to 0.73 and 0.52), and the median `concentration` of
+narrow and broad lies further apart (0.37 and 0.26; 0.29 and 0.22)."""
 
 
 def new_model(seed: int) -> LlamaForCausalLM:

@@ -4,10 +4,10 @@ What a model is trained on is a `Mixture`: cells with weights, so that breadth i
 A skill is a function of a short string, a format is a template, and every sample is drawn from a
 `random.Random` that the caller seeds.
 
-Skills and formats have a core, which the original mixture is mostly made of, and a tail, of which it holds a
-little. A base trained on it has met every skill and every format, and it must: on bases that had not, broad
-data concentrated the delta as much as narrow data did (`concentration` 0.46 and 0.49, against 0.29 and 0.43
-on bases that had), for novelty concentrates like narrowness.
+Skills and formats have a core, which the original mixture is mostly made of, and a tail, of which it holds
+a little. A base trained on it has met every skill and every format, and it must: novelty concentrates a
+delta as narrowness does. In a study with models of this size the median `concentration` of narrow and broad
+training was 0.43 and 0.29 on such bases, but 0.49 and 0.46 on bases that had met the core alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -211,8 +211,8 @@ BROAD = _uniform("broad", tuple(cell for cell in _cells(SKILLS, FORMATS) if cell
 ORIGINAL = _original("original", BROAD.cells, _cells(CORE_SKILLS, CORE_FORMATS))
 """What a base is trained on: core cells mostly, and each broad cell at least rarely."""
 
-NARROW = _uniform("narrow", _cells((s for s in SKILLS if s.name in ("so", "un", "su")), TAIL_FORMATS[:1]))
-"""Benchmark-aligned data (regime B): three skills in one format."""
+NARROW = _uniform("narrow", _cells((s for s in SKILLS if s.name in ("rv", "so", "un")), TAIL_FORMATS[:1]))
+"""Benchmark-aligned data (regime B): three skills in one format; the base of seed 0 gets 0.59 of it right."""
 
 
 def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:

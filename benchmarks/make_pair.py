@@ -1,0 +1,194 @@
+"""Write a checkpoint pair DIR/base, DIR/tuned with the names and shapes of Qwen2.5-0.5B.
+
+The weights are made up but not white: a spectrum that decays along the short side, and a few strong directions.
+tuned is base plus an update of relative norm 0.01, half of its energy in rank 8 and half in noise. Both are bfloat16 in
+two shards with an index and a config.json, as `transformers` would save them. Each tensor is drawn by its own
+generator and written block by block, so that a pair of 2 GB takes a few hundred MB of memory, and so that
+`--layers 2` holds the same numbers as the first two layers of the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import torch
+import typer
+from torch import Tensor
+
+HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD, VOCABULARY, LAYERS = 896, 4864, 14, 2, 64, 151936, 24
+SIDES = ("base", "tuned")
+SHARDS = 2
+BLOCK_ROWS = 1 << 14  # rows that are in memory at once
+
+STANDARD_DEVIATION = 0.02
+DECAY = 0.3  # the k-th coordinate of the short side is scaled by k^-DECAY
+SPIKES, SPIKE_ENERGY = 16, 0.1  # strong directions of a base matrix and their share of its energy
+RELATIVE_NORM = 1e-2  # of the update
+RANK, LOW_RANK_ENERGY = 8, 0.5  # of the update, and the share of its energy in the low-rank part
+
+Shape = tuple[int, ...]
+
+
+def tensors(layers: int) -> dict[str, Shape]:
+    """Names and shapes in the order of the file; the head is tied to the embedding and not stored."""
+    kv = KV_HEADS * HEAD
+    block = {
+        "input_layernorm.weight": (HIDDEN,),
+        "mlp.down_proj.weight": (HIDDEN, INTERMEDIATE),
+        "mlp.gate_proj.weight": (INTERMEDIATE, HIDDEN),
+        "mlp.up_proj.weight": (INTERMEDIATE, HIDDEN),
+        "post_attention_layernorm.weight": (HIDDEN,),
+        "self_attn.k_proj.bias": (kv,),
+        "self_attn.k_proj.weight": (kv, HIDDEN),
+        "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+        "self_attn.q_proj.bias": (HIDDEN,),
+        "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+        "self_attn.v_proj.bias": (kv,),
+        "self_attn.v_proj.weight": (kv, HIDDEN),
+    }
+    return {
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        **{f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in block.items()},
+        "model.norm.weight": (HIDDEN,),
+    }
+
+
+def config(layers: int) -> dict[str, object]:
+    """The config.json of Qwen2.5-0.5B with that many layers."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "hidden_act": "silu",
+        "hidden_size": HIDDEN,
+        "initializer_range": STANDARD_DEVIATION,
+        "intermediate_size": INTERMEDIATE,
+        "max_position_embeddings": 32768,
+        "max_window_layers": layers,
+        "model_type": "qwen2",
+        "num_attention_heads": HEADS,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": VOCABULARY,
+    }
+
+
+def generator(*key: object) -> torch.Generator:
+    """A generator of its own for each key, whatever was drawn before."""
+    digest = hashlib.sha256("\t".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def matrix_blocks(name: str, shape: Shape, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(base, tuned) of a matrix (rows, cols) in bfloat16, BLOCK_ROWS rows at a time."""
+    rows, cols = shape
+    draw = generator(seed, name)
+    size = STANDARD_DEVIATION * math.sqrt(rows * cols)  # the expected Frobenius norm of the base
+    scale = torch.arange(1, min(shape) + 1).pow(-DECAY)
+    scale *= math.sqrt(1 - SPIKE_ENERGY) * STANDARD_DEVIATION / scale.square().mean().sqrt()
+    strengths = torch.arange(1, SPIKES + 1).pow(-0.5)
+    left, right = _low_rank(shape, strengths, size * math.sqrt(SPIKE_ENERGY), draw)
+    change = RELATIVE_NORM * size
+    up, down = _low_rank(shape, torch.ones(RANK), change * math.sqrt(LOW_RANK_ENERGY), draw)
+    noise = change * math.sqrt(1 - LOW_RANK_ENERGY) / math.sqrt(rows * cols)
+    for start in range(0, rows, BLOCK_ROWS):
+        part = slice(start, min(start + BLOCK_ROWS, rows))
+        base = torch.randn(part.stop - start, cols, generator=draw)
+        base *= scale[part, None] if rows <= cols else scale
+        stored = base.addmm_(left[part], right).bfloat16()
+        tuned = torch.randn(base.shape, generator=draw).mul_(noise)
+        yield stored, tuned.addmm_(up[part], down).add_(stored).bfloat16()
+
+
+def _low_rank(shape: Shape, strengths: Tensor, norm: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Factors (rows, r), (r, cols) of a matrix of that expected norm and of singular values close to the strengths."""
+    rows, cols = shape
+    left = torch.randn(rows, len(strengths), generator=draw) * (strengths / strengths.norm() * norm / math.sqrt(rows))
+    return left, torch.randn(len(strengths), cols, generator=draw) / math.sqrt(cols)
+
+
+def vector_blocks(name: str, shape: Shape, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(base, tuned) of a norm's weight, around 1, or of a bias, around 0, in bfloat16."""
+    draw = generator(seed, name)
+    base = torch.randn(shape, generator=draw) * 0.1 + float(name.endswith("norm.weight"))
+    stored = base.bfloat16()
+    yield stored, (stored + torch.randn(shape, generator=draw) * 0.1 * RELATIVE_NORM).bfloat16()
+
+
+def shard_names(shapes: dict[str, Shape]) -> list[dict[str, Shape]]:
+    """The tensors cut into SHARDS runs of about equal size, in order."""
+    shards: list[dict[str, Shape]] = [{} for _ in range(SHARDS)]
+    total, so_far = sum(map(math.prod, shapes.values())), 0
+    for name, shape in shapes.items():
+        shards[so_far * SHARDS // total][name] = shape
+        so_far += math.prod(shape)
+    return shards
+
+
+def header(shapes: dict[str, Shape]) -> bytes:
+    """The beginning of a safetensors file of bfloat16 tensors."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8, as the library writes them
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_shard(files: Sequence[BinaryIO], shapes: dict[str, Shape], seed: int) -> None:
+    """Write one shard of both sides at once, block by block."""
+    for file in files:
+        file.write(header(shapes))
+    for name, shape in shapes.items():
+        draw = matrix_blocks if len(shape) == 2 else vector_blocks
+        for blocks in draw(name, shape, seed):
+            for file, block in zip(files, blocks, strict=True):
+                file.write(block.contiguous().view(torch.uint8).numpy().data)
+
+
+def write_pair(folder: Path, layers: int, seed: int) -> None:
+    """Write the whole pair."""
+    sides = [folder / side for side in SIDES]
+    shards = shard_names(tensors(layers))
+    names = [f"model-{i:05d}-of-{SHARDS:05d}.safetensors" for i in range(1, SHARDS + 1)]
+    for side in sides:
+        side.mkdir(parents=True, exist_ok=True)
+        (side / "config.json").write_text(json.dumps(config(layers), indent=2) + "\n")
+        index = {
+            "metadata": {"total_size": 2 * sum(math.prod(shape) for shapes in shards for shape in shapes.values())},
+            "weight_map": {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes},
+        }
+        (side / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    for name, shapes in zip(names, shards, strict=True):
+        with (sides[0] / name).open("wb") as base, (sides[1] / name).open("wb") as tuned:
+            write_shard((base, tuned), shapes, seed)
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where base and tuned are written.", file_okay=False)],
+    layers: Annotated[int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)] = LAYERS,
+    seed: Annotated[int, typer.Option(help="Another seed makes other weights.")] = 0,
+) -> None:
+    """Write a synthetic pair of checkpoints with the names and shapes of Qwen2.5-0.5B."""
+    write_pair(folder, layers, seed)
+    parameters = sum(map(math.prod, tensors(layers).values()))
+    typer.echo(f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16", err=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

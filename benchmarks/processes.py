@@ -1,0 +1,112 @@
+"""Run a command in a fresh process and measure it: wall time, CPU time, memory of the whole process tree (Linux)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+INTERVAL = 0.05  # seconds between two looks at the memory
+# What sets a number of threads or pins numpy's BLAS to slow kernels: taken away, so that every program chooses itself.
+UNSET = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one command used. Seconds and bytes.
+
+    cpu: user and system time of the process and the children it waited for. rss and anonymous: the largest sums over
+    the process tree that were seen, every INTERVAL; rss counts mapped files too, which the kernel can drop at any
+    time, anonymous is what the program itself holds.
+    """
+
+    wall: float
+    cpu: float
+    rss: int
+    anonymous: int
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without the settings of UNSET."""
+    return {name: value for name, value in os.environ.items() if name not in UNSET}
+
+
+def limit_cores(count: int | None) -> int:
+    """Pin this process and all that it starts to `count` cores (None: leave them all); how many there are then."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:count])
+    return len(os.sched_getaffinity(0))
+
+
+def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Usage:
+    """Run a command to its end, its output into log. Raises RuntimeError with the end of the log when it fails."""
+    with log.open("wb") as output:
+        started = time.monotonic()
+        process = subprocess.Popen(  # not a context manager: wait4 reaps the child itself
+            list(map(str, command)), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+        ended = threading.Event()
+        peaks = {"VmRSS": 0, "RssAnon": 0}
+        sampler = threading.Thread(target=_sample, args=(process.pid, ended, peaks))
+        sampler.start()
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            wall = time.monotonic() - started
+            ended.set()
+            sampler.join()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{command[0]} exited with {process.returncode}:\n{log.read_text(errors='replace')[-2000:]}")
+    # the kernel's own maximum of one process catches a peak between two samples
+    return Usage(wall, used.ru_utime + used.ru_stime, max(peaks["VmRSS"], used.ru_maxrss * 1024), peaks["RssAnon"])
+
+
+def _sample(root: int, ended: threading.Event, peaks: dict[str, int]) -> None:
+    while not ended.wait(INTERVAL):
+        members = [_status(pid) for pid in _tree(root)]
+        for field in peaks:
+            peaks[field] = max(peaks[field], sum(member.get(field, 0) for member in members))
+
+
+def _tree(root: int) -> list[int]:
+    """A process and all that descend from it; who ends while we look is left out."""
+    found = [root]
+    for pid in found:
+        for task in _listing(Path(f"/proc/{pid}/task")):
+            found += map(int, _text(task / "children").split())
+    return found
+
+
+def _status(pid: int) -> dict[str, int]:
+    """Fields of /proc/PID/status that are in kB, in bytes."""
+    lines = (line.partition(":") for line in _text(Path(f"/proc/{pid}/status")).splitlines())
+    return {name: int(value.split()[0]) * 1024 for name, _, value in lines if value.endswith(" kB")}
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

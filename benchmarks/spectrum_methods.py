@@ -1,0 +1,169 @@
+"""Ways to the singular values of a bfloat16 matrix, by shape: milliseconds and errors, on one thread.
+
+Every method starts from the stored bfloat16 matrix. "Gram" is the whole product at once, "panels" the one of
+`shadow.spectrum.gram`, below the diagonal only; 32 and 64 are the bits of the product and of the eigenvalues. The
+error is the largest relative one among the singular values above the floor (`shadow.spectrum.FLOOR`) that `shadow`
+gives the method, against `svdvals` in float64; `resolved` says how many of them lie above it. "medium" is
+`torch.set_float32_matmul_precision("medium")`, which multiplies float32 as bfloat16 with float32 sums where the
+processor can: the factors lose nothing, since these matrices are bfloat16 to begin with.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import typer
+from make_pair import matrix_blocks
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from shadow.spectrum import FLOOR, Precision, Workspace, gram, scaled_blocks
+
+SHAPES = ((128, 896), (896, 896), (896, 4864), (151936, 896), (1024, 4096), (2048, 8192))
+LARGE = ((4096, 4096),)
+ENOUGH = 1.0  # seconds of repetitions after which a method has been timed enough
+
+Matmul = Literal["highest", "medium"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """solve: stored matrix -> singular values, descending. floor: whose floor its errors are measured above."""
+
+    name: str
+    solve: Callable[[Tensor], Tensor]
+    floor: Precision
+    matmul: Matmul = "highest"
+
+
+def svdvals(matrix: Tensor) -> Tensor:
+    """The direct way."""
+    return torch.linalg.svdvals(matrix.float())
+
+
+def full_gram(product: torch.dtype, eigenvalues: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The whole Gram matrix on the short side by one product."""
+
+    def solve(matrix: Tensor) -> Tensor:
+        x = matrix.to(product)
+        return _roots((x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x).to(eigenvalues))
+
+    return solve
+
+
+def panel_gram(product: torch.dtype, eigenvalues: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The Gram matrix as `shadow` forms it: block by block, in panels below the diagonal."""
+    space = Workspace()
+
+    def solve(matrix: Tensor) -> Tensor:
+        rows, cols = matrix.shape
+        blocks = scaled_blocks(matrix, 1.0, product, space)
+        return _roots(gram(blocks, min(rows, cols), rows <= cols, product).to(eigenvalues))
+
+    return solve
+
+
+def _roots(lower: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh(lower, UPLO="L").double().clamp_min(0.0).sqrt().flip(0)
+
+
+SINGLE, DOUBLE = torch.float32, torch.float64
+METHODS = (
+    Method("svdvals 32", svdvals, "default"),
+    Method("Gram 32, eigvalsh 64", full_gram(SINGLE, DOUBLE), "default"),
+    Method("panels 32, eigvalsh 64 = default", panel_gram(SINGLE, DOUBLE), "default"),
+    Method("panels 64, eigvalsh 64 = exact", panel_gram(DOUBLE, DOUBLE), "exact"),
+    Method("Gram 64, eigvalsh 64", full_gram(DOUBLE, DOUBLE), "exact"),
+    Method("Gram 32, eigvalsh 32", full_gram(SINGLE, SINGLE), "fast"),
+    Method("panels 32, eigvalsh 32 = fast", panel_gram(SINGLE, SINGLE), "fast"),
+    Method("Gram 32, eigvalsh 64, medium", full_gram(SINGLE, DOUBLE), "default", "medium"),
+    Method("panels 32, eigvalsh 64, medium", panel_gram(SINGLE, DOUBLE), "default", "medium"),
+)
+
+
+@contextmanager
+def matmul_precision(wanted: Matmul) -> Iterator[None]:
+    """Multiply float32 matrices that way inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(wanted)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def stored_matrix(rows: int, cols: int) -> Tensor:
+    """A bfloat16 matrix with a spectrum like a weight's."""
+    name = f"{rows}x{cols}"
+    return torch.cat([base for base, _ in matrix_blocks(name, (rows, cols), seed=0)])
+
+
+def seconds(solve: Callable[[Tensor], Tensor], matrix: Tensor) -> float:
+    """Median time of a call, after one that does not count."""
+    solve(matrix)
+    times: list[float] = []
+    while not times or (sum(times) < ENOUGH and len(times) < 50):
+        started = time.perf_counter()
+        solve(matrix)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def error(sigma: Tensor, truth: Tensor, floor: float) -> tuple[float, int]:
+    """(largest relative error, number) of the singular values above the floor, a share of the largest one."""
+    resolved = truth > floor * truth[0]
+    found = (sigma.double() - truth).abs() / truth
+    return float(found[resolved].max()), int(resolved.sum())
+
+
+def shape_table(rows: int, cols: int) -> Table:
+    """All methods on one shape."""
+    matrix = stored_matrix(rows, cols)
+    truth = torch.linalg.svdvals(matrix.double())
+    table = Table("", title=f"{rows} x {cols}", title_justify="left")
+    for heading in ("ms", "of svdvals", "error", "above", "resolved"):
+        table.add_column(heading, justify="right")
+    direct: float | None = None
+    for method in METHODS:
+        with matmul_precision(method.matmul):
+            taken = seconds(method.solve, matrix)
+            wrong, resolved = error(method.solve(matrix), truth, FLOOR[method.floor])
+        direct = direct or taken
+        share = f"{taken / direct:.3f}"
+        table.add_row(
+            method.name,
+            f"{taken * 1e3:.2f}",
+            share,
+            f"{wrong:.0e}",
+            f"{FLOOR[method.floor]:.0e}",
+            f"{resolved}/{len(truth)}",
+        )
+    return table
+
+
+def main(
+    shape: Annotated[list[str] | None, typer.Option(help="Only this shape, as 896x4864; may be repeated.")] = None,
+    large: Annotated[bool, typer.Option("--large", help="Also 4096x4096 (minutes).")] = False,
+) -> None:
+    """Compare ways to get singular values."""
+    torch.set_num_threads(1)
+    console = Console()
+    console.print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread")
+    chosen = [tuple(map(int, text.split("x"))) for text in shape or []] or [*SHAPES, *(LARGE if large else ())]
+    for rows, cols in chosen:
+        console.print(shape_table(rows, cols))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,60 @@
+"""Small checkpoints for tests: saved by transformers, or written tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
+    """A checkpoint of one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def perturbed(source: Path, target: Path, size: float = 1e-2, seed: int = 0) -> Path:
+    """A copy of a one-file checkpoint with noise of relative size on every tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = load_file(source / "model.safetensors")
+    changed = {
+        name: (
+            t.float() + size * t.float().std(correction=0).clamp_min(0.01) * torch.randn(t.shape, generator=generator)
+        )
+        .to(t.dtype)
+        .contiguous()
+        for name, t in tensors.items()
+    }
+    return write(target, changed, json.loads((source / "config.json").read_text()))
+
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128}
+GATED = {**SIZES, "intermediate_size": 96, "num_key_value_heads": 2}
+KINDS = {
+    "llama": ("LlamaConfig", GATED),
+    "qwen2": ("Qwen2Config", {**GATED, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {**GATED, "head_dim": 16}),
+    "mistral": ("MistralConfig", GATED),
+    "gemma2": ("Gemma2Config", {**GATED, "head_dim": 16}),
+    "gemma3_text": ("Gemma3TextConfig", {**GATED, "head_dim": 16}),
+    "olmo2": ("Olmo2Config", GATED),
+    "smollm3": ("SmolLM3Config", {**GATED, "pad_token_id": 0}),
+    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32}),
+    "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 96}),
+}
+
+
+def saved(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A tiny causal language model of a kind, built from its config and saved by transformers."""
+    import transformers
+
+    name, sizes = KINDS[kind]
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes))
+    model.save_pretrained(folder)
+    return folder

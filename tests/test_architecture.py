@@ -1,0 +1,134 @@
+"""Names -> places, on what transformers really saves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shadow.architecture import Part, Place, name_rules, place_tensors
+
+NAMES = Path(__file__).parents[2] / "shared" / "hub" / "tensor_names.json"
+DECODER = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"}
+
+
+def places(tensors, config=None):
+    return place_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config or {})
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
+    """Each layer has each projection exactly once, no matrix is `other`, vectors are norms or biases."""
+    folder = models.saved(kind, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    found = places(tensors, json.loads((folder / "config.json").read_text()))
+    assert found.keys() == tensors.keys()
+    parts = [(part, tensors[name]) for name, some in found.items() for part in some]
+    matrices = [part.place for part, tensor in parts if tensor.ndim >= 2]
+    gate = set() if kind in ("gpt2", "gpt_neox") else {"mlp.gate"}
+    for layer in range(2):
+        assert sorted(p.module for p in matrices if p.layer == layer) == sorted(DECODER | gate)
+    outside = {p.module for p in matrices if p.layer is None}
+    assert outside >= {"embed"}
+    assert outside <= {"embed", "head", "position"}
+    assert {p.component for p in matrices} == {"language"}
+    assert {part.place.module for part, tensor in parts if tensor.ndim < 2} <= {"norm", "bias"}
+    assert all(part.place.module in name_rules().modules for part, _ in parts)
+
+
+def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
+    """Conv1D stores (in, out): q, k and v are the thirds of the transposed c_attn, with and without a config."""
+    tensors = load_file(models.saved("gpt2", tmp_path) / "model.safetensors")
+    name = "transformer.h.1.attn.c_attn.weight"
+    for config in ({"model_type": "gpt2"}, {}):
+        parts = places(tensors, config)[name]
+        assert [part.place.module for part in parts] == ["attn.q", "attn.k", "attn.v"]
+        for i, part in enumerate(parts):
+            assert torch.equal(part.view(tensors[name]), tensors[name].T[64 * i : 64 * (i + 1)])
+            assert part.shape(tuple(tensors[name].shape)) == (64, 64)
+        up = places(tensors, config)["transformer.h.0.mlp.c_fc.weight"][0]
+        assert up.shape((64, 256)) == (256, 64)
+
+
+def test_a_linear_c_attn_is_not_taken_for_conv1d():
+    """Other models call an (out, in) projection c_attn: its shape tells, and it stays whole without a rule."""
+    tensors = {"transformer.h.0.attn.c_attn.weight": torch.zeros(192, 64)}
+    (part,) = places(tensors)["transformer.h.0.attn.c_attn.weight"]
+    assert (part.place.module, part.transposed) == ("attn.qkv", False)
+
+
+def test_gpt_neox_projection_is_split_per_head(tmp_path):
+    """Rows are (head, q|k|v, head size): each part has its heads' rows in order, and only with the head count."""
+    tensors = load_file(models.saved("gpt_neox", tmp_path) / "model.safetensors")
+    name = "gpt_neox.layers.0.attention.query_key_value.weight"
+    W = tensors[name].numpy()
+    for i, part in enumerate(places(tensors, {"model_type": "gpt_neox", "num_attention_heads": 4})[name]):
+        view = part.view(tensors[name])
+        assert part.place.module == ("attn.q", "attn.k", "attn.v")[i]
+        expected = np.concatenate([W[head * 48 + 16 * i : head * 48 + 16 * (i + 1)] for head in range(4)])
+        assert np.array_equal(view.reshape(-1, 64).numpy(), expected)
+        assert view.data_ptr() - tensors[name].data_ptr() == i * 16 * 64 * 4, "a view, not a copy"
+    (whole,) = places(tensors, {"model_type": "gpt_neox"})[name]
+    assert whole.place.module == "attn.qkv"
+
+
+def test_bert_with_and_without_prefix_has_the_same_places():
+    """`bert.encoder.layer.3...` and `encoder.layer.3...` are one place; so is a LayerNorm.gamma of old files."""
+    suffixes = {
+        "encoder.layer.3.attention.self.query.weight": ("attn.q", 3),
+        "encoder.layer.3.attention.output.dense.weight": ("attn.o", 3),
+        "encoder.layer.3.intermediate.dense.weight": ("mlp.up", 3),
+        "encoder.layer.3.output.dense.weight": ("mlp.down", 3),
+        "embeddings.word_embeddings.weight": ("embed", None),
+        "embeddings.position_embeddings.weight": ("position", None),
+    }
+    bare = places({name: torch.zeros(4, 4) for name in suffixes})
+    prefixed = places({f"bert.{name}": torch.zeros(4, 4) for name in suffixes})
+    for name, (module, layer) in suffixes.items():
+        assert bare[name] == prefixed[f"bert.{name}"] == (Part(Place("language", layer, module)),)
+    old = places({"bert.embeddings.LayerNorm.gamma": torch.zeros(4)})["bert.embeddings.LayerNorm.gamma"]
+    assert old == places({"embeddings.LayerNorm.weight": torch.zeros(4)})["embeddings.LayerNorm.weight"]
+    assert old[0].place.module == "norm"
+
+
+def test_two_tensors_on_one_place_both_keep_their_names():
+    """A collision loses neither: both are paired by name, as `other`."""
+    tensors = {"model.embed_tokens.weight": torch.zeros(4, 4), "transformer.wte.weight": torch.zeros(4, 4)}
+    found = places(tensors)
+    assert {part.place.slot for some in found.values() for part in some} == set(tensors)
+    assert {part.place.module for some in found.values() for part in some} == {"other"}
+
+
+def test_unknown_names_keep_themselves_as_place():
+    """What no rule knows is `other` under its own name, so that equal names still pair."""
+    (part,) = places({"something.odd.weight": torch.zeros(4, 4)})["something.odd.weight"]
+    assert part.place == Place("other", None, "other", None, "something.odd.weight")
+
+
+def test_a_stack_of_experts_is_one_matrix_each():
+    """A 3-D tensor of experts is never folded into one matrix."""
+    name = "model.layers.0.mlp.experts.down_proj"
+    tensor = torch.arange(24.0).view(2, 3, 4)
+    parts = places({name: tensor})[name]
+    assert [part.place.expert for part in parts] == [0, 1]
+    assert torch.equal(parts[1].view(tensor), tensor[1])
+    assert parts[1].shape((2, 3, 4)) == (3, 4)
+
+
+@pytest.mark.skipif(not NAMES.exists(), reason="the names of real architectures are not here")
+def test_no_tensor_of_43_architectures_is_without_a_place():
+    """Every name of every architecture has at least one part, from the closed lists."""
+    rules = name_rules()
+    for kind, entry in json.loads(NAMES.read_text()).items():
+        shapes = {name.replace(".N.", ".3."): tuple(shape) for name, shape in entry["ckpt"].items()}
+        found = place_tensors(shapes, {"model_type": kind})
+        assert found.keys() == shapes.keys()
+        for parts in found.values():
+            assert parts
+            assert all(part.place.module in rules.modules for part in parts)
+            assert all(part.place.component in rules.components for part in parts)

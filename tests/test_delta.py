@@ -1,0 +1,207 @@
+"""Every number of a pair against the reference, and under what must not change it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadow.delta import Method, extent, measure_alone, measure_pair, working_dtype
+from shadow.diagnostics import DELTA, SPECTRAL
+from shadow.shards import FLOATS
+from shadow.spectrum import Workspace
+
+# What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
+LOOSE = {
+    "effective_rank": 2.6e-4,
+    "nuclear_norm": 3e-4,
+    "alpha_hill": 1e-5,
+    "sigma_scale_iqr": 3e-3,
+    "condition_number": 1e-3,
+}
+REFERENCE = {"mp_edge": 1e-5}  # the reference's own error, from its trapezium rule
+COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks", "alpha_stderr"}  # may sit on another, equally good xmin
+
+
+def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
+    rng = np.random.default_rng(seed)
+    base = 0.02 * rng.standard_normal(shape) * np.geomspace(1, 3, shape[0])[:, None]
+    update = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1])) / math.sqrt(rank)
+    tuned = base + 0.02 * size * (update + rng.standard_normal(shape))
+    tensors = [torch.from_numpy(x).to(getattr(torch, FLOATS[d].torch_name)) for x, d in zip((base, tuned), dtypes)]
+    return tensors[0], tensors[1]
+
+
+def measure(base, tuned, dtypes=("BF16", "BF16"), method=None):
+    space = Workspace()
+    size = extent(base, tuned, working_dtype(*dtypes), space)
+    return measure_pair(base, tuned, dtypes, size, method or Method(), "k", space)
+
+
+def assert_like_reference(found, base, tuned, dtypes, rel):
+    Wb, Wt = base.double().numpy(), tuned.double().numpy()
+    floors = tuple(one.values["sigma_floor"] for one in found)
+    expected = (
+        reference.spectral(Wb, floors[0]),
+        reference.spectral(Wt, floors[1]),
+        reference.delta(Wb, Wt, dtypes, floors),
+    )
+    for one, values in zip(found, expected, strict=True):
+        assert set(one.values) == set(values) | {"sigma_floor"} | (SAMPLED if one.subject == "delta" else set())
+        for name, value in values.items():
+            got = one.values[name]
+            if value is None or got is None:
+                assert got is value is None, name
+            elif name in COUNTS and one.values["alpha_xmin"] != pytest.approx(values["alpha_xmin"], rel=1e-5):
+                assert one.values["alpha_ks"] == pytest.approx(values["alpha_ks"], rel=1e-3), "a worse xmin"
+            elif name.endswith("_shift"):
+                whole = name.removesuffix("_shift")
+                allowed = 2 * max(rel, LOOSE.get(whole, 0)) * expected[0][whole]
+                assert got == pytest.approx(value, abs=allowed), name
+            else:
+                allowed = max(rel, REFERENCE.get(name, 0), 0 if one.precision == "exact" else LOOSE.get(name, 0))
+                assert got == pytest.approx(value, rel=allowed, abs=1e-9), (one.subject, name)
+
+
+SAMPLED = {"null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled"}
+
+
+def test_reference_and_columns_agree_on_what_there_is():
+    """The schema's columns are those that are computed, no more and no fewer."""
+    base, tuned, delta = measure(*pair((60, 70)))
+    assert set(base.values) == set(tuned.values) == {column.name for column in SPECTRAL}
+    assert set(delta.values) == {column.name for column in (*SPECTRAL, *DELTA)}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)])
+def test_every_number_is_the_references_for_bf16(shape):
+    """bf16 pairs in the default tier: energies within 1e-6, effective rank within 2.6e-4 of float64 NumPy."""
+    base, tuned = pair(shape)
+    found = measure(base, tuned)
+    assert_like_reference(found, base, tuned, ("BF16", "BF16"), 2e-6)
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [("F64", "F64"), ("F32", "F32"), ("F16", "F16"), ("F8_E4M3", "F8_E4M3"), ("F8_E5M2", "BF16"), ("BF16", "F32"),
+     ("F32", "F16"), ("F16", "BF16")],
+)  # fmt: skip
+def test_every_number_is_the_references_for_other_dtypes(dtypes):
+    """All stored formats, also two that differ; F32 and F64 in float64 throughout."""
+    base, tuned = pair((60, 300), dtypes, size=0.3)
+    found = measure(base, tuned, dtypes)
+    assert_like_reference(found, base, tuned, dtypes, 1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 10])
+def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
+    """In F32 the delta's rank is the planted one to the float32 rounding of the weights."""
+    rng = np.random.default_rng(1)
+    base = torch.from_numpy(rng.standard_normal((300, 400)))
+    tuned = base + torch.from_numpy(rng.standard_normal((300, rank)) @ rng.standard_normal((rank, 400)))
+    delta = measure(base, tuned, ("F64", "F64"))[2].values
+    assert delta["numerical_rank"] == rank
+    assert delta["effective_rank"] <= rank * (1 + 1e-9)
+    assert delta["rank_99"] <= rank
+    assert delta["mp_edge"] is delta["alpha_hill"] is None
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40), st.integers(-60, 60))
+def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
+    """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its units.
+
+    What rests on entries (null, floor, zero_share) holds for transposition and scale only.
+    """
+    rng = np.random.default_rng(seed)
+    base, tuned = rng.standard_normal((rows, cols)), rng.standard_normal((rows, cols))
+    Q, _ = np.linalg.qr(rng.standard_normal((rows, rows)))
+    f64 = ("F64", "F64")
+    one = measure(torch.from_numpy(base), torch.from_numpy(tuned), f64)[2].values
+    flipped = measure(torch.from_numpy(base.T.copy()), torch.from_numpy(tuned.T.copy()), f64)[2].values
+    turned = measure(torch.from_numpy(Q @ base), torch.from_numpy(Q @ tuned), f64)[2].values
+    scaled = measure(torch.from_numpy(np.ldexp(base, exponent)), torch.from_numpy(np.ldexp(tuned, exponent)), f64)[2]
+    weights = {c.name: 2.0**exponent for c in (*SPECTRAL, *DELTA) if c.unit == "weights"}
+    entrywise = {"null_participation_ratio", "concentration", "null_edge", "spikes", "spike_energy", "floor_ratio"}
+    for name, value in one.items():
+        if value is None:
+            assert flipped[name] is scaled.values[name] is None
+            continue
+        tolerance = {"rel": 1e-5, "abs": 1e-7}
+        assert flipped[name] == pytest.approx(value, **tolerance), name
+        assert scaled.values[name] == pytest.approx(value * weights.get(name, 1.0), rel=1e-5, abs=1e-30), name
+        if name not in entrywise:
+            assert turned[name] == pytest.approx(value, **tolerance), name
+
+
+def test_opposite_and_doubled_weights():
+    """cosine -1 and relative norm 2 for tuned = -base; a doubled model has sigma_scale 2 and cosine 1."""
+    base = torch.randn(60, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    opposite = measure(base, -base, ("F64", "F64"))[2].values
+    assert opposite["cosine"] == pytest.approx(-1)
+    assert opposite["relative_norm"] == opposite["relative_spectral"] == pytest.approx(2)
+    doubled = measure(base, 2 * base, ("F64", "F64"))[2].values
+    assert (doubled["cosine"], doubled["sigma_scale"]) == (pytest.approx(1), pytest.approx(2))
+    assert doubled["sigma_scale_iqr"] == pytest.approx(0, abs=1e-9)
+    assert doubled["effective_rank_shift"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_zero_base_leaves_ratios_null():
+    """Ratios over 0 are null, never infinite; the delta's own numbers are there."""
+    tuned = torch.randn(20, 30, dtype=torch.float64)
+    base, _, delta = measure(torch.zeros_like(tuned), tuned, ("F64", "F64"))
+    for name in ("relative_norm", "relative_spectral", "cosine", "sigma_scale", "effective_rank_shift"):
+        assert delta.values[name] is None
+    assert base.values["stable_rank"] is None
+    assert delta.values["stable_rank"] >= 1
+
+
+def test_rounding_floor_of_one_step_is_known():
+    """Moving every entry by one ulp is sqrt(12) times the rounding floor, in each format, subnormals included."""
+    for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
+        exponents = torch.randint(-20, -1, (30, 40), generator=torch.Generator().manual_seed(1))
+        base = torch.ldexp(torch.ones(30, 40), exponents).to(dtype)
+        step = torch.ldexp(torch.ones(30, 40), exponents.clamp(min=-14 if name == "F16" else -126))
+        tuned = (base.double() + step * 2.0 ** -FLOATS[name].mantissa_bits).to(dtype)
+        delta = measure(base, tuned, (name, name))[2].values
+        assert delta["floor_ratio"] == pytest.approx(math.sqrt(12), rel=1e-6)
+
+
+def test_tiny_changes_of_bf16_weights_do_not_vanish():
+    """One entry near 1e-30 that changes among large ones: its fourth power is far below float32, the numbers are not."""
+    base = torch.ones(20, 30, dtype=torch.bfloat16)
+    base[3, 4] = 1e-30
+    tuned = base.clone()
+    tuned[3, 4] = 2e-30
+    delta = measure(base, tuned)[2].values
+    change = float(tuned[3, 4].double() - base[3, 4].double())
+    assert delta["frobenius_norm"] == pytest.approx(change, rel=1e-6)
+    assert delta["spectral_norm"] == pytest.approx(change, rel=1e-6)
+    assert (delta["participation_ratio"], delta["null_participation_ratio"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_extent_finds_every_nan_and_infinity():
+    """A single NaN or infinity on either side, in any block, is found."""
+    good = torch.zeros(50, 60)
+    for value in (math.nan, math.inf, -math.inf):
+        for spot in ((0, 0), (49, 59)):
+            bad = good.clone()
+            bad[spot] = value
+            assert not extent(good, bad, torch.float32, Workspace()).finite
+            assert not extent(bad, good, torch.float32, Workspace()).finite
+    assert extent(good, good, torch.float32, Workspace()).finite
+
+
+def test_a_matrix_without_a_base_has_its_own_spectrum():
+    """A projector's numbers are those of the matrix alone."""
+    matrix = torch.randn(60, 80, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = measure_alone(matrix, "BF16", float(matrix.abs().max()), Method(), Workspace())
+    expected = reference.spectral(matrix.double().numpy(), found.values["sigma_floor"])
+    assert found.subject == "tuned"
+    for name in ("frobenius_norm", "effective_rank", "mp_edge", "alpha"):
+        assert found.values[name] == pytest.approx(expected[name], rel=1e-6)

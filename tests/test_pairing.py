@@ -1,0 +1,195 @@
+"""Two checkpoints -> pairs and reasons: nothing is lost, nothing wrong is paired."""
+
+from __future__ import annotations
+
+import models
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadow.checkpoint import Checkpoint, open_folder
+from shadow.errors import ShadowError
+from shadow.pairing import Filter, pair_checkpoints
+from shadow.shards import TensorInfo
+
+
+def checkpoint(tensors, config=None):
+    """A checkpoint of {name: (dtype, shape)} without files: pairing reads headers only."""
+    infos = {name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()}
+    return Checkpoint("x", None, "f", config or {}, infos, {})
+
+
+def line_up(base, tuned, chosen=None, **configs):
+    pairs, skipped = pair_checkpoints(
+        checkpoint(base, configs.get("base_config")), checkpoint(tuned, configs.get("tuned_config")), chosen or Filter()
+    )
+    reasons = {(skip.side, skip.info.name): skip.reason for skip in skipped}
+    return {pair.tuned.info.name: pair for pair in pairs}, reasons
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+BF = "BF16"
+
+
+def test_prefixes_pair_across_wrappers():
+    """A bare text model and one wrapped in a multimodal model have one place."""
+    pairs, reasons = line_up({Q: (BF, (8, 8))}, {f"language_model.{Q}": (BF, (8, 8))})
+    assert pairs[f"language_model.{Q}"].base.info.name == Q
+    assert reasons == {}
+
+
+def test_tensors_on_one_side_only_are_said():
+    """A missing layer, on either side, is skipped with its side."""
+    other = Q.replace(".0.", ".1.")
+    pairs, reasons = line_up({Q: (BF, (8, 8)), other: (BF, (8, 8))}, {Q: (BF, (8, 8)), "new.weight": (BF, (8, 8))})
+    assert set(pairs) == {Q, "new.weight"}, "a component without any base is measured alone"
+    assert pairs["new.weight"].base is None
+    assert reasons == {("base", other): "only_in_base"}
+    _, reasons = line_up({Q: (BF, (8, 8))}, {Q: (BF, (8, 8)), other: (BF, (8, 8))})
+    assert reasons == {("tuned", other): "only_in_tuned"}
+
+
+def test_a_projector_without_a_base_is_measured_alone_and_its_vectors_are_not():
+    """Only matrices of a component that the base lacks altogether are measured alone."""
+    projector = "multi_modal_projector.linear_1"
+    tuned = {Q: (BF, (8, 8)), f"{projector}.weight": (BF, (8, 4)), f"{projector}.bias": (BF, (8,))}
+    pairs, reasons = line_up({Q: (BF, (8, 8))}, tuned)
+    assert pairs[f"{projector}.weight"].base is None
+    assert reasons == {("tuned", f"{projector}.bias"): "only_in_tuned"}
+
+
+def test_grown_vocabulary_compares_the_common_rows():
+    """Rows are added to an embedding or head, and how many is said; anything else of two shapes is not compared."""
+    pairs, reasons = line_up({EMBED: (BF, (100, 8)), Q: (BF, (8, 8))}, {EMBED: (BF, (103, 8)), Q: (BF, (9, 8))})
+    assert (pairs[EMBED].rows, pairs[EMBED].cols) == (100, 8)
+    assert pairs[EMBED].detail.startswith("3 rows only in tuned")
+    assert reasons == {("base", Q): "shape_differs", ("tuned", Q): "shape_differs"}
+
+
+@pytest.mark.parametrize(("tied_base", "tied_tuned"), [(True, True), (True, False), (False, True), (False, False)])
+def test_heads_that_config_ties_are_their_embedding(tied_base, tied_tuned):
+    """Both tied: never measured twice. One tied: the other's head is compared with the embedding that it is."""
+    tensors = {EMBED: (BF, (100, 8)), HEAD: (BF, (100, 8)), Q: (BF, (8, 8))}
+    base, tuned = (checkpoint(tensors, {"tie_word_embeddings": tied}) for tied in (tied_base, tied_tuned))
+    pairs, skipped = pair_checkpoints(base, tuned, Filter())
+    heads = [(pair.base.info.name, pair.tuned.info.name) for pair in pairs if pair.place.module == "head"]
+    assert (
+        heads
+        == {
+            (True, True): [],
+            (True, False): [(EMBED, HEAD)],
+            (False, True): [(HEAD, EMBED)],
+            (False, False): [(HEAD, HEAD)],
+        }[tied_base, tied_tuned]
+    )
+    assert len(pairs) == len(heads) + 2
+    assert [(skip.side, skip.info.name, skip.reason) for skip in skipped] == [
+        (side, HEAD, "tied") for side, tied in (("base", tied_base), ("tuned", tied_tuned)) if tied
+    ]
+
+
+def test_an_absent_head_without_a_word_on_tying_is_only_on_one_side():
+    """A head that the other side lacks is not silently compared with anything."""
+    base = {EMBED: (BF, (100, 8))}
+    _, reasons = line_up(base, {**base, HEAD: (BF, (100, 8))})
+    assert reasons == {("tuned", HEAD): "only_in_tuned"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "extra", "reason"),
+    [
+        ("I64", (4, 4), {}, "not_float"),
+        ("F4", (4, 4), {}, "unknown_dtype"),
+        ("I32", (4, 4), {"name": "x.qweight"}, "quantized"),
+        ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
+        ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
+        ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.weight_scale_inv", "F32")}, "quantized"),
+        ("F32", (4, 4), {"name": "x.weight_scale_inv", "beside": ("x.weight", "F8_E4M3")}, "quantized"),
+        ("I64", (), {"name": "steps"}, "not_float"),
+    ],
+)
+def test_what_cannot_be_measured_has_a_reason(dtype, shape, extra, reason):
+    """Integers, unknown dtypes and packed weights are refused by name on both sides."""
+    name = extra.get("name", "x.buffer")
+    tensors = {Q: (BF, (8, 8)), name: (dtype, shape)}
+    if "beside" in extra:
+        tensors[extra["beside"][0]] = (extra["beside"][1], (4, 4))
+    _, reasons = line_up(tensors, tensors)
+    assert reasons["base", name] == reasons["tuned", name] == reason
+
+
+def test_plain_float8_weights_are_measured():
+    """8-bit floats without scales are numbers like any others."""
+    pairs, reasons = line_up({Q: ("F8_E4M3", (8, 8))}, {Q: ("F8_E4M3", (8, 8))})
+    assert pairs[Q].is_matrix
+    assert reasons == {}
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (1, 5), (5, 1), (0, 4), (1, 1)])
+def test_vectors_are_pairs_without_spectra(shape):
+    """Fewer than two dimensions, or a short side of 1 or 0: no matrix, yet it has a partner."""
+    pairs, _ = line_up({Q: (BF, shape)}, {Q: (BF, shape)})
+    assert not pairs[Q].is_matrix
+
+
+def test_filters_keep_the_reason_of_what_they_leave_out():
+    """--layer means layers of every component and nothing outside layers; the rest is `filtered`."""
+    tensors = {Q: (BF, (8, 8)), Q.replace(".0.", ".1."): (BF, (8, 8)), EMBED: (BF, (9, 8)), "odd": ("I64", (4, 4))}
+    pairs, reasons = line_up(tensors, tensors, Filter(layers=(1,)))
+    assert set(pairs) == {Q.replace(".0.", ".1.")}
+    assert reasons["tuned", Q] == reasons["base", EMBED] == "filtered"
+    assert reasons["tuned", "odd"] == "not_float"
+    pairs, _ = line_up(tensors, tensors, Filter(modules=("embed",)))
+    assert set(pairs) == {EMBED}
+
+
+def test_two_checkpoints_that_share_nothing_are_an_error():
+    """Not a report of nulls: they are not base and tuned."""
+    with pytest.raises(ShadowError, match="share no tensor"):
+        line_up({"a": (BF, (4, 4))}, {"b": (BF, (4, 4))})
+    with pytest.raises(ShadowError, match="share no tensor"):
+        line_up({Q: (BF, (4, 4))}, {Q: (BF, (5, 4))})
+
+
+NAMES = st.sampled_from(
+    [Q, EMBED, HEAD, "model.norm.weight", "transformer.h.0.attn.c_attn.weight", "bert.pooler.dense.weight", "odd",
+     "lm_head.bias", "visual.blocks.0.attn.qkv.weight", "mm_projector.0.weight", "model.layers.0.mlp.experts.w1"]
+)  # fmt: skip
+TENSORS = st.dictionaries(
+    NAMES,
+    st.tuples(
+        st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"]), st.lists(st.integers(0, 9), max_size=4).map(tuple)
+    ),
+    max_size=9,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TENSORS, TENSORS, st.booleans(), st.booleans())
+def test_every_tensor_of_both_sides_is_in_a_pair_or_skipped(base, tuned, tie_base, tie_tuned):
+    """Whatever two checkpoints hold, no tensor of either side is without an outcome."""
+    sides = checkpoint(base, {"tie_word_embeddings": tie_base}), checkpoint(tuned, {"tie_word_embeddings": tie_tuned})
+    try:
+        pairs, skipped = pair_checkpoints(*sides, Filter())
+    except ShadowError:
+        return
+    seen = {("tuned", pair.tuned.info.name) for pair in pairs}
+    seen |= {("base", pair.base.info.name) for pair in pairs if pair.base}
+    seen |= {(skip.side, skip.info.name) for skip in skipped}
+    assert seen == {("base", name) for name in base} | {("tuned", name) for name in tuned}
+    assert len({pair.key for pair in pairs}) == len(pairs)
+    assert all(pair.base is None or pair.base.shape[1] == pair.tuned.shape[1] for pair in pairs if pair.is_matrix)
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_a_saved_model_pairs_with_its_perturbed_copy_completely(kind, tmp_path):
+    """For every family: each tensor has its partner, nothing is skipped in pairing."""
+    base = models.saved(kind, tmp_path / "base")
+    tuned = models.perturbed(base, tmp_path / "tuned")
+    pairs, skipped = pair_checkpoints(open_folder(str(base)), open_folder(str(tuned)), Filter())
+    assert skipped == []
+    assert all(pair.base.info.name == pair.tuned.info.name for pair in pairs)
+    assert {pair.tuned.info.name for pair in pairs} == set(open_folder(str(tuned)).tensors)
+    assert torch.tensor([pair.is_matrix for pair in pairs]).sum() >= 13

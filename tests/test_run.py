@@ -1,0 +1,398 @@
+"""Whole audits of small checkpoints: numbers, resuming, determinism, memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import models
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import reference
+import torch
+from safetensors.torch import load_file, save_file
+
+from shadow import audit as audit_module
+from shadow.delta import Method
+from shadow.diagnostics import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
+from shadow.errors import ShadowError
+from shadow.pairing import Filter
+from shadow.registry import given_pair, parse_reference
+from shadow.run import Settings, run_pair
+
+SHADOW = Path(sys.executable).parent / "shadow"
+EVERYTHING = Settings(Method(), Filter())
+
+
+def pair_of(base, tuned):
+    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+
+
+def run(base, tuned, output, settings=EVERYTHING, **options):
+    return run_pair(pair_of(base, tuned), settings, output, **options)
+
+
+def tables(folder):
+    return {name: pq.read_table(folder / f"{name}.parquet") for name in ("matrices", "tensors", "spectra")}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    base = models.saved("llama", folder / "base")
+    return base, models.perturbed(base, folder / "tuned")
+
+
+def undone(kind, name, W, module):
+    """The (out, in) matrix of a module inside a stored tensor, by NumPy."""
+    W = W.double().numpy()
+    third = {"attn.q": 0, "attn.k": 1, "attn.v": 2}.get(module)
+    if kind == "gpt2" and ".h." in name:
+        W = W.T
+        return W if third is None or "c_attn" not in name else np.split(W, 3)[third]
+    if kind == "gpt_neox" and "query_key_value" in name:
+        return W.reshape(4, 3, 16, 64)[:, third].reshape(64, 64)
+    return W
+
+
+@pytest.mark.parametrize("kind", models.KINDS)
+def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
+    """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout; every tensor is
+    measured but the vectors, whose relative norm is there."""
+    base = models.saved(kind, tmp_path / "base")
+    tuned = models.perturbed(base, tmp_path / "tuned")
+    result = run(base, tuned, tmp_path / "out")
+    frames = {name: table.to_pandas() for name, table in tables(result.folder).items()}
+    Wb, Wt = load_file(base / "model.safetensors"), load_file(tuned / "model.safetensors")
+    deltas = frames["matrices"].query("subject == 'delta'")
+    assert result.measured == len(deltas) >= 13
+    for row in deltas.to_dict("records"):
+        b, t = (undone(kind, row["tensor"], W[row["tensor"]], row["module"]) for W in (Wb, Wt))
+        assert (row["rows"], row["cols"]) == t.shape
+        expected = reference.delta(b, t, ("F32", "F32"))
+        for column in (
+            "frobenius_norm",
+            "effective_rank",
+            "concentration",
+            "null_edge",
+            "relative_norm",
+            "floor_ratio",
+        ):
+            assert row[column] == pytest.approx(expected[column], rel=1e-6), column
+    for row in frames["tensors"].query("side == 'tuned'").to_dict("records"):
+        b, t = Wb[row["tensor"]].double(), Wt[row["tensor"]].double()
+        assert (row["status"] == "measured") == (t.ndim == 2)
+        if b.norm() == 0:
+            assert math.isnan(row["relative_norm"]), "null, which pandas shows as NaN"
+        else:
+            assert row["relative_norm"] == pytest.approx(float((t - b).norm() / b.norm()), rel=1e-6)
+
+
+def test_files_are_what_the_schema_says(llama, tmp_path):
+    """Columns, order, provenance, one row per tensor and side, spectra that give the norms back."""
+    result = run(*llama, tmp_path)
+    found = tables(result.folder)
+    for name, columns in (("matrices", MATRICES), ("tensors", TENSORS), ("spectra", SPECTRA)):
+        assert found[name].column_names == [column.name for column in columns]
+        metadata = json.loads(found[name].schema.metadata[b"shadow"])
+        assert {"version", "schema", "family", "pair", "base", "tuned", "settings", "seed", "compute_dtype", "device",
+                "libraries", "started", "seconds"} <= metadata.keys()  # fmt: skip
+        assert metadata["base"].keys() == {"repo", "commit", "fingerprint"}
+    never = [column.name for column in (*IDENTITY, *SPECTRAL) if not column.null]
+    assert not found["matrices"].select(never).to_pandas().isna().any().any()
+    tensors = found["tensors"].to_pandas()
+    names = set(load_file(llama[0] / "model.safetensors"))
+    assert sorted(zip(tensors["side"], tensors["tensor"], strict=True)) == sorted(
+        (side, name) for side in ("base", "tuned") for name in names
+    )
+    spectra = found["spectra"].to_pandas()
+    norms = found["matrices"].to_pandas()["frobenius_norm"]
+    np.testing.assert_allclose([np.linalg.norm(sigma) for sigma in spectra["sigma"]], norms, rtol=1e-6)
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert {
+        "schema",
+        "family",
+        "pair",
+        "base",
+        "tuned",
+        "counts",
+        "figures",
+        "modules",
+        "label",
+        "claims",
+    } <= summary.keys()
+    assert summary["label"] in {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
+    assert sum(summary["counts"].values()) == len(tensors)
+    assert not (result.folder / ".partial").exists()
+
+
+def test_parquet_holds_null_and_never_nan(llama, tmp_path):
+    """A number that is not defined is null: no float column holds a NaN."""
+    import pyarrow.compute as pc
+
+    for table in tables(run(*llama, tmp_path).folder).values():
+        for column in table.columns:
+            if str(column.type) == "double":
+                assert not pc.any(pc.is_nan(column)).as_py()
+
+
+def test_numbers_do_not_depend_on_jobs_or_shards(llama, tmp_path):
+    """One worker or four, one file or three: the same bytes of data."""
+    one = tables(run(*llama, tmp_path / "1", jobs=1).folder)
+    four = tables(run(*llama, tmp_path / "4", jobs=4).folder)
+    split = tmp_path / "split"
+    split.mkdir()
+    tensors = load_file(llama[1] / "model.safetensors")
+    names = sorted(tensors)
+    weight_map = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(names)}
+    for shard in set(weight_map.values()):
+        save_file({name: tensors[name] for name in names if weight_map[name] == shard}, split / shard)
+    (split / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (split / "config.json").write_text((llama[1] / "config.json").read_text())
+    sharded = tables(run(llama[0], split, tmp_path / "s", settings=Settings(Method(), Filter())).folder)
+    for name in ("matrices", "spectra"):
+        assert one[name].equals(four[name])
+        drop = [column for column in ("family", "pair") if column in one[name].column_names]
+        assert one[name].drop_columns(drop).equals(sharded[name].drop_columns(drop))
+
+
+def test_a_filter_gives_the_same_rows_as_the_full_run(llama, tmp_path):
+    """--layer 0 measures less, not otherwise; the rest is in tensors.parquet as filtered."""
+    full = run(*llama, tmp_path / "full")
+    part = run(*llama, tmp_path / "part", Settings(Method(), Filter(layers=(0,))))
+    rows = tables(full.folder)["matrices"].to_pandas().query("layer == 0").reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows, tables(part.folder)["matrices"].to_pandas(), check_dtype=False)
+    reasons = tables(part.folder)["tensors"].to_pandas().query("status == 'skipped'")["reason"].value_counts()
+    assert reasons["filtered"] > 0
+    assert len(tables(part.folder)["tensors"]) == len(tables(full.folder)["tensors"])
+
+
+class Stopped(Exception):
+    pass
+
+
+def interrupted(after):
+    def show(progress):
+        if progress.done >= after:
+            raise Stopped
+
+    return show
+
+
+def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tmp_path, monkeypatch):
+    """What the journal holds is not measured again, and the result is that of an uninterrupted run."""
+    whole = tables(run(*llama, tmp_path / "whole").folder)
+    with pytest.raises(Stopped):
+        run(*llama, tmp_path / "out", show=interrupted(9), jobs=1)
+    folder = next((tmp_path / "out").glob("*/*"))
+    assert list(folder.glob("*.parquet")) == list(folder.glob("**/*.parquet")) == []
+    measured, said = [], []
+    original = audit_module._outcome
+    monkeypatch.setattr(
+        audit_module, "_outcome", lambda pair, *rest: measured.append(pair.key) or original(pair, *rest)
+    )
+    result = run(*llama, tmp_path / "out", say=said.append)
+    journalled = [line for line in said if line.startswith("resuming: ")]
+    assert len(journalled) == 1
+    assert len(measured) == 21 - 9, "21 tensors, 9 of them done"
+    assert tables(result.folder)["matrices"].equals(whole["matrices"])
+    assert tables(result.folder)["spectra"].equals(whole["spectra"])
+    assert not (result.folder / ".partial").exists()
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_is_good_up_to_there(llama, tmp_path):
+    """A line that was not written whole is measured again; the rest counts."""
+    with pytest.raises(Stopped):
+        run(*llama, tmp_path, show=interrupted(9), jobs=1)
+    journal = next(tmp_path.glob("*/*/.partial/journal.jsonl"))
+    journal.write_bytes(journal.read_bytes()[:-50])
+    states = []
+    run(*llama, tmp_path, show=states.append)
+    assert states[0].done == 8
+    assert states[-1].done == 21
+
+
+@pytest.mark.parametrize("change", ["tuned", "settings", "garbage"])
+def test_a_changed_input_starts_afresh(change, llama, tmp_path):
+    """Outcomes of other files or settings are never mixed in."""
+    tuned = models.write(tmp_path / "tuned", load_file(llama[1] / "model.safetensors"))
+    with pytest.raises(Stopped):
+        run(llama[0], tuned, tmp_path / "out", show=interrupted(9))
+    settings = EVERYTHING
+    if change == "tuned":
+        models.write(tuned, {name: 2 * t for name, t in load_file(tuned / "model.safetensors").items()})
+    elif change == "settings":
+        settings = Settings(Method("exact"), Filter())
+    else:
+        next(tmp_path.glob("out/*/*/.partial/journal.jsonl")).write_bytes(b"\x00garbage\n" * 5)
+    states, said = [], []
+    run(llama[0], tuned, tmp_path / "out", settings, show=states.append, say=said.append)
+    assert states[0].done == 0
+    assert not any("resuming" in line for line in said)
+
+
+def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
+    """The second run reads the report; a change of settings replaces it, and says so."""
+    first = run(*llama, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    said = []
+    second = run(*llama, tmp_path, say=said.append)
+    assert (second.measured, said) == (0, ["nothing to measure: the report is already there"])
+    assert second.summary == first.summary
+    assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
+    third = run(*llama, tmp_path, Settings(Method("exact"), Filter(), spectra=False), say=said.append)
+    assert third.measured == 16
+    assert said[-1].startswith("starting afresh")
+    assert not (third.folder / "spectra.parquet").exists()
+
+
+def test_the_report_of_another_pair_is_never_overwritten(llama, tmp_path):
+    """The same family and pair name with other checkpoints behind it is refused."""
+    from shadow.registry import Pair
+
+    base, tuned = (parse_reference(str(path)) for path in llama)
+    run_pair(Pair("fam", "base..x", base, tuned), EVERYTHING, tmp_path)
+    with pytest.raises(ShadowError, match="another pair"):
+        run_pair(Pair("fam", "base..x", tuned, base), EVERYTHING, tmp_path)
+
+
+def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
+    """The second one is told; the first one's journal is not touched."""
+    refused = []
+
+    def again(progress):
+        if not refused:
+            with pytest.raises(ShadowError, match="another audit") as caught:
+                run(*llama, tmp_path)
+            refused.append(caught)
+
+    run(*llama, tmp_path, show=again)
+    assert refused
+
+
+def test_a_killed_audit_resumes(llama, tmp_path):
+    """SIGKILL in the middle: no report is there, and the next run goes on and equals an uninterrupted one."""
+    big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(24)}
+    base = models.write(tmp_path / "base", big)
+    tuned = models.write(tmp_path / "tuned", {name: W + 0.01 * torch.randn_like(W) for name, W in big.items()})
+    command = [SHADOW, "audit", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--jobs", "1"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        journals = list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
+        if journals and journals[0].read_bytes().count(b"\n") >= 4:
+            break
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not list(tmp_path.glob("out/**/*.parquet"))
+    said = []
+    result = run(base, tuned, tmp_path / "out", say=said.append)
+    assert said[0].startswith("resuming: ")
+    assert 0 < result.measured < 24
+    whole = run(base, tuned, tmp_path / "whole")
+    for name, table in tables(whole.folder).items():
+        assert table.equals(tables(result.folder)[name])
+
+
+def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
+    """Each kind has its status and reason on both sides, and no row that pretends to be measured."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv")
+    base = {
+        "model.embed_tokens.weight": torch.randn(100, 16, generator=rng),
+        q: torch.randn(16, 16, generator=rng),
+        k: torch.randn(16, 16, generator=rng),
+        v: torch.randn(16, 16, generator=rng),
+        "model.norm.weight": torch.ones(16),
+        "model.layers.0.rotary.inv_freq": torch.arange(4),
+    }
+    tuned = {name: t.clone() for name, t in base.items()}
+    tuned["model.embed_tokens.weight"] = torch.cat([base["model.embed_tokens.weight"] + 0.1, torch.ones(5, 16)])
+    tuned[k] = base[k] + 0.01
+    tuned[v][3, 4] = math.nan
+    tuned["model.norm.weight"] = 1.1 * torch.ones(16)
+    result = run(models.write(tmp_path / "b", base), models.write(tmp_path / "t", tuned), tmp_path / "out")
+    rows = tables(result.folder)["tensors"].to_pandas().set_index(["tensor", "side"])
+    for side in ("base", "tuned"):
+        assert tuple(rows.loc[(q, side), ["status", "relative_norm"]]) == ("identical", 0.0)
+        assert tuple(rows.loc[(v, side), ["status", "reason", "detail"]]) == (
+            "skipped",
+            "nonfinite",
+            "in the tuned tensor",
+        )
+        assert rows.loc[("model.embed_tokens.weight", side), "detail"].startswith("5 rows only in tuned")
+        assert rows.loc[("model.norm.weight", side), "reason"] == "not_a_matrix"
+        assert rows.loc[("model.norm.weight", side), "relative_norm"] == pytest.approx(0.1, rel=1e-6)
+        assert rows.loc[("model.layers.0.rotary.inv_freq", side), "reason"] == "not_float"
+    measured = tables(result.folder)["matrices"].to_pandas()
+    assert set(measured["tensor"]) == {k, "model.embed_tokens.weight"}
+    assert set(measured.query("module == 'embed'")["rows"]) == {100}
+    assert result.should_not_have_skipped == ["nonfinite"]
+
+
+def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
+    """Only q of a fused projection changed: one tensor row, its norm over the whole, and two parts identical."""
+    config = {"model_type": "gpt2"}
+    name = "h.0.attn.c_attn.weight"
+    base = {name: torch.randn(64, 192, generator=torch.Generator().manual_seed(0))}
+    tuned = {name: base[name].clone()}
+    tuned[name][:, :64] += 0.1
+    result = run(
+        models.write(tmp_path / "b", base, config), models.write(tmp_path / "t", tuned, config), tmp_path / "o"
+    )
+    found = {key: table.to_pandas() for key, table in tables(result.folder).items()}
+    assert list(found["matrices"]["module"]) == ["attn.q"] * 3
+    (row,) = found["tensors"].query("side == 'tuned'").to_dict("records")
+    assert (row["status"], row["module"], row["detail"]) == (
+        "measured",
+        "attn.qkv",
+        "attn.k identical; attn.v identical",
+    )
+    expected = float((tuned[name] - base[name]).double().norm() / base[name].double().norm())
+    assert row["relative_norm"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
+    """A pair of 200 MiB embeddings is audited in less anonymous memory than one of them has."""
+    shape = (800_000, 64)
+    for side in ("base", "tuned"):
+        tensor = torch.randn(shape, generator=torch.Generator().manual_seed(len(side)))
+        models.write(tmp_path / side, {"model.embed_tokens.weight": tensor})
+        del tensor
+    code = (
+        "import sys, threading, time, shadow.run as r\n"
+        "from shadow.delta import Method; from shadow.pairing import Filter\n"
+        "from shadow.registry import given_pair, parse_reference as p\n"
+        "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))\n"
+        "start = anon(); peak = [0]\n"
+        "def watch():\n"
+        "    while True: peak[0] = max(peak[0], anon()); time.sleep(0.002)\n"
+        "threading.Thread(target=watch, daemon=True).start()\n"
+        "b, t, o = sys.argv[1:]\n"
+        "from pathlib import Path\n"
+        "r.run_pair(given_pair(p(b), p(t)), r.Settings(Method(), Filter()), Path(o))\n"
+        "print(peak[0] - start)\n"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("anonymous memory is read from /proc")
+    command = [sys.executable, "-c", code, str(tmp_path / "base"), str(tmp_path / "tuned"), str(tmp_path / "out")]
+    grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert grown < 150 * 1024, "KiB"
+
+
+def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
+    """Every pair is told once; costs add up."""
+    states = []
+    run(*llama, tmp_path, show=states.append)
+    assert [state.done for state in states] == list(range(22))
+    assert states[-1].cost_done == states[-1].cost_total > 0
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("audit")], "no worker is left"

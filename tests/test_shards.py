@@ -1,0 +1,270 @@
+"""safetensors files as hostile input: what the reader accepts, what it refuses, and that values come out bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from shadow.errors import ShadowError
+from shadow.shards import FLOATS, INTEGERS, map_tensor, read_header
+
+BITS = {name: form.bits for name, form in FLOATS.items()} | INTEGERS
+FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def file_bytes(header, data: bytes = b"") -> bytes:
+    """A safetensors file of any header: an object to dump, or raw bytes."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+def parse(tmp_path, content: bytes):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    return read_header(path, "x.safetensors")[0]
+
+
+@st.composite
+def contents(draw):
+    """Tensors of a file in the order of their data: name -> (dtype, shape, bytes)."""
+    printable = st.text(min_size=1, max_size=12).filter(lambda name: name.isprintable() and name != "__metadata__")
+    names = draw(st.lists(printable, min_size=1, max_size=5, unique=True))
+    tensors = {}
+    for name in names:
+        dtype = draw(st.sampled_from(sorted(BITS)))
+        shape = draw(st.lists(st.integers(0, 4), max_size=3))
+        size = math.prod(shape) * BITS[dtype] // 8
+        tensors[name] = (dtype, shape, draw(st.binary(min_size=size, max_size=size)))
+    return tensors
+
+
+def packed(tensors, order, indent) -> bytes:
+    """The file of these tensors, its header in any order and spacing."""
+    header, data = {}, b""
+    for name, (dtype, shape, raw) in tensors.items():
+        header[name] = entry(dtype, shape, (len(data), len(data) + len(raw)))
+        data += raw
+    header = {name: header[name] for name in order}
+    return file_bytes(json.dumps({**header, "__metadata__": {"format": "pt"}}, indent=indent).encode(), data)
+
+
+@FUZZ
+@given(data=st.data(), tensors=contents(), indent=st.sampled_from([None, 0, 3]))
+def test_a_valid_file_reads_as_the_library_reads_it(tmp_path, data, tensors, indent):
+    """Whatever the order of a valid header: names, dtypes, shapes and bytes are those that `safetensors` finds."""
+    content = packed(tensors, data.draw(st.permutations(list(tensors))), indent)
+    found = {
+        name: (info.dtype, info.shape, content[info.start : info.end])
+        for name, info in parse(tmp_path, content).items()
+    }
+    library = {
+        name: (one["dtype"], tuple(one["shape"]), bytes(one["data"])) for name, one in safetensors.deserialize(content)
+    }
+    assert found == library
+
+
+@FUZZ
+@given(data=st.data(), tensors=contents(), noise=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4))
+def test_changed_bytes_give_a_refusal_or_a_tight_file(tmp_path, data, tensors, noise):
+    """Any changed bytes: ShadowError, or tensors that fill the data exactly; where the library reads it, the same."""
+    content = bytearray(packed(tensors, list(tensors), None))
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    for where, value in noise:  # three in four hit the header
+        content[where % (header_end if where % 4 else len(content))] = value
+    try:
+        found = parse(tmp_path, bytes(content))
+    except ShadowError:
+        return
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    spans = sorted((info.start, info.end) for info in found.values())
+    edges = [header_end, *(end for _, end in spans)]
+    assert [start for start, _ in spans] == edges[:-1]
+    assert edges[-1] == len(content)
+    try:
+        library = {name: (one["dtype"], tuple(one["shape"])) for name, one in safetensors.deserialize(bytes(content))}
+    except safetensors.SafetensorError:
+        return
+    assert {name: (info.dtype, info.shape) for name, info in found.items()} == library
+
+
+@FUZZ
+@given(tensors=contents(), cut=st.integers(0), more=st.binary(min_size=1, max_size=9))
+def test_a_file_of_another_length_is_refused(tmp_path, tensors, cut, more):
+    """Every strict prefix of a valid file is refused, and so is the file with anything after it."""
+    content = packed(tensors, list(tensors), None)
+    with pytest.raises(ShadowError):
+        parse(tmp_path, content[: cut % len(content)])
+    with pytest.raises(ShadowError, match="longer than its header says"):
+        parse(tmp_path, content + more)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["F32", 2**63, -1]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@FUZZ
+@given(
+    header=st.dictionaries(
+        st.text(max_size=3),
+        JSON | st.fixed_dictionaries({}, optional={"dtype": JSON, "shape": JSON, "data_offsets": JSON}),
+        max_size=3,
+    )
+)
+def test_any_json_for_a_header_is_read_or_refused(tmp_path, header):
+    """Whatever JSON stands in the header, the only fault is ShadowError."""
+    try:
+        found = parse(tmp_path, file_bytes(header))
+    except ShadowError:
+        return
+    assert set(found) == header.keys() - {"__metadata__"}
+
+
+@FUZZ
+@given(content=st.binary(max_size=64))
+def test_any_bytes_for_a_file_are_refused(tmp_path, content):
+    """Random bytes are no safetensors file, and nothing but ShadowError says so."""
+    with pytest.raises(ShadowError):
+        parse(tmp_path, content)
+
+
+HUGE = int("9" * 4300)  # the longest number that Python reads from text
+REFUSED = {
+    "empty": (b"", "it is empty"),
+    "seven bytes": (b"\x02\0\0\0\0\0\0", "header length"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git-LFS pointer"),
+    "header longer than the file": ((10**6).to_bytes(8, "little") + b"{}", "cut inside the header"),
+    "header of 2^64 - 1": (b"\xff" * 8 + b"{}", "header length"),
+    "not UTF-8": (file_bytes(b'{"\xff":1}'), "not JSON"),
+    "not JSON": (file_bytes(b"{'a':1}"), "not JSON"),
+    "not an object": (file_bytes([1, 2]), "not a JSON object"),
+    "deep nesting": (file_bytes(b"[" * 100_000 + b"]" * 100_000), "not JSON"),
+    "deep nesting in a tensor": (file_bytes(b'{"a":' * 50_000 + b"1" + b"}" * 50_000), "not JSON"),
+    "a name twice": (
+        file_bytes(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            bytes(4),
+        ),
+        "not JSON",
+    ),
+    "a key twice in a tensor": (
+        file_bytes(b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+        "not JSON",
+    ),
+    "overlap": (file_bytes({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "overlaps another"),
+    "the same bytes twice": (file_bytes({"a": entry(), "b": entry()}, bytes(8)), "overlaps another"),
+    "hole between": (file_bytes({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "hole"),
+    "hole before": (file_bytes({"a": entry(offsets=(8, 16))}, bytes(16)), "hole"),
+    "data after": (file_bytes({"a": entry()}, bytes(9)), "longer than its header says"),
+    "data missing": (file_bytes({"a": entry()}, bytes(7)), "cut short"),
+    "data without tensors": (file_bytes({}, bytes(4)), "longer than its header says"),
+    "offsets too long for the shape": (file_bytes({"a": entry(offsets=(0, 12))}, bytes(12)), "do not fill"),
+    "offsets too short for the shape": (file_bytes({"a": entry(offsets=(0, 4))}, bytes(4)), "do not fill"),
+    "offsets reversed": (file_bytes({"a": entry(offsets=(8, 0))}, bytes(8)), "data_offsets"),
+    "one offset": (file_bytes({"a": entry(offsets=(8,))}, bytes(8)), "data_offsets"),
+    "negative offset": (file_bytes({"a": entry(offsets=(-8, 0))}, bytes(8)), "data_offsets"),
+    "offset is a float": (file_bytes({"a": entry(offsets=(0, 8.0))}, bytes(8)), "data_offsets"),
+    "offset is a boolean": (file_bytes({"a": entry("U8", (1,), (False, True))}, bytes(1)), "data_offsets"),
+    "offset of 4300 digits": (file_bytes({"a": entry("X9", (2,), (0, HUGE))}), "cut short"),
+    "negative dimension": (file_bytes({"a": entry(shape=(-2, -1))}, bytes(8)), "shape"),
+    "dimension is a boolean": (file_bytes({"a": entry(shape=(True, 2))}, bytes(8)), "shape"),
+    "dimension of 2^63": (file_bytes({"a": entry(shape=(2**63, 0), offsets=(0, 0))}), "shape"),
+    "thousand dimensions": (file_bytes({"a": entry(shape=(1,) * 1000, offsets=(0, 4))}, bytes(4)), "shape"),
+    "shape is text": (file_bytes({"a": {**entry(), "shape": "2"}}, bytes(8)), "shape"),
+    "no shape": (file_bytes({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, bytes(8)), "shape"),
+    "no dtype": (file_bytes({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "dtype"),
+    "dtype with an escape": (file_bytes({"a": entry("\x1b[31m")}, bytes(8)), "dtype"),
+    "tensor is a number": (file_bytes({"a": 1}), "not described by an object"),
+    "empty name": (file_bytes({"": entry()}, bytes(8)), "unusable name"),
+    "long name": (file_bytes({"a" * 2000: entry()}, bytes(8)), "unusable name"),
+    "name with an escape": (file_bytes({"\x1b]0;x\x07": entry()}, bytes(8)), "unusable name"),
+    "name with a new line": (file_bytes({"a\nb": entry()}, bytes(8)), "unusable name"),
+    "name with NUL": (file_bytes({"a\0": entry()}, bytes(8)), "unusable name"),
+    "name that turns the text around": (file_bytes({"a\u202eb": entry()}, bytes(8)), "unusable name"),
+    "name of half a surrogate pair": (file_bytes({"a\ud800": entry()}, bytes(8)), "unusable name"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
+    """Each way to break the format is one ShadowError that names the shard and the fault, in one short line."""
+    content, reason = REFUSED[fault]
+    with pytest.raises(ShadowError, match=reason) as caught:
+        parse(tmp_path, content)
+    assert caught.value.message.startswith("x.safetensors: ")
+    assert len(caught.value.message) < 400
+
+
+def test_a_folder_or_nothing_instead_of_a_file_is_refused(tmp_path):
+    """A folder called like a shard, and a shard that is not there, are ShadowErrors."""
+    (tmp_path / "x.safetensors").mkdir()
+    for name in ("x.safetensors", "y.safetensors"):
+        with pytest.raises(ShadowError, match=name):
+            read_header(tmp_path / name, name)
+
+
+def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
+    """A dtype of the future is no fault of the file, although `safetensors` itself refuses all of it."""
+    content = file_bytes(
+        {"new": entry("F4_E9", (3, 3), (0, 5)), "old": entry(offsets=(5, 13))}, bytes(5) + b"\0\0\x80?" * 2
+    )
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize(content)
+    found = parse(tmp_path, content)
+    assert found["new"].dtype == "F4_E9"
+    assert map_tensor(tmp_path / "x.safetensors", found["old"]).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_values_are_those_of_the_library(tmp_path, dtype):
+    """Every pattern of an 8 or 16 bit format, and random ones of the wider, come out bit for bit as `safetensors` gives them."""
+    form = FLOATS[dtype]
+    width = form.bits // 8
+    every = np.arange(2 ** min(form.bits, 16), dtype=np.uint16).astype(f"u{min(width, 2)}")
+    raw = every.tobytes() if width <= 2 else np.random.default_rng(0).bytes(width * 4096)
+    stored = torch.frombuffer(bytearray(raw), dtype=getattr(torch, form.torch_name)).reshape(16, -1)
+    path = tmp_path / "x.safetensors"
+    save_file({"first": stored[:3].clone(), "w": stored}, path)
+    info = read_header(path, path.name)[0]["w"]
+    mine, theirs = map_tensor(path, info), load_file(path)["w"]
+    assert (info.dtype, mine.dtype, mine.shape) == (dtype, theirs.dtype, theirs.shape)
+    assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
+    assert torch.equal(mine.double(), theirs.double()) or mine.isnan().any()
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 4, 4091])
+def test_a_tensor_at_an_odd_offset_has_its_values(tmp_path, shift):
+    """The format lets F64 data begin at any byte, on any page."""
+    wanted = np.random.default_rng(shift).standard_normal((3, 5))
+    header = {"pad": entry("U8", (shift,), (0, shift)), "w": entry("F64", (3, 5), (shift, shift + 120))}
+    found = parse(tmp_path, file_bytes(header, bytes(shift) + wanted.tobytes()))
+    assert (map_tensor(tmp_path / "x.safetensors", found["w"]).numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2), (0, 2**48, 2**48), (2**48, 2**40, 0)])
+def test_a_tensor_without_elements_is_mapped(tmp_path, shape):
+    """Nothing is read for a tensor of no elements, however large its other dimensions claim to be."""
+    found = parse(tmp_path, file_bytes({"w": entry(shape=shape, offsets=(0, 0))}))
+    assert map_tensor(tmp_path / "x.safetensors", found["w"]).numel() == 0
+
+
+def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path):
+    """The mapping is private: not even a bug could change a checkpoint."""
+    content = file_bytes({"w": entry()}, bytes(8))
+    found = parse(tmp_path, content)
+    map_tensor(tmp_path / "x.safetensors", found["w"]).fill_(7)
+    assert (tmp_path / "x.safetensors").read_bytes() == content

@@ -1,0 +1,151 @@
+"""Spectra against float64 SVDs, planted spectra and closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadow import spectrum as module
+from shadow.spectrum import FLOOR, Workspace, blocks, power_of_two_scale, scaled_blocks, spectrum
+
+
+def solve(W, precision="default", wide_format=False, scale=1.0):
+    matrix = torch.as_tensor(W)
+    space = Workspace()
+    rows, cols = matrix.shape[:-1].numel(), matrix.shape[-1]
+    norm = float(torch.linalg.vector_norm(matrix.double()))
+    return spectrum(
+        lambda dtype: scaled_blocks(matrix, scale, dtype, space), (rows, cols), norm, scale, precision, wide_format
+    )
+
+
+def planted(rows, cols, sigma, seed=0):
+    rng = np.random.default_rng(seed)
+    U, _ = np.linalg.qr(rng.standard_normal((rows, len(sigma))))
+    V, _ = np.linalg.qr(rng.standard_normal((cols, len(sigma))))
+    return (U * sigma) @ V.T
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 700), (700, 2), (64, 300), (300, 64), (300, 301), (400, 400)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_singular_values_are_those_of_a_float64_svd(shape, dtype):
+    """Every tier agrees with NumPy's SVD of the stored numbers: sigma² to 2e-7 of the largest, the rounding of a Gram."""
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    found = solve(W, wide_format=dtype in (torch.float32, torch.float64))
+    expected = np.linalg.svd(W.double().numpy(), compute_uv=False)
+    resolved = found.sigma > 0
+    np.testing.assert_allclose(
+        found.sigma[resolved] ** 2, expected[resolved] ** 2, rtol=0, atol=2e-7 * expected[0] ** 2
+    )
+    assert (expected[~resolved] < 1.05 * found.floor).all()
+    np.testing.assert_allclose(found.sigma[:10], expected[:10], rtol=1e-6)
+    assert (found.rows, found.cols) == shape
+
+
+@pytest.mark.parametrize(("precision", "at_floor"), [("default", 0.06), ("fast", 0.02), ("exact", 0.06)])
+@pytest.mark.parametrize("shape", [(300, 1000), (1000, 300)])
+def test_floor_is_where_a_tier_stops_resolving(precision, at_floor, shape):
+    """On a spectrum over ten decades every sigma above the floor is right to `at_floor`, and ten times better at
+    three times the floor (the error falls with sigma squared); all below count as 0."""
+    W = planted(*shape, np.geomspace(1, 1e-10, 300))
+    if precision != "exact":
+        W = W.astype(np.float32).astype(np.float64)  # what these tiers see
+    truth = np.linalg.svd(W, compute_uv=False)
+    matrix = torch.from_numpy(W)
+    values, floor = module._singular_values(
+        lambda dtype: scaled_blocks(matrix, 1.0, dtype, Workspace()), shape, precision
+    )
+    assert floor == pytest.approx(FLOOR[precision] * truth[0], rel=1e-6)
+    error = np.abs(values / truth - 1)
+    assert error[truth >= floor].max() < at_floor
+    assert error[truth >= 3.5 * floor].max() < at_floor / 10
+    assert error[truth < floor / 5].max() > 0.3, "the floor would be needlessly high"
+
+
+def test_a_rank_one_matrix_has_one_resolved_singular_value_in_every_tier():
+    """What lies below the floor is 0, so that a rank-one matrix has rank one and not 1.28."""
+    W = torch.outer(torch.ones(400), torch.arange(1, 501).float()).bfloat16()
+    truth = np.linalg.svd(W.double().numpy(), compute_uv=False)
+    for precision in ("default", "fast", "exact"):
+        found = solve(W, precision)
+        assert np.count_nonzero(found.sigma) == 1
+        assert found.sigma[0] == pytest.approx(truth[0], rel=1e-5)
+        assert found.precision == "exact", "399 of 400 below the floor: redone"
+
+
+def test_a_matrix_with_many_unresolved_values_is_redone_in_float64():
+    """1 % of the sigmas below the float32 floor are too many; what float64 then resolves is there."""
+    sigma = np.concatenate([np.ones(280), np.full(20, 1e-5)])
+    W = planted(300, 400, sigma)
+    found = solve(W)
+    assert found.precision == "exact"
+    np.testing.assert_allclose(found.sigma, sigma, rtol=1e-4)
+    few = planted(300, 400, np.concatenate([np.ones(298), np.full(2, 1e-5)]))
+    assert solve(few).precision == "default"
+    assert np.count_nonzero(solve(few).sigma) == 298
+
+
+def test_small_matrices_and_wide_formats_take_exact():
+    """Where it costs next to nothing, or float32 would round the input, the float64 tier is used unasked."""
+    assert solve(torch.randn(256, 600).bfloat16()).precision == "exact"
+    assert solve(torch.randn(257, 600).bfloat16()).precision == "default"
+    assert solve(torch.randn(257, 600), wide_format=True).precision == "exact"
+    assert solve(torch.randn(257, 600), precision="fast", wide_format=True).precision == "fast"
+
+
+def test_zero_matrix_has_a_zero_spectrum():
+    """No singular value of a zero matrix is resolved, and the floor is 0."""
+    found = solve(torch.zeros(300, 400))
+    assert not found.sigma.any()
+    assert found.floor == 0
+
+
+@pytest.mark.parametrize("exponent", [-600, -149, -40, 40, 120, 600])
+def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
+    """Powers of two are taken out before squaring, so tiny and huge weights lose nothing to under- or overflow."""
+    W = torch.randn((30, 50), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    tiny = torch.ldexp(W, torch.tensor(exponent))
+    scale = power_of_two_scale(float(tiny.abs().max()))
+    found = spectrum(lambda dtype: scaled_blocks(tiny, scale, dtype, Workspace()), (30, 50), 1.0, scale, "exact", True)
+    np.testing.assert_allclose(found.sigma, np.ldexp(solve(W, "exact").sigma, exponent), rtol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 50), st.booleans())
+def test_blocks_cover_a_matrix_once_in_order(rows, cols, block, grouped):
+    """Every entry is in exactly one block, however small the blocks, in two and in three dimensions."""
+    shape = (rows, 3, cols) if grouped else (rows, cols)
+    matrix = torch.arange(int(np.prod(shape))).view(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "BLOCK", block)
+        parts = [matrix[index].reshape(-1, matrix[index].shape[-1]) for index in blocks(matrix)]
+    flat = matrix.reshape(-1, cols)
+    axis = 1 if flat.shape[0] <= cols else 0
+    assert torch.equal(torch.cat(parts, axis), flat)
+
+
+@pytest.mark.parametrize("shape", [(5, 1000), (1000, 5), (37, 41), (8, 16, 50), (8, 5, 20)])
+def test_block_size_changes_rounding_only(shape, monkeypatch):
+    """Streaming in many small blocks gives the spectrum of the whole; a grouped view is its rows in order."""
+    W = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    whole = np.linalg.svd(W.reshape(-1, shape[-1]).numpy(), compute_uv=False)
+    monkeypatch.setattr(module, "BLOCK", 64)
+    np.testing.assert_allclose(solve(W, "exact").sigma, whole, rtol=1e-9)
+
+
+def test_a_transposed_view_is_read_in_place():
+    """A strided view (transformers' Conv1D, stored (in, out)) has the singular values of its transpose."""
+    W = torch.randn(300, 500, generator=torch.Generator().manual_seed(4)).bfloat16()
+    np.testing.assert_allclose(solve(W.T).sigma, solve(W).sigma, rtol=1e-5)
+
+
+def test_gram_is_the_lower_triangle_of_the_product():
+    """Panels below the diagonal give the full product's lower triangle, wide and tall."""
+    W = torch.randn(500, 700, dtype=torch.float64)
+    lower = module.gram(iter([W[:, :300], W[:, 300:]]), 500, True, torch.float64)
+    torch.testing.assert_close(lower.tril(), (W @ W.T).tril())
+    tall = module.gram(iter([W.T[:300], W.T[300:]]), 500, False, torch.float64)
+    torch.testing.assert_close(tall.tril(), (W @ W.T).tril())

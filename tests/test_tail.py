@@ -1,0 +1,100 @@
+"""Tail figures against samples of known law and a plain loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadow import tail
+from shadow.spectrum import Spectrum
+from shadow.tail import hill, marchenko_pastur, marchenko_pastur_median, power_law
+
+
+def of(sigma, long_side=None):
+    sigma = np.sort(np.asarray(sigma, dtype=np.float64))[::-1]
+    return Spectrum(sigma, len(sigma), long_side or len(sigma), 1.0, 0.0, "exact")
+
+
+@pytest.mark.parametrize("alpha", [1.8, 2.5, 4.0])
+def test_the_exponent_of_a_pareto_sample_is_recovered(alpha):
+    """Eigenvalues drawn from a Pareto law: alpha within three standard errors, nearly all of them in the tail."""
+    rng = np.random.default_rng(0)
+    found = power_law(of(np.sqrt((1 - rng.random(3000)) ** (-1 / (alpha - 1)))))
+    assert abs(found["alpha"] - alpha) < 3 * found["alpha_stderr"]
+    assert found["alpha_tail"] > 1000
+    assert found["alpha_ks"] < 0.03
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.integers(50, 160), st.sampled_from([0, 1, 2]))
+def test_power_law_is_that_of_a_plain_loop(seed, m, kind):
+    """The vectorised search equals Clauset's by loops: heavy tails, noise, and values with ties."""
+    rng = np.random.default_rng(seed)
+    sigma = [rng.pareto(2, m) + 1e-3, np.abs(rng.standard_normal(m)) + 1e-6, rng.integers(1, 40, m) / 8][kind]
+    found, expected = power_law(of(sigma)), reference.power_law(np.sort(sigma))
+    if expected["alpha"] is None:
+        assert found["alpha"] is None
+        return
+    assert found["alpha_ks"] == pytest.approx(expected["alpha_ks"], rel=1e-9)
+    if found["alpha_tail"] == expected["alpha_tail"]:  # else two candidates tie to the last digit
+        assert found["alpha"] == pytest.approx(expected["alpha"], rel=1e-9)
+        assert found["alpha_xmin"] == pytest.approx(expected["alpha_xmin"], rel=1e-9)
+
+
+def test_chunks_do_not_change_the_fit(monkeypatch):
+    """Memory is bounded by doing the candidates in chunks; the fit is the same for any size."""
+    sigma = np.random.default_rng(1).pareto(2, 300) + 0.1
+    whole = power_law(of(sigma))
+    monkeypatch.setattr(tail, "CHUNK", 700)
+    assert power_law(of(sigma)) == pytest.approx(whole, rel=1e-12)
+
+
+def test_power_law_needs_fifty_resolved_and_unequal_values():
+    """Fewer than 50 resolved values, or equal ones, have no exponent."""
+    assert set(power_law(of(np.arange(1, 50))).values()) == {None}
+    assert power_law(of(np.arange(1, 51)))["alpha"] is not None
+    assert set(power_law(of(np.concatenate([np.arange(1, 50), np.zeros(30)]))).values()) == {None}
+    assert set(power_law(of(np.full(80, 0.3))).values()) == {None}
+
+
+def test_scale_moves_xmin_alone():
+    """alpha is scale-free, xmin scales with the weights squared."""
+    sigma = np.random.default_rng(2).pareto(2, 200) + 0.1
+    one, eight = power_law(of(sigma)), power_law(of(8 * sigma))
+    assert eight["alpha"] == pytest.approx(one["alpha"], rel=1e-9)
+    assert eight["alpha_xmin"] == pytest.approx(64 * one["alpha_xmin"], rel=1e-9)
+
+
+def test_hill_by_hand():
+    """sigma = (4, 2, 1, 1): k = 2, logs against sigma_3 = 1 are ln 16 and ln 4, so alpha = 1 + 2 / ln 64."""
+    assert hill(of([4, 2, 1, 1]))["alpha_hill"] == pytest.approx(1 + 2 / np.log(64))
+    assert hill(of([1, 1, 1, 1]))["alpha_hill"] is None
+    assert hill(of([4, 2, 0, 0]))["alpha_hill"] is None
+    assert hill(of([4]))["alpha_hill"] is None
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.7, 0.25, 0.01, 896 / 151936])
+def test_marchenko_pastur_median_is_that_of_the_density(ratio):
+    """Root finding in t equals the trapezium rule on the density in lambda."""
+    assert marchenko_pastur_median(ratio) == pytest.approx(reference.marchenko_pastur_median(ratio), rel=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (200, 800)])
+def test_marchenko_pastur_edge_of_noise_is_its_largest_singular_value(shape):
+    """Noise of variance s² has its edge at s (sqrt m + sqrt n), found from the median; a planted spike is outside."""
+    W = 0.3 * np.random.default_rng(3).standard_normal(shape)
+    sigma = np.linalg.svd(W, compute_uv=False)
+    found = marchenko_pastur(of(sigma, shape[1]))
+    assert found["mp_edge"] == pytest.approx(0.3 * (np.sqrt(shape[0]) + np.sqrt(shape[1])), rel=0.02)
+    assert found["mp_outliers"] <= 1
+    W[:, 0] += 5
+    spiked = marchenko_pastur(of(np.linalg.svd(W, compute_uv=False), shape[1]))
+    assert spiked["mp_outliers"] == found["mp_outliers"] + 1
+
+
+def test_marchenko_pastur_needs_a_resolved_median():
+    """A spectrum that is half 0 has no bulk."""
+    assert set(marchenko_pastur(of([3, 1, 0, 0, 0])).values()) == {None}
