@@ -33,7 +33,7 @@ def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
     base = 0.02 * rng.standard_normal(shape) * np.geomspace(1, 3, shape[0])[:, None]
     update = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1])) / math.sqrt(rank)
     tuned = base + 0.02 * size * (update + rng.standard_normal(shape))
-    tensors = [torch.from_numpy(x).to(getattr(torch, FLOATS[d].torch_name)) for x, d in zip((base, tuned), dtypes)]
+    tensors = [torch.from_numpy(x).to(getattr(torch, FLOATS[d].torch_name)) for x, d in zip((base, tuned), dtypes, strict=True)]
     return tensors[0], tensors[1]
 
 

@@ -243,7 +243,6 @@ def test_values_are_those_of_the_library(tmp_path, dtype):
     mine, theirs = map_tensor(path, info), load_file(path)["w"]
     assert (info.dtype, mine.dtype, mine.shape) == (dtype, theirs.dtype, theirs.shape)
     assert torch.equal(mine.view(torch.uint8), theirs.view(torch.uint8))
-    assert torch.equal(mine.double(), theirs.double()) or mine.isnan().any()
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3, 4, 4091])
@@ -255,11 +254,21 @@ def test_a_tensor_at_an_odd_offset_has_its_values(tmp_path, shift):
     assert (map_tensor(tmp_path / "x.safetensors", found["w"]).numpy() == wanted).all()
 
 
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2), (0, 2**48, 2**48), (2**48, 2**40, 0)])
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0, 2), (0, 2**40)])
 def test_a_tensor_without_elements_is_mapped(tmp_path, shape):
-    """Nothing is read for a tensor of no elements, however large its other dimensions claim to be."""
+    """A tensor of no elements has its shape and no bytes."""
     found = parse(tmp_path, file_bytes({"w": entry(shape=shape, offsets=(0, 0))}))
-    assert map_tensor(tmp_path / "x.safetensors", found["w"]).numel() == 0
+    assert map_tensor(tmp_path / "x.safetensors", found["w"]).shape == shape
+
+
+@pytest.mark.parametrize("shape", [(0, 2**48, 2**48), (2**48, 2**40, 0)])
+def test_an_empty_tensor_with_huge_dimensions_is_refused_or_mapped(tmp_path, shape):
+    """Dimensions whose product overflows behind a 0 do no harm: ShadowError, or no elements."""
+    try:
+        found = parse(tmp_path, file_bytes({"w": entry(shape=shape, offsets=(0, 0))}))
+        assert map_tensor(tmp_path / "x.safetensors", found["w"]).numel() == 0
+    except ShadowError as refused:
+        assert "shape" in refused.message  # noqa: PT017
 
 
 def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path):

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -68,11 +69,12 @@ def fixed(value: float | None, places: int = 2) -> str:
 
 def _title(summary: Summary) -> RenderableType:
     title = Text.assemble((visible(summary.family), "bold"), "  ", (visible(summary.pair), "bold cyan"))
+    line = Rule(title, align="left", style="dim")
     rows = Table.grid(padding=(0, 2))
     for side, which in (("base", summary.base), ("tuned", summary.tuned)):
         commit = f" @ {which['commit'][:12]}" if which.get("commit") else ""
         rows.add_row(Text(side, "dim"), Text(visible(f"{which['repo']}{commit}"), overflow="fold"))
-    return Group(title, rows)
+    return Group(line, rows)
 
 
 def _headline(summary: Summary) -> RenderableType:

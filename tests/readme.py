@@ -1,0 +1,105 @@
+"""Writes the generated parts of README.md, or with --check says whether they are up to date.
+
+Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shadow.diagnostics import DELTA, IDENTITY, NOTATION, SPECTRA, SPECTRAL, TENSORS, Column
+
+README = Path(__file__).parents[1] / "README.md"
+SHADOW = Path(sys.executable).parent / "shadow"
+ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+def shadow(*arguments: str | Path) -> str:
+    """What the command prints on stdout, at 80 columns without colour."""
+    path = str(SHADOW.parent) + ":/usr/bin:/bin"
+    child = subprocess.run(
+        [SHADOW, *arguments], capture_output=True, encoding="utf-8", check=True, env={**ENVIRONMENT, "PATH": path}
+    )
+    return "\n".join(line.rstrip() for line in child.stdout.splitlines()).strip("\n")
+
+
+def audited_demo() -> str:
+    """The demo audit as a person sees it; what differs from machine to machine is replaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = shadow("audit", "demo:base..narrow", "-o", folder)
+    text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
+    text = re.sub(r"(?m)^report     .*$", "report     reports/demo/base..narrow/", text)
+    return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
+
+
+def fenced(text: str) -> str:
+    return f"```text\n{text}\n```"
+
+
+def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
+    """A Markdown table of columns."""
+    out = io.StringIO()
+    heads = (
+        ["column", "what", "formula", "range", "null when", "source"] if formulas else ["column", "what", "null when"]
+    )
+    out.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
+    for column in columns:
+        code = f"`{column.formula}`" if column.formula else ""
+        cells = [f"`{column.name}`", column.text, code, column.range, column.null, column.source]
+        cells = cells if formulas else [cells[0], cells[1], cells[4]]
+        out.write(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |\n")
+    return out.getvalue().rstrip()
+
+
+def blocks() -> dict[str, str]:
+    """Every generated part by name."""
+    return {
+        "demo": fenced(audited_demo()),
+        "help": fenced(shadow("audit", "--help")),
+        "notation": NOTATION,
+        "identity": table(IDENTITY, formulas=False),
+        "spectral": table(SPECTRAL),
+        "delta": table(DELTA),
+        "tensors": table(TENSORS, formulas=False),
+        "spectra": table(SPECTRA, formulas=False),
+    }
+
+
+def real(summaries: list[dict[str, Any]]) -> str:
+    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with the README."""
+    names = ("relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes")
+    out = ["| base..tuned | matrices | relative norm | concentration | PR | null PR | spikes |", "|---|---|---|---|---|---|---|"]
+    for summary in summaries:
+        figures = summary["figures"]
+        cells = [f"{figures[name]:.3g}" for name in names]
+        out.append(f"| bert_pretrained..{summary['family']} | {figures['matrices']} | {' | '.join(cells)} |")
+    return "\n".join(out)
+
+
+def part(text: str, name: str) -> str:
+    """What stands in the README between the marks of a name."""
+    return text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
+
+
+def written(text: str) -> str:
+    """The README with its generated parts made anew."""
+    for name, content in blocks().items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no part <!-- {name} -->")
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    before = README.read_text(encoding="utf-8")
+    after = written(before)
+    if "--check" in sys.argv:
+        sys.exit("README.md is out of date: run `make docs`" if before != after else None)
+    README.write_text(after, encoding="utf-8")

@@ -1,0 +1,584 @@
+"""Hostile and broken input through the command line: one line of error, the right exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+SHADOW = Path(sys.executable).parent / "shadow"
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+NORM = "model.norm.weight"
+INDEX = "model.safetensors.index.json"
+SECONDS = 30  # after which a command counts as hung
+
+# Imports once and forks for every command, since the imports take two seconds and a command on toy files a tenth.
+ZYGOTE = """
+import json, os, resource, signal, sys
+import shadow.cli, shadow.render, shadow.run
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.alarm(job["seconds"])
+        os.chdir(job["cwd"])
+        os.environ.update(job["env"])
+        for number, name in ((0, os.devnull), (1, job["out"]), (2, job["err"])):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
+        if job["file_size"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
+        sys.argv = ["shadow", *map(os.fsdecode, map(bytes.fromhex, job["arguments"]))]
+        shadow.cli.main()
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@dataclass
+class Run:
+    code: int
+    out: str
+    err: str
+
+    def assert_refused(self, code: int = 1) -> str:
+        """An expected fault: the exit code, one `error:` line, at most one `hint:` line, nothing else. Returns the error."""
+        assert "Traceback" not in self.out + self.err
+        assert self.code == code, self.err
+        lines = self.err.splitlines()
+        assert [line.split(":")[0] for line in lines] in (["error"], ["error", "hint"]), self.err
+        assert self.out == ""
+        assert self.err.replace("\n", "").isprintable()
+        return lines[0]
+
+    def assert_done(self, code: int = 0) -> str:
+        """A command that did its work. Returns what it printed, with the wrapped lines of tables as they are."""
+        assert "Traceback" not in self.err
+        assert self.code == code, self.err
+        assert self.out.replace("\n", "").isprintable()
+        assert self.err.replace("\n", "").isprintable()
+        return self.out
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def shadow(zygote, tmp_path):
+    """Runs a `shadow` command in tmp_path."""
+
+    def run(*arguments, file_size=0, **env) -> Run:
+        job = {
+            "arguments": [os.fsencode(str(one)).hex() for one in arguments],
+            "cwd": str(tmp_path),
+            "out": str(tmp_path / ".stdout"),
+            "err": str(tmp_path / ".stderr"),
+            "seconds": SECONDS,
+            "file_size": file_size,
+            "env": {"COLUMNS": "200", **env},
+        }
+        for name in (".stdout", ".stderr"):
+            (tmp_path / name).unlink(missing_ok=True)
+        zygote.stdin.write(json.dumps(job) + "\n")
+        zygote.stdin.flush()
+        code = int(zygote.stdout.readline())
+        # unlike read_text, keeps carriage returns
+        return Run(code, *((tmp_path / name).read_bytes().decode() for name in (".stdout", ".stderr")))
+
+    return run
+
+
+def weights(seed):
+    """A toy checkpoint; seeds differ in the two matrices."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices = {name: torch.randn(8, 6, generator=generator) for name in (UP, DOWN)}
+    return {**matrices, NORM: torch.ones(6)}
+
+
+def write_index(folder, weight_map, name=INDEX):
+    (folder / name).write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """`base` and `tuned`, two toy checkpoints of one file each."""
+    for seed, name in enumerate(("base", "tuned")):
+        (tmp_path / name).mkdir()
+        save_file(weights(seed), tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path / "base", tmp_path / "tuned"
+
+
+PAIR = ("audit", "--base", "./base", "--tuned", "./tuned", "-o", "out")
+
+
+def report(tmp_path) -> Path:
+    """The only report under out/."""
+    (path,) = (tmp_path / "out").rglob("matrices.parquet")
+    return path.parent
+
+
+def raw_file(path, header, data=b""):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + data)
+
+
+def test_the_command_itself_audits_and_refuses(folders, tmp_path):
+    """The installed script, a process of its own: 0 and a report; for a folder that is not there 1 and two lines."""
+    good, bad = (
+        subprocess.run([SHADOW, *PAIR[:4], tuned, "-o", "out"], cwd=tmp_path, capture_output=True, text=True)
+        for tuned in ("./tuned", "./none")
+    )
+    Run(good.returncode, good.stdout, good.stderr).assert_done()
+    assert {path.name for path in report(tmp_path).iterdir()} >= {"matrices.parquet", "tensors.parquet", "summary.json"}
+    assert "no such folder" in Run(bad.returncode, bad.stdout, bad.stderr).assert_refused()
+
+
+def spoil_header(header, data=b""):
+    return lambda folder: raw_file(folder / "model.safetensors", header, data)
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def text_in(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def only(name, content=b"x"):
+    def spoil(folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+
+    return spoil
+
+
+def index_of(weight_map):
+    return lambda folder: write_index(folder, weight_map)
+
+
+def named(name):
+    """The toy checkpoint with one more tensor of this name."""
+    return lambda folder: save_file({**weights(1), name: torch.ones(2)}, folder / "model.safetensors")
+
+
+def twice(folder):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
+
+
+def loop(folder):
+    shutil.rmtree(folder)
+    folder.symlink_to(folder.name)
+
+
+def other_model(folder):
+    save_file({"decoder.blocks.9.weight": torch.randn(5, 4)}, folder / "model.safetensors")
+
+
+HUGE = b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,' + b"9" * 4300 + b"]}}"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+FAULTS = {
+    "no folder": (shutil.rmtree, "no such folder"),
+    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "no safetensors files"),
+    "adapter": (only("adapter_model.safetensors"), "LoRA adapter"),
+    "loop of links": (loop, "tuned"),
+    "empty file": (text_in("model.safetensors", ""), "it is empty"),
+    "cut file": (cut, "cut short"),
+    "LFS pointer": (text_in("model.safetensors", POINTER), "Git-LFS pointer"),
+    "nested header": (spoil_header(b"[" * 100_000), "not JSON"),
+    "number of 4300 digits": (spoil_header(HUGE), "cut short"),
+    "overlap": (
+        spoil_header({name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)),
+        "overlaps",
+    ),
+    "escape in a name": (named("\x1b]0;owned\x07\x1b[31m"), "unusable name"),
+    "new line in a name": (named("a\n::error::owned"), "unusable name"),
+    "no tensors": (spoil_header({}), "no tensors"),
+    "missing shard": (index_of({UP: "a.safetensors"}), "a.safetensors is missing"),
+    "shard outside": (index_of({UP: "../base/model.safetensors"}), "leaves the folder"),
+    "escape in a shard name": (index_of({UP: "\x1b[2J.safetensors"}), "no file name"),
+    "very long shard name": (index_of({UP: "a" * 5000 + ".safetensors"}), INDEX),
+    "half a surrogate pair in the index": (index_of({UP: "model.safetensors", "\ud800": "model.safetensors"}), INDEX),
+    "index is an LFS pointer": (text_in(INDEX, POINTER), "Git-LFS pointer"),
+    "index with merge conflicts": (text_in(INDEX, "<<<<<<< HEAD\n"), "not JSON"),
+    "one tensor in two files": (twice, "a.safetensors and in b.safetensors"),
+    "broken config": (text_in("config.json", '{"a":'), "config.json: not JSON"),
+    "pickles without the flag": (only("pytorch_model.bin"), "only torch .bin files"),
+    "nothing in common": (other_model, "share no tensor"),
+    "escape in a file name": (only("\x1b[31mred"), "no safetensors files"),
+}
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_checkpoint_is_one_error_line(shadow, folders, tmp_path, fault, side):
+    """On either side: exit 1, the fault in one line and a hint, and an output folder that was not there is not made."""
+    spoil, reason = FAULTS[fault]
+    spoil(tmp_path / side)
+    error = shadow(*PAIR).assert_refused()
+    assert reason in error or (side == "base" and fault == "loop of links" and "base" in error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fault_leaves_what_was_in_the_output_folder(shadow, folders, tmp_path):
+    """A folder that was there stays, with what is in it and nothing new."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    cut(folders[1])
+    shadow(*PAIR).assert_refused()
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["mine.txt"]
+
+
+def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_path):
+    """`-o new/deep/out` of an audit that fails leaves nothing, also where the scratch of a `.bin` was needed."""
+    only("pytorch_model.bin", b"no pickle")(folders[1])
+    shadow(*PAIR[:-1], "new/deep/out", "--allow-pickle").assert_refused()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_malicious_pickle_is_refused_and_not_run(shadow, folders, tmp_path):
+    """`os.system` in a `.bin` with --allow-pickle: refused in a line, nothing run, nothing left."""
+
+    class Command:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'marker'}",)
+
+    (folders[1] / "model.safetensors").unlink()
+    torch.save({UP: Command()}, folders[1] / "pytorch_model.bin")
+    assert "refused" in shadow(*PAIR, "--allow-pickle").assert_refused()
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_bins_are_audited_like_safetensors(shadow, folders, tmp_path):
+    """The same weights as an old-format `.bin` give the same numbers, and no scratch file stays."""
+    shadow(*PAIR).assert_done()
+    wanted = pd.read_parquet(report(tmp_path) / "matrices.parquet")
+    shutil.rmtree(tmp_path / "out")
+    (folders[1] / "model.safetensors").unlink()
+    torch.save(weights(1), folders[1] / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    shadow(*PAIR, "--allow-pickle").assert_done()
+    pd.testing.assert_frame_equal(pd.read_parquet(report(tmp_path) / "matrices.parquet"), wanted)
+    assert all(path.suffix in (".parquet", ".json") for path in report(tmp_path).iterdir())
+
+
+def mixed(folder):
+    """A tensor of a dtype that nobody knows, one of integers, one with a NaN, and one that no shard holds."""
+    strange = {"dtype": "F4_E9", "shape": [2**48] * 16, "data_offsets": [0, 8]}
+    raw_file(folder / "strange.safetensors", {"model.layers.0.strange.weight": strange}, bytes(8))
+    (folder / "model.safetensors").unlink()
+    nan = torch.full((4, 4), float("nan"))
+    more = {"model.layers.1.mlp.up_proj.weight": nan, "model.layers.0.ids": torch.arange(3)}
+    save_file(weights(int(folder.name == "tuned")) | more, folder / "most.safetensors")
+    found = dict.fromkeys([UP, DOWN, NORM, *more], "most.safetensors")
+    write_index(
+        folder,
+        found
+        | {"model.layers.0.strange.weight": "strange.safetensors", "model.layers.0.lost.weight": "most.safetensors"},
+    )
+
+
+def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tmp_path):
+    """Unknown dtype, integers, NaN, a lost tensor: each a row with its reason; exit 0, and 3 with --strict."""
+    for folder in folders:
+        mixed(folder)
+    shadow(*PAIR).assert_done()
+    tensors = pd.read_parquet(report(tmp_path) / "tensors.parquet")
+    reasons = tensors[tensors.side == "tuned"].set_index("tensor").reason.dropna().to_dict()
+    assert reasons == {
+        "model.layers.0.strange.weight": "unknown_dtype",
+        "model.layers.0.ids": "not_float",
+        "model.layers.1.mlp.up_proj.weight": "nonfinite",
+        "model.layers.0.lost.weight": "unreadable",
+        NORM: "not_a_matrix",
+    }
+    strict = shadow(*PAIR, "--strict")
+    strict.assert_done(code=3)
+    assert "nonfinite, unknown_dtype, unreadable" in strict.err
+
+
+def test_strict_has_no_objection_to_vectors_and_filters(shadow, folders):
+    """What --strict never objects to: not_a_matrix, not_float, filtered."""
+    for folder in folders:
+        save_file(weights(int(folder.name == "tuned")) | {"ids": torch.arange(3)}, folder / "model.safetensors")
+    shadow(*PAIR, "--strict", "--module", "mlp.up").assert_done()
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+@pytest.mark.parametrize(
+    "config",
+    ['{"model_type": ["llama"]}', '{"model_type": {"a": 1}}', '{"text_config": {"model_type": [1]}}', '{"text_config": 7}',
+     '{"model_type": "gpt_neox", "num_attention_heads": "8"}', '{"model_type": "gpt2", "num_attention_heads": -1}',
+     '{"tie_word_embeddings": "yes", "x": NaN}', '{"x": "\\ud800"}', '{"model_type": "\\u001b[31m"}'],
+)  # fmt: skip
+def test_a_config_of_wrong_types_does_no_harm(shadow, folders, tmp_path, config, side):
+    """config.json is a hint for reading names; nonsense in it is ignored or refused, never a traceback."""
+    (tmp_path / side / "config.json").write_text(config)
+    done = shadow(*PAIR)
+    done.assert_refused() if done.code else done.assert_done()
+
+
+EMPTY = {"dtype": "F32", "shape": [0, 2**48, 2**48], "data_offsets": [0, 0]}
+
+
+@pytest.mark.parametrize(
+    "shape", [(0,), (0, 6), (6, 0), (2, 0, 3), (0, 0, 5), (), (1,), (1, 1), (1, 6), (0, 2**48, 2**48)]
+)
+@pytest.mark.parametrize("name", ["x.weight", "model.layers.0.mlp.experts.up.weight", "model.embed_tokens.weight"])
+def test_odd_shapes_are_rows_or_one_error(shadow, folders, tmp_path, name, shape):
+    """Empty tensors, scalars and single rows have a row in the report; only an absurd shape may be refused."""
+    elements = int(0 not in shape) * max([*shape, 1])
+    for folder in folders:
+        (folder / "model.safetensors").rename(folder / "a.safetensors")
+        odd = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, 4 * elements]}
+        raw_file(folder / "b.safetensors", {name: odd}, bytes(4 * elements))
+    done = shadow(*PAIR)
+    if 2**48 in shape and done.code:
+        done.assert_refused()
+        return
+    done.assert_done()
+    assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("embed_tokens.weight", "model.embed_tokens.weight"),
+     ("embed_tokens.weight", "model.embed_tokens.weight", "model.model.embed_tokens.weight"),
+     ("model.norm.gamma", "norm.weight"),
+     ("model.layers.0.mlp.fc1.weight", "model.layers.00.mlp.fc1.weight", "layers.0.mlp.c_fc.weight")],
+)  # fmt: skip
+def test_no_tensor_is_lost_where_names_collide(shadow, folders, tmp_path, names):
+    """Names that mean one place: every tensor of either side still has its row."""
+    for folder in folders:
+        more = {name: torch.full((3, 4), float(i)) for i, name in enumerate(names)}
+        save_file(weights(int(folder.name == "tuned")) | more, folder / "model.safetensors")
+    shadow(*PAIR).assert_done()
+    tensors = pd.read_parquet(report(tmp_path) / "tensors.parquet")
+    for side in ("base", "tuned"):
+        assert set(tensors[tensors.side == side].tensor) >= set(names)
+
+
+HOSTILE_NAMES = ["[red]x[/red]", "[/]", "[link=http://x]y", ":bomb:", "%s{0}", "=1+1", "::error::x", "<script>", "a\\", "../../x"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
+    """Markup, emoji codes and the like in a tensor name are text, in the terminal and in the report."""
+    for folder in folders:
+        save_file(weights(int(folder.name == "tuned")) | {name: torch.arange(3)}, folder / "model.safetensors")
+    assert f"e.g. {name}" in shadow(*PAIR).assert_done()
+    assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
+    assert f"e.g. {name}" in shadow("show", "out").assert_done()
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES[:9])
+def test_a_printable_name_in_an_error_is_shown_as_it_is(shadow, folders, name):
+    """The same names in an error line: not swallowed as markup, not turned into a picture."""
+    twice(folders[1])
+    for shard in ("a", "b"):
+        save_file({name: torch.ones(2)}, folders[1] / f"{shard}.safetensors")
+    assert f"tensor {name!r} is in" in shadow(*PAIR).assert_refused()
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"\x1b[31mred", b"a\nb", b":100:", b"[bold]", b"...", b"-o", b"a;$(touch x)"])
+def test_a_folder_of_any_name_is_audited_inside_the_output_folder(shadow, folders, tmp_path, name):
+    """A checkpoint's folder may have any name; the report still lies in a folder of safe name under -o."""
+    strange = tmp_path / os.fsdecode(name)
+    folders[1].rename(strange)
+    shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out").assert_done()
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(report(tmp_path).relative_to(tmp_path / "out")))
+    shadow("show", "out").assert_done()
+
+
+def test_a_shard_of_any_name_is_audited(shadow, folders, tmp_path):
+    """A safetensors file whose name is no UTF-8 or drives terminals is read like any other."""
+    for side, name in zip(folders, (b"\xff.safetensors", b"\x1b[31m.safetensors"), strict=True):
+        (side / "model.safetensors").rename(side / os.fsdecode(name))
+    done = shadow(*PAIR)
+    done.assert_refused() if done.code else done.assert_done()
+
+
+def family(text):
+    return f"fam:\n  base: ./base\n{text}"
+
+
+REGISTRIES = {
+    "goes up": "..:\n  base: ./base\n  x: ./tuned\n",
+    "goes up by a path": "../../up:\n  base: ./base\n  x: ./tuned\n",
+    "absolute": "/tmp/absolute:\n  base: ./base\n  x: ./tuned\n",
+    "stage goes up": family("  ../../x: ./tuned\n"),
+    "escape in a stage": family('  "\\e[31mx": ./tuned\n'),
+    "escape in a reference": family('  x: "\\e[31mx"\n'),
+    "unknown key": family("  x: {repo: ./tuned, revison: a}\n"),
+    "python tag": family("  x: !!python/object/apply:os.system ['touch marker']\n"),
+    "twice": family("  x: ./tuned\n  x: ./tuned\n"),
+    "nested": family("  x: " + "[" * 20_000),
+    "int that is none": family('  x: !!int ""\n'),
+    "pair of lists": family("  x: ./tuned\n  pairs: [{from: [base], to: x}]\n"),
+    "home of nobody": family("  x: ~no-such-user/x\n"),
+    "NUL": family('  x: "/a\\0b"\n'),
+    "not YAML": "fam: [",
+    "a hundred lines": "\n" * 99 + "fam: [",
+    "not UTF-8": b"\xff",
+}
+
+
+@pytest.mark.parametrize("command", [("audit", "fam", "-o", "out"), ("families",)], ids=["audit", "families"])
+@pytest.mark.parametrize("fault", REGISTRIES)
+def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault, command):
+    """Exit 1, one line that names the file, nothing run, nothing written."""
+    (tmp_path / "reg").mkdir()
+    text = REGISTRIES[fault]
+    (tmp_path / "reg" / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    before = sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".")
+    assert "reg/r.yaml:" in shadow(*command, "--registry", "reg").assert_refused()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == before
+
+
+@pytest.mark.parametrize("name", ["a..b", "a...", "A-.", "a" * 96])
+def test_an_odd_family_name_stays_in_the_output_folder(shadow, folders, tmp_path, name):
+    """Whatever name a registry may give, the report lies two folders below -o."""
+    (tmp_path / "r.yaml").write_text(f"{name}:\n  base: ./base\n  x: ./tuned\n")
+    shadow("audit", name, "--registry", ".", "-o", "out").assert_done()
+    assert report(tmp_path).parent.parent == tmp_path / "out"
+
+
+def test_free_text_of_a_registry_cannot_drive_the_terminal(shadow, folders, tmp_path):
+    """Escapes in note, source and revision are shown as text by `families`."""
+    bad = '"\\e]0;owned\\a\\ud800[red]"'
+    (tmp_path / "r.yaml").write_text(family(f"  x: {{repo: o/x, revision: {bad}}}\n  note: {bad}\n  source: {bad}\n"))
+    assert shadow("families", "fam", "--registry", ".").assert_done().count("\\x1b]0;owned") == 3
+
+
+WRONG_USAGE = {
+    "no command": ("nonsense",),
+    "nothing to audit": ("audit",),
+    "half a pair": ("audit", "--base", "./base"),
+    "no reference": ("audit", "--base", "word", "--tuned", "./tuned"),
+    "home of nobody": ("audit", "--base", "~no-such-user/x", "--tuned", "./tuned"),
+    "very long reference": ("audit", "--base", "a" * 3000, "--tuned", "./tuned"),
+    "unknown option": (*PAIR, "--fast"),
+    "unknown precision": (*PAIR, "--precision", "double"),
+    "no component": (*PAIR, "--component", "\x1b[31mtext"),
+    "no module": (*PAIR, "--module", "mlp.upp"),
+    "no layer": (*PAIR, "--layer", "first"),
+    "layers reversed": (*PAIR, "--layer", "5-3"),
+    "no jobs": (*PAIR, "--jobs", "0"),
+    "output is a file": (*PAIR[:-1], "base/model.safetensors"),
+    "unknown column": ("explain", "concentratoin"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_USAGE)
+def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
+    """A request that makes no sense whatever the files hold: exit 2, no traceback, nothing on stdout or on disk."""
+    done = shadow(*WRONG_USAGE[wrong])
+    assert "Traceback" not in done.err
+    assert done.code == 2, done.err
+    assert done.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("make", [lambda folder: (folder / "x").write_text(""), lambda folder: (folder / "x").symlink_to("x")])
+@pytest.mark.parametrize("bins", [False, True])
+def test_an_output_folder_that_cannot_be_made_is_one_error_line(shadow, folders, tmp_path, make, bins):
+    """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and with `.bin`."""
+    make(tmp_path)
+    if bins:
+        (folders[1] / "model.safetensors").unlink()
+        torch.save(weights(1), folders[1] / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    shadow(*PAIR[:-1], "x/out", "--allow-pickle").assert_refused()
+
+
+@pytest.fixture
+def larger(folders):
+    """The toy checkpoints with a matrix large enough that its journal entry exceeds a page."""
+    for seed, folder in enumerate(folders):
+        matrix = torch.randn(500, 500, generator=torch.Generator().manual_seed(seed))
+        save_file({**weights(seed), "model.layers.1.mlp.up_proj.weight": matrix}, folder / "model.safetensors")
+    return folders
+
+
+@pytest.mark.parametrize("size", [16, 600, 2000, 9000])
+def test_a_write_that_fails_is_one_error_line(shadow, larger, tmp_path, size):
+    """The disk gives out after so many bytes of a file: exit 1, no half report; the same command then ends well."""
+    failed = shadow(*PAIR, file_size=size)
+    assert "cannot write to" in failed.assert_refused()
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    shadow(*PAIR).assert_done()
+    assert len(pd.read_parquet(report(tmp_path) / "matrices.parquet")) == 9
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 4 pages."""
+    (tmp_path / "out").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(tmp_path / "out")]
+    with contextlib.suppress(FileNotFoundError):
+        if subprocess.run(command, capture_output=True).returncode == 0:
+            yield tmp_path / "out"
+            subprocess.run(["umount", str(tmp_path / "out")], check=True)
+            return
+    pytest.skip("only root can mount a small disk")
+
+
+def test_a_full_disk_is_one_error_line(shadow, larger, tiny_disk):
+    """A disk that is full before the end: exit 1, what to do in the hint, no half report."""
+    failed = shadow(*PAIR)
+    assert "No space left" in failed.assert_refused()
+    assert "free some space" in failed.err
+    assert not list(tiny_disk.rglob("*.parquet"))
+
+
+def test_one_failing_pair_does_not_stop_the_others(shadow, folders, tmp_path):
+    """Of three pairs of a family one is broken: one error line, two reports, exit 1."""
+    (tmp_path / "r.yaml").write_text(family("  a: ./tuned\n  b: ./none\n  c: ./tuned\n"))
+    done = shadow("audit", "fam", "--registry", ".", "-o", "out")
+    assert done.code == 1
+    assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"]
+    assert sorted(path.name for path in (tmp_path / "out" / "fam").iterdir()) == ["base..a", "base..c"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_few_letters_gets_the_report(shadow, folders, tmp_path, encoding):
+    """Where stdout cannot show Greek letters the report is still shown."""
+    command = [SHADOW, *PAIR]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding}
+    )
+    assert done.returncode == 0, done.stderr.decode(encoding)
+    assert b"mlp.up" in done.stdout
+
+
+@pytest.mark.parametrize("metadata", [{}, {"schema": 1}, {"schema": "1"}, {"schema": 99}])
+def test_a_foreign_report_is_refused_or_measured_again(shadow, folders, tmp_path, metadata):
+    """A report in the pair's folder whose metadata is nonsense: one error line or a new report, and `show` refuses it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shadow(*PAIR).assert_done()
+    table = pa.table({"a": [1]}).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
+    pq.write_table(table, report(tmp_path) / "matrices.parquet")
+    shadow("show", "out").assert_refused()
+    done = shadow(*PAIR)
+    done.assert_refused() if done.code else done.assert_done()

@@ -1,0 +1,290 @@
+"""A folder -> Checkpoint: which files are read, and that every way to be no checkpoint is one ShadowError."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shadow.checkpoint import open_folder
+from shadow.errors import ShadowError
+
+UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
+INDEX = "model.safetensors.index.json"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+
+
+def weights(seed=0):
+    return torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def write_index(folder, weight_map, name=INDEX):
+    (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """Two shards, an index and a config."""
+    save_file({UP: weights(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({DOWN: weights(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    write_index(tmp_path, {UP: "model-00001-of-00002.safetensors", DOWN: "model-00002-of-00002.safetensors"})
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
+def values(checkpoint):
+    return {name: checkpoint.tensor(info) for name, info in checkpoint.tensors.items()}
+
+
+def assert_holds_both(checkpoint):
+    found = values(checkpoint)
+    assert found.keys() == {UP, DOWN}
+    assert torch.equal(found[UP], weights(1))
+    assert torch.equal(found[DOWN], weights(2))
+
+
+def test_shards_with_an_index_are_one_checkpoint(sharded):
+    """Every tensor comes from its own shard, with its values; config.json is there as it is."""
+    checkpoint = open_folder(str(sharded))
+    assert_holds_both(checkpoint)
+    assert checkpoint.tensors[DOWN].shard == "model-00002-of-00002.safetensors"
+    assert (checkpoint.config, checkpoint.commit) == ({"model_type": "llama"}, None)
+
+
+def test_shards_without_an_index_are_one_checkpoint(sharded):
+    """An index is a hint: without one, every safetensors file of the folder is read."""
+    (sharded / INDEX).unlink()
+    assert_holds_both(open_folder(str(sharded)))
+
+
+def test_shards_in_a_subfolder_are_found(sharded):
+    """An index may name files below the folder."""
+    (sharded / "parts").mkdir()
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (sharded / name).rename(sharded / "parts" / name)
+    write_index(sharded, {UP: "parts/model-00001-of-00002.safetensors", DOWN: "parts/model-00002-of-00002.safetensors"})
+    assert_holds_both(open_folder(str(sharded)))
+
+
+def test_model_safetensors_alone_is_read_when_it_is_there(sharded):
+    """Without an index `model.safetensors` is the model, whatever other weight files lie beside it."""
+    (sharded / INDEX).unlink()
+    save_file({UP: weights(3)}, sharded / "model.safetensors")
+    found = values(open_folder(str(sharded)))
+    assert found.keys() == {UP}
+    assert torch.equal(found[UP], weights(3))
+
+
+def test_safetensors_come_before_pickles(sharded):
+    """A `.bin` beside safetensors is not looked at, with --allow-pickle or without."""
+    (sharded / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    assert_holds_both(open_folder(str(sharded), allow_pickle=True))
+
+
+def test_headers_are_the_truth_about_what_a_shard_holds(sharded):
+    """The index puts both tensors in the wrong shard; they are found where they are."""
+    write_index(sharded, {UP: "model-00002-of-00002.safetensors", DOWN: "model-00001-of-00002.safetensors"})
+    assert_holds_both(open_folder(str(sharded)))
+
+
+def test_a_tensor_that_no_shard_holds_is_kept_with_its_problem(sharded):
+    """What only the index announces is in the checkpoint as unreadable, never silently missing."""
+    write_index(
+        sharded,
+        {
+            UP: "model-00001-of-00002.safetensors",
+            DOWN: "model-00002-of-00002.safetensors",
+            "lost.weight": "model-00001-of-00002.safetensors",
+        },
+    )
+    checkpoint = open_folder(str(sharded))
+    assert checkpoint.tensors.keys() == {UP, DOWN, "lost.weight"}
+    assert "no such tensor" in checkpoint.tensors["lost.weight"].problem
+    assert checkpoint.tensors[UP].problem is None
+
+
+def test_config_is_optional(sharded):
+    """A folder of weights alone is a checkpoint with an empty config."""
+    (sharded / "config.json").unlink()
+    assert open_folder(str(sharded)).config == {}
+
+
+@pytest.mark.parametrize("change", ["header", "size", "time", "config", "name"])
+def test_the_fingerprint_changes_with_the_files(sharded, change):
+    """Equal files have equal fingerprints; another header, size, time, config or file name gives another one."""
+    first = "model-00001-of-00002.safetensors"
+    before = open_folder(str(sharded)).fingerprint
+    assert open_folder(str(sharded)).fingerprint == before
+    status = (sharded / first).stat()
+    if change == "header":
+        raw = (sharded / first).read_bytes()
+        (sharded / first).write_bytes(raw.replace(b"up_proj", b"op_proj"))
+    elif change == "size":
+        save_file({UP: torch.ones(2, 2)}, sharded / first)
+    elif change == "config":
+        (sharded / "config.json").write_text('{"model_type": "qwen2"}')
+    elif change == "name":
+        (sharded / INDEX).unlink()
+        (sharded / first).rename(sharded / "other.safetensors")
+    if change != "config" and change != "name":
+        moved = status.st_mtime_ns + (1_000_000_000 if change == "time" else 0)
+        os.utime(sharded / first, ns=(moved, moved))
+    assert open_folder(str(sharded)).fingerprint != before
+
+
+def missing_folder(folder):
+    shutil.rmtree(folder)
+
+
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.write_text("weights")
+
+
+def empty_folder(folder):
+    missing_folder(folder)
+    folder.mkdir()
+
+
+def adapter(folder):
+    empty_folder(folder)
+    save_file({"base_model.model.x.lora_A.weight": weights()}, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def missing_shard(folder):
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def shard_is_a_folder(folder):
+    missing_shard(folder)
+    (folder / "model-00002-of-00002.safetensors").mkdir()
+
+
+def shard_is_a_pointer(folder):
+    (folder / "model-00002-of-00002.safetensors").write_text(POINTER)
+
+
+def shard_is_cut(folder):
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def twice(folder):
+    (folder / INDEX).unlink()
+    shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "copy.safetensors")
+
+
+def no_tensors(folder):
+    empty_folder(folder)
+    save_file({}, folder / "model.safetensors")
+
+
+def index_text(text):
+    return lambda folder: (folder / INDEX).write_text(text)
+
+
+def index_shard(name):
+    return lambda folder: write_index(folder, {UP: name})
+
+
+def index_is_a_folder(folder):
+    (folder / INDEX).unlink()
+    (folder / INDEX).mkdir()
+
+
+def config_text(text):
+    return lambda folder: (folder / "config.json").write_text(text)
+
+
+FAULTS = {
+    "missing folder": (missing_folder, "no such folder"),
+    "a file": (a_file, "no such folder"),
+    "empty folder": (empty_folder, "no safetensors files"),
+    "adapter": (adapter, "LoRA adapter"),
+    "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),
+    "shard is a folder": (shard_is_a_folder, "model-00002-of-00002.safetensors"),
+    "shard is an LFS pointer": (shard_is_a_pointer, "Git-LFS pointer"),
+    "shard is cut": (shard_is_cut, "cut short"),
+    "a tensor in two files": (twice, "copy.safetensors and in model-00001"),
+    "no tensors": (no_tensors, "no tensors"),
+    "index is an LFS pointer": (index_text(POINTER), "Git-LFS pointer"),
+    "index is not JSON": (index_text("<<<<<<< HEAD\n{}"), "not JSON"),
+    "index is not UTF-8": (lambda folder: (folder / INDEX).write_bytes(b'{"\xff": 1}'), "not JSON"),
+    "index is a list": (index_text("[1]"), "not a JSON object"),
+    "index is nested": (index_text("[" * 100_000), "not JSON"),
+    "index is a folder": (index_is_a_folder, INDEX),
+    "index without a map": (index_text('{"metadata": {}}'), "no weight_map"),
+    "empty map": (index_text('{"weight_map": {}}'), "no weight_map"),
+    "map is a list": (index_text('{"weight_map": ["a.safetensors"]}'), "no weight_map"),
+    "shard name is a number": (index_shard(3), "has no file name"),
+    "shard name is empty": (index_shard(""), "has no file name"),
+    "shard name has an escape": (index_shard("\x1b[2J.safetensors"), "has no file name"),
+    "shard name goes up": (index_shard("../secret.safetensors"), "leaves the folder"),
+    "shard name goes up inside": (index_shard("a/../../secret.safetensors"), "leaves the folder"),
+    "shard name is absolute": (index_shard("/etc/x.safetensors"), "leaves the folder"),
+    "shard name has a backslash": (index_shard("..\\secret.safetensors"), "leaves the folder"),
+    "shard name is very long": (index_shard("a" * 5000 + ".safetensors"), "safetensors"),
+    "index of .bin files": (index_shard("pytorch_model-00001-of-00002.bin"), "not a .safetensors file"),
+    "config is not JSON": (config_text("{"), "config.json: not JSON"),
+    "config is empty": (config_text(""), "config.json: not JSON"),
+    "config is a list": (config_text("[]"), "config.json: not a JSON object"),
+    "config is an LFS pointer": (config_text(POINTER), "config.json: a Git-LFS pointer"),
+    "config is nested": (config_text('{"a":' * 100_000), "config.json: not JSON"),
+    "only pickles": (
+        lambda folder: (empty_folder(folder), (folder / "pytorch_model.bin").write_bytes(b"x")),
+        "only torch .bin files",
+    ),
+    "only an index of pickles": (
+        lambda folder: (empty_folder(folder), write_index(folder, {UP: "a.bin"}, "pytorch_model.bin.index.json")),
+        "only torch .bin files",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(sharded, fault):
+    """Each way to be no trustworthy checkpoint is one ShadowError of one line that names it, with a hint."""
+    spoil, reason = FAULTS[fault]
+    spoil(sharded)
+    with pytest.raises(ShadowError, match=reason) as caught:
+        open_folder(str(sharded))
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_without_the_flag_the_hint_names_it(tmp_path):
+    """A folder of pickles alone: the hint says --allow-pickle."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(ShadowError) as caught:
+        open_folder(str(tmp_path))
+    assert "--allow-pickle" in caught.value.hint
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 3))
+def test_a_deep_config_is_read_or_refused(sharded, depth):
+    """There is no depth of nesting that one reader of config.json stands and the next does not."""
+    (sharded / "config.json").write_text('{"a":' + "[" * depth + "]" * depth + "}")
+    try:
+        assert "a" in open_folder(str(sharded)).config
+    except ShadowError as refused:
+        assert "config.json" in refused.message  # noqa: PT017
+
+
+@pytest.mark.parametrize("name", ["", "a\x1b[31mb", "a\nb", "\ud800", "a" * 2000])
+def test_an_unusable_name_in_an_index_is_refused(sharded, name):
+    """Names that no shard may hold may stand in no index either: they would reach the report."""
+    write_index(
+        sharded,
+        {
+            UP: "model-00001-of-00002.safetensors",
+            DOWN: "model-00002-of-00002.safetensors",
+            name: "model-00001-of-00002.safetensors",
+        },
+    )
+    with pytest.raises(ShadowError, match=INDEX):
+        open_folder(str(sharded))

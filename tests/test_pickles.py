@@ -1,0 +1,207 @@
+"""torch `.bin` files: the right values without unpickling here, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from shadow.checkpoint import open_folder
+from shadow.errors import ShadowError
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def state():
+    """Tensors in every way that a `.bin` may hold them: tied, transposed, sliced, shared, empty, of every dtype."""
+    embed, whole = random(7, 4), random(6, 10, seed=1)
+    return {
+        "embed": embed,
+        "head": embed,
+        "transposed": random(5, 3, seed=2).T,
+        "middle rows": whole[2:5],
+        "every other column": whole[:, 1::2],
+        "expanded": random(1, 6, seed=3).expand(4, 6),
+        "permuted": random(2, 3, 4, seed=4).permute(2, 0, 1),
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 3),
+        "F64": random(3, 3, seed=5).double(),
+        "F16": random(3, 3, seed=6).half(),
+        "BF16": random(3, 3, seed=7).bfloat16(),
+        "I64": torch.arange(5),
+        "BOOL": torch.tensor([True, False]),
+        "parameter": torch.nn.Parameter(random(2, 2, seed=10)),
+        "complex": torch.complex(random(2, seed=11), random(2, seed=12)),
+        "step": 7,
+    }
+
+
+EIGHT_BITS = {  # torch itself cannot write these in its old format
+    "F8_E4M3": random(3, 3, seed=8).to(torch.float8_e4m3fn),
+    "F8_E5M2": random(3, 3, seed=9).to(torch.float8_e5m2),
+}
+
+
+def opened(folder, scratch):
+    return open_folder(str(folder), allow_pickle=True, scratch=scratch)
+
+
+@pytest.fixture(scope="module", params=["zip", "legacy"])
+def read(request, tmp_path_factory):
+    """The checkpoint of `state()` in one of torch's two file formats."""
+    folder, scratch = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("scratch")
+    new = request.param == "zip"
+    torch.save(
+        state() | (EIGHT_BITS if new else {}), folder / "pytorch_model.bin", _use_new_zipfile_serialization=new
+    )
+    return opened(folder, scratch)
+
+
+def test_values_are_those_that_torch_loads(read):
+    """Contiguous or not, every float tensor read as a view of the file equals the one that was saved."""
+    everything = (state() | EIGHT_BITS).items()
+    wanted_floats = {name: value for name, value in everything if name != "step" and value.is_floating_point()}
+    for name, wanted in wanted_floats.items():
+        if name in EIGHT_BITS and name not in read.tensors:
+            continue
+        found = read.tensor(read.tensors[name])
+        assert found.dtype == wanted.dtype, name
+        assert found.shape == wanted.shape, name
+        assert torch.equal(found.double(), wanted.detach().double()), name
+
+
+def test_dtypes_have_the_names_of_safetensors(read):
+    """Tensors of both formats have one set of dtype names; what is no tensor is left out, a strange dtype named."""
+    dtypes = {name: info.dtype for name, info in read.tensors.items()}
+    for name in ("F64", "F16", "BF16", "I64", "BOOL", *(EIGHT_BITS.keys() & dtypes.keys())):
+        assert dtypes[name] == name
+    assert dtypes["embed"] == "F32"
+    assert "complex" in dtypes["complex"]
+    assert "step" not in dtypes
+
+
+def test_tied_storages_are_told(read):
+    """A head that is the very bytes of the embedding is its alias; views of other parts of one storage are not."""
+    assert {name: info.alias_of for name, info in read.tensors.items() if info.alias_of} == {"head": "embed"}
+
+
+def test_shards_of_one_name_in_two_folders_stay_apart(tmp_path):
+    """Old-format shards `a/x.bin` and `b/x.bin` of one index each have their own values."""
+    for folder, seed in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        torch.save({folder: random(3, 3, seed=seed)}, tmp_path / folder / "x.bin", _use_new_zipfile_serialization=False)
+    index = {"weight_map": {"a": "a/x.bin", "b": "b/x.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    checkpoint = opened(tmp_path, tmp_path / "scratch")
+    for name, seed in (("a", 1), ("b", 2)):
+        assert torch.equal(checkpoint.tensor(checkpoint.tensors[name]), random(3, 3, seed=seed))
+
+
+def test_shards_without_an_index_are_one_checkpoint(tmp_path):
+    """`pytorch_model-*.bin` are read together, a state_dict inside a training checkpoint too; `training_args.bin` is not."""
+    torch.save({"w1": random(2, 3, seed=1)}, tmp_path / "pytorch_model-00001-of-00002.bin")
+    torch.save({"state_dict": {"w2": random(2, 3, seed=2)}, "epoch": 3}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    (tmp_path / "training_args.bin").write_bytes(b"anything")
+    checkpoint = opened(tmp_path, tmp_path / "scratch")
+    assert checkpoint.tensors.keys() == {"w1", "w2"}
+    assert torch.equal(checkpoint.tensor(checkpoint.tensors["w2"]), random(2, 3, seed=2))
+
+
+class Command:
+    """Unpickled by anything but a careful reader, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def zipped(content: dict, method=zipfile.ZIP_STORED, **replaced: bytes) -> bytes:
+    """torch's zip of content, written again with another compression or other members."""
+    saved, again = io.BytesIO(), io.BytesIO()
+    torch.save(content, saved)
+    with zipfile.ZipFile(saved) as old, zipfile.ZipFile(again, "w", method) as new:
+        for member in old.infolist():
+            last = member.filename.rpartition("/")[2]
+            new.writestr(member.filename, replaced.get(last, old.read(member)))
+    return again.getvalue()
+
+
+def saved(content, **options) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+BAD = {
+    "malicious zip": (lambda marker: saved({UP: random(2, 2), "x": Command(marker)}), "more than tensors"),
+    "malicious legacy": (
+        lambda marker: saved({"x": Command(marker)}, _use_new_zipfile_serialization=False),
+        "more than tensors",
+    ),
+    "malicious plain pickle": (lambda marker: pickle.dumps(Command(marker)), "more than tensors"),
+    "cut zip": (lambda marker: saved({UP: random(40, 40)})[:4000], "zip archive"),
+    "cut legacy": (lambda marker: saved({UP: random(40, 40)}, _use_new_zipfile_serialization=False)[:-4000], "EOF"),
+    "not a pickle": (lambda marker: b"\x89PNG, and more than that", "is no pickle"),
+    "empty": (lambda marker: b"", "EOFError"),
+    "compressed": (lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED), "compressed archive"),
+    "a list": (lambda marker: saved([random(2, 2)]), "no table of tensors"),
+    "control characters in a name": (lambda marker: saved({"a\x1b[2J\n": random(2, 2)}), "unusable tensor name"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_a_bad_bin_is_refused_and_never_run(tmp_path, bad):
+    """What holds more than tensors, or less than whole ones, is one ShadowError of one line; no code of it has run."""
+    make, reason = BAD[bad]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "pytorch_model.bin").write_bytes(make(tmp_path / "marker"))
+    with pytest.raises(ShadowError, match=reason) as caught:
+        opened(tmp_path / "model", tmp_path / "scratch")
+    assert caught.value.message.startswith("pytorch_model.bin: ")
+    assert caught.value.message.isprintable()
+    assert not (tmp_path / "marker").exists()
+
+
+def test_the_malicious_pickle_would_run_elsewhere(tmp_path):
+    """The control: the same pickle does make its marker where it is unpickled without care."""
+    pickle.loads(pickle.dumps(Command(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+
+
+def test_bytes_of_the_other_order_are_not_misread(tmp_path):
+    """A file written on a big-endian machine is refused or read as torch reads it, never as noise."""
+    (tmp_path / "pytorch_model.bin").write_bytes(zipped({UP: random(4, 4)}, byteorder=b"big"))
+    wanted = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)[UP]
+    assert not torch.equal(wanted, random(4, 4))
+    try:
+        checkpoint = opened(tmp_path, tmp_path / "scratch")
+    except ShadowError:
+        return
+    assert torch.equal(checkpoint.tensor(checkpoint.tensors[UP]), wanted)
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_a_fault(tmp_path):
+    """Where the output folder cannot be made, that is a ShadowError, not an OSError."""
+    (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShadowError):
+        opened(tmp_path, tmp_path / "file" / "scratch")
+
+
+def test_without_the_flag_no_child_is_started(tmp_path, monkeypatch):
+    """Without allow_pickle the file is not opened by anyone."""
+    monkeypatch.setattr("subprocess.run", lambda *a, **k: pytest.fail("a child was started"))
+    (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
+    with pytest.raises(ShadowError, match=r"only torch \.bin files"):
+        open_folder(str(tmp_path), scratch=tmp_path / "scratch")

