@@ -35,7 +35,7 @@ from processes import Usage, clean_environment, limit_cores, run_measured
 from rich.console import Console
 from rich.table import Table
 
-# Imports here stay light: the kernel counts this process's memory as the child's until the child's program starts.
+# Imports here stay light: the kernel may count this process's peak as the start of a child's.
 HERE = Path(__file__).parent
 WHOLE = 24  # layers of the whole model
 LEFT_OUT_ABOVE = 50_000  # WeightWatcher's default max_N
@@ -217,6 +217,7 @@ def main(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pair = pair.resolve() if pair else make_pair(folder / "pair", layers)
+        console.print(f"{pair}: {layers_of(pair)} layers; {available} cores, no thread count set")
         warm(pair)
         precisions = ["default", "fast", *(["exact"] if exact else [])]
         contenders = [
@@ -227,7 +228,6 @@ def main(
         outs = [folder / f"{repeats - 1}-{number}" for number in range(len(contenders))]
         figures = [contender.read(out) for contender, out in zip(contenders, outs, strict=True)]
         details = _details(outs[0])
-    console.print(f"{pair}: {layers_of(pair)} layers; {available} cores, no thread count set")
     console.print(usage_table(contenders, usages, [len(found) for found in figures]))
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in details["seconds"].items())
     console.print(f"weightwatcher {details['version']}, last round: {steps}")

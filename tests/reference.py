@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 ULP_BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
@@ -69,6 +71,7 @@ def hill(s):
     return {"alpha_hill": 1 + k / total if total > 0 else None}
 
 
+@cache
 def marchenko_pastur_median(ratio, steps=400_001):
     """The median of the law by the trapezium rule on its density in lambda."""
     low, high = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2

@@ -1,4 +1,4 @@
-"""safetensors files as hostile input: what the reader accepts, what it refuses, and that values come out bit for bit."""
+"""safetensors files as hostile input: what is read, what is refused, and that values come out bit for bit."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_are_those_of_the_library(tmp_path, dtype):
-    """Every pattern of an 8 or 16 bit format, and random ones of the wider, come out bit for bit as `safetensors` gives them."""
+    """Every bit pattern of the narrow formats, and random ones of the wide, are as `safetensors` gives them."""
     form = FLOATS[dtype]
     width = form.bits // 8
     every = np.arange(2 ** min(form.bits, 16), dtype=np.uint16).astype(f"u{min(width, 2)}")

@@ -9,14 +9,12 @@ import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 
 import torch
 
 from shadow.checkpoint import Checkpoint
 from shadow.delta import (
     Extent,
-    Measurement,
     Method,
     extent,
     frobenius_norm,
@@ -25,27 +23,11 @@ from shadow.delta import (
     measure_pair,
     working_dtype,
 )
+from shadow.outcome import Outcome
 from shadow.pairing import MatrixPair, Operand
 from shadow.spectrum import BLOCK, Workspace
 
 _LOCAL = threading.local()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one pair. status: measured, identical or skipped (then reason and detail say why).
-
-    delta_norm and base_norm are Frobenius norms (None where there is no base or nothing finite). measurements
-    has three entries for a measured matrix pair, one for a matrix without a base, none otherwise.
-    """
-
-    key: str
-    status: str
-    reason: str | None = None
-    detail: str | None = None
-    delta_norm: float | None = None
-    base_norm: float | None = None
-    measurements: tuple[Measurement, ...] = ()
 
 
 def audit(

@@ -11,18 +11,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.null import Profile, null_values, sampled_values
+from shadow.outcome import Measurement, Precision
 from shadow.rank import Values, condition_number, norms, ranks, top_energies
 from shadow.shards import FLOATS, FloatFormat
 from shadow.spectrum import (
-    Precision,
     Spectrum,
     Workspace,
     blocks,
@@ -34,8 +32,6 @@ from shadow.spectrum import (
 )
 from shadow.tail import hill, marchenko_pastur, power_law
 
-Subject = Literal["base", "tuned", "delta"]
-
 
 @dataclass(frozen=True)
 class Method:
@@ -44,16 +40,6 @@ class Method:
     precision: Precision = "default"
     nulls: int = 0
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One subject's numbers, by column name, and its singular values (descending, units of the weights)."""
-
-    subject: Subject
-    precision: Precision
-    values: Values
-    sigma: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,8 +16,10 @@ from rich.text import Text
 
 from shadow.console import visible
 from shadow.diagnostics import NOTATION, Column
-from shadow.registry import Family
-from shadow.summary import Summary
+
+if TYPE_CHECKING:
+    from shadow.registry import Family
+    from shadow.summary import Summary
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 100  # columns of terminal from which the wide tables fit

@@ -24,10 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.architecture import Place, name_rules
-from shadow.audit import Outcome
-from shadow.delta import Measurement
 from shadow.diagnostics import MATRICES, SCHEMA, SPECTRA, TENSORS, Column
 from shadow.errors import ShadowError
+from shadow.outcome import Measurement, Outcome
 from shadow.pairing import MatrixPair, Operand, Skipped
 
 PARTIAL = ".partial"

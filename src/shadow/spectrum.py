@@ -13,15 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Precision = Literal["default", "exact", "fast"]
-PRECISIONS: tuple[Precision, ...] = ("default", "exact", "fast")
+from shadow.outcome import Precision
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the product.
 BLOCK = 1 << 21

@@ -1,0 +1,42 @@
+"""What an audit yields: frozen outcomes. Imports nothing that computes, so that reports are read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadow.rank import Values
+
+Subject = Literal["base", "tuned", "delta"]
+Precision = Literal["default", "exact", "fast"]
+Status = Literal["measured", "identical", "skipped"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One subject's numbers, by column name, and its singular values (descending, units of the weights)."""
+
+    subject: Subject
+    precision: Precision
+    values: Values
+    sigma: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one pair; when it was skipped, reason and detail say why.
+
+    delta_norm and base_norm are Frobenius norms (None where there is no base or nothing finite). measurements
+    has three entries for a measured matrix pair, one for a matrix without a base, none otherwise.
+    """
+
+    key: str
+    status: Status
+    reason: str | None = None
+    detail: str | None = None
+    delta_norm: float | None = None
+    base_norm: float | None = None
+    measurements: tuple[Measurement, ...] = ()
