@@ -74,7 +74,8 @@ def blocks() -> dict[str, str]:
 def real(summaries: list[dict[str, Any]]) -> str:
     """What `make real` saw, as a Markdown table; tests/test_real.py compares it with the README."""
     names = ("relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes")
-    out = ["| base..tuned | matrices | relative norm | concentration | PR | null PR | spikes |", "|---|---|---|---|---|---|---|"]
+    heads = ("base..tuned", "matrices", "relative norm", "concentration", "PR", "null PR", "spikes")
+    out = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for summary in summaries:
         figures = summary["figures"]
         cells = [f"{figures[name]:.3g}" for name in names]

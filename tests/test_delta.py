@@ -33,8 +33,8 @@ def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
     base = 0.02 * rng.standard_normal(shape) * np.geomspace(1, 3, shape[0])[:, None]
     update = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1])) / math.sqrt(rank)
     tuned = base + 0.02 * size * (update + rng.standard_normal(shape))
-    tensors = [torch.from_numpy(x).to(getattr(torch, FLOATS[d].torch_name)) for x, d in zip((base, tuned), dtypes, strict=True)]
-    return tensors[0], tensors[1]
+    types = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
+    return torch.from_numpy(base).to(types[0]), torch.from_numpy(tuned).to(types[1])
 
 
 def measure(base, tuned, dtypes=("BF16", "BF16"), method=None):
@@ -173,7 +173,7 @@ def test_rounding_floor_of_one_step_is_known():
 
 
 def test_tiny_changes_of_bf16_weights_do_not_vanish():
-    """One entry near 1e-30 that changes among large ones: its fourth power is far below float32, the numbers are not."""
+    """One entry near 1e-30 changes among large ones: its fourth power is far below float32, the numbers are not."""
     base = torch.ones(20, 30, dtype=torch.bfloat16)
     base[3, 4] = 1e-30
     tuned = base.clone()

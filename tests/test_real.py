@@ -85,7 +85,7 @@ def test_every_tensor_is_accounted_for(models, reports):
         rows = pd.read_parquet(path / "tensors.parquet")
         for side, name in (("base", "bert_pretrained"), ("tuned", tuned)):
             state = torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
-            assert sorted(rows.query("side == @side")["tensor"]) == sorted(state)
+            assert sorted(rows.loc[rows["side"] == side, "tensor"]) == sorted(state)
         reasons = rows.query("status == 'skipped'").groupby(["side", "reason"]).size().to_dict()
         assert reasons["base", "tied"] == 1
         assert reasons["base", "only_in_base"] == 7

@@ -6,7 +6,6 @@ import re
 import time
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +46,14 @@ def test_folders_are_relative_to_the_file(tmp_path):
     assert family.stages["sft"].repo == str(tmp_path / "s" / "deep")
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "null\n"])
+def test_numbers_and_booleans_are_text(tmp_path):
+    """A revision 1.10 or a stage called `no` is what was written, not what YAML makes of it."""
+    family = load(tmp_path, "7b:\n  base: org/b\n  no: {repo: org/s, revision: 1.10}\n  tags: [3]\n")["7b"]
+    assert family.stages["no"].revision == "1.10"
+    assert family.tags == ("3",)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
 def test_an_empty_file_holds_no_families(tmp_path, text):
     """A file without a family is no fault."""
     assert load(tmp_path, text) == {}
@@ -94,12 +100,9 @@ FAULTS = {
     "pair of mappings": (GOOD + "  pairs:\n    - {from: base, to: {a: b}}\n", 4, "fam", None),
     "relation is a list": (GOOD + "  pairs:\n    - {from: base, to: sft, relation: [x]}\n", 5, "relation", None),
     "tags is a word": (GOOD + "  tags: x\n", 4, "`tags` is not a list of words", None),
-    "tags holds numbers": (GOOD + "  tags: [1]\n", 4, "`tags` is not a list of words", None),
-    "note is a number": (GOOD + "  note: 3\n", 4, "`note` is not text", None),
     "source is a list": (GOOD + "  source: [a]\n", 4, "`source` is not text", None),
     "stage is a list": ("fam:\n  base: org/b\n  sft: [org/s]\n", 3, "stage 'sft'", None),
     "stage is empty": ("fam:\n  base: org/b\n  sft:\n", 3, "stage 'sft'", None),
-    "revision is a number": ("fam:\n  base: org/b\n  sft: {repo: org/s, revision: 3}\n", 3, "'revision'", "quotes"),
     "stage without repo": ("fam:\n  base: org/b\n  sft: {revision: main}\n", 3, "no `repo`", None),
     "no reference": ("fam:\n  base: org/b\n  sft: just-a-word\n", 1, "neither a folder nor a name", "./NAME"),
     "reference goes up": ("fam:\n  base: org/b\n  sft: org/..\n", 1, "neither a folder nor a name", None),
@@ -124,8 +127,6 @@ FAULTS = {
     "stage goes up": ('fam:\n  base: org/b\n  "../x": org/s\n', 3, "cannot name a stage", None),
     "stage with dots": ("fam:\n  base: org/b\n  a..b: org/s\n", 3, "cannot name a stage", None),
     "stage with an escape": ('fam:\n  base: org/b\n  "a\\e[31m": org/s\n', None, "cannot name a stage", None),
-    "family is a number": ("7:\n  base: org/b\n  sft: org/s\n", 1, "7 is not a word", None),
-    "stage is a boolean": ("fam:\n  base: org/b\n  yes: org/s\n", 3, "True is not a word", None),
     "key is a list": ("? [a, b]\n: 1\n", 1, "not a word", None),
     "family is a word": ("fam: org/b\n", 1, "not a mapping of stages", None),
     "a list": ("- fam\n", None, "not a mapping of family names", None),
@@ -138,19 +139,19 @@ FAULTS = {
     "python tag": (
         "fam:\n  base: !!python/object/apply:os.system [id]\n",
         2,
-        "could not determine a constructor",
+        "tags are not allowed",
         None,
     ),
-    "python name": ("fam: !!python/name:os.system\n", 1, "could not determine a constructor", None),
-    "unknown tag": ("fam: !include other.yaml\n", 1, "could not determine a constructor", None),
-    "merge key": ("fam:\n  <<: {base: org/b}\n  sft: org/s\n", 2, "merge", None),
-    "alias of itself": ("fam: &a {base: *a}\n", 1, "recursive", None),
+    "python name": ("fam: !!python/name:os.system\n", 1, "tags are not allowed", None),
+    "unknown tag": ("fam: !include other.yaml\n", 1, "tags are not allowed", None),
+    "merge key": ("fam:\n  <<: {base: org/b}\n  sft: org/s\n", 2, "'<<' cannot name a stage", None),
+    "alias of itself": ("fam: &a {base: *a}\n", 1, "aliases are not allowed", None),
     "int that is none": ('fam:\n  base: !!int ""\n', None, "r.yaml", None),
     "float that is none": ('fam:\n  base: !!float ""\n', None, "r.yaml", None),
     "bool that is none": ("fam:\n  base: !!bool maybe\n", None, "r.yaml", None),
     "date that is none": ("fam:\n  base: !!timestamp soon\n", None, "r.yaml", None),
     "date that cannot be": ("fam:\n  base: 2024-13-45\n", None, "r.yaml", None),
-    "binary that is none": ("fam:\n  base: !!binary x\n", 2, "base64", None),
+    "binary that is none": ("fam:\n  base: !!binary x\n", 2, "tags are not allowed", None),
     "a number of 20,000 digits": (GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n", None, "r.yaml", None),
     "nested lists": ("[" * 20_000, None, "not YAML", None),
     "nested mappings": ("fam: " + "{a: " * 5_000, None, "not YAML", None),
@@ -225,17 +226,6 @@ def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
         load_families(tmp_path)
     with pytest.raises(ShadowError, match="no such registry folder"):
         load_families(tmp_path / "nothing")
-
-
-def test_reading_many_keys_is_linear(tmp_path):
-    """20,000 keys (a fifth of the largest file) cost little more than with the YAML reader alone."""
-    text = "".join(f"f{i:05}: x\n" for i in range(20_000))
-    started = time.process_time()
-    yaml.safe_load(text)
-    plain = time.process_time()
-    with pytest.raises(ShadowError, match="not a mapping of stages"):
-        load(tmp_path, text)
-    assert time.process_time() - plain < 3 * (plain - started)
 
 
 WORDS = st.sampled_from(

@@ -175,14 +175,14 @@ def test_a_filter_gives_the_same_rows_as_the_full_run(llama, tmp_path):
     assert len(tables(part.folder)["tensors"]) == len(tables(full.folder)["tensors"])
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def interrupted(after):
     def show(progress):
         if progress.done >= after:
-            raise Stopped
+            raise StoppedError
 
     return show
 
@@ -190,7 +190,7 @@ def interrupted(after):
 def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tmp_path, monkeypatch):
     """What the journal holds is not measured again, and the result is that of an uninterrupted run."""
     whole = tables(run(*llama, tmp_path / "whole").folder)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(*llama, tmp_path / "out", show=interrupted(9), jobs=1)
     folder = next((tmp_path / "out").glob("*/*"))
     assert list(folder.glob("*.parquet")) == list(folder.glob("**/*.parquet")) == []
@@ -210,7 +210,7 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tm
 
 def test_a_journal_cut_in_the_middle_of_a_line_is_good_up_to_there(llama, tmp_path):
     """A line that was not written whole is measured again; the rest counts."""
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(*llama, tmp_path, show=interrupted(9), jobs=1)
     journal = next(tmp_path.glob("*/*/.partial/journal.jsonl"))
     journal.write_bytes(journal.read_bytes()[:-50])
@@ -224,7 +224,7 @@ def test_a_journal_cut_in_the_middle_of_a_line_is_good_up_to_there(llama, tmp_pa
 def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     """Outcomes of other files or settings are never mixed in."""
     tuned = models.write(tmp_path / "tuned", load_file(llama[1] / "model.safetensors"))
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run(llama[0], tuned, tmp_path / "out", show=interrupted(9))
     settings = EVERYTHING
     if change == "tuned":

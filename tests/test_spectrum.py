@@ -32,7 +32,7 @@ def planted(rows, cols, sigma, seed=0):
 @pytest.mark.parametrize("shape", [(2, 2), (2, 700), (700, 2), (64, 300), (300, 64), (300, 301), (400, 400)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_singular_values_are_those_of_a_float64_svd(shape, dtype):
-    """Every tier agrees with NumPy's SVD of the stored numbers: sigma² to 2e-7 of the largest, the rounding of a Gram."""
+    """Every tier agrees with NumPy's SVD: sigma² to 2e-7 of the largest, which is the rounding of a Gram."""
     W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     found = solve(W, wide_format=dtype in (torch.float32, torch.float64))
     expected = np.linalg.svd(W.double().numpy(), compute_uv=False)

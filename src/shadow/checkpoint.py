@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from shadow.errors import ShadowError
-from shadow.shards import TensorInfo, map_tensor, read_header
+from shadow.shards import TensorInfo, map_tensor, read_header, usable_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,13 @@ def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | N
     scratch is a folder for raw copies of `.bin` files of the old format. Raises ShadowError with one line and a
     hint for every way in which a folder is not a trustworthy checkpoint.
     """
-    root = Path(reference).expanduser()
+    try:
+        return _open_folder(reference, Path(reference), allow_pickle, scratch)
+    except OSError as error:
+        raise ShadowError(f"{reference}: {error.strerror or error}", "is it a readable folder?") from error
+
+
+def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
     if not root.is_dir():
         raise ShadowError(f"no such folder: {reference}", "a folder must hold safetensors files and config.json")
     shards, weight_map = _shards(root, allow_pickle)
@@ -135,7 +141,9 @@ def _weight_map(index: Path, suffix: str) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ShadowError(f"{index.name}: no weight_map in it", "delete the index to read the shards as they are")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not shard or not shard.isprintable():
+        if not usable_name(name):
+            raise ShadowError(f"{index.name}: tensor {name[:80]!r} has an unusable name", "fetch the index again")
+        if not isinstance(shard, str) or not usable_name(shard):
             raise ShadowError(f"{index.name}: tensor {name[:80]!r} has no file name", "fetch the index again")
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard:

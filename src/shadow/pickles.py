@@ -8,6 +8,7 @@ writes the storages once, as raw bytes, to a scratch file.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadow.errors import ShadowError
-from shadow.shards import FLOATS, MAX_DIMENSION, MAX_NAME, TensorInfo
+from shadow.shards import FLOATS, MAX_OFFSET, TensorInfo, usable_name
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,11 @@ SECONDS = 1800  # a child that takes longer has not just read a file
 
 def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo], Path]:
     """Tensors of one `.bin` file by name, and the file their offsets refer to (path itself, or one in scratch)."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    raw = scratch / f"{path.name}.raw"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShadowError(f"cannot write to {scratch}: {error.strerror}", "choose another folder with -o") from error
+    raw = scratch / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.raw"
     command = [sys.executable, "-I", "-m", "shadow.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
     try:
@@ -52,9 +56,9 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
 def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
     """The child's word is no better than the file it read: every range must lie within the file."""
     name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
-    if not name or len(name) > MAX_NAME or not name.isprintable():
+    if not usable_name(name):
         raise ValueError(f"unusable tensor name {name[:80]!r}")
-    if not all(type(number) is int and 0 <= number <= MAX_DIMENSION for number in (*shape, *strides, entry["start"])):
+    if not all(type(number) is int and 0 <= number <= MAX_OFFSET for number in (*shape, *strides, entry["start"])):
         raise ValueError(f"numbers of tensor {name!r}")
     reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
     end = entry["start"] + reach * entry["itemsize"]

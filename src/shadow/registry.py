@@ -68,17 +68,25 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     So a folder planted in a checkout is never taken for a model of the same name on the Hub.
     """
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
-        path = Path(text).expanduser()
-        return Reference(str((folder / path if folder else path).resolve()), True)
+        try:
+            path = Path(text).expanduser()
+            return Reference(str((folder / path if folder else path).resolve()), True)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links, no such user
+            raise UsageError(f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder") from error
     repo, _, revision = text.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         hint = (
-            f"write ./{text} for the folder"
-            if Path(text).is_dir()
-            else "write ./NAME for a folder, org/name for the Hub"
+            f"write ./{text} for the folder" if _is_folder(text) else "write ./NAME for a folder, org/name for the Hub"
         )
-        raise UsageError(f"{text!r} is neither a folder nor a name on the Hub", hint)
+        raise UsageError(f"{text[:80]!r} is neither a folder nor a name on the Hub", hint)
     return Reference(repo, False, revision or None)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def load_families(extra: Path | None = None) -> dict[str, Family]:
@@ -141,24 +149,30 @@ class _EntryError(Exception):
         self.message, self.hint, self.key = message, hint, key
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses keys given twice and keys that are not words."""
+PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
 
 
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for position, key in enumerate(keys):
-        if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(
-                problem=f"key {key!r} is not a word", problem_mark=node.value[position][0].start_mark
-            )
-        if key in keys[:position]:
-            mark = node.value[position][0].start_mark
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is there twice", problem_mark=mark)
-    return loader.construct_mapping(node, deep=True)
+class _Loader(yaml.BaseLoader):
+    """Mappings, lists and text, nothing else: no numbers, tags or aliases, so nothing to misread or to blow up."""
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.get_mark()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        if node is not None and node.tag not in PLAIN_TAGS:
+            raise yaml.MarkedYAMLError(problem="tags are not allowed here", problem_mark=node.start_mark)
+        return node
 
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key that is not a word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=True)
 
 
 def _read_file(file: Path) -> list[Family]:
@@ -168,7 +182,7 @@ def _read_file(file: Path) -> list[Family]:
         if len(raw) > MAX_FILE:
             raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
         text = raw.decode()
-        data = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(text, _Loader)  # noqa: S506 - less than a SafeLoader
     except OSError as error:
         raise ShadowError(f"{file}: {error.strerror or error}") from error
     except yaml.MarkedYAMLError as error:
@@ -176,7 +190,7 @@ def _read_file(file: Path) -> list[Family]:
         raise ShadowError(f"{file}{line}: {error.problem or 'not YAML'}", "see the README on registry files") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ShadowError(f"{file}: not YAML ({type(error).__name__})", "see the README on registry files") from error
-    if data is None:
+    if data is None or data == "":
         return []
     if not isinstance(data, dict):
         raise ShadowError(f"{file}: not a mapping of family names", "see the README on registry files")
@@ -188,10 +202,6 @@ def _read_file(file: Path) -> list[Family]:
             raise ShadowError(
                 f"{file}:{_line(text, name, fault.key)}: family {name!r}: {fault.message}", fault.hint
             ) from fault
-        except UsageError as error:
-            raise ShadowError(
-                f"{file}:{_line(text, name, None)}: family {name!r}: {error.message}", error.hint
-            ) from error
     return families
 
 
@@ -211,18 +221,19 @@ def _family(name: str, entry: Any, file: Path) -> Family:
         raise _EntryError("the name may hold letters, digits and `._-` only")
     if not isinstance(entry, dict):
         raise _EntryError("not a mapping of stages")
-    stages = {key: _reference(key, value, file.parent) for key, value in entry.items() if key not in RESERVED}
-    if "base" not in stages:
-        close = nearest("base", stages)
-        raise _EntryError("it has no stage `base`", f"rename the stage: {close}" if close else "add `base: org/name`")
-    if len(stages) < 2:
-        raise _EntryError("it has no stage besides `base`", "add one, such as `instruct: org/name`")
-    for stage in stages:
+    names = [key for key in entry if key not in RESERVED]
+    for stage in names:
         if not NAME.fullmatch(stage) or ".." in stage:
             raise _EntryError(f"{stage!r} cannot name a stage", "letters, digits, `_`, `-` and single dots", stage)
         if alike := difflib.get_close_matches(stage, RESERVED, n=1, cutoff=0.75):
             message = f"stage {stage!r} looks like the reserved key {alike[0]!r}"
             raise _EntryError(message, f"did you mean {alike[0]!r}?", stage)
+    stages = {name: _reference(name, entry[name], file.parent) for name in names}
+    if "base" not in stages:
+        close = nearest("base", stages)
+        raise _EntryError("it has no stage `base`", f"rename the stage: {close}" if close else "add `base: org/name`")
+    if len(stages) < 2:
+        raise _EntryError("it has no stage besides `base`", "add one, such as `instruct: org/name`")
     return Family(
         name,
         stages,
@@ -236,7 +247,7 @@ def _family(name: str, entry: Any, file: Path) -> Family:
 
 def _reference(stage: str, value: Any, folder: Path) -> Reference:
     if isinstance(value, str):
-        return parse_reference(value, folder)
+        return _parsed(stage, value, folder)
     if not isinstance(value, dict):
         raise _EntryError(
             f"stage {stage!r} is neither a name nor a mapping",
@@ -250,13 +261,20 @@ def _reference(stage: str, value: Any, folder: Path) -> Reference:
             raise _EntryError(f"{key!r} of stage {stage!r} is not text", "put it in quotes", key)
     if "repo" not in value:
         raise _EntryError(f"stage {stage!r} has no `repo`", None, stage)
-    reference = parse_reference(value["repo"], folder)
+    reference = _parsed(stage, value["repo"], folder)
     subfolder = value.get("subfolder")
     if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
         raise _EntryError(f"subfolder {subfolder!r} leaves the checkpoint", None, "subfolder")
     if reference.is_folder and subfolder:
         return Reference(str(Path(reference.repo) / subfolder), True)
     return Reference(reference.repo, reference.is_folder, value.get("revision", reference.revision), subfolder)
+
+
+def _parsed(stage: str, text: str, folder: Path) -> Reference:
+    try:
+        return parse_reference(text, folder)
+    except UsageError as error:
+        raise _EntryError(f"stage {stage!r}: {error.message}", error.hint, stage) from error
 
 
 def _pairs(family: str, stages: Mapping[str, Reference], listed: Any) -> tuple[Pair, ...]:
@@ -289,7 +307,7 @@ def _pairs(family: str, stages: Mapping[str, Reference], listed: Any) -> tuple[P
 
 def _pair(family: str, stages: Mapping[str, Reference], start: Any, end: Any, relation: str) -> Pair:
     for stage in (start, end):
-        if stage not in stages:
+        if not isinstance(stage, str) or stage not in stages:
             raise _EntryError(f"a pair names stage {stage!r}, which is not there", nearest(str(stage), stages), "pairs")
     if start == end:
         raise _EntryError(f"a pair of {start!r} with itself", None, "pairs")
@@ -306,5 +324,5 @@ def _words(value: Any, key: str) -> list[str]:
 
 def _text(value: Any, key: str) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise _EntryError(f"`{key}` is not text", "put it in quotes", key)
-    return value
+        raise _EntryError(f"`{key}` is not text", None, key)
+    return value or None

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-MAX_DIMENSION = 2**48  # no real tensor comes near; keeps every product of a hostile shape cheap to form
+MAX_ELEMENTS = 2**48  # of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits
+MAX_OFFSET = 2**60  # bytes
 MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones has fewer than 120
 
 
@@ -129,21 +130,26 @@ def _parse_json(raw: bytes, shard: str) -> dict[str, Any]:
 
 def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
     where = f"tensor {name[:80]!r}"
-    if not name or len(name) > MAX_NAME or not name.isprintable():
+    if not usable_name(name):
         raise _untrusted(shard, f"{where} has an unusable name")
     if not isinstance(entry, dict):
         raise _untrusted(shard, f"{where} is not described by an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not dtype.isprintable() or len(dtype) > 32:
         raise _untrusted(shard, f"{where} has no dtype")
-    if not _whole_numbers(shape) or len(shape) > 16 or any(size > MAX_DIMENSION for size in shape):
+    if not _whole_numbers(shape) or len(shape) > 16 or math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
         raise _untrusted(shard, f"{where} has no valid shape")
-    if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _whole_numbers(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= MAX_OFFSET:
         raise _untrusted(shard, f"{where} has no valid data_offsets")
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
     return TensorInfo(name, dtype, tuple(shape), shard, data_start + offsets[0], data_start + offsets[1])
+
+
+def usable_name(name: str) -> bool:
+    """Can a tensor's name be shown and kept? Control characters and lone surrogates can not."""
+    return 0 < len(name) <= MAX_NAME and name.isprintable()
 
 
 def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
