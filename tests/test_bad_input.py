@@ -304,7 +304,7 @@ def test_bins_are_audited_like_safetensors(shadow, folders, tmp_path):
 
 def mixed(folder):
     """A tensor of a dtype that nobody knows, one of integers, one with a NaN, and one that no shard holds."""
-    strange = {"dtype": "F4_E9", "shape": [2**48] * 16, "data_offsets": [0, 8]}
+    strange = {"dtype": "F4_E9", "shape": [2, 8], "data_offsets": [0, 8]}
     raw_file(folder / "strange.safetensors", {"model.layers.0.strange.weight": strange}, bytes(8))
     (folder / "model.safetensors").unlink()
     nan = torch.full((4, 4), float("nan"))

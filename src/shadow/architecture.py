@@ -154,7 +154,8 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
 
 
 def _unplaced(name: str, part: Part) -> Part:
-    place = Place(part.place.component, part.place.layer, "other", part.place.expert, name)
+    # no suffix holds a NUL, so this slot meets no other
+    place = Place(part.place.component, part.place.layer, "other", part.place.expert, f"\0{name}")
     return Part(place, part.transposed)
 
 
@@ -180,7 +181,8 @@ def _find_layout(
     config: Mapping[str, Any],
 ) -> Layout:
     text = config.get("text_config")
-    types = {config.get("model_type"), text.get("model_type") if isinstance(text, dict) else None} - {None}
+    said = [config.get("model_type"), text.get("model_type") if isinstance(text, dict) else None]
+    types = {model_type for model_type in said if isinstance(model_type, str)}
     for layout in name_rules().layouts:
         if types & layout.model_types:
             return layout

@@ -59,6 +59,8 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
     files: dict[str, Path] = {}
     digest = hashlib.sha256()
     for shard in shards:
+        if not usable_name(shard):
+            raise ShadowError(f"{reference}: a file name that is no text: {shard!r}", "rename the file")
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")

@@ -187,7 +187,8 @@ def _layers(texts: list[str]) -> list[int]:
     layers: list[int] = []
     for text in ",".join(texts).split(",") if texts else []:
         first, dash, last = text.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or len(text) > 12:
+        numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(text) <= 12
+        if not numbers or (dash and int(last) < int(first)):
             raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
         layers += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
     return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 import time
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 
     from shadow.run import Progress
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+for _stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks must not end an audit
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="replace")
+
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def show(renderable: RenderableType) -> None:

@@ -157,7 +157,7 @@ class _Loader(yaml.BaseLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.get_mark()  # type: ignore[no-untyped-call]
+            mark = self.get_mark()
             raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
         node = super().compose_node(parent, index)
         if node is not None and node.tag not in PLAIN_TAGS:

@@ -93,7 +93,7 @@ def _headline(summary: Summary) -> RenderableType:
         changed += f", {share} of the parameters"
     rows.add_row(Text("what", "dim"), changed)
     if f["matrices"]:
-        size = f"‖D‖/‖W‖ = {_share(f['relative_norm_overall'])} of the base over all matrices"
+        size = f"the delta's norm is {_share(f['relative_norm_overall'])} of the base's over all matrices"
         if f["floor_ratio"] is not None:
             times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
             size += f", {times} the rounding of its storage"
@@ -137,7 +137,7 @@ def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> Renderabl
     table.add_column("module", style="cyan", no_wrap=True)
     columns: list[tuple[str, str, Any]] = [
         ("n", "matrices", number),
-        ("‖D‖/‖W‖", "relative_norm", _share),
+        ("rel. norm", "relative_norm", _share),
         ("conc.", "concentration", fixed),
         ("PR", "participation_ratio", number),
         ("null PR", "null_participation_ratio", number),
@@ -171,7 +171,7 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int) -> RenderableType | N
     for component in components:
         rows = [row for row in depth if row["component"] == component]
         for name, title, form in (
-            ("relative_norm", "‖D‖/‖W‖", _share),
+            ("relative_norm", "rel. norm", _share),
             ("concentration", "concentration", fixed),
             ("effective_rank_shift", "eff. rank shift", lambda value: fixed(value, 3)),
         ):

@@ -61,7 +61,11 @@ class Identity:
 def safe_name(name: str) -> str:
     """A file name for any text, still telling texts apart: letters, digits and `._-`, no leading dot, not long."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
-    return plain if plain == name and plain else f"{plain or 'x'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return (
+        plain
+        if plain == name and plain
+        else f"{plain or 'x'}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    )
 
 
 @contextlib.contextmanager
@@ -123,7 +127,8 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what could not be written has been told already
+            self._file.close()
 
     def remove(self) -> None:
         """The audit is finished: its files hold everything."""
@@ -208,15 +213,21 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
     if not path.is_file() or not (folder / "summary.json").is_file():
         return None
     try:
-        metadata = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise ShadowError(
-            f"{path}: not a report of shadow ({type(error).__name__})",
-            "name a folder that `shadow audit` made",
-        ) from error
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("schema"), int):
-        raise ShadowError(f"{path}: not a report of shadow", "name a folder that `shadow audit` made")
-    return metadata
+        schema = pq.read_schema(path)
+        metadata = json.loads((schema.metadata or {})[METADATA_KEY])
+        if isinstance(metadata["schema"], int) and metadata["schema"] != SCHEMA:
+            return dict(metadata)  # another version's; check_schema says so
+        texts = [metadata[key] for key in ("version", "family", "pair")]
+        texts += [metadata[side]["repo"] for side in ("base", "tuned")]
+        texts.append(metadata["settings"]["method"]["precision"])
+        if not all(isinstance(text, str) for text in texts) or not isinstance(metadata["schema"], int):
+            raise TypeError
+        if missing := {column.name for column in MATRICES} - set(schema.names):
+            raise KeyError(*missing)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        message = f"{path}: not a report of shadow ({type(error).__name__})"
+        raise ShadowError(message, "name a folder that `shadow audit` made") from error
+    return dict(metadata)
 
 
 def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:

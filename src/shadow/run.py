@@ -99,12 +99,12 @@ def run_pair(
     Raises ShadowError; whatever happens, no half-written report is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
-    was_there = output.is_dir()
+    there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
     try:
         return _run(pair, settings, folder, jobs, allow_pickle, say, show)
     finally:
         shutil.rmtree(folder / PARTIAL / UNPACKED, ignore_errors=True)
-        remove_empty(folder / PARTIAL, output if was_there else output.parent)
+        remove_empty(folder.absolute() / PARTIAL, there.absolute())
 
 
 def _run(
@@ -183,11 +183,11 @@ def _already_done(folder: Path, identity: Identity, say: Callable[[str], None]) 
         return None
     if metadata is None:
         return None
-    if belongs_to(metadata, identity):
+    if metadata["schema"] == SCHEMA and belongs_to(metadata, identity):
         summary, provenance = read_summary(folder)
         say("nothing to measure: the report is already there")
         return Result(folder, summary, 0, provenance)
-    for side in ("base", "tuned"):
+    for side in ("base", "tuned") if metadata["schema"] == SCHEMA else ():
         before, now = metadata[side]["repo"], identity.as_json()[side]["repo"]
         if before != now:
             raise ShadowError(

@@ -81,12 +81,14 @@ def blocks(matrix: Tensor) -> Iterator[tuple[slice, ...]]:
     How it is cut depends on the shape alone, so that sums come out the same whatever runs beside them.
     """
     rows, cols = shape_of(matrix)
+    if matrix.numel() == 0:
+        return
     if rows <= cols:
         step = max(1, BLOCK // rows)
         for start in range(0, cols, step):
             yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),)
     else:
-        step = max(1, BLOCK // (matrix.shape[1:].numel()))
+        step = max(1, BLOCK // matrix.shape[1:].numel())
         for start in range(0, matrix.shape[0], step):
             yield (slice(start, start + step),)
 
