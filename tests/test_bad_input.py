@@ -439,15 +439,30 @@ def test_a_printable_name_in_an_error_is_shown_as_it_is(shadow, folders, name):
     assert f"tensor {name!r} is in" in shadow(*PAIR).assert_refused()
 
 
-@pytest.mark.parametrize(
-    "name", [b"\xff\xfe", b"\x1b[31mred", b"a\nb", b":100:", b"[bold]", b"...", b"-o", b"a;$(touch x)"]
-)
+@pytest.mark.parametrize("name", [b"\x1b[31mred", b"a\nb", b":100:", b"[bold]", b"...", b"-o", b"a;$(touch x)"])
 def test_a_folder_of_any_name_is_audited_inside_the_output_folder(shadow, folders, tmp_path, name):
     """A checkpoint's folder may have any name; the report still lies in a folder of safe name under -o."""
     strange = tmp_path / os.fsdecode(name)
     folders[1].rename(strange)
     shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out").assert_done()
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", str(report(tmp_path).relative_to(tmp_path / "out")))
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(shadow, folders, tmp_path):
+    """Bytes that are no UTF-8 could not be written in a report: wrong usage, and no traceback."""
+    folders[1].rename(tmp_path / os.fsdecode(b"\xff\xfe"))
+    shadow(*PAIR[:4], os.fsdecode(b"./\xff\xfe"), "-o", "out").assert_refused(code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(shadow, folders, tmp_path):
+    """A name that is no UTF-8 cannot stand in a report: one line, exit code 2, nothing written."""
+    strange = tmp_path / os.fsdecode(b"\xff\xfe")
+    folders[1].rename(strange)
+    done = shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out")
+    assert done.code == 2
+    assert "cannot be a folder" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shard_of_any_name_is_audited(shadow, folders, tmp_path):

@@ -70,7 +70,9 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         try:
             path = Path(text).expanduser()
-            return Reference(str((folder / path if folder else path).resolve()), True)
+            resolved = str((folder / path if folder else path).resolve())
+            resolved.encode()  # a name that is no text cannot be in a report
+            return Reference(resolved, True)
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links, no such user
             raise UsageError(f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder") from error
     repo, _, revision = text.partition("@")

@@ -263,7 +263,7 @@ def family_view(family: Family) -> RenderableType:
     stages.add_column("stage", style="cyan", no_wrap=True)
     stages.add_column("checkpoint", overflow="fold", ratio=1)
     for stage, reference in family.stages.items():
-        stages.add_row(stage, visible(reference.repo) + (f" @ {reference.revision}" if reference.revision else ""))
+        stages.add_row(stage, visible(reference.repo + (f" @ {reference.revision}" if reference.revision else "")))
     pairs = Text("pairs: ", "dim") + Text(
         ", ".join(p.name if p.relation == "tuned" else f"{p.name} ({p.relation})" for p in family.pairs)
     )
