@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,16 @@ def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
     return out.getvalue().rstrip()
 
 
-def blocks() -> dict[str, str]:
-    """Every generated part by name."""
-    return {
-        "demo": fenced(audited_demo()),
-        "help": fenced(shadow("audit", "--help")),
-        "notation": NOTATION,
-        "identity": table(IDENTITY, formulas=False),
-        "spectral": table(SPECTRAL),
-        "delta": table(DELTA),
-        "tensors": table(TENSORS, formulas=False),
-        "spectra": table(SPECTRA, formulas=False),
-    }
+BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
+    "demo": lambda: fenced(audited_demo()),
+    "help": lambda: fenced(shadow("audit", "--help")),
+    "notation": lambda: NOTATION,
+    "identity": lambda: table(IDENTITY, formulas=False),
+    "spectral": lambda: table(SPECTRAL),
+    "delta": lambda: table(DELTA),
+    "tensors": lambda: table(TENSORS, formulas=False),
+    "spectra": lambda: table(SPECTRA, formulas=False),
+}
 
 
 def real(summaries: list[dict[str, Any]]) -> str:
@@ -90,7 +89,8 @@ def part(text: str, name: str) -> str:
 
 def written(text: str) -> str:
     """The README with its generated parts made anew."""
-    for name, content in blocks().items():
+    for name, make in BLOCKS.items():
+        content = make()
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not pattern.search(text):
             raise SystemExit(f"README.md has no part <!-- {name} -->")

@@ -455,16 +455,6 @@ def test_a_folder_whose_name_is_no_text_is_refused(shadow, folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_whose_name_is_no_text_is_refused(shadow, folders, tmp_path):
-    """A name that is no UTF-8 cannot stand in a report: one line, exit code 2, nothing written."""
-    strange = tmp_path / os.fsdecode(b"\xff\xfe")
-    folders[1].rename(strange)
-    done = shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out")
-    assert done.code == 2
-    assert "cannot be a folder" in done.err
-    assert not (tmp_path / "out").exists()
-
-
 def test_a_shard_of_any_name_is_audited(shadow, folders, tmp_path):
     """A safetensors file whose name is no UTF-8 or drives terminals is read like any other."""
     for side, name in zip(folders, (b"\xff.safetensors", b"\x1b[31m.safetensors"), strict=True):

@@ -142,10 +142,23 @@ def test_a_transposed_view_is_read_in_place():
     np.testing.assert_allclose(solve(W.T).sigma, solve(W).sigma, rtol=1e-5)
 
 
-def test_gram_is_the_lower_triangle_of_the_product():
-    """Panels below the diagonal give the full product's lower triangle, wide and tall."""
+@pytest.mark.parametrize("mkl", [True, False])
+def test_gram_and_eigenvalues_are_those_of_the_product(mkl, monkeypatch):
+    """By torch's panels or NumPy's syrk, wide and tall: the full product's lower triangle, and its eigenvalues."""
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
     W = torch.randn(500, 700, dtype=torch.float64)
     lower = module.gram(iter([W[:, :300], W[:, 300:]]), 500, True, torch.float64)
     torch.testing.assert_close(lower.tril(), (W @ W.T).tril())
     tall = module.gram(iter([W.T[:300], W.T[300:]]), 500, False, torch.float64)
     torch.testing.assert_close(tall.tril(), (W @ W.T).tril())
+    np.testing.assert_allclose(module.eigenvalues(lower), np.linalg.svd(W.numpy())[1][::-1] ** 2, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("precision", ["default", "exact", "fast"])
+def test_both_libraries_give_the_same_spectrum(mkl, precision, monkeypatch):
+    """Which library a processor gets changes rounding only."""
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
+    W = torch.randn(300, 900, generator=torch.Generator().manual_seed(7)).bfloat16()
+    expected = np.linalg.svd(W.double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(solve(W, precision).sigma, expected, rtol=1e-5)

@@ -96,9 +96,9 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[dict[str,
     if scratch is None:
         raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
     tensors, data = layout(path, shard, scratch)
-    canonical: dict[tuple[int, ...], str] = {}  # a tied head is the same bytes under a second name
+    canonical: dict[tuple[object, ...], str] = {}  # a tied head is the same bytes under a second name
     for name, info in tensors.items():
-        first = canonical.setdefault((info.start, info.end, *info.shape, *(info.strides or ())), name)
+        first = canonical.setdefault((info.dtype, info.start, info.end, info.shape, info.strides), name)
         if first != name and info.end > info.start:
             tensors[name] = replace(info, alias_of=first)
     return tensors, data, json.dumps([[i.name, i.dtype, i.shape, i.start] for i in tensors.values()])
@@ -160,6 +160,8 @@ def _weight_map(index: Path, suffix: str) -> dict[str, str]:
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     hint = "fetch the file again"
     try:
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise ShadowError(f"{name}: not a regular file", hint)
         with path.open("rb") as file:
             raw = file.read(MAX_JSON + 1)
         if len(raw) > MAX_JSON:

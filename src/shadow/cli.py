@@ -11,8 +11,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-# One BLAS thread for each worker (see shadow.audit); read when torch is imported, so set before.
+# One BLAS thread for each worker (see shadow.audit); read when torch and NumPy are imported, so set before.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import typer
 
@@ -139,7 +140,7 @@ def _audit_one(
     with console.progress(f"{pair.family}:{pair.name}") as update:
         result = run_pair(pair, settings, output, jobs=jobs, allow_pickle=allow_pickle, say=console.say, show=update)
     if show:
-        console.show(summary_view(result.summary, result.provenance, result.folder, console.out.width))
+        console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result
 
 
@@ -208,7 +209,7 @@ def show(
         console.show_json([summary.as_json() for summary, _, _ in found])
         return
     for summary, provenance, folder in found:
-        console.show(summary_view(summary, provenance, folder, console.out.width))
+        console.show(summary_view(summary, provenance, folder, console.out.options))
 
 
 def _report_folders(run: Path) -> list[Path]:

@@ -90,7 +90,10 @@ def _state(loaded: Any) -> dict[str, torch.Tensor]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
         raise TypeError("it holds no table of tensors")
-    return {str(key): value.detach() for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    tensors = {key: value.detach() for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not all(isinstance(key, str) for key in tensors):
+        raise TypeError("a tensor's name is not text")
+    return tensors
 
 
 def _load_zip(path: Path) -> dict[str, Any]:
@@ -98,8 +101,12 @@ def _load_zip(path: Path) -> dict[str, Any]:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with zipfile.ZipFile(path) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("a compressed archive")
+        for member in members:
+            if member.filename.endswith("/byteorder") and archive.read(member) != sys.byteorder.encode():
+                raise ValueError("written by a machine of the other byte order")
     with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
         state = _state(torch.load(path, map_location="cpu", weights_only=True))
     offsets = {name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for name, tensor in state.items()}
@@ -145,6 +152,8 @@ def main() -> None:
     import torch
     import torch._subclasses.fake_tensor  # so that imports do not count against the limit
 
+    if path.stat().st_size == 0:
+        sys.exit("it is empty")
     _limit_memory(2 * path.stat().st_size + HEADROOM)
     try:
         answer = _load_zip(path) if zipfile.is_zipfile(path) else _load_legacy(path, raw)

@@ -179,6 +179,8 @@ class _Loader(yaml.BaseLoader):
 
 def _read_file(file: Path) -> list[Family]:
     try:
+        if not file.is_file():  # opening a FIFO would wait for ever
+            raise ShadowError(f"{file}: not a regular file")
         with file.open("rb") as handle:
             raw = handle.read(MAX_FILE + 1)
         if len(raw) > MAX_FILE:

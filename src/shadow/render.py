@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.rule import Rule
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shadow.summary import Summary
 
 BARS = "▁▂▃▄▅▆▇█"
+ASCII_BARS = "_.-=+*%#"
 WIDE = 100  # columns of terminal from which the wide tables fit
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
@@ -41,12 +42,15 @@ REASONS = {
 }
 
 
-def summary_view(summary: Summary, provenance: Mapping[str, Any], folder: Path, width: int) -> RenderableType:
+def summary_view(
+    summary: Summary, provenance: Mapping[str, Any], folder: Path, options: ConsoleOptions
+) -> RenderableType:
     """Everything `audit` and `show` print about one pair."""
+    width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
     if summary.modules:
         parts += [_module_table(summary.modules, width), ""]
-    if profile := _depth(summary.depth, width):
+    if profile := _depth(summary.depth, width, bars):
         parts += [profile, ""]
     if summary.without_base:
         parts += [_without_base(summary.without_base), ""]
@@ -164,7 +168,7 @@ def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> Renderabl
     return table
 
 
-def _depth(depth: Sequence[Mapping[str, Any]], width: int) -> RenderableType | None:
+def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> RenderableType | None:
     """One sparkline by layer for each component and metric, scaled from its own least to its own largest value."""
     components = list(dict.fromkeys(row["component"] for row in depth))
     grid = Table.grid(padding=(0, 2))
@@ -179,7 +183,7 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int) -> RenderableType | N
             if len(values) < 2:
                 continue
             prefix = f"{component} " if len(components) > 1 else ""
-            line = sparkline(values, min(SPARK, max(8, width - 50)))
+            line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
             grid.add_row(
                 f"{prefix}{title}",
                 Text(line, "cyan"),
@@ -191,14 +195,14 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int) -> RenderableType | N
     return Group(Text(f"By depth, layer {first} to {last}", "italic"), grid)
 
 
-def sparkline(values: Sequence[float], width: int) -> str:
-    """Eight levels from the least to the largest value; more values than width are averaged in equal bins."""
+def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
+    """Levels from the least to the largest value; more values than width are averaged in equal bins."""
     if len(values) > width:
         bins = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
         values = [sum(some) / len(some) for some in bins]
     low, high = min(values), max(values)
     span = (high - low) or 1.0
-    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in values)
+    return "".join(bars[round((value - low) / span * (len(bars) - 1))] for value in values)
 
 
 def _without_base(rows: Iterable[Mapping[str, Any]]) -> RenderableType:

@@ -85,10 +85,10 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
     offsets that overlap, leave holes, or disagree with dtype and shape. An unknown dtype is no such fault.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+            raise ShadowError(f"{shard}: not a regular file")
         with path.open("rb") as file:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                raise ShadowError(f"{shard}: not a regular file")
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, status.st_size - 8):

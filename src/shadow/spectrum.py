@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ from shadow.outcome import Precision
 BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
 PANEL = 192
+# Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
+# 0.85 at 2048, 1.4 at 3072.
+OPENBLAS_SIDE = 2048
 
 # Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
 # accumulation) and of its eigenvalues, measured on planted spectra in tests/test_spectrum.py.
@@ -117,15 +122,39 @@ def scaled_blocks(matrix: Tensor, scale: float, dtype: torch.dtype, space: Works
         yield block if scale == 1.0 else block.mul_(scale)
 
 
+@cache
+def mkl_is_at_home() -> bool:
+    """Is torch's linear algebra Intel's library on an Intel processor?
+
+    Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, NumPy's OpenBLAS formed an 896-side Gram in 0.58
+    of the time and found its eigenvalues in 0.60 (benchmarks/spectrum_methods.py measures it anew).
+    """
+    try:
+        return torch.backends.mkl.is_available() and "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """The lower triangle of W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side)."""
+    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side); its lower triangle at least."""
     total = torch.zeros((side, side), dtype=dtype)
+    product = torch.empty_like(total)
     for block in matrix_blocks:
         x = block if wide else block.T
-        for start in range(0, side, PANEL):
-            stop = min(start + PANEL, side)
-            total[start:, start:stop].addmm_(x[start:], x[start:stop].T)
+        if mkl_is_at_home():
+            for start in range(0, side, PANEL):
+                total[start:, start : start + PANEL].addmm_(x[start:], x[start : start + PANEL].T)
+        else:  # NumPy knows a matrix times its own transpose and does half the work (syrk)
+            np.matmul(x.numpy(), x.T.numpy(), out=product.numpy())
+            total += product
     return total
+
+
+def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
+    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given."""
+    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
+        return torch.linalg.eigvalsh(lower, UPLO="L").double().numpy()
+    return np.linalg.eigvalsh(lower.numpy(), UPLO="L").astype(np.float64)
 
 
 def spectrum(
@@ -162,6 +191,5 @@ def _singular_values(
     lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
     if precision == "default":
         lower = lower.double()
-    eigenvalues = torch.linalg.eigvalsh(lower, UPLO="L")
-    values = eigenvalues.double().clamp_min_(0.0).sqrt_().flip(0).numpy()
+    values = np.sqrt(np.maximum(eigenvalues(lower), 0.0))[::-1].copy()
     return values, FLOOR[precision] * float(values[0])

@@ -1,0 +1,62 @@
+"""What the README shows is what the code does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+
+import duckdb
+import pytest
+import readme
+
+
+@pytest.fixture(scope="module")
+def text():
+    return readme.README.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def audited(tmp_path, monkeypatch):
+    """A folder in which `shadow audit demo -o reports` was run."""
+    subprocess.run([readme.SHADOW, "audit", "demo", "-o", "reports"], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.chdir(tmp_path)
+
+
+def snippets(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("name", readme.BLOCKS)
+def test_generated_parts_are_up_to_date(name, text):
+    """Tables, help and the demo's output are what the code makes (`make docs` writes them)."""
+    assert readme.part(text, name) == readme.BLOCKS[name]()
+
+
+def test_the_pandas_and_duckdb_lines_answer_their_question(text, audited):
+    """Both run as they stand on the demo's report."""
+    (python,) = snippets(text, "python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(python, {})
+    assert "attn.q" in printed.getvalue()
+    (sql,) = snippets(text, "sql")
+    rows = duckdb.sql(sql).fetchall()
+    assert len(rows) == 5
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+
+
+def test_every_command_that_is_shown_runs(text, audited, tmp_path):
+    """The lines of `Audit your own`, on the demo where they name checkpoints that are not here."""
+    shown = [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("$ shadow ")]
+    assert len(shown) >= 7
+    demo = readme.README.parent / "registry" / "demo"
+    for line in shown:
+        line = line.replace("./Qwen2.5-0.5B-Instruct", str(demo / "narrow")).replace(
+            "./Qwen2.5-0.5B", str(demo / "base")
+        )
+        command = [word.strip("'") for word in line.removeprefix("$ shadow ").split()]
+        done = subprocess.run([readme.SHADOW, *command], capture_output=True, text=True)
+        assert done.returncode == 0, (line, done.stderr)
+        assert "clean" in command or done.stdout

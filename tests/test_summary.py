@@ -1,0 +1,172 @@
+"""The summary is what the files say, and what the terminal shows of it fits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shadow.render import fixed, number, sparkline
+
+SHADOW = Path(sys.executable).parent / "shadow"
+DEMO = Path(__file__).parents[1] / "registry" / "demo"
+
+
+def shadow(*arguments, **variables):
+    env = {"PATH": os.environ["PATH"], "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **variables}
+    return subprocess.run([SHADOW, *map(str, arguments)], capture_output=True, encoding="utf-8", env=env)
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """The demo's narrow pair, audited through the command line."""
+    out = tmp_path_factory.mktemp("out")
+    done = shadow("audit", "demo:base..narrow", "-o", out)
+    assert done.returncode == 0, done.stderr
+    return out / "demo" / "base..narrow", done
+
+
+def rows(folder, name="matrices"):
+    return pq.read_table(folder / f"{name}.parquet").to_pylist()
+
+
+def test_figures_are_those_of_the_rows(audited):
+    """Medians and whole-model norms, recomputed from the Parquet rows by plain Python."""
+    folder, _ = audited
+    summary = json.loads((folder / "summary.json").read_text())
+    deltas = [row for row in rows(folder) if row["subject"] == "delta"]
+    base = [row for row in rows(folder) if row["subject"] == "base"]
+    figures = summary["figures"]
+    assert figures["matrices"] == len(deltas) == 30
+    for name in ("concentration", "participation_ratio", "relative_norm", "spikes", "cosine"):
+        assert figures[name] == pytest.approx(statistics.median(row[name] for row in deltas))
+    whole = math.hypot(*(row["frobenius_norm"] for row in deltas)) / math.hypot(
+        *(row["frobenius_norm"] for row in base)
+    )
+    assert figures["relative_norm_overall"] == pytest.approx(whole)
+    for row in summary["modules"]:
+        own = [delta["concentration"] for delta in deltas if delta["module"] == row["module"]]
+        assert (row["matrices"], row["concentration"]) == (len(own), pytest.approx(statistics.median(own)))
+    for row in summary["depth"]:
+        own = [delta for delta in deltas if delta["layer"] == row["layer"]]
+        of_base = [one for one in base if one["layer"] == row["layer"]]
+        norm = math.hypot(*(d["frobenius_norm"] for d in own)) / math.hypot(*(b["frobenius_norm"] for b in of_base))
+        assert row["relative_norm"] == pytest.approx(norm)
+    assert [row["layer"] for row in summary["depth"]] == [0, 1, 2, 3]
+    tensors = rows(folder, "tensors")
+    for status, count in summary["counts"].items():
+        assert count == sum(row["status"] == status for row in tensors)
+
+
+def test_the_overall_norm_is_that_of_the_weights(audited):
+    """The relative norm over all matrices is the one of the two checkpoints' matrices as one vector."""
+    base, tuned = (load_file(DEMO / side / "model.safetensors") for side in ("base", "narrow"))
+    names = [name for name, tensor in base.items() if tensor.ndim == 2]
+    delta = torch.cat([(tuned[name].double() - base[name].double()).flatten() for name in names])
+    whole = torch.cat([base[name].double().flatten() for name in names])
+    figures = json.loads((audited[0] / "summary.json").read_text())["figures"]
+    assert figures["relative_norm_overall"] == pytest.approx(float(delta.norm() / whole.norm()), rel=1e-6)
+
+
+def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
+    """The demo's two pairs, matrix by matrix inside the layers: what they were trained to show."""
+    assert shadow("audit", "demo", "-o", tmp_path).returncode == 0
+    found = {
+        pair: {
+            row["tensor"]: row["concentration"]
+            for row in rows(tmp_path / "demo" / f"base..{pair}")
+            if row["subject"] == "delta" and row["layer"] is not None
+        }
+        for pair in ("narrow", "broad")
+    }
+    differences = [found["narrow"][tensor] - found["broad"][tensor] for tensor in found["broad"]]
+    assert len(differences) == 28
+    assert statistics.median(differences) > 0.05
+    assert min(differences) > 0
+
+
+def test_show_prints_what_audit_printed(audited):
+    """`show` reads the files and prints the same; `--format json` is summary.json."""
+    folder, done = audited
+    assert shadow("show", folder).stdout == done.stdout
+    assert json.loads(shadow("show", folder.parent.parent, "--format", "json").stdout) == [
+        json.loads((folder / "summary.json").read_text())
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
+    """No line is longer than the terminal, nothing is cut off, no escape reaches a pipe, talk is on stderr."""
+    done = shadow("show", audited[0], COLUMNS=str(width))
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "\x1b" not in done.stdout
+    assert "…" not in done.stdout
+    assert done.stderr == ""
+    for word in ("attn.q", "mlp.down", "not_a_matrix", "0.37 median concentration"):
+        assert word in done.stdout
+
+
+def test_colour_is_for_terminals_that_want_it(audited):
+    """Forced colour gives escapes, NO_COLOR takes the colours away again."""
+    assert "\x1b[36m" in shadow("show", audited[0], FORCE_COLOR="1").stdout
+    assert "\x1b[36m" not in shadow("show", audited[0], FORCE_COLOR="1", NO_COLOR="1").stdout
+
+
+def test_a_terminal_without_unicode_gets_ascii_bars(audited):
+    """Sparklines and rules have an ASCII form."""
+    done = shadow("show", audited[0], PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert done.stdout.isascii()
+    assert "?" not in done.stdout
+
+
+def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
+    """A vision tower and a projector beside the language model: own rows, and a table for what has no base."""
+    q = "self_attn.q_proj.weight"
+    base = {f"model.layers.{i}.{q}": torch.randn(64, 64) for i in range(2)}
+    tower = {f"vision_tower.vision_model.encoder.layers.0.{q}": torch.randn(64, 64)}
+    projector = {"multi_modal_projector.linear_1.weight": torch.randn(64, 32)}
+    wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
+    models.write(tmp_path / "base", base | tower)
+    models.write(tmp_path / "tuned", wrapped | tower | projector)
+    done = shadow("audit", "--base", tmp_path / "base", "--tuned", tmp_path / "tuned", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json"))
+    assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
+    assert [row["component"] for row in summary["without_base"]] == ["projector"]
+    assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
+    assert "Without a base" in done.stdout
+    assert "identical" in done.stdout
+
+
+def test_a_frozen_model_says_so(tmp_path):
+    """Nothing changed: no medians, no division by nothing, and the words for it."""
+    done = shadow("audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 matrices changed" in done.stdout
+    assert "99.9 % are identical" in done.stdout
+
+
+def test_sparkline_levels_and_bins():
+    """Least and largest value get the lowest and highest bar; more layers than columns are averaged in bins."""
+    assert sparkline([0, 1], 10) == "▁█"
+    assert sparkline([3.0, 3.0], 10) == "▁▁"
+    assert sparkline(range(100), 4) == "▁▃▆█"
+    assert len(sparkline(range(7), 7)) == 7
+
+
+def test_figures_for_people():
+    """Null is a dash, minus zero is zero, digits are significant ones."""
+    assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == ["-", "0", "12", "0.123", "1,234", "7"]
+    assert [fixed(x) for x in (None, 0.125, -0.001, 1.0)] == ["-", "0.12", "0.00", "1.00"]
