@@ -32,13 +32,13 @@ def planted(rows, cols, sigma, seed=0):
 @pytest.mark.parametrize("shape", [(2, 2), (2, 700), (700, 2), (64, 300), (300, 64), (300, 301), (400, 400)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_singular_values_are_those_of_a_float64_svd(shape, dtype):
-    """Every tier agrees with NumPy's SVD: sigma² to 2e-7 of the largest, which is the rounding of a Gram."""
+    """Every tier agrees with NumPy's SVD: sigma² to 5e-7 of the largest, which is the rounding of a Gram."""
     W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     found = solve(W, wide_format=dtype in (torch.float32, torch.float64))
     expected = np.linalg.svd(W.double().numpy(), compute_uv=False)
     resolved = found.sigma > 0
     np.testing.assert_allclose(
-        found.sigma[resolved] ** 2, expected[resolved] ** 2, rtol=0, atol=2e-7 * expected[0] ** 2
+        found.sigma[resolved] ** 2, expected[resolved] ** 2, rtol=0, atol=5e-7 * expected[0] ** 2
     )
     assert (expected[~resolved] < 1.05 * found.floor).all()
     np.testing.assert_allclose(found.sigma[:10], expected[:10], rtol=1e-6)

@@ -130,7 +130,8 @@ def mkl_is_at_home() -> bool:
     of the time and found its eigenvalues in 0.60 (benchmarks/spectrum_methods.py measures it anew).
     """
     try:
-        return torch.backends.mkl.is_available() and "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        return with_mkl and "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
 
@@ -153,8 +154,10 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given."""
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
-        return torch.linalg.eigvalsh(lower, UPLO="L").double().numpy()
-    return np.linalg.eigvalsh(lower.numpy(), UPLO="L").astype(np.float64)
+        values = torch.linalg.eigvalsh(lower, UPLO="L").numpy()
+    else:
+        values = np.linalg.eigvalsh(lower.numpy(), UPLO="L")
+    return np.asarray(values, dtype=np.float64)
 
 
 def spectrum(
