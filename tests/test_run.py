@@ -396,3 +396,18 @@ def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
     assert [state.done for state in states] == list(range(22))
     assert states[-1].cost_done == states[-1].cost_total > 0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("audit")], "no worker is left"
+
+
+def test_workers_are_as_many_as_cores_or_as_fit_the_memory(monkeypatch):
+    """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get fewer workers."""
+    from shadow.architecture import Place
+    from shadow.pairing import MatrixPair
+
+    monkeypatch.setattr(audit_module.os, "sched_getaffinity", lambda pid: range(16))
+    pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
+    monkeypatch.setattr(audit_module, "_available_memory", lambda: 64 << 30)
+    assert audit_module.default_jobs([pair]) == 16
+    monkeypatch.setattr(audit_module, "_available_memory", lambda: 4 << 30)
+    assert audit_module.default_jobs([pair]) == 2
+    monkeypatch.setattr(audit_module, "_available_memory", lambda: 1 << 20)
+    assert audit_module.default_jobs([pair]) == 1
