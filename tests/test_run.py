@@ -278,6 +278,23 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
     assert refused
 
 
+def test_a_stopped_audit_says_how_to_go_on(tmp_path):
+    """Ctrl-C: one line on stderr, exit code 130, no report, the journal kept."""
+    big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(200)}
+    base = models.write(tmp_path / "base", big)
+    tuned = models.write(tmp_path / "tuned", {name: 1.01 * W for name, W in big.items()})
+    command = [SHADOW, "audit", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--jobs", "1"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(tmp_path.glob("out/*/*/.partial/journal.jsonl")):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate()
+    assert (child.returncode, out, err) == (130, "", "stopped; the same command goes on from here\n")
+    assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
+    assert not list(tmp_path.glob("out/**/*.parquet"))
+
+
 def test_a_killed_audit_resumes(llama, tmp_path):
     """SIGKILL in the middle: no report is there, and the next run goes on and equals an uninterrupted one."""
     big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(24)}

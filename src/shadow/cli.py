@@ -114,6 +114,9 @@ def audit(
     for pair in pairs:
         try:
             results.append(_audit_one(pair, settings, output, jobs, allow_pickle, show=format is Format.table))
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
         except UsageError:
             raise
         except ShadowError as error:  # one failing pair does not stop the others
@@ -285,6 +288,3 @@ def main() -> None:
         # the reader (`| head`) has gone: let no flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
-        sys.exit(130)

@@ -98,8 +98,12 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
         partner = base_operands.pop(place, None)
         if partner is not None:
             outcomes.append(_line_up(place, partner, operand))
-        elif place.component not in components_with_base and _is_matrix(operand):
-            outcomes.append(MatrixPair(place, None, operand, *operand.shape, True, f"no base for {place.component}"))
+        elif place.component not in components_with_base:
+            why = f"no base for {place.component}"
+            if _is_matrix(operand):
+                outcomes.append(MatrixPair(place, None, operand, *operand.shape, True, why))
+            else:
+                skipped.append(Skipped("tuned", operand.info, place, "not_a_matrix", why))
         else:
             skipped.append(Skipped("tuned", operand.info, place, "only_in_tuned"))
     skipped += [Skipped("base", operand.info, place, "only_in_base") for place, operand in base_operands.items()]

@@ -117,9 +117,9 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     """The pairs that `family` or `family:from..to` names."""
     name, colon, pair_name = target.partition(":")
     if name not in families:
-        raise ShadowError(
-            f"no family {name!r} in the registry", nearest(name, families) or "`shadow families` lists them"
-        )
+        path = "a checkpoint is named with --base and --tuned" if "/" in name else None
+        hint = path or nearest(name, families) or "`shadow families` lists them"
+        raise ShadowError(f"no family {name!r} in the registry", hint)
     pairs = families[name].pairs
     if not colon:
         return pairs
