@@ -4,9 +4,10 @@ A matrix here is a torch tensor of any float dtype, usually a view of a mapped f
 (groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in blocks through the
 reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
 
-Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Measured on 2 cores against
-`torch.linalg.svdvals`, that is 2 to 26 times faster (`benchmarks/spectrum_methods.py` measures it anew); the price
-is a floor below which a singular value is not resolved, and the floor is reported.
+Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against `torch.linalg.svdvals`
+that is faster at every shape measured, least for small squares (896 x 896: 1.1 times) and most for large ones (2048 x
+8192: 17 times; `benchmarks/spectrum_methods.py`, one thread of a Zen 4). The price is a floor below which a singular
+value is not resolved, and the floor is reported.
 """
 
 from __future__ import annotations
