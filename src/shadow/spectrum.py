@@ -5,8 +5,8 @@ A matrix here is a torch tensor of any float dtype, usually a view of a mapped f
 reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
 
 Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against `torch.linalg.svdvals`
-that is faster at every shape measured, least for small squares (896 x 896: 1.1 times) and most for large ones (2048 x
-8192: 17 times; `benchmarks/spectrum_methods.py`, one thread of a Zen 4). The price is a floor below which a singular
+that is faster at every shape measured, least for small squares (896 x 896: 1.8 times) and most for large ones (2048 x
+8192: 11 times; `benchmarks/spectrum_methods.py`, one thread of a Zen 4). The price is a floor below which a singular
 value is not resolved, and the floor is reported.
 """
 
@@ -29,7 +29,7 @@ BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
 PANEL = 192
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
-# 0.85 at 2048, 1.4 at 3072.
+# 0.85 at 2048, 1.4 at 3072. In float32 it does not.
 OPENBLAS_SIDE = 2048
 
 # Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
@@ -154,7 +154,7 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given."""
-    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE:
+    if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
         values = torch.linalg.eigvalsh(lower, UPLO="L").numpy()
     else:
         values = np.linalg.eigvalsh(lower.numpy(), UPLO="L")
