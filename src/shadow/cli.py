@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `shadow --help` must answer
 from __future__ import annotations
 
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
     from shadow.pairing import Filter
+    from shadow.plan import Access
     from shadow.registry import Pair
     from shadow.run import Result, Settings
 
@@ -54,6 +56,23 @@ class PrecisionName(StrEnum):
     fast = "fast"
 
 
+class FetchName(StrEnum):
+    auto = "auto"
+    shards = "shards"
+    ranges = "ranges"
+
+
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
+FetchOption = Annotated[
+    FetchName, typer.Option("--fetch", help="Take whole shards from the Hub, or byte ranges (unverified).")
+]
+MaxDisk = Annotated[
+    str | None,
+    typer.Option("--max-disk", help="Most disk for fetched shards, such as 40GB: each is freed after use."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"shadow {__version__}\n")
@@ -75,7 +94,9 @@ def audit(
         list[str] | None,
         typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base checkpoint: a folder as ./DIR or /DIR.", metavar="REF")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
+    ] = None,
     tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
     output: Output = DEFAULT_OUTPUT,
     component: Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")] = None,
@@ -90,9 +111,10 @@ def audit(
         int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)
     ] = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")
-    ] = False,
+    allow_pickle: Pickle = False,
+    fetch: FetchOption = FetchName.auto,
+    max_disk: MaxDisk = None,
+    offline: Offline = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
     ] = False,
@@ -109,11 +131,12 @@ def audit(
     from shadow.run import Settings
 
     settings = Settings(Method(precision.value, nulls, seed), chosen, spectra)
+    access = _access(allow_pickle, offline, fetch, max_disk)
     results: list[Result] = []
     failed = False
     for pair in pairs:
         try:
-            results.append(_audit_one(pair, settings, output, jobs, allow_pickle, show=format is Format.table))
+            results.append(_audit_one(pair, settings, output, jobs, access, show=format is Format.table))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -134,14 +157,12 @@ def audit(
         raise typer.Exit(3)
 
 
-def _audit_one(
-    pair: Pair, settings: Settings, output: Path, jobs: int | None, allow_pickle: bool, *, show: bool
-) -> Result:
+def _audit_one(pair: Pair, settings: Settings, output: Path, jobs: int | None, access: Access, *, show: bool) -> Result:
     from shadow.render import summary_view
     from shadow.run import run_pair
 
     with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(pair, settings, output, jobs=jobs, allow_pickle=allow_pickle, say=console.say, show=update)
+        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update)
     if show:
         console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result
@@ -161,6 +182,23 @@ def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Pa
     if not pairs:
         raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
     return list(dict.fromkeys(pairs))
+
+
+def _access(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+    from shadow.plan import Access
+
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
+    return Access(allow_pickle, offline, fetch.value, None if max_disk is None else _bytes(max_disk))
+
+
+def _bytes(text: str) -> int:
+    """`40GB`, `1.5 TiB` or a plain number of bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
 def _filter(components: list[str], layers: list[str], modules: list[str]) -> Filter:

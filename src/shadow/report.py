@@ -80,15 +80,42 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A shard that an unfinished audit fetched from the Hub. keep: it was to stay in the Hub's cache."""
+
+    repo: str
+    commit: str
+    path: str
+    checksum: str | None
+    keep: bool
+
+
+def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
+    """The shards that a journal tells of; what makes no sense is passed over."""
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            entry = json.loads(line) if line.startswith(b'{"fetched"') else {}
+            if entry:
+                one = Fetched(**entry["fetched"])
+                plain = all(isinstance(text, str) for text in (one.repo, one.commit, one.path, one.checksum or ""))
+                if plain and re.fullmatch(r"[0-9a-f]{40}", one.commit) and ".." not in f"{one.repo}/{one.path}":
+                    found.append(one)
+    return found
+
+
 class Journal:
     """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
 
-    One process writes at a time; a second one is refused. outcomes holds what an earlier run left.
+    One process writes at a time; a second one is refused. outcomes holds what an earlier run left, fetched the
+    shards that it fetched or was fetching, also if it belonged to another identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
         self.outcomes: dict[str, Outcome] = {}
+        self.fetched: list[Fetched] = []
         with writing(folder):
             partial = folder / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
@@ -99,9 +126,13 @@ class Journal:
             self._file.truncate(good)
             if good == 0:
                 self._write(identity.as_json())
+                for fetched in self.fetched:
+                    self._write({"fetched": asdict(fetched)})
 
     def _read(self, identity: Identity) -> int:
         """Take over what belongs to identity; returns how many bytes of the file are good."""
+        self._file.seek(0)
+        self.fetched = _fetched(self._file)
         self._file.seek(0)
         good = 0
         for number, line in enumerate(self._file):
@@ -109,13 +140,24 @@ class Journal:
                 entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
                 if number == 0 and entry != identity.as_json():
                     return 0
-                if number > 0:
+                if number > 0 and "fetched" not in entry:
                     outcome = _outcome_from_json(entry)
                     self.outcomes[outcome.key] = outcome
             except (ValueError, KeyError, TypeError):
                 break  # cut in the middle of a line
             good += len(line)
         return good
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.outcomes and not self.fetched
+
+    def note_fetched(self, fetched: Fetched) -> None:
+        """A shard is about to be fetched."""
+        if fetched not in self.fetched:
+            with writing(self.folder):
+                self._write({"fetched": asdict(fetched)})
+            self.fetched.append(fetched)
 
     def add(self, outcome: Outcome) -> None:
         with writing(self.folder):
@@ -172,7 +214,8 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
         )
         for one in entry.pop("measurements")
     )
-    return Outcome(**entry, measurements=measurements)
+    base_verified, tuned_verified = entry.pop("verified")
+    return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified))
 
 
 def _finite(value: float | int | None) -> float | int | None:
@@ -334,9 +377,16 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iter
             "dtype": dtypes[one.subject],
             "parameters": pair.rows * pair.cols,
             "precision": one.precision,
-            "verified": None,
+            "verified": _verified(one.subject, *outcome.verified),
             **{name: _finite(value) for name, value in one.values.items()},
         }
+
+
+def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
+    """A delta is as good as the worse of its sides; a side in a folder is neither checked nor unchecked."""
+    if subject != "delta":
+        return base if subject == "base" else tuned
+    return False if False in (base, tuned) else None if None in (base, tuned) else True
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any]]:

@@ -16,14 +16,16 @@ import torch
 
 from shadow import __version__
 from shadow.audit import audit, cost, default_jobs
-from shadow.checkpoint import Checkpoint, open_folder
+from shadow.checkpoint import Checkpoint, Located, locate, open_folder, open_located
 from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
-from shadow.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
+from shadow.plan import Access, Plan, make_plan, require_disk_for_pickles, size
 from shadow.registry import Pair, Reference
 from shadow.report import (
     PARTIAL,
+    Fetched,
     Identity,
     Journal,
     belongs_to,
@@ -34,9 +36,10 @@ from shadow.report import (
     write_whole,
     writing,
 )
+from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes
 
-UNPACKED = "unpacked"  # raw copies of old `.bin` files, inside .partial while an audit runs
+SCRATCH = "scratch"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 STRICT = (
     "shape_differs",
     "nonfinite",
@@ -59,12 +62,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first and after every matrix. costs are in the units of `audit.cost`."""
+    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`."""
 
     done: int
     total: int
     cost_done: int
     cost_total: int
+    moved: int = 0
+    to_move: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,13 +87,23 @@ class Result:
         return [row["reason"] for row in self.summary.skipped if row["reason"] in STRICT]
 
 
+@dataclass(frozen=True)
+class Lined:
+    """A pair whose checkpoints are open and lined up. No weight has been read."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    pairs: list[MatrixPair]
+    skipped: list[Skipped]
+
+
 def run_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
     *,
     jobs: int | None = None,
-    allow_pickle: bool = False,
+    access: Access = Access(),  # noqa: B008 - frozen
     say: Callable[[str], None] = lambda text: None,
     show: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
@@ -101,9 +116,9 @@ def run_pair(
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
     try:
-        return _run(pair, settings, folder, jobs, allow_pickle, say, show)
+        return _run(pair, settings, folder, jobs, access, say, show)
     finally:
-        shutil.rmtree(folder / PARTIAL / UNPACKED, ignore_errors=True)
+        shutil.rmtree(folder / PARTIAL / SCRATCH, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
 
 
@@ -112,67 +127,149 @@ def _run(
     settings: Settings,
     folder: Path,
     jobs: int | None,
-    allow_pickle: bool,
+    access: Access,
     say: Callable[[str], None],
     show: Callable[[Progress], None],
 ) -> Result:
-    scratch = folder / PARTIAL / UNPACKED
-    base = _open(pair.base, allow_pickle, scratch / "base")
-    tuned = _open(pair.tuned, allow_pickle, scratch / "tuned")
+    scratch = folder / PARTIAL / SCRATCH
+    base, tuned = (
+        find(side, access, scratch / name, say) for name, side in (("base", pair.base), ("tuned", pair.tuned))
+    )
     stored = {**asdict(settings), "relation": pair.relation}
     identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), stored)
     if done := _already_done(folder, identity, say):
         return done
-    pairs, skipped = pair_checkpoints(base, tuned, settings.chosen)
+    lined = line_up(base, tuned, settings.chosen, access, scratch, say)
     started, clock = datetime.now(UTC), time.monotonic()
-    matrices = {one.key for one in pairs if one.is_matrix}
+    matrices = {one.key for one in lined.pairs if one.is_matrix}
     journal = Journal(folder, identity)
     try:
+        todo = [one for one in lined.pairs if one.key not in journal.outcomes]
+        plan = _planned(lined, todo, settings, access, folder, journal, say)
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        _measure(base, tuned, pairs, settings.method, jobs or default_jobs(pairs), journal, show)
+        _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
-        write_report(folder, identity, provenance, pairs, skipped, journal.outcomes, settings.spectra)
+        write_report(folder, identity, provenance, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         summary = summarise(folder, identity.as_json())
         with writing(folder):
             write_whole(folder / "summary.json", summary_bytes(summary))
     except BaseException:
-        journal.close()
+        journal.remove() if journal.is_empty else journal.close()
         raise
     journal.remove()
     return Result(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
 
 
+def _planned(
+    lined: Lined,
+    todo: Sequence[MatrixPair],
+    settings: Settings,
+    access: Access,
+    folder: Path,
+    journal: Journal,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan of what is left, after tidying up what an earlier run left in the Hub's cache."""
+    _remove_leftovers(journal.fetched)
+    plan = make_plan(
+        lined.base,
+        lined.tuned,
+        todo,
+        access,
+        filtered=settings.chosen != Filter(),
+        folder=folder,
+        scratch=folder / PARTIAL / SCRATCH,
+        ours={(one.repo, one.commit, one.path) for one in journal.fetched if not one.keep},
+    )
+    plan.require_disk()
+    if plan.to_move:
+        freed = f", freed after use: at most {size(plan.peak)} on the disk at a time" if plan.frees else ""
+        why = "" if access.max_disk is not None or not plan.frees else f" ({size(plan.free)} are free)"
+        say(f"fetching {size(plan.to_move)}{freed}{why}")
+    needed = {visit.shard for visit in plan.work.visits}
+    for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
+        for shard, source in checkpoint.sources.items():
+            if isinstance(source, WholeFile) and not source.keep and (side, shard) not in needed:
+                source.discard()
+    return plan
+
+
+def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
+    if fetched:
+        from shadow.hub import remove_leftovers
+
+        for one in fetched:
+            remove_leftovers(one.repo, one.checksum)
+
+
 def _measure(
-    base: Checkpoint,
-    tuned: Checkpoint,
+    plan: Plan,
     pairs: Sequence[MatrixPair],
     method: Method,
     jobs: int,
     journal: Journal,
+    say: Callable[[str], None],
     show: Callable[[Progress], None],
 ) -> None:
     """Measure what the journal does not hold yet, into the journal."""
     costs = {one.key: cost(one) for one in pairs}
-    total, spent = sum(costs.values()), sum(costs.get(key, 0) for key in journal.outcomes)
-    show(Progress(len(journal.outcomes), len(costs), spent, total))
-    for outcome in audit(base, tuned, pairs, method, jobs, frozenset(journal.outcomes)):
+    total, moved = sum(costs.values()), 0
+    spent = sum(costs.get(key, 0) for key in journal.outcomes)
+
+    def tell() -> None:
+        show(Progress(len(journal.outcomes), len(costs), spent, total, moved, plan.to_move))
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        tell()
+
+    def note(source: Source) -> None:
+        if isinstance(source, WholeFile) and source.bytes_to_move():
+            journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
+
+    tell()
+    for outcome in audit(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
         journal.add(outcome)
         spent += costs[outcome.key]
-        show(Progress(len(journal.outcomes), len(costs), spent, total))
+        tell()
 
 
-def _open(reference: Reference, allow_pickle: bool, scratch: Path) -> Checkpoint:
-    if not reference.is_folder:
-        raise ShadowError(
-            f"{reference.repo} is on the Hub, which this version does not read yet",
-            f"fetch it with `hf download {reference.repo} --local-dir DIR` and name the folder: ./DIR",
-        )
-    return open_folder(reference.repo, allow_pickle=allow_pickle, scratch=scratch)
+def find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
+    """The checkpoint in a folder, or the commit and the files of one on the Hub."""
+    if reference.is_folder:
+        return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
+    from shadow.hub import pin
+
+    snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
+    return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 
 
-def _side(checkpoint: Checkpoint) -> dict[str, str | None]:
+def line_up(
+    base: Checkpoint | Located,
+    tuned: Checkpoint | Located,
+    chosen: Filter,
+    access: Access,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> Lined:
+    """Read the headers and pair the tensors."""
+    base, tuned = (
+        side if isinstance(side, Checkpoint) else _open(side, access, scratch / name, say)
+        for name, side in (("base", base), ("tuned", tuned))
+    )
+    return Lined(base, tuned, *pair_checkpoints(base, tuned, chosen))
+
+
+def _open(located: Located, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
+    if located.weights.pickled:
+        require_disk_for_pickles(located, access)
+    return open_located(located, scratch, say)
+
+
+def _side(checkpoint: Checkpoint | Located) -> dict[str, str | None]:
     return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
 
 
