@@ -62,6 +62,11 @@ class FetchName(StrEnum):
     ranges = "ranges"
 
 
+Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
+Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
+Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
+Precision = Annotated[PrecisionName, typer.Option(help="How spectra are computed.")]
+Jobs = Annotated[int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
 FetchOption = Annotated[
     FetchName, typer.Option("--fetch", help="Take whole shards from the Hub, or byte ranges (unverified).")
@@ -99,17 +104,13 @@ def audit(
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
     output: Output = DEFAULT_OUTPUT,
-    component: Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")] = None,
-    module: Annotated[
-        list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")
-    ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="How spectra are computed.")] = PrecisionName.default,
+    component: Component = None,
+    layer: Layer = None,
+    module: Module = None,
+    precision: Precision = PrecisionName.default,
     nulls: Annotated[int, typer.Option(help="Also sample the null with this many sign flips.", min=0, max=1000)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0)] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)
-    ] = None,
+    jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     allow_pickle: Pickle = False,
     fetch: FetchOption = FetchName.auto,
@@ -144,9 +145,7 @@ def audit(
             raise
         except ShadowError as error:  # one failing pair does not stop the others
             failed = True
-            console.complain(
-                error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
-            )
+            console.complain(_named(error, pair, pairs))
     if format is Format.json:
         console.show_json([result.summary.as_json() for result in results])
     if failed:
@@ -155,6 +154,67 @@ def audit(
         reasons = sorted({reason for result in results for reason in result.should_not_have_skipped})
         console.say(f"--strict: skipped because of {', '.join(reasons)}")
         raise typer.Exit(3)
+
+
+@app.command()
+def plan(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base checkpoint, as for audit.", metavar="REF")] = None,
+    tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
+    output: Output = DEFAULT_OUTPUT,
+    component: Component = None,
+    layer: Layer = None,
+    module: Module = None,
+    precision: Precision = PrecisionName.default,
+    jobs: Jobs = None,
+    allow_pickle: Pickle = False,
+    fetch: FetchOption = FetchName.auto,
+    max_disk: MaxDisk = None,
+    offline: Offline = False,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+    registry: Registry = None,
+) -> None:
+    """Tell what an audit would measure and take, from headers alone: nothing is measured, no weight is fetched.
+
+    Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
+    """
+    pairs = _pairs(targets or [], base, tuned, registry)
+    chosen = _filter(component or [], layer or [], module or [])
+    access = _access(allow_pickle, offline, fetch, max_disk)
+    from shadow.delta import Method
+    from shadow.plan import DISK_HINT
+    from shadow.render import plan_view
+    from shadow.run import Settings, plan_pair
+
+    settings = Settings(Method(precision.value), chosen)
+    plans, faults = [], []
+    for pair in pairs:
+        try:
+            found = plan_pair(pair, settings, output, jobs=jobs, access=access, say=console.say)
+        except UsageError:
+            raise
+        except ShadowError as error:
+            faults.append(_named(error, pair, pairs))
+            console.complain(faults[-1])
+            continue
+        plans.append(found)
+        if format is Format.table:
+            console.show(plan_view(found, console.out.options.max_width))
+        if found["problem"]:
+            faults.append(_named(ShadowError(found["problem"], DISK_HINT), pair, pairs))
+            console.complain(faults[-1])
+    if format is Format.json:
+        console.show_json(plans)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _named(error: ShadowError, pair: Pair, pairs: list[Pair]) -> ShadowError:
+    """The fault of one pair among several."""
+    return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
 
 
 def _audit_one(pair: Pair, settings: Settings, output: Path, jobs: int | None, access: Access, *, show: bool) -> Result:
@@ -303,13 +363,23 @@ def families(
 
 @app.command()
 def clean(output: Output = DEFAULT_OUTPUT) -> None:
-    """Remove what unfinished audits left in an output folder; finished reports stay."""
+    """Remove what unfinished audits left: their folders, and shards that they fetched to free them after use.
+
+    Finished reports stay, and so does everything else in the Hub's cache.
+    """
     from shadow.report import remove_unfinished
 
     removed = remove_unfinished(output)
     console.say(f"removed the unfinished work of {len(removed)} audits" if removed else "nothing unfinished there")
-    for folder in removed:
+    for folder, fetched in removed.items():
         console.say(f"  {folder}")
+        if fetched:
+            from shadow.hub import forget, remove_leftovers
+
+            for one in fetched:
+                remove_leftovers(one.repo, one.checksum)
+                if not one.keep:
+                    forget(one.repo, one.commit, one.path)
 
 
 def main() -> None:

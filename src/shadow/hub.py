@@ -78,14 +78,19 @@ class RemoteFile:
 class Snapshot:
     """One commit of one repository: everything that is read of it is read at this commit.
 
-    files are those below subfolder, by their path in it. offline: nothing but the cache may be asked.
+    files are those below subfolder, by their path in it. access is `open`, `gated` or `private`, None when nothing
+    but the cache may be asked (offline).
     """
 
     repo: str
     commit: str
     subfolder: str | None
     files: Mapping[str, RemoteFile]
-    offline: bool
+    access: str | None
+
+    @property
+    def offline(self) -> bool:
+        return self.access is None
 
     @property
     def name(self) -> str:
@@ -101,10 +106,11 @@ def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool
     offline = offline or constants.HF_HUB_OFFLINE
     asked = partial(_in_words, repo=repo, revision=revision)
     if offline:
-        commit = _cached_commit(repo, revision)
+        access, commit = None, _cached_commit(repo, revision)
         listed = _cached_files(repo, commit)
     else:
-        commit = _trying(lambda: hf.HfApi().model_info(repo, revision=revision).sha, asked, say) or ""
+        info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), asked, say)
+        access, commit = "private" if info.private else "gated" if info.gated else "open", info.sha or ""
         if not COMMIT.fullmatch(commit):
             raise ShadowError(f"{repo}: the Hub names no commit for it", "is HF_ENDPOINT a Hub?")
         with contextlib.suppress(*FAILURES):  # notes in the cache what the revision is, for --offline
@@ -112,13 +118,7 @@ def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool
         listed = _trying(lambda: _listed_files(repo, commit), asked, say)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     inside = {path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)}
-    return Snapshot(repo, commit, subfolder, inside, offline)
-
-
-def access(repo: str, revision: str | None, say: Say) -> str:
-    """Who may read a repository: `open`, `gated` or `private`."""
-    info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), partial(_in_words, repo=repo), say)
-    return "private" if info.private else "gated" if info.gated else "open"
+    return Snapshot(repo, commit, subfolder, inside, access)
 
 
 def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
@@ -376,7 +376,7 @@ def _ranged(snapshot: Snapshot, file: RemoteFile, start: int, stop: int) -> Iter
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
                     raise RangeIgnoredError(f"{snapshot.repo}: another range came than asked for", "use --fetch shards")
-            yield response.iter_bytes(CHUNK), response.status_code == 206
+            yield response.iter_bytes(), response.status_code == 206  # as they come: a cut loses little
             return
     raise ShadowError(f"{snapshot.repo}: {file.path} is redirected without an end", "is HF_ENDPOINT a Hub?")
 
@@ -443,6 +443,8 @@ def _is_transient(error: BaseException) -> bool:
         return expired or (status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return False
+    if type(error).__name__ == "TooManyRedirects":  # of the client's HTTP library, which is not to be named
+        return False
     return isinstance(error, FAILURES) and not isinstance(error, ValueError)
 
 
@@ -475,9 +477,13 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         return ShadowError(f"{what}: the server does not answer as a Hub does", "is HF_ENDPOINT a Hub?")
     if isinstance(error, errors.HFValidationError):
         return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
+    if type(error).__name__ == "TooManyRedirects":
+        return ShadowError(f"{what} is redirected without an end", "is HF_ENDPOINT a Hub?")
     status = _status(error)
-    if status in (401, 403):
-        return ShadowError(f"{what}: the Hub refuses access ({status})", f"see {address}; {token_in_use()}")
+    if status == 401:
+        return ShadowError(f"{what}: the Hub does not know who asks (401)", f"{token_in_use()}; is it still valid?")
+    if status == 403:
+        return ShadowError(f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}")
     if status == 429:
         seconds = _retry_after(error)
         hint = f"wait {seconds:.0f} s, then {again}" if seconds else again

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from rich.filesize import decimal
+
+from shadow.architecture import name_rules
 from shadow.checkpoint import Checkpoint, Located
 from shadow.errors import ShadowError
-from shadow.pairing import MatrixPair, Side
+from shadow.pairing import MatrixPair, Side, Skipped
+from shadow.registry import Pair
 from shadow.schedule import Schedule, Shard, schedule
-from shadow.shards import TensorInfo
+from shadow.shards import FLOATS, TensorInfo
 from shadow.source import ByteRanges, Source, WholeFile, coalesced
 
 Fetch = Literal["auto", "shards", "ranges"]
+DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
+EXAMPLES = 3  # tensors named for each reason
 WORTH_IT = 0.9  # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
 
 
@@ -53,7 +60,7 @@ class Plan:
     def require_disk(self) -> None:
         """Raises ShadowError, with the numbers, when the disk does not suffice."""
         if self.problem:
-            raise ShadowError(self.problem, "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)")
+            raise ShadowError(self.problem, DISK_HINT)
 
 
 def make_plan(
@@ -84,12 +91,119 @@ def make_plan(
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work))
-    frees, chosen = next(((frees, way) for frees, way in ways if not places.lacks(way, frees, access)), ways[-1])
+    fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
+    frees, chosen = next(fitting, ways[-1])
     problem = places.lacks(chosen, frees, access)
     if frees:
         base, tuned = _freeing(base, "base", is_ours), _freeing(tuned, "tuned", is_ours)
     peak = sum(places.peaks(chosen, frees))
     return Plan(base, tuned, chosen, to_move, frees and bool(whole), peak, report, places.free(), problem)
+
+
+def describe(
+    pair: Pair,
+    sides: Mapping[Side, Checkpoint | Located],
+    plan: Plan,
+    pairs: Sequence[MatrixPair],
+    skipped: Sequence[Skipped],
+) -> dict[str, Any]:
+    """What `shadow plan` shows, but for what depends on the machine."""
+    matrices = [one for one in pairs if one.is_matrix]
+    sources = [_source(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
+    return {
+        "family": pair.family,
+        "pair": pair.name,
+        "base": _side(sides["base"], plan.base),
+        "tuned": _side(sides["tuned"], plan.tuned),
+        "config_differs": config_differences(plan.base.config, plan.tuned.config),
+        "matrices": len(matrices),
+        "vectors": len(pairs) - len(matrices),
+        "modules": _modules(matrices),
+        "skipped": _reasons(skipped),
+        "shards_to_fetch": len(sources),
+        "shards_in_ranges": sum(isinstance(source, ByteRanges) for source in sources),
+        "bytes_to_move": plan.to_move,
+        "frees": plan.frees,
+        "disk_peak": plan.peak,
+        "disk_free": plan.free,
+        "problem": plan.problem,
+    }
+
+
+def _side(found: Checkpoint | Located, checkpoint: Checkpoint) -> dict[str, Any]:
+    infos = [info for info in checkpoint.tensors.values() if not info.problem]
+    return {
+        "repo": checkpoint.reference,
+        "commit": checkpoint.commit,
+        "access": found.snapshot.access if isinstance(found, Located) else None,
+        "shards": len(checkpoint.sources),
+        "bytes": sum(info.end - info.start for info in infos),
+        "dtypes": sorted({info.dtype for info in infos}),
+        "parameters": sum(info.parameters for info in infos if info.dtype in FLOATS),
+    }
+
+
+TELLING = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "rope_theta", "num_experts",
+    "num_local_experts", "n_routed_experts", "quantization_config",
+)  # fmt: skip
+
+
+def config_differences(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What two configs say differently of what tells architectures apart: the first sign of a wrong pair."""
+
+    def said(config: Mapping[str, Any]) -> dict[str, Any]:
+        text = config.get("text_config")
+        return {**config, **text} if isinstance(text, dict) else dict(config)
+
+    b, t = said(base), said(tuned)
+    return {
+        key: [str(b.get(key, "not said"))[:60], str(t.get(key, "not said"))[:60]]
+        for key in TELLING
+        if b and t and b.get(key) != t.get(key)
+    }
+
+
+def _modules(matrices: Sequence[MatrixPair]) -> list[dict[str, Any]]:
+    """By component and module: how many matrices, in which layers, of which shapes."""
+    rules, groups = name_rules(), defaultdict[tuple[str, str], list[MatrixPair]](list)
+    for pair in matrices:
+        groups[pair.place.component, pair.place.module].append(pair)
+    order = sorted(groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1])))
+    rows = []
+    for component, module in order:
+        group = groups[component, module]
+        layers = [pair.place.layer for pair in group if pair.place.layer is not None]
+        shapes = Counter((pair.rows, pair.cols) for pair in group)
+        rows.append(
+            {
+                "component": component,
+                "module": module,
+                "matrices": len(group),
+                "layers": [min(layers), max(layers)] if layers else None,
+                "shapes": [list(shape) for shape, _ in shapes.most_common()],
+                "without_base": sum(pair.base is None for pair in group),
+            }
+        )
+    return rows
+
+
+def _reasons(skipped: Sequence[Skipped]) -> list[dict[str, Any]]:
+    """Counts by reason, with a few names and the first detail: as in a summary."""
+    groups = defaultdict[str, list[Skipped]](list)
+    for one in skipped:
+        groups[one.reason].append(one)
+    return [
+        {
+            "reason": reason,
+            "tensors": len(group),
+            **{side: sum(one.side == side for one in group) for side in ("base", "tuned")},
+            "examples": list(dict.fromkeys(one.info.name for one in group))[:EXAMPLES],
+            "detail": next((one.detail for one in group if one.detail), None),
+        }
+        for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
 
 
 def require_disk_for_pickles(located: Located, access: Access) -> None:
@@ -100,8 +214,9 @@ def require_disk_for_pickles(located: Located, access: Access) -> None:
     need, free = sum(source.bytes_to_move() for source in sources), _free(cache_folder())
     limit = free if access.max_disk is None else min(free, access.max_disk)
     if need > limit:
+        there = decimal(limit)
         raise ShadowError(
-            f"{located.reference}: its .bin files need {size(need)} of disk all at once, {size(limit)} may be used",
+            f"{located.reference}: its .bin files need {decimal(need)} of disk all at once, {there} may be used",
             "free some space, move HF_HUB_CACHE, or raise --max-disk",
         )
 
@@ -153,7 +268,8 @@ def _sizes(sources: Mapping[Shard, Source], is_ours: Mapping[Shard, bool]) -> tu
         for shard, source in sources.items()
         if isinstance(source, WholeFile)
     }
-    ranges = {shard: source.bytes_to_move() for shard, source in sources.items() if isinstance(source, ByteRanges)}
+    parts = {shard: source for shard, source in sources.items() if isinstance(source, ByteRanges)}
+    ranges = {shard: source.bytes_to_move() for shard, source in parts.items()}
     return {**whole, **dict.fromkeys(ranges, 0)}, {**dict.fromkeys(whole, 0), **ranges}
 
 
@@ -193,15 +309,18 @@ class _Places:
     def lacks(self, work: Schedule, frees: bool, access: Access) -> str | None:
         """What is missing, in words with numbers; None when there is enough."""
         in_cache, in_scratch = self.peaks(work, frees)
+        if not in_cache + in_scratch:
+            return None  # only a report is written: if that fails, it says so and goes on later
         limit = access.max_disk
         if limit is not None and in_cache + in_scratch > limit:
-            return f"fetched shards need {size(in_cache + in_scratch)} of disk at once, --max-disk allows {size(limit)}"
+            need = decimal(in_cache + in_scratch)
+            return f"fetched shards need {need} of disk at once, --max-disk allows {decimal(limit)}"
         needs = {self._cache(): in_cache, self.folder: in_scratch + self.report}
         if _device(self._cache()) == _device(self.folder):
             needs = {self._cache(): in_cache + in_scratch + self.report}
         return next(
             (
-                f"{size(need)} of disk are needed at {place}, {size(_free(place))} are free"
+                f"{decimal(need)} of disk are needed at {place}, {decimal(_free(place))} are free"
                 for place, need in needs.items()
                 if need > _free(place)
             ),
@@ -219,12 +338,3 @@ def _free(path: Path) -> int:
 
 def _device(path: Path) -> int:
     return _there(path).stat().st_dev
-
-
-def size(count: float) -> str:
-    """Bytes in decimal units, as disks and lines are sold."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"

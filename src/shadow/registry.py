@@ -75,7 +75,11 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
             return Reference(resolved, True)
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links, no such user
             raise UsageError(f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder") from error
-    repo, _, revision = text.partition("@")
+    repo, at, revision = text.partition("@")
+    if at and (not re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) or ".." in revision):
+        raise UsageError(
+            f"{text[:80]!r}: no such thing as revision {revision[:40]!r}", "write org/name@branch, a tag or a commit"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         hint = (
             f"write ./{text} for the folder" if _is_folder(text) else "write ./NAME for a folder, org/name for the Hub"

@@ -223,18 +223,22 @@ def _finite(value: float | int | None) -> float | int | None:
     return None if value is None or not math.isfinite(value) else value
 
 
-def remove_unfinished(output: Path) -> list[Path]:
-    """Remove the `.partial` folders of audits below output that nobody is writing to; returns the pairs' folders."""
+def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
+    """Remove the `.partial` folders of audits below output that nobody is writing to.
+
+    Returns the pairs' folders, and the shards that each of those audits had fetched from the Hub.
+    """
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
-    removed = []
+    removed = {}
     for partial in sorted(path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")):
         if partial.is_symlink() or not (partial / JOURNAL).is_file():
             continue  # not ours
-        with writing(partial.parent), (partial / JOURNAL).open("ab") as file:
+        with writing(partial.parent), (partial / JOURNAL).open("ab+") as file:
             _lock(file, partial.parent)
+            file.seek(0)
+            removed[partial.parent] = _fetched(file)
             shutil.rmtree(partial)
-        removed.append(partial.parent)
         remove_empty(partial.parent, output)
     return removed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,15 +14,16 @@ from typing import Any
 
 import numpy
 import torch
+from rich.filesize import decimal
 
 from shadow import __version__
-from shadow.audit import audit, cost, default_jobs
+from shadow.audit import audit, cost, default_jobs, pace, worker_memory
 from shadow.checkpoint import Checkpoint, Located, locate, open_folder, open_located
 from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
-from shadow.pairing import Filter, MatrixPair, Skipped, pair_checkpoints
-from shadow.plan import Access, Plan, make_plan, require_disk_for_pickles, size
+from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
+from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import Pair, Reference
 from shadow.report import (
     PARTIAL,
@@ -40,6 +42,7 @@ from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes
 
 SCRATCH = "scratch"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 STRICT = (
     "shape_differs",
     "nonfinite",
@@ -122,6 +125,38 @@ def run_pair(
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
 
 
+def plan_pair(
+    pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What `run_pair` would do and take, from headers alone: see `plan.describe`, and memory, workers and seconds.
+
+    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
+    """
+    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    with tempfile.TemporaryDirectory() as unpacked:
+        sides: dict[Side, Checkpoint | Located] = {}
+        references: tuple[tuple[Side, Reference], ...] = (("base", pair.base), ("tuned", pair.tuned))
+        for side, reference in references:
+            found = sides[side] = find(reference, access, Path(unpacked) / side, say)
+            if isinstance(found, Located) and found.weights.pickled:
+                need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
+                raise ShadowError(
+                    f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
+                    "shadow audit --allow-pickle does",
+                )
+        lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
+        filtered = settings.chosen != Filter()
+        plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
+        workers = jobs or default_jobs(lined.pairs)
+        seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
+        return {
+            **describe(pair, sides, plan, lined.pairs, lined.skipped),
+            "jobs": workers,
+            "memory": PROCESS + workers * worker_memory(lined.pairs),
+            "seconds": round(seconds, 1),
+        }
+
+
 def _run(
     pair: Pair,
     settings: Settings,
@@ -185,9 +220,9 @@ def _planned(
     )
     plan.require_disk()
     if plan.to_move:
-        freed = f", freed after use: at most {size(plan.peak)} on the disk at a time" if plan.frees else ""
-        why = "" if access.max_disk is not None or not plan.frees else f" ({size(plan.free)} are free)"
-        say(f"fetching {size(plan.to_move)}{freed}{why}")
+        freed = f", freed after use: at most {decimal(plan.peak)} on the disk at a time" if plan.frees else ""
+        why = "" if access.max_disk is not None or not plan.frees else f" ({decimal(plan.free)} are free)"
+        say(f"fetching {decimal(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():

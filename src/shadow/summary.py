@@ -137,6 +137,7 @@ def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame
         "parameters_identical": int(sizes[tuned["status"] == "identical"].sum()),
         "relative_norm_overall": _whole_norm(deltas, matrices),
     }
+    figures["unverified"] = int((deltas["verified"] == False).sum())  # noqa: E712 - null is not False here
     figures |= {name: _number(deltas[name].median()) for name in MEDIANS}
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
     figures |= {"concentration_q25": _number(quartiles[0.25]), "concentration_q75": _number(quartiles[0.75])}
