@@ -1,0 +1,73 @@
+"""A PEFT LoRA adapter: adapter_config.json -> how each pair of factors is scaled. Reads no weights.
+
+Layout and scaling are those of the `peft` library (Hu et al. 2021; rsLoRA: Kalajdzievski 2023): the delta of a module
+is scaling * B @ A with A (r, in) and B (out, r), scaling = alpha / r, or alpha / sqrt(r) with `use_rslora`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shadow.errors import ShadowError
+
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."  # of every name in an adapter
+FACTOR_A, FACTOR_B = ".lora_A.weight", ".lora_B.weight"
+CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to initialise that take B @ A out of the base
+MAX_ALPHA = 1e6
+PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What scales an adapter's factors. alpha_pattern: module name, or its end -> alpha of that module.
+
+    `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is (out, in) always.
+    """
+
+    alpha: float
+    alpha_pattern: Mapping[str, float]
+    rank_stabilised: bool
+
+    def scaling(self, module: str, rank: int) -> float:
+        """What B @ A of a module is multiplied by."""
+        own = (alpha for name, alpha in self.alpha_pattern.items() if module == name or module.endswith(f".{name}"))
+        alpha = next(own, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+def read_adapter(where: str, config: Mapping[str, Any]) -> Adapter:
+    """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ShadowError(
+            f"{where}: an adapter of type {str(kind)[:40]!r}; only LORA is read", "merge it into its base"
+        )
+    if config.get("use_dora"):
+        raise ShadowError(
+            f"{where}: a DoRA adapter, whose delta is not low-rank", "merge it into its base, and audit the result"
+        )
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(CHANGING_BASE):
+        raise ShadowError(
+            f"{where}: an adapter that began by changing its base ({start[:20]}): B @ A is not its delta",
+            "merge it into its base, and audit the result",
+        )
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
+        raise ShadowError(f"{where}: alpha_pattern has keys that are no module names", "merge it into its base first")
+    return Adapter(
+        _alpha(where, config.get("lora_alpha")),
+        {name: _alpha(where, alpha) for name, alpha in patterns.items()},
+        config.get("use_rslora") is True,
+    )
+
+
+def _alpha(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_ALPHA:
+        raise ShadowError(f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale", "fetch the adapter again")
+    return float(value)
