@@ -1,25 +1,24 @@
-"""Tensor name (and config.json) -> the matrices in it and their places in the model.
+"""Tensor names (and config.json) -> the matrices in each tensor and their places in the model.
 
-What varies between model families is data (`registry/names.yaml`); this module only applies it.
+What varies between model families is data (`registry/names.yaml`, read by `shadow.names`); this module applies it.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+from shadow.names import Facts, Reading, RowOrder, name_rules, numbered, read, registry_folder, weight_stem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = ["Part", "Place", "aligned", "name_rules", "place_tensors", "registry_folder"]
+
+VECTORS = ("norm", "bias", "other")  # modules whose tensors are not read as matrices of a known kind
 MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
 
 
@@ -27,7 +26,8 @@ MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a host
 class Place:
     """Where a matrix sits: what two checkpoints must agree on to be compared.
 
-    module is from the closed list of `names.yaml`; slot tells apart what shares a module (norms, biases, other).
+    module is from the closed list of `names.yaml`. slot tells apart what shares a module (norms, biases, other) and
+    what must not be compared although it does: the blocks of a second stack, rows in another order.
     """
 
     component: str
@@ -41,101 +41,55 @@ class Place:
 class Part:
     """One matrix inside a tensor: how to see it as `(out, in)`.
 
-    transposed: the tensor is stored `(in, out)`. rows is (start, stop) of the outputs that are this part, None for
-    all. heads > 0 means that q, k and v are interleaved per head and this part is the one of index `third`.
-    stacked: the tensor holds one matrix per expert along its first dimension, and this is place.expert's.
+    experts > 0: the tensor holds so many matrices along its first dimension (its own, or shared with their rows), and
+    this is place.expert's. transposed: the matrix is stored `(in, out)`. groups: its outputs are so many groups of
+    equal size, of each of which rows = (start, stop) are this part's; rows is None for all.
     """
 
     place: Place
     transposed: bool = False
     rows: tuple[int, int] | None = None
-    heads: int = 0
-    third: int = 0
-    stacked: bool = False
+    groups: int = 1
+    experts: int = 0
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
         """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into the columns."""
-        stored = stored[1:] if self.stacked else stored
-        rows, cols = (stored[0], math.prod(stored[1:])) if stored else (1, 1)
+        rows, cols = self._whole(stored)
         if self.transposed:
             rows, cols = cols, rows
-        if self.heads:
-            rows //= 3
-        elif self.rows:
-            rows = self.rows[1] - self.rows[0]
-        return rows, cols
+        return (rows if self.rows is None else self.groups * (self.rows[1] - self.rows[0])), cols
+
+    def _whole(self, stored: tuple[int, ...]) -> tuple[int, int]:
+        """(rows, cols) as stored, of one expert where they are stacked."""
+        if self.experts and len(stored) > 2:
+            stored = stored[1:]
+        elif self.experts:
+            stored = (stored[0] // self.experts, *stored[1:])
+        return (stored[0], math.prod(stored[1:])) if stored else (1, 1)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This matrix as a view of the tensor: (rows, cols), or (heads, rows / heads, cols) where it is interleaved."""
-        matrix = tensor[self.place.expert] if self.stacked else tensor
-        matrix = matrix.reshape(matrix.shape[0], -1) if matrix.ndim != 2 else matrix
-        if self.transposed:
-            matrix = matrix.T
-        if self.heads:
-            rows, cols = matrix.shape
-            return matrix.view(self.heads, 3, rows // (3 * self.heads), cols)[:, self.third]
-        return matrix[self.rows[0] : self.rows[1]] if self.rows else matrix
+        """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where rows are apart."""
+        rows, cols = self._whole(tuple(tensor.shape))
+        if self.experts and tensor.ndim > 2:
+            tensor = tensor[self.place.expert]
+        elif self.experts:
+            tensor = tensor.view(self.experts, rows, cols)[self.place.expert]
+        matrix = tensor.reshape(rows, cols)
+        matrix = matrix.T if self.transposed else matrix
+        if self.rows is None:
+            return matrix
+        start, stop = self.rows
+        if self.groups == 1:
+            return matrix[start:stop]
+        grouped = matrix.view(self.groups, matrix.shape[0] // self.groups, matrix.shape[1])
+        return grouped[:, start] if stop - start == 1 else grouped[:, start:stop]
 
 
-@dataclass(frozen=True)
-class Fused:
-    suffix: str
-    into: tuple[str, ...]
-    order: str  # consecutive | per_head
-
-
-@dataclass(frozen=True)
-class Layout:
-    model_types: frozenset[str] = frozenset()
-    witness: str = ""
-    transposed: frozenset[str] = frozenset()
-    fused: Fused | None = None
-
-
-@dataclass(frozen=True)
-class NameRules:
-    """`names.yaml`, compiled."""
-
-    modules: tuple[str, ...]
-    components: tuple[str, ...]
-    renames: tuple[tuple[re.Pattern[str], str], ...]
-    prefixes: tuple[tuple[re.Pattern[str], str], ...]
-    layer: re.Pattern[str]
-    suffixes: Mapping[str, str]
-    norm: re.Pattern[str]
-    layouts: tuple[Layout, ...]
-
-
-def registry_folder() -> Path:
-    """The folder of shipped data: inside the package when installed, at the repository's top in a checkout."""
-    packaged = Path(str(files("shadow"))) / "registry"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "registry"
-
-
-@cache
-def name_rules() -> NameRules:
-    """The shipped name rules."""
-    data = yaml.safe_load((registry_folder() / "names.yaml").read_text())
-    return NameRules(
-        modules=tuple(data["modules"]),
-        components=tuple(data["components"]),
-        renames=tuple((re.compile(rule["match"]), rule["to"]) for rule in data["renames"]),
-        prefixes=tuple((re.compile(rule["match"]), rule["component"]) for rule in data["prefixes"]),
-        layer=re.compile(data["layer"]),
-        suffixes={suffix: module for module, suffixes in data["suffixes"].items() for suffix in suffixes},
-        norm=re.compile(data["norm"]),
-        layouts=tuple(_layout(entry) for entry in data["layouts"]),
-    )
-
-
-def _layout(entry: dict[str, Any]) -> Layout:
-    fused = entry.get("fused")
-    return Layout(
-        model_types=frozenset(entry["model_types"]),
-        witness=entry.get("witness", ""),
-        transposed=frozenset(entry.get("transposed", ())),
-        fused=Fused(fused["suffix"], tuple(fused["into"]), fused["order"]) if fused else None,
-    )
+def aligned(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the other's are."""
+    if one.ndim > other.ndim:
+        return one, other.reshape(one.shape)
+    return one.reshape(other.shape), other
 
 
 def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
@@ -143,89 +97,220 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
 
     Two tensors that would land on one place both fall back to their own names, so that neither is lost.
     """
-    canonical = {name: _canonical(name) for name in shapes}
-    layout = _find_layout(canonical, shapes, config)
-    parts = {name: _parts(*canonical[name], shapes[name], layout, config) for name in shapes}
+    rules = name_rules()
+    named = {name: numbered(name, rules) for name in shapes}
+    facts = Facts(config, {text for text, _, _ in named.values()}, rules)
+    readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
+    _recognise_conv1d(facts, {readings[text].rest: shapes[name] for name, (text, _, _) in named.items()})
+    layers = _layer_numbers((readings[text], block) for text, block, _ in named.values())
+    upright = _upright_stacks(
+        facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
+    )
+    recipes: dict[tuple[str, tuple[int, ...], bool], list[_Recipe]] = {}
+    parts: dict[str, tuple[Part, ...]] = {}
+    for name, (text, block, expert) in named.items():
+        key = text, shapes[name], expert is None
+        if key not in recipes:
+            recipes[key] = list(_recipes(readings[text], shapes[name], expert is None, facts, upright))
+        reading = readings[text]
+        layer = None if block is None else layers(reading, block)
+        parts[name] = tuple(
+            Part(
+                Place(reading.component, layer, r.module, expert if r.expert is None else r.expert, r.slot),
+                r.transposed,
+                r.rows,
+                r.groups,
+                r.experts,
+            )
+            for r in recipes[key]
+        )
     taken = Counter(part.place for found in parts.values() for part in found)
-    return {
-        name: found if all(taken[part.place] == 1 for part in found) else (_unplaced(name, found[0]),)
-        for name, found in parts.items()
-    }
+    if len(taken) < taken.total():
+        for name, found in parts.items():
+            if any(taken[part.place] > 1 for part in found):
+                parts[name] = (_unplaced(name, found[0]),)
+    return parts
 
 
 def _unplaced(name: str, part: Part) -> Part:
-    # no suffix holds a NUL, so this slot meets no other
+    # no name holds a NUL, so this slot meets no other
     place = Place(part.place.component, part.place.layer, "other", part.place.expert, f"\0{name}")
-    return Part(place, part.transposed)
+    return Part(place, part.transposed and not part.experts)
 
 
-def _canonical(name: str) -> tuple[str, int | None, str]:
-    """(component, layer, suffix) of a tensor name; the suffix keeps `.weight` or `.bias`."""
-    rules = name_rules()
-    for pattern, replacement in rules.renames:
-        name = pattern.sub(replacement, name)
-    component, rest = "other", name
-    for pattern, found in rules.prefixes:
-        if match := pattern.match(name):
-            component, rest = found, name[match.end() :]
-            break
-    if match := rules.layer.match(rest):
-        # a number of more digits than this is no layer; int() of a hostile one would be slow
-        return (component, int(match[1]), rest[match.end() :]) if len(match[1]) < 7 else (component, None, rest)
-    return component, None, rest
+def _recognise_conv1d(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Without a config, a GPT-2 is known by its (n, 3n) projections."""
+    for rest, shape in shapes.items():
+        if facts.rules.conv1d.fullmatch(rest) and len(shape) == 2 and shape[1] == 3 * shape[0]:
+            facts.found_type = facts.rules.conv1d_type
 
 
-def _find_layout(
-    canonical: Mapping[str, tuple[str, int | None, str]],
-    shapes: Mapping[str, tuple[int, ...]],
-    config: Mapping[str, Any],
-) -> Layout:
-    text = config.get("text_config")
-    said = [config.get("model_type"), text.get("model_type") if isinstance(text, dict) else None]
-    types = {model_type for model_type in said if isinstance(model_type, str)}
-    for layout in name_rules().layouts:
-        if types & layout.model_types:
-            return layout
-        if not types and layout.witness:
-            witnesses = [shapes[name] for name, place in canonical.items() if place[2] == f"{layout.witness}.weight"]
-            if any(len(shape) == 2 and shape[1] == 3 * shape[0] for shape in witnesses):
-                return layout
-    return Layout()
+def _layer_numbers(found: Iterable[tuple[Reading, int | None]]) -> Callable[[Reading, int], int | None]:
+    """Numbers for the blocks of each component: those of a second stack (a multi-token predictor, a tower's global
+    blocks) go on from the last of the stack before, so that no two blocks of one component share a number.
+
+    Files in which the embedding is block 0 of the model count their blocks from 1.
+    """
+    last: dict[tuple[str, str], int] = {}
+    offsets: dict[tuple[str, str], int] = {}
+    for reading, block in found:
+        if block is not None:
+            key = reading.component, reading.stack
+            last[key] = max(block, last.get(key, -1))
+            if (*key, block, reading.module) == ("language", "", 0, "embed"):
+                offsets[key] = -1
+    following: dict[str, int] = {}
+    for component, stack in sorted(last):  # the main stack's name is empty, so it is first
+        shift = offsets.get((component, stack), 0)
+        offsets[component, stack] = following.get(component, 0) + shift
+        following[component] = offsets[component, stack] + last[component, stack] + 1
+
+    def number(reading: Reading, block: int) -> int | None:
+        layer = block + offsets[reading.component, reading.stack]
+        return layer if layer >= 0 else None
+
+    return number
 
 
-def _parts(
-    component: str, layer: int | None, suffix: str, shape: tuple[int, ...], layout: Layout, config: Mapping[str, Any]
-) -> tuple[Part, ...]:
-    rules = name_rules()
-    stem = suffix.removesuffix(".weight")
-    if len(shape) == 3 and "experts" in suffix.split(".") and shape[0] <= MAX_EXPERTS:
-        places = [Place(component, layer, "other", expert, suffix) for expert in range(shape[0])]
-        return tuple(Part(place, stacked=True) for place in places) or (
-            Part(Place(component, layer, "other", slot=suffix)),
-        )
-    module = rules.suffixes.get(stem, "other") if suffix.endswith(".weight") and len(shape) >= 2 else "other"
-    if module == "other":
-        if suffix.endswith(".bias"):
-            module = "bias"
-        elif len(shape) < 2 and rules.norm.search(stem.lower()):
-            module = "norm"
-        return (Part(Place(component, layer, module, slot=suffix)),)
-    whole = Part(Place(component, layer, module), transposed=stem in layout.transposed)
-    if layout.fused and stem == layout.fused.suffix and len(shape) == 2:
-        return _split(whole, layout.fused, whole.shape(shape)[0], config) or (whole,)
-    return (whole,)
+def _upright_stacks(
+    facts: Facts, found: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
+) -> dict[tuple[str, str], bool]:
+    """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where nothing says.
+
+    A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no shapes are both.
+    """
+    seen: dict[tuple[str, str, int | None], dict[str, tuple[int, ...]]] = {}
+    for reading, block, shape in found:
+        if len(shape) == 3 and reading.module.startswith("experts."):
+            seen.setdefault((reading.component, reading.stack, block), {})[reading.module] = shape[1:]
+    upright: dict[tuple[str, str], bool] = {}
+    for (component, stack, _), shapes in seen.items():
+        if (component, stack) not in upright:
+            answer = _upright(shapes, facts.count("hidden", component))
+            if answer is not None:
+                upright[component, stack] = answer
+    return upright
 
 
-def _split(whole: Part, fused: Fused, rows: int, config: Mapping[str, Any]) -> tuple[Part, ...] | None:
-    """The parts of a fused projection, or None where the config does not tell enough to split it rightly."""
-    count = len(fused.into)
-    places = [replace(whole.place, module=module) for module in fused.into]
-    if fused.order == "consecutive":
-        if rows % count:
-            return None
-        size = rows // count
-        return tuple(replace(whole, place=p, rows=(i * size, (i + 1) * size)) for i, p in enumerate(places))
-    heads = config.get("num_attention_heads")
-    if type(heads) is not int or heads < 1 or rows % (count * heads):
+def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool | None:
+    down = shapes.get("experts.down")
+    if down and (both := shapes.get("experts.gate_up")):
+        if both[0] == 2 * down[1] and both[1] == down[0]:
+            return True
+        if both[1] == 2 * down[0] and both[0] == down[1]:
+            return False
+    for module, (first, second) in shapes.items():
+        if hidden is not None and (first == hidden) != (second == hidden):
+            return (first == hidden) == (module == "experts.down")
+    return None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A part of any tensor of one name and shape, whatever its block."""
+
+    module: str
+    slot: str
+    expert: int | None = None
+    transposed: bool = False
+    rows: tuple[int, int] | None = None
+    groups: int = 1
+    experts: int = 0
+
+
+def _recipes(
+    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+) -> Iterator[_Recipe]:
+    """The parts of a tensor; alone: its name has no number of an expert."""
+    for recipe in _plain_recipes(reading, shape, alone, facts, upright):
+        yield replace(recipe, slot=f"{reading.stack}:{recipe.slot}") if reading.stack else recipe
+
+
+def _plain_recipes(
+    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+) -> Iterator[_Recipe]:
+    if reading.module in VECTORS:
+        yield _Recipe(reading.module, reading.slot)
+    elif reading.module and len(shape) >= 2:
+        yield from _matrices(reading, shape, alone, facts, upright)
+    elif not reading.module and reading.rest.endswith((".bias", "_bias")):
+        yield from _biases(reading.component, reading.rest, shape, facts)
+    elif alone and len(shape) == 3 and "experts" in reading.rest.split(".") and 0 < shape[0] <= MAX_EXPERTS:
+        for expert in range(shape[0]):
+            yield _Recipe("other", reading.rest, expert, experts=shape[0])
+    else:
+        norm = len(shape) < 2 and facts.rules.norm.search(weight_stem(reading.rest).lower())
+        yield _Recipe("norm" if norm else "other", reading.rest)
+
+
+def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> Iterator[_Recipe]:
+    """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
+    owner = rest[: -len(".bias")]
+    found = facts.rules.suffixes[component].match(owner)
+    if found is None:
+        yield _Recipe("bias", rest)
+        return
+    whole = _Recipe(*found)
+    parts = _split(whole, component, owner, shape[0], facts) if len(shape) == 1 else None
+    for part in parts or (whole,):
+        yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
+
+
+def _full_name(module: str, slot: str) -> str:
+    return f"{module}/{slot}" if slot else module
+
+
+def _matrices(
+    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+) -> Iterator[_Recipe]:
+    rules, component, rest = facts.rules, reading.component, reading.rest
+    transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
+    experts = 0
+    if alone and reading.module.startswith(("experts.", "shared.")) and len(shape) == 3:
+        experts = shape[0] if shape[0] <= MAX_EXPERTS else 0
+        transposed = not upright.get((component, reading.stack), not transposed)
+    elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
+        count = facts.count(rules.stacked_count, component) or 0
+        experts = count if 0 < count <= MAX_EXPERTS and shape[0] % count == 0 else 0
+    whole = _Recipe(reading.module, reading.slot, None, transposed, experts=experts)
+    packed = not rest.endswith(".weight") and weight_stem(rest) != rest  # integers that hold several weights each
+    rows = Part(Place("", None, ""), transposed, experts=experts).shape(shape)[0]
+    parts = (None if packed else _split(whole, component, rest, rows, facts)) or (whole,)
+    if not experts:
+        yield from parts
+    for expert in range(experts):
+        for part in parts:
+            yield replace(part, expert=expert)
+
+
+def _split(whole: _Recipe, component: str, rest: str, rows: int, facts: Facts) -> tuple[_Recipe, ...] | None:
+    """The parts of a fused module, or None where the rules or the config do not tell enough to split it rightly."""
+    name = _full_name(whole.module, whole.slot)
+    for order in facts.rules.rows:
+        if order.module == name and order.conditions.hold(facts, component, rest):
+            return _divided(whole, name, order, component, rows, facts)
+    return None
+
+
+def _divided(
+    whole: _Recipe, name: str, order: RowOrder, component: str, rows: int, facts: Facts
+) -> tuple[_Recipe, ...] | None:
+    fused = facts.rules.fused.get(name)
+    into = order.into or (fused.into if fused else ())
+    said = order.sizes or (fused.sizes if fused else ())
+    sizes = [size if isinstance(size, int) else facts.count(size, component) or 0 for size in said]
+    total = sum(sizes)
+    if order.groups == "each":
+        groups = rows // len(into) if rows % len(into) == 0 else 0
+    elif isinstance(order.groups, int):
+        groups = order.groups
+    else:
+        groups = facts.count(order.groups, component) or 0
+    if 0 in sizes or groups < 1 or rows < 1 or rows % groups or any(rows // groups * size % total for size in sizes):
         return None
-    return tuple(replace(whole, place=p, heads=heads, third=i) for i, p in enumerate(places))
+    parts, start = [], 0
+    for (module, slot), size in zip(into, sizes, strict=True):
+        stop = start + rows // groups * size // total
+        parts.append(replace(whole, module=module, slot=slot, rows=(start, stop), groups=groups))
+        start = stop
+    return tuple(parts) if all(part.rows != (0, 0) for part in parts) else None

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from shadow.architecture import aligned
 from shadow.checkpoint import Checkpoint
 from shadow.delta import (
     Extent,
@@ -179,7 +180,7 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
             return Outcome(pair.key, "skipped", "nonfinite", "in the tuned tensor")
         alone = measure_alone(matrix, stored, largest, method, space)
         return Outcome(pair.key, "measured", "only_in_tuned", pair.detail, measurements=(alone,))
-    base_matrix = _view(pair, pair.base, base)
+    base_matrix, matrix = aligned(_view(pair, pair.base, base), matrix)
     formats = pair.base.info.dtype, stored
     size = extent(base_matrix, matrix, working_dtype(*formats), space)
     if not size.finite:
@@ -199,10 +200,9 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
 
 
 def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.Tensor:
-    tensor = checkpoint.tensor(operand.info)
+    matrix = operand.part.view(checkpoint.tensor(operand.info))
     if not pair.is_matrix:
-        return tensor.reshape(1, -1)
-    matrix = operand.part.view(tensor)
+        return matrix.reshape(pair.rows, pair.cols)
     return matrix[: pair.rows] if matrix.ndim == 2 else matrix
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,10 +10,11 @@ from typing import Any, Literal
 from shadow.architecture import Part, Place, place_tensors
 from shadow.checkpoint import Checkpoint
 from shadow.errors import ShadowError
+from shadow.names import Facts, name_rules
+from shadow.quantized import owner_of, packed_modules
 from shadow.shards import FLOATS, INTEGERS, TensorInfo
 
 Side = Literal["base", "tuned"]
-GROWING = ("embed", "head")  # modules whose rows are a vocabulary: rows may be added or dropped
 REASONS = (
     "only_in_base", "only_in_tuned", "tied", "shape_differs", "not_a_matrix", "not_float", "quantized",
     "unknown_dtype", "nonfinite", "filtered", "unreadable",
@@ -127,28 +129,42 @@ def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detai
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """At least two dimensions and a short side above 1; what is not is a vector, whatever its shape says."""
-    return len(operand.info.shape) >= 2 and min(operand.shape) > 1
+    """At least two dimensions and a short side above 1; what is not is a vector, whatever its shape says.
+
+    So are the biases of a stack of experts.
+    """
+    vectors = operand.part.place.module in ("norm", "bias")
+    return not vectors and len(operand.info.shape) >= 2 and min(operand.shape) > 1
+
+
+def _grows(place: Place) -> bool:
+    """Are the rows of this module a vocabulary, to which rows may be added?"""
+    return place.component == "language" and (place.module == "embed" or (place.module, place.slot) == ("head", ""))
+
+
+def _folded(operand: Operand) -> tuple[int, ...] | None:
+    """The dimensions that were folded into the columns, in order; None where there is only one."""
+    stored = operand.info.shape[1:] if operand.part.experts and len(operand.info.shape) > 2 else operand.info.shape
+    folded = tuple(size for size in stored[1:] if size != 1)
+    return folded if len(folded) > 1 else None
 
 
 def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
     if not (_is_matrix(base) and _is_matrix(tuned)):
-        if base.info.shape != tuned.info.shape:
+        if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
             return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
-        return MatrixPair(place, base, tuned, *_vector_shape(tuned.info), False)
+        return MatrixPair(place, base, tuned, 1, math.prod(tuned.shape), False)
+    if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
+        return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
     (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
     if base_cols == tuned_cols and base_rows == tuned_rows:
         return MatrixPair(place, base, tuned, tuned_rows, tuned_cols, True)
     common = min(base_rows, tuned_rows)
-    if base_cols == tuned_cols and place.module in GROWING and common > 1:
+    if base_cols == tuned_cols and _grows(place) and common > 1:
         side = "tuned" if tuned_rows > base_rows else "base"
         detail = f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are compared"
         return MatrixPair(place, base, tuned, common, tuned_cols, True, detail)
     return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
-
-
-def _vector_shape(info: TensorInfo) -> tuple[int, int]:
-    return 1, info.parameters
 
 
 def _operands(
@@ -157,7 +173,7 @@ def _operands(
     """Usable matrices and vectors of one side by place, and the tensors that are not usable, with reasons."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
-    packed = _packed_stems(checkpoint.tensors)
+    packed = packed_modules(checkpoint.tensors, config)
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
     for name, info in checkpoint.tensors.items():
@@ -168,22 +184,20 @@ def _operands(
     return operands, unusable
 
 
-def _packed_stems(tensors: Mapping[str, TensorInfo]) -> set[str]:
-    """Modules whose weights are packed integers (GPTQ, AWQ, bitsandbytes, MXFP4): `x` of `x.qweight` and the like."""
-    names = ("qweight", "qzeros", "weight", "weight_packed")
-    stems = {name.rpartition(".")[::2] for name, info in tensors.items() if info.dtype in INTEGERS}
-    return {stem for stem, last in stems if last in names or last.endswith("_blocks")}
+def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]) -> tuple[str, str] | None:
+    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours; None when it can.
 
-
-def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: set[str]) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours; None when it can."""
+    packed: the formats of modules that hold packed integers.
+    """
     stem, _, last = info.name.rpartition(".")
     if info.problem:
         return "unreadable", info.problem
     if info.alias_of:
         return "tied", f"the same storage as {info.alias_of}"
-    if stem in packed and last != "bias":
-        return "quantized", "packed integers or their scales"
+    owner, piece = owner_of(info.name)
+    if (format := packed.get(owner) or packed.get(info.name)) and piece != "bias":
+        what = "packed integers" if info.dtype in INTEGERS else "what belongs to packed integers"
+        return "quantized", f"{format}: {what}"
     if info.dtype in INTEGERS:
         return "not_float", info.dtype
     if info.dtype not in FLOATS:
@@ -225,8 +239,8 @@ def _tied_heads(
 
 def _ties(checkpoint: Checkpoint) -> bool:
     """Does the config tie the head to the embedding? A wrapper's own word counts before its text model's."""
-    text = checkpoint.config.get("text_config")
+    facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")
-    if said is None and isinstance(text, dict):
-        said = text.get("tie_word_embeddings")
-    return said is True
+    if said is None:
+        said = facts.section("language").get("tie_word_embeddings")
+    return said is True or (said is None and bool(facts.model_types("language") & name_rules().tied))

@@ -469,7 +469,7 @@ def _common_place(places: Sequence[Place]) -> Place:
     """The place of a tensor that holds several matrices: a fused projection, a stack of experts."""
     first = places[0]
     modules = {place.module for place in places}
-    fused = "attn.qkv" if modules == {"attn.q", "attn.k", "attn.v"} else "other"
+    fused = name_rules().wholes.get(frozenset(modules), "other")
     return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
 
 
