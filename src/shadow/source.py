@@ -219,7 +219,7 @@ def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
     ranges: list[tuple[int, int]] = []
     for start, end in sorted({(info.start, info.end) for info in wanted if info.end > info.start}):
         if ranges and start - ranges[-1][1] <= NEIGHBOUR:
-            ranges[-1] = (ranges[-1][0], end)
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
         else:
             ranges.append((start, end))
     return ranges
