@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadow.errors import ShadowError
+from shadow.shards import TensorInfo
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."  # of every name in an adapter
-FACTOR_A, FACTOR_B = ".lora_A.weight", ".lora_B.weight"
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!bias$)\w+)?(?:\.weight)?")
 CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to initialise that take B @ A out of the base
+Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 
@@ -65,6 +67,43 @@ def read_adapter(where: str, config: Mapping[str, Any]) -> Adapter:
         {name: _alpha(where, alpha) for name, alpha in patterns.items()},
         config.get("use_rslora") is True,
     )
+
+
+def adapter_factors(
+    tensors: Mapping[str, TensorInfo],
+) -> tuple[dict[str, Factors], dict[str, TensorInfo], list[tuple[TensorInfo, str]]]:
+    """Sort the tensors of an adapter.
+
+    Returns by module the (left, right, transposed) factors of its update, by name in the model the tensors that the
+    adapter holds whole (`modules_to_save`, biases), and the rest with what is wrong with it.
+    """
+    found: dict[str, dict[str, TensorInfo]] = {}
+    embeddings: set[str] = set()
+    whole: dict[str, TensorInfo] = {}
+    rest: list[tuple[TensorInfo, str]] = []
+    for name, info in tensors.items():
+        match = FACTOR.fullmatch(name)
+        if match and match["which"] not in found.get(match["module"], {}):
+            found.setdefault(match["module"], {})[match["which"]] = info
+            if match["embedding"]:
+                embeddings.add(match["module"])
+        elif ".lora_" in name or ".token_adapter." in name:
+            rest.append((info, "a part of the adapter that is not read"))
+        else:
+            whole[name.removeprefix(PREFIX).replace(".modules_to_save.", ".")] = info
+    factors: dict[str, Factors] = {}
+    for module, sides in found.items():
+        a, b, swap = sides.get("A"), sides.get("B"), module in embeddings
+        if a and b and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0:
+            factors[module.removeprefix(PREFIX)] = (a, b, True) if swap else (b, a, False)
+        else:
+            rest += [(info, "factors that do not multiply to a matrix") for info in sides.values()]
+    return factors, whole, rest
+
+
+def product_shape(left: TensorInfo, right: TensorInfo, transposed: bool) -> tuple[int, ...]:
+    """The shape of an update."""
+    return (left.shape[1], right.shape[0]) if transposed else (left.shape[0], right.shape[1])
 
 
 def _alpha(where: str, value: Any) -> float:

@@ -30,6 +30,7 @@ from shadow.delta import (
     measure_pair,
     working_dtype,
 )
+from shadow.matrices import BlockScaled, Matrix, Updated
 from shadow.outcome import Outcome
 from shadow.pairing import MatrixPair, Operand
 from shadow.schedule import Schedule, Shard
@@ -165,33 +166,42 @@ def available_memory() -> int:
 
 
 def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method) -> Outcome:
-    base_verified = base.sources[pair.base.info.shard].verified if pair.base else None
-    verified = base_verified, tuned.sources[pair.tuned.info.shard].verified
+    verified = _verified(pair.base, base) if pair.base else None, _verified(pair.tuned, tuned)
     return replace(_measured(pair, base, tuned, method), verified=verified)
+
+
+def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
+    found = {checkpoint.sources[info.shard].verified for info in operand.infos}
+    return found.pop() if len(found) == 1 else False
 
 
 def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method) -> Outcome:
     space: Workspace = _LOCAL.__dict__.setdefault("space", Workspace())
-    matrix = _view(pair, pair.tuned, tuned)
     stored = pair.tuned.info.dtype
     if pair.base is None:
-        largest = largest_entry(matrix, working_dtype(stored), space)
+        only = _view(pair, pair.tuned, tuned)
+        largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", "nonfinite", "in the tuned tensor")
-        alone = measure_alone(matrix, stored, largest, method, space)
+        alone = measure_alone(only, stored, largest, method, space)
         return Outcome(pair.key, "measured", "only_in_tuned", pair.detail, measurements=(alone,))
-    base_matrix, matrix = aligned(_view(pair, pair.base, base), matrix)
+    base_matrix, matrix, detail = *_views(pair, pair.base, base, tuned), pair.detail or None
     formats = pair.base.info.dtype, stored
+    if isinstance(matrix, Updated):
+        formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
+        factor = pair.tuned.factor
+        detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
     size = extent(base_matrix, matrix, working_dtype(*formats), space)
     if not size.finite:
         sides = [side for side, value in (("base", size.base), ("tuned", size.tuned)) if not Extent(value, 0, 0).finite]
         return Outcome(pair.key, "skipped", "nonfinite", f"in the {' and the '.join(sides)} tensor")
-    detail = pair.detail or None
     if not pair.is_matrix:
-        delta_norm, base_norm = _vector_norms(base_matrix, matrix, size)
+        delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
         return Outcome(pair.key, "skipped", "not_a_matrix", detail, delta_norm, base_norm)
     if size.delta == 0:
-        note = f"equal values, stored as {' and '.join(formats)}" if formats[0] != formats[1] else detail
+        note = (
+            f"equal values, stored as {pair.base.info.dtype} and {stored}" if pair.base.info.dtype != stored else detail
+        )
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", None, note, 0.0, norm)
     found = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space)
@@ -199,8 +209,37 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
     return Outcome(pair.key, "measured", None, detail, norms["delta"], norms["base"], found)
 
 
-def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.Tensor:
-    matrix = operand.part.view(checkpoint.tensor(operand.info))
+def _views(pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:
+    """Both matrices of a pair, cut into the same dimensions."""
+    base_matrix = _view(pair, operand, base)
+    factor = pair.tuned.factor
+    if factor is None:
+        matrix = _view(pair, pair.tuned, tuned)
+        if base_matrix.ndim == matrix.ndim:
+            return base_matrix, matrix
+        return aligned(_dense(base_matrix), _dense(matrix))
+    left, right = tuned.tensor(pair.tuned.info), tuned.tensor(factor.info)
+    left, right = (left.T, right.T) if factor.transposed else (left, right)
+    left = pair.tuned.part.view(left)
+    plain = base_matrix if isinstance(base_matrix, BlockScaled) and left.ndim == 2 else _dense(base_matrix)
+    if isinstance(plain, torch.Tensor) and plain.ndim < left.ndim:
+        plain = plain.reshape(*left.shape[:-1], pair.cols)
+    return plain, Updated(plain, left.reshape(*plain.shape[:-1], factor.rank), right, factor.scaling)
+
+
+def _dense(matrix: Matrix) -> torch.Tensor:
+    return matrix if isinstance(matrix, torch.Tensor) else matrix[:,]
+
+
+def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.Tensor | BlockScaled:
+    tensor, part = checkpoint.tensor(operand.info), operand.part
+    if operand.scales is not None:
+        scales = checkpoint.tensor(operand.scales)
+        if part.experts:
+            tensor, scales = tensor[part.place.expert], scales[part.place.expert]
+        start, stop = part.rows or (0, tensor.shape[0])
+        return BlockScaled(tensor[start : min(stop, start + pair.rows)], scales, operand.block, start)
+    matrix = part.view(tensor)
     if not pair.is_matrix:
         return matrix.reshape(pair.rows, pair.cols)
     return matrix[: pair.rows] if matrix.ndim == 2 else matrix

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from shadow.adapter import CONFIG as ADAPTER_CONFIG
+from shadow.adapter import Adapter, read_adapter
 from shadow.errors import ShadowError
 from shadow.shards import TensorInfo, header_length, parse_header, read_header, usable_name
 from shadow.source import LocalFile, Source, WholeFile
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
+PICKLES = "only torch .bin files, which are pickles"
+PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
 CONNECTIONS = 8  # headers read at a time
 
 Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
@@ -34,7 +38,7 @@ class Checkpoint:
 
     reference is what was asked for, commit the resolved 40-hex commit (None for a folder), fingerprint a sha256
     that changes when any file does. sources has the bytes of each shard by its name. ranges: may parts of a shard
-    be asked for?
+    be asked for? adapter: the tensors are those of a LoRA adapter, which this scales.
     """
 
     reference: str
@@ -44,6 +48,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     sources: Mapping[str, Source]
     ranges: bool = False
+    adapter: Adapter | None = None
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """The tensor as a view of the mapped shard: (shape as stored), nothing read yet."""
@@ -57,6 +62,7 @@ class Weights:
     shards: tuple[str, ...]
     weight_map: Mapping[str, str]
     pickled: bool
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Located:
     def fingerprint(self) -> str:
         """A sha256 over names, sizes and checksums of the weight files and the config: equal for equal content."""
         digest = hashlib.sha256()
-        for name in (*self.weights.shards, CONFIG):
+        for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
             file = self.snapshot.files.get(name)
             digest.update(json.dumps([name, file.size, file.checksum] if file else [name]).encode())
         return digest.hexdigest()
@@ -119,7 +125,9 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
         digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, header[1]]).encode())
     digest.update(json.dumps(config, sort_keys=True).encode())
     tensors = _joined(reference, headers, weights)
-    return Checkpoint(reference, None, digest.hexdigest(), config, tensors, sources)
+    if weights.adapter:
+        digest.update(repr(weights.adapter).encode())
+    return Checkpoint(reference, None, digest.hexdigest(), config, tensors, sources, adapter=weights.adapter)
 
 
 def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
@@ -161,7 +169,8 @@ def open_located(located: Located, scratch: Path | None, say: Say) -> Checkpoint
     sources: dict[str, Source] = {shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)}
     tensors = _joined(snapshot.name, [header for header, _, _ in opened], located.weights)
     ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
-    return Checkpoint(snapshot.name, snapshot.commit, located.fingerprint, located.config, tensors, sources, ranges)
+    adapter, commit = located.weights.adapter, snapshot.commit
+    return Checkpoint(snapshot.name, commit, located.fingerprint, located.config, tensors, sources, ranges, adapter)
 
 
 def _open_remote(snapshot: Snapshot, shard: str, say: Say) -> tuple[Header, Source, bool]:
@@ -241,8 +250,8 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str,
         return Weights(tuple(sorted(set(weight_map.values()))), weight_map, pickled=False)
     if "model.safetensors" in names:
         return Weights(("model.safetensors",), {}, pickled=False)
-    if "adapter_model.safetensors" in safetensors:
-        raise ShadowError(f"{where}: a LoRA adapter, not a whole model", "merge it into its base first")
+    if ADAPTER_CONFIG in names:
+        return _choose_adapter(where, names, read, allow_pickle)
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False)
     bins = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith(".bin"))
@@ -250,14 +259,24 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str,
         there = ", ".join(sorted(names)[:6]) or "nothing"
         raise ShadowError(f"{where}: no safetensors files in it", f"there is: {there}")
     if not allow_pickle:
-        raise ShadowError(
-            f"{where}: only torch .bin files, which are pickles",
-            "--allow-pickle reads them in a child process that loads tensors only",
-        )
+        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
     if INDEXES[1] in names:
         weight_map = _weight_map(read(INDEXES[1]), INDEXES[1], ".bin")
         return Weights(tuple(sorted(set(weight_map.values()))), weight_map, pickled=True)
     return Weights(tuple(bins), {}, pickled=True)
+
+
+def _choose_adapter(where: str, names: set[str], read: Callable[[str], dict[str, Any]], allow_pickle: bool) -> Weights:
+    adapter = read_adapter(where, read(ADAPTER_CONFIG))
+    if "adapter_model.safetensors" in names:
+        return Weights(("adapter_model.safetensors",), {}, pickled=False, adapter=adapter)
+    if "adapter_model.bin" not in names:
+        raise ShadowError(
+            f"{where}: an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?"
+        )
+    if not allow_pickle:
+        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
+    return Weights(("adapter_model.bin",), {}, pickled=True, adapter=adapter)
 
 
 def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, str]:

@@ -193,7 +193,7 @@ def _reasons(skipped: Sequence[Skipped]) -> list[dict[str, Any]]:
     """Counts by reason, with a few names and the first detail: as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
     for one in skipped:
-        groups[one.reason].append(one)
+        groups[one.reason or one.status].append(one)
     return [
         {
             "reason": reason,
@@ -232,8 +232,8 @@ def _with_sources(
     wanted: dict[str, list[TensorInfo]] = {}
     for pair in pairs:
         operand = pair.base if side == "base" else pair.tuned
-        if operand is not None:
-            wanted.setdefault(operand.info.shard, []).append(operand.info)
+        for info in operand.infos if operand is not None else ():
+            wanted.setdefault(info.shard, []).append(info)
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
         source = sources[shard]

@@ -381,6 +381,7 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iter
             "dtype": dtypes[one.subject],
             "parameters": pair.rows * pair.cols,
             "precision": one.precision,
+            "rank_ceiling": factor.rank if one.subject == "delta" and (factor := pair.tuned.factor) else None,
             "verified": _verified(one.subject, *outcome.verified),
             **{name: _finite(value) for name, value in one.values.items()},
         }
@@ -412,12 +413,12 @@ def _tensor_rows(
     infos = {}
     for pair in pairs:
         for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
-            if operand is not None:
-                infos[side, operand.info.name] = operand.info
-                found.setdefault((side, operand.info.name), []).append((operand, pair.place, outcomes[pair.key]))
+            for info in operand.infos if operand is not None else ():
+                infos[side, info.name] = info
+                found.setdefault((side, info.name), []).append((operand, pair.place, outcomes[pair.key]))
     for skip in skipped:
         infos[skip.side, skip.info.name] = skip.info
-        outcome = Outcome("", "skipped", skip.reason, skip.detail or None)
+        outcome = Outcome("", skip.status, skip.reason, skip.detail or None)
         found.setdefault((skip.side, skip.info.name), []).append((None, skip.place, outcome))
     rows = []
     for (side, name), parts in found.items():

@@ -88,8 +88,9 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
 
 def shards_of(pair: MatrixPair) -> list[Shard]:
     """The shards that a pair's tensors are in."""
-    base: list[Shard] = [("base", pair.base.info.shard)] if pair.base else []
-    return [*base, ("tuned", pair.tuned.info.shard)]
+    base: list[Shard] = [("base", info.shard) for info in pair.base.infos] if pair.base else []
+    tuned: list[Shard] = [("tuned", info.shard) for info in pair.tuned.infos]
+    return list(dict.fromkeys([*base, *tuned]))
 
 
 def _ordered(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:

@@ -1,8 +1,8 @@
 """Matrix -> Spectrum: the only module that solves an eigenproblem, and the only home of a tolerance.
 
 A matrix here is a torch tensor of any float dtype, usually a view of a mapped file, or what shadow.matrices makes of
-some: (rows, cols), or (groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in blocks through the
-reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
+some: (rows, cols), or (groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in
+blocks through the reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
 
 Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against `torch.linalg.svdvals`
 that is faster at every shape measured, least for small squares (896 x 896: 1.8 times) and most for large ones (2048 x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,8 +128,9 @@ def _whole_norm(rows: pd.DataFrame, matrices: pd.DataFrame) -> float | None:
 
 
 def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame) -> dict[str, float | int | None]:
-    tuned = tensors[tensors["side"] == "tuned"]
-    sizes = tuned["shape"].map(lambda shape: math.prod(int(n) for n in shape))
+    sides = {side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")}
+    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))  # of an adapter, that is the base
+    tuned, sizes = larger, larger["size"]
     figures: dict[str, float | int | None] = {
         "matrices": len(deltas),
         "parameters": int(sizes.sum()),
@@ -137,6 +138,8 @@ def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame
         "parameters_identical": int(sizes[tuned["status"] == "identical"].sum()),
         "relative_norm_overall": _whole_norm(deltas, matrices),
     }
+    ceilings = deltas["rank_ceiling"].dropna()
+    figures["rank_ceiling"] = int(ceilings.max()) if len(ceilings) else None
     figures["unverified"] = int((deltas["verified"] == False).sum())  # noqa: E712 - null is not False here
     figures |= {name: _number(deltas[name].median()) for name in MEDIANS}
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
@@ -144,6 +147,10 @@ def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame
     weights = deltas["parameters"]
     zero = (deltas["zero_share"] * weights).sum() / weights.sum() if len(deltas) else None
     return figures | {"zero_share": _number(zero) if zero is not None else None}
+
+
+def _size(shape: Iterable[int]) -> int:
+    return math.prod(int(size) for size in shape)
 
 
 def _by_module(deltas: pd.DataFrame) -> list[dict[str, Any]]:
