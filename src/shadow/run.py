@@ -21,7 +21,7 @@ from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.pairing import Filter, MatrixPair, pair_checkpoints
-from shadow.registry import Pair, Reference
+from shadow.registry import ComponentBase, Pair, Reference
 from shadow.report import (
     PARTIAL,
     Identity,
@@ -163,7 +163,13 @@ def _measure(
         show(Progress(len(journal.outcomes), len(costs), spent, total))
 
 
-def _open(reference: Reference, allow_pickle: bool, scratch: Path) -> Checkpoint:
+def _open(reference: Reference | ComponentBase, allow_pickle: bool, scratch: Path) -> Checkpoint:
+    if isinstance(reference, ComponentBase):
+        components = " and ".join(component for component, _ in reference.parts)
+        raise ShadowError(
+            f"the pair has a base per component, which this version does not audit yet ({components})",
+            "compare one of them: --base ./DIR --tuned ./DIR --component NAME",
+        )
     if not reference.is_folder:
         raise ShadowError(
             f"{reference.repo} is on the Hub, which this version does not read yet",
