@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +39,8 @@ class Checkpoint:
 
     reference is what was asked for, commit the resolved 40-hex commit (None for a folder), fingerprint a sha256
     that changes when any file does. sources has the bytes of each shard by its name. ranges: may parts of a shard
-    be asked for? adapter: the tensors are those of a LoRA adapter, which this scales.
+    be asked for? adapter: the tensors are those of a LoRA adapter, which this scales. parts: (component, checkpoint
+    of which that component is the base), where a base was put together.
     """
 
     reference: str
@@ -49,6 +51,7 @@ class Checkpoint:
     sources: Mapping[str, Source]
     ranges: bool = False
     adapter: Adapter | None = None
+    parts: tuple[tuple[str, Checkpoint], ...] = ()
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """The tensor as a view of the mapped shard: (shape as stored), nothing read yet."""
@@ -82,6 +85,11 @@ class Located:
         return self.snapshot.commit
 
     @property
+    def access(self) -> str | None:
+        """Who may read it: `open`, `gated` or `private`; None when nothing was asked."""
+        return self.snapshot.access
+
+    @property
     def fingerprint(self) -> str:
         """A sha256 over names, sizes and checksums of the weight files and the config: equal for equal content."""
         digest = hashlib.sha256()
@@ -89,6 +97,60 @@ class Located:
             file = self.snapshot.files.get(name)
             digest.update(json.dumps([name, file.size, file.checksum] if file else [name]).encode())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A base that is another checkpoint for each component."""
+
+    parts: tuple[tuple[str, Checkpoint | Located], ...]
+
+    @property
+    def reference(self) -> str:
+        return self._said([part.reference for _, part in self.parts])
+
+    @property
+    def commit(self) -> str:
+        return self._said([part.commit or "a folder" for _, part in self.parts])
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._said([part.fingerprint for _, part in self.parts]).encode()).hexdigest()
+
+    @property
+    def access(self) -> str | None:
+        found = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
+        return next((access for access in ("private", "gated", "open") if access in found), None)
+
+    def _said(self, texts: Iterable[str]) -> str:
+        return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
+
+
+Found = Checkpoint | Located | Assembled
+
+
+def combine(found: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
+    """The opened parts of a base as one checkpoint. A shard is called `component/shard`, so that none meets another."""
+    renamed = [(component, _in_folder(component, part)) for component, part in parts]
+    names = Counter(name for _, part in renamed for name in part.tensors)
+    tensors = {
+        (name if names[name] == 1 else f"{component}/{name}"): info
+        for component, part in renamed
+        for name, info in part.tensors.items()
+    }
+    sources = {shard: source for _, part in renamed for shard, source in part.sources.items()}
+    config = next((part.config for component, part in renamed if component == "language"), renamed[0][1].config)
+    ranges = all(part.ranges or all(one.is_local for one in part.sources.values()) for _, part in renamed)
+    told = found.reference, found.commit, found.fingerprint
+    return Checkpoint(*told, config, tensors, sources, ranges, parts=tuple(renamed))
+
+
+def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
+    return replace(
+        checkpoint,
+        tensors={name: replace(info, shard=f"{folder}/{info.shard}") for name, info in checkpoint.tensors.items()},
+        sources={f"{folder}/{shard}": source for shard, source in checkpoint.sources.items()},
+    )
 
 
 def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | None = None) -> Checkpoint:

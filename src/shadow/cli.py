@@ -270,8 +270,7 @@ def _filter(components: list[str], layers: list[str], modules: list[str]) -> Fil
 
     rules = name_rules()
     for component in components:
-        if component not in rules.components:
-            raise UsageError(f"no component {component!r}", f"one of {', '.join(rules.components)}")
+        _check_component(component)
     chosen: list[str] = []
     for pattern in modules:
         matching = [module for module in rules.modules if fnmatchcase(module, pattern)]
@@ -283,6 +282,13 @@ def _filter(components: list[str], layers: list[str], modules: list[str]) -> Fil
             )
         chosen += matching
     return Filter(tuple(sorted(set(components))), tuple(sorted(set(_layers(layers)))), tuple(sorted(set(chosen))))
+
+
+def _check_component(component: str) -> None:
+    from shadow.architecture import name_rules
+
+    if component not in name_rules().components:
+        raise UsageError(f"no component {component!r}", f"one of {', '.join(name_rules().components)}")
 
 
 def _layers(texts: list[str]) -> list[int]:
@@ -345,20 +351,38 @@ def explain(
 
 @app.command()
 def families(
-    name: Annotated[str | None, typer.Argument(help="A family; none lists them all.")] = None,
+    word: Annotated[
+        str | None,
+        typer.Argument(
+            help="A family's name shows it; any other word filters names, checkpoints and tags.", metavar="[NAME|WORD]"
+        ),
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Only families that have this component: vision, projector, audio.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
-    from shadow.registry import load_families, nearest
+    from shadow.registry import filter_families, load_families
+
+    if schema:
+        from shadow.family_schema import family_schema
+
+        console.show_json(family_schema())
+        return
+    if component is not None:
+        _check_component(component)
+    chosen = filter_families(load_families(registry), word, component, tag or ())
+    if format is Format.json:
+        console.show_json([family.as_json() for family in chosen])
+        return
     from shadow.render import families_view, family_view
 
-    known = load_families(registry)
-    if name is None:
-        console.show(families_view(known))
-    elif name in known:
-        console.show(family_view(known[name]))
-    else:
-        raise ShadowError(f"no family {name!r} in the registry", nearest(name, known) or "`shadow families` lists them")
+    one = len(chosen) == 1 and chosen[0].name == word
+    console.show(family_view(chosen[0]) if one else families_view(chosen, console.out.options))
 
 
 @app.command()

@@ -129,7 +129,7 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
     Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when nothing at
     all pairs, as then the two are not a base and a model tuned from it.
     """
-    base_operands, base_unusable = _operands("base", base, base.config or tuned.config)
+    base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     if tuned.adapter:
         tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base.config)
         head_pair, tied = None, list[Skipped]()
@@ -241,6 +241,33 @@ def _operands(
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
     return operands, unusable
+
+
+def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """The base's operands; where it was put together, of each part those of the component that it is the base of."""
+    if not base.parts:
+        return _operands("base", base, config)
+    names = {(info.shard, info.name): name for name, info in base.tensors.items()}
+
+    def unique(info: TensorInfo) -> TensorInfo:
+        """A name that two parts have is told with its component."""
+        return replace(info, name=names[info.shard, info.name])
+
+    operands: dict[Place, Operand] = {}
+    skipped: list[Skipped] = []
+    for component, part in base.parts:
+        found, unusable = _operands("base", part, part.config)
+        skipped += [replace(one, info=unique(one.info)) for one in unusable]
+        # a tower published alone has no names that say what it is
+        alone = all(place.component != component for place in found)
+        for place, operand in found.items():
+            here = replace(place, component=component) if alone else place
+            named = replace(operand, info=unique(operand.info), part=replace(operand.part, place=here))
+            if here.component == component:
+                operands[here] = named
+            else:
+                skipped += _skips("base", named, here, "filtered", f"{part.reference} is the base of {component} only")
+    return operands, skipped
 
 
 def _scale_block(config: Mapping[str, Any]) -> tuple[int, int]:

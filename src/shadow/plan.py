@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.filesize import decimal
 
 from shadow.architecture import name_rules
-from shadow.checkpoint import Checkpoint, Located
+from shadow.checkpoint import Checkpoint, Found, Located
 from shadow.errors import ShadowError
 from shadow.pairing import MatrixPair, Side, Skipped
 from shadow.registry import Pair
@@ -102,7 +102,7 @@ def make_plan(
 
 def describe(
     pair: Pair,
-    sides: Mapping[Side, Checkpoint | Located],
+    sides: Mapping[Side, Found],
     plan: Plan,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
@@ -130,12 +130,12 @@ def describe(
     }
 
 
-def _side(found: Checkpoint | Located, checkpoint: Checkpoint) -> dict[str, Any]:
+def _side(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
     infos = [info for info in checkpoint.tensors.values() if not info.problem]
     return {
         "repo": checkpoint.reference,
         "commit": checkpoint.commit,
-        "access": found.snapshot.access if isinstance(found, Located) else None,
+        "access": None if isinstance(found, Checkpoint) else found.access,
         "shards": len(checkpoint.sources),
         "bytes": sum(info.end - info.start for info in infos),
         "dtypes": sorted({info.dtype for info in infos}),

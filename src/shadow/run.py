@@ -18,13 +18,13 @@ from rich.filesize import decimal
 
 from shadow import __version__
 from shadow.audit import audit, cost, default_jobs, pace, worker_memory
-from shadow.checkpoint import Checkpoint, Located, locate, open_folder, open_located
+from shadow.checkpoint import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
-from shadow.registry import Pair, Reference
+from shadow.registry import ComponentBase, Pair, Reference
 from shadow.report import (
     PARTIAL,
     Fetched,
@@ -134,16 +134,13 @@ def plan_pair(
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked:
-        sides: dict[Side, Checkpoint | Located] = {}
-        references: tuple[tuple[Side, Reference], ...] = (("base", pair.base), ("tuned", pair.tuned))
-        for side, reference in references:
-            found = sides[side] = find(reference, access, Path(unpacked) / side, say)
-            if isinstance(found, Located) and found.weights.pickled:
-                need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
-                raise ShadowError(
-                    f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
-                    "shadow audit --allow-pickle does",
-                )
+        sides: dict[Side, Found] = {
+            "base": find(pair.base, access, Path(unpacked) / "base", say),
+            "tuned": find(pair.tuned, access, Path(unpacked) / "tuned", say),
+        }
+        for found in sides.values():
+            for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
+                _refuse_pickles(part)
         lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
         filtered = settings.chosen != Filter()
         plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
@@ -155,6 +152,15 @@ def plan_pair(
             "memory": PROCESS + workers * worker_memory(lined.pairs),
             "seconds": round(seconds, 1),
         }
+
+
+def _refuse_pickles(found: Checkpoint | Located) -> None:
+    if isinstance(found, Located) and found.weights.pickled:
+        need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
+        raise ShadowError(
+            f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
+            "shadow audit --allow-pickle does",
+        )
 
 
 def _run(
@@ -272,8 +278,16 @@ def _measure(
         tell()
 
 
-def find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
-    """The checkpoint in a folder, or the commit and the files of one on the Hub."""
+def find(reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]) -> Found:
+    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
+    if isinstance(reference, ComponentBase):
+        return Assembled(
+            tuple((component, _find(part, access, scratch / component, say)) for component, part in reference.parts)
+        )
+    return _find(reference, access, scratch, say)
+
+
+def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
     if reference.is_folder:
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.hub import pin
@@ -283,28 +297,27 @@ def find(reference: Reference, access: Access, scratch: Path, say: Callable[[str
 
 
 def line_up(
-    base: Checkpoint | Located,
-    tuned: Checkpoint | Located,
-    chosen: Filter,
-    access: Access,
-    scratch: Path,
-    say: Callable[[str], None],
+    base: Found, tuned: Found, chosen: Filter, access: Access, scratch: Path, say: Callable[[str], None]
 ) -> Lined:
     """Read the headers and pair the tensors."""
-    base, tuned = (
-        side if isinstance(side, Checkpoint) else _open(side, access, scratch / name, say)
-        for name, side in (("base", base), ("tuned", tuned))
-    )
-    return Lined(base, tuned, *pair_checkpoints(base, tuned, chosen))
+    opened = _open(base, access, scratch / "base", say), _open(tuned, access, scratch / "tuned", say)
+    if opened[0].adapter:
+        raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
+    return Lined(*opened, *pair_checkpoints(*opened, chosen))
 
 
-def _open(located: Located, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
-    if located.weights.pickled:
-        require_disk_for_pickles(located, access)
-    return open_located(located, scratch, say)
+def _open(found: Found, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
+    if isinstance(found, Assembled):
+        parts = [(component, _open(part, access, scratch / component, say)) for component, part in found.parts]
+        return combine(found, parts)
+    if isinstance(found, Checkpoint):
+        return found
+    if found.weights.pickled:
+        require_disk_for_pickles(found, access)
+    return open_located(found, scratch, say)
 
 
-def _side(checkpoint: Checkpoint | Located) -> dict[str, str | None]:
+def _side(checkpoint: Found) -> dict[str, str | None]:
     return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
 
 
