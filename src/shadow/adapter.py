@@ -87,6 +87,8 @@ def adapter_factors(
             found.setdefault(match["module"], {})[match["which"]] = info
             if match["embedding"]:
                 embeddings.add(match["module"])
+        elif ".base_layer." in name:
+            rest.append((info, "a copy of a layer of the base; the update is added to the base's own"))
         elif ".lora_" in name or ".token_adapter." in name:
             rest.append((info, "a part of the adapter that is not read"))
         else:

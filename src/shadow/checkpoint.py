@@ -110,8 +110,9 @@ class Assembled:
         return self._said([part.reference for _, part in self.parts])
 
     @property
-    def commit(self) -> str:
-        return self._said([part.commit or "a folder" for _, part in self.parts])
+    def commit(self) -> str | None:
+        commits = [part.commit for _, part in self.parts]
+        return self._said([commit or "a folder" for commit in commits]) if any(commits) else None
 
     @property
     def fingerprint(self) -> str:
