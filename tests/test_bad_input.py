@@ -116,7 +116,13 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 FAULTS = {
     "no folder": (shutil.rmtree, "no such folder"),
     "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "no safetensors files"),
-    "adapter": (only("adapter_model.safetensors"), "LoRA adapter"),
+    "adapter without a config": (only("adapter_model.safetensors"), "not a valid safetensors"),
+    "adapter of another kind": (only("adapter_config.json", b'{"peft_type": "IA3"}'), "only LORA is read"),
+    "adapter without weights": (
+        only("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8}'),
+        "without adapter_model.safetensors",
+    ),
+    "adapter config that is no JSON": (only("adapter_config.json", b"{"), "not JSON"),
     "empty file": (text_in("model.safetensors", ""), "it is empty"),
     "cut file": (cut, "cut short"),
     "LFS pointer": (text_in("model.safetensors", POINTER), "Git-LFS pointer"),

@@ -200,16 +200,6 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
     assert (out == "") == bool(code)
 
 
-def test_a_base_per_component_is_not_audited_yet(shadow, tmp_path):
-    """One line and a hint, nothing written."""
-    (tmp_path / "r.yaml").write_text("fam:\n  base: {language: ./l, vision: ./v}\n  sft: ./s\n")
-    code, _, err = shadow("audit", "fam", "--registry", str(tmp_path), "-o", str(tmp_path / "out"))
-    assert code == 1
-    assert "a base per component" in err
-    assert "hint:" in err
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_list_needs_nothing_heavy():
     """`shadow families` answers without torch, NumPy or Arrow."""
     script = (
