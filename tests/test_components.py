@@ -71,9 +71,11 @@ def test_each_component_is_compared_with_its_own_base(audited):
     tower = tensors[(tensors["component"] == "vision") & (tensors["side"] == "tuned")]
     compared = tower[~tower["tensor"].str.contains("post_layernorm|position_ids")]
     assert set(compared["status"]) <= {"identical", "skipped"}
-    assert (compared["status"] == "identical").sum() >= 2 * 6 + 1
+    assert (compared["status"] == "identical").sum() == 2 * 6 + 2
     assert (compared[compared["status"] == "skipped"]["reason"] == "not_a_matrix").all()
     assert [row["component"] for row in result.summary.without_base] == ["projector"]
+    told = {row["component"]: (row["matrices"], row["identical"]) for row in result.summary.components}
+    assert told == {"language": (16, 0), "vision": (0, 14), "projector": (0, 0)}
 
 
 def test_every_tensor_of_every_part_has_a_row(audited):

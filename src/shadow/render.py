@@ -38,7 +38,8 @@ REASONS = {
     "quantized": "packed or scaled weights",
     "unknown_dtype": "a dtype this version does not know",
     "nonfinite": "NaN or infinite entries",
-    "filtered": "left out by a filter",
+    "filtered": "left out: not asked for, or of a component that has another base",
+    "adapter": "parts of an adapter that are not applied",
     "unreadable": "announced by the index, found in no shard",
 }
 
@@ -49,6 +50,9 @@ def summary_view(
     """Everything `audit` and `show` print about one pair."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
+    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    if len(summary.components) > 1:
+        parts += [_component_table(summary.components), ""]
     if summary.modules:
         parts += [_module_table(summary.modules, width), ""]
     if profile := _depth(summary.depth, width, bars):
@@ -132,6 +136,23 @@ def _share(value: float | int | None) -> str:
         return "-"
     percent = 100 * value
     return f"{percent:.0f} %" if percent >= 99.5 else f"{percent:.2g} %"
+
+
+def _component_table(components: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table(title="By component", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("component", style="cyan", no_wrap=True)
+    for name in ("changed", "identical", "rel. norm", "conc.", "spikes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in components:
+        table.add_row(
+            row["component"],
+            f"{row['matrices']:,}",
+            f"{row['identical']:,}",
+            _share(row["relative_norm"]) if row["relative_norm"] is not None else "-",
+            fixed(row["concentration"]),
+            number(row["spikes"]),
+        )
+    return table
 
 
 def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
