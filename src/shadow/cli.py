@@ -328,6 +328,59 @@ def _report_folders(run: Path) -> list[Path]:
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two reports or more: a pair's folder, or one above it.", metavar="RUN RUN...")
+    ],
+    margin: Annotated[
+        float, typer.Option(help="Least difference of concentration that counts; the other figures get its like.")
+    ] = 0.05,
+    allow_different_base: Annotated[
+        bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Parquet file for the rows, one a matrix.", metavar="FILE", dir_okay=False),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Tell whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
+
+    Differences are paired over the same matrices, with an interval over layers and a margin.
+
+    Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
+    """
+    from shadow import compare as comparing
+    from shadow.diagnostics import COMPARISON
+    from shadow.render import comparison_view
+    from shadow.report import write_rows
+
+    if not 2 <= len(runs) <= comparing.MAX_REPORTS:
+        raise UsageError(f"{len(runs)} reports", f"name two, or up to {comparing.MAX_REPORTS}")
+    if not 0 <= margin <= 1:
+        raise UsageError(f"--margin {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
+    folders = [_one_report(run) for run in runs]
+    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base)
+    if output is not None:
+        write_rows(output, COMPARISON, found.rows, found.provenance)
+        console.say(f"{len(found.rows)} rows in {output}")
+    if format is Format.json:
+        console.show_json(found.as_json())
+    else:
+        console.show(comparison_view(found, console.out.options))
+
+
+def _one_report(run: Path) -> Path:
+    """The only report at or below a path."""
+    found = [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ShadowError(f"{run} holds {len(found)} reports: {names}{more}", "name one of them")
+    return found[0]
+
+
+@app.command()
 def explain(
     column: Annotated[str | None, typer.Argument(help="A column of the report; none lists them all.")] = None,
 ) -> None:

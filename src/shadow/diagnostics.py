@@ -237,3 +237,41 @@ SPECTRA = (
     Column("subject", "string", "base, tuned or delta"),
     Column("sigma", "floats", "singular values, descending; those below sigma_floor are 0"),
 )
+
+_PAIRED = (
+    "concentration", "stable_rank", "top4_energy", "participation_ratio", "null_participation_ratio", "spike_energy",
+    "relative_norm",
+)  # fmt: skip
+
+COMPARISON = (
+    Column("first", "string", "letter of the first report; the file's metadata say which that is"),
+    Column("second", "string", "letter of the second report"),
+    Column("component", "string", "as in matrices.parquet"),
+    Column("layer", "int", "as in matrices.parquet", null="outside the blocks"),
+    Column("module", "string", "as in matrices.parquet"),
+    Column("expert", "int", "as in matrices.parquet", null="not an expert"),
+    Column("tensor_first", "string", "name of the tensor in the first report's tuned checkpoint"),
+    Column("tensor_second", "string", "name of the tensor in the second report's tuned checkpoint"),
+    Column("rows", "int", "as in matrices.parquet"),
+    Column("cols", "int", "as in matrices.parquet"),
+    Column("votes", "bool", "does it lie in a layer, so that it counts for the verdict"),
+    *(
+        Column(f"{name}_{side}", "float", f"{name} of the {side} report's delta", null=f"as {name}")
+        for name in _PAIRED
+        for side in ("first", "second")
+    ),
+    *(
+        Column(f"{name}_difference", "float", text, null="either side is null, or the logarithm of 0")
+        for name, text in (
+            ("concentration", "concentration_first - concentration_second"),
+            ("stable_rank", "ln(stable_rank_first / stable_rank_second)"),
+            ("top4_energy", "top4_energy_first - top4_energy_second"),
+            (
+                "participation_ratio_over_null",
+                "difference of ln(participation_ratio / null_participation_ratio)",
+            ),
+            ("spike_energy", "spike_energy_first - spike_energy_second"),
+            ("relative_norm", "ln(relative_norm_first / relative_norm_second)"),
+        )
+    ),
+)  # fmt: skip

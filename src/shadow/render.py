@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from shadow.console import duration, visible
 from shadow.diagnostics import NOTATION, Column
 
 if TYPE_CHECKING:
+    from shadow.compare import Comparison, Contrast
     from shadow.registry import Family, Pair
     from shadow.summary import Summary
 
@@ -272,6 +274,159 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
     rows.add_row(Text("not shown", "dim"), Text("; ".join(summary.claims["not_shown"]), "dim"))
+    return rows
+
+
+def comparison_view(comparison: Comparison, options: ConsoleOptions) -> RenderableType:
+    """Everything `compare` prints: who is compared, then every report against the first.
+
+    Of two reports it also tells in which modules and layers they differ.
+    """
+    width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
+    first = comparison.reports[0]["label"]
+    against_first = [one for one in comparison.contrasts if one.first == first]
+    parts: list[RenderableType] = [_compared(comparison), ""]
+    if comparison.ranking:
+        parts += [_ranking(comparison), ""]
+    for contrast in against_first:
+        if len(against_first) > 1:
+            parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
+        parts += _contrast(contrast, width)
+        if len(against_first) == 1:
+            parts += [_modules_apart(contrast), "", *_layers_apart(contrast, width, bars)]
+    parts.append(_not_shown(comparison, against_first))
+    return Group(*parts)
+
+
+def _compared(comparison: Comparison) -> RenderableType:
+    """The reports by their letters, and where they lie."""
+    rows = Table.grid(padding=(0, 2))
+    for report in comparison.reports:
+        name = Text(overflow="fold").append(visible(report["pair"]), "bold cyan")
+        name.append(f" of {visible(report['family'])}  ").append(visible(f"{report['folder']}/"), "dim")
+        rows.add_row(Text(report["label"], "bold"), name)
+    return Group(Rule(Text("compare", "bold"), align="left", style="dim"), rows)
+
+
+def _ranking(comparison: Comparison) -> RenderableType:
+    count = _counted(comparison.ranking[0]["cells"], "matrix", "matrices")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.title = f"By median concentration over the {count} in layers that all have changed"
+    table.add_column("rank", justify="right")
+    table.add_column("report", style="cyan", overflow="fold")
+    table.add_column("conc.", justify="right", no_wrap=True)
+    table.add_column("against the next")
+    pairs = {report["label"]: report["pair"] for report in comparison.reports}
+    for row in comparison.ranking:
+        name = Text(visible(f"{row['label']} {pairs[row['label']]}"), overflow="fold")
+        table.add_row(str(row["rank"]), name, fixed(row["concentration"]), row["to_next"] or "")
+    return table
+
+
+def _contrast(contrast: Contrast, width: int) -> list[RenderableType]:
+    """The verdict, the figures behind it and what makes it doubtful."""
+    facts, matched = Table.grid(padding=(0, 2)), contrast.matched
+    known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
+    facts.add_row(Text("relation", "dim"), f"{contrast.relation}{known}")
+    votes = f"{matched['in_layers']:,} of them in {_counted(int(matched['layers']), 'layer', 'layers')} vote"
+    facts.add_row(Text("over", "dim"), f"{_counted(int(matched['matrices']), 'matrix', 'matrices')} of both; {votes}")
+    for row in contrast.unmatched:
+        left = Text(f"{row['matrices']:,} {visible(row['reason'])} ", overflow="fold")
+        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row['examples'][0])}", "dim"))
+    told = visible(contrast.sentence)
+    sure = contrast.verdict in ("more concentrated", "less concentrated")
+    parts: list[RenderableType] = [facts, "", Text(f"{told[:1].upper()}{told[1:]}.", "bold" if sure else "yellow"), ""]
+    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in contrast.warnings]
+    return [*parts, _figures_apart(contrast, width), ""]
+
+
+def _figures_apart(contrast: Contrast, width: int) -> RenderableType:
+    """A row for each figure: both medians, the paired difference with its interval, p, and what it says."""
+    from shadow.compare import FIGURES
+
+    titles = {figure.name: figure.title for figure in FIGURES}
+    wide = width >= WIDE
+    levels = [one.level for one in contrast.figures if one.level is not None]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
+    table.title = "Medians over matrices, and of the differences of pairs; p is within this pair"
+    table.add_column("figure", style="cyan", no_wrap=True)
+    heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}"]
+    heads.append(f"{100 * min(levels):.3g} % interval" if levels else "interval")
+    for head in [*heads, *(["margin"] if wide else []), "p"]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for one in contrast.figures:
+        values = [_share(v) if one.figure == "relative_norm" else number(v) for v in (one.first, one.second)]
+        bounds = f"{_apart(one.low, one.scale)} to {_apart(one.high, one.scale)}" if one.low is not None else "-"
+        margin = _apart(one.margin, one.scale).replace("+", "")
+        cells = [*values, _apart(one.difference, one.scale), bounds, *([margin] if wide else [])]
+        table.add_row(titles[one.figure], *cells, number(one.p), one.verdict or "has no vote")
+    return table
+
+
+def _apart(value: float | None, scale: str) -> str:
+    """A difference with its sign, or a ratio: `+0.092`, `x 0.67`."""
+    if value is None:
+        return "-"
+    if scale == "difference":
+        return f"{value:+.3f}"
+    ratio = math.exp(min(value, 700.0))
+    return f"x {ratio:.2f}" if 0.1 <= ratio < 100 else f"x {number(ratio, 2)}"
+
+
+KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
+MODULE_FIGURES = {  # columns of the table by module: name, title, scale
+    "concentration": ("conc.", "difference"),
+    "stable_rank": ("st. rank", "log ratio"),
+    "top4_energy": ("top-4", "difference"),
+    "participation_ratio_over_null": ("PR/null", "log ratio"),
+    "spike_energy": ("spike en.", "difference"),
+}
+
+
+def _modules_apart(contrast: Contrast) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    table.title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
+    several = len({row["component"] for row in contrast.modules}) > 1
+    if several:
+        table.add_column("component", style="dim")
+    table.add_column("module", style="cyan", no_wrap=True)
+    for title in ("n", f"conc. {contrast.first}", contrast.second, *(title for title, _ in MODULE_FIGURES.values())):
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in contrast.modules:
+        values = [fixed(row["concentration_first"]), fixed(row["concentration_second"])]
+        values += [_apart(row[name], scale) for name, (_, scale) in MODULE_FIGURES.items()]
+        place = [visible(row["component"])] if several else []
+        table.add_row(*place, visible(row["module"]), f"{row['matrices']:,}", *values)
+    return table
+
+
+def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
+    """One sparkline by layer for each component and figure, scaled from its own least to its own largest value."""
+    grid = Table.grid(padding=(0, 2))
+    components = list(dict.fromkeys(row["component"] for row in contrast.layers))
+    for component in components:
+        for name in ("concentration", "stable_rank", "top4_energy"):
+            values = [row[name] for row in contrast.layers if row["component"] == component and row[name] is not None]
+            if len(values) < 2:
+                continue
+            title, scale = MODULE_FIGURES[name]
+            line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
+            span = f"{_apart(min(values), scale)} to {_apart(max(values), scale)}"
+            prefix = f"{visible(component)} " if len(components) > 1 else ""
+            grid.add_row(f"{prefix}{title}", Text(line, "cyan"), Text(span, "dim"))
+    if not grid.rows:
+        return []
+    layers = [row["layer"] for row in contrast.layers]
+    return [Text(f"By depth, layer {min(layers)} to {max(layers)}", "italic"), grid, ""]
+
+
+def _not_shown(comparison: Comparison, contrasts: Sequence[Contrast]) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    for contrast in contrasts if len(contrasts) == 1 else ():
+        if contrast.consistent_with:
+            rows.add_row(Text("consistent with", "dim"), Text(visible("; or ".join(contrast.consistent_with)), "dim"))
+    rows.add_row(Text("not shown", "dim"), Text("; ".join(comparison.claims["not_shown"]), "dim"))
     return rows
 
 

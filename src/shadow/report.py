@@ -271,10 +271,27 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
             raise TypeError
         if missing := {column.name for column in MATRICES} - set(schema.names):
             raise KeyError(*missing)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         message = f"{path}: not a report of shadow ({type(error).__name__})"
         raise ShadowError(message, "name a folder that `shadow audit` made") from error
     return dict(metadata)
+
+
+def required_metadata(folder: Path) -> dict[str, Any]:
+    """The provenance of the finished report in a folder.
+
+    Raises ShadowError when the folder holds no finished report, a broken one, or one of another schema.
+    """
+    metadata = finished_metadata(folder) if folder.is_dir() else None
+    if metadata is None:
+        hint = (
+            "the audit is not finished: run it again"
+            if (folder / PARTIAL).is_dir()
+            else "name a folder that `shadow audit` made"
+        )
+        raise ShadowError(f"{folder}: no finished report in it", hint)
+    check_schema(folder, metadata)
+    return metadata
 
 
 def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -314,6 +331,39 @@ def write_report(
             (folder / "spectra.parquet").unlink(missing_ok=True)
         _write_parquet(folder / "tensors.parquet", TENSORS, _tensor_rows(ordered, skipped, outcomes), metadata)
         _write_parquet(folder / "matrices.parquet", MATRICES, rows, metadata)
+
+
+def write_rows(
+    path: Path, columns: Sequence[Column], rows: list[dict[str, Any]], provenance: Mapping[str, Any]
+) -> None:
+    """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
+
+    Raises ShadowError when there is a file that was not written so: a report must not be lost to a slip.
+    """
+    if path.exists() and not _is_comparison(path):
+        raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
+    metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
+    with writing(path.parent):
+        try:
+            with aside.open("wb") as file:
+                file.write(sink.getvalue().to_pybytes())
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _is_comparison(path: Path) -> bool:
+    try:
+        found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return False
+    return isinstance(found, dict) and "comparison" in found
 
 
 def write_whole(path: Path, content: bytes) -> None:

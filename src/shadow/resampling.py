@@ -1,0 +1,94 @@
+"""Intervals and tests over layers: what one run's matrices can say, never what another run would.
+
+Matrices of one layer are trained together, so layers are drawn, and flipped, whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000  # of the layers, when they are too many to take every resample
+FLIPS = 9_999  # of the signs, likewise
+ALL_RESAMPLES, ALL_FLIPS = 5, 13  # layers up to which every resample (5^5) and every pattern of signs (2^13) is taken
+SEED = 0
+MIN_LAYERS = 4  # below, an interval over layers covers at most 75 %
+AT_ONCE = 4_000_000  # numbers of a resampled array that are held at a time
+
+
+def interval(values: Floats, layers: Integers) -> tuple[float | None, float | None, float | None]:
+    """Bounds of the median of values (cells,) and their confidence, from resampled layers; null below MIN_LAYERS.
+
+    layers (cells,) numbers each value's layer, 0 to L - 1. Whole layers are drawn, L of them with replacement: every
+    draw where L <= ALL_RESAMPLES, else RESAMPLES draws of a fixed seed. The bounds are percentiles of the resampled
+    medians, at Phi(-sqrt(L / (L - 1)) t) with t the quantile of Student's t with L - 1 degrees of freedom, because the
+    plain 2.5 % are too narrow for few layers. Medians of layers that are all of one sign are so by chance with
+    probability 2^(1 - L), and no resample can tell: the confidence is 95 % or 1 - 2^(1 - L), whichever is less.
+    Simulated without a difference, 0 lies outside in 12 % of cases with 4 layers and in 4 to 6 % with 5 to 48.
+
+    Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap (expanded percentile interval).
+    """
+    count = int(layers.max(initial=-1)) + 1
+    if count < MIN_LAYERS:
+        return None, None, None
+    from scipy.special import ndtr, stdtrit
+
+    tail = (1 - CONFIDENCE) / 2
+    outer = float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, tail)))
+    medians = np.sort(resampled_medians(values, layers, resamples(count)))
+    cut = int(outer * len(medians))
+    return float(medians[cut]), float(medians[-1 - cut]), min(CONFIDENCE, 1 - 2.0 ** (1 - count))
+
+
+@lru_cache(maxsize=4)
+def resamples(count: int) -> Integers:
+    """How often each of count layers is drawn: (draws, count), every row adding up to count."""
+    if count <= ALL_RESAMPLES:
+        drawn = np.array(list(itertools.product(range(count), repeat=count)))
+    else:
+        drawn = np.random.Generator(np.random.PCG64(SEED)).integers(0, count, (RESAMPLES, count))
+    times = np.zeros((len(drawn), count), np.int64)
+    np.add.at(times, (np.arange(len(drawn))[:, None], drawn), 1)
+    return times
+
+
+def resampled_medians(values: Floats, layers: Integers, times: Integers) -> Floats:
+    """The median of values (cells,) for each row of times (draws, layers): a cell counts as often as its layer."""
+    order = np.argsort(values, kind="stable")
+    ordered, columns = values[order], layers[order]
+    medians = np.empty(len(times))
+    step = max(1, AT_ONCE // max(len(values), 1))
+    for start in range(0, len(times), step):
+        upto = times[start : start + step, columns].cumsum(axis=1)
+        total = upto[:, -1:]
+        low, high = ((upto >= rank).argmax(axis=1) for rank in ((total + 1) // 2, total // 2 + 1))
+        medians[start : start + step] = (ordered[low] + ordered[high]) / 2
+    return medians
+
+
+def sign_flip_p(per_layer: Floats) -> float | None:
+    """Two-sided p of the mean of per_layer (L,): the share of sign patterns whose mean is as far from 0.
+
+    Every pattern for L <= ALL_FLIPS, so that p is at least 2^(1 - L); else FLIPS random ones of a fixed seed beside
+    the observed one. Null for L = 0. If there is no difference, each layer's sign is a toss.
+
+    Source: Fisher 1935, The Design of Experiments; scipy.stats.permutation_test with permutation_type="samples".
+    """
+    count = len(per_layer)
+    if not count:
+        return None
+    sizes = np.sort(np.abs(per_layer))  # so that p depends neither on the order of layers nor on which report is first
+    observed = abs(per_layer.sum()) * (1 - 1e-12)  # sums of one pattern differ by rounding
+    if count <= ALL_FLIPS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+        return float(np.mean(np.abs(signs @ sizes) >= observed))
+    drawn = np.random.Generator(np.random.PCG64(SEED)).integers(0, 2, (FLIPS, count))
+    return float((1 + np.sum(np.abs((1.0 - 2.0 * drawn) @ sizes) >= observed)) / (1 + FLIPS))
