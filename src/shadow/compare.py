@@ -38,6 +38,7 @@ MARGIN = 0.05  # of concentration: two seeds of one regime differed by at most 0
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
 UNRELATED = 0.5  # median cosine below which the tuned side was not tuned from the base
 ROUNDING = 2.0  # floor_ratio below which a delta is mostly rounding
+LOW_RANK = 0.5  # of the short side: full training in a layer resolves nearly all of it
 FAR_NORMS = 3.0  # relative norms further apart are warned of: concentration falls as an update grows
 MOST = 0.9  # share of a report's measured parameters that should be compared
 MAX_REPORTS = 12
@@ -527,6 +528,14 @@ def _warn_of_deltas(
         yield (
             f"relative to its base, the update of {large.name} is {math.exp(abs(norm.difference)):.2g} times as large "
             f"as that of {small.name}: concentration falls as an update grows"
+        )
+    short = found[["rows", "cols"]].min(axis=1)
+    ranks = [(found[f"numerical_rank|{side}"] / short).median() for side in (1, 2)]
+    if min(ranks) < LOW_RANK <= max(ranks):
+        low = (first, second)[ranks.index(min(ranks))]
+        yield (
+            f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is possible): an adapter "
+            "that was merged, perhaps"
         )
     outside = found[found["layer"] < 0].groupby("module")["concentration"].median()
     against = outside[outside * (own.difference or 0.0) < 0]

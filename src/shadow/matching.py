@@ -30,7 +30,7 @@ SPECTRA = {  # columns that tell checkpoints apart, and the relative tolerance o
 }
 COMPARED = (
     "concentration", "stable_rank", "top4_energy", "participation_ratio", "null_participation_ratio", "spike_energy",
-    "relative_norm", "floor_ratio", "cosine",
+    "relative_norm", "floor_ratio", "cosine", "numerical_rank",
 )  # fmt: skip
 READ = tuple(
     dict.fromkeys((
@@ -95,13 +95,13 @@ def _read(path: Path, known: Iterable[Column], names: Sequence[str]) -> pd.DataF
                 filled = pc.fill_null(table[name], -1)
                 table = table.set_column(table.column_names.index(name), name, filled)
         frame: pd.DataFrame = table.to_pandas()
+        for name in names:
+            if columns[name].type == "float":
+                frame[name] = frame[name].where(np.isfinite(frame[name]))
+            elif columns[name].type == "string":
+                frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise ShadowError(f"{path}: cannot be read ({type(error).__name__})", "run the audit again") from error
-    for name in names:
-        if columns[name].type == "float":
-            frame[name] = frame[name].where(np.isfinite(frame[name]))
-        elif columns[name].type == "string":
-            frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
     return frame
 
 
@@ -211,7 +211,7 @@ def unmatched(first: Report, second: Report, found: pd.DataFrame) -> list[dict[s
             if tuple(place) in measured:
                 why = "of another shape or name in"
             else:
-                status, reason = by_place.get(tuple(place)) or by_name.get(base_tensor) or ("", "")
+                status, reason = by_name.get(base_tensor) or by_place.get(tuple(place)) or ("", "")
                 why = {
                     "identical": "identical to the base in",
                     "skipped": f"{reason or 'skipped'} in",

@@ -348,7 +348,7 @@ def _figures_apart(contrast: Contrast, width: int) -> RenderableType:
     wide = width >= WIDE
     levels = [one.level for one in contrast.figures if one.level is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
-    table.title = "Medians over matrices, and of the differences of pairs; p is within this pair"
+    table.title = "Medians over matrices, and of paired differences; p is within this pair"
     table.add_column("figure", style="cyan", no_wrap=True)
     heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}"]
     heads.append(f"{100 * min(levels):.3g} % interval" if levels else "interval")
@@ -396,8 +396,8 @@ def _modules_apart(contrast: Contrast) -> RenderableType:
     for row in contrast.modules:
         values = [fixed(row["concentration_first"]), fixed(row["concentration_second"])]
         values += [_apart(row[name], scale) for name, (_, scale) in MODULE_FIGURES.items()]
-        place = [visible(row["component"])] if several else []
-        table.add_row(*place, visible(row["module"]), f"{row['matrices']:,}", *values)
+        place = [Text(visible(row[key])) for key in (["component"] if several else []) + ["module"]]
+        table.add_row(*place, f"{row['matrices']:,}", *values)
     return table
 
 
@@ -414,7 +414,7 @@ def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableT
             line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
             span = f"{_apart(min(values), scale)} to {_apart(max(values), scale)}"
             prefix = f"{visible(component)} " if len(components) > 1 else ""
-            grid.add_row(f"{prefix}{title}", Text(line, "cyan"), Text(span, "dim"))
+            grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(span, "dim"))
     if not grid.rows:
         return []
     layers = [row["layer"] for row in contrast.layers]

@@ -32,7 +32,7 @@ def interval(values: Floats, layers: Integers) -> tuple[float | None, float | No
     medians, at Phi(-sqrt(L / (L - 1)) t) with t the quantile of Student's t with L - 1 degrees of freedom, because the
     plain 2.5 % are too narrow for few layers. Medians of layers that are all of one sign are so by chance with
     probability 2^(1 - L), and no resample can tell: the confidence is 95 % or 1 - 2^(1 - L), whichever is less.
-    Simulated without a difference, 0 lies outside in 12 % of cases with 4 layers and in 4 to 6 % with 5 to 48.
+    Simulated without a difference, 0 lies outside in 12 % of cases with 4 layers and in 3 to 6 % with 5 to 48.
 
     Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap (expanded percentile interval).
     """

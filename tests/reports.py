@@ -1,0 +1,100 @@
+"""Finished reports for tests, written row by row instead of measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow.diagnostics import MATRICES, TENSORS
+from shadow.report import arrow_schema
+
+NULL = 64.0  # the null participation ratio of every matrix
+MODULES = ("attn.q", "attn.o", "mlp.up")
+
+
+def place(layer: int | None, module: str, expert: int | None = None, **other: Any) -> dict[str, Any]:
+    return {"component": "language", "layer": layer, "module": module, "expert": expert, **other}
+
+
+def places(layers: int, modules: tuple[str, ...] = MODULES) -> list[dict[str, Any]]:
+    """Every module in every layer, layer by layer."""
+    return [place(layer, module) for layer in range(layers) for module in modules]
+
+
+def shaped_by(concentration: float) -> dict[str, float]:
+    """The figures of a delta of a concentration, all of which say the same."""
+    ratio = NULL ** (1 - concentration)
+    return {
+        "concentration": concentration,
+        "participation_ratio": ratio,
+        "null_participation_ratio": NULL,
+        "stable_rank": ratio / 2,
+        "top4_energy": 0.2 + concentration,
+        "spike_energy": 0.1 + concentration,
+    }
+
+
+def delta(concentration: float, where: dict[str, Any], /, **figures: Any) -> dict[str, Any]:
+    """A delta's row; where is a place, figures what is to be otherwise."""
+    usual = {"relative_norm": 0.05, "floor_ratio": 30.0, "cosine": 0.99, "numerical_rank": 64}
+    return {**where, **usual, **shaped_by(concentration), **figures}
+
+
+def identity(seed: int = 0, repo: str = "./base") -> dict[str, Any]:
+    """A checkpoint's provenance; equal seeds are equal content."""
+    return {"repo": repo, "commit": None, "fingerprint": f"{seed:064x}"}
+
+
+def write(
+    folder: Path,
+    deltas: list[dict[str, Any]],
+    *,
+    base: dict[str, Any] | None = None,
+    tuned: dict[str, Any] | None = None,
+    weights: float = 1.0,
+    extra_tensors: tuple[dict[str, Any], ...] = (),
+    **metadata: Any,
+) -> Path:
+    """A finished report of these delta rows. weights scales the spectra of its base."""
+    rows, tensors = [], []
+    for index, row in enumerate(deltas):
+        expert = "" if row["expert"] is None else f".{row['expert']}"
+        name = f"layers.{row['layer']}.{row['module']}{expert}"
+        common = {
+            "family": "toy", "pair": folder.name, "tensor": name, "base_tensor": name, "rows": 64, "cols": 96,
+            "dtype": "BF16", "precision": "exact", "parameters": 64 * 96,
+        }  # fmt: skip
+        size = weights * (1 + (index % 17) / 7)
+        own = {"frobenius_norm": size, "spectral_norm": size / 5, "stable_rank": 25.0, "participation_ratio": 40.0}
+        where = {key: row[key] for key in ("component", "layer", "module", "expert")}
+        told = {**common, **{key: row[key] for key in ("tensor", "base_tensor", "rows", "cols") if key in row}}
+        rows.append({**told, **where, **own, "subject": "base", "numerical_rank": 64})
+        rows.append({**told, **where, **own, "subject": "tuned", "numerical_rank": 64, "frobenius_norm": size * 1.01})
+        rows.append({**told, **row, "subject": "delta"})
+        for side, kind in (("base", "base_tensor"), ("tuned", "tensor")):
+            tensors.append({**where, "tensor": told[kind], "side": side, "shape": [64, 96], "status": "measured"})
+    tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]
+    told = {
+        "version": "0.1.0", "schema": 1, "family": "toy", "pair": folder.name, "base": base or identity(),
+        "tuned": tuned or identity(hash(folder.name) % 1000 + 1, f"./{folder.name}"),
+        "settings": {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}, "relation": "tuned"},
+        **metadata,
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, columns, content in (("matrices", MATRICES, rows), ("tensors", TENSORS, tensors)):
+        table = pa.Table.from_pylist(content, schema=arrow_schema(columns))
+        table = table.replace_schema_metadata({b"shadow": json.dumps(told).encode()})
+        pq.write_table(table, folder / f"{file}.parquet")
+    (folder / "summary.json").write_text("{}")
+    return folder
+
+
+def uniform(folder: Path, concentrations: Any, layers: int = 6, **options: Any) -> Path:
+    """A report whose matrices have one concentration, or those of an array (layers x modules)."""
+    values = np.broadcast_to(np.asarray(concentrations, float).reshape(-1), layers * len(MODULES))
+    return write(folder, [delta(float(c), where) for c, where in zip(values, places(layers), strict=True)], **options)
