@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shadow.diagnostics import DELTA, IDENTITY, NOTATION, SPECTRA, SPECTRAL, TENSORS, Column
+from shadow.diagnostics import COMPARISON, DELTA, IDENTITY, NOTATION, SPECTRA, SPECTRAL, TENSORS, Column
 
 README = Path(__file__).parents[1] / "README.md"
 SCHEMA = README.parent / "registry" / "schema.json"
@@ -43,6 +43,14 @@ def audited_demo() -> str:
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
 
 
+def compared_demo() -> str:
+    """The demo's two models compared, as a person sees it; folders are those of the command above it."""
+    with tempfile.TemporaryDirectory() as folder:
+        shadow("audit", "demo", "-o", folder)
+        text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
+    return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
+
+
 def fenced(text: str) -> str:
     return f"```text\n{text}\n```"
 
@@ -64,6 +72,7 @@ def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
+    "compare": lambda: fenced(compared_demo()),
     "help": lambda: fenced(shadow("audit", "--help")),
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
@@ -72,6 +81,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "delta": lambda: table(DELTA),
     "tensors": lambda: table(TENSORS, formulas=False),
     "spectra": lambda: table(SPECTRA, formulas=False),
+    "comparison": lambda: table(COMPARISON, formulas=False),
 }
 
 

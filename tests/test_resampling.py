@@ -15,9 +15,9 @@ from shadow.resampling import RESAMPLES, interval, resampled_medians, resamples,
 
 
 def spread(values):
-    """Values (layers, cells) as the functions take them: flat, with the number of each one's layer."""
+    """Values (layers, cells) as the functions take them: flat, the number of each one's layer, one component."""
     values = np.asarray(values, float)
-    return values.ravel(), np.repeat(np.arange(len(values)), values.shape[1])
+    return values.ravel(), np.repeat(np.arange(len(values)), values.shape[1]), (len(values),)
 
 
 def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
@@ -42,7 +42,8 @@ def test_few_layers_are_resampled_in_every_way(layers):
     """The medians are those of NumPy over every ordered draw of layers."""
     values = np.random.default_rng(1).normal(size=(layers, 3))
     expected = [np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)]
-    np.testing.assert_array_equal(np.sort(resampled_medians(*spread(values), resamples(layers))), np.sort(expected))
+    found = resampled_medians(*spread(values)[:2], resamples((layers,)))
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
     low, high, _ = interval(*spread(values))
     assert (low, high) == (np.median(values, axis=1).min(), np.median(values, axis=1).max())
 
@@ -56,8 +57,18 @@ def test_the_interval_is_numpys_over_the_same_draws():
     medians = sorted(np.median(np.concatenate([groups[i] for i in draw])) for draw in draws)
     tail = stats.norm.cdf(np.sqrt(12 / 11) * stats.t.ppf(0.025, 11))
     cut = int(tail * RESAMPLES)
-    low, high, level = interval(np.concatenate(groups), layers)
+    low, high, level = interval(np.concatenate(groups), layers, (12,))
     assert (low, high, level) == (medians[cut], medians[RESAMPLES - 1 - cut], 0.95)
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (1, 8)])
+def test_components_keep_their_numbers_of_layers(sizes):
+    """Every draw has as many layers of each component as there are, each layer of a component equally often."""
+    times = resamples(sizes)
+    assert len(times) == (2**2 * 3**3 if sizes == (2, 3) else RESAMPLES)
+    assert (times[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
+    assert (times[:, sizes[0] :].sum(axis=1) == sizes[1]).all()
+    np.testing.assert_allclose(times.mean(axis=0), 1, atol=0.05)
 
 
 @pytest.mark.parametrize("layers", [5, 9, 13])
@@ -91,18 +102,18 @@ tables = hnp.arrays(
 @given(tables, st.randoms(use_true_random=False))
 def test_signs_orders_and_scales_carry_over(values, random):
     """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice the interval."""
-    flat, layers = spread(values)
-    low, high, level = interval(flat, layers)
+    flat, layers, sizes = spread(values)
+    low, high, level = interval(flat, layers, sizes)
     per_layer = np.median(values, axis=1)
     assert sign_flip_p(per_layer) == sign_flip_p(-per_layer) == sign_flip_p(per_layer[::-1])
     order = list(range(len(flat)))
     random.shuffle(order)
-    assert interval(flat[order], layers[order]) == (low, high, level)
+    assert interval(flat[order], layers[order], sizes) == (low, high, level)
     if low is None:
         assert len(values) < 4
         return
-    assert interval(-flat, layers) == (-high, -low, level)
-    assert interval(2 * flat, layers) == (2 * low, 2 * high, level)
+    assert interval(-flat, layers, sizes) == (-high, -low, level)
+    assert interval(2 * flat, layers, sizes) == (2 * low, 2 * high, level)
     assert flat.min() <= low <= high <= flat.max()
     assert 2.0 ** (1 - len(values)) <= sign_flip_p(per_layer) <= 1
 

@@ -330,7 +330,7 @@ def _report_folders(run: Path) -> list[Path]:
 @app.command()
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Two reports or more: a pair's folder, or one above it.", metavar="RUN RUN...")
+        list[Path], typer.Argument(help="Two reports or more: a pair's folder, or one above it.", metavar="RUN")
     ],
     margin: Annotated[
         float, typer.Option(help="Least difference of concentration that counts; the other figures get its like.")

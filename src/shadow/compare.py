@@ -249,7 +249,8 @@ def difference(figure: Figure, cells: pd.DataFrame, margin: float) -> Difference
     known = cells[cells[figure.name].notna()]
     values = known[figure.name].to_numpy(float)
     by_layer = known.groupby(["component", "layer"])
-    low, high, level = interval(values, by_layer.ngroup().to_numpy().astype(np.int64))
+    sizes = tuple(int(count) for count in known.groupby("component")["layer"].nunique())
+    low, high, level = interval(values, by_layer.ngroup().to_numpy().astype(np.int64), sizes)
     apart = number(known[figure.name].median())
     if figure.margin == "power":
         asked = number(margin * known["null"].median())

@@ -24,38 +24,44 @@ MIN_LAYERS = 4  # below, an interval over layers covers at most 75 %
 AT_ONCE = 4_000_000  # numbers of a resampled array that are held at a time
 
 
-def interval(values: Floats, layers: Integers) -> tuple[float | None, float | None, float | None]:
+def interval(
+    values: Floats, layers: Integers, sizes: tuple[int, ...]
+) -> tuple[float | None, float | None, float | None]:
     """Bounds of the median of values (cells,) and their confidence, from resampled layers; null below MIN_LAYERS.
 
-    layers (cells,) numbers each value's layer, 0 to L - 1. Whole layers are drawn, L of them with replacement: every
-    draw where L <= ALL_RESAMPLES, else RESAMPLES draws of a fixed seed. The bounds are percentiles of the resampled
+    layers (cells,) numbers each value's layer, 0 to L - 1, component by component; sizes is how many layers each
+    component has, L in all. Whole layers are drawn with replacement, as many of each component as it has: every draw
+    where L <= ALL_RESAMPLES, else RESAMPLES draws of a fixed seed. The bounds are percentiles of the resampled
     medians, at Phi(-sqrt(L / (L - 1)) t) with t the quantile of Student's t with L - 1 degrees of freedom, because the
     plain 2.5 % are too narrow for few layers. Medians of layers that are all of one sign are so by chance with
     probability 2^(1 - L), and no resample can tell: the confidence is 95 % or 1 - 2^(1 - L), whichever is less.
-    Simulated without a difference, 0 lies outside in 12 % of cases with 4 layers and in 3 to 6 % with 5 to 48.
+    Simulated without a difference, 0 lies outside in 12 to 13 % of cases with 4 layers and in 3 to 7 % with 5 to 48.
 
     Source: Hesterberg 2015, What Teachers Should Know About the Bootstrap (expanded percentile interval).
     """
-    count = int(layers.max(initial=-1)) + 1
+    count = sum(sizes)
     if count < MIN_LAYERS:
         return None, None, None
     from scipy.special import ndtr, stdtrit
 
     tail = (1 - CONFIDENCE) / 2
     outer = float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, tail)))
-    medians = np.sort(resampled_medians(values, layers, resamples(count)))
+    medians = np.sort(resampled_medians(values, layers, resamples(sizes)))
     cut = int(outer * len(medians))
     return float(medians[cut]), float(medians[-1 - cut]), min(CONFIDENCE, 1 - 2.0 ** (1 - count))
 
 
 @lru_cache(maxsize=4)
-def resamples(count: int) -> Integers:
-    """How often each of count layers is drawn: (draws, count), every row adding up to count."""
-    if count <= ALL_RESAMPLES:
-        drawn = np.array(list(itertools.product(range(count), repeat=count)))
+def resamples(sizes: tuple[int, ...]) -> Integers:
+    """How often each layer is drawn, (draws, sum of sizes); of each component as many layers as it has."""
+    ends = list(itertools.accumulate(sizes, initial=0))
+    own = [range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)]
+    if len(own) <= ALL_RESAMPLES:
+        drawn = np.array(list(itertools.product(*own)))
     else:
-        drawn = np.random.Generator(np.random.PCG64(SEED)).integers(0, count, (RESAMPLES, count))
-    times = np.zeros((len(drawn), count), np.int64)
+        generator = np.random.Generator(np.random.PCG64(SEED))
+        drawn = generator.integers([one.start for one in own], [one.stop for one in own], (RESAMPLES, len(own)))
+    times = np.zeros(drawn.shape, np.int64)
     np.add.at(times, (np.arange(len(drawn))[:, None], drawn), 1)
     return times
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from shadow.architecture import name_rules
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
-from shadow.report import required_metadata
+from shadow.report import check_schema, finished_metadata
 
 MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "stable_rank",
@@ -72,7 +72,15 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
 
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
-    metadata = required_metadata(folder)
+    metadata = finished_metadata(folder) if folder.is_dir() else None
+    if metadata is None:
+        hint = (
+            "the audit is not finished: run it again"
+            if (folder / ".partial").is_dir()
+            else "name a folder that `shadow audit` made"
+        )
+        raise ShadowError(f"{folder}: no finished report in it", hint)
+    check_schema(folder, metadata)
     return summarise(folder, metadata), metadata
 
 
