@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 
@@ -49,12 +51,20 @@ KINDS = {
 }
 
 
-def saved(kind: str, folder: Path, seed: int = 0) -> Path:
-    """A tiny causal language model of a kind, built from its config and saved by transformers."""
+FAMILIES = {
+    kind: (entry.get("auto", "AutoModelForCausalLM"), entry["config"], entry["with"])
+    for kind, entry in yaml.safe_load((Path(__file__).parent / "families.yaml").read_text()).items()
+    if not kind.startswith(".")
+}
+
+
+def saved(kind: str, folder: Path, seed: int = 0, **options) -> Path:
+    """A tiny model of a kind or family, built from its config and saved by transformers with options."""
     import transformers
 
-    name, sizes = KINDS[kind]
+    transformers.logging.disable_progress_bar()
+    auto, name, sizes = FAMILIES.get(kind) or ("AutoModelForCausalLM", *KINDS[kind])
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes))
-    model.save_pretrained(folder)
+    model = getattr(transformers, auto).from_config(getattr(transformers, name)(**copy.deepcopy(sizes)))
+    model.save_pretrained(folder, **options)
     return folder

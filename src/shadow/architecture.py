@@ -113,7 +113,7 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
         if key not in recipes:
             recipes[key] = list(_recipes(readings[text], shapes[name], expert is None, facts, upright))
         reading = readings[text]
-        layer = None if block is None else layers(reading, block)
+        layer = layers(reading, block) if block is not None and reading.in_block else None
         parts[name] = tuple(
             Part(
                 Place(reading.component, layer, r.module, expert if r.expert is None else r.expert, r.slot),
@@ -154,7 +154,7 @@ def _layer_numbers(found: Iterable[tuple[Reading, int | None]]) -> Callable[[Rea
     last: dict[tuple[str, str], int] = {}
     offsets: dict[tuple[str, str], int] = {}
     for reading, block in found:
-        if block is not None:
+        if block is not None and reading.in_block:
             key = reading.component, reading.stack
             last[key] = max(block, last.get(key, -1))
             if (*key, block, reading.module) == ("language", "", 0, "embed"):
@@ -256,6 +256,12 @@ def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> 
         yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
 
 
+def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
+    """Is the first of three dimensions that of the experts?"""
+    named = reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(".")
+    return named and len(shape) == 3
+
+
 def _full_name(module: str, slot: str) -> str:
     return f"{module}/{slot}" if slot else module
 
@@ -266,7 +272,7 @@ def _matrices(
     rules, component, rest = facts.rules, reading.component, reading.rest
     transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
     experts = 0
-    if alone and reading.module.startswith(("experts.", "shared.")) and len(shape) == 3:
+    if alone and _stacks(reading, shape):
         experts = shape[0] if shape[0] <= MAX_EXPERTS else 0
         transposed = not upright.get((component, reading.stack), not transposed)
     elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):

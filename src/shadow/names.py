@@ -310,7 +310,8 @@ def read(text: str, facts: Facts) -> Reading:
     component, stack = "other", ""
     for prefix in rules.prefixes:
         if (match := prefix.match.match(text)) and prefix.conditions.hold(facts, prefix.component, text):
-            component, stack, text = prefix.component, prefix.stack, text[match.end() :]
+            component, text = prefix.component, text[match.end() :]
+            stack = prefix.stack or match.groupdict().get("stack", "")
             break
     head, in_block, rest = text.partition(".#.")
     if not in_block:
