@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import models
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from safetensors.torch import load_file
 
-from shadow.architecture import aligned, place_tensors
+from shadow.architecture import place_tensors
 from shadow.checkpoint import open_folder
 from shadow.delta import Method
-from shadow.pairing import Filter, pair_checkpoints
+from shadow.pairing import Filter
 from shadow.registry import given_pair, parse_reference
 from shadow.run import Settings, run_pair
 
@@ -162,11 +160,13 @@ UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 WORDS = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o", "query": "attn.q", "key": "attn.k",
     "value": "attn.v", "gate_proj": "mlp.gate", "up_proj": "mlp.up", "down_proj": "mlp.down", "fc1": "mlp.up",
-    "fc2": "mlp.down", "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down", "c_fc": "mlp.up", "embed_tokens": "embed",
+    "fc2": "mlp.down", "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down", "c_fc": "mlp.up",
+    "embed_tokens": "embed",
     "lm_head": "head", "q_a_proj": "mla.q_a", "q_b_proj": "mla.q_b", "kv_a_proj_with_mqa": "mla.kv_a",
     "kv_b_proj": "mla.kv_b", "dt_proj": "linear_attn.dt", "x_proj": "linear_attn.x", "patch_embedding": "patch_embed",
     "linear_1": "projector.0", "linear_2": "projector.1", "linear_fc1": "mlp.up", "linear_fc2": "mlp.down",
-    "patch_conv": "patch_embed", "wte": "embed", "in_proj_z": "linear_attn.z", "in_proj": "linear_attn.in", "w1": "mlp.gate", "w2": "mlp.down",
+    "patch_conv": "patch_embed", "wte": "embed", "in_proj_z": "linear_attn.z", "in_proj": "linear_attn.in",
+    "w1": "mlp.gate", "w2": "mlp.down",
     "w3": "mlp.up", "dense": None, "per_layer_input_gate": "per_layer.gate", "router": "router",
 }  # fmt: skip
 # What is of no known module, and why that is right.
@@ -190,7 +190,7 @@ def expected_component(name: str) -> str:
 def expected_module(name: str, component: str) -> str | None:
     words = name.removesuffix(".weight").split(".")
     module = WORDS.get(words[-1])
-    if module is None or component == "projector" and not module.startswith("projector"):
+    if module is None or (component == "projector" and not module.startswith("projector")):
         return None
     if "cross_attn" in name or "encoder_attn" in name:
         return module.replace("attn", "cross_attn")
@@ -214,7 +214,7 @@ def expected_matrices(kind: str, name: str, W: Matrix) -> list[tuple[str | None,
 
 
 def is_vector(name: str, W: Matrix) -> bool:
-    return name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name or min(W.shape) <= 1
+    return (name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name) or min(W.shape) <= 1
 
 
 @pytest.mark.parametrize("kind", models.FAMILIES)
@@ -276,24 +276,7 @@ def test_a_family_pairs_with_itself_in_the_layout_that_transformers_has_in_memor
     file = open_folder(str(models.saved(kind, tmp_path / "file")))
     memory = open_folder(str(models.saved(kind, tmp_path / "memory", save_original_format=False)))
     for base, tuned in ((file, memory), (memory, file)):
-        assert not differences(base, tuned, NOT_ONE.get(kind, set()))
-
-
-def differences(base, tuned, apart=frozenset()) -> list[str]:
-    """Tensors of two checkpoints that hold the same weights, and yet do not line up."""
-    pairs, skipped = pair_checkpoints(base, tuned, Filter())
-    found = [f"{s.side} {s.info.name} {s.reason} {s.detail}" for s in skipped if s.info.name not in apart]
-    for pair in pairs:
-        if pair.base is None:
-            found.append(f"{pair.tuned.info.name} has no base")
-            continue
-        sides = ((pair.base, base), (pair.tuned, tuned))
-        views = [operand.part.view(side.tensor(operand.info)) for operand, side in sides]
-        views = [view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view for view in views]
-        one, other = aligned(*views) if pair.is_matrix else (view.flatten() for view in views)
-        if not torch.equal(one, other):
-            found.append(f"{pair.base.info.name} differs from {pair.tuned.info.name} as {pair.place}")
-    return found
+        assert not models.differences(base, tuned, NOT_ONE.get(kind, set()))
 
 
 def test_every_view_is_a_view(tmp_path):
@@ -311,7 +294,3 @@ def test_every_view_is_a_view(tmp_path):
                 assert view.shape[-1] == part.shape(shapes[name])[1]
                 assert view.ndim <= 3
             assert sum(part.view(tensors[name]).numel() for part in parts) == tensors[name].numel(), name
-
-
-def written(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> Path:
-    return models.write(folder, {name: tensor.contiguous() for name, tensor in tensors.items()}, config)
