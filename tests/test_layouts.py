@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shadow.architecture import place_tensors
 from shadow.checkpoint import open_folder
 from shadow.errors import ShadowError
 from shadow.pairing import Filter, pair_checkpoints
@@ -404,3 +405,44 @@ def test_layouts_that_share_nothing_are_not_a_pair(llama, tmp_path):
     tower = {"vision_tower.encoder.layers.0.mlp.fc1.weight": torch.randn(8, 8)}
     with pytest.raises(ShadowError, match="share no tensor"):
         pair_checkpoints(opened(tmp_path / "a", text, {}), opened(tmp_path / "b", tower, {}), Filter())
+
+
+def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
+    """Llama 3.2 Vision puts blocks of cross-attention between those of Llama 3.1: the text model's own still pair with
+    the blocks that they came from, not with those of the same number."""
+    text, wrapped = {}, {}
+    for layer, inside in enumerate((0, 2, 3, 5)):
+        for name in ("self_attn.q_proj", "mlp.up_proj"):
+            text[f"model.layers.{layer}.{name}.weight"] = torch.randn(4, 4)
+            wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = text[f"model.layers.{layer}.{name}.weight"]
+    for inside in (1, 4):
+        for name in ("cross_attn.q_proj", "mlp.up_proj"):
+            wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = torch.randn(4, 4)
+    base, tuned = opened(tmp_path / "a", text, {}), opened(tmp_path / "b", wrapped, {"model_type": "mllama"})
+    crossing = [name for name in wrapped if ".1." in name or ".4." in name]
+    assert not models.differences(base, tuned, crossing)
+    skipped = pair_checkpoints(base, tuned, Filter())[1]
+    assert sorted((s.place.layer, s.place.module, s.reason) for s in skipped) == [
+        (layer, module, "only_in_tuned") for layer in (4, 5) for module in ("cross_attn.q", "mlp.up")
+    ]
+    assert not models.differences(tuned, tuned)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config", "modules"),
+    [
+        ("model.layers.0.self_attn.qkv_proj", (64, 32), {**GROUPED, "hidden_size": 32}, "qkv"),
+        ("model.layers.0.self_attn.qkv_proj", (64, 32), {"num_attention_heads": 4, "hidden_size": 32}, ""),
+        ("model.layers.0.self_attn.qkv_proj", (96, 32), {"num_attention_heads": 4, "head_dim": 8}, "qkv"),
+        ("model.layers.0.self_attn.qkv_proj", (48, 32), {"num_attention_heads": 4, "head_dim": 8}, ""),
+        ("model.layers.0.self_attn.query_key_value", (96, 32), {"num_attention_heads": 4, "hidden_size": 32}, ""),
+        ("model.layers.0.self_attn.W_pack", (96, 32), {}, "qkv"),
+        ("model.layers.0.self_attn.W_pack", (60, 32), {}, ""),
+        ("visual.blocks.0.attn.qkv", (96, 32), {}, "qkv"),
+        ("visual.blocks.0.attn.qkv", (48, 32), {}, ""),
+    ],
+)
+def test_a_split_that_the_shapes_contradict_is_not_made(name, shape, config, modules):
+    """The heads must have the size that the config says, thirds must be square; else the projection stays whole."""
+    parts = place_tensors({f"{name}.weight": shape}, config)[f"{name}.weight"]
+    assert [part.place.module for part in parts] == [f"attn.{module}" for module in modules] or ["attn.qkv"]
