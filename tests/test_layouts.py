@@ -445,4 +445,4 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
 def test_a_split_that_the_shapes_contradict_is_not_made(name, shape, config, modules):
     """The heads must have the size that the config says, thirds must be square; else the projection stays whole."""
     parts = place_tensors({f"{name}.weight": shape}, config)[f"{name}.weight"]
-    assert [part.place.module for part in parts] == [f"attn.{module}" for module in modules] or ["attn.qkv"]
+    assert [part.place.module for part in parts] == ([f"attn.{module}" for module in modules] or ["attn.qkv"])
