@@ -64,13 +64,17 @@ class Fused:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """How the rows of a fused module are divided among its parts; groups is a number, a count or `each`."""
+    """How the rows of a fused module are divided among its parts.
+
+    groups is a number, a count or `each`. square: every part has as many rows as columns.
+    """
 
     module: str
     conditions: Conditions
     into: tuple[tuple[str, str], ...] | None
     sizes: tuple[int | str, ...] | None
     groups: int | str
+    square: bool
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,7 @@ def _row_order(rule: Mapping[str, Any]) -> RowOrder:
         into=_places(rule["into"]) if "into" in rule else None,
         sizes=tuple(rule["sizes"]) if "sizes" in rule else None,
         groups=rule.get("groups", 1),
+        square=rule.get("square", False),
     )
 
 
@@ -310,7 +315,8 @@ def read(text: str, facts: Facts) -> Reading:
     component, stack = "other", ""
     for prefix in rules.prefixes:
         if (match := prefix.match.match(text)) and prefix.conditions.hold(facts, prefix.component, text):
-            component, stack, text = prefix.component, prefix.stack, text[match.end() :]
+            component, text = prefix.component, text[match.end() :]
+            stack = prefix.stack or match.groupdict().get("stack", "")
             break
     head, in_block, rest = text.partition(".#.")
     if not in_block:
