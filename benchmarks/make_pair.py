@@ -2,7 +2,7 @@
 
 The weights are made up but not white: a spectrum that decays along the short side, and a few strong directions.
 tuned is base plus an update of relative norm 0.01, half of its energy in rank 8 and half in noise. Both are bfloat16 in
-two shards with an index and a config.json, as `transformers` would save them. Each tensor is drawn by its own
+shards with an index and a config.json, as `transformers` would save them. Each tensor is drawn by its own
 generator and written block by block, so that a pair of 2 GB takes a few hundred MB of memory, and so that
 `--layers 2` holds the same numbers as the first two layers of the whole.
 """
@@ -22,7 +22,6 @@ from torch import Tensor
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD, VOCABULARY, LAYERS = 896, 4864, 14, 2, 64, 151936, 24
 SIDES = ("base", "tuned")
-SHARDS = 2
 BLOCK_ROWS = 1 << 14  # rows that are in memory at once
 
 STANDARD_DEVIATION = 0.02
@@ -128,14 +127,14 @@ def vector_blocks(name: str, shape: Shape, seed: int) -> Iterator[tuple[Tensor, 
     yield stored, (stored + torch.randn(shape, generator=draw) * 0.1 * RELATIVE_NORM).bfloat16()
 
 
-def shard_names(shapes: dict[str, Shape]) -> list[dict[str, Shape]]:
-    """The tensors cut into SHARDS runs of about equal size, in order."""
-    shards: list[dict[str, Shape]] = [{} for _ in range(SHARDS)]
+def shard_names(shapes: dict[str, Shape], count: int) -> list[dict[str, Shape]]:
+    """The tensors cut into at most count runs of about equal size, in order."""
+    shards: list[dict[str, Shape]] = [{} for _ in range(count)]
     total, so_far = sum(map(math.prod, shapes.values())), 0
     for name, shape in shapes.items():
-        shards[so_far * SHARDS // total][name] = shape
+        shards[so_far * count // total][name] = shape
         so_far += math.prod(shape)
-    return shards
+    return [shard for shard in shards if shard]
 
 
 def header(shapes: dict[str, Shape]) -> bytes:
@@ -161,11 +160,11 @@ def write_shard(files: Sequence[BinaryIO], shapes: dict[str, Shape], seed: int) 
                 file.write(block.contiguous().view(torch.uint8).numpy().data)
 
 
-def write_pair(folder: Path, layers: int, seed: int) -> None:
-    """Write the whole pair."""
+def write_pair(folder: Path, layers: int, seed: int, count: int = 2) -> None:
+    """Write the whole pair, in count shards a side."""
     sides = [folder / side for side in SIDES]
-    shards = shard_names(tensors(layers))
-    names = [f"model-{i:05d}-of-{SHARDS:05d}.safetensors" for i in range(1, SHARDS + 1)]
+    shards = shard_names(tensors(layers), count)
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for side in sides:
         side.mkdir(parents=True, exist_ok=True)
         (side / "config.json").write_text(json.dumps(config(layers), indent=2) + "\n")
@@ -183,9 +182,10 @@ def main(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where base and tuned are written.", file_okay=False)],
     layers: Annotated[int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)] = LAYERS,
     seed: Annotated[int, typer.Option(help="Another seed makes other weights.")] = 0,
+    shards: Annotated[int, typer.Option(help="Files a side, at most.", min=1, max=100)] = 2,
 ) -> None:
     """Write a synthetic pair of checkpoints with the names and shapes of Qwen2.5-0.5B."""
-    write_pair(folder, layers, seed)
+    write_pair(folder, layers, seed, shards)
     parameters = sum(map(math.prod, tensors(layers).values()))
     typer.echo(f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16", err=True)
 

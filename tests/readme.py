@@ -1,4 +1,4 @@
-"""Writes the generated parts of README.md, or with --check says whether they are up to date.
+"""Writes registry/schema.json and the generated parts of README.md, or with --check says whether they are up to date.
 
 Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
 """
@@ -6,6 +6,7 @@ Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test 
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -17,8 +18,11 @@ from typing import Any
 from shadow.diagnostics import DELTA, IDENTITY, NOTATION, SPECTRA, SPECTRAL, TENSORS, Column
 
 README = Path(__file__).parents[1] / "README.md"
+SCHEMA = README.parent / "registry" / "schema.json"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the installed one
+    ENVIRONMENT["PYTHONPATH"] = os.environ["PYTHONPATH"]
 
 
 def shadow(*arguments: str | Path) -> str:
@@ -61,6 +65,7 @@ def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "help": lambda: fenced(shadow("audit", "--help")),
+    "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "identity": lambda: table(IDENTITY, formulas=False),
     "spectral": lambda: table(SPECTRAL),
@@ -99,8 +104,9 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    before = README.read_text(encoding="utf-8")
-    after = written(before)
+    new = {README: written(README.read_text(encoding="utf-8")), SCHEMA: shadow("families", "--schema") + "\n"}
     if "--check" in sys.argv:
-        sys.exit("README.md is out of date: run `make docs`" if before != after else None)
-    README.write_text(after, encoding="utf-8")
+        stale = [file.name for file, text in new.items() if file.read_text(encoding="utf-8") != text]
+        sys.exit(f"{' and '.join(stale)} out of date: run `make docs`" if stale else None)
+    for file, text in new.items():
+        file.write_text(text, encoding="utf-8")

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -17,111 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import Run
 from safetensors.torch import save_file
 
 SHADOW = Path(sys.executable).parent / "shadow"
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 NORM = "model.norm.weight"
 INDEX = "model.safetensors.index.json"
-SECONDS = 30  # after which a command counts as hung
-
-# Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
-ZYGOTE = """
-import json, os, resource, signal, sys, traceback
-import pyarrow.pandas_compat, shadow.architecture, shadow.cli, shadow.render, shadow.run
-shadow.architecture.name_rules()
-stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
-shadow.cli.app(["explain", "rows"], standalone_mode=False)
-sys.stdout = stdout
-for line in sys.stdin:
-    job = json.loads(line)
-    pipes = os.pipe(), os.pipe()
-    child = os.fork()
-    if not child:
-        signal.alarm(job["seconds"])
-        os.chdir(job["cwd"])
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(pipes[0][1], 1)
-        os.dup2(pipes[1][1], 2)
-        if job["file_size"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
-        sys.argv = ["shadow", *(os.fsdecode(bytes.fromhex(one)) for one in job["arguments"])]
-        code = 0
-        try:
-            shadow.cli.main()
-        except SystemExit as ended:
-            code = ended.code or 0
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    texts = []
-    for reader, writer in pipes:
-        os.close(writer)
-        with os.fdopen(reader, "rb") as file:
-            texts.append(file.read().hex())
-    print(json.dumps([code, *texts]), flush=True)
-"""
-
-
-@dataclass
-class Run:
-    code: int
-    out: str
-    err: str
-
-    def assert_refused(self, code: int = 1) -> str:
-        """An expected fault: the exit code, one `error:` line, at most one `hint:`, nothing else. Returns the error."""
-        assert "Traceback" not in self.out + self.err, self.err[-400:]
-        assert self.code == code, self.err
-        lines = self.err.splitlines()
-        assert [line.split(":")[0] for line in lines] in (["error"], ["error", "hint"]), self.err
-        assert self.out == ""
-        assert self.err.replace("\n", "").isprintable()
-        return lines[0]
-
-    def assert_done(self, code: int = 0) -> str:
-        """A command that did its work. Returns what it printed, with the wrapped lines of tables as they are."""
-        assert "Traceback" not in self.err, self.err[-400:]
-        assert self.code == code, self.err
-        assert self.out.replace("\n", "").isprintable()
-        assert self.err.replace("\n", "").isprintable()
-        return self.out
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    with subprocess.Popen(
-        [sys.executable, "-c", ZYGOTE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "200"},
-    ) as process:
-        yield process
-        process.stdin.close()
-
-
-@pytest.fixture
-def shadow(zygote, tmp_path):
-    """Runs a `shadow` command in tmp_path."""
-
-    def run(*arguments, file_size=0) -> Run:
-        job = {
-            "arguments": [os.fsencode(str(one)).hex() for one in arguments],
-            "cwd": str(tmp_path),
-            "seconds": SECONDS,
-            "file_size": file_size,
-        }
-        zygote.stdin.write(json.dumps(job) + "\n")
-        zygote.stdin.flush()
-        code, *texts = json.loads(zygote.stdout.readline())
-        return Run(code, *(bytes.fromhex(text).decode() for text in texts))
-
-    return run
 
 
 def weights(seed):
@@ -215,7 +116,13 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 FAULTS = {
     "no folder": (shutil.rmtree, "no such folder"),
     "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "no safetensors files"),
-    "adapter": (only("adapter_model.safetensors"), "LoRA adapter"),
+    "adapter without a config": (only("adapter_model.safetensors"), "not a valid safetensors"),
+    "adapter of another kind": (only("adapter_config.json", b'{"peft_type": "IA3"}'), "only LORA is read"),
+    "adapter without weights": (
+        only("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8}'),
+        "without adapter_model.safetensors",
+    ),
+    "adapter config that is no JSON": (only("adapter_config.json", b"{"), "not JSON"),
     "empty file": (text_in("model.safetensors", ""), "it is empty"),
     "cut file": (cut, "cut short"),
     "LFS pointer": (text_in("model.safetensors", POINTER), "Git-LFS pointer"),

@@ -205,7 +205,7 @@ FAULTS = {
     "missing folder": (missing_folder, "no such folder"),
     "a file": (a_file, "no such folder"),
     "empty folder": (empty_folder, "no safetensors files"),
-    "adapter": (adapter, "LoRA adapter"),
+    "adapter": (adapter, "only LORA is read"),
     "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),
     "shard is a folder": (shard_is_a_folder, "model-00002-of-00002.safetensors"),
     "shard is an LFS pointer": (shard_is_a_pointer, "Git-LFS pointer"),

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shadow import plain_yaml
 from shadow.errors import ShadowError, UsageError
-from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+from shadow.registry import (
+    ComponentBase,
+    Reference,
+    filter_families,
+    find_pairs,
+    given_pair,
+    load_families,
+    parse_reference,
+)
 
 GOOD = "fam:\n  base: org/base\n  sft: org/sft\n"
 
@@ -53,7 +64,63 @@ def test_numbers_and_booleans_are_text(tmp_path):
     assert family.tags == ("3",)
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_a_base_per_component(tmp_path):
+    """A mapping with a component's name in it is a base per component: names or mappings, in the file's order."""
+    text = "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n  a: org/a\n  b: org/b\n"
+    family = load(tmp_path, text)["fam"]
+    base = ComponentBase(
+        (("vision", Reference("org/v", False, "main")), ("language", Reference(str(tmp_path / "l"), True)))
+    )
+    assert family.stages["base"] == base
+    assert [(pair.base, pair.tuned.repo) for pair in family.pairs] == [(base, "org/a"), (base, "org/b")]
+    assert len({*family.pairs}) == 2
+
+
+def test_a_mapping_with_repo_is_one_base(tmp_path):
+    """`{repo: ...}` is the checkpoint of every component, also for `base`."""
+    family = load(tmp_path, "fam:\n  base: {repo: org/b, revision: main}\n  a: org/a\n")["fam"]
+    assert family.stages["base"] == Reference("org/b", False, "main")
+
+
+@pytest.mark.parametrize(
+    ("text", "components"),
+    [
+        ("", ["language"]),
+        ("  tags: [dense]\n", ["language"]),
+        ("  tags: [vlm]\n", ["language", "vision", "projector"]),
+        ("  tags: [audio, vlm]\n", ["language", "vision", "projector", "audio"]),
+        ("  tags: [vision]\n", ["vision"]),
+    ],
+)
+def test_components_are_what_the_file_says(tmp_path, text, components):
+    """By tags: `vlm` is three components and a component's name is itself; of a file that says nothing, language."""
+    assert list(load(tmp_path, GOOD + text)["fam"].components) == components
+
+
+def test_the_keys_of_a_base_are_components(tmp_path):
+    """A base per component says of the family that it has these."""
+    family = load(tmp_path, "fam:\n  base: {audio: org/a, language: org/l}\n  sft: org/s\n")["fam"]
+    assert family.components == ("language", "audio")
+
+
+def test_without_base_the_pairs_are_listed(tmp_path):
+    """Where no base was released, stages are still compared as `pairs` says."""
+    text = "fam:\n  a: org/a\n  b: org/b\n  pairs: [{from: a, to: b, relation: sibling}]\n"
+    (pair,) = load(tmp_path, text)["fam"].pairs
+    assert (pair.name, pair.relation) == ("a..b", "sibling")
+
+
+def test_no_pairs_with_a_note(tmp_path):
+    """`pairs: []` says that there is nothing to compare; asked for it, the note is the hint."""
+    families = load(tmp_path, "fam:\n  a: org/a\n  b: org/b\n  pairs: []\n  note: two sizes\n")
+    assert families["fam"].pairs == ()
+    for target in ("fam", "fam:a..b"):
+        with pytest.raises(ShadowError, match="has no pair to compare") as caught:
+            find_pairs(target, families)
+        assert caught.value.hint == "two sizes"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "\ufeff# nothing\n", "{}\n", "''\n"])
 def test_an_empty_file_holds_no_families(tmp_path, text):
     """A file without a family is no fault."""
     assert load(tmp_path, text) == {}
@@ -82,6 +149,84 @@ FAULTS = {
         "relation 'cousin'",
         "tuned",
     ),
+    "misspelt relation": (
+        GOOD + "  pairs:\n    - {from: base, to: sft, relation: siblings}\n",
+        5,
+        "'siblings'",
+        "'sibling'",
+    ),
+    "misspelt component": (
+        "fam:\n  base:\n    language: org/l\n    visoin: org/v\n  sft: org/s\n",
+        4,
+        "unknown component 'visoin'",
+        "did you mean 'vision'?",
+    ),
+    "the only component is misspelt": (
+        "fam:\n  base:\n    langauge: org/l\n  sft: org/s\n",
+        3,
+        "unknown key 'langauge'",
+        "did you mean 'language'?",
+    ),
+    "no such component": (
+        "fam:\n  base: {language: org/l, xyz: org/v}\n  sft: org/s\n",
+        2,
+        "unknown component 'xyz'",
+        "language, vision, projector",
+    ),
+    "component and repo": (
+        "fam:\n  base:\n    repo: org/l\n    vision: org/v\n  sft: org/s\n",
+        3,
+        "both the component 'vision' and 'repo'",
+        "vision: {repo",
+    ),
+    "misspelt key in a component": (
+        "fam:\n  base:\n    vision:\n      repo: org/v\n      revison: x\n  sft: org/s\n",
+        5,
+        "unknown key 'revison' in the base of vision",
+        "'revision'",
+    ),
+    "component without repo": ("fam:\n  base:\n    vision: {revision: x}\n  sft: org/s\n", 3, "no `repo`", None),
+    "component of a component": (
+        "fam:\n  base:\n    vision: {language: org/v}\n  sft: org/s\n",
+        3,
+        "unknown key 'language' in the base of vision",
+        "repo",
+    ),
+    "component is a list": ("fam:\n  base:\n    vision: [org/v]\n  sft: org/s\n", 3, "neither a name nor", None),
+    "component is no reference": (
+        "fam:\n  base:\n    language: org/l\n    vision: word\n  sft: org/s\n",
+        4,
+        "the base of vision",
+        "./NAME",
+    ),
+    "stage per component": ("fam:\n  base: org/b\n  sft:\n    language: org/l\n", 4, "only `base` may be", "repo"),
+    "tuned is per component": (
+        "fam:\n  base: {vision: org/v}\n  sft: org/s\n  pairs:\n    - base..sft\n    - sft..base\n",
+        6,
+        "cannot be the tuned side",
+        "base..sft",
+    ),
+    "a key of a stage beside the stages": (GOOD + "  revision: main\n", 4, "'revision' cannot name a stage", "repo:"),
+    "a key of a pair beside the stages": (GOOD + "  relation: sibling\n", 4, "'relation' cannot name", "pairs:"),
+    "reserved key in capitals": (GOOD + "  Tags: [a]\n", 4, "looks like the reserved key 'tags'", "'tags'"),
+    "misspelt note": (GOOD + "  notes: org/x\n", 4, "looks like the reserved key 'note'", "'note'"),
+    "no base and no pairs": ("fam:\n  a: org/a\n  b: org/b\n", 1, "no stage `base`", "`pairs`"),
+    "one stage and no base": ("fam:\n  a: org/a\n  pairs: []\n  note: x\n", 1, "no stage besides `a`", None),
+    "no stage": ("fam:\n  pairs: []\n  note: x\n", 1, "no stage at all", None),
+    "pair without to": (GOOD + "  pairs:\n    - {from: base}\n", 5, "no `to`", "from: base, to"),
+    "second item of pairs": (GOOD + "  pairs:\n    - base..sft\n    - base..fts\n", 6, "stage 'fts'", "'sft'"),
+    "third item of tags": (GOOD + "  tags:\n    - a\n    - b\n    - [c]\n", 7, "is not a tag", None),
+    "tag of two words": (GOOD + "  tags: [long context]\n", 4, "'long context' is not a tag", None),
+    "tag twice": (GOOD + "  tags:\n    - a\n    - a\n", 6, "'a' is listed twice", None),
+    "repo is a list": ("fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: [org/s]\n", 5, "is not text", "quotes"),
+    "repo is no reference": ("fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: word\n", 5, "neither", "./NAME"),
+    "note is a mapping": (GOOD + "  note:\n    a: b\n", 4, "`note` is not text", None),
+    "the same word in another family": (
+        GOOD + "  note: fum\nfum:\n  base: org/b\n  note: 'sft: x'\n  sft: word\n",
+        8,
+        "family 'fum'",
+        None,
+    ),
     "the second family": (GOOD + "other:\n  base: org/b\n  sft: 3\n", 6, "family 'other'", None),
     "duplicate family": (GOOD + GOOD, 4, "'fam' is there twice", None),
     "duplicate stage": (GOOD + "  sft: org/t\n", 4, "'sft' is there twice", None),
@@ -91,13 +236,13 @@ FAULTS = {
         "'repo' is there twice",
         None,
     ),
-    "duplicate pair": (GOOD + "  pairs: [base..sft, base..sft]\n", 4, "listed twice", None),
+    "duplicate pair": (GOOD + "  pairs:\n    - base..sft\n    - {from: base, to: sft}\n", 6, "listed twice", None),
     "pair with itself": (GOOD + "  pairs: [base..base]\n", 4, "with itself", None),
     "pair that is no pair": (GOOD + "  pairs: [base-sft]\n", 4, "not a pair", "from..to"),
     "pairs is a word": (GOOD + "  pairs: base..sft\n", 4, "`pairs` is not a list", None),
-    "pairs is empty": (GOOD + "  pairs: []\n", 4, "`pairs` is not a list", None),
-    "pair of lists": (GOOD + "  pairs:\n    - {from: [base], to: sft}\n", 4, "fam", None),
-    "pair of mappings": (GOOD + "  pairs:\n    - {from: base, to: {a: b}}\n", 4, "fam", None),
+    "pairs is empty": (GOOD + "  pairs: []\n", 4, "`pairs` is empty", "`note`"),
+    "pair of lists": (GOOD + "  pairs:\n    - {from: [base], to: sft}\n", 5, "fam", None),
+    "pair of mappings": (GOOD + "  pairs:\n    - {from: base, to: {a: b}}\n", 5, "fam", None),
     "relation is a list": (GOOD + "  pairs:\n    - {from: base, to: sft, relation: [x]}\n", 5, "relation", None),
     "tags is a word": (GOOD + "  tags: x\n", 4, "`tags` is not a list of words", None),
     "source is a list": (GOOD + "  source: [a]\n", 4, "`source` is not text", None),
@@ -134,8 +279,11 @@ FAULTS = {
     "not YAML": ("fam: [\n", 2, "expected", None),
     "tab": ("fam:\n\tbase: org/b\n", 2, "cannot start any token", None),
     "two documents": (GOOD + "---\n" + GOOD, 4, "another document", None),
-    "not UTF-8": (b"fam: \xff\n", None, "not YAML", None),
-    "control character": ("fam: \x07\n", None, "not YAML", None),
+    "not UTF-8": (b"\n\nfam: \xff\n", 3, "not UTF-8", None),
+    "control character": ("\nfam: \x07\n", 2, "U+0007", None),
+    "escape of no character": ('fam:\n  base: "\\U00110000"\n', None, "not YAML", None),
+    "undefined alias": ("fam: *a\n", 1, "aliases are not allowed", None),
+    "empty list": ("[]\n", None, "not a mapping of family names", None),
     "python tag": (
         "fam:\n  base: !!python/object/apply:os.system [id]\n",
         2,
@@ -153,15 +301,17 @@ FAULTS = {
     "date that cannot be": ("fam:\n  base: 2024-13-45\n", None, "r.yaml", None),
     "binary that is none": ("fam:\n  base: !!binary x\n", 2, "tags are not allowed", None),
     "a number of 20,000 digits": (GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n", None, "r.yaml", None),
-    "nested lists": ("[" * 20_000, None, "not YAML", None),
-    "nested mappings": ("fam: " + "{a: " * 5_000, None, "not YAML", None),
+    "nested lists": ("\n" + "[" * 20_000, 2, "nested more than", None),
+    "nested mappings": ("fam: " + "{a: " * 5_000, 1, "nested more than", None),
     "larger than a registry": ("# " + "x" * 1_000_001, None, "larger than", None),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault):
-    """Each fault is one ShadowError that begins with the file and, where it is known, the line at fault."""
+@pytest.mark.parametrize("parser", ["CBaseLoader", "BaseLoader"])
+def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monkeypatch):
+    """Each fault is one ShadowError that begins with the file and, where it is known, the line, whatever PyYAML has."""
+    monkeypatch.setattr(plain_yaml, "FAST", getattr(yaml, parser, yaml.BaseLoader))
     text, line, reason, hint = FAULTS[fault]
     with pytest.raises(ShadowError) as caught:
         load(tmp_path, text)
@@ -170,6 +320,7 @@ def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault):
     assert caught.value.message.startswith(where)
     assert reason in caught.value.message
     assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 1000
     assert hint is None or hint in (caught.value.hint or "")
 
 
@@ -209,7 +360,7 @@ def test_a_name_in_two_files_is_refused(tmp_path):
     """The second file that defines a family is named, and so is the first."""
     (tmp_path / "a.yaml").write_text(GOOD)
     (tmp_path / "b.yaml").write_text(GOOD)
-    with pytest.raises(ShadowError, match=r"b\.yaml: family 'fam' is already in .*a\.yaml"):
+    with pytest.raises(ShadowError, match=r"b\.yaml:1: family 'fam' is already in .*a\.yaml:1"):
         load_families(tmp_path)
 
 
@@ -230,6 +381,7 @@ def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
 
 WORDS = st.sampled_from(
     ["base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation", "base..sft", "org/x", "./x",
+     "language", "vision", "vlm", "[]",
      "~x", "..", "&a", "*a", "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap", "!!str", "!!python/none",
      "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'", '"', "#", "0x1",
      "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1", "---", "..."]
@@ -237,15 +389,18 @@ WORDS = st.sampled_from(
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def assert_read_or_refused(tmp_path, text: str):
+def assert_read_or_refused(tmp_path, text: str | bytes):
     try:
         families = load(tmp_path, text)
     except ShadowError as refused:
         assert refused.message.startswith(str(tmp_path / "r.yaml"))  # noqa: PT017
+        assert "\n" not in refused.message + (refused.hint or "")  # noqa: PT017
         return
     for family in families.values():
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", family.name)
-        assert family.pairs
+        assert family.pairs or family.note
+        assert all(isinstance(pair.tuned, Reference) for pair in family.pairs)
+        json.dumps(family.as_json())
 
 
 @FUZZ
@@ -256,10 +411,46 @@ def test_any_text_is_read_or_refused(tmp_path, text):
 
 
 @FUZZ
+@given(raw=st.binary(max_size=60) | st.lists(WORDS, max_size=8).map(lambda words: "".join(words).encode("utf-16")))
+def test_any_bytes_are_read_or_refused(tmp_path, raw):
+    """Any bytes, also text in another encoding."""
+    assert_read_or_refused(tmp_path, raw)
+
+
+KEYS = st.sampled_from(
+    ["base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder", "language", "vision",
+     "from", "to", "relation", "visoin", "bsae"]
+)  # fmt: skip
+
+
+def keyed(inner):
+    return st.dictionaries(KEYS, inner, max_size=4)
+
+
+ENTRIES = keyed(
+    st.recursive(WORDS | st.text(max_size=5), lambda one: st.lists(one, max_size=3) | keyed(one), max_leaves=8)
+)
+
+
+@FUZZ
+@given(entry=ENTRIES)
+def test_any_entry_is_read_or_refused(tmp_path, entry):
+    """Any tree of the format's keys, with whatever in them: a family, or ShadowError at a line of that family."""
+    text = "# a comment\n" + yaml.safe_dump({"fam": entry}, default_flow_style=False)
+    try:
+        load(tmp_path, text)
+    except ShadowError as refused:
+        found = re.match(rf"{re.escape(str(tmp_path))}/r\.yaml:(\d+): ", refused.message)
+        assert found
+        assert 2 <= int(found[1]) <= text.count("\n")
+
+
+@FUZZ
 @given(where=st.integers(0), length=st.integers(0, 8), new=st.lists(WORDS, max_size=3).map("".join))
 def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
     """Any few characters of a good file changed to other words: families, or ShadowError."""
     text = GOOD + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n  tags: [a]\n  note: words\n"
+    text += "vlm:\n  base: {language: org/l, vision: {repo: org/v, revision: main}}\n  sft: org/s\n"
     where %= len(text)
     assert_read_or_refused(tmp_path, text[:where] + new + text[where + length :])
 
@@ -321,3 +512,53 @@ def test_two_forks_of_one_name_never_share_a_folder():
     ]
     assert {pair.family for pair in pairs} == {"tuned"}
     assert len({pair.name for pair in pairs}) == 3
+
+
+MANY = """
+one: {base: org/one-base, sft: org/one-SFT, tags: [dense]}
+two: {base: {language: org/one-sft, vision: eyes/clip}, sft: org/two, tags: [dense, vlm]}
+hear: {base: org/h, sft: org/hs, tags: [moe, audio]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "component", "tags", "found"),
+    [
+        (None, None, [], "one two hear"),
+        ("one", None, [], "one"),
+        ("ONE", None, [], "one two"),
+        ("-sft", None, [], "one two"),
+        ("CLIP", None, [], "two"),
+        ("vl", None, [], "two"),
+        (None, "vision", [], "two"),
+        (None, "audio", [], "hear"),
+        (None, "language", [], "one two"),
+        (None, None, ["dense"], "one two"),
+        (None, None, ["dense", "vlm"], "two"),
+        ("one", None, ["vlm"], "two"),
+    ],
+)
+def test_families_are_filtered(tmp_path, word, component, tags, found):
+    """A name is that family alone; another word may be in names, checkpoints or tags. All that is asked must hold."""
+    families = load(tmp_path, MANY)
+    assert [family.name for family in filter_families(families, word, component, tags)] == found.split()
+
+
+@pytest.mark.parametrize(
+    ("word", "component", "tags", "reason", "hint"),
+    [
+        ("tow", None, [], "no family has 'tow'", "did you mean 'two'?"),
+        ("here", None, [], "no family has 'here'", "did you mean 'hear'?"),
+        (None, None, ["dens"], "the tag 'dens'", "did you mean 'dense'?"),
+        (None, None, ["xyz"], "the tag 'xyz'", "tags: audio, dense, moe, vlm"),
+        (None, "vision", ["moe"], "no family with component vision and tag moe", "lists them"),
+        ("hear", None, ["dense"], "no family with tag dense has 'hear'", "lists them"),
+    ],
+)
+def test_nothing_found_names_the_nearest(tmp_path, word, component, tags, reason, hint):
+    """What is not there is an error with the nearest name or tag."""
+    with pytest.raises(ShadowError) as caught:
+        filter_families(load(tmp_path, MANY), word, component, tags)
+    assert not isinstance(caught.value, UsageError)
+    assert reason in caught.value.message
+    assert hint in (caught.value.hint or "")

@@ -286,7 +286,9 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     command = [SHADOW, "audit", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--jobs", "1"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(tmp_path.glob("out/*/*/.partial/journal.jsonl")):
+    while time.monotonic() < deadline and not any(
+        path.read_bytes().count(b"\n") > 1 for path in tmp_path.glob("out/*/*/.partial/journal.jsonl")
+    ):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate()
@@ -422,9 +424,9 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory(monkeypatch):
 
     monkeypatch.setattr(audit_module.os, "sched_getaffinity", lambda pid: range(16))
     pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
-    monkeypatch.setattr(audit_module, "_available_memory", lambda: 64 << 30)
+    monkeypatch.setattr(audit_module, "available_memory", lambda: 64 << 30)
     assert audit_module.default_jobs([pair]) == 16
-    monkeypatch.setattr(audit_module, "_available_memory", lambda: 4 << 30)
+    monkeypatch.setattr(audit_module, "available_memory", lambda: 4 << 30)
     assert audit_module.default_jobs([pair]) == 2
-    monkeypatch.setattr(audit_module, "_available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(audit_module, "available_memory", lambda: 1 << 20)
     assert audit_module.default_jobs([pair]) == 1

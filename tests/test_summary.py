@@ -170,3 +170,31 @@ def test_figures_for_people():
     """Null is a dash, minus zero is zero, digits are significant ones."""
     assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == ["-", "0", "12", "0.123", "1,234", "7"]
     assert [fixed(x) for x in (None, 0.125, -0.001, 1.0)] == ["-", "0.12", "0.00", "1.00"]
+
+
+def experts(folder, order, noise=0.0):
+    """A toy mixture of experts in two layers, its experts numbered in the given order."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(2):
+        stem = f"model.layers.{layer}"
+        for part in ("q", "k", "v", "o"):
+            tensors[f"{stem}.self_attn.{part}_proj.weight"] = torch.randn(16, 16, generator=generator)
+        found = [torch.randn(12, 16, generator=generator) for _ in order]
+        for place, which in enumerate(order):
+            tensors[f"{stem}.mlp.experts.{place}.up_proj.weight"] = found[which]
+    changed = {name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()}
+    return models.write(folder, changed, {"model_type": "qwen3_moe"})
+
+
+def test_renumbered_experts_are_warned_of(tmp_path):
+    """Experts of the same number that are different ones: the summary and the terminal say so; else they do not."""
+    base = experts(tmp_path / "base", range(4))
+    for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
+        tuned = experts(tmp_path / name, order, noise=0.01)
+        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
+        assert done.returncode == 0, done.stderr
+        (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
+        warnings = json.loads(path.read_text())["warnings"]
+        assert ("warning: " in done.stdout) == bool(warnings) == (name == "renumbered")
+    assert warnings[0].startswith("4 expert matrices in 2 layers")

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it: `shadow --help` must answer
 from __future__ import annotations
 
 import os
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
     from shadow.pairing import Filter
+    from shadow.plan import Access
     from shadow.registry import Pair
     from shadow.run import Result, Settings
 
@@ -54,6 +56,28 @@ class PrecisionName(StrEnum):
     fast = "fast"
 
 
+class FetchName(StrEnum):
+    auto = "auto"
+    shards = "shards"
+    ranges = "ranges"
+
+
+Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
+Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
+Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
+Precision = Annotated[PrecisionName, typer.Option(help="How spectra are computed.")]
+Jobs = Annotated[int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
+FetchOption = Annotated[
+    FetchName, typer.Option("--fetch", help="Take whole shards from the Hub, or byte ranges (unverified).")
+]
+MaxDisk = Annotated[
+    str | None,
+    typer.Option("--max-disk", help="Most disk for fetched shards, such as 40GB: each is freed after use."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         sys.stdout.write(f"shadow {__version__}\n")
@@ -75,24 +99,23 @@ def audit(
         list[str] | None,
         typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base checkpoint: a folder as ./DIR or /DIR.", metavar="REF")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
+    ] = None,
     tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
     output: Output = DEFAULT_OUTPUT,
-    component: Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")] = None,
-    module: Annotated[
-        list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")
-    ] = None,
-    precision: Annotated[PrecisionName, typer.Option(help="How spectra are computed.")] = PrecisionName.default,
+    component: Component = None,
+    layer: Layer = None,
+    module: Module = None,
+    precision: Precision = PrecisionName.default,
     nulls: Annotated[int, typer.Option(help="Also sample the null with this many sign flips.", min=0, max=1000)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0)] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)
-    ] = None,
+    jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")
-    ] = False,
+    allow_pickle: Pickle = False,
+    fetch: FetchOption = FetchName.auto,
+    max_disk: MaxDisk = None,
+    offline: Offline = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
     ] = False,
@@ -109,11 +132,12 @@ def audit(
     from shadow.run import Settings
 
     settings = Settings(Method(precision.value, nulls, seed), chosen, spectra)
+    access = _access(allow_pickle, offline, fetch, max_disk)
     results: list[Result] = []
     failed = False
     for pair in pairs:
         try:
-            results.append(_audit_one(pair, settings, output, jobs, allow_pickle, show=format is Format.table))
+            results.append(_audit_one(pair, settings, output, jobs, access, show=format is Format.table))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -121,9 +145,7 @@ def audit(
             raise
         except ShadowError as error:  # one failing pair does not stop the others
             failed = True
-            console.complain(
-                error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
-            )
+            console.complain(_named(error, pair, pairs))
     if format is Format.json:
         console.show_json([result.summary.as_json() for result in results])
     if failed:
@@ -134,14 +156,73 @@ def audit(
         raise typer.Exit(3)
 
 
-def _audit_one(
-    pair: Pair, settings: Settings, output: Path, jobs: int | None, allow_pickle: bool, *, show: bool
-) -> Result:
+@app.command()
+def plan(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base checkpoint, as for audit.", metavar="REF")] = None,
+    tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
+    output: Output = DEFAULT_OUTPUT,
+    component: Component = None,
+    layer: Layer = None,
+    module: Module = None,
+    precision: Precision = PrecisionName.default,
+    jobs: Jobs = None,
+    allow_pickle: Pickle = False,
+    fetch: FetchOption = FetchName.auto,
+    max_disk: MaxDisk = None,
+    offline: Offline = False,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+    registry: Registry = None,
+) -> None:
+    """Tell what an audit would measure and take, from headers alone: nothing is measured, no weight is fetched.
+
+    Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
+    """
+    pairs = _pairs(targets or [], base, tuned, registry)
+    chosen = _filter(component or [], layer or [], module or [])
+    access = _access(allow_pickle, offline, fetch, max_disk)
+    from shadow.delta import Method
+    from shadow.plan import DISK_HINT
+    from shadow.render import plan_view
+    from shadow.run import Settings, plan_pair
+
+    settings = Settings(Method(precision.value), chosen)
+    plans, faults = [], []
+    for pair in pairs:
+        try:
+            found = plan_pair(pair, settings, output, jobs=jobs, access=access, say=console.say)
+        except UsageError:
+            raise
+        except ShadowError as error:
+            faults.append(_named(error, pair, pairs))
+            console.complain(faults[-1])
+            continue
+        plans.append(found)
+        if format is Format.table:
+            console.show(plan_view(found, console.out.options.max_width))
+        if found["problem"]:
+            faults.append(_named(ShadowError(found["problem"], DISK_HINT), pair, pairs))
+            console.complain(faults[-1])
+    if format is Format.json:
+        console.show_json(plans)
+    if faults:
+        raise typer.Exit(1)
+
+
+def _named(error: ShadowError, pair: Pair, pairs: list[Pair]) -> ShadowError:
+    """The fault of one pair among several."""
+    return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
+
+
+def _audit_one(pair: Pair, settings: Settings, output: Path, jobs: int | None, access: Access, *, show: bool) -> Result:
     from shadow.render import summary_view
     from shadow.run import run_pair
 
     with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(pair, settings, output, jobs=jobs, allow_pickle=allow_pickle, say=console.say, show=update)
+        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update)
     if show:
         console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result
@@ -163,6 +244,23 @@ def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Pa
     return list(dict.fromkeys(pairs))
 
 
+def _access(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+    from shadow.plan import Access
+
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
+    return Access(allow_pickle, offline, fetch.value, None if max_disk is None else _bytes(max_disk))
+
+
+def _bytes(text: str) -> int:
+    """`40GB`, `1.5 TiB` or a plain number of bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
 def _filter(components: list[str], layers: list[str], modules: list[str]) -> Filter:
     import difflib
     from fnmatch import fnmatchcase
@@ -172,8 +270,7 @@ def _filter(components: list[str], layers: list[str], modules: list[str]) -> Fil
 
     rules = name_rules()
     for component in components:
-        if component not in rules.components:
-            raise UsageError(f"no component {component!r}", f"one of {', '.join(rules.components)}")
+        _check_component(component)
     chosen: list[str] = []
     for pattern in modules:
         matching = [module for module in rules.modules if fnmatchcase(module, pattern)]
@@ -185,6 +282,13 @@ def _filter(components: list[str], layers: list[str], modules: list[str]) -> Fil
             )
         chosen += matching
     return Filter(tuple(sorted(set(components))), tuple(sorted(set(_layers(layers)))), tuple(sorted(set(chosen))))
+
+
+def _check_component(component: str) -> None:
+    from shadow.architecture import name_rules
+
+    if component not in name_rules().components:
+        raise UsageError(f"no component {component!r}", f"one of {', '.join(name_rules().components)}")
 
 
 def _layers(texts: list[str]) -> list[int]:
@@ -247,31 +351,59 @@ def explain(
 
 @app.command()
 def families(
-    name: Annotated[str | None, typer.Argument(help="A family; none lists them all.")] = None,
+    word: Annotated[
+        str | None,
+        typer.Argument(
+            help="A family's name shows it; any other word filters names, checkpoints and tags.", metavar="[NAME|WORD]"
+        ),
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Only families that have this component: vision, projector, audio.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
-    from shadow.registry import load_families, nearest
+    from shadow.registry import filter_families, load_families
+
+    if schema:
+        from shadow.family_schema import family_schema
+
+        console.show_json(family_schema())
+        return
+    if component is not None:
+        _check_component(component)
+    chosen = filter_families(load_families(registry), word, component, tag or ())
+    if format is Format.json:
+        console.show_json([family.as_json() for family in chosen])
+        return
     from shadow.render import families_view, family_view
 
-    known = load_families(registry)
-    if name is None:
-        console.show(families_view(known))
-    elif name in known:
-        console.show(family_view(known[name]))
-    else:
-        raise ShadowError(f"no family {name!r} in the registry", nearest(name, known) or "`shadow families` lists them")
+    one = len(chosen) == 1 and chosen[0].name == word
+    console.show(family_view(chosen[0]) if one else families_view(chosen, console.out.options))
 
 
 @app.command()
 def clean(output: Output = DEFAULT_OUTPUT) -> None:
-    """Remove what unfinished audits left in an output folder; finished reports stay."""
+    """Remove what unfinished audits left: their folders, and shards that they fetched to free them after use.
+
+    Finished reports stay, and so does everything else in the Hub's cache.
+    """
     from shadow.report import remove_unfinished
 
     removed = remove_unfinished(output)
     console.say(f"removed the unfinished work of {len(removed)} audits" if removed else "nothing unfinished there")
-    for folder in removed:
+    for folder, fetched in removed.items():
         console.say(f"  {folder}")
+        if fetched:
+            from shadow.hub import forget, remove_leftovers
+
+            for one in fetched:
+                remove_leftovers(one.repo, one.checksum)
+                if not one.keep:
+                    forget(one.repo, one.commit, one.path)
 
 
 def main() -> None:

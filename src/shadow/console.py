@@ -7,10 +7,12 @@ import io
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
+from rich.filesize import decimal
 from rich.markup import escape
 
 from shadow.errors import ShadowError
@@ -78,13 +80,32 @@ def progress(title: str) -> Iterator[Callable[[Progress], None]]:
             rate = (state.done - task.fields["first"]) / elapsed
             spent = state.cost_done - task.fields["first_cost"]
             left = elapsed * (state.cost_total - state.cost_done) / spent if spent else 0.0
-            return Text(f"{rate:.1f}/s, {_duration(left)} left", style="cyan")
+            return Text(f"{rate:.1f}/s, {duration(left)} left", style="cyan")
+
+    class Bytes(ProgressColumn):
+        """Bytes that have come over the network, and the rate of the last seconds."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: deque[tuple[float, int]] = deque(maxlen=40)
+
+        def render(self, task: Task) -> Text:
+            state: Progress | None = task.fields.get("state")
+            if state is None or not state.to_move:
+                return Text("")
+            now = time.monotonic()
+            self.seen.append((now, state.moved))
+            (first, before), elapsed = self.seen[0], now - self.seen[0][0]
+            rate = f", {decimal(int((state.moved - before) / elapsed))}/s" if elapsed > 0.5 and first < now else ""
+            going = rate if state.moved < state.to_move else ""
+            return Text(f"{decimal(state.moved)} of {decimal(state.to_move)}{going}", style="green")
 
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         Pace(),
+        Bytes(),
         console=err,
         transient=True,
     )
@@ -99,7 +120,8 @@ def progress(title: str) -> Iterator[Callable[[Progress], None]]:
         yield update
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`4:07`, or `1:02:03` with hours."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

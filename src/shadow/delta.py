@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shadow.matrices import Matrix, Updated
 from shadow.null import Profile, null_values, sampled_values
 from shadow.outcome import Measurement, Precision
 from shadow.rank import Values, condition_number, norms, ranks, top_energies
@@ -31,6 +32,8 @@ from shadow.spectrum import (
     spectrum,
 )
 from shadow.tail import hill, marchenko_pastur, power_law
+
+FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def working_dtype(*formats: str) -> torch.dtype:
     return torch.float64 if any(FLOATS[name].bits > 16 for name in formats) else torch.float32
 
 
-def extent(base: Tensor, tuned: Tensor, dtype: torch.dtype, space: Workspace) -> Extent:
+def extent(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> Extent:
     """One pass over both sides: is everything finite, how large is it, does anything differ?"""
     largest = [0.0, 0.0, 0.0]
     for index in blocks(tuned):
@@ -72,7 +75,7 @@ def extent(base: Tensor, tuned: Tensor, dtype: torch.dtype, space: Workspace) ->
     return Extent(*largest)
 
 
-def largest_entry(matrix: Tensor, dtype: torch.dtype, space: Workspace) -> float:
+def largest_entry(matrix: Matrix, dtype: torch.dtype, space: Workspace) -> float:
     """The largest absolute entry, NaN or infinite where any entry is."""
     largest = 0.0
     for index in blocks(matrix):
@@ -98,7 +101,7 @@ class Sums:
     scale: float
 
 
-def sums(base: Tensor, tuned: Tensor, stored: FloatFormat, size: Extent, dtype: torch.dtype, space: Workspace) -> Sums:
+def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: torch.dtype, space: Workspace) -> Sums:
     """Every sum over entries, in one pass.
 
     ulps: sum of ulp(max(|b|, |t|))² in the stored format, the coarser of the two sides'.
@@ -144,14 +147,14 @@ def _binade(magnitudes: Tensor) -> Tensor:
     return magnitudes
 
 
-def corners(matrix: Tensor) -> Iterator[tuple[int, int]]:
+def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:
     """The first (row, column) of each block, in the order of `blocks`."""
     rows_each = matrix.shape[1] if matrix.ndim == 3 else 1
     for index in blocks(matrix):
         yield (index[0].start or 0) * rows_each, (index[-1].start or 0) if len(index) == matrix.ndim else 0
 
 
-def delta_blocks(base: Tensor, tuned: Tensor, scale: float, space: Workspace, dtype: torch.dtype) -> Iterator[Tensor]:
+def delta_blocks(base: Matrix, tuned: Matrix, scale: float, space: Workspace, dtype: torch.dtype) -> Iterator[Tensor]:
     """The blocks of scale * (tuned - base), in the order of `blocks`."""
     for index in blocks(tuned):
         b = read_block(base, index, "base", dtype, space)
@@ -161,7 +164,7 @@ def delta_blocks(base: Tensor, tuned: Tensor, scale: float, space: Workspace, dt
 
 
 def measure_pair(
-    base: Tensor, tuned: Tensor, formats: tuple[str, str], size: Extent, method: Method, key: str, space: Workspace
+    base: Matrix, tuned: Matrix, formats: tuple[str, str], size: Extent, method: Method, key: str, space: Workspace
 ) -> tuple[Measurement, Measurement, Measurement]:
     """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows / groups, cols).
 
@@ -178,12 +181,16 @@ def measure_pair(
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
     wide_format = dtype == torch.float64
-    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format)
+    if isinstance(tuned, Updated):
+        delta = _update_spectrum(tuned, norm)
+    else:
+        delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format)
     base_values, tuned_values, delta_values = (spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta))
     participation = delta_values["participation_ratio"]
     delta_values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
         **_relations(base_spectrum, tuned_spectrum, delta, total),
+        **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **_shifts(base_values, tuned_values),
         **null_values(delta, total.profile, participation),
         **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
@@ -195,26 +202,34 @@ def measure_pair(
     )
 
 
-def measure_alone(matrix: Tensor, stored: str, largest: float, method: Method, space: Workspace) -> Measurement:
+def measure_alone(matrix: Matrix, stored: str, largest: float, method: Method, space: Workspace) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector)."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
     found = _weight_spectrum(matrix, norm, largest, stored, method, space)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
 
-def frobenius_norm(matrix: Tensor, largest: float, dtype: torch.dtype, space: Workspace) -> float:
+def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:
     """The Frobenius norm of a matrix whose largest absolute entry is given."""
     scale = power_of_two_scale(largest)
     return math.sqrt(sum(float(block.square_().sum()) for block in scaled_blocks(matrix, scale, dtype, space))) / scale
 
 
 def _weight_spectrum(
-    matrix: Tensor, norm: float, largest: float, stored: str, method: Method, space: Workspace
+    matrix: Matrix, norm: float, largest: float, stored: str, method: Method, space: Workspace
 ) -> Spectrum:
     scale = power_of_two_scale(largest)
     wide_format = working_dtype(stored) == torch.float64
     read = partial(scaled_blocks, matrix, scale, space=space)
     return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format)
+
+
+def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
+    """The spectrum of a low-rank update, from its factors: as good as float64 is."""
+    sigma = tuned.singular_values().numpy()
+    floor = FACTORS_FLOOR * float(sigma[0])
+    sigma[sigma < floor] = 0.0
+    return Spectrum(sigma, *shape_of(tuned), norm, floor, "exact")
 
 
 def spectrum_values(found: Spectrum) -> Values:

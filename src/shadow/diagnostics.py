@@ -55,6 +55,7 @@ IDENTITY = (
         pitfalls="`default` turns to `exact` for small matrices, for F32 and F64, and when more than 1 % of the sigmas "
         "are below the floor.",
     ),
+    Column("rank_ceiling", "int", "the most ranks a low-rank adapter lets the delta have", null="no adapter"),
     Column("verified", "bool", "were the bytes checked against the Hub's sha256", null="local folders"),
 )  # fmt: skip
 

@@ -30,7 +30,8 @@ class Outcome:
     """What became of one pair; when it was skipped, reason and detail say why.
 
     delta_norm and base_norm are Frobenius norms (None where there is no base or nothing finite). measurements
-    has three entries for a measured matrix pair, one for a matrix without a base, none otherwise.
+    has three entries for a measured matrix pair, one for a matrix without a base, none otherwise. verified says of
+    the base's and of the tuned side's bytes whether they were checked against a checksum of the Hub (None: a folder).
     """
 
     key: str
@@ -40,3 +41,4 @@ class Outcome:
     delta_norm: float | None = None
     base_norm: float | None = None
     measurements: tuple[Measurement, ...] = ()
+    verified: tuple[bool | None, bool | None] = (None, None)

@@ -3,34 +3,73 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from shadow.adapter import Adapter, adapter_factors, product_shape
 from shadow.architecture import Part, Place, place_tensors
 from shadow.checkpoint import Checkpoint
 from shadow.errors import ShadowError
 from shadow.names import Facts, name_rules
+from shadow.outcome import Status
 from shadow.quantized import owner_of, packed_modules
 from shadow.shards import FLOATS, INTEGERS, TensorInfo
 
 Side = Literal["base", "tuned"]
 REASONS = (
     "only_in_base", "only_in_tuned", "tied", "shape_differs", "not_a_matrix", "not_float", "quantized",
-    "unknown_dtype", "nonfinite", "filtered", "unreadable",
+    "unknown_dtype", "nonfinite", "filtered", "unreadable", "adapter",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
+class Factor:
+    """The second factor of a low-rank update, and what their product is multiplied by.
+
+    The update is scaling * left @ right, where left is the operand's own tensor and right this one; of an
+    embedding's update both are stored transposed.
+    """
+
+    info: TensorInfo
+    scaling: float
+    transposed: bool
+
+    @property
+    def rank(self) -> int:
+        return self.info.shape[1 if self.transposed else 0]
+
+
+@dataclass(frozen=True)
 class Operand:
-    """One side of a matrix pair: a part of a tensor."""
+    """One side of a matrix pair: a part of a tensor.
+
+    scales: the tensor is 8-bit floats, which this one scales in blocks of `block` entries. factor: the operand is the
+    pair's base with a low-rank update.
+    """
 
     info: TensorInfo
     part: Part
+    scales: TensorInfo | None = None
+    block: tuple[int, int] = (1, 1)
+    factor: Factor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.part.shape(self.info.shape)
+        return self.part.shape(self.stored_shape)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of the tensor that the part is a part of; of an update, of the product."""
+        if self.factor is None:
+            return self.info.shape
+        left, right = self.info.shape, self.factor.info.shape
+        return (left[1], right[0]) if self.factor.transposed else (left[0], right[1])
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """Every tensor that is read for this operand, the one it is named after first."""
+        return (self.info, *([self.scales] if self.scales else []), *([self.factor.info] if self.factor else []))
 
 
 @dataclass(frozen=True)
@@ -58,13 +97,14 @@ class MatrixPair:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor (of one side) that has no numbers, and why."""
+    """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is (identical)."""
 
     side: Side
     info: TensorInfo
     place: Place
-    reason: str
+    reason: str | None
     detail: str = ""
+    status: Status = "skipped"
 
 
 @dataclass(frozen=True)
@@ -89,26 +129,34 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
     Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when nothing at
     all pairs, as then the two are not a base and a model tuned from it.
     """
-    base_operands, base_unusable = _operands("base", base, base.config or tuned.config)
-    tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
-    skipped = base_unusable + tuned_unusable
-    head_pair, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
-    skipped += tied
+    base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
+    if tuned.adapter:
+        tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base.config)
+        head_pair, tied = None, list[Skipped]()
+    else:
+        tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
+        head_pair, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
+    skipped = base_unusable + tuned_unusable + tied
     components_with_base = {place.component for place in base_operands}
     outcomes = [] if head_pair is None else [head_pair]
     for place, operand in tuned_operands.items():
         partner = base_operands.pop(place, None)
         if partner is not None:
             outcomes.append(_line_up(place, partner, operand))
-        elif place.component not in components_with_base:
+        elif place.component not in components_with_base and operand.factor is None:
             why = f"no base for {place.component}"
             if _is_matrix(operand):
                 outcomes.append(MatrixPair(place, None, operand, *operand.shape, True, why))
             else:
-                skipped.append(Skipped("tuned", operand.info, place, "not_a_matrix", why))
+                skipped += _skips("tuned", operand, place, "not_a_matrix", why)
         else:
-            skipped.append(Skipped("tuned", operand.info, place, "only_in_tuned"))
-    skipped += [Skipped("base", operand.info, place, "only_in_base") for place, operand in base_operands.items()]
+            skipped += _skips("tuned", operand, place, "only_in_tuned")
+    for place, operand in base_operands.items():
+        if tuned.adapter:
+            left_alone = Skipped("base", operand.info, place, None, "the adapter leaves it as it is", "identical")
+            skipped += [replace(left_alone, info=info) for info in operand.infos]
+        else:
+            skipped += _skips("base", operand, place, "only_in_base")
     if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
         raise ShadowError(
             f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
@@ -124,8 +172,12 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
 
 
 def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = "") -> list[Skipped]:
-    rows = [Skipped("base", base.info, place, reason, detail)] if base else []
-    return [*rows, Skipped("tuned", tuned.info, place, reason, detail)]
+    rows = _skips("base", base, place, reason, detail) if base else []
+    return rows + _skips("tuned", tuned, place, reason, detail)
+
+
+def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
+    return [Skipped(side, info, place, reason, detail) for info in operand.infos]
 
 
 def _is_matrix(operand: Operand) -> bool:
@@ -144,7 +196,7 @@ def _grows(place: Place) -> bool:
 
 def _folded(operand: Operand) -> tuple[int, ...] | None:
     """The dimensions that were folded into the columns, in order; None where there is only one."""
-    stored = operand.info.shape[1:] if operand.part.experts and len(operand.info.shape) > 2 else operand.info.shape
+    stored = operand.stored_shape[1:] if operand.part.experts and len(operand.info.shape) > 2 else operand.stored_shape
     folded = tuple(size for size in stored[1:] if size != 1)
     return folded if len(folded) > 1 else None
 
@@ -174,14 +226,104 @@ def _operands(
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = packed_modules(checkpoint.tensors, config)
+    block = _scale_block(config)
+    scales = {name: found for name in shapes if (found := _block_scales(checkpoint.tensors, name, block, parts[name]))}
+    applied = {found.name for found in scales.values()}
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
     for name, info in checkpoint.tensors.items():
-        if fault := _fault(info, checkpoint.tensors, packed):
+        if name in applied:
+            continue  # told with the weight that it scales
+        if name in scales:
+            operands |= {part.place: Operand(info, part, scales[name], block) for part in parts[name]}
+        elif fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
     return operands, unusable
+
+
+def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """The base's operands; where it was put together, of each part those of the component that it is the base of."""
+    if not base.parts:
+        return _operands("base", base, config)
+    names = {(info.shard, info.name): name for name, info in base.tensors.items()}
+
+    def unique(info: TensorInfo) -> TensorInfo:
+        """A name that two parts have is told with its component."""
+        return replace(info, name=names[info.shard, info.name])
+
+    operands: dict[Place, Operand] = {}
+    skipped: list[Skipped] = []
+    for component, part in base.parts:
+        found, unusable = _operands("base", part, part.config)
+        skipped += [replace(one, info=unique(one.info)) for one in unusable]
+        # a tower published alone has no names that say what it is
+        alone = all(place.component != component for place in found)
+        for place, operand in found.items():
+            here = replace(place, component=component) if alone else place
+            named = replace(operand, info=unique(operand.info), part=replace(operand.part, place=here))
+            if here.component == component:
+                operands[here] = named
+            else:
+                skipped += _skips("base", named, here, "filtered", f"{part.reference} is the base of {component} only")
+    return operands, skipped
+
+
+def _scale_block(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
+    said = config.get("quantization_config")
+    block = said.get("weight_block_size") if isinstance(said, dict) else None
+    if isinstance(block, list) and len(block) == 2 and all(type(size) is int and 0 < size < 1 << 31 for size in block):
+        return block[0], block[1]
+    return 128, 128
+
+
+def _block_scales(
+    tensors: Mapping[str, TensorInfo], name: str, block: tuple[int, int], parts: Sequence[Part]
+) -> TensorInfo | None:
+    """The scales of an 8-bit weight in DeepSeek-V3's layout, if it is one that can be undone."""
+    info, scales = tensors[name], tensors.get(f"{name}_scale_inv")
+    if scales is None or not info.dtype.startswith("F8_E") or info.dtype not in FLOATS or info.problem:
+        return None
+    if len(info.shape) < 2 or any(part.transposed or part.groups > 1 for part in parts):
+        return None
+    wanted = (*info.shape[:-2], -(-info.shape[-2] // block[0]), -(-info.shape[-1] // block[1]))
+    fits = scales.shape == wanted and scales.dtype in ("F32", "BF16", "F16") and not scales.problem
+    return scales if fits and len(info.shape) == (3 if parts[0].experts else 2) else None
+
+
+def _adapter_operands(
+    checkpoint: Checkpoint, adapter: Adapter, config: Mapping[str, Any]
+) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be used."""
+    pairs, whole, unusable = adapter_factors(checkpoint.tensors)
+    shapes = {f"{module}.weight": product_shape(left, right, swap) for module, (left, right, swap) in pairs.items()}
+    shapes |= {name: info.shape for name, info in whole.items()}
+    parts = place_tensors(shapes, config)
+    # a base of Conv1D stores (in, out): told the shape as stored, the rules split it right
+    stored = {name: shape[::-1] if parts[name][0].transposed else shape for name, shape in shapes.items()}
+    parts = place_tensors(stored | {name: info.shape for name, info in whole.items()}, config)
+    operands: dict[Place, Operand] = {}
+    skipped: list[Skipped] = []
+    for module, (left, right, swap) in pairs.items():
+        found = parts[f"{module}.weight"]
+        factor = Factor(right, adapter.scaling(module, right.shape[1 if swap else 0]), swap)
+        if fault := next(filter(None, (_fault(info, checkpoint.tensors, {}) for info in (left, right))), None):
+            skipped += [Skipped("tuned", info, found[0].place, *fault) for info in (left, right)]
+        elif any(part.experts for part in found):
+            why = "a low-rank update of stacked experts"
+            skipped += [Skipped("tuned", info, found[0].place, "adapter", why) for info in (left, right)]
+        else:
+            operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in found}
+    for name, info in whole.items():
+        if fault := _fault(info, checkpoint.tensors, {}):
+            skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
+        else:
+            operands |= {part.place: Operand(info, part) for part in parts[name]}
+    other = Place("other", None, "other")
+    skipped += [Skipped("tuned", info, replace(other, slot=info.name), "adapter", why) for info, why in unusable]
+    return operands, skipped
 
 
 def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]) -> tuple[str, str] | None:

@@ -5,21 +5,38 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from shadow.architecture import registry_folder
+from shadow.architecture import name_rules, registry_folder
 from shadow.errors import ShadowError, UsageError
+from shadow.plain_yaml import NotPlainError, Tree, read_plain
+from shadow.plain_yaml import Path as Place
 
-RESERVED = ("pairs", "tags", "source", "note")
-REFERENCE_KEYS = ("repo", "revision", "subfolder")
-PAIR_KEYS = ("from", "to", "relation")
-RELATIONS = ("tuned", "sibling")
+# Every key of the format and what it says; the schema for editors is made of the same words.
+RESERVED = {
+    "pairs": "Which stages to compare, as from..to. Without it: base with each other stage. [] needs a note.",
+    "tags": "Words to filter by. `vlm` stands for the components language, vision and projector.",
+    "source": "Where it says that these checkpoints belong together.",
+    "note": "What a person who audits the family should know.",
+}
+REFERENCE_KEYS = {
+    "repo": "org/name on the Hub, or a folder as ./DIR, ../DIR, /DIR or ~/DIR, relative to this file.",
+    "revision": "A branch, tag or commit on the Hub.",
+    "subfolder": "The folder inside the checkpoint that holds it.",
+}
+PAIR_KEYS = {
+    "from": "The stage that counts as the base.",
+    "to": "The stage that counts as tuned.",
+    "relation": "How the two are related.",
+}
+RELATIONS = {
+    "tuned": "The second was trained from the first.",
+    "sibling": "Both were trained from something else.",
+}
+IMPLIED = {"vlm": ("language", "vision", "projector")}  # components that a tag stands for
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 MAX_FILE = 1_000_000  # bytes
 
@@ -37,6 +54,23 @@ class Reference:
     def last_name(self) -> str:
         return self.repo.rstrip("/").rpartition("/")[2] or "root"
 
+    def __str__(self) -> str:
+        revision = f" @ {self.revision}" if self.revision else ""
+        return self.repo + revision + (f", folder {self.subfolder}" if self.subfolder else "")
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
+
+
+@dataclass(frozen=True)
+class ComponentBase:
+    """A base per component, of a model that was put together: (component, where that came from) in the file's order.
+
+    A component that is not named has no base.
+    """
+
+    parts: tuple[tuple[str, Reference], ...]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -44,22 +78,54 @@ class Pair:
 
     family: str
     name: str
-    base: Reference
+    base: Reference | ComponentBase
     tuned: Reference
     relation: str = "tuned"
 
 
 @dataclass(frozen=True)
 class Family:
-    """One lineage: named stages and the pairs of them that are worth comparing."""
+    """One lineage: named stages and the pairs of them that are worth comparing. Only `base` may be a ComponentBase."""
 
     name: str
-    stages: Mapping[str, Reference]
+    stages: Mapping[str, Reference | ComponentBase]
     pairs: tuple[Pair, ...]
     tags: tuple[str, ...]
     source: str | None
     note: str | None
     file: str
+    line: int
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """What the file says of them, by tags and bases; a family of which it says nothing counts as language."""
+        said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
+        said |= {part for stage in self.stages.values() if isinstance(stage, ComponentBase) for part, _ in stage.parts}
+        return tuple(component for component in name_rules().components if component in said) or ("language",)
+
+    def references(self) -> list[tuple[str, str | None, Reference]]:
+        """(stage, component, checkpoint) of every checkpoint; the component is None but for a base per component."""
+        found: list[tuple[str, str | None, Reference]] = []
+        for stage, value in self.stages.items():
+            parts = value.parts if isinstance(value, ComponentBase) else [(None, value)]
+            found += [(stage, component, reference) for component, reference in parts]
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        stages: dict[str, Any] = {}
+        for stage, component, reference in self.references():
+            place = stages if component is None else stages.setdefault(stage, {})
+            place[stage if component is None else component] = reference.as_json()
+        return {
+            "name": self.name,
+            "stages": stages,
+            "pairs": [{"name": pair.name, "relation": pair.relation} for pair in self.pairs],
+            "tags": list(self.tags),
+            "components": list(self.components),
+            "source": self.source,
+            "note": self.note,
+            "file": self.file,
+        }
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
@@ -75,7 +141,11 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
             return Reference(resolved, True)
         except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links, no such user
             raise UsageError(f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder") from error
-    repo, _, revision = text.partition("@")
+    repo, at, revision = text.partition("@")
+    if at and (not re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) or ".." in revision):
+        raise UsageError(
+            f"{text[:80]!r}: no such thing as revision {revision[:40]!r}", "write org/name@branch, a tag or a commit"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         hint = (
             f"write ./{text} for the folder" if _is_folder(text) else "write ./NAME for a folder, org/name for the Hub"
@@ -105,8 +175,9 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
         for file in sorted(folder.glob("*.yaml")):
             for family in _read_file(file):
                 if family.name in families:
+                    first = families[family.name]
                     raise ShadowError(
-                        f"{file}: family {family.name!r} is already in {families[family.name].file}",
+                        f"{file}:{family.line}: family {family.name!r} is already in {first.file}:{first.line}",
                         "give it another name",
                     )
                 families[family.name] = family
@@ -121,6 +192,8 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
         hint = path or nearest(name, families) or "`shadow families` lists them"
         raise ShadowError(f"no family {name!r} in the registry", hint)
     pairs = families[name].pairs
+    if not pairs:
+        raise ShadowError(f"family {name!r} has no pair to compare", families[name].note)
     if not colon:
         return pairs
     chosen = tuple(pair for pair in pairs if pair.name == pair_name)
@@ -128,6 +201,46 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
         known = [pair.name for pair in pairs]
         raise ShadowError(f"family {name!r} has no pair {pair_name!r}", f"it has: {', '.join(known)}")
     return chosen
+
+
+def filter_families(
+    families: Mapping[str, Family], word: str | None = None, component: str | None = None, tags: Sequence[str] = ()
+) -> list[Family]:
+    """The families that have the component, every tag, and the word in their name, a checkpoint's or a tag.
+
+    A word that is a family's name is that family alone. Raises ShadowError when none is left.
+    """
+    known_tags = sorted({tag for family in families.values() for tag in family.tags})
+    for tag in tags:
+        if tag not in known_tags:
+            raise ShadowError(f"no family has the tag {tag!r}", nearest(tag, known_tags) or _listed("tags", known_tags))
+    left = [
+        family
+        for family in families.values()
+        if (component is None or component in family.components) and set(tags) <= set(family.tags)
+    ]
+    asked = ([f"component {component}"] if component else []) + [f"tag {tag}" for tag in tags]
+    those = f"family with {' and '.join(asked)}" if asked else "family"
+    if not left:
+        raise ShadowError(f"no {those} in the registry", "`shadow families` lists them")
+    if word is None:
+        return left
+    found = [family for family in left if family.name == word] or [f for f in left if _has_word(f, word.casefold())]
+    if not found:
+        names = [family.name for family in left]
+        lines = {match[0] for name in names if (match := re.match(r"[a-z]{3,}", name))}  # qwen of qwen2.5-7b
+        hint = nearest(word.lower(), [*names, *sorted(lines)]) or "`shadow families` lists them"
+        raise ShadowError(f"no {those} has {word!r} in its name, checkpoints or tags", hint)
+    return found
+
+
+def _has_word(family: Family, word: str) -> bool:
+    texts = (family.name, *family.tags, *(reference.repo for _, _, reference in family.references()))
+    return any(word in text.casefold() for text in texts)
+
+
+def _listed(what: str, words: Iterable[str]) -> str:
+    return f"{what}: {', '.join(words)}"
 
 
 def given_pair(base: Reference, tuned: Reference) -> Pair:
@@ -143,190 +256,221 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean {close[0]!r}?" if close else None
 
 
-class _EntryError(Exception):
-    """A fault inside one file; the file and the line are added where they are known."""
+class _FaultError(Exception):
+    """A fault inside one file, at the entry of a path; the file and the line are added where they are known."""
 
-    def __init__(self, message: str, hint: str | None = None, key: str | None = None) -> None:
+    def __init__(self, path: Place, message: str, hint: str | None = None) -> None:
         super().__init__(message)
-        self.message, self.hint, self.key = message, hint, key
-
-
-PLAIN_TAGS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map"))
-
-
-class _Loader(yaml.BaseLoader):
-    """Mappings, lists and text, nothing else: no numbers, tags or aliases, so nothing to misread or to blow up."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.get_mark()
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed here", problem_mark=mark)
-        node = super().compose_node(parent, index)
-        if node is not None and node.tag not in PLAIN_TAGS:
-            raise yaml.MarkedYAMLError(problem="tags are not allowed here", problem_mark=node.start_mark)
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key that is not a word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=True)
+        self.path, self.message, self.hint = path, message, hint
 
 
 def _read_file(file: Path) -> list[Family]:
+    hint = "see the README on registry files"
     try:
         if not file.is_file():  # opening a FIFO would wait for ever
             raise ShadowError(f"{file}: not a regular file")
         with file.open("rb") as handle:
             raw = handle.read(MAX_FILE + 1)
-        if len(raw) > MAX_FILE:
-            raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
-        text = raw.decode()
-        data = yaml.load(text, _Loader)  # noqa: S506 - less than a SafeLoader
     except OSError as error:
         raise ShadowError(f"{file}: {error.strerror or error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ShadowError(f"{file}{line}: {error.problem or 'not YAML'}", "see the README on registry files") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ShadowError(f"{file}: not YAML ({type(error).__name__})", "see the README on registry files") from error
-    if data is None or data == "":
+    if len(raw) > MAX_FILE:
+        raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
+    try:
+        data, lines = read_plain(raw)
+    except NotPlainError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ShadowError(f"{file}{line}: {error.message}", hint) from error
+    if data == "":
         return []
     if not isinstance(data, dict):
-        raise ShadowError(f"{file}: not a mapping of family names", "see the README on registry files")
-    families = []
-    for name, entry in data.items():
-        try:
-            families.append(_family(name, entry, file))
-        except _EntryError as fault:
-            raise ShadowError(
-                f"{file}:{_line(text, name, fault.key)}: family {name!r}: {fault.message}", fault.hint
-            ) from fault
-    return families
+        raise ShadowError(f"{file}: not a mapping of family names", hint)
+    try:
+        return [_family(name, entry, file, lines[name,]) for name, entry in data.items()]
+    except _FaultError as fault:
+        name, path = fault.path[0], fault.path
+        while path not in lines:
+            path = path[:-1]
+        message = f"{file}:{lines[path]}: family {_short(name)}: {fault.message}"
+        raise ShadowError(message, fault.hint) from fault
 
 
-def _line(text: str, family: str, key: str | None) -> int:
-    """The line of a key in a family's block, by the text itself: good enough to jump to."""
-    lines = text.splitlines()
-    start = next((i for i, line in enumerate(lines) if re.match(rf"[\"']?{re.escape(family)}[\"']?\s*:", line)), 0)
-    if key is not None:
-        for i in range(start, len(lines)):
-            if re.search(rf"[\"']?{re.escape(key)}[\"']?\s*:", lines[i]):
-                return i + 1
-    return start + 1
+def _short(word: Any) -> str:
+    """What a file says at some place, for a message: one line, never long."""
+    text = repr(word)
+    return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
 
 
-def _family(name: str, entry: Any, file: Path) -> Family:
+def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
     if not NAME.fullmatch(name):
-        raise _EntryError("the name may hold letters, digits and `._-` only")
+        raise _FaultError((name,), "the name may hold letters, digits and `._-` only")
     if not isinstance(entry, dict):
-        raise _EntryError("not a mapping of stages")
+        raise _FaultError((name,), "not a mapping of stages", "write `base: org/name` and one more stage below it")
     names = [key for key in entry if key not in RESERVED]
     for stage in names:
-        if not NAME.fullmatch(stage) or ".." in stage:
-            raise _EntryError(f"{stage!r} cannot name a stage", "letters, digits, `_`, `-` and single dots", stage)
-        if alike := difflib.get_close_matches(stage, RESERVED, n=1, cutoff=0.75):
-            message = f"stage {stage!r} looks like the reserved key {alike[0]!r}"
-            raise _EntryError(message, f"did you mean {alike[0]!r}?", stage)
-    stages = {name: _reference(name, entry[name], file.parent) for name in names}
-    if "base" not in stages:
+        _check_stage_name((name, stage), stage)
+    stages = {stage: _stage((name, stage), stage, entry[stage], file.parent) for stage in names}
+    if "base" not in stages and "pairs" not in entry:
         close = nearest("base", stages)
-        raise _EntryError("it has no stage `base`", f"rename the stage: {close}" if close else "add `base: org/name`")
+        hint = (
+            f"rename the stage: {close}" if close else "add `base: org/name`, or say which stages to compare: `pairs`"
+        )
+        raise _FaultError((name,), "it has no stage `base`", hint)
     if len(stages) < 2:
-        raise _EntryError("it has no stage besides `base`", "add one, such as `instruct: org/name`")
-    return Family(
-        name,
-        stages,
-        _pairs(name, stages, entry.get("pairs")),
-        tuple(_words(entry.get("tags"), "tags")),
-        _text(entry.get("source"), "source"),
-        _text(entry.get("note"), "note"),
-        str(file),
+        only = f"besides `{names[0]}`" if names else "at all"
+        raise _FaultError((name,), f"it has no stage {only}", "add one, such as `instruct: org/name`")
+    note = _text((name, "note"), entry.get("note"))
+    pairs = _pairs(name, stages, entry.get("pairs"))
+    if not pairs and not note:
+        hint = "say in `note` why there is nothing to compare, or leave `pairs` out"
+        raise _FaultError((name, "pairs"), "`pairs` is empty and no `note` says why", hint)
+    source = _text((name, "source"), entry.get("source"))
+    return Family(name, stages, pairs, _tags((name, "tags"), entry.get("tags")), source, note, str(file), line)
+
+
+def _check_stage_name(path: Place, stage: str) -> None:
+    if not NAME.fullmatch(stage) or ".." in stage:
+        message = f"{_short(stage)} cannot name a stage"
+        raise _FaultError(path, message, "letters, digits, `_`, `-` and single dots")
+    if alike := difflib.get_close_matches(stage.lower(), RESERVED, n=1, cutoff=0.75):
+        message = f"stage {stage!r} looks like the reserved key {alike[0]!r}"
+        raise _FaultError(path, message, f"did you mean {alike[0]!r}?")
+    for inner, example in (
+        (REFERENCE_KEYS, "sft: {repo: org/name, revision: main}"),
+        (PAIR_KEYS, "pairs: [base..sft]"),
+    ):
+        if stage in inner:
+            raise _FaultError(path, f"{stage!r} cannot name a stage", f"it belongs further in: {example}")
+
+
+def _stage(path: Place, stage: str, value: Tree, folder: Path) -> Reference | ComponentBase:
+    """A stage's checkpoint; a mapping with a component's name in it is a base per component."""
+    components = name_rules().components
+    if isinstance(value, dict) and any(key in components for key in value):
+        return _component_base(path, stage, value, folder)
+    known = (*REFERENCE_KEYS, *components) if stage == "base" else tuple(REFERENCE_KEYS)
+    return _reference(path, f"stage {stage!r}", value, folder, known)
+
+
+def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Path) -> ComponentBase:
+    components = name_rules().components
+    first = next(key for key in value if key in components)
+    if stage != "base":
+        message = f"stage {stage!r} is one per component; only `base` may be"
+        raise _FaultError((*path, first), message, "write `org/name` or {repo: ..., revision: ...}")
+    for key in value:
+        if key in REFERENCE_KEYS:
+            message = f"stage {stage!r} has both the component {first!r} and {key!r}"
+            raise _FaultError((*path, key), message, f"write {first}: {{repo: ..., revision: ...}}")
+        if key not in components:
+            hint = nearest(key, components) or _listed("components", components)
+            raise _FaultError((*path, key), f"unknown component {_short(key)} in the base", hint)
+    return ComponentBase(
+        tuple((key, _reference((*path, key), f"the base of {key}", one, folder)) for key, one in value.items())
     )
 
 
-def _reference(stage: str, value: Any, folder: Path) -> Reference:
+def _reference(
+    path: Place, what: str, value: Tree, folder: Path, known: Sequence[str] = tuple(REFERENCE_KEYS)
+) -> Reference:
+    """known: the words that a misspelt key may have meant."""
     if isinstance(value, str):
-        return _parsed(stage, value, folder)
+        return _parsed(path, what, value, folder)
     if not isinstance(value, dict):
-        raise _EntryError(
-            f"stage {stage!r} is neither a name nor a mapping",
-            "write `org/name` or {repo: ..., revision: ...}",
-            stage,
-        )
+        hint = "write `org/name` or {repo: ..., revision: ...}"
+        raise _FaultError(path, f"{what} is neither a name nor a mapping", hint)
     for key, text in value.items():
         if key not in REFERENCE_KEYS:
-            raise _EntryError(f"unknown key {key!r} in stage {stage!r}", nearest(key, REFERENCE_KEYS), key)
+            hint = nearest(key, known) or _listed("it may have", known)
+            raise _FaultError((*path, key), f"unknown key {_short(key)} in {what}", hint)
         if not isinstance(text, str):
-            raise _EntryError(f"{key!r} of stage {stage!r} is not text", "put it in quotes", key)
-    if "repo" not in value:
-        raise _EntryError(f"stage {stage!r} has no `repo`", None, stage)
-    reference = _parsed(stage, value["repo"], folder)
-    subfolder = value.get("subfolder")
+            raise _FaultError((*path, key), f"{key!r} of {what} is not text", "put it in quotes")
+    texts = {key: text for key, text in value.items() if isinstance(text, str)}
+    if "repo" not in texts:
+        raise _FaultError(path, f"{what} has no `repo`", "write {repo: org/name, ...}")
+    reference = _parsed((*path, "repo"), what, texts["repo"], folder)
+    subfolder = texts.get("subfolder")
     if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
-        raise _EntryError(f"subfolder {subfolder!r} leaves the checkpoint", None, "subfolder")
+        raise _FaultError((*path, "subfolder"), f"subfolder {_short(subfolder)} leaves the checkpoint")
     if reference.is_folder and subfolder:
         return Reference(str(Path(reference.repo) / subfolder), True)
-    return Reference(reference.repo, reference.is_folder, value.get("revision", reference.revision), subfolder)
+    return Reference(reference.repo, reference.is_folder, texts.get("revision", reference.revision), subfolder)
 
 
-def _parsed(stage: str, text: str, folder: Path) -> Reference:
+def _parsed(path: Place, what: str, text: str, folder: Path) -> Reference:
     try:
         return parse_reference(text, folder)
     except UsageError as error:
-        raise _EntryError(f"stage {stage!r}: {error.message}", error.hint, stage) from error
+        raise _FaultError(path, f"{what}: {error.message}", error.hint) from error
 
 
-def _pairs(family: str, stages: Mapping[str, Reference], listed: Any) -> tuple[Pair, ...]:
+def _pairs(family: str, stages: Mapping[str, Reference | ComponentBase], listed: Tree | None) -> tuple[Pair, ...]:
+    path = (family, "pairs")
     if listed is None:
-        return tuple(_pair(family, stages, "base", stage, "tuned") for stage in stages if stage != "base")
-    if not isinstance(listed, list) or not listed:
-        raise _EntryError("`pairs` is not a list", "write pairs: [base..sft, sft..dpo]", "pairs")
-    pairs = []
-    for item in listed:
-        if isinstance(item, str) and item.count("..") == 1:
-            start, _, end = item.partition("..")
-            pairs.append(_pair(family, stages, start, end, "tuned"))
-        elif isinstance(item, dict):
-            for key in item:
-                if key not in PAIR_KEYS:
-                    raise _EntryError(f"unknown key {key!r} in a pair", nearest(key, PAIR_KEYS), key)
-            relation = item.get("relation", "tuned")
-            if relation not in RELATIONS:
-                raise _EntryError(f"unknown relation {relation!r}", f"one of {', '.join(RELATIONS)}", "relation")
-            pairs.append(_pair(family, stages, item.get("from"), item.get("to"), relation))
-        else:
-            raise _EntryError(f"{item!r} is not a pair", "write from..to", "pairs")
-    if twice := next(
-        (one.name for one, other in pairwise(sorted(pairs, key=lambda p: p.name)) if one.name == other.name),
-        None,
-    ):
-        raise _EntryError(f"pair {twice} is listed twice", None, "pairs")
-    return tuple(pairs)
+        return tuple(_pair(path, stages, "base", stage, "tuned") for stage in stages if stage != "base")
+    if not isinstance(listed, list):
+        raise _FaultError(path, "`pairs` is not a list", "write pairs: [base..sft, sft..dpo]")
+    pairs: dict[str, Pair] = {}
+    for index, item in enumerate(listed):
+        pair = _listed_pair((*path, index), stages, item)
+        if pair.name in pairs:
+            raise _FaultError((*path, index), f"pair {pair.name} is listed twice", "take one out")
+        pairs[pair.name] = pair
+    return tuple(pairs.values())
 
 
-def _pair(family: str, stages: Mapping[str, Reference], start: Any, end: Any, relation: str) -> Pair:
-    for stage in (start, end):
+def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], item: Tree) -> Pair:
+    if isinstance(item, str) and item.count("..") == 1:
+        start, _, end = item.partition("..")
+        return _pair(path, stages, start, end, "tuned")
+    if not isinstance(item, dict):
+        raise _FaultError(path, f"{_short(item)} is not a pair", "write from..to")
+    for key in item:
+        if key not in PAIR_KEYS:
+            hint = nearest(key, PAIR_KEYS) or _listed("it may have", PAIR_KEYS)
+            raise _FaultError((*path, key), f"unknown key {_short(key)} in a pair", hint)
+    for key in ("from", "to"):
+        if key not in item:
+            raise _FaultError(path, f"a pair has no `{key}`", "write {from: base, to: sft} or base..sft")
+    relation = item.get("relation", "tuned")
+    if not isinstance(relation, str) or relation not in RELATIONS:
+        close = nearest(relation, RELATIONS) if isinstance(relation, str) else None
+        hint = close or f"one of {', '.join(RELATIONS)}"
+        raise _FaultError((*path, "relation"), f"unknown relation {_short(relation)}", hint)
+    return _pair(path, stages, item["from"], item["to"], relation)
+
+
+def _pair(path: Place, stages: Mapping[str, Reference | ComponentBase], start: Tree, end: Tree, relation: str) -> Pair:
+    for key, stage in (("from", start), ("to", end)):
         if not isinstance(stage, str) or stage not in stages:
-            raise _EntryError(f"a pair names stage {stage!r}, which is not there", nearest(str(stage), stages), "pairs")
+            close = nearest(stage, stages) if isinstance(stage, str) else None
+            hint = close or _listed("stages", stages)
+            raise _FaultError((*path, key), f"a pair names stage {_short(stage)}, which is not there", hint)
+    assert isinstance(start, str)
+    assert isinstance(end, str)
+    tuned = stages[end]
     if start == end:
-        raise _EntryError(f"a pair of {start!r} with itself", None, "pairs")
-    return Pair(family, f"{start}..{end}", stages[start], stages[end], relation)
+        raise _FaultError(path, f"a pair of {start!r} with itself")
+    if isinstance(tuned, ComponentBase):
+        raise _FaultError(path, f"`{end}` is one per component and cannot be the tuned side", f"write {end}..{start}")
+    return Pair(str(path[0]), f"{start}..{end}", stages[start], tuned, relation)
 
 
-def _words(value: Any, key: str) -> list[str]:
+def _tags(path: Place, value: Tree | None) -> tuple[str, ...]:
     if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise _EntryError(f"`{key}` is not a list of words", None, key)
-    return value
+        return ()
+    if not isinstance(value, list):
+        raise _FaultError(path, "`tags` is not a list of words", "write tags: [dense, vlm]")
+    tags: list[str] = []
+    for index, tag in enumerate(value):
+        if not isinstance(tag, str) or not NAME.fullmatch(tag):
+            raise _FaultError((*path, index), f"{_short(tag)} is not a tag", "letters, digits and `._-` only")
+        if tag in tags:
+            raise _FaultError((*path, index), f"tag {tag!r} is listed twice", "take one out")
+        tags.append(tag)
+    return tuple(tags)
 
 
-def _text(value: Any, key: str) -> str | None:
+def _text(path: Place, value: Tree | None) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise _EntryError(f"`{key}` is not text", None, key)
+        raise _FaultError(path, f"`{path[-1]}` is not text", "put it in quotes")
     return value or None

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import ConsoleOptions, Group, RenderableType
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.console import visible
+from shadow.console import duration, visible
 from shadow.diagnostics import NOTATION, Column
 
 if TYPE_CHECKING:
-    from shadow.registry import Family
+    from shadow.registry import Family, Pair
     from shadow.summary import Summary
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -37,7 +38,8 @@ REASONS = {
     "quantized": "packed or scaled weights",
     "unknown_dtype": "a dtype this version does not know",
     "nonfinite": "NaN or infinite entries",
-    "filtered": "left out by a filter",
+    "filtered": "left out: not asked for, or of a component that has another base",
+    "adapter": "parts of an adapter that are not applied",
     "unreadable": "announced by the index, found in no shard",
 }
 
@@ -48,6 +50,9 @@ def summary_view(
     """Everything `audit` and `show` print about one pair."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
+    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    if len(summary.components) > 1:
+        parts += [_component_table(summary.components), ""]
     if summary.modules:
         parts += [_module_table(summary.modules, width), ""]
     if profile := _depth(summary.depth, width, bars):
@@ -131,6 +136,23 @@ def _share(value: float | int | None) -> str:
         return "-"
     percent = 100 * value
     return f"{percent:.0f} %" if percent >= 99.5 else f"{percent:.2g} %"
+
+
+def _component_table(components: Sequence[Mapping[str, Any]]) -> RenderableType:
+    table = Table(title="By component", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("component", style="cyan", no_wrap=True)
+    for name in ("changed", "identical", "rel. norm", "conc.", "spikes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in components:
+        table.add_row(
+            row["component"],
+            f"{row['matrices']:,}",
+            f"{row['identical']:,}",
+            _share(row["relative_norm"]) if row["relative_norm"] is not None else "-",
+            fixed(row["concentration"]),
+            number(row["spikes"]),
+        )
+    return table
 
 
 def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
@@ -247,32 +269,133 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     seconds = provenance.get("seconds")
     how = f"shadow {provenance['version']}, precision {provenance['settings']['method']['precision']}"
     rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
+    if unverified := summary.figures.get("unverified"):
+        rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
     rows.add_row(Text("not shown", "dim"), Text("; ".join(summary.claims["not_shown"]), "dim"))
     return rows
 
 
-def families_view(families: Mapping[str, Family]) -> RenderableType:
-    """All families: stages and pairs."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("family", style="cyan", no_wrap=True)
-    table.add_column("pairs", ratio=1)
-    for family in families.values():
-        table.add_row(family.name, ", ".join(pair.name for pair in family.pairs))
+def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
+    """What an audit of a pair will take."""
+    title = Text.assemble((visible(plan["family"]), "bold"), "  ", (visible(plan["pair"]), "bold cyan"))
+    sides = Table.grid(padding=(0, 2))
+    for side in ("base", "tuned"):
+        sides.add_row(Text(side, "dim"), Text(_plan_side(plan[side]), overflow="fold"))
+    for name, (base, tuned) in plan["config_differs"].items():
+        sides.add_row(Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned")))
+    parts: list[RenderableType] = [Rule(title, align="left", style="dim"), sides, ""]
+    parts += [_plan_modules(plan["modules"], width), ""]
+    if plan["skipped"]:
+        parts += [_skipped(plan["skipped"], width), ""]
+    return Group(*parts, _plan_costs(plan))
+
+
+def _plan_side(side: Mapping[str, Any]) -> str:
+    commit = f" @ {side['commit'][:12]}" if side["commit"] else ""
+    access = f", {side['access']}" if side["access"] else ""
+    shards = f"{side['shards']} shard{'s' if side['shards'] != 1 else ''}"
+    return visible(f"{side['repo']}{commit}{access}: {shards}, {decimal(side['bytes'])}, {', '.join(side['dtypes'])}")
+
+
+def _plan_modules(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    table = Table(title="To be measured", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("component", style="dim", no_wrap=True)
+    table.add_column("module", style="cyan", no_wrap=True)
+    table.add_column("n", justify="right")
+    table.add_column("layers", justify="right")
+    table.add_column("rows x cols", overflow="ellipsis", no_wrap=width < 100)
+    for row in modules:
+        shapes = ", ".join(f"{rows} x {cols}" for rows, cols in row["shapes"][:2])
+        more = f" and {len(row['shapes']) - 2} more" if len(row["shapes"]) > 2 else ""
+        layers = row["layers"]
+        span = "-" if not layers else str(layers[0]) if layers[0] == layers[1] else f"{layers[0]}-{layers[1]}"
+        table.add_row(row["component"], row["module"], f"{row['matrices']:,}", span, shapes + more)
     return table
 
 
+def _plan_costs(plan: Mapping[str, Any]) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row(Text("work", "dim"), f"{plan['matrices']:,} matrices, {plan['vectors']:,} vectors")
+    moved, ranges = plan["bytes_to_move"], plan["shards_in_ranges"]
+    how = f", {ranges} of {plan['shards_to_fetch']} shards as byte ranges (unverified)" if ranges else ""
+    if plan["shards_to_fetch"]:
+        rows.add_row(
+            Text("to move", "dim"), f"{decimal(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
+        )
+        kept = "freed after use" if plan["frees"] else "stays in the Hub's cache" if moved else "nothing more"
+        peak, free = decimal(plan["disk_peak"]), decimal(plan["disk_free"])
+        rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
+    memory = f"about {decimal(plan['memory'])} with {plan['jobs']} workers, beside file caches"
+    rows.add_row(Text("memory", "dim"), memory)
+    time = "under a second" if plan["seconds"] < 1 else f"about {duration(plan['seconds'])}"
+    time += " of computing on this machine"
+    if moved:
+        time += f"; the download takes {duration(moved / 12.5e6)} at 100 Mbit/s"
+    rows.add_row(Text("time", "dim"), time)
+    return rows
+
+
+def families_view(families: Sequence[Family], options: ConsoleOptions) -> RenderableType:
+    """Many families, one a row: what may stand after the name and a colon, and the tags; their number last."""
+    pairs_width, tags_width = 28, 17  # of `instruct..thinking (sibling)` and `dense, reasoning,`
+    names_width = max((len(family.name) for family in families), default=0)
+    room = options.max_width - names_width - pairs_width - tags_width - 11  # 11 between and beside four columns
+    wide = room >= 24
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("family", style="cyan", no_wrap=True)
+    table.add_column("pairs", max_width=pairs_width)
+    if wide:
+        table.add_column("last stage", max_width=room, no_wrap=True, overflow="ellipsis")
+    table.add_column("tags", style="dim", max_width=tags_width)
+    for family in families:
+        pairs = Text(", ").join(_pair_name(pair) for pair in family.pairs) if family.pairs else Text("none", "yellow")
+        *_, (_, _, last) = family.references()
+        where = visible(f".../{last.last_name}" if last.is_folder else str(last))
+        table.add_row(family.name, pairs, *([Text(where)] if wide else []), ", ".join(family.tags))
+    count = sum(len(family.pairs) for family in families)
+    return Group(table, Text(f"{_counted(len(families), 'family', 'families')}, {_counted(count, 'pair', 'pairs')}"))
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+def _pair_name(pair: Pair) -> Text:
+    return Text(pair.name) if pair.relation == "tuned" else Text.assemble(pair.name, (f" ({pair.relation})", "yellow"))
+
+
 def family_view(family: Family) -> RenderableType:
-    """One family: every stage and where it is, every pair and its relation."""
+    """One family: every stage and where it is, every pair and its relation, what else its file says."""
     stages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     stages.add_column("stage", style="cyan", no_wrap=True)
+    references = family.references()
+    by_component = any(component for _, component, _ in references)
+    if by_component:
+        stages.add_column("component", no_wrap=True)
     stages.add_column("checkpoint", overflow="fold", ratio=1)
-    for stage, reference in family.stages.items():
-        stages.add_row(stage, visible(reference.repo + (f" @ {reference.revision}" if reference.revision else "")))
-    pairs = Text("pairs: ", "dim") + Text(
-        ", ".join(p.name if p.relation == "tuned" else f"{p.name} ({p.relation})" for p in family.pairs)
-    )
-    notes = [Text(visible(text), "dim") for text in (family.source, family.note, family.file) if text]
-    return Group(Text(family.name, "bold"), stages, pairs, *notes)
+    before = None
+    for stage, component, reference in references:
+        place = [component or "all"] if by_component else []
+        stages.add_row("" if stage == before else stage, *place, Text(visible(str(reference))))
+        before = stage
+    facts = Table.grid(padding=(0, 2))
+    for index, pair in enumerate(family.pairs):
+        target = Text(f"{family.name}:{pair.name}")
+        if pair.relation != "tuned":
+            target.append(f" ({pair.relation})", "yellow")
+        facts.add_row(Text("" if index else "pairs", "dim"), target)
+    rows = {
+        "pairs": "" if family.pairs else "none",
+        "components": ", ".join(family.components),
+        "tags": ", ".join(family.tags),
+        "note": family.note,
+        "source": family.source,
+        "file": f"{family.file}:{family.line}",
+    }
+    for title, text in rows.items():
+        if text:
+            facts.add_row(Text(title, "dim"), Text(visible(text), overflow="fold"))
+    return Group(Text(family.name, "bold"), stages, facts)
 
 
 def columns_view(columns: Sequence[Column]) -> RenderableType:

@@ -80,15 +80,42 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A shard that an unfinished audit fetched from the Hub. keep: it was to stay in the Hub's cache."""
+
+    repo: str
+    commit: str
+    path: str
+    checksum: str | None
+    keep: bool
+
+
+def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
+    """The shards that a journal tells of; what makes no sense is passed over."""
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            entry = json.loads(line) if line.startswith(b'{"fetched"') else {}
+            if entry:
+                one = Fetched(**entry["fetched"])
+                plain = all(isinstance(text, str) for text in (one.repo, one.commit, one.path, one.checksum or ""))
+                if plain and re.fullmatch(r"[0-9a-f]{40}", one.commit) and ".." not in f"{one.repo}/{one.path}":
+                    found.append(one)
+    return found
+
+
 class Journal:
     """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
 
-    One process writes at a time; a second one is refused. outcomes holds what an earlier run left.
+    One process writes at a time; a second one is refused. outcomes holds what an earlier run left, fetched the
+    shards that it fetched or was fetching, also if it belonged to another identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
         self.outcomes: dict[str, Outcome] = {}
+        self.fetched: list[Fetched] = []
         with writing(folder):
             partial = folder / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
@@ -99,9 +126,13 @@ class Journal:
             self._file.truncate(good)
             if good == 0:
                 self._write(identity.as_json())
+                for fetched in self.fetched:
+                    self._write({"fetched": asdict(fetched)})
 
     def _read(self, identity: Identity) -> int:
         """Take over what belongs to identity; returns how many bytes of the file are good."""
+        self._file.seek(0)
+        self.fetched = _fetched(self._file)
         self._file.seek(0)
         good = 0
         for number, line in enumerate(self._file):
@@ -109,13 +140,24 @@ class Journal:
                 entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
                 if number == 0 and entry != identity.as_json():
                     return 0
-                if number > 0:
+                if number > 0 and "fetched" not in entry:
                     outcome = _outcome_from_json(entry)
                     self.outcomes[outcome.key] = outcome
             except (ValueError, KeyError, TypeError):
                 break  # cut in the middle of a line
             good += len(line)
         return good
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.outcomes and not self.fetched
+
+    def note_fetched(self, fetched: Fetched) -> None:
+        """A shard is about to be fetched."""
+        if fetched not in self.fetched:
+            with writing(self.folder):
+                self._write({"fetched": asdict(fetched)})
+            self.fetched.append(fetched)
 
     def add(self, outcome: Outcome) -> None:
         with writing(self.folder):
@@ -172,7 +214,8 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
         )
         for one in entry.pop("measurements")
     )
-    return Outcome(**entry, measurements=measurements)
+    base_verified, tuned_verified = entry.pop("verified")
+    return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified))
 
 
 def _finite(value: float | int | None) -> float | int | None:
@@ -180,18 +223,22 @@ def _finite(value: float | int | None) -> float | int | None:
     return None if value is None or not math.isfinite(value) else value
 
 
-def remove_unfinished(output: Path) -> list[Path]:
-    """Remove the `.partial` folders of audits below output that nobody is writing to; returns the pairs' folders."""
+def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
+    """Remove the `.partial` folders of audits below output that nobody is writing to.
+
+    Returns the pairs' folders, and the shards that each of those audits had fetched from the Hub.
+    """
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
-    removed = []
+    removed = {}
     for partial in sorted(path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")):
         if partial.is_symlink() or not (partial / JOURNAL).is_file():
             continue  # not ours
-        with writing(partial.parent), (partial / JOURNAL).open("ab") as file:
+        with writing(partial.parent), (partial / JOURNAL).open("ab+") as file:
             _lock(file, partial.parent)
+            file.seek(0)
+            removed[partial.parent] = _fetched(file)
             shutil.rmtree(partial)
-        removed.append(partial.parent)
         remove_empty(partial.parent, output)
     return removed
 
@@ -334,9 +381,17 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iter
             "dtype": dtypes[one.subject],
             "parameters": pair.rows * pair.cols,
             "precision": one.precision,
-            "verified": None,
+            "rank_ceiling": factor.rank if one.subject == "delta" and (factor := pair.tuned.factor) else None,
+            "verified": _verified(one.subject, *outcome.verified),
             **{name: _finite(value) for name, value in one.values.items()},
         }
+
+
+def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
+    """A delta is as good as the worse of its sides; a side in a folder is neither checked nor unchecked."""
+    if subject != "delta":
+        return base if subject == "base" else tuned
+    return False if False in (base, tuned) else None if None in (base, tuned) else True
 
 
 def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any]]:
@@ -358,12 +413,12 @@ def _tensor_rows(
     infos = {}
     for pair in pairs:
         for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
-            if operand is not None:
-                infos[side, operand.info.name] = operand.info
-                found.setdefault((side, operand.info.name), []).append((operand, pair.place, outcomes[pair.key]))
+            for info in operand.infos if operand is not None else ():
+                infos[side, info.name] = info
+                found.setdefault((side, info.name), []).append((operand, pair.place, outcomes[pair.key]))
     for skip in skipped:
         infos[skip.side, skip.info.name] = skip.info
-        outcome = Outcome("", "skipped", skip.reason, skip.detail or None)
+        outcome = Outcome("", skip.status, skip.reason, skip.detail or None)
         found.setdefault((skip.side, skip.info.name), []).append((None, skip.place, outcome))
     rows = []
     for (side, name), parts in found.items():

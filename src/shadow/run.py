@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,17 +14,20 @@ from typing import Any
 
 import numpy
 import torch
+from rich.filesize import decimal
 
 from shadow import __version__
-from shadow.audit import audit, cost, default_jobs
-from shadow.checkpoint import Checkpoint, open_folder
+from shadow.audit import audit, cost, default_jobs, pace, worker_memory
+from shadow.checkpoint import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
-from shadow.pairing import Filter, MatrixPair, pair_checkpoints
-from shadow.registry import Pair, Reference
+from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
+from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
+from shadow.registry import ComponentBase, Pair, Reference
 from shadow.report import (
     PARTIAL,
+    Fetched,
     Identity,
     Journal,
     belongs_to,
@@ -34,9 +38,11 @@ from shadow.report import (
     write_whole,
     writing,
 )
+from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes
 
-UNPACKED = "unpacked"  # raw copies of old `.bin` files, inside .partial while an audit runs
+SCRATCH = "scratch"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 STRICT = (
     "shape_differs",
     "nonfinite",
@@ -59,12 +65,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first and after every matrix. costs are in the units of `audit.cost`."""
+    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`."""
 
     done: int
     total: int
     cost_done: int
     cost_total: int
+    moved: int = 0
+    to_move: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,23 @@ class Result:
         return [row["reason"] for row in self.summary.skipped if row["reason"] in STRICT]
 
 
+@dataclass(frozen=True)
+class Lined:
+    """A pair whose checkpoints are open and lined up. No weight has been read."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    pairs: list[MatrixPair]
+    skipped: list[Skipped]
+
+
 def run_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
     *,
     jobs: int | None = None,
-    allow_pickle: bool = False,
+    access: Access = Access(),  # noqa: B008 - frozen
     say: Callable[[str], None] = lambda text: None,
     show: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
@@ -101,10 +119,48 @@ def run_pair(
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
     try:
-        return _run(pair, settings, folder, jobs, allow_pickle, say, show)
+        return _run(pair, settings, folder, jobs, access, say, show)
     finally:
-        shutil.rmtree(folder / PARTIAL / UNPACKED, ignore_errors=True)
+        shutil.rmtree(folder / PARTIAL / SCRATCH, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
+
+
+def plan_pair(
+    pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What `run_pair` would do and take, from headers alone: see `plan.describe`, and memory, workers and seconds.
+
+    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
+    """
+    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    with tempfile.TemporaryDirectory() as unpacked:
+        sides: dict[Side, Found] = {
+            "base": find(pair.base, access, Path(unpacked) / "base", say),
+            "tuned": find(pair.tuned, access, Path(unpacked) / "tuned", say),
+        }
+        for found in sides.values():
+            for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
+                _refuse_pickles(part)
+        lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
+        filtered = settings.chosen != Filter()
+        plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
+        workers = jobs or default_jobs(lined.pairs)
+        seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
+        return {
+            **describe(pair, sides, plan, lined.pairs, lined.skipped),
+            "jobs": workers,
+            "memory": PROCESS + workers * worker_memory(lined.pairs),
+            "seconds": round(seconds, 1),
+        }
+
+
+def _refuse_pickles(found: Checkpoint | Located) -> None:
+    if isinstance(found, Located) and found.weights.pickled:
+        need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
+        raise ShadowError(
+            f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
+            "shadow audit --allow-pickle does",
+        )
 
 
 def _run(
@@ -112,67 +168,156 @@ def _run(
     settings: Settings,
     folder: Path,
     jobs: int | None,
-    allow_pickle: bool,
+    access: Access,
     say: Callable[[str], None],
     show: Callable[[Progress], None],
 ) -> Result:
-    scratch = folder / PARTIAL / UNPACKED
-    base = _open(pair.base, allow_pickle, scratch / "base")
-    tuned = _open(pair.tuned, allow_pickle, scratch / "tuned")
+    scratch = folder / PARTIAL / SCRATCH
+    base, tuned = (
+        find(side, access, scratch / name, say) for name, side in (("base", pair.base), ("tuned", pair.tuned))
+    )
     stored = {**asdict(settings), "relation": pair.relation}
     identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), stored)
     if done := _already_done(folder, identity, say):
         return done
-    pairs, skipped = pair_checkpoints(base, tuned, settings.chosen)
+    lined = line_up(base, tuned, settings.chosen, access, scratch, say)
     started, clock = datetime.now(UTC), time.monotonic()
-    matrices = {one.key for one in pairs if one.is_matrix}
+    matrices = {one.key for one in lined.pairs if one.is_matrix}
     journal = Journal(folder, identity)
     try:
+        todo = [one for one in lined.pairs if one.key not in journal.outcomes]
+        plan = _planned(lined, todo, settings, access, folder, journal, say)
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        _measure(base, tuned, pairs, settings.method, jobs or default_jobs(pairs), journal, show)
+        _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
-        write_report(folder, identity, provenance, pairs, skipped, journal.outcomes, settings.spectra)
+        write_report(folder, identity, provenance, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         summary = summarise(folder, identity.as_json())
         with writing(folder):
             write_whole(folder / "summary.json", summary_bytes(summary))
     except BaseException:
-        journal.close()
+        journal.remove() if journal.is_empty else journal.close()
         raise
     journal.remove()
     return Result(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
 
 
+def _planned(
+    lined: Lined,
+    todo: Sequence[MatrixPair],
+    settings: Settings,
+    access: Access,
+    folder: Path,
+    journal: Journal,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan of what is left, after tidying up what an earlier run left in the Hub's cache."""
+    _remove_leftovers(journal.fetched)
+    plan = make_plan(
+        lined.base,
+        lined.tuned,
+        todo,
+        access,
+        filtered=settings.chosen != Filter(),
+        folder=folder,
+        scratch=folder / PARTIAL / SCRATCH,
+        ours={(one.repo, one.commit, one.path) for one in journal.fetched if not one.keep},
+    )
+    plan.require_disk()
+    if plan.to_move:
+        freed = f", freed after use: at most {decimal(plan.peak)} on the disk at a time" if plan.frees else ""
+        why = "" if access.max_disk is not None or not plan.frees else f" ({decimal(plan.free)} are free)"
+        say(f"fetching {decimal(plan.to_move)}{freed}{why}")
+    needed = {visit.shard for visit in plan.work.visits}
+    for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
+        for shard, source in checkpoint.sources.items():
+            if isinstance(source, WholeFile) and not source.keep and (side, shard) not in needed:
+                source.discard()
+    return plan
+
+
+def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
+    if fetched:
+        from shadow.hub import remove_leftovers
+
+        for one in fetched:
+            remove_leftovers(one.repo, one.checksum)
+
+
 def _measure(
-    base: Checkpoint,
-    tuned: Checkpoint,
+    plan: Plan,
     pairs: Sequence[MatrixPair],
     method: Method,
     jobs: int,
     journal: Journal,
+    say: Callable[[str], None],
     show: Callable[[Progress], None],
 ) -> None:
     """Measure what the journal does not hold yet, into the journal."""
     costs = {one.key: cost(one) for one in pairs}
-    total, spent = sum(costs.values()), sum(costs.get(key, 0) for key in journal.outcomes)
-    show(Progress(len(journal.outcomes), len(costs), spent, total))
-    for outcome in audit(base, tuned, pairs, method, jobs, frozenset(journal.outcomes)):
+    total, moved = sum(costs.values()), 0
+    spent = sum(costs.get(key, 0) for key in journal.outcomes)
+
+    def tell() -> None:
+        show(Progress(len(journal.outcomes), len(costs), spent, total, moved, plan.to_move))
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        tell()
+
+    def note(source: Source) -> None:
+        if isinstance(source, WholeFile) and source.bytes_to_move():
+            journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
+
+    tell()
+    for outcome in audit(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
         journal.add(outcome)
         spent += costs[outcome.key]
-        show(Progress(len(journal.outcomes), len(costs), spent, total))
+        tell()
 
 
-def _open(reference: Reference, allow_pickle: bool, scratch: Path) -> Checkpoint:
-    if not reference.is_folder:
-        raise ShadowError(
-            f"{reference.repo} is on the Hub, which this version does not read yet",
-            f"fetch it with `hf download {reference.repo} --local-dir DIR` and name the folder: ./DIR",
+def find(reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]) -> Found:
+    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
+    if isinstance(reference, ComponentBase):
+        return Assembled(
+            tuple((component, _find(part, access, scratch / component, say)) for component, part in reference.parts)
         )
-    return open_folder(reference.repo, allow_pickle=allow_pickle, scratch=scratch)
+    return _find(reference, access, scratch, say)
 
 
-def _side(checkpoint: Checkpoint) -> dict[str, str | None]:
+def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
+    if reference.is_folder:
+        return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
+    from shadow.hub import pin
+
+    snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
+    return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
+
+
+def line_up(
+    base: Found, tuned: Found, chosen: Filter, access: Access, scratch: Path, say: Callable[[str], None]
+) -> Lined:
+    """Read the headers and pair the tensors."""
+    opened = _open(base, access, scratch / "base", say), _open(tuned, access, scratch / "tuned", say)
+    if opened[0].adapter:
+        raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
+    return Lined(*opened, *pair_checkpoints(*opened, chosen))
+
+
+def _open(found: Found, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
+    if isinstance(found, Assembled):
+        parts = [(component, _open(part, access, scratch / component, say)) for component, part in found.parts]
+        return combine(found, parts)
+    if isinstance(found, Checkpoint):
+        return found
+    if found.weights.pickled:
+        require_disk_for_pickles(found, access)
+    return open_located(found, scratch, say)
+
+
+def _side(checkpoint: Found) -> dict[str, str | None]:
     return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
 
 

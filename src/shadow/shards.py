@@ -89,16 +89,26 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
         if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
             raise ShadowError(f"{shard}: not a regular file")
         with path.open("rb") as file:
-            prefix = file.read(8)
-            length = int.from_bytes(prefix, "little")
-            if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, status.st_size - 8):
-                raise _untrusted(shard, _what_it_is(prefix) or "no valid header length, or cut inside the header")
+            length = header_length(file.read(8), status.st_size, shard)
             raw = file.read(length)
     except OSError as error:
         raise ShadowError(f"{shard}: {error.strerror or error}", "is the download complete?") from error
-    header = _parse_json(raw, shard)
-    tensors = {name: _entry(name, entry, shard, 8 + length) for name, entry in header.items() if name != "__metadata__"}
-    _check_layout(tensors, shard, 8 + length, status.st_size)
+    return parse_header(raw, status.st_size, shard)
+
+
+def header_length(prefix: bytes, file_size: int, shard: str) -> int:
+    """Bytes of the JSON header that follows the first 8 bytes of a file of file_size bytes."""
+    length = int.from_bytes(prefix[:8], "little")
+    if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):
+        raise _untrusted(shard, _what_it_is(prefix) or "no valid header length, or cut inside the header")
+    return length
+
+
+def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
+    """Tensors by name, and the header's text, of the header (without its length) of a file of file_size bytes."""
+    header, start = _parse_json(raw, shard), 8 + len(raw)
+    tensors = {name: _entry(name, entry, shard, start) for name, entry in header.items() if name != "__metadata__"}
+    _check_layout(tensors, shard, start, file_size)
     return tensors, raw.decode()
 
 

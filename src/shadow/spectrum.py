@@ -1,8 +1,8 @@
 """Matrix -> Spectrum: the only module that solves an eigenproblem, and the only home of a tolerance.
 
-A matrix here is a torch tensor of any float dtype, usually a view of a mapped file: (rows, cols), or
-(groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in blocks through the
-reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
+A matrix here is a torch tensor of any float dtype, usually a view of a mapped file, or what shadow.matrices makes of
+some: (rows, cols), or (groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in
+blocks through the reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
 
 Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against `torch.linalg.svdvals`
 that is faster at every shape measured, least for small squares (896 x 896: 1.8 times) and most for large ones (2048 x
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shadow.matrices import Matrix
 from shadow.outcome import Precision
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the product.
@@ -76,12 +77,12 @@ class Workspace:
         return buffer[:size].view(shape)
 
 
-def shape_of(matrix: Tensor) -> tuple[int, int]:
+def shape_of(matrix: Matrix) -> tuple[int, int]:
     """(rows, cols); the first two of three dimensions together are rows."""
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
-def blocks(matrix: Tensor) -> Iterator[tuple[slice, ...]]:
+def blocks(matrix: Matrix) -> Iterator[tuple[slice, ...]]:
     """Indices that cut a matrix along its long side into blocks of about BLOCK elements, in order.
 
     How it is cut depends on the shape alone, so that sums come out the same whatever runs beside them.
@@ -99,7 +100,7 @@ def blocks(matrix: Tensor) -> Iterator[tuple[slice, ...]]:
             yield (slice(start, start + step),)
 
 
-def read_block(matrix: Tensor, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace) -> Tensor:
+def read_block(matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace) -> Tensor:
     """One block as a contiguous (rows, cols) tensor of dtype in the workspace's buffer of that name."""
     part = matrix[index]
     buffer = space.take(name, part.shape, dtype)
@@ -116,7 +117,7 @@ def power_of_two_scale(largest: float) -> float:
     return 1.0 if abs(exponent) <= 24 or largest == 0.0 else float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
 
 
-def scaled_blocks(matrix: Tensor, scale: float, dtype: torch.dtype, space: Workspace) -> Iterator[Tensor]:
+def scaled_blocks(matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace) -> Iterator[Tensor]:
     """The blocks of scale * matrix as contiguous (rows, cols) tensors of dtype, in the order of `blocks`."""
     for index in blocks(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "stable_rank",
     "effective_rank", "effective_rank_shift", "spikes", "spike_energy", "cosine", "floor_ratio",
 )  # fmt: skip
+TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
 LABEL = "not assessable"
 LABEL_REASON = "this version measures; it ships no calibrated thresholds to label by"
@@ -41,7 +42,8 @@ class Summary:
     """What the terminal shows of one pair; `summary.json` is this as JSON.
 
     counts are tensors of both sides by status. figures are medians over all delta rows unless their name says
-    otherwise. modules and depth are lists of rows, without_base the matrices that have no base.
+    otherwise. components, modules and depth are lists of rows, without_base the matrices that have no base. warnings
+    are what makes the figures doubtful.
     """
 
     schema: int
@@ -51,10 +53,12 @@ class Summary:
     tuned: Mapping[str, Any]
     counts: Mapping[str, int]
     figures: Mapping[str, float | int | None]
+    components: list[dict[str, Any]]
     modules: list[dict[str, Any]]
     depth: list[dict[str, Any]]
     without_base: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
+    warnings: list[str]
     label: str
     label_reason: str
     claims: Mapping[str, list[str]]
@@ -100,10 +104,12 @@ def summarise(folder: Path, metadata: Mapping[str, Any]) -> Summary:
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in ("measured", "identical", "skipped")},
         figures=_figures(matrices, deltas, tensors),
+        components=_by_component(deltas, matrices, tensors),
         modules=_by_module(deltas),
         depth=_by_layer(deltas, matrices),
         without_base=_without_base(alone),
         skipped=_skipped(tensors),
+        warnings=_renumbered_experts(deltas),
         label=LABEL,
         label_reason=LABEL_REASON,
         claims=CLAIMS,
@@ -128,8 +134,9 @@ def _whole_norm(rows: pd.DataFrame, matrices: pd.DataFrame) -> float | None:
 
 
 def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame) -> dict[str, float | int | None]:
-    tuned = tensors[tensors["side"] == "tuned"]
-    sizes = tuned["shape"].map(lambda shape: math.prod(int(n) for n in shape))
+    sides = {side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")}
+    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))  # of an adapter, that is the base
+    tuned, sizes = larger, larger["size"]
     figures: dict[str, float | int | None] = {
         "matrices": len(deltas),
         "parameters": int(sizes.sum()),
@@ -137,12 +144,54 @@ def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame
         "parameters_identical": int(sizes[tuned["status"] == "identical"].sum()),
         "relative_norm_overall": _whole_norm(deltas, matrices),
     }
+    ceilings = deltas["rank_ceiling"].dropna()
+    figures["rank_ceiling"] = int(ceilings.max()) if len(ceilings) else None
+    figures["unverified"] = int((deltas["verified"] == False).sum())  # noqa: E712 - null is not False here
     figures |= {name: _number(deltas[name].median()) for name in MEDIANS}
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
     figures |= {"concentration_q25": _number(quartiles[0.25]), "concentration_q75": _number(quartiles[0.75])}
     weights = deltas["parameters"]
     zero = (deltas["zero_share"] * weights).sum() / weights.sum() if len(deltas) else None
     return figures | {"zero_share": _number(zero) if zero is not None else None}
+
+
+def _size(shape: Iterable[int]) -> int:
+    return math.prod(int(size) for size in shape)
+
+
+def _by_component(deltas: pd.DataFrame, matrices: pd.DataFrame, tensors: pd.DataFrame) -> list[dict[str, Any]]:
+    """What became of each component: how much of it is measured or identical, and the medians of what is measured."""
+    rules = name_rules()
+    tuned = tensors[(tensors["side"] == "tuned") & tensors["shape"].map(lambda shape: len(shape) > 1)]
+    rows = []
+    for component, group in tuned.groupby("component", sort=False):
+        own = deltas[deltas["component"] == component]
+        rows.append(
+            {
+                "component": component,
+                "tensors": len(group),
+                "identical": int((group["status"] == "identical").sum()),
+                "matrices": len(own),
+                "relative_norm": _whole_norm(own, matrices),
+                **{name: _number(own[name].median()) for name in MEDIANS if name != "relative_norm"},
+            }
+        )
+    return sorted(rows, key=lambda row: rules.components.index(row["component"]))
+
+
+def _renumbered_experts(deltas: pd.DataFrame) -> list[str]:
+    """Experts pair by their numbers. If the matrices around them hardly turned and they did, the numbers changed."""
+    is_expert = deltas["module"].str.startswith("experts.")
+    others = deltas[~is_expert & deltas["layer"].notna()]["cosine"].median()
+    turned = deltas[is_expert & (deltas["cosine"] < TURNED)]
+    if turned.empty or not others > UNTURNED:
+        return []
+    layers = turned["layer"].nunique()
+    return [
+        f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of the same number "
+        f"(cosine below {TURNED}) while the other matrices are close to theirs: the experts may have been renumbered, "
+        "and their deltas are then not those of training"
+    ]
 
 
 def _by_module(deltas: pd.DataFrame) -> list[dict[str, Any]]:

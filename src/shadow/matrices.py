@@ -1,0 +1,97 @@
+"""Matrices that are not stored as they are: scaled 8-bit floats, and a base with a low-rank update.
+
+Both are read block by block like a tensor of a mapped file, by `matrix[index]`; neither is ever formed whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockScaled:
+    """A matrix (rows, cols) of 8-bit floats with one scale for each block of block[0] x block[1] entries.
+
+    W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's `weight_scale_inv`.
+    The last block of a row or column may be cut. first_row is the row of the stored tensor that row 0 is.
+    """
+
+    raw: Tensor
+    scales: Tensor
+    block: tuple[int, int]
+    first_row: int = 0
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.raw.shape
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    def numel(self) -> int:
+        return self.raw.numel()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        rows, cols = _spans(index, self.shape)
+        by_row = (torch.arange(*rows) + self.first_row) // self.block[0]
+        by_col = torch.arange(*cols) // self.block[1]
+        part = self.raw[rows[0] : rows[1], cols[0] : cols[1]].float()
+        return part.mul_(self.scales.float()[by_row][:, by_col])
+
+
+@dataclass(frozen=True)
+class Updated:
+    """base + scaling * left @ right, in float64: a base with its LoRA update.
+
+    left: (rows, r), or (groups, rows / groups, r) where base is grouped; right: (r, cols).
+    """
+
+    base: Tensor | BlockScaled
+    left: Tensor
+    right: Tensor
+    scaling: float
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.base.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.base.ndim
+
+    def numel(self) -> int:
+        return self.base.numel()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        # only the last of as many indices as there are dimensions is one of columns
+        whole = len(index) == self.ndim
+        left = self.left[index[:-1] if whole else index].double()
+        right = (self.right[:, index[-1]] if whole else self.right).double()
+        return self.base[index].double() + self.scaling * (left @ right)
+
+    def singular_values(self) -> Tensor:
+        """Those of the update, float64 (min(rows, cols),), descending: from the triangles of two QR factorisations.
+
+        left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l R_rᵀ and zeros.
+        """
+        tall = self.left.reshape(-1, self.left.shape[-1]).double()
+        _, first = torch.linalg.qr(tall, mode="r")
+        _, second = torch.linalg.qr(self.right.double().T.contiguous(), mode="r")
+        found = torch.linalg.svdvals(first @ second.T) * abs(self.scaling)
+        padded = torch.zeros(min(len(tall), self.right.shape[1]), dtype=torch.float64)
+        padded[: len(found)] = found[: len(padded)]
+        return padded
+
+
+Matrix = Tensor | BlockScaled | Updated
+
+
+def _spans(index: tuple[slice, ...], shape: torch.Size) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(start, stop) of the rows and of the columns that an index of `blocks` takes."""
+    slices = [*index, *(slice(None),) * (2 - len(index))]
+    rows, cols = (one.indices(size)[:2] for one, size in zip(slices, shape, strict=True))
+    return rows, cols

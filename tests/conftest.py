@@ -1,0 +1,46 @@
+"""The fixture `shadow`: runs a command in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from command import ZYGOTE, Run
+
+SECONDS = 30  # after which a command counts as hung
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    with subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def shadow(zygote, tmp_path):
+    """Runs a `shadow` command in tmp_path."""
+
+    def run(*arguments, file_size=0, env=None, seconds=SECONDS) -> Run:
+        job = {
+            "arguments": [os.fsencode(str(one)).hex() for one in arguments],
+            "cwd": str(tmp_path),
+            "seconds": seconds,
+            "env": env or {},
+            "file_size": file_size,
+        }
+        zygote.stdin.write(json.dumps(job) + "\n")
+        zygote.stdin.flush()
+        code, *texts = json.loads(zygote.stdout.readline())
+        return Run(code, *(bytes.fromhex(text).decode() for text in texts))
+
+    return run

@@ -1,0 +1,225 @@
+"""A LoRA adapter as the tuned side: every figure is that of the model which `peft` itself merges."""
+
+from __future__ import annotations
+
+import json
+
+import models
+import pandas as pd
+import peft
+import pytest
+import reference
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from shadow.adapter import read_adapter
+from shadow.delta import Method
+from shadow.errors import ShadowError
+from shadow.pairing import Filter
+from shadow.registry import given_pair, parse_reference
+from shadow.run import Settings, run_pair
+
+COLUMNS = ("frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration", "null_edge", "cosine")
+KINDS = {
+    "plain": ("llama", {"target_modules": ["q_proj", "down_proj"]}),
+    "rslora": ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
+    "patterns": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "down_proj"],
+            "rank_pattern": {"layers.0.self_attn.q_proj": 2},
+            "alpha_pattern": {"layers.1.mlp.down_proj": 32, "q_proj": 5},
+        },
+    ),
+    "embedding and a whole head": (
+        "llama",
+        {"target_modules": ["embed_tokens", "v_proj"], "modules_to_save": ["lm_head"]},
+    ),
+    "Conv1D, fused": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+    "fused by head": ("gpt_neox", {"target_modules": ["query_key_value", "dense_h_to_4h"]}),
+}
+
+
+def adapted(base, folder, options):
+    """An adapter with random factors, saved by peft, and the weights of the base that peft merged it into."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options)
+    tuned = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name or "modules_to_save" in name:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    tuned.save_pretrained(folder / "adapter")
+    merged = tuned.merge_and_unload()
+    merged.save_pretrained(folder / "merged")
+    return folder / "adapter", folder / "merged"
+
+
+def run(base, tuned, output):
+    pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+    result = run_pair(pair, Settings(Method("exact"), Filter()), output)
+    return result, *(pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
+    """Each delta's figures equal those of merged - base in NumPy; what the adapter leaves alone is identical."""
+    name, options = KINDS[kind]
+    base = models.saved(name, tmp_path / "base")
+    adapter, merged = adapted(base, tmp_path, options)
+    result, matrices, tensors = run(base, adapter, tmp_path / "out")
+    _, expected, merged_tensors = run(base, merged, tmp_path / "merged-out")
+    keys = ["component", "layer", "module", "subject"]
+    both = matrices.merge(expected, on=keys, suffixes=("", "_merged"))
+    assert len(both) == len(matrices) == len(expected) > 3
+    for column in COLUMNS:
+        # peft rounds its sum to float32
+        torch.testing.assert_close(*(torch.tensor(both[c].to_numpy(float)) for c in (column, f"{column}_merged")),
+                                   rtol=2e-4, atol=1e-6, equal_nan=True)  # fmt: skip
+    low = matrices[(matrices["subject"] == "delta") & matrices["rank_ceiling"].notna()]
+    assert len(low) >= 2
+    assert (low["numerical_rank"] <= low["rank_ceiling"]).all()
+    names = {("tuned", name) for name in load_file(adapter / "adapter_model.safetensors")}
+    names |= {("base", name) for name in load_file(base / "model.safetensors")}
+    assert set(zip(tensors["side"], tensors["tensor"], strict=True)) == names
+    assert len(tensors) == len(names)
+    untouched = tensors[(tensors["side"] == "base") & (tensors["status"] == "identical")]
+    assert untouched["detail"].eq("the adapter leaves it as it is").all()
+    base_rows = merged_tensors[merged_tensors["side"] == "base"]
+    vectors = base_rows[(base_rows["status"] == "skipped") & (base_rows["relative_norm"].fillna(0) == 0)]
+    assert set(untouched["tensor"]) == {*base_rows[base_rows["status"] == "identical"]["tensor"], *vectors["tensor"]}
+    assert result.summary.figures["rank_ceiling"] == low["rank_ceiling"].max()
+
+
+def test_a_low_rank_delta_is_numpys(tmp_path):
+    """Without peft: scaling * B @ A in float64 NumPy, for one matrix, with every column of a delta."""
+    shape, rank, alpha = (48, 64), 3, 12.0
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    left, right = torch.randn(48, rank, generator=generator), torch.randn(rank, 64, generator=generator)
+    name = "model.layers.0.self_attn.q_proj"
+    models.write(tmp_path / "base", {f"{name}.weight": base}, {"model_type": "llama"})
+    write_adapter(tmp_path / "adapter", name, left, right, alpha)
+    _, matrices, _ = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    delta = matrices[matrices["subject"] == "delta"].iloc[0]
+    b = base.double().numpy()
+    expected = reference.delta(b, b + alpha / rank * left.double().numpy() @ right.double().numpy(), ("F64", "F64"))
+    assert delta["tensor"] == f"base_model.model.{name}.lora_B.weight"
+    assert (delta["numerical_rank"], delta["rank_ceiling"]) == (rank, rank)
+    assert pd.isna(delta["floor_ratio"])
+    for column in COLUMNS:
+        assert delta[column] == pytest.approx(expected[column], rel=1e-9), column
+
+
+def write_adapter(folder, module, left, right, alpha=8, more=None, **config):
+    folder.mkdir()
+    factors = {f"base_model.model.{module}.lora_A.weight": right, f"base_model.model.{module}.lora_B.weight": left}
+    save_file(
+        {name: t.contiguous() for name, t in (factors | (more or {})).items()}, folder / "adapter_model.safetensors"
+    )
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha} | config))
+
+
+def test_an_untrained_adapter_is_identical(tmp_path):
+    """B is zero at first: nothing has changed, and nothing is measured."""
+    name = "model.layers.0.self_attn.q_proj"
+    models.write(tmp_path / "base", {f"{name}.weight": torch.randn(8, 6)}, {"model_type": "llama"})
+    write_adapter(tmp_path / "adapter", name, torch.zeros(8, 2), torch.randn(2, 6))
+    _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    assert len(matrices) == 0
+    assert list(tensors["status"]) == ["identical"] * 3
+
+
+def test_factors_that_do_not_fit_have_a_reason(tmp_path):
+    """A module that the base lacks, another shape, factors that do not multiply, a piece of DoRA: no row is missing."""
+    name = "model.layers.0.self_attn.q_proj"
+    models.write(
+        tmp_path / "base",
+        {f"{name}.weight": torch.randn(8, 6), "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6)},
+        {"model_type": "llama"},
+    )
+    prefix = "base_model.model.model.layers"
+    more = {
+        f"{prefix}.7.self_attn.q_proj.lora_A.weight": torch.randn(2, 6),
+        f"{prefix}.7.self_attn.q_proj.lora_B.weight": torch.randn(8, 2),
+        f"{prefix}.0.self_attn.k_proj.lora_A.weight": torch.randn(2, 5),
+        f"{prefix}.0.self_attn.k_proj.lora_B.weight": torch.randn(8, 2),
+        f"{prefix}.0.self_attn.v_proj.lora_A.weight": torch.randn(2, 5),
+        f"{prefix}.0.self_attn.v_proj.lora_B.weight": torch.randn(8, 3),
+        f"{prefix}.0.self_attn.q_proj.lora_magnitude_vector": torch.randn(8),
+    }
+    write_adapter(tmp_path / "adapter", name, torch.randn(8, 2), torch.randn(2, 6), more=more)
+    _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    assert len(matrices) == 3
+    reasons = tensors[tensors["side"] == "tuned"].groupby("reason", dropna=False)["tensor"].count().to_dict()
+    assert {str(reason): count for reason, count in reasons.items()} == {
+        "nan": 2, "only_in_tuned": 2, "shape_differs": 2, "adapter": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changing its base"),
+        ({"lora_alpha": "8"}, "lora_alpha"),
+        ({"lora_alpha": -1}, "lora_alpha"),
+        ({"lora_alpha": float("nan")}, "lora_alpha"),
+        ({"lora_alpha": True}, "lora_alpha"),
+        ({"alpha_pattern": {"(a+)+$": 4}}, "alpha_pattern"),
+        ({"alpha_pattern": [1]}, "alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": None}}, "lora_alpha"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(config, reason):
+    """One line that says what it is."""
+    with pytest.raises(ShadowError, match=reason) as caught:
+        read_adapter("here", {"peft_type": "LORA", "lora_alpha": 8} | config)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+def test_block_scaled_fp8_is_dequantised(tmp_path):
+    """DeepSeek-V3's layout against a bfloat16 base: the delta is NumPy's after undoing the scales."""
+    shape, block = (200, 160), 128
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    raw = (base.float() * 100 + torch.randn(shape, generator=generator)).to(torch.float8_e4m3fn)
+    scales = torch.full((2, 2), 0.01) + 0.001 * torch.rand(2, 2, generator=generator)
+    name = "model.layers.0.mlp.up_proj.weight"
+    models.write(tmp_path / "base", {name: base}, {"model_type": "llama"})
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, config)
+    _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
+    full = scales.double().repeat_interleave(block, 0).repeat_interleave(block, 1)[: shape[0], : shape[1]]
+    tuned = (raw.double() * full).float().double().numpy()  # the product is kept in float32
+    expected = reference.delta(base.double().numpy(), tuned, ("BF16", "F8_E4M3"))
+    delta = matrices[matrices["subject"] == "delta"].iloc[0]
+    assert delta["dtype"] == "BF16/F8_E4M3"
+    for column in COLUMNS:
+        assert delta[column] == pytest.approx(expected[column], rel=1e-5), column
+    assert dict(zip(tensors["tensor"] + tensors["side"], tensors["status"], strict=True)) == {
+        f"{name}base": "measured", f"{name}tuned": "measured", f"{name}_scale_invtuned": "measured",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "scales",
+    [torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.int32)],
+)
+def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
+    """Another shape or dtype of the scales is not guessed at: both tensors are skipped with a reason."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    norm = {"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": torch.randn(8, 8)}
+    models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, {"model_type": "llama"})
+    raw = torch.randn(200, 160).to(torch.float8_e4m3fn)
+    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales, **norm}, {"model_type": "llama"})
+    _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
+    tuned = tensors[(tensors["side"] == "tuned") & tensors["tensor"].str.startswith(name)]
+    assert len(tuned) == 2
+    assert set(tuned["status"]) == {"skipped"}
+    assert (tuned.set_index("tensor").loc[name, "reason"]) == "quantized"
+    assert not (matrices["tensor"] == name).any()

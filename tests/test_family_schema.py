@@ -1,0 +1,89 @@
+"""The JSON Schema of family files: it is the committed one, and agrees with the reader."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import readme
+import yaml
+from hypothesis import given
+from test_registry import ENTRIES, FAULTS, FUZZ, load
+
+from shadow.architecture import registry_folder
+from shadow.errors import ShadowError
+from shadow.family_schema import family_schema
+from shadow.plain_yaml import read_plain
+
+FILES = sorted((registry_folder() / "families").glob("*.yaml"))
+SCHEMA = family_schema()
+VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
+
+
+def test_the_committed_schema_is_up_to_date():
+    """`make docs` writes it."""
+    assert readme.SCHEMA.read_text() == json.dumps(SCHEMA, indent=2) + "\n"
+
+
+def test_it_is_a_schema():
+    """Valid by the meta-schema of its draft."""
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_shipped_file_names_the_schema_and_keeps_it(file: Path):
+    """As the reader reads it, all text, and as an editor does, with numbers and booleans."""
+    first = file.read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=../schema.json"
+    assert (file.parent / first.partition("=")[2]).resolve() == readme.SCHEMA.resolve()
+    VALIDATOR.validate(read_plain(file.read_bytes())[0])
+    VALIDATOR.validate(yaml.safe_load(file.read_text()))
+
+
+def test_the_example_of_the_readme_is_a_registry(tmp_path):
+    """It loads, and keeps the schema."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", readme.README.read_text(), re.DOTALL)
+    assert [pair.name for family in load(tmp_path, text).values() for pair in family.pairs] == [
+        "base..sft",
+        "sft..dpo",
+        "base..instruct",
+        "instruct..thinking",
+    ]
+    VALIDATOR.validate(yaml.safe_load(text))
+
+
+@FUZZ
+@given(entry=ENTRIES)
+def test_it_takes_what_the_reader_takes(tmp_path, entry):
+    """No file that loads is underlined in an editor."""
+    text = yaml.safe_dump({"fam": entry})
+    try:
+        load(tmp_path, text)
+    except ShadowError:
+        return
+    VALIDATOR.validate(read_plain(text.encode())[0])
+
+
+NOT_IN_SCHEMA = {  # faults that lie in what words refer to, which no schema sees
+    "misspelt stage in a pair", "second item of pairs", "duplicate pair", "pair with itself", "no second stage",
+    "one stage and no base", "no stage", "tuned is per component", "misspelt base", "misspelt note",
+    "misspelt reserved key", "reserved key in capitals", "home of nobody", "reference with NUL", "subfolder goes up",
+    "subfolder is absolute", "the same word in another family",
+}  # fmt: skip
+
+
+def plain(text: str | bytes):
+    """A text as a tree, None where it is no such YAML."""
+    try:
+        return read_plain(text if isinstance(text, bytes) else text.encode())[0] or None
+    except Exception:
+        return None
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name not in NOT_IN_SCHEMA and plain(FAULTS[name][0])])
+def test_it_sees_the_faults_of_form(fault):
+    """Unknown keys and components, wrong types, missing keys: the editor underlines what the reader refuses."""
+    assert not VALIDATOR.is_valid(plain(FAULTS[fault][0]))
