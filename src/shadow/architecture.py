@@ -23,7 +23,7 @@ VECTORS = ("norm", "bias", "other")  # modules whose tensors are not read as mat
 MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a matrix sits: what two checkpoints must agree on to be compared.
 
@@ -38,7 +38,7 @@ class Place:
     slot: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """One matrix inside a tensor: how to see it as `(out, in)`.
 
