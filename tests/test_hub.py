@@ -382,6 +382,59 @@ def test_the_token_stays_with_the_hub(run, hub, tmp_path):
     assert {request.path for request in hub.requests if request.origin == "other"} == {"/evil"}
 
 
+UPLOAD = """
+import hf_xet, json, sys
+with hf_xet.XetSession().new_upload_commit(endpoint=sys.argv[1]) as commit:
+    files = {path: commit.start_upload_file(path) for path in sys.argv[2:]}
+print(json.dumps({path: file.result().xet_info.hash for path, file in files.items()}))
+"""
+
+
+def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
+    """Shards that come through hf_xet, as from huggingface.co: equal, verified, without a word on stderr, and gone
+    from the disk under --max-disk. Here Xet's own server is a folder."""
+    pytest.importorskip("hf_xet")
+    (tmp_path / "xet").mkdir()
+    shards = [path for side in ("base", "tuned") for path in folders[side].glob("*.safetensors")]
+    upload = subprocess.run(
+        [sys.executable, "-c", UPLOAD, f"local://{tmp_path}/xet", *shards], capture_output=True, text=True, check=True
+    )
+    hashes = {
+        f"/org/{Path(path).parent.name}/{Path(path).name}": one for path, one in json.loads(upload.stdout).items()
+    }
+    token = {"X-Xet-Cas-Url": f"local://{tmp_path}/xet", "X-Xet-Access-Token": "x", "X-Xet-Token-Expiration": "9" * 10}
+    edit(hub, "*/xet-read-token", lambda answer: answer.become(200, token))
+
+    def mark(answer) -> None:
+        if answer.about and (found := hashes.get(f"/{answer.repo}/{answer.about.name}")):
+            answer.headers.update({"X-Xet-Hash": found, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-read-token"})
+
+    edit(hub, "*/resolve/*", mark)
+    for number, disk in enumerate(((), ("--max-disk", "4.5MB"))):
+        hub.reset()
+        cache = tmp_path / "home" / str(number)
+        done = run(*PAIR, "-o", f"out{number}", *disk, HF_HUB_CACHE=cache)
+        done.assert_done()
+        assert [line.split()[0] for line in done.err.splitlines()] == ["fetching"], done.err
+        assert_equal(tmp_path / f"out{number}", wanted)
+        assert frame(tmp_path / f"out{number}")["verified"].all()
+        assert not downloads(hub)
+        kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
+        assert (kept > 9_000_000) == (disk == ())
+        assert kept > 9_000_000 or kept < 10_000
+    # repositories share the files of this cache, which lie beside them
+    (shared,) = {path.resolve() for path in (tmp_path / "home" / "0").rglob("model-00002-of-00002.safetensors")}
+    assert shared.parents[1] == tmp_path / "home" / "0" / "blobs"
+    content = bytearray(shared.read_bytes())
+    content[70_000] ^= 1
+    shared.chmod(0o644)
+    shared.write_bytes(content)
+    done = run(*PAIR, "-o", "out2", "--max-disk", "1GB", HF_HUB_CACHE=tmp_path / "home" / "0")
+    assert "the cached model-00002-of-00002.safetensors is damaged; fetching it again" in done.err
+    assert_equal(tmp_path / "out2", wanted)
+    assert len(blobs(tmp_path)) == 5
+
+
 # What an interrupted audit leaves, and how it goes on
 
 
@@ -1135,7 +1188,9 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
             for number in range(2):
                 more = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": "", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
                 more |= {"HF_HUB_CACHE": tmp_path / f"cache{number}", "HF_HUB_ETAG_TIMEOUT": "10"}
+                hub.reset()
                 run(*PAIR, "-o", f"out-full{number}", **more).assert_done()
+                assert (sum(moved(hub).values()) > 9_000_000) == (number == 0)
                 assert_equal(tmp_path / f"out-full{number}", wanted)
                 assert frame(tmp_path / f"out-full{number}")["verified"].all()
                 more |= {"HF_HUB_CACHE": tmp_path / f"ranges{number}"}

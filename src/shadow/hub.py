@@ -11,14 +11,13 @@ import contextlib
 import errno
 import hashlib
 import os
-import random
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
+from threading import Event, get_ident
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -37,6 +36,7 @@ from huggingface_hub.utils import (
     parse_ratelimit_headers,
 )
 from huggingface_hub.utils import tqdm as hf_tqdm
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from shadow.errors import ShadowError
 from shadow.shards import MAX_OFFSET
@@ -263,10 +263,13 @@ def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: Report,
     remove_leftovers(snapshot.repo, file.checksum)
 
     def attempt() -> str:
-        counted = 0
+        counted, thread = 0, get_ident()
 
         class Meter(hf_tqdm):  # the client's only hook into a running download
-            """Draws nothing; hands the counts on, and ends the download when it is no longer wanted."""
+            """Draws nothing; hands the counts on, and ends the download when it is no longer wanted.
+
+            Xet calls from a thread of its own, prints what is raised there, and goes on.
+            """
 
             def __init__(self, *args: Any, **options: Any) -> None:
                 super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
@@ -274,12 +277,17 @@ def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: Report,
             def update(self, n: float | None = 1) -> None:
                 nonlocal counted
                 if stop is not None and stop.is_set():
-                    raise StoppedError
+                    if get_ident() == thread:
+                        raise StoppedError
+                    return
                 counted += int(n or 0)
                 report(int(n or 0))
 
             def update_transfer(self, n: float) -> None:
                 """Bytes on the line, which may be fewer than those of the file: not counted."""
+
+            def set_transfer_postfix_str(self, *args: Any, **options: Any) -> None:
+                """Their rate, in words for a bar."""
 
         try:
             return hf.hf_hub_download(
@@ -479,23 +487,33 @@ def _trying(
 
     Tries are counted from the last progress. Raises StoppedError when stop is set meanwhile.
     """
-    stop, tries, seen = stop or Event(), 0, progress()
-    while True:
-        try:
-            return attempt()
-        except (ShadowError, StoppedError):
-            raise
-        except Exception as error:  # the client's, on whatever the server sent
-            tries, seen = (tries + 1, seen) if progress() == seen else (1, progress())
-            if tries == ATTEMPTS or not _is_transient(error):
-                raise words(error) from error
-            asked = _retry_after(error)
-            jitter = random.random() / 2  # noqa: S311 - not a secret
-            seconds = min(WAITS[0] * 2 ** (tries - 1), WAITS[1]) + jitter if asked is None else asked
-            if seconds >= 3:
-                say(f"the Hub {_problem(error)}; trying again in {seconds:.0f} s")
+    stop, waits = stop or Event(), wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
+    last = [0, progress()]  # the try before the last progress, and how far that was
+
+    def given_up(state: RetryCallState) -> bool:
+        if progress() != last[1]:
+            last[:] = state.attempt_number - 1, progress()
+        return state.attempt_number - last[0] >= ATTEMPTS
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = _retry_after(error)
+        seconds = waits(state) if asked is None else asked
+        if seconds >= 3:
+            say(f"the Hub {_problem(error)}; trying again in {seconds:.0f} s")
+        return seconds
+
+    def sleep(seconds: float) -> None:
         if stop.wait(seconds):
             raise StoppedError
+
+    retry = retry_if_exception(_is_transient)
+    try:
+        return Retrying(retry=retry, wait=wait, stop=given_up, sleep=sleep, reraise=True)(attempt)
+    except (ShadowError, StoppedError):
+        raise
+    except Exception as error:  # the client's, on whatever the server sent
+        raise words(error) from error
 
 
 def _cause(error: BaseException) -> BaseException:
