@@ -25,7 +25,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import Run
+from command import ZYGOTE, Run
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange
 from safetensors.torch import save_file
 
@@ -155,29 +155,53 @@ def run(shadow, hub, tmp_path):
     return run
 
 
-@pytest.fixture
-def start(hub, tmp_path):
-    """Begins a command on the Hub as a process of its own, to be killed or interrupted."""
-    running = []
+class Started:
+    """A command that runs while the test goes on."""
 
-    def start(*arguments, **more) -> subprocess.Popen:
-        env = os.environ | variables(hub.endpoint, tmp_path / "home", **more)
-        process = subprocess.Popen(
-            [SHADOW, *arguments], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        running.append(process)
-        return process
+    def __init__(self, zygote: subprocess.Popen, arguments: tuple[object, ...], env: dict[str, str], cwd: Path) -> None:
+        texts = [os.fsencode(str(one)).hex() for one in arguments]
+        job = {"arguments": texts, "cwd": str(cwd), "seconds": 60, "env": env, "file_size": 0}
+        zygote.stdin.write(json.dumps(job) + "\n")
+        zygote.stdin.flush()
+        self.zygote, self.pid, self.run = zygote, int(zygote.stdout.readline()), None
+
+    def kill(self, number: int = signal.SIGKILL) -> Run:
+        os.kill(self.pid, number)
+        return self.end()
+
+    def end(self) -> Run:
+        if self.run is None:
+            code, *texts = json.loads(self.zygote.stdout.readline())
+            self.run = Run(code, *(bytes.fromhex(text).decode() for text in texts))
+            assert SECRET not in self.run.out + self.run.err
+        return self.run
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen]:
+    """As `zygote`, but it tells the process that it forked before it waits for it."""
+    wait = "    code = os.waitstatus_to_exitcode("
+    assert wait in ZYGOTE
+    code = ZYGOTE.replace(wait, f"    print(child, flush=True)\n{wait}")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes, env=os.environ | {"COLUMNS": "200"}) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def start(forks, hub, tmp_path):
+    """Begins a command on the Hub, to be killed or interrupted; one at a time."""
+    running: list[Started] = []
+
+    def start(*arguments, **more) -> Started:
+        assert not running or running[-1].run
+        running.append(Started(forks, arguments, variables(hub.endpoint, tmp_path / "home", **more), tmp_path))
+        return running[-1]
 
     yield start
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-def ended(process: subprocess.Popen, seconds: float = 40) -> Run:
-    out, err = process.communicate(timeout=seconds)
-    assert SECRET not in out + err
-    return Run(process.returncode, out, err)
+    if running and not running[-1].run:
+        running[-1].kill()
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
@@ -463,7 +487,6 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     process = start(*PAIR, "-o", "out", *disk)
     until(lambda: outcomes(tmp_path) and incomplete(tmp_path))
     process.kill()
-    process.wait()
     assert len(incomplete(tmp_path)) == 1
     hub.rate = None
     done = run(*PAIR, "-o", "out", *disk)
@@ -472,15 +495,16 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     assert bool(blobs(tmp_path)) == (disk == ())
 
 
-def test_killed_in_the_first_download(run, start, hub, tmp_path, wanted):
-    """Nothing is measured yet: the same command begins anew and removes the piece."""
+def test_killed_in_the_first_download(hub, tmp_path, wanted):
+    """Nothing is measured yet: the same command begins anew and removes the piece. With the installed script."""
     hub.rate = 1_000_000
-    process = start(*PAIR, "-o", "out")
-    until(lambda: [path for path in incomplete(tmp_path) if path in blobs(tmp_path)])
-    process.kill()
-    process.wait()
+    env = os.environ | variables(hub.endpoint, tmp_path / "home")
+    with subprocess.Popen([SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
+        until(lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64])  # that of a shard
+        process.kill()
     hub.rate = None
-    assert_goes_on(run(*PAIR, "-o", "out"), hub, tmp_path, wanted)
+    done = subprocess.run([SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert_goes_on(Run(done.returncode, done.stdout, done.stderr), hub, tmp_path, wanted)
 
 
 def test_killed_while_computing(run, start, hub, tmp_path):
@@ -493,7 +517,6 @@ def test_killed_while_computing(run, start, hub, tmp_path):
         process = start(*command, "-o", "out", "--max-disk", "9GB")
         until(lambda count=count: outcomes(tmp_path) >= count)
         process.kill()
-        process.wait()
     done = run(*command, "-o", "out", "--max-disk", "9GB")
     assert_goes_on(done, hub, tmp_path, {name: frame(tmp_path / "whole", name) for name in TABLES})
     assert not blobs(tmp_path)
@@ -501,7 +524,6 @@ def test_killed_while_computing(run, start, hub, tmp_path):
 
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was there before stays."""
-    small_one = "model-00003-of-00003.safetensors"
     run("audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other").assert_done()
     before = blobs(tmp_path)
     assert len(before) == 2
@@ -509,8 +531,7 @@ def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     process = start(*PAIR, "-o", "out", "--max-disk", "9GB")
     until(lambda: outcomes(tmp_path) and incomplete(tmp_path))
     process.kill()
-    process.wait()
-    assert len(blobs(tmp_path)) > 3, small_one
+    assert len(blobs(tmp_path)) > 3
     done = run("clean", "-o", "out")
     done.assert_done()
     assert "removed the unfinished work of 1 audits" in done.err
@@ -531,9 +552,8 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
         process = start(*(PAIR if where != "plan" else ("plan", *PAIR[1:])), "-o", "out")
         until(lambda: fault.fired)
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    done = ended(process, 10)
+    done = process.kill(signal.SIGINT)
     assert time.monotonic() - began < 4
     assert done.code == 130
     assert "Traceback" not in done.err
@@ -634,7 +654,6 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
         process = start(*PAIR, "-o", "out")
         until(lambda: outcomes(tmp_path))
         process.kill()
-        process.wait()
         hub.rate = None
         done = run(*PAIR, "-o", "out")
         done.assert_done()
@@ -657,7 +676,7 @@ def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wante
         with contextlib.suppress(OSError), (home / "filler").open("wb") as filler:
             while True:
                 filler.write(bytes(1 << 16))
-        done = ended(process)
+        done = process.end()
         lines = done.err.splitlines()
         assert done.code == 1
         assert [line.split(":")[0] for line in lines[-2:]] == ["error", "hint"], done.err
@@ -917,22 +936,15 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_what_stays_broken_without_a_word_is_given_up(start, hub, tmp_path, folders):
-    """A shard that is always cut short, a Hub that nobody answers for, a Hub that never answers: half a minute."""
+def test_what_stays_broken_without_a_word_is_given_up(run, start, hub, tmp_path):
+    """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about 20 seconds."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
-    hub.fail("/api/models/org/tuned", Drop(), times=None)
-    began = time.monotonic()
+    process = start(*SMALL, "-o", "out")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        cases = {
-            start(*SMALL, "-o", "out"): ("came cut short, also after 6 tries",),
-            start(*SMALL, "-o", "out2", HF_ENDPOINT=nobody): (f"{nobody} cannot be reached", "--offline"),
-            start(*PAIR, "-o", "out3"): (f"{hub.endpoint} cannot be reached", "check the line"),
-        }
-        for process, words in cases.items():
-            assert said(ended(process), *words)
-    assert time.monotonic() - began < 35
+        assert said(run(*SMALL, "-o", "out2", HF_ENDPOINT=nobody), f"{nobody} cannot be reached", "--offline")
+    assert said(process.end(), "came cut short, also after 6 tries")
     assert not list(tmp_path.rglob("*.parquet"))
 
 
