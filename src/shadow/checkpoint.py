@@ -322,6 +322,9 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str,
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False)
     bins = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith(".bin"))
+    if not bins and any(name.endswith(".gguf") for name in names):
+        message = f"{where}: GGUF files only, whose weights are packed integers"
+        raise ShadowError(message, "use the model that they were made of")
     if not bins and INDEXES[1] not in names:
         there = ", ".join(sorted(names)[:6]) or "nothing"
         raise ShadowError(f"{where}: no safetensors files in it", f"there is: {there}")
