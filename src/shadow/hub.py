@@ -14,6 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,8 @@ def _use_own_sessions() -> None:
     ask = [*default.event_hooks["request"], _before_request]
 
     def session() -> Any:
-        return type(default)(event_hooks={"request": ask, "response": [_after_response]}, follow_redirects=True)
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": ask, "response": [_after_response]}
+        return type(default)(event_hooks=hooks, follow_redirects=True, timeout=None)
 
     hf.set_client_factory(session)
 
@@ -490,18 +492,24 @@ def _trying(
     stop, waits = stop or Event(), wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
     last = [0, progress()]  # the try before the last progress, and how far that was
 
-    def given_up(state: RetryCallState) -> bool:
+    def since_progress(state: RetryCallState) -> RetryCallState:
         if progress() != last[1]:
             last[:] = state.attempt_number - 1, progress()
-        return state.attempt_number - last[0] >= ATTEMPTS
+        counted = copy(state)
+        counted.attempt_number -= last[0]
+        return counted
+
+    def given_up(state: RetryCallState) -> bool:
+        return since_progress(state).attempt_number >= ATTEMPTS
 
     def wait(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = _retry_after(error)
-        seconds = waits(state) if asked is None else asked
-        if seconds >= 3:
-            say(f"the Hub {_problem(error)}; trying again in {seconds:.0f} s")
-        return seconds
+        return waits(since_progress(state)) if asked is None else asked
+
+    def tell(state: RetryCallState) -> None:
+        if state.outcome and state.upcoming_sleep >= 3:
+            say(f"the Hub {_problem(state.outcome.exception())}; trying again in {state.upcoming_sleep:.0f} s")
 
     def sleep(seconds: float) -> None:
         if stop.wait(seconds):
@@ -509,7 +517,7 @@ def _trying(
 
     retry = retry_if_exception(_is_transient)
     try:
-        return Retrying(retry=retry, wait=wait, stop=given_up, sleep=sleep, reraise=True)(attempt)
+        return Retrying(retry=retry, wait=wait, stop=given_up, before_sleep=tell, sleep=sleep, reraise=True)(attempt)
     except (ShadowError, StoppedError):
         raise
     except Exception as error:  # the client's, on whatever the server sent

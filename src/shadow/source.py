@@ -71,7 +71,7 @@ class LocalFile:
         pass
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        return map_tensor(self.path, info)
+        return _mapped(self.path, info)
 
     def free(self) -> None:
         pass
@@ -124,13 +124,7 @@ class WholeFile:
     def tensor(self, info: TensorInfo) -> Tensor:
         path = self.unpacked or self.path
         assert path is not None, "fetched before it is read"
-        try:
-            return map_tensor(path, info)
-        except OSError as error:  # another program, or another audit under --max-disk, has removed it
-            raise ShadowError(
-                f"{path}: {error.strerror or error}, though it was there before",
-                "run the same command again: it goes on from here",
-            ) from error
+        return _mapped(path, info)
 
     def free(self) -> None:
         if not self.keep:
@@ -184,11 +178,21 @@ class ByteRanges:
 
     def tensor(self, info: TensorInfo) -> Tensor:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        return map_tensor(self.path, replace(info, start=info.start + shift, end=info.end + shift))
+        return _mapped(self.path, replace(info, start=info.start + shift, end=info.end + shift))
 
     def free(self) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+
+def _mapped(path: Path, info: TensorInfo) -> Tensor:
+    try:
+        return map_tensor(path, info)
+    except (OSError, ValueError) as error:  # another program, or another audit under --max-disk, took it away or cut it
+        raise ShadowError(
+            f"{path} is not what it was when the audit began ({type(error).__name__})",
+            "run the same command again: it goes on from here",
+        ) from error
 
 
 @contextlib.contextmanager
