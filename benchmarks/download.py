@@ -1,9 +1,9 @@
 """Does computing hide the download? An audit from a Hub behind a slow line, against each of the two alone.
 
 A loopback Hub (tests/hub.py) in a process of its own serves a pair of the shapes of Qwen2.5-0.5B at --rate MB/s.
-Timed as whole processes, in this order: the real client fetching every shard into an empty cache, nothing else; the audit with
-that cache, so that nothing is fetched; the audit with an empty cache. The last should take little more than the longer
-of the other two.
+Timed as whole processes, in this order: the real client fetching every shard into an empty cache, nothing else; the
+audit with that cache, so that nothing is fetched; the audit with an empty cache. The last should take little more than
+the longer of the other two.
 """
 
 from __future__ import annotations

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
+
+from shadow.architecture import aligned
+from shadow.checkpoint import Checkpoint
+from shadow.pairing import Filter, pair_checkpoints
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
@@ -49,12 +56,37 @@ KINDS = {
 }
 
 
-def saved(kind: str, folder: Path, seed: int = 0) -> Path:
-    """A tiny causal language model of a kind, built from its config and saved by transformers."""
+FAMILIES = {
+    kind: (entry.get("auto", "AutoModelForCausalLM"), entry["config"], entry["with"])
+    for kind, entry in yaml.safe_load((Path(__file__).parent / "families.yaml").read_text()).items()
+    if not kind.startswith(".")
+}
+
+
+def saved(kind: str, folder: Path, seed: int = 0, **options) -> Path:
+    """A tiny model of a kind or family, built from its config and saved by transformers with options."""
     import transformers
 
-    name, sizes = KINDS[kind]
+    transformers.logging.disable_progress_bar()
+    auto, name, sizes = FAMILIES.get(kind) or ("AutoModelForCausalLM", *KINDS[kind])
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes))
-    model.save_pretrained(folder)
+    model = getattr(transformers, auto).from_config(getattr(transformers, name)(**copy.deepcopy(sizes)))
+    model.save_pretrained(folder, **options)
     return folder
+
+
+def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()) -> list[str]:
+    """Tensors of two checkpoints that hold the same weights, and yet do not line up."""
+    pairs, skipped = pair_checkpoints(base, tuned, Filter())
+    found = [f"{s.side} {s.info.name} {s.reason} {s.detail}" for s in skipped if s.info.name not in apart]
+    for pair in pairs:
+        if pair.base is None:
+            found.append(f"{pair.tuned.info.name} has no base")
+            continue
+        sides = ((pair.base, base), (pair.tuned, tuned))
+        views = [operand.part.view(side.tensor(operand.info)) for operand, side in sides]
+        views = [view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view for view in views]
+        one, other = aligned(*views) if pair.is_matrix else (view.flatten() for view in views)
+        if not torch.equal(one, other):
+            found.append(f"{pair.base.info.name} differs from {pair.tuned.info.name} as {pair.place}")
+    return found

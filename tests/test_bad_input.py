@@ -116,6 +116,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 FAULTS = {
     "no folder": (shutil.rmtree, "no such folder"),
     "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "no safetensors files"),
+    "GGUF": (only("model-Q4_K_M.gguf"), "GGUF"),
     "adapter without a config": (only("adapter_model.safetensors"), "not a valid safetensors"),
     "adapter of another kind": (only("adapter_config.json", b'{"peft_type": "IA3"}'), "only LORA is read"),
     "adapter without weights": (

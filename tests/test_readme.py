@@ -10,6 +10,7 @@ import subprocess
 import duckdb
 import pytest
 import readme
+from hub import Hub
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +48,21 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(text, audited):
     assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
 
 
-def test_every_command_that_is_shown_runs(text, audited, tmp_path):
-    """The lines of `Audit your own`, on the demo where they name checkpoints that are not here."""
+def test_every_command_that_is_shown_runs(text, audited, tmp_path, monkeypatch):
+    """The lines of `Audit your own` and of `From the Hub`, on the demo where checkpoints are not here."""
     shown = [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("$ shadow ")]
-    assert len(shown) >= 7
+    assert len(shown) >= 12
     demo = readme.README.parent / "registry" / "demo"
-    for line in shown:
-        line = line.replace("./Qwen2.5-0.5B-Instruct", str(demo / "narrow")).replace(
-            "./Qwen2.5-0.5B", str(demo / "base")
-        )
-        command = [word.strip("'") for word in line.removeprefix("$ shadow ").split()]
-        done = subprocess.run([readme.SHADOW, *command], capture_output=True, text=True)
-        assert done.returncode == 0, (line, done.stderr)
-        assert "clean" in command or done.stdout
+    here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow", "./mine": demo / "broad"}
+    with Hub() as hub:
+        for base, tuned in (("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"), ("org/base", "org/tuned")):
+            hub.add(base, demo / "base", revisions={"v1.0": demo / "base"})
+            hub.add(tuned, demo / "narrow")
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        for line in shown:
+            words = [word.strip("'") for word in line.removeprefix("$ shadow ").split()]
+            command = [str(here.get(word, word)) for word in words]
+            done = subprocess.run([readme.SHADOW, *command], capture_output=True, text=True)
+            assert done.returncode == 0, (line, done.stderr)
+            assert "clean" in command or done.stdout

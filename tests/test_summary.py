@@ -181,14 +181,14 @@ def experts(folder, order, noise=0.0):
         for part in ("q", "k", "v", "o"):
             tensors[f"{stem}.self_attn.{part}_proj.weight"] = torch.randn(16, 16, generator=generator)
         found = [torch.randn(12, 16, generator=generator) for _ in order]
-        for number, which in enumerate(order):
-            tensors[f"{stem}.mlp.experts.{number}.up_proj.weight"] = found[which]
+        for place, which in enumerate(order):
+            tensors[f"{stem}.mlp.experts.{place}.up_proj.weight"] = found[which]
     changed = {name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()}
     return models.write(folder, changed, {"model_type": "qwen3_moe"})
 
 
 def test_renumbered_experts_are_warned_of(tmp_path):
-    """Experts of the same number that are different ones: the summary says so, also in the terminal; else it does not."""
+    """Experts of the same number that are different ones: the summary and the terminal say so; else they do not."""
     base = experts(tmp_path / "base", range(4))
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)

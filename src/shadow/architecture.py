@@ -6,8 +6,9 @@ What varies between model families is data (`registry/names.yaml`, read by `shad
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ VECTORS = ("norm", "bias", "other")  # modules whose tensors are not read as mat
 MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a matrix sits: what two checkpoints must agree on to be compared.
 
@@ -37,7 +38,7 @@ class Place:
     slot: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """One matrix inside a tensor: how to see it as `(out, in)`.
 
@@ -102,7 +103,7 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
     facts = Facts(config, {text for text, _, _ in named.values()}, rules)
     readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
     _recognise_conv1d(facts, {readings[text].rest: shapes[name] for name, (text, _, _) in named.items()})
-    layers = _layer_numbers((readings[text], block) for text, block, _ in named.values())
+    layers = _Layers((readings[text], block) for text, block, _ in named.values())
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
     )
@@ -113,10 +114,10 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, An
         if key not in recipes:
             recipes[key] = list(_recipes(readings[text], shapes[name], expert is None, facts, upright))
         reading = readings[text]
-        layer = None if block is None else layers(reading, block)
+        layer, stack = layers.number(reading, block)
         parts[name] = tuple(
             Part(
-                Place(reading.component, layer, r.module, expert if r.expert is None else r.expert, r.slot),
+                Place(reading.component, layer, r.module, expert if r.expert is None else r.expert, stack + r.slot),
                 r.transposed,
                 r.rows,
                 r.groups,
@@ -145,31 +146,51 @@ def _recognise_conv1d(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> No
             facts.found_type = facts.rules.conv1d_type
 
 
-def _layer_numbers(found: Iterable[tuple[Reading, int | None]]) -> Callable[[Reading, int], int | None]:
-    """Numbers for the blocks of each component: those of a second stack (a multi-token predictor, a tower's global
-    blocks) go on from the last of the stack before, so that no two blocks of one component share a number.
+class _Layers:
+    """Numbers for the blocks of each component, so that no two of them share one.
 
-    Files in which the embedding is block 0 of the model count their blocks from 1.
+    Those of a second stack (a multi-token predictor, a tower's global blocks) go on from the last of the stack
+    before. So do blocks that only look at another component (Llama 3.2 Vision puts them between those of the text
+    model, which keep the numbers that they have without them). Files in which the embedding is block 0 of the model
+    count their blocks from 1.
     """
-    last: dict[tuple[str, str], int] = {}
-    offsets: dict[tuple[str, str], int] = {}
-    for reading, block in found:
-        if block is not None:
+
+    def __init__(self, found: Iterable[tuple[Reading, int | None]]) -> None:
+        blocks: dict[tuple[str, str], set[int]] = {}
+        looking: dict[tuple[str, str], set[int]] = {}
+        selves: dict[tuple[str, str], set[int]] = {}
+        counted_from: dict[tuple[str, str], int] = {}
+        for reading, block in found:
+            if block is None or not reading.in_block:
+                continue
             key = reading.component, reading.stack
-            last[key] = max(block, last.get(key, -1))
+            blocks.setdefault(key, set()).add(block)
+            if reading.module.startswith("cross_attn."):
+                looking.setdefault(key, set()).add(block)
+            elif reading.module.startswith("attn."):
+                selves.setdefault(key, set()).add(block)
             if (*key, block, reading.module) == ("language", "", 0, "embed"):
-                offsets[key] = -1
-    following: dict[str, int] = {}
-    for component, stack in sorted(last):  # the main stack's name is empty, so it is first
-        shift = offsets.get((component, stack), 0)
-        offsets[component, stack] = following.get(component, 0) + shift
-        following[component] = offsets[component, stack] + last[component, stack] + 1
+                counted_from[key] = 1
+        self._numbers: dict[tuple[str, str, int], tuple[int, str]] = {}
+        following: dict[str, int] = {}
+        for component, stack in sorted(blocks):  # the main stack's name is empty, so it is first
+            key = component, stack
+            crossing = sorted(looking.get(key, set()) - selves.get(key, set())) if key in selves else []
+            start = following.get(component, 0) - counted_from.get(key, 0)
+            own = [block for block in blocks[key] if block not in set(crossing)]
+            for block in own:
+                self._numbers[*key, block] = start + block - bisect_left(crossing, block), ""
+            following[component] = start + max(own, default=-1) - bisect_left(crossing, max(own, default=-1)) + 1
+            for index, block in enumerate(crossing):
+                self._numbers[*key, block] = following[component] + index, "cross:"
+            following[component] += len(crossing)
 
-    def number(reading: Reading, block: int) -> int | None:
-        layer = block + offsets[reading.component, reading.stack]
-        return layer if layer >= 0 else None
-
-    return number
+    def number(self, reading: Reading, block: int | None) -> tuple[int | None, str]:
+        """(layer, what to put before the slot)"""
+        if block is None or not reading.in_block:
+            return None, ""
+        number, stack = self._numbers[reading.component, reading.stack, block]
+        return (number if number >= 0 else None), stack
 
 
 def _upright_stacks(
@@ -251,9 +272,15 @@ def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> 
         yield _Recipe("bias", rest)
         return
     whole = _Recipe(*found)
-    parts = _split(whole, component, owner, shape[0], facts) if len(shape) == 1 else None
+    parts = _split(whole, component, owner, (shape[0], None), facts) if len(shape) == 1 else None
     for part in parts or (whole,):
         yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
+
+
+def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
+    """Is the first of three dimensions that of the experts?"""
+    named = reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(".")
+    return named and len(shape) == 3
 
 
 def _full_name(module: str, slot: str) -> str:
@@ -266,7 +293,7 @@ def _matrices(
     rules, component, rest = facts.rules, reading.component, reading.rest
     transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
     experts = 0
-    if alone and reading.module.startswith(("experts.", "shared.")) and len(shape) == 3:
+    if alone and _stacks(reading, shape):
         experts = shape[0] if shape[0] <= MAX_EXPERTS else 0
         transposed = not upright.get((component, reading.stack), not transposed)
     elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
@@ -274,8 +301,8 @@ def _matrices(
         experts = count if 0 < count <= MAX_EXPERTS and shape[0] % count == 0 else 0
     whole = _Recipe(reading.module, reading.slot, None, transposed, experts=experts)
     packed = not rest.endswith(".weight") and weight_stem(rest) != rest  # integers that hold several weights each
-    rows = Part(Place("", None, ""), transposed, experts=experts).shape(shape)[0]
-    parts = (None if packed else _split(whole, component, rest, rows, facts)) or (whole,)
+    size = Part(Place("", None, ""), transposed, experts=experts).shape(shape)
+    parts = (None if packed else _split(whole, component, rest, size, facts)) or (whole,)
     if not experts:
         yield from parts
     for expert in range(experts):
@@ -283,34 +310,50 @@ def _matrices(
             yield replace(part, expert=expert)
 
 
-def _split(whole: _Recipe, component: str, rest: str, rows: int, facts: Facts) -> tuple[_Recipe, ...] | None:
-    """The parts of a fused module, or None where the rules or the config do not tell enough to split it rightly."""
+def _split(
+    whole: _Recipe, component: str, rest: str, size: tuple[int, int | None], facts: Facts
+) -> tuple[_Recipe, ...] | None:
+    """The parts of a fused module of (rows, cols), or None where it is not told enough to be split rightly."""
     name = _full_name(whole.module, whole.slot)
     for order in facts.rules.rows:
         if order.module == name and order.conditions.hold(facts, component, rest):
-            return _divided(whole, name, order, component, rows, facts)
+            return _divided(whole, name, order, component, size, facts)
     return None
 
 
 def _divided(
-    whole: _Recipe, name: str, order: RowOrder, component: str, rows: int, facts: Facts
+    whole: _Recipe, name: str, order: RowOrder, component: str, size: tuple[int, int | None], facts: Facts
 ) -> tuple[_Recipe, ...] | None:
     fused = facts.rules.fused.get(name)
     into = order.into or (fused.into if fused else ())
     said = order.sizes or (fused.sizes if fused else ())
-    sizes = [size if isinstance(size, int) else facts.count(size, component) or 0 for size in said]
-    total = sum(sizes)
-    if order.groups == "each":
-        groups = rows // len(into) if rows % len(into) == 0 else 0
-    elif isinstance(order.groups, int):
-        groups = order.groups
-    else:
-        groups = facts.count(order.groups, component) or 0
-    if 0 in sizes or groups < 1 or rows < 1 or rows % groups or any(rows // groups * size % total for size in sizes):
+    rows, cols = size
+    shares = [share if isinstance(share, int) else facts.count(share, component) or 0 for share in said]
+    groups = len(into) and _groups(order.groups, rows // len(into), facts, component)
+    if 0 in shares or groups < 1 or rows < 1 or rows % groups:
+        return None
+    each, total = rows // groups, sum(shares)
+    if any(each * share % total or each * share < total for share in shares):
+        return None
+    if (order.square and cols is not None and rows != len(into) * cols) or (
+        "heads" in said and rows // total != _head_size(rows // total, facts, component)
+    ):
         return None
     parts, start = [], 0
-    for (module, slot), size in zip(into, sizes, strict=True):
-        stop = start + rows // groups * size // total
+    for (module, slot), share in zip(into, shares, strict=True):
+        stop = start + each * share // total
         parts.append(replace(whole, module=module, slot=slot, rows=(start, stop), groups=groups))
         start = stop
-    return tuple(parts) if all(part.rows != (0, 0) for part in parts) else None
+    return tuple(parts)
+
+
+def _groups(said: int | str, rows_of_a_part: int, facts: Facts, component: str) -> int:
+    if said == "each":
+        return rows_of_a_part
+    return said if isinstance(said, int) else facts.count(said, component) or 0
+
+
+def _head_size(found: int, facts: Facts, component: str) -> int:
+    """The rows of a head as the config has them: a check on its head counts. What is found where it says nothing."""
+    hidden, heads = facts.count("hidden", component), facts.count("heads", component)
+    return facts.count("head_size", component) or (hidden // heads if hidden and heads else found)

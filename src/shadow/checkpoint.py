@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,9 +15,11 @@ from shadow.adapter import CONFIG as ADAPTER_CONFIG
 from shadow.adapter import Adapter, read_adapter
 from shadow.errors import ShadowError
 from shadow.shards import TensorInfo, header_length, parse_header, read_header, usable_name
-from shadow.source import LocalFile, Source, WholeFile
+from shadow.source import LocalFile, Source, WholeFile, in_threads
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from torch import Tensor
 
     from shadow.hub import Say, Snapshot
@@ -203,7 +204,9 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     def read(name: str) -> dict[str, Any]:
         return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], f"{snapshot.name}: {name}")
 
-    names = {name for name in snapshot.files if "/" not in name}
+    names = {name for name in snapshot.files if "/" not in name and usable_name(name)}
+    if snapshot.offline and not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
+        raise ShadowError(f"{snapshot.name}: none of its weight files is in the cache", "run once without --offline")
     weights = _choose_weights(snapshot.name, names, read, allow_pickle)
     if missing := [shard for shard in weights.shards if shard not in snapshot.files]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -223,12 +226,7 @@ def open_located(located: Located, scratch: Path | None, say: Say) -> Checkpoint
     """
     snapshot, shards = located.snapshot, located.weights.shards
     one = partial(_open_pickled, scratch=scratch) if located.weights.pickled else _open_remote
-    with ThreadPoolExecutor(1 if located.weights.pickled else CONNECTIONS) as pool:
-        try:
-            opened = list(pool.map(lambda shard: one(snapshot, shard, say), shards))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    opened = in_threads(partial(one, snapshot, say), shards, 1 if located.weights.pickled else CONNECTIONS)
     sources: dict[str, Source] = {shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)}
     tensors = _joined(snapshot.name, [header for header, _, _ in opened], located.weights)
     ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
@@ -236,30 +234,36 @@ def open_located(located: Located, scratch: Path | None, say: Say) -> Checkpoint
     return Checkpoint(snapshot.name, commit, located.fingerprint, located.config, tensors, sources, ranges, adapter)
 
 
-def _open_remote(snapshot: Snapshot, shard: str, say: Say) -> tuple[Header, Source, bool]:
+def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple[Header, Source, bool]:
     """The header of a shard, the shard itself, and whether the server honours ranges."""
     from shadow.hub import HEADER_GUESS, cached, read_start
 
     file = snapshot.files[shard]
     if path := cached(snapshot, file):
-        return read_header(path, shard), WholeFile(snapshot, file), True
+        try:
+            header = read_header(path, shard)
+            return header, WholeFile(snapshot, file, header[0]), True
+        except ShadowError:  # damaged: it is fetched again when its turn comes
+            if snapshot.offline:
+                raise
     if file.size < 8:
         raise ShadowError(
             f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", "tell its owner"
         )
-    start, honoured = read_start(snapshot, file, HEADER_GUESS, say)
+    start, honoured = read_start(snapshot, file, HEADER_GUESS, say=say, stopped=stop)
     end = 8 + header_length(start, file.size, shard)
     if end > len(start):
-        start, honoured = read_start(snapshot, file, end, say)
+        start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
     header = parse_header(start[8:end], file.size, shard)
     return header, WholeFile(snapshot, file, header[0]), honoured
 
 
-def _open_pickled(snapshot: Snapshot, shard: str, say: Say, scratch: Path | None) -> tuple[Header, Source, bool]:
-    from threading import Event
-
+def _open_pickled(
+    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None
+) -> tuple[Header, Source, bool]:
     source = WholeFile(snapshot, snapshot.files[shard])
-    source.fetch(say=say, report=lambda count: None, stop=Event())
+    source.fetched = source.bytes_to_move() > 0
+    source.fetch(say=say, report=lambda count: None, stop=stop)
     assert source.path is not None, "fetched"
     header, data = _read_shard(source.path, shard, scratch)
     return header, replace(source, unpacked=data), False
@@ -318,6 +322,9 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str,
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False)
     bins = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith(".bin"))
+    if not bins and any(name.endswith(".gguf") for name in names):
+        message = f"{where}: GGUF files only, whose weights are packed integers"
+        raise ShadowError(message, "use the model that they were made of")
     if not bins and INDEXES[1] not in names:
         there = ", ".join(sorted(names)[:6]) or "nothing"
         raise ShadowError(f"{where}: no safetensors files in it", f"there is: {there}")

@@ -456,7 +456,7 @@ def clean(output: Output = DEFAULT_OUTPUT) -> None:
             for one in fetched:
                 remove_leftovers(one.repo, one.checksum)
                 if not one.keep:
-                    forget(one.repo, one.commit, one.path)
+                    forget(one.repo, one.commit, one.path, one.checksum)
 
 
 def main() -> None:

@@ -64,13 +64,17 @@ class Fused:
 
 @dataclass(frozen=True)
 class RowOrder:
-    """How the rows of a fused module are divided among its parts; groups is a number, a count or `each`."""
+    """How the rows of a fused module are divided among its parts.
+
+    groups is a number, a count or `each`. square: every part has as many rows as columns.
+    """
 
     module: str
     conditions: Conditions
     into: tuple[tuple[str, str], ...] | None
     sizes: tuple[int | str, ...] | None
     groups: int | str
+    square: bool
 
 
 @dataclass(frozen=True)
@@ -149,31 +153,31 @@ def name_rules() -> NameRules:
     return NameRules(
         modules=tuple(data["modules"]),
         components=tuple(data["components"]),
-        block=re.compile(data["block"]),
-        expert=re.compile(data["expert"]),
+        block=_pattern(data["block"]),
+        expert=_pattern(data["expert"]),
         renames=tuple(
-            Rename(re.compile(rule["match"]), rule["to"], _compiled(rule.get("unless")), _conditions(rule))
+            Rename(_pattern(rule["match"]), rule["to"], _compiled(rule.get("unless")), _conditions(rule))
             for rule in data["renames"]
         ),
         prefixes=tuple(
-            Prefix(re.compile(rule["match"]), rule["component"], rule.get("stack", ""), _conditions(rule, False))
+            Prefix(_pattern(rule["match"]), rule["component"], rule.get("stack", ""), _conditions(rule, False))
             for rule in data["prefixes"]
         ),
-        main_stacks=re.compile(data["main_stacks"]),
+        main_stacks=_pattern(data["main_stacks"]),
         suffixes={name: _matcher([*own.get(name, []), *anywhere]) for name in data["components"]},
-        norm=re.compile(data["norm"]),
+        norm=_pattern(data["norm"]),
         fused={name: Fused(_places(rule["into"]), tuple(rule["sizes"])) for name, rule in data["fused"].items()},
         rows=tuple(_row_order(rule) for rule in data["rows"]),
         transposed=tuple(_conditions(rule) for rule in data["transposed"]),
         stacked=_conditions(data["stacked"]),
         stacked_count=data["stacked"]["count"],
-        conv1d=re.compile(data["conv1d_witness"]["names"]),
+        conv1d=_pattern(data["conv1d_witness"]["names"]),
         conv1d_type=data["conv1d_witness"]["as"],
         sections={component: tuple(names) for component, names in data["sections"].items()},
         counts={name: tuple(tuple(keys) for keys in choices) for name, choices in data["counts"].items()},
         tied=frozenset(data["tied"]),
         packed=tuple(
-            Packed(rule["format"], re.compile(rule["names"]), rule.get("integers", False)) for rule in data["packed"]
+            Packed(rule["format"], _pattern(rule["names"]), rule.get("integers", False)) for rule in data["packed"]
         ),
         quantization_keys=tuple(data["quantization_keys"]),
         quantization_methods=data["quantization_methods"],
@@ -189,7 +193,7 @@ def _patterns(rules: Mapping[str, list[str]], words: Mapping[str, str]) -> list[
 def _matcher(patterns: Iterable[tuple[str, str]]) -> Matcher:
     patterns = list(patterns)
     named = [re.sub(r"\(\?P<slot(\d*)>", rf"(?P<s{index}_\1>", text) for index, (text, _) in enumerate(patterns)]
-    pattern = re.compile("|".join(f"(?P<m{index}>{text})" for index, text in enumerate(named)))
+    pattern = _pattern("|".join(f"(?P<m{index}>{text})" for index, text in enumerate(named)))
     return Matcher(pattern, _places(module for _, module in patterns))
 
 
@@ -198,8 +202,13 @@ def _places(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple((module, slot) for module, _, slot in (name.partition("/") for name in names))
 
 
+def _pattern(text: str) -> re.Pattern[str]:
+    """White space in a pattern is for the eye only."""
+    return re.compile("".join(text.split()))
+
+
 def _compiled(text: str | None) -> re.Pattern[str] | None:
-    return None if text is None else re.compile(text)
+    return None if text is None else _pattern(text)
 
 
 def _conditions(rule: Mapping[str, Any], components: bool = True) -> Conditions:
@@ -209,7 +218,7 @@ def _conditions(rule: Mapping[str, Any], components: bool = True) -> Conditions:
         components=frozenset(rule.get("components", ())) if components else frozenset(),
         beside=_compiled(rule.get("beside")),
         when=rule.get("when", {}),
-        names=None if names is None else re.compile(f"(?:.*\\.)?(?:{names})"),
+        names=None if names is None else _pattern(f"(?:.*\\.)?(?:{names})"),
         parameter=rule.get("parameter", False),
     )
 
@@ -221,6 +230,7 @@ def _row_order(rule: Mapping[str, Any]) -> RowOrder:
         into=_places(rule["into"]) if "into" in rule else None,
         sizes=tuple(rule["sizes"]) if "sizes" in rule else None,
         groups=rule.get("groups", 1),
+        square=rule.get("square", False),
     )
 
 
@@ -310,7 +320,8 @@ def read(text: str, facts: Facts) -> Reading:
     component, stack = "other", ""
     for prefix in rules.prefixes:
         if (match := prefix.match.match(text)) and prefix.conditions.hold(facts, prefix.component, text):
-            component, stack, text = prefix.component, prefix.stack, text[match.end() :]
+            component, text = prefix.component, text[match.end() :]
+            stack = prefix.stack or match.groupdict().get("stack", "")
             break
     head, in_block, rest = text.partition(".#.")
     if not in_block:

@@ -84,10 +84,10 @@ def make_plan(
     work = schedule(pairs, base, tuned)
     sources = {visit.shard: _source(base, tuned, visit.shard) for visit in work.visits}
     to_move = sum(source.bytes_to_move() for source in sources.values())
-    is_ours = {shard: _is_ours(source, ours) for shard, source in sources.items()}
-    whole, ranges = _sizes(sources, is_ours)
+    there = {shard for shard, source in sources.items() if _is_ours(source, ours) and not source.bytes_to_move()}
+    whole, ranges = _sizes(sources, there)
     report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)  # journal and Parquet of three spectra
-    places = _Places(whole, ranges, report, folder)
+    places = _Places(whole, ranges, there, report, folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work))
@@ -95,7 +95,7 @@ def make_plan(
     frees, chosen = next(fitting, ways[-1])
     problem = places.lacks(chosen, frees, access)
     if frees:
-        base, tuned = _freeing(base, "base", is_ours), _freeing(tuned, "tuned", is_ours)
+        base, tuned = _freeing(base, ours), _freeing(tuned, ours)
     peak = sum(places.peaks(chosen, frees))
     return Plan(base, tuned, chosen, to_move, frees and bool(whole), peak, report, places.free(), problem)
 
@@ -258,13 +258,14 @@ def _takes_ranges(
 
 
 def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
-    return isinstance(source, WholeFile) and source.identity in ours
+    """Is a shard in the cache because this audit, or an earlier run of it, fetched it?"""
+    return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
 
 
-def _sizes(sources: Mapping[Shard, Source], is_ours: Mapping[Shard, bool]) -> tuple[dict[Shard, int], dict[Shard, int]]:
+def _sizes(sources: Mapping[Shard, Source], there: Collection[Shard]) -> tuple[dict[Shard, int], dict[Shard, int]]:
     """The disk that each shard takes because of this audit: in the Hub's cache, and in scratch."""
     whole = {
-        shard: source.file.size if is_ours[shard] else source.bytes_to_move()
+        shard: source.file.size if shard in there else source.bytes_to_move()
         for shard, source in sources.items()
         if isinstance(source, WholeFile)
     }
@@ -273,11 +274,11 @@ def _sizes(sources: Mapping[Shard, Source], is_ours: Mapping[Shard, bool]) -> tu
     return {**whole, **dict.fromkeys(ranges, 0)}, {**dict.fromkeys(whole, 0), **ranges}
 
 
-def _freeing(checkpoint: Checkpoint, side: Side, is_ours: Mapping[Shard, bool]) -> Checkpoint:
+def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
     """The checkpoint with shards that go at their last use, but those that were there before."""
     sources = {
         name: replace(source, keep=False)
-        if isinstance(source, WholeFile) and (source.bytes_to_move() or is_ours.get((side, name)))
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
         else source
         for name, source in checkpoint.sources.items()
     }
@@ -286,15 +287,20 @@ def _freeing(checkpoint: Checkpoint, side: Side, is_ours: Mapping[Shard, bool]) 
 
 @dataclass(frozen=True)
 class _Places:
-    """The two disks that an audit writes to, which are often one: the Hub's cache, and the report's."""
+    """The two disks that an audit writes to, which are often one: the Hub's cache, and the report's.
+
+    there: shards that take their part of the cache's disk already.
+    """
 
     whole: Mapping[Shard, int]
     ranges: Mapping[Shard, int]
+    there: Collection[Shard]
     report: int
     folder: Path
 
     def peaks(self, work: Schedule, frees: bool) -> tuple[int, int]:
-        return work.peak(self.whole) if frees else sum(self.whole.values()), work.peak(self.ranges)
+        in_cache = work.peak(self.whole, self.there) if frees else sum(self.whole.values())
+        return in_cache, work.peak(self.ranges)
 
     def free(self) -> int:
         return _free(self._cache())
@@ -315,9 +321,10 @@ class _Places:
         if limit is not None and in_cache + in_scratch > limit:
             need = decimal(in_cache + in_scratch)
             return f"fetched shards need {need} of disk at once, --max-disk allows {decimal(limit)}"
-        needs = {self._cache(): in_cache, self.folder: in_scratch + self.report}
+        more = in_cache - sum(self.whole[shard] for shard in self.there)
+        needs = {self._cache(): more, self.folder: in_scratch + self.report}
         if _device(self._cache()) == _device(self.folder):
-            needs = {self._cache(): in_cache + in_scratch + self.report}
+            needs = {self._cache(): more + in_scratch + self.report}
         return next(
             (
                 f"{decimal(need)} of disk are needed at {place}, {decimal(_free(place))} are free"

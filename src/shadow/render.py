@@ -477,7 +477,8 @@ def _plan_costs(plan: Mapping[str, Any]) -> RenderableType:
         rows.add_row(
             Text("to move", "dim"), f"{decimal(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
         )
-        kept = "freed after use" if plan["frees"] else "stays in the Hub's cache" if moved else "nothing more"
+        freed = plan["frees"] or ranges == plan["shards_to_fetch"]
+        kept = "freed after use" if freed else "stays in the Hub's cache" if moved else "nothing more"
         peak, free = decimal(plan["disk_peak"]), decimal(plan["disk_free"])
         rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
     memory = f"about {decimal(plan['memory'])} with {plan['jobs']} workers, beside file caches"

@@ -247,7 +247,8 @@ def remove_empty(folder: Path, top: Path) -> None:
     """Remove a folder and its parents below top as far as they are empty."""
     with contextlib.suppress(OSError):  # not empty: something is worth keeping there
         while folder != top and top in folder.parents:
-            folder.rmdir()
+            with contextlib.suppress(FileNotFoundError):
+                folder.rmdir()
             folder = folder.parent
 
 

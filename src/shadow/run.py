@@ -268,7 +268,7 @@ def _measure(
         tell()
 
     def note(source: Source) -> None:
-        if isinstance(source, WholeFile) and source.bytes_to_move():
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
     tell()
@@ -290,8 +290,11 @@ def find(reference: Reference | ComponentBase, access: Access, scratch: Path, sa
 def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
     if reference.is_folder:
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
-    from shadow.hub import pin
-
+    try:
+        from shadow.hub import pin
+    except ValueError as error:  # of the client, which reads them when it is imported
+        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
     snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 

@@ -7,7 +7,7 @@ tuned shards come nearly in their own order. The stretches between the arrivals 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from shadow.checkpoint import Checkpoint
@@ -37,10 +37,11 @@ class Schedule:
     steps: tuple[tuple[MatrixPair, ...], ...]
     visits: tuple[Visit, ...]
 
-    def peak(self, sizes: Mapping[Shard, int]) -> int:
-        """Most bytes on the disk at any time when each shard is freed at its last use."""
+    def peak(self, sizes: Mapping[Shard, int], there: Collection[Shard] = ()) -> int:
+        """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
         held = [
             sum(sizes[one.shard] for one in self.visits[: i + 1] if one.last >= reached)
+            + sum(sizes[one.shard] for one in self.visits[i + 1 :] if one.shard in there)
             for i, reached in enumerate(_reached(self.visits))
         ]
         return max(held, default=0)

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from shadow.errors import ShadowError
 from shadow.shards import TensorInfo, map_tensor, read_header
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 NEIGHBOUR = 1 << 18  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Source(Protocol):
@@ -66,7 +71,7 @@ class LocalFile:
         pass
 
     def tensor(self, info: TensorInfo) -> Tensor:
-        return map_tensor(self.path, info)
+        return _mapped(self.path, info)
 
     def free(self) -> None:
         pass
@@ -76,13 +81,15 @@ class LocalFile:
 class WholeFile:
     """A shard of the Hub, in the Hub's cache.
 
-    tensors is what its header said when it was read over the network. keep: it was in the cache before, or is
-    wanted there afterwards. unpacked is the file that the offsets of a `.bin` of the old format refer to.
+    tensors is what its header said when the checkpoint was opened. fetched: it was brought then already. keep: it was
+    in the cache before, or is wanted there afterwards. unpacked is the file that the offsets of a `.bin` of the old
+    format refer to.
     """
 
     snapshot: Snapshot
     file: RemoteFile
     tensors: Mapping[str, TensorInfo] | None = None
+    fetched: bool = False
     keep: bool = True
     unpacked: Path | None = None
     verified: bool | None = None
@@ -95,9 +102,9 @@ class WholeFile:
         return self.snapshot.repo, self.snapshot.commit, self.file.path
 
     def bytes_to_move(self) -> int:
-        from shadow.hub import cached
+        from shadow.hub import in_cache
 
-        return 0 if self.path or cached(self.snapshot, self.file) else self.file.size
+        return 0 if self.path or in_cache(self.snapshot, self.file) else self.file.size
 
     def fetch(self, *, say: Say, report: Report, stop: Event) -> None:
         from shadow.hub import fetch_whole, use_own_blobs
@@ -110,14 +117,14 @@ class WholeFile:
         if self.tensors is not None and read_header(path, next(iter(self.tensors.values())).shard)[0] != self.tensors:
             raise ShadowError(
                 f"{self.snapshot.repo}: {self.file.path} has another header than was read before",
-                "the server does not serve one commit; try again, or another HF_ENDPOINT",
+                "run the same command again; if that does not help, the server does not serve one commit",
             )
         self.path = path
 
     def tensor(self, info: TensorInfo) -> Tensor:
         path = self.unpacked or self.path
         assert path is not None, "fetched before it is read"
-        return map_tensor(path, info)
+        return _mapped(path, info)
 
     def free(self) -> None:
         if not self.keep:
@@ -128,7 +135,7 @@ class WholeFile:
         """Remove the shard from the Hub's cache."""
         from shadow.hub import forget
 
-        forget(*self.identity)
+        forget(*self.identity, self.file.checksum)
 
 
 @dataclass
@@ -171,11 +178,21 @@ class ByteRanges:
 
     def tensor(self, info: TensorInfo) -> Tensor:
         shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
-        return map_tensor(self.path, replace(info, start=info.start + shift, end=info.end + shift))
+        return _mapped(self.path, replace(info, start=info.start + shift, end=info.end + shift))
 
     def free(self) -> None:
         with contextlib.suppress(OSError):
             self.path.unlink()
+
+
+def _mapped(path: Path, info: TensorInfo) -> Tensor:
+    try:
+        return map_tensor(path, info)
+    except (OSError, ValueError) as error:  # another program, or another audit under --max-disk, took it away or cut it
+        raise ShadowError(
+            f"{path} is not what it was when the audit began ({type(error).__name__})",
+            "run the same command again: it goes on from here",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -200,18 +217,37 @@ class Fetching:
         self.say, self.report, self.note, self.stop = say, report, note, Event()
 
     def begin(self, source: Source) -> Future[None]:
-        future: Future[None] = Future()
         self.note(source)
-
-        def run() -> None:
-            try:
-                source.fetch(say=self.say, report=self.report, stop=self.stop)
-                future.set_result(None)
-            except BaseException as error:
-                future.set_exception(error)
-
-        Thread(target=run, name="fetch", daemon=True).start()
+        future: Future[None] = Future()
+        fetch = partial(source.fetch, say=self.say, report=self.report, stop=self.stop)
+        Thread(target=_settle, args=(future, fetch), name="fetch", daemon=True).start()
         return future
+
+
+def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
+    """function(item, stop) of every item, in order, worked on by daemon threads. stop is set when that is given up."""
+    futures: list[Future[R]] = [Future() for _ in items]
+    waiting, stop = deque(zip(futures, items, strict=True)), Event()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while not stop.is_set():
+                future, item = waiting.popleft()
+                _settle(future, partial(function, item, stop))
+
+    for _ in range(min(threads, len(items))):
+        Thread(target=work, name="open", daemon=True).start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+
+
+def _settle(future: Future[R], work: Callable[[], R]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
