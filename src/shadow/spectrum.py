@@ -20,18 +20,25 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, eigsh
 from torch import Tensor
 
 from shadow.matrices import Matrix
 from shadow.outcome import Precision
+from shadow.tridiagonal import eigensystem
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the product.
 BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
 PANEL = 192
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
-# 0.85 at 2048, 1.4 at 3072. In float32 it does not.
+# 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors it is taken up to this side everywhere, and MKL's
+# eigenvalues and Lanczos above it: at 4096 64 vectors add 0.5 and 16 add 0.15 to MKL's time, OpenBLAS takes 2.0 of it.
 OPENBLAS_SIDE = 2048
+KRYLOV = 2.5  # dimension of the Krylov space for each vector
+LANCZOS_TOLERANCE = 1e-12  # residual of each eigenvector in units of its eigenvalue
+# How well Lanczos must find the eigenvalues that are known, in units of the largest; otherwise it has missed some.
+SAME_EIGENVALUE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 # Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
 # accumulation) and of its eigenvalues, measured on planted spectra in tests/test_spectrum.py.
@@ -46,6 +53,8 @@ class Spectrum:
 
     sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since they are noise of
     the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm, summed from the entries.
+    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of sigma (left
+    ones if rows <= cols), as many as were asked for; those of sigmas below floor are noise.
     """
 
     sigma: NDArray[np.float64]
@@ -54,6 +63,7 @@ class Spectrum:
     norm: float
     floor: float
     precision: Precision
+    vectors: NDArray[np.float64] | None = None
 
     @property
     def long_side(self) -> int:
@@ -162,6 +172,43 @@ def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     return np.asarray(values, dtype=np.float64)
 
 
+def with_vectors(lower: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first, in float64.
+
+    lower: the lower triangle of a symmetric matrix, float32 or float64, above OPENBLAS_SIDE of its own eigenvalues'
+    precision; it is overwritten.
+    """
+    if len(lower) <= OPENBLAS_SIDE:
+        return eigensystem(lower.double().numpy(), count)
+    values = eigenvalues(lower)
+    return values, _leading(_mirrored(lower).double(), values, count, SAME_EIGENVALUE[lower.dtype])
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    """A symmetric matrix whose lower triangle is given, written in its place."""
+    for start in range(0, len(lower), PANEL):
+        corner = lower[start : start + PANEL, start : start + PANEL]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        lower[start : start + PANEL, start + PANEL :] = lower[start + PANEL :, start : start + PANEL].T
+    return lower
+
+
+def _leading(whole: Tensor, values: NDArray[np.float64], count: int, same: float) -> NDArray[np.float64]:
+    """The leading eigenvectors (side, count) by restarted Lanczos from a fixed vector, checked against all values.
+
+    Lanczos can miss a copy of a multiple eigenvalue, or fail to converge: then all vectors are computed.
+    """
+    start = np.random.default_rng(0).standard_normal(len(whole))
+    try:
+        krylov = min(len(whole), int(KRYLOV * count) + 1)
+        found, vectors = eigsh(whole.numpy(), count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE)
+        if np.abs(found - values[-count:]).max() <= same * values[-1]:
+            return np.ascontiguousarray(vectors[:, ::-1])
+    except ArpackError:
+        pass
+    return torch.linalg.eigh(whole).eigenvectors.flip(1)[:, :count].contiguous().numpy()
+
+
 def spectrum(
     read: Callable[[torch.dtype], Iterator[Tensor]],
     shape: tuple[int, int],
@@ -169,32 +216,36 @@ def spectrum(
     scale: float,
     precision: Precision,
     wide_format: bool,
+    vectors: int = 0,
 ) -> Spectrum:
     """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the order of `blocks`.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were multiplied by.
     wide_format says that the stored numbers have more bits than float32 products keep (F32, F64): then, and where
     the short side is small, `exact` is taken instead of `default`. Returns `precision` as it was used.
+    vectors: how many leading singular vectors of the short side to return as well, at most.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
     while True:
-        values, floor = _singular_values(read, shape, precision)
+        values, floor, leading = _singular_values(read, shape, precision, min(vectors, side))
         unresolved = int(np.count_nonzero(values < floor))
         if precision == "exact" or values[0] == 0.0 or unresolved <= UNRESOLVED_SHARE * side:
             break
         precision = "exact"
     values[values < floor] = 0.0
-    return Spectrum(values / scale, *shape, norm, floor / scale, precision)
+    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading)
 
 
 def _singular_values(
-    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision
-) -> tuple[NDArray[np.float64], float]:
+    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision, vectors: int = 0
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
+    """Singular values, descending, the floor under them, and the leading vectors of the short side if any are wanted."""
     dtype = torch.float64 if precision == "exact" else torch.float32
     lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
     if precision == "default":
         lower = lower.double()
-    values = np.sqrt(np.maximum(eigenvalues(lower), 0.0))[::-1].copy()
-    return values, FLOOR[precision] * float(values[0])
+    squares, leading = with_vectors(lower, vectors) if vectors else (eigenvalues(lower), None)
+    values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
+    return values, FLOOR[precision] * float(values[0]), leading
