@@ -39,7 +39,10 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 
 @dataclass(frozen=True)
 class Method:
-    """How numbers are computed; part of what makes two reports comparable."""
+    """How numbers are computed; part of what makes two reports comparable.
+
+    nulls: draws of the sampled null, from seed; subspaces: whether singular vectors are compared too.
+    """
 
     precision: Precision = "default"
     nulls: int = 0

@@ -92,20 +92,21 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
-def blocks(matrix: Matrix) -> Iterator[tuple[slice, ...]]:
-    """Indices that cut a matrix along its long side into blocks of about BLOCK elements, in order.
+def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...]]:
+    """Indices that cut a matrix along its long side into blocks of about size (BLOCK) elements, in order.
 
     How it is cut depends on the shape alone, so that sums come out the same whatever runs beside them.
     """
     rows, cols = shape_of(matrix)
+    size = BLOCK if size is None else size
     if matrix.numel() == 0:
         return
     if rows <= cols:
-        step = max(1, BLOCK // rows)
+        step = max(1, size // rows)
         for start in range(0, cols, step):
             yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),)
     else:
-        step = max(1, BLOCK // matrix.shape[1:].numel())
+        step = max(1, size // matrix.shape[1:].numel())
         for start in range(0, matrix.shape[0], step):
             yield (slice(start, start + step),)
 
@@ -164,12 +165,10 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given."""
+    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it may be overwritten."""
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
-        values = torch.linalg.eigvalsh(lower, UPLO="L").numpy()
-    else:
-        values = np.linalg.eigvalsh(lower.numpy(), UPLO="L")
-    return np.asarray(values, dtype=np.float64)
+        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
+    return eigensystem(lower.numpy(), 0)[0]
 
 
 def with_vectors(lower: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -206,7 +205,8 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int, same: float
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
-    return torch.linalg.eigh(whole).eigenvectors.flip(1)[:, :count].contiguous().numpy()
+    every: NDArray[np.float64] = torch.linalg.eigh(whole).eigenvectors.numpy()
+    return np.ascontiguousarray(every[:, ::-1][:, :count])
 
 
 def spectrum(
@@ -241,7 +241,7 @@ def spectrum(
 def _singular_values(
     read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision, vectors: int = 0
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
-    """Singular values, descending, the floor under them, and the leading vectors of the short side if any are wanted."""
+    """Singular values, descending, the floor under them, and as many leading vectors of the short side as wanted."""
     dtype = torch.float64 if precision == "exact" else torch.float32
     lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
     if precision == "default":

@@ -33,7 +33,8 @@ Routine = Callable[..., None]
 def eigensystem(lower: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Eigenvalues (n,), ascending, and the eigenvectors (n, count) of the largest ones, the largest first.
 
-    lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. count: 1 to n.
+    lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are the same to the
+    last bit whatever the count.
     """
     routines = lapack()
     if routines is None:
@@ -48,6 +49,8 @@ def eigensystem(lower: NDArray[np.float64], count: int) -> tuple[NDArray[np.floa
     routines["dsterf"](n, values, destroyed, info)
     if info[0]:
         raise np.linalg.LinAlgError("eigenvalues did not converge")
+    if count == 0:
+        return values, np.empty((n, 0))
     vectors = _of_tridiagonal(routines["dstein"], diagonal, beside, values[n - count :])
     routines["dormtr"](b"L", b"U", b"N", n, count, lower, n, scales, vectors, n, work, len(work), info)
     return values, vectors[::-1].T
