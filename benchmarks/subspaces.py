@@ -1,7 +1,8 @@
 """What do the subspace columns cost? The whole audit with and without them, by precision, in turns; prints the ratios.
 
-Each audit is a fresh process of the `shadow` command, without OMP_NUM_THREADS and its like. The least time of the rounds
-counts, as a shared machine only ever adds to it. Exit code 1 where the CPU time of a precision grew by more than --most.
+Each audit is a fresh process of the `shadow` command, without OMP_NUM_THREADS and its like. The least time of the
+rounds counts, as a shared machine only ever adds to it. Exit code 1 where the CPU time of a precision grew by more than
+--most.
 """
 
 from __future__ import annotations

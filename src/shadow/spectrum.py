@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import ArpackError, eigsh
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from shadow.matrices import Matrix
@@ -32,12 +32,15 @@ BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
 PANEL = 192
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
-# 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors it is taken up to this side everywhere, and MKL's
-# eigenvalues and Lanczos above it: at 4096 64 vectors add 0.5 and 16 add 0.15 to MKL's time, OpenBLAS takes 2.0 of it.
+# 0.85 at 2048, 1.4 at 3072. In float32 it does not.
 OPENBLAS_SIDE = 2048
-KRYLOV = 2.5  # dimension of the Krylov space for each vector
-LANCZOS_TOLERANCE = 1e-12  # residual of each eigenvector in units of its eigenvalue
-# How well Lanczos must find the eigenvalues that are known, in units of the largest; otherwise it has missed some.
+# Up to this side vectors come with all eigenvalues from one tridiagonal form. Above it MKL's eigenvalues and Lanczos
+# for the vectors take less: at 2560 they are even where the spectrum is flat (500 products for 64 vectors, else 200).
+VECTORS_SIDE = 2560
+KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
+# Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the eigenvalues that are known,
+# in units of the largest: otherwise it has missed some. By the precision of the Gram matrix.
+LANCZOS_TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-12}
 SAME_EIGENVALUE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 # Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
@@ -171,16 +174,16 @@ def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
     return eigensystem(lower.numpy(), 0)[0]
 
 
-def with_vectors(lower: Tensor, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first, in float64.
+def with_vectors(lower: Tensor, count: int, solved: torch.dtype) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
-    lower: the lower triangle of a symmetric matrix, float32 or float64, above OPENBLAS_SIDE of its own eigenvalues'
-    precision; it is overwritten.
+    lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues are computed in
+    above VECTORS_SIDE; below it, it is float64.
     """
-    if len(lower) <= OPENBLAS_SIDE:
+    if len(lower) <= VECTORS_SIDE:
         return eigensystem(lower.double().numpy(), count)
-    values = eigenvalues(lower)
-    return values, _leading(_mirrored(lower).double(), values, count, SAME_EIGENVALUE[lower.dtype])
+    values = eigenvalues(lower.to(solved, copy=True))
+    return values, _leading(_mirrored(lower), values, count)
 
 
 def _mirrored(lower: Tensor) -> Tensor:
@@ -192,20 +195,23 @@ def _mirrored(lower: Tensor) -> Tensor:
     return lower
 
 
-def _leading(whole: Tensor, values: NDArray[np.float64], count: int, same: float) -> NDArray[np.float64]:
+def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """The leading eigenvectors (side, count) by restarted Lanczos from a fixed vector, checked against all values.
 
-    Lanczos can miss a copy of a multiple eigenvalue, or fail to converge: then all vectors are computed.
+    Products with a float32 matrix are in float32: their rounding turns the vectors no more than that of the Gram
+    matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not converge: then all vectors are computed.
     """
-    start = np.random.default_rng(0).standard_normal(len(whole))
+    matrix = whole.numpy()
+    product = LinearOperator(matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(len(matrix))
+    krylov = min(len(matrix), int(KRYLOV * count) + 1)
     try:
-        krylov = min(len(whole), int(KRYLOV * count) + 1)
-        found, vectors = eigsh(whole.numpy(), count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE)
-        if np.abs(found - values[-count:]).max() <= same * values[-1]:
+        found, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype])
+        if np.abs(found - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass
-    every: NDArray[np.float64] = torch.linalg.eigh(whole).eigenvectors.numpy()
+    every: NDArray[np.float64] = torch.linalg.eigh(whole.double()).eigenvectors.numpy()
     return np.ascontiguousarray(every[:, ::-1][:, :count])
 
 
@@ -244,8 +250,7 @@ def _singular_values(
     """Singular values, descending, the floor under them, and as many leading vectors of the short side as wanted."""
     dtype = torch.float64 if precision == "exact" else torch.float32
     lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
-    if precision == "default":
-        lower = lower.double()
-    squares, leading = with_vectors(lower, vectors) if vectors else (eigenvalues(lower), None)
+    solved = torch.float32 if precision == "fast" else torch.float64
+    squares, leading = with_vectors(lower, vectors, solved) if vectors else (eigenvalues(lower.to(solved)), None)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
     return values, FLOOR[precision] * float(values[0]), leading

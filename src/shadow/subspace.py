@@ -97,7 +97,7 @@ def _mean_square(cosines: Array) -> float:
 
 
 def _whitened(products: Array, columns: Array) -> Array:
-    """Inner products (k, ...) with vectors whose own are `products`, made those with an orthonormal basis of their span."""
+    """Inner products (k, ...) with vectors whose own are `products`, made those with an orthonormal basis of them."""
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
 
