@@ -96,6 +96,31 @@ def ulp(W, dtype):
     return 2.0 ** (np.maximum(exponent, MIN_EXPONENT[dtype]) - ULP_BITS[dtype])
 
 
+def subspaces(Wb, Wt, floors=(0.0, 0.0)):
+    """The columns that compare singular vectors, from two whole SVDs; floors: of base and tuned."""
+    (Ub, sb, Vb), (Ut, st, Vt) = (np.linalg.svd(W, full_matrices=False) for W in (Wb, Wt))
+    (rows, cols), m, D = Wb.shape, len(sb), Wt - Wb
+    k = min(16, m)
+    values = dict.fromkeys(("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders"))
+
+    def gap(s, floor):
+        after = (s[k] if s[k] >= floor else floor) if k < m else 0.0
+        return (s[k - 1] - after) / s[k - 1] if s[k - 1] >= floor and s[k - 1] > 0 else None
+
+    def resolved(s, floor, count):
+        return s[min(count, m) - 1] >= floor and s[min(count, m) - 1] > 0
+
+    if resolved(sb, floors[0], k):
+        values["alignment_left"] = ((Ub[:, :k].T @ D) ** 2).sum() / (D**2).sum() / (k / rows)
+        values["alignment_right"] = ((D @ Vb[:k].T) ** 2).sum() / (D**2).sum() / (k / cols)
+        if resolved(st, floors[1], k):
+            values["overlap_left"] = ((Ub[:, :k].T @ Ut[:, :k]) ** 2).sum() / k
+            values["overlap_right"] = ((Vb[:k] @ Vt[:k].T) ** 2).sum() / k
+    if resolved(sb, floors[0], 64) and resolved(st, floors[1], 10):
+        values["intruders"] = sum(all(abs(u @ v) <= 0.5 for u in Ub.T[:64]) for v in Ut.T[:10])
+    return values | {"subspace_gap_base": gap(sb, floors[0]), "subspace_gap_tuned": gap(st, floors[1])}
+
+
 def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     """The columns of a delta that are not of one matrix alone. floors: of base, tuned and delta."""
     D = Wt - Wb
@@ -108,20 +133,24 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     both = (sb > 0) & (st > 0)
     ratios = st[both] / sb[both]
     floor = ulp(np.maximum(np.abs(Wb), np.abs(Wt)), coarser)
-    return d | {
-        "condition_number": None,
-        "relative_norm": np.linalg.norm(D) / np.linalg.norm(Wb),
-        "relative_spectral": s[0] / sb[0],
-        "cosine": (Wb * Wt).sum() / np.linalg.norm(Wb) / np.linalg.norm(Wt),
-        "effective_rank_shift": t["effective_rank"] - b["effective_rank"],
-        "stable_rank_shift": t["stable_rank"] - b["stable_rank"],
-        "zero_share": (D == 0).mean(),
-        "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
-        "null_participation_ratio": null,
-        "concentration": np.log(null / d["participation_ratio"]) / np.log(null) if null >= 2 else None,
-        "null_edge": edge,
-        "spikes": int((s > edge).sum()),
-        "spike_energy": (s[s > edge] ** 2).sum() / (s**2).sum(),
-        "sigma_scale": np.median(ratios),
-        "sigma_scale_iqr": np.percentile(ratios, 75) - np.percentile(ratios, 25),
-    }
+    return (
+        d
+        | subspaces(Wb, Wt, floors[:2])
+        | {
+            "condition_number": None,
+            "relative_norm": np.linalg.norm(D) / np.linalg.norm(Wb),
+            "relative_spectral": s[0] / sb[0],
+            "cosine": (Wb * Wt).sum() / np.linalg.norm(Wb) / np.linalg.norm(Wt),
+            "effective_rank_shift": t["effective_rank"] - b["effective_rank"],
+            "stable_rank_shift": t["stable_rank"] - b["stable_rank"],
+            "zero_share": (D == 0).mean(),
+            "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
+            "null_participation_ratio": null,
+            "concentration": np.log(null / d["participation_ratio"]) / np.log(null) if null >= 2 else None,
+            "null_edge": edge,
+            "spikes": int((s > edge).sum()),
+            "spike_energy": (s[s > edge] ** 2).sum() / (s**2).sum(),
+            "sigma_scale": np.median(ratios),
+            "sigma_scale_iqr": np.percentile(ratios, 75) - np.percentile(ratios, 25),
+        }
+    )

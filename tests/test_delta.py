@@ -23,6 +23,8 @@ LOOSE = {
     "alpha_hill": 1e-5,
     "sigma_scale_iqr": 3e-3,
     "condition_number": 1e-3,
+    "subspace_gap_base": 1e-4,
+    "subspace_gap_tuned": 1e-4,
 }
 REFERENCE = {"mp_edge": 1e-5}  # the reference's own error, from its trapezium rule
 COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks", "alpha_stderr"}  # may sit on another, equally good xmin
@@ -116,6 +118,7 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
 def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
     """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its units.
 
+    Dᵀ has left and right exchanged.
     What rests on entries (null, floor, zero_share) holds for transposition and scale only.
     """
     rng = np.random.default_rng(seed)
@@ -129,11 +132,13 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
     weights = {c.name: 2.0**exponent for c in (*SPECTRAL, *DELTA) if c.unit == "weights"}
     entrywise = {"null_participation_ratio", "concentration", "null_edge", "spikes", "spike_energy", "floor_ratio"}
     for name, value in one.items():
+        mirror = name.replace("left", "RIGHT").replace("right", "left").lower()
         if value is None:
-            assert flipped[name] is scaled.values[name] is None
+            assert flipped[mirror] is scaled.values[name] is None
             continue
         tolerance = {"rel": 1e-5, "abs": 1e-7}
-        assert flipped[name] == pytest.approx(value, **tolerance), name
+        if name != "intruders":  # counts left vectors only
+            assert flipped[mirror] == pytest.approx(value, **tolerance), name
         assert scaled.values[name] == pytest.approx(value * weights.get(name, 1.0), rel=1e-5, abs=1e-30), name
         if name not in entrywise:
             assert turned[name] == pytest.approx(value, **tolerance), name
@@ -144,7 +149,7 @@ def test_opposite_and_doubled_weights():
     base = torch.randn(60, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     opposite = measure(base, -base, ("F64", "F64"))[2].values
     assert opposite["cosine"] == pytest.approx(-1)
-    assert opposite["relative_norm"] == opposite["relative_spectral"] == pytest.approx(2)
+    assert (opposite["relative_norm"], opposite["relative_spectral"]) == (pytest.approx(2), pytest.approx(2))
     doubled = measure(base, 2 * base, ("F64", "F64"))[2].values
     assert (doubled["cosine"], doubled["sigma_scale"]) == (pytest.approx(1), pytest.approx(2))
     assert doubled["sigma_scale_iqr"] == pytest.approx(0, abs=1e-9)

@@ -110,6 +110,9 @@ def audit(
     precision: Precision = PrecisionName.default,
     nulls: Annotated[int, typer.Option(help="Also sample the null with this many sign flips.", min=0, max=1000)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0)] = 0,
+    subspaces: Annotated[
+        bool, typer.Option("--subspaces/--no-subspaces", help="Compare the leading singular subspaces.")
+    ] = True,
     jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     allow_pickle: Pickle = False,
@@ -131,7 +134,7 @@ def audit(
     from shadow.delta import Method
     from shadow.run import Settings
 
-    settings = Settings(Method(precision.value, nulls, seed), chosen, spectra)
+    settings = Settings(Method(precision.value, nulls, seed, subspaces), chosen, spectra)
     access = _access(allow_pickle, offline, fetch, max_disk)
     results: list[Result] = []
     failed = False

@@ -31,6 +31,7 @@ from shadow.spectrum import (
     shape_of,
     spectrum,
 )
+from shadow.subspace import BASE_VECTORS, NO_SUBSPACES, TUNED_VECTORS, subspace_values
 from shadow.tail import hill, marchenko_pastur, power_law
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
@@ -38,11 +39,15 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 
 @dataclass(frozen=True)
 class Method:
-    """How numbers are computed; part of what makes two reports comparable."""
+    """How numbers are computed; part of what makes two reports comparable.
+
+    nulls: draws of the sampled null, from seed; subspaces: whether singular vectors are compared too.
+    """
 
     precision: Precision = "default"
     nulls: int = 0
     seed: int = 0
+    subspaces: bool = True
 
 
 @dataclass(frozen=True)
@@ -175,8 +180,9 @@ def measure_pair(
     dtype = working_dtype(*formats)
     total = sums(base, tuned, coarser, size, dtype, space)
     base_norm, tuned_norm = math.sqrt(total.base) / total.scale, math.sqrt(total.tuned) / total.scale
-    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space)
-    tuned_spectrum = _weight_spectrum(tuned, tuned_norm, size.tuned, formats[1], method, space)
+    vectors = (BASE_VECTORS, TUNED_VECTORS) if method.subspaces else (0, 0)
+    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space, vectors[0])
+    tuned_spectrum = _weight_spectrum(tuned, tuned_norm, size.tuned, formats[1], method, space, vectors[1])
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
@@ -194,6 +200,11 @@ def measure_pair(
         **_shifts(base_values, tuned_values),
         **null_values(delta, total.profile, participation),
         **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
+        **(
+            subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), scale, space)
+            if method.subspaces
+            else NO_SUBSPACES
+        ),
     }
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
@@ -216,12 +227,13 @@ def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Wo
 
 
 def _weight_spectrum(
-    matrix: Matrix, norm: float, largest: float, stored: str, method: Method, space: Workspace
+    matrix: Matrix, norm: float, largest: float, stored: str, method: Method, space: Workspace, vectors: int = 0
 ) -> Spectrum:
+    """The spectrum of one side, with that many leading singular vectors of its short side."""
     scale = power_of_two_scale(largest)
     wide_format = working_dtype(stored) == torch.float64
     read = partial(scaled_blocks, matrix, scale, space=space)
-    return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format)
+    return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:

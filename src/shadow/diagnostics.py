@@ -53,7 +53,7 @@ IDENTITY = (
     Column(
         "precision", "string", "how the spectrum was computed: default, exact or fast",
         pitfalls="`default` turns to `exact` for small matrices, for F32 and F64, and when more than 1 % of the sigmas "
-        "are below the floor.",
+        "are below the floor. With subspaces, `fast` solves base and tuned in float64 up to a short side of 2560.",
     ),
     Column("rank_ceiling", "int", "the most ranks a low-rank adapter lets the delta have", null="no adapter"),
     Column("verified", "bool", "were the bytes checked against the Hub's sha256", null="local folders"),
@@ -144,6 +144,8 @@ SPECTRAL = (
 )  # fmt: skip
 
 _SAMPLED = "without --nulls"
+_UNRESOLVED = "sigma_k is not resolved on either side; --no-subspaces"
+_OF_BASE = "sigma_k of W_base is not resolved; --no-subspaces"
 
 DELTA = (
     Column(
@@ -208,6 +210,47 @@ DELTA = (
         "median over i of sigma_i(W_tuned) / sigma_i(W_base), both resolved", "", "> 0", "none is resolved on both sides",
     ),
     Column("sigma_scale_iqr", "float", "spread of that factor", "interquartile range", "", ">= 0", "as sigma_scale"),
+    Column(
+        "overlap_left", "float", "how little the leading output directions turned",
+        "norm(U_base^T U_tuned)_F^2 / k, U the leading k = min(16, m) left singular vectors", "", "[0, 1]", _UNRESOLVED,
+        "mean squared cosine of the principal angles, Bjorck & Golub 1973",
+        "1: the same subspace; k / rows on average for two random ones. Near 1 whatever was tuned where norm(D) is well "
+        "below the gap. Arbitrary where a subspace_gap is near 0, and 1 by definition where k = rows.",
+    ),
+    Column(
+        "overlap_right", "float", "how little the leading input directions turned",
+        "norm(V_base^T V_tuned)_F^2 / k, V the leading k right singular vectors", "", "[0, 1]", _UNRESOLVED,
+        "as overlap_left", "As overlap_left, with cols.",
+    ),
+    Column(
+        "alignment_left", "float", "energy of D in the base's leading output directions, in units of an even spread",
+        "(norm(U_base^T D)_F^2 / norm(D)_F^2) / (k / rows)", "", "[0, rows / k]", _OF_BASE, "",
+        "1 on average for a D without preferred directions, 0: D avoids them. Uneven rows of D or of W_base alone (outlier "
+        "channels) move it. Uncertain where subspace_gap_base is near 0.",
+    ),
+    Column(
+        "alignment_right", "float", "energy of D in the base's leading input directions, in units of an even spread",
+        "(norm(D V_base)_F^2 / norm(D)_F^2) / (k / cols)", "", "[0, cols / k]", _OF_BASE, "", "As alignment_left, with cols.",
+    ),
+    Column(
+        "intruders", "int", "leading output directions of the tuned side that the base does not have",
+        "#{j <= min(10, m): |u_base,i . u_tuned,j| <= 0.5 for all i <= min(64, m)}, u left singular vectors", "",
+        "0 to min(10, m)", "the last of these sigma is not resolved on either side; --no-subspaces",
+        "after Shuttleworth et al. 2024 (LoRA vs Full Fine-tuning: An Illusion of Equivalence)",
+        "They search all vectors of the base, this the leading 64: a direction that rose from below them counts as an "
+        "intruder here. Vectors of nearly equal singular values mix, and a mixture of five looks new.",
+    ),
+    Column(
+        "subspace_gap_base", "float", "how well the leading subspace of W_base is defined",
+        "(sigma_k - sigma_{k+1}) / sigma_k, k = min(16, m)", "", "[0, 1]", _OF_BASE,
+        "Wedin 1972 (sin theta theorem)",
+        "An error of spectral norm e in W turns the subspace by about e / (gap sigma_k): at 0 it is arbitrary. Where "
+        "sigma_{k+1} is not resolved it counts as sigma_floor, where there is none as 0.",
+    ),
+    Column(
+        "subspace_gap_tuned", "float", "the same of W_tuned", "as subspace_gap_base", "", "[0, 1]",
+        "sigma_k of W_tuned is not resolved; --no-subspaces", "as subspace_gap_base",
+    ),
 )  # fmt: skip
 
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA)

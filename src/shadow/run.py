@@ -353,7 +353,8 @@ def _provenance(settings: Settings, started: datetime, seconds: float) -> dict[s
             "default": "float32 Gram, float64 eigenvalues",
             "exact": "float64 Gram, float64 eigenvalues",
             "fast": "float32 Gram, float32 eigenvalues",
-        }[settings.method.precision],
+        }[settings.method.precision]
+        + (", float64 vectors" if settings.method.subspaces else ""),
         "device": "cpu",
         "libraries": {
             "python": platform.python_version(),

@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from torch import Tensor
 
 from shadow.matrices import Matrix
 from shadow.outcome import Precision
+from shadow.tridiagonal import eigensystem
 
 # Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the product.
 BLOCK = 1 << 21
@@ -32,6 +34,14 @@ PANEL = 192
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
 # 0.85 at 2048, 1.4 at 3072. In float32 it does not.
 OPENBLAS_SIDE = 2048
+# Up to this side vectors come with all eigenvalues from one tridiagonal form. Above it MKL's eigenvalues and Lanczos
+# for the vectors take less: at 2560 they are even where the spectrum is flat (500 products for 64 vectors, else 200).
+VECTORS_SIDE = 2560
+KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
+# Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the eigenvalues that are known,
+# in units of the largest: otherwise it has missed some. By the precision of the Gram matrix.
+LANCZOS_TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-12}
+SAME_EIGENVALUE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 # Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
 # accumulation) and of its eigenvalues, measured on planted spectra in tests/test_spectrum.py.
@@ -46,6 +56,8 @@ class Spectrum:
 
     sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since they are noise of
     the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm, summed from the entries.
+    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of sigma (left
+    ones if rows <= cols), as many as were asked for; those of sigmas below floor are noise.
     """
 
     sigma: NDArray[np.float64]
@@ -54,6 +66,7 @@ class Spectrum:
     norm: float
     floor: float
     precision: Precision
+    vectors: NDArray[np.float64] | None = None
 
     @property
     def long_side(self) -> int:
@@ -82,20 +95,21 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
     return matrix.shape[:-1].numel(), matrix.shape[-1]
 
 
-def blocks(matrix: Matrix) -> Iterator[tuple[slice, ...]]:
-    """Indices that cut a matrix along its long side into blocks of about BLOCK elements, in order.
+def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...]]:
+    """Indices that cut a matrix along its long side into blocks of about size (BLOCK) elements, in order.
 
     How it is cut depends on the shape alone, so that sums come out the same whatever runs beside them.
     """
     rows, cols = shape_of(matrix)
+    size = BLOCK if size is None else size
     if matrix.numel() == 0:
         return
     if rows <= cols:
-        step = max(1, BLOCK // rows)
+        step = max(1, size // rows)
         for start in range(0, cols, step):
             yield (slice(None),) * (matrix.ndim - 1) + (slice(start, start + step),)
     else:
-        step = max(1, BLOCK // matrix.shape[1:].numel())
+        step = max(1, size // matrix.shape[1:].numel())
         for start in range(0, matrix.shape[0], step):
             yield (slice(start, start + step),)
 
@@ -154,12 +168,51 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given."""
+    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it may be overwritten."""
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
-        values = torch.linalg.eigvalsh(lower, UPLO="L").numpy()
-    else:
-        values = np.linalg.eigvalsh(lower.numpy(), UPLO="L")
-    return np.asarray(values, dtype=np.float64)
+        return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
+    return eigensystem(lower.numpy(), 0)[0]
+
+
+def with_vectors(lower: Tensor, count: int, solved: torch.dtype) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
+
+    lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues are computed in
+    above VECTORS_SIDE; below it, it is float64.
+    """
+    if len(lower) <= VECTORS_SIDE:
+        return eigensystem(lower.double().numpy(), count)
+    values = eigenvalues(lower.to(solved, copy=True))
+    return values, _leading(_mirrored(lower), values, count)
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    """A symmetric matrix whose lower triangle is given, written in its place."""
+    for start in range(0, len(lower), PANEL):
+        corner = lower[start : start + PANEL, start : start + PANEL]
+        corner.copy_(corner.tril() + corner.tril(-1).T)
+        lower[start : start + PANEL, start + PANEL :] = lower[start + PANEL :, start : start + PANEL].T
+    return lower
+
+
+def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The leading eigenvectors (side, count) by restarted Lanczos from a fixed vector, checked against all values.
+
+    Products with a float32 matrix are in float32: their rounding turns the vectors no more than that of the Gram
+    matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not converge: then all vectors are computed.
+    """
+    matrix = whole.numpy()
+    product = LinearOperator(matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(len(matrix))
+    krylov = min(len(matrix), int(KRYLOV * count) + 1)
+    try:
+        found, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype])
+        if np.abs(found - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
+            return np.ascontiguousarray(vectors[:, ::-1])
+    except ArpackError:
+        pass
+    every: NDArray[np.float64] = torch.linalg.eigh(whole.double()).eigenvectors.numpy()
+    return np.ascontiguousarray(every[:, ::-1][:, :count])
 
 
 def spectrum(
@@ -169,32 +222,35 @@ def spectrum(
     scale: float,
     precision: Precision,
     wide_format: bool,
+    vectors: int = 0,
 ) -> Spectrum:
     """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the order of `blocks`.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were multiplied by.
     wide_format says that the stored numbers have more bits than float32 products keep (F32, F64): then, and where
     the short side is small, `exact` is taken instead of `default`. Returns `precision` as it was used.
+    vectors: how many leading singular vectors of the short side to return as well, at most.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
     while True:
-        values, floor = _singular_values(read, shape, precision)
+        values, floor, leading = _singular_values(read, shape, precision, min(vectors, side))
         unresolved = int(np.count_nonzero(values < floor))
         if precision == "exact" or values[0] == 0.0 or unresolved <= UNRESOLVED_SHARE * side:
             break
         precision = "exact"
     values[values < floor] = 0.0
-    return Spectrum(values / scale, *shape, norm, floor / scale, precision)
+    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading)
 
 
 def _singular_values(
-    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision
-) -> tuple[NDArray[np.float64], float]:
+    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision, vectors: int = 0
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
+    """Singular values, descending, the floor under them, and as many leading vectors of the short side as wanted."""
     dtype = torch.float64 if precision == "exact" else torch.float32
     lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
-    if precision == "default":
-        lower = lower.double()
-    values = np.sqrt(np.maximum(eigenvalues(lower), 0.0))[::-1].copy()
-    return values, FLOOR[precision] * float(values[0])
+    solved = torch.float32 if precision == "fast" else torch.float64
+    squares, leading = with_vectors(lower, vectors, solved) if vectors else (eigenvalues(lower.to(solved)), None)
+    values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
+    return values, FLOOR[precision] * float(values[0]), leading

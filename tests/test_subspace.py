@@ -1,0 +1,290 @@
+"""Overlaps, alignments and intruders against two whole float64 SVDs, and under what must not change them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shadow import spectrum, subspace
+from shadow.delta import Method, extent, measure_pair, working_dtype
+from shadow.matrices import BlockScaled, Updated
+from shadow.spectrum import Workspace
+from shadow.subspace import NO_SUBSPACES
+
+F64 = ("F64", "F64")
+SHAPES = st.tuples(st.integers(2, 80), st.integers(2, 80))
+OVERLAPS = ("overlap_left", "overlap_right")
+ALIGNMENTS = ("alignment_left", "alignment_right")
+GAPS = ("subspace_gap_base", "subspace_gap_tuned")
+
+
+def measure(base, tuned, dtypes=F64, method=None):
+    base, tuned = (torch.from_numpy(W) if isinstance(W, np.ndarray) else W for W in (base, tuned))
+    space = Workspace()
+    size = extent(base, tuned, working_dtype(*dtypes), space)
+    return measure_pair(base, tuned, dtypes, size, method or Method(), "k", space)
+
+
+def values(base, tuned, dtypes=F64, method=None):
+    found = measure(base, tuned, dtypes, method)[2].values
+    return {name: found[name] for name in NO_SUBSPACES}
+
+
+def expected(found, base, tuned):
+    """The reference's columns, with the floors of what was found."""
+    Wb, Wt = (W.double().numpy().reshape(-1, W.shape[-1]) for W in (base, tuned))
+    return reference.subspaces(Wb, Wt, tuple(one.values["sigma_floor"] for one in found[:2]))
+
+
+def assert_like_reference(base, tuned, dtypes=F64, method=None, **tolerance):
+    found = measure(base, tuned, dtypes, method)
+    for name, value in expected(found, base, tuned).items():
+        got = found[2].values[name]
+        if value is None:
+            assert got is None, name
+        else:
+            assert got == pytest.approx(value, **tolerance), name
+    return found[2].values
+
+
+def planted(rows, cols, sigma, rng):
+    U, _ = np.linalg.qr(rng.standard_normal((rows, len(sigma))))
+    V, _ = np.linalg.qr(rng.standard_normal((cols, len(sigma))))
+    return (U * sigma) @ V.T
+
+
+def pair(rows, cols, rank=3, size=0.3, seed=0):
+    """A base with a decaying spectrum, and the same with a low-rank update and noise, float64."""
+    rng = np.random.default_rng(seed)
+    m = min(rows, cols)
+    base = planted(rows, cols, np.arange(1, m + 1) ** -0.5, rng)
+    update = rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, cols)) + rng.standard_normal((rows, cols))
+    return base, base + size * update / np.linalg.norm(update)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 2), (2, 50), (50, 2), (3, 3), (15, 40), (16, 16), (17, 17), (17, 200), (200, 17), (64, 64), (65, 90), (90, 65),
+     (128, 128), (150, 400), (400, 150), (300, 310)],
+)  # fmt: skip
+def test_every_number_is_that_of_two_svds(shape):
+    """Tiny, wide, tall and square float64 matrices: to 1e-7, alignments by the delta's float32 sums."""
+    assert_like_reference(*map(torch.from_numpy, pair(*shape)), rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtypes", [("BF16", "BF16"), ("F32", "F32"), ("BF16", "F32"), ("F16", "BF16")])
+@pytest.mark.parametrize("shape", [(40, 100), (300, 420), (420, 300)])
+def test_stored_formats_agree_with_two_svds(shape, dtypes):
+    """What is stored in 16 or 32 bits, in every tier: to 1e-6, the float32 Gram's rounding over the gap."""
+    types = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+    base, tuned = (torch.from_numpy(W).to(types[one]) for W, one in zip(pair(*shape), dtypes, strict=True))
+    for precision in ("default", "exact", "fast"):
+        assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 10, 90), (4, 30, 50)])
+def test_grouped_views_are_their_rows_in_order(shape):
+    """Three dimensions whose groups interleave in memory, as of a fused tensor, wide and tall."""
+    base, tuned = (torch.from_numpy(W).view(shape) for W in pair(shape[0] * shape[1], shape[2]))
+    views = [W.transpose(0, 1).contiguous().transpose(0, 1) for W in (base, tuned)]
+    assert not views[0].is_contiguous()
+    assert values(*views) == pytest.approx(values(base.flatten(0, 1), tuned.flatten(0, 1)), rel=1e-12)
+    assert_like_reference(*views, rel=1e-7, abs=1e-12)
+
+
+def test_updates_and_scaled_floats_are_read_by_index():
+    """A base with its LoRA update, and 8-bit floats with block scales: as the dense matrices they stand for."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(70, 300, generator=generator).bfloat16()
+    left, right = torch.randn(70, 4, generator=generator), torch.randn(4, 300, generator=generator)
+    lazy = Updated(base, left, right, 0.3)
+    dense = base.double() + 0.3 * left.double() @ right.double()
+    found, wanted = (values(base, tuned, ("BF16", "F64")) for tuned in (lazy, dense))
+    assert found == pytest.approx(wanted, rel=1e-7)
+    raw = (torch.randn(70, 300, generator=generator) * 50).to(torch.float8_e4m3fn)
+    scaled = BlockScaled(raw, torch.rand(3, 10, generator=generator) + 0.1, (32, 32))
+    tuned = (scaled[:,] + torch.randn(70, 300, generator=generator)).bfloat16()
+    found, wanted = (values(one, tuned, ("F8_E4M3", "BF16")) for one in (scaled, scaled[:,]))
+    assert found == pytest.approx(wanted, rel=1e-12)
+    assert_like_reference(scaled[:,], tuned, ("F8_E4M3", "BF16"), rel=1e-6)
+
+
+def test_an_unresolved_subspace_is_null():
+    """A base of rank 5 has no top 16; one of rank 20 has, but no 64 vectors to look for intruders in."""
+    rng = np.random.default_rng(0)
+    full = rng.standard_normal((80, 100))
+    five, twenty = (planted(80, 100, np.linspace(2, 1, rank), rng) for rank in (5, 20))
+    base_has_none = values(five, five + full)
+    assert [name for name, value in base_has_none.items() if value is not None] == ["subspace_gap_tuned"]
+    found = values(twenty, twenty + 1e-3 * full)
+    assert found["intruders"] is None
+    assert None not in [found[name] for name in (*OVERLAPS, *ALIGNMENTS, *GAPS)]
+    tuned_has_none = values(full, five)
+    assert [tuned_has_none[name] for name in (*OVERLAPS, "intruders", "subspace_gap_tuned")] == [None] * 4
+    assert None not in [tuned_has_none[name] for name in (*ALIGNMENTS, "subspace_gap_base")]
+    twelve = planted(80, 100, np.linspace(2, 1, 12), rng)
+    assert values(full, twelve)["intruders"] is not None
+    of_zero = values(np.zeros_like(full), full)
+    assert [name for name, value in of_zero.items() if value is not None] == ["subspace_gap_tuned"]
+    for base, tuned in ((five, five + full), (twenty, twenty + full), (full, five), (full, twelve)):
+        assert_like_reference(torch.from_numpy(base), torch.from_numpy(tuned), rel=1e-6, abs=1e-9)
+
+
+def test_gaps_are_those_of_planted_spectra():
+    """sigma_16 = 1 and sigma_17 = 0.75 make 0.25; a full short side of at most 16 has none behind it; rank 16 is 1."""
+    rng = np.random.default_rng(1)
+    base = planted(40, 60, np.r_[np.linspace(2, 1, 16), np.linspace(0.75, 0.1, 24)], rng)
+    sixteen = planted(40, 60, np.linspace(2, 1, 16), rng)
+    assert [values(base, sixteen)[name] for name in GAPS] == [pytest.approx(0.25), pytest.approx(1, abs=1e-6)]
+    small = planted(16, 60, np.linspace(2, 1, 16), rng)
+    assert [values(small, small + 1e-3)[name] for name in GAPS] == [1, 1]
+
+
+def test_equal_singular_values_are_reported_with_gap_zero():
+    """An orthogonal matrix has no leading subspace: the overlap is anything, and the gap says so."""
+    rng = np.random.default_rng(2)
+    base = planted(50, 70, np.ones(50), rng)
+    found = values(base, base + 1e-2 * rng.standard_normal((50, 70)))
+    assert found["subspace_gap_base"] == pytest.approx(0, abs=1e-12)
+    assert all(0 <= found[name] <= 1 for name in OVERLAPS)
+    assert all(found[name] >= 0 for name in ALIGNMENTS)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), SHAPES, st.floats(1e-4, 10))
+def test_ranges(seed, shape, size):
+    """Overlaps are in [0, 1], alignments in [0, side / k], intruders at most min(10, m), gaps in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    base = rng.standard_normal(shape)
+    found = values(base, base + size * rng.standard_normal(shape))
+    k = min(16, *shape)
+    assert all(0 <= found[name] <= 1 for name in (*OVERLAPS, *GAPS))
+    for name, side in zip(ALIGNMENTS, shape, strict=True):
+        assert 0 <= found[name] <= side / k * (1 + 1e-6)
+        assert side > k or found[name] == pytest.approx(1)
+    assert 0 <= found["intruders"] <= min(10, *shape)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), SHAPES)
+def test_rotation_and_transposition(seed, shape):
+    """P W Q has the same numbers for any orthogonal P and Q; Wᵀ has left and right exchanged."""
+    rng = np.random.default_rng(seed)
+    base, tuned = rng.standard_normal(shape), rng.standard_normal(shape)
+    tuned = base + 0.5 * tuned
+    P, Q = (np.linalg.qr(rng.standard_normal((side, side)))[0] for side in shape)
+    found = values(base, tuned)
+    assert values(P @ base @ Q, P @ tuned @ Q) == pytest.approx(found, rel=1e-6, abs=1e-9)
+    swapped = values(base.T.copy(), tuned.T.copy())
+    for one, other in (OVERLAPS, ALIGNMENTS):
+        assert (swapped[one], swapped[other]) == pytest.approx((found[other], found[one]), rel=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10_000), SHAPES, st.floats(0.1, 10).filter(lambda factor: abs(factor - 1) > 1e-3))
+def test_a_scaled_matrix_has_not_turned(seed, shape, factor):
+    """tuned = c base: overlap 1 and no intruder, on both sides."""
+    base = np.random.default_rng(seed).standard_normal(shape)
+    found = values(base, factor * base)
+    assert [found[name] for name in OVERLAPS] == pytest.approx([1, 1])
+    assert found["intruders"] == 0
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (40, 40)])
+def test_alignment_of_an_isotropic_delta_is_one_on_average(shape):
+    """300 Gaussian deltas on one base: the mean is 1 within four standard errors."""
+    rng = np.random.default_rng(3)
+    base = rng.standard_normal(shape)
+    found = [values(base, base + 1e-3 * rng.standard_normal(shape)) for _ in range(300)]
+    for name in ALIGNMENTS:
+        drawn = np.array([one[name] for one in found])
+        assert abs(drawn.mean() - 1) < 4 * drawn.std() / math.sqrt(len(drawn))
+
+
+def test_alignment_of_a_delta_inside_and_outside_the_subspace():
+    """All of D inside the base's leading 16 directions gives rows / k; all of it outside gives 0."""
+    rng = np.random.default_rng(4)
+    base = planted(60, 90, np.linspace(2, 1, 60), rng)
+    U, _, V = np.linalg.svd(base, full_matrices=False)
+    inside = values(base, base + 1e-2 * U[:, :16] @ rng.standard_normal((16, 16)) @ V[:16])
+    assert [inside[name] for name in ALIGNMENTS] == pytest.approx([60 / 16, 90 / 16], rel=1e-6)
+    outside = values(base, base + 1e-2 * U[:, 16:] @ rng.standard_normal((44, 44)) @ V[16:])
+    assert [outside[name] for name in ALIGNMENTS] == pytest.approx([0, 0], abs=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([(150, 200), (200, 150), (300, 100)]), st.integers(1, 4))
+def test_strong_new_directions_are_intruders(seed, shape, count):
+    """Each strong random rank-one direction added to a decaying spectrum is one intruder, and nothing else is."""
+    rng = np.random.default_rng(seed)
+    base = planted(*shape, 0.8 ** np.arange(min(shape)) + 1e-3, rng)
+    new = planted(*shape, np.linspace(12, 10, count), rng)
+    assert values(base, base + new)["intruders"] == count
+
+
+@pytest.mark.parametrize("shape", [(60, 700), (700, 60)])
+def test_blocks_change_rounding_only(shape, monkeypatch):
+    """The long side's vectors are never whole: many blocks give what one gives."""
+    base, tuned = pair(*shape)
+    whole = values(base, tuned)
+    monkeypatch.setattr(subspace, "SMALL_BLOCK", 100 * 60)
+    assert values(base, tuned) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-400, -150, 150, 400])
+def test_scale_of_the_weights_changes_nothing(exponent):
+    """Neither do squares vanish nor overflow."""
+    base, tuned = pair(30, 40)
+    found = values(*(np.ldexp(W, exponent) for W in (base, tuned)))
+    assert found == pytest.approx(values(base, tuned), rel=1e-9)
+
+
+def test_tiny_deltas_keep_their_alignment():
+    """A delta of one part in 10^12 is formed entry by entry, not as a difference of products."""
+    rng = np.random.default_rng(5)
+    base = np.round(rng.standard_normal((40, 60)) * 2**10) / 2**10
+    change = np.round(rng.standard_normal((40, 60)) * 2**5) / 2**45
+    found, wanted = values(base, base + change), reference.subspaces(base, base + change)
+    for name in ALIGNMENTS:
+        assert found[name] == pytest.approx(wanted[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtypes", [("BF16", "BF16"), F64])
+def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
+    """Above VECTORS_SIDE vectors come from Lanczos: the same numbers, by either library's Gram."""
+    base, tuned = (torch.from_numpy(W) for W in pair(300, 420))
+    if dtypes != F64:
+        base, tuned = base.bfloat16(), tuned.bfloat16()
+    monkeypatch.setattr(spectrum, "VECTORS_SIDE", 200)
+    for mkl in (True, False):
+        monkeypatch.setattr(spectrum, "mkl_is_at_home", lambda mkl=mkl: mkl)
+        for precision in ("default", "exact", "fast"):
+            assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=2e-6)
+
+
+def test_lanczos_that_misses_a_copy_is_replaced(monkeypatch):
+    """Forty equal singular values, of which a Krylov space holds one: all vectors are computed then."""
+    monkeypatch.setattr(spectrum, "VECTORS_SIDE", 50)
+    rng = np.random.default_rng(6)
+    base = planted(100, 120, np.r_[np.full(40, 3.0), np.linspace(1, 0.5, 60)], rng)
+    found = values(base, 2 * base + 1e-9 * rng.standard_normal(base.shape))
+    assert found["subspace_gap_base"] == pytest.approx(0, abs=1e-9)
+    zero = torch.zeros(100, 100, dtype=torch.float64)
+    _, vectors = spectrum.with_vectors(zero, 16, torch.float64)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(16), atol=1e-12)
+
+
+def test_without_subspaces_their_columns_are_null_and_no_other_changes():
+    """--no-subspaces saves the work and nothing else."""
+    base, tuned = pair(60, 90)
+    with_them, without = measure(base, tuned), measure(base, tuned, method=Method(subspaces=False))
+    for one, other in zip(with_them, without, strict=True):
+        columns = NO_SUBSPACES if one.subject == "delta" else {}
+        assert other.values == {**one.values, **columns}
+        np.testing.assert_array_equal(one.sigma, other.sigma)
