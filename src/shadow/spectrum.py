@@ -35,8 +35,8 @@ PANEL = 192
 # 0.85 at 2048, 1.4 at 3072. In float32 it does not.
 OPENBLAS_SIDE = 2048
 # Up to this side vectors come with all eigenvalues from one tridiagonal form. Above it MKL's eigenvalues and Lanczos
-# for the vectors take less: at 2560 they are even where the spectrum is flat (500 products for 64 vectors, else 200).
-VECTORS_SIDE = 2560
+# for the vectors take less, even where the spectrum is flat (500 products for 64 vectors; 200 where it decays).
+VECTORS_SIDE = 2304
 KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
 # Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the eigenvalues that are known,
 # in units of the largest: otherwise it has missed some. By the precision of the Gram matrix.
