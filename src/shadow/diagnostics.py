@@ -53,7 +53,7 @@ IDENTITY = (
     Column(
         "precision", "string", "how the spectrum was computed: default, exact or fast",
         pitfalls="`default` turns to `exact` for small matrices, for F32 and F64, and when more than 1 % of the sigmas "
-        "are below the floor. With subspaces, `fast` solves base and tuned in float64 up to a short side of 2560.",
+        "are below the floor. With subspaces, `fast` solves base and tuned in float64 up to a short side of 2048.",
     ),
     Column("rank_ceiling", "int", "the most ranks a low-rank adapter lets the delta have", null="no adapter"),
     Column("verified", "bool", "were the bytes checked against the Hub's sha256", null="local folders"),

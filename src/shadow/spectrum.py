@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,10 @@ BLOCK = 1 << 21
 # Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
 PANEL = 192
 # Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
-# 0.85 at 2048, 1.4 at 3072. In float32 it does not.
+# 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is taken up to this side on any processor:
+# they come with all eigenvalues from one tridiagonal form. Above it MKL's eigenvalues and Lanczos for the vectors take
+# less, even where the spectrum is flat (500 products for 64 vectors; 200 where it decays).
 OPENBLAS_SIDE = 2048
-# Up to this side vectors come with all eigenvalues from one tridiagonal form. Above it MKL's eigenvalues and Lanczos
-# for the vectors take less: at 2560 they are even where the spectrum is flat (500 products for 64 vectors, else 200).
-VECTORS_SIDE = 2560
 KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
 # Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the eigenvalues that are known,
 # in units of the largest: otherwise it has missed some. By the precision of the Gram matrix.
@@ -178,11 +178,11 @@ def with_vectors(lower: Tensor, count: int, solved: torch.dtype) -> tuple[NDArra
     """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
     lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues are computed in
-    above VECTORS_SIDE; below it, it is float64.
+    above OPENBLAS_SIDE; below it, it is float64.
     """
-    if len(lower) <= VECTORS_SIDE:
+    if len(lower) <= OPENBLAS_SIDE:
         return eigensystem(lower.double().numpy(), count)
-    values = eigenvalues(lower.to(solved, copy=True))
+    values = eigenvalues(lower.to(solved))
     return values, _leading(_mirrored(lower), values, count)
 
 
@@ -205,8 +205,9 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     product = LinearOperator(matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(len(matrix))
     krylov = min(len(matrix), int(KRYLOV * count) + 1)
+    again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}  # vectors to go on with where the space is full
     try:
-        found, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype])
+        found, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again)
         if np.abs(found - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:

@@ -17,7 +17,7 @@ from scipy.linalg import solve_triangular
 
 from shadow.matrices import Matrix
 from shadow.rank import Values
-from shadow.spectrum import Spectrum, Workspace, blocks, read_block
+from shadow.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
 
 SMALL_BLOCK = 1 << 19  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
@@ -57,24 +57,19 @@ def subspace_values(
     if known_b < k:
         return found
     left_is_short = base.rows <= base.cols
-    wanted = k if left_is_short else known_b  # of the long side; all where that is the left one, for the intruders
-    streamed = _streamed(
-        u_b[:, :wanted] / base.sigma[:wanted], u_t / tuned.sigma[:known_t], u_b[:, :k], matrices, scale, space
-    )
-    of_base = streamed.base[:k, :k]
+    streamed = _streamed(u_b[:, :k], base.sigma[:k], u_t, tuned.sigma[:known_t], matrices, scale, space)
     short, long = ("left", "right") if left_is_short else ("right", "left")
-    inside = streamed.inside, float((_whitened(of_base, streamed.images.T) ** 2).sum())
+    inside = streamed.inside, float((_whitened(streamed.base, streamed.images.T) ** 2).sum())
     share = k * (delta.norm * scale) ** 2
     found[f"alignment_{short}"] = inside[0] * m / share
     found[f"alignment_{long}"] = inside[1] * base.long_side / share
     if known_t >= k:
-        between = _whitened(streamed.tuned, _whitened(of_base, streamed.between[:k]).T)
+        between = _whitened(streamed.tuned, _whitened(streamed.base, streamed.between).T)
         found[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
         found[f"overlap_{long}"] = _mean_square(between)
-    first = min(INTRUDERS, m)
-    if known_b >= min(BASE_VECTORS, m) and known_t >= first:
-        cosines = u_b.T @ u_t if left_is_short else streamed.cosines()
-        found["intruders"] = int(np.count_nonzero(np.abs(cosines[:, :first]).max(axis=0) <= SIMILAR))
+    if known_b >= min(BASE_VECTORS, m) and known_t >= min(INTRUDERS, m):
+        cosines = u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
+        found["intruders"] = int(np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR))
     return found
 
 
@@ -104,10 +99,11 @@ def _whitened(products: Array, columns: Array) -> Array:
 
 @dataclass(frozen=True)
 class _Streamed:
-    """Sums over the long side, where Y_b (n, b) and Y_t (n, t) are its vectors, not quite orthonormal.
+    """Sums over the long side, where Y_b (n, k) and Y_t (n, t) are its vectors, not quite orthonormal.
 
     base: Y_bᵀ Y_b; tuned: Y_tᵀ Y_t; between: Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images
-    (m, k): D times the first k of Y_b.
+    (m, k): D Y_b; seen (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
+    vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma, which need not be formed.
     """
 
     base: Array
@@ -115,29 +111,34 @@ class _Streamed:
     between: Array
     inside: float
     images: Array
-
-    def cosines(self) -> Array:
-        """Between each of Y_b and each of Y_t."""
-        lengths = np.sqrt(np.outer(self.base.diagonal(), self.tuned.diagonal()))
-        return np.asarray(self.between / lengths, dtype=np.float64)
+    seen: Array
 
 
 def _streamed(
-    to_base: Array, to_tuned: Array, basis: Array, matrices: tuple[Matrix, Matrix], scale: float, space: Workspace
+    u_b: Array,
+    sigma_b: Array,
+    u_t: Array,
+    sigma_t: Array,
+    matrices: tuple[Matrix, Matrix],
+    scale: float,
+    space: Workspace,
 ) -> _Streamed:
-    """One pass over both matrices. to_base (m, b) and to_tuned (m, t) make Y_b and Y_t, basis (m, k) is orthonormal."""
-    m, k = basis.shape
-    to_base, to_tuned, basis = (np.ascontiguousarray(one.T) for one in (to_base, to_tuned, basis))
-    base, tuned = np.zeros((len(to_base),) * 2), np.zeros((len(to_tuned),) * 2)
-    between, images, inside = np.zeros((len(base), len(tuned))), np.zeros((k, m)), 0.0
+    """One pass over both matrices. u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values."""
+    (m, k), t_count = u_b.shape, u_t.shape[1]
+    basis, to_base, to_tuned = (np.ascontiguousarray(one.T) for one in (u_b, u_b / sigma_b, u_t / sigma_t))
+    base, tuned, between = np.zeros((k, k)), np.zeros((t_count, t_count)), np.zeros((k, t_count))
+    inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
+    left_is_long = shape_of(matrices[1])[0] > m
     for b, t, d in _triples(matrices, m, scale, space):
         y_b, y_t, inner = to_base @ b, to_tuned @ t, basis @ d  # this way round OpenBLAS is 1.2 to 3 times faster
         base += y_b @ y_b.T
         tuned += y_t @ y_t.T
         between += y_b @ y_t.T
         inside += float(np.vdot(inner, inner))
-        images += y_b[:k] @ d.T
-    return _Streamed(base, tuned, between, inside, images.T)
+        images += y_b @ d.T
+        if left_is_long:
+            seen += y_t @ b.T
+    return _Streamed(base, tuned, between, inside, images.T, seen.T / np.sqrt(tuned.diagonal()))
 
 
 def _triples(
@@ -145,7 +146,7 @@ def _triples(
 ) -> Iterator[tuple[Array, Array, Array]]:
     """The blocks of base, tuned and scale * (tuned - base) in float64, each (short, part of the long side)."""
     base, tuned = matrices
-    wide = tuned.shape[:-1].numel() == short
+    wide = shape_of(tuned)[0] == short
     for index in blocks(tuned, SMALL_BLOCK):
         b = read_block(base, index, "base", torch.float64, space)
         t = read_block(tuned, index, "tuned", torch.float64, space)
