@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -18,11 +19,13 @@ from command import Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
+from rich.console import Console
 
 from shadow.cli import compare as command
 from shadow.compare import FIGURES, MARGIN, Comparison, compare
 from shadow.diagnostics import COMPARISON
 from shadow.errors import ShadowError
+from shadow.render import comparison_view
 
 SHADOW = Path(sys.executable).parent / "shadow"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -44,7 +47,7 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     own = figures(found)
     for name in ("concentration", "top4_energy", "spike_energy"):
         assert (own[name].difference, own[name].low, own[name].high) == pytest.approx((0.1, 0.1, 0.1))
-        assert (own[name].p, own[name].level, own[name].margin) == (2 / 64, 0.95, MARGIN)
+        assert (own[name].p_within_pair, own[name].level, own[name].margin) == (2 / 64, 0.95, MARGIN)
     for name in ("stable_rank", "participation_ratio_over_null"):  # 64^0.6 against 64^0.7 directions
         expected = -0.1 * math.log(NULL)
         assert (own[name].difference, own[name].low, own[name].high) == pytest.approx((expected,) * 3)
@@ -115,7 +118,12 @@ def assert_mirrored(found, back):
     """B against A is A against B with the sign turned, everywhere."""
     for there, here in zip(found.figures, back.figures, strict=True):
         assert here.verdict == OPPOSITE.get(there.verdict, there.verdict)
-        assert (here.p, here.level, here.margin, here.cells) == (there.p, there.level, there.margin, there.cells)
+        assert (here.p_within_pair, here.level, here.margin, here.cells) == (
+            there.p_within_pair,
+            there.level,
+            there.margin,
+            there.cells,
+        )
         assert (here.first, here.second) == (there.second, there.first)
         for value, turned in ((there.difference, here.difference), (there.low, here.high), (there.high, here.low)):
             assert turned == (None if value is None else -value)
@@ -186,7 +194,7 @@ def test_too_few_layers_are_no_interval(tmp_path):
         own = figures(found)["concentration"]
         assert own.difference == pytest.approx(0.2)
         assert (own.low, own.high, own.level) == (None, None, None)
-        assert own.p == 2.0 ** (1 - layers)
+        assert own.p_within_pair == 2.0 ** (1 - layers)
         assert found.verdict == own.verdict == "not distinguished"
         assert "too few for an interval" in found.sentence
 
@@ -196,7 +204,7 @@ def test_a_report_against_itself_shows_no_difference(tmp_path):
     folder = noisy(tmp_path / "a", 0.4, 1)
     found = one(compare([folder, folder]))
     assert found.relation == "the same pair"
-    assert {(f.difference, f.low, f.high, f.p) for f in found.figures} == {(0, 0, 0, 1)}
+    assert {(f.difference, f.low, f.high, f.p_within_pair) for f in found.figures} == {(0, 0, 0, 1)}
     assert found.verdict == "not distinguished"
     assert any("same pair" in text for text in found.warnings)
 
@@ -269,7 +277,7 @@ def test_figures_without_a_value_are_left_out(tmp_path):
     rows = [delta(0.3, where, concentration=None) for where in places(6)]
     found = compare([write(tmp_path / "a", rows), uniform(tmp_path / "b", 0.3)])
     own = figures(one(found))["concentration"]
-    assert (own.cells, own.layers, own.difference, own.p) == (0, 0, None, None)
+    assert (own.cells, own.layers, own.difference, own.p_within_pair) == (0, 0, None, None)
     assert one(found).verdict == "not distinguished"
     json.dumps(found.as_json(), allow_nan=False)
 
@@ -445,7 +453,7 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(audited,
     own = contrast["figures"][0]
     assert contrast["verdict"] == "more concentrated"
     assert own["difference"] >= told["margin"] == MARGIN
-    assert (own["level"], own["p"]) == (0.875, 0.125)
+    assert (own["level"], own["p_within_pair"]) == (0.875, 0.125)
     assert any("only 4 layers" in text for text in contrast["warnings"])
     back = json.loads(shadow("compare", audited / "base..broad", audited / "base..narrow", "--format", "json").out)
     assert back["contrasts"][0]["verdict"] == "less concentrated"
@@ -497,6 +505,28 @@ def test_output_fits_the_terminal(audited, width, count):
     assert ("against the next" in text) == (count == 3)
 
 
+def shown(comparison, width):
+    """What the terminal of a width shows."""
+    console = Console(width=width, file=io.StringIO(), highlight=False)
+    console.print(comparison_view(comparison, console.options))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_components_and_experts_fit_too(tmp_path, width):
+    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing is cut off."""
+    where = [{**place(layer, "mlp.down"), "component": "vision"} for layer in range(24)]
+    where += [place(layer, "experts.gate", expert) for layer in range(48) for expert in range(21)]
+    name = "Qwen2.5-VL-72B..Qwen2.5-VL-72B-Instruct-0123abcd"
+    folders = [write(tmp_path / one, [delta(c, own) for own in where]) for one, c in ((name, 0.45), ("b", 0.123))]
+    text = shown(compare(folders), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "1,032 matrices of both; 1,032 of them in 72 layers vote" in text
+    for word in ("vision     mlp.down", "experts.gate  1,008", "vision top-4", "+0.327"):
+        assert word in text
+
+
 def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
     """One row a matrix, columns as told; the file can be written again, but replaces nothing else."""
     arguments = ("compare", audited / "base..narrow", audited / "base..broad", "-o", "rows.parquet")
@@ -538,6 +568,7 @@ def test_wrong_usage(audited, shadow):
     """One report, too many, a margin that is none: exit code 2."""
     run = audited / "base..narrow"
     assert "1 reports" in shadow("compare", run).assert_refused(code=2)
+    assert "name too long" in shadow("compare", run, "x" * 5000).assert_refused().lower()
     assert "13 reports" in shadow("compare", *[run] * 13).assert_refused(code=2)
     for margin in ("-0.1", "nan", "2"):
         assert "--margin" in shadow("compare", run, run, "--margin", margin).assert_refused(code=2)

@@ -375,7 +375,10 @@ def compare(
 
 def _one_report(run: Path) -> Path:
     """The only report at or below a path."""
-    found = [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
+    try:
+        found = [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""

@@ -98,9 +98,9 @@ class Difference:
 
     cells are the matrices, the experts of one module and layer taken as one (their median), and layers how many layers
     they lie in. first and second are medians of the figure itself. difference is the median of the paired differences
-    on the figure's scale; low and high bound it at the confidence that is level (null below MIN_LAYERS layers), p is
-    two-sided, of sign flips by layer, within this pair of reports. margin is on the same scale. All are null where no
-    matrix has the figure.
+    on the figure's scale; low and high bound it at the confidence that is level (null below MIN_LAYERS layers).
+    p_within_pair is two-sided, of sign flips by layer, and says nothing of other runs. margin is on the same scale.
+    All are null where no matrix has the figure.
     """
 
     figure: str
@@ -114,7 +114,7 @@ class Difference:
     low: float | None
     high: float | None
     level: float | None
-    p: float | None
+    p_within_pair: float | None
     margin: float | None
     verdict: Verdict | None
 
@@ -268,7 +268,7 @@ def difference(figure: Figure, cells: pd.DataFrame, margin: float) -> Difference
         low=low,
         high=high,
         level=level,
-        p=sign_flip_p(by_layer[figure.name].median().to_numpy(float)),
+        p_within_pair=sign_flip_p(by_layer[figure.name].median().to_numpy(float)),
         margin=asked,
         verdict=_figure_verdict(figure, apart, low, high, asked),
     )

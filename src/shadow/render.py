@@ -293,7 +293,7 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions) -> Renderab
             parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
         parts += _contrast(contrast, width)
         if len(against_first) == 1:
-            parts += [_modules_apart(contrast), "", *_layers_apart(contrast, width, bars)]
+            parts += [_modules_apart(contrast, width), "", *_layers_apart(contrast, width, bars)]
     parts.append(_not_shown(comparison, against_first))
     return Group(*parts)
 
@@ -360,7 +360,7 @@ def _figures_apart(contrast: Contrast, width: int) -> RenderableType:
         bounds = f"{_apart(one.low, one.scale)} to {_apart(one.high, one.scale)}" if one.low is not None else "-"
         margin = _apart(one.margin, one.scale).replace("+", "")
         cells = [*values, _apart(one.difference, one.scale), bounds, *([margin] if wide else [])]
-        table.add_row(titles[one.figure], *cells, number(one.p), one.verdict or "has no vote")
+        table.add_row(titles[one.figure], *cells, number(one.p_within_pair), one.verdict or "has no vote")
     return table
 
 
@@ -384,18 +384,19 @@ MODULE_FIGURES = {  # columns of the table by module: name, title, scale
 }
 
 
-def _modules_apart(contrast: Contrast) -> RenderableType:
+def _modules_apart(contrast: Contrast, width: int) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
     several = len({row["component"] for row in contrast.modules}) > 1
+    figures = dict(list(MODULE_FIGURES.items())[: 3 if several and width < WIDE else None])
     if several:
-        table.add_column("component", style="dim")
+        table.add_column("component", style="dim", no_wrap=True)
     table.add_column("module", style="cyan", no_wrap=True)
-    for title in ("n", f"conc. {contrast.first}", contrast.second, *(title for title, _ in MODULE_FIGURES.values())):
+    for title in ("n", f"conc. {contrast.first}", contrast.second, *(title for title, _ in figures.values())):
         table.add_column(title, justify="right", no_wrap=True)
     for row in contrast.modules:
         values = [fixed(row["concentration_first"]), fixed(row["concentration_second"])]
-        values += [_apart(row[name], scale) for name, (_, scale) in MODULE_FIGURES.items()]
+        values += [_apart(row[name], scale) for name, (_, scale) in figures.items()]
         place = [Text(visible(row[key])) for key in (["component"] if several else []) + ["module"]]
         table.add_row(*place, f"{row['matrices']:,}", *values)
     return table
@@ -513,7 +514,7 @@ def families_view(families: Sequence[Family], options: ConsoleOptions) -> Render
 
 
 def _counted(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def _pair_name(pair: Pair) -> Text:

@@ -341,14 +341,14 @@ def write_rows(
 
     Raises ShadowError when there is a file that was not written so: a report must not be lost to a slip.
     """
-    if path.exists() and not _is_comparison(path):
-        raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
     table = pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
     with writing(path.parent):
+        if path.exists() and not _is_comparison(path):
+            raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
         try:
             with aside.open("wb") as file:
                 file.write(sink.getvalue().to_pybytes())
