@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shadow.matrices import Matrix, Updated
-from shadow.null import Profile, null_values, sampled_values
+from shadow.null import Profile, coverage_values, null_values, sampled_values
 from shadow.outcome import Measurement, Precision
 from shadow.rank import Values, condition_number, norms, ranks, top_energies
 from shadow.shards import FLOATS, FloatFormat
@@ -111,8 +111,8 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
     delta_scale = power_of_two_scale(size.delta * scale)
     smallest_normal = math.ldexp(scale, stored.min_exponent)
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
+    changed = torch.zeros(rows, dtype=torch.int64)  # entries of each row that differ
     totals = dict.fromkeys(("base", "tuned", "product", "ulps", "fourth"), 0.0)
-    zeros = 0
     for index, (row, col) in zip(blocks(tuned), corners(tuned), strict=True):
         b = read_block(base, index, "base", dtype, space)
         t = read_block(tuned, index, "tuned", dtype, space)
@@ -126,7 +126,7 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
         torch.sub(t, b, out=work)
         torch.maximum(b.abs_(), t.abs_(), out=b)
         totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
-        zeros += work.numel() - int(torch.count_nonzero(work))
+        changed[row : row + len(work)] += torch.count_nonzero(work, dim=1)
         if delta_scale != 1.0:
             work.mul_(delta_scale)
         squares = work.square_()
@@ -135,7 +135,9 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
         totals["fourth"] += float(squares.square_().sum())
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
-    return Sums(Profile(r.numpy(), c.numpy(), fourth, scale * delta_scale), **totals, zeros=zeros, scale=scale)
+    zeros = rows * cols - int(changed.sum())
+    profile = Profile(r.numpy(), c.numpy(), fourth, scale * delta_scale, int(torch.count_nonzero(changed)))
+    return Sums(profile, **totals, zeros=zeros, scale=scale)
 
 
 def _binade(magnitudes: Tensor) -> Tensor:
@@ -193,6 +195,7 @@ def measure_pair(
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **_shifts(base_values, tuned_values),
         **null_values(delta, total.profile, participation),
+        **coverage_values(total.profile),
         **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
     }
     return (

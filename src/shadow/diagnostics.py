@@ -208,6 +208,18 @@ DELTA = (
         "median over i of sigma_i(W_tuned) / sigma_i(W_base), both resolved", "", "> 0", "none is resolved on both sides",
     ),
     Column("sigma_scale_iqr", "float", "spread of that factor", "interquartile range", "", ">= 0", "as sigma_scale"),
+    Column(
+        "row_participation_ratio", "float", "number of rows (outputs) that carry the change", "(sum r_i)^2 / sum r_i^2", "",
+        "[1, rows]", "", "", "In an embedding or a head the rows are tokens: how many tokens the change is about.",
+    ),
+    Column(
+        "col_participation_ratio", "float", "number of columns (inputs) that carry the change", "(sum c_j)^2 / sum c_j^2",
+        "", "[1, cols]",
+    ),
+    Column(
+        "rows_changed", "float", "share of the rows of which any entry changed", "#{i: any D_ij != 0} / rows", "", "(0, 1]",
+        "", "", "Of an embedding: the tokens that were trained on, if there was no weight decay, which changes all rows.",
+    ),
 )  # fmt: skip
 
 MATRICES = (*IDENTITY, *SPECTRAL, *DELTA)
