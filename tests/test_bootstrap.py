@@ -44,6 +44,26 @@ def test_layers_are_drawn_within_their_component():
     assert (blocks.codes[-2:] == -1).all()
 
 
+@pytest.mark.parametrize("layers", [16, 40])
+def test_bounds_for_unevenness_are_scipys_bca(layers):
+    """A standard deviation over layers: scipy.stats.bootstrap's BCa, but for the chance in its draws."""
+    values = RNG.lognormal(size=layers)
+
+    def spread(counts):
+        mean = counts @ values / layers
+        return np.sqrt(counts @ values**2 / layers - mean**2)
+
+    theirs = stats.bootstrap(
+        (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers), method="BCa",
+        vectorized=True, rng=np.random.default_rng(1),
+    )  # fmt: skip
+    ours = interval(spread, blocks_of(["language"] * layers, range(layers)), unevenness=True)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.bounds == pytest.approx(theirs.confidence_interval, abs=0.15 * width)
+    fewer = interval(spread, blocks_of(["language"] * 15, range(15)), unevenness=True)
+    assert (fewer.bounds, fewer.reason) == (None, "15 layers: an interval over layers takes 16 or more")
+
+
 @pytest.mark.parametrize("layers", [4, 12, 40])
 def test_bounds_are_scipys_for_the_same_percentiles(layers):
     """scipy.stats.bootstrap, drawing indices of layers, gives the same bounds but for the chance in its draws."""

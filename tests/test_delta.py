@@ -158,7 +158,7 @@ def test_opposite_and_doubled_weights():
 
 @pytest.mark.parametrize("shape", [(700, 40), (40, 700), (3000, 1500), (1500, 3000)])
 def test_rows_that_changed_are_counted_across_blocks(shape):
-    """A change of the last entry of some rows: those rows and no others, also where a matrix is read in several blocks."""
+    """A change of the last entry of some rows: those and no others, also where a matrix is read in several blocks."""
     base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     tuned = base.clone()
     tuned[::5, -1] += 1

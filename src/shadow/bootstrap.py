@@ -5,10 +5,12 @@ all its matrices; components keep their numbers of layers, and what lies outside
 in every draw, as a model has one of it. An interval speaks of layers: not of other training runs, other seeds or other
 models.
 
-The interval is the expanded percentile interval (Hesterberg 2015, arXiv:1411.5279, section 4.3): the percentiles are
-those that a t interval of as many layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles
-and BCa are too narrow for few layers. docs/planted.md holds the coverage of all three. Even the whole range of n draws
-holds a median only with probability 1 - 2^(1-n), so few layers lower the level that an interval may claim.
+Medians, shares and ratios get the expanded percentile interval (Hesterberg 2015, arXiv:1411.5279, section 4.3): the
+percentiles are those that a t interval of as many layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain
+percentiles and BCa are too narrow for few layers. Figures of how uneven layers are come out too even in every draw, so
+they get BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/planted.md holds the coverage of
+each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n), so few layers lower the level
+that an interval may claim.
 
 `scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile, draws anew for every
 figure, and is a second's import; a test holds these intervals against its own.
@@ -22,14 +24,18 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 
 LEVEL = 0.95
 DRAWS = 2000
 SEED = 0
 FEWEST = 3  # layers without which there is no interval
+UNEVEN = (
+    16  # the same for figures of how uneven layers are: of 8 layers such intervals held the truth 72-80 times in 100
+)
 
 Counts = NDArray[np.int32]  # (draws, layers): how often each draw took each layer
+Statistic = Callable[[Counts], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Interval:
 
     bounds: tuple[float, float] | None
     layers: int
-    level: float
+    level: float | None
     reason: str | None = None
 
     @property
@@ -97,19 +103,36 @@ def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
     return interval(lambda counts: medians(numbers[kept], blocks.codes, counts), blocks)
 
 
-def interval(statistic: Callable[[Counts], NDArray[np.float64]], blocks: Blocks) -> Interval:
-    """The interval of any figure: statistic takes Counts and returns one value for each draw."""
-    n = blocks.layers
-    level = min(LEVEL, 1.0 - 2.0 ** (1 - n))
-    if n < FEWEST:
+def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) -> Interval:
+    """The interval of any figure: statistic takes Counts and returns one value for each draw.
+
+    unevenness: the figure says how uneven layers are.
+    """
+    n, fewest = blocks.layers, UNEVEN if unevenness else FEWEST
+    if n < fewest:
         what = f"{n} layer{'' if n == 1 else 's'}" if n else "outside the layers"
-        return Interval(None, n, level, f"{what}: an interval over layers takes {FEWEST} or more")
+        return Interval(None, n, None, f"{what}: an interval over layers takes {fewest} or more")
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
-        return Interval(None, n, level, "not defined for every choice of layers")
+        return Interval(None, n, None, "not defined for every choice of layers")
     tail = expanded_tail(n)
-    low, high = np.quantile(values, [tail, 1.0 - tail])
-    return Interval((float(low), float(high)), n, level)
+    tails = _corrected(statistic, values, n, tail) if unevenness else (tail, 1.0 - tail)
+    low, high = np.quantile(values, tails)
+    return Interval((float(low), float(high)), n, min(LEVEL, 1.0 - 2.0 ** (1 - n)))
+
+
+def _corrected(statistic: Statistic, values: NDArray[np.float64], n: int, tail: float) -> tuple[float, float]:
+    """The two probabilities of BCa, from the bias of the draws and the skewness of the jackknife over layers."""
+    figure = statistic(np.ones((1, n), dtype=np.int32))[0]
+    without = statistic(1 - np.eye(n, dtype=np.int32))
+    off = without.mean() - without
+    spread = float((off**2).sum())
+    skewness = float((off**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    below = (np.mean(values < figure) + np.mean(values <= figure)) / 2
+    bias = ndtri(np.clip(below, 1 / DRAWS, 1 - 1 / DRAWS))
+    low, high = (bias + z for z in (ndtri(tail), -ndtri(tail)))
+    first, last = (float(ndtr(bias + z / (1 - skewness * z))) for z in (low, high))
+    return (first, last) if first < last else (tail, 1.0 - tail)
 
 
 @lru_cache(maxsize=64)

@@ -14,12 +14,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.matrices import Matrix, Updated
 from shadow.null import Profile, coverage_values, null_values, sampled_values
 from shadow.outcome import Measurement, Precision
 from shadow.rank import Values, condition_number, norms, ranks, top_energies
+from shadow.residual import Direction, sketch
 from shadow.shards import FLOATS, FloatFormat
 from shadow.spectrum import (
     Spectrum,
@@ -210,6 +212,21 @@ def measure_alone(matrix: Matrix, stored: str, largest: float, method: Method, s
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
     found = _weight_spectrum(matrix, norm, largest, stored, method, space)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
+
+
+def delta_sketch(
+    base: Matrix,
+    tuned: Matrix,
+    formats: tuple[str, str],
+    size: Extent,
+    norm: float,
+    direction: Direction,
+    space: Workspace,
+) -> NDArray[np.float32]:
+    """What `shadow.residual` keeps of a delta of Frobenius norm `norm`, in one more pass over both sides."""
+    scale = power_of_two_scale(size.delta)
+    read = delta_blocks(base, tuned, scale, space, working_dtype(*formats))
+    return sketch(read, corners(tuned), shape_of(tuned), (norm * scale) ** 2, direction)
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:

@@ -225,7 +225,7 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
         ("participation_share", 1.0, lambda x: f"the energy sits in {100 * x:.0f} % of the directions of its null"),
         ("spike_energy", 0.0, lambda x: f"{100 * x:.0f} % of the energy stands out of the null"),
         ("spiked", 0.0, lambda x: f"{100 * x:.0f} % of the matrices have a direction that stands out"),
-        ("depth_evenness", None, lambda x: f"the energy fills {100 * x:.0f} % of the layers"),
+        ("effective_layers", None, lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers"),
         ("embedding_rows_changed", None, lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed"),
     )
     return [
