@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from typing import get_args
+
 import models
 import pandas as pd
 import peft
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
 from shadow.delta import Method
-from shadow.footprint import gates
+from shadow.errors import ShadowError
+from shadow.footprint import Label, gates
 from shadow.pairing import Filter
 from shadow.registry import find_pairs, given_pair, load_families, parse_reference
 from shadow.run import Settings, run_pair
+from shadow.summary import read_summary
 
 GATES = ["changed", "lineage", "paired", "rounding", "rank", "formats"]
 
@@ -118,6 +124,63 @@ def test_each_gate_stops_what_it_is_for_and_nothing_else(case, failing, audited)
     assert list(found) == GATES
     assert [name for name, gate in found.items() if not gate.passed] == failing, found
     assert all(gate.reason for gate in found.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "label", "reason"),
+    [
+        ("fine-tune", "not assessable", "every gate passed, but no reference of known trainings is shipped"),
+        ("unrelated", "not assessable", "little in common with the base's"),
+        ("another depth", "not assessable", "these are not two states of one model"),
+        ("frozen", "not assessable", "nothing changed"),
+        ("int8", "indeterminate", "looks like noise of the same profile"),
+        ("bf16", "not assessable", "mostly rounding"),
+        ("adapter", "not assessable", "an adapter's rank 4 bounds"),
+        ("merged", "not assessable", "bounds the spectrum of every delta"),
+    ],
+)
+def test_each_pair_gets_its_word_everywhere(case, label, reason, audited):
+    """One label and its reason: in summary.json, read again from the files, and in the metadata of each."""
+    done = audited(case)
+    folder = done.folder
+    written = json.loads((folder / "summary.json").read_text())
+    assert (done.summary.label, reason in done.summary.label_reason) == (label, True), done.summary.label_reason
+    again, _ = read_summary(folder)
+    assert again.as_json() == done.summary.as_json()
+    assert written == json.loads(json.dumps(done.summary.as_json()))
+    for path in sorted(folder.glob("*.parquet")):
+        metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
+        assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])
+        assert metadata["gates"] == written["gates"]
+    assert {path.name for path in folder.glob("*.parquet")} == {
+        "matrices.parquet", "residual.parquet", "spectra.parquet", "tensors.parquet"
+    }  # fmt: skip
+
+
+def test_the_words_of_a_label_are_five(audited):
+    """Whatever is measured, rounding is never called training, and no word is used that nothing is calibrated for."""
+    words = set(get_args(Label))
+    assert words == {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
+    done = audited("int8").summary
+    assert done.claims["consistent_with"][0].startswith("rounding")
+    assert abs(done.figures["concentration"]) < 0.01
+    assert done.figures["spiked"] == 0
+    fine = audited("fine-tune").summary
+    assert fine.claims["consistent_with"][0].startswith("training that moved the weights along few directions")
+    assert [row["name"] for row in fine.evidence][:2] == ["concentration", "participation_share"]
+    assert all(row["says"] for row in fine.evidence)
+
+
+def test_files_of_two_audits_are_not_one_report(audited, tmp_path):
+    """A crash while an old report is replaced leaves files of both: that is told, and the same audit measures again."""
+    done = audited("adapter")
+    tensors = done.folder / "tensors.parquet"
+    table = pq.read_table(tensors)
+    metadata = json.loads(table.schema.metadata[b"shadow"]) | {"started": "another day"}
+    pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata)}), tensors)
+    with pytest.raises(ShadowError, match="of different audits"):
+        read_summary(done.folder)
+    assert audited("adapter").measured == done.measured > 0
 
 
 def test_an_audit_of_a_part_is_not_one_of_the_model(audited):

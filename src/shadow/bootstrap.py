@@ -110,8 +110,8 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     """
     n, fewest = blocks.layers, UNEVEN if unevenness else FEWEST
     if n < fewest:
-        what = f"{n} layer{'' if n == 1 else 's'}" if n else "outside the layers"
-        return Interval(None, n, None, f"{what}: an interval over layers takes {fewest} or more")
+        what = f"only {n} layer{'' if n == 1 else 's'}, an interval takes {fewest}" if n else "outside the layers"
+        return Interval(None, n, None, what)
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
         return Interval(None, n, None, "not defined for every choice of layers")

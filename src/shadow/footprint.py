@@ -98,7 +98,11 @@ def _weights(deltas: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
 
 def _changed(deltas: pd.DataFrame) -> Gate:
     count = len(deltas)
-    reason = f"{count:,} matrices changed" if count else "nothing changed: every matrix that was compared is identical"
+    reason = (
+        f"{count:,} matri{'x' if count == 1 else 'ces'} changed"
+        if count
+        else "nothing changed: every matrix that was compared is identical"
+    )
     return Gate("changed", count, 1, count > 0, reason)
 
 
@@ -140,7 +144,8 @@ def _rounding(deltas: pd.DataFrame) -> Gate:
     if ratios.empty:
         return Gate("rounding", None, ROUNDING, True, "nothing of the change was rounded to be stored")
     figure = float(ratios.median())
-    reason = f"the change is {figure:.2g} times the rounding of its storage"
+    times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
+    reason = f"the change is {times} times the rounding of its storage"
     if figure < ROUNDING:
         reason += ": it is mostly rounding"
     return Gate("rounding", figure, ROUNDING, figure >= ROUNDING, reason)
@@ -240,7 +245,7 @@ CONSISTENT = {  # with a failed gate, by its name
     "lineage": "two models that were trained apart",
     "paired": "models that share a part, or an audit of a part",
     "rounding": "a copy of the base in another format, or a change too small for its storage",
-    "rank": "a low-rank adapter",
+    "rank": "a low-rank adapter, merged or not",
 }
 
 

@@ -323,14 +323,14 @@ def _side(checkpoint: Found) -> dict[str, str | None]:
 def _already_done(folder: Path, identity: Identity, say: Callable[[str], None]) -> Result | None:
     try:
         metadata = finished_metadata(folder)
+        if metadata is None:
+            return None
+        if metadata["schema"] == SCHEMA and belongs_to(metadata, identity):
+            summary, provenance = read_summary(folder)
+            say("nothing to measure: the report is already there")
+            return Result(folder, summary, 0, provenance)
     except ShadowError:  # a broken report is measured again
         return None
-    if metadata is None:
-        return None
-    if metadata["schema"] == SCHEMA and belongs_to(metadata, identity):
-        summary, provenance = read_summary(folder)
-        say("nothing to measure: the report is already there")
-        return Result(folder, summary, 0, provenance)
     for side in ("base", "tuned") if metadata["schema"] == SCHEMA else ():
         before, now = metadata[side]["repo"], identity.as_json()[side]["repo"]
         if before != now:

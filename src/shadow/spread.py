@@ -68,7 +68,7 @@ def depth_gini(energies: Energies, counts: Counts) -> Energies:
     upto = np.cumsum(times * energies[order], axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         area = (times * (2 * upto - times * energies[order])).sum(axis=1)
-        return np.asarray(1.0 - area / (times.sum(axis=1) * upto[:, -1]))
+        return np.asarray(1.0 - area / (counts.sum(axis=1) * (counts @ energies)))
 
 
 def ratio(part: Energies, whole: Energies, counts: Counts, outside: tuple[float, float] = (0.0, 0.0)) -> Energies:

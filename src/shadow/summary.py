@@ -31,7 +31,7 @@ from shadow.bootstrap import (
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.footprint import footprint, gates
-from shadow.report import check_schema, finished_metadata
+from shadow.report import METADATA_KEY, check_schema, finished_metadata
 from shadow.spread import (
     ATTENTION,
     MLP,
@@ -147,6 +147,8 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
         raise ShadowError(
             f"{folder}: its report cannot be read ({type(error).__name__})", "run the audit again"
         ) from error
+    if len({(table.schema.metadata or {}).get(METADATA_KEY) for table in tables.values()}) > 1:
+        raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
     return summarise(tables, metadata), metadata
 
 
