@@ -152,5 +152,8 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "spike_energy": (s[s > edge] ** 2).sum() / (s**2).sum(),
             "sigma_scale": np.median(ratios),
             "sigma_scale_iqr": np.percentile(ratios, 75) - np.percentile(ratios, 25),
+            "row_participation_ratio": E**2 / (r**2).sum(),
+            "col_participation_ratio": E**2 / (c**2).sum(),
+            "rows_changed": (D != 0).any(1).mean(),
         }
     )

@@ -131,6 +131,11 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
     scaled = measure(torch.from_numpy(np.ldexp(base, exponent)), torch.from_numpy(np.ldexp(tuned, exponent)), f64)[2]
     weights = {c.name: 2.0**exponent for c in (*SPECTRAL, *DELTA) if c.unit == "weights"}
     entrywise = {"null_participation_ratio", "concentration", "null_edge", "spikes", "spike_energy", "floor_ratio"}
+    entrywise |= {"row_participation_ratio", "col_participation_ratio", "rows_changed"}
+    flipped["row_participation_ratio"], flipped["col_participation_ratio"] = (
+        flipped["col_participation_ratio"],
+        flipped["row_participation_ratio"],
+    )
     for name, value in one.items():
         mirror = name.replace("left", "RIGHT").replace("right", "left").lower()
         if value is None:
@@ -154,6 +159,20 @@ def test_opposite_and_doubled_weights():
     assert (doubled["cosine"], doubled["sigma_scale"]) == (pytest.approx(1), pytest.approx(2))
     assert doubled["sigma_scale_iqr"] == pytest.approx(0, abs=1e-9)
     assert doubled["effective_rank_shift"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(700, 40), (40, 700), (3000, 1500), (1500, 3000)])
+def test_rows_that_changed_are_counted_across_blocks(shape):
+    """A change of the last entry of some rows: those and no others, also where a matrix is read in several blocks."""
+    base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    tuned = base.clone()
+    tuned[::5, -1] += 1
+    delta = measure(base, tuned)[2].values
+    rows = len(range(0, shape[0], 5))
+    assert delta["rows_changed"] == rows / shape[0]
+    assert delta["col_participation_ratio"] == pytest.approx(1)
+    assert delta["row_participation_ratio"] == pytest.approx(rows, rel=0.01)
+    assert delta["zero_share"] == pytest.approx(1 - rows / (shape[0] * shape[1]))
 
 
 def test_a_zero_base_leaves_ratios_null():

@@ -23,7 +23,8 @@ DEMO = Path(__file__).parents[1] / "registry" / "demo"
 
 
 def shadow(*arguments, **variables):
-    env = {"PATH": os.environ["PATH"], "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **variables}
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    env = {**kept, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **variables}
     return subprocess.run([SHADOW, *map(str, arguments)], capture_output=True, encoding="utf-8", env=env)
 
 
@@ -113,7 +114,7 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
     assert "\x1b" not in done.stdout
     assert "…" not in done.stdout
     assert done.stderr == ""
-    for word in ("attn.q", "mlp.down", "not_a_matrix", "0.37 median concentration"):
+    for word in ("attn.q", "mlp.down", "not_a_matrix", "0.37 (0.31 to 0.42) median concentration"):
         assert word in done.stdout
 
 

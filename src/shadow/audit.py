@@ -23,6 +23,7 @@ from shadow.checkpoint import Checkpoint
 from shadow.delta import (
     Extent,
     Method,
+    delta_sketch,
     extent,
     frobenius_norm,
     largest_entry,
@@ -33,6 +34,7 @@ from shadow.delta import (
 from shadow.matrices import BlockScaled, Matrix, Updated
 from shadow.outcome import Outcome
 from shadow.pairing import MatrixPair, Operand
+from shadow.residual import direction_of
 from shadow.schedule import Schedule, Shard
 from shadow.source import Fetching, Source
 from shadow.spectrum import BLOCK, Workspace
@@ -206,7 +208,9 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
         return Outcome(pair.key, "identical", None, note, 0.0, norm)
     found = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space)
     norms = {one.subject: one.values["frobenius_norm"] for one in found}
-    return Outcome(pair.key, "measured", None, detail, norms["delta"], norms["base"], found)
+    direction, norm = direction_of(pair.place.module), norms["delta"] or 0.0
+    kept = direction and delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
+    return Outcome(pair.key, "measured", None, detail, norm, norms["base"], found, residual=kept)
 
 
 def _views(pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:

@@ -393,10 +393,12 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import MATRICES, SPECTRA, TENSORS
+    from shadow.diagnostics import MATRICES, RESIDUAL, SPECTRA, TENSORS
     from shadow.render import column_view, columns_view
 
-    columns = {one.name: one for one in (*SPECTRA, *TENSORS, *MATRICES)}  # matrices.parquet has the last word
+    columns = {
+        one.name: one for one in (*RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)
+    }  # matrices.parquet has the last word
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return

@@ -14,12 +14,14 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.matrices import Matrix, Updated
-from shadow.null import Profile, null_values, sampled_values
+from shadow.null import Profile, coverage_values, null_values, sampled_values
 from shadow.outcome import Measurement, Precision
 from shadow.rank import Values, condition_number, norms, ranks, top_energies
+from shadow.residual import Direction, sketch
 from shadow.shards import FLOATS, FloatFormat
 from shadow.spectrum import (
     Spectrum,
@@ -116,8 +118,8 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
     delta_scale = power_of_two_scale(size.delta * scale)
     smallest_normal = math.ldexp(scale, stored.min_exponent)
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
+    changed = torch.zeros(rows, dtype=torch.int64)  # entries of each row that differ
     totals = dict.fromkeys(("base", "tuned", "product", "ulps", "fourth"), 0.0)
-    zeros = 0
     for index, (row, col) in zip(blocks(tuned), corners(tuned), strict=True):
         b = read_block(base, index, "base", dtype, space)
         t = read_block(tuned, index, "tuned", dtype, space)
@@ -131,7 +133,7 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
         torch.sub(t, b, out=work)
         torch.maximum(b.abs_(), t.abs_(), out=b)
         totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
-        zeros += work.numel() - int(torch.count_nonzero(work))
+        changed[row : row + len(work)] += torch.count_nonzero(work, dim=1)
         if delta_scale != 1.0:
             work.mul_(delta_scale)
         squares = work.square_()
@@ -140,7 +142,9 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
         totals["fourth"] += float(squares.square_().sum())
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
-    return Sums(Profile(r.numpy(), c.numpy(), fourth, scale * delta_scale), **totals, zeros=zeros, scale=scale)
+    zeros = rows * cols - int(changed.sum())
+    profile = Profile(r.numpy(), c.numpy(), fourth, scale * delta_scale, int(torch.count_nonzero(changed)))
+    return Sums(profile, **totals, zeros=zeros, scale=scale)
 
 
 def _binade(magnitudes: Tensor) -> Tensor:
@@ -199,6 +203,7 @@ def measure_pair(
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **_shifts(base_values, tuned_values),
         **null_values(delta, total.profile, participation),
+        **coverage_values(total.profile),
         **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
         **(
             subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), scale, space)
@@ -218,6 +223,21 @@ def measure_alone(matrix: Matrix, stored: str, largest: float, method: Method, s
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
     found = _weight_spectrum(matrix, norm, largest, stored, method, space)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
+
+
+def delta_sketch(
+    base: Matrix,
+    tuned: Matrix,
+    formats: tuple[str, str],
+    size: Extent,
+    norm: float,
+    direction: Direction,
+    space: Workspace,
+) -> NDArray[np.float32]:
+    """What `shadow.residual` keeps of a delta of Frobenius norm `norm`, in one more pass over both sides."""
+    scale = power_of_two_scale(size.delta)
+    read = delta_blocks(base, tuned, scale, space, working_dtype(*formats))
+    return sketch(read, corners(tuned), shape_of(tuned), (norm * scale) ** 2, direction)
 
 
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:

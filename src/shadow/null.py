@@ -27,13 +27,15 @@ WORD = 64  # signs in one draw of the generator
 class Profile:
     """Where the energy of D lies. rows (m,) and cols (n,): energies r_i and c_j; fourth: sum of D_ij⁴.
 
-    All in units of the scaled D: scale is the power of two its entries were multiplied by.
+    All in units of the scaled D: scale is the power of two its entries were multiplied by. changed: rows of which any
+    entry differs.
     """
 
     rows: NDArray[np.float64]
     cols: NDArray[np.float64]
     fourth: float
     scale: float
+    changed: int
 
     @property
     def energy(self) -> float:
@@ -60,6 +62,23 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
         **_above(delta, edge, "spikes"),
         "spike_energy": _share_above(delta, edge),
     }
+
+
+def coverage_values(profile: Profile) -> Values:
+    """row_participation_ratio, col_participation_ratio, rows_changed: how many outputs and inputs the change reaches.
+
+    (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of columns; the share of the
+    rows of which any entry differs, in (0, 1]. In an embedding the rows are tokens.
+    """
+    return {
+        "row_participation_ratio": _participation(profile.rows),
+        "col_participation_ratio": _participation(profile.cols),
+        "rows_changed": profile.changed / len(profile.rows),
+    }
+
+
+def _participation(energies: NDArray[np.float64]) -> float:
+    return float(energies.sum() ** 2 / (energies**2).sum())
 
 
 def _above(delta: Spectrum, edge: float, name: str) -> Values:

@@ -32,6 +32,7 @@ class Outcome:
     delta_norm and base_norm are Frobenius norms (None where there is no base or nothing finite). measurements
     has three entries for a measured matrix pair, one for a matrix without a base, none otherwise. verified says of
     the base's and of the tuned side's bytes whether they were checked against a checksum of the Hub (None: a folder).
+    residual is the delta's Gram on the side of the residual stream, as shadow.residual keeps it.
     """
 
     key: str
@@ -42,3 +43,4 @@ class Outcome:
     base_norm: float | None = None
     measurements: tuple[Measurement, ...] = ()
     verified: tuple[bool | None, bool | None] = (None, None)
+    residual: NDArray[np.float32] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,8 @@ def summary_view(
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
     parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    if any(not gate["passed"] for gate in summary.gates):
+        parts += [_gate_table(summary.gates), ""]
     if len(summary.components) > 1:
         parts += [_component_table(summary.components), ""]
     if summary.modules:
@@ -91,10 +93,10 @@ def _title(summary: Summary) -> RenderableType:
 
 
 def _headline(summary: Summary) -> RenderableType:
-    """What changed, how much, how concentrated against its null; no verdict."""
+    """What changed, how much, how concentrated against its null, where; gates and label last."""
     f = summary.figures
     rows = Table.grid(padding=(0, 2))
-    changed = f"{f['matrices']} matrices changed"
+    changed = f"{_counted(int(f['matrices'] or 0), 'matrix', 'matrices')} changed"
     share = _percent(f["parameters_measured"], f["parameters"])
     identical = summary.counts["identical"]
     if identical:
@@ -104,28 +106,111 @@ def _headline(summary: Summary) -> RenderableType:
         changed += f", {share} of the parameters"
     rows.add_row(Text("what", "dim"), changed)
     if f["matrices"]:
-        size = f"the delta's norm is {_share(f['relative_norm_overall'])} of the base's over all matrices"
-        if f["floor_ratio"] is not None:
-            times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
-            size += f", {times} the rounding of its storage"
-        rows.add_row(Text("how much", "dim"), size)
-        rows.add_row(Text("how concentrated", "dim"), _concentration(f))
+        rows.add_row(Text("how much", "dim"), _size_line(summary))
+        rows.add_row(Text("how concentrated", "dim"), _concentration(summary))
+        for title, text in (("where", _where(summary)), ("directions", _directions(summary)), ("tokens", _tokens(f))):
+            if text:
+                rows.add_row(Text(title, "dim"), text)
+        rows.add_row(Text("in brackets", "dim"), _about_intervals(summary))
+    stopped = [gate["name"] for gate in summary.gates if not gate["passed"]]
+    told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
+    rows.add_row(Text("gates", "dim"), told)
+    reason = "" if stopped else f": {summary.label_reason}"
+    rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(reason)))
     return rows
 
 
-def _concentration(f: Mapping[str, float | int | None]) -> RenderableType:
+def _size_line(summary: Summary) -> str:
+    f = summary.figures
+    size = (
+        f"the delta's norm is {_share(f['relative_norm_overall'])}{_within(summary, 'relative_norm_overall', _share)}"
+    )
+    size += " of the base's over all matrices"
+    if f["floor_ratio"] is not None:
+        times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
+        size += f", {times} the rounding of its storage"
+    return size
+
+
+def _concentration(summary: Summary) -> RenderableType:
+    f = summary.figures
     if f["concentration"] is None:
         return Text("no matrix is large enough to compare with its null")
     text = Text.assemble(
         (fixed(f["concentration"]), "bold"),
-        f" median concentration (middle half {fixed(f['concentration_q25'])} to {fixed(f['concentration_q75'])}); "
-        "0 is noise of the same profile, 1 is rank one. ",
+        f"{_within(summary, 'concentration', fixed)} median concentration; 0 is noise of the same profile, 1 is rank "
+        "one. ",
     )
     text.append(
-        f"The energy sits in {number(f['participation_ratio'])} directions, its sign-flip null's in "
-        f"{number(f['null_participation_ratio'])}; {number(f['spikes'])} singular values stand out."
+        f"The energy sits in {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)} "
+        f"directions, its sign-flip null's in {number(f['null_participation_ratio'])}; {number(f['spikes'])} singular "
+        "values stand out."
     )
     return text
+
+
+def _where(summary: Summary) -> str:
+    """How evenly the update lies over layers, and over attention and MLP, or over components."""
+    f, parts = summary.figures, []
+    if f["effective_layers"] is not None and f["depth_entropy"] is not None:
+        parts.append(
+            f"the energy fills {number(f['effective_layers'])}{_within(summary, 'effective_layers', number)} of "
+            f"{number(f['depth_layers'])} layers"
+        )
+    for name, title in (
+        ("attention_to_mlp", "attention : MLP"),
+        ("vision_to_language", "vision : language"),
+        ("projector_to_language", "projector : language"),
+    ):
+        if f[name] is not None:
+            parts.append(f"{title} is {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}")
+    return "; ".join(parts)
+
+
+def _directions(summary: Summary) -> str:
+    """How many directions of the residual stream a layer's change is about."""
+    parts = [
+        f"what {verb} it along {number(summary.figures[name])}{_within(summary, name, number)}"
+        for verb, name in (("reads", "reading_participation_ratio"), ("writes", "writing_participation_ratio"))
+        if summary.figures[name] is not None
+    ]
+    return f"of the residual stream: a layer changes {', '.join(parts)}" if parts else ""
+
+
+def _tokens(f: Mapping[str, float | int | None]) -> str:
+    if f["embedding_rows_changed"] is None:
+        return ""
+    carrying = number(f["embedding_row_participation_ratio"])
+    return f"{_share(f['embedding_rows_changed'])} of the embeddings changed; {carrying} of them carry the change"
+
+
+def _about_intervals(summary: Summary) -> str:
+    if summary.no_interval:
+        return f"no intervals: {summary.no_interval}"
+    level = 100 * (summary.interval_level or 0)
+    return f"{level:.3g} % intervals over {summary.layers} layers: not over other runs or seeds"
+
+
+def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
+    """The bounds of a figure in brackets; empty where it has none."""
+    bounds = summary.intervals.get(name)
+    return f" ({_range(bounds, form)})" if bounds and form(bounds[0]) != form(bounds[1]) else ""
+
+
+def _range(bounds: Sequence[float], form: Callable[[float], str]) -> str:
+    low, high = (form(bound) for bound in bounds)
+    return f"{low.removesuffix(' %')} to {high}"
+
+
+def _gate_table(gates: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The gates that stopped a label, and why."""
+    table = Table(title="Failed gates", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("gate", style="yellow", no_wrap=True)
+    table.add_column("reason", ratio=1)
+    for gate in gates:
+        if not gate["passed"]:
+            table.add_row(gate["name"], Text(visible(gate["reason"])))
+    return table
 
 
 def _percent(part: float | int | None, whole: float | int | None) -> str:
@@ -158,37 +243,39 @@ def _component_table(components: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 
 def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="By module, medians over matrices", title_justify="left")
+    """One row a module. What comes last fits only wider terminals."""
     several = len({row["component"] for row in modules}) > 1
-    if several:
-        table.add_column("component")
-    table.add_column("module", style="cyan", no_wrap=True)
-    columns: list[tuple[str, str, Any]] = [
-        ("n", "matrices", number),
-        ("rel. norm", "relative_norm", _share),
-        ("conc.", "concentration", fixed),
-        ("PR", "participation_ratio", number),
-        ("null PR", "null_participation_ratio", number),
-        ("spikes", "spikes", number),
+    cells = [
+        ("component", [row["component"] for row in modules]) if several else None,
+        ("module", [row["module"] for row in modules]),
+        ("n", [number(row["matrices"]) for row in modules]),
+        ("rel. norm", [_share(row["relative_norm"]) for row in modules]),
+        ("conc.", [fixed(row["concentration"]) for row in modules]),
+        ("PR", [number(row["participation_ratio"]) for row in modules]),
+        ("null PR", [number(row["null_participation_ratio"]) for row in modules]),
+        ("spikes", [number(row["spikes"]) for row in modules]),
     ]
-    if width >= WIDE:
-        columns += [
-            ("spike energy", "spike_energy", fixed),
-            ("stable rank", "stable_rank", number),
-            ("eff. rank", "effective_rank", number),
-        ]
-    columns.append(
-        (
-            "eff. rank shift" if width >= WIDE else "shift",
-            "effective_rank_shift",
-            lambda value: fixed(value, 3),
-        )
-    )
-    for title, _, _ in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in modules:
-        cells = [form(row[name]) for _, name, form in columns]
-        table.add_row(*([row["component"]] if several else []), row["module"], *cells)
+    columns = [column for column in cells if column]
+    ranges = [row["intervals"]["concentration"] for row in modules]
+    optional: list[tuple[int, str, list[str]]] = [  # where it goes, in order of importance
+        (4 + several, "interval", ["-" if not one else _range(one, fixed) for one in ranges]),
+        (99, "energy", [_share(row["energy_share"]) for row in modules]),
+        (99, "shift", [fixed(row["effective_rank_shift"], 3) for row in modules]),
+        (99, "spike energy", [fixed(row["spike_energy"]) for row in modules]),
+        (99, "stable rank", [number(row["stable_rank"]) for row in modules]),
+        (99, "eff. rank", [number(row["effective_rank"]) for row in modules]),
+    ]
+    for place, title, texts in optional:
+        if sum(3 + max(map(len, (name, *own))) for name, own in (*columns, (title, texts))) > width + 1:
+            break
+        columns.insert(place, (title, texts))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="By module, medians over matrices", title_justify="left")
+    for name, _ in columns:
+        left = name in ("component", "module")
+        style = "cyan" if name == "module" else None
+        table.add_column(name, justify="left" if left else "right", no_wrap=True, style=style)
+    for row in zip(*(own for _, own in columns), strict=True):
+        table.add_row(*row)
     return table
 
 
@@ -198,16 +285,20 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> Rendera
     grid = Table.grid(padding=(0, 2))
     for component in components:
         rows = [row for row in depth if row["component"] == component]
+        up = any(row["up_effective_rank_shift"] is not None for row in rows)
+        shift = ("up_effective_rank_shift", "MLP up shift") if up else ("effective_rank_shift", "eff. rank shift")
         for name, title, form in (
             ("relative_norm", "rel. norm", _share),
+            ("energy_share", "energy", _share),
             ("concentration", "concentration", fixed),
-            ("effective_rank_shift", "eff. rank shift", lambda value: fixed(value, 3)),
+            ("reading_participation_ratio", "directions read", number),
+            (*shift, lambda value: fixed(value, 3)),
         ):
             values = [row[name] for row in rows if row[name] is not None]
-            if len(values) < 2:
+            if len(values) < 2 or not any(values):
                 continue
             prefix = f"{component} " if len(components) > 1 else ""
-            line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
+            line = sparkline([row[name] for row in rows], min(SPARK, max(8, width - 50)), bars)
             grid.add_row(
                 f"{prefix}{title}",
                 Text(line, "cyan"),
@@ -219,14 +310,19 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> Rendera
     return Group(Text(f"By depth, layer {first} to {last}", "italic"), grid)
 
 
-def sparkline(values: Sequence[float], width: int, bars: str = BARS) -> str:
-    """Levels from the least to the largest value; more values than width are averaged in equal bins."""
+def sparkline(values: Sequence[float | None], width: int, bars: str = BARS) -> str:
+    """Levels from the least to the largest value; more values than width are averaged in equal bins.
+
+    A value that is None leaves a gap.
+    """
+    bins = [[value] for value in values]
     if len(values) > width:
-        bins = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
-        values = [sum(some) / len(some) for some in bins]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    return "".join(bars[round((value - low) / span * (len(bars) - 1))] for value in values)
+        bins = [list(values[i * len(values) // width : (i + 1) * len(values) // width]) for i in range(width)]
+    known = [[value for value in some if value is not None] for some in bins]
+    levels = [sum(some) / len(some) if some else None for some in known]
+    found = [level for level in levels if level is not None]
+    low, span = min(found), (max(found) - min(found)) or 1.0
+    return "".join(" " if x is None else bars[round((x - low) / span * (len(bars) - 1))] for x in levels)
 
 
 def _without_base(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
@@ -273,7 +369,9 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
-    rows.add_row(Text("not shown", "dim"), Text("; ".join(summary.claims["not_shown"]), "dim"))
+    for title, told in (("measured", "measured"), ("fits", "consistent_with"), ("not shown", "not_shown")):
+        if summary.claims[told]:
+            rows.add_row(Text(title, "dim"), Text("; ".join(summary.claims[told]), "dim"))
     return rows
 
 

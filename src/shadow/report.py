@@ -14,6 +14,7 @@ import math
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +23,14 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from shadow.architecture import Place, name_rules
-from shadow.diagnostics import MATRICES, SCHEMA, SPECTRA, TENSORS, Column
+from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TENSORS, Column
 from shadow.errors import ShadowError
 from shadow.outcome import Measurement, Outcome
 from shadow.pairing import MatrixPair, Operand, Skipped
+from shadow.residual import Direction, direction_of, overlaps, stacked_participation
 
 PARTIAL = ".partial"
 JOURNAL = "journal.jsonl"
@@ -201,7 +204,8 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         }
         for one in outcome.measurements
     ]
-    return {**vars(outcome), "measurements": measurements}
+    residual = None if outcome.residual is None else base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
+    return {**vars(outcome), "measurements": measurements, "residual": residual}
 
 
 def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
@@ -215,7 +219,9 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
         for one in entry.pop("measurements")
     )
     base_verified, tuned_verified = entry.pop("verified")
-    return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified))
+    kept = entry.pop("residual")
+    residual = None if kept is None else np.frombuffer(base64.b64decode(kept), dtype="<f4")
+    return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified), residual=residual)
 
 
 def _finite(value: float | int | None) -> float | int | None:
@@ -311,27 +317,40 @@ def belongs_to(metadata: Mapping[str, Any], identity: Identity) -> bool:
     return all(metadata.get(key) == value for key, value in wanted.items())
 
 
-def write_report(
-    folder: Path,
+def report_tables(
     identity: Identity,
-    provenance: Mapping[str, Any],
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, Outcome],
     spectra: bool,
-) -> None:
-    """Write the Parquet files of a finished audit. Rows have a fixed order; provenance joins the metadata."""
-    metadata = {METADATA_KEY: json.dumps({**identity.as_json(), **provenance}, sort_keys=True).encode()}
+) -> dict[str, pa.Table]:
+    """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
-    rows = [row for pair in ordered for row in _matrix_rows(pair, outcomes[pair.key], identity)]
-    sigmas = [row for pair in ordered for row in _spectrum_rows(pair, outcomes[pair.key])]
+    measured = [(pair, outcomes[pair.key]) for pair in ordered]
+    tables = {
+        "tensors": _table(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
+        "residual": _table(RESIDUAL, _residual_rows(measured)),
+        "matrices": _table(MATRICES, [row for one in measured for row in _matrix_rows(*one, identity)]),
+    }
+    sigmas = (row for one in measured for row in _spectrum_rows(*one))
+    return {"spectra": _table(SPECTRA, list(sigmas)), **tables} if spectra else tables
+
+
+def write_report(
+    folder: Path, identity: Identity, provenance: Mapping[str, Any], tables: Mapping[str, pa.Table], summary: bytes
+) -> None:
+    """Write the files of a finished audit; provenance joins the metadata of each table.
+
+    matrices.parquet comes last: with it the report is finished, and no other file of the folder is older than it.
+    """
+    metadata = {METADATA_KEY: json.dumps({**identity.as_json(), **provenance}, sort_keys=True).encode()}
     with writing(folder):
-        if spectra:
-            _write_parquet(folder / "spectra.parquet", SPECTRA, sigmas, metadata)
-        else:
+        if "spectra" not in tables:
             (folder / "spectra.parquet").unlink(missing_ok=True)
-        _write_parquet(folder / "tensors.parquet", TENSORS, _tensor_rows(ordered, skipped, outcomes), metadata)
-        _write_parquet(folder / "matrices.parquet", MATRICES, rows, metadata)
+        for name in (name for name in tables if name != "matrices"):
+            _write_parquet(folder / f"{name}.parquet", tables[name], metadata)
+        write_whole(folder / "summary.json", summary)
+        _write_parquet(folder / "matrices.parquet", tables["matrices"], metadata)
 
 
 def write_rows(
@@ -382,12 +401,13 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
     return pa.schema([pa.field(column.name, ARROW[column.type]) for column in columns])
 
 
-def _write_parquet(
-    path: Path, columns: Sequence[Column], rows: list[dict[str, Any]], metadata: dict[bytes, bytes]
-) -> None:
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata)
+def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+
+
+def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
     write_whole(path, sink.getvalue().to_pybytes())
 
 
@@ -454,6 +474,45 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any
             "subject": one.subject,
             "sigma": one.sigma.astype(np.float32),
         }
+
+
+def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Any]]:
+    """The stacked deltas of every layer, and of all layers, of each component in each direction.
+
+    Only matrices on a residual stream of the component's usual width are stacked.
+    """
+    found: dict[tuple[str, Direction], list[tuple[MatrixPair, Outcome]]] = {}
+    for pair, outcome in measured:
+        if (direction := direction_of(pair.place.module)) and outcome.residual is not None:
+            found.setdefault((pair.place.component, direction), []).append((pair, outcome))
+    rows = []
+    for (component, direction), members in found.items():
+        widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in members]
+        width = Counter(widths).most_common(1)[0][0]
+        members = [one for one, own in zip(members, widths, strict=True) if own == width]
+        layers = np.array([-1 if pair.place.layer is None else pair.place.layer for pair, _ in members])
+        deltas = [outcome.measurements[-1].values for _, outcome in members]
+        energies = np.array([(one["frobenius_norm"] or 0.0) ** 2 for one in deltas])
+        participation = np.array([one["participation_ratio"] or 1.0 for one in deltas])
+        with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
+            kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
+            cosines = overlaps(kept, participation, width)
+        for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
+            own = np.flatnonzero(layers == layer) if layer is not None else np.arange(len(members))
+            rows.append(
+                {
+                    "component": component,
+                    "direction": direction,
+                    "layer": layer,
+                    "width": width,
+                    "matrices": len(own),
+                    "energy": float(energies[own].sum()),
+                    "participation_ratio": stacked_participation(
+                        cosines[np.ix_(own, own)], energies[own], participation[own]
+                    ),
+                }
+            )
+    return rows
 
 
 def _tensor_rows(

@@ -33,10 +33,9 @@ from shadow.report import (
     belongs_to,
     finished_metadata,
     remove_empty,
+    report_tables,
     safe_name,
     write_report,
-    write_whole,
-    writing,
 )
 from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes
@@ -192,10 +191,10 @@ def _run(
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
         _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
-        write_report(folder, identity, provenance, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
-        summary = summarise(folder, identity.as_json())
-        with writing(folder):
-            write_whole(folder / "summary.json", summary_bytes(summary))
+        tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
+        summary = summarise(tables, identity.as_json())
+        provenance |= {"label": summary.label, "label_reason": summary.label_reason, "gates": summary.gates}
+        write_report(folder, identity, provenance, tables, summary_bytes(summary))
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
         raise
@@ -327,14 +326,14 @@ def _side(checkpoint: Found) -> dict[str, str | None]:
 def _already_done(folder: Path, identity: Identity, say: Callable[[str], None]) -> Result | None:
     try:
         metadata = finished_metadata(folder)
+        if metadata is None:
+            return None
+        if metadata["schema"] == SCHEMA and belongs_to(metadata, identity):
+            summary, provenance = read_summary(folder)
+            say("nothing to measure: the report is already there")
+            return Result(folder, summary, 0, provenance)
     except ShadowError:  # a broken report is measured again
         return None
-    if metadata is None:
-        return None
-    if metadata["schema"] == SCHEMA and belongs_to(metadata, identity):
-        summary, provenance = read_summary(folder)
-        say("nothing to measure: the report is already there")
-        return Result(folder, summary, 0, provenance)
     for side in ("base", "tuned") if metadata["schema"] == SCHEMA else ():
         before, now = metadata[side]["repo"], identity.as_json()[side]["repo"]
         if before != now:

@@ -1,4 +1,4 @@
-"""A finished report -> Summary: the figures a person wants first. Pure: reads the Parquet files, prints nothing."""
+"""The tables of a report -> Summary: the figures a person wants first. Pure: reads Parquet files, prints nothing."""
 
 from __future__ import annotations
 
@@ -6,34 +6,63 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.architecture import name_rules
+from shadow.bootstrap import (
+    DRAWS,
+    LEVEL,
+    SEED,
+    UNEVEN,
+    Blocks,
+    Interval,
+    Statistic,
+    blocks_of,
+    interval,
+    interval_of_median,
+)
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
-from shadow.report import check_schema, finished_metadata
+from shadow.footprint import footprint, gates
+from shadow.report import METADATA_KEY, check_schema, finished_metadata
+from shadow.spread import (
+    ATTENTION,
+    MLP,
+    Energies,
+    compared_layers,
+    depth_entropy,
+    depth_gini,
+    effective_layers,
+    layer_energies,
+    once,
+    ratio,
+)
 
 MEDIANS = (
-    "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "stable_rank",
-    "effective_rank", "effective_rank_shift", "spikes", "spike_energy", "cosine", "floor_ratio",
+    "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
+    "stable_rank", "effective_rank", "effective_rank_shift", "spikes", "spike_energy", "cosine", "floor_ratio",
 )  # fmt: skip
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
-LABEL = "not assessable"
-LABEL_REASON = "this version measures; it ships no calibrated thresholds to label by"
-CLAIMS = {
-    "measured": ["spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null"],
-    "consistent_with": [],
-    "not_shown": [
-        "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
-        "figures as much as narrowness does",
-        "what the model can or cannot do",
-    ],
+UP = ("mlp.up", "experts.up", "shared.up")
+INTERVALS = {
+    "level": LEVEL,
+    "draws": DRAWS,
+    "seed": SEED,
+    "unit": "layer: each draw takes as many layers of each component as there are, with replacement, and all matrices "
+    "of each; what lies outside the layers is in every draw",
+    "kind": "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers BCa with the "
+    f"same percentiles, from {UNEVEN} layers",
+    "weights": "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of energy, and "
+    "depth figures weigh by energy or entries",
+    "covers": "other layers of the same pair; not other runs, seeds or models",
 }
 
 
@@ -42,8 +71,11 @@ class Summary:
     """What the terminal shows of one pair; `summary.json` is this as JSON.
 
     counts are tensors of both sides by status. figures are medians over all delta rows unless their name says
-    otherwise. components, modules and depth are lists of rows, without_base the matrices that have no base. warnings
-    are what makes the figures doubtful.
+    otherwise; those of depth and of the residual stream are of the main component, language where there is one.
+    intervals has bounds over layers for figures that have any (null: no_interval says why), layers and interval_level
+    are over how many layers, and the probability that they may claim; resampling says how they were made.
+    components, modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
+    makes the figures doubtful. gates, evidence and claims are what label rests on.
     """
 
     schema: int
@@ -53,18 +85,46 @@ class Summary:
     tuned: Mapping[str, Any]
     counts: Mapping[str, int]
     figures: Mapping[str, float | int | None]
+    intervals: Mapping[str, tuple[float, float] | None]
+    layers: int
+    interval_level: float
+    no_interval: str | None
+    resampling: Mapping[str, Any]
     components: list[dict[str, Any]]
     modules: list[dict[str, Any]]
     depth: list[dict[str, Any]]
     without_base: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     warnings: list[str]
+    gates: list[dict[str, Any]]
     label: str
     label_reason: str
+    evidence: list[dict[str, Any]]
     claims: Mapping[str, list[str]]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tables of a report as the figures need them.
+
+    deltas: the delta rows, with base_norm, energy, base_energy and participation_share; layers: (component, layer) of
+    every layer that was compared.
+    """
+
+    deltas: pd.DataFrame
+    alone: pd.DataFrame
+    tensors: pd.DataFrame
+    residual: pd.DataFrame
+    layers: pd.DataFrame
+
+    @property
+    def main(self) -> str | None:
+        """The component whose depth is told: language, or the one of most layers."""
+        counts = self.layers["component"].value_counts(sort=True)
+        return None if counts.empty else "language" if "language" in counts.index else str(counts.index[0])
 
 
 def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
@@ -81,21 +141,24 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
         )
         raise ShadowError(f"{folder}: no finished report in it", hint)
     check_schema(folder, metadata)
-    return summarise(folder, metadata), metadata
-
-
-def summarise(folder: Path, metadata: Mapping[str, Any]) -> Summary:
-    """Compute the summary from matrices.parquet and tensors.parquet of a folder."""
     try:
-        matrices = pq.read_table(folder / "matrices.parquet").to_pandas()
-        tensors = pq.read_table(folder / "tensors.parquet").to_pandas()
+        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("matrices", "tensors", "residual")}
     except (OSError, pa.ArrowException) as error:
         raise ShadowError(
             f"{folder}: its report cannot be read ({type(error).__name__})", "run the audit again"
         ) from error
-    deltas = matrices[matrices["subject"] == "delta"]
-    alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
-    statuses = tensors["status"].value_counts()
+    if len({(table.schema.metadata or {}).get(METADATA_KEY) for table in tables.values()}) > 1:
+        raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
+    return summarise(tables, metadata), metadata
+
+
+def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:
+    """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity has."""
+    rows = _rows(*(tables[name].to_pandas() for name in ("matrices", "tensors", "residual")))
+    statuses = rows.tensors["status"].value_counts()
+    figures, intervals = _figures(rows)
+    found = gates(rows.deltas, rows.tensors)
+    told = footprint(found, figures, intervals)
     return Summary(
         schema=SCHEMA,
         family=metadata["family"],
@@ -103,16 +166,20 @@ def summarise(folder: Path, metadata: Mapping[str, Any]) -> Summary:
         base=metadata["base"],
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in ("measured", "identical", "skipped")},
-        figures=_figures(matrices, deltas, tensors),
-        components=_by_component(deltas, matrices, tensors),
-        modules=_by_module(deltas),
-        depth=_by_layer(deltas, matrices),
-        without_base=_without_base(alone),
-        skipped=_skipped(tensors),
-        warnings=_renumbered_experts(deltas),
-        label=LABEL,
-        label_reason=LABEL_REASON,
-        claims=CLAIMS,
+        figures=figures,
+        **_bounds(intervals, _blocks(rows.deltas)),
+        resampling=INTERVALS,
+        components=_by_component(rows),
+        modules=_by_module(rows),
+        depth=_by_layer(rows),
+        without_base=_without_base(rows.alone),
+        skipped=_skipped(rows.tensors),
+        warnings=_renumbered_experts(rows.deltas),
+        gates=[asdict(gate) for gate in found],
+        label=told.label,
+        label_reason=told.reason,
+        evidence=[asdict(one) for one in told.evidence],
+        claims=told.claims,
     )
 
 
@@ -120,63 +187,216 @@ def summary_bytes(summary: Summary) -> bytes:
     return json.dumps(summary.as_json(), indent=2, allow_nan=False).encode() + b"\n"
 
 
+def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
+    keys = ["component", "layer", "tensor", "module", "expert"]
+    bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
+    deltas = matrices[matrices["subject"] == "delta"].merge(
+        bases.rename(columns={"frobenius_norm": "base_norm"}), on=keys, how="left"
+    )
+    deltas = deltas.assign(
+        energy=deltas["frobenius_norm"] ** 2,
+        base_energy=deltas["base_norm"] ** 2,
+        participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
+    )
+    alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
+    return Rows(deltas, alone, tensors, residual, compared_layers(tensors))
+
+
 def _number(value: Any) -> float | None:
     return None if pd.isna(value) or not math.isfinite(value) else float(value)
 
 
-def _whole_norm(rows: pd.DataFrame, matrices: pd.DataFrame) -> float | None:
+def _blocks(rows: pd.DataFrame) -> Blocks:
+    return blocks_of(rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> dict[str, Any]:
+    """The keys of a row of the summary that tell its intervals."""
+    told = interval(lambda counts: np.zeros(len(counts)), blocks)
+    return {
+        "intervals": {name: found.bounds for name, found in intervals.items()},
+        "layers": told.layers,
+        "interval_level": told.level,
+        "no_interval": told.reason,
+    }
+
+
+Figures = dict[str, float | int | None]
+Intervals = dict[str, Interval]
+
+
+def _medians(rows: pd.DataFrame, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
+    """Medians over rows, each counted once, and their intervals over layers."""
+    blocks = _blocks(rows)
+    figures = {name: _number(rows[name].median()) for name in names}
+    values = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in figures}
+    return figures, {name: interval_of_median(values[name], blocks) for name in figures if figures[name] is not None}
+
+
+def _whole_norm(rows: pd.DataFrame) -> float | None:
     """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all of rows as one vector."""
-    keys = ["tensor", "module", "expert"]
-    base = matrices[matrices["subject"] == "base"].set_index(keys)["frobenius_norm"]
-    own = rows.set_index(keys)["frobenius_norm"]
-    total = math.hypot(*base.loc[own.index.unique()]) if len(own) else 0.0
-    return math.hypot(*own) / total if total else None
+    total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
+    return math.hypot(*rows["frobenius_norm"]) / total if total else None
 
 
-def _figures(matrices: pd.DataFrame, deltas: pd.DataFrame, tensors: pd.DataFrame) -> dict[str, float | int | None]:
-    sides = {side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")}
-    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))  # of an adapter, that is the base
-    tuned, sizes = larger, larger["size"]
-    figures: dict[str, float | int | None] = {
+class _Depth:
+    """Figures of sums over layers: those with every layer once, and their intervals."""
+
+    def __init__(self, layers: pd.DataFrame) -> None:
+        self.layers = layers
+        self.blocks = _blocks(layers)
+        self.figures: Figures = {}
+        self.intervals: Intervals = {}
+
+    def energies(self, rows: pd.DataFrame, column: str = "energy") -> tuple[Energies, float]:
+        """A column's sums in each layer and outside the layers."""
+        own = rows.assign(energy=rows[column])
+        return layer_energies(self.layers, own), float(own.loc[own["layer"].isna(), "energy"].sum())
+
+    def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
+        figure = _number(statistic(once(len(self.layers)))[0])
+        self.figures[name] = figure
+        if figure is not None:
+            self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
+
+    def add_ratio(self, name: str, part: pd.DataFrame, whole: pd.DataFrame, column: str = "energy") -> None:
+        """The ratio of a column's sums over two sets of rows; null over nothing."""
+        (above, one), (below, other) = self.energies(part, column), self.energies(whole, column)
+        self.add(name, lambda counts: ratio(above, below, counts, (one, other)))
+
+
+def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+    """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
+    depth = _Depth(rows.layers[rows.layers["component"] == component])
+    own = rows.deltas[rows.deltas["component"] == component]
+    energies, _ = depth.energies(own)
+    count = len(depth.layers)
+    for name, statistic in (
+        ("depth_entropy", depth_entropy), ("depth_gini", depth_gini), ("effective_layers", effective_layers)
+    ):  # fmt: skip
+        depth.add(name, partial(statistic, energies), unevenness=True)
+    compared = rows.tensors[rows.tensors["status"].isin(["measured", "identical"])]
+    modules = compared.loc[compared["component"] == component, "module"]
+    attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
+        depth.add_ratio("attention_to_mlp", attention, mlp)
+    else:
+        depth.figures["attention_to_mlp"] = None
+    return {"depth_layers": count, **depth.figures}, depth.intervals
+
+
+def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+    """Directions of the residual stream that stacked deltas are about: of a layer, the median, and of all layers."""
+    figures: Figures = {}
+    intervals: Intervals = {}
+    own = rows.residual[rows.residual["component"] == component]
+    for direction in ("reading", "writing"):
+        stacks = own[own["direction"] == direction]
+        by_layer = stacks[stacks["layer"].notna()]
+        values, bounds = _medians(by_layer, ["participation_ratio"])
+        name = f"{direction}_participation_ratio"
+        figures[name] = values["participation_ratio"]
+        figures[f"{name}_stacked"] = _number(stacks.loc[stacks["layer"].isna(), "participation_ratio"].max())
+        if bounds:
+            intervals[name] = bounds["participation_ratio"]
+    return figures, intervals
+
+
+def _figures(rows: Rows) -> tuple[Figures, Intervals]:
+    tensors, deltas = rows.tensors, rows.deltas
+    sides = {side: own.assign(size=own["shape"].map(_size)) for side, own in tensors.groupby("side")}
+    larger = max(sides.values(), key=lambda own: int(own["size"].sum()))  # of an adapter, that is the base
+    sizes = larger["size"]
+    ceilings = deltas["rank_ceiling"].dropna()
+    quartiles = deltas["concentration"].quantile([0.25, 0.75])
+    medians, intervals = _medians(deltas)
+    whole = _Depth(rows.layers)
+    energies, bases = whole.energies(deltas), whole.energies(deltas, "base_energy")
+    whole.add(
+        "relative_norm_overall",
+        lambda counts: np.sqrt(ratio(energies[0], bases[0], counts, (energies[1], bases[1]))),
+    )
+    counted = deltas.assign(one=1.0, zeros=deltas["zero_share"] * deltas["parameters"])
+    spiked = counted.assign(one=(counted["spikes"] > 0).astype(float))
+    zero, every = whole.energies(counted, "zeros"), whole.energies(counted, "parameters")
+    whole.add("zero_share", lambda counts: ratio(zero[0], every[0], counts, (zero[1], every[1])))
+    some, all_ = whole.energies(spiked, "one"), whole.energies(counted, "one")
+    whole.add("spiked", lambda counts: ratio(some[0], all_[0], counts, (some[1], all_[1])))
+    for component in ("vision", "projector"):
+        _component_ratio(whole, rows, component)
+    embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
+    depth, depth_intervals = _depth_figures(rows, rows.main)
+    residual, residual_intervals = _residual_figures(rows, rows.main)
+    figures: Figures = {
         "matrices": len(deltas),
         "parameters": int(sizes.sum()),
-        "parameters_measured": int(sizes[tuned["status"] == "measured"].sum()),
-        "parameters_identical": int(sizes[tuned["status"] == "identical"].sum()),
-        "relative_norm_overall": _whole_norm(deltas, matrices),
+        "parameters_measured": int(sizes[larger["status"] == "measured"].sum()),
+        "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),
+        "relative_norm_overall": _whole_norm(deltas),
+        "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
+        "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False here
+        **medians,
+        "concentration_q25": _number(quartiles[0.25]),
+        "concentration_q75": _number(quartiles[0.75]),
+        **{name: value for name, value in whole.figures.items() if name != "relative_norm_overall"},
+        **depth,
+        **residual,
+        "embedding_row_participation_ratio": _number(embedding["row_participation_ratio"].max()),
+        "embedding_rows_changed": _number(embedding["rows_changed"].max()),
     }
-    ceilings = deltas["rank_ceiling"].dropna()
-    figures["rank_ceiling"] = int(ceilings.max()) if len(ceilings) else None
-    figures["unverified"] = int((deltas["verified"] == False).sum())  # noqa: E712 - null is not False here
-    figures |= {name: _number(deltas[name].median()) for name in MEDIANS}
-    quartiles = deltas["concentration"].quantile([0.25, 0.75])
-    figures |= {"concentration_q25": _number(quartiles[0.25]), "concentration_q75": _number(quartiles[0.75])}
-    weights = deltas["parameters"]
-    zero = (deltas["zero_share"] * weights).sum() / weights.sum() if len(deltas) else None
-    return figures | {"zero_share": _number(zero) if zero is not None else None}
+    return figures, intervals | whole.intervals | depth_intervals | residual_intervals
+
+
+def _component_ratio(whole: _Depth, rows: Rows, component: str) -> None:
+    """The energy of a component's update over the language model's; null where either was not compared."""
+    compared = rows.tensors[rows.tensors["status"].isin(["measured", "identical"])]
+    with_base = set(compared.loc[compared["reason"] != "only_in_tuned", "component"])
+    if {component, "language"} <= with_base:
+        part, language = (rows.deltas[rows.deltas["component"] == name] for name in (component, "language"))
+        whole.add_ratio(f"{component}_to_language", part, language)
+    else:
+        whole.figures[f"{component}_to_language"] = None
 
 
 def _size(shape: Iterable[int]) -> int:
     return math.prod(int(size) for size in shape)
 
 
-def _by_component(deltas: pd.DataFrame, matrices: pd.DataFrame, tensors: pd.DataFrame) -> list[dict[str, Any]]:
-    """What became of each component: how much of it is measured or identical, and the medians of what is measured."""
+def _by_component(rows: Rows) -> list[dict[str, Any]]:
+    """What became of each component: how much of it is measured or identical, and the figures of what is measured.
+
+    energy is null where nothing of it was compared, 0 where all of it is identical.
+    """
     rules = name_rules()
-    tuned = tensors[(tensors["side"] == "tuned") & tensors["shape"].map(lambda shape: len(shape) > 1)]
-    rows = []
-    for component, group in tuned.groupby("component", sort=False):
-        own = deltas[deltas["component"] == component]
-        rows.append(
+    matrices = rows.tensors[rows.tensors["shape"].map(lambda shape: len(shape) > 1)]
+    found = []
+    for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
+        own = rows.deltas[rows.deltas["component"] == component]
+        medians, intervals = _medians(own)
+        depth, depth_intervals = _depth_figures(rows, str(component))
+        whole = _Depth(rows.layers)
+        whole.add_ratio("energy_share", own, rows.deltas)
+        compared = len(own) > 0 or bool((group["status"] == "identical").any())
+        found.append(
             {
                 "component": component,
                 "tensors": len(group),
                 "identical": int((group["status"] == "identical").sum()),
                 "matrices": len(own),
-                "relative_norm": _whole_norm(own, matrices),
-                **{name: _number(own[name].median()) for name in MEDIANS if name != "relative_norm"},
+                **medians,
+                "relative_norm": _whole_norm(own),
+                "energy": _number(own["energy"].sum()) if compared else None,
+                "energy_share": whole.figures["energy_share"] if compared else None,
+                **depth,
+                **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, _blocks(own)),
             }
         )
-    return sorted(rows, key=lambda row: rules.components.index(row["component"]))
+    return sorted(found, key=lambda row: rules.components.index(row["component"]))
+
+
+def _without_overall(intervals: Intervals) -> Intervals:
+    """A component's relative norm is that of all its matrices as one vector: the median's interval is not its own."""
+    return {name: found for name, found in intervals.items() if name != "relative_norm"}
 
 
 def _renumbered_experts(deltas: pd.DataFrame) -> list[str]:
@@ -194,27 +414,61 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[str]:
     ]
 
 
-def _by_module(deltas: pd.DataFrame) -> list[dict[str, Any]]:
-    """Medians by component and module, in the order of names.yaml."""
+def _by_module(rows: Rows) -> list[dict[str, Any]]:
+    """Medians by component and module, in the order of names.yaml, and the module's share of the update's energy."""
     rules = name_rules()
-    rows = []
-    for (component, module), group in deltas.groupby(["component", "module"], sort=False):
-        medians = {name: _number(group[name].median()) for name in MEDIANS}
-        counts = {"matrices": len(group), "parameters": int(group["parameters"].sum())}
-        rows.append({"component": component, "module": module, **counts, **medians})
-    return sorted(rows, key=lambda row: (rules.components.index(row["component"]), rules.modules.index(row["module"])))
+    found = []
+    for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
+        medians, intervals = _medians(group)
+        whole = _Depth(rows.layers)
+        whole.add_ratio("energy_share", group, rows.deltas)
+        found.append(
+            {
+                "component": component,
+                "module": module,
+                "matrices": len(group),
+                "parameters": int(group["parameters"].sum()),
+                **medians,
+                "energy": _number(group["energy"].sum()),
+                **whole.figures,
+                **_bounds(intervals | whole.intervals, _blocks(group)),
+            }
+        )
+    return sorted(found, key=lambda row: (rules.components.index(row["component"]), rules.modules.index(row["module"])))
 
 
-def _by_layer(deltas: pd.DataFrame, matrices: pd.DataFrame) -> list[dict[str, Any]]:
-    """For each layer of each component: relative norm of all its matrices as one vector, medians of the rest."""
-    rows = []
-    inside = deltas.dropna(subset=["layer"]).astype({"layer": int})
-    for (component, layer), group in inside.groupby(["component", "layer"], sort=True):
-        row: dict[str, Any] = {"component": component, "layer": layer, "matrices": len(group)}
-        row["relative_norm"] = _whole_norm(group, matrices)
-        row |= {name: _number(group[name].median()) for name in ("concentration", "effective_rank_shift", "spikes")}
-        rows.append(row)
-    return rows
+def _by_layer(rows: Rows) -> list[dict[str, Any]]:
+    """For each compared layer of each component: energies, relative norm as one vector, medians of the rest.
+
+    energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the MLP up-projections
+    (of several experts, the median), the curve of arXiv:2604.07363. A layer that is identical has a relative norm of 0.
+    """
+    inside = rows.deltas.dropna(subset=["layer"]).astype({"layer": int})
+    groups = dict(iter(inside.groupby(["component", "layer"])))
+    totals = inside.groupby("component")["energy"].sum()
+    stacks = {(row.component, row.layer, row.direction): row.participation_ratio for row in rows.residual.itertuples()}
+    found = []
+    for component, layer in rows.layers.itertuples(index=False):
+        group = groups.get((component, layer), inside.head(0))
+        energy, total = float(group["energy"].sum()), float(totals.get(component, 0.0))
+        up = group.loc[group["module"].isin(UP), "effective_rank_shift"]
+        found.append(
+            {
+                "component": component,
+                "layer": int(layer),
+                "matrices": len(group),
+                "relative_norm": _whole_norm(group) if len(group) else 0.0,
+                "energy": _number(energy),
+                "energy_share": _number(energy / total) if total else None,
+                **{name: _number(group[name].median()) for name in ("concentration", "effective_rank_shift", "spikes")},
+                "up_effective_rank_shift": _number(up.median()),
+                **{
+                    f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
+                    for direction in ("reading", "writing")
+                },
+            }
+        )
+    return found
 
 
 def _without_base(alone: pd.DataFrame) -> list[dict[str, Any]]:

@@ -1,0 +1,78 @@
+"""Where the update went: its energy over layers, modules and components, and how evenly it lies there.
+
+The energy of a set of matrices is the sum of ||D||_F² over them. Functions of layers take energies (layers,) and Counts
+(draws, layers), how often each layer counts, and give one value for each draw: the figure itself is that of a single
+draw with every layer once, and `shadow.bootstrap.interval` takes them as they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from shadow.bootstrap import Counts
+
+Energies = NDArray[np.float64]
+ATTENTION = ("attn.", "mla.", "linear_attn.", "cross_attn.")
+MLP = ("mlp.", "experts.", "shared.")
+
+
+def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The (component, layer) of every layer of which a matrix was compared, also where all of them are identical."""
+    compared = (tensors["status"] == "identical") | (
+        (tensors["status"] == "measured") & (tensors["reason"] != "only_in_tuned")
+    )
+    inside = tensors[compared & tensors["layer"].notna() & ~tensors["module"].isin(["norm", "bias"])]
+    layers = inside[["component", "layer"]].drop_duplicates().astype({"layer": int})
+    return layers.sort_values(["component", "layer"], ignore_index=True)
+
+
+def layer_energies(layers: pd.DataFrame, deltas: pd.DataFrame) -> Energies:
+    """The energy of some delta rows in each of these layers, 0 where there is none; deltas has a column `energy`."""
+    inside = deltas.dropna(subset=["layer"]).astype({"layer": int})
+    sums = inside.groupby(["component", "layer"])["energy"].sum()
+    return sums.reindex(pd.MultiIndex.from_frame(layers), fill_value=0.0).to_numpy(dtype=np.float64)
+
+
+def once(layers: int) -> Counts:
+    """Every layer once: the draw that gives the figure itself."""
+    return np.ones((1, layers), dtype=np.int32)
+
+
+def effective_layers(energies: Energies, counts: Counts) -> Energies:
+    """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many layers hold the update.
+
+    NaN without energy.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = counts @ energies
+        logs = np.where(energies > 0, energies * np.log(energies), 0.0)
+        found = np.exp(np.log(total) - counts @ logs / total)
+        return np.asarray(np.minimum(found, counts.sum(axis=1)))  # but for rounding
+
+
+def depth_entropy(energies: Energies, counts: Counts) -> Energies:
+    """-sum p ln p / ln(layers), in [0, 1]: 1 when every layer has as much of the update. NaN for a single layer."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log(effective_layers(energies, counts)) / np.log(counts.sum(axis=1)))
+
+
+def depth_gini(energies: Energies, counts: Counts) -> Energies:
+    """The Gini coefficient of the energies of layers, in [0, 1 - 1/layers]: 0 when all have as much.
+
+    1 - sum_i (S_i + S_{i-1}) / (layers S), S_i the sum of the i smallest (Gini 1912). NaN without energy.
+    """
+    order = np.argsort(energies, kind="stable")
+    times = counts[:, order]
+    upto = np.cumsum(times * energies[order], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        area = (times * (2 * upto - times * energies[order])).sum(axis=1)
+        return np.asarray(1.0 - area / (counts.sum(axis=1) * (counts @ energies)))
+
+
+def ratio(part: Energies, whole: Energies, counts: Counts, outside: tuple[float, float] = (0.0, 0.0)) -> Energies:
+    """Energy of one set of matrices over that of another; outside: what both have outside the layers. NaN over 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        quotient = (counts @ part + outside[0]) / (counts @ whole + outside[1])
+    return np.where(np.isfinite(quotient), quotient, np.nan)

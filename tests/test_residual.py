@@ -1,0 +1,79 @@
+"""Stacked deltas on the residual side, against the Gram written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from shadow.delta import corners
+from shadow.residual import WIDTH, overlaps, projection, sketch, stacked_participation
+from shadow.spectrum import blocks
+
+RNG = np.random.default_rng(0)
+
+
+def deltas(width, shared, direction, lengths=(96, 200, 32, 96, 400), rank=20):
+    """Low-rank deltas on a stream of some width, with a share of their energy in common directions, and some noise."""
+    common = np.linalg.qr(RNG.standard_normal((width, rank)))[0]
+    found = []
+    for length in lengths:
+        own = np.linalg.qr(RNG.standard_normal((width, rank)))[0]
+        fall = 1 / np.arange(1, rank + 1)
+        left, other = (np.linalg.qr(RNG.standard_normal((length, rank)))[0] for _ in range(2))
+        D = np.sqrt(shared) * (left * fall) @ common.T + np.sqrt(1 - shared) * (other * fall) @ own.T
+        D += 0.3 * RNG.standard_normal(D.shape) / np.sqrt(D.size)
+        found.append((RNG.uniform(0.5, 2) * D if direction == "reading" else D.T).astype(np.float32).copy())
+    return found
+
+
+def sketched(D, direction):
+    matrix = torch.from_numpy(D)
+    energy = (D.astype(float) ** 2).sum()
+    return sketch((matrix[index] for index in blocks(matrix)), corners(matrix), D.shape, energy, direction)
+
+
+def estimated(Ds, width, direction):
+    energies = np.array([(D.astype(float) ** 2).sum() for D in Ds])
+    grams = [D @ D.T if D.shape[0] < D.shape[1] else D.T @ D for D in Ds]
+    participation = energies**2 / np.array([(G.astype(float) ** 2).sum() for G in grams])
+    cosines = overlaps(np.stack([sketched(D, direction) for D in Ds]), participation, width)
+    return stacked_participation(cosines, energies, participation)
+
+
+def written_out(Ds, direction):
+    stack = np.concatenate(Ds if direction == "reading" else [D.T for D in Ds]).astype(float)
+    G = stack.T @ stack
+    return np.trace(G) ** 2 / (G**2).sum()
+
+
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("width", [2, 64, WIDTH])
+def test_narrow_streams_are_exact(width, shared, direction):
+    """Up to the width of the sketch the participation ratio is that of the Gram written out, to float32's rounding."""
+    Ds = deltas(width, shared, direction, rank=min(20, width))
+    assert estimated(Ds, width, direction) == pytest.approx(written_out(Ds, direction), rel=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+@pytest.mark.parametrize(("shared", "typical"), [(0.0, 0.02), (0.5, 0.12), (1.0, 0.002)])
+def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
+    """A stream four times as wide as the sketch: errors of 1 %, of 8 % for half shared, steep spectra; no bias."""
+    errors = []
+    for _ in range(6):
+        Ds = deltas(4 * WIDTH, shared, direction)
+        errors.append(estimated(Ds, 4 * WIDTH, direction) / written_out(Ds, direction) - 1)
+    assert np.sqrt(np.mean(np.square(errors))) < typical
+    assert abs(np.mean(errors)) < typical
+
+
+def test_blocks_along_either_side_give_one_sketch():
+    """A matrix whose residual side is cut into blocks has the sketch of the whole matrix."""
+    for shape, direction in (((1100, 2000), "reading"), ((2000, 1100), "writing"), ((2000, 1100), "reading")):
+        D = RNG.standard_normal(shape).astype(np.float32)
+        assert len(list(blocks(torch.from_numpy(D)))) > 1
+        P = projection(shape[1] if direction == "reading" else shape[0], np.dtype(float))
+        x = (D if direction == "reading" else D.T).astype(float) @ P
+        expected = (x.T @ x / (D.astype(float) ** 2).sum())[np.triu_indices(WIDTH)]
+        assert np.abs(sketched(D, direction) - expected).max() < 1e-5 * np.abs(expected).max()
