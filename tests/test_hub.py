@@ -626,6 +626,26 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     assert blobs(tmp_path) == before
 
 
+def test_clean_leaves_bytes_that_another_commit_came_to_have(run, start, hub, folders, tmp_path, small):
+    """What a killed audit fetched of one commit stays when another audit has used the same bytes for another."""
+    moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
+    (moved_on / "README.md").write_text("new")
+    hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on})
+    fault = hub.fail(action=Stall(60, None), **PLACES["file"])
+    process = start("audit", "--base", "org/small-base@next", *SMALL[3:], "-o", "out", "--max-disk", "1GB")
+    until(lambda: fault.fired)
+    process.kill()
+    before = blobs(tmp_path)
+    assert len(before) == 1
+    run("audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out2").assert_done()
+    run("clean", "-o", "out").assert_done()
+    assert blobs(tmp_path) == before
+    hub.reset()
+    run("audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out3").assert_done()
+    assert_equal(tmp_path / "out3", small)
+    assert not moved(hub)
+
+
 def test_a_limit_that_is_too_small_is_refused_with_numbers(run, hub, tmp_path):
     """Before the first byte of a weight, and nothing is left."""
     error = told(run(*PAIR, "-o", "out", "--max-disk", "1MB"), "4.5 MB", "--max-disk allows 1.0 MB")
