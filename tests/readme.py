@@ -15,7 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shadow.diagnostics import COMPARISON, DELTA, IDENTITY, NOTATION, SPECTRA, SPECTRAL, TENSORS, Column
+from shadow.diagnostics import (
+    COMPARISON,
+    DELTA,
+    FIGURES,
+    IDENTITY,
+    NOTATION,
+    RESIDUAL,
+    SPECTRA,
+    SPECTRAL,
+    TENSORS,
+    Column,
+)
+from shadow.footprint import GATES
 
 README = Path(__file__).parents[1] / "README.md"
 SCHEMA = README.parent / "registry" / "schema.json"
@@ -70,6 +82,11 @@ def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
     return out.getvalue().rstrip()
 
 
+def gates() -> str:
+    """A Markdown table of the gates."""
+    return "\n".join(["| gate | passes when |", "|---|---|", *(f"| {name} | {text} |" for name, text in GATES.items())])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
@@ -82,6 +99,9 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "tensors": lambda: table(TENSORS, formulas=False),
     "spectra": lambda: table(SPECTRA, formulas=False),
     "comparison": lambda: table(COMPARISON, formulas=False),
+    "residual": lambda: table(RESIDUAL),
+    "gates": gates,
+    "figures": lambda: table(FIGURES),
 }
 
 

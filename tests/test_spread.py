@@ -8,13 +8,15 @@ import pytest
 
 from shadow.bootstrap import draws
 from shadow.spread import (
+    Sum,
     compared_layers,
     depth_entropy,
     depth_gini,
     effective_layers,
-    layer_energies,
+    layer_of,
     once,
     ratio,
+    summed,
 )
 
 RNG = np.random.default_rng(0)
@@ -49,7 +51,7 @@ def test_draws_are_as_if_their_layers_were_written_out():
     energies, others = RNG.lognormal(size=9), RNG.lognormal(size=9)
     counts = draws((9,))[:100]
     found = [f(energies, counts) for f in (effective_layers, depth_entropy, depth_gini)]
-    quotients = ratio(energies, others, counts, (1.0, 2.0))
+    quotients = ratio(Sum(energies, 1.0), Sum(others, 2.0), counts)
     for number, count in enumerate(counts):
         x = np.repeat(energies, count)
         p = x / x.sum()
@@ -62,7 +64,7 @@ def test_draws_are_as_if_their_layers_were_written_out():
 
 def test_a_ratio_over_nothing_is_not_a_number():
     """0 over something is 0, anything over 0 is undefined."""
-    some, none = np.array([1.0, 2]), np.zeros(2)
+    some, none = Sum(np.array([1.0, 2]), 0.0), Sum(np.zeros(2), 0.0)
     assert ratio(none, some, once(2)) == [0.0]
     assert np.isnan(ratio(some, none, once(2))).all()
     assert np.isnan(ratio(none, none, once(2))).all()
@@ -83,5 +85,8 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
     )
     layers = compared_layers(tensors)
     assert layers.to_numpy().tolist() == [["language", 0], ["language", 1]]
-    deltas = pd.DataFrame({"component": ["language"] * 3, "layer": [1, 1, None], "energy": [2.0, 3.0, 9.0]})
-    assert layer_energies(layers, deltas).tolist() == [0.0, 5.0]
+    deltas = pd.DataFrame({"component": ["language"] * 3, "layer": [1, 1, None]})
+    at = layer_of(layers, deltas)
+    assert at.tolist() == [1, 1, -1]
+    found = summed(at, np.array([2.0, 3.0, 9.0]), len(layers))
+    assert (found.layers.tolist(), found.outside) == ([0.0, 5.0], 9.0)

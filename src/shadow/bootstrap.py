@@ -116,12 +116,12 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     if not np.isfinite(values).all():
         return Interval(None, n, None, "not defined for every choice of layers")
     tail = expanded_tail(n)
-    tails = _corrected(statistic, values, n, tail) if unevenness else (tail, 1.0 - tail)
+    tails = corrected_tails(statistic, values, n, tail) if unevenness else (tail, 1.0 - tail)
     low, high = np.quantile(values, tails)
     return Interval((float(low), float(high)), n, min(LEVEL, 1.0 - 2.0 ** (1 - n)))
 
 
-def _corrected(statistic: Statistic, values: NDArray[np.float64], n: int, tail: float) -> tuple[float, float]:
+def corrected_tails(statistic: Statistic, values: NDArray[np.float64], n: int, tail: float) -> tuple[float, float]:
     """The two probabilities of BCa, from the bias of the draws and the skewness of the jackknife over layers."""
     figure = statistic(np.ones((1, n), dtype=np.int32))[0]
     without = statistic(1 - np.eye(n, dtype=np.int32))

@@ -388,17 +388,16 @@ def _one_report(run: Path) -> Path:
 
 @app.command()
 def explain(
-    column: Annotated[str | None, typer.Argument(help="A column of the report; none lists them all.")] = None,
+    column: Annotated[str | None, typer.Argument(help="A column or figure of the report; none lists all.")] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import MATRICES, RESIDUAL, SPECTRA, TENSORS
+    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
     from shadow.render import column_view, columns_view
 
-    columns = {
-        one.name: one for one in (*RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)
-    }  # matrices.parquet has the last word
+    # of columns with one name, that of matrices.parquet is meant
+    columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return

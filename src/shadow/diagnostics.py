@@ -349,3 +349,68 @@ RESIDUAL = (
         "mixture are left out.",
     ),
 )  # fmt: skip
+
+_STACKED = "experts of a mixture are left out"
+
+FIGURES = (  # of summary.json, beside the medians of columns
+    Column(
+        "relative_norm_overall", "float", "relative norm of all changed matrices as one vector",
+        "sqrt(sum norm(D)_F^2 / sum norm(W_base)_F^2)", "", ">= 0", "nothing changed",
+    ),
+    Column(
+        "participation_share", "float", "share of the null's directions that the change is about, the median",
+        "participation_ratio / null_participation_ratio", "", "(0, ~1]", "nothing changed", "",
+        "The second energy metric beside concentration, without its logarithm.",
+    ),
+    Column("spiked", "float", "share of the matrices with a spike", "#{spikes > 0} / matrices", "", "[0, 1]", "nothing changed"),
+    Column(
+        "depth_entropy", "float", "evenness of the update's energy over the layers of the main component",
+        "-sum p ln p / ln(layers), p the share of each layer in sum norm(D)_F^2", "", "[0, 1]", "one layer, or nothing changed",
+        "", "Identical layers count, with no energy. Its sign between narrow and broad data depended on the base in a study.",
+    ),
+    Column(
+        "depth_gini", "float", "the same as a Gini coefficient", "sum_ij |e_i - e_j| / (2 layers^2 mean(e))", "",
+        "[0, 1 - 1/layers]", "nothing changed", "Gini 1912",
+    ),
+    Column(
+        "effective_layers", "float", "how many layers hold the update", "exp(-sum p ln p)", "", "[1, layers]",
+        "nothing changed",
+    ),
+    Column(
+        "attention_to_mlp", "float", "energy of the update in attention over that in MLPs",
+        "sum norm(D)_F^2 over attention / over MLPs and experts", "", ">= 0", "a side is absent, or nothing changed in the MLPs", "",
+        "Not per parameter: MLPs have two to three times as many.",
+    ),
+    Column(
+        "vision_to_language", "float", "energy of the update in the vision tower over that in the language model", "", "",
+        ">= 0", "a side is absent or has no base, or the language model is identical", "", "0 for a frozen tower.",
+    ),
+    Column(
+        "projector_to_language", "float", "the same for the projector", "", "", ">= 0", "as vision_to_language",
+    ),
+    Column(
+        "reading_participation_ratio", "float",
+        "directions of the residual stream along which the readers of a layer change, the median over layers",
+        "participation_ratio of residual.parquet", "", "[1, width]", "no reader changed", "", _STACKED,
+    ),
+    Column(
+        "writing_participation_ratio", "float", "the same for the writers of a layer", "", "", "[1, width]",
+        "no writer changed", "", _STACKED,
+    ),
+    Column(
+        "reading_participation_ratio_stacked", "float", "the same with the readers of all layers as one stack", "", "",
+        "[1, width]", "as reading_participation_ratio", "", "One figure of all layers: it has no interval over them.",
+    ),
+    Column(
+        "writing_participation_ratio_stacked", "float", "the same with the writers of all layers as one stack", "", "",
+        "[1, width]", "as writing_participation_ratio",
+    ),
+    Column(
+        "embedding_rows_changed", "float", "share of the tokens whose embedding changed", "rows_changed of the embedding",
+        "", "(0, 1]", "the embedding is identical or absent", "", "Weight decay changes all of them.",
+    ),
+    Column(
+        "embedding_row_participation_ratio", "float", "number of tokens that carry the change of the embedding",
+        "row_participation_ratio of the embedding", "", "[1, rows]", "as embedding_rows_changed",
+    ),
+)  # fmt: skip

@@ -30,6 +30,17 @@ SPIKED = 0.05  # the share of matrices with a spike up to which there are none t
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
 
 
+GATES = {  # what must hold, by name
+    "changed": "some matrix changed",
+    "lineage": f"the median cosine of base and tuned matrices outside embeddings and heads is at least {LINEAGE:g}",
+    "paired": f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an adapter leaves "
+    "alone counts, what a filter leaves out does not",
+    "rounding": f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
+    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more: no low-rank adapter, merged or not",
+    "formats": "no tensor is packed or of an unknown format",
+}
+
+
 @dataclass(frozen=True)
 class Gate:
     """A condition for calling the figures a footprint. figure is None where there is nothing to hold against it."""

@@ -228,15 +228,17 @@ def _share(value: float | int | None) -> str:
 def _component_table(components: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = Table(title="By component", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component", style="cyan", no_wrap=True)
-    for name in ("changed", "identical", "rel. norm", "conc.", "spikes"):
+    for name in ("changed", "identical", "rel. norm", "energy", "conc.", "interval", "spikes"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in components:
         table.add_row(
             row["component"],
             f"{row['matrices']:,}",
             f"{row['identical']:,}",
-            _share(row["relative_norm"]) if row["relative_norm"] is not None else "-",
+            _share(row["relative_norm"]),
+            _share(row["energy_share"]),
             fixed(row["concentration"]),
+            _range(bounds, fixed) if (bounds := row["intervals"].get("concentration")) else "-",
             number(row["spikes"]),
         )
     return table
@@ -369,7 +371,7 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
-    for title, told in (("measured", "measured"), ("fits", "consistent_with"), ("not shown", "not_shown")):
+    for title, told in (("measured", "measured"), ("consistent with", "consistent_with"), ("not shown", "not_shown")):
         if summary.claims[told]:
             rows.add_row(Text(title, "dim"), Text("; ".join(summary.claims[told]), "dim"))
     return rows

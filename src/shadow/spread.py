@@ -7,6 +7,8 @@ draw with every layer once, and `shadow.bootstrap.interval` takes them as they a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -28,11 +30,26 @@ def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
     return layers.sort_values(["component", "layer"], ignore_index=True)
 
 
-def layer_energies(layers: pd.DataFrame, deltas: pd.DataFrame) -> Energies:
-    """The energy of some delta rows in each of these layers, 0 where there is none; deltas has a column `energy`."""
-    inside = deltas.dropna(subset=["layer"]).astype({"layer": int})
-    sums = inside.groupby(["component", "layer"])["energy"].sum()
-    return sums.reindex(pd.MultiIndex.from_frame(layers), fill_value=0.0).to_numpy(dtype=np.float64)
+def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
+    """The place of each row's layer in layers, -1 outside them."""
+    known = pd.MultiIndex.from_frame(layers.astype({"layer": float}))
+    own = pd.MultiIndex.from_arrays([rows["component"], rows["layer"].astype(float)])
+    return np.asarray(known.get_indexer(own), dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum over some rows, such as their energy: what of it is in each layer (layers,), and outside the layers."""
+
+    layers: Energies
+    outside: float
+
+
+def summed(at: NDArray[np.intp], values: Energies, layers: int) -> Sum:
+    """at: the layer of each row, -1 outside."""
+    inside = at >= 0
+    found = np.bincount(at[inside], weights=values[inside], minlength=layers)
+    return Sum(found.astype(np.float64), float(values[~inside].sum()))
 
 
 def once(layers: int) -> Counts:
@@ -71,8 +88,8 @@ def depth_gini(energies: Energies, counts: Counts) -> Energies:
         return np.asarray(1.0 - area / (counts.sum(axis=1) * (counts @ energies)))
 
 
-def ratio(part: Energies, whole: Energies, counts: Counts, outside: tuple[float, float] = (0.0, 0.0)) -> Energies:
-    """Energy of one set of matrices over that of another; outside: what both have outside the layers. NaN over 0."""
+def ratio(part: Sum, whole: Sum, counts: Counts) -> Energies:
+    """One sum over another, NaN over 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        quotient = (counts @ part + outside[0]) / (counts @ whole + outside[1])
+        quotient = (counts @ part.layers + part.outside) / (counts @ whole.layers + whole.outside)
     return np.where(np.isfinite(quotient), quotient, np.nan)

@@ -35,14 +35,15 @@ from shadow.report import METADATA_KEY, check_schema, finished_metadata
 from shadow.spread import (
     ATTENTION,
     MLP,
-    Energies,
+    Sum,
     compared_layers,
     depth_entropy,
     depth_gini,
     effective_layers,
-    layer_energies,
+    layer_of,
     once,
     ratio,
+    summed,
 )
 
 MEDIANS = (
@@ -110,8 +111,8 @@ class Summary:
 class Rows:
     """The tables of a report as the figures need them.
 
-    deltas: the delta rows, with base_norm, energy, base_energy and participation_share; layers: (component, layer) of
-    every layer that was compared.
+    deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the place of their layer
+    in layers (-1 outside); layers: (component, layer) of every layer that was compared.
     """
 
     deltas: pd.DataFrame
@@ -167,7 +168,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in ("measured", "identical", "skipped")},
         figures=figures,
-        **_bounds(intervals, _blocks(rows.deltas)),
+        **_bounds(intervals, _delta_blocks(rows, rows.deltas)),
         resampling=INTERVALS,
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -198,8 +199,9 @@ def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame)
         base_energy=deltas["base_norm"] ** 2,
         participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
     )
+    layers = compared_layers(tensors)
     alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
-    return Rows(deltas, alone, tensors, residual, compared_layers(tensors))
+    return Rows(deltas.assign(at=layer_of(layers, deltas)), alone, tensors, residual, layers)
 
 
 def _number(value: Any) -> float | None:
@@ -208,6 +210,12 @@ def _number(value: Any) -> float | None:
 
 def _blocks(rows: pd.DataFrame) -> Blocks:
     return blocks_of(rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
+    """`_blocks` of some of the delta rows, without looking every layer up again."""
+    whole = Blocks(deltas["at"].to_numpy(), _blocks(rows.layers).strata)
+    return whole.where(np.ones(len(deltas), dtype=np.bool_))
 
 
 def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> dict[str, Any]:
@@ -225,9 +233,8 @@ Figures = dict[str, float | int | None]
 Intervals = dict[str, Interval]
 
 
-def _medians(rows: pd.DataFrame, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
+def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
     """Medians over rows, each counted once, and their intervals over layers."""
-    blocks = _blocks(rows)
     figures = {name: _number(rows[name].median()) for name in names}
     values = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in figures}
     return figures, {name: interval_of_median(values[name], blocks) for name in figures if figures[name] is not None}
@@ -239,38 +246,40 @@ def _whole_norm(rows: pd.DataFrame) -> float | None:
     return math.hypot(*rows["frobenius_norm"]) / total if total else None
 
 
-class _Depth:
-    """Figures of sums over layers: those with every layer once, and their intervals."""
+class _Sums:
+    """Figures of sums over the layers of a component, or over all: with every layer once, and their intervals."""
 
-    def __init__(self, layers: pd.DataFrame) -> None:
-        self.layers = layers
-        self.blocks = _blocks(layers)
+    def __init__(self, rows: Rows, component: str | None = None) -> None:
+        self.every = len(rows.layers)
+        self.kept = np.ones(self.every, dtype=np.bool_)
+        if component is not None:
+            self.kept = (rows.layers["component"] == component).to_numpy()
+        self.blocks = _blocks(rows.layers[self.kept])
         self.figures: Figures = {}
         self.intervals: Intervals = {}
 
-    def energies(self, rows: pd.DataFrame, column: str = "energy") -> tuple[Energies, float]:
-        """A column's sums in each layer and outside the layers."""
-        own = rows.assign(energy=rows[column])
-        return layer_energies(self.layers, own), float(own.loc[own["layer"].isna(), "energy"].sum())
+    def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
+        """The sum of a column, or of given values, over delta rows."""
+        numbers = deltas[values] if isinstance(values, str) else values
+        found = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
+        return Sum(found.layers[self.kept], found.outside)
 
     def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
-        figure = _number(statistic(once(len(self.layers)))[0])
+        figure = _number(statistic(once(self.blocks.layers))[0])
         self.figures[name] = figure
         if figure is not None:
             self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
 
-    def add_ratio(self, name: str, part: pd.DataFrame, whole: pd.DataFrame, column: str = "energy") -> None:
-        """The ratio of a column's sums over two sets of rows; null over nothing."""
-        (above, one), (below, other) = self.energies(part, column), self.energies(whole, column)
-        self.add(name, lambda counts: ratio(above, below, counts, (one, other)))
+    def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
+        """The ratio of two sums; null over nothing."""
+        self.add(name, partial(ratio, part, whole))
 
 
 def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
     """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
-    depth = _Depth(rows.layers[rows.layers["component"] == component])
+    depth = _Sums(rows, component or "")
     own = rows.deltas[rows.deltas["component"] == component]
-    energies, _ = depth.energies(own)
-    count = len(depth.layers)
+    energies = depth.of(own).layers
     for name, statistic in (
         ("depth_entropy", depth_entropy), ("depth_gini", depth_gini), ("effective_layers", effective_layers)
     ):  # fmt: skip
@@ -279,10 +288,10 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
     modules = compared.loc[compared["component"] == component, "module"]
     attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
     if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
-        depth.add_ratio("attention_to_mlp", attention, mlp)
+        depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
     else:
         depth.figures["attention_to_mlp"] = None
-    return {"depth_layers": count, **depth.figures}, depth.intervals
+    return {"depth_layers": depth.blocks.layers, **depth.figures}, depth.intervals
 
 
 def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
@@ -293,7 +302,7 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
     for direction in ("reading", "writing"):
         stacks = own[own["direction"] == direction]
         by_layer = stacks[stacks["layer"].notna()]
-        values, bounds = _medians(by_layer, ["participation_ratio"])
+        values, bounds = _medians(by_layer, _blocks(by_layer), ["participation_ratio"])
         name = f"{direction}_participation_ratio"
         figures[name] = values["participation_ratio"]
         figures[f"{name}_stacked"] = _number(stacks.loc[stacks["layer"].isna(), "participation_ratio"].max())
@@ -309,19 +318,14 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
     sizes = larger["size"]
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
-    medians, intervals = _medians(deltas)
-    whole = _Depth(rows.layers)
-    energies, bases = whole.energies(deltas), whole.energies(deltas, "base_energy")
-    whole.add(
-        "relative_norm_overall",
-        lambda counts: np.sqrt(ratio(energies[0], bases[0], counts, (energies[1], bases[1]))),
-    )
-    counted = deltas.assign(one=1.0, zeros=deltas["zero_share"] * deltas["parameters"])
-    spiked = counted.assign(one=(counted["spikes"] > 0).astype(float))
-    zero, every = whole.energies(counted, "zeros"), whole.energies(counted, "parameters")
-    whole.add("zero_share", lambda counts: ratio(zero[0], every[0], counts, (zero[1], every[1])))
-    some, all_ = whole.energies(spiked, "one"), whole.energies(counted, "one")
-    whole.add("spiked", lambda counts: ratio(some[0], all_[0], counts, (some[1], all_[1])))
+    medians, intervals = _medians(deltas, _delta_blocks(rows, deltas))
+    whole = _Sums(rows)
+    norms, bases = whole.of(deltas), whole.of(deltas, "base_energy")
+    whole.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
+    zeros = whole.of(deltas, deltas["zero_share"] * deltas["parameters"])
+    whole.add_ratio("zero_share", zeros, whole.of(deltas, "parameters"))
+    ones = pd.Series(1.0, index=deltas.index)
+    whole.add_ratio("spiked", whole.of(deltas, ones.where(deltas["spikes"] > 0, 0.0)), whole.of(deltas, ones))
     for component in ("vision", "projector"):
         _component_ratio(whole, rows, component)
     embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
@@ -347,13 +351,13 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
     return figures, intervals | whole.intervals | depth_intervals | residual_intervals
 
 
-def _component_ratio(whole: _Depth, rows: Rows, component: str) -> None:
+def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
     """The energy of a component's update over the language model's; null where either was not compared."""
     compared = rows.tensors[rows.tensors["status"].isin(["measured", "identical"])]
     with_base = set(compared.loc[compared["reason"] != "only_in_tuned", "component"])
     if {component, "language"} <= with_base:
         part, language = (rows.deltas[rows.deltas["component"] == name] for name in (component, "language"))
-        whole.add_ratio(f"{component}_to_language", part, language)
+        whole.add_ratio(f"{component}_to_language", whole.of(part), whole.of(language))
     else:
         whole.figures[f"{component}_to_language"] = None
 
@@ -372,10 +376,11 @@ def _by_component(rows: Rows) -> list[dict[str, Any]]:
     found = []
     for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
         own = rows.deltas[rows.deltas["component"] == component]
-        medians, intervals = _medians(own)
+        blocks = _delta_blocks(rows, own)
+        medians, intervals = _medians(own, blocks)
         depth, depth_intervals = _depth_figures(rows, str(component))
-        whole = _Depth(rows.layers)
-        whole.add_ratio("energy_share", own, rows.deltas)
+        whole = _Sums(rows)
+        whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
         compared = len(own) > 0 or bool((group["status"] == "identical").any())
         found.append(
             {
@@ -388,7 +393,7 @@ def _by_component(rows: Rows) -> list[dict[str, Any]]:
                 "energy": _number(own["energy"].sum()) if compared else None,
                 "energy_share": whole.figures["energy_share"] if compared else None,
                 **depth,
-                **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, _blocks(own)),
+                **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks),
             }
         )
     return sorted(found, key=lambda row: rules.components.index(row["component"]))
@@ -419,9 +424,10 @@ def _by_module(rows: Rows) -> list[dict[str, Any]]:
     rules = name_rules()
     found = []
     for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
-        medians, intervals = _medians(group)
-        whole = _Depth(rows.layers)
-        whole.add_ratio("energy_share", group, rows.deltas)
+        blocks = _delta_blocks(rows, group)
+        medians, intervals = _medians(group, blocks)
+        whole = _Sums(rows)
+        whole.add_ratio("energy_share", whole.of(group), whole.of(rows.deltas))
         found.append(
             {
                 "component": component,
@@ -431,7 +437,7 @@ def _by_module(rows: Rows) -> list[dict[str, Any]]:
                 **medians,
                 "energy": _number(group["energy"].sum()),
                 **whole.figures,
-                **_bounds(intervals | whole.intervals, _blocks(group)),
+                **_bounds(intervals | whole.intervals, blocks),
             }
         )
     return sorted(found, key=lambda row: (rules.components.index(row["component"]), rules.modules.index(row["module"])))
