@@ -36,7 +36,7 @@ GATES = {  # what must hold, by name
     "paired": f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an adapter leaves "
     "alone counts, what a filter leaves out does not",
     "rounding": f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
-    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more: it is no low-rank adapter, merged "
+    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more: no low-rank adapter, merged "
     "or not",
     "formats": "no tensor is packed or of an unknown format",
 }
