@@ -10,7 +10,7 @@ import sys
 import pytest
 from command import ZYGOTE, Run
 
-SECONDS = 30  # after which a command counts as hung
+SECONDS = 120  # after which a command counts as hung
 
 
 @pytest.fixture(scope="module")
