@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 from command import ZYGOTE, Run
+
+# Who is started in the background inherits that interrupts are ignored; the commands under test must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SECONDS = 120  # after which a command counts as hung
 
