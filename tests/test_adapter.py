@@ -125,11 +125,12 @@ def write_adapter(folder, module, left, right, alpha=8, more=None, **config):
 def test_an_untrained_adapter_is_identical(tmp_path):
     """B is zero at first: nothing has changed, and nothing is measured."""
     name = "model.layers.0.self_attn.q_proj"
-    models.write(tmp_path / "base", {f"{name}.weight": torch.randn(8, 6)}, {"model_type": "llama"})
+    models.write(tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, {"model_type": "llama"})
     write_adapter(tmp_path / "adapter", name, torch.zeros(8, 2), torch.randn(2, 6))
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     assert len(matrices) == 0
     assert list(tensors["status"]) == ["identical"] * 3
+    assert set(tensors["detail"]) == {"a low-rank update: its rank is at most 2"}
 
 
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
@@ -204,6 +205,24 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
     assert dict(zip(tensors["tensor"] + tensors["side"], tensors["status"], strict=True)) == {
         f"{name}base": "measured", f"{name}tuned": "measured", f"{name}_scale_invtuned": "measured",
     }  # fmt: skip
+
+
+def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
+    """Against the steps that the stored 8-bit numbers really have, for weights as small as DeepSeek-V3's."""
+    generator = torch.Generator().manual_seed(0)
+    base = (0.01 * torch.randn(256, 256, generator=generator)).bfloat16()
+    scales = base.float().abs().reshape(2, 128, 2, 128).amax((1, 3)) / 448
+    full = scales.repeat_interleave(128, 0).repeat_interleave(128, 1)
+    raw = (base.float() / full + torch.randn(256, 256, generator=generator)).to(torch.float8_e4m3fn)
+    name = "model.layers.0.mlp.up_proj.weight"
+    models.write(tmp_path / "base", {name: base}, {"model_type": "llama"})
+    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, {"model_type": "llama"})
+    _, matrices, _ = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
+    quanta = raw.double()
+    steps = 2.0 ** (torch.floor(torch.log2(quanta.abs().clamp_min(2.0**-6))) - 3) * full.double()
+    truth = float((quanta * full - base.double()).norm() / (steps / 12**0.5).norm())
+    found = matrices[matrices["subject"] == "delta"].iloc[0]["floor_ratio"]
+    assert truth / 2 < found < 2 * truth
 
 
 @pytest.mark.parametrize(

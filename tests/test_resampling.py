@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from shadow.resampling import RESAMPLES, interval, resampled_medians, resamples, sign_flip_p
+from shadow.bootstrap import medians
+from shadow.resampling import RESAMPLES, interval, resamples, sign_flip_p
 
 
 def spread(values):
@@ -42,7 +43,7 @@ def test_few_layers_are_resampled_in_every_way(layers):
     """The medians are those of NumPy over every ordered draw of layers."""
     values = np.random.default_rng(1).normal(size=(layers, 3))
     expected = [np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)]
-    found = resampled_medians(*spread(values)[:2], resamples((layers,)))
+    found = medians(*spread(values)[:2], resamples((layers,)))
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))
     low, high, _ = interval(*spread(values))
     assert (low, high) == (np.median(values, axis=1).min(), np.median(values, axis=1).max())

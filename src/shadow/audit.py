@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,8 @@ from shadow.matrices import BlockScaled, Matrix, Updated
 from shadow.outcome import Outcome
 from shadow.pairing import MatrixPair, Operand
 from shadow.residual import direction_of
-from shadow.schedule import Schedule, Shard
-from shadow.source import Fetching, Source
+from shadow.schedule import Schedule, Shard, source_of
+from shadow.source import Fetching
 from shadow.spectrum import BLOCK, Workspace
 
 _LOCAL = threading.local()
@@ -71,7 +71,6 @@ def _run(
     pool: ThreadPoolExecutor,
     fetching: Fetching,
 ) -> Iterator[Outcome]:
-    sources = {"base": base.sources, "tuned": tuned.sources}
     unfinished = [len(step) for step in work.steps]
     coming, here = deque(work.visits), deque[Shard]()
     resident = {visit.shard: visit.last for visit in work.visits}
@@ -85,9 +84,9 @@ def _run(
             reached += 1
         for shard in [shard for shard in here if resident[shard] < reached]:
             here.remove(shard)
-            source_of(sources, shard).free()
+            source_of(base, tuned, shard).free()
         if download is None and coming and coming[0].after <= reached:
-            download = fetching.begin(source_of(sources, coming[0].shard))
+            download = fetching.begin(source_of(base, tuned, coming[0].shard))
         while entered < len(work.steps) and len(work.visits) - len(coming) >= needed[entered]:
             ready.extend((entered, pair) for pair in _largest_first(work.steps[entered]))
             entered += 1
@@ -106,10 +105,6 @@ def _run(
             step = computing.pop(future)
             yield future.result()
             unfinished[step] -= 1
-
-
-def source_of(sources: Mapping[str, Mapping[str, Source]], shard: Shard) -> Source:
-    return sources[shard[0]][shard[1]]
 
 
 def _largest_first(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
@@ -201,9 +196,8 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
         delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
         return Outcome(pair.key, "skipped", "not_a_matrix", detail, delta_norm, base_norm)
     if size.delta == 0:
-        note = (
-            f"equal values, stored as {pair.base.info.dtype} and {stored}" if pair.base.info.dtype != stored else detail
-        )
+        differ = pair.tuned.factor is None and pair.base.info.dtype != stored
+        note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", None, note, 0.0, norm)
     found = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space)

@@ -5,12 +5,12 @@ all its matrices; components keep their numbers of layers, and what lies outside
 in every draw, as a model has one of it. An interval speaks of layers: not of other training runs, other seeds or other
 models.
 
-Medians, shares and ratios get the expanded percentile interval (Hesterberg 2015, arXiv:1411.5279, section 4.3): the
-percentiles are those that a t interval of as many layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain
-percentiles and BCa are too narrow for few layers. Figures of how uneven layers are come out too even in every draw, so
-they get BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/planted.md holds the coverage of
-each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n), so few layers lower the level
-that an interval may claim.
+Medians, shares and ratios get the expanded percentile interval (Hesterberg 2015, The American Statistician 69, 371):
+the percentiles are those that a t interval of as many layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since
+plain percentiles and BCa are too narrow for few layers. Figures of how uneven layers are come out too even in every
+draw, so they get BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/planted.md holds the
+coverage of each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n), so few layers lower
+the level that an interval may claim.
 
 `scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile, draws anew for every
 figure, and is a second's import; a test holds these intervals against its own.
@@ -30,9 +30,7 @@ LEVEL = 0.95
 DRAWS = 2000
 SEED = 0
 FEWEST = 3  # layers without which there is no interval
-UNEVEN = (
-    16  # the same for figures of how uneven layers are: of 8 layers such intervals held the truth 72-80 times in 100
-)
+UNEVEN = 16  # the same for figures of how uneven layers are: for 8, such intervals held the truth 70-80 times in 100
 
 Counts = NDArray[np.int32]  # (draws, layers): how often each draw took each layer
 Statistic = Callable[[Counts], NDArray[np.float64]]

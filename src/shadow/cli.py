@@ -38,6 +38,14 @@ app = typer.Typer(
 
 DEFAULT_OUTPUT = Path("reports")
 
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+]
+BaseReference = Annotated[
+    str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
+]
+TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False)]
 Registry = Annotated[
     Path | None,
@@ -95,14 +103,9 @@ def _shadow(
 
 @app.command()
 def audit(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
-    ] = None,
-    base: Annotated[
-        str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
-    ] = None,
-    tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
+    targets: Targets = None,
+    base: BaseReference = None,
+    tuned: TunedReference = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -161,12 +164,9 @@ def audit(
 
 @app.command()
 def plan(
-    targets: Annotated[
-        list[str] | None,
-        typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
-    ] = None,
-    base: Annotated[str | None, typer.Option(help="Base checkpoint, as for audit.", metavar="REF")] = None,
-    tuned: Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")] = None,
+    targets: Targets = None,
+    base: BaseReference = None,
+    tuned: TunedReference = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,

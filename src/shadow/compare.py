@@ -19,10 +19,12 @@ import pandas as pd
 
 from shadow import __version__
 from shadow.architecture import name_rules
+from shadow.bootstrap import LEVEL
 from shadow.diagnostics import COMPARISON
 from shadow.errors import ShadowError
+from shadow.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.matching import PLACE, Relation, Report, match, read_report, relations, unmatched
-from shadow.resampling import CONFIDENCE, Floats, Integers, interval, sign_flip_p
+from shadow.resampling import Floats, Integers, interval, sign_flip_p
 
 Verdict = Literal[
     "more concentrated",
@@ -36,9 +38,6 @@ Verdict = Literal[
 SCHEMA = 1  # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
 MARGIN = 0.05  # of concentration: two seeds of one regime differed by at most 0.021, narrow and broad data by 0.12
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
-UNRELATED = 0.5  # median cosine below which the tuned side was not tuned from the base
-ROUNDING = 2.0  # floor_ratio below which a delta is mostly rounding
-LOW_RANK = 0.5  # of the short side: full training in a layer resolves nearly all of it
 FAR_NORMS = 3.0  # relative norms further apart are warned of: concentration falls as an update grows
 MOST = 0.9  # share of a report's measured parameters that should be compared
 MAX_REPORTS = 12
@@ -363,7 +362,7 @@ def _not_comparable(first: Report, second: Report, voting: pd.DataFrame) -> list
         )
     for side, report in ((1, first), (2, second)):
         cosine, floor = voting[f"cosine|{side}"].median(), voting[f"floor_ratio|{side}"].median()
-        if cosine < UNRELATED:
+        if cosine < LINEAGE:
             reasons.append(
                 f"the two sides of {report.name} have little in common (median cosine {cosine:.2f}): their difference "
                 "is no update"
@@ -514,7 +513,7 @@ def _warn_of_coverage(
     if (apart := types[0] != types[1]).any():
         one, two = (" and ".join(sorted(set(types[side][apart]))[:3]) for side in (0, 1))
         yield f"{apart.sum()} matrices are stored in different dtypes: {one} in {first.label}, {two} in {second.label}"
-    if own.level is not None and own.level < CONFIDENCE:
+    if own.level is not None and own.level < LEVEL:
         yield (
             f"only {own.layers} layers: no interval over them covers more than {100 * own.level:.3g} %, and p cannot "
             f"be below {2.0 ** (1 - own.layers):.3g}"
@@ -532,7 +531,7 @@ def _warn_of_deltas(
         )
     short = found[["rows", "cols"]].min(axis=1)
     ranks = [(found[f"numerical_rank|{side}"] / short).median() for side in (1, 2)]
-    if min(ranks) < LOW_RANK <= max(ranks):
+    if min(ranks) < FULL_RANK <= max(ranks):
         low = (first, second)[ranks.index(min(ranks))]
         yield (
             f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is possible): an adapter "
@@ -545,7 +544,7 @@ def _warn_of_deltas(
         yield f"outside the layers, where no vote is taken, the other way is found: concentration of {sizes}"
     for side, report in ((1, first), (2, second)):
         turned = found.groupby("module")[f"cosine|{side}"].median()
-        if names := sorted(turned.index[turned < UNRELATED]):
+        if names := sorted(turned.index[turned < LINEAGE]):
             yield f"{_listed(names)} of {report.name}: little in common with the base's; replaced, or renumbered?"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.matrices import Matrix, Updated
+from shadow.matrices import BlockScaled, Matrix, Updated
 from shadow.null import Profile, coverage_values, null_values, sampled_values
 from shadow.outcome import Measurement, Precision
 from shadow.rank import Values, condition_number, norms, ranks, top_energies
@@ -181,6 +181,9 @@ def measure_pair(
     matrix for the sampled null.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
+    if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
+        # scales move the 8-bit steps to where the weights are: no weight lies below the smallest normal number
+        coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     dtype = working_dtype(*formats)
     total = sums(base, tuned, coarser, size, dtype, space)
     base_norm, tuned_norm = math.sqrt(total.base) / total.scale, math.sqrt(total.tuned) / total.scale

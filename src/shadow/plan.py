@@ -16,7 +16,7 @@ from shadow.checkpoint import Checkpoint, Found, Located
 from shadow.errors import ShadowError
 from shadow.pairing import MatrixPair, Side, Skipped
 from shadow.registry import Pair
-from shadow.schedule import Schedule, Shard, schedule
+from shadow.schedule import Schedule, Shard, schedule, source_of
 from shadow.shards import FLOATS, TensorInfo
 from shadow.source import ByteRanges, Source, WholeFile, coalesced
 
@@ -82,7 +82,7 @@ def make_plan(
     base = _with_sources(base, "base", pairs, access, filtered, scratch)
     tuned = _with_sources(tuned, "tuned", pairs, access, filtered, scratch)
     work = schedule(pairs, base, tuned)
-    sources = {visit.shard: _source(base, tuned, visit.shard) for visit in work.visits}
+    sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
     to_move = sum(source.bytes_to_move() for source in sources.values())
     there = {shard for shard, source in sources.items() if _is_ours(source, ours) and not source.bytes_to_move()}
     whole, ranges = _sizes(sources, there)
@@ -109,7 +109,7 @@ def describe(
 ) -> dict[str, Any]:
     """What `shadow plan` shows, but for what depends on the machine."""
     matrices = [one for one in pairs if one.is_matrix]
-    sources = [_source(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
+    sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
     return {
         "family": pair.family,
         "pair": pair.name,
@@ -219,10 +219,6 @@ def require_disk_for_pickles(located: Located, access: Access) -> None:
             f"{located.reference}: its .bin files need {decimal(need)} of disk all at once, {there} may be used",
             "free some space, move HF_HUB_CACHE, or raise --max-disk",
         )
-
-
-def _source(base: Checkpoint, tuned: Checkpoint, shard: Shard) -> Source:
-    return (base if shard[0] == "base" else tuned).sources[shard[1]]
 
 
 def _with_sources(

@@ -56,7 +56,7 @@ def summary_view(
     if any(not gate["passed"] for gate in summary.gates):
         parts += [_gate_table(summary.gates), ""]
     if len(summary.components) > 1:
-        parts += [_component_table(summary.components), ""]
+        parts += [_component_table(summary.components, width), ""]
     if summary.modules:
         parts += [_module_table(summary.modules, width), ""]
     if profile := _depth(summary.depth, width, bars):
@@ -225,30 +225,48 @@ def _share(value: float | int | None) -> str:
     return f"{percent:.0f} %" if percent >= 99.5 else f"{percent:.2g} %"
 
 
-def _component_table(components: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = Table(title="By component", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("component", style="cyan", no_wrap=True)
-    for name in ("changed", "identical", "rel. norm", "energy", "conc.", "interval", "spikes"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in components:
-        table.add_row(
-            row["component"],
-            f"{row['matrices']:,}",
-            f"{row['identical']:,}",
-            _share(row["relative_norm"]),
-            _share(row["energy_share"]),
-            fixed(row["concentration"]),
-            _range(bounds, fixed) if (bounds := row["intervals"].get("concentration")) else "-",
-            number(row["spikes"]),
-        )
+Columns = list[tuple[str, list[str]]]  # of a table: heads and cells
+
+
+def _table(title: str, columns: Columns, wider: Sequence[tuple[int, str, list[str]]], width: int) -> RenderableType:
+    """A table of texts. wider are (place, head, cells) for as long as the terminal is wide enough, in that order."""
+    columns = list(columns)
+    for place, head, cells in wider:
+        if sum(3 + max(map(len, (name, *own))) for name, own in (*columns, (head, cells))) > width + 1:
+            break
+        columns.insert(place, (head, cells))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    named = [name for name, _ in columns if name in ("component", "module")]
+    for name, _ in columns:
+        style = "cyan" if name == named[-1] else None
+        table.add_column(name, justify="left" if name in named else "right", no_wrap=True, style=style)
+    for row in zip(*(own for _, own in columns), strict=True):
+        table.add_row(*row)
     return table
 
 
+def _intervals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [row["intervals"].get("concentration") for row in rows]
+    return [_range(bounds, fixed) if bounds else "-" for bounds in found]
+
+
+def _component_table(components: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    columns = [
+        ("component", [row["component"] for row in components]),
+        ("changed", [number(row["matrices"]) for row in components]),
+        ("identical", [number(row["identical"]) for row in components]),
+        ("rel. norm", [_share(row["relative_norm"]) for row in components]),
+        ("energy", [_share(row["energy_share"]) for row in components]),
+        ("conc.", [fixed(row["concentration"]) for row in components]),
+        ("spikes", [number(row["spikes"]) for row in components]),
+    ]
+    return _table("By component", columns, [(6, "interval", _intervals(components))], width)
+
+
 def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
-    """One row a module. What comes last fits only wider terminals."""
     several = len({row["component"] for row in modules}) > 1
-    cells = [
-        ("component", [row["component"] for row in modules]) if several else None,
+    columns = [
+        *([("component", [row["component"] for row in modules])] if several else []),
         ("module", [row["module"] for row in modules]),
         ("n", [number(row["matrices"]) for row in modules]),
         ("rel. norm", [_share(row["relative_norm"]) for row in modules]),
@@ -257,28 +275,15 @@ def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> Renderabl
         ("null PR", [number(row["null_participation_ratio"]) for row in modules]),
         ("spikes", [number(row["spikes"]) for row in modules]),
     ]
-    columns = [column for column in cells if column]
-    ranges = [row["intervals"]["concentration"] for row in modules]
-    optional: list[tuple[int, str, list[str]]] = [  # where it goes, in order of importance
-        (4 + several, "interval", ["-" if not one else _range(one, fixed) for one in ranges]),
+    wider = [
+        (4 + several, "interval", _intervals(modules)),
         (99, "energy", [_share(row["energy_share"]) for row in modules]),
         (99, "shift", [fixed(row["effective_rank_shift"], 3) for row in modules]),
         (99, "spike energy", [fixed(row["spike_energy"]) for row in modules]),
         (99, "stable rank", [number(row["stable_rank"]) for row in modules]),
         (99, "eff. rank", [number(row["effective_rank"]) for row in modules]),
     ]
-    for place, title, texts in optional:
-        if sum(3 + max(map(len, (name, *own))) for name, own in (*columns, (title, texts))) > width + 1:
-            break
-        columns.insert(place, (title, texts))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="By module, medians over matrices", title_justify="left")
-    for name, _ in columns:
-        left = name in ("component", "module")
-        style = "cyan" if name == "module" else None
-        table.add_column(name, justify="left" if left else "right", no_wrap=True, style=style)
-    for row in zip(*(own for _, own in columns), strict=True):
-        table.add_row(*row)
-    return table
+    return _table("By module, medians over matrices", columns, wider, width)
 
 
 def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> RenderableType | None:

@@ -6,22 +6,21 @@ Matrices of one layer are trained together, so layers are drawn, and flipped, wh
 from __future__ import annotations
 
 import itertools
-import math
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shadow.bootstrap import LEVEL, Counts, expanded_tail, medians
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-CONFIDENCE = 0.95
 RESAMPLES = 10_000  # of the layers, when they are too many to take every resample
 FLIPS = 9_999  # of the signs, likewise
 ALL_RESAMPLES, ALL_FLIPS = 5, 13  # layers up to which every resample (5^5) and every pattern of signs (2^13) is taken
 SEED = 0
 MIN_LAYERS = 4  # below, an interval over layers covers at most 75 %
-AT_ONCE = 4_000_000  # numbers of a resampled array that are held at a time
 
 
 def interval(
@@ -42,17 +41,13 @@ def interval(
     count = sum(sizes)
     if count < MIN_LAYERS:
         return None, None, None
-    from scipy.special import ndtr, stdtrit
-
-    tail = (1 - CONFIDENCE) / 2
-    outer = float(ndtr(math.sqrt(count / (count - 1)) * stdtrit(count - 1, tail)))
-    medians = np.sort(resampled_medians(values, layers, resamples(sizes)))
-    cut = int(outer * len(medians))
-    return float(medians[cut]), float(medians[-1 - cut]), min(CONFIDENCE, 1 - 2.0 ** (1 - count))
+    found = np.sort(medians(values, layers, resamples(sizes)))
+    cut = int(expanded_tail(count) * len(found))
+    return float(found[cut]), float(found[-1 - cut]), min(LEVEL, 1 - 2.0 ** (1 - count))
 
 
 @lru_cache(maxsize=4)
-def resamples(sizes: tuple[int, ...]) -> Integers:
+def resamples(sizes: tuple[int, ...]) -> Counts:
     """How often each layer is drawn, (draws, sum of sizes); of each component as many layers as it has."""
     ends = list(itertools.accumulate(sizes, initial=0))
     own = [range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)]
@@ -61,23 +56,9 @@ def resamples(sizes: tuple[int, ...]) -> Integers:
     else:
         generator = np.random.Generator(np.random.PCG64(SEED))
         drawn = generator.integers([one.start for one in own], [one.stop for one in own], (RESAMPLES, len(own)))
-    times = np.zeros(drawn.shape, np.int64)
+    times = np.zeros(drawn.shape, np.int32)
     np.add.at(times, (np.arange(len(drawn))[:, None], drawn), 1)
     return times
-
-
-def resampled_medians(values: Floats, layers: Integers, times: Integers) -> Floats:
-    """The median of values (cells,) for each row of times (draws, layers): a cell counts as often as its layer."""
-    order = np.argsort(values, kind="stable")
-    ordered, columns = values[order], layers[order]
-    medians = np.empty(len(times))
-    step = max(1, AT_ONCE // max(len(values), 1))
-    for start in range(0, len(times), step):
-        upto = times[start : start + step, columns].cumsum(axis=1)
-        total = upto[:, -1:]
-        low, high = ((upto >= rank).argmax(axis=1) for rank in ((total + 1) // 2, total // 2 + 1))
-        medians[start : start + step] = (ordered[low] + ordered[high]) / 2
-    return medians
 
 
 def sign_flip_p(per_layer: Floats) -> float | None:

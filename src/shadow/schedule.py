@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shadow.checkpoint import Checkpoint
 from shadow.pairing import MatrixPair, Side
+from shadow.source import Source
 
 Shard = tuple[Side, str]
 
@@ -92,6 +93,12 @@ def shards_of(pair: MatrixPair) -> list[Shard]:
     base: list[Shard] = [("base", info.shard) for info in pair.base.infos] if pair.base else []
     tuned: list[Shard] = [("tuned", info.shard) for info in pair.tuned.infos]
     return list(dict.fromkeys([*base, *tuned]))
+
+
+def source_of(base: Checkpoint, tuned: Checkpoint, shard: Shard) -> Source:
+    """Where the bytes of a shard come from."""
+    side, name = shard
+    return (base if side == "base" else tuned).sources[name]
 
 
 def _ordered(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
