@@ -48,7 +48,8 @@ from shadow.spread import (
 
 MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
-    "stable_rank", "effective_rank", "effective_rank_shift", "spikes", "spike_energy", "cosine", "floor_ratio",
+    "stable_rank", "effective_rank", "effective_rank_shift", "top4_energy", "spikes", "spike_energy", "cosine",
+    "floor_ratio",
 )  # fmt: skip
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
