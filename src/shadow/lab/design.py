@@ -41,6 +41,7 @@ SCALES: Mapping[str, Scale] = {
 class Regime:
     """What a continuation sees: a mixture, of which a share may come from a fixed pool seen so many times."""
 
+    name: str
     text: str
     mixture: Callable[[World, Mixture], Mixture]  # of the world, and of what the base was trained on
     repeated: float = 0.0
@@ -52,20 +53,28 @@ def _diluted(share: float) -> Callable[[World, Mixture], Mixture]:
 
 
 REGIMES: Mapping[str, Regime] = {
-    "A": Regime("the base's own mixture, continued", lambda world, original: original),
-    "B": Regime("benchmark-aligned: three skills in one format", lambda world, original: world.narrow),
-    "C": Regime("coverage-expanding: every skill in every format, alike", lambda world, original: world.broad),
-    "D": Regime("A, a fifth of it from a pool seen ten times", lambda world, original: original, 0.2, 10),
-    "B+50%A": Regime("B, half of it A", _diluted(0.5)),
-    "B+80%A": Regime("B, 80 % of it A", _diluted(0.8)),
-    "B+95%A": Regime("B, 95 % of it A", _diluted(0.95)),
-    "Bk": Regime("three core skills in a core format: narrow, nothing rare", lambda world, original: world.familiar),
-    "Bn": Regime("three tail skills in a tail format: narrow", lambda world, original: world.new_narrow),
-    "Cn": Regime("all tail skills in all tail formats: broad, as rare as Bn", lambda world, original: world.new_broad),
-    "Cf": Regime("core skills in tail formats", lambda world, original: world.new_formats),
-    "A x10": Regime("A, all of it ten times", lambda world, original: original, 1.0, 10),
-    "A x100": Regime("A, all of it a hundred times", lambda world, original: original, 1.0, 100),
-    "C x100": Regime("C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100),
+    "A": Regime("original", "the base's own mixture, continued", lambda world, original: original),
+    "B": Regime("benchmark-aligned", "three skills in one format", lambda world, original: world.narrow),
+    "C": Regime("coverage-expanding", "every skill in every format, alike", lambda world, original: world.broad),
+    "D": Regime("repetition", "A, a fifth of it from a pool seen ten times", lambda world, original: original, 0.2, 10),
+    "B+50%A": Regime("diluted", "B, half of it A", _diluted(0.5)),
+    "B+80%A": Regime("diluted", "B, 80 % of it A", _diluted(0.8)),
+    "B+95%A": Regime("diluted", "B, 95 % of it A", _diluted(0.95)),
+    "Bk": Regime(
+        "familiar narrow",
+        "three core skills in a core format: narrow, nothing rare",
+        lambda world, original: world.familiar,
+    ),
+    "Bn": Regime("rare narrow", "three tail skills in a tail format: narrow", lambda world, original: world.new_narrow),
+    "Cn": Regime(
+        "rare broad",
+        "all tail skills in all tail formats: broad, as rare as Bn",
+        lambda world, original: world.new_broad,
+    ),
+    "Cf": Regime("rare formats", "core skills in tail formats", lambda world, original: world.new_formats),
+    "A x10": Regime("repeated", "A, all of it ten times", lambda world, original: original, 1.0, 10),
+    "A x100": Regime("memorised", "A, all of it a hundred times", lambda world, original: original, 1.0, 100),
+    "C x100": Regime("memorised", "C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100),
 }
 MAIN = ("A", "B", "C", "D")
 
@@ -203,6 +212,7 @@ def _full() -> Preset:
     cold = [Base("small", seed, warm=False) for seed in range(2)]
     large = [Base("large", 0)]
     runs = [*_main(large, 3), *_main(small, 3)]
+    runs += [Run(large[0], regime, treatment) for treatment in list(TREATMENTS)[1:] for regime in ("B", "C")]
     for base in small[:3]:
         runs += _controls(base, 2)
     for base in cold:

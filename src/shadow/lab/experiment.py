@@ -18,7 +18,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -33,10 +33,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow import __version__
+from shadow.compare import compare
 from shadow.delta import Method
 from shadow.diagnostics import DELTA, SPECTRAL
 from shadow.errors import ShadowError
-from shadow.lab.design import REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other_seed
+from shadow.lab.design import MAIN, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other_seed
 from shadow.lab.tasks import Mixture, Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.pairing import Filter
@@ -66,7 +67,9 @@ def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[Done], None
     Raises ShadowError when out holds the runs of another design or other versions, and when a process dies.
     """
     if not hasattr(torch.optim, "Muon"):
-        raise ShadowError(f"torch {torch.__version__} has no Muon, which the lab trains with", "install torch 2.9 or newer")
+        raise ShadowError(
+            f"torch {torch.__version__} has no Muon, which the lab trains with", "install torch 2.9 or newer"
+        )
     _claim(out)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_alone) as pool:
@@ -82,23 +85,46 @@ def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[Done], None
             raise
 
 
-def _perform_all(preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[Done], None]) -> None:
-    """Start whatever has all that it is made of, bases first, until nothing is left."""
-    waiting: dict[str, tuple[Callable[..., float], Base | Run, frozenset[str]]] = {}
-    for base in preset.bases:
-        waiting[base.key] = (train_base, base, frozenset())
+@dataclass(frozen=True)
+class Task:
+    """Something that a process of the lab does in one go: function(subject, out) returns the seconds that it took."""
+
+    function: Callable[[Any, Path], float]
+    subject: Any
+    needs: frozenset[str]  # keys of the tasks before it
+
+
+def tasks_of(preset: Preset) -> dict[str, Task]:
+    """All tasks of a preset by their key, bases first."""
+    tasks = {base.key: Task(train_base, base, frozenset()) for base in preset.bases}
     for run in preset.runs:
         needs = {run.base.key, *(_key(run.base, name) for name in run.of)}
         if run.regime == "other":
             needs.add(Base(run.base.scale, other_seed(run.base)).key)
-        waiting[_key(run.base, run.name)] = (perform_run, run, frozenset(needs))
+        tasks[_key(run.base, run.name)] = Task(perform_run, run, frozenset(needs))
+    for base in preset.bases:
+        runs = [run for run in preset.runs if run.base == base and compared(run)]
+        if len(runs) > 1:
+            needs = {_key(base, run.name) for run in runs}
+            tasks[_key(base, "comparisons")] = Task(compare_runs, tuple(runs), frozenset(needs))
+    return tasks
+
+
+def compared(run: Run) -> bool:
+    """Is a run held against the others of its base by `shadow compare`?"""
+    return run.kind == "trained" and run.treatment == "adamw" and run.regime in MAIN
+
+
+def _perform_all(preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[Done], None]) -> None:
+    """Start whatever has all that it needs, in order, until nothing is left."""
+    waiting = tasks_of(preset)
     total, ready = len(waiting), set[str]()
     running: dict[Future[float], str] = {}
+    show(Done("", 0, total, 0.0))
     while waiting or running:
-        startable = [key for key, (_, _, needs) in waiting.items() if needs <= ready]
-        for key in startable:
-            function, what, _ = waiting.pop(key)
-            running[pool.submit(function, what, out)] = key
+        for key in [key for key, task in waiting.items() if task.needs <= ready]:
+            task = waiting.pop(key)
+            running[pool.submit(task.function, task.subject, out)] = key
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
             key, seconds = running.pop(future), future.result()
@@ -119,7 +145,12 @@ def _alone() -> None:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _claim(out: Path) -> None:
@@ -202,6 +233,36 @@ def perform_run(run: Run, out: Path) -> float:
     seconds = time.monotonic() - started
     identity = {**asdict(run), "base": run.base.key, "name": run.name, "of": list(run.of)}
     _write(file, {"run": identity, "seconds": round(seconds, 1), "rows": rows})
+    return seconds
+
+
+def compare_runs(runs: Sequence[Run], out: Path) -> float:
+    """Hold the runs of one base against each other, unless that is done; seconds that it took."""
+    base = runs[0].base
+    file = out / "comparisons" / f"{base.key}.json"
+    names = [run.name for run in runs]
+    if file.exists() and json.loads(file.read_text(encoding="utf-8"))["runs"] == names:
+        return 0.0
+    started = time.monotonic()
+    found = compare([report(out, base, name) for name in names])
+    run_of = {one["label"]: run for one, run in zip(found.reports, runs, strict=True)}
+    rows = []
+    for one in found.contrasts:
+        own, (first, second) = one.figures[0], (run_of[one.first], run_of[one.second])
+        rows.append(
+            {
+                "base": base.key,
+                "regime_first": first.regime,
+                "seed_first": first.seed,
+                "regime_second": second.regime,
+                "seed_second": second.seed,
+                "verdict": one.verdict,
+                **{name: getattr(own, name) for name in ("difference", "low", "high", "p_within_pair")},
+            }
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    seconds = time.monotonic() - started
+    _write(file, {"runs": names, "seconds": round(seconds, 1), "rows": rows})
     return seconds
 
 
@@ -293,7 +354,9 @@ def _round(run: Run, out: Path) -> list[Row]:
     """Both sides stored as bf16."""
     (name,) = run.of
     base, tuned = (load_file(checkpoint(out, run.base, one) / WEIGHTS) for one in (None, name))
-    return _kept(run, out, {key: one.bfloat16() for key, one in tuned.items()}, {k: one.bfloat16() for k, one in base.items()})
+    return _kept(
+        run, out, {key: one.bfloat16() for key, one in tuned.items()}, {k: one.bfloat16() for k, one in base.items()}
+    )
 
 
 def _copy(run: Run, out: Path) -> list[Row]:
@@ -313,7 +376,7 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
         return weight
     if how == "int8":
         step = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-        return (weight / step).round() * step
+        return torch.round(weight / step) * step
     noise = torch.randn(weight.shape, generator=generator)
     noise *= 0.04 * weight.norm() / noise.norm()
     if how == "noise":
@@ -345,5 +408,3 @@ def _whole(folder: Path) -> Iterator[Path]:
     yield aside
     shutil.rmtree(folder, ignore_errors=True)
     aside.replace(folder)
-
-

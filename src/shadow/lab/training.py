@@ -46,7 +46,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: warm-up over a twentieth of the steps, then a cosine to a tenth of the peak; gradients clipped at 1.
+    """How to train: warm-up over a twentieth of the steps, a cosine to a tenth of the peak, gradients clipped at 1.
 
     adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw at a third of its
     rate for the rest; lora trains factors of rank `rank` beside the matrices of the layers with adamw, nothing else.
@@ -140,18 +140,22 @@ def add_factors(model: LlamaForCausalLM, rank: int) -> None:
     model.requires_grad_(False)
     for layer in model.model.layers:
         for linear in [one for one in layer.modules() if isinstance(one, nn.Linear)]:
-            parametrize.register_parametrization(linear, "weight", _LowRank(*linear.weight.shape, rank))
+            rows, cols = linear.weight.shape
+            parametrize.register_parametrization(linear, "weight", _LowRank(rows, cols, rank))
 
 
 def merged(model: LlamaForCausalLM) -> LlamaForCausalLM:
-    """The model itself, or where it has factors a copy with these added to its matrices."""
-    if not any(parametrize.is_parametrized(one) for one in model.modules()):
+    """The model itself, or where it has factors a plain one whose matrices have them added.
+
+    Not `remove_parametrizations` on a copy: it takes the property off the class, which copy and model share.
+    """
+    weights = {f"{name}.weight": one.weight for name, one in model.named_modules() if parametrize.is_parametrized(one)}
+    if not weights:
         return model
-    model = copy.deepcopy(model)
-    for one in list(model.modules()):
-        if parametrize.is_parametrized(one):
-            parametrize.remove_parametrizations(one, "weight", leave_parametrized=True)
-    return model
+    plain = LlamaForCausalLM(model.config)
+    others = {name: weight for name, weight in model.state_dict().items() if "parametrizations" not in name}
+    plain.load_state_dict(others | weights)
+    return plain
 
 
 @torch.no_grad()
@@ -171,7 +175,7 @@ def accuracy(model: LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
 
 def save(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` and `config.json`, nothing else; the model itself stays as it is."""
-    copy.deepcopy(merged(model)).to(dtype).save_pretrained(folder)
+    copy.deepcopy(merged(model)).to(dtype=dtype).save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
