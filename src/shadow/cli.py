@@ -76,6 +76,7 @@ class OptimizerName(StrEnum):
 
 
 class PresetName(StrEnum):
+    smoke = "smoke"
     quick = "quick"
     full = "full"
 
@@ -412,21 +413,27 @@ def _one_report(run: Path) -> Path:
 
 @app.command()
 def explain(
-    column: Annotated[str | None, typer.Argument(help="A column or figure of the report; none lists all.")] = None,
+    column: Annotated[
+        str | None, typer.Argument(help="A column or figure of the report, or `label`; none lists all.")
+    ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
     from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
-    from shadow.render import column_view, columns_view
+    from shadow.reference import calibration
+    from shadow.render import column_view, columns_view, label_view
 
     # of columns with one name, that of matrices.parquet is meant
     columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
+    if column == "label":
+        console.show(label_view(calibration()))
+        return
     if column not in columns:
-        close = difflib.get_close_matches(column, columns, n=1)
+        close = difflib.get_close_matches(column, [*columns, "label"], n=1)
         raise UsageError(
             f"no column {column!r}", f"did you mean {close[0]!r}?" if close else "`shadow explain` lists them"
         )
@@ -436,7 +443,7 @@ def explain(
 @lab_app.command("run")
 def lab_run(
     preset: Annotated[
-        PresetName, typer.Option(help="quick: minutes; full: about an hour, with every control.")
+        PresetName, typer.Option(help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control.")
     ] = PresetName.quick,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False)] = Path(
         "lab"

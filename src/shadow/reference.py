@@ -2,8 +2,8 @@
 
 `registry/reference/runs.csv` has the trainings of `shadow lab run --preset full`, and `calibration.json` the bounds
 fitted from them and how often they err. An absolute threshold cannot be defended: the same data leave concentrations
-from near 0 (Muon) to above 0.6 (LoRA), and larger matrices have larger ones. So a pair is held only against trainings of
-matrices of about its size, with its optimiser where that is known and with every optimiser of the reference where not.
+from near 0 (Muon) to above 0.6 (LoRA), and larger matrices have larger ones. So a pair is held only against trainings
+of matrices of about its size, with its optimiser where that is known and with every one of the reference where not.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _value(key: str, text: str) -> str | float | int:
 def points(name: str, value: float, bound: Bound) -> int:
     """+1 beyond every broad training, -1 beyond every narrow one, else 0."""
     way = VOTES[name]
-    return (way * value > way * bound.concentrated) - (way * value < way * bound.distributed)
+    return int(way * value > way * bound.concentrated) - int(way * value < way * bound.distributed)
 
 
 def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from shadow.lab.experiment import DESIGN
+from shadow.lab.results import final
 from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, word
 
 VERSION = 1  # of calibration.json; raised when a bound changes its meaning
@@ -24,17 +25,13 @@ DATA: Mapping[str, str] = {  # what a training is in the reference; dilutions an
 CONCENTRATED = ("more concentrated", "less concentrated")
 
 
-def final(runs: pd.DataFrame) -> pd.DataFrame:
-    """The last state of every run."""
-    return runs[runs["share"] == 1.0]
-
-
 def reference(runs: pd.DataFrame) -> pd.DataFrame:
     """The trainings of full rank from warm bases, with what a label is held against."""
     own = final(runs)
     own = own[(own["kind"] == "trained") & own["warm"].astype(bool) & own["method"].isin(OPTIMIZERS)]
     table = own.assign(short_side=own["width"], optimizer=own["method"], data=own["regime"].map(DATA).fillna("other"))
     names = ["short_side", "optimizer", "treatment", "regime", "data", "base", "seed", "relative_norm", *VOTES]
+    table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))  # as runs.csv has them
     return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
 
 
@@ -58,7 +55,7 @@ def _bound(narrow: pd.Series[float], broad: pd.Series[float], way: int) -> Bound
     most, least = way * (way * broad).max(), way * (way * narrow).min()
     if way * most < way * least:
         most = least = (most + least) / 2
-    return Bound(round(float(most), 6), round(float(least), 6))
+    return Bound(float(most), float(least))
 
 
 def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:

@@ -33,6 +33,7 @@ SCALES: Mapping[str, Scale] = {
     # Trained with AdamW, a small base got 0.38 of its own mixture right after 2,000 steps; with Muon 0.94 after 1,200.
     # The bases of the large one are AdamW's, so that what is found rests on neither.
     "small": Scale(Size(64, 168, 12), tasks.SMALL, Recipe(1_200, 2e-2, 0.1, "muon"), Recipe(200, 1e-3)),
+    "tiny": Scale(Size(32, 64, 4), tasks.SMALL, Recipe(20, 2e-2, 0.1, "muon"), Recipe(20, 1e-3)),  # learns nothing
     "large": Scale(Size(128, 336, 16), tasks.LARGE, Recipe(3_500, 2e-3, 0.1), Recipe(300, 3e-4)),
 }
 
@@ -202,6 +203,15 @@ def _copies(base: Base) -> list[Run]:
     return [Run(base, how, kind="copied") for how in COPIES]
 
 
+def _smoke() -> Preset:
+    base = Base("tiny", 0)
+    main, runs = _main([base], 1), _copies(base)
+    runs += [Run(base, "B", "lora"), Run(base, "C", "muon"), Run(base, "A x100")]
+    runs += [Run(base, "B and C", kind="averaged", of=(main[1].name, main[2].name))]
+    runs += [Run(base, "B", kind="bf16", of=(main[1].name,))]
+    return Preset("smoke", "seconds: does everything run; the decoders learn nothing", (*main, *runs))
+
+
 def _quick() -> Preset:
     bases = [Base("small", seed) for seed in range(2)]
     return Preset("quick", "two small bases, regimes A to D once each", tuple(_main(bases, 1)))
@@ -225,4 +235,4 @@ def _full() -> Preset:
 
 def presets() -> dict[str, Preset]:
     """The presets by name."""
-    return {preset.name: preset for preset in (_quick(), _full())}
+    return {preset.name: preset for preset in (_smoke(), _quick(), _full())}

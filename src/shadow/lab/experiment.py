@@ -214,7 +214,7 @@ def train_base(base: Base, out: Path) -> float:
     losses = list(train(model, samples, scale.size.rows, scale.base))
     with _whole(checkpoint(out, base)) as folder:
         save(model, folder)
-    row = {"base": base.key, "loss": _last(losses), "accuracies": _accuracies(base, checkpoint(out, base))}
+    row = {"base": base.key, "loss": _last(losses), "accuracies": accuracies(base, checkpoint(out, base))}
     record(out, base).parent.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
     _write(record(out, base), row | {"seconds": round(seconds, 1)})
@@ -312,7 +312,7 @@ def _finished(run: Run, out: Path) -> Row:
     if (rounded := tuned / "rounded base").is_dir():
         base = rounded
     figures = _figures(base, tuned, out / "reports", run.base.key, folder_name(run.name))
-    return {**figures, "accuracies": _accuracies(run.base, tuned)}
+    return {**figures, "accuracies": accuracies(run.base, tuned)}
 
 
 def _figures(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
@@ -330,7 +330,8 @@ def _medians(folder: Path) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in medians.items()}
 
 
-def _accuracies(base: Base, folder: Path) -> dict[str, float]:
+def accuracies(base: Base, folder: Path) -> dict[str, float]:
+    """The share of each probe of the base's world that a saved model gets right."""
     world, model = SCALES[base.scale].world, load(folder)
     probes = (world.narrow, base.original, world.broad, world.held_out, world.unseen)
     names = ("narrow", "original", "broad", "held_out", "unseen")
@@ -376,7 +377,8 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
         return weight
     if how == "int8":
         step = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-30) / 127
-        return torch.round(weight / step) * step
+        rounded: torch.Tensor = torch.round(weight / step) * step
+        return rounded
     noise = torch.randn(weight.shape, generator=generator)
     noise *= 0.04 * weight.norm() / noise.norm()
     if how == "noise":

@@ -14,9 +14,8 @@ import pandas as pd
 from scipy.stats import mannwhitneyu, t
 
 from shadow.diagnostics import DELTA, SPECTRAL
-from shadow.lab.calibration import final
 from shadow.lab.design import MAIN, TREATMENTS
-from shadow.lab.results import PROBES
+from shadow.lab.results import PROBES, final
 
 LEVEL = 0.95
 OUTCOME = "layers_concentration"  # chosen before any run

@@ -20,7 +20,6 @@ from shadow.lab.findings import (
     Estimate,
     contrast,
     doses,
-    final,
     gains,
     level,
     main_runs,
@@ -28,7 +27,7 @@ from shadow.lab.findings import (
     storage,
     treatments,
 )
-from shadow.lab.results import PROBES
+from shadow.lab.results import PROBES, final
 from shadow.reference import VOTES, Rate
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ SHOWN = (  # columns of the table of regimes
     "spike_energy", "spikes", "depth_entropy", "effective_rank_shift",
 )  # fmt: skip
 COLOURS = {"A": "#7f7f7f", "B": "#d55e00", "C": "#0072b2", "D": "#009e73"}  # Okabe and Ito 2008
+MADE = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
 MOST_COLUMNS = 24  # of the table of what separates
 
 
@@ -205,8 +205,8 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
     broad = contrast(runs, "C", "A")
     if broad.value is not None and not (broad.high is not None and broad.high < 0):
         text += (
-            "\n\nBroad data are **not** seen to be less concentrated than the original mixture: what is measured is that "
-            "narrow data concentrate."
+            "\n\nBroad data are **not** seen to be less concentrated than the original mixture: what is measured is "
+            "that narrow data concentrate."
         )
     return text
 
@@ -261,27 +261,27 @@ def _controls(runs: pd.DataFrame) -> str:
         if len({one.treatment for one in found}) > 1:
             heads = ["treatment", "runs", "relative norm", "concentration", "against AdamW, same data"]
             rows = _rows_of(found, lambda one: f"{one.regime}, {TREATMENTS[one.treatment].text}")
-            within = {one.treatment: {} for one in found}
-            for one in found:
-                within[one.treatment][one.regime] = one.concentration.value
-            gaps = [
-                f"{TREATMENTS[name].text} {own['B'] - own['C']:+.3f}"
-                for name, own in within.items()
-                if own.get("B") is not None and own.get("C") is not None
-            ]
-            parts.append(
-                f"### {scale.capitalize()} decoders\n\n{table(heads, rows)}\n\nB - C within each: {'; '.join(gaps)}."
-            )
+            within = f"B - C within each: {'; '.join(_gaps(found))}."
+            parts.append(f"### {scale.capitalize()} decoders\n\n{table(heads, rows)}\n\n{within}")
         kept = storage(runs, scale)
         if kept:
-            names = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
             heads = ["", "runs", "relative norm", "concentration", "against the runs it is made of"]
-            rows = _rows_of(kept, lambda one, names=names: f"{one.regime}: {names[one.kind]}")  # type: ignore[misc]
+            rows = _rows_of(kept, lambda one: f"{one.regime}: {MADE[one.kind]}")
             parts.append(f"### Storage and averaging ({scale})\n\n{table(heads, rows)}")
     if not parts:
         return ""
     text = "## What else moves it\n\nOne change at a time, on the same bases and data."
     return "\n\n".join([text, *parts])
+
+
+def _gaps(found: Sequence[Control]) -> list[str]:
+    """B - C within every treatment that has both."""
+    values = {(one.treatment, one.regime): one.concentration.value for one in found}
+    return [
+        f"{TREATMENTS[name].text} {first - second:+.3f}"
+        for name in TREATMENTS
+        if (first := values.get((name, "B"))) is not None and (second := values.get((name, "C"))) is not None
+    ]
 
 
 def _doses(runs: pd.DataFrame) -> str:
@@ -338,11 +338,10 @@ def _words(runs: pd.DataFrame) -> str:
     words = left_out_words(found, known=True)
     parts = []
     if len(words):
-        counts = words.groupby(["optimizer", "treatment", "regime", "word"]).size().unstack("word", fill_value=0)
         kinds = ("concentrated", "mixed", "distributed")
         rows = [
-            [f"{regime}, {TREATMENTS[treatment].text}", *(str(int(row.get(kind, 0))) for kind in kinds)]
-            for (_, treatment, regime), row in counts.iterrows()
+            [f"{regime}, {TREATMENTS[str(treatment)].text}", *(str(int((own["word"] == kind).sum())) for kind in kinds)]
+            for (treatment, regime), own in words.groupby(["treatment", "regime"])
         ]
         parts.append(f"### Labels of trainings, optimiser given\n\n{table(['', *kinds], rows)}")
     bounds = [
@@ -376,7 +375,8 @@ def _copy_labels(copies: pd.DataFrame, trainings: pd.DataFrame) -> str:
     labels = Counter[str]()
     for base, own in copies.groupby("base"):
         fitted = fit(trainings[trainings["base"] != base])
-        for row in own.astype(object).where(own.notna(), None).to_dict("records"):
+        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
+            row = {str(name): value for name, value in record.items()}
             near = [one for one in fitted if one.short_side == row["width"] and one.optimizer is None]
             stopped = [gate for gate in row["stopped"].split(",") if gate]
             given, reason = label(stopped, row, near[0] if near else None, "no reference")

@@ -29,9 +29,14 @@ def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
     runs = pd.DataFrame([row for run in preset.runs for row in _rows(run, out)])
     files = [out / "comparisons" / f"{base.key}.json" for base in preset.bases]
     rows = [row for file in files if file.exists() for row in _read(file)["rows"]]
-    numbers = [name for name in runs if name not in (*WORDS, "warm")]  # a figure that no run has is of no type yet
+    numbers = [str(name) for name in runs if name not in (*WORDS, "warm")]  # a figure that no run has is of no type yet
     runs[numbers] = runs[numbers].apply(pd.to_numeric)
     return {"runs": runs.copy(), "comparisons": pd.DataFrame(rows)}
+
+
+def final(runs: pd.DataFrame) -> pd.DataFrame:
+    """The last state of every run."""
+    return runs[runs["share"] == 1.0]
 
 
 def write(tables: dict[str, pd.DataFrame], folder: Path) -> None:

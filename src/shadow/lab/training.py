@@ -175,7 +175,9 @@ def accuracy(model: LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
 
 def save(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` and `config.json`, nothing else; the model itself stays as it is."""
-    copy.deepcopy(merged(model)).to(dtype=dtype).save_pretrained(folder)
+    stored: nn.Module = copy.deepcopy(merged(model))
+    stored.to(dtype)
+    stored.save_pretrained(folder)  # type: ignore[operator]
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 

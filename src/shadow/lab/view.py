@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.lab.design import MAIN, REGIMES, SCALES
-from shadow.lab.findings import OUTCOME, contrast, final, gains, level, main_runs
+from shadow.lab.findings import OUTCOME, contrast, gains, level, main_runs
 from shadow.lab.page import estimate, told
+from shadow.lab.results import final
 
 HEADS = ("", "rel. norm", "conc.", "narrow", "broad", "held out")
 
