@@ -55,9 +55,9 @@ WORDS = {
     "not assessable": "a gate failed, or the reference has no trainings of about this size",
 }
 LABEL_RULE = (
-    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike energy must agree, each "
-    "beyond its own bound. The reference is of the pair's size, with its optimiser (--optimizer) or with all it has. A "
-    "word says where a spectrum lies, never what data did it: data new to the base look as narrow data do."
+    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike energy must agree, "
+    "each beyond its own bound. The reference is of the pair's size, with its optimiser (--optimizer) or with all it "
+    "has. A word says where a spectrum lies, never what data did it: data new to the base look as narrow data do."
 )
 
 
