@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from shadow.bootstrap import UNEVEN, Statistic, corrected_tails, draws, expanded_tail, medians
+from shadow.bootstrap import UNEVEN, Statistic, corrected_tails, cut, draws, expanded_tail, medians
 from shadow.delta import Method, extent, measure_pair, working_dtype
 from shadow.footprint import MARGIN, ROUNDING
 from shadow.pairing import Filter
@@ -206,13 +206,13 @@ KINDS = ("percentile", "BCa", "expanded", "expanded BCa")
 def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
     """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are those of the tool."""
     values, tail = statistic(draws((layers,))), expanded_tail(layers)
-    levels = {
-        "percentile": (0.025, 0.975),
+    tails = {
+        "percentile": (0.025, 0.025),
         "BCa": corrected_tails(statistic, values, layers, 0.025),
-        "expanded": (tail, 1 - tail),
+        "expanded": (tail, tail),
         "expanded BCa": corrected_tails(statistic, values, layers, tail),
     }
-    return {kind: tuple(np.quantile(values, level)) for kind, level in levels.items()}
+    return {kind: cut(values, own) for kind, own in tails.items()}
 
 
 @dataclass(frozen=True)
