@@ -495,9 +495,9 @@ def subspaces_floor(found: Sequence[Subspaces]) -> str:
 
     return f"""**Floor.** Where the base has a gap, alignments are recovered down to a change of
         {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in either format, the
-        angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g} times. Below, the measured delta is more and
-        more rounding, which lies evenly in all directions: alignments go to 1, whatever was planted, and a turn comes
-        out too small. Overlaps, gaps and intruders are recovered down to
+        angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g} times. Below, the measured delta is more
+        and more rounding, which lies evenly in all directions: alignments go to 1, whatever was planted, and a turn
+        comes out too small. Overlaps, gaps and intruders are recovered down to
         {least(all_hold(("overlap", "subspace", "intruders"))):.2g} times, the smallest change of all: rounding is far
         smaller than this gap, and turns nothing by itself. Where the gap is
         {gapless[0].true["subspace_gap_base"]:.0e}, it does. Stored in BF16, a subspace that did not turn then has an
