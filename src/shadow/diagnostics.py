@@ -355,6 +355,11 @@ _STACKED = "experts of a mixture are left out"
 
 FIGURES = (  # of summary.json, beside the medians of columns
     Column(
+        "short_side", "float", "rows or columns, whichever are fewer, of the changed matrices inside layers, the median",
+        "", "", ">= 2", "no matrix inside a layer changed", "",
+        "Concentration grows with it, so a pair is held only against trainings of about its size.",
+    ),
+    Column(
         "relative_norm_overall", "float", "relative norm of all changed matrices as one vector",
         "sqrt(sum norm(D)_F^2 / sum norm(W_base)_F^2)", "", ">= 0", "nothing changed",
     ),
