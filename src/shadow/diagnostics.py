@@ -226,7 +226,8 @@ DELTA = (
         "alignment_left", "float", "energy of D in the base's leading output directions, in units of an even spread",
         "(norm(U_base^T D)_F^2 / norm(D)_F^2) / (k / rows)", "", "[0, rows / k]", _OF_BASE, "",
         "1 on average for a D without preferred directions, 0: D avoids them. Uneven rows of D or of W_base alone (outlier "
-        "channels) move it. Uncertain where subspace_gap_base is near 0.",
+        "channels) move it. Uncertain where subspace_gap_base is near 0. Goes to 1 where floor_ratio is below 4, as rounding "
+        "lies evenly (docs/planted.md).",
     ),
     Column(
         "alignment_right", "float", "energy of D in the base's leading input directions, in units of an even spread",

@@ -256,20 +256,25 @@ def _share(value: float | int | None) -> str:
 Columns = list[tuple[str, list[str]]]  # of a table: heads and cells
 
 
-def _table(title: str, columns: Columns, wider: Sequence[tuple[int, str, list[str]]], width: int) -> RenderableType:
-    """A table of texts. wider are (place, head, cells) for as long as the terminal is wide enough, in that order."""
+def _table(
+    title: str, columns: Columns, wider: Sequence[tuple[int, str, list[str]]], width: int, gap: int = 3
+) -> RenderableType:
+    """A table of texts, with gap (2 or 3) between columns.
+
+    wider are (place, head, cells) for as long as the terminal is wide enough, in that order.
+    """
     columns = list(columns)
     for place, head, cells in wider:
-        if sum(3 + max(map(len, (name, *own))) for name, own in (*columns, (head, cells))) > width + 1:
+        if sum(gap + max(map(len, (name, *own))) for name, own in (*columns, (head, cells))) > width + gap - 2:
             break
         columns.insert(place, (head, cells))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, gap - 2))
     named = [name for name, _ in columns if name in ("component", "module")]
     for name, _ in columns:
         style = "cyan" if name == named[-1] else None
         table.add_column(name, justify="left" if name in named else "right", no_wrap=True, style=style)
     for row in zip(*(own for _, own in columns), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -299,11 +304,11 @@ def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> Renderabl
         ("n", [number(row["matrices"]) for row in modules]),
         ("rel. norm", [_share(row["relative_norm"]) for row in modules]),
         ("conc.", [fixed(row["concentration"]) for row in modules]),
-        ("PR", [number(row["participation_ratio"]) for row in modules]),
-        ("null PR", [number(row["null_participation_ratio"]) for row in modules]),
-        ("spikes", [number(row["spikes"]) for row in modules]),
     ]
     wider = [
+        (99, "PR", [number(row["participation_ratio"]) for row in modules]),
+        (99, "null PR", [number(row["null_participation_ratio"]) for row in modules]),
+        (99, "spikes", [number(row["spikes"]) for row in modules]),
         (4 + several, "interval", _intervals(modules)),
         (99, "energy", [_share(row["energy_share"]) for row in modules]),
         (99, "shift", [fixed(row["effective_rank_shift"], 3) for row in modules]),
@@ -518,21 +523,18 @@ MODULE_FIGURES = {  # columns of the table by module: name, title, scale
 
 
 def _modules_apart(contrast: Contrast, width: int) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
-    table.title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
-    several = len({row["component"] for row in contrast.modules}) > 1
-    figures = dict(list(MODULE_FIGURES.items())[: 3 if several and width < WIDE else None])
-    if several:
-        table.add_column("component", style="dim", no_wrap=True)
-    table.add_column("module", style="cyan", no_wrap=True)
-    for title in ("n", f"conc. {contrast.first}", contrast.second, *(title for title, _ in figures.values())):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in contrast.modules:
-        values = [fixed(row["concentration_first"]), fixed(row["concentration_second"])]
-        values += [_apart(row[name], scale) for name, (_, scale) in figures.items()]
-        place = [Text(visible(row[key])) for key in (["component"] if several else []) + ["module"]]
-        table.add_row(*place, f"{row['matrices']:,}", *values)
-    return table
+    rows = contrast.modules
+    several = len({row["component"] for row in rows}) > 1
+    columns = [
+        *([("component", [visible(row["component"]) for row in rows])] if several else []),
+        ("module", [visible(row["module"]) for row in rows]),
+        ("n", [f"{row['matrices']:,}" for row in rows]),
+        (f"conc. {contrast.first}", [fixed(row["concentration_first"]) for row in rows]),
+        (contrast.second, [fixed(row["concentration_second"]) for row in rows]),
+    ]
+    wider = [(99, title, [_apart(row[name], scale) for row in rows]) for name, (title, scale) in MODULE_FIGURES.items()]
+    title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
+    return _table(title, columns, wider, width, gap=2)
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
@@ -573,7 +575,7 @@ def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
     for name, (base, tuned) in plan["config_differs"].items():
         sides.add_row(Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned")))
     parts: list[RenderableType] = [Rule(title, align="left", style="dim"), sides, ""]
-    parts += [_plan_modules(plan["modules"], width), ""]
+    parts += [_plan_modules(plan["modules"]), ""]
     if plan["skipped"]:
         parts += [_skipped(plan["skipped"], width), ""]
     return Group(*parts, _plan_costs(plan))
@@ -586,13 +588,13 @@ def _plan_side(side: Mapping[str, Any]) -> str:
     return visible(f"{side['repo']}{commit}{access}: {shards}, {decimal(side['bytes'])}, {', '.join(side['dtypes'])}")
 
 
-def _plan_modules(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+def _plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = Table(title="To be measured", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component", style="dim", no_wrap=True)
     table.add_column("module", style="cyan", no_wrap=True)
-    table.add_column("n", justify="right")
-    table.add_column("layers", justify="right")
-    table.add_column("rows x cols", overflow="ellipsis", no_wrap=width < 100)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("layers", justify="right", no_wrap=True)
+    table.add_column("rows x cols")
     for row in modules:
         shapes = ", ".join(f"{rows} x {cols}" for rows, cols in row["shapes"][:2])
         more = f" and {len(row['shapes']) - 2} more" if len(row["shapes"]) > 2 else ""

@@ -59,7 +59,7 @@ INTERVALS = {
     "draws": DRAWS,
     "seed": SEED,
     "unit": "layer: each draw takes as many layers of each component as there are, with replacement, and all matrices "
-    "of each; what lies outside the layers is in every draw",
+    "of each; what lies outside the layers is in every draw; where there are no more ways to draw, each is taken once",
     "kind": "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers BCa with the "
     f"same percentiles, from {UNEVEN} layers",
     "weights": "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of energy, and "
