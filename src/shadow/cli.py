@@ -470,11 +470,11 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
+    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
     from shadow.render import column_view, columns_view
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {one.name: one for one in (*SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return

@@ -25,7 +25,7 @@ from shadow.errors import ShadowError
 from shadow.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.gains import MEASURED_BY_OTHERS
 from shadow.matching import PLACE, Relation, Report, match, read_report, relations, unmatched
-from shadow.rank_correlation import NOT_SHOWN, ScoredSet, score_reports
+from shadow.rank_correlation import ScoredSet, score_reports
 from shadow.resampling import Floats, Integers, interval, sign_flip_p
 from shadow.scores import ScoreFiles
 
@@ -215,7 +215,7 @@ def compare(
     scored = score_reports(reports, scores)
     claims = CLAIMS
     if scored is not None:
-        claims = CLAIMS | {"not_shown": [*CLAIMS["not_shown"], MEASURED_BY_OTHERS, *NOT_SHOWN]}
+        claims = CLAIMS | {"not_shown": [*CLAIMS["not_shown"], MEASURED_BY_OTHERS, *scored.not_shown]}
     if len(reports) > MAX_REPORTS:
         too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
         return Comparison(SCHEMA, __version__, margin, told, [], [], claims, too_many, scored)

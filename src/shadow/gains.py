@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,8 +59,8 @@ def sides_of(metadata: Mapping[str, Any], pair: Pair | None = None) -> Sides:
     """The sides of a report by its metadata; pair tells the revisions that were asked for."""
     start, end = _stages(metadata["family"], metadata["pair"])
     return (
-        _reported("base", metadata["base"], pair and pair.base, start),
-        _reported("tuned", metadata["tuned"], pair and pair.tuned, end),
+        _reported("base", metadata["base"], None if pair is None else pair.base, start),
+        _reported("tuned", metadata["tuned"], None if pair is None else pair.tuned, end),
     )
 
 
@@ -121,7 +121,6 @@ def fit(model: str, commit: str | None, side: Side) -> int:
     return BY_NAME if revision in PLAIN_REVISIONS else UNCHECKED
 
 
-@lru_cache(maxsize=100_000)
 def _as_folder(model: str) -> str:
     """An absolute folder; a relative one is taken from here."""
     try:
@@ -133,8 +132,8 @@ def _as_folder(model: str) -> str:
 def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
     """One line on the models of the files that are no side of any of the pairs, with the nearest known name."""
     sides = [side for pair in known for side in pair]
-    models = dict.fromkeys((row.model, row.commit) for row in given.rows)
-    names = list(dict.fromkeys(name for name, commit in models if not any(fit(name, commit, side) for side in sides)))
+    alone = [name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)]
+    names = list(dict.fromkeys(alone))
     if not names:
         return None
     told = [f"{name}{_nearest(name, sides)}" for name in names[:NAMED]]
@@ -151,7 +150,7 @@ def _nearest(name: str, sides: Iterable[Side]) -> str:
 
 def is_named(given: ScoreFiles, sides: Sides) -> bool:
     """Do the files name either side at all?"""
-    return any(fit(row.model, row.commit, side) for row in given.rows for side in sides)
+    return any(fit(model, commit, side) for model, commit in given.models for side in sides)
 
 
 # Gains
@@ -261,21 +260,21 @@ def join(given: ScoreFiles, sides: Sides) -> Scored | None:
 
 def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
     """What to say when no side of any pair is named."""
-    models = list(dict.fromkeys(row.model for row in given.rows))
+    models = list(dict.fromkeys(model for model, _ in given.models))
     sides = [side for pair in known for side in pair]
     told = [f"{name}{_nearest(name, sides)}" for name in models[:NAMED]]
     more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
     expected = list(dict.fromkeys(name for side in sides[:2] for name in side.names if name))
     which = "neither side" if len(known) == 1 else "no side of any pair"
-    return ShadowError(f"{given.name}: {which} is among its models: {', '.join(told)}{more}",
-                       f"the column `model` may say {', '.join(expected)}")  # fmt: skip
+    message = f"{given.name}: {which} is among its models: {', '.join(told)}{more}"
+    return ShadowError(message, f"the column `model` may say {', '.join(expected)}")
 
 
 def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], list[str]]:
     """The rows of each side: of the models that fit it best, and of none that fits the other as well."""
     fits: dict[str, dict[tuple[str, str | None], int]] = {side.role: {} for side in sides}
     either: dict[str, int] = {}
-    for model, commit in dict.fromkeys((row.model, row.commit) for row in given.rows):
+    for model, commit in given.models:
         levels = [fit(model, commit, side) for side in sides]
         if levels[0] and levels[0] == levels[1]:
             either[model] = levels[0]
@@ -302,8 +301,7 @@ def _on_names(side: Side, fits: Mapping[tuple[str, str | None], int], best: int)
     notes = []
     for (model, commit), level in fits.items():
         if level < best:
-            notes.append(f"scores of {model} are not taken: another name in the file says more exactly that it is the "
-                         f"{side.role} side")  # fmt: skip
+            notes.append(f"scores of {model} are not taken: another name in the file fits the {side.role} side better")
         elif level == UNCHECKED:
             notes.append(f"whether {model} is the commit {(side.commit or '')[:12]} of the report cannot be checked")
         elif level == BY_NAME and commit and side.commit and commit != side.commit:
@@ -372,7 +370,7 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
         raise ShadowError(f"{benchmark[:80]!r} is in the groups {group} and {groups} ({own.where})", "make them agree")
     gain = error = None
     if one and other and higher is not None:
-        gain = other.score - one.score if higher else one.score - other.score
+        gain = _apart(other.score, one.score) if higher else _apart(one.score, other.score)
         if one.stderr is not None and other.stderr is not None:
             error = math.hypot(one.stderr, other.stderr)
     return Gain(
@@ -393,6 +391,11 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
         tuned_file=other.where if other else None,
         others=tuple(sorted(name for name in common if name is not None and name != chosen)),
     )
+
+
+def _apart(one: float, other: float) -> float:
+    """one - other as the decimal numbers that they were written as: equal gains are then equal."""
+    return float(Decimal(repr(one)) - Decimal(repr(other)))
 
 
 def _refuse_units(
@@ -431,7 +434,7 @@ def _missing_side(given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides:
         if not rows[side.role]:
             other = "tuned" if side.role == "base" else "base"
             taken = {row.model for row in rows[other]}
-            rest = dict.fromkeys(row.model for row in given.rows if row.model not in taken)
+            rest = [model for model, _ in given.models if model not in taken]
             close = next((text for name in rest if (text := _nearest(name, [side]))), "")
             names = " or ".join(dict.fromkeys(name for name in side.names if name))
             return [f"no score of the {side.role} side ({names}), so no gain{close and ': ' + close.strip(' ()')}"]
@@ -451,9 +454,8 @@ def _left_out(rows: Mapping[str, Sequence[Score]], given: ScoreFiles) -> list[st
 def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[str, ByMetric]) -> list[str]:
     notes = []
     both = [gain for gain in gains if gain.base is not None and gain.tuned is not None]
-    if no_metric := [
-        gain.benchmark for gain in gains if gain not in both and gain.benchmark in base.keys() & tuned.keys()
-    ]:
+    two_metrics = (base.keys() & tuned.keys()) - {gain.benchmark for gain in both}
+    if no_metric := [gain.benchmark for gain in gains if gain.benchmark in two_metrics]:
         notes.append(f"no metric of both sides, so no gain: {_few(no_metric)}")
     if unclear := [gain.benchmark for gain in both if gain.higher_is_better is None]:
         notes.append(f"nobody says whether more is better, so no gain: {_few(unclear)}")

@@ -90,6 +90,11 @@ class ScoredSet:
     entries: list[Entry]
     correlations: list[Correlation]
 
+    @property
+    def not_shown(self) -> list[str]:
+        """What the correlations do not show; nothing where there are none."""
+        return list(NOT_SHOWN) if any(one.rho is not None for one in self.correlations) else []
+
     def as_json(self) -> dict[str, Any]:
         return {
             "reports": [entry.as_json() for entry in self.entries],
@@ -101,8 +106,9 @@ class ScoredSet:
 def score_reports(reports: Sequence[Report], given: ScoreFiles | None) -> ScoredSet | None:
     """The scores of a set of reports, those that are given before those that are kept beside them; None without any.
 
-    Left out of the correlations are a pair that failed a gate, whose concentration is not that of a training, and a
-    pair that is there already. Raises ShadowError where no report is named by the files given.
+    Left out of the correlations are a pair that failed a gate, whose concentration is not that of a training, siblings,
+    of which neither gained over the other, and a pair that is there already. Raises ShadowError where no report is
+    named by the files given.
     """
     named = [None if given is None else join(given, sides_of(report.metadata)) for report in reports]
     if given is not None and not any(named):
@@ -139,11 +145,12 @@ def _identity(side: Mapping[str, Any]) -> str:
 
 
 def _left_out(metadata: Mapping[str, Any], concentration: float, before: str | None) -> str | None:
-    gates = metadata.get("gates")
-    failed = [str(gate.get("name")) for gate in gates if isinstance(gate, Mapping) and gate.get("passed") is False] \
-        if isinstance(gates, list) else []  # fmt: skip
-    if failed:
+    gates = metadata.get("gates")  # a report of an earlier version has none
+    known = [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
+    if failed := [str(gate.get("name")) for gate in known if gate.get("passed") is False]:
         return f"gate {', '.join(failed)[:80]} failed"
+    if metadata["settings"].get("relation") == "sibling":
+        return "a pair of siblings"
     if before is not None:
         return f"the same pair as {before}"
     return None if math.isfinite(concentration) else "no concentration"
@@ -169,12 +176,11 @@ Gains = Mapping[str, Sequence[Gain]]  # label -> the gains of one report
 
 
 def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[Entry]) -> Correlation:
-    own = {entry.label: [one for one in entry.scored.gains if (one.benchmark, one.metric) == (benchmark, metric)]
-           for entry in entries}  # fmt: skip
-    known = {label: [one for one in gains if one.gain is not None] for label, gains in own.items()}
-    known = {label: gains for label, gains in known.items() if gains}
-    group = next((one.group for gains in own.values() for one in gains), None)
-    values = {label: gains[0].gain or 0.0 for label, gains in known.items()}
+    key = (benchmark, metric)
+    own = [(entry.label, one) for entry in entries for one in entry.scored.gains if (one.benchmark, one.metric) == key]
+    known = {label: [one] for label, one in own if one.gain is not None}
+    values = {label: one.gain for label, one in own if one.gain is not None}
+    group = own[0][1].group
     return _correlation(values, entries, _units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1)
 
 
@@ -225,17 +231,19 @@ def _units(known: Gains) -> str | None:
 
 def _correlation(values: Mapping[str, float], entries: Sequence[Entry], reason: str | None, **key: Any) -> Correlation:
     taking = [entry for entry in entries if entry.label in values and entry.concentration is not None]
-    gains = np.array([values[entry.label] for entry in taking], np.float64)
+    gains = np.array(
+        [float(f"{values[entry.label]:.12g}") for entry in taking]
+    )  # means that are equal, but for rounding
     concentrations = np.array([entry.concentration for entry in taking], np.float64)
     told = {"less": None, "benchmark": None, "metric": None} | key
     bases = len({entry.base for entry in taking})
     if reason is None and len(taking) < FEWEST:
-        reason = f"{len(taking)} report{'s' if len(taking) != 1 else ''}: none below {FEWEST}"
+        reason = f"{len(taking)} report{'s' if len(taking) != 1 else ''} with both, at least {FEWEST} are needed"
     if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
         reason = "all are equal"
     if reason is not None:
-        return Correlation(**told, n=len(taking), bases=bases, rho=None, low=None, high=None, level=None, p=None,
-                           reason=reason)  # fmt: skip
+        nothing: dict[str, None] = dict.fromkeys(("rho", "low", "high", "level", "p"))
+        return Correlation(**told, n=len(taking), bases=bases, **nothing, reason=reason)
     rho = spearman(gains, concentrations)
     low, high = interval(rho, len(taking))
     return Correlation(

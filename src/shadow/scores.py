@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,11 @@ class ScoreFiles:
     rows: tuple[Score, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def models(self) -> tuple[tuple[str, str | None], ...]:
+        """(name, commit) of every model, each once."""
+        return tuple(dict.fromkeys((row.model, row.commit) for row in self.rows))
 
     @property
     def name(self) -> str:
@@ -313,7 +319,11 @@ def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
         message = f"{file}: no `results`, so no result of {HARNESS}"
         raise ShadowError(message, "name a results_*.json, or write a CSV")
     model, commit = _harness_model(file, data)
-    scored = {task for task, found in data["results"].items() if any(True for _ in _metrics(found))}
+    scored = {
+        task
+        for task, found in data["results"].items()
+        if any(_finite(found[key]) is not None for _, key, _ in _metrics(found))
+    }
     parents = _parents(_mapping(data.get("group_subtasks")), scored)
     rows, notes = [], []
     for task, found in data["results"].items():

@@ -69,8 +69,8 @@ def scores_table(summary: Summary) -> RenderableType:
         table.add_row(*cells, *([number(row["gain_stderr"], 2)] if with_errors else []))
     files = [one["name"] for one in summary.score_files]
     named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return Group(Text(f"Scores, measured by others: {visible(named)}", "italic", overflow="fold"), table,
-                 *_notes(summary.score_notes, len(summary.scores)))  # fmt: skip
+    title = Text(f"Scores, measured by others: {visible(named)}", "italic", overflow="fold")
+    return Group(title, table, *_notes(summary.score_notes, len(summary.scores)))
 
 
 def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
@@ -90,8 +90,8 @@ def scored_set_view(scored: ScoredSet, width: int) -> list[RenderableType]:
     for key in keys:
         table.add_column(visible(key), justify="right", overflow="fold", max_width=22)
     for entry in scored.entries[:ROWS]:
-        table.add_row(Text(visible(f"{entry.label} {entry.pair}"), overflow="fold"), fixed(entry.concentration),
-                      *(signed(cells.get((entry.label, key))) for key in keys))  # fmt: skip
+        own = [signed(cells.get((entry.label, key))) for key in keys]
+        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *own)
     parts += [table, *_left_out(scored), _correlations(scored.correlations), ""]
     return parts
 
@@ -131,6 +131,9 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
 
 def _correlations(found: Sequence[Correlation]) -> RenderableType:
     """A row for each: n, rank correlation, interval and p, or the reason why there is none."""
+    if all(one.rho is None for one in found):
+        reasons = list(dict.fromkeys(one.reason for one in found if one.reason))
+        return Text(f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     table.add_column("gain in", style="cyan", overflow="fold")
     for name in ("n", "bases", "rho", "95 % interval", "p"):
@@ -149,4 +152,4 @@ def _correlations(found: Sequence[Correlation]) -> RenderableType:
 def _what(one: Correlation) -> str:
     if one.benchmark is not None:
         return f"{one.benchmark} ({one.metric})" if one.metric else one.benchmark
-    return f"{one.group} less {one.less}" if one.less is not None else str(one.group)
+    return f"group {one.group}" if one.less is None else f"group {one.group} less {one.less}"
