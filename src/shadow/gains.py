@@ -363,7 +363,7 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
     assert own is not None
     if one and other:
         groups, unit, higher = (_agree(one, other, key) for key in ("group", "unit", "higher_is_better"))
-        _refuse_units(one, other, unit, higher, above_one)
+        _refuse_units(one, other, higher, above_one)
     else:
         groups, unit, higher = own.group, own.unit, own.higher_is_better
     if group and groups and group != groups:
@@ -398,16 +398,14 @@ def _apart(one: float, other: float) -> float:
     return float(Decimal(repr(one)) - Decimal(repr(other)))
 
 
-def _refuse_units(
-    base: Score, tuned: Score, unit: str | None, higher: bool | None, above_one: set[tuple[str, str]]
-) -> None:
+def _refuse_units(base: Score, tuned: Score, higher: bool | None, above_one: set[tuple[str, str]]) -> None:
     """Refuse a share beside a percentage: one above 1, the other not, and nothing that explains it.
 
-    What explains it: a stated unit, the harness on both sides, a metric of which less is better, or other scores above
-    1 of the model whose own is not.
+    What explains it: a unit that both state, the harness on both sides, a metric of which less is better, or other
+    scores above 1 of the model whose own is not.
     """
     low, high = sorted((base, tuned), key=lambda row: row.score)
-    stated = unit is not None and (unit != HARNESS or base.unit == tuned.unit)
+    stated = base.unit is not None and base.unit == tuned.unit
     if stated or not higher or not low.score <= 1 < high.score or (low.file, low.model) in above_one:
         return
     sides = f"{base.score:g} for the base ({base.where}) and {tuned.score:g} for the tuned side ({tuned.where})"

@@ -59,12 +59,12 @@ class Correlation:
     benchmarks: int
     n: int
     bases: int
-    rho: float | None
-    low: float | None
-    high: float | None
-    level: float | None
-    p: float | None
-    reason: str | None
+    rho: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    p: float | None = None
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,8 @@ def _units(known: Gains) -> str | None:
 
 def _correlation(values: Mapping[str, float], entries: Sequence[Entry], reason: str | None, **key: Any) -> Correlation:
     taking = [entry for entry in entries if entry.label in values and entry.concentration is not None]
-    gains = np.array(
-        [float(f"{values[entry.label]:.12g}") for entry in taking]
-    )  # means that are equal, but for rounding
+    rounded = {label: float(f"{value:.12g}") for label, value in values.items()}  # equal means, but for their last bits
+    gains = np.array([rounded[entry.label] for entry in taking], np.float64)
     concentrations = np.array([entry.concentration for entry in taking], np.float64)
     told = {"less": None, "benchmark": None, "metric": None} | key
     bases = len({entry.base for entry in taking})
@@ -242,8 +241,7 @@ def _correlation(values: Mapping[str, float], entries: Sequence[Entry], reason: 
     if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
         reason = "all are equal"
     if reason is not None:
-        nothing: dict[str, None] = dict.fromkeys(("rho", "low", "high", "level", "p"))
-        return Correlation(**told, n=len(taking), bases=bases, **nothing, reason=reason)
+        return Correlation(**told, n=len(taking), bases=bases, reason=reason)
     rho = spearman(gains, concentrations)
     low, high = interval(rho, len(taking))
     return Correlation(
