@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shadow.matching import Report
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 FEWEST = 4  # reports below which there is no correlation: of three, one order in three agrees or disagrees wholly
 EXACT = 8  # reports up to which p is of every order, 8! = 40,320
@@ -262,16 +263,15 @@ def _correlation(values: Mapping[str, float], entries: Sequence[Entry], reason: 
 
 def spearman(one: Floats, other: Floats) -> float:
     """Pearson's correlation of the ranks (n,), ties by mean ranks; neither may be constant."""
-    ranks = [_centred_ranks(values) for values in (one, other)]
-    return float(np.clip(ranks[0] @ ranks[1], -1.0, 1.0))
+    first, second = _ranks(one), _ranks(other)
+    return float(first @ second) / math.sqrt(float(first @ first) * float(second @ second))
 
 
-def _centred_ranks(values: Floats) -> Floats:
-    """Mean ranks, centred, of norm 1."""
+def _ranks(values: Floats) -> Integers:
+    """Twice the mean ranks, less their mean: whole numbers, so that sums of products are exact."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    ranks = ranks - ranks.mean()
-    return np.asarray(ranks / math.sqrt(float(ranks @ ranks)))
+    doubled = (2 * np.cumsum(counts) - counts + 1)[inverse]
+    return np.asarray(doubled - len(values) - 1, np.int64)
 
 
 def interval(rho: float, n: int) -> tuple[float | None, float | None]:
@@ -280,7 +280,7 @@ def interval(rho: float, n: int) -> tuple[float | None, float | None]:
     tanh(atanh(rho) -+ z sqrt((1 + rho^2 / 2) / (n - 3))), Bonett & Wright 2000, Sample size requirements for estimating
     Pearson, Kendall and Spearman correlations, Psychometrika 65, 23.
     """
-    if n < FEWEST or abs(rho) > 1 - 1e-12:
+    if n < FEWEST or abs(rho) >= 1:
         return None, None
     reach = float(ndtri((1 + LEVEL) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     return math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
@@ -292,11 +292,10 @@ def permutation_p(one: Floats, other: Floats) -> float:
     Every order for n <= EXACT, so that p is at least 2 / n! without ties; else ORDERS random ones of a fixed seed
     beside the observed one.
     """
-    first, second = _centred_ranks(one), _centred_ranks(other)
-    observed = abs(float(first @ second)) - 1e-12  # sums of one pattern differ by rounding
+    first, second = _ranks(one), _ranks(other)
+    observed = abs(int(first @ second))
     if len(first) <= EXACT:
         orders = np.array(list(itertools.permutations(range(len(first)))))
         return float(np.mean(np.abs(first[orders] @ second) >= observed))
-    generator = np.random.Generator(np.random.PCG64(SEED))
-    drawn = generator.permuted(np.tile(first, (ORDERS, 1)), axis=1)
+    drawn = np.random.Generator(np.random.PCG64(SEED)).permuted(np.tile(first, (ORDERS, 1)), axis=1)
     return float((1 + np.sum(np.abs(drawn @ second) >= observed)) / (1 + ORDERS))
