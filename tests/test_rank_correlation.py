@@ -180,7 +180,7 @@ def scored_reports(tmp_path, values, gains, **options):
     for i, (value, own) in enumerate(zip(values, gains, strict=True)):
         base = {**identity(100 + i), "repo": f"org/base-{i}", "commit": f"{i:040x}"}
         tuned = {**identity(200 + i), "repo": f"org/tuned-{i}", "commit": f"{i + 50:040x}"}
-        told = {"base": base, "tuned": tuned, "family": f"f{i}", "pair": "base..sft", **options}
+        told = {"base": base, "tuned": tuned, "family": f"f{i}", "pair": "base..sft", "weights": 1.0 + i, **options}
         folder = uniform(tmp_path / f"p{i}", value, **told)
         folders.append(folder)
         rows += [f"org/base-{i},mmlu,0.5,narrow", f"f{i}:sft,mmlu,{0.5 + own:.3f},narrow"]

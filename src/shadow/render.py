@@ -119,7 +119,7 @@ def _headline(summary: Summary) -> RenderableType:
     if summary.scores:
         from shadow.scores_view import scores_line
 
-        rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary))))
+        rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate["name"] for gate in summary.gates if not gate["passed"]]
     told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
     rows.add_row(Text("gates", "dim"), told)

@@ -88,7 +88,7 @@ def scored_set_view(scored: ScoredSet, width: int) -> list[RenderableType]:
     table.add_column("report", style="cyan", overflow="fold")
     table.add_column("conc.", justify="right", no_wrap=True)
     for key in keys:
-        table.add_column(visible(key), justify="right", overflow="fold", max_width=22)
+        table.add_column(Text(visible(key)), justify="right", overflow="fold", max_width=22)
     for entry in scored.entries[:ROWS]:
         own = [signed(cells.get((entry.label, key))) for key in keys]
         table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *own)
