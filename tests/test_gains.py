@@ -330,8 +330,9 @@ def test_sides_measured_differently_are_named(tmp_path):
     assert notes == (
         "chat template of base and tuned differ: mmlu no and yes",
         "n-shot of base and tuned differ: mmlu 5 and 0",
-        "questions of base and tuned differ: mmlu 100 and 10",
+        "questions of base and tuned differ: mmlu 100 and 10 of 100",
         "version of base and tuned differ: mmlu 1.0 and 2",
+        "measured on a part of the questions: mmlu 10 of 100",
     )
 
 

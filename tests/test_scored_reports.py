@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from hub import Hub
+from readme import PROBES, demo_scores
 from rich.console import Console
 from test_rank_correlation import scored_reports
 from test_scores import harness, write
@@ -24,18 +25,7 @@ from shadow.scores_view import signed
 from shadow.summary import read_summary
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
-GROUPS = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
-
-
-def demo_scores(names="demo:{}") -> str:
-    """A CSV of the accuracies that the demo's models had on four probes when they were trained."""
-    models = json.loads((DEMO / "training.json").read_text())["models"]
-    rows = ["model,benchmark,score,group"]
-    for model, told in models.items():
-        own = told["accuracies"].items()
-        rows += [f"{names.format(model)},{probe},{score},{GROUPS[probe]}" for probe, score in own]
-    return "\n".join(rows) + "\n"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +79,7 @@ def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
         own = [models[side]["accuracies"][row["benchmark"]] for side in ("base", "narrow")]
         assert [row["base"], row["tuned"]] == own
         assert row["gain"] == pytest.approx(own[1] - own[0])
-        assert row["group"] == GROUPS[row["benchmark"]]
+        assert row["group"] == PROBES[row["benchmark"]]
     assert [row["benchmark"] for row in summary["scores"]] == ["narrow", "original", "broad", "held_out"]
     held = summary["score_groups"][2]
     assert (held["group"], held["benchmarks"], held["gain"]) == ("held-out", 2, pytest.approx(-0.0745))
@@ -159,7 +149,7 @@ def test_scores_of_other_checkpoints_are_not_taken_over(shadow, tmp_path):
     """A tuned folder that changed has other scores: the kept ones are removed, and it is said."""
     for name in ("base", "narrow"):
         shutil.copytree(DEMO / name, tmp_path / name)
-    write(tmp_path / "scores.csv", demo_scores("./{}"))
+    write(tmp_path / "scores.csv", demo_scores().replace("demo:", "./"))
     pair = ("audit", "--base", "./base", "--tuned", "./narrow")
     assert "narrow gain +0.316" in shadow(*pair, "--scores", "scores.csv").assert_done()
     shutil.copy(DEMO / "broad/model.safetensors", tmp_path / "narrow")

@@ -89,8 +89,8 @@ Scores = Annotated[
     list[Path] | None,
     typer.Option(
         "--scores",
-        help="Benchmark scores that others measured: a CSV, a JSON of lm-evaluation-harness, or a folder of them; may "
-        "be repeated.",
+        help="Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder of them; may be "
+        "repeated.",
         metavar="FILE",
     ),
 ]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shadow.errors import ShadowError
-from shadow.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, Score, ScoreFiles
+from shadow.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
 
 if TYPE_CHECKING:
     from shadow.registry import ComponentBase, Pair, Reference
@@ -466,6 +466,9 @@ def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[
             if one[what] != two[what]:
                 differing.setdefault(what, []).append(f"{gain.benchmark} {one[what]} and {two[what]}")
     notes += [f"{what} of base and tuned differ: {_few(names)}" for what, names in sorted(differing.items())]
+    asked = {gain.benchmark: dict(tuned[gain.benchmark][gain.metric].conditions).get(QUESTIONS, "") for gain in both}
+    if parts := [f"{name} {count}" for name, count in asked.items() if " of " in count]:
+        notes.append(f"measured on a part of the questions: {_few(parts)}")
     return notes
 
 

@@ -42,6 +42,8 @@ LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "b
 NO_METRICS = ("name", "alias", "sample_len", "sample_count", "samples")  # other keys beside a task's metrics
 CONDITIONS = {"n-shot": "n-shot", "versions": "version"}  # keys by task, and what they are called here
 
+QUESTIONS = "questions"  # how many were asked; `10 of 100` of a part
+
 MAX_FILE = 64_000_000  # bytes
 MAX_FILES = 2_000
 MAX_SCORES = 500_000
@@ -415,8 +417,9 @@ def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ..
         if isinstance(value, int | float | str) and str(value) != "N/A":
             told.append((what, str(value)[:40]))
     counts = _mapping(_mapping(data.get("n-samples")).get(task))
-    if isinstance(effective := counts.get("effective"), int):
-        told.append(("questions", str(effective)[:40]))
+    effective, original = counts.get("effective"), counts.get("original")
+    if isinstance(effective, int) and isinstance(original, int):
+        told.append((QUESTIONS, (str(effective) if effective == original else f"{effective} of {original}")[:40]))
     if "chat_template" in data or "chat_template_sha" in data:
         told.append(("chat template", "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no"))
     return tuple(told)
