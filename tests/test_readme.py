@@ -22,6 +22,7 @@ def text():
 def audited(tmp_path, monkeypatch):
     """A folder in which `shadow audit demo -o reports` was run."""
     subprocess.run([readme.SHADOW, "audit", "demo", "-o", "reports"], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "scores.csv").write_text(readme.demo_scores())
     monkeypatch.chdir(tmp_path)
 
 

@@ -22,10 +22,12 @@ from shadow import __version__, console
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
+    from shadow.gains import Sides
     from shadow.pairing import Filter
     from shadow.plan import Access
     from shadow.registry import Pair
     from shadow.run import Result, Settings
+    from shadow.scores import ScoreFiles
 
 app = typer.Typer(
     name="shadow",
@@ -106,6 +108,15 @@ MaxDisk = Annotated[
     str | None,
     typer.Option("--max-disk", help="Most disk for fetched shards, such as 40GB: each is freed after use."),
 ]
+Scores = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--scores",
+        help="Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder of them; may be "
+        "repeated.",
+        metavar="FILE",
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
 
 
@@ -142,6 +153,7 @@ def audit(
     jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     optimizer: OptimizerOption = None,
+    scores: Scores = None,
     allow_pickle: Pickle = False,
     fetch: FetchOption = FetchName.auto,
     max_disk: MaxDisk = None,
@@ -164,11 +176,13 @@ def audit(
     method = Method(precision.value, nulls, seed, subspaces)
     settings = Settings(method, chosen, spectra, None if optimizer is None else optimizer.value)
     access = _access(allow_pickle, offline, fetch, max_disk)
+    given = _scores_of_pairs(scores or [], pairs)
     results: list[Result] = []
     failed = False
     for pair in pairs:
         try:
-            results.append(_audit_one(pair, settings, output, jobs, access, show=format is Format.table))
+            show = format is Format.table
+            results.append(_audit_one(pair, settings, output, jobs, access, show=show, scores=given.get(pair)))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -245,15 +259,54 @@ def _named(error: ShadowError, pair: Pair, pairs: list[Pair]) -> ShadowError:
     return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
 
 
-def _audit_one(pair: Pair, settings: Settings, output: Path, jobs: int | None, access: Access, *, show: bool) -> Result:
+def _audit_one(
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    jobs: int | None,
+    access: Access,
+    *,
+    show: bool,
+    scores: ScoreFiles | None,
+) -> Result:
     from shadow.render import summary_view
     from shadow.run import run_pair
 
     with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update)
+        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update, scores=scores)
     if show:
         console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result
+
+
+def _scores_of_pairs(files: list[Path], pairs: list[Pair]) -> dict[Pair, ScoreFiles]:
+    """The scores for each pair that they name; of the others it is said that there are none."""
+    if not files:
+        return {}
+    from shadow.gains import is_named, sides_of_pair
+
+    sides = {pair: sides_of_pair(pair) for pair in pairs}
+    given = _read_scores(files, list(sides.values()))
+    named = {pair: given for pair in pairs if is_named(given, sides[pair])}
+    for pair in pairs:
+        if pair not in named:
+            console.say(f"no scores of {pair.family}:{pair.name}")
+    return named
+
+
+def _read_scores(files: list[Path], known: list[Sides]) -> ScoreFiles:
+    """The scores of files, which must name a side of some pair; what they hold besides is told."""
+    from shadow.gains import is_named, neither, unmatched
+    from shadow.scores import read_scores
+
+    given = read_scores(files)
+    for note in given.notes:
+        console.say(note)
+    if not any(is_named(given, sides) for sides in known):
+        raise neither(given, known)
+    if rest := unmatched(given, known):
+        console.say(rest)
+    return given
 
 
 def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Path | None) -> list[Pair]:
@@ -333,13 +386,19 @@ def _layers(texts: list[str]) -> list[int]:
 @app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
+    scores: Scores = None,
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
 ) -> None:
-    """Show finished reports again."""
+    """Show finished reports again; with --scores also scores, which are not kept."""
     from shadow.render import summary_view
-    from shadow.summary import read_summary
+    from shadow.summary import read_summary, with_scores
 
     found = [(*read_summary(folder), folder) for folder in _report_folders(run)]
+    if scores:
+        from shadow.gains import NO_SCORES, join, sides_of
+
+        given = _read_scores(scores, [sides_of(provenance) for _, provenance, _ in found])
+        found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
     if format is Format.json:
         console.show_json([summary.as_json() for summary, _, _ in found])
         return
@@ -366,6 +425,7 @@ def compare(
     allow_different_base: Annotated[
         bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
     ] = False,
+    scores: Scores = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Parquet file for the rows, one a matrix.", metavar="FILE", dir_okay=False),
@@ -376,6 +436,8 @@ def compare(
 
     Differences are paired over the same matrices, with an interval over layers and a margin.
 
+    With --scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
+
     Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
     """
     from shadow import compare as comparing
@@ -383,12 +445,22 @@ def compare(
     from shadow.render import comparison_view
     from shadow.report import write_rows
 
-    if not 2 <= len(runs) <= comparing.MAX_REPORTS:
-        raise UsageError(f"{len(runs)} reports", f"name two, or up to {comparing.MAX_REPORTS}")
+    folders = list(dict.fromkeys(folder for run in runs for folder in _reports_at(run))) if scores else runs
+    most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
+    if not 2 <= len(folders) <= most:
+        raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
     if not 0 <= margin <= 1:
         raise UsageError(f"--margin {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
-    folders = [_one_report(run) for run in runs]
-    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base)
+    folders = folders if scores else [_one_report(run) for run in runs]
+    given = None
+    if scores:
+        from shadow.gains import sides_of
+        from shadow.report import required_metadata
+
+        given = _read_scores(scores, [sides_of(required_metadata(folder)) for folder in folders])
+    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+    if output is not None and found.not_contrasted:
+        raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")
     if output is not None:
         write_rows(output, COMPARISON, found.rows, found.provenance)
         console.say(f"{len(found.rows)} rows in {output}")
@@ -398,12 +470,17 @@ def compare(
         console.show(comparison_view(found, console.out.options))
 
 
-def _one_report(run: Path) -> Path:
-    """The only report at or below a path."""
+def _reports_at(run: Path) -> list[Path]:
+    """The report in a folder, else all that lie below it."""
     try:
-        found = [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
+        return [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+
+
+def _one_report(run: Path) -> Path:
+    """The only report at or below a path."""
+    found = _reports_at(run)
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
@@ -420,12 +497,12 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
+    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
     from shadow.reference import calibration
     from shadow.render import column_view, columns_view, label_view
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {one.name: one for one in (*SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return

@@ -353,6 +353,31 @@ RESIDUAL = (
 
 _STACKED = "experts of a mixture are left out"
 
+SCORES = (  # what others measured: `scores` of summary.json, and the correlations of `compare`
+    Column("benchmark", "string", "name of the benchmark in the file of scores"),
+    Column("group", "string", "kind of benchmark, as the file has it", null="the file has none"),
+    Column("metric", "string", "metric of the scores", null="the file names none"),
+    Column("unit", "string", "what the file states, else `at most 1` or `above 1`; where less is better, the metric"),
+    Column("base", "float", "score of the base, in the unit of the file", null="the file has none"),
+    Column("tuned", "float", "score of the tuned model, in the unit of the file", null="the file has none"),
+    Column(
+        "gain", "float", "how much better the tuned model is by its score", "tuned - base; base - tuned where less is better",
+        "that of the scores", "", "a side is missing, or nobody says which way is better", "",
+        "Measured by others: shadow repeats it. Of a group, the unweighted mean over its benchmarks, of one unit.",
+    ),
+    Column(
+        "gain_stderr", "float", "standard error of the gain", "sqrt(base_stderr^2 + tuned_stderr^2)", "that of the scores", ">= 0",
+        "a standard error is missing", "",
+        "As if both were asked other questions; they are the same ones as a rule, and the error is then smaller.",
+    ),
+    Column(
+        "rho", "float", "rank correlation of gain and median concentration over the reports of `compare`",
+        "Pearson's correlation of mean ranks", "", "[-1, 1]", "fewer than 4 reports, other units, or all are equal",
+        "Spearman 1904; interval of Bonett & Wright 2000; p of every order, above 8 reports of random ones",
+        "Reports that share a base are not independent. Concentration differs by shape: over families of other sizes it is no pure figure of training.",
+    ),
+)  # fmt: skip
+
 FIGURES = (  # of summary.json, beside the medians of columns
     Column(
         "short_side", "float", "rows or columns, whichever are fewer, of the changed matrices inside layers, the median",

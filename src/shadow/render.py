@@ -68,6 +68,10 @@ def summary_view(
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
     parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    if summary.scores:
+        from shadow.scores_view import scores_table
+
+        parts += [scores_table(summary), ""]
     if any(not gate["passed"] for gate in summary.gates):
         parts += [_gate_table(summary.gates), ""]
     if len(summary.components) > 1:
@@ -127,6 +131,10 @@ def _headline(summary: Summary) -> RenderableType:
             if text:
                 rows.add_row(Text(title, "dim"), text)
         rows.add_row(Text("in brackets", "dim"), _about_intervals(summary))
+    if summary.scores:
+        from shadow.scores_view import scores_line
+
+        rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate["name"] for gate in summary.gates if not gate["passed"]]
     told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
     rows.add_row(Text("gates", "dim"), told)
@@ -426,6 +434,13 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions) -> Renderab
     parts: list[RenderableType] = [_compared(comparison), ""]
     if comparison.ranking:
         parts += [_ranking(comparison), ""]
+    if comparison.not_contrasted:
+        told = comparison.not_contrasted
+        parts += [Text(visible(f"{told[:1].upper()}{told[1:]}."), "yellow"), ""]
+    if comparison.scores is not None:
+        from shadow.scores_view import scored_set_view
+
+        parts += scored_set_view(comparison.scores, width)
     for contrast in against_first:
         if len(against_first) > 1:
             parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
