@@ -60,12 +60,17 @@ def complain(error: ShadowError) -> None:
 
 
 def _print(console: Console, renderable: RenderableType) -> None:
-    if console.file.isatty():  # not is_terminal, which FORCE_COLOR sets in CI too
+    if _is_watched(console):
         console.print(renderable)
         return
     with console.capture() as captured:
         console.print(renderable)
     console.file.write(inert(captured.get()))
+
+
+def _is_watched(console: Console) -> bool:
+    """Does a person see it? Not Console.is_terminal, which FORCE_COLOR makes true in CI too."""
+    return console.is_terminal and console.file.isatty()
 
 
 def inert(text: str) -> str:
@@ -86,7 +91,7 @@ def visible(text: str) -> str:
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a terminal."""
-    if not err.is_terminal:
+    if not _is_watched(err):
         yield lambda state: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn

@@ -11,6 +11,7 @@ is allowed to it. It is a yardstick of size and no test: two runs of one trainin
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -273,8 +274,8 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         return _missing(rule, now.why_absent(rule.figure))
     if not known:
         when = NULLS.get(rule.figure.metric)
-        why = f" (it is when: {when})" if when else ""
-        return _missing(rule, f"{_listed([one.name for one in figures])}: null{why}")
+        why = f" (null when: {when})" if when else ""
+        return _missing(rule, f"{_listed([one.name for one in figures])} is null{why}")
     findings = tuple(Finding(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
@@ -308,6 +309,7 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     if not findings:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
     rest = f"; {rest}" if rest else ""
+    findings.sort(key=_distance, reverse=True)
     if moved := [_move(one) for one in findings if one.met]:
         return Verdict(rule, "met", f"{_listed(moved)}{rest}", tuple(findings))
     what = f"{findings[0].figure} is inside its interval"
@@ -322,6 +324,15 @@ def _number(value: float | str | None) -> float | None:
 
 def _missing(rule: Rule, why: str) -> Verdict:
     return Verdict(rule, "skipped" if rule.allow_missing else "missing", f"nothing to judge: {why}")
+
+
+def _distance(finding: Finding) -> float:
+    """How far a figure lies outside its interval, in widths of it; infinite where it is null now."""
+    if not isinstance(finding.value, float | int):
+        return math.inf
+    low, high = finding.low or 0.0, finding.high or 0.0
+    outside = max(low - finding.value, finding.value - high, 0.0)
+    return outside / (high - low) if high > low else math.inf if outside else 0.0
 
 
 def _move(finding: Finding) -> str:

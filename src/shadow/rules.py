@@ -47,7 +47,7 @@ OF_A_COMPONENT = ("participation_share", "tensors", "identical", "matrices", "en
 OF_THE_PAIR = (
     *(column.name for column in FIGURES),
     "matrices", "parameters", "parameters_measured", "parameters_identical", "rank_ceiling", "unverified",
-    "concentration_q25", "concentration_q75", "depth_layers", "zero_share",
+    "concentration_q25", "concentration_q75", "depth_layers",
 )  # fmt: skip
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -102,17 +102,22 @@ class Rule:
         """`language.mlp.up.concentration > 0.5`."""
         if self.comparison == MOVED:
             return f"{self.figure} moved out of its interval"
-        wanted = f"{self.threshold:g}" if isinstance(self.threshold, float) else f'"{self.threshold}"'
-        if isinstance(self.threshold, float) and float(wanted) != self.threshold:
-            wanted = repr(self.threshold)
-        return f"{self.figure} {self.comparison} {wanted}"
+        return f"{self.figure} {self.comparison} {_written(self.threshold)}"
 
     def holds(self, value: float | str) -> bool:
         return COMPARISONS[self.comparison](value, self.threshold)
 
 
+def _written(threshold: float | str | None) -> str:
+    """As short as it can be written and read back."""
+    if not isinstance(threshold, float):
+        return f'"{threshold}"'
+    short = f"{threshold:g}"
+    return short if float(short) == threshold else repr(threshold)
+
+
 def parse_rule(text: str, **more: Any) -> Rule:
-    """`language.mlp.up.concentration > 0.5` -> Rule, called as it is written; more are further fields of it.
+    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name; more are further fields of it.
 
     Raises UsageError.
     """
@@ -128,7 +133,8 @@ def parse_rule(text: str, **more: Any) -> Rule:
         raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
     name = parse_figure(figure)
     threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
-    return Rule(**{"name": " ".join(text.split()), **more}, figure=name, comparison=comparison, threshold=threshold)
+    named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
+    return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
 
 
 def _number(text: str, wanted: str) -> float:
