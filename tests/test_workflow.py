@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import junitparser
 import pytest
 import yaml
+
+from shadow.rules import read_policy
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -125,3 +128,28 @@ def test_the_pre_commit_hook_runs(tmp_path):
         done = runner.step(shlex.join(shlex.split(hook["entry"])), {})
         assert done.returncode == wanted, done.stderr
     assert {path.name for path in runner.workspace.iterdir()} == before
+
+
+def test_every_command_of_the_page_runs(tmp_path):
+    """The lines of docs/ci.md in their order, with the policy of the examples: all of them pass on the demo."""
+    runner = Runner(tmp_path)
+    shutil.copy(EXAMPLES / "shadow-policy.yaml", runner.workspace)
+    page = (ROOT / "docs" / "ci.md").read_text()
+    shown = [line.removeprefix("$ ") for line in page.splitlines() if line.startswith("$ shadow ")]
+    assert len(shown) == 4
+    for line in shown:
+        done = runner.step(line, {})
+        assert done.returncode == 0, (line, done.stderr)
+    assert {path.name for path in runner.workspace.iterdir()} >= {"accepted", "reports", "shadow-junit.xml"}
+
+
+def test_the_policy_of_the_page_is_read(tmp_path):
+    """The YAML that docs/ci.md shows, and the example file, are policies."""
+    page = (ROOT / "docs" / "ci.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "policy.yaml").write_text(shown)
+    for file in (tmp_path / "policy.yaml", EXAMPLES / "shadow-policy.yaml"):
+        rules = {rule.name: rule for rule in read_policy(file)}
+        assert rules["drift"].comparison == "moved"
+        assert rules["large-update"].severity == "warning"
+        assert rules["adapter"].allow_missing

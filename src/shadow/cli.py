@@ -91,7 +91,7 @@ FailOn = Annotated[
     list[str] | None,
     typer.Option(
         "--fail-on",
-        help="Exit with 4 when this holds, such as 'language.mlp.up.concentration > 0.5'; may be repeated.",
+        help="Exit with 4 when this holds of a figure, such as 'concentration > 0.5'; may be repeated.",
         metavar="RULE",
     ),
 ]
