@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,9 +24,11 @@ from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
     from shadow.gains import Sides
+    from shadow.gate import Judged, Measured
     from shadow.pairing import Filter
     from shadow.plan import Access
     from shadow.registry import Pair
+    from shadow.rules import Rule
     from shadow.run import Result, Settings
     from shadow.scores import ScoreFiles
 
@@ -118,6 +121,34 @@ Scores = Annotated[
     ),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-on",
+        help="Exit with 4 when this holds of a figure, such as 'concentration > 0.5'; may be repeated.",
+        metavar="RULE",
+    ),
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="YAML file of named rules.", metavar="FILE", dir_okay=False)
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        help="Finished reports: exit with 4 when a figure lies outside the interval that they give it.",
+        metavar="RUN",
+        file_okay=False,
+    ),
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option("--allow-missing", help="What --fail-on names may be absent, and what --against lacks."),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option("--junit", help="JUnit XML of the pairs and rules.", metavar="FILE", dir_okay=False),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -161,44 +192,61 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
     ] = False,
+    fail_on: FailOn = None,
+    policy: PolicyFile = None,
+    against: Against = None,
+    allow_missing: AllowMissing = False,
+    junit: Junit = None,
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects.
+    Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
+    rules = _rules(fail_on, policy, against, allow_missing, junit)
     pairs = _pairs(targets or [], base, tuned, registry)
     chosen = _filter(component or [], layer or [], module or [])
     from shadow.delta import Method
+    from shadow.render import rules_view
     from shadow.run import Settings
 
     method = Method(precision.value, nulls, seed, subspaces)
     settings = Settings(method, chosen, spectra, None if optimizer is None else optimizer.value)
     access = _access(allow_pickle, offline, fetch, max_disk)
     given = _scores_of_pairs(scores or [], pairs)
-    results: list[Result] = []
-    failed = False
+    baselines = _baselines(against, [(pair.family, pair.name) for pair in pairs], allow_missing)
+    judged: list[Judged] = []
     for pair in pairs:
         try:
             show = format is Format.table
-            results.append(_audit_one(pair, settings, output, jobs, access, show=show, scores=given.get(pair)))
+            result = _audit_one(pair, settings, output, jobs, access, show=show, scores=given.get(pair))
+            judged.append(_judged(result, rules, baselines.get((pair.family, pair.name)), strict))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
         except UsageError:
             raise
         except ShadowError as error:  # one failing pair does not stop the others
-            failed = True
-            console.complain(_named(error, pair, pairs))
+            judged.append(_at_fault(pair.family, pair.name, _named(error, pair, pairs)))
+            continue
+        if rules and format is Format.table:
+            console.show(rules_view(judged[-1]))
     if format is Format.json:
-        console.show_json([result.summary.as_json() for result in results])
-    if failed:
-        raise typer.Exit(1)
-    if strict and any(result.should_not_have_skipped for result in results):
-        reasons = sorted({reason for result in results for reason in result.should_not_have_skipped})
-        console.say(f"--strict: skipped because of {', '.join(reasons)}")
-        raise typer.Exit(3)
+        found = [(one, one.summary.as_json()) for one in judged if one.summary]
+        console.show_json([summary | ({"judged": one.as_json()} if rules else {}) for one, summary in found])
+    _finish(judged, junit)
+
+
+def _judged(result: Result, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judged:
+    from shadow.gate import Judged, judge_report, read_measured
+
+    summary, seconds = result.summary, result.provenance.get("seconds") if result.measured else 0.0
+    objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
+    if not rules:
+        return Judged(summary.family, summary.pair, summary, seconds, objections=objections)
+    now = read_measured(result.folder, summary=summary)
+    return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
 
 
 @app.command()
@@ -486,6 +534,113 @@ def _one_report(run: Path) -> Path:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise ShadowError(f"{run} holds {len(found)} reports: {names}{more}", "name one of them")
     return found[0]
+
+
+@app.command()
+def gate(
+    runs: Annotated[list[Path], typer.Argument(help="Finished reports: pairs' folders, or some above.", metavar="RUN")],
+    fail_on: FailOn = None,
+    policy: PolicyFile = None,
+    against: Against = None,
+    allow_missing: AllowMissing = False,
+    junit: Junit = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Hold finished reports against rules and a baseline, for CI: what `audit` does with the same options.
+
+    Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
+    """
+    rules = _rules(fail_on, policy, against, allow_missing, junit)
+    if not rules:
+        raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
+    from shadow.gate import judge_report, read_measured
+    from shadow.render import rules_view
+    from shadow.report import required_metadata
+
+    judged: list[Judged] = []
+    names: dict[Path, tuple[str, str]] = {}
+    for folder in {folder.resolve(): folder for run in runs for folder in _report_folders(run)}.values():
+        try:
+            metadata = required_metadata(folder)
+            names[folder] = metadata["family"], metadata["pair"]
+        except ShadowError as error:
+            judged.append(_at_fault(folder.resolve().parent.name, folder.resolve().name, error))
+    baselines = _baselines(against, list(names.values()), allow_missing)
+    for folder, name in names.items():
+        try:
+            baseline = baselines.get(name)
+            if baseline and baseline.report.folder.resolve() == folder.resolve():
+                raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
+            judged.append(judge_report(rules, read_measured(folder), baseline))
+        except ShadowError as error:
+            judged.append(_at_fault(*name, error))
+            continue
+        if format is Format.table:
+            console.show(rules_view(judged[-1], titled=True))
+    if format is Format.json:
+        console.show_json([one.as_json() for one in judged])
+    _finish(judged, junit)
+
+
+def _rules(
+    fail_on: list[str] | None, policy: Path | None, against: Path | None, allow_missing: bool, junit: Path | None
+) -> tuple[Rule, ...]:
+    """The rules of a command; refuses a file for JUnit that may not be written over."""
+    if junit is not None:
+        from shadow.ci import check_junit
+
+        check_junit(junit)
+    if not fail_on and policy is None and against is None:
+        return ()
+    from shadow.rules import gather
+
+    return gather(fail_on or [], policy, against is not None, allow_missing)
+
+
+def _at_fault(family: str, pair: str, error: ShadowError) -> Judged:
+    from shadow.gate import Judged
+
+    console.complain(error)
+    return Judged(family, pair, fault=error.message)
+
+
+def _baselines(
+    against: Path | None, pairs: list[tuple[str, str]], allow_missing: bool
+) -> dict[tuple[str, str], Measured]:
+    from shadow.gate import read_baselines
+
+    if against is None:
+        return {}
+    if not against.is_dir():
+        if not allow_missing:
+            hint = "name finished reports, or add --allow-missing for a first run"
+            raise ShadowError(f"no such folder: {against}", hint)
+        console.say(f"no baseline: there is no folder {against}")
+        return {}
+    return read_baselines(against, _report_folders(against), pairs)
+
+
+def _finish(judged: list[Judged], junit: Path | None) -> None:
+    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code."""
+    from shadow import ci
+    from shadow.gate import first_code
+
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        workspace = os.environ.get("GITHUB_WORKSPACE")
+        for command in ci.workflow_commands(judged, Path(workspace) if workspace else None):
+            console.annotate(command)
+    else:
+        for text in ci.sentences(judged):
+            console.say(text)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            ci.append_summary(Path(summary), judged)
+        except OSError as error:  # the audit is what was asked for
+            console.say(f"no summary of the step: cannot write {summary}: {error.strerror or error}")
+    if junit is not None:
+        ci.write_junit(junit, judged)
+    if code := first_code({one.code for one in judged}):
+        raise typer.Exit(code)
 
 
 @app.command()

@@ -501,7 +501,7 @@ def _warnings(
     """What makes the comparison doubtful, though not void."""
     return [
         *_warn_of_relation(first, second, relation, how),
-        *_warn_of_settings(first, second),
+        *settings_apart(first, second),
         *_warn_of_coverage(first, second, found, counts, figures[0]),
         *_warn_of_deltas(first, second, found, figures[0], figures[-1]),
     ]
@@ -519,7 +519,8 @@ def _warn_of_relation(first: Report, second: Report, relation: Relation, how: st
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
 
 
-def _warn_of_settings(first: Report, second: Report) -> Iterator[str]:
+def settings_apart(first: Report, second: Report) -> Iterator[str]:
+    """How the making of two reports differs."""
     one, two = (report.metadata["version"] for report in (first, second))
     if one != two:
         yield f"made by different versions of shadow: {first.label} by {one}, {second.label} by {two}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import time
 from collections import deque
@@ -32,24 +33,54 @@ err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 def show(renderable: RenderableType) -> None:
     """Data for people, on stdout."""
-    out.print(renderable)
+    _print(out, renderable)
 
 
 def show_json(value: Any) -> None:
     """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False)
+    sys.stdout.write(text.replace("##", "#\\u0023") + "\n")  # only strings hold it: see inert
 
 
 def say(text: str) -> None:
     """One line of talk, on stderr."""
-    err.print(escape(visible(text)))
+    _print(err, escape(visible(text)))
+
+
+def annotate(command: str) -> None:
+    """A workflow command of GitHub Actions, a line of its own on stderr: stdout is data, and the runner reads both."""
+    sys.stderr.write(command + "\n")
 
 
 def complain(error: ShadowError) -> None:
     """An expected fault: one line, and what to do next."""
-    err.print(f"[bold red]error:[/] {escape(visible(error.message))}")
+    _print(err, f"[bold red]error:[/] {escape(visible(error.message))}")
     if error.hint:
-        err.print(f"[dim]hint:[/]  {escape(visible(error.hint))}")
+        _print(err, f"[dim]hint:[/]  {escape(visible(error.hint))}")
+
+
+def _print(console: Console, renderable: RenderableType) -> None:
+    if _is_watched(console):
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    console.file.write(inert(captured.get()))
+
+
+def _is_watched(console: Console) -> bool:
+    """Does a person see it? Not Console.is_terminal, which FORCE_COLOR makes true in CI too."""
+    return console.is_terminal and console.file.isatty()
+
+
+def inert(text: str) -> str:
+    """Printed text without commands to what may run this.
+
+    GitHub Actions obeys lines of stdout and stderr that begin with `::` after white space, and `##[` anywhere in one;
+    Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may hold them, and wrapping may begin a line so.
+    """
+    text = re.sub(r"##(?=[A-Za-z]*\[)", r"#\\x23", text)
+    return re.sub(r"(?m)^((?:[^\S\n]|\x1b\[[0-9;]*m)*):(?=:)", r"\1\\x3a", text)
 
 
 def visible(text: str) -> str:
@@ -60,7 +91,7 @@ def visible(text: str) -> str:
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[Progress], None]]:
     """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a terminal."""
-    if not err.is_terminal:
+    if not _is_watched(err):
         yield lambda state: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn

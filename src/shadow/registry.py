@@ -12,8 +12,8 @@ from typing import Any
 
 from shadow.architecture import name_rules, registry_folder
 from shadow.errors import ShadowError, UsageError
-from shadow.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.plain_yaml import Path as Place
+from shadow.plain_yaml import Tree, read_plain_file
 
 # Every key of the format and what it says; the schema for editors is made of the same words.
 RESERVED = {
@@ -38,7 +38,6 @@ RELATIONS = {
 }
 IMPLIED = {"vlm": ("language", "vision", "projector")}  # components that a tag stands for
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-MAX_FILE = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -266,20 +265,7 @@ class _FaultError(Exception):
 
 def _read_file(file: Path) -> list[Family]:
     hint = "see the README on registry files"
-    try:
-        if not file.is_file():  # opening a FIFO would wait for ever
-            raise ShadowError(f"{file}: not a regular file")
-        with file.open("rb") as handle:
-            raw = handle.read(MAX_FILE + 1)
-    except OSError as error:
-        raise ShadowError(f"{file}: {error.strerror or error}") from error
-    if len(raw) > MAX_FILE:
-        raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
-    try:
-        data, lines = read_plain(raw)
-    except NotPlainError as error:
-        line = f":{error.line}" if error.line else ""
-        raise ShadowError(f"{file}{line}: {error.message}", hint) from error
+    data, lines = read_plain_file(file, hint)
     if data == "":
         return []
     if not isinstance(data, dict):

@@ -21,6 +21,7 @@ from shadow.diagnostics import NOTATION, Column
 
 if TYPE_CHECKING:
     from shadow.compare import Comparison, Contrast
+    from shadow.gate import Judged
     from shadow.reference import Calibration
     from shadow.registry import Family, Pair
     from shadow.summary import Summary
@@ -579,6 +580,29 @@ def _not_shown(comparison: Comparison, contrasts: Sequence[Contrast]) -> Rendera
             rows.add_row(Text("consistent with", "dim"), Text(visible("; or ".join(contrast.consistent_with)), "dim"))
     rows.add_row(Text("not shown", "dim"), Text("; ".join(comparison.claims["not_shown"]), "dim"))
     return rows
+
+
+def rules_view(judged: Judged, *, titled: bool = False) -> RenderableType:
+    """What came of the rules of one pair; titled: with the name of the pair above it, where nothing else has it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title="Rules")
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("rule", style="cyan", overflow="fold", ratio=2)
+    table.add_column("what was found", overflow="fold", ratio=3)
+    for verdict in judged.verdicts:
+        rule, grave = verdict.rule, verdict.rule.severity == "error"
+        style = {"passed": "green", "skipped": "dim"}.get(verdict.outcome, "bold red" if grave else "yellow")
+        outcome = verdict.outcome if grave or style in ("green", "dim") else f"{verdict.outcome} (warning)"
+        name = Text(visible(rule.name))
+        if rule.condition != rule.name:
+            name.append(f"\n{visible(rule.condition)}", "dim")
+        found = Text(visible(verdict.detail))
+        if rule.message and verdict.outcome == "met":
+            found.append(f"\n{visible(rule.message)}", "bold")
+        table.add_row(Text(outcome, style), name, found)
+    title = Rule(Text.assemble((visible(judged.family), "bold"), "  ", (visible(judged.pair), "bold cyan")),
+                 align="left", style="dim")  # fmt: skip
+    notes = [Text(visible(f"note: {note}"), "yellow") for note in judged.notes]
+    return Group(title if titled else "", table, *notes, "")
 
 
 def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
