@@ -22,6 +22,7 @@ from shadow import __version__, console
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
+    from shadow.lists import Selection
     from shadow.pairing import Filter
     from shadow.plan import Access
     from shadow.registry import Pair
@@ -40,12 +41,23 @@ DEFAULT_OUTPUT = Path("reports")
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+    typer.Argument(
+        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        metavar="[TARGET]...",
+    ),
 ]
 BaseReference = Annotated[
     str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
 ]
 TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
+ListFile = Annotated[
+    str | None,
+    typer.Option("--list", help="List of targets: YAML, or one a line; - for standard input.", metavar="FILE"),
+]
+Tag = Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", help="This job's share of the list: 2/4 is the second of four.", metavar="I/N")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False)]
 Registry = Annotated[
     Path | None,
@@ -106,6 +118,9 @@ def audit(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -130,17 +145,23 @@ def audit(
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
+    A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
+
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects.
     """
-    pairs = _pairs(targets or [], base, tuned, registry)
+    selection = _selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
     chosen = _filter(component or [], layer or [], module or [])
     from shadow.delta import Method
     from shadow.run import Settings
 
     settings = Settings(Method(precision.value, nulls, seed, subspaces), chosen, spectra)
     access = _access(allow_pickle, offline, fetch, max_disk)
+    if selection.is_list:
+        _audit_list(selection, settings, output, jobs, access, strict, format)
+        return
     results: list[Result] = []
-    failed = False
+    codes: list[int] = []
     for pair in pairs:
         try:
             results.append(_audit_one(pair, settings, output, jobs, access, show=format is Format.table))
@@ -150,16 +171,71 @@ def audit(
         except UsageError:
             raise
         except ShadowError as error:  # one failing pair does not stop the others
-            failed = True
+            codes.append(1)
             console.complain(_named(error, pair, pairs))
     if format is Format.json:
         console.show_json([result.summary.as_json() for result in results])
-    if failed:
-        raise typer.Exit(1)
-    if strict and any(result.should_not_have_skipped for result in results):
-        reasons = sorted({reason for result in results for reason in result.should_not_have_skipped})
-        console.say(f"--strict: skipped because of {', '.join(reasons)}")
-        raise typer.Exit(3)
+    _end([*codes, *_objections(strict, results)])
+
+
+def _audit_list(
+    selection: Selection, settings: Settings, output: Path, jobs: int | None, access: Access, strict: bool, form: Format
+) -> None:
+    """Audit the pairs of a list and show how they stand; every one is tried."""
+    from shadow.batch import audit_list
+    from shadow.batch_index import read_index
+    from shadow.render import batch_view
+
+    _tell(selection)
+    results: list[Result] = []
+    codes: list[int] = []
+    bugs: list[Exception] = []
+    with console.list_progress(len(selection.own)) as watch:
+        try:
+            for tried in audit_list(
+                selection, settings, output, jobs=jobs, access=access, say=console.say, watch=watch
+            ):
+                results += [tried.result] if tried.result else []
+                codes += [1] if tried.fault else []
+                if isinstance(tried.fault, ShadowError):
+                    console.complain(ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint))
+                elif tried.fault is not None:
+                    bugs.append(tried.fault)
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+    index = read_index(output)
+    assert index is not None
+    if form is Format.json:
+        console.show_json({**index.as_json(), "reports": [result.summary.as_json() for result in results]})
+    else:
+        console.show(batch_view(index, console.out.options))
+    if bugs:
+        raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
+    _end([*codes, *_objections(strict, results)])
+
+
+def _tell(selection: Selection) -> None:
+    """What a list, a glob or a tag left out."""
+    for name in selection.passed_over:
+        console.say(f"{name} has no pair to compare: `shadow families {name}` says why")
+    if not selection.own:
+        console.say(f"nothing to audit in shard {selection.shard}: the list has {len(selection.pairs)} pairs")
+
+
+def _objections(strict: bool, results: list[Result]) -> list[int]:
+    """The exit code of --strict, when something was skipped that should not have been."""
+    reasons = sorted({reason for result in results for reason in result.should_not_have_skipped})
+    if not strict or not reasons:
+        return []
+    console.say(f"--strict: skipped because of {', '.join(reasons)}")
+    return [3]
+
+
+def _end(codes: list[int]) -> None:
+    """End a command over several pairs with the first of 1, 4, 3, 0 that occurred."""
+    if code := next((code for code in (1, 4, 3) if code in codes), 0):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -167,6 +243,9 @@ def plan(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -184,7 +263,8 @@ def plan(
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    pairs = _pairs(targets or [], base, tuned, registry)
+    selection = _selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
     chosen = _filter(component or [], layer or [], module or [])
     access = _access(allow_pickle, offline, fetch, max_disk)
     from shadow.delta import Method
@@ -192,6 +272,7 @@ def plan(
     from shadow.render import plan_view
     from shadow.run import Settings, plan_pair
 
+    _tell(selection)
     settings = Settings(Method(precision.value), chosen)
     plans, faults = [], []
     for pair in pairs:
@@ -215,7 +296,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def _named(error: ShadowError, pair: Pair, pairs: list[Pair]) -> ShadowError:
+def _named(error: ShadowError, pair: Pair, pairs: tuple[Pair, ...]) -> ShadowError:
     """The fault of one pair among several."""
     return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
 
@@ -231,20 +312,27 @@ def _audit_one(pair: Pair, settings: Settings, output: Path, jobs: int | None, a
     return result
 
 
-def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Path | None) -> list[Pair]:
-    from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+def _selected(
+    targets: list[str] | None,
+    base: str | None,
+    tuned: str | None,
+    registry: Path | None,
+    listed: str | None,
+    tags: list[str] | None,
+    shard: str | None,
+) -> Selection:
+    from shadow.lists import select
+    from shadow.registry import given_pair, parse_reference
 
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    pairs = (
+    given = (
         [given_pair(parse_reference(base), parse_reference(tuned))] if base is not None and tuned is not None else []
     )
-    if targets:
-        families = load_families(registry)
-        pairs += [pair for target in targets for pair in find_pairs(target, families)]
-    if not pairs:
+    selection = select(targets or [], given, registry, listed, tags or [], shard)
+    if not selection.pairs:
         raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
-    return list(dict.fromkeys(pairs))
+    return selection
 
 
 def _access(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
@@ -310,13 +398,21 @@ def show(
     run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
 ) -> None:
-    """Show finished reports again."""
-    from shadow.render import summary_view
+    """Show finished reports again; of a list first how its pairs stand."""
+    from shadow.batch_index import read_index
+    from shadow.render import batch_view, summary_view
     from shadow.summary import read_summary
 
-    found = [(*read_summary(folder), folder) for folder in _report_folders(run)]
+    folders = _report_folders(run)
+    index = read_index(run)
+    if index is not None and folders == [run]:  # a list of which no pair is done
+        folders = []
+    if index is not None and format is Format.table:
+        console.show(batch_view(index, console.out.options))
+    found = [(*read_summary(folder), folder) for folder in folders]
     if format is Format.json:
-        console.show_json([summary.as_json() for summary, _, _ in found])
+        summaries = [summary.as_json() for summary, _, _ in found]
+        console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
         return
     for summary, provenance, folder in found:
         console.show(summary_view(summary, provenance, folder, console.out.options))
@@ -328,6 +424,36 @@ def _report_folders(run: Path) -> list[Path]:
         raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
     found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
     return found or [run]
+
+
+@app.command()
+def merge(
+    output: Annotated[Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False)],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders given to `shadow audit -o`; none makes the index of OUT anew.", metavar="[DIR]..."
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
+
+    All must be of one version and of the same settings; two reports of one pair must hold the same numbers.
+
+    Exit codes: 0 done; 1 could not, and nothing was copied; 2 wrong usage.
+    """
+    from shadow.merging import merge as merged
+    from shadow.render import batch_view, several
+
+    found = merged(output, folders or [])
+    console.say(f"{found.copied} reports copied to {output}, {found.there} were there")
+    if missing := found.index.missing_shards:
+        console.say(f"missing are the shards {several(missing)} of the list")
+    if format is Format.json:
+        console.show_json(found.index.as_json())
+    else:
+        console.show(batch_view(found.index, console.out.options))
 
 
 @app.command()
@@ -393,11 +519,11 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
+    from shadow.diagnostics import BATCH, FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
     from shadow.render import column_view, columns_view
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {one.name: one for one in (*BATCH, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
