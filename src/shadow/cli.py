@@ -220,7 +220,8 @@ def _tell(selection: Selection) -> None:
     for name in selection.passed_over:
         console.say(f"{name} has no pair to compare: `shadow families {name}` says why")
     if not selection.own:
-        console.say(f"nothing to audit in shard {selection.shard}: the list has {len(selection.pairs)} pairs")
+        count = len(selection.pairs)
+        console.say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
 
 
 def _objections(strict: bool, results: list[Result]) -> list[int]:

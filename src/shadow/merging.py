@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,6 +186,8 @@ def _require_room(target: Path) -> None:
     What a merge that was killed left there is no report, and is written again.
     """
     with writing(target):
+        if blocked := next((one for one in (target.parent, target) if os.path.lexists(one) and not one.is_dir()), None):
+            raise ShadowError(f"{blocked} is no folder", "merge into another folder")
         if (target / PARTIAL / JOURNAL).exists():
             hint = "finish it, or `shadow clean -o` its folder"
             raise ShadowError(f"{target}: an audit into it is not finished", hint)
