@@ -202,7 +202,7 @@ def test_an_index_of_other_settings_is_refused_too(shards, tmp_path):
     """A shard of which every pair failed still says how it was audited."""
     index = replace(read_index(shards[1]), settings={"method": METHOD}, rows=(row(4, "failed"),))
     write_index(tmp_path / "failed", index)
-    with pytest.raises(ShadowError, match=r"differ in method\.precision"):
+    with pytest.raises(ShadowError, match=r"differ in settings\.method\.precision"):
         merge(tmp_path / "out", [*shards, tmp_path / "failed"])
 
 

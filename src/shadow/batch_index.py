@@ -133,7 +133,8 @@ def report_folder(family: str, pair: str) -> str:
 
 def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) -> Row:
     """The row of a finished report; columns are what a report does not know."""
-    figures = {name: summary.figures.get(name) for name in HEADLINE}
+    found = {name: summary.figures.get(name) for name in HEADLINE}
+    figures = {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
     own = {
         "position": None,
         "relation": provenance["settings"].get("relation", "tuned"),
