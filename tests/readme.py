@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.diagnostics import (
+    BATCH,
     COMPARISON,
     DELTA,
     FIGURES,
@@ -154,6 +155,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "tensors": lambda: table(TENSORS, formulas=False),
     "spectra": lambda: table(SPECTRA, formulas=False),
     "comparison": lambda: table(COMPARISON, formulas=False),
+    "batch": lambda: table(BATCH, formulas=False),
     "residual": lambda: table(RESIDUAL),
     "gates": gates,
     "lab": lab,

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # One BLAS thread for each worker (see shadow.audit); read when torch and NumPy are imported, so set before.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +25,7 @@ from shadow.errors import ShadowError, UsageError
 if TYPE_CHECKING:
     from shadow.gains import Sides
     from shadow.gate import Judged, Measured
+    from shadow.lists import Selection
     from shadow.pairing import Filter
     from shadow.plan import Access
     from shadow.registry import Pair
@@ -50,12 +51,23 @@ DEFAULT_OUTPUT = Path("reports")
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+    typer.Argument(
+        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        metavar="[TARGET]...",
+    ),
 ]
 BaseReference = Annotated[
     str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
 ]
 TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
+ListFile = Annotated[
+    str | None,
+    typer.Option("--list", help="List of targets: YAML, or one a line; - for standard input.", metavar="FILE"),
+]
+Tag = Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", help="This job's share of the list: 2/4 is the second of four.", metavar="I/N")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False)]
 Registry = Annotated[
     Path | None,
@@ -171,6 +183,9 @@ def audit(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -202,10 +217,13 @@ def audit(
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
+    A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
+
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
     rules = _rules(fail_on, policy, against, allow_missing, junit)
-    pairs = _pairs(targets or [], base, tuned, registry)
+    selection = _selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
     chosen = _filter(component or [], layer or [], module or [])
     from shadow.delta import Method
     from shadow.render import rules_view
@@ -216,6 +234,13 @@ def audit(
     access = _access(allow_pickle, offline, fetch, max_disk)
     given = _scores_of_pairs(scores or [], pairs)
     baselines = _baselines(against, [(pair.family, pair.name) for pair in pairs], allow_missing)
+
+    def judge(result: Result) -> Judged:
+        return _judged(result, rules, baselines.get((result.summary.family, result.summary.pair)), strict)
+
+    if selection.is_list:
+        _finish(_audit_list(selection, settings, output, jobs, access, given, judge, format), junit)
+        return
     judged: list[Judged] = []
     for pair in pairs:
         try:
@@ -233,8 +258,7 @@ def audit(
         if rules and format is Format.table:
             console.show(rules_view(judged[-1]))
     if format is Format.json:
-        found = [(one, one.summary.as_json()) for one in judged if one.summary]
-        console.show_json([summary | ({"judged": one.as_json()} if rules else {}) for one, summary in found])
+        console.show_json(_told(judged))
     _finish(judged, junit)
 
 
@@ -249,11 +273,79 @@ def _judged(result: Result, rules: Sequence[Rule], baseline: Measured | None, st
     return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
 
 
+def _audit_list(
+    selection: Selection,
+    settings: Settings,
+    output: Path,
+    jobs: int | None,
+    access: Access,
+    scores: Mapping[Pair, ScoreFiles],
+    judge: Callable[[Result], Judged],
+    form: Format,
+) -> list[Judged]:
+    """Audit the pairs of a list, every one, and show how they stand; what came of each."""
+    from shadow.batch import audit_list
+    from shadow.batch_index import read_index
+    from shadow.gate import Judged
+    from shadow.render import batch_view, rules_view
+
+    _tell(selection)
+    judged: list[Judged] = []
+    bugs: list[Exception] = []
+    with console.list_progress(len(selection.own)) as watch:
+        try:
+            for tried in audit_list(
+                selection, settings, output, jobs=jobs, access=access, scores=scores, say=console.say, watch=watch
+            ):
+                if tried.result is not None:
+                    judged.append(judge(tried.result))
+                elif isinstance(tried.fault, ShadowError):
+                    error = ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint)
+                    judged.append(_at_fault(tried.row.family, tried.row.pair, error))
+                elif tried.fault is not None:
+                    bugs.append(tried.fault)
+                    judged.append(Judged(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+    index = read_index(output)
+    assert index is not None
+    if form is Format.json:
+        console.show_json({**index.as_json(), "reports": _told(judged)})
+    else:
+        console.show(batch_view(index, console.out.options))
+        for one in judged:
+            if one.verdicts:
+                console.show(rules_view(one, titled=True))
+    if bugs:
+        raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
+    return judged
+
+
+def _told(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The summaries of what was audited, with what came of the rules where there are any."""
+    return [
+        one.summary.as_json() | ({"judged": one.as_json()} if one.verdicts else {}) for one in judged if one.summary
+    ]
+
+
+def _tell(selection: Selection) -> None:
+    """What a list, a glob or a tag left out."""
+    for name in selection.passed_over:
+        console.say(f"{name} has no pair to compare: `shadow families {name}` says why")
+    if not selection.own:
+        count = len(selection.pairs)
+        console.say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
+
+
 @app.command()
 def plan(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -271,7 +363,8 @@ def plan(
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    pairs = _pairs(targets or [], base, tuned, registry)
+    selection = _selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
     chosen = _filter(component or [], layer or [], module or [])
     access = _access(allow_pickle, offline, fetch, max_disk)
     from shadow.delta import Method
@@ -279,6 +372,7 @@ def plan(
     from shadow.render import plan_view
     from shadow.run import Settings, plan_pair
 
+    _tell(selection)
     settings = Settings(Method(precision.value), chosen)
     plans, faults = [], []
     for pair in pairs:
@@ -302,7 +396,7 @@ def plan(
         raise typer.Exit(1)
 
 
-def _named(error: ShadowError, pair: Pair, pairs: list[Pair]) -> ShadowError:
+def _named(error: ShadowError, pair: Pair, pairs: tuple[Pair, ...]) -> ShadowError:
     """The fault of one pair among several."""
     return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
 
@@ -327,7 +421,7 @@ def _audit_one(
     return result
 
 
-def _scores_of_pairs(files: list[Path], pairs: list[Pair]) -> dict[Pair, ScoreFiles]:
+def _scores_of_pairs(files: list[Path], pairs: Sequence[Pair]) -> dict[Pair, ScoreFiles]:
     """The scores for each pair that they name; of the others it is said that there are none."""
     if not files:
         return {}
@@ -357,20 +451,27 @@ def _read_scores(files: list[Path], known: list[Sides]) -> ScoreFiles:
     return given
 
 
-def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Path | None) -> list[Pair]:
-    from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+def _selected(
+    targets: list[str] | None,
+    base: str | None,
+    tuned: str | None,
+    registry: Path | None,
+    listed: str | None,
+    tags: list[str] | None,
+    shard: str | None,
+) -> Selection:
+    from shadow.lists import select
+    from shadow.registry import given_pair, parse_reference
 
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    pairs = (
+    given = (
         [given_pair(parse_reference(base), parse_reference(tuned))] if base is not None and tuned is not None else []
     )
-    if targets:
-        families = load_families(registry)
-        pairs += [pair for target in targets for pair in find_pairs(target, families)]
-    if not pairs:
+    selection = select(targets or [], given, registry, listed, tags or [], shard)
+    if not selection.pairs:
         raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
-    return list(dict.fromkeys(pairs))
+    return selection
 
 
 def _access(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
@@ -437,18 +538,26 @@ def show(
     scores: Scores = None,
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
 ) -> None:
-    """Show finished reports again; with --scores also scores, which are not kept."""
-    from shadow.render import summary_view
+    """Show finished reports again; of a list first how its pairs stand. Scores given here are not kept."""
+    from shadow.batch_index import read_index
+    from shadow.render import batch_view, summary_view
     from shadow.summary import read_summary, with_scores
 
-    found = [(*read_summary(folder), folder) for folder in _report_folders(run)]
+    folders = _report_folders(run)
+    index = read_index(run)
+    if index is not None and folders == [run]:  # a list of which no pair is done
+        folders = []
+    if index is not None and format is Format.table:
+        console.show(batch_view(index, console.out.options))
+    found = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.gains import NO_SCORES, join, sides_of
 
         given = _read_scores(scores, [sides_of(provenance) for _, provenance, _ in found])
         found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
     if format is Format.json:
-        console.show_json([summary.as_json() for summary, _, _ in found])
+        summaries = [summary.as_json() for summary, _, _ in found]
+        console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
         return
     for summary, provenance, folder in found:
         console.show(summary_view(summary, provenance, folder, console.out.options))
@@ -460,6 +569,36 @@ def _report_folders(run: Path) -> list[Path]:
         raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
     found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
     return found or [run]
+
+
+@app.command()
+def merge(
+    output: Annotated[Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False)],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders given to `shadow audit -o`; none makes the index of OUT anew.", metavar="[DIR]..."
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
+
+    All must be of one version and of the same settings; two reports of one pair must hold the same numbers.
+
+    Exit codes: 0 done; 1 could not, and nothing was copied; 2 wrong usage.
+    """
+    from shadow.merging import merge as merged
+    from shadow.render import batch_view, several
+
+    found = merged(output, folders or [])
+    console.say(f"{found.copied} reports copied to {output}, {found.there} were there")
+    if missing := found.index.missing_shards:
+        console.say(f"missing are the shards {several(missing)} of the list")
+    if format is Format.json:
+        console.show_json(found.index.as_json())
+    else:
+        console.show(batch_view(found.index, console.out.options))
 
 
 @app.command()
@@ -652,12 +791,12 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
+    from shadow.diagnostics import BATCH, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
     from shadow.reference import calibration
     from shadow.render import column_view, columns_view, label_view
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {one.name: one for one in (*BATCH, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return

@@ -332,6 +332,41 @@ COMPARISON = (
     ),
 )  # fmt: skip
 
+_UNFINISHED = "not done"
+HEADLINE = (  # figures of a summary that a list tells of each pair
+    "relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes",
+    "floor_ratio", "effective_layers", "attention_to_mlp",
+)  # fmt: skip
+
+BATCH = (
+    Column("position", "int", "place in the list, from 1", null="joined from several lists, or from no list"),
+    Column("family", "string", "as in matrices.parquet"),
+    Column("pair", "string", "as in matrices.parquet"),
+    Column("relation", "string", "tuned: the second was trained from the first; or sibling"),
+    Column("folder", "string", "where the report is or will be, from the folder of this file"),
+    Column("base", "string", "the base checkpoint, as it was named"),
+    Column("tuned", "string", "the tuned checkpoint, as it was named"),
+    Column("base_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
+    Column("tuned_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
+    Column("state", "string", "done: its report is there; failed: error says why; pending: not reached yet"),
+    Column("label", "string", "label of the report", null=_UNFINISHED),
+    Column("matrices", "int", "matrices that changed", null=_UNFINISHED),
+    *(
+        Column(name, "float", f"{name} of summary.json", null=f"{_UNFINISHED}, or null there")
+        for name in HEADLINE
+    ),
+    Column(
+        "seconds", "float", "time that went into the pair, over all runs of the list that did not merely read its report",
+        "", "s", ">= 0", "not reached yet",
+    ),
+    Column(
+        "bytes", "int", "bytes of weights that came over the network for it, over all runs of the list", "", "bytes",
+        ">= 0", "not reached yet, or measured outside of a list",
+    ),
+    Column("error", "string", "what went wrong in the last run", null="not failed"),
+    Column("hint", "string", "what to do about it", null="not failed, or nothing known"),
+)  # fmt: skip
+
 RESIDUAL = (
     Column("component", "string", "as in matrices.parquet"),
     Column(

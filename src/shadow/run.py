@@ -120,6 +120,10 @@ def run_pair(
 ) -> Result:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
+    A function of pair, settings and output, and of the files that they name: it prints nothing and keeps nothing for
+    the next call. Its arguments, its result and its faults can be pickled, so that any engine may map it over pairs,
+    in processes or on machines that share the folder.
+
     Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
     report is already there. say gets one line for people now and then, show the progress. scores join the report
     beside its numbers, which do not depend on them.

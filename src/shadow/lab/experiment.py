@@ -384,7 +384,7 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
     if how == "noise":
         return weight + noise
     left, right = (torch.linalg.qr(torch.randn(size, 4, generator=generator))[0] for size in weight.shape)
-    strong = left @ right.T
+    strong: torch.Tensor = left @ right.T
     return weight + noise + strong * noise.norm() / strong.norm()
 
 
