@@ -247,7 +247,7 @@ def test_any_target_is_pairs_or_one_error(registry, target):
         (["toy-?b:base..sft"], [], ["toy-1b:base..sft", "toy-7b:base..sft"]),
         (["toy-*:*..dpo"], [], ["toy-1b:base..dpo"]),
         (["toy-1b:base..[ds]*"], [], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
-        (["other", "toy-7b", "toy-7*", "other"], [], ["other:base..sft", "toy-7b:base..sft"]),
+        (["other", "toy-7b", "toy-7*", "other"], [], ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
         (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
         (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
         (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),

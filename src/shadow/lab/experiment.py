@@ -384,8 +384,9 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
     if how == "noise":
         return weight + noise
     left, right = (torch.linalg.qr(torch.randn(size, 4, generator=generator))[0] for size in weight.shape)
-    strong: torch.Tensor = left @ right.T
-    return weight + noise + strong * noise.norm() / strong.norm()
+    strong = left @ right.T
+    planted: torch.Tensor = weight + noise + strong * noise.norm() / strong.norm()
+    return planted
 
 
 def _kept(
