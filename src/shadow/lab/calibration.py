@@ -15,9 +15,10 @@ from scipy.stats import binomtest
 
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final
-from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, word
+from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, choose, word
 
 VERSION = 1  # of calibration.json; raised when a bound changes its meaning
+MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound
 DATA: Mapping[str, str] = {  # what a training is in the reference; dilutions and heavy repetition are neither
     **dict.fromkeys(("B", "Bk", "Bn"), "narrow"),
     **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
@@ -36,14 +37,15 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit(table: pd.DataFrame) -> list[Trainings]:
-    """The bounds of every size with every optimiser, and with all that it has been trained with where it has all."""
+    """The bounds of every size with every optimiser that has enough trainings, and with any where it has them all."""
     found = []
     for side, of_size in table.groupby("short_side"):
         for optimizer in (None, *OPTIMIZERS):
             own = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
             kinds = {data: own[own["data"] == data] for data in ("narrow", "broad")}
             complete = optimizer is not None or set(OPTIMIZERS) <= set(own["optimizer"])
-            if not complete or any(kind.empty for kind in kinds.values()):
+            enough = all(len(kind) >= MIN_TRAININGS and kind["base"].nunique() >= MIN_BASES for kind in kinds.values())
+            if not complete or not enough:
                 continue
             bounds = {name: _bound(kinds["narrow"][name], kinds["broad"][name], way) for name, way in VOTES.items()}
             found.append(Trainings(int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds))
@@ -101,10 +103,9 @@ def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
     for base in sorted(set(table["base"])):
         fitted = fit(table[table["base"] != base])
         for row in table[table["base"] == base].to_dict("records"):
-            optimizer = row["optimizer"] if known else None
-            own = [one for one in fitted if one.short_side == row["short_side"] and one.optimizer == optimizer]
-            if own:
-                rows.append({**row, "word": word(row, own[0])[0]})
+            own = choose(fitted, row["short_side"], row["optimizer"] if known else None)
+            if own is not None and own.short_side == row["short_side"]:
+                rows.append({**row, "word": word(row, own)[0]})
     return pd.DataFrame(rows, columns=[*table.columns, "word"])
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from shadow.compare import MARGIN
 from shadow.footprint import label
-from shadow.lab.calibration import fit, label_rates, left_out_words, reference, verdict_rates
+from shadow.lab.calibration import MIN_BASES, MIN_TRAININGS, fit, label_rates, left_out_words, reference, verdict_rates
 from shadow.lab.design import COPIES, MAIN, REGIMES, SCALES, TREATMENTS
 from shadow.lab.findings import (
     NORM,
@@ -28,7 +28,7 @@ from shadow.lab.findings import (
     treatments,
 )
 from shadow.lab.results import PROBES, final
-from shadow.reference import VOTES, Rate
+from shadow.reference import VOTES, Rate, choose
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -353,7 +353,8 @@ def _words(runs: pd.DataFrame) -> str:
     ]  # fmt: skip
     if bounds:
         heads = ["short side, optimiser", "narrow", "broad", "concentrated above", "distributed below"]
-        parts.append(f"### Bounds of concentration\n\n{table(heads, bounds)}")
+        few = f"Fewer than {MIN_TRAININGS} trainings of a kind, or than {MIN_BASES} bases, make no bounds."
+        parts.append(f"### Bounds of concentration\n\n{few}\n\n{table(heads, bounds)}")
     copies = final(runs)
     copies = copies[copies["kind"] == "copied"]
     if len(copies):
@@ -377,9 +378,9 @@ def _copy_labels(copies: pd.DataFrame, trainings: pd.DataFrame) -> str:
         fitted = fit(trainings[trainings["base"] != base])
         for record in own.astype(object).where(own.notna(), None).to_dict("records"):
             row = {str(name): value for name, value in record.items()}
-            near = [one for one in fitted if one.short_side == row["width"] and one.optimizer is None]
+            near = choose(fitted, row["width"], None)
             stopped = [gate for gate in row["stopped"].split(",") if gate]
-            given, reason = label(stopped, row, near[0] if near else None, "no reference")
+            given, reason = label(stopped, row, near, "no reference")
             labels[f"{given} ({reason})" if stopped else given] += 1
     return ", ".join(f"{count} {text}" for text, count in labels.most_common())
 
