@@ -58,11 +58,6 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
-def inert(text: str) -> str:
-    """`visible` text that no CI service takes for a command of its log, wherever a line is broken."""
-    return visible(text).replace("::", ":\\x3a").replace("##[", "#\\x23[")
-
-
 Update = Callable[["Progress"], None]
 
 
