@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shadow.architecture import name_rules
 from shadow.bootstrap import (
@@ -29,9 +28,8 @@ from shadow.bootstrap import (
     interval_of_median,
 )
 from shadow.diagnostics import SCHEMA
-from shadow.errors import ShadowError
 from shadow.footprint import footprint, gates
-from shadow.report import METADATA_KEY, check_schema, finished_metadata
+from shadow.report import required_metadata
 from shadow.spread import (
     ATTENTION,
     MLP,
@@ -45,6 +43,7 @@ from shadow.spread import (
     ratio,
     summed,
 )
+from shadow.tables import absent, absent_note, read_tables
 
 MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
@@ -131,26 +130,14 @@ class Rows:
 def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
     """The summary of a finished report, and the report's provenance.
 
+    What an older report lacks is null, and a warning of the summary.
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
-    metadata = finished_metadata(folder) if folder.is_dir() else None
-    if metadata is None:
-        hint = (
-            "the audit is not finished: run it again"
-            if (folder / ".partial").is_dir()
-            else "name a folder that `shadow audit` made"
-        )
-        raise ShadowError(f"{folder}: no finished report in it", hint)
-    check_schema(folder, metadata)
-    try:
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("matrices", "tensors", "residual")}
-    except (OSError, pa.ArrowException) as error:
-        raise ShadowError(
-            f"{folder}: its report cannot be read ({type(error).__name__})", "run the audit again"
-        ) from error
-    if len({(table.schema.metadata or {}).get(METADATA_KEY) for table in tables.values()}) > 1:
-        raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
-    return summarise(tables, metadata), metadata
+    metadata = required_metadata(folder)
+    summary = summarise(read_tables(folder, ("matrices", "tensors", "residual")), metadata)
+    if missing := absent(folder):
+        summary = replace(summary, warnings=[*summary.warnings, absent_note(missing)])
+    return summary, metadata
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:
