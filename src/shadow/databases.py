@@ -25,8 +25,8 @@ KEY = ("family", "pair", "ordinal")
 ORDINAL = Column("ordinal", "int", "0-based place of the row in the report's file", range=">= 0")
 HINT = "free some space, or choose another place with -o"
 INSERTED = 2_000  # rows that SQLite gets at a time
-DESCRIBED = ("table_name", "column_name", "type", "description", "formula", "unit", "range", "null_when", "source",
-             "pitfalls")  # fmt: skip
+DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit", "range", "null_when",
+             "source", "pitfalls")  # fmt: skip
 
 INDEXES = {
     "matrices": ("component", "module", "layer", "subject"),
@@ -45,7 +45,7 @@ def _database_columns(name: str) -> tuple[Column, ...]:
 def _statements(names: Sequence[str], types: Mapping[str, str]) -> Iterator[str]:
     """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this package, quoted."""
     yield 'CREATE TABLE "about" ("name" TEXT PRIMARY KEY, "value" TEXT)'
-    heads = ", ".join(f"{quoted(head)} TEXT" for head in DESCRIBED)
+    heads = ", ".join(f"{quoted(head)} {'INTEGER' if head == 'place' else 'TEXT'}" for head in DESCRIBED)
     yield f'CREATE TABLE "schema_columns" ({heads}, PRIMARY KEY ("table_name", "column_name"))'
     for name in names:
         columns = [
@@ -73,7 +73,7 @@ def quoted(name: str, mark: str = '"') -> str:
     return f"{mark}{name.replace(mark, mark * 2)}{mark}"
 
 
-def _facts(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
+def _facts(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str | int, ...]]]:
     """The rows of the tables `about` and `schema_columns`."""
     about = [
         ("export", "shadow export"),
@@ -82,9 +82,9 @@ def _facts(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str,
         ("tables", ",".join(names)),
     ]
     columns = [
-        (name, column.name, column.type, *described(column).values())
+        (name, place, column.name, column.type, *described(column).values())
         for name in names
-        for column in _database_columns(name)
+        for place, column in enumerate(_database_columns(name))
     ]
     return about, columns
 

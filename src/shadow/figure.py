@@ -241,9 +241,36 @@ def _chosen_modules(source: Source, patterns: Sequence[str], names: Sequence[str
 def _title(figure: Figure, sources: Sequence[Source], choice: Choice, more: str = "") -> None:
     """Which reports these are, in small type."""
     if choice.title:
-        names = sources[0].name if len(sources) == 1 else sources[0].summary.family
-        text = shown(names, 60) + (f", {sources[0].component}" if sources[0].component != "language" else "")
+        families = list(dict.fromkeys(source.summary.family for source in sources))
+        text = shown(sources[0].name if len(sources) == 1 else ", ".join(families), 60) + (
+            f", {sources[0].component}" if sources[0].component != "language" else ""
+        )
         figure.suptitle("\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left")
+
+
+def _names(sources: Sequence[Source]) -> list[str]:
+    """What tells the reports of a figure apart."""
+    one_family = len({source.summary.family for source in sources}) == 1
+    return [shown(source.summary.pair if one_family else source.name, 30) for source in sources]
+
+
+def _of_interval(sources: Sequence[Source]) -> str:
+    """What the bars are, where there are any."""
+    levels = {source.summary.interval_level for source in sources if not source.summary.no_interval}
+    told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
+    return f" with {told} % intervals over layers" if levels else ""
+
+
+def _above(labels: Sequence[str]) -> dict[str, Any]:
+    """Where a legend stands: above the axes, in as many columns as names of that length leave room for."""
+    columns = max(1, min(4, 44 // (max(map(len, labels)) + 5)))
+    return {"ncols": columns, "loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2,
+            "columnspacing": 1.0}  # fmt: skip
+
+
+def _note(figure: Figure, *texts: str) -> None:
+    """What the marks mean, in small type under the figure."""
+    figure.supxlabel("; ".join(texts), fontsize=5, color=GREY, x=0.99, ha="right")
 
 
 def _quiet(axes: Axes) -> None:
@@ -266,22 +293,19 @@ def _draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[s
     for label, style, values in _depth_curves(sources, modules, metric):
         top.plot(values.index, values, label=label, **style)
     top.set_ylabel(_axis(metric) if len(modules) > 1 else f"{_axis(metric)}\n{shown(modules[0])}")
-    top.legend(ncols=2 if len(sources) > 1 else 4, loc="lower left", bbox_to_anchor=(-0.02, 1.0), borderaxespad=0.2,
-               columnspacing=1.0)  # fmt: skip
+    top.legend(**_above(_names(sources) if len(sources) > 1 else modules))
     for place, source in enumerate(sources):
         style = CURVES[place]
         depth = pd.DataFrame([row for row in source.summary.depth if row["component"] == source.component])
-        middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **style)
+        middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **_thinned(style, len(depth), place))
         _draw_concentration(bottom, source, style, place, alone=len(sources) == 1)
-    middle.set_ylim(bottom=0)
+    middle.set_ylim(0, 1.1 * (max(line.get_ydata().max(initial=0) for line in middle.lines) or 1))
     middle.set_ylabel("relative\nnorm, %")
     bottom.axhline(0, color=GREY, linewidth=0.5)
     bottom.set_ylabel("concentration")
-    level = sources[0].summary.interval_level
-    told = (
-        f"median, {100 * level:.3g} % interval over layers" if _component_interval(sources[0]) and level else "median"
-    )
-    bottom.set_xlabel(f"layer      (right: {told})")
+    bottom.set_xlabel("layer")
+    quartiles = ["grey: quartiles in a layer"] * (len(sources) == 1)
+    _note(figure, f"right: median of all{_of_interval(sources)}", *quartiles)
     from matplotlib.ticker import MaxNLocator
 
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -314,10 +338,16 @@ def _depth_curves(
             values = (
                 values.reindex(range(int(values.index.min()), int(values.index.max()) + 1)) if len(values) else values
             )
-            style = dict(CURVES[place + number])
+            style = _thinned(CURVES[place + number], len(values), place + number)
             if number:
-                style |= {"linewidth": 0.7, "markersize": 2.0}
-            yield shown(module if len(sources) == 1 else source.summary.pair, 24), style, values
+                style |= {"linewidth": 0.7, "markersize": 2.2}
+            yield shown(module, 24) if len(sources) == 1 else _names(sources)[place], style, values
+
+
+def _thinned(style: Mapping[str, Any], points: int, place: int) -> dict[str, Any]:
+    """Of many layers, markers on a dozen of them, on others in each curve."""
+    every = max(1, round(points / 12))
+    return {**style, "markevery": (place * 2 % every, every)}
 
 
 def _draw_concentration(axes: Axes, source: Source, style: Mapping[str, Any], place: int, *, alone: bool) -> None:
@@ -327,7 +357,7 @@ def _draw_concentration(axes: Axes, source: Source, style: Mapping[str, Any], pl
     if alone:
         low, high = by_layer.quantile(0.25), by_layer.quantile(0.75)
         axes.vlines(medians.index, low, high, color=GREY, linewidth=2.5, alpha=0.4)
-    axes.plot(medians.index, medians, **style)
+    axes.plot(medians.index, medians, **_thinned(style, len(medians), place))
     row = next(row for row in source.summary.components if row["component"] == source.component)
     if row["concentration"] is None:
         return
@@ -373,11 +403,13 @@ def _draw_modules(figure: Figure, sources: list[Source], choice: Choice) -> list
     ]
     axes.set_yticks(range(len(modules)), labels)
     axes.set_ylim(len(modules) - 0.5, -0.5)
-    level = sources[0].summary.interval_level
-    interval = f", {100 * level:.3g} % interval over layers" if level and not sources[0].summary.no_interval else ""
-    axes.set_xlabel(f"concentration (0: the sign-flip null){interval}")
+    axes.set_xlabel("concentration (0: the sign-flip null)")
+    _note(figure, "medians" + _of_interval(sources), f"grey: within {MARGIN:g} of 0")
     if len(sources) > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, borderaxespad=0.2)
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], **{**CURVES[place], "linestyle": "none"}) for place in range(len(sources))]
+        axes.legend(handles, _names(sources), **_above(_names(sources)))
     axes.tick_params(length=2, pad=2)
     axes.tick_params(axis="y", length=0)
     _title(figure, sources, choice)
@@ -388,7 +420,6 @@ def _draw_module_rows(axes: Axes, source: Source, modules: list[str], place: int
     style = CURVES[place]
     shift = (place - (many - 1) / 2) * 0.5 / many
     rows = {row["module"]: row for row in source.summary.modules if row["component"] == source.component}
-    label: str | None = shown(source.summary.pair, 24)
     for y, module in enumerate(modules):
         row = rows.get(module)
         values = source.deltas.loc[source.deltas["module"] == module, "concentration"].dropna()
@@ -399,10 +430,9 @@ def _draw_module_rows(axes: Axes, source: Source, modules: list[str], place: int
         bounds = row["intervals"].get("concentration")
         axes.errorbar(
             [row["concentration"]], [y + shift], xerr=_spread(row["concentration"], bounds), capsize=2, elinewidth=1.1,
-            zorder=3, label=label, **{**style, "linestyle": "none", "markersize": 3.6},
+            zorder=3, **{**style, "linestyle": "none", "markersize": 3.6},
             markerfacecolor=style["color"] if bounds else "white",
         )  # fmt: skip
-        label = None
 
 
 # Heatmap
@@ -426,7 +456,7 @@ def _draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list
     axes = figure.subplots()
     axes.patch.set(facecolor="white", hatch="//////", edgecolor=PALE)  # shows where there is no value
     edges = (np.arange(count + 1) - 0.5 for count in (len(layers), len(modules)))
-    line = 0.3 if len(layers) <= 48 else 0
+    line = 0.3 if len(layers) <= 32 else 0
     mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values), cmap="cividis", edgecolors="white", linewidth=line)
     _mark_negative(axes, values)
     axes.set_yticks(range(len(modules)), [shown(name, 24) for name in modules])
