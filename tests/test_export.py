@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
+from shadow.cli import _report_folders
 from shadow.diagnostics import REPORTS, RESIDUAL, SPECTRA, TABLES
 from shadow.errors import ShadowError, UsageError
 from shadow.export import FORMATS, export
@@ -639,6 +640,14 @@ def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
     assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err
     assert "1 of 6 reports were made before these were added" in done.err
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}.sqlite"]
+
+
+def test_an_export_inside_run_is_no_report(runs, folders, tmp_path):
+    """Written into the folder of the reports, none of the formats is taken for one of them."""
+    top = shutil.copytree(runs, tmp_path / "runs")
+    for to in FORMATS:
+        export(folders, to, top / f"in-{to}")
+    assert len(_report_folders(top)) == len(HOSTILE)
 
 
 def test_wrong_usage_of_export(shadow, runs, tmp_path):

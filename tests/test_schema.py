@@ -62,18 +62,18 @@ def made_before(folder):
 
 def test_the_schema_is_that_of_the_files(demo, shadow):
     """Names, order and types of every column, as they stand in the Parquet files of an audit."""
-    told = json.loads(shadow("schema", "--format", "json").assert_done())
+    told = {name: json.loads(shadow("schema", name, "--format", "json").assert_done()) for name in STORED}
     folder = demo / "out" / "demo" / "base..narrow"
     names = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
              "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32())}  # fmt: skip
     assert {path.stem for path in folder.glob("*.parquet")} == set(STORED)
     for name in STORED:
-        table = told["tables"][name]
+        table = told[name]["tables"][name]
         found = pq.read_schema(folder / table["file"])
         assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
             (field.name, field.type) for field in found
         ]
-    assert told["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
+    assert told["spectra"]["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
     assert {kind: names[text] for kind, text in NAMED.items()} == ARROW
 
 

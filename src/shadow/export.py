@@ -38,23 +38,47 @@ ALWAYS = "reports"  # the table that says where the rows of the others come from
 
 @dataclass(frozen=True)
 class Format:
-    """A format. suffix ends the name that an export gets when none is given, what is that for people."""
+    """A format. suffix ends the name that an export gets when none is given.
+
+    what is that for people, opens a line of Python that opens the export of a folder `reports`.
+    """
 
     write: Callable[[Path, Export], None]
     is_ours: Callable[[Path], bool]
     suffix: str
     what: str
+    opens: str
 
 
 FORMATS = {
-    "csv": Format(write_csv, is_our_folder, "-csv", "a folder of CSV files"),
-    "json": Format(write_json, is_our_folder, "-json", "a folder of JSON Lines files"),
-    "arrow": Format(write_arrow, is_our_folder, "-arrow", "a folder of Arrow IPC (Feather 2) files"),
-    "parquet": Format(write_parquet, is_our_folder, "-parquet", "a Parquet dataset, partitioned as Hive does"),
-    "duckdb": Format(write_duckdb, is_our_duckdb, ".duckdb", "a DuckDB database"),
-    "sqlite": Format(write_sqlite, is_our_sqlite, ".sqlite", "a SQLite database"),
-    "hf-dataset-folder": Format(write_dataset_folder, is_our_folder, "-dataset", "a dataset folder of the Hub"),
-}
+    "csv": Format(
+        write_csv, is_our_folder, "-csv", "a folder of CSV files", 'pd.read_csv("reports-csv/matrices.csv")'
+    ),
+    "json": Format(
+        write_json, is_our_folder, "-json", "a folder of JSON Lines files",
+        'pd.read_json("reports-json/matrices.jsonl", lines=True)',
+    ),
+    "arrow": Format(
+        write_arrow, is_our_folder, "-arrow", "a folder of Arrow IPC (Feather 2) files",
+        'pl.read_ipc("reports-arrow/matrices.arrow")',
+    ),
+    "parquet": Format(
+        write_parquet, is_our_folder, "-parquet", "a Parquet dataset, partitioned as Hive does",
+        'pd.read_parquet("reports-parquet/matrices")',
+    ),
+    "duckdb": Format(
+        write_duckdb, is_our_duckdb, ".duckdb", "a DuckDB database",
+        'duckdb.connect("reports.duckdb").sql("FROM deltas")',
+    ),
+    "sqlite": Format(
+        write_sqlite, is_our_sqlite, ".sqlite", "a SQLite database",
+        'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
+    ),
+    "hf-dataset-folder": Format(
+        write_dataset_folder, is_our_folder, "-dataset", "a dataset folder of the Hub",
+        'datasets.load_dataset("./reports-dataset", "matrices")',
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

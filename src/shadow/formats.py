@@ -67,6 +67,7 @@ def fields(columns: Iterable[Column]) -> list[pa.Field]:
 
 
 def described(column: Column) -> dict[str, str]:
+    """What is known of a column, by name; empty where there is nothing to say."""
     return {
         "description": column.text,
         "formula": column.formula,

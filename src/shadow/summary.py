@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from shadow.bootstrap import (
     interval_of_median,
 )
 from shadow.diagnostics import SCHEMA
+from shadow.errors import ShadowError
 from shadow.footprint import footprint, gates
 from shadow.report import required_metadata
 from shadow.spread import (
@@ -134,7 +135,10 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
     metadata = required_metadata(folder)
-    summary = summarise(read_tables(folder, ("matrices", "tensors", "residual")), metadata)
+    tables = read_tables(folder, ("matrices", "tensors", "residual"))
+    if not len(tables["tensors"]):
+        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
+    summary = summarise(tables, metadata)
     if missing := absent(folder):
         summary = replace(summary, warnings=[*summary.warnings, absent_note(missing)])
     return summary, metadata
@@ -383,7 +387,12 @@ def _by_component(rows: Rows) -> list[dict[str, Any]]:
                 **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks),
             }
         )
-    return sorted(found, key=lambda row: rules.components.index(row["component"]))
+    return sorted(found, key=lambda row: _place(rules.components, row["component"]))
+
+
+def _place(known: Sequence[str], name: str) -> tuple[int, str]:
+    """Where a name stands among those of names.yaml; what only another version or a forged report has comes last."""
+    return (known.index(name) if name in known else len(known), name)
 
 
 def _without_overall(intervals: Intervals) -> Intervals:
@@ -427,7 +436,9 @@ def _by_module(rows: Rows) -> list[dict[str, Any]]:
                 **_bounds(intervals | whole.intervals, blocks),
             }
         )
-    return sorted(found, key=lambda row: (rules.components.index(row["component"]), rules.modules.index(row["module"])))
+    return sorted(
+        found, key=lambda row: (_place(rules.components, row["component"]), _place(rules.modules, row["module"]))
+    )
 
 
 def _by_layer(rows: Rows) -> list[dict[str, Any]]:
