@@ -1,4 +1,4 @@
-"""Writes registry/schema.json and the generated parts of README.md, or with --check says whether they are up to date.
+"""Writes registry/schema.json, docs/schema.md and the generated parts of README.md; --check: are they up to date?
 
 Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
 """
@@ -27,9 +27,12 @@ from shadow.diagnostics import (
     SCORES,
     SPECTRA,
     SPECTRAL,
+    TABLES,
     TENSORS,
     Column,
 )
+from shadow.diagnostics import SCHEMA as NUMBER
+from shadow.export import FORMATS
 from shadow.footprint import GATES
 from shadow.lab.design import SCALES
 from shadow.lab.findings import contrast, main_runs
@@ -37,11 +40,13 @@ from shadow.lab.page import estimate, rates_table
 from shadow.lab.page import table as markdown_table
 from shadow.lab.results import read
 from shadow.reference import calibration
+from shadow.schema import RULES, is_later, null_cases
 from shadow.scores import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SCHEMA = README.parent / "registry" / "schema.json"
+TABLES_OF_REPORTS = README.parent / "docs" / "schema.md"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the installed one
@@ -143,6 +148,36 @@ def gates() -> str:
     return "\n".join(["| gate | passes when |", "|---|---|", *(f"| {name} | {text} |" for name, text in GATES.items())])
 
 
+def formats() -> str:
+    """A Markdown table of what `shadow export --to` writes."""
+    rows = [f"| `{name}` | {form.what} | `{form.opens}` |" for name, form in FORMATS.items()]
+    return "\n".join(["| `--to` | what it writes | one line that opens it |", "|---|---|---|", *rows])
+
+
+def schema_document() -> str:
+    """docs/schema.md: every table and column of a report, with its type."""
+    out = [
+        f"# Schema {NUMBER} of report files",
+        "",
+        "Made by `make docs` from src/shadow/diagnostics.py. `shadow schema --format json` says the same to machines,",
+        "`shadow explain COLUMN` has sources and pitfalls.",
+        "",
+        *(f"- {rule}" for rule in RULES),
+        "",
+        NOTATION,
+    ]
+    for one in TABLES.values():
+        out += ["", f"## {one.name}", "", f"{one.file}; one row is {one.row}.", ""]
+        out += ["| column | type | unit | what | formula | range | null when |", "|---|---|---|---|---|---|---|"]
+        for column in one.columns:
+            code = f"`{column.formula}`" if column.formula else ""
+            text = f"{column.text} (later)" if is_later(one, column) else column.text
+            null = ", ".join(null_cases(column))
+            cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
+            out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(out) + "\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
@@ -165,6 +200,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "score-columns": score_columns,
     "scores": lambda: table(SCORES),
     "figures": lambda: table(FIGURES),
+    "formats": formats,
 }
 
 
@@ -197,9 +233,15 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    new = {README: written(README.read_text(encoding="utf-8")), SCHEMA: shadow("families", "--schema") + "\n"}
+    new = {
+        README: written(README.read_text(encoding="utf-8")),
+        SCHEMA: shadow("families", "--schema") + "\n",
+        TABLES_OF_REPORTS: schema_document(),
+    }
     if "--check" in sys.argv:
-        stale = [file.name for file, text in new.items() if file.read_text(encoding="utf-8") != text]
+        stale = [
+            file.name for file, text in new.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
+        ]
         sys.exit(f"{' and '.join(stale)} out of date: run `make docs`" if stale else None)
     for file, text in new.items():
         file.write_text(text, encoding="utf-8")
