@@ -71,7 +71,10 @@ def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
 
 
 def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
-    """False alarms and misses of `shadow compare`, small and large bases together."""
+    """False alarms and misses of `shadow compare`, small and large bases together.
+
+    Misses are told of warm bases and of cold ones: to these, broad data are new, which concentrates as narrowness does.
+    """
     kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
     same = kinds[kinds["regime_first"] == kinds["regime_second"]]
     main, control = (kinds[kinds["pair"] == pair] for pair in ("BC", "AD"))
@@ -82,11 +85,17 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
         found.append(
             rate("compare: repetition (D) and its control (A) called different", _told(control), control["base"])
         )
-    if len(main):
-        missed = main["verdict"] != "more concentrated"
-        found.append(rate("compare: narrow (B) not called more concentrated than broad (C)", missed, main["base"]))
-        reverse = main["verdict"] == "less concentrated"
-        found.append(rate("compare: narrow (B) called less concentrated than broad (C)", reverse, main["base"]))
+    cold = main["base"].str.contains("-cold-")
+    for which, own in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
+        if len(own):
+            missed = own["verdict"] != "more concentrated"
+            found.append(
+                rate(f"compare: narrow (B) not called more concentrated than broad (C){which}", missed, own["base"])
+            )
+            reverse = own["verdict"] == "less concentrated"
+            found.append(
+                rate(f"compare: narrow (B) called less concentrated than broad (C){which}", reverse, own["base"])
+            )
     return found
 
 

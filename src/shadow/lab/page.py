@@ -92,6 +92,8 @@ def _draw_paths(axis: Axes, runs: pd.DataFrame) -> None:
         path = own.sort_values("share")
         axis.plot(path[NORM].astype(float), path[OUTCOME].astype(float), color=COLOURS[str(regime)], lw=0.6, alpha=0.6)
     axis.set_xscale("log")
+    axis.set_xticks([0.02, 0.03, 0.04, 0.06], ["0.02", "0.03", "0.04", "0.06"])
+    axis.minorticks_off()
     axis.set_xlabel("relative norm")
     axis.set_title("small bases, along the runs", loc="left")
 
@@ -100,7 +102,10 @@ def _draw_treatments(axis: Axes, runs: pd.DataFrame) -> None:
     rows = treatments(runs, "small")
     names = list(dict.fromkeys(row.treatment for row in rows))
     for row in rows:
-        value, place = row.concentration, len(names) - 1 - names.index(row.treatment)
+        value, place = (
+            row.concentration,
+            len(names) - 1 - names.index(row.treatment) + (0.12 if row.regime == "B" else -0.12),
+        )
         if value.value is not None:
             spread = (
                 [[value.value - value.low], [value.high - value.value]]
@@ -328,7 +333,23 @@ def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
         return ""
     return (
         "## How often it errs\n\nOf `shadow compare`, every two runs of a base; of the label, every training against "
-        f"bounds fitted without its base. Intervals are Clopper and Pearson's, over bases.\n\n{rates_table(rates)}"
+        f"bounds fitted without its base. Intervals are Clopper and Pearson's, over bases."
+        f"{_sizes(comparisons)}\n\n{rates_table(rates)}"
+    )
+
+
+def _sizes(comparisons: pd.DataFrame) -> str:
+    """How large differences are where there is none to find, and where there is one: what the margin rests on."""
+    if comparisons.empty:
+        return ""
+    warm = comparisons[~comparisons["base"].str.contains("-cold-")]
+    same = warm.loc[warm["regime_first"] == warm["regime_second"], "difference"].abs()
+    true = warm.loc[(warm["regime_first"] == "B") & (warm["regime_second"] == "C"), "difference"]
+    if same.empty or true.empty:
+        return ""
+    return (
+        f" Paired differences in concentration of two seeds of one regime were at most {same.max():.3f}, of B and C at "
+        f"least {true.min():.3f} (warm bases); the margin of `shadow compare` is {MARGIN:g}."
     )
 
 
