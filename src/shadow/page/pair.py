@@ -1,0 +1,172 @@
+"""One report as the page tells it: what stands in the HTML, and the JSON of its charts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from shadow.page.cells import PLACE, SUBJECTS, cell_keys, cell_table, drawn_cells
+from shadow.page.curves import points_for, short, thinned_spectra
+from shadow.page.html import script_json
+from shadow.report import METADATA_KEY
+from shadow.summary import Summary, read_summary
+
+LISTED = 400  # skipped tensors of a pair that are named one by one
+SCORES = 500  # of a pair
+
+
+@dataclass(frozen=True)
+class Told:
+    """One pair on the page. where is its folder below the one that was asked for; data is JSON for page.js.
+
+    skipped are the tensors that were not measured, LISTED at most; scores are rows of benchmark, group, metric, base,
+    tuned and gain.
+    """
+
+    number: int
+    where: str
+    summary: Summary
+    provenance: Mapping[str, Any]
+    scores: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
+    data: Markup
+
+    @property
+    def name(self) -> str:
+        return f"{self.summary.family} {self.summary.pair}"
+
+    @property
+    def failed(self) -> list[str]:
+        """The gates that it does not pass, by name."""
+        return [gate["name"] for gate in self.summary.gates if not gate["passed"]]
+
+    def overview(self) -> dict[str, Any]:
+        """What the charts of several pairs need of this one."""
+        figures, intervals = self.summary.figures, self.summary.intervals
+        return {
+            "pair": self.number,
+            "name": self.name,
+            "failed": self.failed,
+            "label": self.summary.label,
+            "concentration": short(figures["concentration"]),
+            "interval": _shorter(intervals.get("concentration")),
+            "relative_norm": short(figures["relative_norm_overall"]),
+            "norm_interval": _shorter(intervals.get("relative_norm_overall")),
+            "matrices": figures["matrices"],
+            "scores": self.scores,
+        }
+
+    def origins(self) -> list[tuple[str, str]]:
+        """Where the numbers come from, as titles and texts."""
+        return [(title, text) for title, text in _origins(self.where, self.provenance) if text]
+
+
+def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
+    """Read a finished report for a page of so many pairs. Raises ShadowError when it cannot be read."""
+    summary, provenance = read_summary(folder)
+    matrices = pq.read_table(folder / "matrices.parquet")
+    tensors = pq.read_table(folder / "tensors.parquet").to_pandas()
+    metadata = matrices.schema.metadata[METADATA_KEY]
+    rows = matrices.to_pandas()
+    cells = cell_table(rows, tensors)
+    keys = cell_keys(cells)
+    deltas = rows[rows["subject"] == "delta"]
+    edges = {key: edge for key, edge in zip(cell_keys(deltas), deltas["null_edge"], strict=True) if edge > 0}
+    curves = len(rows.drop_duplicates([*PLACE, "subject"]))
+    place = {key: index for index, key in enumerate(keys)}
+    spectra = thinned_spectra(folder / "spectra.parquet", place, edges, points_for(curves * pairs), metadata)
+    told = summary.as_json()
+    drawn = {
+        "name": f"{summary.family} {summary.pair}",
+        **drawn_cells(rows, tensors, cells, pairs),
+        "spectra": spectra,
+        "overall": {
+            "concentration": short(summary.figures["concentration"]),
+            "interval": _shorter(summary.intervals.get("concentration")),
+        },
+        "components": _rounded(told["components"]),
+        "modules_table": _rounded(told["modules"]),
+        "depth": _rounded(told["depth"]),
+    }
+    return Told(number, where, summary, provenance, read_scores(folder), _skipped(tensors), script_json(drawn))
+
+
+def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | None:
+    return None if bounds is None else [short(bound) for bound in bounds]
+
+
+def _rounded(value: Any) -> Any:
+    """A row of the summary with its numbers shortened."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(one) for one in value]
+    return short(value) if isinstance(value, float) else value
+
+
+def _skipped(tensors: pd.DataFrame) -> list[dict[str, Any]]:
+    """The skipped tensors in the order of the file, with what is null as None."""
+    rows = tensors[tensors["status"] == "skipped"]
+    wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
+    named = rows.sort_values("reason", kind="stable")[wanted].head(LISTED)
+    return [
+        {key: value if key == "shape" or not pd.isna(value) else None for key, value in row.items()}
+        for row in named.assign(shape=[" × ".join(map(str, shape)) for shape in named["shape"]]).to_dict("records")
+    ]
+
+
+def read_scores(folder: Path) -> list[dict[str, Any]]:
+    """The scores in summary.json: rows of benchmark, group, metric, base, tuned, gain; what is none is passed over."""
+    try:
+        found = json.loads((folder / "summary.json").read_bytes()).get("scores")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return []
+    rows = found if isinstance(found, list) else []
+    scores = [_score(row) for row in rows[:SCORES] if isinstance(row, dict)]
+    return [score for score in scores if score is not None]
+
+
+def _score(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    texts = {key: str(row.get(key) or "") for key in ("benchmark", "group", "metric")}
+    numbers = {key: _finite(row.get(key)) for key in ("base", "tuned", "gain")}
+    if numbers["gain"] is None and numbers["base"] is not None and numbers["tuned"] is not None:
+        numbers["gain"] = numbers["tuned"] - numbers["base"]
+    return {**texts, **numbers} if texts["benchmark"] else None
+
+
+def _finite(value: Any) -> float | None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def _origins(where: str, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    settings, libraries = provenance["settings"], provenance.get("libraries") or {}
+    method, chosen = settings["method"], settings.get("chosen") or {}
+    filters = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in chosen.items() if values)
+    seconds = provenance.get("seconds")
+    return [
+        *((f"{side} {key}", str(provenance[side].get(key) or "")) for side in ("base", "tuned")
+          for key in ("repo", "commit", "fingerprint")),
+        ("relation", str(settings.get("relation", ""))),
+        ("report", where),
+        ("shadow", f"{provenance['version']}, schema {provenance['schema']}"),
+        ("precision", str(method["precision"])),
+        ("sampled nulls", f"{method['nulls']} sign flips, seed {method.get('seed')}" if method.get("nulls") else "none"),
+        ("only", filters),
+        ("computed in", str(provenance.get("compute_dtype") or "")),
+        ("on", str(provenance.get("device") or "")),
+        ("with", ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))),
+        ("started", str(provenance.get("started") or "")),
+        ("took", "" if seconds is None else f"{seconds:.1f} s"),
+    ]  # fmt: skip
+
+
+__all__ = ["LISTED", "SUBJECTS", "Told", "read_pair", "read_scores"]
