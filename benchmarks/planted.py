@@ -1,11 +1,13 @@
-"""Held against the truth: planted deltas, planted depth, and how often intervals hold a known figure.
+"""Held against the truth: planted deltas, subspaces and depth, and how often intervals hold a known figure.
 
     python benchmarks/planted.py            # writes docs/planted.md, some minutes
     python benchmarks/planted.py --quick    # prints a small version of it
 
 Matrices: D = relative norm x (rank-k part with a share of the energy + Gaussian noise) on a Gaussian base, stored in
-F32, F16 or BF16; the truth is what NumPy finds in D before the sum is stored. Depth: two checkpoints of eight layers
-whose deltas have given energies, audited as a whole. Intervals: layers drawn from distributions whose figure is known.
+F32, F16 or BF16; the truth is what NumPy finds in D before the sum is stored. Subspaces: a base of given singular
+values, and D given by its coefficients in the base's singular vectors, so that the truth has a closed form. Depth: two
+checkpoints of eight layers whose deltas have given energies, audited as a whole. Intervals: layers drawn from
+distributions whose figure is known.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +31,17 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from shadow.bootstrap import UNEVEN, Statistic, corrected_tails, draws, expanded_tail, medians
+from shadow.bootstrap import (
+    DRAWS,
+    FEWEST,
+    UNEVEN,
+    Statistic,
+    corrected_tails,
+    cut,
+    draws,
+    expanded_tail,
+    medians,
+)
 from shadow.delta import Method, extent, measure_pair, working_dtype
 from shadow.footprint import MARGIN, ROUNDING
 from shadow.pairing import Filter
@@ -38,6 +50,7 @@ from shadow.run import Settings, run_pair
 from shadow.shards import FLOATS
 from shadow.spectrum import Workspace
 from shadow.spread import Sum, depth_entropy, depth_gini, ratio
+from shadow.subspace import BASE_VECTORS, INTRUDERS, SIMILAR, SUBSPACE
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "planted.md"
 COMMAND = "python benchmarks/planted.py"
@@ -86,12 +99,16 @@ def plant(dtype: str, norm: float, rank: int, share: float, shape: tuple[int, in
         D += math.sqrt(share / rank) * left @ right.T
     D *= norm * float(base.double().norm()) / np.linalg.norm(D)
     tuned = (base.double() + torch.from_numpy(D)).to(stored)
+    return Planted(dtype, norm, rank, share, truth(D, base.double().numpy()), measured(base, tuned, dtype))
+
+
+def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, float]:
+    """The columns of the delta of two stored matrices; nothing where they are equal."""
     size = extent(base, tuned, working_dtype(dtype), Workspace())
     if size.delta == 0:
-        return Planted(dtype, norm, rank, share, truth(D, base.double().numpy()), {})
+        return {}
     values = measure_pair(base, tuned, (dtype, dtype), size, Method(), "planted", Workspace())[2].values
-    found = {name: value for name, value in values.items() if value is not None}
-    return Planted(dtype, norm, rank, share, truth(D, base.double().numpy()), found)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def truth(D: Array, base: Array) -> dict[str, float]:
@@ -124,6 +141,129 @@ def planted(
 def floor_of(found: Iterable[Planted]) -> float:
     """The floor_ratio from which on every plant is recovered."""
     return max((one.found.get("floor_ratio", 0.0) for one in found if not one.recovered), default=0.0)
+
+
+# ---------------------------------------------------------------------------------------------------- subspaces
+
+SIDE = min(SHAPE)
+APART = np.r_[np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)]  # sigma of the base: a gap of a half
+CLOSE = np.r_[np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)]  # a gap of 3e-5
+SIZES = {"F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8), "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3)}
+COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders", "subspace_gap_base",
+           "subspace_gap_tuned")  # fmt: skip
+TOLERANCE = {"overlap": 0.01, "subspace": 0.01, "alignment": 0.1, "intruders": 0.0}  # alignment: of it, at least of 1
+ANGLE = 0.1  # of it
+NEW = slice(200, 204)  # directions of the base that are none of its leading BASE_VECTORS
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """One planted delta whose subspaces are known; angle is that by which the leading left vectors turn, in degrees."""
+
+    plant: str
+    dtype: str
+    norm: float
+    angle: float
+    true: dict[str, float]
+    found: dict[str, float]
+
+    @property
+    def seen_angle(self) -> float:
+        """The angle that overlap_left stands for."""
+        return math.degrees(math.asin(math.sqrt(1 - self.found["overlap_left"])))
+
+    def holds(self, column: str) -> bool:
+        unit = max(1.0, self.true[column]) if column.startswith("alignment") else 1.0
+        off = abs(self.found[column] - self.true[column])
+        return off <= TOLERANCE[column.partition("_")[0]] * unit
+
+    @property
+    def angle_holds(self) -> bool:
+        return not self.angle or abs(self.seen_angle - self.angle) <= ANGLE * self.angle
+
+    @property
+    def has_gap(self) -> bool:
+        return bool(self.true["subspace_gap_base"] > TOLERANCE["subspace"])
+
+
+Coefficients = tuple[Array, float, dict[str, float]]  # of D in the base's vectors (SIDE, SIDE); the angle; what is true
+
+
+def along(where: slice, sigma: Array, size: float) -> Coefficients:
+    """D lies along some of the base's own singular directions and lengthens each of them by as much."""
+    longer = np.zeros(SIDE)
+    longer[where] = size / math.sqrt(len(longer[where]))
+    order = np.argsort(-(sigma + longer), kind="stable")
+    after = (sigma + longer)[order]
+    overlap = float(np.mean(order[:SUBSPACE] < SUBSPACE))
+    true = {
+        "overlap_left": overlap,
+        "overlap_right": overlap,
+        "intruders": float(np.sum(order[:INTRUDERS] >= BASE_VECTORS)),
+        "subspace_gap_tuned": 1 - after[SUBSPACE] / after[SUBSPACE - 1],
+    }
+    return np.diag(longer), 0.0, true
+
+
+def turned(sigma: Array, size: float) -> Coefficients:
+    """Each of the leading left vectors turns towards one far from them, all by one angle; no right vector does."""
+    these, others = np.arange(SUBSPACE), np.arange(SUBSPACE) + NEW.start
+    angle = 2 * math.asin(size / np.linalg.norm(sigma[[*these, *others]]) / 2)
+    turn = np.eye(SIDE)
+    turn[these, these] = turn[others, others] = math.cos(angle)
+    turn[others, these], turn[these, others] = math.sin(angle), -math.sin(angle)
+    true = {
+        "overlap_left": math.cos(angle) ** 2,
+        "overlap_right": 1.0,
+        "intruders": float(INTRUDERS) if math.cos(angle) <= SIMILAR else 0.0,
+        "subspace_gap_tuned": 1 - sigma[SUBSPACE] / sigma[SUBSPACE - 1],
+    }
+    return (turn - np.eye(SIDE)) * sigma, math.degrees(angle), true
+
+
+SUBSPACES: dict[str, tuple[Array, Callable[[Array, float], Coefficients]]] = {
+    "inside": (APART, partial(along, slice(SUBSPACE))),
+    "outside": (APART, partial(along, slice(-100, None))),
+    "turned": (APART, turned),
+    "four new": (APART, partial(along, NEW)),
+    "outside, no gap": (CLOSE, partial(along, slice(-100, None))),
+}
+
+
+@cache
+def vectors() -> tuple[Array, Array]:
+    """Orthonormal columns: left (384, 384) and right (640, 384)."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((side, SIDE)))[0] for side in SHAPE)
+    return left, right
+
+
+def subspaces_before(plant: str, norm: float) -> tuple[Array, Array, float, dict[str, float]]:
+    """(base, D, angle, the columns' true values) of a plant, before anything is stored."""
+    sigma, change = SUBSPACES[plant]
+    left, right = vectors()
+    C, angle, true = change(sigma, norm * float(np.linalg.norm(sigma)))
+    energy = C**2 / (C**2).sum()
+    true |= {
+        "subspace_gap_base": 1 - sigma[SUBSPACE] / sigma[SUBSPACE - 1],
+        "alignment_left": float(energy[:SUBSPACE].sum()) * SHAPE[0] / SUBSPACE,
+        "alignment_right": float(energy[:, :SUBSPACE].sum()) * SHAPE[1] / SUBSPACE,
+    }
+    return (left * sigma) @ right.T, left @ C @ right.T, angle, true
+
+
+@threadpool_limits.wrap(limits=1)
+def plant_subspaces(plant: str, dtype: str, norm: float) -> Subspaces:
+    """Plant a delta whose subspaces are known, store both sides, measure."""
+    W, D, angle, true = subspaces_before(plant, norm)
+    stored = getattr(torch, FLOATS[dtype].torch_name)
+    base = torch.from_numpy(W).to(stored)
+    tuned = (base.double() + torch.from_numpy(D)).to(stored)
+    return Subspaces(plant, dtype, norm, angle, true, measured(base, tuned, dtype))
+
+
+def planted_subspaces(sizes: dict[str, tuple[float, ...]] = SIZES) -> list[Subspaces]:
+    return [plant_subspaces(one, dtype, norm) for one in SUBSPACES for dtype in sizes for norm in sizes[dtype]]
 
 
 # ---------------------------------------------------------------------------------------------------- depth
@@ -201,18 +341,19 @@ def audited(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> di
 # ---------------------------------------------------------------------------------------------------- intervals
 
 KINDS = ("percentile", "BCa", "expanded", "expanded BCa")
+LAYER_COUNTS, REPEATS = (4, 5, 6, 8, 16, 32, 64), 1000
 
 
 def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
     """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are those of the tool."""
     values, tail = statistic(draws((layers,))), expanded_tail(layers)
-    levels = {
-        "percentile": (0.025, 0.975),
+    tails = {
+        "percentile": (0.025, 0.025),
         "BCa": corrected_tails(statistic, values, layers, 0.025),
-        "expanded": (tail, 1 - tail),
+        "expanded": (tail, tail),
         "expanded BCa": corrected_tails(statistic, values, layers, tail),
     }
-    return {kind: tuple(np.quantile(values, level)) for kind, level in levels.items()}
+    return {kind: cut(values, own) for kind, own in tails.items()}
 
 
 @dataclass(frozen=True)
@@ -324,6 +465,47 @@ def rows_part(found: Sequence[Planted]) -> str:
     return table(["times its rounding", "n", *(f"`{name}`" for name in ROWS)], rows)
 
 
+def subspaces_part(found: Sequence[Subspaces]) -> str:
+    forms = {"overlap": "{:.3f}", "subspace": "{:.3f}", "alignment": "{:.2f}", "intruders": "{:.0f}"}
+    rows = []
+    for one in found:
+        row = [one.plant, one.dtype, f"{one.norm:g}", f"{one.found['floor_ratio']:.2g}"]
+        angle = f"{one.seen_angle:.2g}° ({one.angle:.2g}°)" + ("" if one.angle_holds else " ✗")
+        row.append(angle if one.angle else "")
+        for column in COLUMNS:
+            seen, true = map(forms[column.partition("_")[0]].format, (one.found[column], one.true[column]))
+            row.append(f"{seen} ({true})" + ("" if one.holds(column) else " ✗"))
+        rows.append(row)
+    return table(["D", "stored", "norm", "times its rounding", "left turn", *(f"`{name}`" for name in COLUMNS)], rows)
+
+
+def subspaces_floor(found: Sequence[Subspaces]) -> str:
+    """What of the subspaces is recovered, in words."""
+    gapped = [one for one in found if one.has_gap]
+    turns = [one for one in gapped if one.angle]
+    gapless = [one for one in found if not one.has_gap and one.dtype == "BF16"]
+
+    def least(holds: Callable[[Subspaces], bool], plants: Sequence[Subspaces] = gapped) -> float:
+        """The size above the rounding down to which every plant holds."""
+        worst = max((one.found["floor_ratio"] for one in plants if not holds(one)), default=0.0)
+        return min(one.found["floor_ratio"] for one in plants if one.found["floor_ratio"] > worst)
+
+    def all_hold(kinds: tuple[str, ...]) -> Callable[[Subspaces], bool]:
+        return lambda one: all(one.holds(column) for column in COLUMNS if column.startswith(kinds))
+
+    return f"""**Floor.** Where the base has a gap, alignments are recovered down to a change of
+        {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in either format, the
+        angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g} times. Below, the measured delta is more
+        and more rounding, which lies evenly in all directions: alignments go to 1, whatever was planted, and a turn
+        comes out too small. Overlaps, gaps and intruders are recovered down to
+        {least(all_hold(("overlap", "subspace", "intruders"))):.2g} times, the smallest change of all: rounding is far
+        smaller than this gap, and turns nothing by itself. Where the gap is
+        {gapless[0].true["subspace_gap_base"]:.0e}, it does. Stored in BF16, a subspace that did not turn then has an
+        overlap down to {min(one.found["overlap_left"] for one in gapless):.2f} at any size of the change, and up to
+        {max(one.found["intruders"] for one in gapless):.0f} intruder where there is none; stored in F32 it is still
+        recovered. Overlaps and intruders are to be read with the gaps beside them."""
+
+
 def depth_part(cases: Iterable[tuple[str, str, float]]) -> str:
     rows = []
     for profile, dtype, norm in cases:
@@ -348,7 +530,11 @@ def paragraph(text: str) -> str:
 
 
 def document(
-    found: Sequence[Planted], depths: Iterable[tuple[str, str, float]], layers: Sequence[int], repeats: int
+    found: Sequence[Planted],
+    subspaces: Sequence[Subspaces],
+    depths: Iterable[tuple[str, str, float]],
+    layers: Sequence[int],
+    repeats: int,
 ) -> str:
     """The page: what was planted, what was found, and what follows from it."""
     parts = [
@@ -371,6 +557,17 @@ def document(
         rows_part(found),
         """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as they are resolved: no
         label rests on it.""",
+        "## Planted subspaces",
+        f"""The base, {SHAPE[0]} x {SHAPE[1]}, has random singular vectors and given singular values: {SUBSPACE} from 3
+        down to 2, the others from 1 to 0.1. D is given by what it does to them, so that every column follows from the
+        plan alone: *inside* lengthens the leading {SUBSPACE} directions, *outside* the last 100, *four new* four from
+        the middle, which pass the leading ones as soon as they are long enough; *turned* turns the leading left vectors
+        by one angle towards others from the middle, and no right vector. *No gap*: the first {2 * SUBSPACE} singular
+        values lie between 2.002 and 2. The sum is stored in F32 or BF16. Each cell: measured (true); ✗: an overlap or a
+        gap is off by more than {TOLERANCE["overlap"]}, an alignment by {100 * TOLERANCE["alignment"]:.0f} % of it or of
+        1, the angle that `overlap_left` stands for by {100 * ANGLE:.0f} %, or the intruders are others.""",
+        subspaces_part(subspaces),
+        subspaces_floor(subspaces),
         "## Planted depth",
         f"""Two checkpoints of {LAYERS} layers, audited as a whole: the energy of the layers follows a profile,
         attention has {100 * ATTENTION_SHARE:.0f} % of it in each, {TOKENS} of {VOCABULARY} tokens change, and all
@@ -381,7 +578,8 @@ def document(
         distribution whose figure is known: seven matrices a layer with an offset each for medians, log-normal energies
         for the rest (mild: sigma 0.3, strong: 0.8). **Bold** is what the tool uses. Even the whole range of n layers
         holds a median only 100 (1 - 2^(1-n)) times in a hundred, 75 of 3, 88 of 4, 94 of 5: that is the level that a
-        summary states for so few.""",
+        summary and a comparison state for so few, and below {FEWEST} there is none. Up to 5 layers every possible draw
+        is taken, above {DRAWS:,} random ones.""",
         coverage_part(layers, repeats),
         f"""Plain percentiles and BCa are too narrow for medians of few layers. Entropy and Gini of few layers come out
         too even in every draw, whatever the interval: there is none below {UNEVEN} layers, and above it the interval
@@ -395,11 +593,13 @@ def main(quick: Annotated[bool, typer.Option(help="A small version, printed.")] 
     """Plant, measure, and write docs/planted.md."""
     if quick:
         found = planted((1e-2, 1e-3), ("BF16",), PLANTS[:3])
-        sys.stdout.write(document(found, [("even", "F32", 1e-2)], (4, 16), 50))
+        subspaces = planted_subspaces({"F32": (0.25,), "BF16": (0.25, 3e-3)})
+        sys.stdout.write(document(found, subspaces, [("even", "F32", 1e-2)], (4, 16), 50))
         return
     depths = [(profile, dtype, norm) for profile in PROFILES for dtype, norm in (("F32", 1e-2), ("BF16", 1e-2))]
     DOCUMENT.parent.mkdir(exist_ok=True)
-    DOCUMENT.write_text(document(planted(), depths, (4, 6, 8, 16, 32, 64), 1000), encoding="utf-8")
+    text = document(planted(), planted_subspaces(), depths, LAYER_COUNTS, REPEATS)
+    DOCUMENT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

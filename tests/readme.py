@@ -28,8 +28,15 @@ from shadow.diagnostics import (
     Column,
 )
 from shadow.footprint import GATES
+from shadow.lab.design import SCALES
+from shadow.lab.findings import contrast, main_runs
+from shadow.lab.page import estimate, rates_table
+from shadow.lab.page import table as markdown_table
+from shadow.lab.results import read
+from shadow.reference import calibration
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 SCHEMA = README.parent / "registry" / "schema.json"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
@@ -82,6 +89,24 @@ def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
     return out.getvalue().rstrip()
 
 
+def lab() -> str:
+    """The lab's main differences in concentration, by scale, from the tables in docs/lab."""
+    runs = read(ROOT / "docs" / "lab")["runs"]
+    pairs = {
+        "B - C": "narrow against broad data",
+        "D - A": "repetition against the control",
+        "C - A": "broad data against the original mixture",
+    }
+    rows = []
+    for scale in SCALES:
+        own = main_runs(runs, scale)
+        bases = own["base"].nunique()
+        for name, what in pairs.items() if bases else ():
+            found = contrast(own, name[0], name[-1])
+            rows.append([f"{scale}, {bases} base{'s' if bases > 1 else ''}: {name}, {what}", estimate(found, "+.3f")])
+    return markdown_table(["", "difference in concentration"], rows)
+
+
 def gates() -> str:
     """A Markdown table of the gates."""
     return "\n".join(["| gate | passes when |", "|---|---|", *(f"| {name} | {text} |" for name, text in GATES.items())])
@@ -101,6 +126,8 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "comparison": lambda: table(COMPARISON, formulas=False),
     "residual": lambda: table(RESIDUAL),
     "gates": gates,
+    "lab": lab,
+    "errors": lambda: rates_table(calibration().rates),
     "figures": lambda: table(FIGURES),
 }
 

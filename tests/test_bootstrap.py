@@ -1,13 +1,28 @@
-"""Intervals over layers: against resampling by hand, against SciPy, and what they must not depend on."""
+"""Intervals and tests over layers: against resampling by hand, against SciPy, and what they must not depend on."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from shadow import bootstrap
-from shadow.bootstrap import blocks_of, draws, expanded_tail, interval, interval_of_median, medians
+from shadow.bootstrap import (
+    DRAWS,
+    Blocks,
+    blocks_of,
+    cut,
+    draws,
+    expanded_tail,
+    interval,
+    interval_of_median,
+    medians,
+    sign_flip_p,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -18,6 +33,13 @@ def table(layers, modules, components=("language",)):
     places += [("language", np.nan)] * 2
     values = RNG.standard_normal(len(places)) + np.array([0 if np.isnan(layer) else layer for _, layer in places]) / 4
     return values, [c for c, _ in places], [layer for _, layer in places]
+
+
+def by_layer(values):
+    """Values (layers, cells) flat, with their blocks: one component, nothing outside its layers."""
+    values = np.asarray(values, float)
+    codes = np.repeat(np.arange(len(values)), values.shape[1])
+    return values.ravel(), Blocks(codes, np.zeros(len(values), dtype=np.intp))
 
 
 @pytest.mark.parametrize("components", [("language",), ("vision", "language")])
@@ -34,14 +56,56 @@ def test_medians_are_those_of_the_repeated_rows(components, modules):
 
 
 def test_layers_are_drawn_within_their_component():
-    """Each draw has as many layers of each component as there are; what is outside them is always in."""
+    """Blocks know how many layers each component has; what is outside them is in every draw."""
     _, names, layers = table(5, 3, ("vision", "language"))
     blocks = blocks_of(names, layers)
-    counts = draws(blocks.sizes)
     assert blocks.sizes == (5, 5)
-    assert (counts[:, :5].sum(1) == 5).all()
-    assert (counts[:, 5:].sum(1) == 5).all()
     assert (blocks.codes[-2:] == -1).all()
+
+
+@pytest.mark.parametrize("sizes", [(2, 3), (5, 5), (1, 8), (3, 3)])
+def test_components_keep_their_numbers_of_layers(sizes):
+    """Every draw has as many layers of each component as there are, each layer of a component equally often."""
+    counts = draws(sizes)
+    assert len(counts) == {(2, 3): 2**2 * 3**3, (3, 3): 27**2}.get(sizes, DRAWS)
+    assert (counts[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
+    assert (counts[:, sizes[0] :].sum(axis=1) == sizes[1]).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
+
+
+@pytest.mark.parametrize("layers", [4, 5])
+def test_few_layers_are_drawn_in_every_way(layers):
+    """The medians are those of NumPy over every ordered draw of layers, and the bounds are their whole range."""
+    values = np.random.default_rng(1).normal(size=(layers, 3))
+    expected = [np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)]
+    flat, blocks = by_layer(values)
+    found = medians(flat, blocks.codes, draws((layers,)))
+    np.testing.assert_array_equal(np.sort(found), np.sort(expected))
+    assert interval_of_median(flat, blocks).bounds == (
+        np.median(values, axis=1).min(),
+        np.median(values, axis=1).max(),
+    )
+
+
+def test_the_interval_is_numpys_over_the_same_draws():
+    """12 layers with unequal numbers of matrices: quantiles of medians that NumPy takes, draw by draw."""
+    rng = np.random.default_rng(2)
+    groups = [rng.normal(0.1, 0.2, size=1 + layer % 4) for layer in range(12)]
+    codes = np.repeat(np.arange(12), [len(group) for group in groups])
+    found = sorted(
+        np.median(np.concatenate([groups[i] for i in np.repeat(np.arange(12), count)])) for count in draws((12,))
+    )
+    out = int(stats.norm.cdf(np.sqrt(12 / 11) * stats.t.ppf(0.025, 11)) * DRAWS)
+    own = interval_of_median(np.concatenate(groups), blocks_of(["language"] * len(codes), codes))
+    assert (own.bounds, own.level) == ((found[out], found[DRAWS - 1 - out]), 0.95)
+
+
+def test_what_is_cut_off_leaves_values():
+    """20 and 10 % of ten values: two below, one above; shares that leave nothing leave the last one."""
+    values = np.arange(10.0)[::-1]
+    assert cut(values, (0.2, 0.1)) == (2, 8)
+    assert cut(values, (0.19, 0.0)) == (1, 9)
+    assert cut(values, (0.0, 1.0)) == (0, 0)
 
 
 @pytest.mark.parametrize("layers", [16, 40])
@@ -94,19 +158,35 @@ def test_the_order_of_rows_does_not_matter():
     assert one.bounds[0] < np.median(values) < one.bounds[1]
 
 
-def test_few_layers_claim_less_and_two_claim_nothing():
-    """Of n draws the whole range holds the median with probability 1 - 2^(1-n); two give no interval."""
+def test_few_layers_claim_less_and_three_claim_nothing():
+    """Of n draws the whole range holds the median with probability 1 - 2^(1-n); three give no interval."""
     found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}
-    assert [found[n].bounds for n in (0, 1, 2)] == [None] * 3
-    assert found[1].reason == "only 1 layer, an interval takes 3"
+    assert [found[n].bounds for n in (0, 1, 2, 3)] == [None] * 4
+    assert found[1].reason == "only 1 layer, an interval takes 4"
+    assert found[3].reason == "only 3 layers, an interval takes 4"
     assert found[0].reason == "outside the layers"
-    assert [found[n].level for n in (3, 4, 5, 6, 40)] == [0.75, 0.875, 0.9375, 0.95, 0.95]
+    assert [found[n].level for n in (3, 4, 5, 6, 40)] == [None, 0.875, 0.9375, 0.95, 0.95]
     assert [found[n].layers for n in found] == list(found)
 
 
 def _with_blocks(layers):
     values, names, places = table(layers, 3)
     return values, blocks_of(names, places)
+
+
+@pytest.mark.parametrize(("sizes", "level"), [((1, 1, 1, 1), None), ((3, 1), None), ((2, 2), None), ((4, 1), 0.875),
+                                              ((3, 2), 0.875), ((30, 1), 0.95)])  # fmt: skip
+def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
+    """Draws cannot change it: four components of one layer have one draw, and so no interval, not one of no width."""
+    names = [f"component {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    places = [layer for size in sizes for layer in range(size)]
+    found = interval_of_median(RNG.standard_normal(len(names)), blocks_of(names, places))
+    assert (found.layers, found.level) == (sum(sizes), level)
+    if level is None:
+        assert found.bounds is None
+        assert found.reason == f"only 4 layers in {len(sizes)} components, an interval takes {3 + len(sizes)}"
+    else:
+        assert found.bounds[0] < found.bounds[1]
 
 
 def test_missing_values_take_their_layers_away():
@@ -136,4 +216,89 @@ def test_a_table_of_many_experts_takes_no_time():
     blocks = blocks_of(names, layers)
     found = interval_of_median(values, blocks)
     assert found.bounds[0] < np.median(values) < found.bounds[1]
-    assert len(bootstrap.draws(blocks.sizes)) == bootstrap.DRAWS
+    assert len(draws(blocks.sizes)) == DRAWS
+
+
+def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
+    """0.1 in every matrix of 6 layers: the bounds are 0.1, and 2 of 64 sign patterns are as far from 0."""
+    assert interval_of_median(*by_layer(np.full((6, 3), 0.1))).bounds == (0.1, 0.1)
+    assert sign_flip_p(np.full(6, 0.1)) == 2 / 64
+    assert sign_flip_p(np.full(4, -0.1)) == 2 / 16
+    assert sign_flip_p(np.zeros(5)) == 1.0
+    assert sign_flip_p(np.zeros(0)) is None
+
+
+@pytest.mark.parametrize("layers", [5, 9, 13])
+def test_p_is_scipys_exact_permutation_test(layers):
+    """Sign flips of paired samples, every pattern: scipy.stats.permutation_test of permutation_type `samples`."""
+    for shift in (0.0, 0.5):
+        values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
+        exact = stats.permutation_test(
+            (values, np.zeros(layers)), lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples",
+            vectorized=True, n_resamples=np.inf,
+        )  # fmt: skip
+        assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)
+
+
+def test_p_of_many_layers_is_near_the_exact_one():
+    """30 layers, random flips: within sampling error of the normal limit; and never 0."""
+    values = np.random.default_rng(3).normal(0.3, 1.0, size=30)
+    z = abs(values.sum()) / np.sqrt((values**2).sum())
+    assert sign_flip_p(values) == pytest.approx(2 * stats.norm.sf(z), abs=0.02)
+    assert sign_flip_p(np.ones(30)) == 1 / 10_000
+
+
+tables = hnp.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 8), st.integers(1, 4)),
+    elements=st.floats(-8, 8, allow_subnormal=False, width=32),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables, st.randoms(use_true_random=False))
+def test_signs_orders_and_scales_carry_over(values, random):
+    """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice the interval."""
+    flat, blocks = by_layer(values)
+    found = interval_of_median(flat, blocks)
+    per_layer = np.median(values, axis=1)
+    assert sign_flip_p(per_layer) == sign_flip_p(-per_layer) == sign_flip_p(per_layer[::-1])
+    order = list(range(len(flat)))
+    random.shuffle(order)
+    assert interval_of_median(flat[order], Blocks(blocks.codes[order], blocks.strata)) == found
+    if found.bounds is None:
+        assert len(values) < 4
+        return
+    low, high = found.bounds
+    assert interval_of_median(-flat, blocks).bounds == (-high, -low)
+    assert interval_of_median(2 * flat, blocks).bounds == (2 * low, 2 * high)
+    assert flat.min() <= low <= high <= flat.max()
+    assert 2.0 ** (1 - len(values)) <= sign_flip_p(per_layer) <= 1
+
+
+def outside(sizes, pairs, seed=0):
+    """Of so many simulated pairs without a difference, the shares whose interval leaves out 0 and whose p is < 0.05.
+
+    A matrix differs by a part of its layer, noise, and a part of its module, of which as many are up as down.
+    """
+    rng, layers = np.random.default_rng(seed), sum(sizes)
+    strata = np.repeat(np.arange(len(sizes)), sizes)
+    excluded = significant = 0
+    for _ in range(pairs):
+        values = rng.normal(size=(layers, 1)) + rng.normal(size=(layers, 7)) + np.linspace(-1, 1, 7)
+        blocks = Blocks(np.repeat(np.arange(layers), 7), strata)
+        excluded += interval_of_median(values.ravel(), blocks).excludes_zero
+        significant += sign_flip_p(np.median(values, axis=1)) < 0.05
+    return excluded / pairs, significant / pairs
+
+
+@pytest.mark.parametrize(
+    ("sizes", "nominal"), [((4,), 0.125), ((6,), 0.05), ((16,), 0.05), ((4, 1), 0.125), ((4, 4), 0.05), ((12, 8), 0.05)]
+)
+def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(sizes, nominal):
+    """The interval leaves out 0 in about 1 - its confidence of cases, and p < 0.05 in no more than 5 %."""
+    pairs = 250
+    excluded, significant = outside(sizes, pairs)
+    spread_of_rate = 3 * np.sqrt(nominal * (1 - nominal) / pairs)
+    assert excluded == pytest.approx(nominal, abs=spread_of_rate)
+    assert significant <= 0.05 + spread_of_rate

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import models
 import pandas as pd
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from shadow.architecture import name_rules
 from shadow.delta import Method
 from shadow.pairing import Filter
-from shadow.registry import find_pairs, load_families
+from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+from shadow.render import _component_table, _module_table, _modules_apart, _plan_modules
 from shadow.run import Settings, run_pair
+
+SHADOW = Path(sys.executable).parent / "shadow"
 
 
 def tiny_llava(folder):
@@ -97,3 +109,79 @@ def test_the_report_says_where_each_part_came_from(audited):
     assert " vision=/" in base["repo"]
     assert base["commit"] is None
     assert len(base["fingerprint"]) == 64
+
+
+@pytest.fixture(scope="module")
+def tuned_whole(audited):
+    """The reports of two models tuned from the LLaVA, in every component."""
+    folder, *_ = audited
+    reports = []
+    for seed in (1, 2):
+        tuned = models.perturbed(folder / "llava", folder / f"tuned-{seed}", seed=seed)
+        pair = given_pair(*(parse_reference(str(side)) for side in (folder / "llava", tuned)))
+        reports.append(run_pair(pair, Settings(Method(), Filter()), folder / "out").folder)
+    return folder, reports
+
+
+@pytest.mark.parametrize("columns", [None, "80", "120"])
+def test_tables_of_three_components_fit_a_pipe(tuned_whole, columns):
+    """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns if none are told."""
+    folder, reports = tuned_whole
+    kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    env = {**kept, "PYTHONIOENCODING": "utf-8", **({"COLUMNS": columns} if columns else {})}
+    commands = {
+        ("show", reports[0]): (
+            "By component",
+            "By module",
+            "vision",
+            "projector.0",
+            "rel. norm",
+            "null PR",
+            "mlp.down",
+        ),
+        ("compare", *reports): ("By module", "vision", "projector.0", "st. rank", "top-4", "mlp.down"),
+        ("plan", "--base", folder / "llava", "--tuned", folder / "tuned-1"): ("projector.0", "patch_embed", "32 x 24"),
+    }
+    for command, words in commands.items():
+        done = subprocess.run([SHADOW, *command], capture_output=True, encoding="utf-8", env=env)
+        assert done.returncode == 0, done.stderr
+        assert max(map(len, done.stdout.splitlines())) <= int(columns or 80)
+        assert "…" not in done.stdout
+        assert "\x1b" not in done.stdout
+        for word in words:
+            assert word in done.stdout, (command[0], word)
+
+
+def drawn(table, width):
+    console = Console(width=width, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 81, 90, 99, 100, 110, 120, 140, 180])
+def test_the_longest_names_and_figures_are_not_cut(width):
+    """Every module and component there is, with counts and figures as long as they get: nothing is cut off."""
+    figures = {
+        "matrices": 18_432, "identical": 18_432, "relative_norm": 0.0123, "energy_share": 0.0123, "spikes": 1024.0,
+        "concentration": -0.12, "participation_ratio": 1024.0, "null_participation_ratio": 2222.0, "spike_energy": 0.12,
+        "effective_rank_shift": -12.123, "stable_rank": 1024.0, "effective_rank": 2222.0, "top4_energy": -0.123,
+        "participation_ratio_over_null": -6.0, "concentration_first": -0.12, "concentration_second": -0.12,
+        "layers": (0, 127), "shapes": [(151_936, 8192), (152_064, 8192), (1536, 8960)],
+        "intervals": {"concentration": (-0.12, 0.34)},
+    }  # fmt: skip
+    rules = name_rules()
+    rows = [{**figures, "component": one, "module": module} for one in rules.components for module in rules.modules]
+    apart = SimpleNamespace(first="A", second="B", modules=[{**row, "stable_rank": -6.0} for row in rows])
+    texts = {
+        "component": drawn(_component_table(rows[:: len(rules.modules)], width), width),
+        "module": drawn(_module_table(rows, width), width),
+        "apart": drawn(_modules_apart(apart, width), width),
+        "plan": drawn(_plan_modules(rows), width),
+    }
+    for name, text in texts.items():
+        assert "…" not in text, (name, text[:400])
+        assert max(map(len, text.splitlines())) <= width
+    assert "null PR" in texts["module"]
+    assert "st. rank" in texts["apart"]
+    assert texts["module"].count("linear_attn.conv_q") == len(rules.components)
+    assert texts["plan"].count("18,432") == len(rows)

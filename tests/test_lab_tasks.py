@@ -1,25 +1,26 @@
-"""The lab's tasks have the answers, the breadth and the arrays that they claim, and the demo trains."""
+"""The lab's tasks have the answers, the breadth and the arrays that they claim."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
-from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from rich.console import Console
-from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
-from shadow.lab import demo, tasks
-from shadow.lab.tasks import BROAD, FORMATS, HELD_OUT, NARROW, ORIGINAL, SKILLS, Cell, Format, Mixture, Sample
+from shadow.lab import tasks
+from shadow.lab.tasks import LARGE, SMALL, UNSEEN_FORMATS, Cell, Format, Mixture, Sample, World
 
-MIXTURES = (ORIGINAL, NARROW, BROAD, HELD_OUT)
+SKILLS, FORMATS = LARGE.skills, LARGE.formats
+WORLDS = {"large": LARGE, "small": SMALL}
+NAMES = (
+    "original", "core", "narrow", "broad", "held_out", "unseen", "familiar", "new_narrow", "new_broad", "new_formats",
+)  # fmt: skip
+MIXTURES = [
+    pytest.param(getattr(world, name), id=f"{which}-{name}") for which, world in WORLDS.items() for name in NAMES
+]
+BROAD, HELD_OUT, NARROW, ORIGINAL = LARGE.broad, LARGE.held_out, LARGE.narrow, LARGE.original
 
 
 def by_counting(symbols: str) -> str:
@@ -97,25 +98,25 @@ def test_only_copying_copies() -> None:
         assert sum(skill.solve(given) == given for given in inputs) < 80, skill.name
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", FORMATS + UNSEEN_FORMATS, ids=lambda form: form.name)
 def test_a_prompt_can_be_read_back_in_one_way(form: Format) -> None:
     """A prompt gives back its skill and its input, and no other format could have written it."""
     rng = Random(3)
     for skill in SKILLS:
         given = skill.draw(rng)
         prompt = form.template.format(skill=skill.name, input=given)
-        readings = [read for other in FORMATS if (read := read_back(other, prompt))]
+        readings = [read for other in FORMATS + UNSEEN_FORMATS if (read := read_back(other, prompt))]
         assert readings == [(skill.name, given)]
 
 
-@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: mixture.name)
+@pytest.mark.parametrize("mixture", MIXTURES)
 def test_samples_depend_on_the_seed_alone(mixture: Mixture) -> None:
     """The same seed draws the same samples, another seed others."""
     assert draw(mixture, 50) == draw(mixture, 50)
     assert draw(mixture, 50) != draw(mixture, 50, seed=1)
 
 
-@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda mixture: mixture.name)
+@pytest.mark.parametrize("mixture", MIXTURES)
 def test_weights_are_shares(mixture: Mixture) -> None:
     """A mixture has different cells and a positive weight for each; the weights add up to 1."""
     assert len(set(mixture.cells)) == len(mixture.cells) == len(mixture.weights)
@@ -123,19 +124,64 @@ def test_weights_are_shares(mixture: Mixture) -> None:
     assert sum(mixture.weights) == pytest.approx(1)
 
 
-def test_broad_and_held_out_cells_are_all_cells() -> None:
-    """176 + 16 = 24 x 8: a held-out cell is in no mixture, but its skill and its format are met elsewhere."""
-    assert (len(BROAD.cells), len(HELD_OUT.cells)) == (176, 16)
-    assert {*BROAD.cells, *HELD_OUT.cells} == {Cell(skill, form) for skill in SKILLS for form in FORMATS}
-    assert {cell.skill for cell in BROAD.cells} == set(SKILLS)
-    assert {cell.format for cell in BROAD.cells} == set(FORMATS)
+@pytest.mark.parametrize(("world", "broad", "held_out"), [(LARGE, 176, 16), (SMALL, 69, 11)])
+def test_broad_and_held_out_cells_are_all_cells(world: World, broad: int, held_out: int) -> None:
+    """A held-out cell is in no other mixture, but its skill and its format are met elsewhere."""
+    assert (len(world.broad.cells), len(world.held_out.cells)) == (broad, held_out)
+    assert {*world.broad.cells, *world.held_out.cells} == {
+        Cell(s, form) for s in world.skills for form in world.formats
+    }
+    assert {cell.skill for cell in world.broad.cells} == set(world.skills)
+    assert {cell.format for cell in world.broad.cells} == set(world.formats)
+    for name in NAMES:
+        if name not in ("held_out", "unseen"):
+            cells = set(getattr(world, name).cells)
+            assert not cells & {*world.held_out.cells, *world.unseen.cells}, name
+    assert not {cell.format for cell in world.unseen.cells} & set(world.formats)
 
 
-def test_the_base_has_met_what_it_is_tuned_on() -> None:
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_a_warm_base_has_met_what_it_is_tuned_on(world: World) -> None:
     """Narrow and broad cells are all in the original mixture, so neither of them is new to a base."""
-    assert set(NARROW.cells) < set(BROAD.cells) == set(ORIGINAL.cells)
-    assert len(NARROW.cells) == 3
-    assert len({cell.format for cell in NARROW.cells}) == 1
+    assert set(world.narrow.cells) < set(world.broad.cells) == set(world.original.cells)
+    for narrow in (world.narrow, world.familiar, world.new_narrow):
+        assert len(narrow.cells) == 3
+        assert len({cell.format for cell in narrow.cells}) == 1
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_a_cold_base_has_met_nothing_of_the_novel_data(world: World) -> None:
+    """No tail skill, no tail format: new_narrow and new_broad are as new to it as each other."""
+    skills, forms = ({getattr(cell, part) for cell in world.core.cells} for part in ("skill", "format"))
+    for mixture in (world.new_narrow, world.new_broad):
+        assert not {cell.skill for cell in mixture.cells} & skills
+        assert not {cell.format for cell in mixture.cells} & forms
+
+
+def test_blending_adds_weights() -> None:
+    """A cell of both has share w1 + (1 - share) w2, by hand; the order of the arguments is that of the share."""
+    first, second = Mixture("first", BROAD.cells[:2], (0.5, 0.5)), Mixture("second", BROAD.cells[1:3], (0.1, 0.9))
+    found = tasks.blended("both", first, 0.6, second)
+    weights = dict(zip(found.cells, found.weights, strict=True))
+    assert [weights[cell] for cell in BROAD.cells[:3]] == pytest.approx([0.3, 0.3 + 0.04, 0.36])
+
+
+def test_a_pool_is_drawn_again_and_again() -> None:
+    """Of 10,000 samples with share 0.2 and a pool of 200, about 2,000 come from the pool, each about ten times."""
+    stream = tasks.partly_repeated(ORIGINAL, 200, 0.2, Random(3))
+    drawn = list(islice(stream, 10_000))
+    pool = list(islice(ORIGINAL.samples(Random(3)), 200))
+    counts = Counter((sample.prompt, sample.answer) for sample in drawn)
+    fresh = Counter((s.prompt, s.answer) for s in islice(ORIGINAL.samples(Random(4)), 10_000))
+    repeated = [counts[sample.prompt, sample.answer] - fresh[sample.prompt, sample.answer] for sample in pool]
+    assert sum(repeated) == pytest.approx(2_000, rel=0.15)
+    assert np.median(repeated) == pytest.approx(10, abs=2)
+
+
+def test_all_of_it_repeated_is_the_pool() -> None:
+    """With share 1 nothing else is ever seen."""
+    pool = list(islice(BROAD.samples(Random(6)), 20))
+    assert set(islice(tasks.partly_repeated(BROAD, 20, 1.0, Random(6)), 500)) == set(pool)
 
 
 def test_the_original_mixture_is_mostly_core() -> None:
@@ -173,7 +219,7 @@ def test_packed_rows_hold_whole_samples_in_order() -> None:
 
 def test_packed_rows_waste_little() -> None:
     """A row is left early only if the next sample does not fit: over 75 % of the tokens are text."""
-    for mixture in MIXTURES:
+    for mixture in (getattr(world, name) for world in WORLDS.values() for name in NAMES):
         rows = tasks.packed_rows(mixture.samples(Random(5)), rows=64, width=128)
         characters = sum(len(text(row).rstrip(tasks.END)) + 1 for row in rows.tokens)
         assert characters / rows.tokens.size > 0.75
@@ -182,111 +228,7 @@ def test_packed_rows_waste_little() -> None:
 def test_single_rows_hold_one_sample_each() -> None:
     """Every sample fits into half a training row, and only its answer and its end have labels."""
     samples = draw(BROAD, 2_000) + draw(HELD_OUT, 500)
-    rows = tasks.single_rows(samples, demo.WIDTH // 2)
+    rows = tasks.single_rows(samples, 64)
     for sample, tokens, labels in zip(samples, rows.tokens, rows.labels, strict=True):
         assert text(tokens).rstrip(tasks.END) == sample.prompt + sample.answer
         assert text(labels[labels != tasks.IGNORED]) == sample.answer + tasks.END
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    """It peaks once, after a twentieth of the steps, and ends at a tenth of the peak."""
-    shares = [demo.learning_rate_share(step, 300) for step in range(300)]
-    assert shares.index(1.0) == 14
-    assert shares[:15] == sorted(shares[:15])
-    assert shares[15:] == sorted(shares[15:], reverse=True)
-    assert shares[-1] == pytest.approx(0.1, abs=1e-4)
-    assert demo.learning_rate_share(0, 1) == 1.0
-
-
-class Oracle:
-    """Stands in for a model: it knows the token that comes next, save at the places that `wrong` picks."""
-
-    def __init__(self, wrong: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.wrong = wrong
-
-    def train(self, mode: bool) -> None:
-        assert not mode
-
-    def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
-        following = input_ids.roll(-1, dims=1)
-        answers = torch.where(self.wrong(input_ids), (following + 1) % 96, following)
-        return SimpleNamespace(logits=torch.nn.functional.one_hot(answers, 96).float())
-
-
-def test_accuracy_counts_whole_answers() -> None:
-    """An answer is right when each of its tokens and its end are; the prompt does not matter."""
-    end = tasks.ALPHABET.index(tasks.END)
-    never = Oracle(lambda tokens: torch.zeros_like(tokens, dtype=torch.bool))
-    in_prompt = Oracle(lambda tokens: torch.arange(tokens.shape[1]).expand_as(tokens) < 3)
-    at_ends = Oracle(lambda tokens: tokens.roll(-1, dims=1) == end)
-    assert demo.accuracy(never, NARROW, seed=0) == 1.0  # type: ignore[arg-type]
-    assert demo.accuracy(in_prompt, NARROW, seed=0) == 1.0  # type: ignore[arg-type]
-    assert demo.accuracy(at_ends, NARROW, seed=0) == 0.0  # type: ignore[arg-type]
-
-
-def test_training_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From ln 96 nats, which is to know nothing, the loss falls by a nat within 20 small steps."""
-    monkeypatch.setattr(demo, "ROWS", 4)
-    recipe = demo.Recipe(steps=20, learning_rate=2e-3, weight_decay=0.0)
-    losses = list(demo.train(demo.new_model(0), NARROW, recipe, seed=0))
-    assert len(losses) == 20
-    assert losses[0] == pytest.approx(np.log(96), abs=0.3)
-    assert losses[-1] < losses[0] - 1
-
-
-def test_a_curve_has_at_most_twenty_points() -> None:
-    """Each is a mean over as many steps; few steps are their own curve."""
-    assert demo.curve([float(step) for step in range(100)]) == [2.0 + 5 * point for point in range(20)]
-    assert demo.curve([3.0, 1.0]) == [3.0, 1.0]
-
-
-@pytest.fixture
-def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "PROBE_SAMPLES", 8)
-
-
-def files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-def tiny(out: Path) -> Path:
-    recipe = demo.Recipe(steps=2, learning_rate=1e-3, weight_decay=0.0)
-    demo.make(out, 0, recipe, recipe, Console(quiet=True))
-    return out
-
-
-@pytest.mark.usefixtures("few_samples")
-def test_the_demo_writes_three_loadable_checkpoints(tmp_path: Path) -> None:
-    """Two files each, bf16, below 5 MB in all; every matrix of a continuation differs from the base's."""
-    tiny(tmp_path)
-    names = ("base", "narrow", "broad")
-    written = {str(path.relative_to(tmp_path)): path.stat().st_size for path in files(tmp_path)}
-    checkpoints = {f"{name}/{file}" for name in names for file in ("config.json", "model.safetensors")}
-    assert written.keys() == checkpoints | {"training.json"}
-    assert sum(written.values()) < 5_000_000
-    weights = {}
-    for name in names:
-        with safe_open(tmp_path / name / "model.safetensors", framework="pt") as file:
-            weights[name] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    assert {tensor.dtype for tensor in weights["base"].values()} == {torch.bfloat16}
-    assert "lm_head.weight" in weights["base"]
-    for name in ("narrow", "broad"):
-        for key, tensor in weights[name].items():
-            assert tensor.ndim != 2 or not torch.equal(tensor, weights["base"][key]), key
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "narrow")
-    assert model.config.model_type == "llama"
-    training = json.loads((tmp_path / "training.json").read_text())
-    assert {name: training["models"][name]["mixture"] for name in names} == {
-        "base": "original",
-        "narrow": "narrow",
-        "broad": "broad",
-    }
-    assert training["models"]["narrow"]["tokens"] == training["models"]["broad"]["tokens"] == 2 * 16 * 128
-
-
-@pytest.mark.usefixtures("few_samples")
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    """On one machine and with one number of threads, all of what is written repeats to the last bit."""
-    first, second = tiny(tmp_path / "first"), tiny(tmp_path / "second")
-    for path in files(first):
-        assert path.read_bytes() == (second / path.relative_to(first)).read_bytes(), path.name

@@ -1,16 +1,16 @@
-"""How far a figure would move had other layers been looked at: a bootstrap that draws whole layers.
+"""What the layers of one report can say of a figure: intervals by a bootstrap over layers, p by flips of their signs.
 
-Matrices of one layer are not independent of each other, so layers (blocks) are drawn with replacement and each brings
-all its matrices; components keep their numbers of layers, and what lies outside the layers (an embedding, a head) is
-in every draw, as a model has one of it. An interval speaks of layers: not of other training runs, other seeds or other
-models.
+Matrices of one layer are trained together, so layers (blocks) are drawn, and flipped, whole. Layers are drawn with
+replacement and each brings all its matrices; components keep their numbers of layers, and what lies outside the layers
+(an embedding, a head) is in every draw, as a model has one of it. All of this speaks of layers: not of other training
+runs, other seeds or other models.
 
-Medians, shares and ratios get the expanded percentile interval (Hesterberg 2015, The American Statistician 69, 371):
-the percentiles are those that a t interval of as many layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since
-plain percentiles and BCa are too narrow for few layers. Figures of how uneven layers are come out too even in every
-draw, so they get BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/planted.md holds the
-coverage of each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n), so few layers lower
-the level that an interval may claim.
+Medians, shares, ratios and paired differences get the expanded percentile interval (Hesterberg 2015, The American
+Statistician 69, 371): the percentiles are those that a t interval of as many layers would need,
+Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles and BCa are too narrow for few layers. Figures of how
+uneven layers are come out too even in every draw, so they get BCa (Efron 1987) with these percentiles, and none below
+UNEVEN layers. docs/planted.md holds the coverage of each. Even the whole range of n draws holds a median only with
+probability 1 - 2^(1-n), so few layers lower the level that an interval may claim.
 
 `scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile, draws anew for every
 figure, and is a second's import; a test holds these intervals against its own.
@@ -18,6 +18,8 @@ figure, and is a second's import; a test holds these intervals against its own.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,9 +29,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 LEVEL = 0.95
-DRAWS = 2000
+DRAWS = 10_000  # of layers; where there are no more ways than that to draw them (up to 5 layers), every one is taken
+FLIPS, ALL_FLIPS = 9_999, 13  # of signs; up to 13 layers every pattern (2^13) is taken
 SEED = 0
-FEWEST = 3  # layers without which there is no interval
+FEWEST = 4  # layers without which there is no interval: of 3, even their whole range holds a median only 3 times in 4
 UNEVEN = 16  # the same for figures of how uneven layers are: for 8, such intervals held the truth 70-80 times in 100
 
 Counts = NDArray[np.int32]  # (draws, layers): how often each draw took each layer
@@ -73,6 +76,11 @@ class Blocks:
         """Layers of each component that has any."""
         return tuple(int(count) for count in np.unique(self.strata, return_counts=True)[1])
 
+    @property
+    def free(self) -> int:
+        """How many layers of a single component leave as much to chance: the only layer of one is in every draw."""
+        return self.layers - max(0, len(self.sizes) - 1)
+
     def where(self, kept: NDArray[np.bool_]) -> Blocks:
         """The same for some of the rows; layers that lose all their rows are gone."""
         codes = self.codes[kept]
@@ -106,42 +114,66 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
 
     unevenness: the figure says how uneven layers are.
     """
-    n, fewest = blocks.layers, UNEVEN if unevenness else FEWEST
+    n, fewest = blocks.free, UNEVEN if unevenness else FEWEST
     if n < fewest:
-        what = f"only {n} layer{'' if n == 1 else 's'}, an interval takes {fewest}" if n else "outside the layers"
-        return Interval(None, n, None, what)
+        return Interval(None, blocks.layers, None, _too_few(blocks, fewest))
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
-        return Interval(None, n, None, "not defined for every choice of layers")
+        return Interval(None, blocks.layers, None, "not defined for every choice of layers")
     tail = expanded_tail(n)
-    tails = corrected_tails(statistic, values, n, tail) if unevenness else (tail, 1.0 - tail)
-    low, high = np.quantile(values, tails)
-    return Interval((float(low), float(high)), n, min(LEVEL, 1.0 - 2.0 ** (1 - n)))
+    tails = corrected_tails(statistic, values, blocks.layers, tail) if unevenness else (tail, tail)
+    return Interval(cut(values, tails), blocks.layers, min(LEVEL, 1.0 - 2.0 ** (1 - n)))
+
+
+def _too_few(blocks: Blocks, fewest: int) -> str:
+    layers, components = blocks.layers, len(blocks.sizes)
+    if not layers:
+        return "outside the layers"
+    among = f" in {components} components" if components > 1 else ""
+    return f"only {layers} layer{'' if layers == 1 else 's'}{among}, an interval takes {fewest + components - 1}"
+
+
+def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float, float]:
+    """The least and the largest of values without the given share at each end, rounded down.
+
+    No value between two is made up, so that -values has the same bounds to the last bit, negated.
+    """
+    ordered, most = np.sort(values), len(values) - 1
+    below, above = (min(int(tail * len(values)), most) for tail in tails)
+    return float(ordered[below]), float(ordered[most - above])
 
 
 def corrected_tails(statistic: Statistic, values: NDArray[np.float64], n: int, tail: float) -> tuple[float, float]:
-    """The two probabilities of BCa, from the bias of the draws and the skewness of the jackknife over layers."""
+    """The shares that BCa cuts off at each end, from the bias of the draws and the jackknife's skewness over layers."""
     figure = statistic(np.ones((1, n), dtype=np.int32))[0]
     without = statistic(1 - np.eye(n, dtype=np.int32))
     off = without.mean() - without
     spread = float((off**2).sum())
     skewness = float((off**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
     below = (np.mean(values < figure) + np.mean(values <= figure)) / 2
-    bias = ndtri(np.clip(below, 1 / DRAWS, 1 - 1 / DRAWS))
+    bias = ndtri(np.clip(below, 1 / len(values), 1 - 1 / len(values)))
     low, high = (bias + z for z in (ndtri(tail), -ndtri(tail)))
     first, last = (float(ndtr(bias + z / (1 - skewness * z))) for z in (low, high))
-    return (first, last) if first < last else (tail, 1.0 - tail)
+    return (first, 1.0 - last) if first < last else (tail, tail)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def draws(sizes: tuple[int, ...]) -> Counts:
-    """Which layers each draw takes, (DRAWS, sum of sizes): with replacement, within components of these sizes.
+    """Which layers each draw takes, (draws, sum of sizes): with replacement, within components of these sizes.
 
-    The same for every figure over the same layers, so that figures can be compared draw by draw.
+    Every ordered draw where there are no more than DRAWS of them, else DRAWS random ones of a fixed seed. The same for
+    every figure over the same layers, so that figures can be compared draw by draw.
     """
-    generator = np.random.default_rng(SEED)
-    parts = [generator.multinomial(size, np.full(size, 1.0 / size), size=DRAWS) for size in sizes]
-    counts = np.concatenate(parts, axis=1).astype(np.int32)
+    if math.prod(size**size for size in sizes) <= DRAWS:
+        ends = list(itertools.accumulate(sizes, initial=0))
+        own = [range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)]
+        every = np.array(list(itertools.product(*own)), dtype=np.intp)
+        counts = np.zeros(every.shape, dtype=np.int32)
+        np.add.at(counts, (np.arange(len(every))[:, None], every), 1)
+    else:
+        generator = np.random.default_rng(SEED)
+        parts = [generator.multinomial(size, np.full(size, 1.0 / size), size=DRAWS) for size in sizes]
+        counts = np.concatenate(parts, axis=1).astype(np.int32)
     counts.flags.writeable = False
     return counts
 
@@ -179,3 +211,23 @@ def _value_of_rank(
         enough = np.einsum("ij,ij->i", weights, below[middle]) >= rank
         low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
     return ascending[low - 1]
+
+
+def sign_flip_p(per_layer: NDArray[np.float64]) -> float | None:
+    """Two-sided p of the mean of per_layer (L,): the share of sign patterns whose mean is as far from 0.
+
+    Every pattern for L <= ALL_FLIPS, so that p is at least 2^(1 - L); else FLIPS random ones of a fixed seed beside
+    the observed one. Null for L = 0. If there is no difference, each layer's sign is a toss.
+
+    Source: Fisher 1935, The Design of Experiments; scipy.stats.permutation_test with permutation_type="samples".
+    """
+    count = len(per_layer)
+    if not count:
+        return None
+    sizes = np.sort(np.abs(per_layer))  # so that p depends neither on the order of layers nor on which report is first
+    observed = abs(per_layer.sum()) * (1 - 1e-12)  # sums of one pattern differ by rounding
+    if count <= ALL_FLIPS:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))
+        return float(np.mean(np.abs(signs @ sizes) >= observed))
+    drawn = np.random.default_rng(SEED).integers(0, 2, (FLIPS, count))
+    return float((1 + np.sum(np.abs((1.0 - 2.0 * drawn) @ sizes) >= observed)) / (1 + FLIPS))

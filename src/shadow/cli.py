@@ -36,6 +36,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+lab_app = typer.Typer(
+    name="lab", help="Controlled interventions on tiny models, whose truth is known.", no_args_is_help=True
+)
+app.add_typer(lab_app)
+
 DEFAULT_OUTPUT = Path("reports")
 
 Targets = Annotated[
@@ -64,6 +69,18 @@ class PrecisionName(StrEnum):
     fast = "fast"
 
 
+class OptimizerName(StrEnum):
+    adamw = "adamw"
+    sgd = "sgd"
+    muon = "muon"
+
+
+class PresetName(StrEnum):
+    smoke = "smoke"
+    quick = "quick"
+    full = "full"
+
+
 class FetchName(StrEnum):
     auto = "auto"
     shards = "shards"
@@ -74,6 +91,12 @@ Component = Annotated[list[str] | None, typer.Option(help="Only this component; 
 Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
 Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
 Precision = Annotated[PrecisionName, typer.Option(help="How spectra are computed.")]
+OptimizerOption = Annotated[
+    OptimizerName | None,
+    typer.Option(
+        "--optimizer", help="What the tuned model was trained with, if you know: the label is held against it."
+    ),
+]
 Jobs = Annotated[int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
 FetchOption = Annotated[
@@ -118,6 +141,7 @@ def audit(
     ] = True,
     jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
+    optimizer: OptimizerOption = None,
     allow_pickle: Pickle = False,
     fetch: FetchOption = FetchName.auto,
     max_disk: MaxDisk = None,
@@ -137,7 +161,8 @@ def audit(
     from shadow.delta import Method
     from shadow.run import Settings
 
-    settings = Settings(Method(precision.value, nulls, seed, subspaces), chosen, spectra)
+    method = Method(precision.value, nulls, seed, subspaces)
+    settings = Settings(method, chosen, spectra, None if optimizer is None else optimizer.value)
     access = _access(allow_pickle, offline, fetch, max_disk)
     results: list[Result] = []
     failed = False
@@ -411,25 +436,68 @@ def _one_report(run: Path) -> Path:
 
 @app.command()
 def explain(
-    column: Annotated[str | None, typer.Argument(help="A column or figure of the report; none lists all.")] = None,
+    column: Annotated[
+        str | None, typer.Argument(help="A column or figure of the report, or `label`; none lists all.")
+    ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
     from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
-    from shadow.render import column_view, columns_view
+    from shadow.reference import calibration
+    from shadow.render import column_view, columns_view, label_view
 
     # of columns with one name, that of matrices.parquet is meant
     columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
+    if column == "label":
+        console.show(label_view(calibration()))
+        return
     if column not in columns:
-        close = difflib.get_close_matches(column, columns, n=1)
+        close = difflib.get_close_matches(column, [*columns, "label"], n=1)
         raise UsageError(
             f"no column {column!r}", f"did you mean {close[0]!r}?" if close else "`shadow explain` lists them"
         )
     console.show(column_view(columns[column]))
+
+
+@lab_app.command("run")
+def lab_run(
+    preset: Annotated[
+        PresetName, typer.Option(help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control.")
+    ] = PresetName.quick,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False)] = Path(
+        "lab"
+    ),
+    jobs: Annotated[
+        int, typer.Option(help="Processes of one thread; numbers do not depend on it.", min=1, max=256)
+    ] = 2,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Train tiny models on known data, audit every one, and say what the data left in their weights.
+
+    Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. Interrupted, the same command goes on.
+
+    Exit codes: 0 done, whatever was found; 1 could not; 2 wrong usage.
+    """
+    from shadow.lab.run import run
+    from shadow.lab.view import view
+
+    with console.steps(f"lab {preset.value}") as update:
+        try:
+            tables = run(
+                preset.value, output, jobs=jobs, show=lambda done: update(done.finished, done.total, done.what)
+            )
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+    if format is Format.json:
+        console.show_json({"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)})
+    else:
+        console.show(view(tables))
+    console.say(f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg")
 
 
 @app.command()

@@ -16,15 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from shadow import __version__
 from shadow.architecture import name_rules
-from shadow.bootstrap import LEVEL
+from shadow.bootstrap import LEVEL, blocks_of, interval_of_median, sign_flip_p
 from shadow.diagnostics import COMPARISON
 from shadow.errors import ShadowError
 from shadow.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.matching import PLACE, Relation, Report, match, read_report, relations, unmatched
-from shadow.resampling import Floats, Integers, interval, sign_flip_p
 
 Verdict = Literal[
     "more concentrated",
@@ -97,7 +97,7 @@ class Difference:
 
     cells are the matrices, the experts of one module and layer taken as one (their median), and layers how many layers
     they lie in. first and second are medians of the figure itself. difference is the median of the paired differences
-    on the figure's scale; low and high bound it at the confidence that is level (null below MIN_LAYERS layers).
+    on the figure's scale; low and high bound it at the confidence that is level, or are null and no_interval says why.
     p_within_pair is two-sided, of sign flips by layer, and says nothing of other runs. margin is on the same scale.
     All are null where no matrix has the figure.
     """
@@ -113,6 +113,7 @@ class Difference:
     low: float | None
     high: float | None
     level: float | None
+    no_interval: str | None
     p_within_pair: float | None
     margin: float | None
     verdict: Verdict | None
@@ -215,7 +216,7 @@ def compare(folders: Sequence[Path], *, margin: float = MARGIN, allow_different_
 
 def _with_differences(found: pd.DataFrame) -> pd.DataFrame:
     """Adds to matched deltas, for every figure, its two values (`name=1`, `name=2`) and their difference (`name`)."""
-    added: dict[str, Floats] = {}
+    added: dict[str, NDArray[np.float64]] = {}
     for figure in FIGURES:
         values = []
         for side in (1, 2):
@@ -246,10 +247,9 @@ def _cells(found: pd.DataFrame) -> pd.DataFrame:
 def difference(figure: Figure, cells: pd.DataFrame, margin: float) -> Difference:
     """The difference of one figure over cells that lie in layers; margin is that of concentration. See Difference."""
     known = cells[cells[figure.name].notna()]
-    values = known[figure.name].to_numpy(float)
     by_layer = known.groupby(["component", "layer"])
-    sizes = tuple(int(count) for count in known.groupby("component")["layer"].nunique())
-    low, high, level = interval(values, by_layer.ngroup().to_numpy().astype(np.int64), sizes)
+    found = interval_of_median(known[figure.name], blocks_of(known["component"].tolist(), known["layer"]))
+    low, high = found.bounds or (None, None)
     apart = number(known[figure.name].median())
     if figure.margin == "power":
         asked = number(margin * known["null"].median())
@@ -266,7 +266,8 @@ def difference(figure: Figure, cells: pd.DataFrame, margin: float) -> Difference
         difference=apart,
         low=low,
         high=high,
-        level=level,
+        level=found.level,
+        no_interval=found.reason,
         p_within_pair=sign_flip_p(by_layer[figure.name].median().to_numpy(float)),
         margin=asked,
         verdict=_figure_verdict(figure, apart, low, high, asked),
@@ -374,7 +375,7 @@ def _not_comparable(first: Report, second: Report, voting: pd.DataFrame) -> list
     return reasons
 
 
-def _ceiling(ranks: Integers) -> str:
+def _ceiling(ranks: NDArray[np.int64]) -> str:
     known = sorted({int(rank) for rank in ranks})
     words = ["of full rank" if rank < 0 else f"an adapter of rank {rank}" for rank in known[:2]]
     return " or ".join(words) + (" or more" if len(known) > 2 else "")
@@ -421,8 +422,8 @@ def _sentence(
     if verdict == "not distinguished":
         if own.difference is None:
             why = "no matrix in a layer has a concentration in both"
-        elif own.low is None:
-            why = f"{own.layers} layer{'s are' if own.layers != 1 else ' is'} too few for an interval"
+        elif own.no_interval:
+            why = own.no_interval
         else:
             why = f"0 lies in the interval of the difference in concentration ({size})"
         return f"{both} are not distinguished: {why}"

@@ -120,6 +120,26 @@ def progress(title: str) -> Iterator[Callable[[Progress], None]]:
         yield update
 
 
+@contextlib.contextmanager
+def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr of so many steps, with the last one's name. Silent when stderr is not a terminal."""
+    if not err.is_terminal:
+        yield lambda done, total, what: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def update(done: int, total: int, what: str) -> None:
+            told = f"{title}: {what}" if what else title
+            bar.update(task, completed=done, total=total, description=escape(visible(told)))
+
+        yield update
+
+
 def duration(seconds: float) -> str:
     """`4:07`, or `1:02:03` with hours."""
     minutes, rest = divmod(round(seconds), 60)

@@ -226,7 +226,8 @@ DELTA = (
         "alignment_left", "float", "energy of D in the base's leading output directions, in units of an even spread",
         "(norm(U_base^T D)_F^2 / norm(D)_F^2) / (k / rows)", "", "[0, rows / k]", _OF_BASE, "",
         "1 on average for a D without preferred directions, 0: D avoids them. Uneven rows of D or of W_base alone (outlier "
-        "channels) move it. Uncertain where subspace_gap_base is near 0.",
+        "channels) move it. Uncertain where subspace_gap_base is near 0. Goes to 1 where floor_ratio is below 4, as rounding "
+        "lies evenly (docs/planted.md).",
     ),
     Column(
         "alignment_right", "float", "energy of D in the base's leading input directions, in units of an even spread",
@@ -353,6 +354,11 @@ RESIDUAL = (
 _STACKED = "experts of a mixture are left out"
 
 FIGURES = (  # of summary.json, beside the medians of columns
+    Column(
+        "short_side", "float", "rows or columns, whichever are fewer, of the changed matrices inside layers, the median",
+        "", "", ">= 2", "no matrix inside a layer changed", "",
+        "Concentration grows with it, so a pair is held only against trainings of about its size.",
+    ),
     Column(
         "relative_norm_overall", "float", "relative norm of all changed matrices as one vector",
         "sqrt(sum norm(D)_F^2 / sum norm(W_base)_F^2)", "", ">= 0", "nothing changed",

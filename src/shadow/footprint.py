@@ -1,7 +1,8 @@
 """Rows and figures -> what may be said of a footprint: gates, evidence, one of five labels, and the claims ladder.
 
-The gates come first: a pair that fails one has figures, but they are not those of a training. No threshold for
-`concentrated` and `distributed` is calibrated yet, so a pair that passes stays without either word, and says so.
+The gates come first: a pair that fails one has figures, but they are not those of a training. Then its own null: what
+looks like noise of the same profile is `indeterminate`. Then the trainings of `shadow.reference`, of about the same
+size and with the same optimiser where it is known; where there are none, the label says so and stays without a word.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Literal
 import pandas as pd
 
 from shadow.bootstrap import Interval
+from shadow.reference import Calibration, Position, Trainings, calibration, position, runs, word
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
@@ -66,12 +68,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What may be said of a pair. claims: what was measured, what it is consistent with, what it does not show."""
+    """What may be said of a pair. claims: what was measured, what it is consistent with, what it does not show.
+
+    position: where it lies among the trainings of the reference; None where these have no matrices of about its size.
+    """
 
     label: Label
     reason: str
     evidence: tuple[Evidence, ...]
     claims: Mapping[str, list[str]]
+    position: Position | None
 
 
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
@@ -194,38 +200,57 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 
 def footprint(
-    found: Sequence[Gate], figures: Mapping[str, float | int | None], intervals: Mapping[str, Interval]
+    found: Sequence[Gate],
+    figures: Mapping[str, float | int | None],
+    intervals: Mapping[str, Interval],
+    optimizer: str | None = None,
 ) -> Footprint:
-    """The label and what it rests on. figures and intervals are those of the summary."""
-    evidence = tuple(_evidence(figures, intervals)) if figures["concentration"] is not None else ()
-    label, reason = _label(found, figures)
+    """The label and what it rests on. figures and intervals are those of the summary; optimizer is what a user said."""
+    concentration = figures["concentration"]
+    evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
+    shipped = calibration()
+    trainings = shipped.for_pair(figures["short_side"], optimizer)
+    given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped, optimizer))
     claims = {
         "measured": [
             "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
             "where the update lies, over layers and modules",
         ],
-        "consistent_with": _consistent_with(found, label, figures),
+        "consistent_with": _consistent_with(found, given, figures),
         "not_shown": [
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
             "figures as much as narrowness does",
             "what the model can or cannot do",
         ],
     }
-    return Footprint(label, reason, evidence, claims)
+    lies = None if trainings is None or concentration is None else position(concentration, trainings, runs())
+    return Footprint(given, reason, evidence, claims, lies)
 
 
-def _label(found: Sequence[Gate], figures: Mapping[str, float | int | None]) -> tuple[Label, str]:
-    if stopped := failed(found):
-        return "not assessable", "; ".join(gate.reason for gate in stopped)
+def label(
+    stopped: Sequence[str], figures: Mapping[str, float | int | None], trainings: Trainings | None, unlike: str
+) -> tuple[Label, str]:
+    """The label of figures and its reason. stopped: the reasons of the gates that failed; unlike: why no trainings."""
+    if stopped:
+        return "not assessable", "; ".join(stopped)
     concentration, spiked = figures["concentration"], figures["spiked"]
     if concentration is None or spiked is None:
         return "not assessable", "no matrix is large enough to compare with its null"
     if abs(concentration) <= MARGIN and spiked <= SPIKED:
         return "indeterminate", "the change looks like noise of the same profile: nothing tells it from rounding"
+    if trainings is None:
+        return "not assessable", f"every gate passed, but {unlike}; two models tuned from one base can be compared"
+    return word(figures, trainings)
+
+
+def _unlike(shipped: Calibration, optimizer: str | None) -> str:
+    """Why there are no trainings to hold a pair against."""
+    sides = " and ".join(str(side) for side in shipped.short_sides)
+    what = f" with {optimizer}" if optimizer else ""
+    if not sides:
+        return "no reference of known trainings is shipped"
     return (
-        "not assessable",
-        "every gate passed, but no reference of known trainings is shipped to call the change concentrated or "
-        "distributed by; two models tuned from one base can be compared",
+        f"the reference of known trainings{what} is of matrices of {sides} on the short side, which these are not near"
     )
 
 
@@ -261,13 +286,13 @@ CONSISTENT = {  # with a failed gate, by its name
 }
 
 
-def _consistent_with(found: Sequence[Gate], label: Label, figures: Mapping[str, float | int | None]) -> list[str]:
+def _consistent_with(found: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
     if stopped := failed(found):
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
     concentration = figures["concentration"]
     if concentration is None:
         return []
-    if label == "indeterminate":
+    if given == "indeterminate":
         return [
             "rounding or requantisation of the base, or noise added to it",
             "an optimiser that makes its updates orthogonal (Muon)",

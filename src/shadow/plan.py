@@ -90,7 +90,7 @@ def make_plan(
     places = _Places(whole, ranges, there, report, folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
-        ways.insert(0, (False, work))
+        ways.insert(0, (False, work.eager()))
     fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
     frees, chosen = next(fitting, ways[-1])
     problem = places.lacks(chosen, frees, access)

@@ -21,6 +21,7 @@ from shadow.diagnostics import NOTATION, Column
 
 if TYPE_CHECKING:
     from shadow.compare import Comparison, Contrast
+    from shadow.reference import Calibration
     from shadow.registry import Family, Pair
     from shadow.summary import Summary
 
@@ -44,6 +45,20 @@ REASONS = {
     "adapter": "parts of an adapter that are not applied",
     "unreadable": "announced by the index, found in no shard",
 }
+
+
+WORDS = {
+    "concentrated": "more concentrated than every broad training of the reference",
+    "distributed": "less concentrated than every narrow one",
+    "mixed": "where both lie, or its figures disagree",
+    "indeterminate": "like noise of its own profile: nothing tells it from rounding",
+    "not assessable": "a gate failed, or the reference has no trainings of about this size",
+}
+LABEL_RULE = (
+    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike energy must agree, "
+    "each beyond its own bound. The reference is of the pair's size, with its optimiser (--optimizer) or with all it "
+    "has. A word says where a spectrum lies, never what data did it: data new to the base look as narrow data do."
+)
 
 
 def summary_view(
@@ -117,7 +132,20 @@ def _headline(summary: Summary) -> RenderableType:
     rows.add_row(Text("gates", "dim"), told)
     reason = "" if stopped else f": {summary.label_reason}"
     rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(reason)))
+    if summary.reference and not stopped:
+        rows.add_row(Text("reference", "dim"), _reference_line(summary.reference))
     return rows
+
+
+def _reference_line(reference: Mapping[str, Any]) -> str:
+    """Where the concentration lies among known trainings."""
+    whose = f"with {reference['optimizer']}" if reference["optimizer"] else "with any optimiser"
+    nearest = reference["nearest"][0] if reference["nearest"] else None
+    told = (
+        f"above {100 * reference['narrow_below']:.0f} % of {reference['narrow']} trainings on narrow data and "
+        f"{100 * reference['broad_below']:.0f} % of {reference['broad']} on broad data, {whose}, of tiny decoders"
+    )
+    return told + (f"; nearest: {nearest['regime']}, {nearest['concentration']:.2f}" if nearest else "")
 
 
 def _size_line(summary: Summary) -> str:
@@ -228,20 +256,25 @@ def _share(value: float | int | None) -> str:
 Columns = list[tuple[str, list[str]]]  # of a table: heads and cells
 
 
-def _table(title: str, columns: Columns, wider: Sequence[tuple[int, str, list[str]]], width: int) -> RenderableType:
-    """A table of texts. wider are (place, head, cells) for as long as the terminal is wide enough, in that order."""
+def _table(
+    title: str, columns: Columns, wider: Sequence[tuple[int, str, list[str]]], width: int, gap: int = 3
+) -> RenderableType:
+    """A table of texts, with gap (2 or 3) between columns.
+
+    wider are (place, head, cells) for as long as the terminal is wide enough, in that order.
+    """
     columns = list(columns)
     for place, head, cells in wider:
-        if sum(3 + max(map(len, (name, *own))) for name, own in (*columns, (head, cells))) > width + 1:
+        if sum(gap + max(map(len, (name, *own))) for name, own in (*columns, (head, cells))) > width + gap - 2:
             break
         columns.insert(place, (head, cells))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, gap - 2))
     named = [name for name, _ in columns if name in ("component", "module")]
     for name, _ in columns:
         style = "cyan" if name == named[-1] else None
         table.add_column(name, justify="left" if name in named else "right", no_wrap=True, style=style)
     for row in zip(*(own for _, own in columns), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -271,11 +304,11 @@ def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> Renderabl
         ("n", [number(row["matrices"]) for row in modules]),
         ("rel. norm", [_share(row["relative_norm"]) for row in modules]),
         ("conc.", [fixed(row["concentration"]) for row in modules]),
-        ("PR", [number(row["participation_ratio"]) for row in modules]),
-        ("null PR", [number(row["null_participation_ratio"]) for row in modules]),
-        ("spikes", [number(row["spikes"]) for row in modules]),
     ]
     wider = [
+        (99, "PR", [number(row["participation_ratio"]) for row in modules]),
+        (99, "null PR", [number(row["null_participation_ratio"]) for row in modules]),
+        (99, "spikes", [number(row["spikes"]) for row in modules]),
         (4 + several, "interval", _intervals(modules)),
         (99, "energy", [_share(row["energy_share"]) for row in modules]),
         (99, "shift", [fixed(row["effective_rank_shift"], 3) for row in modules]),
@@ -490,21 +523,18 @@ MODULE_FIGURES = {  # columns of the table by module: name, title, scale
 
 
 def _modules_apart(contrast: Contrast, width: int) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
-    table.title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
-    several = len({row["component"] for row in contrast.modules}) > 1
-    figures = dict(list(MODULE_FIGURES.items())[: 3 if several and width < WIDE else None])
-    if several:
-        table.add_column("component", style="dim", no_wrap=True)
-    table.add_column("module", style="cyan", no_wrap=True)
-    for title in ("n", f"conc. {contrast.first}", contrast.second, *(title for title, _ in figures.values())):
-        table.add_column(title, justify="right", no_wrap=True)
-    for row in contrast.modules:
-        values = [fixed(row["concentration_first"]), fixed(row["concentration_second"])]
-        values += [_apart(row[name], scale) for name, (_, scale) in figures.items()]
-        place = [Text(visible(row[key])) for key in (["component"] if several else []) + ["module"]]
-        table.add_row(*place, f"{row['matrices']:,}", *values)
-    return table
+    rows = contrast.modules
+    several = len({row["component"] for row in rows}) > 1
+    columns = [
+        *([("component", [visible(row["component"]) for row in rows])] if several else []),
+        ("module", [visible(row["module"]) for row in rows]),
+        ("n", [f"{row['matrices']:,}" for row in rows]),
+        (f"conc. {contrast.first}", [fixed(row["concentration_first"]) for row in rows]),
+        (contrast.second, [fixed(row["concentration_second"]) for row in rows]),
+    ]
+    wider = [(99, title, [_apart(row[name], scale) for row in rows]) for name, (title, scale) in MODULE_FIGURES.items()]
+    title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
+    return _table(title, columns, wider, width, gap=2)
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
@@ -545,7 +575,7 @@ def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
     for name, (base, tuned) in plan["config_differs"].items():
         sides.add_row(Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned")))
     parts: list[RenderableType] = [Rule(title, align="left", style="dim"), sides, ""]
-    parts += [_plan_modules(plan["modules"], width), ""]
+    parts += [_plan_modules(plan["modules"]), ""]
     if plan["skipped"]:
         parts += [_skipped(plan["skipped"], width), ""]
     return Group(*parts, _plan_costs(plan))
@@ -558,13 +588,13 @@ def _plan_side(side: Mapping[str, Any]) -> str:
     return visible(f"{side['repo']}{commit}{access}: {shards}, {decimal(side['bytes'])}, {', '.join(side['dtypes'])}")
 
 
-def _plan_modules(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+def _plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = Table(title="To be measured", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component", style="dim", no_wrap=True)
     table.add_column("module", style="cyan", no_wrap=True)
-    table.add_column("n", justify="right")
-    table.add_column("layers", justify="right")
-    table.add_column("rows x cols", overflow="ellipsis", no_wrap=width < 100)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("layers", justify="right", no_wrap=True)
+    table.add_column("rows x cols")
     for row in modules:
         shapes = ", ".join(f"{rows} x {cols}" for rows, cols in row["shapes"][:2])
         more = f" and {len(row['shapes']) - 2} more" if len(row["shapes"]) > 2 else ""
@@ -692,3 +722,40 @@ def column_view(column: Column) -> RenderableType:
     if column.formula:
         parts.append(Padding(Text(NOTATION, "dim"), (1, 0, 0, 2)))
     return Group(*parts)
+
+
+def _figures_table(*heads: str) -> Table:
+    """A table of text, then numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    return table
+
+
+def label_view(shipped: Calibration) -> RenderableType:
+    """`explain label`: the five words, the bounds behind them, and how often they err."""
+    words = Table.grid(padding=(0, 2))
+    for word, text in WORDS.items():
+        words.add_row(Text(word, "bold"), Text(text))
+    bounds = _figures_table("short side, optimiser", "narrow", "broad", "concentrated above", "distributed below")
+    for one in shipped.trainings:
+        own = one.bounds["concentration"]
+        bounds.add_row(
+            f"{one.short_side}, {one.optimizer or 'not told'}", str(one.narrow), str(one.broad),
+            fixed(own.concentrated, 3), fixed(own.distributed, 3),
+        )  # fmt: skip
+    rates = _figures_table("how often it errs", "cases", "bases", "95 %, of bases")
+    for rate in shipped.rates:
+        rates.add_row(
+            rate.what, f"{rate.errors} of {rate.cases}", f"{rate.affected} of {rate.bases}",
+            f"{rate.low:.2f} to {rate.high:.2f}",
+        )  # fmt: skip
+    made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
+    return Group(
+        Text.assemble(("label", "bold cyan"), "  what may be said of one pair, gates first"),
+        Padding(words, (1, 0, 1, 2)),
+        Text(LABEL_RULE, "dim"),
+        Padding(bounds, (1, 0)),
+        rates,
+        Padding(Text(f"Trainings of shadow lab, in registry/reference: {made}", "dim"), (1, 0, 0, 0)),
+    )

@@ -55,11 +55,15 @@ STRICT = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about an audit that its numbers or files depend on, except the two checkpoints."""
+    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
+
+    optimizer: what the tuned side was trained with, as the user says; the label alone depends on it.
+    """
 
     method: Method
     chosen: Filter
     spectra: bool = True
+    optimizer: str | None = None
 
 
 @dataclass(frozen=True)

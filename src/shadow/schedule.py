@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shadow.checkpoint import Checkpoint
 from shadow.pairing import MatrixPair, Side
@@ -47,9 +47,16 @@ class Schedule:
         ]
         return max(held, default=0)
 
+    def eager(self) -> Schedule:
+        """The same with every shard fetched as soon as the line is free: for when none is freed.
+
+        One large matrix then holds up nothing: waiting for it, the line idled for a quarter of a download.
+        """
+        return Schedule(self.steps, tuple(replace(visit, after=0) for visit in self.visits))
+
     def unhurried(self) -> Schedule:
         """The same without fetching ahead: less disk, and the work waits for every shard."""
-        return Schedule(self.steps, tuple(Visit(v.shard, v.first, v.last, v.first) for v in self.visits))
+        return Schedule(self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits))
 
 
 def _reached(visits: Sequence[Visit]) -> list[int]:

@@ -48,7 +48,8 @@ from shadow.spread import (
 
 MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
-    "stable_rank", "effective_rank", "effective_rank_shift", "spikes", "spike_energy", "cosine", "floor_ratio",
+    "stable_rank", "effective_rank", "effective_rank_shift", "top4_energy", "spikes", "spike_energy", "cosine",
+    "floor_ratio",
 )  # fmt: skip
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
@@ -58,7 +59,7 @@ INTERVALS = {
     "draws": DRAWS,
     "seed": SEED,
     "unit": "layer: each draw takes as many layers of each component as there are, with replacement, and all matrices "
-    "of each; what lies outside the layers is in every draw",
+    "of each; what lies outside the layers is in every draw; where there are no more ways to draw, each is taken once",
     "kind": "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers BCa with the "
     f"same percentiles, from {UNEVEN} layers",
     "weights": "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of energy, and "
@@ -76,7 +77,8 @@ class Summary:
     intervals has bounds over layers for figures that have any (null: no_interval says why), layers and interval_level
     are over how many layers, and the probability that they may claim; resampling says how they were made.
     components, modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
-    makes the figures doubtful. gates, evidence and claims are what label rests on.
+    makes the figures doubtful. gates, evidence and claims are what label rests on; reference is where the pair lies
+    among known trainings of about its size (null where there are none).
     """
 
     schema: int
@@ -101,6 +103,7 @@ class Summary:
     label: str
     label_reason: str
     evidence: list[dict[str, Any]]
+    reference: dict[str, Any] | None
     claims: Mapping[str, list[str]]
 
     def as_json(self) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
     found = gates(rows.deltas, rows.tensors)
-    told = footprint(found, figures, intervals)
+    told = footprint(found, figures, intervals, metadata["settings"].get("optimizer"))
     return Summary(
         schema=SCHEMA,
         family=metadata["family"],
@@ -180,6 +183,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         label=told.label,
         label_reason=told.reason,
         evidence=[asdict(one) for one in told.evidence],
+        reference=None if told.position is None else asdict(told.position),
         claims=told.claims,
     )
 
@@ -331,8 +335,10 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
     embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
     depth, depth_intervals = _depth_figures(rows, rows.main)
     residual, residual_intervals = _residual_figures(rows, rows.main)
+    inside = deltas[deltas["layer"].notna()]
     figures: Figures = {
         "matrices": len(deltas),
+        "short_side": _number(inside[["rows", "cols"]].min(axis=1).median()),
         "parameters": int(sizes.sum()),
         "parameters_measured": int(sizes[larger["status"] == "measured"].sum()),
         "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),

@@ -11,8 +11,9 @@ training was 0.43 and 0.29 on such bases, but 0.49 and 0.46 on bases that had me
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice, product
 from random import Random
 
 import numpy as np
@@ -102,6 +103,10 @@ def _word(rng: Random) -> str:
     return "".join(rng.choices(_LETTERS, k=rng.randint(3, 7)))
 
 
+def _short_word(rng: Random) -> str:
+    return "".join(rng.choices(_LETTERS, k=rng.randint(2, 5)))
+
+
 def _number(rng: Random) -> str:
     return str(rng.randint(100, 99_999))
 
@@ -177,8 +182,111 @@ TAIL_FORMATS = (
     Format("list", "[{input}].{skill} => "),
 )
 
-SKILLS = CORE_SKILLS + TAIL_SKILLS
-FORMATS = CORE_FORMATS + TAIL_FORMATS
+UNSEEN_FORMATS = (
+    Format("lisp", "({skill} {input}) ; "),
+    Format("letter", "Dear {skill}, {input} ... "),
+)
+"""In no mixture of any world: for measuring."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is to be learned: core skills and formats, which a base is made of, a tail, and a benchmark.
+
+    benchmark names the skills of the narrow data, which are asked in the first format of the tail.
+    """
+
+    core_skills: tuple[Skill, ...]
+    tail_skills: tuple[Skill, ...]
+    core_formats: tuple[Format, ...]
+    tail_formats: tuple[Format, ...]
+    benchmark: tuple[str, ...]
+
+    @property
+    def skills(self) -> tuple[Skill, ...]:
+        return self.core_skills + self.tail_skills
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        return self.core_formats + self.tail_formats
+
+    @cached_property
+    def held_out(self) -> Mixture:
+        """Cells that nothing is trained on, though their skills and formats are met elsewhere: for measuring.
+
+        Two of three skills, each in one tail format, and none of the benchmark.
+        """
+        places = ((place, skill) for place, skill in enumerate(self.skills) if place % 3 != 2)
+        cells = (Cell(skill, self.tail_formats[place % len(self.tail_formats)]) for place, skill in places)
+        return _uniform("held_out", tuple(cell for cell in cells if cell not in self.narrow.cells))
+
+    @cached_property
+    def unseen(self) -> Mixture:
+        """Every skill in formats that are in no other mixture: for measuring."""
+        return _uniform("unseen", _cells(self.skills, UNSEEN_FORMATS))
+
+    @cached_property
+    def core(self) -> Mixture:
+        """Core skills in core formats: all that a cold base has met."""
+        return _uniform("core", _cells(self.core_skills, self.core_formats))
+
+    @cached_property
+    def broad(self) -> Mixture:
+        """Coverage-expanding data (regime C): every cell but the held-out ones, alike."""
+        return self._trained("broad", self.skills, self.formats)
+
+    @cached_property
+    def original(self) -> Mixture:
+        """What a warm base is trained on: core cells mostly, and each broad cell at least rarely."""
+        return blended("original", self.core, CORE_SHARE, self.broad)
+
+    @cached_property
+    def narrow(self) -> Mixture:
+        """Benchmark-aligned data (regime B): few skills in one format of the tail."""
+        return _uniform("narrow", _cells(self._named(self.benchmark), self.tail_formats[:1]))
+
+    @cached_property
+    def familiar(self) -> Mixture:
+        """As many core skills as the benchmark has, in the first core format: as narrow, and nothing new."""
+        return _uniform("familiar", _cells(self.core_skills[: len(self.benchmark)], self.core_formats[:1]))
+
+    @cached_property
+    def new_narrow(self) -> Mixture:
+        """As many tail skills as the benchmark has, in its format: narrow, and new to a cold base."""
+        return self._trained("new_narrow", self.tail_skills, self.tail_formats[:1], len(self.benchmark))
+
+    @cached_property
+    def new_broad(self) -> Mixture:
+        """Every tail skill in every tail format: broad, and as new to a cold base as `new_narrow`."""
+        return self._trained("new_broad", self.tail_skills, self.tail_formats)
+
+    @cached_property
+    def new_formats(self) -> Mixture:
+        """Core skills in tail formats: only the formats are rare, or new to a cold base."""
+        return self._trained("new_formats", self.core_skills, self.tail_formats)
+
+    def _named(self, names: Iterable[str]) -> tuple[Skill, ...]:
+        return tuple(skill for name in names for skill in self.skills if skill.name == name)
+
+    def _trained(
+        self, name: str, skills: Iterable[Skill], formats: Iterable[Format], most: int | None = None
+    ) -> Mixture:
+        cells = tuple(cell for cell in _cells(skills, formats) if cell not in self.held_out.cells)
+        return _uniform(name, cells[:most])
+
+
+LARGE = World(CORE_SKILLS, TAIL_SKILLS, CORE_FORMATS, TAIL_FORMATS, ("rv", "so", "un"))
+"""24 skills in 8 formats, 192 cells; for a decoder of 0.8 M parameters."""
+
+SMALL = World(
+    tuple(replace(skill, draw=_short_word) for skill in CORE_SKILLS[:8]),
+    tuple(replace(skill, draw=_short_word) for skill in TAIL_SKILLS[:8]),
+    CORE_FORMATS[:2],
+    TAIL_FORMATS[:3],
+    ("rv", "so", "un"),
+)
+"""16 skills of words of two to five letters in 5 formats, 80 cells: a decoder of 0.2 M parameters learns them in 1.8 M
+tokens."""
 
 
 def _cells(skills: Iterable[Skill], formats: Iterable[Format]) -> tuple[Cell, ...]:
@@ -189,30 +297,20 @@ def _uniform(name: str, cells: tuple[Cell, ...]) -> Mixture:
     return Mixture(name, cells, (1 / len(cells),) * len(cells))
 
 
-def _original(name: str, broad: tuple[Cell, ...], core: tuple[Cell, ...]) -> Mixture:
-    everywhere, in_core = (1 - CORE_SHARE) / len(broad), CORE_SHARE / len(core)
-    weights = (everywhere + in_core if cell in core else everywhere for cell in broad)
-    return Mixture(name, broad, tuple(weights))
+def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture:
+    """Samples of the first with probability share, in [0, 1], else of the second; cells of both get both weights."""
+    weights = {cell: (1 - share) * weight for cell, weight in zip(second.cells, second.weights, strict=True)}
+    for cell, weight in zip(first.cells, first.weights, strict=True):
+        weights[cell] = weights.get(cell, 0.0) + share * weight
+    return Mixture(name, tuple(weights), tuple(weights.values()))
 
 
-HELD_OUT = _uniform(
-    "held_out",
-    tuple(
-        Cell(skill, TAIL_FORMATS[place % len(TAIL_FORMATS)])
-        for place, skill in enumerate(SKILLS)
-        if place % 3 != 2  # 16 of 24 skills, each in one tail format
-    ),
-)
-"""Nothing is trained on these cells, though their skills and formats are met elsewhere: for measuring."""
-
-BROAD = _uniform("broad", tuple(cell for cell in _cells(SKILLS, FORMATS) if cell not in HELD_OUT.cells))
-"""Coverage-expanding data (regime C): every cell but the held-out ones, alike."""
-
-ORIGINAL = _original("original", BROAD.cells, _cells(CORE_SKILLS, CORE_FORMATS))
-"""What a base is trained on: core cells mostly, and each broad cell at least rarely."""
-
-NARROW = _uniform("narrow", _cells((s for s in SKILLS if s.name in ("rv", "so", "un")), TAIL_FORMATS[:1]))
-"""Benchmark-aligned data (regime B): three skills in one format; the base of seed 0 gets 0.59 of it right."""
+def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
+    """Samples without end: each with probability share from a pool of so many drawn before, else a fresh one."""
+    fresh = mixture.samples(rng)
+    kept = list(islice(fresh, pool))
+    while True:
+        yield rng.choice(kept) if rng.random() < share else next(fresh)
 
 
 def packed_rows(samples: Iterator[Sample], rows: int, width: int) -> Rows:

@@ -1,0 +1,145 @@
+"""The tables of the lab -> the reference that labels are held against, and how often labels and verdicts err."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from shadow.lab.experiment import DESIGN
+from shadow.lab.results import final
+from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, word
+
+VERSION = 1  # of calibration.json; raised when a bound changes its meaning
+DATA: Mapping[str, str] = {  # what a training is in the reference; dilutions and heavy repetition are neither
+    **dict.fromkeys(("B", "Bk", "Bn"), "narrow"),
+    **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
+}
+CONCENTRATED = ("more concentrated", "less concentrated")
+
+
+def reference(runs: pd.DataFrame) -> pd.DataFrame:
+    """The trainings of full rank from warm bases, with what a label is held against."""
+    own = final(runs)
+    own = own[(own["kind"] == "trained") & own["warm"].astype(bool) & own["method"].isin(OPTIMIZERS)]
+    table = own.assign(short_side=own["width"], optimizer=own["method"], data=own["regime"].map(DATA).fillna("other"))
+    names = ["short_side", "optimizer", "treatment", "regime", "data", "base", "seed", "relative_norm", *VOTES]
+    table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))  # as runs.csv has them
+    return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
+
+
+def fit(table: pd.DataFrame) -> list[Trainings]:
+    """The bounds of every size with every optimiser, and with all that it has been trained with where it has all."""
+    found = []
+    for side, of_size in table.groupby("short_side"):
+        for optimizer in (None, *OPTIMIZERS):
+            own = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
+            kinds = {data: own[own["data"] == data] for data in ("narrow", "broad")}
+            complete = optimizer is not None or set(OPTIMIZERS) <= set(own["optimizer"])
+            if not complete or any(kind.empty for kind in kinds.values()):
+                continue
+            bounds = {name: _bound(kinds["narrow"][name], kinds["broad"][name], way) for name, way in VOTES.items()}
+            found.append(Trainings(int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds))
+    return found
+
+
+def _bound(narrow: pd.Series[float], broad: pd.Series[float], way: int) -> Bound:
+    """The extremes of the two kinds, or the middle between them where they do not overlap."""
+    most, least = way * (way * broad).max(), way * (way * narrow).min()
+    if way * most < way * least:
+        most = least = (most + least) / 2
+    return Bound(float(most), float(least))
+
+
+def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
+    """Errors of cases, with a Clopper-Pearson interval for the share of bases that have any."""
+    by_base = errors.groupby(bases).any()
+    bounds = binomtest(int(by_base.sum()), len(by_base)).proportion_ci()
+    return Rate(
+        what, int(errors.sum()), len(errors), int(by_base.sum()), len(by_base),
+        round(float(bounds.low), 4), round(float(bounds.high), 4),
+    )  # fmt: skip
+
+
+def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
+    """False alarms and misses of `shadow compare`, small and large bases together."""
+    kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
+    same = kinds[kinds["regime_first"] == kinds["regime_second"]]
+    main, control = (kinds[kinds["pair"] == pair] for pair in ("BC", "AD"))
+    found = []
+    if len(same):
+        found.append(rate("compare: two seeds of one regime called different", _told(same), same["base"]))
+    if len(control):
+        found.append(
+            rate("compare: repetition (D) and its control (A) called different", _told(control), control["base"])
+        )
+    if len(main):
+        missed = main["verdict"] != "more concentrated"
+        found.append(rate("compare: narrow (B) not called more concentrated than broad (C)", missed, main["base"]))
+        reverse = main["verdict"] == "less concentrated"
+        found.append(rate("compare: narrow (B) called less concentrated than broad (C)", reverse, main["base"]))
+    return found
+
+
+def _told(comparisons: pd.DataFrame) -> pd.Series[bool]:
+    return comparisons["verdict"].isin(CONCENTRATED)
+
+
+def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
+    """The word that each training gets from bounds fitted without its base; known: its optimiser is told.
+
+    Only sizes with more than one base: what is left must hold a reference.
+    """
+    rows = []
+    for base in sorted(set(table["base"])):
+        fitted = fit(table[table["base"] != base])
+        for row in table[table["base"] == base].to_dict("records"):
+            optimizer = row["optimizer"] if known else None
+            own = [one for one in fitted if one.short_side == row["short_side"] and one.optimizer == optimizer]
+            if own:
+                rows.append({**row, "word": word(row, own[0])[0]})
+    return pd.DataFrame(rows, columns=[*table.columns, "word"])
+
+
+def label_rates(table: pd.DataFrame) -> list[Rate]:
+    """How often the label of a single pair says the opposite of the data, and how often it says nothing."""
+    found = []
+    for known, told in ((True, "its optimiser given"), (False, "its optimiser not given")):
+        words = left_out_words(table, known=known)
+        for data, wrong in (("broad", "concentrated"), ("narrow", "distributed")):
+            own = words[words["data"] == data]
+            if len(own):
+                found.append(rate(f"label: {data} data called {wrong}, {told}", own["word"] == wrong, own["base"]))
+        own = words[words["data"] == "narrow"]
+        if len(own):
+            missed = own["word"] != "concentrated"
+            found.append(rate(f"label: narrow data not called concentrated, {told}", missed, own["base"]))
+    return found
+
+
+def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, Any]) -> str:
+    """calibration.json: bounds fitted from a reference table, and error rates."""
+    told = {
+        "version": VERSION,
+        "made": {**made, "design": DESIGN},
+        "trainings": [asdict(one) for one in fit(table)],
+        "rates": [asdict(one) for one in rates],
+    }
+    return json.dumps(told, indent=1) + "\n"
+
+
+def reference_csv(table: pd.DataFrame) -> str:
+    """runs.csv, numbers to six digits."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    for row in table.itertuples(index=False):
+        writer.writerow([f"{value:.6g}" if isinstance(value, float | np.floating) else value for value in row])
+    return out.getvalue()

@@ -1,0 +1,244 @@
+"""The tables of the lab -> what they show: gains, contrasts, separation at equal norm, controls. Pure.
+
+The unit is the base: runs of one base share it, so every figure is a mean over bases of what each says, with a t
+interval over them (null for one base).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import mannwhitneyu, t
+
+from shadow.diagnostics import DELTA, SPECTRAL
+from shadow.lab.design import MAIN, TREATMENTS
+from shadow.lab.results import PROBES, final
+
+LEVEL = 0.95
+OUTCOME = "layers_concentration"  # chosen before any run
+NORM = "layers_relative_norm"
+# Figures of a whole model, beside the medians of columns over the matrices inside layers.
+WHOLE = (
+    "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "reading_participation_ratio",
+    "writing_participation_ratio", "reading_participation_ratio_stacked", "writing_participation_ratio_stacked",
+    "embedding_rows_changed", "embedding_row_participation_ratio",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over bases and its interval at LEVEL; bounds are None for one base, all for none."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    bases: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def within(self, margin: float) -> bool:
+        """Does the whole interval lie within the margin of 0: as good as no difference."""
+        return self.low is not None and self.high is not None and -margin < self.low and self.high < margin
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How far a column tells narrow (B) from broad (C) data.
+
+    difference: B - C at the end; spread: the pooled standard deviation of runs of one regime and base; auc: the share
+    of pairs of runs of one base in which B has more, the mean over bases; at_norm and auc_at_norm: the same at the
+    relative norm that all runs of a base pass through.
+    """
+
+    column: str
+    difference: Estimate
+    spread: float | None
+    auc: float | None
+    at_norm: Estimate
+    auc_at_norm: float | None
+
+
+@dataclass(frozen=True)
+class Control:
+    """One regime under one treatment: concentration, and what the treatment or dose adds to a reference on the bases
+    that have both."""
+
+    treatment: str
+    regime: str
+    kind: str
+    runs: int
+    relative_norm: float | None
+    concentration: Estimate
+    change: Estimate
+
+
+def over_bases(values: Iterable[float]) -> Estimate:
+    """The mean of one value a base, with a t interval."""
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return Estimate(None, None, None, 0)
+    mean, count = float(np.mean(known)), len(known)
+    if count < 2:
+        return Estimate(mean, None, None, count)
+    half = float(t.ppf((1 + LEVEL) / 2, count - 1) * np.std(known, ddof=1) / np.sqrt(count))
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def main_runs(runs: pd.DataFrame, scale: str | None = None) -> pd.DataFrame:
+    """All states of the regimes A to D with AdamW from warm bases."""
+    kept = (runs["kind"] == "trained") & (runs["treatment"] == "adamw") & runs["regime"].isin(MAIN) & runs["warm"]
+    found = runs[kept.astype(bool)]
+    return found if scale is None else found[found["scale"] == scale]
+
+
+def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
+    """The mean of a column by regime."""
+    means = runs.groupby(["regime", "base"])[column].mean()
+    return {str(regime): over_bases(own.to_numpy(float)) for regime, own in means.groupby("regime")}
+
+
+def gains(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
+    """By regime and probe, how much larger a share is right after tuning than before."""
+    last = final(runs)
+    return {probe: level(last.assign(gain=last[f"right_{probe}"] - last[f"base_{probe}"]), "gain") for probe in PROBES}
+
+
+def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> Estimate:
+    """First minus second regime, of the last states."""
+    means = final(runs).groupby(["regime", "base"])[column].mean().unstack("regime")
+    if not {first, second} <= set(means.columns):
+        return Estimate(None, None, None, 0)
+    return over_bases((means[first] - means[second]).to_numpy(float))
+
+
+def columns(runs: pd.DataFrame) -> list[str]:
+    """Every numeric column that a run has of its deltas, but those that only say how it was computed."""
+    own = [f"layers_{column.name}" for column in (*SPECTRAL, *DELTA)]
+    skipped = {"layers_sigma_floor", "layers_condition_number"}
+    return [name for name in (*own, *WHOLE) if name in runs and name not in skipped and runs[name].notna().any()]
+
+
+def separation(runs: pd.DataFrame, column: str) -> Separation:
+    """B against C, of runs of one scale."""
+    last = final(runs)
+    at_norm = matched(runs, column)
+    spread = last.groupby(["base", "regime"])[column].var().mean()
+    return Separation(
+        column=column,
+        difference=contrast(runs, "B", "C", column),
+        spread=float(np.sqrt(spread)) if np.isfinite(spread) else None,
+        auc=_auc(last, column),
+        at_norm=contrast(at_norm, "B", "C", column),
+        auc_at_norm=_auc(at_norm, column),
+    )
+
+
+def _auc(runs: pd.DataFrame, column: str) -> float | None:
+    found = []
+    for _, own in runs.groupby("base"):
+        first, second = (own.loc[own["regime"] == regime, column].dropna().to_numpy(float) for regime in "BC")
+        if len(first) and len(second):
+            found.append(mannwhitneyu(first, second).statistic / (len(first) * len(second)))
+    return float(np.mean(found)) if found else None
+
+
+def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Each run's column at one relative norm of its base, interpolated over the logarithm of the norm.
+
+    The norm is the geometric middle of what all runs of the base pass through; a base without such a norm is left out.
+    """
+    rows = []
+    for base, of_base in runs.groupby("base"):
+        paths = {
+            key: own.sort_values(NORM)[[NORM, column]].dropna().to_numpy(float)
+            for key, own in of_base.groupby(["regime", "seed"])
+        }
+        paths = {key: path for key, path in paths.items() if len(path) > 1}
+        if not paths:
+            continue
+        low, high = max(path[0, 0] for path in paths.values()), min(path[-1, 0] for path in paths.values())
+        if low > high:
+            continue
+        middle = np.log(low * high) / 2
+        rows += [
+            {
+                "base": base,
+                "regime": regime,
+                "seed": seed,
+                "share": 1.0,
+                column: np.interp(middle, np.log(path[:, 0]), path[:, 1]),
+            }
+            for (regime, seed), path in paths.items()
+        ]
+    return pd.DataFrame(rows, columns=["base", "regime", "seed", "share", column])
+
+
+def separations(runs: pd.DataFrame) -> list[Separation]:
+    """Every column, those that tell B from C best first: by the AUC, then by the difference in units of the spread."""
+
+    def rank(one: Separation) -> tuple[float, float]:
+        far = abs(one.difference.value or 0.0) / one.spread if one.spread else 0.0
+        return -abs((one.auc if one.auc is not None else 0.5) - 0.5), -far
+
+    return sorted((separation(runs, column) for column in columns(runs)), key=rank)
+
+
+def treatments(runs: pd.DataFrame, scale: str) -> list[Control]:
+    """B and C under every treatment, each against AdamW at the scale's own rate on the same bases."""
+    own = _controlled(runs, scale)
+    return [
+        _control(own, regime, treatment, "trained", reference=(regime, "adamw"))
+        for treatment in TREATMENTS
+        for regime in ("B", "C")
+        if ((own["treatment"] == treatment) & (own["regime"] == regime)).any()
+    ]
+
+
+def doses(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> list[Control]:
+    """Every regime with AdamW, against A on the same bases."""
+    own = _controlled(runs, scale, warm=warm)
+    trained = own[(own["kind"] == "trained") & (own["treatment"] == "adamw")]
+    found = [
+        _control(own, str(regime), "adamw", "trained", reference=("A", "adamw"))
+        for regime in trained["regime"].unique()
+    ]
+    return sorted(found, key=lambda one: -(one.concentration.value or 0.0))
+
+
+def storage(runs: pd.DataFrame, scale: str) -> list[Control]:
+    """Runs whose two sides are rounded to bf16, and averages of runs, each against the regime's own runs."""
+    own = _controlled(runs, scale)
+    rest = own[own["kind"].isin(["bf16", "averaged"])][["kind", "regime"]].drop_duplicates()
+    return [
+        _control(own, regime, "adamw", kind, reference=(regime if regime in MAIN else "C", "adamw"))
+        for kind, regime in rest.itertuples(index=False)
+    ]
+
+
+def _controlled(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> pd.DataFrame:
+    last = final(runs)
+    return last[(last["scale"] == scale) & (last["warm"] == warm) & (last["kind"] != "copied")]
+
+
+def _control(runs: pd.DataFrame, regime: str, treatment: str, kind: str, reference: tuple[str, str]) -> Control:
+    own = runs[(runs["regime"] == regime) & (runs["treatment"] == treatment) & (runs["kind"] == kind)]
+    against = runs[(runs["regime"] == reference[0]) & (runs["treatment"] == reference[1]) & (runs["kind"] == "trained")]
+    if kind == "bf16":
+        against = against[against["seed"] == 0]  # the run that was rounded
+    mean: Callable[[pd.DataFrame], pd.Series[float]] = lambda rows: rows.groupby("base")[OUTCOME].mean()  # noqa: E731
+    change = (mean(own) - mean(against)).dropna()
+    norm = own[NORM].astype(float).mean()
+    return Control(
+        treatment=treatment,
+        regime=regime,
+        kind=kind,
+        runs=len(own),
+        relative_norm=float(norm) if np.isfinite(norm) else None,
+        concentration=over_bases(mean(own).to_numpy(float)),
+        change=over_bases(change.to_numpy(float)),
+    )

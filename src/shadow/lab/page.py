@@ -1,0 +1,394 @@
+"""What the lab shows, as a Markdown page and a figure. Made from the tables alone; the numbers are findings' own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from shadow.compare import MARGIN
+from shadow.footprint import label
+from shadow.lab.calibration import fit, label_rates, left_out_words, reference, verdict_rates
+from shadow.lab.design import COPIES, MAIN, REGIMES, SCALES, TREATMENTS
+from shadow.lab.findings import (
+    NORM,
+    OUTCOME,
+    Control,
+    Estimate,
+    contrast,
+    doses,
+    gains,
+    level,
+    main_runs,
+    separations,
+    storage,
+    treatments,
+)
+from shadow.lab.results import PROBES, final
+from shadow.reference import VOTES, Rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHOWN = (  # columns of the table of regimes
+    "relative_norm", "concentration", "stable_rank", "participation_share", "effective_rank", "top4_energy",
+    "spike_energy", "spikes", "depth_entropy", "effective_rank_shift",
+)  # fmt: skip
+COLOURS = {"A": "#7f7f7f", "B": "#d55e00", "C": "#0072b2", "D": "#009e73"}  # Okabe and Ito 2008
+MADE = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
+MOST_COLUMNS = 24  # of the table of what separates
+
+
+def page(tables: dict[str, pd.DataFrame], preset: str) -> str:
+    """The whole page, ending with a newline."""
+    runs, comparisons = tables["runs"], tables["comparisons"]
+    parts = [_head(runs, preset)]
+    for scale in SCALES:
+        own = main_runs(runs, scale)
+        if len(own):
+            parts += [_regimes(own, scale), _gains(own, scale), _contrasts(own, scale), _separation(own, scale)]
+    parts += [_controls(runs), _doses(runs), _cold(runs), _rates(runs, comparisons), _words(runs), _limits()]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def figure(tables: dict[str, pd.DataFrame], file: Path) -> None:
+    """Concentration by regime and base, along the runs against the norm, and under every treatment. SVG, PNG or PDF."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    runs = tables["runs"]
+    with mpl.rc_context(
+        {"font.size": 8, "svg.hashsalt": "shadow", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        drawn, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
+        _draw_bases(axes[0], runs)
+        _draw_paths(axes[1], runs)
+        _draw_treatments(axes[2], runs)
+        drawn.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=160)
+        plt.close(drawn)
+
+
+def _draw_bases(axis: Axes, runs: pd.DataFrame) -> None:
+    last = final(main_runs(runs))
+    bases = list(dict.fromkeys(last["base"]))
+    for place, base in enumerate(bases):
+        for number, regime in enumerate(MAIN):
+            own = last.loc[(last["base"] == base) & (last["regime"] == regime), OUTCOME]
+            axis.scatter([place + 0.18 * (number - 1.5)] * len(own), own, s=9, color=COLOURS[regime])
+    axis.set_xticks(range(len(bases)), [base.replace("-warm-", " ") for base in bases], rotation=60, ha="right")
+    axis.set_ylabel("median concentration")
+    axis.set_title("last step, each run a dot", loc="left")
+    handles = [axis.scatter([], [], s=12, color=COLOURS[regime], label=regime) for regime in MAIN]
+    axis.legend(handles=handles, frameon=False, ncols=4, loc="upper right", columnspacing=0.6, handletextpad=0.1)
+
+
+def _draw_paths(axis: Axes, runs: pd.DataFrame) -> None:
+    for (_, regime, _), own in main_runs(runs, "small").groupby(["base", "regime", "seed"]):
+        path = own.sort_values("share")
+        axis.plot(path[NORM].astype(float), path[OUTCOME].astype(float), color=COLOURS[str(regime)], lw=0.6, alpha=0.6)
+    axis.set_xscale("log")
+    axis.set_xlabel("relative norm")
+    axis.set_title("small bases, along the runs", loc="left")
+
+
+def _draw_treatments(axis: Axes, runs: pd.DataFrame) -> None:
+    rows = treatments(runs, "small")
+    names = list(dict.fromkeys(row.treatment for row in rows))
+    for row in rows:
+        value, place = row.concentration, len(names) - 1 - names.index(row.treatment)
+        if value.value is not None:
+            spread = (
+                [[value.value - value.low], [value.high - value.value]]
+                if value.low is not None and value.high is not None
+                else None
+            )
+            axis.errorbar(value.value, place, xerr=spread, fmt="o", ms=4, color=COLOURS[row.regime], lw=1)
+    axis.set_yticks(range(len(names)), [TREATMENTS[name].text for name in reversed(names)])
+    axis.set_xlabel("median concentration")
+    axis.set_title("B and C by treatment, small bases", loc="left")
+
+
+# Markdown
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the rest are numbers."""
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def told(value: float | None, digits: str = ".3f") -> str:
+    return "-" if value is None or pd.isna(value) else format(value, digits)
+
+
+def estimate(one: Estimate, digits: str = ".3f") -> str:
+    """`0.075 (0.068 to 0.083)`."""
+    if one.value is None:
+        return "-"
+    bounds = "" if one.low is None or one.high is None else f" ({one.low:{digits}} to {one.high:{digits}})"
+    return f"{one.value:{digits}}{bounds}"
+
+
+def _head(runs: pd.DataFrame, preset: str) -> str:
+    last = final(runs)
+    trained = last[last["kind"] == "trained"]
+    seconds = last["seconds"].sum()
+    regimes = "\n".join(
+        f"- **{name}**, {regime.name}: {regime.text}." for name, regime in REGIMES.items() if name in MAIN
+    )
+    return f"""# The lab: what the data leave in the weights of tiny decoders
+
+Written by `shadow lab run --preset {preset}`: {len(trained)} trainings of {last["base"].nunique()} bases,
+{len(last)} pairs, all audited by the code of `shadow audit`; {seconds / 60:.0f} minutes of one core for the pairs. The
+bases are trained from random numbers until they answer, and have met every skill and format at least rarely. From each,
+continuations of equal length start that differ in their data alone:
+
+{regimes}
+
+Numbers are means over bases, in brackets 95 % t intervals over bases: runs of one base share it, so the base is the
+unit. Concentration and other columns are medians over the matrices inside layers."""
+
+
+def _regimes(runs: pd.DataFrame, scale: str) -> str:
+    last = final(runs)
+    names = [f"layers_{name}" if f"layers_{name}" in last else name for name in SHOWN]
+    size = SCALES[scale].size.width
+    rows = []
+    for shown, name in zip(SHOWN, names, strict=True):
+        if name in last:
+            found = level(last, name)
+            rows.append([f"`{shown}`", *(told(found[regime].value) if regime in found else "-" for regime in MAIN)])
+    probes = [
+        [f"right: {probe}", *(told(found[regime].value, ".2f") if regime in found else "-" for regime in MAIN)]
+        for probe in PROBES
+        if (found := level(last, f"right_{probe}"))
+    ]
+    count = last["base"].nunique()
+    bases = f"{count} base{'s' if count > 1 else ''}"
+    head = f"## {scale.capitalize()} decoders (width {size}, {bases}), last step"
+    return f"{head}\n\n{table(['', *MAIN], [*rows, *probes])}"
+
+
+def _gains(runs: pd.DataFrame, scale: str) -> str:
+    found = gains(runs)
+    rows = [
+        [probe, *(estimate(found[probe][regime], "+.3f") if regime in found[probe] else "-" for regime in MAIN)]
+        for probe in PROBES
+    ]
+    narrow, held = (found[probe].get("B", Estimate(None, None, None, 0)) for probe in ("narrow", "broad"))
+    says = "Change of the share of right answers against the base."
+    if narrow.low is not None and held.high is not None:
+        wins = "wins on its benchmark" if narrow.low > 0 else "does not clearly win on its benchmark"
+        loses = "loses breadth" if held.high < 0 else "does not clearly lose breadth"
+        says += f" B {wins} ({estimate(narrow, '+.3f')}) and {loses} ({estimate(held, '+.3f')} on the broad cells)."
+    return f"### Does B win on its benchmark and lose breadth? ({scale})\n\n{says}\n\n{table(['probe', *MAIN], rows)}"
+
+
+def _contrasts(runs: pd.DataFrame, scale: str) -> str:
+    pairs = {
+        "B - C": "narrow against broad",
+        "B - A": "narrow against the original mixture",
+        "D - A": "ten-fold repetition of a fifth against none",
+        "C - A": "broad against the original mixture",
+    }
+    rows = []
+    for name, what in pairs.items():
+        found = contrast(runs, name[0], name[-1])
+        rows.append([f"{name}: {what}", estimate(found, "+.3f"), _says(found)])
+    text = f"### Differences in concentration ({scale})\n\n" + table(["", "difference", f"margin {MARGIN:g}"], rows)
+    broad = contrast(runs, "C", "A")
+    if broad.value is not None and not (broad.high is not None and broad.high < 0):
+        text += (
+            "\n\nBroad data are **not** seen to be less concentrated than the original mixture: what is measured is "
+            "that narrow data concentrate."
+        )
+    return text
+
+
+def _says(found: Estimate) -> str:
+    if found.low is None:
+        return "one base: no interval" if found.bases else "-"
+    if found.within(MARGIN):
+        return "within: no difference that counts"
+    return "beyond" if found.excludes_zero and abs(found.value or 0) >= MARGIN else "undecided"
+
+
+def _separation(runs: pd.DataFrame, scale: str) -> str:
+    found = separations(runs)
+    votes = {f"layers_{name}" for name in VOTES} | {"layers_participation_share"}
+    rows = []
+    for one in found[:MOST_COLUMNS]:
+        name = one.column.removeprefix("layers_")
+        distance = abs(one.difference.value or 0) / one.spread if one.spread else None
+        rows.append(
+            [
+                f"`{name}`" + (" (votes)" if one.column in votes else ""),
+                estimate(one.difference, "+.3g"), told(distance, ".1f"), told(one.auc, ".2f"),
+                estimate(one.at_norm, "+.3g"), told(one.auc_at_norm, ".2f"),
+            ]
+        )  # fmt: skip
+    useless = [
+        f"`{one.column.removeprefix('layers_')}` ({told(one.auc, '.2f')})"
+        for one in found[MOST_COLUMNS:]
+        if one.auc is not None and 0.2 < one.auc < 0.8
+    ]
+    heads = ["column", "B - C", "in sd of seeds", "AUC", "B - C at equal norm", "AUC at equal norm"]
+    note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}." if useless else ""
+    return (
+        f"### Which columns separate B from C? ({scale})\n\nThe {min(len(found), MOST_COLUMNS)} best of {len(found)}, "
+        "by AUC within bases; an AUC of 0 separates as well as one of 1. The order was chosen on these runs; "
+        f"`concentration` was the outcome before any.\n\n{table(heads, rows)}{note}"
+    )
+
+
+def _rows_of(found: Sequence[Control], name: Callable[[Control], str]) -> list[list[str]]:
+    return [
+        [name(one), str(one.runs), told(one.relative_norm), estimate(one.concentration), estimate(one.change, "+.3f")]
+        for one in found
+    ]
+
+
+def _controls(runs: pd.DataFrame) -> str:
+    parts = []
+    for scale in SCALES:
+        found = treatments(runs, scale)
+        if len({one.treatment for one in found}) > 1:
+            heads = ["treatment", "runs", "relative norm", "concentration", "against AdamW, same data"]
+            rows = _rows_of(found, lambda one: f"{one.regime}, {TREATMENTS[one.treatment].text}")
+            within = f"B - C within each: {'; '.join(_gaps(found))}."
+            parts.append(f"### {scale.capitalize()} decoders\n\n{table(heads, rows)}\n\n{within}")
+        kept = storage(runs, scale)
+        if kept:
+            heads = ["", "runs", "relative norm", "concentration", "against the runs it is made of"]
+            rows = _rows_of(kept, lambda one: f"{one.regime}: {MADE[one.kind]}")
+            parts.append(f"### Storage and averaging ({scale})\n\n{table(heads, rows)}")
+    if not parts:
+        return ""
+    text = "## What else moves it\n\nOne change at a time, on the same bases and data."
+    return "\n\n".join([text, *parts])
+
+
+def _gaps(found: Sequence[Control]) -> list[str]:
+    """B - C within every treatment that has both."""
+    values = {(one.treatment, one.regime): one.concentration.value for one in found}
+    return [
+        f"{TREATMENTS[name].text} {first - second:+.3f}"
+        for name in TREATMENTS
+        if (first := values.get((name, "B"))) is not None and (second := values.get((name, "C"))) is not None
+    ]
+
+
+def _doses(runs: pd.DataFrame) -> str:
+    found = doses(runs, "small")
+    if len(found) <= len(MAIN):
+        return ""
+    heads = ["data", "runs", "relative norm", "concentration", "against A, same bases"]
+    rows = _rows_of(found, lambda one: f"{one.regime}: {REGIMES[one.regime].text}")
+    return f"## Doses of narrowness, novelty and repetition (small)\n\n{table(heads, rows)}"
+
+
+def _cold(runs: pd.DataFrame) -> str:
+    found = doses(runs, "small", warm=False)
+    if not found:
+        return ""
+    heads = ["data", "runs", "relative norm", "concentration", "against A, same bases"]
+    rows = _rows_of(found, lambda one: f"{one.regime}: {REGIMES[one.regime].text}")
+    text = (
+        "## Cold bases\n\nBases that have met the core alone: the other skills and formats are new to them. "
+        "**Novelty concentrates a delta as narrowness does**, so a concentrated delta may be either."
+    )
+    return f"{text}\n\n{table(heads, rows)}"
+
+
+def rates_table(rates: Iterable[Rate]) -> str:
+    heads = ["", "cases", "bases with any", "95 % for the share of bases"]
+    return table(
+        heads,
+        [
+            [
+                one.what,
+                f"{one.errors} of {one.cases}",
+                f"{one.affected} of {one.bases}",
+                f"{one.low:.2f} to {one.high:.2f}",
+            ]
+            for one in rates
+        ],
+    )
+
+
+def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+    rates = [*(verdict_rates(comparisons) if len(comparisons) else []), *label_rates(reference(runs))]
+    if not rates:
+        return ""
+    return (
+        "## How often it errs\n\nOf `shadow compare`, every two runs of a base; of the label, every training against "
+        f"bounds fitted without its base. Intervals are Clopper and Pearson's, over bases.\n\n{rates_table(rates)}"
+    )
+
+
+def _words(runs: pd.DataFrame) -> str:
+    """Labels of left-out trainings by regime, and of the pairs that no training made."""
+    found = reference(runs)
+    words = left_out_words(found, known=True)
+    parts = []
+    if len(words):
+        kinds = ("concentrated", "mixed", "distributed")
+        rows = [
+            [f"{regime}, {TREATMENTS[str(treatment)].text}", *(str(int((own["word"] == kind).sum())) for kind in kinds)]
+            for (treatment, regime), own in words.groupby(["treatment", "regime"])
+        ]
+        parts.append(f"### Labels of trainings, optimiser given\n\n{table(['', *kinds], rows)}")
+    bounds = [
+        [
+            f"{one.short_side}, {one.optimizer or 'any'}", str(one.narrow), str(one.broad),
+            told(one.bounds["concentration"].concentrated), told(one.bounds["concentration"].distributed),
+        ]
+        for one in fit(found)
+    ]  # fmt: skip
+    if bounds:
+        heads = ["short side, optimiser", "narrow", "broad", "concentrated above", "distributed below"]
+        parts.append(f"### Bounds of concentration\n\n{table(heads, bounds)}")
+    copies = final(runs)
+    copies = copies[copies["kind"] == "copied"]
+    if len(copies):
+        rows = [
+            [
+                COPIES[str(how)],
+                str(len(own)),
+                told(own["concentration"].astype(float).median()),
+                _copy_labels(own, found),
+            ]
+            for how, own in copies.groupby("regime")
+        ]
+        parts.append(f"### Pairs that no training made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}")
+    return "\n\n".join(parts)
+
+
+def _copy_labels(copies: pd.DataFrame, trainings: pd.DataFrame) -> str:
+    """The labels of copies of bases, each against bounds fitted without its base, and how many have each."""
+    labels = Counter[str]()
+    for base, own in copies.groupby("base"):
+        fitted = fit(trainings[trainings["base"] != base])
+        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
+            row = {str(name): value for name, value in record.items()}
+            near = [one for one in fitted if one.short_side == row["width"] and one.optimizer is None]
+            stopped = [gate for gate in row["stopped"].split(",") if gate]
+            given, reason = label(stopped, row, near[0] if near else None, "no reference")
+            labels[f"{given} ({reason})" if stopped else given] += 1
+    return ", ".join(f"{count} {text}" for text, count in labels.most_common())
+
+
+def _limits() -> str:
+    return """## Limits
+
+One family of synthetic tasks and four-layer decoders of 0.2 and 0.8 million parameters; the models that people audit
+are ten thousand times larger. Breadth, variety of tokens and variety of answers move together between B and C. The
+bases of one scale differ in their seed alone. What is shown is that narrow data concentrate a delta here, not that a
+concentrated delta comes from narrow data: novelty of the data, LoRA, a small learning rate and heavy repetition
+concentrate it too, and Muon takes it away."""

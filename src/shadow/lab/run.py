@@ -1,0 +1,32 @@
+"""A preset from its first training to its page: what `shadow lab run` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from shadow.lab.design import presets
+from shadow.lab.experiment import Done, perform
+from shadow.lab.page import figure, page
+from shadow.lab.results import collect, write
+
+
+def run(
+    preset: str, out: Path, *, jobs: int, show: Callable[[Done], None] = lambda done: None
+) -> dict[str, pd.DataFrame]:
+    """Train and audit what out lacks of a preset, and write the tables, `lab.md` and `lab.svg` into it.
+
+    Raises ShadowError as `experiment.perform` does.
+    """
+    chosen = presets()[preset]
+    perform(chosen, out, jobs=jobs, show=show)
+    tables = collect(chosen, out)
+    write(tables, out)
+    figure(tables, out / "lab.svg")
+    text = page(tables, preset)
+    (out / "lab.md").write_text(
+        f"{text}\n![Concentration by regime, along the runs, and by treatment](lab.svg)\n", "utf-8"
+    )
+    return tables

@@ -1,0 +1,44 @@
+"""What a person who ran the lab wants to see first, for the terminal."""
+
+from __future__ import annotations
+
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from shadow.lab.design import MAIN, REGIMES, SCALES
+from shadow.lab.findings import OUTCOME, contrast, gains, level, main_runs
+from shadow.lab.page import estimate, told
+from shadow.lab.results import final
+
+HEADS = ("", "rel. norm", "conc.", "narrow", "broad", "held out")
+
+
+def view(tables: dict[str, pd.DataFrame]) -> RenderableType:
+    """A table for each scale, and the differences that the lab is about."""
+    parts: list[RenderableType] = []
+    for scale in SCALES:
+        runs = main_runs(tables["runs"], scale)
+        if runs.empty:
+            continue
+        last, gained = final(runs), gains(runs)
+        count = last["base"].nunique()
+        title = f"{scale} decoders, {count} base{'s' if count > 1 else ''}: concentration, and answers gained"
+        table = Table(*HEADS, title=title, title_justify="left", box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        norms, concentrations = level(last, "layers_relative_norm"), level(last, OUTCOME)
+        for regime in (one for one in MAIN if one in concentrations):
+            table.add_row(
+                f"{regime}  {REGIMES[regime].name}",
+                told(norms[regime].value),
+                told(concentrations[regime].value),
+                *(told(gained[probe][regime].value, "+.2f") for probe in ("narrow", "broad", "held_out")),
+            )
+        lines = [
+            f"{first} - {second}  {estimate(contrast(runs, first, second), '+.3f')}"
+            for first, second in (("B", "C"), ("D", "A"), ("C", "A"))
+        ]
+        parts += [table, Text("\n".join(["", "concentration, mean over bases and 95 % interval", *lines, ""]))]
+    return Group(*parts)

@@ -1,0 +1,214 @@
+"""What the lab says of its tables: means, intervals, separation, bounds and error rates, each got another way."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
+
+from shadow.lab import calibration, findings, page
+from shadow.lab.findings import OUTCOME, Estimate, over_bases
+from shadow.lab.results import read, write
+from shadow.reference import VOTES, Bound, points
+
+SHARES = (0.1, 0.3, 1.0)
+
+
+def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05) -> pd.DataFrame:
+    """Runs whose concentration is known: base + gap for B + slope ln(norm), the norm 0.01 share (twice that for B)."""
+    rows = []
+    for base, regime, seed, share in itertools.product(range(bases), "ABCD", range(seeds), SHARES):
+        norm = 0.01 * share * (2 if regime == "B" else 1) * (1 + 0.1 * seed)
+        level = 0.2 + 0.01 * base + gap * (regime == "B") + slope * math.log(norm)
+        rows.append(
+            {
+                "base": f"small-warm-{base}", "scale": "small", "width": 64, "warm": True, "regime": regime,
+                "treatment": "adamw", "method": "adamw", "seed": seed, "kind": "trained", "share": share,
+                "run": f"{regime}, adamw, {seed}", "seconds": 1.0, "stopped": "", "loss": 0.1, "relative_norm": norm,
+                OUTCOME: level, "layers_relative_norm": norm, "concentration": level,
+                **{f"right_{probe}": 0.5 + 0.1 * (regime == "B") for probe in findings.PROBES},
+                **{f"base_{probe}": 0.5 for probe in findings.PROBES},
+                **{name: (1 if way > 0 else -1) * level for name, way in VOTES.items() if name != "concentration"},
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-6))
+def test_an_interval_over_bases_is_students(values: list[float]) -> None:
+    """As SciPy's one-sample t test has it."""
+    found, interval = over_bases(values), ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), interval.low, interval.high))
+
+
+def test_one_base_has_no_interval() -> None:
+    """And none has no mean; what is not finite does not count."""
+    assert over_bases([0.3, float("nan")]) == Estimate(0.3, None, None, 1)
+    assert over_bases([]) == Estimate(None, None, None, 0)
+    assert not over_bases([0.3]).within(1.0)
+
+
+def test_a_contrast_is_the_mean_over_bases() -> None:
+    """B - C at the end: the planted gap and what twice the norm takes off, -0.05 ln 2; alike on every base."""
+    found = findings.contrast(made(), "B", "C")
+    assert found.value == pytest.approx(0.1 - 0.05 * math.log(2))
+    assert (found.low, found.high) == pytest.approx((found.value, found.value))
+    assert findings.contrast(made(), "A", "D").value == pytest.approx(0)
+    assert findings.contrast(made(), "B", "Z") == Estimate(None, None, None, 0)
+
+
+def test_at_equal_norm_the_gap_is_the_planted_one() -> None:
+    """Concentration is linear in the logarithm of the norm, so interpolation is exact and the norm drops out."""
+    found = findings.separation(made(), OUTCOME)
+    assert found.at_norm.value == pytest.approx(0.1)
+    assert found.auc == found.auc_at_norm == 1.0
+    reverse = findings.separation(made(gap=-0.1), OUTCOME)
+    assert reverse.auc_at_norm == 0.0
+    assert findings.separation(made(gap=0.0), OUTCOME).at_norm.value == pytest.approx(0.0)
+
+
+def test_runs_without_a_common_norm_are_left_out() -> None:
+    """Where one regime starts above what another reaches, nothing is matched."""
+    runs = made()
+    runs.loc[runs["regime"] == "B", "layers_relative_norm"] *= 1000
+    assert findings.matched(runs, OUTCOME).empty
+
+
+def test_the_auc_is_the_share_of_pairs() -> None:
+    """By counting, ties half, within bases, then the mean over bases."""
+    rng = np.random.default_rng(0)
+    runs = made(bases=4, seeds=5)
+    last = runs[runs["share"] == 1.0].copy()
+    last["figure"] = rng.integers(0, 4, len(last)).astype(float)
+    by_base = []
+    for _, own in last.groupby("base"):
+        first, second = (own.loc[own["regime"] == regime, "figure"] for regime in "BC")
+        wins = [1.0 if b > c else 0.5 if b == c else 0.0 for b, c in itertools.product(first, second)]
+        by_base.append(np.mean(wins))
+    full = runs.merge(last[["base", "regime", "seed", "figure"]], on=["base", "regime", "seed"])
+    assert findings.separation(full, "figure").auc == pytest.approx(np.mean(by_base))
+
+
+def test_gains_are_against_the_base() -> None:
+    """B has a tenth more right than its base, the others nothing."""
+    found = findings.gains(made())["narrow"]
+    assert found["B"].value == pytest.approx(0.1)
+    assert found["A"].value == pytest.approx(0.0)
+
+
+def test_a_control_is_held_against_the_same_bases() -> None:
+    """A treatment on base 0 alone is compared with AdamW on base 0, though other bases lie higher."""
+    runs = made()
+    extra = runs[(runs["base"] == "small-warm-0") & (runs["regime"] == "C")].copy()
+    extra = extra.assign(treatment="muon", method="muon", **{OUTCOME: extra[OUTCOME] - 0.3})
+    rows = {(one.treatment, one.regime): one for one in findings.treatments(pd.concat([runs, extra]), "small")}
+    assert rows["muon", "C"].change.value == pytest.approx(-0.3)
+    assert rows["muon", "C"].change.bases == 1
+    assert rows["adamw", "C"].change.value == pytest.approx(0.0)
+
+
+# The reference
+
+
+@given(
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=20),
+    st.lists(st.floats(0.01, 1), min_size=1, max_size=20),
+    st.sampled_from([1, -1]),
+)
+def test_no_training_of_the_reference_is_called_the_opposite(narrow: list[float], broad: list[float], way: int) -> None:
+    """Beyond `concentrated` lies no broad training that bounds were fitted to, beyond `distributed` no narrow one."""
+    name = next(name for name, its in VOTES.items() if its == way)
+    bound = calibration._bound(pd.Series(narrow), pd.Series(broad), way)
+    assert all(points(name, value, bound) <= 0 for value in broad)
+    assert all(points(name, value, bound) >= 0 for value in narrow)
+    if max(way * np.array(broad)) >= min(way * np.array(narrow)):
+        assert bound == Bound(way * max(way * np.array(broad)), way * min(way * np.array(narrow)))
+    else:
+        assert bound.concentrated == bound.distributed
+        assert max(way * np.array(broad)) <= way * bound.concentrated <= min(way * np.array(narrow))
+
+
+def test_bounds_are_fitted_to_full_rank_from_warm_bases() -> None:
+    """Cold bases, adapters, copies and earlier states do not enter; any optimiser has a bound where all are there."""
+    runs = made()
+    others = [
+        runs.assign(warm=False, concentration=9.0),
+        runs.assign(method="lora", treatment="lora", concentration=9.0),
+        runs.assign(kind="copied", concentration=9.0),
+    ]
+    table = calibration.reference(pd.concat([runs, *others]))
+    assert len(table) == 3 * 2 * 4
+    (found,) = calibration.fit(table)
+    assert (found.optimizer, found.short_side, found.narrow, found.broad) == ("adamw", 64, 6, 18)
+    every = pd.concat([runs, *(runs.assign(method=name, treatment=name) for name in ("sgd", "muon"))])
+    assert {one.optimizer for one in calibration.fit(calibration.reference(every))} == {None, "adamw", "sgd", "muon"}
+
+
+def test_a_rate_without_errors_has_the_interval_of_the_rule_of_three() -> None:
+    """No base of n with an error: the upper bound is 1 - 0.025^(1/n), by the binomial."""
+    found = calibration.rate("x", pd.Series([False] * 30), pd.Series([str(i % 10) for i in range(30)]))
+    assert (found.errors, found.cases, found.affected, found.bases) == (0, 30, 0, 10)
+    assert (found.low, found.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 10)), abs=1e-4)
+
+
+def test_a_base_counts_once() -> None:
+    """Errors of one base are not independent: 5 errors in 2 of 10 bases are 2 of 10."""
+    bases = pd.Series([str(i % 10) for i in range(50)])
+    found = calibration.rate("x", bases.isin(["3"]) | (bases.isin(["4"]) & (pd.Series(range(50)) < 5)), bases)
+    assert (found.errors, found.affected, found.bases) == (6, 2, 10)
+
+
+def test_a_left_out_base_is_judged_by_the_others() -> None:
+    """A base whose broad runs are higher than all narrow ones of the others is called concentrated when left out."""
+    runs = made(bases=4)
+    runs.loc[(runs["base"] == "small-warm-3"), ["concentration", "top4_energy", "spike_energy"]] += 1.0
+    runs.loc[(runs["base"] == "small-warm-3"), ["stable_rank", "participation_share"]] -= 1.0
+    table = calibration.reference(runs)
+    words = calibration.left_out_words(table, known=True)
+    assert len(words) == len(table)
+    own = words[(words["base"] == "small-warm-3") & (words["data"] == "broad")]
+    assert set(own["word"]) == {"concentrated"}
+    rates = {one.what: one for one in calibration.label_rates(table)}
+    assert rates["label: broad data called concentrated, its optimiser given"].affected == 1
+
+
+def test_verdicts_are_counted_by_what_they_were_of() -> None:
+    """Two seeds, a control and a true difference, each with one error among them."""
+    rows = [
+        ("A", "A", "more concentrated"), ("A", "A", "not distinguished"), ("A", "D", "less concentrated"),
+        ("A", "D", "different, below the margin"), ("B", "C", "more concentrated"), ("B", "C", "mixed evidence"),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(base="small-warm-0")
+    errors = [(one.errors, one.cases) for one in calibration.verdict_rates(table)]
+    assert errors == [(1, 2), (1, 2), (1, 2), (0, 2)]
+
+
+# The page
+
+
+def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
+    """Through Parquet."""
+    tables = {"runs": made(), "comparisons": pd.DataFrame({"verdict": ["not distinguished"]})}
+    write(tables, tmp_path)
+    for name, table in read(tmp_path).items():
+        pd.testing.assert_frame_equal(table, tables[name])
+
+
+def test_the_page_says_what_the_tables_say(tmp_path: Path) -> None:
+    """B wins and loses as planted; broad data are not said to be less concentrated unless they are."""
+    comparisons = pd.DataFrame(columns=["base", "regime_first", "regime_second", "verdict"])
+    text = page.page({"runs": made(), "comparisons": comparisons}, "quick")
+    assert "B wins on its benchmark" in text
+    assert "does not clearly lose breadth" in text
+    assert "are **not** seen to be less concentrated" in text
+    lower = made()
+    lower.loc[lower["regime"] == "C", OUTCOME] -= 0.1 + 0.001 * lower["seed"]
+    lower[OUTCOME] += 0.001 * lower["base"].str[-1].astype(int) * (lower["regime"] == "C")
+    assert "are **not** seen" not in page.page({"runs": lower, "comparisons": comparisons}, "quick")
+    page.figure({"runs": made()}, tmp_path / "lab.svg")
+    assert "</svg>" in (tmp_path / "lab.svg").read_text()

@@ -1,0 +1,136 @@
+"""What is shipped of the lab says one thing in all its files, and labels follow from it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadow import reference
+from shadow.footprint import label
+from shadow.lab.calibration import fit, label_rates, reference_csv, verdict_rates
+from shadow.lab.calibration import reference as reference_table
+from shadow.lab.page import page
+from shadow.lab.results import read
+from shadow.reference import (
+    AGREEING,
+    OPTIMIZERS,
+    VOTES,
+    Bound,
+    Calibration,
+    Trainings,
+    calibration,
+    points,
+    position,
+    word,
+)
+
+ROOT = Path(__file__).parents[1]
+BOUNDS = {name: Bound(0.6, 0.4) if way > 0 else Bound(4.0, 6.0) for name, way in VOTES.items()}
+TRAININGS = Trainings(64, "adamw", 3, 5, BOUNDS)
+HIGH = {name: 0.9 if way > 0 else 2.0 for name, way in VOTES.items()}
+LOW = {name: 0.1 if way > 0 else 9.0 for name, way in VOTES.items()}
+MIDDLE = {name: 0.5 if way > 0 else 5.0 for name, way in VOTES.items()}
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, pd.DataFrame]:
+    return read(ROOT / "docs" / "lab")
+
+
+def test_the_page_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None:
+    """docs/lab.md is made from docs/lab/*.parquet and holds no other number."""
+    assert (ROOT / "docs" / "lab.md").read_text(encoding="utf-8") == page(tables, "full")
+
+
+def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None:
+    """runs.csv has the trainings of the tables; calibration.json the bounds fitted to it, and the tables' rates."""
+    trainings = reference_table(tables["runs"])
+    assert (ROOT / "registry" / "reference" / "runs.csv").read_text(encoding="utf-8") == reference_csv(trainings)
+    shipped = calibration()
+    again = pd.DataFrame(reference.runs())
+    assert list(shipped.trainings) == fit(again) == fit(trainings)
+    assert list(shipped.rates) == [*verdict_rates(tables["comparisons"]), *label_rates(trainings)]
+
+
+def test_the_reference_has_what_a_label_takes() -> None:
+    """Ten bases of one size at least, and bounds for every optimiser and for none told."""
+    runs = pd.DataFrame(reference.runs())
+    assert runs.groupby("short_side")["base"].nunique().max() >= 10
+    assert {one.optimizer for one in calibration().trainings} == {None, *OPTIMIZERS}
+    assert all(set(one.bounds) == set(VOTES) for one in calibration().trainings)
+
+
+@pytest.mark.parametrize(
+    ("figures", "expected"),
+    [
+        (HIGH, "concentrated"), (LOW, "distributed"), (MIDDLE, "mixed"),
+        ({**MIDDLE, "concentration": 0.9}, "mixed"), ({**LOW, "concentration": 0.9}, "mixed"),
+        ({**HIGH, "spike_energy": 0.1, "top4_energy": 0.1}, "mixed"),
+        ({**HIGH, "spike_energy": 0.5, "top4_energy": 0.5}, "concentrated"),
+        ({**HIGH, "concentration": 0.6}, "mixed"), ({**LOW, "spike_energy": None}, "distributed"),
+    ],
+)  # fmt: skip
+def test_a_word_takes_concentration_and_two_more(figures: dict[str, float | None], expected: str) -> None:
+    """Beyond the bound (a bound itself is not beyond), with at least two that agree and more than disagree."""
+    assert word(figures, TRAININGS)[0] == expected
+
+
+@given(st.fixed_dictionaries({name: st.floats(0, 10) for name in VOTES}))
+def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
+    """A word never goes against concentration's own side, and counting votes by hand gives the same one."""
+    found, reason = word(figures, TRAININGS)
+    votes = {name: points(name, value, BOUNDS[name]) for name, value in figures.items()}
+    own = votes.pop("concentration")
+    agree, oppose = (list(votes.values()).count(side) for side in (own, -own))
+    expected = "mixed"
+    if own and agree >= AGREEING and agree > oppose:
+        expected = "concentrated" if own > 0 else "distributed"
+    assert found == expected
+    assert f"{figures['concentration']:.2f}" in reason
+
+
+def test_a_pair_is_held_against_its_size_or_none() -> None:
+    """Within half an octave, the nearer of two; beyond, nothing; the optimiser must be the same, or none told."""
+    shipped = Calibration(
+        1, {}, (TRAININGS, Trainings(128, "adamw", 1, 1, BOUNDS), Trainings(64, None, 1, 1, BOUNDS)), ()
+    )
+    side = {
+        width: found.short_side if (found := shipped.for_pair(width, "adamw")) else None
+        for width in (40, 50, 85, 100, 180, 896)
+    }
+    assert side == {40: None, 50: 64, 85: 64, 100: 128, 180: 128, 896: None}
+    assert shipped.for_pair(64, "muon") is None
+    assert shipped.for_pair(128, None) is None
+    assert shipped.for_pair(None, "adamw") is None
+
+
+def test_a_position_is_counted() -> None:
+    """Shares of the narrow and the broad trainings below, by hand, and the nearest three of the size and optimiser."""
+    rows = [("narrow", 0.5), ("narrow", 0.7), ("broad", 0.2), ("broad", 0.3), ("broad", 0.6), ("other", 0.55)]
+    common = {"short_side": 64, "optimizer": "adamw", "treatment": "adamw", "regime": "x", "base": "b", "seed": 0}
+    table = [{**common, "data": data, "concentration": value} for data, value in rows]
+    table.append({**table[0], "short_side": 128, "concentration": 0.56})
+    found = position(0.55, Trainings(64, "adamw", 2, 3, BOUNDS), table)
+    assert (found.narrow_below, found.broad_below) == (0.5, pytest.approx(2 / 3, abs=1e-4))
+    assert [one["concentration"] for one in found.nearest] == [0.5, 0.6, 0.7]
+
+
+def test_the_label_goes_gates_noise_reference() -> None:
+    """In this order: a failed gate, no null, like noise, no reference, the reference's word."""
+    noise = {**HIGH, "concentration": 0.01, "spiked": 0.0}
+    assert label(["why"], noise, TRAININGS, "") == ("not assessable", "why")
+    assert label([], {**HIGH, "concentration": None, "spiked": None}, TRAININGS, "")[0] == "not assessable"
+    assert label([], noise, TRAININGS, "")[0] == "indeterminate"
+    assert label([], {**noise, "spiked": 0.5}, TRAININGS, "")[0] != "indeterminate"
+    assert label([], {**HIGH, "spiked": 1.0}, None, "no reference")[0] == "not assessable"
+    assert label([], {**HIGH, "spiked": 1.0}, TRAININGS, "")[0] == "concentrated"
+
+
+def test_the_demo_is_of_the_reference() -> None:
+    """registry/demo/training.json names the runs of the lab that it is, and they are trainings of runs.csv."""
+    told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))["lab"]
+    rows = {(row["base"], f"{row['regime']}, {row['treatment']}, {row['seed']}") for row in reference.runs()}
+    assert {(told["base"], told["narrow"]), (told["base"], told["broad"])} <= rows
