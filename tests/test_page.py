@@ -22,11 +22,12 @@ from plotly.offline import get_plotlyjs
 
 from shadow.diagnostics import DELTA, SPECTRAL
 from shadow.errors import ShadowError
-from shadow.page import Reference, page_bytes, write_page
+from shadow.page import page_bytes, write_page
 from shadow.page.cells import columns_of, metric_texts
 from shadow.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
 from shadow.page.html import script_json
-from shadow.page.pair import read_pair, read_scores
+from shadow.page.pair import read_pair, read_scores, reference_distributions
+from shadow.summary import read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
 SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x2028\\x1b[31m"  # what a reader sees
@@ -398,23 +399,45 @@ def test_json_inside_a_script_element_cannot_end_it(value):
     assert json.loads(text) == json.loads(script_json(json.loads(text)))
 
 
-def test_references_are_drawn_where_there_are_any(small):
-    """A distribution of known trainings reaches the chart of concentration; none is made up."""
-    pair = read_pair(small, "here", 0, 1)
-    assert Elements(page_bytes([pair], "t")).json("shared")["references"] == []
-    page = page_bytes([pair], "t", references=[Reference("narrow <data>", [0.41, 0.44])])
-    assert Elements(page).json("shared")["references"] == [{"name": "narrow <data>", "values": [0.41, 0.44]}]
+def test_known_trainings_are_those_that_a_pair_is_held_against():
+    """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that is like none."""
+    table = [
+        {"short_side": side, "optimizer": optimizer, "data": data, "concentration": value}
+        for side, optimizer, data, value in (
+            (128, "adamw", "narrow", 0.44), (128, "adamw", "broad", 0.29), (128, "muon", "broad", 0.01), (128, "lora", "broad", 0.69),
+            (128, "adamw", "original", 0.27), (896, "adamw", "narrow", 0.5),
+        )
+    ]  # fmt: skip
+    assert reference_distributions(None, table) == {}
+    assert reference_distributions({"short_side": 128, "optimizer": "adamw"}, table) == {"narrow trainings": [0.44], "broad trainings": [0.29]}
+    assert reference_distributions({"short_side": 128, "optimizer": None}, table)["broad trainings"] == [0.29, 0.01]
+    assert reference_distributions({"short_side": 896, "optimizer": None}, table) == {"narrow trainings": [0.5]}
+
+
+def test_known_trainings_reach_chart_and_words(small, monkeypatch):
+    """A pair that has a place among them: their medians in the data of its charts, its place in the text."""
+    place = {"short_side": 128, "optimizer": None, "narrow": 2, "broad": 1, "narrow_below": 0.5, "broad_below": 1.0,
+             "nearest": [{"regime": "B", "treatment": "<b>usual</b>", "base": "one", "seed": 3, "concentration": 0.41}]}  # fmt: skip
+    table = [{"short_side": 128, "optimizer": "adamw", "data": "narrow", "concentration": value} for value in (0.41, 0.5)]
+    summary, provenance = read_summary(small)
+    monkeypatch.setattr("shadow.page.pair.read_summary", lambda folder: (dataclasses.replace(summary, reference=place), provenance))
+    monkeypatch.setattr("shadow.page.pair.runs", lambda: table)
+    page = Elements(page_bytes([read_pair(small, "here", 0, 1)], "t"))
+    assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
+    told = " ".join(page.text.split())
+    assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
+    assert "The nearest: B, <b>usual</b> (0.41)." in told
 
 
 def test_scores_are_shown_as_given_and_nonsense_is_passed_over(tmp_path):
-    """The gain is computed where it is missing; rows without a benchmark and numbers that are none are left out."""
+    """A gain that is not told stays null (less may be better); rows without a benchmark and numbers that are none are left out."""
     given_scores = [
         {"benchmark": "MMLU", "group": "knowledge", "metric": "acc", "base": 0.5, "tuned": 0.625, "gain": 0.125},
         {"benchmark": "GSM8K", "base": 0.25, "tuned": 0.5}, {"benchmark": "odd", "base": True, "gain": "<b>"}, {"metric": "acc"}, 3, None,
     ]  # fmt: skip
     folder = families.small(tmp_path / "run" / "base..tuned", scores=given_scores)
     found = read_scores(folder)
-    assert [(row["benchmark"], row["base"], row["gain"]) for row in found] == [("MMLU", 0.5, 0.125), ("GSM8K", 0.25, 0.25), ("odd", None, None)]
+    assert [(row["benchmark"], row["base"], row["gain"]) for row in found] == [("MMLU", 0.5, 0.125), ("GSM8K", 0.25, None), ("odd", None, None)]
     page = Elements(page_of(tmp_path / "run"))
     assert "GSM8K" in page.text
     assert "+0.125" in page.text

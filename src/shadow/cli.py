@@ -361,7 +361,8 @@ def report(
     from shadow.page import write_page
 
     folders = [folder for folder in _report_folders(run) if (folder / "matrices.parquet").is_file()]
-    written = write_page(run, folders, output)
+    with console.steps("report") as update:
+        written = write_page(run, folders, output, show=update)
     for _, fault in written.unreadable:
         console.complain(fault)
     told = f"{written.pairs} report{'' if written.pairs == 1 else 's'}" if written.pairs else "no finished report"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from shadow.diagnostics import FIGURES, MATRICES, NOTATION
 from shadow.errors import ShadowError
 from shadow.footprint import GATES, MARGIN
 from shadow.page.cells import metric_texts
-from shadow.page.curves import short
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
 from shadow.render import REASONS
@@ -29,14 +28,6 @@ from shadow.report import PARTIAL, writing
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Concentrations of trainings under known conditions, to hold a pair's against."""
-
-    name: str
-    values: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -48,32 +39,27 @@ class Written:
     unreadable: list[tuple[str, ShadowError]]
 
 
-def reference_distributions() -> tuple[Reference, ...]:
-    """The distributions that concentrations are drawn against, beside their own null.
-
-    Empty: no table of controlled trainings is shipped. What is returned here appears in the chart of concentration.
-    """
-    return ()
-
-
-def write_page(run: Path, folders: Sequence[Path], output: Path) -> Written:
+def write_page(
+    run: Path, folders: Sequence[Path], output: Path, show: Callable[[int, int, str], None] = lambda done, total, what: None
+) -> Written:
     """Write the page of the finished reports in folders, which lie at or below run.
 
     Without any the page says so. A report that cannot be read is named on the page with its fault; if it is the only
-    one that was asked for, its ShadowError is raised instead.
+    one that was asked for, its ShadowError is raised instead. show gets how many reports are read, of how many.
     """
     _refuse_foreign(output)
     found: list[Told] = []
     unreadable: list[tuple[str, ShadowError]] = []
-    for folder in folders:
+    for done, folder in enumerate(folders):
         where = _below(folder, run)
+        show(done, len(folders), where)
         try:
             found.append(read_pair(folder, where, len(found), len(folders)))
         except ShadowError as error:
             if list(folders) == [run]:
                 raise
             unreadable.append((where, error))
-    content = page_bytes(found, _title(run), unreadable, _unfinished(run, folders), reference_distributions())
+    content = page_bytes(found, _title(run), unreadable, _unfinished(run, folders))
     _write(output, content)
     return Written(len(found), len(content), unreadable)
 
@@ -83,14 +69,12 @@ def page_bytes(
     title: str,
     unreadable: Sequence[tuple[str, ShadowError]] = (),
     unfinished: Sequence[str] = (),
-    references: Sequence[Reference] = (),
 ) -> bytes:
     """The page as UTF-8. Equal arguments give equal bytes."""
     ranked = sorted(found, key=_rank)
     shared = {
         "metrics": metric_texts(),
         "margin": MARGIN,
-        "references": [{"name": one.name, "values": [short(value) for value in one.values]} for one in references],
         "overview": [one.overview() for one in ranked],
     }
     html = environment().get_template("page.html.j2").render(

@@ -5,6 +5,7 @@ A curve of 3,584 values on log axes needs about a hundred of them; the rest stay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,10 +55,12 @@ def short(value: Any) -> float | int | None:
     if value is None or isinstance(value, int):
         return value
     number = float(value)
-    if not np.isfinite(number):
+    if not math.isfinite(number):
         return None
     rounded = float(f"{number:.4g}")
-    return int(rounded) if rounded == int(rounded) and abs(rounded) < 1e15 else rounded
+    if abs(rounded) < 1e15 and rounded.is_integer():
+        return int(rounded)  # one byte shorter
+    return rounded if math.isfinite(rounded) else number
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:

@@ -547,8 +547,8 @@
       const cells = this.cells.filter((cell) => cell.state === "measured");
       const single = this.data.experts.values?.concentration;
       const rows = [];
-      for (const reference of shared.references) {
-        rows.push({ name: reference.name, reference: true, values: reference.values, texts: reference.values.map(() => `<b>${safe(reference.name)}</b>`) });
+      for (const reference of this.data.references) {
+        rows.push({ name: reference.name, reference: true, values: reference.values, texts: reference.values.map(() => safe(reference.name)) });
       }
       for (const [group, [component, module]] of this.data.groups.entries()) {
         const own = cells.filter((cell) => cell.group === group);

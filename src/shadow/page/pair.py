@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from shadow.page.cells import PLACE, SUBJECTS, cell_keys, cell_table, drawn_cells
+from shadow.page.cells import PLACE, cell_keys, cell_table, drawn_cells
 from shadow.page.curves import points_for, short, thinned_spectra
 from shadow.page.html import script_json
+from shadow.reference import OPTIMIZERS, runs
 from shadow.report import METADATA_KEY
 from shadow.summary import Summary, read_summary
 
-LISTED = 400  # skipped tensors of a pair that are named one by one
+LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
 SCORES = 500  # of a pair
 
 
@@ -27,8 +28,7 @@ SCORES = 500  # of a pair
 class Told:
     """One pair on the page. where is its folder below the one that was asked for; data is JSON for page.js.
 
-    skipped are the tensors that were not measured, LISTED at most; scores are rows of benchmark, group, metric, base,
-    tuned and gain.
+    skipped are tensors that were not measured, as many as the page has room for; scores are as read_scores gives them.
     """
 
     number: int
@@ -84,6 +84,7 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
     place = {key: index for index, key in enumerate(keys)}
     spectra = thinned_spectra(folder / "spectra.parquet", place, edges, points_for(curves * pairs), metadata)
     told = summary.as_json()
+    known = reference_distributions(summary.reference, runs())
     drawn = {
         "name": f"{summary.family} {summary.pair}",
         **drawn_cells(rows, tensors, cells, pairs),
@@ -92,11 +93,32 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
             "concentration": short(summary.figures["concentration"]),
             "interval": _shorter(summary.intervals.get("concentration")),
         },
+        "references": [{"name": name, "values": [short(value) for value in values]} for name, values in known.items()],
         "components": _rounded(told["components"]),
         "modules_table": _rounded(told["modules"]),
         "depth": _rounded(told["depth"]),
     }
-    return Told(number, where, summary, provenance, read_scores(folder), _skipped(tensors), script_json(drawn))
+    return Told(
+        number, where, summary, provenance, read_scores(folder), _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn)
+    )
+
+
+def reference_distributions(
+    place: Mapping[str, Any] | None, table: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
+    """Median concentrations of the known trainings that a pair is held against, by what they are called on the page.
+
+    place is the summary's reference, null where the pair is like none of them; table is like `shadow.reference.runs()`.
+    """
+    if place is None:
+        return {}
+    optimizers = (place["optimizer"],) if place["optimizer"] else OPTIMIZERS
+    own = [row for row in table if row["short_side"] == place["short_side"] and row["optimizer"] in optimizers]
+    found = {
+        f"{data} trainings": [float(row["concentration"]) for row in own if row["data"] == data]
+        for data in ("narrow", "broad")
+    }
+    return {name: values for name, values in found.items() if values}
 
 
 def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | None:
@@ -112,11 +134,11 @@ def _rounded(value: Any) -> Any:
     return short(value) if isinstance(value, float) else value
 
 
-def _skipped(tensors: pd.DataFrame) -> list[dict[str, Any]]:
-    """The skipped tensors in the order of the file, with what is null as None."""
+def _skipped(tensors: pd.DataFrame, most: int) -> list[dict[str, Any]]:
+    """The first skipped tensors by reason, with what is null as None."""
     rows = tensors[tensors["status"] == "skipped"]
     wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
-    named = rows.sort_values("reason", kind="stable")[wanted].head(LISTED)
+    named = rows.sort_values("reason", kind="stable")[wanted].head(most)
     return [
         {key: value if key == "shape" or not pd.isna(value) else None for key, value in row.items()}
         for row in named.assign(shape=[" × ".join(map(str, shape)) for shape in named["shape"]]).to_dict("records")
@@ -124,7 +146,10 @@ def _skipped(tensors: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The scores in summary.json: rows of benchmark, group, metric, base, tuned, gain; what is none is passed over."""
+    """The scores in summary.json: rows of benchmark, group, metric, unit, base, tuned, gain; what is none is passed over.
+
+    gain is as it was told: of a metric of which less is better it is not tuned - base.
+    """
     try:
         found = json.loads((folder / "summary.json").read_bytes()).get("scores")
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -135,10 +160,8 @@ def read_scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _score(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    texts = {key: str(row.get(key) or "") for key in ("benchmark", "group", "metric")}
+    texts = {key: str(row.get(key) or "") for key in ("benchmark", "group", "metric", "unit")}
     numbers = {key: _finite(row.get(key)) for key in ("base", "tuned", "gain")}
-    if numbers["gain"] is None and numbers["base"] is not None and numbers["tuned"] is not None:
-        numbers["gain"] = numbers["tuned"] - numbers["base"]
     return {**texts, **numbers} if texts["benchmark"] else None
 
 
@@ -167,6 +190,3 @@ def _origins(where: str, provenance: Mapping[str, Any]) -> list[tuple[str, str]]
         ("started", str(provenance.get("started") or "")),
         ("took", "" if seconds is None else f"{seconds:.1f} s"),
     ]  # fmt: skip
-
-
-__all__ = ["LISTED", "SUBJECTS", "Told", "read_pair", "read_scores"]
