@@ -37,12 +37,13 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     texts = []
-    for reader, writer in pipes:
+    for _, writer in pipes:
         os.close(writer)
+    for reader, _ in pipes:  # before the child ends: it waits while 64 kB lie in a pipe
         with os.fdopen(reader, "rb") as file:
             texts.append(file.read().hex())
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(json.dumps([code, *texts]), flush=True)
 """
 

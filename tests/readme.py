@@ -6,6 +6,7 @@ Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from shadow.diagnostics import (
+    BATCH,
     COMPARISON,
     DELTA,
     FIGURES,
     IDENTITY,
     NOTATION,
     RESIDUAL,
+    SCORES,
     SPECTRA,
     SPECTRAL,
     TENSORS,
@@ -34,6 +37,7 @@ from shadow.lab.page import estimate, rates_table
 from shadow.lab.page import table as markdown_table
 from shadow.lab.results import read
 from shadow.reference import calibration
+from shadow.scores import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -68,6 +72,33 @@ def compared_demo() -> str:
         shadow("audit", "demo", "-o", folder)
         text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
+
+
+PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
+
+
+def demo_scores() -> str:
+    """A CSV of the accuracies that the demo's models had on four probes when they were trained."""
+    models = json.loads((README.parent / "registry/demo/training.json").read_text(encoding="utf-8"))["models"]
+    rows = ["model,benchmark,score,group"]
+    for model, told in models.items():
+        rows += [f"demo:{model},{probe},{told['accuracies'][probe]},{group}" for probe, group in PROBES.items()]
+    return "\n".join(rows)
+
+
+def scored_demo() -> str:
+    """What scores add to the demo's audit: a line, and a table."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "scores.csv"
+        file.write_text(demo_scores(), encoding="utf-8")
+        text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(str(file), file.name)
+    line = text[text.index("\nscores ") : text.index("\ngates ")]
+    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('By module')].strip()}"
+
+
+def score_columns() -> str:
+    """A Markdown table of the columns of a CSV of scores."""
+    return "\n".join(["| column | what |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in COLUMNS.items())])
 
 
 def fenced(text: str) -> str:
@@ -124,10 +155,15 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "tensors": lambda: table(TENSORS, formulas=False),
     "spectra": lambda: table(SPECTRA, formulas=False),
     "comparison": lambda: table(COMPARISON, formulas=False),
+    "batch": lambda: table(BATCH, formulas=False),
     "residual": lambda: table(RESIDUAL),
     "gates": gates,
     "lab": lab,
     "errors": lambda: rates_table(calibration().rates),
+    "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
+    "scored": lambda: fenced(scored_demo()),
+    "score-columns": score_columns,
+    "scores": lambda: table(SCORES),
     "figures": lambda: table(FIGURES),
 }
 

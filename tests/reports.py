@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.diagnostics import MATRICES, TENSORS
+from shadow.diagnostics import MATRICES, RESIDUAL, TENSORS
 from shadow.report import arrow_schema
 
 NULL = 64.0  # the null participation ratio of every matrix
@@ -86,7 +86,9 @@ def write(
         **metadata,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    for file, columns, content in (("matrices", MATRICES, rows), ("tensors", TENSORS, tensors)):
+    for file, columns, content in (
+        ("residual", RESIDUAL, []), ("matrices", MATRICES, rows), ("tensors", TENSORS, tensors)
+    ):  # fmt: skip
         table = pa.Table.from_pylist(content, schema=arrow_schema(columns))
         table = table.replace_schema_metadata({b"shadow": json.dumps(told).encode()})
         pq.write_table(table, folder / f"{file}.parquet")

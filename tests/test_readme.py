@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import subprocess
+import sys
 
 import duckdb
 import pytest
@@ -22,6 +24,7 @@ def text():
 def audited(tmp_path, monkeypatch):
     """A folder in which `shadow audit demo -o reports` was run."""
     subprocess.run([readme.SHADOW, "audit", "demo", "-o", "reports"], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "scores.csv").write_text(readme.demo_scores())
     monkeypatch.chdir(tmp_path)
 
 
@@ -37,7 +40,7 @@ def test_generated_parts_are_up_to_date(name, text):
 
 def test_the_pandas_and_duckdb_lines_answer_their_question(text, audited):
     """Both run as they stand on the demo's report."""
-    (python,) = snippets(text, "python")
+    python, _ = snippets(text, "python")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(python, {})
@@ -49,7 +52,7 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(text, audited):
 
 
 def test_every_command_that_is_shown_runs(text, audited, tmp_path, monkeypatch):
-    """The lines of `Audit your own` and of `From the Hub`, on the demo where checkpoints are not here."""
+    """The lines of `Audit your own`, `From the Hub` and `Many families`, on the demo where checkpoints are not here."""
     shown = [line.partition("#")[0].strip() for line in text.splitlines() if line.startswith("$ shadow ")]
     assert len(shown) >= 12
     demo = readme.README.parent / "registry" / "demo"
@@ -60,9 +63,25 @@ def test_every_command_that_is_shown_runs(text, audited, tmp_path, monkeypatch):
             hub.add(tuned, demo / "narrow")
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+        listed, _ = snippets(text, "yaml")
+        (tmp_path / "families.yaml").write_text(listed)
+        (tmp_path / "mine").symlink_to(demo / "broad")
         for line in shown:
             words = [word.strip("'") for word in line.removeprefix("$ shadow ").split()]
             command = [str(here.get(word, word)) for word in words]
             done = subprocess.run([readme.SHADOW, *command], capture_output=True, text=True)
             assert done.returncode == 0, (line, done.stderr)
             assert "clean" in command or done.stdout
+
+
+def test_the_pool_of_the_readme_audits_the_demo(text, tmp_path):
+    """The script runs as it stands, prints a label for each pair, and leaves an index of them."""
+    _, python = snippets(text, "python")
+    (tmp_path / "pool.py").write_text(python)
+    done = subprocess.run([sys.executable, "pool.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{['not assessable'] * 2}\n"
+    told = json.loads((tmp_path / "pool" / "index.json").read_text())
+    assert [(row["family"], row["pair"], row["state"]) for row in told["pairs"]] == [
+        ("demo", "base..broad", "done"),
+        ("demo", "base..narrow", "done"),
+    ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # One BLAS thread for each worker (see shadow.audit); read when torch and NumPy are imported, so set before.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,10 +23,15 @@ from shadow import __version__, console
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
+    from shadow.gains import Sides
+    from shadow.gate import Judged, Measured
+    from shadow.lists import Selection
     from shadow.pairing import Filter
     from shadow.plan import Access
     from shadow.registry import Pair
+    from shadow.rules import Rule
     from shadow.run import Result, Settings
+    from shadow.scores import ScoreFiles
 
 app = typer.Typer(
     name="shadow",
@@ -45,12 +51,23 @@ DEFAULT_OUTPUT = Path("reports")
 
 Targets = Annotated[
     list[str] | None,
-    typer.Argument(help="Families of the registry, `family` or `family:from..to`.", metavar="[TARGET]..."),
+    typer.Argument(
+        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        metavar="[TARGET]...",
+    ),
 ]
 BaseReference = Annotated[
     str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
 ]
 TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
+ListFile = Annotated[
+    str | None,
+    typer.Option("--list", help="List of targets: YAML, or one a line; - for standard input.", metavar="FILE"),
+]
+Tag = Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", help="This job's share of the list: 2/4 is the second of four.", metavar="I/N")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False)]
 Registry = Annotated[
     Path | None,
@@ -106,7 +123,44 @@ MaxDisk = Annotated[
     str | None,
     typer.Option("--max-disk", help="Most disk for fetched shards, such as 40GB: each is freed after use."),
 ]
+Scores = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--scores",
+        help="Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder of them; may be "
+        "repeated.",
+        metavar="FILE",
+    ),
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-on",
+        help="Exit with 4 when this holds of a figure, such as 'concentration > 0.5'; may be repeated.",
+        metavar="RULE",
+    ),
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="YAML file of named rules.", metavar="FILE", dir_okay=False)
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        help="Finished reports: exit with 4 when a figure lies outside the interval that they give it.",
+        metavar="RUN",
+        file_okay=False,
+    ),
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option("--allow-missing", help="What --fail-on names may be absent, and what --against lacks."),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option("--junit", help="JUnit XML of the pairs and rules.", metavar="FILE", dir_okay=False),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -129,6 +183,9 @@ def audit(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -142,6 +199,7 @@ def audit(
     jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     optimizer: OptimizerOption = None,
+    scores: Scores = None,
     allow_pickle: Pickle = False,
     fetch: FetchOption = FetchName.auto,
     max_disk: MaxDisk = None,
@@ -149,42 +207,135 @@ def audit(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
     ] = False,
+    fail_on: FailOn = None,
+    policy: PolicyFile = None,
+    against: Against = None,
+    allow_missing: AllowMissing = False,
+    junit: Junit = None,
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects.
+    A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
+
+    Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
-    pairs = _pairs(targets or [], base, tuned, registry)
+    rules = _rules(fail_on, policy, against, allow_missing, junit)
+    selection = _selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
     chosen = _filter(component or [], layer or [], module or [])
     from shadow.delta import Method
+    from shadow.render import rules_view
     from shadow.run import Settings
 
     method = Method(precision.value, nulls, seed, subspaces)
     settings = Settings(method, chosen, spectra, None if optimizer is None else optimizer.value)
     access = _access(allow_pickle, offline, fetch, max_disk)
-    results: list[Result] = []
-    failed = False
+    given = _scores_of_pairs(scores or [], pairs)
+    baselines = _baselines(against, [(pair.family, pair.name) for pair in pairs], allow_missing)
+
+    def judge(result: Result) -> Judged:
+        return _judged(result, rules, baselines.get((result.summary.family, result.summary.pair)), strict)
+
+    if selection.is_list:
+        _finish(_audit_list(selection, settings, output, jobs, access, given, judge, format), junit)
+        return
+    judged: list[Judged] = []
     for pair in pairs:
         try:
-            results.append(_audit_one(pair, settings, output, jobs, access, show=format is Format.table))
+            show = format is Format.table
+            result = _audit_one(pair, settings, output, jobs, access, show=show, scores=given.get(pair))
+            judged.append(_judged(result, rules, baselines.get((pair.family, pair.name)), strict))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
         except UsageError:
             raise
         except ShadowError as error:  # one failing pair does not stop the others
-            failed = True
-            console.complain(_named(error, pair, pairs))
+            judged.append(_at_fault(pair.family, pair.name, _named(error, pair, pairs)))
+            continue
+        if rules and format is Format.table:
+            console.show(rules_view(judged[-1]))
     if format is Format.json:
-        console.show_json([result.summary.as_json() for result in results])
-    if failed:
-        raise typer.Exit(1)
-    if strict and any(result.should_not_have_skipped for result in results):
-        reasons = sorted({reason for result in results for reason in result.should_not_have_skipped})
-        console.say(f"--strict: skipped because of {', '.join(reasons)}")
-        raise typer.Exit(3)
+        console.show_json(_told(judged))
+    _finish(judged, junit)
+
+
+def _judged(result: Result, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judged:
+    from shadow.gate import Judged, judge_report, read_measured
+
+    summary, seconds = result.summary, result.provenance.get("seconds") if result.measured else 0.0
+    objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
+    if not rules:
+        return Judged(summary.family, summary.pair, summary, seconds, objections=objections)
+    now = read_measured(result.folder, summary=summary)
+    return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
+
+
+def _audit_list(
+    selection: Selection,
+    settings: Settings,
+    output: Path,
+    jobs: int | None,
+    access: Access,
+    scores: Mapping[Pair, ScoreFiles],
+    judge: Callable[[Result], Judged],
+    form: Format,
+) -> list[Judged]:
+    """Audit the pairs of a list, every one, and show how they stand; what came of each."""
+    from shadow.batch import audit_list
+    from shadow.batch_index import read_index
+    from shadow.gate import Judged
+    from shadow.render import batch_view, rules_view
+
+    _tell(selection)
+    judged: list[Judged] = []
+    bugs: list[Exception] = []
+    with console.list_progress(len(selection.own)) as watch:
+        try:
+            for tried in audit_list(
+                selection, settings, output, jobs=jobs, access=access, scores=scores, say=console.say, watch=watch
+            ):
+                if tried.result is not None:
+                    judged.append(judge(tried.result))
+                elif isinstance(tried.fault, ShadowError):
+                    error = ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint)
+                    judged.append(_at_fault(tried.row.family, tried.row.pair, error))
+                elif tried.fault is not None:
+                    bugs.append(tried.fault)
+                    judged.append(Judged(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+    index = read_index(output)
+    assert index is not None
+    if form is Format.json:
+        console.show_json({**index.as_json(), "reports": _told(judged)})
+    else:
+        console.show(batch_view(index, console.out.options))
+        for one in judged:
+            if one.verdicts:
+                console.show(rules_view(one, titled=True))
+    if bugs:
+        raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
+    return judged
+
+
+def _told(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The summaries of what was audited, with what came of the rules where there are any."""
+    return [
+        one.summary.as_json() | ({"judged": one.as_json()} if one.verdicts else {}) for one in judged if one.summary
+    ]
+
+
+def _tell(selection: Selection) -> None:
+    """What a list, a glob or a tag left out."""
+    for name in selection.passed_over:
+        console.say(f"{name} has no pair to compare: `shadow families {name}` says why")
+    if not selection.own:
+        count = len(selection.pairs)
+        console.say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
 
 
 @app.command()
@@ -192,6 +343,9 @@ def plan(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
     component: Component = None,
     layer: Layer = None,
@@ -209,7 +363,8 @@ def plan(
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    pairs = _pairs(targets or [], base, tuned, registry)
+    selection = _selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
     chosen = _filter(component or [], layer or [], module or [])
     access = _access(allow_pickle, offline, fetch, max_disk)
     from shadow.delta import Method
@@ -217,6 +372,7 @@ def plan(
     from shadow.render import plan_view
     from shadow.run import Settings, plan_pair
 
+    _tell(selection)
     settings = Settings(Method(precision.value), chosen)
     plans, faults = [], []
     for pair in pairs:
@@ -240,36 +396,82 @@ def plan(
         raise typer.Exit(1)
 
 
-def _named(error: ShadowError, pair: Pair, pairs: list[Pair]) -> ShadowError:
+def _named(error: ShadowError, pair: Pair, pairs: tuple[Pair, ...]) -> ShadowError:
     """The fault of one pair among several."""
     return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
 
 
-def _audit_one(pair: Pair, settings: Settings, output: Path, jobs: int | None, access: Access, *, show: bool) -> Result:
+def _audit_one(
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    jobs: int | None,
+    access: Access,
+    *,
+    show: bool,
+    scores: ScoreFiles | None,
+) -> Result:
     from shadow.render import summary_view
     from shadow.run import run_pair
 
     with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update)
+        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update, scores=scores)
     if show:
         console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result
 
 
-def _pairs(targets: list[str], base: str | None, tuned: str | None, registry: Path | None) -> list[Pair]:
-    from shadow.registry import find_pairs, given_pair, load_families, parse_reference
+def _scores_of_pairs(files: list[Path], pairs: Sequence[Pair]) -> dict[Pair, ScoreFiles]:
+    """The scores for each pair that they name; of the others it is said that there are none."""
+    if not files:
+        return {}
+    from shadow.gains import is_named, sides_of_pair
+
+    sides = {pair: sides_of_pair(pair) for pair in pairs}
+    given = _read_scores(files, list(sides.values()))
+    named = {pair: given for pair in pairs if is_named(given, sides[pair])}
+    for pair in pairs:
+        if pair not in named:
+            console.say(f"no scores of {pair.family}:{pair.name}")
+    return named
+
+
+def _read_scores(files: list[Path], known: list[Sides]) -> ScoreFiles:
+    """The scores of files, which must name a side of some pair; what they hold besides is told."""
+    from shadow.gains import is_named, neither, unmatched
+    from shadow.scores import read_scores
+
+    given = read_scores(files)
+    for note in given.notes:
+        console.say(note)
+    if not any(is_named(given, sides) for sides in known):
+        raise neither(given, known)
+    if rest := unmatched(given, known):
+        console.say(rest)
+    return given
+
+
+def _selected(
+    targets: list[str] | None,
+    base: str | None,
+    tuned: str | None,
+    registry: Path | None,
+    listed: str | None,
+    tags: list[str] | None,
+    shard: str | None,
+) -> Selection:
+    from shadow.lists import select
+    from shadow.registry import given_pair, parse_reference
 
     if (base is None) != (tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    pairs = (
+    given = (
         [given_pair(parse_reference(base), parse_reference(tuned))] if base is not None and tuned is not None else []
     )
-    if targets:
-        families = load_families(registry)
-        pairs += [pair for target in targets for pair in find_pairs(target, families)]
-    if not pairs:
+    selection = select(targets or [], given, registry, listed, tags or [], shard)
+    if not selection.pairs:
         raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
-    return list(dict.fromkeys(pairs))
+    return selection
 
 
 def _access(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
@@ -333,15 +535,29 @@ def _layers(texts: list[str]) -> list[int]:
 @app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
+    scores: Scores = None,
     format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
 ) -> None:
-    """Show finished reports again."""
-    from shadow.render import summary_view
-    from shadow.summary import read_summary
+    """Show finished reports again; of a list first how its pairs stand. Scores given here are not kept."""
+    from shadow.batch_index import read_index
+    from shadow.render import batch_view, summary_view
+    from shadow.summary import read_summary, with_scores
 
-    found = [(*read_summary(folder), folder) for folder in _report_folders(run)]
+    folders = _report_folders(run)
+    index = read_index(run)
+    if index is not None and folders == [run]:  # a list of which no pair is done
+        folders = []
+    if index is not None and format is Format.table:
+        console.show(batch_view(index, console.out.options))
+    found = [(*read_summary(folder), folder) for folder in folders]
+    if scores:
+        from shadow.gains import NO_SCORES, join, sides_of
+
+        given = _read_scores(scores, [sides_of(provenance) for _, provenance, _ in found])
+        found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
     if format is Format.json:
-        console.show_json([summary.as_json() for summary, _, _ in found])
+        summaries = [summary.as_json() for summary, _, _ in found]
+        console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
         return
     for summary, provenance, folder in found:
         console.show(summary_view(summary, provenance, folder, console.out.options))
@@ -380,6 +596,36 @@ def _report_folders(run: Path) -> list[Path]:
 
 
 @app.command()
+def merge(
+    output: Annotated[Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False)],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders given to `shadow audit -o`; none makes the index of OUT anew.", metavar="[DIR]..."
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
+
+    All must be of one version and of the same settings; two reports of one pair must hold the same numbers.
+
+    Exit codes: 0 done; 1 could not, and nothing was copied; 2 wrong usage.
+    """
+    from shadow.merging import merge as merged
+    from shadow.render import batch_view, several
+
+    found = merged(output, folders or [])
+    console.say(f"{found.copied} reports copied to {output}, {found.there} were there")
+    if missing := found.index.missing_shards:
+        console.say(f"missing are the shards {several(missing)} of the list")
+    if format is Format.json:
+        console.show_json(found.index.as_json())
+    else:
+        console.show(batch_view(found.index, console.out.options))
+
+
+@app.command()
 def compare(
     runs: Annotated[
         list[Path], typer.Argument(help="Two reports or more: a pair's folder, or one above it.", metavar="RUN")
@@ -390,6 +636,7 @@ def compare(
     allow_different_base: Annotated[
         bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
     ] = False,
+    scores: Scores = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Parquet file for the rows, one a matrix.", metavar="FILE", dir_okay=False),
@@ -400,6 +647,8 @@ def compare(
 
     Differences are paired over the same matrices, with an interval over layers and a margin.
 
+    With --scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
+
     Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
     """
     from shadow import compare as comparing
@@ -407,12 +656,22 @@ def compare(
     from shadow.render import comparison_view
     from shadow.report import write_rows
 
-    if not 2 <= len(runs) <= comparing.MAX_REPORTS:
-        raise UsageError(f"{len(runs)} reports", f"name two, or up to {comparing.MAX_REPORTS}")
+    folders = list(dict.fromkeys(folder for run in runs for folder in _reports_at(run))) if scores else runs
+    most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
+    if not 2 <= len(folders) <= most:
+        raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
     if not 0 <= margin <= 1:
         raise UsageError(f"--margin {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
-    folders = [_one_report(run) for run in runs]
-    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base)
+    folders = folders if scores else [_one_report(run) for run in runs]
+    given = None
+    if scores:
+        from shadow.gains import sides_of
+        from shadow.report import required_metadata
+
+        given = _read_scores(scores, [sides_of(required_metadata(folder)) for folder in folders])
+    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+    if output is not None and found.not_contrasted:
+        raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")
     if output is not None:
         write_rows(output, COMPARISON, found.rows, found.provenance)
         console.say(f"{len(found.rows)} rows in {output}")
@@ -422,17 +681,129 @@ def compare(
         console.show(comparison_view(found, console.out.options))
 
 
-def _one_report(run: Path) -> Path:
-    """The only report at or below a path."""
+def _reports_at(run: Path) -> list[Path]:
+    """The report in a folder, else all that lie below it."""
     try:
-        found = [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
+        return [run] if (run / "matrices.parquet").is_file() else _report_folders(run)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+
+
+def _one_report(run: Path) -> Path:
+    """The only report at or below a path."""
+    found = _reports_at(run)
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found[:5])
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise ShadowError(f"{run} holds {len(found)} reports: {names}{more}", "name one of them")
     return found[0]
+
+
+@app.command()
+def gate(
+    runs: Annotated[list[Path], typer.Argument(help="Finished reports: pairs' folders, or some above.", metavar="RUN")],
+    fail_on: FailOn = None,
+    policy: PolicyFile = None,
+    against: Against = None,
+    allow_missing: AllowMissing = False,
+    junit: Junit = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Hold finished reports against rules and a baseline, for CI: what `audit` does with the same options.
+
+    Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
+    """
+    rules = _rules(fail_on, policy, against, allow_missing, junit)
+    if not rules:
+        raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
+    from shadow.gate import judge_report, read_measured
+    from shadow.render import rules_view
+    from shadow.report import required_metadata
+
+    judged: list[Judged] = []
+    names: dict[Path, tuple[str, str]] = {}
+    for folder in {folder.resolve(): folder for run in runs for folder in _report_folders(run)}.values():
+        try:
+            metadata = required_metadata(folder)
+            names[folder] = metadata["family"], metadata["pair"]
+        except ShadowError as error:
+            judged.append(_at_fault(folder.resolve().parent.name, folder.resolve().name, error))
+    baselines = _baselines(against, list(names.values()), allow_missing)
+    for folder, name in names.items():
+        try:
+            baseline = baselines.get(name)
+            if baseline and baseline.report.folder.resolve() == folder.resolve():
+                raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
+            judged.append(judge_report(rules, read_measured(folder), baseline))
+        except ShadowError as error:
+            judged.append(_at_fault(*name, error))
+            continue
+        if format is Format.table:
+            console.show(rules_view(judged[-1], titled=True))
+    if format is Format.json:
+        console.show_json([one.as_json() for one in judged])
+    _finish(judged, junit)
+
+
+def _rules(
+    fail_on: list[str] | None, policy: Path | None, against: Path | None, allow_missing: bool, junit: Path | None
+) -> tuple[Rule, ...]:
+    """The rules of a command; refuses a file for JUnit that may not be written over."""
+    if junit is not None:
+        from shadow.ci import check_junit
+
+        check_junit(junit)
+    if not fail_on and policy is None and against is None:
+        return ()
+    from shadow.rules import gather
+
+    return gather(fail_on or [], policy, against is not None, allow_missing)
+
+
+def _at_fault(family: str, pair: str, error: ShadowError) -> Judged:
+    from shadow.gate import Judged
+
+    console.complain(error)
+    return Judged(family, pair, fault=error.message)
+
+
+def _baselines(
+    against: Path | None, pairs: list[tuple[str, str]], allow_missing: bool
+) -> dict[tuple[str, str], Measured]:
+    from shadow.gate import read_baselines
+
+    if against is None:
+        return {}
+    if not against.is_dir():
+        if not allow_missing:
+            hint = "name finished reports, or add --allow-missing for a first run"
+            raise ShadowError(f"no such folder: {against}", hint)
+        console.say(f"no baseline: there is no folder {against}")
+        return {}
+    return read_baselines(against, _report_folders(against), pairs)
+
+
+def _finish(judged: list[Judged], junit: Path | None) -> None:
+    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code."""
+    from shadow import ci
+    from shadow.gate import first_code
+
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        workspace = os.environ.get("GITHUB_WORKSPACE")
+        for command in ci.workflow_commands(judged, Path(workspace) if workspace else None):
+            console.annotate(command)
+    else:
+        for text in ci.sentences(judged):
+            console.say(text)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        try:
+            ci.append_summary(Path(summary), judged)
+        except OSError as error:  # the audit is what was asked for
+            console.say(f"no summary of the step: cannot write {summary}: {error.strerror or error}")
+    if junit is not None:
+        ci.write_junit(junit, judged)
+    if code := first_code({one.code for one in judged}):
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -444,12 +815,12 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import FIGURES, MATRICES, RESIDUAL, SPECTRA, TENSORS
+    from shadow.diagnostics import BATCH, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
     from shadow.reference import calibration
     from shadow.render import column_view, columns_view, label_view
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {one.name: one for one in (*BATCH, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return

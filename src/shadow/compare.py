@@ -24,7 +24,10 @@ from shadow.bootstrap import LEVEL, blocks_of, interval_of_median, sign_flip_p
 from shadow.diagnostics import COMPARISON
 from shadow.errors import ShadowError
 from shadow.footprint import FULL_RANK, LINEAGE, ROUNDING
+from shadow.gains import MEASURED_BY_OTHERS
 from shadow.matching import PLACE, Relation, Report, match, read_report, relations, unmatched
+from shadow.rank_correlation import ScoredSet, score_reports
+from shadow.scores import ScoreFiles
 
 Verdict = Literal[
     "more concentrated",
@@ -41,6 +44,7 @@ MIN_AGREEING = 2  # of the four figures that vote beside concentration
 FAR_NORMS = 3.0  # relative norms further apart are warned of: concentration falls as an update grows
 MOST = 0.9  # share of a report's measured parameters that should be compared
 MAX_REPORTS = 12
+MAX_SCORED = 200  # reports of which scores are correlated
 CLAIMS = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
@@ -158,6 +162,8 @@ class Comparison:
     """Two reports or more. contrasts has every pair of them, those with the first report first.
 
     ranking orders all by their median concentration over the matrices that every report has; empty for two.
+    not_contrasted says why a set of which the scores are correlated has neither. scores are what others measured of the
+    models, null where nobody gave any.
     """
 
     schema: int
@@ -167,13 +173,15 @@ class Comparison:
     contrasts: list[Contrast]
     ranking: list[dict[str, Any]]
     claims: Mapping[str, list[str]]
+    not_contrasted: str | None = None
+    scores: ScoredSet | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the rows of single matrices are left to the Parquet file."""
-        told = asdict(replace(self, contrasts=[replace(one, rows=[]) for one in self.contrasts]))
+        told = asdict(replace(self, contrasts=[replace(one, rows=[]) for one in self.contrasts], scores=None))
         for contrast in told["contrasts"]:
             del contrast["rows"]
-        return told
+        return told | {"scores": None if self.scores is None else self.scores.as_json()}
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -190,25 +198,48 @@ class Comparison:
         return {"version": self.version, "comparison": told}
 
 
-def compare(folders: Sequence[Path], *, margin: float = MARGIN, allow_different_base: bool = False) -> Comparison:
+def compare(
+    folders: Sequence[Path],
+    *,
+    margin: float = MARGIN,
+    allow_different_base: bool = False,
+    scores: ScoreFiles | None = None,
+) -> Comparison:
     """Compare finished reports, every two of them.
 
     Raises ShadowError when one cannot be read, when two share no measured matrix, and when two rest on different
-    bases, unless that is allowed.
+    bases, unless that is allowed. With scores, different bases and more than MAX_REPORTS are no fault: gains and
+    concentrations of all are correlated, and matrices are not compared.
     """
-    reports = [read_report(folder, chr(ord("A") + index)) for index, folder in enumerate(folders)]
+    reports = [read_report(folder, label(index)) for index, folder in enumerate(folders)]
+    told = [report.as_json() for report in reports]
+    scored = score_reports(reports, scores)
+    claims = CLAIMS
+    if scored is not None:
+        claims = CLAIMS | {"not_shown": [*CLAIMS["not_shown"], MEASURED_BY_OTHERS, *scored.not_shown]}
+    if len(reports) > MAX_REPORTS:
+        too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
+        return Comparison(SCHEMA, __version__, margin, told, [], [], claims, too_many, scored)
     pairs = list(itertools.combinations(range(len(reports)), 2))
     related = relations(reports, pairs)
     if not allow_different_base:
         for (one, other), (relation, why) in related.items():
-            if relation == "different bases":
-                raise ShadowError(
-                    f"{reports[one].name} and {reports[other].name} have different bases: {why}",
-                    "compare models tuned from one base, or add --allow-different-base",
-                )
+            if relation != "different bases":
+                continue
+            message = f"{reports[one].name} and {reports[other].name} have different bases: {why}"
+            if scores is None:
+                raise ShadowError(message, "compare models tuned from one base, or add --allow-different-base")
+            message += "; not compared matrix by matrix without --allow-different-base"
+            return Comparison(SCHEMA, __version__, margin, told, [], [], claims, message, scored)
     contrasts = [contrast(reports[i], reports[j], *related[i, j], margin) for i, j in pairs]
-    told = [report.as_json() for report in reports]
-    return Comparison(SCHEMA, __version__, margin, told, contrasts, _ranking(reports, contrasts), CLAIMS)
+    ranking = _ranking(reports, contrasts)
+    return Comparison(SCHEMA, __version__, margin, told, contrasts, ranking, claims, scores=scored)
+
+
+def label(index: int) -> str:
+    """A to Z, then AA, AB and on."""
+    before, own = divmod(index, 26)
+    return (label(before - 1) if before else "") + chr(ord("A") + own)
 
 
 # From matched matrices to differences
@@ -470,7 +501,7 @@ def _warnings(
     """What makes the comparison doubtful, though not void."""
     return [
         *_warn_of_relation(first, second, relation, how),
-        *_warn_of_settings(first, second),
+        *settings_apart(first, second),
         *_warn_of_coverage(first, second, found, counts, figures[0]),
         *_warn_of_deltas(first, second, found, figures[0], figures[-1]),
     ]
@@ -488,7 +519,8 @@ def _warn_of_relation(first: Report, second: Report, relation: Relation, how: st
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
 
 
-def _warn_of_settings(first: Report, second: Report) -> Iterator[str]:
+def settings_apart(first: Report, second: Report) -> Iterator[str]:
+    """How the making of two reports differs."""
     one, two = (report.metadata["version"] for report in (first, second))
     if one != two:
         yield f"made by different versions of shadow: {first.label} by {one}, {second.label} by {two}"

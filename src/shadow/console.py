@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from rich.markup import escape
 from shadow.errors import ShadowError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
     from rich.progress import Task
 
     from shadow.run import Progress
@@ -32,24 +34,54 @@ err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 def show(renderable: RenderableType) -> None:
     """Data for people, on stdout."""
-    out.print(renderable)
+    _print(out, renderable)
 
 
 def show_json(value: Any) -> None:
     """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, allow_nan=False)
+    sys.stdout.write(text.replace("##", "#\\u0023") + "\n")  # only strings hold it: see inert
 
 
 def say(text: str) -> None:
     """One line of talk, on stderr."""
-    err.print(escape(visible(text)))
+    _print(err, escape(visible(text)))
+
+
+def annotate(command: str) -> None:
+    """A workflow command of GitHub Actions, a line of its own on stderr: stdout is data, and the runner reads both."""
+    sys.stderr.write(command + "\n")
 
 
 def complain(error: ShadowError) -> None:
     """An expected fault: one line, and what to do next."""
-    err.print(f"[bold red]error:[/] {escape(visible(error.message))}")
+    _print(err, f"[bold red]error:[/] {escape(visible(error.message))}")
     if error.hint:
-        err.print(f"[dim]hint:[/]  {escape(visible(error.hint))}")
+        _print(err, f"[dim]hint:[/]  {escape(visible(error.hint))}")
+
+
+def _print(console: Console, renderable: RenderableType) -> None:
+    if _is_watched(console):
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    console.file.write(inert(captured.get()))
+
+
+def _is_watched(console: Console) -> bool:
+    """Does a person see it? Not Console.is_terminal, which FORCE_COLOR makes true in CI too."""
+    return console.is_terminal and console.file.isatty()
+
+
+def inert(text: str) -> str:
+    """Printed text without commands to what may run this.
+
+    GitHub Actions obeys lines of stdout and stderr that begin with `::` after white space, and `##[` anywhere in one;
+    Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may hold them, and wrapping may begin a line so.
+    """
+    text = re.sub(r"##(?=[A-Za-z]*\[)", r"#\\x23", text)
+    return re.sub(r"(?m)^((?:[^\S\n]|\x1b\[[0-9;]*m)*):(?=:)", r"\1\\x3a", text)
 
 
 def visible(text: str) -> str:
@@ -57,24 +89,96 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
+Update = Callable[["Progress"], None]
+
+
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[[Progress], None]]:
+def progress(title: str) -> Iterator[Update]:
     """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a terminal."""
-    if not err.is_terminal:
+    if not _is_watched(err):
         yield lambda state: None
         return
+    bar, begin = _matrix_bar()
+    with bar:
+        yield begin(title)
+
+
+@contextlib.contextmanager
+def list_progress(total: int) -> Iterator[Callable[[str], Update]]:
+    """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the current pair.
+
+    Yields what begins the next pair, by its title, and ends the one before. Silent when stderr is not a terminal.
+    """
+    if not err.is_terminal:
+        yield lambda title: lambda state: None
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    bar, begin_pair = _matrix_bar()
+    pace = ListPace(total)
+    overall = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}", style="cyan"),
+        console=err,
+    )
+    task = overall.add_task("pairs", total=total, left="")
+
+    def begin(title: str) -> Update:
+        overall.update(task, completed=pace.begun)
+        pace.begin()
+        update = begin_pair(title)
+
+        def told(state: Progress) -> None:
+            update(state)
+            left = pace.left(state.cost_done / state.cost_total if state.cost_total else 1.0)
+            overall.update(task, left="" if left is None else f"{duration(left)} left")
+
+        return told
+
+    with Live(Group(overall, bar), console=err, transient=True):
+        yield begin
+
+
+class ListPace:
+    """The time that a list still takes, by the pairs of this run that were really measured."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.begun = total, 0
+        self._clock, self._started = clock, clock()
+        self._spent, self._measured, self._share = 0.0, 0.0, 0.0  # of the pairs before this one; and of this one
+
+    def begin(self) -> None:
+        """The next pair begins; one whose report was only read has told no progress, and does not count."""
+        now = self._clock()
+        if self._share:
+            self._spent, self._measured = self._spent + now - self._started, self._measured + 1
+        self.begun, self._started, self._share = self.begun + 1, now, 0.0
+
+    def left(self, share: float) -> float | None:
+        """Seconds left when this share of the current pair is done; None when nothing can be said yet."""
+        self._share = max(share, 1e-9)
+        measured = self._measured + share
+        elapsed = self._spent + self._clock() - self._started
+        return elapsed / measured * (self.total - self.begun + 1 - share) if measured >= 0.01 else None
+
+
+def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
+    """The bar of one pair, and what begins a pair in it."""
     from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
     from rich.progress import Progress as Bar
     from rich.text import Text
-
-    started = time.monotonic()
 
     class Pace(ProgressColumn):
         """Matrices a second and the time left by floating-point operations, not by count: sizes differ a lot."""
 
         def render(self, task: Task) -> Text:
             state: Progress | None = task.fields.get("state")
-            elapsed = time.monotonic() - started
+            elapsed = time.monotonic() - task.fields["began"]
             if state is None or state.done == task.fields["first"] or elapsed < 0.5:
                 return Text("")
             rate = (state.done - task.fields["first"]) / elapsed
@@ -92,6 +196,7 @@ def progress(title: str) -> Iterator[Callable[[Progress], None]]:
         def render(self, task: Task) -> Text:
             state: Progress | None = task.fields.get("state")
             if state is None or not state.to_move:
+                self.seen.clear()
                 return Text("")
             now = time.monotonic()
             self.seen.append((now, state.moved))
@@ -100,24 +205,32 @@ def progress(title: str) -> Iterator[Callable[[Progress], None]]:
             going = rate if state.moved < state.to_move else ""
             return Text(f"{decimal(state.moved)} of {decimal(state.to_move)}{going}", style="green")
 
+    bytes_column = Bytes()
     bar = Bar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         Pace(),
-        Bytes(),
+        bytes_column,
         console=err,
         transient=True,
     )
-    with bar:
-        task = bar.add_task(escape(title), total=None, first=0, first_cost=0, state=None)
+
+    def begin(title: str) -> Update:
+        for old in bar.task_ids:
+            bar.remove_task(old)
+        bytes_column.seen.clear()
+        fields: dict[str, Any] = {"first": 0, "first_cost": 0, "state": None, "began": time.monotonic()}
+        task = bar.add_task(escape(visible(title)), total=None, **fields)
 
         def update(state: Progress) -> None:
             if bar.tasks[0].fields["state"] is None:
                 bar.update(task, total=state.total, first=state.done, first_cost=state.cost_done)
             bar.update(task, completed=state.done, state=state)
 
-        yield update
+        return update
+
+    return bar, begin
 
 
 @contextlib.contextmanager
@@ -145,3 +258,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def took(seconds: float) -> str:
+    """`3.2 s`, or as a duration from a minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)

@@ -332,6 +332,41 @@ COMPARISON = (
     ),
 )  # fmt: skip
 
+_UNFINISHED = "not done"
+HEADLINE = (  # figures of a summary that a list tells of each pair
+    "relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes",
+    "floor_ratio", "effective_layers", "attention_to_mlp",
+)  # fmt: skip
+
+BATCH = (
+    Column("position", "int", "place in the list, from 1", null="joined from several lists, or from no list"),
+    Column("family", "string", "as in matrices.parquet"),
+    Column("pair", "string", "as in matrices.parquet"),
+    Column("relation", "string", "tuned: the second was trained from the first; or sibling"),
+    Column("folder", "string", "where the report is or will be, from the folder of this file"),
+    Column("base", "string", "the base checkpoint, as it was named"),
+    Column("tuned", "string", "the tuned checkpoint, as it was named"),
+    Column("base_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
+    Column("tuned_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
+    Column("state", "string", "done: its report is there; failed: error says why; pending: not reached yet"),
+    Column("label", "string", "label of the report", null=_UNFINISHED),
+    Column("matrices", "int", "matrices that changed", null=_UNFINISHED),
+    *(
+        Column(name, "float", f"{name} of summary.json", null=f"{_UNFINISHED}, or null there")
+        for name in HEADLINE
+    ),
+    Column(
+        "seconds", "float", "time that went into the pair, over all runs of the list that did not merely read its report",
+        "", "s", ">= 0", "not reached yet",
+    ),
+    Column(
+        "bytes", "int", "bytes of weights that came over the network for it, over all runs of the list", "", "bytes",
+        ">= 0", "not reached yet, or measured outside of a list",
+    ),
+    Column("error", "string", "what went wrong in the last run", null="not failed"),
+    Column("hint", "string", "what to do about it", null="not failed, or nothing known"),
+)  # fmt: skip
+
 RESIDUAL = (
     Column("component", "string", "as in matrices.parquet"),
     Column(
@@ -352,6 +387,31 @@ RESIDUAL = (
 )  # fmt: skip
 
 _STACKED = "experts of a mixture are left out"
+
+SCORES = (  # what others measured: `scores` of summary.json, and the correlations of `compare`
+    Column("benchmark", "string", "name of the benchmark in the file of scores"),
+    Column("group", "string", "kind of benchmark, as the file has it", null="the file has none"),
+    Column("metric", "string", "metric of the scores", null="the file names none"),
+    Column("unit", "string", "what the file states, else `at most 1` or `above 1`; where less is better, the metric"),
+    Column("base", "float", "score of the base, in the unit of the file", null="the file has none"),
+    Column("tuned", "float", "score of the tuned model, in the unit of the file", null="the file has none"),
+    Column(
+        "gain", "float", "how much better the tuned model is by its score", "tuned - base; base - tuned where less is better",
+        "that of the scores", "", "a side is missing, or nobody says which way is better", "",
+        "Measured by others: shadow repeats it. Of a group, the unweighted mean over its benchmarks, of one unit.",
+    ),
+    Column(
+        "gain_stderr", "float", "standard error of the gain", "sqrt(base_stderr^2 + tuned_stderr^2)", "that of the scores", ">= 0",
+        "a standard error is missing", "",
+        "As if both were asked other questions; they are the same ones as a rule, and the error is then smaller.",
+    ),
+    Column(
+        "rho", "float", "rank correlation of gain and median concentration over the reports of `compare`",
+        "Pearson's correlation of mean ranks", "", "[-1, 1]", "fewer than 4 reports, other units, or all are equal",
+        "Spearman 1904; interval of Bonett & Wright 2000; p of every order, above 8 reports of random ones",
+        "Reports that share a base are not independent. Concentration differs by shape: over families of other sizes it is no pure figure of training.",
+    ),
+)  # fmt: skip
 
 FIGURES = (  # of summary.json, beside the medians of columns
     Column(

@@ -73,10 +73,13 @@ class Report:
         return {"label": self.label, "folder": str(self.folder), **plain}
 
 
-def read_report(folder: Path, label: str) -> Report:
-    """The rows of a finished report. Raises ShadowError for one that is broken or of another schema."""
+def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> Report:
+    """The rows of a finished report, with more columns of matrices.parquet where asked for.
+
+    Raises ShadowError for a report that is broken or of another schema.
+    """
     metadata = required_metadata(folder)
-    matrices = _read(folder / "matrices.parquet", MATRICES, READ)
+    matrices = _read(folder / "matrices.parquet", MATRICES, tuple(dict.fromkeys((*READ, *more))))
     tensors = _read(folder / "tensors.parquet", TENSORS, ("tensor", "side", *PLACE, "status", "reason"))
     return Report(label, folder, metadata, matrices, tensors)
 

@@ -7,13 +7,17 @@ nodes, so that nothing is built before it was found harmless.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path as File
 from typing import Any
 
 import yaml
 
+from shadow.errors import ShadowError
+
 # libyaml's parser, where PyYAML was built with it: the 95 shipped families take 10 ms instead of 37
 FAST: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 MAX_DEPTH = 16  # the deepest registry file needs 5
+MAX_FILE = 1_000_000  # bytes
 
 Tree = dict[str, "Tree"] | list["Tree"] | str
 Path = tuple[str | int, ...]  # keys and list indices from the top of the file
@@ -25,6 +29,24 @@ class NotPlainError(Exception):
     def __init__(self, message: str, line: int | None) -> None:
         super().__init__(message)
         self.message, self.line = message, line
+
+
+def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[Path, int]]:
+    """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the format is told."""
+    try:
+        if not file.is_file():  # opening a FIFO would wait for ever
+            raise ShadowError(f"{file}: not a regular file" if file.exists() else f"no such file: {file}")
+        with file.open("rb") as handle:
+            raw = handle.read(MAX_FILE + 1)
+    except OSError as error:
+        raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
+    if len(raw) > MAX_FILE:
+        raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
+    try:
+        return read_plain(raw)
+    except NotPlainError as error:
+        line = f":{error.line}" if error.line else ""
+        raise ShadowError(f"{file}{line}: {error.message}", hint) from error
 
 
 def read_plain(raw: bytes) -> tuple[Tree, dict[Path, int]]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from shadow.architecture import name_rules, registry_folder
 from shadow.errors import ShadowError, UsageError
-from shadow.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.plain_yaml import Path as Place
+from shadow.plain_yaml import Tree, read_plain_file
 
 # Every key of the format and what it says; the schema for editors is made of the same words.
 RESERVED = {
@@ -38,7 +38,6 @@ RELATIONS = {
 }
 IMPLIED = {"vlm": ("language", "vision", "projector")}  # components that a tag stands for
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-MAX_FILE = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -266,20 +265,7 @@ class _FaultError(Exception):
 
 def _read_file(file: Path) -> list[Family]:
     hint = "see the README on registry files"
-    try:
-        if not file.is_file():  # opening a FIFO would wait for ever
-            raise ShadowError(f"{file}: not a regular file")
-        with file.open("rb") as handle:
-            raw = handle.read(MAX_FILE + 1)
-    except OSError as error:
-        raise ShadowError(f"{file}: {error.strerror or error}") from error
-    if len(raw) > MAX_FILE:
-        raise ShadowError(f"{file}: larger than {MAX_FILE:,} bytes", "split it")
-    try:
-        data, lines = read_plain(raw)
-    except NotPlainError as error:
-        line = f":{error.line}" if error.line else ""
-        raise ShadowError(f"{file}{line}: {error.message}", hint) from error
+    data, lines = read_plain_file(file, hint)
     if data == "":
         return []
     if not isinstance(data, dict):
@@ -290,11 +276,11 @@ def _read_file(file: Path) -> list[Family]:
         name, path = fault.path[0], fault.path
         while path not in lines:
             path = path[:-1]
-        message = f"{file}:{lines[path]}: family {_short(name)}: {fault.message}"
+        message = f"{file}:{lines[path]}: family {short(name)}: {fault.message}"
         raise ShadowError(message, fault.hint) from fault
 
 
-def _short(word: Any) -> str:
+def short(word: Any) -> str:
     """What a file says at some place, for a message: one line, never long."""
     text = repr(word)
     return text if len(text) <= 80 else f"{text[:76]}...{text[-1]}"
@@ -329,7 +315,7 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
 
 def _check_stage_name(path: Place, stage: str) -> None:
     if not NAME.fullmatch(stage) or ".." in stage:
-        message = f"{_short(stage)} cannot name a stage"
+        message = f"{short(stage)} cannot name a stage"
         raise _FaultError(path, message, "letters, digits, `_`, `-` and single dots")
     if alike := difflib.get_close_matches(stage.lower(), RESERVED, n=1, cutoff=0.75):
         message = f"stage {stage!r} looks like the reserved key {alike[0]!r}"
@@ -363,7 +349,7 @@ def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Pat
             raise _FaultError((*path, key), message, f"write {first}: {{repo: ..., revision: ...}}")
         if key not in components:
             hint = nearest(key, components) or _listed("components", components)
-            raise _FaultError((*path, key), f"unknown component {_short(key)} in the base", hint)
+            raise _FaultError((*path, key), f"unknown component {short(key)} in the base", hint)
     return ComponentBase(
         tuple((key, _reference((*path, key), f"the base of {key}", one, folder)) for key, one in value.items())
     )
@@ -381,7 +367,7 @@ def _reference(
     for key, text in value.items():
         if key not in REFERENCE_KEYS:
             hint = nearest(key, known) or _listed("it may have", known)
-            raise _FaultError((*path, key), f"unknown key {_short(key)} in {what}", hint)
+            raise _FaultError((*path, key), f"unknown key {short(key)} in {what}", hint)
         if not isinstance(text, str):
             raise _FaultError((*path, key), f"{key!r} of {what} is not text", "put it in quotes")
     texts = {key: text for key, text in value.items() if isinstance(text, str)}
@@ -390,7 +376,7 @@ def _reference(
     reference = _parsed((*path, "repo"), what, texts["repo"], folder)
     subfolder = texts.get("subfolder")
     if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
-        raise _FaultError((*path, "subfolder"), f"subfolder {_short(subfolder)} leaves the checkpoint")
+        raise _FaultError((*path, "subfolder"), f"subfolder {short(subfolder)} leaves the checkpoint")
     if reference.is_folder and subfolder:
         return Reference(str(Path(reference.repo) / subfolder), True)
     return Reference(reference.repo, reference.is_folder, texts.get("revision", reference.revision), subfolder)
@@ -423,11 +409,11 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
         start, _, end = item.partition("..")
         return _pair(path, stages, start, end, "tuned")
     if not isinstance(item, dict):
-        raise _FaultError(path, f"{_short(item)} is not a pair", "write from..to")
+        raise _FaultError(path, f"{short(item)} is not a pair", "write from..to")
     for key in item:
         if key not in PAIR_KEYS:
             hint = nearest(key, PAIR_KEYS) or _listed("it may have", PAIR_KEYS)
-            raise _FaultError((*path, key), f"unknown key {_short(key)} in a pair", hint)
+            raise _FaultError((*path, key), f"unknown key {short(key)} in a pair", hint)
     for key in ("from", "to"):
         if key not in item:
             raise _FaultError(path, f"a pair has no `{key}`", "write {from: base, to: sft} or base..sft")
@@ -435,7 +421,7 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
     if not isinstance(relation, str) or relation not in RELATIONS:
         close = nearest(relation, RELATIONS) if isinstance(relation, str) else None
         hint = close or f"one of {', '.join(RELATIONS)}"
-        raise _FaultError((*path, "relation"), f"unknown relation {_short(relation)}", hint)
+        raise _FaultError((*path, "relation"), f"unknown relation {short(relation)}", hint)
     return _pair(path, stages, item["from"], item["to"], relation)
 
 
@@ -444,7 +430,7 @@ def _pair(path: Place, stages: Mapping[str, Reference | ComponentBase], start: T
         if not isinstance(stage, str) or stage not in stages:
             close = nearest(stage, stages) if isinstance(stage, str) else None
             hint = close or _listed("stages", stages)
-            raise _FaultError((*path, key), f"a pair names stage {_short(stage)}, which is not there", hint)
+            raise _FaultError((*path, key), f"a pair names stage {short(stage)}, which is not there", hint)
     assert isinstance(start, str)
     assert isinstance(end, str)
     tuned = stages[end]
@@ -463,7 +449,7 @@ def _tags(path: Place, value: Tree | None) -> tuple[str, ...]:
     tags: list[str] = []
     for index, tag in enumerate(value):
         if not isinstance(tag, str) or not NAME.fullmatch(tag):
-            raise _FaultError((*path, index), f"{_short(tag)} is not a tag", "letters, digits and `._-` only")
+            raise _FaultError((*path, index), f"{short(tag)} is not a tag", "letters, digits and `._-` only")
         if tag in tags:
             raise _FaultError((*path, index), f"tag {tag!r} is listed twice", "take one out")
         tags.append(tag)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.console import duration, visible
+from shadow.console import duration, took, visible
 from shadow.diagnostics import NOTATION, Column
 
 if TYPE_CHECKING:
+    from shadow.batch_index import Index
     from shadow.compare import Comparison, Contrast
+    from shadow.gate import Judged
     from shadow.reference import Calibration
     from shadow.registry import Family, Pair
     from shadow.summary import Summary
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-=+*%#"
 WIDE = 100  # columns of terminal from which the wide tables fit
+BATCH_WIDE = 110  # columns from which a list's table has one of errors
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 
@@ -68,6 +72,10 @@ def summary_view(
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
     parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    if summary.scores:
+        from shadow.scores_view import scores_table
+
+        parts += [scores_table(summary), ""]
     if any(not gate["passed"] for gate in summary.gates):
         parts += [_gate_table(summary.gates), ""]
     if len(summary.components) > 1:
@@ -127,6 +135,10 @@ def _headline(summary: Summary) -> RenderableType:
             if text:
                 rows.add_row(Text(title, "dim"), text)
         rows.add_row(Text("in brackets", "dim"), _about_intervals(summary))
+    if summary.scores:
+        from shadow.scores_view import scores_line
+
+        rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate["name"] for gate in summary.gates if not gate["passed"]]
     told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
     rows.add_row(Text("gates", "dim"), told)
@@ -415,6 +427,59 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     return rows
 
 
+STATE_STYLES = {"done": "green", "failed": "bold red", "pending": "yellow"}
+
+
+def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:
+    """How the pairs of a list stand, a row each; then how many, and what they took.
+
+    What went wrong is the last column where it fits, else it stands below.
+    """
+    wide = options.max_width >= BATCH_WIDE
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    table.add_column("family", overflow="fold")
+    table.add_column("pair", style="cyan", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("label")
+    for head in ("conc.", "norm", "time"):
+        table.add_column(head, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("error", overflow="fold", ratio=1)
+    faults = Table.grid(padding=(0, 2))
+    for row in index.rows:
+        place = Text("-" if row.position is None else f"{row.position}")
+        cells = [place, Text(visible(row.family)), Text(visible(row.pair)), Text(row.state, STATE_STYLES[row.state])]
+        cells.append(Text(visible(row.label or "-")))
+        cells += [Text(figure) for figure in (fixed(row.concentration), _share(row.relative_norm_overall))]
+        cells.append(Text("-" if row.seconds is None else took(row.seconds)))
+        table.add_row(*cells, *([Text(visible(row.error or ""))] if wide else []))
+        if row.error and not wide:
+            told = Text(visible(f"{row.name}: {row.error}"), overflow="fold")
+            faults.add_row(place.copy(), told.append(visible(f" ({row.hint})") if row.hint else "", "dim"))
+    parts: list[RenderableType] = [Rule(Text("list", "bold"), align="left", style="dim"), table]
+    parts += [faults, ""] if faults.rows else []
+    return Group(*parts, _batch_footer(index), "")
+
+
+def _batch_footer(index: Index) -> RenderableType:
+    rows, counts = Table.grid(padding=(0, 2)), Counter[str](row.state for row in index.rows)
+    states = ", ".join(f"{counts[state]:,} {state}" for state in STATE_STYLES if counts[state])
+    rows.add_row(Text("pairs", "dim"), f"{len(index.rows):,}{': ' if states else ''}{states}")
+    moved = sum(row.bytes or 0 for row in index.rows)
+    fetched = f", {decimal(moved)} fetched" if moved else ""
+    rows.add_row(Text("took", "dim"), f"{took(sum(row.seconds or 0.0 for row in index.rows))}{fetched}")
+    if missing := index.missing_shards:
+        rows.add_row(Text("shards", "dim"), f"{several(index.shards)} of the list; not here: {several(missing)}")
+    return rows
+
+
+def several(words: Sequence[str], shown: int = 8) -> str:
+    """The first of many words, and how many more there are."""
+    more = f" and {len(words) - shown:,} more" if len(words) > shown else ""
+    return f"{', '.join(words[:shown])}{more}"
+
+
 def comparison_view(comparison: Comparison, options: ConsoleOptions) -> RenderableType:
     """Everything `compare` prints: who is compared, then every report against the first.
 
@@ -426,6 +491,13 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions) -> Renderab
     parts: list[RenderableType] = [_compared(comparison), ""]
     if comparison.ranking:
         parts += [_ranking(comparison), ""]
+    if comparison.not_contrasted:
+        told = comparison.not_contrasted
+        parts += [Text(visible(f"{told[:1].upper()}{told[1:]}."), "yellow"), ""]
+    if comparison.scores is not None:
+        from shadow.scores_view import scored_set_view
+
+        parts += scored_set_view(comparison.scores, width)
     for contrast in against_first:
         if len(against_first) > 1:
             parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
@@ -564,6 +636,29 @@ def _not_shown(comparison: Comparison, contrasts: Sequence[Contrast]) -> Rendera
             rows.add_row(Text("consistent with", "dim"), Text(visible("; or ".join(contrast.consistent_with)), "dim"))
     rows.add_row(Text("not shown", "dim"), Text("; ".join(comparison.claims["not_shown"]), "dim"))
     return rows
+
+
+def rules_view(judged: Judged, *, titled: bool = False) -> RenderableType:
+    """What came of the rules of one pair; titled: with the name of the pair above it, where nothing else has it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title="Rules")
+    table.add_column("outcome", no_wrap=True)
+    table.add_column("rule", style="cyan", overflow="fold", ratio=2)
+    table.add_column("what was found", overflow="fold", ratio=3)
+    for verdict in judged.verdicts:
+        rule, grave = verdict.rule, verdict.rule.severity == "error"
+        style = {"passed": "green", "skipped": "dim"}.get(verdict.outcome, "bold red" if grave else "yellow")
+        outcome = verdict.outcome if grave or style in ("green", "dim") else f"{verdict.outcome} (warning)"
+        name = Text(visible(rule.name))
+        if rule.condition != rule.name:
+            name.append(f"\n{visible(rule.condition)}", "dim")
+        found = Text(visible(verdict.detail))
+        if rule.message and verdict.outcome == "met":
+            found.append(f"\n{visible(rule.message)}", "bold")
+        table.add_row(Text(outcome, style), name, found)
+    title = Rule(Text.assemble((visible(judged.family), "bold"), "  ", (visible(judged.pair), "bold cyan")),
+                 align="left", style="dim")  # fmt: skip
+    notes = [Text(visible(f"note: {note}"), "yellow") for note in judged.notes]
+    return Group(title if titled else "", table, *notes, "")
 
 
 def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:

@@ -361,16 +361,14 @@ def write_rows(
     Raises ShadowError when there is a file that was not written so: a report must not be lost to a slip.
     """
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
-    table = pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    content = parquet_bytes(_table(columns, rows), metadata)
     aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
     with writing(path.parent):
         if path.exists() and not _is_comparison(path):
             raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
         try:
             with aside.open("wb") as file:
-                file.write(sink.getvalue().to_pybytes())
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(path)
@@ -406,9 +404,15 @@ def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
+    write_whole(path, parquet_bytes(table, metadata))
+
+
+def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+    """A Parquet file of a table with this metadata and no other."""
     sink = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
-    write_whole(path, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:

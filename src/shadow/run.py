@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from shadow.checkpoint import Assembled, Checkpoint, Found, Located, combine, lo
 from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
+from shadow.gains import KEPT, NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import ComponentBase, Pair, Reference
@@ -36,9 +37,12 @@ from shadow.report import (
     report_tables,
     safe_name,
     write_report,
+    write_whole,
+    writing,
 )
+from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
-from shadow.summary import Summary, read_summary, summarise, summary_bytes
+from shadow.summary import Summary, read_summary, summarise, summary_bytes, with_scores
 
 SCRATCH = "scratch"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -112,17 +116,23 @@ def run_pair(
     access: Access = Access(),  # noqa: B008 - frozen
     say: Callable[[str], None] = lambda text: None,
     show: Callable[[Progress], None] = lambda progress: None,
+    scores: ScoreFiles | None = None,
 ) -> Result:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
+    A function of pair, settings and output, and of the files that they name: it prints nothing and keeps nothing for
+    the next call. Its arguments, its result and its faults can be pickled, so that any engine may map it over pairs,
+    in processes or on machines that share the folder.
+
     Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
-    report is already there. say gets one line for people now and then, show the progress.
+    report is already there. say gets one line for people now and then, show the progress. scores join the report
+    beside its numbers, which do not depend on them.
     Raises ShadowError; whatever happens, no half-written report is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
     try:
-        return _run(pair, settings, folder, jobs, access, say, show)
+        return _run(pair, settings, folder, jobs, access, say, show, scores)
     finally:
         shutil.rmtree(folder / PARTIAL / SCRATCH, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
@@ -174,6 +184,7 @@ def _run(
     access: Access,
     say: Callable[[str], None],
     show: Callable[[Progress], None],
+    scores: ScoreFiles | None,
 ) -> Result:
     scratch = folder / PARTIAL / SCRATCH
     base, tuned = (
@@ -181,8 +192,9 @@ def _run(
     )
     stored = {**asdict(settings), "relation": pair.relation}
     identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), stored)
+    scored = None if scores is None else _scored(scores, identity, pair)
     if done := _already_done(folder, identity, say):
-        return done
+        return done if scored is None else _beside(done, identity, scored)
     lined = line_up(base, tuned, settings.chosen, access, scratch, say)
     started, clock = datetime.now(UTC), time.monotonic()
     matrices = {one.key for one in lined.pairs if one.is_matrix}
@@ -196,7 +208,11 @@ def _run(
         _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
-        summary = summarise(tables, identity.as_json())
+        if scored is None:
+            scored = _kept(folder, identity, say)
+        summary = with_scores(summarise(tables, identity.as_json()), scored)
+        if scored.gains:
+            _keep(folder, identity, scored)
         provenance |= {"label": summary.label, "label_reason": summary.label_reason, "gates": summary.gates}
         write_report(folder, identity, provenance, tables, summary_bytes(summary))
     except BaseException:
@@ -204,6 +220,39 @@ def _run(
         raise
     journal.remove()
     return Result(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
+
+
+def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
+    """The scores of this pair. Raises ShadowError, before anything is measured, where they name neither side."""
+    sides = sides_of(identity.as_json(), pair)
+    if (found := join(scores, sides)) is None:
+        raise neither(scores, [sides])
+    return found
+
+
+def _beside(done: Result, identity: Identity, scored: Scored) -> Result:
+    """A finished report with other scores: two files of it are written, none of its numbers."""
+    summary = with_scores(done.summary, scored)
+    _keep(done.folder, identity, scored)
+    with writing(done.folder):
+        write_whole(done.folder / "summary.json", summary_bytes(summary))
+    return replace(done, summary=summary)
+
+
+def _keep(folder: Path, identity: Identity, scored: Scored) -> None:
+    with writing(folder):
+        write_whole(folder / KEPT, kept_bytes(scored, identity.as_json()))
+
+
+def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
+    """The scores that an earlier report of the same checkpoints has; those of others are removed."""
+    try:
+        return read_kept(folder, identity.as_json())
+    except ShadowError as error:
+        say(f"{error.message}: removed")
+        with writing(folder):
+            (folder / KEPT).unlink()
+        return NO_SCORES
 
 
 def _planned(

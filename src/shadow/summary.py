@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from shadow.bootstrap import (
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.footprint import footprint, gates
+from shadow.gains import MEASURED_BY_OTHERS, Scored, read_kept
 from shadow.report import METADATA_KEY, check_schema, finished_metadata
 from shadow.spread import (
     ATTENTION,
@@ -78,7 +79,8 @@ class Summary:
     are over how many layers, and the probability that they may claim; resampling says how they were made.
     components, modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
     makes the figures doubtful. gates, evidence and claims are what label rests on; reference is where the pair lies
-    among known trainings of about its size (null where there are none).
+    among known trainings of about its size (null where there are none). scores and score_* are what others measured
+    (see shadow.gains): no figure rests on them, and they are empty where nobody gave any.
     """
 
     schema: int
@@ -105,6 +107,10 @@ class Summary:
     evidence: list[dict[str, Any]]
     reference: dict[str, Any] | None
     claims: Mapping[str, list[str]]
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    score_groups: list[dict[str, Any]] = field(default_factory=list)
+    score_files: list[dict[str, str]] = field(default_factory=list)
+    score_notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -153,7 +159,20 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
         ) from error
     if len({(table.schema.metadata or {}).get(METADATA_KEY) for table in tables.values()}) > 1:
         raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
-    return summarise(tables, metadata), metadata
+    summary = summarise(tables, metadata)
+    try:
+        return with_scores(summary, read_kept(folder, metadata)), metadata
+    except ShadowError as error:  # the numbers do not rest on them
+        return replace(summary, warnings=[*summary.warnings, error.message]), metadata
+
+
+def with_scores(summary: Summary, scored: Scored) -> Summary:
+    """The same figures, and beside them the scores that others measured."""
+    if not scored.gains:
+        return summary
+    not_shown = dict.fromkeys([*summary.claims["not_shown"], MEASURED_BY_OTHERS])
+    claims = {**summary.claims, "not_shown": list(not_shown)}
+    return replace(summary, claims=claims, **scored.as_json())
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:

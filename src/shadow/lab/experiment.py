@@ -385,7 +385,8 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
         return weight + noise
     left, right = (torch.linalg.qr(torch.randn(size, 4, generator=generator))[0] for size in weight.shape)
     strong = left @ right.T
-    return weight + noise + strong * noise.norm() / strong.norm()
+    planted: torch.Tensor = weight + noise + strong * noise.norm() / strong.norm()
+    return planted
 
 
 def _kept(

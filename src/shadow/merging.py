@@ -1,0 +1,220 @@
+"""Output folders of several jobs -> one: their reports are checked, then copied, then the index is made anew."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow.batch_index import (
+    Index,
+    Key,
+    Row,
+    alone_in,
+    different,
+    done_row,
+    in_order,
+    kind_of,
+    read_index,
+    report_folder,
+    write_index,
+)
+from shadow.errors import ShadowError
+from shadow.report import JOURNAL, PARTIAL, check_schema, finished_metadata, write_whole, writing
+from shadow.summary import read_summary
+
+TABLES = ("matrices.parquet", "tensors.parquet", "residual.parquet", "spectra.parquet")
+FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
+FILES = ("tensors.parquet", "residual.parquet", "spectra.parquet", "summary.json", FINISHED)
+WRITTEN = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The index of a merged folder, how many reports were copied into it, and how many were there already."""
+
+    index: Index
+    copied: int
+    there: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One output folder: its index, if it has one, and the folder and the metadata of each finished report."""
+
+    folder: Path
+    index: Index | None
+    reports: Mapping[Key, tuple[Path, dict[str, Any]]]
+
+
+def merge(output: Path, folders: Sequence[Path]) -> Merged:
+    """Copy the reports of output folders into one, and make its index; without folders only the index.
+
+    Nothing is written before all is checked: every report must be whole, of one version, schema and settings, and
+    two reports of one pair must hold the same numbers. Each report appears in output whole or not at all, and none is
+    ever overwritten. Raises ShadowError.
+    """
+    with alone_in(output):
+        sources = [_read(output), *(_read(folder, links=False) for folder in dict.fromkeys(folders))]
+        for source in sources[1:]:
+            if source.index is None and not source.reports:
+                hint = "name the folder given to `shadow audit -o`"
+                raise ShadowError(f"{source.folder}: neither a report nor an index in it", hint)
+        kind = _common_kind(sources)
+        chosen = _chosen(sources)
+        rows = {key: _row(key, path, sources) for key, (path, _) in chosen.items()}
+        rows |= {row.key: row for row in _unfinished(sources, rows)}
+        here = sources[0].reports
+        copies = {output / report_folder(*key): path for key, (path, _) in chosen.items() if key not in here}
+        for target in copies:
+            _require_room(target)
+        for target, path in copies.items():
+            _copy(path, target)
+        index = _index(kind, sources, rows)
+        write_index(output, index)
+    return Merged(index, len(copies), len(here))
+
+
+def _read(folder: Path, *, links: bool = True) -> _Source:
+    """What is in an output folder. links: may it hold links? What one points to is not to be copied."""
+    if not folder.is_dir():
+        raise ShadowError(f"no such folder: {folder}", "name the folder given to `shadow audit -o`")
+    reports: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*/matrices.parquet")):
+        report = path.parent
+        linked = [one for one in (report.parent, report, *(report / name for name in FILES)) if one.is_symlink()]
+        if linked and not links:
+            raise ShadowError(f"{linked[0]} is a link", "a merge copies only what lies in the folders that it is given")
+        metadata = finished_metadata(report)
+        if metadata is None:
+            continue
+        check_schema(report, metadata)
+        key = metadata["family"], metadata["pair"]
+        if key in reports:
+            raise ShadowError(
+                f"{report} and {reports[key][0]} are both reports of {key[0]}:{key[1]}", "keep one of them"
+            )
+        reports[key] = report, metadata
+    return _Source(folder, read_index(folder), reports)
+
+
+def _common_kind(sources: Sequence[_Source]) -> dict[str, Any]:
+    """Version, schema and settings, which all reports and indexes must agree in."""
+    kinds: list[tuple[Path, dict[str, Any]]] = []
+    for source in sources:
+        kinds += [(path, kind_of(metadata)) for path, metadata in source.reports.values()]
+        kinds += [(source.folder, source.index.kind)] if source.index else []
+    if not kinds:
+        raise ShadowError(f"{sources[0].folder}: no report in it", "name the folder given to `shadow audit -o`")
+    first, kind = kinds[0]
+    for where, other in kinds[1:]:
+        if told := different(kind, other):
+            hint = "audit all shards with one version and the same options"
+            raise ShadowError(f"{first} and {where} differ in {told}", hint)
+    return kind
+
+
+def _chosen(sources: Sequence[_Source]) -> dict[Key, tuple[Path, dict[str, Any]]]:
+    """One report for each pair, the first; another of the same pair must be equal."""
+    chosen: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    for source in sources:
+        for key, (path, metadata) in source.reports.items():
+            first, known = chosen.setdefault(key, (path, metadata))
+            if path != first and (told := _conflict(first, known, path, metadata)):
+                message = f"{first} and {path} are different reports of {key[0]}:{key[1]}: {told}"
+                raise ShadowError(message, "keep one of them")
+    return chosen
+
+
+def _conflict(first: Path, known: Mapping[str, Any], other: Path, metadata: Mapping[str, Any]) -> str | None:
+    """In what two reports of one pair differ; None when they hold the same, whenever they were made."""
+    one, two = ({name: told[name] for name in WRITTEN} for told in (known, metadata))
+    if told := different(one, two):
+        return told
+    for name in TABLES:
+        files = [report / name for report in (first, other)]
+        if [file.is_file() for file in files] != [True, True]:
+            if any(file.is_file() for file in files):
+                return f"only one has {name}"
+            continue
+        try:
+            tables = [pq.read_table(file) for file in files]
+        except (OSError, pa.ArrowException) as error:
+            raise ShadowError(f"{files[0]} or {files[1]} cannot be read ({type(error).__name__})") from error
+        if not tables[0].equals(tables[1]):
+            return f"the numbers in {name}"
+    return None
+
+
+def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
+    return [(source, row) for source in sources if source.index for row in source.index.rows if row.key == key]
+
+
+def _row(key: Key, path: Path, sources: Sequence[_Source]) -> Row:
+    """The row of a report, with what an index beside it, or beside one that is equal to it, says that it took."""
+    summary, provenance = read_summary(path)
+    rows = _rows_of(key, sources)
+    position = next((row.position for _, row in rows if row.position is not None), None)
+    beside = [row for source, row in rows if key in source.reports]
+    seconds, moved = (beside[0].seconds, beside[0].bytes) if beside else (provenance.get("seconds"), None)
+    return done_row(summary, provenance, position=position, seconds=seconds, bytes=moved)
+
+
+def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row]:
+    """The rows of pairs that no folder has a report of. What failed is told before what was never reached."""
+    found: dict[Key, Row] = {}
+    for source in sources:
+        for row in source.index.rows if source.index else ():
+            if row.key in done:
+                continue
+            if row.state == "done":  # its report was lost on the way
+                row = row.emptied("pending")
+            if row.key not in found or (found[row.key].state, row.state) == ("pending", "failed"):
+                found[row.key] = row
+    return list(found.values())
+
+
+def _require_room(target: Path) -> None:
+    """Nothing may be where a report goes: not another pair's, and not the work of an audit that is not finished.
+
+    What a merge that was killed left there is no report, and is written again.
+    """
+    with writing(target):
+        if blocked := next((one for one in (target.parent, target) if os.path.lexists(one) and not one.is_dir()), None):
+            raise ShadowError(f"{blocked} is no folder", "merge into another folder")
+        if (target / PARTIAL / JOURNAL).exists():
+            hint = "finish it, or `shadow clean -o` its folder"
+            raise ShadowError(f"{target}: an audit into it is not finished", hint)
+        there = [path.name for path in target.iterdir()] if target.is_dir() else []
+        if FINISHED in there or not {PARTIAL, *FILES}.issuperset(there):
+            raise ShadowError(f"{target} holds something else already", "merge into another folder")
+
+
+def _copy(report: Path, target: Path) -> None:
+    """Copy a report's files, each whole or not at all; with the last one the report is there."""
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            if (report / name).is_file():
+                write_whole(target / name, (report / name).read_bytes())
+            else:
+                (target / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (target / PARTIAL).rmdir()
+
+
+def _index(kind: Mapping[str, Any], sources: Sequence[_Source], rows: Mapping[Key, Row]) -> Index:
+    """Places in the list, and which shares of it are here, are kept where all is of one list."""
+    indexes = [source.index for source in sources if source.index]
+    digests = {index.digest for index in indexes}
+    if len(digests) == 1 and None not in digests:
+        shards = sorted({shard for index in indexes for shard in index.shards})
+        return Index(**kind, digest=digests.pop(), shards=tuple(shards), rows=in_order(list(rows.values())))
+    unplaced = [replace(row, position=None) for row in rows.values()]
+    return Index(**kind, digest=None, shards=(), rows=in_order(unplaced))

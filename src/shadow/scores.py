@@ -1,0 +1,456 @@
+"""Files of benchmark scores that others measured -> frozen rows. Pure: reads, prints nothing, measures nothing.
+
+Two formats: a CSV with a header, and the JSON that lm-evaluation-harness writes (`results_*.json`; the keys of its
+result_schema.py and of its older versions). A folder stands for the files of both kinds below it.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from shadow.errors import ShadowError
+
+COLUMNS = {  # of a CSV: what each says; the first three are needed
+    "model": "as the report names it: org/name, with @revision if that matters, the folder, or family:stage",
+    "benchmark": "any name",
+    "score": "a number, 0.45 or 45; in which of the two units is yours to keep to",
+    "group": "kind of benchmark, such as narrow and held-out: their gains are averaged",
+    "stderr": "standard error of the score",
+    "metric": "such as acc; only scores of one metric are subtracted",
+    "unit": "such as share or percent; only needed where the numbers leave it open",
+    "higher_is_better": "true (also without the column) or false",
+}
+NEEDED = ("model", "benchmark", "score")
+HARNESS = "lm-evaluation-harness"
+# Of several metrics of one benchmark the first of these is taken: acc_norm before acc, because it does not favour short
+# answers; exact_match where answers are generated.
+PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "prompt_level_strict_acc", "em", "f1", "mcc")
+FILTERS = ("", "strict-match")  # of several filters of one metric the first of these, then by name
+# Metrics of lm_eval/api/metrics.py of which less is better; old files do not say.
+LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "ppl")
+NO_METRICS = ("name", "alias", "sample_len", "sample_count", "samples")  # other keys beside a task's metrics
+CONDITIONS = {"n-shot": "n-shot", "versions": "version"}  # keys by task, and what they are called here
+
+QUESTIONS = "questions"  # how many were asked; `10 of 100` of a part
+
+MAX_FILE = 64_000_000  # bytes
+MAX_FILES = 2_000
+MAX_SCORES = 500_000
+MAX_TEXT = 300  # characters of a name
+LARGEST = 1e12  # of a score: beyond it is a slip, and differences would lose their digits
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score as a file states it.
+
+    model is the name in the file, with @revision where one is given; commit the 40-hex commit that the harness noted.
+    metric is None where the file names none; a filter of the harness other than `none` follows after a comma. unit is
+    what a CSV states, HARNESS for the harness, else None. higher_is_better is None where nobody says. parent is the
+    group of the harness that has a score of its own over this one. conditions are pairs of a thing and its value,
+    such as (n-shot, 5). line is that of a CSV.
+    """
+
+    model: str
+    benchmark: str
+    metric: str | None
+    score: float
+    stderr: float | None
+    group: str | None
+    unit: str | None
+    higher_is_better: bool | None
+    file: str
+    line: int | None = None
+    commit: str | None = None
+    parent: str | None = None
+    conditions: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def where(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class ScoreFiles:
+    """All that was read. files: (name, sha256) of each; groups: benchmark -> group, of files that have no scores.
+
+    notes say what was left out, and why.
+    """
+
+    files: tuple[tuple[str, str], ...] = ()
+    rows: tuple[Score, ...] = ()
+    groups: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def models(self) -> tuple[tuple[str, str | None], ...]:
+        """(name, commit) of every model, each once."""
+        return tuple(dict.fromkeys((row.model, row.commit) for row in self.rows))
+
+    @property
+    def name(self) -> str:
+        """The files for a message: `scores.csv`, `a.json and 3 more`."""
+        first = self.files[0][0] if self.files else "no file"
+        return first if len(self.files) < 2 else f"{first} and {len(self.files) - 1} more"
+
+
+def read_scores(paths: Iterable[Path]) -> ScoreFiles:
+    """The scores of files and folders. Raises ShadowError, naming file and line, for what cannot be understood."""
+    files: list[tuple[str, str]] = []
+    rows: list[Score] = []
+    groups: dict[str, str] = {}
+    notes: list[str] = []
+    for path, in_folder in _files(paths):
+        raw = _bytes(path)
+        files.append((str(path), hashlib.sha256(raw).hexdigest()))
+        if path.suffix.lower() == ".csv":
+            found, grouped = _read_csv(str(path), _text(path, raw))
+            for benchmark, group in grouped.items():
+                if groups.setdefault(benchmark, group) != group:
+                    message = f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
+                    raise ShadowError(f"{message} and {_short(group)}", "put it in one")
+        else:
+            data = _json(path, raw)
+            if in_folder and not (isinstance(data, dict) and "results" in data):
+                notes.append(f"{path} is no result of {HARNESS}: not read")
+                files.pop()
+                continue
+            found, told = _read_harness(str(path), data)
+            notes += told
+        rows += found
+        if len(rows) > MAX_SCORES:
+            raise ShadowError(f"{path}: more than {MAX_SCORES:,} scores", "leave out models that are not audited")
+    if not rows:
+        where = ", ".join(str(path) for path in paths)
+        raise ShadowError(f"{where}: no scores in it", f"a CSV has the columns {', '.join(NEEDED)}")
+    return ScoreFiles(tuple(files), tuple(rows), groups, tuple(notes))
+
+
+def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
+    """(file, was it found in a folder), folders in the order of names, without hidden files."""
+    for path in paths:
+        try:
+            folder = path.is_dir()
+            found = sorted(one for one in path.rglob("*") if one.suffix.lower() in (".csv", ".json")) if folder else []
+            found = [one for one in found if one.is_file() and not _hidden(one, path)]
+        except (OSError, ValueError) as error:  # a name that is too long, one with a NUL, a folder that may not be read
+            raise ShadowError(f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}") from error
+        if folder and not found:
+            raise ShadowError(f"{path}: no *.csv and no *.json in it", "name the files, or the folder that holds them")
+        if len(found) > MAX_FILES:
+            raise ShadowError(f"{path}: more than {MAX_FILES:,} files", "name a folder of scores alone")
+        yield from ((one, True) for one in found)
+        if not folder:
+            yield path, False
+
+
+def _hidden(path: Path, top: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(top).parts)
+
+
+def _bytes(path: Path) -> bytes:
+    if path.suffix.lower() not in (".csv", ".json"):
+        raise ShadowError(f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it")
+    try:
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise ShadowError(f"no such file: {str(path)[:200]}", "name a CSV, a JSON or a folder of them")
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+    except (OSError, ValueError) as error:
+        raise ShadowError(f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}") from error
+    if len(raw) > MAX_FILE:
+        raise ShadowError(f"{path}: larger than {MAX_FILE // 1_000_000} MB", "it should hold scores, not samples")
+    return raw
+
+
+def _text(path: Path, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ShadowError(f"{path}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+
+
+def _short(text: object) -> str:
+    """What a file says, for a message: one line, never long."""
+    said = repr(text)
+    return said if len(said) <= 80 else f"{said[:76]}...{said[-1]}"
+
+
+def _name(text: str, what: str, where: str) -> str:
+    """A model's, benchmark's, group's name: some text, not too long."""
+    name = text.strip()
+    if not name:
+        raise ShadowError(f"{where}: no {what}", "fill it in, or leave the row out")
+    if len(name) > MAX_TEXT:
+        raise ShadowError(f"{where}: a {what} of {len(name):,} characters", f"at most {MAX_TEXT}")
+    return name
+
+
+# CSV
+
+
+def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
+    """The scores of a CSV, or of one with the columns benchmark and group alone: the groups."""
+    heading = text[: text.find("\n")] if "\n" in text else text
+    delimiter = max(",;\t", key=heading.count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[Score] = []
+    groups: dict[str, str] = {}
+    try:
+        header = _header(file, next(lines, []))
+        for cells in lines:
+            where = f"{file}:{lines.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                counts = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}, the header {len(header)}"
+                raise ShadowError(f"{where}: {counts}", "put text that has a comma in quotes")
+            row = dict(zip(header, cells, strict=True))
+            if "score" in header:
+                rows.append(_csv_score(file, lines.line_num, row))
+            else:
+                benchmark, group = (_name(row[key], key, where) for key in ("benchmark", "group"))
+                if groups.setdefault(benchmark, group) != group:
+                    message = f"{where}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
+                    raise ShadowError(f"{message} and {_short(group)}", "put it in one")
+            if len(rows) + len(groups) > MAX_SCORES:
+                raise ShadowError(f"{file}: more than {MAX_SCORES:,} scores", "leave out models that are not audited")
+    except csv.Error as error:
+        raise ShadowError(f"{file}:{lines.line_num}: not a CSV ({error})", 'quote cells with ""') from error
+    return rows, groups
+
+
+def _header(file: str, cells: Sequence[str]) -> list[str]:
+    """The columns by name. Every fault names the nearest known column."""
+    names = [cell.strip().lower() for cell in cells]
+    groups_only = set(names) == {"benchmark", "group"}
+    for name in names:
+        if name not in COLUMNS:
+            close = difflib.get_close_matches(name, COLUMNS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"take it out; known are {', '.join(COLUMNS)}"
+            raise ShadowError(f"{file}: unknown column {_short(name)}", hint)
+        if names.count(name) > 1:
+            raise ShadowError(f"{file}: two columns {name!r}", "take one out")
+    if missing := [name for name in NEEDED if name not in names and not groups_only]:
+        had = f"it has {', '.join(names)}" if names else "it is empty"
+        raise ShadowError(
+            f"{file}: no column {missing[0]!r}: {had}"[:300], f"the first line names: {', '.join(NEEDED)}"
+        )
+    return names
+
+
+def _csv_score(file: str, line: int, row: Mapping[str, str]) -> Score:
+    where = f"{file}:{line}"
+    stderr = row.get("stderr", "").strip()
+    return Score(
+        model=_name(row["model"], "model", where),
+        benchmark=_name(row["benchmark"], "benchmark", where),
+        metric=_optional(row, "metric", where),
+        score=_number(row["score"], "score", where),
+        stderr=_number(stderr, "stderr", where) if stderr else None,
+        group=_optional(row, "group", where),
+        unit=(_optional(row, "unit", where) or "").lower() or None,
+        higher_is_better=_flag(row.get("higher_is_better", ""), where),
+        file=file,
+        line=line,
+    )
+
+
+def _optional(row: Mapping[str, str], key: str, where: str) -> str | None:
+    text = row.get(key, "")
+    return _name(text, key, where) if text.strip() else None
+
+
+def _number(text: str, what: str, where: str) -> float:
+    """A finite number in ASCII digits; of a standard error, not below 0."""
+    text = text.strip()
+    if not text:
+        raise ShadowError(f"{where}: no {what}", "leave out rows of what was not measured")
+    if not NUMBER.fullmatch(text):
+        if text.endswith("%"):
+            hint = "write 45.2 without the sign; a column `unit` may say percent"
+        elif re.fullmatch(r"[+-]?\d+,\d+", text):
+            hint = "write a point before the decimals"
+        elif text.lower().lstrip("+-") in ("nan", "inf", "infinity", "n/a", "na", "none", "null", "-"):
+            hint = "leave out rows of what was not measured"
+        else:
+            hint = "write a number such as 0.45"
+        raise ShadowError(f"{where}: {what} {_short(text)} is no number", hint)
+    value = float(text)
+    if abs(value) > LARGEST:
+        raise ShadowError(f"{where}: {what} {_short(text)} is too large", f"at most {LARGEST:g}")
+    if what == "stderr" and value < 0:
+        raise ShadowError(f"{where}: a standard error below 0", "it is a distance")
+    return value
+
+
+def _flag(text: str, where: str) -> bool:
+    word = text.strip().lower()
+    if word in ("", "true", "yes", "1"):
+        return True
+    if word in ("false", "no", "0"):
+        return False
+    raise ShadowError(f"{where}: higher_is_better {_short(word)}", "write true or false")
+
+
+# lm-evaluation-harness
+
+
+def _json(path: Path, raw: bytes) -> Any:
+    try:
+        return json.loads(_text(path, raw))
+    except (ValueError, RecursionError) as error:  # NaN is read, as the harness writes it
+        raise ShadowError(f"{path}: not JSON ({type(error).__name__})", "is the file complete?") from error
+
+
+def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
+    """The scores of every task and metric of a result of lm-evaluation-harness, and what was left out."""
+    if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
+        message = f"{file}: no `results`, so no result of {HARNESS}"
+        raise ShadowError(message, "name a results_*.json, or write a CSV")
+    model, commit = _harness_model(file, data)
+    scored = {
+        task
+        for task, found in data["results"].items()
+        if any(_finite(found[key]) is not None for _, key, _ in _metrics(found))
+    }
+    parents = _parents(_mapping(data.get("group_subtasks")), scored)
+    rows, notes = [], []
+    for task, found in data["results"].items():
+        name = _name(task, "task", file)
+        directions = _mapping(_mapping(data.get("higher_is_better")).get(task))
+        for metric, key, stderr_key in _metrics(found):
+            value, error = _finite(found[key]), _finite(found.get(stderr_key))
+            if value is None:
+                notes.append(f"{file}: {key[:80]} of {name[:80]} is {_short(found[key])}: left out")
+                continue
+            rows.append(
+                Score(
+                    model=model,
+                    benchmark=name,
+                    metric=_name(metric, "metric", file),
+                    score=value,
+                    stderr=error if error is not None and error >= 0 else None,
+                    group=None,
+                    unit=HARNESS,
+                    higher_is_better=_direction(metric, directions),
+                    file=file,
+                    commit=commit,
+                    parent=parents.get(task),
+                    conditions=_conditions(data, task),
+                )
+            )
+    if not rows:
+        notes.append(f"{file}: no metric in its results")
+    return rows, notes
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _finite(value: Any) -> float | None:
+    """A number that is one: no text such as N/A, no NaN, no boolean, nothing beyond LARGEST."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _metrics(found: Any) -> Iterator[tuple[str, str, str]]:
+    """(metric, its key, the key of its standard error) of a task: keys are `acc,none`, in old versions `acc`."""
+    found = _mapping(found)
+    with_filter = any("," in key for key in found)
+    for key, value in found.items():
+        metric, comma, chosen = key.partition(",")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or metric.endswith("_stderr") or metric in NO_METRICS or not metric.strip():
+            continue
+        if with_filter and not comma:
+            continue
+        yield metric if chosen in ("", "none") else f"{metric},{chosen}", key, f"{metric}_stderr{comma}{chosen}"
+
+
+def _direction(metric: str, said: Mapping[str, Any]) -> bool | None:
+    name = metric.partition(",")[0]
+    if name in said:
+        return said[name] if isinstance(said[name], bool) else None  # null: the tasks of a group do not agree
+    return False if name in LOWER else True if name in PREFERRED else None
+
+
+def _parents(subtasks: Mapping[str, Any], scored: set[str]) -> dict[str, str]:
+    """Task -> the group above it that has a score of its own, the topmost one."""
+    above: dict[str, list[str]] = {}
+    for group, children in subtasks.items():
+        for child in children if isinstance(children, list) else ():
+            if isinstance(child, str) and child != group:
+                above.setdefault(child, []).append(group)
+    parents = {}
+    for task in scored:
+        seen, rest = {task}, list(above.get(task, ()))
+        while rest:
+            group = rest.pop(0)
+            if group not in seen:
+                seen.add(group)
+                rest += above.get(group, ())
+                if group in scored:
+                    parents[task] = group
+    return parents
+
+
+def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ...]:
+    """What else decides a score: two sides that differ in it are warned of."""
+    told = []
+    for key, what in CONDITIONS.items():
+        value = _mapping(data.get(key)).get(task)
+        if isinstance(value, int | float | str) and str(value) != "N/A":
+            told.append((what, str(value)[:40]))
+    counts = _mapping(_mapping(data.get("n-samples")).get(task))
+    effective, original = counts.get("effective"), counts.get("original")
+    if isinstance(effective, int) and isinstance(original, int):
+        told.append((QUESTIONS, (str(effective) if effective == original else f"{effective} of {original}")[:40]))
+    if "chat_template" in data or "chat_template_sha" in data:
+        told.append(("chat template", "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no"))
+    return tuple(told)
+
+
+def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The model's name, as the harness takes it from its arguments (an adapter before its base), and its commit."""
+    config = _mapping(data.get("config"))
+    arguments = _arguments(config.get("model_args"))
+    key = next((key for key in ("peft", "delta", "pretrained", "model", "path") if arguments.get(key)), None)
+    name = arguments[key] if key else data.get("model_name")
+    if not isinstance(name, str) or not name.strip():
+        message = f"{file}: it names no model, neither in config.model_args nor in model_name"
+        raise ShadowError(message, "write a CSV with the column model")
+    name = _name(name, "model", file)
+    if subfolder := arguments.get("subfolder", "").strip("/"):
+        name = f"{name}/{subfolder}"
+    revision = arguments.get("revision", "")
+    if revision not in ("", "main", "None") and re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII):
+        name = f"{name}@{revision}"
+    sha = config.get({"peft": "peft_sha", "delta": "delta_sha"}.get(key or "", "model_sha"))
+    return name, sha if isinstance(sha, str) and re.fullmatch("[0-9a-f]{40}", sha) else None
+
+
+def _arguments(given: Any) -> dict[str, str]:
+    """`model_args`: a mapping, or in older versions text such as `pretrained=org/name,revision=main`."""
+    if isinstance(given, dict):
+        return {key: value for key, value in given.items() if isinstance(value, str)}
+    found: dict[str, str] = {}
+    for part in given.split(",") if isinstance(given, str) else ():
+        key, equals, value = part.partition("=")
+        if equals:
+            found.setdefault(key.strip(), value.strip())
+    return found

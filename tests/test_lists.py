@@ -1,0 +1,380 @@
+"""What lists, globs and tags name, that every fault is one UsageError with file and line, and how a list is shared."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import string
+import types
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from shadow import lists
+from shadow.errors import ShadowError, UsageError
+from shadow.lists import Shard, parse_shard, read_list, select, share
+from shadow.registry import Pair, Reference, given_pair, load_families, parse_reference
+
+REGISTRY = """
+toy-1b: {base: org/t1, sft: org/t1-sft, dpo: org/t1-dpo, tags: [dense]}
+toy-7b: {base: org/t7, sft: org/t7-sft, tags: [dense, vlm]}
+toy-70b: {base: org/t70, sft: org/t70-sft, tags: [moe]}
+toy-alone: {base: org/a, x: org/x, pairs: [], note: nothing to compare, tags: [moe, lonely]}
+other: {base: org/o, sft: org/o-sft, tags: [vlm]}
+"""
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture
+def registry(tmp_path):
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "registry" / "r.yaml").write_text(REGISTRY)
+    return tmp_path / "registry"
+
+
+def written(tmp_path, text, name="list.yaml"):
+    """The name of a list file that holds this text."""
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return str(tmp_path / name)
+
+
+def names(selection):
+    return [f"{pair.family}:{pair.name}" for pair in selection.pairs]
+
+
+def entries(tmp_path, text, name="list.yaml"):
+    return [entry.names for entry in read_list(written(tmp_path, text, name))]
+
+
+# what a list may look like
+
+
+TARGETS = ["demo", "toy-*", "demo:base..narrow"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    {
+        "l.yaml": "- demo\n- toy-*\n- demo:base..narrow\n",
+        "l.YML": "# mine\n---\n- demo # all\n- target: toy-*\n- {target: 'demo:base..narrow'}\n",
+        "l.json": json.dumps(TARGETS),
+        "l.txt": "demo\r\n\r\n  # a comment\n\ttoy-*   # big\ndemo:base..narrow",
+        "nameless": "# mine\n\n- demo\n- toy-*\n- demo:base..narrow\n",
+        "nameless.json-or-not": '["demo", "toy-*",\n "demo:base..narrow"]',
+        "plain": "\ufeffdemo\ntoy-*\ndemo:base..narrow\n",
+    }.items(),
+)
+def test_forms_of_a_list(tmp_path, name, text):
+    """YAML and JSON by the end of the name or by how they begin, else one target a line; `#` begins a comment."""
+    assert entries(tmp_path, text, name) == TARGETS
+
+
+def test_a_pair_is_given_by_its_checkpoints(tmp_path, monkeypatch):
+    """`{base, tuned}` is the pair of --base and --tuned; folders are beside the list, wherever the command starts."""
+    monkeypatch.chdir("/")
+    (found,) = entries(tmp_path, "- {base: org/b@v1, tuned: ./t}\n")
+    assert found == given_pair(parse_reference("org/b@v1"), Reference(str(tmp_path / "t"), True))
+
+
+def test_standard_input_is_a_list(monkeypatch, tmp_path):
+    """`-` is read from standard input; folders are relative to where the command was started."""
+    text = b"- demo\n- {base: ./b, tuned: org/t}\n"
+    monkeypatch.setattr(lists.sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(text)))
+    monkeypatch.chdir(tmp_path)
+    demo, pair = read_list("-")
+    assert (demo.where, demo.names) == ("standard input:1", "demo")
+    assert pair.names.base.repo == str(tmp_path / "b")
+
+
+def test_a_pipe_is_a_list(tmp_path):
+    """`--list <(command)` names a pipe, which is read."""
+    reader, writer = os.pipe()
+    os.write(writer, b"demo\n")
+    os.close(writer)
+    assert [entry.names for entry in read_list(f"/dev/fd/{reader}")] == ["demo"]
+    os.close(reader)
+
+
+WORD = st.text(string.ascii_letters + string.digits + "._-*?:[]", min_size=1, max_size=20)
+
+
+@FUZZ
+@given(targets=st.lists(WORD, max_size=8), comment=st.text(max_size=20), end=st.sampled_from(["\n", "\r\n", "\r"]))
+def test_every_form_names_the_same(tmp_path, targets, comment, end):
+    """Plain lines with comments and gaps, block YAML, flow YAML and JSON of any targets are read back as they were."""
+    comment = "".join(char for char in comment if char.isprintable())
+    plain = "".join(f"  {target} # {comment}{end}{end}# {comment}{end}" for target in targets)
+    assert entries(tmp_path, plain, "l.txt") == targets
+    assert entries(tmp_path, json.dumps(targets), "l.json") == targets
+    for flow in (True, False):
+        assert entries(tmp_path, yaml.safe_dump(targets, default_flow_style=flow)) == targets
+
+
+# faults
+
+
+FAULTS = {
+    "mapping": ("families: [demo]\n", "", "not a list", "- "),
+    "word": ("demo\n", "", "not a list", "- "),
+    "unknown key": ("- demo\n- {bsae: a/b, tuned: c/d}\n", ":2", "unknown key 'bsae'", "did you mean 'base'?"),
+    "a registry's key": ("- {repo: a/b}\n", ":1", "unknown key 'repo'", "it may have target, base, tuned"),
+    "an option": ("- target: demo\n  allow_pickle: 1\n", ":2", "unknown key 'allow_pickle'", "options go with"),
+    "another option": ("- {target: demo, allow-pickle: yes}\n", ":1", "unknown key 'allow-pickle'", "options go with"),
+    "space after the colon": ("- demo: base..x\n", ":1", "unknown key 'demo'", "write demo:base..x, without a space"),
+    "half a pair": ("-\n  base: a/b\n", ":2", "an entry has 'base'", "base and tuned together"),
+    "both": ("- {target: demo, base: a/b, tuned: c/d}\n", ":1", "'target' and 'base' and 'tuned'", "alone"),
+    "empty mapping": ("- {}\n", ":1", "an entry has nothing", "alone"),
+    "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "name"),
+    "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not a target", "name"),
+    "mapping for text": ("- base: {repo: a/b}\n  tuned: c/d\n", ":1", "'base' is not text", "name"),
+    "no reference": ("- demo\n- base: a/b\n  tuned: word\n", ":3", "'word' is neither a folder nor", "./NAME"),
+    "alias": ("- &a demo\n- *a\n", ":2", "aliases are not allowed", "- "),
+    "tag": ("- !!python/name:os.system demo\n", ":1", "tags are not allowed", "- "),
+    "key twice": ("- {target: a, target: b}\n", ":1", "'target' is there twice", "- "),
+    "broken": ("- demo\n- [\n", ":3", "not YAML", "- "),
+    "two words": ("- demo base..x\n", ":1", "'demo base..x' is not a target", "one target a line"),
+    "escape": ('- "\\e[31m"\n', ":1", "is not a target", "one target a line"),
+    "very long": (f"- {'a' * 301}\n", ":1", "is not a target", "one target a line"),
+    "no text": (b"- demo\n- \xff\n", ":2", "not UTF-8", "- "),
+    "nothing": ("# only a comment\n", "", "the list names nothing", "one target a line"),
+    "unknown family": ("- demo\n- toy-2b\n", ":2", "no family 'toy-2b'", "did you mean 'toy-"),
+    "unknown pair": ("- demo:base..x\n", ":1", "no pair 'base..x'", "it has: base..narrow, base..broad"),
+    "a path": ("- ./models/x\n", ":1", "no family './models/x'", "--base and --tuned"),
+    "glob of nothing": ("- demo\n\n- teo-*\n", ":3", "no family matches 'teo-*'", "did you mean 'toy-"),
+    "glob of a pair": ("- toy-*:base..sfd\n", ":1", "has a pair 'base..sfd'", "did you mean 'base..sft'?"),
+    "glob without pairs": ("- '*-alone'\n", ":1", "no family that matches '*-alone' has a pair", "nothing to compare"),
+    "no pair": ("- toy-alone\n", ":1", "family 'toy-alone' has no pair", "nothing to compare"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_names_file_line_and_the_nearest_word(tmp_path, registry, fault):
+    """One UsageError, so exit 2: file and line, what is wrong, what to do about it."""
+    text, line, message, hint = FAULTS[fault]
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        select(registry=registry, listed=path)
+    assert caught.value.message.startswith(f"{path}{line}: ")
+    assert message in caught.value.message
+    assert len(caught.value.message) < len(path) + 200
+    assert hint in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("listed", ["none.yaml", ".", "a\0b", "x" * 5000, "big.yaml", "many.txt"])
+def test_a_list_that_cannot_be_read_is_a_usage_error(tmp_path, monkeypatch, listed):
+    """A file that is not there, a folder, no name at all, too large, too many: exit 2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "big.yaml").write_bytes(b"#" * 1_000_001)
+    (tmp_path / "many.txt").write_text("demo\n" * 10_001)
+    with pytest.raises(UsageError):
+        read_list(listed)
+
+
+@FUZZ
+@given(raw=st.binary(max_size=200), name=st.sampled_from(["l", "l.txt", "l.yaml"]))
+def test_any_bytes_are_entries_or_one_fault(tmp_path, raw, name):
+    """Whatever a file holds, it is read or refused, and what is read can be told on one line."""
+    path = written(tmp_path, raw, name)
+    try:
+        found = read_list(path)
+    except UsageError as error:
+        told = error.message
+    else:
+        told = path
+        assert all(isinstance(entry.names, Pair) or entry.names.isprintable() for entry in found)
+    assert told.startswith(path)
+
+
+KEYS = st.sampled_from(["target", "base", "tuned", "tunde", "repo", "allow_pickle", "no", "7"])
+LEAVES = st.sampled_from(
+    ["demo", "toy-*", "org/x", "org/x@y", "./d", "~nobody-here/x", "word", "", "[", "a:b:c", "\x1b"]
+)
+TREES = st.lists(
+    st.recursive(
+        LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=4
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+@FUZZ
+@given(tree=TREES)
+def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
+    """A list of well-formed entries is read, any other refused at the line of an entry that is not."""
+
+    def good(item):
+        if isinstance(item, dict):
+            return all(isinstance(value, str) and value for value in item.values()) and (
+                item.keys() == {"target"} or item.keys() == {"base", "tuned"}
+            )
+        return isinstance(item, str) and item != ""
+
+    text = "".join(f"- {json.dumps(item)}\n" for item in tree)
+    path = written(tmp_path, text)
+    try:
+        assert len(read_list(path)) == len(tree)
+        assert all(map(good, tree))
+    except UsageError as error:
+        line = re.match(rf"{re.escape(path)}:(\d+): ", error.message)
+        item = tree[int(line[1]) - 1]
+        references = isinstance(item, dict) and item.keys() == {"base", "tuned"}
+        assert not good(item) or references or "\x1b" in str(item), "a reference may be wrong in itself"
+
+
+@FUZZ
+@given(target=st.text(max_size=30) | WORD)
+def test_any_target_is_pairs_or_one_error(registry, target):
+    """No glob breaks the matching."""
+    try:
+        found = len(select([target], registry=registry).pairs)
+    except ShadowError as error:
+        found = len(error.message)
+    assert found > 0
+
+
+# what is chosen
+
+
+@pytest.mark.parametrize(
+    ("targets", "tags", "found"),
+    [
+        (["toy-*b"], [], ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
+        (["toy-?b:base..sft"], [], ["toy-1b:base..sft", "toy-7b:base..sft"]),
+        (["toy-*:*..dpo"], [], ["toy-1b:base..dpo"]),
+        (["toy-1b:base..[ds]*"], [], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
+        (["other", "toy-7b", "toy-7*", "other"], [], ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
+        (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
+        (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
+        (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),
+    ],
+)
+def test_globs_and_tags_choose(registry, targets, tags, found):
+    """A glob is over names, after a colon over pairs; tags narrow; what several name is there once, in their order."""
+    selection = select(targets, registry=registry, tags=tags)
+    assert names(selection) == found
+    assert selection.own == selection.pairs
+
+
+def test_a_tag_alone_chooses_from_the_whole_registry(registry):
+    """`--tag moe` is every pair of the families with it; those without a pair are passed over, and named."""
+    selection = select(tags=["moe"], registry=registry)
+    expected = [f for f in load_families(registry).values() if "moe" in f.tags]
+    assert names(selection) == [f"{pair.family}:{pair.name}" for family in expected for pair in family.pairs]
+    assert set(selection.passed_over) == {family.name for family in expected if not family.pairs} >= {"toy-alone"}
+
+
+def test_a_glob_passes_over_families_without_a_pair(registry):
+    """It is no fault of a glob that it also matches these; they are named."""
+    assert select(["toy-*"], registry=registry).passed_over == ("toy-alone",)
+
+
+def test_targets_and_a_list_go_together(tmp_path, registry):
+    """First the command line, then the list; every pair once."""
+    selection = select(["other"], [], registry, written(tmp_path, "- toy-7b\n- other\n- {base: a/b, tuned: c/d}\n"))
+    assert [name.partition(":")[0] for name in names(selection)] == ["other", "toy-7b", "d"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "kind"),
+    [
+        ({"targets": ["toy-2b"]}, "no family 'toy-2b'", ShadowError),
+        ({"targets": ["tyo-*"]}, r"no family matches 'tyo-\*'", UsageError),
+        ({"tags": ["vml"]}, "no family has the tag 'vml'", UsageError),
+        ({"tags": ["lonely"]}, "no family with the tag 'lonely' has a pair", UsageError),
+        ({"targets": ["toy-1b"], "tags": ["vlm", "moe"]}, "none of what was named has|no family with tag", UsageError),
+        ({"targets": ["toy-1b"], "tags": ["vlm"]}, "none of what was named has the tag 'vlm'", UsageError),
+    ],
+)
+def test_what_names_nothing_is_a_fault(registry, arguments, message, kind):
+    """A glob or a tag without a match is wrong usage; an exact name that is not known is what it always was."""
+    with pytest.raises(ShadowError, match=message) as caught:
+        select(registry=registry, **arguments)
+    assert type(caught.value) is kind
+    assert caught.value.hint
+
+
+def test_tags_do_not_choose_among_given_pairs(tmp_path):
+    """A pair given by its checkpoints has no tags: refused, not dropped."""
+    pair = given_pair(parse_reference("a/b"), parse_reference("c/d"))
+    with pytest.raises(UsageError, match="--tag"):
+        select(given=[pair], tags=["vlm"])
+    with pytest.raises(UsageError, match="--tag"):
+        select(listed=written(tmp_path, "- {base: a/b, tuned: c/d}\n- demo\n"), tags=["vlm"])
+
+
+def test_only_a_list_has_an_index(tmp_path):
+    """Exact targets alone are no list; a list, a glob, a tag or a shard is."""
+    assert not select(["demo", "demo:base..broad"]).is_list
+    assert select(["dem[o]"]).is_list
+    assert select(["demo"], shard="1/1").is_list
+    assert select(tags=["vlm"]).is_list
+    assert select(listed=written(tmp_path, "- demo\n")).is_list
+
+
+def test_equal_lists_have_equal_digests(tmp_path, registry):
+    """Whatever the order, the form or the shard; another pair makes another list."""
+    one = select(["toy-1b", "other"], registry=registry, shard="1/2").digest
+    assert one == select(registry=registry, listed=written(tmp_path, "other\ntoy-1b:*\n", "l.txt")).digest
+    assert one != select(["toy-1b"], registry=registry).digest
+
+
+# shares
+
+
+def pairs_of(counts: dict[str, int]) -> list[Pair]:
+    here = Reference("org/x", False)
+    return [Pair(name, f"base..{index}", here, here) for name, count in counts.items() for index in range(count)]
+
+
+COUNTS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 5), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(counts=COUNTS, of=st.integers(1, 12), seed=st.randoms(use_true_random=False))
+def test_shards_part_a_list_evenly(counts, of, seed):
+    """Every pair is in one shard, a family in one piece, whatever the order; none has a family more than the mean."""
+    pairs = pairs_of(counts)
+    shards = [share(pairs, Shard(number, of)) for number in range(1, of + 1)]
+    assert sorted(pair for shard in shards for pair in map(repr, shard)) == sorted(map(repr, pairs))
+    families = [{pair.family for pair in shard} for shard in shards]
+    assert sum(map(len, families)) == len(counts)
+    largest = max(counts.values(), default=0)
+    assert all(abs(len(shard) - len(pairs) / of) <= largest for shard in shards)
+    mixed = seed.sample(pairs, len(pairs))
+    assert [set(share(mixed, Shard(number, of))) for number in range(1, of + 1)] == [set(shard) for shard in shards]
+
+
+@settings(max_examples=200, deadline=None)
+@given(names=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=40), of=st.integers(1, 12))
+def test_a_family_more_moves_few_others(names, of):
+    """Of families with a pair each at most one moves at each of the cuts between the shards."""
+    assume(len(names) > 1)
+    before, after = pairs_of(dict.fromkeys(names[1:], 1)), pairs_of(dict.fromkeys(names, 1))
+
+    def numbers(pairs):
+        return {pair.family: number for number in range(1, of + 1) for pair in share(pairs, Shard(number, of))}
+
+    old, new = numbers(before), numbers(after)
+    assert sum(old[name] != new[name] for name in old) <= of - 1
+
+
+def test_shards_are_the_same_on_every_machine():
+    """By `sha256sum` of the names the order is d f c b e a: it must never change, or jobs of two versions overlap."""
+    pairs = pairs_of(dict.fromkeys("abcdef", 1))
+    found = ["".join(pair.family for pair in share(pairs, Shard(number, 3))) for number in (1, 2, 3)]
+    assert found == ["df", "bc", "ae"]
+
+
+@pytest.mark.parametrize(
+    "text", ["0/2", "3/2", "1/0", "1", "/2", "1/", "a/b", "-1/2", "1/2/3", "01/2", "1/10001", "١/٢"]
+)
+def test_what_is_no_shard(text):
+    """Two numbers from 1, the first no larger: anything else is wrong usage."""
+    with pytest.raises(UsageError, match="is not a shard"):
+        parse_shard(text)
+    assert parse_shard("2/4") == Shard(2, 4)

@@ -1,0 +1,356 @@
+"""`shadow merge`: shards join to what one run gives, nothing is overwritten, what does not fit is refused whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import reports
+
+from shadow import merging
+from shadow.batch_index import INDEX, TABLE, Index, Row, kind_of, read_index, report_folder, write_index
+from shadow.diagnostics import RESIDUAL
+from shadow.errors import ShadowError
+from shadow.merging import merge
+from shadow.report import arrow_schema, finished_metadata
+
+PAIRS = [("toy-1b", "base..sft"), ("toy-1b", "base..dpo"), ("toy-7b", "base..sft"), ("other", "base..x")]
+DIGEST = "d" * 64
+
+
+def written(output, family, pair, concentration=0.3, seed=1, **metadata):
+    """A finished report, as `shadow audit -o output` leaves it."""
+    folder = reports.uniform(
+        output / report_folder(family, pair), concentration, layers=2, family=family, pair=pair,
+        base=reports.identity(0), tuned=reports.identity(seed, f"./{pair}"), **metadata,
+    )  # fmt: skip
+    told = json.dumps(json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"]))
+    empty = pa.Table.from_pylist([], schema=arrow_schema(RESIDUAL))
+    for name in ("tensors", "matrices"):  # the family of each row too
+        table = pq.read_table(folder / f"{name}.parquet").replace_schema_metadata({b"shadow": told.encode()})
+        pq.write_table(table, folder / f"{name}.parquet")
+    pq.write_table(empty.replace_schema_metadata({b"shadow": told.encode()}), folder / "residual.parquet")
+    return folder
+
+
+def indexed(output, rows, shards=("1/1",), digest=DIGEST):
+    """The index of a folder, of the kind of its first report."""
+    found = sorted(output.glob("*/*/matrices.parquet"))
+    kind = kind_of(finished_metadata(found[0].parent)) if found else KIND
+    write_index(output, Index(**kind, digest=digest, shards=shards, rows=tuple(rows)))
+    return output
+
+
+KIND = {"version": "0.1.0", "schema": 1, "settings": {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}}}  # fmt: skip  # noqa: E501
+
+
+def row(number, state="done", **columns):
+    family, pair = PAIRS[number - 1]
+    return Row(
+        number, family, pair, "tuned", report_folder(family, pair), "./base", f"./{pair}", state=state, **columns
+    )
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of a list of four pairs: two are done in the first, one done and one failed in the second."""
+    for number in (1, 2):
+        written(tmp_path / "s1", *PAIRS[number - 1])
+    written(tmp_path / "s2", *PAIRS[2])
+    indexed(tmp_path / "s1", [row(1, seconds=10.0, bytes=100), row(2, seconds=20.0, bytes=200)], ("1/2",))
+    failed = row(4, "failed", seconds=1.0, bytes=0, error="no such folder: x", hint="h")
+    indexed(tmp_path / "s2", [row(3, seconds=30.0, bytes=300), failed], ("2/2",))
+    return tmp_path / "s1", tmp_path / "s2"
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_shards_join_in_the_order_of_the_list(shards, tmp_path):
+    """Every report byte for byte, every row with its place and what it took; nothing else is left in the folder."""
+    found = merge(tmp_path / "out", shards)
+    assert (found.copied, found.there) == (3, 0)
+    index = read_index(tmp_path / "out")
+    assert index == found.index
+    assert [(one.position, one.family, one.pair, one.state, one.seconds, one.bytes) for one in index.rows] == [
+        (1, *PAIRS[0], "done", 10.0, 100),
+        (2, *PAIRS[1], "done", 20.0, 200),
+        (3, *PAIRS[2], "done", 30.0, 300),
+        (4, *PAIRS[3], "failed", 1.0, 0),
+    ]
+    assert (index.rows[3].error, index.rows[3].hint) == ("no such folder: x", "h")
+    assert (index.shards, index.missing_shards, index.digest) == (("1/2", "2/2"), [], DIGEST)
+    copied = {name: data for name, data in files(tmp_path / "out").items() if name not in (INDEX, TABLE)}
+    assert copied == {
+        name: data for shard in shards for name, data in files(shard).items() if name not in (INDEX, TABLE)
+    }
+    assert not list((tmp_path / "out").rglob(".partial"))
+
+
+def test_the_order_of_folders_and_merging_again_change_nothing(shards, tmp_path):
+    """Merging is the same in any order, step by step, and once more; then nothing is copied."""
+    merge(tmp_path / "a", shards)
+    merge(tmp_path / "b", shards[::-1])
+    merge(tmp_path / "c", shards[1:])
+    merge(tmp_path / "c", shards[:1])
+    assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").rglob("*/*/*")}
+    again = merge(tmp_path / "a", [*shards, tmp_path / "b"])
+    assert (again.copied, again.there) == (0, 3)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+def test_a_missing_shard_is_told(shards, tmp_path):
+    """The index says which shares of the list it has; `merge` and `show` name those that it has not."""
+    index = merge(tmp_path / "out", shards[:1]).index
+    assert index.missing_shards == ["2/2"]
+    assert [one.position for one in index.rows] == [1, 2]
+
+
+def test_without_folders_the_index_is_made_anew(shards, tmp_path):
+    """From the reports alone: what they say, no places, seconds of the report; then also if an old index is there."""
+    (shards[0] / INDEX).unlink()
+    index = merge(shards[0], []).index
+    assert [(one.position, one.name, one.state) for one in index.rows] == [
+        (None, "toy-1b:base..dpo", "done"),
+        (None, "toy-1b:base..sft", "done"),
+    ]
+    assert [one.concentration for one in index.rows] == [pytest.approx(0.3)] * 2
+    assert (index.digest, index.shards) == (None, ())
+    shutil.rmtree(shards[1] / report_folder(*PAIRS[2]))
+    index = merge(shards[1], []).index
+    assert [(one.state, one.concentration) for one in index.rows] == [("pending", None), ("failed", None)]
+
+
+def test_rows_without_a_report(shards, tmp_path):
+    """What failed in one folder and is done in another is done; failed counts more than pending; lost is pending."""
+    (_, second) = shards
+    indexed(second, [row(3), row(4, "pending")], ("2/2",))
+    third = indexed(tmp_path / "s3", [row(1, "failed", error="e"), row(4, "failed", error="e4")])
+    index = merge(tmp_path / "out", [*shards, third]).index
+    assert [(one.state, one.error) for one in index.rows] == [("done", None)] * 3 + [("failed", "e4")]
+
+
+def test_lists_of_different_pairs_join_without_places(shards, tmp_path):
+    """Places of two lists would say nothing: the rows are sorted by name."""
+    other = written(tmp_path / "x", "new", "base..x").parent.parent
+    indexed(other, [Row(1, "new", "base..x", "tuned", "new/base..x", "b", "t", state="done")], digest="e" * 64)
+    index = merge(tmp_path / "out", [shards[0], other]).index
+    assert [(one.position, one.family) for one in index.rows] == [(None, "new"), (None, "toy-1b"), (None, "toy-1b")]
+    assert (index.digest, index.missing_shards) == (None, [])
+
+
+def test_equal_reports_of_one_pair_join(shards, tmp_path):
+    """Two jobs measured the same pair: one is kept, whenever each was made."""
+    written(tmp_path / "twin", *PAIRS[0], seconds=99.0, started="2001-01-01")
+    found = merge(tmp_path / "out", [*shards, tmp_path / "twin"])
+    assert found.copied == 3
+
+
+CONFLICTS = {
+    "numbers": ({"concentration": 0.30001}, "the numbers in matrices.parquet"),
+    "tuned": ({"seed": 7}, "fingerprint"),
+}
+
+
+@pytest.mark.parametrize("conflict", CONFLICTS)
+@pytest.mark.parametrize("there", [False, True])
+def test_different_reports_of_one_pair_are_refused(shards, tmp_path, conflict, there):
+    """Other numbers or other checkpoints under one name: nothing is copied, and what is there stays, also in OUT."""
+    options, told = CONFLICTS[conflict]
+    other = written(tmp_path / "other", *PAIRS[2], **options).parent.parent
+    if there:
+        shutil.copytree(other, tmp_path / "out")
+    before = files(tmp_path)
+    with pytest.raises(ShadowError, match=r"different reports of toy-7b:base\.\.sft") as caught:
+        merge(tmp_path / "out", [*shards, *([] if there else [other])])
+    assert told in caught.value.message
+    assert files(tmp_path) == before
+    assert (tmp_path / "out").exists() == there
+
+
+METHOD = {"precision": "exact", "nulls": 0, "seed": 0}
+UNLIKE = {
+    "settings": (
+        {"settings": {"method": METHOD, "chosen": {}, "relation": "tuned"}},
+        'method.precision: "default" and "exact"',
+    ),
+    "version": ({"version": "0.2.0"}, 'version: "0.1.0" and "0.2.0"'),
+    "schema": ({"schema": 2}, "a report of schema 2"),
+}
+
+
+@pytest.mark.parametrize("unlike", UNLIKE)
+def test_reports_of_different_making_are_refused(shards, tmp_path, unlike):
+    """Settings, versions and schemas must agree; the message names what differs, and nothing is copied."""
+    metadata, told = UNLIKE[unlike]
+    written(tmp_path / "other", "new", "base..x", **metadata)
+    with pytest.raises(ShadowError) as caught:
+        merge(tmp_path / "out", [*shards, tmp_path / "other"])
+    assert told in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_index_of_other_settings_is_refused_too(shards, tmp_path):
+    """A shard of which every pair failed still says how it was audited."""
+    index = replace(read_index(shards[1]), settings={"method": METHOD}, rows=(row(4, "failed"),))
+    write_index(tmp_path / "failed", index)
+    with pytest.raises(ShadowError, match=r"differ in settings\.method\.precision"):
+        merge(tmp_path / "out", [*shards, tmp_path / "failed"])
+
+
+def test_siblings_and_tuned_pairs_join(shards, tmp_path):
+    """How a pair is related is its own, not a setting of the audit."""
+    settings = {**KIND["settings"], "relation": "sibling"}
+    written(tmp_path / "s", "new", "a..b", settings=settings)
+    index = merge(tmp_path / "out", [*shards, tmp_path / "s"]).index
+    assert {one.relation for one in index.rows} == {"tuned", "sibling"}
+
+
+BROKEN = {
+    "no folder": lambda folder: shutil.rmtree(folder),
+    "nothing in it": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
+    "a cut table": lambda folder: cut(folder / report_folder(*PAIRS[2]) / "tensors.parquet"),
+    "a cut main table": lambda folder: cut(folder / report_folder(*PAIRS[2]) / "matrices.parquet"),
+    "files of different audits": lambda folder: shutil.copy(
+        written(folder.parent / "y", *PAIRS[2], seed=5) / "tensors.parquet", folder / report_folder(*PAIRS[2])
+    ),
+    "a foreign index": lambda folder: (folder / INDEX).write_text("{}"),
+    "a linked file": lambda folder: link(folder / report_folder(*PAIRS[2]) / "summary.json"),
+    "a linked report": lambda folder: link(folder / report_folder(*PAIRS[2])),
+    "a linked family": lambda folder: link(folder / PAIRS[2][0]),
+}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def link(path):
+    """The same content, reached through a link that leaves the folder."""
+    away = path.parents[2] / "away" if path.is_file() else path.parents[1] / "away"
+    shutil.move(path, away)
+    path.symlink_to(away)
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_folder_is_refused_before_anything_is_copied(shards, tmp_path, broken):
+    """The last of the folders is not as it should be: one line, and not a file of the others is written."""
+    BROKEN[broken](shards[1])
+    with pytest.raises(ShadowError) as caught:
+        merge(tmp_path / "out", shards)
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_unfinished_reports_are_left_out(shards, tmp_path):
+    """A folder with a journal and no summary is no report; its pair is pending."""
+    report = shards[1] / report_folder(*PAIRS[2])
+    (report / "summary.json").unlink()
+    index = merge(tmp_path / "out", shards).index
+    assert [one.state for one in index.rows] == ["done", "done", "pending", "failed"]
+    assert not (tmp_path / "out" / report_folder(*PAIRS[2])).exists()
+
+
+@pytest.mark.parametrize("what", ["another pair", "an unfinished audit", "something else", "a file", "a file above"])
+def test_what_is_where_a_report_goes_is_never_overwritten(shards, tmp_path, what):
+    """Another pair's report, a journal, foreign files: refused before the first copy, and they stay as they are."""
+    target = tmp_path / "out" / report_folder(*PAIRS[2])
+    if what == "another pair":
+        shutil.copytree(written(tmp_path / "z", "else", "base..y"), target)
+    elif what == "an unfinished audit":
+        (target / ".partial").mkdir(parents=True)
+        (target / ".partial" / "journal.jsonl").write_text("{}")
+    elif what == "something else":
+        target.mkdir(parents=True)
+        (target / "notes.txt").write_text("mine")
+    elif what == "a file":
+        target.parent.mkdir(parents=True)
+        target.write_text("mine")
+    else:
+        target.parent.parent.mkdir(parents=True)
+        target.parent.write_text("mine")
+    before = files(tmp_path / "out")
+    with pytest.raises(ShadowError):
+        merge(tmp_path / "out", shards)
+    after = files(tmp_path / "out")
+    assert after == before
+
+
+@pytest.mark.parametrize("copies", range(14))
+def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(shards, tmp_path, monkeypatch, copies):
+    """Stopped before any of the writes: what is there is whole; the same command then gives the whole result."""
+    merge(tmp_path / "whole", shards)
+    left, write = copies, merging.write_whole
+
+    def stopping(path, content):
+        nonlocal left
+        if left == 0:
+            (path.parent / ".partial").mkdir(exist_ok=True)
+            (path.parent / ".partial" / f"{path.stem}.tmp").write_bytes(content[:9])
+            raise KeyboardInterrupt
+        left -= 1
+        write(path, content)
+
+    monkeypatch.setattr(merging, "write_whole", stopping)
+    if copies < 12:
+        with pytest.raises(KeyboardInterrupt):
+            merge(tmp_path / "out", shards)
+    else:
+        merge(tmp_path / "out", shards)
+    whole = files(tmp_path / "whole")
+    for path in (tmp_path / "out").glob("*/*/matrices.parquet"):
+        for own in path.parent.iterdir():
+            assert own.name == ".partial" or own.read_bytes() == whole[str(own.relative_to(tmp_path / "out"))]
+    monkeypatch.setattr(merging, "write_whole", write)
+    merge(tmp_path / "out", shards)
+    assert files(tmp_path / "out") == whole
+    assert not list((tmp_path / "out").rglob(".partial"))
+
+
+def test_hostile_names_stay_in_the_folder(tmp_path):
+    """Whatever a report calls itself, its copy lies two folders below OUT."""
+    source = written(tmp_path / "s", "x", "y")
+    for family, pair in (("../../up", "../x"), ("", ".."), ("/etc", "a\0b\x1b[31m")):
+        for name in ("matrices", "tensors", "residual"):
+            table = pq.read_table(source / f"{name}.parquet")
+            told = json.loads(table.schema.metadata[b"shadow"]) | {"family": family, "pair": pair}
+            pq.write_table(
+                table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), source / f"{name}.parquet"
+            )
+        merge(tmp_path / "out", [tmp_path / "s"])
+    assert len([path for path in tmp_path.rglob("matrices.parquet") if "out" in path.parts]) == 3
+    assert len(list((tmp_path / "out").glob("*/*/matrices.parquet"))) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "s"]
+
+
+def test_merge_on_the_command_line(shards, tmp_path, shadow):
+    """What was copied and what is missing goes to stderr, the table or the index as JSON to stdout; faults exit 1."""
+    done = shadow("merge", "out", "s1")
+    assert done.err.splitlines() == [
+        "2 reports copied to out, 0 were there",
+        "missing are the shards 2/2 of the list",
+    ]
+    assert "pairs   2: 2 done" in done.assert_done()
+    told = json.loads(shadow("merge", "out", "s1", "s2", "--format", "json").assert_done())
+    assert told == json.loads((tmp_path / "out" / INDEX).read_text())
+    assert told["counts"] == {"done": 3, "failed": 1, "pending": 0}
+    shadow("merge", "out", "gone").assert_refused()
+    shadow("merge", "nothing").assert_refused()
+    assert not (tmp_path / "nothing").exists()
+    assert shadow("merge").code == 2
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_one_fault(shards, tmp_path):
+    """No traceback for what the system refuses."""
+    (shards[1] / INDEX).chmod(0)
+    with pytest.raises(ShadowError):
+        merge(tmp_path / "out", shards)
