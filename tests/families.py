@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.diagnostics import MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.gains import KEPT, Gain, Scored, kept_bytes
 from shadow.report import arrow_schema
 from shadow.summary import summarise, summary_bytes
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
-    "attn.q": (3584, 3584), "attn.k": (512, 3584), "attn.v": (512, 3584), "attn.o": (3584, 3584),
-    "mlp.gate": (18944, 3584), "mlp.up": (18944, 3584), "mlp.down": (3584, 18944),
-}  # fmt: skip
+    "attn.q": (3584, 3584),
+    "attn.k": (512, 3584),
+    "attn.v": (512, 3584),
+    "attn.o": (3584, 3584),
+    "mlp.gate": (18944, 3584),
+    "mlp.up": (18944, 3584),
+    "mlp.down": (3584, 18944),
+}
 TOWER = {
-    "attn.q": (1152, 1152), "attn.k": (1152, 1152), "attn.v": (1152, 1152), "attn.o": (1152, 1152),
-    "mlp.up": (4304, 1152), "mlp.down": (1152, 4304),
-}  # fmt: skip
+    "attn.q": (1152, 1152),
+    "attn.k": (1152, 1152),
+    "attn.v": (1152, 1152),
+    "attn.o": (1152, 1152),
+    "mlp.up": (4304, 1152),
+    "mlp.down": (1152, 4304),
+}
 SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down": (64, 172)}
 
 
@@ -63,17 +74,27 @@ def figures(sigma: np.ndarray, null_pr: float | None = None, edge: float | None 
     entropy = float(-(q * np.log(q)).sum())
     cumulated = np.cumsum(q)
     found = {
-        "frobenius_norm": total**0.5, "spectral_norm": sigma[0], "nuclear_norm": sigma.sum(), "stable_rank": total / energy[0],
-        "effective_rank": np.exp(-(p * np.log(p)).sum()), "energy_rank": np.exp(entropy), "spectral_entropy": entropy / np.log(len(sigma)),
-        "participation_ratio": 1 / (q**2).sum(), "sigma_floor": 1e-7 * sigma[0], "numerical_rank": len(sigma),
+        "frobenius_norm": total**0.5,
+        "spectral_norm": sigma[0],
+        "nuclear_norm": sigma.sum(),
+        "stable_rank": total / energy[0],
+        "effective_rank": np.exp(-(p * np.log(p)).sum()),
+        "energy_rank": np.exp(entropy),
+        "spectral_entropy": entropy / np.log(len(sigma)),
+        "participation_ratio": 1 / (q**2).sum(),
+        "sigma_floor": 1e-7 * sigma[0],
+        "numerical_rank": len(sigma),
         **{f"rank_{t}": int(np.searchsorted(cumulated, t / 100) + 1) for t in (90, 95, 99)},
         **{f"top{k}_energy": cumulated[min(k, len(q)) - 1] for k in (1, 4, 16, 64)},
-    }  # fmt: skip
+    }
     if null_pr is not None and edge is not None:
         found |= {
-            "null_participation_ratio": null_pr, "null_edge": edge, "spikes": int((sigma > edge).sum()), "spike_energy": q[sigma > edge].sum(),
+            "null_participation_ratio": null_pr,
+            "null_edge": edge,
+            "spikes": int((sigma > edge).sum()),
+            "spike_energy": q[sigma > edge].sum(),
             "concentration": np.log(null_pr / found["participation_ratio"]) / np.log(null_pr),
-        }  # fmt: skip
+        }
     return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
 
 
@@ -87,7 +108,7 @@ def write_family(
     change: float = 0.03,
     spectra: bool = True,
     skipped: tuple[dict[str, Any], ...] = (),
-    scores: list[dict[str, Any]] | None = None,
+    scores: Sequence[Gain] = (),
     prefix: str = "model",
     **metadata: Any,
 ) -> Path:
@@ -99,12 +120,33 @@ def write_family(
             rows, cols = place.pop("shape")
             expert = "" if place["expert"] is None else f".experts.{place['expert']}"
             name = f"{prefix}.{part.component}.{place['layer']}{expert}.{place['module']}.weight"
-            common = {**place, "tensor": name, "base_tensor": name if part.base else None, "rows": rows, "cols": cols, "family": family, "pair": folder.name,
-                      "dtype": "BF16", "precision": "default", "parameters": rows * cols}  # fmt: skip
+            common = {
+                **place,
+                "tensor": name,
+                "base_tensor": name if part.base else None,
+                "rows": rows,
+                "cols": cols,
+                "family": family,
+                "pair": folder.name,
+                "dtype": "BF16",
+                "precision": "default",
+                "parameters": rows * cols,
+            }
             status = "identical" if part.identical else "measured"
             for side in ("base", "tuned") if part.base else ("tuned",):
                 reason = None if part.base else "only_in_tuned"
-                tensors.append({**place, "tensor": name, "side": side, "shape": [rows, cols], "dtype": "BF16", "shard": "model.safetensors", "status": status, "reason": reason})
+                tensors.append(
+                    {
+                        **place,
+                        "tensor": name,
+                        "side": side,
+                        "shape": [rows, cols],
+                        "dtype": "BF16",
+                        "shard": "model.safetensors",
+                        "status": status,
+                        "reason": reason,
+                    }
+                )
             if part.identical:
                 continue
             m, n = min(rows, cols), max(rows, cols)
@@ -118,37 +160,103 @@ def write_family(
                 own = figures(delta, null, edge)
                 base, after = figures(weight), figures(tuned)
                 own |= {
-                    "relative_norm": own["frobenius_norm"] / base["frobenius_norm"], "relative_spectral": own["spectral_norm"] / base["spectral_norm"],
+                    "relative_norm": own["frobenius_norm"] / base["frobenius_norm"],
+                    "relative_spectral": own["spectral_norm"] / base["spectral_norm"],
                     "cosine": 0.99,
-                    "effective_rank_shift": after["effective_rank"] - base["effective_rank"], "stable_rank_shift": after["stable_rank"] - base["stable_rank"],
-                    "zero_share": 0.1 * generator.random(), "floor_ratio": 20 + generator.random(), "row_participation_ratio": rows / 3, "col_participation_ratio": cols / 4,
-                    "rows_changed": 1.0, "overlap_left": 0.99 - 0.05 * depth, "overlap_right": 0.98, "intruders": int(generator.integers(0, 2)),
-                }  # fmt: skip
+                    "effective_rank_shift": after["effective_rank"] - base["effective_rank"],
+                    "stable_rank_shift": after["stable_rank"] - base["stable_rank"],
+                    "zero_share": 0.1 * generator.random(),
+                    "floor_ratio": 20 + generator.random(),
+                    "row_participation_ratio": rows / 3,
+                    "col_participation_ratio": cols / 4,
+                    "rows_changed": 1.0,
+                    "overlap_left": 0.99 - 0.05 * depth,
+                    "overlap_right": 0.98,
+                    "intruders": int(generator.integers(0, 2)),
+                }
                 subjects = {"base": (weight, base), "tuned": (tuned, after), "delta": (delta, own)}
             else:
                 subjects = {"tuned": (weight, figures(weight))}
             for subject, (sigma, found) in subjects.items():
                 matrices.append({**common, **found, "subject": subject})
                 curves.append({**place, "tensor": name, "subject": subject, "sigma": sigma.astype(np.float32)})
-    tensors += [{"side": "tuned", "shape": [4, 4], "dtype": "BF16", "status": "skipped", "component": "language", "module": "other", **row} for row in skipped]
+    tensors += [
+        {
+            "side": "tuned",
+            "shape": [4, 4],
+            "dtype": "BF16",
+            "status": "skipped",
+            "component": "language",
+            "module": "other",
+            **row,
+        }
+        for row in skipped
+    ]
     told = {
-        "version": "0.1.0", "schema": 1, "family": family, "pair": folder.name,
-        "base": {"repo": f"org/{family}", "commit": "0" * 40, "fingerprint": None}, "tuned": {"repo": f"org/{family}-instruct", "commit": "1" * 40, "fingerprint": None},
-        "settings": {"method": {"precision": "default", "nulls": 0, "seed": 0, "subspaces": True}, "chosen": {"components": [], "layers": [], "modules": []}, "relation": "tuned", "spectra": spectra},
-        "seed": 0, "compute_dtype": "float32 Gram, float64 eigenvalues", "device": "cpu", "libraries": {"numpy": "2.4", "torch": "2.13"}, "started": "2026-01-01T00:00:00+00:00",
-        "seconds": 61.0, **metadata,
-    }  # fmt: skip
+        "version": "0.1.0",
+        "schema": 1,
+        "family": family,
+        "pair": folder.name,
+        "base": {"repo": f"org/{family}", "commit": "0" * 40, "fingerprint": None},
+        "tuned": {"repo": f"org/{family}-instruct", "commit": "1" * 40, "fingerprint": None},
+        "settings": {
+            "method": {"precision": "default", "nulls": 0, "seed": 0, "subspaces": True},
+            "chosen": {"components": [], "layers": [], "modules": []},
+            "relation": "tuned",
+            "spectra": spectra,
+        },
+        "seed": 0,
+        "compute_dtype": "float32 Gram, float64 eigenvalues",
+        "device": "cpu",
+        "libraries": {"numpy": "2.4", "torch": "2.13"},
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 61.0,
+        **metadata,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     tables = {
-        name: pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata({b"shadow": json.dumps(told).encode()})
-        for name, columns, rows in (("matrices", MATRICES, matrices), ("tensors", TENSORS, tensors), ("residual", RESIDUAL, []), ("spectra", SPECTRA, curves))
-    }  # fmt: skip
+        name: pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(
+            {b"shadow": json.dumps(told).encode()}
+        )
+        for name, columns, rows in (
+            ("matrices", MATRICES, matrices),
+            ("tensors", TENSORS, tensors),
+            ("residual", RESIDUAL, []),
+            ("spectra", SPECTRA, curves),
+        )
+    }
     for name, table in tables.items():
         if name != "spectra" or spectra:
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-    summary = json.loads(summary_bytes(summarise(tables, told)))
-    (folder / "summary.json").write_text(json.dumps({**summary, **({"scores": scores} if scores is not None else {})}))
+    (folder / "summary.json").write_bytes(summary_bytes(summarise(tables, told)))
+    if scores:
+        scored = Scored((("scores.csv", "0" * 64),), tuple(scores), ())
+        (folder / KEPT).write_bytes(kept_bytes(scored, told))
     return folder
+
+
+def gain(
+    name: str, base: float, tuned: float | None, *, group: str | None = None, metric: str = "acc", higher: bool = True
+) -> Gain:
+    """A benchmark's scores as others measured them."""
+    change = None if tuned is None else (tuned - base if higher else base - tuned)
+    return Gain(
+        name,
+        group,
+        metric,
+        "share",
+        higher,
+        base,
+        tuned,
+        change,
+        None,
+        None,
+        None,
+        "base",
+        "tuned",
+        "scores.csv",
+        "scores.csv",
+    )
 
 
 OUTSIDE = (("embed", (152064, 3584)), ("head", (152064, 3584)))
@@ -161,7 +269,7 @@ def dense_7b(folder: Path, **options: Any) -> Path:
 
 def mixture(folder: Path, layers: int = 24, experts: int = 64, width: int = 1024, **options: Any) -> Path:
     """A mixture of experts: layers x experts x 3 expert matrices, 4,608 of them by default."""
-    modules = {name: (width * 2, width * 2) for name in ("attn.q", "attn.o")}
+    modules = dict.fromkeys(("attn.q", "attn.o"), (width * 2, width * 2))
     modules |= {f"experts.{name}": (width, 2 * width) for name in ("gate", "up", "down")}
     return write_family(folder, (Part(modules, layers, experts=experts),), **options)
 
@@ -171,12 +279,16 @@ def vision_language(folder: Path, *, frozen: bool = False, **options: Any) -> Pa
     return write_family(
         folder,
         (
-            Part({name: (1024, 1024) if name.startswith("attn") else (2816, 1024) for name in DENSE}, 24, outside=(("embed", (32000, 1024)),)),
+            Part(
+                {name: (1024, 1024) if name.startswith("attn") else (2816, 1024) for name in DENSE},
+                24,
+                outside=(("embed", (32000, 1024)),),
+            ),
             Part(TOWER, 27, "vision", (("patch_embed", (1152, 588)),), identical=frozen),
             Part({}, 0, "projector", (("projector.0", (1024, 1152)), ("projector.2", (1024, 1024))), base=False),
         ),
         **options,
-    )  # fmt: skip
+    )
 
 
 def small(folder: Path, layers: int = 6, **options: Any) -> Path:

@@ -16,17 +16,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from families import gain
 from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
+from shadow.batch_index import Index, Row
 from shadow.diagnostics import DELTA, SPECTRAL
 from shadow.errors import ShadowError
 from shadow.page import page_bytes, write_page
 from shadow.page.cells import columns_of, metric_texts
 from shadow.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
 from shadow.page.html import script_json
-from shadow.page.pair import read_pair, read_scores, reference_distributions
+from shadow.page.pair import read_pair, reference_distributions
 from shadow.summary import read_summary
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
@@ -86,7 +88,10 @@ def rows(folder: Path, name: str = "matrices") -> list[dict]:
 
 
 def cells_of(data: dict) -> dict[tuple, int]:
-    return {(*data["groups"][group], layer): index for index, (group, layer) in enumerate(zip(data["group"], data["layer"], strict=True))}
+    return {
+        (*data["groups"][group], layer): index
+        for index, (group, layer) in enumerate(zip(data["group"], data["layer"], strict=True))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +108,25 @@ def experts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
     """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was not measured."""
-    skipped = ({"tensor": "model.odd.weight", "reason": "nonfinite", "detail": "3 NaN", "layer": 2, "module": "attn.q"},
-               {"tensor": "model.packed", "reason": "quantized", "detail": "gptq", "component": "vision", "layer": 30, "module": "mlp.up"})  # fmt: skip
+    skipped = (
+        {"tensor": "model.odd.weight", "reason": "nonfinite", "detail": "3 NaN", "layer": 2, "module": "attn.q"},
+        {
+            "tensor": "model.packed",
+            "reason": "quantized",
+            "detail": "gptq",
+            "component": "vision",
+            "layer": 30,
+            "module": "mlp.up",
+        },
+    )
     parts = (
         families.Part(families.SMALL, 4, outside=(("embed", (96, 64)),)),
         families.Part(families.SMALL, 3, "vision", identical=True),
         families.Part({}, 0, "projector", (("projector.0", (64, 64)),), base=False),
     )
-    return families.write_family(tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned", parts, family="vlm", skipped=skipped)
+    return families.write_family(
+        tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned", parts, family="vlm", skipped=skipped
+    )
 
 
 # ---- the numbers
@@ -129,7 +145,11 @@ def test_every_value_of_the_heat_map_is_the_rows(small, subject):
         cell = cells[row["component"], row["module"], row["layer"]]
         for name, values in data["values"][subject].items():
             assert values[cell] == (None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)), name
-        assert (data["rows"][cell], data["cols"][cell], data["tensor"][cell]) == (row["rows"], row["cols"], row["tensor"])
+        assert (data["rows"][cell], data["cols"][cell], data["tensor"][cell]) == (
+            row["rows"],
+            row["cols"],
+            row["tensor"],
+        )
 
 
 def test_the_shift_is_tuned_minus_base_before_rounding(small):
@@ -166,13 +186,19 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
     deltas = [row for row in rows(experts) if row["subject"] == "delta"]
     for layer in range(3):
         cell = cells["language", "experts.up", layer]
-        own = sorted((r for r in deltas if (r["module"], r["layer"]) == ("experts.up", layer)), key=lambda r: r["expert"])
+        own = sorted(
+            (r for r in deltas if (r["module"], r["layer"]) == ("experts.up", layer)), key=lambda r: r["expert"]
+        )
         values = [row["concentration"] for row in own]
         assert data["matrices"][cell] == len(own) == 4
         assert data["values"]["delta"]["concentration"][cell] == pytest.approx(np.median(values), rel=1e-3)
         found = data["ranges"]["concentration"]
         assert [found["low"][cell], found["high"][cell]] == pytest.approx([min(values), max(values)], rel=1e-3)
-        singles = [value for value, at in zip(data["experts"]["values"]["concentration"], data["experts"]["cell"], strict=True) if at == cell]
+        singles = [
+            value
+            for value, at in zip(data["experts"]["values"]["concentration"], data["experts"]["cell"], strict=True)
+            if at == cell
+        ]
         assert singles == pytest.approx(values, rel=1e-3)
     attention = cells["language", "attn.q", 0]
     assert data["matrices"][attention] == 1
@@ -195,11 +221,18 @@ def test_what_has_no_delta_is_a_cell_with_its_state(vision):
     assert states["vision", "attn.q", 2] == ("identical", None)
     assert states["vision", "mlp.up", 30] == ("skipped", "quantized")
     assert states["projector", "projector.0", None] == ("alone", None)
-    assert states["language", "attn.q", 2] == ("measured", None)  # that another tensor of its place was skipped changes nothing
+    assert states["language", "attn.q", 2] == (
+        "measured",
+        None,
+    )  # that another tensor of its place was skipped changes nothing
     projector = cells["projector", "projector.0", None]
     assert data["values"]["delta"]["concentration"][projector] is None
     assert data["values"]["tuned"]["effective_rank"][projector] > 1
-    assert [group for group in dict.fromkeys(component for component, _ in data["groups"])] == ["language", "vision", "projector"]
+    assert list(dict.fromkeys(component for component, _ in data["groups"])) == [
+        "language",
+        "vision",
+        "projector",
+    ]
 
 
 def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
@@ -253,10 +286,13 @@ def test_short_numbers_are_close_or_null(value):
 
 
 def test_curves_are_the_singular_values_at_their_ranks(small):
-    """Every curve against spectra.parquet; what is marked as a spike lies above null_edge, as many as the column says."""
+    """Every curve against spectra.parquet; what is marked lies above null_edge, as many as `spikes` says."""
     data = drawn(small)
     cells = cells_of(data)
-    whole = {(*(row[key] for key in ("component", "module", "layer")), row["subject"]): row["sigma"] for row in rows(small, "spectra")}
+    whole = {
+        (*(row[key] for key in ("component", "module", "layer")), row["subject"]): row["sigma"]
+        for row in rows(small, "spectra")
+    }
     deltas = {(row["component"], row["module"], row["layer"]): row for row in rows(small) if row["subject"] == "delta"}
     for (*place, subject), sigma in whole.items():
         curve = data["spectra"]["curves"][str(cells[tuple(place)])]
@@ -272,8 +308,13 @@ def test_curves_of_experts_are_medians_with_a_band(experts):
     """Against NumPy over the experts of a layer."""
     data = drawn(experts)
     curve = data["spectra"]["curves"][str(cells_of(data)["language", "experts.down", 1])]
-    stacked = np.stack([row["sigma"] for row in rows(experts, "spectra")
-                        if (row["module"], row["layer"], row["subject"]) == ("experts.down", 1, "delta")])  # fmt: skip
+    stacked = np.stack(
+        [
+            row["sigma"]
+            for row in rows(experts, "spectra")
+            if (row["module"], row["layer"], row["subject"]) == ("experts.down", 1, "delta")
+        ]
+    )
     at = np.array(data["spectra"]["ranks"][str(stacked.shape[1])]) - 1
     assert curve["matrices"] == len(stacked) == 4
     assert curve["delta"] == pytest.approx(np.median(stacked, axis=0)[at], rel=1e-3)
@@ -287,7 +328,11 @@ def test_an_unresolved_singular_value_is_a_gap(tmp_path):
     folder = families.small(tmp_path / "base..tuned", layers=1)
     table = pq.read_table(folder / "spectra.parquet")
     sigmas = [[*row[:-2], 0.0, 0.0] for row in table.column("sigma").to_pylist()]
-    changed = table.set_column(table.schema.get_field_index("sigma"), table.schema.field("sigma"), pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]))
+    changed = table.set_column(
+        table.schema.get_field_index("sigma"),
+        table.schema.field("sigma"),
+        pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]),
+    )
     pq.write_table(changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet")
     curves = drawn(folder)["spectra"]["curves"].values()
     assert all(curve["delta"][-1] is None and curve["delta"][0] > 0 for curve in curves)
@@ -341,7 +386,9 @@ def test_the_page_loads_nothing(small):
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
     assert b"@import" not in content.split(b"<script>")[0]
     assert b"url(" not in content.split(b"<script>")[0]
-    (policy,) = (a["content"] for t, a in page.found if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    (policy,) = (
+        a["content"] for t, a in page.found if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
@@ -359,7 +406,15 @@ def test_the_page_without_scripts_tells_what_matters(vision):
         assert all(text in page.text for text in told)
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
-    for text in ("nonfinite", "NaN or infinite entries", "3 NaN", "model.odd.weight", "quantized", "gptq", "model.packed"):
+    for text in (
+        "nonfinite",
+        "NaN or infinite entries",
+        "3 NaN",
+        "model.odd.weight",
+        "quantized",
+        "gptq",
+        "model.packed",
+    ):
         assert text in page.text
     assert "0" * 40 in page.text
     assert "1" * 40 in page.text
@@ -368,18 +423,28 @@ def test_the_page_without_scripts_tells_what_matters(vision):
 
 
 def test_text_of_a_report_never_becomes_markup(tmp_path):
-    """A hostile name has no element, no attribute and no end of a script, and is shown as it is, controls made visible."""
+    """A hostile name makes no element, no attribute and no end of a script; it is shown with controls made visible."""
     folder = families.small(
-        tmp_path / "run" / "toy" / "base..tuned", layers=3, family=HOSTILE, prefix=HOSTILE,
+        tmp_path / "run" / "toy" / "base..tuned",
+        layers=3,
+        family=HOSTILE,
+        prefix=HOSTILE,
         skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
-        scores=[{"benchmark": HOSTILE, "group": HOSTILE, "metric": HOSTILE, "base": 0.1, "tuned": 0.2, "gain": 0.1}],
-        base={"repo": HOSTILE, "commit": None, "fingerprint": HOSTILE}, device=HOSTILE,
-    )  # fmt: skip
-    hostile, tame = Elements(page_of(tmp_path / "run")), families.small(
-        tmp_path / "tame" / "toy" / "base..tuned", layers=3, skipped=({"tensor": "x", "reason": "quantized", "detail": "x"},),
-        scores=[{"benchmark": "x", "group": "x", "metric": "x", "base": 0.1, "tuned": 0.2, "gain": 0.1}],
-        base={"repo": "x", "commit": None, "fingerprint": "x"}, device="x",
-    )  # fmt: skip
+        scores=[gain(HOSTILE, 0.1, 0.2, group=HOSTILE, metric=HOSTILE)],
+        base={"repo": HOSTILE, "commit": None, "fingerprint": HOSTILE},
+        device=HOSTILE,
+    )
+    hostile, tame = (
+        Elements(page_of(tmp_path / "run")),
+        families.small(
+            tmp_path / "tame" / "toy" / "base..tuned",
+            layers=3,
+            skipped=({"tensor": "x", "reason": "quantized", "detail": "x"},),
+            scores=[gain("x", 0.1, 0.2, group="x", metric="x")],
+            base={"repo": "x", "commit": None, "fingerprint": "x"},
+            device="x",
+        ),
+    )
     shape = [(tag, sorted(attributes)) for tag, attributes in hostile.found]
     assert shape == [(tag, sorted(attributes)) for tag, attributes in Elements(page_of(tame.parents[1])).found]
     assert hostile.text.count(SHOWN) >= 5
@@ -387,11 +452,17 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
     data = hostile.json("data-0")
     assert data["tensor"][0].startswith(SHOWN)
     assert data["name"] == f"{SHOWN} base..tuned"
-    assert hostile.json("shared")["overview"][0]["scores"][0]["benchmark"] == SHOWN
+    assert hostile.json("shared")["overview"][0]["gains"][1]["name"] == f"{SHOWN}, {SHOWN}"
     assert folder.name == "base..tuned"
 
 
-@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    )
+)
 def test_json_inside_a_script_element_cannot_end_it(value):
     """Whatever the text: no markup character is left, and it reads back as the same value with controls visible."""
     text = str(script_json(value))
@@ -404,23 +475,41 @@ def test_known_trainings_are_those_that_a_pair_is_held_against():
     table = [
         {"short_side": side, "optimizer": optimizer, "data": data, "concentration": value}
         for side, optimizer, data, value in (
-            (128, "adamw", "narrow", 0.44), (128, "adamw", "broad", 0.29), (128, "muon", "broad", 0.01), (128, "lora", "broad", 0.69),
-            (128, "adamw", "original", 0.27), (896, "adamw", "narrow", 0.5),
+            (128, "adamw", "narrow", 0.44),
+            (128, "adamw", "broad", 0.29),
+            (128, "muon", "broad", 0.01),
+            (128, "lora", "broad", 0.69),
+            (128, "adamw", "original", 0.27),
+            (896, "adamw", "narrow", 0.5),
         )
-    ]  # fmt: skip
+    ]
     assert reference_distributions(None, table) == {}
-    assert reference_distributions({"short_side": 128, "optimizer": "adamw"}, table) == {"narrow trainings": [0.44], "broad trainings": [0.29]}
+    assert reference_distributions({"short_side": 128, "optimizer": "adamw"}, table) == {
+        "narrow trainings": [0.44],
+        "broad trainings": [0.29],
+    }
     assert reference_distributions({"short_side": 128, "optimizer": None}, table)["broad trainings"] == [0.29, 0.01]
     assert reference_distributions({"short_side": 896, "optimizer": None}, table) == {"narrow trainings": [0.5]}
 
 
 def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     """A pair that has a place among them: their medians in the data of its charts, its place in the text."""
-    place = {"short_side": 128, "optimizer": None, "narrow": 2, "broad": 1, "narrow_below": 0.5, "broad_below": 1.0,
-             "nearest": [{"regime": "B", "treatment": "<b>usual</b>", "base": "one", "seed": 3, "concentration": 0.41}]}  # fmt: skip
-    table = [{"short_side": 128, "optimizer": "adamw", "data": "narrow", "concentration": value} for value in (0.41, 0.5)]
+    place = {
+        "short_side": 128,
+        "optimizer": None,
+        "narrow": 2,
+        "broad": 1,
+        "narrow_below": 0.5,
+        "broad_below": 1.0,
+        "nearest": [{"regime": "B", "treatment": "<b>usual</b>", "base": "one", "seed": 3, "concentration": 0.41}],
+    }
+    table = [
+        {"short_side": 128, "optimizer": "adamw", "data": "narrow", "concentration": value} for value in (0.41, 0.5)
+    ]
     summary, provenance = read_summary(small)
-    monkeypatch.setattr("shadow.page.pair.read_summary", lambda folder: (dataclasses.replace(summary, reference=place), provenance))
+    monkeypatch.setattr(
+        "shadow.page.pair.read_summary", lambda folder: (dataclasses.replace(summary, reference=place), provenance)
+    )
     monkeypatch.setattr("shadow.page.pair.runs", lambda: table)
     page = Elements(page_bytes([read_pair(small, "here", 0, 1)], "t"))
     assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
@@ -429,21 +518,23 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     assert "The nearest: B, <b>usual</b> (0.41)." in told
 
 
-def test_scores_are_shown_as_given_and_nonsense_is_passed_over(tmp_path):
-    """A gain that is not told stays null (less may be better); rows without a benchmark and numbers that are none are left out."""
-    given_scores = [
-        {"benchmark": "MMLU", "group": "knowledge", "metric": "acc", "base": 0.5, "tuned": 0.625, "gain": 0.125},
-        {"benchmark": "GSM8K", "base": 0.25, "tuned": 0.5}, {"benchmark": "odd", "base": True, "gain": "<b>"}, {"metric": "acc"}, 3, None,
-    ]  # fmt: skip
-    folder = families.small(tmp_path / "run" / "base..tuned", scores=given_scores)
-    found = read_scores(folder)
-    assert [(row["benchmark"], row["base"], row["gain"]) for row in found] == [("MMLU", 0.5, 0.125), ("GSM8K", 0.25, None), ("odd", None, None)]
+def test_scores_are_shown_as_given(tmp_path):
+    """Benchmarks, means of groups and notes in words; the gains of the charts are those, null ones left out."""
+    scores = [
+        gain("MMLU", 0.5, 0.625, group="knowledge"),
+        gain("GSM8K", 0.25, None),
+        gain("loss", 2.0, 1.5, metric="bits", higher=False),
+    ]
+    families.small(tmp_path / "run" / "base..tuned", scores=scores)
     page = Elements(page_of(tmp_path / "run"))
-    assert "GSM8K" in page.text
-    assert "+0.125" in page.text
-    for content in ("[]", "{", '{"scores": {"a": 1}}', '{"scores": null}'):
-        (folder / "summary.json").write_text(content)
-        assert read_scores(folder) == []
+    told = " ".join(page.text.split())
+    for text in ("MMLU", "GSM8K", "+0.125", "+0.5", "(less is better)", "scores.csv", "mean of 1"):
+        assert text in told, text
+    assert page.json("shared")["overview"][0]["gains"] == [
+        {"name": "knowledge, mean of its benchmarks", "gain": 0.125},
+        {"name": "MMLU, acc", "gain": 0.125},
+        {"name": "loss, bits", "gain": 0.5},
+    ]
 
 
 # ---- several pairs
@@ -454,7 +545,12 @@ def several(tmp_path_factory):
     run = tmp_path_factory.mktemp("several") / "run"
     for index, narrow in enumerate((0.1, 2.0, 0.8)):
         families.small(run / f"family-{index}" / "base..tuned", family=f"family-{index}", narrow=narrow, seed=index)
-    families.small(run / "unrelated" / "base..tuned", family="unrelated", narrow=2.0, skipped=({"tensor": "packed", "reason": "quantized", "shape": [9999, 9999]},))
+    families.small(
+        run / "unrelated" / "base..tuned",
+        family="unrelated",
+        narrow=2.0,
+        skipped=({"tensor": "packed", "reason": "quantized", "shape": [9999, 9999]},),
+    )
     return run
 
 
@@ -462,8 +558,13 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
     """The order is that of summary.json's medians; a pair whose figures do not count has no rank."""
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
-    medians = {folder.parent.name: json.loads((folder / "summary.json").read_text())["figures"]["concentration"] for folder in folders_in(several)}
-    assert [row["name"].split()[0] for row in ranked[:-1]] == sorted((name for name in medians if name != "unrelated"), key=lambda name: -medians[name])
+    medians = {
+        folder.parent.name: json.loads((folder / "summary.json").read_text())["figures"]["concentration"]
+        for folder in folders_in(several)
+    }
+    assert [row["name"].split()[0] for row in ranked[:-1]] == sorted(
+        (name for name in medians if name != "unrelated"), key=lambda name: -medians[name]
+    )
     assert (ranked[-1]["name"], bool(ranked[-1]["failed"])) == ("unrelated base..tuned", True)
     for row in ranked:
         assert row["concentration"] == pytest.approx(medians[row["name"].split()[0]], rel=1e-3)
@@ -480,8 +581,9 @@ def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, sh
     assert (done.code, done.out) == (1, "")
     assert "family-1/base..tuned: its report cannot be read" in done.err.replace("\n", "")
     page = Elements((tmp_path / "page.html").read_bytes())
-    assert "Not readable" in page.text
+    assert "Without a report" in page.text
     assert "run/family-1/base..tuned" in page.text
+    assert "unreadable" in page.text
     assert len(page.json("shared")["overview"]) == 3
 
 
@@ -507,7 +609,7 @@ def test_files_of_different_audits_are_refused(small, tmp_path):
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, shadow):
-    """No finished report is no fault: a nightly run whose audits all failed still has a page. Unfinished ones are named."""
+    """No finished report is no fault: a nightly run of failed audits still has a page. Unfinished ones are named."""
     partial = tmp_path / "run" / "toy" / "base..tuned" / ".partial"
     partial.mkdir(parents=True)
     (partial / "journal.jsonl").write_text("{}\n")
@@ -518,8 +620,30 @@ def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, shadow):
     page = Elements(content)
     assert "There is no finished report in run." in page.text
     assert "run/toy/base..tuned" in page.text
+    assert "unfinished" in page.text
     assert "Ranking" not in page.text
     assert len(content) < 200_000  # no charts, so no library
+
+
+def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_path, shadow):
+    """What the index of a list says of pairs that failed or were not reached stands on the page."""
+    run = tmp_path / "run"
+    shutil.copytree(small, run / "toy" / "base..tuned")
+    rows = [
+        Row(None, "toy", pair, "tuned", f"toy/{pair}", "org/a", "org/b", state=state, error=error)
+        for pair, state, error in (
+            ("base..tuned", "done", None),
+            ("base..<b>", "failed", "no such repository"),
+            ("base..c", "pending", None),
+        )
+    ]
+    index = Index("0.1.0", 1, {}, None, (), tuple(rows))
+    (run / "index.json").write_text(json.dumps(index.as_json()))
+    assert shadow("report", "run", "-o", "page.html").code == 0
+    told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
+    assert "run/toy/base..<b> failed no such repository" in told
+    assert "run/toy/base..c pending" in told
+    assert "run/toy/base..tuned done" not in told
 
 
 def test_report_writes_a_page_and_says_so(small, tmp_path, shadow):

@@ -10,11 +10,14 @@ from pathlib import Path
 import families
 import pyarrow.parquet as pq
 import pytest
+from families import gain
 from playwright.sync_api import expect, sync_playwright
 
 from shadow.page import write_page
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 PATIENCE = 120_000  # milliseconds after which a browser counts as hung, on a loaded machine
 
 pytestmark = [
@@ -28,7 +31,9 @@ HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;b&gt; <a href='https://ev
 def chromium():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, timeout=PATIENCE, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=CHROMIUM,
+            timeout=PATIENCE,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         yield browser
         browser.close()
@@ -47,7 +52,14 @@ def opened(chromium):
         page.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-        page.on("request", lambda request: None if request.url.startswith(("file:", "data:", "blob:")) else complaints.append(f"request: {request.url}"))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(("file:", "data:", "blob:"))
+                else complaints.append(f"request: {request.url}")
+            ),
+        )
         page.goto(f"file://{file}{fragment}")
         page.wait_for_selector("html[data-ready]")
         page.complaints = complaints
@@ -82,9 +94,16 @@ def fifty(tmp_path_factory):
     """Fifty pairs of two layers each, too few for intervals, half of them with scores."""
     run = tmp_path_factory.mktemp("fifty") / "run"
     for index in range(50):
-        scores = [{"benchmark": "MMLU", "group": "", "metric": "acc", "base": 0.5, "tuned": 0.5 + index / 200, "gain": index / 200}]
-        families.small(run / f"family-{index:02}" / "base..tuned", layers=2, family=f"family-{index:02}", seed=index, narrow=index / 25,
-                       change=0.01 * 1.05**index, scores=scores if index % 2 else None)  # fmt: skip
+        scores = [gain("MMLU", 0.5, 0.5 + index / 200)]
+        families.small(
+            run / f"family-{index:02}" / "base..tuned",
+            layers=2,
+            family=f"family-{index:02}",
+            seed=index,
+            narrow=index / 25,
+            change=0.01 * 1.05**index,
+            scores=scores if index % 2 else None,
+        )
     return written(run)
 
 
@@ -95,7 +114,10 @@ def deltas(file: Path) -> dict[tuple, dict]:
 
 def charts(page) -> list[str]:
     """Names of the charts that have something drawn in them and can be seen."""
-    return page.eval_on_selector_all(".plot", "all => all.filter(one => one.offsetParent && one.querySelector('.main-svg')).map(one => one.dataset.chart)")
+    return page.eval_on_selector_all(
+        ".plot",
+        "all => all.filter(one => one.offsetParent && one.querySelector('.main-svg')).map(one => one.dataset.chart)",
+    )
 
 
 def heat(page) -> dict:
@@ -103,7 +125,8 @@ def heat(page) -> dict:
     return page.evaluate(
         """() => { const div = document.querySelector('[data-chart=heat]'); const found = {};
         for (const trace of div.data.filter(one => one.type === 'heatmap' && (one.yaxis || 'y') === 'y'))
-          trace.z.forEach((row, y) => row.forEach((value, x) => { found[`${div.layout.yaxis.ticktext[y]} ${trace.x0 < 0 ? 'out' : x}`] = value; }));
+          trace.z.forEach((row, y) => row.forEach((value, x) => {
+            found[`${div.layout.yaxis.ticktext[y]} ${trace.x0 < 0 ? 'out' : x}`] = value; }));
         return found; }"""
     )
 
@@ -113,9 +136,11 @@ def point_at(page, module: str, layer: int) -> None:
     chart = page.locator("article:visible [data-chart=heat]")
     chart.scroll_into_view_if_needed()
     x, y = page.evaluate(
-        """([module, layer]) => { const div = document.querySelector('article:not([hidden]) [data-chart=heat]'), full = div._fullLayout, box = div.getBoundingClientRect();
+        """([module, layer]) => { const div = document.querySelector('article:not([hidden]) [data-chart=heat]');
+        const full = div._fullLayout, box = div.getBoundingClientRect();
         const row = div.layout.yaxis.ticktext.indexOf(module);
-        return [box.x + full.xaxis._offset + full.xaxis.d2p(layer), box.y + full.yaxis._offset + full.yaxis.d2p(row)]; }""",
+        return [box.x + full.xaxis._offset + full.xaxis.d2p(layer),
+                box.y + full.yaxis._offset + full.yaxis.d2p(row)]; }""",
         [module, layer],
     )
     page.mouse.move(x - 3, y)
@@ -143,7 +168,9 @@ def test_the_page_fits_its_window(one, fifty, opened, width):
     for file in (one, fifty):
         page = opened(file, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        widest = page.eval_on_selector_all(".plot .main-svg", "all => Math.max(...all.map(one => one.getBoundingClientRect().right))")
+        widest = page.eval_on_selector_all(
+            ".plot .main-svg", "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
+        )
         assert widest <= width
 
 
@@ -158,7 +185,7 @@ def test_a_page_without_reports_opens(tmp_path, opened):
 
 
 def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
-    """Ranking, scatter and scores; the details are those of the pair that was chosen by list, button, address or click."""
+    """Ranking, scatter and scores; the details are of the pair that was chosen by list, button or address."""
     page = opened(fifty)
     assert charts(page)[:3] == ["ranking", "scatter", "scores"]
     assert len(page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")) == 50
@@ -195,14 +222,22 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     assert "172 × 64" in text
     page.locator("[data-control=metric]").select_option("participation_ratio")
     point_at(page, "attn.q", 2)
-    page.wait_for_function("document.querySelector('[data-chart=heat] .hovertext')?.textContent.includes('participation ratio')")
-    assert f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.3g}" in page.locator("[data-chart=heat] .hovertext").text_content()
+    page.wait_for_function(
+        "document.querySelector('[data-chart=heat] .hovertext')?.textContent.includes('participation ratio')"
+    )
+    assert (
+        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.3g}"
+        in page.locator("[data-chart=heat] .hovertext").text_content()
+    )
 
 
 def test_a_frozen_cell_says_that_it_is_identical(one, opened):
     """A matrix without a delta is marked, and told why."""
     page = opened(one)
-    texts = page.evaluate("document.querySelector('[data-chart=heat]').data.filter(one => one.type === 'heatmap' && one.yaxis === 'y2')[0].text.flat()")
+    texts = page.evaluate(
+        """document.querySelector('[data-chart=heat]').data
+        .filter(one => one.type === 'heatmap' && one.yaxis === 'y2')[0].text.flat()"""
+    )
     assert len(texts) == 20
     assert all("identical in base and tuned" in text for text in texts)
 
@@ -223,7 +258,9 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
     assert select.input_value() == "relative_norm"
     page.wait_for_function("document.querySelector('[data-text=metric]').textContent.startsWith('relative norm')")
     for (module, layer), row in found.items():
-        assert heat(page)[f"{module} {'out' if layer is None else layer}"] == pytest.approx(row["relative_norm"], rel=1e-3)
+        assert heat(page)[f"{module} {'out' if layer is None else layer}"] == pytest.approx(
+            row["relative_norm"], rel=1e-3
+        )
     page.get_by_text("Table of this chart").first.click()
     table = page.locator("details.behind[data-table=heat] table")
     assert table.locator("th").all_text_contents()[3] == "relative norm"
@@ -238,7 +275,10 @@ def test_base_and_tuned_can_be_looked_at(one, opened):
     assert "effective_rank" in names
     assert "relative_norm" not in names
     page.locator("[data-control=metric]").select_option("effective_rank")
-    assert page.evaluate("document.querySelector('[data-chart=heat]').data.filter(one => one.yaxis === 'y3')[0].z[0][0]") > 1
+    assert (
+        page.evaluate("document.querySelector('[data-chart=heat]').data.filter(one => one.yaxis === 'y3')[0].z[0][0]")
+        > 1
+    )
 
 
 def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
@@ -250,9 +290,13 @@ def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
     page.wait_for_function("document.querySelector('[data-text=spectra]').textContent.includes('layer 6 · attn.o')")
     spikes = deltas(one)["attn.o", 6]["spikes"]
     assert f"{spikes} singular value" in page.locator("[data-text=spectra]").text_content()
-    drawn = page.evaluate("document.querySelector('[data-chart=spectra]').data.filter(one => one.name.startsWith('spikes'))[0].y.length")
+    drawn = page.evaluate(
+        "document.querySelector('[data-chart=spectra]').data.filter(one => one.name.startsWith('spikes'))[0].y.length"
+    )
     assert drawn == spikes
-    axes = page.evaluate("['xaxis', 'yaxis'].map(name => document.querySelector('[data-chart=spectra]').layout[name].type)")
+    axes = page.evaluate(
+        "['xaxis', 'yaxis'].map(name => document.querySelector('[data-chart=spectra]').layout[name].type)"
+    )
     assert axes == ["log", "log"]
 
 
@@ -260,7 +304,10 @@ def test_depth_profiles_follow_metric_and_module(one, opened):
     """The first panel is the column effective_rank_shift by layer, one line a module."""
     page = opened(one)
     found = deltas(one)
-    lines = page.evaluate("document.querySelector('[data-chart=depth]').data.filter(one => one.yaxis === 'y').map(one => [one.name, one.y])")
+    lines = page.evaluate(
+        """document.querySelector('[data-chart=depth]').data
+        .filter(one => one.yaxis === 'y').map(one => [one.name, one.y])"""
+    )
     assert [name for name, _ in lines] == ["attn.q", "attn.o", "mlp.up", "mlp.down"]
     for name, values in lines:
         assert values == pytest.approx([found[name, layer]["effective_rank_shift"] for layer in range(8)], rel=1e-3)
@@ -281,22 +328,31 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     """In the dark theme too; afterwards the screen is as it was."""
     page = opened(one, "dark")
     page.evaluate(
-        """addEventListener('beforeprint', () => { window.printed = [getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill,
+        """addEventListener('beforeprint', () => { window.printed = [
+        getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill,
         Math.max(...[...document.querySelectorAll('.plot')].map(one => one.layout ? one.layout.width : 0))]; })"""
     )
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert page.evaluate("window.printed") == ["rgb(22, 25, 29)", 660]
-    assert page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill") == "rgb(230, 233, 236)"
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill")
+        == "rgb(230, 233, 236)"
+    )
 
 
 def test_every_control_and_chart_has_a_name(one, opened):
-    """For a screen reader: charts are images with a text that tells their ends, controls have labels, tables a scope."""
+    """For a screen reader: charts are images with a text that tells their ends, and controls have labels."""
     page = opened(one)
-    for label in page.eval_on_selector_all(".plot[role=img]", "all => all.filter(one => one.offsetParent).map(one => one.ariaLabel)"):
+    for label in page.eval_on_selector_all(
+        ".plot[role=img]", "all => all.filter(one => one.offsetParent).map(one => one.ariaLabel)"
+    ):
         assert len(label) > 20
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
-    unnamed = page.eval_on_selector_all("select, input, button", "all => all.filter(one => !(one.labels?.length || one.textContent.trim())).map(one => one.outerHTML)")
+    unnamed = page.eval_on_selector_all(
+        "select, input, button",
+        "all => all.filter(one => !(one.labels?.length || one.textContent.trim())).map(one => one.outerHTML)",
+    )
     assert unnamed == []
     for details in page.locator("details.behind:visible > summary").all():
         details.click()
@@ -309,11 +365,16 @@ def test_every_control_and_chart_has_a_name(one, opened):
 
 
 def test_hostile_names_stay_text(tmp_path, opened):
-    """Names with tags, entities and templates: no element, no link and no dialog comes of them, also in Plotly's labels."""
+    """Names with tags, entities and templates: no element, link or dialog comes of them, nor of Plotly's labels."""
     for name in ("a", "b"):
-        families.small(tmp_path / "run" / name / "base..tuned", layers=3, family=f"{name}{HOSTILE}", prefix=HOSTILE,
-                       skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
-                       scores=[{"benchmark": HOSTILE, "group": HOSTILE, "metric": HOSTILE, "base": 0.1, "tuned": 0.2, "gain": 0.1}])  # fmt: skip
+        families.small(
+            tmp_path / "run" / name / "base..tuned",
+            layers=3,
+            family=f"{name}{HOSTILE}",
+            prefix=HOSTILE,
+            skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
+            scores=[gain(HOSTILE, 0.1, 0.2, group=HOSTILE, metric=HOSTILE)],
+        )
     page = opened(written(tmp_path / "run"))
     page.locator("#picker").select_option("1")
     point_at(page, "mlp.up", 1)
@@ -325,7 +386,9 @@ def test_hostile_names_stay_text(tmp_path, opened):
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.wait_for_function("document.querySelector('article:not([hidden]) [data-table=heat] table')")
     assert page.locator("img, iframe, object, embed").count() == 0
-    links = page.evaluate("[...document.querySelectorAll('a')].map(one => one.getAttribute('href') ?? one.getAttribute('xlink:href'))")
+    links = page.evaluate(
+        "[...document.querySelectorAll('a')].map(one => one.getAttribute('href') ?? one.getAttribute('xlink:href'))"
+    )
     assert [link for link in links if link is not None and not re.fullmatch("#[a-z]+(-[0-9]+)?", link)] == []
     assert page.locator("script").count() == 3 + 1 + 2
 
@@ -348,7 +411,19 @@ def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
     page.goto(f"file://{one}")
     page.wait_for_selector("html[data-ready]", timeout=PATIENCE)
     assert page.evaluate("fetch('https://example.invalid/').then(() => 'fetched', () => 'refused')") == "refused"
-    assert page.evaluate("(() => { const made = document.createElement('script'); made.textContent = 'window.ran = 1'; document.body.append(made); return window.ran ?? 'refused'; })()") == "refused"
-    assert page.evaluate("(() => { const image = new Image(); return new Promise(done => { image.onload = () => done('loaded'); image.onerror = () => done('refused'); image.src = 'https://example.invalid/x.png'; }); })()") == "refused"
+    assert (
+        page.evaluate(
+            """(() => { const made = document.createElement('script'); made.textContent = 'window.ran = 1';
+        document.body.append(made); return window.ran ?? 'refused'; })()"""
+        )
+        == "refused"
+    )
+    assert (
+        page.evaluate(
+            """(() => { const image = new Image(); return new Promise(done => { image.onload = () => done('loaded');
+        image.onerror = () => done('refused'); image.src = 'https://example.invalid/x.png'; }); })()"""
+        )
+        == "refused"
+    )
     assert sum("Content Security Policy" in text for text in refused) >= 3
     context.close()

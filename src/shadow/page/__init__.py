@@ -17,6 +17,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from shadow import __version__
+from shadow.batch_index import read_index
 from shadow.diagnostics import FIGURES, MATRICES, NOTATION
 from shadow.errors import ShadowError
 from shadow.footprint import GATES, MARGIN
@@ -24,15 +25,25 @@ from shadow.page.cells import metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
 from shadow.render import REASONS
-from shadow.report import PARTIAL, writing
+from shadow.report import JOURNAL, PARTIAL, writing
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands
 
 
 @dataclass(frozen=True)
+class Missing:
+    """A pair without a finished report. state: failed, pending or unfinished; why and hint where they are known."""
+
+    where: str
+    state: str
+    why: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
 class Written:
-    """What became of a page: how many pairs it shows, its size, and (folder, fault) of reports it could not read."""
+    """What became of a page: how many pairs it shows, its size in bytes, and (folder, fault) of unreadable reports."""
 
     pairs: int
     size: int
@@ -40,7 +51,10 @@ class Written:
 
 
 def write_page(
-    run: Path, folders: Sequence[Path], output: Path, show: Callable[[int, int, str], None] = lambda done, total, what: None
+    run: Path,
+    folders: Sequence[Path],
+    output: Path,
+    show: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Written:
     """Write the page of the finished reports in folders, which lie at or below run.
 
@@ -59,7 +73,8 @@ def write_page(
             if list(folders) == [run]:
                 raise
             unreadable.append((where, error))
-    content = page_bytes(found, _title(run), unreadable, _unfinished(run, folders))
+    missing = [Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable]
+    content = page_bytes(found, _title(run), [*missing, *_missing(run, folders)])
     _write(output, content)
     return Written(len(found), len(content), unreadable)
 
@@ -67,10 +82,9 @@ def write_page(
 def page_bytes(
     found: Sequence[Told],
     title: str,
-    unreadable: Sequence[tuple[str, ShadowError]] = (),
-    unfinished: Sequence[str] = (),
+    missing: Sequence[Missing] = (),
 ) -> bytes:
-    """The page as UTF-8. Equal arguments give equal bytes."""
+    """The page as UTF-8, with the pairs that are missing on it. Equal arguments give equal bytes."""
     ranked = sorted(found, key=_rank)
     shared = {
         "metrics": metric_texts(),
@@ -81,8 +95,7 @@ def page_bytes(
         title=found[0].name if len(found) == 1 else title,
         pairs=found,
         ranked=ranked,
-        unreadable=unreadable,
-        unfinished=unfinished,
+        missing=missing,
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -112,10 +125,20 @@ def _below(folder: Path, run: Path) -> str:
     return (Path(_title(run)) / folder.relative_to(run)).as_posix()
 
 
-def _unfinished(run: Path, folders: Sequence[Path]) -> list[str]:
-    """The folders at or up to two levels below run that hold an audit without a finished report."""
-    found = (path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}{PARTIAL}/journal.jsonl")))
-    return [_below(path.parent, run) for path in found if path.parent not in folders]
+def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
+    """Pairs of the list of run, where it has one, that have no report, and audits that were begun and not finished."""
+    index = read_index(run)
+    found = {
+        run / row.folder: Missing(_below(run / row.folder, run), row.state, row.error or "", row.hint or "")
+        for row in (index.rows if index is not None else ())
+        if row.state != "done" and run / row.folder not in folders
+    }
+    for depth in ("", "*/", "*/*/"):
+        for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
+            folder = journal.parent.parent
+            if folder not in folders and folder not in found:
+                found[folder] = Missing(_below(folder, run), "unfinished", "", "the same command goes on from there")
+    return list(found.values())
 
 
 def _refuse_foreign(output: Path) -> None:

@@ -84,8 +84,8 @@ def cell_table(matrices: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
     ).drop_duplicates(PLACE)  # fmt: skip
     known = {name: number for number, name in enumerate((*rules.components, *rules.modules))}
     order = [
-        (known.get(str(row.component), 999), known.get(str(row.module), 999), -1 if pd.isna(row.layer) else row.layer)
-        for row in found.itertuples()
+        (known.get(component, 999), known.get(module, 999), -1 if layer is None else layer)
+        for component, layer, module in cell_keys(found)
     ]
     return found.iloc[sorted(range(len(found)), key=order.__getitem__)].reset_index(drop=True)
 
@@ -189,7 +189,7 @@ def _by_group(rows: pd.DataFrame, place: Mapping[tuple[str, str], int], names: S
                 continue
             told = interval_of_median(values, blocks)
             bounds = None if told.bounds is None else [short(bound) for bound in told.bounds]
-            found[name][place[component, module]] = [short(np.nanmedian(values)), bounds, told.layers, told.level]
+            found[name][place[str(component), str(module)]] = [short(np.nanmedian(values)), bounds, told.layers, told.level]
     return found
 
 
@@ -205,7 +205,5 @@ def _experts(deltas: pd.DataFrame, most: int) -> dict[str, Any]:
     return {
         "cell": ordered["cell"].tolist(),
         "expert": ordered["expert"].astype(int).tolist(),
-        "values": {
-            name: shortened(ordered[name].to_numpy(dtype=np.float64, na_value=np.nan)) for name in names
-        },
+        "values": {name: shortened(ordered[name].to_numpy(dtype=np.float64, na_value=np.nan)) for name in names},
     }

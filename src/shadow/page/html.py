@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from shadow.console import visible
 from shadow.render import fixed, number
+from shadow.scores_view import signed
 
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -30,7 +31,7 @@ def plain(value: Any) -> Any:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that is safe inside `<script type="application/json">`: no text in it can end the element or start a comment.
+    """JSON that is safe inside a script element of data: no text in it can end the element or start a comment.
 
     Keys keep their order, so equal values give equal text. NaN and infinity are refused.
     """
@@ -73,17 +74,12 @@ def percent(value: float | int | None) -> str:
     return f"{100 * value:.0f} %" if value >= 0.995 else f"{100 * value:.2g} %"
 
 
-def signed(value: float | None) -> str:
-    """A difference with its sign."""
-    return "–" if value is None else f"{value:+.3g}".replace("-", "−")
-
-
 def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
     """The form of the terminal with a dash for null and a minus sign."""
     return lambda value: "–" if value is None else form(value).replace("-", "−")
 
 
-FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": percent}
+FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": percent, "signed": _typeset(signed)}
 
 
 def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
@@ -104,6 +100,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
-    found.filters |= {**FORMS, "bounds": bounds, "signed": signed}
+    found.filters |= {**FORMS, "bounds": bounds}
     found.globals["forms"] = FORMS
     return found

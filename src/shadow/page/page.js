@@ -711,7 +711,7 @@
       this.root = root;
       this.open = open;
       this.rows = shared.overview;
-      const benchmarks = [...new Set(this.rows.flatMap((row) => row.scores.filter((score) => score.gain !== null).map((score) => this.named(score))))];
+      const benchmarks = [...new Set(this.rows.flatMap((row) => row.gains.map((gain) => gain.name)))];
       const part = root.querySelector('[data-part="scores"]');
       part.hidden = !benchmarks.length;
       const select = root.querySelector('[data-control="benchmark"]');
@@ -719,7 +719,6 @@
       select.addEventListener("change", () => this.scores());
     }
 
-    named(score) { return [score.benchmark, score.metric].filter(Boolean).join(", "); }
     chart(name) { return this.root.querySelector(`[data-chart="${name}"]`); }
     draw() { this.ranking(); this.scatter(); this.scores(); }
     resize() { this.draw(); }
@@ -795,11 +794,11 @@
     scores() {
       const div = this.chart("scores"), benchmark = this.root.querySelector('[data-control="benchmark"]').value;
       const rows = this.rows.filter((row) => row.concentration !== null)
-        .map((row) => ({ ...row, score: row.scores.find((score) => this.named(score) === benchmark && score.gain !== null) })).filter((row) => row.score);
+        .map((row) => ({ ...row, gained: row.gains.find((gain) => gain.name === benchmark)?.gain ?? null })).filter((row) => row.gained !== null);
       div.hidden = !rows.length;
       if (!rows.length) return;
-      const traces = this.points(div, rows, (row) => row.concentration, (row) => row.score.gain, {
-        hovertext: rows.map((row) => lines(...this.told(row), `${safe(benchmark)}: ${number(row.score.base)} to ${number(row.score.tuned)}, gain ${number(row.score.gain)}`)),
+      const traces = this.points(div, rows, (row) => row.concentration, (row) => row.gained, {
+        hovertext: rows.map((row) => lines(...this.told(row), `${safe(benchmark)}: gain ${number(row.gained)}`)),
       });
       draw(div, traces, layout(div, 380, {
         margin: { l: 10, r: 16, t: 16, b: 44 }, xaxis: axis({ title: "concentration", zeroline: false }), yaxis: axis({ title: "gain", zeroline: true }),

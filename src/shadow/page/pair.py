@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +19,19 @@ from shadow.report import METADATA_KEY
 from shadow.summary import Summary, read_summary
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
-SCORES = 500  # of a pair
 
 
 @dataclass(frozen=True)
 class Told:
     """One pair on the page. where is its folder below the one that was asked for; data is JSON for page.js.
 
-    skipped are tensors that were not measured, as many as the page has room for; scores are as read_scores gives them.
+    skipped are tensors that were not measured, as many as the page has room for.
     """
 
     number: int
     where: str
     summary: Summary
     provenance: Mapping[str, Any]
-    scores: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     data: Markup
 
@@ -61,8 +57,20 @@ class Told:
             "relative_norm": short(figures["relative_norm_overall"]),
             "norm_interval": _shorter(intervals.get("relative_norm_overall")),
             "matrices": figures["matrices"],
-            "scores": self.scores,
+            "gains": [{"name": name, "gain": short(gain)} for name, gain in self._gains() if gain is not None],
         }
+
+    def _gains(self) -> list[tuple[str, float | None]]:
+        """Gains in scores that others measured: means of groups, then single benchmarks."""
+        groups = [
+            (f"{row['group']}, mean of its benchmarks", row["gain"])
+            for row in self.summary.score_groups
+            if row["group"]
+        ]
+        single = [
+            (", ".join(filter(None, (row["benchmark"], row["metric"]))), row["gain"]) for row in self.summary.scores
+        ]
+        return [*groups, *single]
 
     def origins(self) -> list[tuple[str, str]]:
         """Where the numbers come from, as titles and texts."""
@@ -98,9 +106,7 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
         "modules_table": _rounded(told["modules"]),
         "depth": _rounded(told["depth"]),
     }
-    return Told(
-        number, where, summary, provenance, read_scores(folder), _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn)
-    )
+    return Told(number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn))
 
 
 def reference_distributions(
@@ -140,34 +146,9 @@ def _skipped(tensors: pd.DataFrame, most: int) -> list[dict[str, Any]]:
     wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
     named = rows.sort_values("reason", kind="stable")[wanted].head(most)
     return [
-        {key: value if key == "shape" or not pd.isna(value) else None for key, value in row.items()}
+        {str(key): value if key == "shape" or not pd.isna(value) else None for key, value in row.items()}
         for row in named.assign(shape=[" × ".join(map(str, shape)) for shape in named["shape"]]).to_dict("records")
     ]
-
-
-def read_scores(folder: Path) -> list[dict[str, Any]]:
-    """The scores in summary.json: rows of benchmark, group, metric, unit, base, tuned, gain; what is none is passed over.
-
-    gain is as it was told: of a metric of which less is better it is not tuned - base.
-    """
-    try:
-        found = json.loads((folder / "summary.json").read_bytes()).get("scores")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return []
-    rows = found if isinstance(found, list) else []
-    scores = [_score(row) for row in rows[:SCORES] if isinstance(row, dict)]
-    return [score for score in scores if score is not None]
-
-
-def _score(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    texts = {key: str(row.get(key) or "") for key in ("benchmark", "group", "metric", "unit")}
-    numbers = {key: _finite(row.get(key)) for key in ("base", "tuned", "gain")}
-    return {**texts, **numbers} if texts["benchmark"] else None
-
-
-def _finite(value: Any) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
 
 
 def _origins(where: str, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -182,7 +163,7 @@ def _origins(where: str, provenance: Mapping[str, Any]) -> list[tuple[str, str]]
         ("report", where),
         ("shadow", f"{provenance['version']}, schema {provenance['schema']}"),
         ("precision", str(method["precision"])),
-        ("sampled nulls", f"{method['nulls']} sign flips, seed {method.get('seed')}" if method.get("nulls") else "none"),
+        ("nulls", f"{method['nulls']} sign flips, seed {method.get('seed')}" if method.get("nulls") else "not sampled"),
         ("only", filters),
         ("computed in", str(provenance.get("compute_dtype") or "")),
         ("on", str(provenance.get("device") or "")),
