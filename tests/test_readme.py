@@ -96,7 +96,7 @@ def test_every_command_that_is_shown_runs(text, audited, tmp_path, monkeypatch):
             command = [str(here.get(word, word)) for word in words]
             done = subprocess.run([readme.SHADOW, *command], capture_output=True, text=True)
             assert done.returncode == 0, (line, done.stderr)
-            assert {"clean", "export", "figure"} & set(command) or done.stdout
+            assert {"clean", "export", "figure", "report"} & set(command) or done.stdout
 
 
 def test_the_pool_of_the_readme_audits_the_demo(text, tmp_path):

@@ -580,6 +580,30 @@ def show(
         console.show(summary_view(summary, provenance, folder, console.out.options))
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="The page, one file.", metavar="FILE", dir_okay=False)
+    ] = Path("report.html"),
+) -> None:
+    """Write one web page of finished reports that loads nothing from anywhere: charts, tables, light and dark.
+
+    Exit codes: 0 done, also when there is no finished report, which the page then says; 1 a report cannot be read.
+    """
+    from shadow.page import write_page
+
+    folders = [folder for folder in _report_folders(run) if (folder / "matrices.parquet").is_file()]
+    with console.steps("report") as update:
+        written = write_page(run, folders, output, show=update)
+    for _, fault in written.unreadable:
+        console.complain(fault)
+    told = f"{written.pairs} report{'' if written.pairs == 1 else 's'}" if written.pairs else "no finished report"
+    console.say(f"{told} in {output}, {written.size / 1e6:.1f} MB")
+    if written.unreadable:
+        raise typer.Exit(1)
+
+
 def _report_folders(run: Path) -> list[Path]:
     """The pair folders at or up to two levels below a path."""
     try:

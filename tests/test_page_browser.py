@@ -1,0 +1,429 @@
+"""The page in a headless Chromium: it draws, answers the pointer and the keyboard, and reports no fault."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import families
+import pyarrow.parquet as pq
+import pytest
+from families import gain
+from playwright.sync_api import expect, sync_playwright
+
+from shadow.page import write_page
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+PATIENCE = 120_000  # milliseconds after which a browser counts as hung, on a loaded machine
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name it in CHROMIUM"),
+]
+HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;b&gt; <a href='https://evil.invalid'>%{x} $\\alpha$</a>"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            timeout=PATIENCE,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """Opens a page of a file; when the test ends, nothing was complained of and nothing was asked of a network."""
+    complaints, contexts = [], []
+
+    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = ""):
+        context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith(("file:", "data:", "blob:"))
+                else complaints.append(f"request: {request.url}")
+            ),
+        )
+        page.goto(f"file://{file}{fragment}")
+        page.wait_for_selector("html[data-ready]")
+        page.complaints = complaints
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def written(run: Path) -> Path:
+    write_page(run, sorted(path.parent for path in run.rglob("matrices.parquet")), run.parent / "page.html")
+    return run.parent / "page.html"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A vision-language pair: language, a frozen tower, a projector without a base."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    parts = (
+        families.Part(families.SMALL, 8, outside=(("embed", (96, 64)),)),
+        families.Part(families.SMALL, 5, "vision", identical=True),
+        families.Part({}, 0, "projector", (("projector.0", (64, 64)),), base=False),
+    )
+    families.write_family(run / "vlm" / "base..tuned", parts, family="vlm")
+    return written(run)
+
+
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory):
+    """Fifty pairs of two layers each, too few for intervals, half of them with scores."""
+    run = tmp_path_factory.mktemp("fifty") / "run"
+    for index in range(50):
+        scores = [gain("MMLU", 0.5, 0.5 + index / 200)]
+        families.small(
+            run / f"family-{index:02}" / "base..tuned",
+            layers=2,
+            family=f"family-{index:02}",
+            seed=index,
+            narrow=index / 25,
+            change=0.01 * 1.05**index,
+            scores=scores if index % 2 else None,
+        )
+    return written(run)
+
+
+def deltas(file: Path) -> dict[tuple, dict]:
+    (path,) = (file.parent / "run").rglob("matrices.parquet")
+    return {(row["module"], row["layer"]): row for row in pq.read_table(path).to_pylist() if row["subject"] == "delta"}
+
+
+def charts(page) -> list[str]:
+    """Names of the charts that have something drawn in them and can be seen."""
+    return page.eval_on_selector_all(
+        ".plot",
+        "all => all.filter(one => one.offsetParent && one.querySelector('.main-svg')).map(one => one.dataset.chart)",
+    )
+
+
+def heat(page) -> dict:
+    """The values of the heat map's first component, by module and layer."""
+    return page.evaluate(
+        """() => { const div = document.querySelector('[data-chart=heat]'); const found = {};
+        for (const trace of div.data.filter(one => one.type === 'heatmap' && (one.yaxis || 'y') === 'y'))
+          trace.z.forEach((row, y) => row.forEach((value, x) => {
+            found[`${div.layout.yaxis.ticktext[y]} ${trace.x0 < 0 ? 'out' : x}`] = value; }));
+        return found; }"""
+    )
+
+
+def point_at(page, module: str, layer: int) -> None:
+    """Move the pointer onto a cell of the heat map."""
+    chart = page.locator("article:visible [data-chart=heat]")
+    chart.scroll_into_view_if_needed()
+    x, y = page.evaluate(
+        """([module, layer]) => { const div = document.querySelector('article:not([hidden]) [data-chart=heat]');
+        const full = div._fullLayout, box = div.getBoundingClientRect();
+        const row = div.layout.yaxis.ticktext.indexOf(module);
+        return [box.x + full.xaxis._offset + full.xaxis.d2p(layer),
+                box.y + full.yaxis._offset + full.yaxis.d2p(row)]; }""",
+        [module, layer],
+    )
+    page.mouse.move(x - 3, y)
+    page.mouse.move(x, y)
+
+
+# ---- it draws
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_one_family_is_drawn_in_both_themes(one, opened, theme):
+    """All charts of a vision-language pair, in the colours of the theme."""
+    page = opened(one, theme)
+    assert charts(page) == ["heat", "depth", "spectra", "concentration", "energy", "sides"]
+    assert page.locator("[data-chart=heat] .xy text, [data-chart=heat] .ytick text").count() > 0
+    background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 21, 25)"}[theme]
+    tick = page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill")
+    assert tick == {"light": "rgb(22, 25, 29)", "dark": "rgb(230, 233, 236)"}[theme]
+
+
+@pytest.mark.parametrize("width", [400, 900, 1400])
+def test_the_page_fits_its_window(one, fifty, opened, width):
+    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls by itself."""
+    for file in (one, fifty):
+        page = opened(file, width=width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        widest = page.eval_on_selector_all(
+            ".plot .main-svg", "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
+        )
+        assert widest <= width
+
+
+def test_a_page_without_reports_opens(tmp_path, opened):
+    """No family: the words, the theme switch, no chart."""
+    (tmp_path / "run").mkdir()
+    page = opened(written(tmp_path / "run"))
+    expect(page.get_by_role("heading", name="No finished report")).to_be_visible()
+    assert charts(page) == []
+    page.get_by_role("radio", name="Dark").check()
+    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(18, 21, 25)"
+
+
+def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
+    """Ranking, scatter and scores; the details are of the pair that was chosen by list, button or address."""
+    page = opened(fifty)
+    assert charts(page)[:3] == ["ranking", "scatter", "scores"]
+    assert len(page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")) == 50
+    x = page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")
+    assert x == sorted(x, reverse=True)
+    assert len(page.evaluate("document.querySelector('[data-chart=scores]').data[0].x")) == 25
+    assert page.locator("article:visible").count() == 1
+    page.locator("#picker").select_option(label="family-17 base..tuned")
+    expect(page.locator("article:visible h2").first).to_have_text("family-17 base..tuned")
+    assert "heat" in charts(page)
+    page.get_by_role("button", name="Next").click()
+    chosen = page.locator("#picker option:checked").text_content()
+    expect(page.locator("article:visible h2").first).to_have_text(chosen)
+    assert chosen != "family-17 base..tuned"
+    third = opened(fifty, fragment="#pair-3")
+    expect(third.locator("article:visible h2").first).to_have_text("family-03 base..tuned")
+
+
+# ---- it answers
+
+
+def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
+    """The text beside the pointer has the numbers of matrices.parquet for that cell."""
+    page = opened(one)
+    row = deltas(one)["mlp.up", 5]
+    point_at(page, "mlp.up", 5)
+    label = page.locator("[data-chart=heat] .hovertext")
+    label.wait_for()
+    text = label.text_content()
+    assert "layer 5 · mlp.up" in text
+    assert f"concentration {row['concentration']:.3g}" in text
+    assert "under the null 0" in text
+    assert re.search(r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % interval over 8 layers\)", text)
+    assert "172 × 64" in text
+    page.locator("[data-control=metric]").select_option("participation_ratio")
+    point_at(page, "attn.q", 2)
+    page.wait_for_function(
+        "document.querySelector('[data-chart=heat] .hovertext')?.textContent.includes('participation ratio')"
+    )
+    assert (
+        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.3g}"
+        in page.locator("[data-chart=heat] .hovertext").text_content()
+    )
+
+
+def test_a_frozen_cell_says_that_it_is_identical(one, opened):
+    """A matrix without a delta is marked, and told why."""
+    page = opened(one)
+    texts = page.evaluate(
+        """document.querySelector('[data-chart=heat]').data
+        .filter(one => one.type === 'heatmap' && one.yaxis === 'y2')[0].text.flat()"""
+    )
+    assert len(texts) == 20
+    assert all("identical in base and tuned" in text for text in texts)
+
+
+def test_the_metric_is_switched_from_the_keyboard(one, opened):
+    """Tab reaches the list, a key chooses, and chart, words and table follow."""
+    page = opened(one)
+    found = deltas(one)
+    assert heat(page)["mlp.up 3"] == pytest.approx(found["mlp.up", 3]["concentration"], rel=1e-3)
+    select = page.locator("[data-control=metric]")
+    page.locator("nav.contents a").last.focus()
+    for _ in range(3):
+        page.keyboard.press("Tab")
+        if select.evaluate("one => one === document.activeElement"):
+            break
+    assert select.evaluate("one => one === document.activeElement")
+    page.keyboard.type("relative n")
+    assert select.input_value() == "relative_norm"
+    page.wait_for_function("document.querySelector('[data-text=metric]').textContent.startsWith('relative norm')")
+    for (module, layer), row in found.items():
+        assert heat(page)[f"{module} {'out' if layer is None else layer}"] == pytest.approx(
+            row["relative_norm"], rel=1e-3
+        )
+    page.get_by_text("Table of this chart").first.click()
+    table = page.locator("details.behind[data-table=heat] table")
+    assert table.locator("th").all_text_contents()[3] == "relative norm"
+    assert table.locator("tbody tr").count() == 4 * 8 + 1 + 4 * 5 + 1
+
+
+def test_base_and_tuned_can_be_looked_at(one, opened):
+    """The switch of subject offers the spectral columns, and shows the projector that has no delta."""
+    page = opened(one)
+    page.get_by_role("radio", name="tuned").check()
+    names = page.locator("[data-control=metric] option").evaluate_all("all => all.map(one => one.value)")
+    assert "effective_rank" in names
+    assert "relative_norm" not in names
+    page.locator("[data-control=metric]").select_option("effective_rank")
+    assert (
+        page.evaluate("document.querySelector('[data-chart=heat]').data.filter(one => one.yaxis === 'y3')[0].z[0][0]")
+        > 1
+    )
+
+
+def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
+    """The curve below is that of the cell: its layer, module and spikes."""
+    page = opened(one)
+    point_at(page, "attn.o", 6)
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("document.querySelector('[data-text=spectra]').textContent.includes('layer 6 · attn.o')")
+    spikes = deltas(one)["attn.o", 6]["spikes"]
+    assert f"{spikes} singular value" in page.locator("[data-text=spectra]").text_content()
+    drawn = page.evaluate(
+        "document.querySelector('[data-chart=spectra]').data.filter(one => one.name.startsWith('spikes'))[0].y.length"
+    )
+    assert drawn == spikes
+    axes = page.evaluate(
+        "['xaxis', 'yaxis'].map(name => document.querySelector('[data-chart=spectra]').layout[name].type)"
+    )
+    assert axes == ["log", "log"]
+
+
+def test_depth_profiles_follow_metric_and_module(one, opened):
+    """The first panel is the column effective_rank_shift by layer, one line a module."""
+    page = opened(one)
+    found = deltas(one)
+    lines = page.evaluate(
+        """document.querySelector('[data-chart=depth]').data
+        .filter(one => one.yaxis === 'y').map(one => [one.name, one.y])"""
+    )
+    assert [name for name, _ in lines] == ["attn.q", "attn.o", "mlp.up", "mlp.down"]
+    for name, values in lines:
+        assert values == pytest.approx([found[name, layer]["effective_rank_shift"] for layer in range(8)], rel=1e-3)
+    page.locator("[data-control=depth-module]").select_option("mlp.up")
+    assert page.evaluate("document.querySelector('[data-chart=depth]').data.length") == 4
+
+
+def test_the_theme_switch_recolours_the_charts(one, opened):
+    """Dark on request where the system is light; the charts follow, and a click on Auto goes back."""
+    page = opened(one)
+    for name, text in (("Dark", "rgb(230, 233, 236)"), ("Auto", "rgb(22, 25, 29)")):
+        page.get_by_role("radio", name=name).check()
+        assert page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill") == text
+        assert page.evaluate("getComputedStyle(document.body).color") == text
+
+
+def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_path):
+    """In the dark theme too; afterwards the screen is as it was."""
+    page = opened(one, "dark")
+    page.evaluate(
+        """addEventListener('beforeprint', () => { window.printed = [
+        getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill,
+        Math.max(...[...document.querySelectorAll('.plot')].map(one => one.layout ? one.layout.width : 0))]; })"""
+    )
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    assert page.evaluate("window.printed") == ["rgb(22, 25, 29)", 660]
+    assert (
+        page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill")
+        == "rgb(230, 233, 236)"
+    )
+
+
+def test_every_control_and_chart_has_a_name(one, opened):
+    """For a screen reader: charts are images with a text that tells their ends, and controls have labels."""
+    page = opened(one)
+    for label in page.eval_on_selector_all(
+        ".plot[role=img]", "all => all.filter(one => one.offsetParent).map(one => one.ariaLabel)"
+    ):
+        assert len(label) > 20
+    assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
+    unnamed = page.eval_on_selector_all(
+        "select, input, button",
+        "all => all.filter(one => !(one.labels?.length || one.textContent.trim())).map(one => one.outerHTML)",
+    )
+    assert unnamed == []
+    for details in page.locator("details.behind:visible > summary").all():
+        details.click()
+    tables = page.eval_on_selector_all("details.behind[open] table", "all => all.map(one => one.rows.length)")
+    assert len(tables) == 6
+    assert min(tables) > 3
+
+
+# ---- it trusts nobody
+
+
+def test_hostile_names_stay_text(tmp_path, opened):
+    """Names with tags, entities and templates: no element, link or dialog comes of them, nor of Plotly's labels."""
+    for name in ("a", "b"):
+        families.small(
+            tmp_path / "run" / name / "base..tuned",
+            layers=3,
+            family=f"{name}{HOSTILE}",
+            prefix=HOSTILE,
+            skipped=({"tensor": HOSTILE, "reason": "quantized", "detail": HOSTILE},),
+            scores=[gain(HOSTILE, 0.1, 0.2, group=HOSTILE, metric=HOSTILE)],
+        )
+    page = opened(written(tmp_path / "run"))
+    page.locator("#picker").select_option("1")
+    point_at(page, "mlp.up", 1)
+    label = page.locator("article:visible [data-chart=heat] .hovertext")
+    label.wait_for()
+    assert "</script><img src=x onerror=alert(1)><b>&lt;b&gt;" in label.text_content()
+    ticks = page.locator("[data-chart=ranking] .ytick text").all_text_contents()
+    assert all(re.match(r"[ab]</script><img src=x onerror=alert", tick) for tick in ticks)
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+    page.wait_for_function("document.querySelector('article:not([hidden]) [data-table=heat] table')")
+    assert page.locator("img, iframe, object, embed").count() == 0
+    links = page.evaluate(
+        "[...document.querySelectorAll('a')].map(one => one.getAttribute('href') ?? one.getAttribute('xlink:href'))"
+    )
+    assert [link for link in links if link is not None and not re.fullmatch("#[a-z]+(-[0-9]+)?", link)] == []
+    assert page.locator("script").count() == 3 + 1 + 2
+
+
+def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
+    """Plotly's own set has one that uploads the chart to its maker; here are a picture to save and a zoom to undo."""
+    page = opened(one)
+    page.wait_for_selector(".modebar-btn", state="attached")
+    names = page.eval_on_selector_all(".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]")
+    assert sorted(names) == ["Download plot as an SVG", "Reset axes"]
+    assert page.locator(".plot a[href]").count() == 0
+
+
+def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
+    """Even a script that got in could neither call out nor add another: the browser itself refuses."""
+    context = chromium.new_context()
+    page = context.new_page()
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(f"file://{one}")
+    page.wait_for_selector("html[data-ready]", timeout=PATIENCE)
+    assert page.evaluate("fetch('https://example.invalid/').then(() => 'fetched', () => 'refused')") == "refused"
+    assert (
+        page.evaluate(
+            """(() => { const made = document.createElement('script'); made.textContent = 'window.ran = 1';
+        document.body.append(made); return window.ran ?? 'refused'; })()"""
+        )
+        == "refused"
+    )
+    assert (
+        page.evaluate(
+            """(() => { const image = new Image(); return new Promise(done => { image.onload = () => done('loaded');
+        image.onerror = () => done('refused'); image.src = 'https://example.invalid/x.png'; }); })()"""
+        )
+        == "refused"
+    )
+    assert sum("Content Security Policy" in text for text in refused) >= 3
+    context.close()
