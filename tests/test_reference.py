@@ -89,7 +89,7 @@ def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
     if own and agree >= AGREEING and agree > oppose:
         expected = "concentrated" if own > 0 else "distributed"
     assert found == expected
-    assert f"{figures['concentration']:.2f}" in reason
+    assert f"{figures['concentration']:.3f}" in reason
 
 
 def test_a_pair_is_held_against_its_size_or_none() -> None:

@@ -155,7 +155,7 @@ def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
     agree, oppose = (sum(vote == way * own for vote in votes.values()) for way in (1, -1))
     bound, value = trainings.bounds["concentration"], float(figures["concentration"])
     whose = f"with {trainings.optimizer}" if trainings.optimizer else "with any optimiser"
-    against = f"trainings of the reference, {whose} and {trainings.short_side} wide"
+    against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
     if own and agree >= AGREEING and agree > oppose:
         kind, count, limit = (
             ("broad", trainings.broad, bound.concentrated)
@@ -163,18 +163,18 @@ def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
             else ("narrow", trainings.narrow, bound.distributed)
         )
         how = "more" if own > 0 else "less"
-        reason = f"concentration {value:.2f} and {agree} of the other {len(votes)} figures are {how} concentrated than "
-        reason += f"in all {count} {kind} {against} (bound {limit:.2f})"
+        reason = f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {how} concentrated than "
+        reason += f"in all {count} {kind} {against} (bound {limit:.3f})"
         return ("concentrated" if own > 0 else "distributed"), reason
     if own:
         more = "more" if own > 0 else "less"
         return "mixed", (
-            f"concentration {value:.2f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
+            f"concentration {value:.3f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
             f"agree and {oppose} point the other way ({against})"
         )
     return "mixed", (
-        f"concentration {value:.2f} lies where narrow and broad {against} both lie "
-        f"({bound.distributed:.2f} to {bound.concentrated:.2f})"
+        f"concentration {value:.3f} lies where narrow and broad {against} both lie "
+        f"({bound.distributed:.3f} to {bound.concentrated:.3f})"
     )
 
 

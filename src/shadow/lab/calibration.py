@@ -88,14 +88,10 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     cold = main["base"].str.contains("-cold-")
     for which, own in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
         if len(own):
-            missed = own["verdict"] != "more concentrated"
-            found.append(
-                rate(f"compare: narrow (B) not called more concentrated than broad (C){which}", missed, own["base"])
-            )
-            reverse = own["verdict"] == "less concentrated"
-            found.append(
-                rate(f"compare: narrow (B) called less concentrated than broad (C){which}", reverse, own["base"])
-            )
+            missed, reverse = own["verdict"] != "more concentrated", own["verdict"] == "less concentrated"
+            what = "compare: narrow (B)"
+            found.append(rate(f"{what} not called more concentrated than broad (C){which}", missed, own["base"]))
+            found.append(rate(f"{what} called less concentrated than broad (C){which}", reverse, own["base"]))
     return found
 
 
