@@ -284,7 +284,7 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
     assert 0 < found.scores.correlations[0].p < 1
     text = shown(comparison_view, found, 80)
     assert "Rank correlation of gain and concentration" in text
-    assert "1 more reports are in --format json" in text
+    assert "reports that --format json has besides: 1" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
         compare(folders, scores=read_scores([write(tmp_path / "x.csv", "model,benchmark,score\nx/y,a,1\n")]))
 

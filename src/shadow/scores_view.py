@@ -126,7 +126,7 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
         elif not entry.scored.gains:
             told.setdefault("no scores", []).append(entry.label)
     hidden = len(scored.entries) - ROWS
-    texts = [f"{hidden} more reports are in --format json"] if hidden > 0 else []
+    texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
     texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in told.items()]
     notes = dict.fromkeys(f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes)
     texts += list(notes)[:ROWS]
