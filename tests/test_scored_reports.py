@@ -7,21 +7,23 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
-from test_rank_correlation import scored_reports
+from test_rank_correlation import gain, scored_reports
 from test_scores import harness, write
 
 from shadow.compare import MAX_REPORTS, compare
 from shadow.errors import ShadowError
+from shadow.gains import Scored
 from shadow.render import comparison_view, summary_view
 from shadow.report import PARTIAL
 from shadow.scores import read_scores
-from shadow.scores_view import signed
+from shadow.scores_view import scores_line, signed
 from shadow.summary import read_summary
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -188,8 +190,8 @@ def test_one_side_alone_is_a_note_and_other_pairs_go_on(shadow, tmp_path):
     write(tmp_path / "scores.csv", "model,benchmark,score\ndemo:broad,a,0.5\ndemo:bas,a,0.4\nx/y,a,0.1\n")
     done = shadow("audit", "demo", "--scores", "scores.csv")
     text = re.sub(r"\s+", " ", done.assert_done())
-    assert "no score of the base side (base or demo:base), so no gain: did you mean" in text
-    assert "no gain: no benchmark of both sides" in text
+    assert "no score of the base side (base or demo:base), so no gain; the nearest name is 'demo:bas'" in text
+    assert "mean gain none: no benchmark of both sides" in text
     assert "no scores of demo:base..narrow" in done.err
     assert "scores of models that are not audited here: demo:bas (did you mean 'demo:base'?), x/y" in done.err
     summary = told(tmp_path / "reports/demo/base..broad")
@@ -271,17 +273,18 @@ def test_a_set_of_families_is_correlated_and_not_contrasted(shadow, tmp_path):
 
 
 def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
-    """20 reports of one base: no contrasts, labels to T, n = 20 and p of random orders."""
-    values = [0.2 + 0.01 * i for i in range(20)]
-    folders, scores = scored_reports(tmp_path, values, [0.01 * (i * 7 % 20) for i in range(20)])
+    """21 reports: no contrasts, labels to U, n = 21 and p of random orders; the terminal shows 20 of them."""
+    values = [0.2 + 0.01 * i for i in range(21)]
+    folders, scores = scored_reports(tmp_path, values, [0.01 * (i * 8 % 21) for i in range(21)])
     assert len(folders) > MAX_REPORTS
     found = compare(folders, scores=read_scores([scores]))
     assert (found.contrasts, found.not_contrasted) == ([], "more than 12 reports are not compared matrix by matrix")
-    assert [entry.label for entry in found.scores.entries][-1] == "T"
-    assert found.scores.correlations[0].n == 20
+    assert [entry.label for entry in found.scores.entries][-1] == "U"
+    assert found.scores.correlations[0].n == 21
     assert 0 < found.scores.correlations[0].p < 1
     text = shown(comparison_view, found, 80)
     assert "Rank correlation of gain and concentration" in text
+    assert "reports that --format json has besides: 1" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
         compare(folders, scores=read_scores([write(tmp_path / "x.csv", "model,benchmark,score\nx/y,a,1\n")]))
 
@@ -337,8 +340,25 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     assert "…" not in text
 
 
+def line_of(groups) -> str:
+    """The line of a report with gains of these benchmarks by group."""
+    gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
+    summary = SimpleNamespace(figures={"concentration": 0.4}, **Scored((), tuple(gains), ()).as_json())
+    return scores_line(summary)
+
+
+def test_the_line_names_few_and_counts_the_rest():
+    """Benchmarks without groups by name up to three, their mean above; four groups, and how many more."""
+    assert line_of([None, None]) == "b0 gain +0.1, b1 gain +0.2, concentration 0.40"
+    assert line_of([None] * 5) == "mean gain +0.3 over 5 benchmarks, concentration 0.40"
+    assert line_of(["x", None, None]) == "x gain +0.1, other gain +0.25 over 2 benchmarks, concentration 0.40"
+    named = "a gain +0.1, b gain +0.2, c gain +0.3, d gain +0.4, 2 more groups, concentration 0.40"
+    assert line_of(list("abcdef")) == named
+    assert line_of([]) == ""
+
+
 def test_gains_for_people():
     """Three digits and a sign; nothing is -0."""
-    told = {0.316: "+0.316", -12.54: "-12.5", 0.0: "+0", 1234.5: "+1,234", None: "-", 1.0: "+1"}
+    told = {0.316: "+0.316", -12.54: "-12.5", 0.0: "+0", 999.7: "+1,000", 1234.5: "+1,234", None: "-", 1.0: "+1"}
     assert {value: signed(value) for value in told} == told
     assert signed(-0.0) == "+0"
