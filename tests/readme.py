@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pages
+import pandas as pd
 
 from shadow.diagnostics import (
     BATCH,
@@ -76,6 +77,16 @@ def compared_demo() -> str:
         shadow("audit", "demo", "-o", folder)
         text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
+
+
+def row_of_demo() -> str:
+    """One row of the demo's report: the MLP up-projection of layer 1, some of its columns."""
+    names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
+    with tempfile.TemporaryDirectory() as folder:
+        shadow("audit", "demo:base..narrow", "-o", folder)
+        rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
+    row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[[*names, "concentration", "spikes"]]
+    return row.to_string(index=False, float_format="{:.3g}".format)
 
 
 PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
@@ -155,7 +166,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "modules": pages.modules,
     "cost": pages.cost,
     "pitfalls": pages.pitfalls,
-    "help": lambda: fenced(shadow("audit", "--help")),
+    "row": lambda: fenced(row_of_demo()),
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "identity": lambda: table(IDENTITY, formulas=False),

@@ -35,7 +35,7 @@ def fenced_blocks(text: str, language: str) -> list[str]:
 
 
 def outputs(wheel: Path) -> dict[str, str]:
-    """What each marked command and the script of the tutorial print, by the name of the mark, in their order."""
+    """What the last command above each mark and the script of the tutorial print, by the name of the mark."""
     text = PAGE.read_text(encoding="utf-8")
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -45,9 +45,9 @@ def outputs(wheel: Path) -> dict[str, str]:
         (folder / "mine" / "rxnfp.yaml").write_text(fenced_blocks(text, "yaml")[0], encoding="utf-8")
         for lines, mark in RUN.findall(text):
             printed = [_run(line[2:].split(), folder) for line in lines.splitlines() if line.startswith("$ shadow")]
-            found[mark] = f"```text\n{_same_everywhere('\n'.join(printed), folder, wheel)}\n```"
+            found[mark] = readme.fenced(_same_everywhere(printed[-1], folder, wheel))
         (script,) = fenced_blocks(text, "python")
-        found["tutorial-script"] = f"```text\n{_run(['python', '-c', script], folder)}\n```"
+        found["tutorial-script"] = readme.fenced(_run(["python", "-c", script], folder))
     return found
 
 
