@@ -1,6 +1,6 @@
-"""Writes registry/schema.json, docs/schema.md and the generated parts of README.md; --check: are they up to date?
+"""Writes registry/schema.json, docs/schema.md and the generated parts of the README and docs/; --check: are they new?
 
-Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
+In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pages
+import pandas as pd
 
 from shadow.diagnostics import (
     BATCH,
@@ -46,7 +49,9 @@ from shadow.scores import COLUMNS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SCHEMA = README.parent / "registry" / "schema.json"
-TABLES_OF_REPORTS = README.parent / "docs" / "schema.md"
+DOCS = ROOT / "docs"
+MARKED = (README, *sorted(DOCS.glob("*.md")))  # files that may have generated parts
+TABLES_OF_REPORTS = DOCS / "schema.md"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the installed one
@@ -77,6 +82,16 @@ def compared_demo() -> str:
         shadow("audit", "demo", "-o", folder)
         text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
+
+
+def row_of_demo() -> str:
+    """One row of the demo's report: the MLP up-projection of layer 1, some of its columns."""
+    names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
+    with tempfile.TemporaryDirectory() as folder:
+        shadow("audit", "demo:base..narrow", "-o", folder)
+        rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
+    row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[[*names, "concentration", "spikes"]]
+    return row.to_string(index=False, float_format="{:.3g}".format)
 
 
 PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
@@ -181,7 +196,12 @@ def schema_document() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
-    "help": lambda: fenced(shadow("audit", "--help")),
+    "opening": pages.opening,
+    "commands": pages.command_line,
+    "modules": pages.modules,
+    "cost": pages.cost,
+    "pitfalls": pages.pitfalls,
+    "row": lambda: fenced(row_of_demo()),
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "identity": lambda: table(IDENTITY, formulas=False),
@@ -205,7 +225,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
 
 
 def real(summaries: list[dict[str, Any]]) -> str:
-    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with the README."""
+    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with docs/tutorial.md."""
     names = ("relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes")
     heads = ("base..tuned", "matrices", "relative norm", "concentration", "PR", "null PR", "spikes")
     out = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
@@ -217,27 +237,32 @@ def real(summaries: list[dict[str, Any]]) -> str:
 
 
 def part(text: str, name: str) -> str:
-    """What stands in the README between the marks of a name."""
+    """What stands in a file between the marks of a name."""
     return text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
 
 
-def written(text: str) -> str:
-    """The README with its generated parts made anew."""
-    for name, make in BLOCKS.items():
-        content = make()
+def places() -> dict[str, list[Path]]:
+    """The files in which each generated part stands."""
+    return {
+        name: [file for file in MARKED if f"<!-- {name} -->\n" in file.read_text(encoding="utf-8")] for name in BLOCKS
+    }
+
+
+def written() -> dict[Path, str]:
+    """Every file that has generated parts, with these made anew."""
+    new = {file: file.read_text(encoding="utf-8") for file in MARKED}
+    for name, files in places().items():
+        if not files:
+            raise SystemExit(f"no file has a part <!-- {name} -->")
+        content = BLOCKS[name]()
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no part <!-- {name} -->")
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
+        for file in files:
+            new[file] = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", new[file])
+    return new
 
 
 if __name__ == "__main__":
-    new = {
-        README: written(README.read_text(encoding="utf-8")),
-        SCHEMA: shadow("families", "--schema") + "\n",
-        TABLES_OF_REPORTS: schema_document(),
-    }
+    new = {**written(), SCHEMA: shadow("families", "--schema") + "\n", TABLES_OF_REPORTS: schema_document()}
     if "--check" in sys.argv:
         stale = [
             file.name for file, text in new.items() if not file.is_file() or file.read_text(encoding="utf-8") != text

@@ -39,13 +39,14 @@ SHOWN = (  # columns of the table of regimes
 )  # fmt: skip
 COLOURS = {"A": "#7f7f7f", "B": "#d55e00", "C": "#0072b2", "D": "#009e73"}  # Okabe and Ito 2008
 MADE = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
+ABOUT_FIGURE = "Concentration by regime and base, along the runs, and of B and C by treatment"
 MOST_COLUMNS = 24  # of the table of what separates
 
 
 def page(tables: dict[str, pd.DataFrame], preset: str) -> str:
-    """The whole page, ending with a newline."""
+    """The whole page, ending with a newline; the figure is beside it, as lab.svg."""
     runs, comparisons = tables["runs"], tables["comparisons"]
-    parts = [_head(runs, preset)]
+    parts = [_head(runs, preset), f"![{ABOUT_FIGURE}](lab.svg)"]
     for scale in SCALES:
         own = main_runs(runs, scale)
         if len(own):
