@@ -826,6 +826,7 @@ def _finish(judged: list[Judged], junit: Path | None) -> None:
         raise typer.Exit(code)
 
 
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
     to: Annotated[ExportName, typer.Option("--to", help="The format.")],
