@@ -354,6 +354,18 @@ def test_audit_and_gate_say_the_same(shadow, demo):
     ]
 
 
+def test_a_list_is_judged_pair_by_pair(shadow, demo):
+    """A glob makes a list: each pair has its verdicts, and annotations begin their lines also under FORCE_COLOR."""
+    env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
+    done = shadow("audit", "dem*", "-o", "out", "--fail-on", "concentration > 0.3", "--format", "json", env=env)
+    assert done.code == 4
+    told = {summary["pair"]: summary["judged"]["code"] for summary in json.loads(done.out)["reports"]}
+    assert told == {"base..narrow": 4, "base..broad": 0}
+    (line,) = [line for line in done.err.splitlines() if "::" in line]
+    assert line.startswith("::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.3689")
+    assert "\x1b[2K" not in done.err
+
+
 def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
     """Outcome, rule, what was found, and the message of a rule that was met."""
     (tmp_path / "policy.yaml").write_text(

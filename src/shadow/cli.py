@@ -315,7 +315,10 @@ def _audit_list(
                 selection, settings, output, jobs=jobs, access=access, scores=scores, say=console.say, watch=watch
             ):
                 if tried.result is not None:
-                    judged.append(judge(tried.result))
+                    try:
+                        judged.append(judge(tried.result))
+                    except ShadowError as fault:  # does not stop the others
+                        judged.append(_at_fault(tried.row.family, tried.row.pair, fault))
                 elif isinstance(tried.fault, ShadowError):
                     error = ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint)
                     judged.append(_at_fault(tried.row.family, tried.row.pair, error))
