@@ -189,7 +189,12 @@ def _by_group(rows: pd.DataFrame, place: Mapping[tuple[str, str], int], names: S
                 continue
             told = interval_of_median(values, blocks)
             bounds = None if told.bounds is None else [short(bound) for bound in told.bounds]
-            found[name][place[str(component), str(module)]] = [short(np.nanmedian(values)), bounds, told.layers, told.level]
+            found[name][place[str(component), str(module)]] = [
+                short(np.nanmedian(values)),
+                bounds,
+                told.layers,
+                told.level,
+            ]
     return found
 
 
