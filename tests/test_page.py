@@ -50,6 +50,7 @@ class Elements(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
         self.inside = tag
+        self.text += " " if tag == "td" else ""
         if tag == "script":
             self.scripts.append((dict(attrs), ""))
 

@@ -351,7 +351,7 @@ def test_every_control_and_chart_has_a_name(one, opened):
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
     unnamed = page.eval_on_selector_all(
         "select, input, button",
-        "all => all.filter(one => !(one.labels?.length || one.textContent.trim())).map(one => one.outerHTML)",
+        "all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel)).map(one => one.outerHTML)",
     )
     assert unnamed == []
     for details in page.locator("details.behind:visible > summary").all():
@@ -398,7 +398,7 @@ def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     page = opened(one)
     page.wait_for_selector(".modebar-btn", state="attached")
     names = page.eval_on_selector_all(".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]")
-    assert sorted(names) == ["Download plot as an SVG", "Reset axes"]
+    assert [name.partition(" as ")[0] for name in sorted(names)] == ["Download plot", "Reset axes"]
     assert page.locator(".plot a[href]").count() == 0
 
 

@@ -2,7 +2,7 @@
 
 The charts are Plotly's: plotly.min.js comes from its Python package and is written into the page whole. What a reader
 needs without scripts (headline, claims, tables) is plain HTML. Text from files is escaped by who reads it: Jinja for
-HTML, `script_json` for data inside a script element, and page.js for Plotly, which takes some tags and entities in
+HTML, `script_json` for data inside a script element, and our scripts for Plotly, which takes some tags and entities in
 text for markup. A policy in the page lets nothing be fetched, whatever is in it.
 """
 

@@ -18,6 +18,7 @@ from shadow.console import visible
 from shadow.render import fixed, number
 from shadow.scores_view import signed
 
+OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")  # our script, in this order
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -47,7 +48,9 @@ def file_text(name: str) -> str:
 @cache
 def scripts() -> dict[str, Markup]:
     """The scripts of every page by name, in the order in which they stand there."""
-    texts = {"theme": file_text("theme.js"), "plotly": get_plotlyjs(), "page": file_text("page.js")}
+    own = "\n".join(file_text(f"scripts/{name}.js") for name in OWN)
+    page = f'"use strict";\n(() => {{\n{own}}})();\n'
+    texts = {"theme": file_text("scripts/theme.js"), "plotly": get_plotlyjs(), "page": page}
     for name, text in texts.items():
         if "</script" in text.lower() or "<!--" in text:
             raise ValueError(f"the script {name} cannot stand in a page")

@@ -23,7 +23,7 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 
 @dataclass(frozen=True)
 class Told:
-    """One pair on the page. where is its folder below the one that was asked for; data is JSON for page.js.
+    """One pair on the page. where is its folder below the one that was asked for; data is JSON for the charts.
 
     skipped are tensors that were not measured, as many as the page has room for.
     """
