@@ -167,6 +167,7 @@ def test_each_pair_gets_its_word_everywhere(case, label, reason, audited):
         metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
         assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])
         assert metadata["gates"] == written["gates"]
+        assert metadata["claims"] == written["claims"]
     assert {path.name for path in folder.glob("*.parquet")} == {
         "matrices.parquet", "residual.parquet", "spectra.parquet", "tensors.parquet"
     }  # fmt: skip

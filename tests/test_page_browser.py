@@ -351,7 +351,8 @@ def test_every_control_and_chart_has_a_name(one, opened):
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
     unnamed = page.eval_on_selector_all(
         "select, input, button",
-        "all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel)).map(one => one.outerHTML)",
+        "all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))"
+        ".map(one => one.outerHTML)",
     )
     assert unnamed == []
     for details in page.locator("details.behind:visible > summary").all():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shadow import reference
 from shadow.footprint import label
-from shadow.lab.calibration import fit, label_rates, reference_csv, verdict_rates
+from shadow.lab.calibration import copy_rates, fit, label_rates, reference_csv, verdict_rates
 from shadow.lab.calibration import reference as reference_table
 from shadow.lab.page import page
 from shadow.lab.results import read
@@ -52,7 +52,11 @@ def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) ->
     shipped = calibration()
     again = pd.DataFrame(reference.runs())
     assert list(shipped.trainings) == fit(again) == fit(trainings)
-    assert list(shipped.rates) == [*verdict_rates(tables["comparisons"]), *label_rates(trainings)]
+    assert list(shipped.rates) == [
+        *verdict_rates(tables["comparisons"]),
+        *label_rates(trainings),
+        *copy_rates(tables["runs"]),
+    ]
 
 
 def test_the_reference_has_what_a_label_takes() -> None:

@@ -214,7 +214,7 @@ def _run(
         summary = with_scores(summarise(tables, identity.as_json()), scored)
         if scored.gains:
             _keep(folder, identity, scored)
-        provenance |= {"label": summary.label, "label_reason": summary.label_reason, "gates": summary.gates}
+        provenance |= {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
         write_report(folder, identity, provenance, tables, summary_bytes(summary))
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()

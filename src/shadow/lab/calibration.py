@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from shadow.footprint import label
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final
 from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, choose, word
@@ -128,6 +129,35 @@ def label_rates(table: pd.DataFrame) -> list[Rate]:
             missed = own["word"] != "concentrated"
             found.append(rate(f"label: narrow data not called concentrated, {told}", missed, own["base"]))
     return found
+
+
+def copy_labels(runs: pd.DataFrame) -> pd.DataFrame:
+    """The copies of bases, each with the label that it gets against bounds fitted without its base."""
+    trainings, last = reference(runs), final(runs)
+    rows = []
+    for base, own in last[last["kind"] == "copied"].groupby("base"):
+        fitted = fit(trainings[trainings["base"] != base])
+        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
+            row = {str(name): value for name, value in record.items()}
+            stopped = [gate for gate in row["stopped"].split(",") if gate]
+            given, _ = label(stopped, row, choose(fitted, row["width"], None), "no reference")
+            rows.append({**row, "label": given})
+    return pd.DataFrame(rows, columns=[*last.columns, "label"])
+
+
+def copy_rates(runs: pd.DataFrame) -> list[Rate]:
+    """How often the label takes for a training what is none, and how often it misses a planted change."""
+    copies = copy_labels(runs)
+    if copies.empty:
+        return []
+    planted = copies["regime"] == "planted"
+    none, strong = copies[~planted], copies[planted]
+    called = none["label"].isin(["concentrated", "distributed"])
+    missed = strong["label"] != "concentrated"
+    return [
+        rate("label: a rounded, noisy, unrelated or identical copy called either", called, none["base"]),
+        rate("label: four planted directions in noise not called concentrated", missed, strong["base"]),
+    ]
 
 
 def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, Any]) -> str:

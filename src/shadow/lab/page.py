@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from shadow.compare import MARGIN
-from shadow.footprint import label
-from shadow.lab.calibration import MIN_BASES, MIN_TRAININGS, fit, label_rates, left_out_words, reference, verdict_rates
+from shadow.lab.calibration import (
+    MIN_BASES,
+    MIN_TRAININGS,
+    copy_labels,
+    copy_rates,
+    fit,
+    label_rates,
+    left_out_words,
+    reference,
+    verdict_rates,
+)
 from shadow.lab.design import COPIES, MAIN, REGIMES, SCALES, TREATMENTS
 from shadow.lab.findings import (
     NORM,
@@ -28,7 +37,7 @@ from shadow.lab.findings import (
     treatments,
 )
 from shadow.lab.results import PROBES, final
-from shadow.reference import VOTES, Rate, choose
+from shadow.reference import VOTES, Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -329,7 +338,11 @@ def rates_table(rates: Iterable[Rate]) -> str:
 
 
 def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    rates = [*(verdict_rates(comparisons) if len(comparisons) else []), *label_rates(reference(runs))]
+    rates = [
+        *(verdict_rates(comparisons) if len(comparisons) else []),
+        *label_rates(reference(runs)),
+        *copy_rates(runs),
+    ]
     if not rates:
         return ""
     return (
@@ -377,34 +390,20 @@ def _words(runs: pd.DataFrame) -> str:
         heads = ["short side, optimiser", "narrow", "broad", "concentrated above", "distributed below"]
         few = f"Fewer than {MIN_TRAININGS} trainings of a kind, or than {MIN_BASES} bases, make no bounds."
         parts.append(f"### Bounds of concentration\n\n{few}\n\n{table(heads, bounds)}")
-    copies = final(runs)
-    copies = copies[copies["kind"] == "copied"]
+    copies = copy_labels(runs)
     if len(copies):
         rows = [
-            [
-                COPIES[str(how)],
-                str(len(own)),
-                told(own["concentration"].astype(float).median()),
-                _copy_labels(own, found),
-            ]
+            [COPIES[str(how)], str(len(own)), told(own["concentration"].astype(float).median()), _copy_labels(own)]
             for how, own in copies.groupby("regime")
         ]
         parts.append(f"### Pairs that no training made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}")
     return "\n\n".join(parts)
 
 
-def _copy_labels(copies: pd.DataFrame, trainings: pd.DataFrame) -> str:
-    """The labels of copies of bases, each against bounds fitted without its base, and how many have each."""
-    labels = Counter[str]()
-    for base, own in copies.groupby("base"):
-        fitted = fit(trainings[trainings["base"] != base])
-        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
-            row = {str(name): value for name, value in record.items()}
-            near = choose(fitted, row["width"], None)
-            stopped = [gate for gate in row["stopped"].split(",") if gate]
-            given, reason = label(stopped, row, near, "no reference")
-            labels[f"{given} ({reason})" if stopped else given] += 1
-    return ", ".join(f"{count} {text}" for text, count in labels.most_common())
+def _copy_labels(copies: pd.DataFrame) -> str:
+    """How many copies have each label, with the gates that stopped one."""
+    told = copies["label"] + copies["stopped"].map(lambda gates: f" ({gates.replace(',', ', ')})" if gates else "")
+    return ", ".join(f"{count} {text}" for text, count in Counter(told).most_common())
 
 
 def _limits() -> str:
