@@ -8,6 +8,7 @@ matplotlib's objects, not pyplot, so that no window, backend or setting of a use
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -162,22 +163,36 @@ def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tup
             f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {MOST_REPORTS}"
         )
     sources = [read_source(folder, choice.component) for folder in folders]
+    with styled():
+        figure, notes = compose(kind, sources, choice)
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, metadata=_metadata(suffix))
+    return content.getvalue(), notes
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The style of figures, whatever a user's own settings are; they are back afterwards."""
     try:
         import matplotlib as mpl
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise ShadowError("matplotlib is not installed", "pip install matplotlib") from error
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with warnings.catch_warnings(), mpl.rc_context():
         warnings.simplefilter("ignore")  # of letters that the font lacks
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(choice.width, choice.width * 0.75), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02)  # type: ignore[union-attr]
-        notes = DRAWN[kind](figure, sources, choice)
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, metadata=_metadata(suffix))
-    return content.getvalue(), notes
+        settings: Any = mpl.rcParams
+        settings.update(STYLE)
+        yield
+
+
+def compose(kind: str, sources: list[Source], choice: Choice) -> tuple[Figure, list[str]]:
+    """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while styled."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+    return figure, DRAWN[kind](figure, sources, choice)
 
 
 def _metadata(suffix: str) -> dict[str, Any]:
@@ -469,7 +484,7 @@ def _draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list
         spine.set_visible(False)
     axes.tick_params(length=2, pad=2)
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=max(8, 5 * len(modules)), fraction=0.06)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, pad=2, labelsize=6)
     bar.set_label(_axis(metric), fontsize=6)
     if np.nanmin(values) < 0 < np.nanmax(values):
@@ -556,7 +571,7 @@ def _chosen_matrix(source: Source, choice: Choice) -> pd.Series[Any]:
     return rows.iloc[0]
 
 
-def _spectra(folder: Path, row: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+def _spectra(folder: Path, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The singular values of base, tuned and delta of a matrix."""
     path = folder / "spectra.parquet"
     if not path.exists():
