@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "pdf", "png")
 MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
+LARGEST = 100_000_000  # bytes of a file that may be such a figure
 COLUMN = 3.3  # inches: a column of a two-column paper
 SHIFT = "effective_rank_shift"
 MOST_CURVES = 7  # of modules in one panel; more cannot be told apart
@@ -149,7 +150,7 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
 
 def is_our_figure(path: Path) -> bool:
     """Was the file drawn by this command?"""
-    return path.is_file() and MARK.encode() in path.read_bytes()
+    return path.is_file() and path.stat().st_size < LARGEST and MARK.encode() in path.read_bytes()
 
 
 def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:
