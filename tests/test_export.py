@@ -657,5 +657,6 @@ def test_wrong_usage_of_export(shadow, runs, tmp_path):
     assert "no finished report" in shadow("export", "empty", "--to", "csv").assert_refused()
     assert "too long" in shadow("export", "x" * 5000, "--to", "csv").assert_refused().lower()
     assert "too long" in shadow("export", runs, "--to", "csv", "-o", "x" * 5000).assert_refused().lower()
+    assert "too long" in shadow("export", runs, "--to", "csv", "-o", f"{'x' * 5000}/y").assert_refused().lower()
     assert shadow("export", runs, "--to", "xlsx").code == 2
     assert "no table" in shadow("export", runs, "--to", "csv", "--table", "x").assert_refused(code=2)

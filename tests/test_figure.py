@@ -7,7 +7,6 @@ import os
 import statistics
 import subprocess
 import sys
-import warnings
 import xml.etree.ElementTree as ElementTree
 from io import BytesIO
 from itertools import combinations
@@ -19,14 +18,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from reports import delta, place, write
 
 from shadow.diagnostics import SPECTRA
 from shadow.errors import ShadowError, UsageError
-from shadow.figure import CURVES, DRAWN, KINDS, MARK, STYLE, Choice, draw, metrics, read_source, shown, write_figure
+from shadow.figure import (
+    CURVES,
+    KINDS,
+    MARK,
+    Choice,
+    compose,
+    draw,
+    metrics,
+    read_source,
+    shown,
+    styled,
+    write_figure,
+)
 from shadow.report import arrow_schema
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -76,15 +86,10 @@ def two(tmp_path_factory):
 def drawn(kind, folders, **choice):
     """The figure as matplotlib's objects, laid out."""
     chosen = Choice(**choice)
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        figure = Figure(figsize=(chosen.width, 2.5), layout="constrained")
+    with styled():
+        figure, _ = compose(kind, [read_source(folder, chosen.component) for folder in folders], chosen)
         FigureCanvasAgg(figure)
-        DRAWN[kind](figure, [read_source(folder, chosen.component) for folder in folders], chosen)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of letters that the font lacks
-            figure.draw_without_rendering()
+        figure.draw_without_rendering()
     return figure
 
 

@@ -73,7 +73,7 @@ def quoted(name: str, mark: str = '"') -> str:
     return f"{mark}{name.replace(mark, mark * 2)}{mark}"
 
 
-def _facts(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[object, ...]]]:
+def _facts(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[Any, ...]]]:
     """The rows of the tables `about` and `schema_columns`."""
     about = [
         ("export", "shadow export"),

@@ -8,6 +8,7 @@ matplotlib's objects, not pyplot, so that no window, backend or setting of a use
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import math
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("svg", "pdf", "png")
 MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
+LARGEST = 100_000_000  # bytes of a file that may be such a figure
 COLUMN = 3.3  # inches: a column of a two-column paper
 SHIFT = "effective_rank_shift"
 MOST_CURVES = 7  # of modules in one panel; more cannot be told apart
@@ -148,7 +150,7 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
 
 def is_our_figure(path: Path) -> bool:
     """Was the file drawn by this command?"""
-    return path.is_file() and MARK.encode() in path.read_bytes()
+    return path.is_file() and path.stat().st_size < LARGEST and MARK.encode() in path.read_bytes()
 
 
 def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:
@@ -162,23 +164,36 @@ def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tup
             f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {MOST_REPORTS}"
         )
     sources = [read_source(folder, choice.component) for folder in folders]
+    with styled():
+        figure, notes = compose(kind, sources, choice)
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, metadata=_metadata(suffix))
+    return content.getvalue(), notes
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The style of figures, whatever a user's own settings are; they are back afterwards."""
     try:
         import matplotlib as mpl
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ShadowError("matplotlib is not installed", "pip install matplotlib") from error
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with warnings.catch_warnings(), mpl.rc_context():
         warnings.simplefilter("ignore")  # of letters that the font lacks
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
-        layout = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
-        figure = Figure(figsize=(choice.width, choice.width * 0.75), layout=layout)
-        notes = DRAWN[kind](figure, sources, choice)
-        content = io.BytesIO()
-        figure.savefig(content, format=suffix, metadata=_metadata(suffix))
-    return content.getvalue(), notes
+        settings: Any = mpl.rcParams
+        settings.update(STYLE)
+        yield
+
+
+def compose(kind: str, sources: list[Source], choice: Choice) -> tuple[Figure, list[str]]:
+    """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while styled."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+    return figure, DRAWN[kind](figure, sources, choice)
 
 
 def _metadata(suffix: str) -> dict[str, Any]:
@@ -501,7 +516,7 @@ def _draw_spectrum(figure: Figure, sources: list[Source], choice: Choice) -> lis
     """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies above it."""
     (source,) = sources
     row = _chosen_matrix(source, choice)
-    sigmas = _spectra(source.folder, row.to_dict())
+    sigmas = _spectra(source.folder, row)
     figure.set_size_inches(choice.width, choice.width * 0.78)
     axes = figure.subplots()
     for subject, style in SUBJECTS.items():
@@ -557,7 +572,7 @@ def _chosen_matrix(source: Source, choice: Choice) -> pd.Series[Any]:
     return rows.iloc[0]
 
 
-def _spectra(folder: Path, row: Mapping[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+def _spectra(folder: Path, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The singular values of base, tuned and delta of a matrix."""
     path = folder / "spectra.parquet"
     if not path.exists():

@@ -26,7 +26,7 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     """
     _require_free(output, is_ours, what)
     parent = output.absolute().parent
-    there = next((folder for folder in (parent, *parent.parents) if folder.is_dir()), parent)
+    there = next((one for one in (parent, *parent.parents) if os.path.isdir(one)), parent)  # noqa: PTH112 - no error
     aside = parent / f".{output.name[:80]}.{secrets.token_hex(4)}.tmp"
     try:
         parent.mkdir(parents=True, exist_ok=True)
