@@ -207,7 +207,9 @@ def part(text: str, name: str) -> str:
 
 def places() -> dict[str, list[Path]]:
     """The files in which each generated part stands."""
-    return {name: [file for file in MARKED if f"<!-- {name} -->\n" in file.read_text(encoding="utf-8")] for name in BLOCKS}
+    return {
+        name: [file for file in MARKED if f"<!-- {name} -->\n" in file.read_text(encoding="utf-8")] for name in BLOCKS
+    }
 
 
 def written() -> dict[Path, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
 import re
@@ -56,7 +57,7 @@ def tokens(file):
 def anchors(file):
     """The anchors that GitHub gives the headings of a page: lower case, without punctuation, spaces as hyphens."""
     found, parsed = [], tokens(file)
-    for opening, inline in zip(parsed, parsed[1:], strict=False):
+    for opening, inline in itertools.pairwise(parsed):
         if opening.type == "heading_open":
             text = "".join(child.content for child in inline.children)
             slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
