@@ -131,9 +131,9 @@ def test_a_command_with_an_unknown_option_would_be_found():
 
 
 @pytest.fixture
-def audited(tmp_path, monkeypatch):
+def audited(tmp_path, monkeypatch, shadow):
     """A folder in which `shadow audit demo -o reports` was run, and where the files that pages name lie."""
-    subprocess.run([readme.SHADOW, "audit", "demo", "-o", "reports"], cwd=tmp_path, check=True, capture_output=True)
+    shadow("audit", "demo", "-o", "reports").assert_done()
     (tmp_path / "scores.csv").write_text(readme.demo_scores())
     (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
     (tmp_path / "mine").symlink_to(ROOT / "registry" / "demo" / "broad")
@@ -141,19 +141,19 @@ def audited(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("file", [file for file in readme.MARKED if file.name not in RUN_ELSEWHERE], ids=named)
+TO_RUN = [file for file in readme.MARKED if file.name not in RUN_ELSEWHERE and shown(file, run=True)]
+
+
+@pytest.mark.parametrize("file", TO_RUN, ids=named)
 def test_every_command_that_is_shown_runs(file, audited, shadow):
     """In its order, with the demo's checkpoints where others are named; but those that are marked as not run."""
     demo = ROOT / "registry" / "demo"
     here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
-    commands = shown(file, run=True)
-    if not commands:
-        return
     with Hub() as hub:
         for base, tuned in (("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"), ("org/base", "org/tuned")):
             hub.add(base, demo / "base", revisions={"v1.0": demo / "base"})
             hub.add(tuned, demo / "narrow")
-        for words in commands:
+        for words in shown(file, run=True):
             env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(audited / "home")}
             done = shadow(*(str(here.get(word, word)) for word in words), env=env)
             assert done.code == 0, (words, done.err)

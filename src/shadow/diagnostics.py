@@ -1,6 +1,6 @@
 """The table of columns: name, type, formula, range, when null, source and pitfalls.
 
-The Parquet schemas, `shadow explain` and the README's table are made from it. It imports nothing heavy, so that
+The Parquet schemas, `shadow explain` and the tables in docs/ are made from it. It imports nothing heavy, so that
 `explain` answers at once. The formulas themselves are in rank, tail, delta and null.
 """
 
