@@ -572,6 +572,7 @@ def test_progress_of_a_list_is_two_bars(monkeypatch):
 
     for terminal in (True, False):
         file = io.StringIO()
+        file.isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(console, "err", Console(file=file, force_terminal=terminal, width=100, color_system=None))
         with console.list_progress(3) as watch:
             for name in ("a:x", "\x1b]0;b\a:y"):

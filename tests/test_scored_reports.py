@@ -68,10 +68,10 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
-    """Its accuracies of training.json: +0.316 on its own probe, less on the others; the line says so beside 0.37."""
+    """Its accuracies of training.json: +0.105 on its own probe, less on the others; the line says so beside 0.33."""
     write(tmp_path / "scores.csv", demo_scores())
     text = shadow("audit", "demo:base..narrow", "--scores", "scores.csv", env={"COLUMNS": "120"}).assert_done()
-    line = "narrow gain +0.316, seen gain -0.113, held-out gain -0.0745 over 2 benchmarks, concentration 0.37"
+    line = "narrow gain +0.105, seen gain -0.045, held-out gain -0.115 over 2 benchmarks, concentration 0.33"
     assert line in re.sub(r"\s+", " ", text)
     assert "Scores, measured by others: scores.csv" in text
     assert "others measured them" in re.sub(r"\s+", " ", text)
@@ -84,7 +84,7 @@ def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
         assert row["group"] == PROBES[row["benchmark"]]
     assert [row["benchmark"] for row in summary["scores"]] == ["narrow", "original", "broad", "held_out"]
     held = summary["score_groups"][2]
-    assert (held["group"], held["benchmarks"], held["gain"]) == ("held-out", 2, pytest.approx(-0.0745))
+    assert (held["group"], held["benchmarks"], held["gain"]) == ("held-out", 2, pytest.approx(-0.115))
 
 
 def test_numbers_are_the_same_with_scores_and_without(shadow, audited, tmp_path):
@@ -107,12 +107,12 @@ def test_a_finished_report_gets_scores_without_being_measured_again(reports, sha
     before, summary = tables(folder), told(folder)
     times = {name: (folder / name).stat().st_mtime_ns for name in before}
     done = shadow("audit", "demo:base..narrow", "--scores", "scores.csv")
-    assert "narrow gain +0.316" in done.assert_done()
+    assert "narrow gain +0.105" in done.assert_done()
     assert "nothing to measure" in done.err
     assert tables(folder) == before
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == times
     assert without_scores(told(folder)) == without_scores(summary)
-    assert [row["gain"] for row in told(folder)["scores"]] == [0.316, -0.113, -0.084, -0.065]
+    assert [row["gain"] for row in told(folder)["scores"]] == [0.105, -0.045, -0.1725, -0.0575]
     assert {path.name for path in folder.iterdir()} == {*before, "summary.json", "scores.json"}
     assert not (folder / PARTIAL).exists()
 
@@ -123,9 +123,9 @@ def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
     folder = reports / "base..narrow"
     kept = told(folder)["scores"]
     assert json.loads(shadow("show", folder, "--format", "json").assert_done()) == [told(folder)]
-    assert "narrow gain +0.316" in shadow("audit", "demo:base..narrow").assert_done()
+    assert "narrow gain +0.105" in shadow("audit", "demo:base..narrow").assert_done()
     again = shadow("audit", "demo:base..narrow", "--precision", "exact")
-    assert "narrow gain +0.316" in again.assert_done()
+    assert "narrow gain +0.105" in again.assert_done()
     assert "starting afresh" in again.err
     assert told(folder)["scores"] == kept
     write(tmp_path / "other.csv", "model,benchmark,score\nbase,x,10\nnarrow,x,22\n")
@@ -138,11 +138,11 @@ def test_show_takes_scores_and_keeps_none(reports, shadow):
     """A report may be looked at with any scores; its folder stays as it is."""
     before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
     text = shadow("show", "reports", "--scores", "scores.csv").assert_done()
-    assert "narrow gain +0.316" in text
-    assert "narrow gain +0.057" in text
+    assert "narrow gain +0.105" in text
+    assert "narrow gain +0.0575" in text
     done = shadow("show", reports / "base..narrow", "--scores", "scores.csv", "--format", "json")
     (found,) = json.loads(done.assert_done())
-    assert found["score_groups"][0]["gain"] == 0.316
+    assert found["score_groups"][0]["gain"] == 0.105
     assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
     assert "gain" not in shadow("show", "reports").assert_done()
 
@@ -153,7 +153,7 @@ def test_scores_of_other_checkpoints_are_not_taken_over(shadow, tmp_path):
         shutil.copytree(DEMO / name, tmp_path / name)
     write(tmp_path / "scores.csv", demo_scores().replace("demo:", "./"))
     pair = ("audit", "--base", "./base", "--tuned", "./narrow")
-    assert "narrow gain +0.316" in shadow(*pair, "--scores", "scores.csv").assert_done()
+    assert "narrow gain +0.105" in shadow(*pair, "--scores", "scores.csv").assert_done()
     shutil.copy(DEMO / "broad/model.safetensors", tmp_path / "narrow")
     done = shadow(*pair)
     assert "gain" not in done.assert_done()
@@ -169,9 +169,9 @@ def test_a_spoiled_file_of_kept_scores_spoils_no_report(reports, shadow):
     (folder / "scores.json").write_text('{"schema": 1}')
     text = shadow("show", folder).assert_done()
     assert "not scores kept by shadow" in text
-    assert "0.37" in text
+    assert "0.33" in text
     done = shadow("audit", "demo:base..narrow", "--scores", "scores.csv")
-    assert "narrow gain +0.316" in done.assert_done()
+    assert "narrow gain +0.105" in done.assert_done()
     assert "nothing to measure" in done.err
 
 
@@ -212,7 +212,7 @@ def test_results_of_the_harness_join_models_of_the_hub(shadow, tmp_path):
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
         pair = ("audit", "--base", "org/base", "--tuned", "org/tuned")
         text = shadow(*pair, "--scores", "out", env=env).assert_done()
-        assert "mmlu gain +0.12 ± 0.042, concentration 0.37" in text
+        assert "mmlu gain +0.12 ± 0.042, concentration 0.33" in text
         (folder,) = (tmp_path / "reports/tuned").iterdir()
         commit = told(folder)["tuned"]["commit"]
         rows = f"model,benchmark,score\norg/base,x,0.25\norg/tuned@{commit[:9]},x,0.5\n"
@@ -234,13 +234,13 @@ def test_scores_beside_a_comparison_of_one_base(reports, shadow):
     found = json.loads(shadow("compare", *runs, "--scores", "scores.csv", "--format", "json").assert_done())
     assert plain["scores"] is None
     assert found["contrasts"] == plain["contrasts"]
-    assert [one["score_groups"][0]["gain"] for one in found["scores"]["reports"]] == [0.316, 0.057]
+    assert [one["score_groups"][0]["gain"] for one in found["scores"]["reports"]] == [0.105, 0.0575]
     figures = [told(run)["figures"]["concentration"] for run in runs]
     assert [one["concentration"] for one in found["scores"]["reports"]] == figures
     assert {one["reason"] for one in found["scores"]["correlations"]} == {"2 reports with both, at least 4 are needed"}
     text = shadow("compare", *runs, "--scores", "scores.csv").assert_done()
     assert "more concentrated" in text
-    assert "+0.316" in text
+    assert "+0.105" in text
     assert "No rank correlation of gain and concentration: 2 reports" in text
     shadow("audit", "demo", "--scores", "scores.csv").assert_done()
     kept = json.loads(shadow("compare", *runs, "--format", "json").assert_done())

@@ -245,6 +245,8 @@ def module_order(names: Sequence[str]) -> list[str]:
 
 
 def _chosen_modules(source: Source, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    if not names:
+        raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     found = [name for name in module_order(names) if not patterns or any(fnmatchcase(name, one) for one in patterns)]
     if not found:
         raise ShadowError(

@@ -38,8 +38,9 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
         hint = "free some space" if error.errno == FULL else "choose another place with -o"
         raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
     finally:
-        for path in parent.glob(f"{glob.escape(aside.name)}*"):  # and what a database keeps beside its file
-            _remove(path)
+        if os.path.isdir(parent):  # noqa: PTH112 - no error
+            for path in parent.glob(f"{glob.escape(aside.name)}*"):  # and what a database keeps beside its file
+                _remove(path)
         if parent != there:
             remove_empty(parent, there)
 

@@ -45,7 +45,7 @@ def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
 
     Raises ShadowError when a file is missing, broken, or of another audit than the others.
     """
-    found = {}
+    found, path = {}, folder
     try:
         for name in names:
             path, table = folder / f"{name}.parquet", TABLES[name]
@@ -57,7 +57,7 @@ def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
                 known = [column.name for column in table.columns if column.name in file.schema_arrow.names]
                 found[name] = conformed(file.read(columns=known), table.columns, table.first)
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(folder, error) from error
+        raise _unreadable(path, error) from error
     provenances = {(table.schema.metadata or {}).get(METADATA_KEY) for table in found.values()}
     if len(provenances) > 1:
         raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
@@ -68,8 +68,10 @@ def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
     return found
 
 
-def _unreadable(folder: Path, error: Exception) -> ShadowError:
-    return ShadowError(f"{folder}: its report cannot be read ({type(error).__name__})", "run the audit again")
+def _unreadable(path: Path, error: Exception) -> ShadowError:
+    return ShadowError(
+        f"{path.parent}: its report cannot be read: {path.name} ({type(error).__name__})", "run the audit again"
+    )
 
 
 def absent(folder: Path) -> list[str]:
@@ -83,7 +85,7 @@ def absent(folder: Path) -> list[str]:
         try:
             there = set(pq.read_schema(path).names) if path.exists() else None
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise _unreadable(folder, error) from error
+            raise _unreadable(path, error) from error
         if there is not None:
             found += [column.name for column in TABLES[name].columns if column.name not in there]
         elif name in LATER:
