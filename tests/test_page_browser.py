@@ -357,6 +357,7 @@ def test_every_control_and_chart_has_a_name(one, opened):
     assert unnamed == []
     for details in page.locator("details.behind:visible > summary").all():
         details.click()
+    page.locator("details.behind[open] table").nth(5).wait_for(timeout=10_000)  # a table is made when it is opened
     tables = page.eval_on_selector_all("details.behind[open] table", "all => all.map(one => one.rows.length)")
     assert len(tables) == 6
     assert min(tables) > 3
