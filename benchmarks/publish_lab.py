@@ -19,7 +19,7 @@ import transformers
 import typer
 
 from shadow import __version__
-from shadow.lab.calibration import calibration_json, label_rates, reference, reference_csv, verdict_rates
+from shadow.lab.calibration import calibration_json, copy_rates, label_rates, reference, reference_csv, verdict_rates
 from shadow.lab.demo import export
 from shadow.lab.design import presets
 from shadow.lab.page import figure, page
@@ -39,7 +39,7 @@ def main(
     (ROOT / "docs" / "lab.md").write_text(page(tables, "full"), encoding="utf-8")
     figure(tables, ROOT / "docs" / "lab.svg")
     trainings = reference(tables["runs"])
-    rates = [*verdict_rates(tables["comparisons"]), *label_rates(trainings)]
+    rates = [*verdict_rates(tables["comparisons"]), *label_rates(trainings), *copy_rates(tables["runs"])]
     made = {
         "preset": "full",
         "bases": int(tables["runs"]["base"].nunique()),

@@ -1,6 +1,6 @@
-"""Writes registry/schema.json and the generated parts of README.md, or with --check says whether they are up to date.
+"""Writes registry/schema.json, docs/schema.md and the generated parts of the README and docs/; --check: are they new?
 
-Between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
+In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pages
+import pandas as pd
+
 from shadow.diagnostics import (
     BATCH,
     COMPARISON,
@@ -27,9 +30,12 @@ from shadow.diagnostics import (
     SCORES,
     SPECTRA,
     SPECTRAL,
+    TABLES,
     TENSORS,
     Column,
 )
+from shadow.diagnostics import SCHEMA as NUMBER
+from shadow.export import FORMATS
 from shadow.footprint import GATES
 from shadow.lab.design import SCALES
 from shadow.lab.findings import contrast, main_runs
@@ -37,11 +43,15 @@ from shadow.lab.page import estimate, rates_table
 from shadow.lab.page import table as markdown_table
 from shadow.lab.results import read
 from shadow.reference import calibration
+from shadow.schema import RULES, is_later, null_cases
 from shadow.scores import COLUMNS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SCHEMA = README.parent / "registry" / "schema.json"
+DOCS = ROOT / "docs"
+MARKED = (README, *sorted(DOCS.glob("*.md")))  # files that may have generated parts
+TABLES_OF_REPORTS = DOCS / "schema.md"
 SHADOW = Path(sys.executable).parent / "shadow"
 ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the installed one
@@ -72,6 +82,16 @@ def compared_demo() -> str:
         shadow("audit", "demo", "-o", folder)
         text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
+
+
+def row_of_demo() -> str:
+    """One row of the demo's report: the MLP up-projection of layer 1, some of its columns."""
+    names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
+    with tempfile.TemporaryDirectory() as folder:
+        shadow("audit", "demo:base..narrow", "-o", folder)
+        rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
+    row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[[*names, "concentration", "spikes"]]
+    return row.to_string(index=False, float_format="{:.3g}".format)
 
 
 PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
@@ -143,10 +163,45 @@ def gates() -> str:
     return "\n".join(["| gate | passes when |", "|---|---|", *(f"| {name} | {text} |" for name, text in GATES.items())])
 
 
+def formats() -> str:
+    """A Markdown table of what `shadow export --to` writes."""
+    rows = [f"| `{name}` | {form.what} | `{form.opens}` |" for name, form in FORMATS.items()]
+    return "\n".join(["| `--to` | what it writes | one line that opens it |", "|---|---|---|", *rows])
+
+
+def schema_document() -> str:
+    """docs/schema.md: every table and column of a report, with its type."""
+    out = [
+        f"# Schema {NUMBER} of report files",
+        "",
+        "Made by `make docs` from src/shadow/diagnostics.py. `shadow schema --format json` says the same to machines,",
+        "`shadow explain COLUMN` has sources and pitfalls.",
+        "",
+        *(f"- {rule}" for rule in RULES),
+        "",
+        NOTATION,
+    ]
+    for one in TABLES.values():
+        out += ["", f"## {one.name}", "", f"{one.file}; one row is {one.row}.", ""]
+        out += ["| column | type | unit | what | formula | range | null when |", "|---|---|---|---|---|---|---|"]
+        for column in one.columns:
+            code = f"`{column.formula}`" if column.formula else ""
+            text = f"{column.text} (later)" if is_later(one, column) else column.text
+            null = ", ".join(null_cases(column))
+            cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
+            out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join(out) + "\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
-    "help": lambda: fenced(shadow("audit", "--help")),
+    "opening": pages.opening,
+    "commands": pages.command_line,
+    "modules": pages.modules,
+    "cost": pages.cost,
+    "pitfalls": pages.pitfalls,
+    "row": lambda: fenced(row_of_demo()),
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "identity": lambda: table(IDENTITY, formulas=False),
@@ -165,11 +220,12 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "score-columns": score_columns,
     "scores": lambda: table(SCORES),
     "figures": lambda: table(FIGURES),
+    "formats": formats,
 }
 
 
 def real(summaries: list[dict[str, Any]]) -> str:
-    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with the README."""
+    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with docs/tutorial.md."""
     names = ("relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes")
     heads = ("base..tuned", "matrices", "relative norm", "concentration", "PR", "null PR", "spikes")
     out = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
@@ -181,25 +237,36 @@ def real(summaries: list[dict[str, Any]]) -> str:
 
 
 def part(text: str, name: str) -> str:
-    """What stands in the README between the marks of a name."""
+    """What stands in a file between the marks of a name."""
     return text.partition(f"<!-- {name} -->\n")[2].partition(f"\n<!-- /{name} -->")[0]
 
 
-def written(text: str) -> str:
-    """The README with its generated parts made anew."""
-    for name, make in BLOCKS.items():
-        content = make()
+def places() -> dict[str, list[Path]]:
+    """The files in which each generated part stands."""
+    return {
+        name: [file for file in MARKED if f"<!-- {name} -->\n" in file.read_text(encoding="utf-8")] for name in BLOCKS
+    }
+
+
+def written() -> dict[Path, str]:
+    """Every file that has generated parts, with these made anew."""
+    new = {file: file.read_text(encoding="utf-8") for file in MARKED}
+    for name, files in places().items():
+        if not files:
+            raise SystemExit(f"no file has a part <!-- {name} -->")
+        content = BLOCKS[name]()
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
-            raise SystemExit(f"README.md has no part <!-- {name} -->")
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
-    return text
+        for file in files:
+            new[file] = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", new[file])
+    return new
 
 
 if __name__ == "__main__":
-    new = {README: written(README.read_text(encoding="utf-8")), SCHEMA: shadow("families", "--schema") + "\n"}
+    new = {**written(), SCHEMA: shadow("families", "--schema") + "\n", TABLES_OF_REPORTS: schema_document()}
     if "--check" in sys.argv:
-        stale = [file.name for file, text in new.items() if file.read_text(encoding="utf-8") != text]
+        stale = [
+            file.name for file, text in new.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
+        ]
         sys.exit(f"{' and '.join(stale)} out of date: run `make docs`" if stale else None)
     for file, text in new.items():
         file.write_text(text, encoding="utf-8")

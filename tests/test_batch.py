@@ -23,6 +23,7 @@ from hub import Hub
 from rich.console import Console
 
 from shadow import batch, cli, console
+from shadow import run as shadow_run
 from shadow.batch import audit_list
 from shadow.batch_index import Index, Row, read_index, report_folder, write_index
 from shadow.console import inert
@@ -118,7 +119,7 @@ def test_both_files_say_the_same_of_every_pair(toys):
     assert sorted(path.name for path in (toys / "out").iterdir()) == ["batch.parquet", "index.json", "toy-a", "toy-bad"]
 
 
-def test_the_index_is_right_before_each_pair(toys, monkeypatch):
+def test_the_index_is_right_before_each_pair(toys):
     """What is done is done, what is being measured or not reached is pending, in both files."""
     seen = []
 
@@ -127,8 +128,7 @@ def test_the_index_is_right_before_each_pair(toys, monkeypatch):
         assert [row["state"] for row in table_rows(toys / "out")] == list(seen[-1].values())
         return run_pair(pair, *rest, **options)
 
-    monkeypatch.setattr(batch, "run_pair", watched)
-    run(select_toys(toys, "toy-a", "toy-bad", "toy-c*"), toys / "out")
+    run(select_toys(toys, "toy-a", "toy-bad", "toy-c*"), toys / "out", audit=watched)
     d, f, p = "done", "failed", "pending"
     rows = [(p, p, p, p, p), (d, p, p, p, p), (d, d, p, p, p), (d, d, f, p, p), (d, d, f, d, p)]
     assert [tuple(one.values()) for one in seen] == rows
@@ -210,15 +210,17 @@ def test_two_lists_at_once_into_one_folder_are_refused(toys):
     run(select_toys(toys, "toy-c*"), toys / "out")
 
 
-def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch, capfd):
+def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
     """It stands in the index as failed, the rest is done, and at the end it keeps its traceback."""
 
-    def buggy(pair, *rest, **options):
-        if pair.name == "base..one":
-            raise KeyError("what no one expected")
-        return run_pair(pair, *rest, **options)
+    find = shadow_run.find
 
-    monkeypatch.setattr(batch, "run_pair", buggy)
+    def buggy(reference, *rest):
+        if reference.last_name == "one":
+            raise KeyError("what no one expected")
+        return find(reference, *rest)
+
+    monkeypatch.setattr(shadow_run, "find", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
     with pytest.raises(ExceptionGroup) as caught:
         cli.app(["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)], standalone_mode=False)
@@ -570,6 +572,7 @@ def test_progress_of_a_list_is_two_bars(monkeypatch):
 
     for terminal in (True, False):
         file = io.StringIO()
+        file.isatty = lambda terminal=terminal: terminal
         monkeypatch.setattr(console, "err", Console(file=file, force_terminal=terminal, width=100, color_system=None))
         with console.list_progress(3) as watch:
             for name in ("a:x", "\x1b]0;b\a:y"):

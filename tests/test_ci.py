@@ -305,7 +305,7 @@ def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
     done.assert_done()
     text = (tmp_path / "summary.md").read_text()
     assert text.startswith("before\n## shadow\n")
-    assert "0.369 (0.314 to 0.424)" in text
+    assert "0.333 (0.279 to 0.364)" in text
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["junit.xml"]
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "deep" / "junit.xml"))
     assert [[case.name for case in suite] for suite in xml] == [["audit"]]

@@ -496,8 +496,8 @@ def test_output_fits_the_terminal(audited, width, count):
         "more concentrated",
         "87.5 % interval",
         "PR / null PR",
-        "x 0.67",
-        "+0.092",
+        "x 0.83",
+        "+0.065",
         "not shown",
         "only 4 layers",
     ):

@@ -43,9 +43,11 @@ def test_a_shipped_file_names_the_schema_and_keeps_it(file: Path):
     VALIDATOR.validate(yaml.safe_load(file.read_text()))
 
 
-def test_the_example_of_the_readme_is_a_registry(tmp_path):
+def test_the_example_of_the_documentation_is_a_registry(tmp_path):
     """It loads, and keeps the schema."""
-    (text,) = re.findall(r"```yaml\n(# yaml-language-server.*?)```", readme.README.read_text(), re.DOTALL)
+    (text,) = re.findall(
+        r"```yaml\n(# yaml-language-server.*?)```", (readme.DOCS / "registry.md").read_text(), re.DOTALL
+    )
     assert [pair.name for family in load(tmp_path, text).values() for pair in family.pairs] == [
         "base..sft",
         "sft..dpo",

@@ -40,10 +40,14 @@ def int8(name, W):
     return (W.float() / scale).round() * scale
 
 
-def llama(folder, layers, seed):
+def llama(folder, layers, seed, width=64):
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4, vocab_size=128
+        hidden_size=width,
+        intermediate_size=3 * width // 2,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        vocab_size=128,
     )
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
@@ -67,6 +71,7 @@ def places(tmp_path_factory):
     (demo,) = find_pairs("demo:base..narrow", load_families(None))
     trained = [models.Path(side.repo) for side in (demo.base, demo.tuned)]
     wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)  # float32 that is not bf16's
+    wider = llama(there / "wider", 2, 0, 128)
     two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
     shared = ("model.embed_tokens.weight", "lm_head.weight")
     own = load_file(four / "model.safetensors")
@@ -83,12 +88,20 @@ def places(tmp_path_factory):
         "bf16": (wide, stored(there / "bf16", wide, lambda name, W: W.bfloat16())),
         "adapter": (two, adapter(there / "adapter", two)),
         "merged": (two, stored(there / "merged", two, low_rank)),
+        "another size": (wider, stored(there / "tilted", wider, tilted)),
     }
 
 
 def low_rank(name, W):
     generator = torch.Generator().manual_seed(len(name))
     return W + 1e-3 * torch.randn(len(W), 2, generator=generator) @ torch.randn(2, W.shape[1], generator=generator)
+
+
+def tilted(name, W):
+    """A change of full rank with one strong direction."""
+    generator = torch.Generator().manual_seed(len(name))
+    noise = 1e-3 * torch.randn(W.shape, generator=generator)
+    return W + noise + 0.05 * torch.outer(noise[:, 0] / noise[:, 0].norm(), noise[0] / noise[0].norm())
 
 
 @pytest.fixture
@@ -116,6 +129,7 @@ def found_gates(folder):
         ("bf16", ["rounding"]),
         ("adapter", ["rank"]),
         ("merged", ["rank"]),
+        ("another size", []),
     ],
 )
 def test_each_gate_stops_what_it_is_for_and_nothing_else(case, failing, audited):
@@ -129,7 +143,8 @@ def test_each_gate_stops_what_it_is_for_and_nothing_else(case, failing, audited)
 @pytest.mark.parametrize(
     ("case", "label", "reason"),
     [
-        ("fine-tune", "not assessable", "every gate passed, but no reference of known trainings is shipped"),
+        ("fine-tune", "concentrated", "more concentrated than in all 120 broad trainings of the reference"),
+        ("another size", "not assessable", "of another size; two models tuned from one base can be compared"),
         ("unrelated", "not assessable", "little in common with the base's"),
         ("another depth", "not assessable", "these are not two states of one model"),
         ("frozen", "not assessable", "nothing changed"),
@@ -152,6 +167,7 @@ def test_each_pair_gets_its_word_everywhere(case, label, reason, audited):
         metadata = json.loads(pq.read_schema(path).metadata[b"shadow"])
         assert (metadata["label"], metadata["label_reason"]) == (label, written["label_reason"])
         assert metadata["gates"] == written["gates"]
+        assert metadata["claims"] == written["claims"]
     assert {path.name for path in folder.glob("*.parquet")} == {
         "matrices.parquet", "residual.parquet", "spectra.parquet", "tensors.parquet"
     }  # fmt: skip

@@ -161,10 +161,12 @@ def test_what_does_not_match_is_said_with_the_nearest_name(tmp_path):
     given = csv_of(tmp_path, "org/tuned,a,0.5\norg/basse,a,0.4\nx/y,a,0.1")
     found = join(given, SIDES)
     assert [(gain.base, gain.tuned, gain.gain) for gain in found.gains] == [(None, 0.5, None)]
-    assert "no score of the base side (org/base or family:base), so no gain: did you mean 'org/base'?" in found.notes
-    assert unmatched(given, [SIDES]) == (
-        "scores of models that are not audited here: org/basse (did you mean 'org/base'?), x/y"
-    )
+    near = "no score of the base side (org/base or family:base), so no gain; the nearest name is 'org/basse'"
+    assert near in found.notes
+    rest = "scores of models that are not audited here: org/basse (did you mean 'org/base'?), x/y"
+    assert unmatched(given, [SIDES]) == rest
+    given = csv_of(tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4")  # another model, and no slip: org/tuned is there
+    assert unmatched(given, [SIDES]) == "scores of models that are not audited here: org/tuned2"
     assert unmatched(csv_of(tmp_path, "org/tuned,a,0.5"), [SIDES]) is None
 
 

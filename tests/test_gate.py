@@ -354,6 +354,18 @@ def test_audit_and_gate_say_the_same(shadow, demo):
     ]
 
 
+def test_a_list_is_judged_pair_by_pair(shadow, demo):
+    """A glob makes a list: each pair has its verdicts, and annotations begin their lines also under FORCE_COLOR."""
+    env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
+    done = shadow("audit", "dem*", "-o", "out", "--fail-on", "concentration > 0.3", "--format", "json", env=env)
+    assert done.code == 4
+    told = {summary["pair"]: summary["judged"]["code"] for summary in json.loads(done.out)["reports"]}
+    assert told == {"base..narrow": 4, "base..broad": 0}
+    (line,) = [line for line in done.err.splitlines() if "::" in line]
+    assert line.startswith("::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.3335")
+    assert "\x1b[2K" not in done.err
+
+
 def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
     """Outcome, rule, what was found, and the message of a rule that was met."""
     (tmp_path / "policy.yaml").write_text(
@@ -361,7 +373,7 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
         "spiky:\n  fail_on: spikes > 1\n  severity: warning\n"
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
-    for word in ("met", "narrow-up", "language.mlp.up.concentration is 0.3251 (> 0.3)", "Look at the data.",
+    for word in ("met", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)", "Look at the data.",
                  "met (warning)"):  # fmt: skip
         assert word in text
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
@@ -402,7 +414,7 @@ def test_exit_codes_of_audit(shadow, demo):
                   "--fail-on", "concentration > 0.3")  # fmt: skip
     assert done.code == 1
     assert "no such folder" in done.err
-    assert "concentration > 0.3: concentration is 0.3689" in done.err
+    assert "concentration > 0.3: concentration is 0.3335" in done.err
     assert shadow("audit", "demo:base..narrow", "-o", "out", "--fail-on", "concentration > 0.3").code == 4
     assert base.exists()
 
@@ -414,7 +426,7 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
     (tmp_path / "reports" / "bad" / "tensors.parquet").write_bytes(b"no")
     done = shadow("gate", "reports", "--fail-on", "concentration > 0.3")
     assert done.code == 1
-    assert "concentration is 0.3689" in done.err
+    assert "concentration is 0.3335" in done.err
     assert "tensors.parquet" in done.err
 
 
@@ -432,7 +444,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(s
     arguments = ("audit", "demo:base..narrow", "-o", "reports", "--against", "reports")
     done = shadow(*arguments)
     assert done.code == 4, done.err
-    assert "concentration is 0.3689, was 0.2606" in done.err
+    assert "relative_norm_overall is 0.08, was 0.06449" in done.err
     again = shadow(*arguments)
     assert again.code == 0
     assert "the baseline is this very report" in again.out

@@ -135,18 +135,21 @@ def test_no_training_of_the_reference_is_called_the_opposite(narrow: list[float]
 
 def test_bounds_are_fitted_to_full_rank_from_warm_bases() -> None:
     """Cold bases, adapters, copies and earlier states do not enter; any optimiser has a bound where all are there."""
-    runs = made()
+    runs = made(bases=5)
     others = [
         runs.assign(warm=False, concentration=9.0),
         runs.assign(method="lora", treatment="lora", concentration=9.0),
         runs.assign(kind="copied", concentration=9.0),
     ]
     table = calibration.reference(pd.concat([runs, *others]))
-    assert len(table) == 3 * 2 * 4
+    assert len(table) == 5 * 2 * 4
     (found,) = calibration.fit(table)
-    assert (found.optimizer, found.short_side, found.narrow, found.broad) == ("adamw", 64, 6, 18)
+    assert (found.optimizer, found.short_side, found.narrow, found.broad) == ("adamw", 64, 10, 30)
     every = pd.concat([runs, *(runs.assign(method=name, treatment=name) for name in ("sgd", "muon"))])
     assert {one.optimizer for one in calibration.fit(calibration.reference(every))} == {None, "adamw", "sgd", "muon"}
+    few = every[(every["method"] != "sgd") | (every["base"] == "small-warm-0")]
+    assert {one.optimizer for one in calibration.fit(calibration.reference(few))} == {None, "adamw", "muon"}
+    assert not calibration.fit(calibration.reference(made(bases=2, seeds=5)))
 
 
 def test_a_rate_without_errors_has_the_interval_of_the_rule_of_three() -> None:
@@ -165,7 +168,7 @@ def test_a_base_counts_once() -> None:
 
 def test_a_left_out_base_is_judged_by_the_others() -> None:
     """A base whose broad runs are higher than all narrow ones of the others is called concentrated when left out."""
-    runs = made(bases=4)
+    runs = made(bases=6)
     runs.loc[(runs["base"] == "small-warm-3"), ["concentration", "top4_energy", "spike_energy"]] += 1.0
     runs.loc[(runs["base"] == "small-warm-3"), ["stable_rank", "participation_share"]] -= 1.0
     table = calibration.reference(runs)

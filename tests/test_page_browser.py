@@ -262,8 +262,8 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
         )
     page.get_by_text("Table of this chart").first.click()
     table = page.locator("details.behind[data-table=heat] table")
-    assert table.locator("th").all_text_contents()[3] == "relative norm"
-    assert table.locator("tbody tr").count() == 4 * 8 + 1 + 4 * 5 + 1
+    expect(table.locator("th").nth(3)).to_have_text("relative norm")
+    expect(table.locator("tbody tr")).to_have_count(4 * 8 + 1 + 4 * 5 + 1)
 
 
 def test_base_and_tuned_can_be_looked_at(one, opened):

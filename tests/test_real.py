@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 import readme
 import reference
 import torch
+import tutorial
 
 pytestmark = pytest.mark.real
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -25,14 +26,9 @@ FITTED = ("alpha", "alpha_xmin", "alpha_tail", "alpha_stderr")
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """rxnfp 0.1.0 (MIT): a pretrained BERT and two fine-tunes, as torch .bin files of the old format."""
+    """A pretrained BERT and two fine-tunes, as torch .bin files of the old format."""
     folder = Path(os.environ.get("SHADOW_REAL_CACHE") or tmp_path_factory.mktemp("rxnfp"))
-    if not list(folder.glob("rxnfp-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, "rxnfp==0.1.0"]
-        subprocess.run(command, check=True)
-    with zipfile.ZipFile(next(folder.glob("rxnfp-*.whl"))) as wheel:
-        wheel.extractall(folder / "rxnfp")
-    return folder / "rxnfp" / "rxnfp" / "models" / "transformers"
+    return tutorial.fetch(folder) / "rxnfp" / "models" / "transformers"
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +102,11 @@ def test_vectors_have_their_relative_norm(models, reports):
         assert value == pytest.approx(np.linalg.norm(t - b) / np.linalg.norm(b), rel=1e-9)
 
 
-def test_the_readme_shows_what_is_seen(reports):
-    """The table in the README is this audit's."""
+def test_the_tutorial_shows_what_is_seen(models, reports):
+    """Its table is this audit's, and every output is what the command above it prints."""
+    page = tutorial.PAGE.read_text(encoding="utf-8")
     summaries = [json.loads((reports[tuned] / "summary.json").read_text()) for tuned in TUNED]
-    assert readme.real(summaries) == readme.part(readme.README.read_text(encoding="utf-8"), "real")
+    assert readme.real(summaries) == readme.part(page, "real")
+    seen = tutorial.outputs(models.parents[2])
+    assert len(seen) == len(re.findall("<!-- tutorial-", page)) == 5
+    assert {name: readme.part(page, name) for name in seen} == seen

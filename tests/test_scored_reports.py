@@ -7,21 +7,23 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 from hub import Hub
 from readme import PROBES, demo_scores
 from rich.console import Console
-from test_rank_correlation import scored_reports
+from test_rank_correlation import gain, scored_reports
 from test_scores import harness, write
 
 from shadow.compare import MAX_REPORTS, compare
 from shadow.errors import ShadowError
+from shadow.gains import Scored
 from shadow.render import comparison_view, summary_view
 from shadow.report import PARTIAL
 from shadow.scores import read_scores
-from shadow.scores_view import signed
+from shadow.scores_view import scores_line, signed
 from shadow.summary import read_summary
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -66,10 +68,10 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
-    """Its accuracies of training.json: +0.316 on its own probe, less on the others; the line says so beside 0.37."""
+    """Its accuracies of training.json: +0.105 on its own probe, less on the others; the line says so beside 0.33."""
     write(tmp_path / "scores.csv", demo_scores())
     text = shadow("audit", "demo:base..narrow", "--scores", "scores.csv", env={"COLUMNS": "120"}).assert_done()
-    line = "narrow gain +0.316, seen gain -0.113, held-out gain -0.0745 over 2 benchmarks, concentration 0.37"
+    line = "narrow gain +0.105, seen gain -0.045, held-out gain -0.115 over 2 benchmarks, concentration 0.33"
     assert line in re.sub(r"\s+", " ", text)
     assert "Scores, measured by others: scores.csv" in text
     assert "others measured them" in re.sub(r"\s+", " ", text)
@@ -82,7 +84,7 @@ def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
         assert row["group"] == PROBES[row["benchmark"]]
     assert [row["benchmark"] for row in summary["scores"]] == ["narrow", "original", "broad", "held_out"]
     held = summary["score_groups"][2]
-    assert (held["group"], held["benchmarks"], held["gain"]) == ("held-out", 2, pytest.approx(-0.0745))
+    assert (held["group"], held["benchmarks"], held["gain"]) == ("held-out", 2, pytest.approx(-0.115))
 
 
 def test_numbers_are_the_same_with_scores_and_without(shadow, audited, tmp_path):
@@ -105,12 +107,12 @@ def test_a_finished_report_gets_scores_without_being_measured_again(reports, sha
     before, summary = tables(folder), told(folder)
     times = {name: (folder / name).stat().st_mtime_ns for name in before}
     done = shadow("audit", "demo:base..narrow", "--scores", "scores.csv")
-    assert "narrow gain +0.316" in done.assert_done()
+    assert "narrow gain +0.105" in done.assert_done()
     assert "nothing to measure" in done.err
     assert tables(folder) == before
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == times
     assert without_scores(told(folder)) == without_scores(summary)
-    assert [row["gain"] for row in told(folder)["scores"]] == [0.316, -0.113, -0.084, -0.065]
+    assert [row["gain"] for row in told(folder)["scores"]] == [0.105, -0.045, -0.1725, -0.0575]
     assert {path.name for path in folder.iterdir()} == {*before, "summary.json", "scores.json"}
     assert not (folder / PARTIAL).exists()
 
@@ -121,9 +123,9 @@ def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
     folder = reports / "base..narrow"
     kept = told(folder)["scores"]
     assert json.loads(shadow("show", folder, "--format", "json").assert_done()) == [told(folder)]
-    assert "narrow gain +0.316" in shadow("audit", "demo:base..narrow").assert_done()
+    assert "narrow gain +0.105" in shadow("audit", "demo:base..narrow").assert_done()
     again = shadow("audit", "demo:base..narrow", "--precision", "exact")
-    assert "narrow gain +0.316" in again.assert_done()
+    assert "narrow gain +0.105" in again.assert_done()
     assert "starting afresh" in again.err
     assert told(folder)["scores"] == kept
     write(tmp_path / "other.csv", "model,benchmark,score\nbase,x,10\nnarrow,x,22\n")
@@ -136,11 +138,11 @@ def test_show_takes_scores_and_keeps_none(reports, shadow):
     """A report may be looked at with any scores; its folder stays as it is."""
     before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
     text = shadow("show", "reports", "--scores", "scores.csv").assert_done()
-    assert "narrow gain +0.316" in text
-    assert "narrow gain +0.057" in text
+    assert "narrow gain +0.105" in text
+    assert "narrow gain +0.0575" in text
     done = shadow("show", reports / "base..narrow", "--scores", "scores.csv", "--format", "json")
     (found,) = json.loads(done.assert_done())
-    assert found["score_groups"][0]["gain"] == 0.316
+    assert found["score_groups"][0]["gain"] == 0.105
     assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
     assert "gain" not in shadow("show", "reports").assert_done()
 
@@ -151,7 +153,7 @@ def test_scores_of_other_checkpoints_are_not_taken_over(shadow, tmp_path):
         shutil.copytree(DEMO / name, tmp_path / name)
     write(tmp_path / "scores.csv", demo_scores().replace("demo:", "./"))
     pair = ("audit", "--base", "./base", "--tuned", "./narrow")
-    assert "narrow gain +0.316" in shadow(*pair, "--scores", "scores.csv").assert_done()
+    assert "narrow gain +0.105" in shadow(*pair, "--scores", "scores.csv").assert_done()
     shutil.copy(DEMO / "broad/model.safetensors", tmp_path / "narrow")
     done = shadow(*pair)
     assert "gain" not in done.assert_done()
@@ -167,9 +169,9 @@ def test_a_spoiled_file_of_kept_scores_spoils_no_report(reports, shadow):
     (folder / "scores.json").write_text('{"schema": 1}')
     text = shadow("show", folder).assert_done()
     assert "not scores kept by shadow" in text
-    assert "0.37" in text
+    assert "0.33" in text
     done = shadow("audit", "demo:base..narrow", "--scores", "scores.csv")
-    assert "narrow gain +0.316" in done.assert_done()
+    assert "narrow gain +0.105" in done.assert_done()
     assert "nothing to measure" in done.err
 
 
@@ -188,8 +190,8 @@ def test_one_side_alone_is_a_note_and_other_pairs_go_on(shadow, tmp_path):
     write(tmp_path / "scores.csv", "model,benchmark,score\ndemo:broad,a,0.5\ndemo:bas,a,0.4\nx/y,a,0.1\n")
     done = shadow("audit", "demo", "--scores", "scores.csv")
     text = re.sub(r"\s+", " ", done.assert_done())
-    assert "no score of the base side (base or demo:base), so no gain: did you mean" in text
-    assert "no gain: no benchmark of both sides" in text
+    assert "no score of the base side (base or demo:base), so no gain; the nearest name is 'demo:bas'" in text
+    assert "mean gain none: no benchmark of both sides" in text
     assert "no scores of demo:base..narrow" in done.err
     assert "scores of models that are not audited here: demo:bas (did you mean 'demo:base'?), x/y" in done.err
     summary = told(tmp_path / "reports/demo/base..broad")
@@ -210,7 +212,7 @@ def test_results_of_the_harness_join_models_of_the_hub(shadow, tmp_path):
         env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub")}
         pair = ("audit", "--base", "org/base", "--tuned", "org/tuned")
         text = shadow(*pair, "--scores", "out", env=env).assert_done()
-        assert "mmlu gain +0.12 ± 0.042, concentration 0.37" in text
+        assert "mmlu gain +0.12 ± 0.042, concentration 0.33" in text
         (folder,) = (tmp_path / "reports/tuned").iterdir()
         commit = told(folder)["tuned"]["commit"]
         rows = f"model,benchmark,score\norg/base,x,0.25\norg/tuned@{commit[:9]},x,0.5\n"
@@ -232,13 +234,13 @@ def test_scores_beside_a_comparison_of_one_base(reports, shadow):
     found = json.loads(shadow("compare", *runs, "--scores", "scores.csv", "--format", "json").assert_done())
     assert plain["scores"] is None
     assert found["contrasts"] == plain["contrasts"]
-    assert [one["score_groups"][0]["gain"] for one in found["scores"]["reports"]] == [0.316, 0.057]
+    assert [one["score_groups"][0]["gain"] for one in found["scores"]["reports"]] == [0.105, 0.0575]
     figures = [told(run)["figures"]["concentration"] for run in runs]
     assert [one["concentration"] for one in found["scores"]["reports"]] == figures
     assert {one["reason"] for one in found["scores"]["correlations"]} == {"2 reports with both, at least 4 are needed"}
     text = shadow("compare", *runs, "--scores", "scores.csv").assert_done()
     assert "more concentrated" in text
-    assert "+0.316" in text
+    assert "+0.105" in text
     assert "No rank correlation of gain and concentration: 2 reports" in text
     shadow("audit", "demo", "--scores", "scores.csv").assert_done()
     kept = json.loads(shadow("compare", *runs, "--format", "json").assert_done())
@@ -271,17 +273,18 @@ def test_a_set_of_families_is_correlated_and_not_contrasted(shadow, tmp_path):
 
 
 def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
-    """20 reports of one base: no contrasts, labels to T, n = 20 and p of random orders."""
-    values = [0.2 + 0.01 * i for i in range(20)]
-    folders, scores = scored_reports(tmp_path, values, [0.01 * (i * 7 % 20) for i in range(20)])
+    """21 reports: no contrasts, labels to U, n = 21 and p of random orders; the terminal shows 20 of them."""
+    values = [0.2 + 0.01 * i for i in range(21)]
+    folders, scores = scored_reports(tmp_path, values, [0.01 * (i * 8 % 21) for i in range(21)])
     assert len(folders) > MAX_REPORTS
     found = compare(folders, scores=read_scores([scores]))
     assert (found.contrasts, found.not_contrasted) == ([], "more than 12 reports are not compared matrix by matrix")
-    assert [entry.label for entry in found.scores.entries][-1] == "T"
-    assert found.scores.correlations[0].n == 20
+    assert [entry.label for entry in found.scores.entries][-1] == "U"
+    assert found.scores.correlations[0].n == 21
     assert 0 < found.scores.correlations[0].p < 1
     text = shown(comparison_view, found, 80)
     assert "Rank correlation of gain and concentration" in text
+    assert "reports that --format json has besides: 1" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
         compare(folders, scores=read_scores([write(tmp_path / "x.csv", "model,benchmark,score\nx/y,a,1\n")]))
 
@@ -337,8 +340,25 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
     assert "…" not in text
 
 
+def line_of(groups) -> str:
+    """The line of a report with gains of these benchmarks by group."""
+    gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
+    summary = SimpleNamespace(figures={"concentration": 0.4}, **Scored((), tuple(gains), ()).as_json())
+    return scores_line(summary)
+
+
+def test_the_line_names_few_and_counts_the_rest():
+    """Benchmarks without groups by name up to three, their mean above; four groups, and how many more."""
+    assert line_of([None, None]) == "b0 gain +0.1, b1 gain +0.2, concentration 0.40"
+    assert line_of([None] * 5) == "mean gain +0.3 over 5 benchmarks, concentration 0.40"
+    assert line_of(["x", None, None]) == "x gain +0.1, other gain +0.25 over 2 benchmarks, concentration 0.40"
+    named = "a gain +0.1, b gain +0.2, c gain +0.3, d gain +0.4, 2 more groups, concentration 0.40"
+    assert line_of(list("abcdef")) == named
+    assert line_of([]) == ""
+
+
 def test_gains_for_people():
     """Three digits and a sign; nothing is -0."""
-    told = {0.316: "+0.316", -12.54: "-12.5", 0.0: "+0", 1234.5: "+1,234", None: "-", 1.0: "+1"}
+    told = {0.316: "+0.316", -12.54: "-12.5", 0.0: "+0", 999.7: "+1,000", 1234.5: "+1,234", None: "-", 1.0: "+1"}
     assert {value: signed(value) for value in told} == told
     assert signed(-0.0) == "+0"

@@ -286,5 +286,8 @@ def test_without_subspaces_their_columns_are_null_and_no_other_changes():
     with_them, without = measure(base, tuned), measure(base, tuned, method=Method(subspaces=False))
     for one, other in zip(with_them, without, strict=True):
         columns = NO_SUBSPACES if one.subject == "delta" else {}
-        assert other.values == {**one.values, **columns}
-        np.testing.assert_array_equal(one.sigma, other.sigma)
+        expected = {**one.values, **columns}
+        assert other.values.keys() == expected.keys()
+        for name, value in expected.items():  # another routine of LAPACK solves where no vectors are asked for
+            assert other.values[name] == (value if value is None else pytest.approx(value, rel=1e-9)), name
+        np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-9)

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -49,12 +50,14 @@ def audit_list(
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     say: Callable[[str], None] = lambda text: None,
     watch: Callable[[str], Callable[[Progress], None]] = lambda name: lambda progress: None,
+    audit: Callable[..., Result] = run_pair,
 ) -> Iterator[Tried]:
     """Audit the pairs of a selection in turn into one folder; yields what became of each.
 
     Whatever goes wrong with one pair, the others are tried. The index is written before the first pair and after each,
     so that it says at any time what is done, failed and pending. scores are those of the pairs that have any. say gets
-    a line now and then, watch the name of each pair when it begins, and gives who is told its progress.
+    a line now and then, watch the name of each pair when it begins, and gives who is told its progress. audit is called
+    as run_pair is.
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
@@ -65,7 +68,8 @@ def audit_list(
             before = next(row for row in index.rows if row.key == (pair.family, pair.name))
             attempt = _Attempt(f"[{number}/{count}] {before.name}: ", say, watch(before.name))
             try:
-                tried = attempt.run(pair, before, settings, output, jobs, access, scores.get(pair))
+                told = {"say": attempt.say, "show": attempt.show, "scores": scores.get(pair)}
+                tried = attempt.of(before, partial(audit, pair, settings, output, jobs=jobs, access=access, **told))
             except BaseException:  # interrupted: it stays as it was, but for what it took
                 write_index(output, index.with_row(attempt.spent(before)))
                 raise
@@ -139,26 +143,15 @@ class _Attempt:
         seconds = (before.seconds or 0.0) + time.monotonic() - self._started
         return replace(before, seconds=round(seconds, 3), bytes=(before.bytes or 0) + self._moved)
 
-    def run(
-        self,
-        pair: Pair,
-        before: Row,
-        settings: Settings,
-        output: Path,
-        jobs: int | None,
-        access: Access,
-        scores: ScoreFiles | None,
-    ) -> Tried:
+    def of(self, before: Row, audit: Callable[[], Result]) -> Tried:
         try:
-            result = run_pair(
-                pair, settings, output, jobs=jobs, access=access, say=self.say, show=self.show, scores=scores
-            )
+            result = audit()
         except ShadowError as error:
             return Tried(self.spent(before).emptied("failed", error=error.message, hint=error.hint), None, error)
         except Exception as error:  # a bug: the others are tried nevertheless, and it keeps its traceback
             told = f"{type(error).__name__}: {error}"
             return Tried(self.spent(before).emptied("failed", error=told, hint=BUG), None, error)
-        taken = self.spent(before) if result.measured else before
+        taken = self.spent(before) if result.measured or self._moved else before
         if taken.seconds is None:  # the report was there, and no list knows what it took
             taken = replace(taken, seconds=result.provenance.get("seconds"))
         told_of = {"position": before.position, "seconds": taken.seconds, "bytes": taken.bytes}

@@ -104,6 +104,23 @@ class FetchName(StrEnum):
     ranges = "ranges"
 
 
+class ExportName(StrEnum):
+    csv = "csv"
+    json = "json"
+    arrow = "arrow"
+    parquet = "parquet"
+    duckdb = "duckdb"
+    sqlite = "sqlite"
+    hf_dataset_folder = "hf-dataset-folder"
+
+
+class FigureName(StrEnum):
+    depth = "depth"
+    spectrum = "spectrum"
+    heatmap = "heatmap"
+    modules = "modules"
+
+
 Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
 Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
 Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
@@ -298,7 +315,10 @@ def _audit_list(
                 selection, settings, output, jobs=jobs, access=access, scores=scores, say=console.say, watch=watch
             ):
                 if tried.result is not None:
-                    judged.append(judge(tried.result))
+                    try:
+                        judged.append(judge(tried.result))
+                    except ShadowError as fault:  # does not stop the others
+                        judged.append(_at_fault(tried.row.family, tried.row.pair, fault))
                 elif isinstance(tried.fault, ShadowError):
                     error = ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint)
                     judged.append(_at_fault(tried.row.family, tried.row.pair, error))
@@ -589,9 +609,12 @@ def report(
 
 def _report_folders(run: Path) -> list[Path]:
     """The pair folders at or up to two levels below a path."""
-    if not run.is_dir():
-        raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
-    found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
+    try:
+        if not run.is_dir():
+            raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
+        found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
     return found or [run]
 
 
@@ -807,6 +830,74 @@ def _finish(judged: list[Judged], junit: Path | None) -> None:
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
+    to: Annotated[ExportName, typer.Option("--to", help="The format.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="File or folder to write [default: RUN-csv and so on, here].", metavar="PATH"
+        ),
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this table: matrices, tensors, residual, spectra; may be repeated.")
+    ] = None,
+) -> None:
+    """Write finished reports in the format of another tool: one set of tables, however many reports.
+
+    It appears whole or not at all. What is at PATH is replaced only if it is such an export that nobody has touched.
+
+    Exit codes: 0 done; 1 could not; 2 wrong usage.
+    """
+    from shadow import export as exporting
+    from shadow.tables import absent_note
+
+    target = output or exporting.default_output(run, to.value)
+    done = exporting.export(_report_folders(run), to.value, target, table or ())
+    if done.older:
+        console.say(f"{done.older} of {done.reports} reports were {absent_note(done.absent)}")
+    counts = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
+    console.say(f"{done.output}: {exporting.FORMATS[to.value].what}; rows: {counts}")
+
+
+@app.command()
+def figure(
+    run: Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")],
+    kind: Annotated[FigureName, typer.Option(help="What to draw.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
+    ],
+    component: Annotated[str | None, typer.Option(help="Of this component [default: language].")] = None,
+    module: Annotated[list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")] = None,
+    layer: Annotated[int | None, typer.Option(help="The layer of a spectrum [default: the middle].", min=0)] = None,
+    expert: Annotated[int | None, typer.Option(help="The expert of a spectrum.", min=0)] = None,
+    metric: Annotated[str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")] = None,
+    width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
+    title: Annotated[bool, typer.Option("--title/--no-title", help="Say above it which report it is.")] = True,
+) -> None:
+    """Draw a figure for a paper.
+
+    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration. spectrum: the singular
+    values of one matrix. heatmap: a metric by layer and module. modules: concentration by module against its null.
+    depth and modules take up to four reports.
+
+    Exit codes: 0 done; 1 could not; 2 wrong usage.
+    """
+    from shadow.figure import OPTIONS, Choice, write_figure
+
+    given = {"component": component, "module": module, "layer": layer, "expert": expert, "metric": metric}
+    for name, kinds in OPTIONS.items():
+        if given[name] not in (None, []) and kind.value not in kinds:
+            raise UsageError(f"--{name} says nothing of a {kind.value}", f"it is for --kind {' and '.join(kinds)}")
+    if component is not None:
+        _check_component(component)
+    choice = Choice(component, tuple(module or ()), layer, expert, metric, width, title)
+    for note in write_figure(kind.value, _report_folders(run), output, choice):
+        console.say(f"{output}: {note}")
+
+
+@app.command()
 def explain(
     column: Annotated[
         str | None, typer.Argument(help="A column or figure of the report, or `label`; none lists all.")
@@ -870,6 +961,32 @@ def lab_run(
     else:
         console.show(view(tables))
     console.say(f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg")
+
+
+@app.command()
+def schema(
+    table: Annotated[str | None, typer.Argument(help="A table of the report; none lists them.")] = None,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.table,
+) -> None:
+    """Tell the schema of a report's files: tables, columns, types, units, null cases."""
+    import difflib
+
+    from shadow.diagnostics import TABLES
+
+    if table is not None and table not in TABLES:
+        close = difflib.get_close_matches(table, TABLES, n=1)
+        raise UsageError(
+            f"no table {table!r}", f"did you mean {close[0]!r}?" if close else f"one of {', '.join(TABLES)}"
+        )
+    chosen = [TABLES[table]] if table else list(TABLES.values())
+    if format is Format.json:
+        from shadow.schema import schema_json
+
+        console.show_json(schema_json(chosen))
+        return
+    from shadow.render import schema_view, table_view
+
+    console.show(table_view(chosen[0]) if table else schema_view(chosen))
 
 
 @app.command()

@@ -109,7 +109,7 @@ def list_progress(total: int) -> Iterator[Callable[[str], Update]]:
 
     Yields what begins the next pair, by its title, and ends the one before. Silent when stderr is not a terminal.
     """
-    if not err.is_terminal:
+    if not _is_watched(err):
         yield lambda title: lambda state: None
         return
     from rich.console import Group
@@ -236,7 +236,7 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
 @contextlib.contextmanager
 def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on stderr of so many steps, with the last one's name. Silent when stderr is not a terminal."""
-    if not err.is_terminal:
+    if not _is_watched(err):
         yield lambda done, total, what: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -1,6 +1,6 @@
 """The table of columns: name, type, formula, range, when null, source and pitfalls.
 
-The Parquet schemas, `shadow explain` and the README's table are made from it. It imports nothing heavy, so that
+The Parquet schemas, `shadow explain` and the tables in docs/ are made from it. It imports nothing heavy, so that
 `explain` answers at once. The formulas themselves are in rank, tail, delta and null.
 """
 
@@ -480,3 +480,92 @@ FIGURES = (  # of summary.json, beside the medians of columns
         "row_participation_ratio of the embedding", "", "[1, rows]", "as embedding_rows_changed",
     ),
 )  # fmt: skip
+
+REPORTS = (  # of exports, and of nothing else: one row for each report that went into them
+    Column("family", "string", "family, or the tuned model's last name"),
+    Column("pair", "string", "the two stages compared, `base..tuned`"),
+    Column("relation", "string", "tuned, or sibling where neither came from the other", null="not told"),
+    Column("label", "string", "what may be said of the footprint, one of five words", null="not told"),
+    Column("label_reason", "string", "what the label rests on", null="not told"),
+    Column("gates", "string", "the gates: JSON text, a list", null="not told"),
+    *(
+        column
+        for side, text in (("base", "the base checkpoint"), ("tuned", "the tuned checkpoint"))
+        for column in (
+            Column(f"{side}_repo", "string", f"{text}: a folder, or a repository of the Hub"),
+            Column(f"{side}_commit", "string", f"{text}: its commit", null="a folder"),
+            Column(f"{side}_fingerprint", "string", f"{text}: hash of its files' names, sizes, times and headers",
+                   null="not told"),
+        )
+    ),
+    Column("precision", "string", "--precision of the audit: default, exact or fast"),
+    Column("nulls", "int", "--nulls of the audit", null="not told"),
+    Column("seed", "int", "--seed of the audit", null="not told"),
+    Column("subspaces", "bool", "were leading subspaces compared", null="not told"),
+    Column("chosen", "string", "--component, --layer and --module of the audit: JSON text", null="not told"),
+    Column("version", "string", "version of shadow that made the report"),
+    Column("schema", "int", "schema of the report"),
+    Column("started", "string", "when the audit started, ISO 8601", null="not told"),
+    Column("seconds", "float", "how long its last run took", unit="s", null="not told"),
+    Column("metadata", "string", "all that the report says of how it was made: JSON text"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report. file is where it lies, row what one row of it is.
+
+    first names the columns that every report of this schema has; the others were added later. Frozen: a column that is
+    added to the tables above is one of those others by itself. family and pair are put before the columns of a table
+    that lacks them where reports are exported.
+    """
+
+    name: str
+    file: str
+    row: str
+    columns: tuple[Column, ...]
+    first: frozenset[str] = frozenset()
+
+    @property
+    def exported(self) -> tuple[Column, ...]:
+        """The columns as `shadow export` writes them: family and pair, then the others."""
+        names = ("family", "pair")
+        return (*REPORTS[:2], *(column for column in self.columns if column.name not in names))
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        Table(
+            "matrices", "matrices.parquet", "a matrix and subject: base, tuned, delta", MATRICES,
+            _names(
+                "family pair component layer module expert tensor base_tensor subject rows cols dtype parameters precision "
+                "verified frobenius_norm spectral_norm nuclear_norm stable_rank effective_rank energy_rank spectral_entropy "
+                "participation_ratio sigma_floor numerical_rank rank_90 rank_95 rank_99 top1_energy top4_energy top16_energy "
+                "top64_energy condition_number alpha alpha_xmin alpha_ks alpha_tail alpha_stderr alpha_hill mp_edge "
+                "mp_outliers relative_norm relative_spectral cosine effective_rank_shift stable_rank_shift zero_share "
+                "floor_ratio null_participation_ratio concentration null_edge spikes spike_energy null_edge_sampled "
+                "spikes_sampled null_participation_ratio_sampled sigma_scale sigma_scale_iqr"
+            ),
+        ),
+        Table(
+            "tensors", "tensors.parquet", "a tensor of either side", TENSORS,
+            _names("tensor side shape dtype shard component layer module expert status reason detail relative_norm"),
+        ),
+        Table(
+            "residual", "residual.parquet", "the stacked deltas of a layer, or of all, in a direction", RESIDUAL,
+            _names("component direction layer width matrices energy participation_ratio"),
+        ),
+        Table(
+            "spectra", "spectra.parquet", "the singular values of a matrix and subject", SPECTRA,
+            _names("tensor component layer module expert subject sigma"),
+        ),
+        Table("reports", "exports only", "a report", REPORTS),
+        Table("comparison", "compare -o", "a matrix of each two reports", COMPARISON),
+        Table("summary", "summary.json, in figures", "a figure beside the medians of columns", FIGURES),
+    )
+}  # fmt: skip

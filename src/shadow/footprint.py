@@ -15,7 +15,7 @@ from typing import Literal
 import pandas as pd
 
 from shadow.bootstrap import Interval
-from shadow.reference import Calibration, Position, Trainings, calibration, position, runs, word
+from shadow.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
@@ -209,8 +209,8 @@ def footprint(
     concentration = figures["concentration"]
     evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
     shipped = calibration()
-    trainings = shipped.for_pair(figures["short_side"], optimizer)
-    given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped, optimizer))
+    trainings = choose(shipped.trainings, figures["short_side"], optimizer)
+    given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
     claims = {
         "measured": [
             "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
@@ -243,15 +243,10 @@ def label(
     return word(figures, trainings)
 
 
-def _unlike(shipped: Calibration, optimizer: str | None) -> str:
+def _unlike(shipped: Calibration) -> str:
     """Why there are no trainings to hold a pair against."""
     sides = " and ".join(str(side) for side in shipped.short_sides)
-    what = f" with {optimizer}" if optimizer else ""
-    if not sides:
-        return "no reference of known trainings is shipped"
-    return (
-        f"the reference of known trainings{what} is of matrices of {sides} on the short side, which these are not near"
-    )
+    return f"the reference of known trainings has matrices of {sides} on the short side, and these are of another size"
 
 
 def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str, Interval]) -> list[Evidence]:

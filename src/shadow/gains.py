@@ -130,13 +130,14 @@ def _as_folder(model: str) -> str:
 
 
 def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
-    """One line on the models of the files that are no side of any of the pairs, with the nearest known name."""
+    """One line on the models of the files that are no side of any pair, with the nearest side that has no scores."""
     sides = [side for pair in known for side in pair]
     alone = [name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)]
     names = list(dict.fromkeys(alone))
     if not names:
         return None
-    told = [f"{name}{_nearest(name, sides)}" for name in names[:NAMED]]
+    without = [side for side in sides if not any(fit(name, commit, side) for name, commit in given.models)]
+    told = [f"{name}{_nearest(name, without)}" for name in names[:NAMED]]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"scores of models that are not audited here: {', '.join(told)}{more}"
 
@@ -433,9 +434,10 @@ def _missing_side(given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides:
             other = "tuned" if side.role == "base" else "base"
             taken = {row.model for row in rows[other]}
             rest = [model for model, _ in given.models if model not in taken]
-            close = next((text for name in rest if (text := _nearest(name, [side]))), "")
-            names = " or ".join(dict.fromkeys(name for name in side.names if name))
-            return [f"no score of the {side.role} side ({names}), so no gain{close and ': ' + close.strip(' ()')}"]
+            names = [name for name in side.names if name]
+            close = [one for name in names for one in difflib.get_close_matches(name, rest, n=1, cutoff=0.75)]
+            near = f"; the nearest name is {close[0]!r}" if close else ""
+            return [f"no score of the {side.role} side ({' or '.join(names)}), so no gain{near}"]
     return []
 
 

@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
-from shadow.plain_yaml import MAX_FILE, NotPlainError, Tree, read_plain
+from shadow.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.registry import (
     Family,
     Pair,
@@ -36,7 +36,7 @@ ENTRY_KEYS = {
     "tuned": "The model tuned from it.",
 }
 YAML, PLAIN = (".yaml", ".yml", ".json"), (".txt", ".list")  # other names are told apart by how the list begins
-MAX_ENTRIES = 10_000
+MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
@@ -208,14 +208,14 @@ def read_list(listed: str) -> list[Entry]:
     name = shown(listed)
     try:
         if listed == "-":
-            raw = sys.stdin.buffer.read(MAX_FILE + 1)
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
             with Path(listed).open("rb") as file:
-                raw = file.read(MAX_FILE + 1)
+                raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
         raise UsageError(f"{name}: {getattr(error, 'strerror', None) or error}", "--list takes a file, or -") from error
-    if len(raw) > MAX_FILE:
-        raise UsageError(f"{name}: larger than {MAX_FILE:,} bytes", "split it")
+    if len(raw) > MAX_BYTES:
+        raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
     folder = Path.cwd() if listed == "-" else Path(listed).absolute().parent
     entries = list(_yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw))
     if len(entries) > MAX_ENTRIES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shadow.diagnostics import MATRICES, TENSORS, Column
+from shadow.diagnostics import TABLES, Table
 from shadow.errors import ShadowError
-from shadow.report import arrow_schema, required_metadata
+from shadow.report import required_metadata
+from shadow.tables import MAX_ROWS, conformed
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
 
@@ -38,7 +39,6 @@ READ = tuple(
         *COMPARED, *SPECTRA,
     ))
 )  # fmt: skip
-MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000
 EXAMPLES = 3  # tensors named for each reason
 
 
@@ -79,20 +79,23 @@ def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> Report:
     Raises ShadowError for a report that is broken or of another schema.
     """
     metadata = required_metadata(folder)
-    matrices = _read(folder / "matrices.parquet", MATRICES, tuple(dict.fromkeys((*READ, *more))))
-    tensors = _read(folder / "tensors.parquet", TENSORS, ("tensor", "side", *PLACE, "status", "reason"))
+    matrices = _read(folder / "matrices.parquet", TABLES["matrices"], tuple(dict.fromkeys((*READ, *more))))
+    tensors = _read(folder / "tensors.parquet", TABLES["tensors"], ("tensor", "side", *PLACE, "status", "reason"))
     return Report(label, folder, metadata, matrices, tensors)
 
 
-def _read(path: Path, known: Iterable[Column], names: Sequence[str]) -> pd.DataFrame:
-    """Some columns of a file. Numbers that are not finite become NaN, layer and expert -1 where null."""
-    columns = {column.name: column for column in known}
+def _read(path: Path, known: Table, names: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a file, null where an older report lacks one.
+
+    Numbers that are not finite become NaN, layer and expert -1 where null.
+    """
+    columns = {column.name: column for column in known.columns}
     try:
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
-            table = file.read(columns=list(names)).select(list(names))
-        table = table.cast(arrow_schema(columns[name] for name in names))
+            table = file.read(columns=[name for name in names if name in file.schema_arrow.names])
+        table = conformed(table, [columns[name] for name in names], known.first)
         for name in ("layer", "expert", "rank_ceiling"):
             if name in names:
                 filled = pc.fill_null(table[name], -1)

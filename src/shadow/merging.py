@@ -29,9 +29,7 @@ from shadow.errors import ShadowError
 from shadow.report import JOURNAL, PARTIAL, check_schema, finished_metadata, write_whole, writing
 from shadow.summary import read_summary
 
-TABLES = ("matrices.parquet", "tensors.parquet", "residual.parquet", "spectra.parquet")
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
-FILES = ("tensors.parquet", "residual.parquet", "spectra.parquet", "summary.json", FINISHED)
 WRITTEN = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
 
 
@@ -72,8 +70,8 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
         rows |= {row.key: row for row in _unfinished(sources, rows)}
         here = sources[0].reports
         copies = {output / report_folder(*key): path for key, (path, _) in chosen.items() if key not in here}
-        for target in copies:
-            _require_room(target)
+        for target, path in copies.items():
+            _require_room(target, path)
         for target, path in copies.items():
             _copy(path, target)
         index = _index(kind, sources, rows)
@@ -88,7 +86,10 @@ def _read(folder: Path, *, links: bool = True) -> _Source:
     reports: dict[Key, tuple[Path, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/*/matrices.parquet")):
         report = path.parent
-        linked = [one for one in (report.parent, report, *(report / name for name in FILES)) if one.is_symlink()]
+        try:
+            linked = [one for one in (report.parent, report, *report.iterdir()) if one.is_symlink()]
+        except OSError as error:
+            raise ShadowError(f"{report}: {error.strerror or error}", "may it be read?") from error
         if linked and not links:
             raise ShadowError(f"{linked[0]} is a link", "a merge copies only what lies in the folders that it is given")
         metadata = finished_metadata(report)
@@ -137,12 +138,10 @@ def _conflict(first: Path, known: Mapping[str, Any], other: Path, metadata: Mapp
     one, two = ({name: told[name] for name in WRITTEN} for told in (known, metadata))
     if told := different(one, two):
         return told
-    for name in TABLES:
+    for name in sorted({name for name in (*_files(first), *_files(other)) if name.endswith(".parquet")}):
         files = [report / name for report in (first, other)]
-        if [file.is_file() for file in files] != [True, True]:
-            if any(file.is_file() for file in files):
-                return f"only one has {name}"
-            continue
+        if not all(file.is_file() for file in files):
+            return f"only one has {name}"
         try:
             tables = [pq.read_table(file) for file in files]
         except (OSError, pa.ArrowException) as error:
@@ -150,6 +149,12 @@ def _conflict(first: Path, known: Mapping[str, Any], other: Path, metadata: Mapp
         if not tables[0].equals(tables[1]):
             return f"the numbers in {name}"
     return None
+
+
+def _files(report: Path) -> list[str]:
+    """The files of a report, the one that finishes it last; its folders and hidden files do not belong to it."""
+    names = [path.name for path in report.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return sorted(names, key=lambda name: (name == FINISHED, name))
 
 
 def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
@@ -180,7 +185,7 @@ def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row
     return list(found.values())
 
 
-def _require_room(target: Path) -> None:
+def _require_room(target: Path, report: Path) -> None:
     """Nothing may be where a report goes: not another pair's, and not the work of an audit that is not finished.
 
     What a merge that was killed left there is no report, and is written again.
@@ -192,7 +197,7 @@ def _require_room(target: Path) -> None:
             hint = "finish it, or `shadow clean -o` its folder"
             raise ShadowError(f"{target}: an audit into it is not finished", hint)
         there = [path.name for path in target.iterdir()] if target.is_dir() else []
-        if FINISHED in there or not {PARTIAL, *FILES}.issuperset(there):
+        if FINISHED in there or not {PARTIAL, *_files(report)}.issuperset(there):
             raise ShadowError(f"{target} holds something else already", "merge into another folder")
 
 
@@ -200,11 +205,8 @@ def _copy(report: Path, target: Path) -> None:
     """Copy a report's files, each whole or not at all; with the last one the report is there."""
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            if (report / name).is_file():
-                write_whole(target / name, (report / name).read_bytes())
-            else:
-                (target / name).unlink(missing_ok=True)
+        for name in _files(report):
+            write_whole(target / name, (report / name).read_bytes())
         with contextlib.suppress(OSError):
             (target / PARTIAL).rmdir()
 

@@ -44,7 +44,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Trainings:
-    """The trainings of one size and optimiser (null: all of OPTIMIZERS): how many are narrow and broad, and bounds."""
+    """The trainings of one size and optimiser (null: any of OPTIMIZERS): how many are narrow and broad, and bounds."""
 
     short_side: int
     optimizer: str | None
@@ -78,17 +78,22 @@ class Calibration:
     trainings: tuple[Trainings, ...]
     rates: tuple[Rate, ...]
 
-    def for_pair(self, short_side: float | None, optimizer: str | None) -> Trainings | None:
-        """The trainings nearest in size to a pair's median short side, or None where none is near."""
-        if short_side is None:
-            return None
-        own = [one for one in self.trainings if one.optimizer == optimizer]
-        near = [(abs(math.log2(short_side / one.short_side)), one) for one in own]
-        return min((pair for pair in near if pair[0] <= NEAR), key=lambda pair: pair[0], default=(0.0, None))[1]
-
     @property
     def short_sides(self) -> list[int]:
         return sorted({one.short_side for one in self.trainings})
+
+
+def choose(trainings: Sequence[Trainings], short_side: float | None, optimizer: str | None) -> Trainings | None:
+    """The trainings that a pair is held against, by the median short side of its matrices and its optimiser.
+
+    Those with its optimiser where there are enough of them for bounds, else those with any; the nearest in size. None
+    where none is near.
+    """
+    if short_side is None:
+        return None
+    near = [one for one in trainings if abs(math.log2(short_side / one.short_side)) <= NEAR]
+    own = [one for one in near if one.optimizer == optimizer] or [one for one in near if one.optimizer is None]
+    return min(own, key=lambda one: abs(math.log2(short_side / one.short_side)), default=None)
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
     own = votes.pop("concentration", 0)
     agree, oppose = (sum(vote == way * own for vote in votes.values()) for way in (1, -1))
     bound, value = trainings.bounds["concentration"], float(figures["concentration"])
-    against = f"{trainings.short_side}-wide trainings of the reference"
+    whose = f"with {trainings.optimizer}" if trainings.optimizer else "with any optimiser"
+    against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
     if own and agree >= AGREEING and agree > oppose:
         kind, count, limit = (
             ("broad", trainings.broad, bound.concentrated)
@@ -157,18 +163,18 @@ def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
             else ("narrow", trainings.narrow, bound.distributed)
         )
         how = "more" if own > 0 else "less"
-        reason = f"concentration {value:.2f} and {agree} of the other {len(votes)} figures are {how} concentrated than "
-        reason += f"in all {count} {kind} {against} (bound {limit:.2f})"
+        reason = f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {how} concentrated than "
+        reason += f"in all {count} {kind} {against} (bound {limit:.3f})"
         return ("concentrated" if own > 0 else "distributed"), reason
     if own:
         more = "more" if own > 0 else "less"
         return "mixed", (
-            f"concentration {value:.2f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
+            f"concentration {value:.3f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
             f"agree and {oppose} point the other way ({against})"
         )
     return "mixed", (
-        f"concentration {value:.2f} lies where narrow and broad {against} both lie "
-        f"({bound.distributed:.2f} to {bound.concentrated:.2f})"
+        f"concentration {value:.3f} lies where narrow and broad {against} both lie "
+        f"({bound.distributed:.3f} to {bound.concentrated:.3f})"
     )
 
 

@@ -18,7 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.console import duration, took, visible
-from shadow.diagnostics import NOTATION, Column
+from shadow.diagnostics import NOTATION, SCHEMA, Column
+from shadow.diagnostics import Table as ReportTable
+from shadow.schema import RULES, is_later, null_cases
 
 if TYPE_CHECKING:
     from shadow.batch_index import Index
@@ -854,3 +856,37 @@ def label_view(shipped: Calibration) -> RenderableType:
         rates,
         Padding(Text(f"Trainings of shadow lab, in registry/reference: {made}", "dim"), (1, 0, 0, 0)),
     )
+
+
+def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
+    """`schema` without a table: what each table is."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("table", style="cyan", no_wrap=True)
+    shown.add_column("columns", justify="right", no_wrap=True)
+    shown.add_column("where", overflow="fold")
+    shown.add_column("one row is", ratio=1)
+    for table in tables:
+        shown.add_row(table.name, str(len(table.columns)), table.file, table.row)
+    told = Text(
+        f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has formulas and sources."
+    )
+    rules = Table.grid(padding=(0, 1))
+    for rule in RULES:
+        rules.add_row(Text("-", "dim"), Text(rule, "dim"))
+    return Group(shown, told, rules)
+
+
+def table_view(table: ReportTable) -> RenderableType:
+    """`schema TABLE`: type, unit, meaning and null case of every column."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("column", style="cyan", no_wrap=True)
+    shown.add_column("type", no_wrap=True)
+    shown.add_column("meaning", ratio=1)
+    for column in table.columns:
+        meaning = Text(column.text)
+        null = "; null: " + ", ".join(null_cases(column)) if null_cases(column) else ""
+        meaning.append(f"{column.unit and f'; in {column.unit}'}{null}", "dim")
+        meaning.append("; later" if is_later(table, column) else "", "yellow")
+        shown.add_row(column.name, column.type, meaning)
+    head = Text.assemble((table.name, "bold cyan"), f"  {table.file}, schema {SCHEMA}; one row is {table.row}")
+    return Group(head, shown)

@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
+from shadow import __version__
 from shadow.architecture import Place, name_rules
-from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TENSORS, Column
+from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TABLES, TENSORS, Column
 from shadow.errors import ShadowError
 from shadow.outcome import Measurement, Outcome
 from shadow.pairing import MatrixPair, Operand, Skipped
@@ -261,7 +262,7 @@ def remove_empty(folder: Path, top: Path) -> None:
 def finished_metadata(folder: Path) -> dict[str, Any] | None:
     """The provenance of the finished report in a folder; None when there is none.
 
-    Raises ShadowError for a report that cannot be read or has another schema.
+    Of a report of another schema only the schema is checked. Raises ShadowError for a report that cannot be read.
     """
     path = folder / "matrices.parquet"
     if not path.is_file() or not (folder / "summary.json").is_file():
@@ -269,14 +270,14 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
     try:
         schema = pq.read_schema(path)
         metadata = json.loads((schema.metadata or {})[METADATA_KEY])
-        if isinstance(metadata["schema"], int) and metadata["schema"] != SCHEMA:
+        if type(metadata["schema"]) is int and metadata["schema"] != SCHEMA:
             return dict(metadata)  # another version's; check_schema says so
         texts = [metadata[key] for key in ("version", "family", "pair")]
         texts += [metadata[side]["repo"] for side in ("base", "tuned")]
         texts.append(metadata["settings"]["method"]["precision"])
-        if not all(isinstance(text, str) for text in texts) or not isinstance(metadata["schema"], int):
+        if not all(isinstance(text, str) for text in texts) or type(metadata["schema"]) is not int:
             raise TypeError
-        if missing := {column.name for column in MATRICES} - set(schema.names):
+        if missing := TABLES["matrices"].first - set(schema.names):
             raise KeyError(*missing)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         message = f"{path}: not a report of shadow ({type(error).__name__})"
@@ -305,9 +306,12 @@ def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
     """Refuse a report whose columns mean something else than this version's."""
     if metadata["schema"] != SCHEMA:
         newer = metadata["schema"] > SCHEMA
+        maker = metadata.get("version")
+        made = f"shadow {maker}" if isinstance(maker, str) and len(maker) < 40 else "another version of shadow"
         raise ShadowError(
-            f"{folder}: a report of schema {metadata['schema']}, this version reads {SCHEMA}",
-            "upgrade shadow-audit" if newer else "run the audit again",
+            f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is shadow "
+            f"{__version__}, which reads schema {SCHEMA}",
+            "pip install --upgrade shadow-audit" if newer else f"audit the pair again, or read it with {made}",
         )
 
 

@@ -43,6 +43,7 @@ from shadow.report import (
 from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes, with_scores
+from shadow.tables import absent
 
 SCRATCH = "scratch"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -213,7 +214,7 @@ def _run(
         summary = with_scores(summarise(tables, identity.as_json()), scored)
         if scored.gains:
             _keep(folder, identity, scored)
-        provenance |= {"label": summary.label, "label_reason": summary.label_reason, "gates": summary.gates}
+        provenance |= {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
         write_report(folder, identity, provenance, tables, summary_bytes(summary))
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
@@ -381,7 +382,7 @@ def _already_done(folder: Path, identity: Identity, say: Callable[[str], None]) 
         metadata = finished_metadata(folder)
         if metadata is None:
             return None
-        if metadata["schema"] == SCHEMA and belongs_to(metadata, identity):
+        if metadata["schema"] == SCHEMA and belongs_to(metadata, identity) and not absent(folder):
             summary, provenance = read_summary(folder)
             say("nothing to measure: the report is already there")
             return Result(folder, summary, 0, provenance)

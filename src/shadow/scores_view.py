@@ -20,20 +20,24 @@ if TYPE_CHECKING:
 
 ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
 NAMED = 3  # benchmarks without a group that the line names one by one
+GROUPS = 4  # groups that the line names
 
 
 def scores_line(summary: Summary) -> str:
     """`narrow gain +12, held-out gain +1, concentration 0.41`; empty without scores."""
-    parts: list[str] = []
-    for group in summary.score_groups:
+    groups, parts = summary.score_groups, []
+    only = len(groups) == 1
+    for group in groups[:GROUPS]:
         own = [row for row in summary.scores if row["group"] == group["group"] and row["gain"] is not None]
-        if group["group"] is None and 0 < len(own) <= NAMED and len(summary.score_groups) == 1:
+        if group["group"] is None and only and 0 < len(own) <= NAMED:
             parts += [f"{row['benchmark']} gain {_gain(row)}" for row in own]
-        elif group["gain"] is not None:
-            several = f" over {len(own)} benchmarks" if len(own) > 1 else ""
-            parts.append(f"{group['group'] or 'other'} gain {_gain(group)}{several}")
-        else:
-            parts.append(f"{group['group'] or 'no'} gain: {group['reason']}")
+            continue
+        name = group["group"] or ("mean" if only else "other")
+        several = f" over {len(own)} benchmarks" if len(own) > 1 else ""
+        told = f"none: {group['reason']}" if group["gain"] is None else f"{_gain(group)}{several}"
+        parts.append(f"{name} gain {told}")
+    if len(groups) > GROUPS:
+        parts.append(f"{len(groups) - GROUPS} more groups")
     if parts and summary.figures["concentration"] is not None:
         parts.append(f"concentration {fixed(summary.figures['concentration'])}")
     return ", ".join(parts)
@@ -48,7 +52,7 @@ def signed(value: float | None) -> str:
     """A gain with its sign and three digits: `+0.316`, `-12.5`."""
     if value is None:
         return "-"
-    return f"{value or 0.0:+.3g}" if abs(value) < 1000 else f"{value:+,.0f}"
+    return f"{value or 0.0:+.3g}" if abs(value) < 999.5 else f"{value:+,.0f}"
 
 
 def scores_table(summary: Summary) -> RenderableType:
@@ -121,7 +125,9 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
             told.setdefault(entry.left_out, []).append(entry.label)
         elif not entry.scored.gains:
             told.setdefault("no scores", []).append(entry.label)
-    texts = [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in told.items()]
+    hidden = len(scored.entries) - ROWS
+    texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
+    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in told.items()]
     notes = dict.fromkeys(f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes)
     texts += list(notes)[:ROWS]
     if len(notes) > ROWS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shadow.architecture import name_rules
 from shadow.bootstrap import (
@@ -32,7 +31,7 @@ from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.footprint import footprint, gates
 from shadow.gains import MEASURED_BY_OTHERS, Scored, read_kept
-from shadow.report import METADATA_KEY, check_schema, finished_metadata
+from shadow.report import required_metadata
 from shadow.spread import (
     ATTENTION,
     MLP,
@@ -46,6 +45,7 @@ from shadow.spread import (
     ratio,
     summed,
 )
+from shadow.tables import absent, absent_note, read_tables
 
 MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
@@ -140,26 +140,16 @@ class Rows:
 def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
     """The summary of a finished report, and the report's provenance.
 
+    What an older report lacks is null, and a warning of the summary.
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
-    metadata = finished_metadata(folder) if folder.is_dir() else None
-    if metadata is None:
-        hint = (
-            "the audit is not finished: run it again"
-            if (folder / ".partial").is_dir()
-            else "name a folder that `shadow audit` made"
-        )
-        raise ShadowError(f"{folder}: no finished report in it", hint)
-    check_schema(folder, metadata)
-    try:
-        tables = {name: pq.read_table(folder / f"{name}.parquet") for name in ("matrices", "tensors", "residual")}
-    except (OSError, pa.ArrowException) as error:
-        raise ShadowError(
-            f"{folder}: its report cannot be read ({type(error).__name__})", "run the audit again"
-        ) from error
-    if len({(table.schema.metadata or {}).get(METADATA_KEY) for table in tables.values()}) > 1:
-        raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
+    metadata = required_metadata(folder)
+    tables = read_tables(folder, ("matrices", "tensors", "residual"))
+    if not len(tables["tensors"]):
+        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
     summary = summarise(tables, metadata)
+    if missing := absent(folder):
+        summary = replace(summary, warnings=[*summary.warnings, absent_note(missing)])
     try:
         return with_scores(summary, read_kept(folder, metadata)), metadata
     except ShadowError as error:  # the numbers do not rest on them
@@ -421,7 +411,12 @@ def _by_component(rows: Rows) -> list[dict[str, Any]]:
                 **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks),
             }
         )
-    return sorted(found, key=lambda row: rules.components.index(row["component"]))
+    return sorted(found, key=lambda row: _place(rules.components, row["component"]))
+
+
+def _place(known: Sequence[str], name: str) -> tuple[int, str]:
+    """Where a name stands among those of names.yaml; what only another version or a forged report has comes last."""
+    return (known.index(name) if name in known else len(known), name)
 
 
 def _without_overall(intervals: Intervals) -> Intervals:
@@ -465,7 +460,9 @@ def _by_module(rows: Rows) -> list[dict[str, Any]]:
                 **_bounds(intervals | whole.intervals, blocks),
             }
         )
-    return sorted(found, key=lambda row: (rules.components.index(row["component"]), rules.modules.index(row["module"])))
+    return sorted(
+        found, key=lambda row: (_place(rules.components, row["component"]), _place(rules.modules, row["module"]))
+    )
 
 
 def _by_layer(rows: Rows) -> list[dict[str, Any]]:

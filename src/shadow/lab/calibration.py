@@ -13,11 +13,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from shadow.footprint import label
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final
-from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, word
+from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, choose, word
 
 VERSION = 1  # of calibration.json; raised when a bound changes its meaning
+MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound
 DATA: Mapping[str, str] = {  # what a training is in the reference; dilutions and heavy repetition are neither
     **dict.fromkeys(("B", "Bk", "Bn"), "narrow"),
     **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
@@ -36,14 +38,15 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def fit(table: pd.DataFrame) -> list[Trainings]:
-    """The bounds of every size with every optimiser, and with all that it has been trained with where it has all."""
+    """The bounds of every size with every optimiser that has enough trainings, and with any where it has them all."""
     found = []
     for side, of_size in table.groupby("short_side"):
         for optimizer in (None, *OPTIMIZERS):
             own = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
             kinds = {data: own[own["data"] == data] for data in ("narrow", "broad")}
             complete = optimizer is not None or set(OPTIMIZERS) <= set(own["optimizer"])
-            if not complete or any(kind.empty for kind in kinds.values()):
+            enough = all(len(kind) >= MIN_TRAININGS and kind["base"].nunique() >= MIN_BASES for kind in kinds.values())
+            if not complete or not enough:
                 continue
             bounds = {name: _bound(kinds["narrow"][name], kinds["broad"][name], way) for name, way in VOTES.items()}
             found.append(Trainings(int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds))
@@ -69,7 +72,10 @@ def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
 
 
 def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
-    """False alarms and misses of `shadow compare`, small and large bases together."""
+    """False alarms and misses of `shadow compare`, small and large bases together.
+
+    Misses are told of warm bases and of cold ones: to these, broad data are new, which concentrates as narrowness does.
+    """
     kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
     same = kinds[kinds["regime_first"] == kinds["regime_second"]]
     main, control = (kinds[kinds["pair"] == pair] for pair in ("BC", "AD"))
@@ -80,11 +86,13 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
         found.append(
             rate("compare: repetition (D) and its control (A) called different", _told(control), control["base"])
         )
-    if len(main):
-        missed = main["verdict"] != "more concentrated"
-        found.append(rate("compare: narrow (B) not called more concentrated than broad (C)", missed, main["base"]))
-        reverse = main["verdict"] == "less concentrated"
-        found.append(rate("compare: narrow (B) called less concentrated than broad (C)", reverse, main["base"]))
+    cold = main["base"].str.contains("-cold-")
+    for which, own in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
+        if len(own):
+            missed, reverse = own["verdict"] != "more concentrated", own["verdict"] == "less concentrated"
+            what = "compare: narrow (B)"
+            found.append(rate(f"{what} not called more concentrated than broad (C){which}", missed, own["base"]))
+            found.append(rate(f"{what} called less concentrated than broad (C){which}", reverse, own["base"]))
     return found
 
 
@@ -101,10 +109,9 @@ def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
     for base in sorted(set(table["base"])):
         fitted = fit(table[table["base"] != base])
         for row in table[table["base"] == base].to_dict("records"):
-            optimizer = row["optimizer"] if known else None
-            own = [one for one in fitted if one.short_side == row["short_side"] and one.optimizer == optimizer]
-            if own:
-                rows.append({**row, "word": word(row, own[0])[0]})
+            own = choose(fitted, row["short_side"], row["optimizer"] if known else None)
+            if own is not None and own.short_side == row["short_side"]:
+                rows.append({**row, "word": word(row, own)[0]})
     return pd.DataFrame(rows, columns=[*table.columns, "word"])
 
 
@@ -122,6 +129,35 @@ def label_rates(table: pd.DataFrame) -> list[Rate]:
             missed = own["word"] != "concentrated"
             found.append(rate(f"label: narrow data not called concentrated, {told}", missed, own["base"]))
     return found
+
+
+def copy_labels(runs: pd.DataFrame) -> pd.DataFrame:
+    """The copies of bases, each with the label that it gets against bounds fitted without its base."""
+    trainings, last = reference(runs), final(runs)
+    rows = []
+    for base, own in last[last["kind"] == "copied"].groupby("base"):
+        fitted = fit(trainings[trainings["base"] != base])
+        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
+            row = {str(name): value for name, value in record.items()}
+            stopped = [gate for gate in row["stopped"].split(",") if gate]
+            given, _ = label(stopped, row, choose(fitted, row["width"], None), "no reference")
+            rows.append({**row, "label": given})
+    return pd.DataFrame(rows, columns=[*last.columns, "label"])
+
+
+def copy_rates(runs: pd.DataFrame) -> list[Rate]:
+    """How often the label takes for a training what is none, and how often it misses a planted change."""
+    copies = copy_labels(runs)
+    if copies.empty:
+        return []
+    planted = copies["regime"] == "planted"
+    none, strong = copies[~planted], copies[planted]
+    called = none["label"].isin(["concentrated", "distributed"])
+    missed = strong["label"] != "concentrated"
+    return [
+        rate("label: a rounded, noisy, unrelated or identical copy called either", called, none["base"]),
+        rate("label: four planted directions in noise not called concentrated", missed, strong["base"]),
+    ]
 
 
 def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, Any]) -> str:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from shadow.compare import MARGIN
-from shadow.footprint import label
-from shadow.lab.calibration import fit, label_rates, left_out_words, reference, verdict_rates
+from shadow.lab.calibration import (
+    MIN_BASES,
+    MIN_TRAININGS,
+    copy_labels,
+    copy_rates,
+    fit,
+    label_rates,
+    left_out_words,
+    reference,
+    verdict_rates,
+)
 from shadow.lab.design import COPIES, MAIN, REGIMES, SCALES, TREATMENTS
 from shadow.lab.findings import (
     NORM,
@@ -39,13 +48,14 @@ SHOWN = (  # columns of the table of regimes
 )  # fmt: skip
 COLOURS = {"A": "#7f7f7f", "B": "#d55e00", "C": "#0072b2", "D": "#009e73"}  # Okabe and Ito 2008
 MADE = {"bf16": "both sides stored as bf16", "averaged": "weights averaged over runs"}
+ABOUT_FIGURE = "Concentration by regime and base, along the runs, and of B and C by treatment"
 MOST_COLUMNS = 24  # of the table of what separates
 
 
 def page(tables: dict[str, pd.DataFrame], preset: str) -> str:
-    """The whole page, ending with a newline."""
+    """The whole page, ending with a newline; the figure is beside it, as lab.svg."""
     runs, comparisons = tables["runs"], tables["comparisons"]
-    parts = [_head(runs, preset)]
+    parts = [_head(runs, preset), f"![{ABOUT_FIGURE}](lab.svg)"]
     for scale in SCALES:
         own = main_runs(runs, scale)
         if len(own):
@@ -92,6 +102,8 @@ def _draw_paths(axis: Axes, runs: pd.DataFrame) -> None:
         path = own.sort_values("share")
         axis.plot(path[NORM].astype(float), path[OUTCOME].astype(float), color=COLOURS[str(regime)], lw=0.6, alpha=0.6)
     axis.set_xscale("log")
+    axis.set_xticks([0.02, 0.03, 0.04, 0.06], ["0.02", "0.03", "0.04", "0.06"])
+    axis.minorticks_off()
     axis.set_xlabel("relative norm")
     axis.set_title("small bases, along the runs", loc="left")
 
@@ -100,7 +112,10 @@ def _draw_treatments(axis: Axes, runs: pd.DataFrame) -> None:
     rows = treatments(runs, "small")
     names = list(dict.fromkeys(row.treatment for row in rows))
     for row in rows:
-        value, place = row.concentration, len(names) - 1 - names.index(row.treatment)
+        value, place = (
+            row.concentration,
+            len(names) - 1 - names.index(row.treatment) + (0.12 if row.regime == "B" else -0.12),
+        )
         if value.value is not None:
             spread = (
                 [[value.value - value.low], [value.high - value.value]]
@@ -323,12 +338,32 @@ def rates_table(rates: Iterable[Rate]) -> str:
 
 
 def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
-    rates = [*(verdict_rates(comparisons) if len(comparisons) else []), *label_rates(reference(runs))]
+    rates = [
+        *(verdict_rates(comparisons) if len(comparisons) else []),
+        *label_rates(reference(runs)),
+        *copy_rates(runs),
+    ]
     if not rates:
         return ""
     return (
         "## How often it errs\n\nOf `shadow compare`, every two runs of a base; of the label, every training against "
-        f"bounds fitted without its base. Intervals are Clopper and Pearson's, over bases.\n\n{rates_table(rates)}"
+        f"bounds fitted without its base. Intervals are Clopper and Pearson's, over bases."
+        f"{_sizes(comparisons)}\n\n{rates_table(rates)}"
+    )
+
+
+def _sizes(comparisons: pd.DataFrame) -> str:
+    """How large differences are where there is none to find, and where there is one: what the margin rests on."""
+    if comparisons.empty:
+        return ""
+    warm = comparisons[~comparisons["base"].str.contains("-cold-")]
+    same = warm.loc[warm["regime_first"] == warm["regime_second"], "difference"].abs()
+    true = warm.loc[(warm["regime_first"] == "B") & (warm["regime_second"] == "C"), "difference"]
+    if same.empty or true.empty:
+        return ""
+    return (
+        f" Paired differences in concentration of two seeds of one regime were at most {same.max():.3f}, of B and C at "
+        f"least {true.min():.3f} (warm bases); the margin of `shadow compare` is {MARGIN:g}."
     )
 
 
@@ -353,35 +388,22 @@ def _words(runs: pd.DataFrame) -> str:
     ]  # fmt: skip
     if bounds:
         heads = ["short side, optimiser", "narrow", "broad", "concentrated above", "distributed below"]
-        parts.append(f"### Bounds of concentration\n\n{table(heads, bounds)}")
-    copies = final(runs)
-    copies = copies[copies["kind"] == "copied"]
+        few = f"Fewer than {MIN_TRAININGS} trainings of a kind, or than {MIN_BASES} bases, make no bounds."
+        parts.append(f"### Bounds of concentration\n\n{few}\n\n{table(heads, bounds)}")
+    copies = copy_labels(runs)
     if len(copies):
         rows = [
-            [
-                COPIES[str(how)],
-                str(len(own)),
-                told(own["concentration"].astype(float).median()),
-                _copy_labels(own, found),
-            ]
+            [COPIES[str(how)], str(len(own)), told(own["concentration"].astype(float).median()), _copy_labels(own)]
             for how, own in copies.groupby("regime")
         ]
         parts.append(f"### Pairs that no training made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}")
     return "\n\n".join(parts)
 
 
-def _copy_labels(copies: pd.DataFrame, trainings: pd.DataFrame) -> str:
-    """The labels of copies of bases, each against bounds fitted without its base, and how many have each."""
-    labels = Counter[str]()
-    for base, own in copies.groupby("base"):
-        fitted = fit(trainings[trainings["base"] != base])
-        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
-            row = {str(name): value for name, value in record.items()}
-            near = [one for one in fitted if one.short_side == row["width"] and one.optimizer is None]
-            stopped = [gate for gate in row["stopped"].split(",") if gate]
-            given, reason = label(stopped, row, near[0] if near else None, "no reference")
-            labels[f"{given} ({reason})" if stopped else given] += 1
-    return ", ".join(f"{count} {text}" for text, count in labels.most_common())
+def _copy_labels(copies: pd.DataFrame) -> str:
+    """How many copies have each label, with the gates that stopped one."""
+    told = copies["label"] + copies["stopped"].map(lambda gates: f" ({gates.replace(',', ', ')})" if gates else "")
+    return ", ".join(f"{count} {text}" for text, count in Counter(told).most_common())
 
 
 def _limits() -> str:

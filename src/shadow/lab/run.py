@@ -25,8 +25,5 @@ def run(
     tables = collect(chosen, out)
     write(tables, out)
     figure(tables, out / "lab.svg")
-    text = page(tables, preset)
-    (out / "lab.md").write_text(
-        f"{text}\n![Concentration by regime, along the runs, and by treatment](lab.svg)\n", "utf-8"
-    )
+    (out / "lab.md").write_text(page(tables, preset), encoding="utf-8")
     return tables

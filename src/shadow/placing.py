@@ -1,0 +1,87 @@
+"""Results that a person asked for by path: there whole or not at all, and never over what somebody else made."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shadow.errors import ShadowError
+from shadow.report import remove_empty
+
+Recognise = Callable[[Path], bool]
+FULL = 28  # errno of a full disk
+
+
+@contextlib.contextmanager
+def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
+    """A path beside output to write a file or folder to: it becomes output when the block ends, and else vanishes.
+
+    is_ours says of what lies at output whether the same command made it and nothing was added; that is replaced.
+    Raises ShadowError for anything else there, which is left alone, and when the disk cannot be written.
+    """
+    _require_free(output, is_ours, what)
+    parent = output.absolute().parent
+    there = next((one for one in (parent, *parent.parents) if os.path.isdir(one)), parent)  # noqa: PTH112 - no error
+    aside = parent / f".{output.name[:80]}.{secrets.token_hex(4)}.tmp"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _flush(aside)
+        _require_free(output, is_ours, what)
+        _replace(aside, output)
+    except OSError as error:
+        hint = "free some space" if error.errno == FULL else "choose another place with -o"
+        raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
+    finally:
+        if os.path.isdir(parent):  # noqa: PTH112 - no error
+            for path in parent.glob(f"{glob.escape(aside.name)}*"):  # and what a database keeps beside its file
+                _remove(path)
+        if parent != there:
+            remove_empty(parent, there)
+
+
+def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
+    try:
+        free = not os.path.lexists(output) or (not output.is_symlink() and is_ours(output))
+    except OSError:  # a name that is too long, a folder that may not be read: said when it is written
+        return
+    if not free:
+        raise ShadowError(
+            f"{output} is there already, and is not or not only {what}", "move it away, or choose another place with -o"
+        )
+
+
+def _flush(aside: Path) -> None:
+    """Onto the disk, before it gets its name."""
+    for folder, _, names in os.walk(aside) if aside.is_dir() else [(str(aside.parent), [], [aside.name])]:
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _replace(aside: Path, output: Path) -> None:
+    """Give aside its name. No folder can be renamed over another: the former one steps aside, and back on failure."""
+    if not output.is_dir():
+        aside.replace(output)
+        return
+    former = aside.with_suffix(".old")
+    output.rename(former)
+    try:
+        aside.rename(output)
+    except BaseException:
+        former.rename(output)
+        raise
+    _remove(former)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Generated parts of the pages in docs/, from the command objects, the tables of columns and the modules themselves."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from shadow.cli import app
+from shadow.diagnostics import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
+
+ROOT = Path(__file__).parents[1]
+DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)
+
+
+def cell(text: str) -> str:
+    """Text as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "&#124;")
+
+
+def commands(command: Any = None, path: str = "shadow") -> Iterator[tuple[str, Any]]:
+    """Every command by what is typed, groups before what they hold."""
+    command = command or typer.main.get_command(app)
+    yield path, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{path} {name}")
+
+
+def command_line() -> str:
+    """Every command with its usage, its help and its options, as Markdown."""
+    out = []
+    for path, command in commands():
+        context = command.make_context(path, [], resilient_parsing=True)
+        out += [f"## {path}", "", f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```", ""]
+        out += [(command.help or "").strip(), ""]
+        records = [one.get_help_record(context) for one in command.params]
+        if shown := [record for record in records if record]:
+            out += ["| argument or option | what | without it |", "|---|---|---|"]
+            out += [_row(*record) for record in shown] + [""]
+        inner = getattr(command, "commands", {})
+        out += [f"- `{path} {name}`: {one.get_short_help_str(200)}" for name, one in inner.items()]
+        out += [""] if inner else []
+    return "\n".join(out).strip()
+
+
+def _row(typed: str, text: str) -> str:
+    """A row of the table of a command: what is typed, what it is, its default."""
+    text, _, extra = text.partition("  [")
+    told = dict(part.partition(": ")[::2] for part in extra.removesuffix("]").split("; ") if part)
+    default = told.pop("default", "")
+    text += "".join(f" Variable: `{value}`." if name == "env var" else f" {name}." for name, value in told.items())
+    return f"| `{cell(typed)}` | {cell(text)} | {f'`{default}`' if default else ''} |"
+
+
+def pitfalls() -> str:
+    """What each column can be mistaken for, as a list."""
+    return "\n".join(f"- `{column.name}`: {column.pitfalls}" for column in DIAGNOSTICS if column.pitfalls)
+
+
+def modules() -> str:
+    """Every module of the package with the first sentence of its docstring."""
+    out = ["| module | what |", "|---|---|"]
+    for file in sorted((ROOT / "src" / "shadow").rglob("*.py")):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        first = re.split(r"(?<=[.:]) (?=[A-Z])", text.split("\n\n")[0].replace("\n", " "))[0]
+        out.append(f"| `{file.relative_to(ROOT / 'src')}` | {cell(first)} |")
+    return "\n".join(out)
+
+
+def cost() -> str:
+    """The table of benchmarks/README.md against WeightWatcher, without its frame."""
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    rows = {
+        line.split("│")[1].strip(): [part.strip() for part in line.split("│")[2:-1]]
+        for line in text.splitlines()
+        if line.startswith("│")
+    }
+    out = ["| | WeightWatcher 0.7.7 | `default` | `fast` | `exact` |", "|---|---|---|---|---|"]
+    names = {"wall, s": "seconds", "CPU, s": "CPU seconds", "resident, GiB": "resident memory, GiB"}
+    names |= {"anonymous, GiB": "of it not file cache, GiB"}
+    return "\n".join([*out, *(f"| {what} | {' | '.join(rows[name])} |" for name, what in names.items())])
+
+
+def opening() -> str:
+    """What the README says before its first heading of a part, for the first page of the site."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text.partition("\n## ")[0].partition("\n")[2].strip()

@@ -1,0 +1,332 @@
+"""What the README and the pages of docs/ show is what the code does, and every link of theirs leads somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import os
+import re
+import shlex
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pages
+import pandas as pd
+import polars as pl
+import pytest
+import readme
+import tutorial
+import yaml
+from hub import Hub
+from markdown_it import MarkdownIt
+
+from shadow.export import FORMATS
+from shadow.lists import read_list
+from shadow.registry import load_families
+
+ROOT = readme.ROOT
+PAGES = (*readme.MARKED, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md")
+RUN_ELSEWHERE = {"ci.md", "tutorial.md"}  # tests/test_workflow.py, and tests/test_real.py with the weights
+SITE = ROOT / "docs" / "site" / "mkdocs.yml"
+BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def named(file):
+    return str(file.relative_to(ROOT))
+
+
+def blocks(file, language, *, run=False):
+    """The code blocks of a language, without those that are marked as not run if these are asked for."""
+    found = BLOCK.findall(file.read_text(encoding="utf-8"))
+    return [text for mark, of, text in found if of == language and not (run and mark)]
+
+
+def shown(file, *, run=False):
+    """The words of every `shadow` command that a page shows."""
+    lines = "".join(blocks(file, "console", run=run)).splitlines()
+    return [shlex.split(line[2:], comments=True)[1:] for line in lines if line.startswith("$ shadow ")]
+
+
+def tokens(file):
+    return MarkdownIt("commonmark").enable("table").parse(file.read_text(encoding="utf-8"))
+
+
+def anchors(file):
+    """The anchors that GitHub gives the headings of a page: lower case, without punctuation, spaces as hyphens."""
+    found, parsed = [], tokens(file)
+    for opening, inline in itertools.pairwise(parsed):
+        if opening.type == "heading_open":
+            text = "".join(child.content for child in inline.children)
+            slug = re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+            found.append(slug if slug not in found else f"{slug}-{found.count(slug)}")
+    return found
+
+
+def links(file):
+    for token in tokens(file):
+        for child in token.children or ():
+            if child.type == "link_open":
+                yield child.attrs["href"]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [(name, file) for name, files in readme.places().items() for file in files or [readme.README]],
+    ids=lambda one: one if isinstance(one, str) else one.name,
+)
+def test_generated_parts_are_up_to_date(name, file):
+    """Tables, commands and the demo's output are what the code makes (`make docs` writes them); none has no place."""
+    assert readme.part(file.read_text(encoding="utf-8"), name) == readme.BLOCKS[name]()
+
+
+@pytest.mark.parametrize("file", PAGES, ids=named)
+def test_every_mark_is_of_a_part_that_is_made(file):
+    """No part is left between marks that nothing writes any more."""
+    opened = re.findall(r"<!-- ([\w-]+) -->", file.read_text(encoding="utf-8"))
+    assert all(name in readme.BLOCKS or name == "real" or name.startswith("tutorial-") for name in opened)
+    assert len(opened) == len(set(opened))
+
+
+@pytest.mark.parametrize("file", PAGES, ids=named)
+def test_every_link_leads_somewhere(file):
+    """To a file of the repository and, after a #, to a heading of it; nothing leads to a place on a machine."""
+    for href in links(file):
+        assert not href.startswith(("/", "file:", "http://")), href
+        if href.startswith("https://"):
+            continue
+        path, _, anchor = href.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), href
+        assert not anchor or anchor in anchors(target), href
+
+
+def test_anchors_are_those_of_github():
+    """Code and punctuation in a heading, and the words between."""
+    found = anchors(ROOT / "docs" / "compare.md")
+    assert {"compare-reports", "the-file-of-compare--o"} <= set(found)
+    assert "exit-codes-and-variables" in anchors(readme.README)
+
+
+@pytest.mark.parametrize("file", PAGES, ids=named)
+def test_every_command_that_is_shown_exists(file):
+    """Commands, options and numbers of arguments are taken by the command line itself; nothing is run."""
+    for words in shown(file):
+        command = dict(pages.commands())["shadow"]
+        while getattr(command, "commands", None):
+            command, words = command.commands[words[0]], words[1:]
+        command.make_context(command.name, words)
+
+
+def test_a_command_with_an_unknown_option_would_be_found():
+    """The test above can fail: an option that no command has is refused by name."""
+    command = dict(pages.commands())["shadow audit"]
+    with pytest.raises(Exception, match="--nonsense"):
+        command.make_context("audit", ["demo", "--nonsense"])
+
+
+@pytest.fixture
+def audited(tmp_path, monkeypatch, shadow):
+    """A folder in which `shadow audit demo -o reports` was run, and where the files that pages name lie."""
+    shadow("audit", "demo", "-o", "reports").assert_done()
+    (tmp_path / "scores.csv").write_text(readme.demo_scores())
+    (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
+    (tmp_path / "mine").symlink_to(ROOT / "registry" / "demo" / "broad")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TO_RUN = [file for file in readme.MARKED if file.name not in RUN_ELSEWHERE and shown(file, run=True)]
+
+
+@pytest.mark.parametrize("file", TO_RUN, ids=named)
+def test_every_command_that_is_shown_runs(file, audited, shadow):
+    """In its order, with the demo's checkpoints where others are named; but those that are marked as not run."""
+    demo = ROOT / "registry" / "demo"
+    here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
+    with Hub() as hub:
+        for base, tuned in (("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"), ("org/base", "org/tuned")):
+            hub.add(base, demo / "base", revisions={"v1.0": demo / "base"})
+            hub.add(tuned, demo / "narrow")
+        for words in shown(file, run=True):
+            env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(audited / "home")}
+            done = shadow(*(str(here.get(word, word)) for word in words), env=env)
+            assert done.code == 0, (words, done.err)
+            assert {"clean", "export", "figure", "report"} & set(words) or done.out
+
+
+def test_the_readme_has_commands():
+    """The session of a stranger is there: more than a dozen commands."""
+    assert len(shown(readme.README, run=True)) > 12
+
+
+@pytest.mark.parametrize("file", PAGES, ids=named)
+def test_every_script_is_python(file):
+    """Each ```python block compiles."""
+    for text in blocks(file, "python"):
+        compile(text, named(file), "exec")
+
+
+def printed_by(script):
+    """What a script of a page prints, run as it stands."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(script, {})
+    return out.getvalue()
+
+
+def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
+    """Both run as they stand on the demo's report."""
+    assert "attn.q" in printed_by(blocks(readme.README, "python")[0])
+    (sql,) = blocks(readme.README, "sql")
+    rows = duckdb.sql(sql).fetchall()
+    assert len(rows) == 5
+    assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
+
+
+def test_every_export_opens_in_the_line_that_is_shown(audited):
+    """The demo in every format under its default name; each line, and those of the partitioned dataset, gives rows."""
+    for to in FORMATS:
+        subprocess.run([readme.SHADOW, "export", "reports", "--to", to], check=True, capture_output=True)
+    for to, form in FORMATS.items():
+        if to != "hf-dataset-folder":  # tests/test_export.py opens it where `datasets` is installed
+            assert len(eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})) in (60, 180)
+    (dataset,) = blocks(ROOT / "docs" / "export.md", "python")
+    found = {}
+    exec(dataset, found)
+    assert [len(found[name]) for name in ("a", "b", "c")] == [180, 180, 180]
+    for name in ("a", "b"):
+        assert set(found[name]["pair"]) == {"base..narrow", "base..broad"}
+
+
+def test_the_document_of_the_schema_is_up_to_date():
+    """docs/schema.md is what the code makes."""
+    assert readme.TABLES_OF_REPORTS.read_text(encoding="utf-8") == readme.schema_document()
+
+
+def test_the_script_of_the_python_page_reads_the_demo(audited):
+    """It prints the label, the concentration and the version of the first pair."""
+    (script,) = blocks(ROOT / "docs" / "api.md", "python")
+    told = json.loads((audited / "reports" / "demo" / "base..narrow" / "summary.json").read_text())
+    said = printed_by(script)
+    assert said.startswith(f"{told['label']} {told['figures']['concentration']} ")
+
+
+def test_the_pool_audits_the_demo(tmp_path):
+    """The script runs as it stands, prints a label for each pair, and leaves an index of them."""
+    (script,) = blocks(ROOT / "docs" / "lists.md", "python")
+    (tmp_path / "pool.py").write_text(script)
+    done = subprocess.run([sys.executable, "pool.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = json.loads((tmp_path / "pool" / "index.json").read_text())
+    assert [(row["family"], row["pair"], row["state"]) for row in told["pairs"]] == [
+        ("demo", "base..broad", "done"),
+        ("demo", "base..narrow", "done"),
+    ]
+    assert done.stdout == f"{[row['label'] for row in reversed(told['pairs'])]}\n"
+
+
+def test_family_files_that_are_shown_load(tmp_path):
+    """The one of the README and the tutorial's, with the pairs that the text speaks of."""
+    found = {}
+    for name, text in (("a", blocks(readme.README, "yaml")[0]), ("b", blocks(tutorial.PAGE, "yaml")[0])):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    for family in ("my-7b", "rxnfp"):
+        found[family] = [pair.name for pair in load_families(tmp_path)[family].pairs]
+    assert found == {"my-7b": ["base..sft", "sft..dpo"], "rxnfp": ["base..ft", "base..ft-10k"]}
+
+
+def test_the_list_that_is_shown_is_a_list(tmp_path):
+    """Three entries: a family, a glob, two checkpoints."""
+    (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
+    assert len(read_list(str(tmp_path / "families.yaml"))) == 3
+
+
+def test_every_source_of_a_column_is_cited():
+    """Author and year of the tables stand among the sources of the methods."""
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## Sources")[2]
+    named = {year for column in pages.DIAGNOSTICS for year in re.findall(r"(\w+) (\d{4})\b", column.source)}
+    assert len(named) > 10
+    assert not [(author, year) for author, year in named if not re.search(rf"{author}\b.* {year}", text)]
+
+
+def test_every_variable_that_is_read_is_in_the_readme():
+    """Of the names that the package reads from its environment."""
+    source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
+    read = set(re.findall(r"environ(?:\.get\(|\.setdefault\(|\[)\"(\w+)\"", source))
+    read |= set(re.findall(r'"(HF_\w+|HUGGING_FACE_\w+)"', source)) | set(re.findall(r'envvar="(\w+)"', source))
+    told = readme.README.read_text(encoding="utf-8").partition("## Exit codes and variables")[2]
+    assert {"SHADOW_REGISTRY", "HF_TOKEN", "GITHUB_STEP_SUMMARY"} <= read
+    assert not [name for name in read if f"`{name}`" not in told]
+
+
+def test_the_python_page_has_modules_that_are_there():
+    """Each ::: of the page imports, and says what it is."""
+    modules = re.findall(r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    assert {"shadow.run", "shadow.summary", "shadow.compare"} <= set(modules)
+    assert all(importlib.import_module(name).__doc__ for name in modules)
+
+
+def test_every_page_is_in_the_navigation():
+    """And nothing else but the pages that the hooks add."""
+    text = SITE.read_text(encoding="utf-8")
+    nav = set(re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE))
+    added = {"guide.md", "changelog.md", "benchmarks.md"}
+    assert nav == {file.name for file in (ROOT / "docs").glob("*.md")} | added
+    assert "font: false" in text
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, and what the builder said."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(SITE), "--site-dir", str(folder)]
+    variables = os.environ | {"NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9", "SOURCE_DATE_EPOCH": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    return folder, [line for line in done.stderr.splitlines() if line.startswith(("WARNING", "ERROR"))]
+
+
+def test_the_site_builds_without_a_warning(site):
+    """Links, anchors, navigation and docstrings are in order."""
+    assert not site[1]
+
+
+def test_the_site_has_every_module_and_command(site):
+    """The Python page has the functions that programs call, the page of commands every command."""
+    folder = site[0]
+    python = (folder / "api" / "index.html").read_text(encoding="utf-8")
+    for name in ("shadow.run.run_pair", "shadow.summary.read_summary", "shadow.compare.compare", "shadow.lists.select"):
+        assert f'id="{name}"' in python
+    commands = (folder / "cli" / "index.html").read_text(encoding="utf-8")
+    assert all(f'id="{path.replace(" ", "-")}"' in commands for path, _ in pages.commands())
+
+
+def test_the_site_needs_and_tells_nothing_of_elsewhere(site):
+    """No script, style, font or image comes from another host, and no page holds a path of this machine."""
+    for file in site[0].rglob("*.html"):
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"<(?:script|img|iframe|source)[^>]*src=\"?(?:https?:)?//", text), file
+        assert not re.search(r"<link[^>]*(?:stylesheet|preconnect|icon)[^>]*href=\"?(?:https?:)?//", text), file
+        assert str(ROOT) not in text
+        assert str(Path.home()) + "/" not in text.replace(" ~/", "")
+
+
+def test_the_yaml_of_the_site_is_read_as_it_stands():
+    """No key is there twice, which YAML would pass over."""
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader, node):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys))
+        return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    Strict.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
+    assert yaml.load(SITE.read_text(encoding="utf-8"), Strict)["theme"]["font"] is False

@@ -1,0 +1,665 @@
+"""Exports say what the Parquet files of the reports say, read back by the tools that they are for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+from urllib.parse import unquote
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from reports import delta, places, write
+
+from shadow.cli import _report_folders
+from shadow.diagnostics import REPORTS, RESIDUAL, SPECTRA, TABLES
+from shadow.errors import ShadowError, UsageError
+from shadow.export import FORMATS, export
+from shadow.formats import MANIFEST, code_span, neutral, partition
+from shadow.report import arrow_schema
+
+NAMES = ("reports", "matrices", "tensors", "residual", "spectra")
+FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
+HOSTILE = (  # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
+    ("=HYPERLINK(\"http://x\",'a')", "+1..-1"),
+    ('\'); DROP TABLE "matrices"; --', 'base"..x'),
+    ("../../evil/pair=%2e%41 é\t", "a=b/..c\\d"),
+    ("- &a [b]: {c}\n---\n::error::", "`code` | <b>$x^2$</b> @user #1 http://x"),
+    ("\x1b[31m\u202e\u2028", "@SUM(1)\r\n..'"),
+    ("demo", "base..narrow"),
+)
+
+
+def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True, residual: bool = True) -> Path:
+    """A finished report of hostile names and of numbers that are hard to write down."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for index, where in enumerate(places(3)):
+        name = ("=1+1", "'quoted", "-x", 'a,"b"\r\nc', "\ttab", "{plain}")[index % 6]
+        hard = float(random.standard_normal() * 10.0 ** int(random.integers(-300, 300)))
+        rows.append(
+            delta(0.1 + 0.05 * index, where, tensor=f"{name}{index}", spikes=index, sigma_scale=hard, cosine=1 / 3)
+        )
+    rows[0] |= {"null_edge": math.nan, "alpha": math.inf, "verified": True}
+    rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
+    write(folder, rows, family=family, pair=pair, label="not assessable", gates=[{"name": "x", "figure": None}])
+    metadata = pq.read_schema(folder / "matrices.parquet").metadata
+    matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
+    if spectra:
+        kept = [column.name for column in SPECTRA if column.name != "sigma"]
+        found = [{name: row[name] for name in kept} | {"sigma": random.random(5).tolist()} for row in matrices]
+        found[0]["sigma"] = [1.0, math.nan, 0.0]
+        put(folder / "spectra.parquet", found, SPECTRA, metadata)
+    if residual:
+        row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2, "energy": 0.1}
+        put(folder / "residual.parquet", [{**row, "layer": layer} for layer in (None, 0, 1)], RESIDUAL, metadata)
+    return folder
+
+
+def put(path, rows, columns, metadata):
+    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata), path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Six reports in one folder, two folders deep, of hostile families and pairs; one without spectra and residual."""
+    top = tmp_path_factory.mktemp("runs")
+    for seed, (family, pair) in enumerate(HOSTILE):
+        folder = top / f"f{seed // 2}" / f"p{seed}"
+        toy(folder, family, pair, seed, spectra=seed != 3, residual=seed != 3)
+        if seed == 3:
+            (folder / "residual.parquet").unlink()  # as the first reports were
+    return top
+
+
+@pytest.fixture(scope="module")
+def folders(runs):
+    return sorted(path.parent for path in runs.rglob("matrices.parquet"))
+
+
+@pytest.fixture(scope="module")
+def exported(folders, tmp_path_factory):
+    """The same reports in every format, by its name."""
+    out = tmp_path_factory.mktemp("exported")
+    for to in FORMATS:
+        export(folders, to, out / to)
+    return {to: out / to for to in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def truth(folders):
+    """The rows that every format must have, by table, from the Parquet files alone: null where a number is none."""
+    found = {name: [] for name in NAMES}
+    for folder in folders:
+        told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
+        where = {"family": told["family"], "pair": told["pair"]}
+        for name in NAMES[1:]:
+            path = folder / f"{name}.parquet"
+            for row in pq.read_table(path).to_pylist() if path.exists() else []:
+                found[name].append({key: plain(value) for key, value in (row | where).items()})
+        found["reports"].append(where)
+    return found
+
+
+def plain(value):
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def same(found, wanted, columns=None):
+    """The same rows in any order, number for number, with -0.0 apart from 0.0."""
+    names = [name for name in wanted[0] if columns is None or name in columns]
+    assert len(found) == len(wanted)
+    key = [sorted(repr([row[name] for name in names]) for row in rows) for rows in (found, wanted)]
+    assert key[0] == key[1]
+
+
+def frame_rows(frame):
+    """The rows of a pandas frame as Python values, null for NaN."""
+    return [{name: None if is_null(value) else pythonic(value) for name, value in row.items()}
+            for row in frame.astype(object).to_dict("records")]  # fmt: skip
+
+
+def is_null(value):
+    return not isinstance(value, list | np.ndarray) and pd.isna(value)
+
+
+def pythonic(value):
+    return [plain(float(one)) if isinstance(one, float) else one for one in value.tolist()] if isinstance(
+        value, np.ndarray
+    ) else value.item() if isinstance(value, np.generic) else value  # fmt: skip
+
+
+# CSV
+
+
+def cells(folder, name):
+    with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_csv_reads_back_with_the_standard_library(exported, truth, name):
+    """Every cell, by the type of its column: numbers exactly, lists as JSON, text without the apostrophe before it."""
+    back = {
+        "int": int,
+        "float": float,
+        "bool": {"true": True, "false": False}.__getitem__,
+        "string": lambda text: text.removeprefix("'"),
+    }
+    types = {column.name: column.type for column in TABLES[name].exported}
+    found = [
+        {key: None if text == "" else back.get(types[key], json.loads)(text) for key, text in row.items()}
+        for row in cells(exported["csv"], name)
+    ]
+    same(found, truth[name])
+    assert list(found[0]) == [column.name for column in TABLES[name].exported]
+
+
+def test_csv_is_that_of_rfc_4180_and_holds_no_formula(exported):
+    """CRLF ends a row, UTF-8 without a mark, every row has as many fields; no text cell begins like a formula."""
+    for name in NAMES:
+        raw = (exported["csv"] / f"{name}.csv").read_bytes()
+        assert raw.endswith(b"\r\n")
+        assert not raw.startswith(b"\xef\xbb\xbf")
+        rows = cells(exported["csv"], name)
+        assert all(None not in row and None not in row.values() for row in rows)
+        for column in TABLES[name].exported:
+            if column.type == "string":
+                assert not any(row[column.name][:1] in set("=+-@\t\r\n") - {""} for row in rows)
+
+
+@given(st.text())
+def test_neutral_text_is_no_formula_and_comes_back(text):
+    """For any text: it does not begin like a formula, and without one apostrophe at its beginning it is the text."""
+    found = neutral(text)
+    assert not found.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
+    assert found.removeprefix("'") == text
+
+
+EXACT = {} if int(pd.__version__.partition(".")[0]) >= 3 else {"float_precision": "round_trip"}
+
+
+def test_csv_reads_back_with_pandas_polars_and_duckdb(exported, truth):
+    """The numbers of matrices.csv, bit for bit, and the text as it stands in the file."""
+    path = exported["csv"] / "matrices.csv"
+    numbers = [column.name for column in TABLES["matrices"].columns if column.type in ("int", "float")]
+    found = {
+        "pandas": frame_rows(pd.read_csv(path, **EXACT)),
+        "polars": pl.read_csv(path, infer_schema_length=None).to_dicts(),
+        "duckdb": frame_rows(duckdb.read_csv(str(path), sample_size=-1).df()),
+    }
+    for rows in found.values():
+        assert [row["tensor"] for row in rows] == [neutral(row["tensor"]) for row in truth["matrices"]]
+        for name in numbers:
+            wanted = [row[name] for row in truth["matrices"]]
+            got = [None if row[name] is None else type(want)(row[name]) for row, want in zip(rows, wanted, strict=True)]
+            assert got == wanted, name
+
+
+def test_the_data_package_describes_every_file(exported):
+    """datapackage.json names every CSV file and every column in order, and its types are those that they have."""
+    package = json.loads((exported["csv"] / "datapackage.json").read_text())
+    assert [one["path"] for one in package["resources"]] == [f"{name}.csv" for name in NAMES]
+    for one in package["resources"]:
+        heads = list(cells(exported["csv"], one["name"])[0])
+        assert [field["name"] for field in one["schema"]["fields"]] == heads
+    types = {field["name"]: field["type"] for field in package["resources"][2]["schema"]["fields"]}
+    assert (types["shape"], types["layer"], types["relative_norm"], types["tensor"]) == (
+        "array", "integer", "number", "string",
+    )  # fmt: skip
+
+
+# JSON and Arrow
+
+
+def forbidden(text):
+    raise AssertionError(f"{text} is no JSON")
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_json_lines_are_the_rows(exported, truth, name):
+    """One ASCII line a row with every key, no NaN; polars and pandas read the same file."""
+    path = exported["json"] / f"{name}.jsonl"
+    lines = path.read_bytes().decode("ascii").splitlines()
+    rows = [json.loads(line, parse_constant=forbidden) for line in lines]
+    same(rows, truth[name])
+    assert {tuple(row) for row in rows} == {tuple(column.name for column in TABLES[name].exported)}
+    assert pl.read_ndjson(path, infer_schema_length=None).height == len(rows)
+    assert duckdb.read_json(str(path)).shape == (len(rows), len(rows[0]))
+    texts = pd.read_json(path, lines=True, dtype={"tensor": str})
+    if "tensor" in rows[0]:
+        assert texts["tensor"].tolist() == [row["tensor"] for row in truth[name]]
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_arrow_files_are_the_rows(exported, truth, name):
+    """Feather 2 for pandas and Arrow IPC for polars, with the types of the report, and what each column is."""
+    path = exported["arrow"] / f"{name}.arrow"
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    same(table.to_pylist(), truth[name])
+    assert table.schema.equals(arrow_schema(TABLES[name].exported))
+    assert pyarrow.feather.read_table(path).equals(table)
+    same(pl.read_ipc(path).to_dicts(), truth[name])
+    same(frame_rows(pd.read_feather(path)), truth[name], [c.name for c in TABLES[name].exported if c.type == "float"])
+    about = json.loads(table.schema.metadata[b"shadow"])
+    assert (about["schema"], about["table"], len(about["reports"])) == (1, name, len(HOSTILE))
+    if name == "matrices":
+        assert b"ln(null_participation_ratio" in table.schema.field("concentration").metadata[b"formula"]
+
+
+# The partitioned dataset
+
+
+def dataset(exported, name):
+    return str(exported["parquet"] / name)
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
+    """pandas, Polars and DuckDB: the same rows, and family and pair from the path, whatever they are called."""
+    folder = dataset(exported, name)
+    integers = {column.name for column in TABLES[name].exported if column.type == "int"}  # floats in pandas, with null
+    same(frame_rows(pd.read_parquet(folder)), truth[name], {*truth[name][0]} - integers)
+    same(pl.scan_parquet(folder).collect().to_dicts(), truth[name])
+    rows = duckdb.sql(f"FROM '{folder}/*/*/*.parquet'")
+    names = [column[0] for column in rows.description]
+    same([dict(zip(names, row, strict=True)) for row in rows.fetchall()], truth[name])
+
+
+def test_a_filter_reads_one_partition(exported, truth):
+    """Family and pair are columns that can be asked for."""
+    folder, family = dataset(exported, "matrices"), HOSTILE[1][0]
+    wanted = sum(row["family"] == family for row in truth["matrices"])
+    assert len(pd.read_parquet(folder, filters=[("family", "==", family)])) == wanted
+    assert pl.scan_parquet(folder).filter(pl.col("family") == family).collect().height == wanted
+    query = f"SELECT count(*) FROM '{folder}/*/*/*.parquet' WHERE family = ?"
+    assert duckdb.execute(query, [family]).fetchone() == (wanted,)
+
+
+def test_the_files_of_the_dataset_lie_in_it(exported):
+    """TABLE/family=F/pair=P/part-0.parquet, five names deep, each of plain letters; no column twice."""
+    paths = [path.relative_to(exported["parquet"]) for path in exported["parquet"].rglob("*.parquet")]
+    assert len(paths) == len(NAMES) * len(HOSTILE)
+    for path in paths:
+        assert re.fullmatch(r"\w+/family=[\w.~%-]+/pair=[\w.~%-]+/part-0\.parquet", path.as_posix(), re.ASCII)
+        assert not {"family", "pair"} & set(pq.read_schema(exported["parquet"] / path).names)
+
+
+@given(st.text(min_size=1))
+def test_a_partition_is_one_folder_whose_name_comes_back(text):
+    """For any value: one plain name in a path, from which the value can be read again."""
+    try:
+        found = partition("family", text)
+    except ShadowError:
+        assert text == "__HIVE_DEFAULT_PARTITION__"
+        return
+    assert re.fullmatch(r"family=[\w.~%-]+", found, re.ASCII)
+    assert unquote(found.removeprefix("family=")) == text
+
+
+def test_a_name_that_would_read_as_null_is_refused(tmp_path):
+    """Hive's word for null is no name of a partition; the other formats take it."""
+    folder = toy(tmp_path / "a", "__HIVE_DEFAULT_PARTITION__", "x", 0)
+    with pytest.raises(ShadowError, match="would read as null"):
+        export([folder], "parquet", tmp_path / "out")
+    export([folder], "sqlite", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "out"}
+
+
+# Databases
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
+    """Every value as SQLite stores it: integers, reals, text, null; lists are JSON, booleans 0 and 1."""
+    with sqlite3.connect(exported["sqlite"]) as base:
+        base.row_factory = sqlite3.Row
+        rows = [dict(row) for row in base.execute(f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal')]
+    back = {"ints": json.loads, "floats": json.loads, "bool": bool}
+    for row in rows:
+        for column in TABLES[name].exported:
+            if row[column.name] is not None:
+                row[column.name] = back.get(column.type, lambda value: value)(row[column.name])
+    assert [row.pop("ordinal") for row in rows][:3] == [0, 1, 2]
+    unsigned = [{key: 0.0 if value == 0.0 and isinstance(value, float) else value for key, value in row.items()}
+                for row in truth[name]]  # fmt: skip
+    same(rows, unsigned)  # SQLite has no -0.0
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_duckdb_has_the_rows_with_their_types(exported, truth, name):
+    """Every value as DuckDB stores it, lists as lists; every column has a comment."""
+    with duckdb.connect(str(exported["duckdb"]), read_only=True) as base:
+        rows = base.sql(f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal')
+        heads = [column[0] for column in rows.description]
+        found = [dict(zip(heads, row, strict=True)) for row in rows.fetchall()]
+        types = dict(
+            base.sql(f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{name}'").fetchall()
+        )
+        bare = "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND table_name = ?"
+        assert base.execute(bare, [name]).fetchone() == (0,)
+    same(found, truth[name])
+    sql = {
+        "string": "VARCHAR",
+        "int": "BIGINT",
+        "float": "DOUBLE",
+        "bool": "BOOLEAN",
+        "ints": "BIGINT[]",
+        "floats": "FLOAT[]",
+    }
+    assert {column.name: sql[column.type] for column in TABLES[name].exported}.items() <= types.items()
+
+
+@pytest.mark.parametrize("to", ["sqlite", "duckdb"])
+def test_databases_have_keys_views_and_a_description(exported, truth, to):
+    """No row is there twice, or without its report; `deltas` is the deltas; `schema_columns` says what is what."""
+    copy = exported[to].with_name(f"copy-of-{to}")
+    shutil.copy(exported[to], copy)
+    connect, fault = (sqlite3.connect, sqlite3.Error) if to == "sqlite" else (duckdb.connect, duckdb.Error)
+    base = connect(str(copy))
+    try:
+        if to == "sqlite":
+            base.execute("PRAGMA foreign_keys = ON")
+            assert base.execute("PRAGMA user_version").fetchone() == (1,)
+            assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            plan = base.execute(
+                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language' AND module = 'mlp.up'"
+            )
+            assert "matrices_by_place" in str(plan.fetchall())
+        with pytest.raises(fault):
+            base.execute("INSERT INTO matrices (family, pair, ordinal) SELECT family, pair, 0 FROM reports LIMIT 1")
+        with pytest.raises(fault):
+            base.execute("INSERT INTO matrices (family, pair, ordinal) VALUES ('nobody', 'a..b', 0)")
+        count = base.execute("SELECT count(*) FROM deltas").fetchone()[0]
+        assert count == sum(row["subject"] == "delta" for row in truth["matrices"])
+        described = base.execute(
+            "SELECT column_name FROM schema_columns WHERE table_name = 'matrices' ORDER BY place"
+        ).fetchall()
+        heads = [column[0] for column in base.execute("SELECT * FROM matrices LIMIT 0").description]
+        assert [row[0] for row in described] == heads
+        families = base.execute("SELECT family, pair FROM reports ORDER BY family, pair").fetchall()
+        assert families == sorted(HOSTILE)
+    finally:
+        base.close()
+
+
+def test_without_duckdb_the_hint_says_what_to_install(folders, tmp_path, monkeypatch):
+    """DuckDB is an extra: without it one line and the command; nothing is written."""
+    monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
+    with pytest.raises(ShadowError, match="not installed") as caught:
+        export(folders, "duckdb", tmp_path / "x.duckdb")
+    assert caught.value.hint == "pip install 'shadow-audit[duckdb]'"
+    assert not list(tmp_path.iterdir())
+
+
+# The dataset folder
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_the_files_of_the_dataset_folder_are_the_rows(exported, truth, name):
+    """The Parquet file that the card names for a config has its rows."""
+    folder = exported["hf-dataset-folder"]
+    (path,) = (one["data_files"][0]["path"] for one in front(folder)["configs"] if one["config_name"] == name)
+    same(pq.read_table(folder / path).to_pylist(), truth[name])
+
+
+def front(folder):
+    """The front matter of the card; its text must not end it early."""
+    _, yaml_text, body = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    assert body.startswith("\n# Spectra")
+    return yaml.safe_load(yaml_text)
+
+
+def test_names_in_the_card_are_text(exported):
+    """Names are one line of YAML text and code spans in Markdown: no link, mention, markup or control character."""
+    folder = exported["hf-dataset-folder"]
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert text.replace("\n", "").isprintable()
+    assert isinstance(front(folder)["pretty_name"], str)
+    assert [one["config_name"] for one in front(folder)["configs"] if one.get("default")] == ["matrices"]
+    rows = text.partition("## Reports")[2].partition("##")[0].strip().splitlines()[2:]
+    assert len(rows) == len(HOSTILE)
+    for row in rows:
+        assert len(re.findall(r"(?<!\\)\|", row)) == 6
+        outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", row)
+        assert set(outside) <= set("| ")
+
+
+@given(st.text())
+def test_a_code_span_holds_any_text(text):
+    """For any text: one run of backticks opens it, the next of that length ends it, and no bar ends the cell."""
+    found = code_span(text)
+    fence = re.match("`*", found)[0]
+    inner = found[len(fence) : len(found) - len(fence)] if fence else ""
+    assert found == f"{fence}{inner}{fence}"
+    assert fence == "" or not re.search(rf"(?<!`){fence}(?!`)", inner)
+    assert not re.search(r"(?<!\\)\|", found)
+    assert found.isprintable()
+
+
+def test_the_hub_client_loads_the_folder(exported, truth, tmp_path):
+    """`datasets.load_dataset(folder, table)`, where the package is installed, gives the rows."""
+    datasets = pytest.importorskip("datasets")
+    folder = str(exported["hf-dataset-folder"])
+    assert sorted(datasets.get_dataset_config_names(folder)) == sorted(NAMES)
+    for name in NAMES[1:]:
+        rows = datasets.load_dataset(folder, name, split="train", cache_dir=str(tmp_path))
+        same(rows.to_list(), truth[name])
+
+
+# Whole or not at all, and nowhere else
+
+
+def tree(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_path, to):
+    """Twice to one place: the second takes the first's. The reports are as before, nothing lies beside the export."""
+    before = tree(runs)
+    target = tmp_path / "new" / "out"
+    for some in (folders[:2], folders):
+        done = export(some, to, target)
+        assert (done.reports, done.rows["matrices"]) == (len(some), 27 * len(some))
+    assert [path.name for path in tmp_path.rglob("*") if path.parent.name in ("new", tmp_path.name)] == ["new", "out"]
+    assert tree(runs) == before
+    if to != "duckdb":  # whose files hold random numbers
+        export(folders, to, tmp_path / "again")
+        first, second = (tree(p) if p.is_dir() else p.read_bytes() for p in (target, tmp_path / "again"))
+        assert first == second
+
+
+def spoil_file(path):
+    path.write_text("somebody's")
+
+
+def spoil_folder(path):
+    path.mkdir()
+    (path / "notes.txt").write_text("somebody's")
+
+
+@pytest.mark.parametrize("spoil", [spoil_file, spoil_folder, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_is_somebody_elses_is_refused_and_stays(folders, tmp_path, to, spoil):
+    """A file, a folder, an empty folder, a link at the place: one line, and all is as before."""
+    spoil(tmp_path / "out")
+    before = tree(tmp_path), (tmp_path / "out").is_symlink()
+    with pytest.raises(ShadowError, match="is there already"):
+        export(folders[:1], to, tmp_path / "out")
+    assert (tree(tmp_path), (tmp_path / "out").is_symlink()) == before
+
+
+def added_file(path):
+    (path / "mine.txt").write_text("x")
+
+
+def changed_file(path):
+    next(file for file in sorted(path.rglob("*")) if file.is_file()).open("a").write("x")
+
+
+def removed_manifest(path):
+    (path / MANIFEST).unlink()
+
+
+@pytest.mark.parametrize("touch", [added_file, changed_file, removed_manifest])
+@pytest.mark.parametrize("to", FOLDERS)
+def test_an_export_that_somebody_touched_is_not_replaced(folders, tmp_path, to, touch):
+    """A file added, changed or taken away: refused."""
+    export(folders[:1], to, tmp_path / "out")
+    touch(tmp_path / "out")
+    before = tree(tmp_path)
+    with pytest.raises(ShadowError, match="not only an export"):
+        export(folders[:1], to, tmp_path / "out")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("to", ["sqlite", "duckdb"])
+@pytest.mark.parametrize("statement", ["CREATE TABLE notes (text TEXT)", "CREATE VIEW mine AS SELECT 1 AS one"])
+def test_a_database_with_more_in_it_is_not_replaced(folders, tmp_path, to, statement):
+    """A table or view of somebody's own is not lost."""
+    export(folders[:1], to, tmp_path / "out")
+    base = (sqlite3 if to == "sqlite" else duckdb).connect(str(tmp_path / "out"))
+    base.execute(statement)
+    base.close()
+    with pytest.raises(ShadowError, match="not only an export"):
+        export(folders[:1], to, tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_broken_report_leaves_the_former_export(folders, tmp_path, to):
+    """The last of several reports is cut: an error, and what was exported before is still there, whole."""
+    good, bad = (shutil.copytree(folders[0], tmp_path / name) for name in ("good", "bad"))
+    rename(bad, pair="another")
+    export([good], to, tmp_path / "out")
+    before = tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()
+    (bad / "tensors.parquet").write_bytes((bad / "tensors.parquet").read_bytes()[:-9])
+    with pytest.raises(ShadowError, match="cannot be read"):
+        export([good, bad], to, tmp_path / "out")
+    assert (tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"good", "bad", "out"}
+
+
+def rename(folder, **told):
+    """Other metadata in every file of a report."""
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
+        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path, to):
+    """No file may grow beyond 6,000 bytes: exit 1, one line, and neither the export nor a part of it."""
+    error = shadow("export", runs, "--to", to, "-o", "new/out", file_size=6000).assert_refused()
+    assert "cannot write" in error
+    assert not list(tmp_path.iterdir())
+
+
+# What goes in
+
+
+def test_some_tables_only(folders, tmp_path):
+    """`--table` leaves the others out; the table of reports is always there."""
+    done = export(folders, "csv", tmp_path / "out", ["residual"])
+    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"reports.csv", "residual.csv"}
+    assert list(done.rows) == ["reports", "residual"]
+    with pytest.raises(UsageError, match="no table 'weights'"):
+        export(folders, "csv", tmp_path / "out", ["weights"])
+
+
+def test_the_table_of_reports_says_how_each_was_made(exported, folders):
+    """Family, pair, checkpoints and settings, and all the metadata as JSON."""
+    rows = {
+        (row["family"], row["pair"]): row
+        for row in pa.ipc.open_file(exported["arrow"] / "reports.arrow").read_all().to_pylist()
+    }
+    assert set(rows) == set(HOSTILE)
+    assert list(next(iter(rows.values()))) == [column.name for column in REPORTS]
+    for folder in folders:
+        told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
+        row = rows[told["family"], told["pair"]]
+        assert json.loads(row["metadata"]) == told
+        assert (row["base_repo"], row["base_fingerprint"], row["base_commit"]) == ("./base", "0" * 64, None)
+        assert (row["precision"], row["nulls"], row["schema"], row["relation"]) == ("default", 0, 1, "tuned")
+        assert (row["label"], json.loads(row["gates"])[0]["name"]) == ("not assessable", "x")
+
+
+def test_metadata_without_sense_are_null_or_text(tmp_path):
+    """Wrong types, numbers that are none, halves of letters: written as text or null, in every format."""
+    method = {"precision": "x", "nulls": "many", "seed": 10**40, "subspaces": 1}
+    odd = {"settings": {"method": method, "relation": ["a"]},
+           "label": {"a": math.nan}, "seconds": math.inf, "family": "half \ud800 letter"}  # fmt: skip
+    folder = toy(tmp_path / "a", "x", "y", 0)
+    rename(folder, **odd)
+    for to in FORMATS:
+        export([folder], to, tmp_path / to)
+    (row,) = (json.loads(line) for line in (tmp_path / "json" / "reports.jsonl").read_text().splitlines())
+    assert (row["nulls"], row["seed"], row["subspaces"], row["seconds"]) == (None, None, None, None)
+    assert (row["relation"], row["label"], row["family"]) == ('["a"]', '{"a": null}', "half ? letter")
+
+
+def test_two_reports_of_one_pair_are_refused(folders, tmp_path):
+    """They would be one set of rows twice."""
+    twin = shutil.copytree(folders[0], tmp_path / "twin")
+    with pytest.raises(ShadowError, match="both reports of"):
+        export([folders[0], twin], "csv", tmp_path / "out")
+
+
+def test_text_that_is_none_is_refused(folders, tmp_path):
+    """Bytes that are no UTF-8 in a report: one line, nothing written."""
+    folder = shutil.copytree(folders[0], tmp_path / "a")
+    table = pq.read_table(folder / "tensors.parquet")
+    broken = pa.array([b"\xff"] * len(table)).view("string")
+    place = table.column_names.index("tensor")
+    pq.write_table(table.set_column(place, "tensor", broken), folder / "tensors.parquet")
+    with pytest.raises(ShadowError, match="cannot be read"):
+        export([folder], "csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
+    """Without -o the export is called after RUN, in the working folder; data on stdout there is none."""
+    done = shadow("export", runs, "--to", "sqlite")
+    assert done.assert_done() == ""
+    assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err
+    assert "1 of 6 reports were made before these were added" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == [f"{runs.name}.sqlite"]
+
+
+def test_an_export_inside_run_is_no_report(runs, folders, tmp_path):
+    """Written into the folder of the reports, none of the formats is taken for one of them."""
+    top = shutil.copytree(runs, tmp_path / "runs")
+    for to in FORMATS:
+        export(folders, to, top / f"in-{to}")
+    assert len(_report_folders(top)) == len(HOSTILE)
+
+
+def test_wrong_usage_of_export(shadow, runs, tmp_path):
+    """No report there, a name that is too long, a format or table that is none."""
+    assert "no such folder" in shadow("export", "nowhere", "--to", "csv").assert_refused()
+    (tmp_path / "empty").mkdir()
+    assert "no finished report" in shadow("export", "empty", "--to", "csv").assert_refused()
+    assert "too long" in shadow("export", "x" * 5000, "--to", "csv").assert_refused().lower()
+    assert "too long" in shadow("export", runs, "--to", "csv", "-o", "x" * 5000).assert_refused().lower()
+    assert "too long" in shadow("export", runs, "--to", "csv", "-o", f"{'x' * 5000}/y").assert_refused().lower()
+    assert shadow("export", runs, "--to", "xlsx").code == 2
+    assert "no table" in shadow("export", runs, "--to", "csv", "--table", "x").assert_refused(code=2)

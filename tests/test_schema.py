@@ -1,0 +1,206 @@
+"""`shadow schema` is the schema of the files, and reports that were made before the newest columns stay readable."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reports import uniform
+
+from shadow.diagnostics import DELTA, MATRICES, TABLES
+from shadow.report import ARROW
+from shadow.schema import ARROW as NAMED
+from shadow.schema import is_later
+from shadow.tables import STORED, absent, absent_note
+
+SHADOW = Path(sys.executable).parent / "shadow"
+LATER = (  # what schema 1 got after the first reports had been made
+    "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
+    "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio", "col_participation_ratio", "rows_changed",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder in which one pair of the demo was audited into out/."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run([SHADOW, "audit", "demo:base..narrow", "-o", "out"], cwd=folder, check=True, capture_output=True,
+                   env=os.environ | {"COLUMNS": "200"})  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def run(demo, tmp_path):
+    """A copy of its report."""
+    return shutil.copytree(demo / "out" / "demo" / "base..narrow", tmp_path / "out" / "demo" / "base..narrow")
+
+
+def rewrite(folder, change=lambda table: table, **told):
+    """Other columns or metadata in every file of a report."""
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
+        pq.write_table(change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path)
+
+
+def made_before(folder):
+    """What the first version of schema 1 would have written: without the later columns, without residual.parquet."""
+    (folder / "residual.parquet").unlink()
+    rewrite(folder, lambda table: table.drop_columns([name for name in LATER if name in table.column_names]))
+    return folder
+
+
+# The schema
+
+
+def test_the_schema_is_that_of_the_files(demo, shadow):
+    """Names, order and types of every column, as they stand in the Parquet files of an audit."""
+    told = {name: json.loads(shadow("schema", name, "--format", "json").assert_done()) for name in STORED}
+    folder = demo / "out" / "demo" / "base..narrow"
+    names = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
+             "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32())}  # fmt: skip
+    assert {path.stem for path in folder.glob("*.parquet")} == set(STORED)
+    for name in STORED:
+        table = told[name]["tables"][name]
+        found = pq.read_schema(folder / table["file"])
+        assert [(column["name"], names[column["arrow"]]) for column in table["columns"]] == [
+            (field.name, field.type) for field in found
+        ]
+    assert told["spectra"]["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
+    assert {kind: names[text] for kind, text in NAMED.items()} == ARROW
+
+
+def test_columns_that_say_never_null_never_are(demo):
+    """In an audit, a column without a null case holds no null in the rows that it is for."""
+    matrices = pq.read_table(demo / "out" / "demo" / "base..narrow" / "matrices.parquet").to_pylist()
+    for column in MATRICES:
+        rows = [row for row in matrices if column not in DELTA or row["subject"] == "delta"]
+        if not column.null:
+            assert all(row[column.name] is not None for row in rows), column.name
+
+
+def test_the_schema_for_people(shadow):
+    """Without a table an overview of all, with one a row for each column; a wrong name gets the nearest."""
+    overview = shadow("schema").assert_done()
+    for name, table in TABLES.items():
+        assert name in overview
+        listed = shadow("schema", name).assert_done()
+        assert all(column.name in listed for column in table.columns)
+    assert "later" in shadow("schema", "matrices").out
+    assert "no table 'matrix'" in shadow("schema", "matrix").assert_refused(code=2)
+
+
+def test_the_first_columns_stay_and_the_later_ones_are_known():
+    """No column of the first reports has gone; what was added since is marked as later, and only that."""
+    for table in TABLES.values():
+        assert table.first <= {column.name for column in table.columns}
+    later = [column.name for column in TABLES["matrices"].columns if is_later(TABLES["matrices"], column)]
+    assert set(LATER) <= set(later)
+    assert not set(LATER) & TABLES["matrices"].first
+
+
+# Reports that were made before
+
+
+def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, tmp_path):
+    """What it lacks is null and named in a warning; every other figure is that of the whole report."""
+    whole = json.loads((run / "summary.json").read_text())
+    made_before(run)
+    (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    (warning,) = told["warnings"]
+    assert warning.startswith("made before these were added, which are null here: ")
+    assert "rank_ceiling" in warning
+    gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
+    assert gone == {
+        "reading_participation_ratio", "reading_participation_ratio_stacked", "writing_participation_ratio",
+        "writing_participation_ratio_stacked", "embedding_row_participation_ratio", "embedding_rows_changed",
+    }  # fmt: skip
+    assert all(told["figures"][name] is None for name in gone)
+    assert told["modules"] == whole["modules"]
+    assert "made before these were added" in " ".join(shadow("show", "out").assert_done().split())
+
+
+def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
+    """The other commands read it too; an export says what is null."""
+    shutil.copytree(run, tmp_path / "whole")
+    made_before(run)
+    told = json.loads(shadow("compare", "out", "whole", "--format", "json").assert_done())
+    assert told["contrasts"][0]["figures"][0]["difference"] == 0
+    done = shadow("export", "out", "--to", "json")
+    done.assert_done()
+    assert "1 of 1 reports were made before these were added" in done.err
+    rows = [json.loads(line) for line in (tmp_path / "out-json" / "matrices.jsonl").read_text().splitlines()]
+    assert all(row[name] is None for row in rows for name in LATER)
+    assert (tmp_path / "out-json" / "residual.jsonl").read_text() == ""
+    shadow("figure", "out", "--kind", "depth", "-o", "x.png").assert_done()
+
+
+def test_an_older_report_is_measured_again_by_the_same_audit(run, shadow, tmp_path):
+    """The same command makes the report whole; before that it does not say that there is nothing to do."""
+    made_before(run)
+    done = shadow("audit", "demo:base..narrow", "-o", "out")
+    done.assert_done()
+    assert "starting afresh" in done.err
+    assert absent(run) == []
+    assert "nothing to measure" in shadow("audit", "demo:base..narrow", "-o", "out").err
+
+
+@pytest.mark.parametrize("gone", ["concentration", "floor_ratio", "tensor"])
+def test_a_report_without_a_first_column_is_none(run, shadow, gone):
+    """Absent is null only where a column came later: a gate must not pass for want of its column."""
+    rewrite(run, lambda table: table.drop_columns([gone]) if gone in table.column_names else table)
+    assert "not a report of shadow (KeyError)" in shadow("show", "out").assert_refused()
+
+
+def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
+    """Schema 1 with one more column, as a newer version of it would have: read as if it were not there."""
+    wanted = shadow("show", "out").assert_done()
+    rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
+    assert shadow("show", "out").assert_done() == wanted
+    shadow("export", "out", "--to", "csv").assert_done()
+
+
+COMMANDS = {
+    "show": ("show", "out"),
+    "compare": ("compare", "out", "other"),
+    "export": ("export", "out", "--to", "csv"),
+    "figure": ("figure", "out", "--kind", "depth", "-o", "x.svg"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("schema", "hint"), [(2, "pip install --upgrade"), (0, "audit the pair again, or read it with")]
+)
+def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema, hint):
+    """A report of a newer and of an older schema, in every command: both schemas, both versions, what to do."""
+    uniform(tmp_path / "out", 0.4)
+    uniform(tmp_path / "other", 0.3)
+    rewrite(tmp_path / "out", lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
+            schema=schema, version="7.8.9")  # fmt: skip
+    done = shadow(*COMMANDS[command])
+    error = done.assert_refused()
+    assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error
+    assert error.endswith("which reads schema 1")
+    assert hint in done.err.splitlines()[1]
+
+
+@pytest.mark.parametrize("schema", [True, "2", None, 1.0, [1]])
+def test_a_schema_that_is_no_number_is_no_report(shadow, tmp_path, schema):
+    """Not taken for 1."""
+    uniform(tmp_path / "out", 0.4)
+    rewrite(tmp_path / "out", schema=schema)
+    assert "not a report of shadow" in shadow("show", "out").assert_refused()
+
+
+def test_the_note_names_a_few():
+    """Six names, then a number."""
+    assert absent_note(list("abcdefgh")).count(",") == 6
+    assert "a, b, c, d, e, f and 2 more" in absent_note(list("abcdefgh"))
