@@ -20,6 +20,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 PATIENCE = 120_000  # milliseconds after which a browser counts as hung, on a loaded machine
 
+expect.set_options(timeout=PATIENCE)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name it in CHROMIUM"),
@@ -222,9 +223,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     assert "172 × 64" in text
     page.locator("[data-control=metric]").select_option("participation_ratio")
     point_at(page, "attn.q", 2)
-    page.wait_for_function(
-        "document.querySelector('[data-chart=heat] .hovertext')?.textContent.includes('participation ratio')"
-    )
+    expect(page.locator("[data-chart=heat] .hovertext")).to_contain_text("participation ratio")
     assert (
         f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.3g}"
         in page.locator("[data-chart=heat] .hovertext").text_content()
@@ -254,17 +253,17 @@ def test_the_metric_is_switched_from_the_keyboard(one, opened):
         if select.evaluate("one => one === document.activeElement"):
             break
     assert select.evaluate("one => one === document.activeElement")
-    page.keyboard.type("relative n")
+    page.keyboard.press("ArrowDown")
     assert select.input_value() == "relative_norm"
-    page.wait_for_function("document.querySelector('[data-text=metric]').textContent.startsWith('relative norm')")
+    expect(page.locator("[data-text=metric]")).to_contain_text("relative norm: ")
     for (module, layer), row in found.items():
         assert heat(page)[f"{module} {'out' if layer is None else layer}"] == pytest.approx(
             row["relative_norm"], rel=1e-3
         )
     page.get_by_text("Table of this chart").first.click()
     table = page.locator("details.behind[data-table=heat] table")
-    assert table.locator("th").all_text_contents()[3] == "relative norm"
-    assert table.locator("tbody tr").count() == 4 * 8 + 1 + 4 * 5 + 1
+    expect(table.locator("th").nth(3)).to_have_text("relative norm")
+    expect(table.locator("tbody tr")).to_have_count(4 * 8 + 1 + 4 * 5 + 1)
 
 
 def test_base_and_tuned_can_be_looked_at(one, opened):
@@ -287,7 +286,7 @@ def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
     point_at(page, "attn.o", 6)
     page.mouse.down()
     page.mouse.up()
-    page.wait_for_function("document.querySelector('[data-text=spectra]').textContent.includes('layer 6 · attn.o')")
+    expect(page.locator("[data-text=spectra]")).to_contain_text("layer 6 · attn.o")
     spikes = deltas(one)["attn.o", 6]["spikes"]
     assert f"{spikes} singular value" in page.locator("[data-text=spectra]").text_content()
     drawn = page.evaluate(
@@ -351,16 +350,15 @@ def test_every_control_and_chart_has_a_name(one, opened):
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")
     unnamed = page.eval_on_selector_all(
         "select, input, button",
-        "all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))"
-        ".map(one => one.outerHTML)",
+        """all => all.filter(one => !(one.labels?.length || one.textContent.trim() || one.ariaLabel))
+        .map(one => one.outerHTML)""",
     )
     assert unnamed == []
     for details in page.locator("details.behind:visible > summary").all():
         details.click()
-    page.locator("details.behind[open] table").nth(5).wait_for(timeout=10_000)  # a table is made when it is opened
-    tables = page.eval_on_selector_all("details.behind[open] table", "all => all.map(one => one.rows.length)")
-    assert len(tables) == 6
-    assert min(tables) > 3
+    tables = page.locator("details.behind[open] table")
+    expect(tables).to_have_count(6)
+    assert min(tables.evaluate_all("all => all.map(one => one.rows.length)")) > 3
 
 
 # ---- it trusts nobody
@@ -386,7 +384,7 @@ def test_hostile_names_stay_text(tmp_path, opened):
     ticks = page.locator("[data-chart=ranking] .ytick text").all_text_contents()
     assert all(re.match(r"[ab]</script><img src=x onerror=alert", tick) for tick in ticks)
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
-    page.wait_for_function("document.querySelector('article:not([hidden]) [data-table=heat] table')")
+    page.wait_for_selector("article:visible [data-table=heat] table")
     assert page.locator("img, iframe, object, embed").count() == 0
     links = page.evaluate(
         "[...document.querySelectorAll('a')].map(one => one.getAttribute('href') ?? one.getAttribute('xlink:href'))"
