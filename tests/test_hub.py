@@ -175,7 +175,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "huggingf
     del sys.modules[name]
 gc.freeze()
 """
-    loop, wait = "for line in sys.stdin:", "    code = os.waitstatus_to_exitcode("
+    loop, wait = "for line in sys.stdin:", "    texts = []"
     assert loop in ZYGOTE
     assert wait in ZYGOTE
     code = ZYGOTE.replace(loop, warm + loop).replace(wait, f"    print(child, flush=True)\n{wait}")
