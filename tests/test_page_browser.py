@@ -217,7 +217,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     label.wait_for()
     text = label.text_content()
     assert "layer 5 · mlp.up" in text
-    assert f"concentration {row['concentration']:.3g}" in text
+    assert f"concentration {row['concentration']:.4g}" in text
     assert "under the null 0" in text
     assert re.search(r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % interval over 8 layers\)", text)
     assert "172 × 64" in text
@@ -225,7 +225,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     point_at(page, "attn.q", 2)
     expect(page.locator("[data-chart=heat] .hovertext")).to_contain_text("participation ratio")
     assert (
-        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.3g}"
+        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.4g}"
         in page.locator("[data-chart=heat] .hovertext").text_content()
     )
 

@@ -26,12 +26,13 @@ const clipped = (text, length) => {
 };
 const lines = (...parts) => parts.filter((part) => part !== null && part !== "").join("<br>");
 
-function number(value) {
+/** A number for people; the data have four digits, so that fewer would round twice. */
+function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e7) return value.toLocaleString("en").replace("-", "−");
-  if (size < 1e-3 || size >= 1e7) return value.toExponential(2).replace("-", "−");
-  return String(Number(value.toPrecision(size >= 1000 ? 4 : 3))).replace(/^-/, "−");
+  if (size < 1e-3 || size >= 1e7) return value.toExponential(digits - 1).replace("-", "−");
+  return String(Number(value.toPrecision(digits))).replace(/^-/, "−");
 }
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
 const range = (pair) => (pair ? `${number(pair[0])} to ${number(pair[1])}` : null);
@@ -245,7 +246,7 @@ function coloraxis(found, div) {
       tickfont: { size: 11.5 },
       ticktext: values.map((value, index) =>
         `${index === 0 && under ? "≤ " : index === 2 && over ? "≥ " : ""}${
-          number(found.log ? 10 ** value : Number(value.toPrecision(6)))
+          number(found.log ? 10 ** value : value, 3)
         }`
       ),
     },
