@@ -148,7 +148,9 @@ Object.assign(Pair.prototype, {
           tickfont: { color: colour("text") },
         }),
       }),
-      `Concentration of ${all.length} matrices by module, against a null of 0; the median is ${number(concentration, 2)}`,
+      `Concentration of ${all.length} matrices by module, against a null of 0; the median is ${
+        number(concentration, 2)
+      }`,
     );
     fill(
       this.behind("concentration"),
