@@ -217,7 +217,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     label.wait_for()
     text = label.text_content()
     assert "layer 5 · mlp.up" in text
-    assert f"concentration {row['concentration']:.3g}" in text
+    assert f"concentration {row['concentration']:.4g}" in text
     assert "under the null 0" in text
     assert re.search(r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % interval over 8 layers\)", text)
     assert "172 × 64" in text
@@ -225,7 +225,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     point_at(page, "attn.q", 2)
     expect(page.locator("[data-chart=heat] .hovertext")).to_contain_text("participation ratio")
     assert (
-        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.3g}"
+        f"under the null {deltas(one)['attn.q', 2]['null_participation_ratio']:.4g}"
         in page.locator("[data-chart=heat] .hovertext").text_content()
     )
 
@@ -341,10 +341,10 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
 
 
 def test_every_control_and_chart_has_a_name(one, opened):
-    """For a screen reader: charts are images with a text that tells their ends, and controls have labels."""
+    """For a screen reader: charts tell their ends, controls have labels, each chart has a table."""
     page = opened(one)
     for label in page.eval_on_selector_all(
-        ".plot[role=img]", "all => all.filter(one => one.offsetParent).map(one => one.ariaLabel)"
+        ".plot[role=group]", "all => all.filter(one => one.offsetParent).map(one => one.ariaLabel)"
     ):
         assert len(label) > 20
     assert "from" in page.locator("[data-chart=heat]").get_attribute("aria-label")

@@ -98,7 +98,7 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
         **drawn_cells(rows, tensors, cells, pairs),
         "spectra": spectra,
         "overall": {
-            "concentration": short(summary.figures["concentration"]),
+            "concentration": summary.figures["concentration"],
             "interval": _shorter(summary.intervals.get("concentration")),
         },
         "references": [{"name": name, "values": [short(value) for value in values]} for name, values in known.items()],

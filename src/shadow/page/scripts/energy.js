@@ -114,7 +114,7 @@ Object.assign(Pair.prototype, {
       }
       const near = Math.abs(concentration) < 0.12;
       annotations.push(
-        heading(`median ${number(concentration)}`, 1, {
+        heading(`median ${concentration.toFixed(2)}`, 1, {
           x: concentration,
           xref: "x",
           xanchor: near ? "left" : "center",
@@ -148,7 +148,9 @@ Object.assign(Pair.prototype, {
           tickfont: { color: colour("text") },
         }),
       }),
-      `Concentration of ${all.length} matrices by module, against a null of 0; the median is ${number(concentration)}`,
+      `Concentration of ${all.length} matrices by module, against a null of 0; the median is ${
+        number(concentration, 2)
+      }`,
     );
     fill(
       this.behind("concentration"),

@@ -26,12 +26,13 @@ const clipped = (text, length) => {
 };
 const lines = (...parts) => parts.filter((part) => part !== null && part !== "").join("<br>");
 
-function number(value) {
+/** A number for people; the data have four digits, so that fewer would round twice. */
+function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   if (Number.isInteger(value) && size < 1e7) return value.toLocaleString("en").replace("-", "−");
-  if (size < 1e-3 || size >= 1e7) return value.toExponential(2).replace("-", "−");
-  return String(Number(value.toPrecision(size >= 1000 ? 4 : 3))).replace(/^-/, "−");
+  if (size < 1e-3 || size >= 1e7) return value.toExponential(digits - 1).replace("-", "−");
+  return String(Number(value.toPrecision(digits))).replace(/^-/, "−");
 }
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
 const range = (pair) => (pair ? `${number(pair[0])} to ${number(pair[1])}` : null);
@@ -244,20 +245,24 @@ function coloraxis(found, div) {
       tickvals: values,
       tickfont: { size: 11.5 },
       ticktext: values.map((value, index) =>
-        `${index === 0 && under ? "≤ " : index === 2 && over ? "≥ " : ""}${
-          number(found.log ? 10 ** value : Number(value.toPrecision(6)))
-        }`
+        `${index === 0 && under ? "≤ " : index === 2 && over ? "≥ " : ""}${number(found.log ? 10 ** value : value, 3)}`
       ),
     },
   };
 }
 
-/** 1, 2, 5 times powers of ten from below the least to above the largest value. */
-function logTicks(values) {
-  const [first, last] = [Math.floor(Math.log10(Math.min(...values))), Math.ceil(Math.log10(Math.max(...values)))];
-  return [...Array(last - first + 1).keys()].flatMap((power) =>
-    [1, 2, 5].map((digit) => digit * 10 ** (first + power))
-  );
+/** The ends of a log axis that holds values: a factor of six at least, so that nearly equal ones look so. */
+function logSpan(values) {
+  const [low, high] = [Math.min(...values) / 1.25, Math.max(...values) * 1.25];
+  const wider = Math.max(1, Math.sqrt(6 * low / high));
+  return [low / wider, high * wider];
+}
+
+/** Powers of ten around a span, with 2 and 5 times these where there are few. */
+function logTicks([low, high]) {
+  const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
+  const digits = last - first > 3 ? [1] : [1, 2, 5];
+  return [...Array(last - first + 1).keys()].flatMap((power) => digits.map((digit) => digit * 10 ** (first + power)));
 }
 
 const layerTicks = (count, room) => {

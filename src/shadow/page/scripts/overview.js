@@ -114,6 +114,7 @@ class Overview {
 
   points(div, rows, x, y, more) {
     const labelled = rows.length <= 16 && width(div) > 600;
+    const middle = Math.sqrt(Math.max(...rows.map(x)) * Math.min(...rows.map(x))); // of an axis of positive values
     return [{
       type: "scatter",
       mode: labelled ? "markers+text" : "markers",
@@ -123,7 +124,7 @@ class Overview {
       hoverinfo: "text",
       cliponaxis: false,
       text: labelled ? rows.map((row) => safe(clipped(row.name, 30))) : undefined,
-      textposition: "top center",
+      textposition: rows.map((row) => x(row) > middle ? "middle left" : "middle right"),
       textfont: { size: 11, color: colour("soft") },
       ...more,
     }];
@@ -138,7 +139,8 @@ class Overview {
       error_y: this.errors(rows, "concentration", "interval"),
       hovertext: rows.map((row) => lines(...this.told(row))),
     });
-    const ticks = logTicks(rows.map((row) => 100 * row.relative_norm));
+    const span = logSpan(rows.map((row) => 100 * row.relative_norm));
+    const ticks = logTicks(span);
     draw(
       div,
       traces,
@@ -148,9 +150,9 @@ class Overview {
           type: "log",
           title: "relative norm",
           zeroline: false,
+          range: span.map(Math.log10),
           tickvals: ticks,
           ticktext: ticks.map((value) => `${number(Number(value.toPrecision(1)))} %`),
-          tickfont: { size: 9.6 },
         }),
         yaxis: axis({ title: "concentration", rangemode: "tozero" }),
       }),
