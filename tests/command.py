@@ -7,7 +7,7 @@ from dataclasses import dataclass
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
 ZYGOTE = """
 import json, os, resource, signal, sys, traceback
-import pyarrow.pandas_compat, shadow.architecture, shadow.cli, shadow.render, shadow.run
+import pyarrow.pandas_compat, shadow.architecture, shadow.cli, shadow.run, shadow.views.summary
 shadow.architecture.name_rules()
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)

@@ -35,8 +35,8 @@ from shadow.lists import select
 from shadow.merging import merge
 from shadow.pairing import Filter
 from shadow.registry import given_pair, parse_reference
-from shadow.render import batch_view
 from shadow.run import Settings, run_pair
+from shadow.views.batch import batch_view
 
 SHADOW = Path(sys.executable).parent / "shadow"
 EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
 from rich.console import Console
 
-from shadow.cli import compare as command
+from shadow.commands.reports import compare as command
 from shadow.compare import FIGURES, MARGIN, Comparison, compare
 from shadow.diagnostics import COMPARISON
 from shadow.errors import ShadowError
-from shadow.render import comparison_view
+from shadow.views.comparison import comparison_view
 
 SHADOW = Path(sys.executable).parent / "shadow"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"

@@ -22,8 +22,10 @@ from shadow.architecture import name_rules
 from shadow.delta import Method
 from shadow.pairing import Filter
 from shadow.registry import find_pairs, given_pair, load_families, parse_reference
-from shadow.render import _component_table, _module_table, _modules_apart, _plan_modules
 from shadow.run import Settings, run_pair
+from shadow.views.comparison import _modules_apart
+from shadow.views.plan import _plan_modules
+from shadow.views.summary import _component_table, _module_table
 
 SHADOW = Path(sys.executable).parent / "shadow"
 

@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
-from shadow.cli import _report_folders
+from shadow.commands.folders import reports_below
 from shadow.diagnostics import REPORTS, RESIDUAL, SPECTRA, TABLES
 from shadow.errors import ShadowError, UsageError
 from shadow.export import FORMATS, export
@@ -650,7 +650,7 @@ def test_an_export_inside_run_is_no_report(runs, folders, tmp_path):
     top = shutil.copytree(runs, tmp_path / "runs")
     for to in FORMATS:
         export(folders, to, top / f"in-{to}")
-    assert len(_report_folders(top)) == len(HOSTILE)
+    assert len(reports_below(top)) == len(HOSTILE)
 
 
 def test_wrong_usage_of_export(shadow, runs, tmp_path):

@@ -430,7 +430,7 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():
     """They stand twice, because the command line imports nothing heavy."""
-    from shadow.cli import ExportName, FigureName
+    from shadow.commands.options import ExportName, FigureName
     from shadow.export import FORMATS
 
     assert tuple(FigureName) == KINDS

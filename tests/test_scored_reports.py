@@ -20,11 +20,12 @@ from test_scores import harness, write
 from shadow.compare import MAX_REPORTS, compare
 from shadow.errors import ShadowError
 from shadow.gains import Scored
-from shadow.render import comparison_view, summary_view
 from shadow.report import PARTIAL
 from shadow.scores import read_scores
-from shadow.scores_view import scores_line, signed
 from shadow.summary import read_summary
+from shadow.views.comparison import comparison_view
+from shadow.views.scores import scores_line, signed
+from shadow.views.summary import summary_view
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.render import fixed, number, sparkline
+from shadow.views.typeset import fixed, number, sparkline
 
 SHADOW = Path(sys.executable).parent / "shadow"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"

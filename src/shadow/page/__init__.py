@@ -24,8 +24,8 @@ from shadow.footprint import GATES, MARGIN
 from shadow.page.cells import metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
-from shadow.render import REASONS
 from shadow.report import JOURNAL, PARTIAL, writing
+from shadow.views.skipped import REASONS
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
 TOP = 2000  # bytes within which it stands

@@ -15,8 +15,8 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from shadow.console import visible
-from shadow.render import fixed, number
-from shadow.scores_view import signed
+from shadow.views.scores import signed
+from shadow.views.typeset import fixed, number, share
 
 OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")  # our script, in this order
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -70,19 +70,12 @@ def policy(texts: Iterable[str]) -> str:
     )
 
 
-def percent(value: float | int | None) -> str:
-    """A share with two significant digits."""
-    if value is None:
-        return "–"
-    return f"{100 * value:.0f} %" if value >= 0.995 else f"{100 * value:.2g} %"
-
-
 def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
     """The form of the terminal with a dash for null and a minus sign."""
     return lambda value: "–" if value is None else form(value).replace("-", "−")
 
 
-FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": percent, "signed": _typeset(signed)}
+FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": _typeset(share), "signed": _typeset(signed)}
 
 
 def bounds(pair: Sequence[float] | None, form: str = "number") -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.console import visible
-from shadow.render import WIDE, fixed, number
+from shadow.views.typeset import WIDE, fixed, number
 
 if TYPE_CHECKING:
     from shadow.rank_correlation import Correlation, ScoredSet

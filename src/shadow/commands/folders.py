@@ -1,0 +1,36 @@
+"""The finished reports that a path stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shadow.errors import ShadowError
+
+
+def reports_below(run: Path) -> list[Path]:
+    """The pair folders at or up to two levels below a path."""
+    try:
+        if not run.is_dir():
+            raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
+        found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+    return found or [run]
+
+
+def reports_at(run: Path) -> list[Path]:
+    """The report in a folder, else all that lie below it."""
+    try:
+        return [run] if (run / "matrices.parquet").is_file() else reports_below(run)
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+
+
+def one_report(run: Path) -> Path:
+    """The only report at or below a path."""
+    found = reports_at(run)
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found[:5])
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise ShadowError(f"{run} holds {len(found)} reports: {names}{more}", "name one of them")
+    return found[0]

@@ -1,0 +1,96 @@
+"""`shadow plan`: what an audit would take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from shadow import console
+from shadow.commands.arguments import access_of, filter_of, selected
+from shadow.commands.audit import of_pair, tell_left_out
+from shadow.commands.options import (
+    DEFAULT_OUTPUT,
+    BaseReference,
+    Component,
+    FetchName,
+    FetchOption,
+    Format,
+    FormatOption,
+    Jobs,
+    Layer,
+    ListFile,
+    MaxDisk,
+    Module,
+    Offline,
+    Output,
+    Pickle,
+    Precision,
+    PrecisionName,
+    Registry,
+    ShardOption,
+    Tag,
+    Targets,
+    TunedReference,
+)
+from shadow.errors import ShadowError, UsageError
+
+if TYPE_CHECKING:
+    pass
+
+
+def plan(
+    targets: Targets = None,
+    base: BaseReference = None,
+    tuned: TunedReference = None,
+    listed: ListFile = None,
+    tag: Tag = None,
+    shard: ShardOption = None,
+    output: Output = DEFAULT_OUTPUT,
+    component: Component = None,
+    layer: Layer = None,
+    module: Module = None,
+    precision: Precision = PrecisionName.default,
+    jobs: Jobs = None,
+    allow_pickle: Pickle = False,
+    fetch: FetchOption = FetchName.auto,
+    max_disk: MaxDisk = None,
+    offline: Offline = False,
+    format: FormatOption = Format.table,
+    registry: Registry = None,
+) -> None:
+    """Tell what an audit would measure and take, from headers alone: nothing is measured, no weight is fetched.
+
+    Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
+    """
+    selection = selected(targets, base, tuned, registry, listed, tag, shard)
+    pairs = selection.own
+    chosen = filter_of(component or [], layer or [], module or [])
+    access = access_of(allow_pickle, offline, fetch, max_disk)
+    from shadow.delta import Method
+    from shadow.plan import DISK_HINT
+    from shadow.run import Settings, plan_pair
+    from shadow.views.plan import plan_view
+
+    tell_left_out(selection)
+    settings = Settings(Method(precision.value), chosen)
+    plans, faults = [], []
+    for pair in pairs:
+        try:
+            found = plan_pair(pair, settings, output, jobs=jobs, access=access, say=console.say)
+        except UsageError:
+            raise
+        except ShadowError as error:
+            faults.append(of_pair(error, pair, pairs))
+            console.complain(faults[-1])
+            continue
+        plans.append(found)
+        if format is Format.table:
+            console.show(plan_view(found, console.out.options.max_width))
+        if found["problem"]:
+            faults.append(of_pair(ShadowError(found["problem"], DISK_HINT), pair, pairs))
+            console.complain(faults[-1])
+    if format is Format.json:
+        console.show_json(plans)
+    if faults:
+        raise typer.Exit(1)

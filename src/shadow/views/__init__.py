@@ -1,0 +1,1 @@
+"""What was found -> rich renderables, for 80 columns and up. Pure: nothing here prints."""
