@@ -466,6 +466,40 @@ def test_an_output_folder_that_cannot_be_made_is_one_error_line(shadow, folders,
     shadow(*PAIR[:-1], "x/out", "--allow-pickle").assert_refused()
 
 
+LONG = f"{'n' * 300}/x/y"  # below a folder whose name no file system takes
+LONG_PATHS = {
+    "audit -o": (*PAIR[:-1], LONG),
+    "audit --base": ("audit", "--base", f"./{LONG}", "--tuned", "./tuned", "-o", "out"),
+    "audit --registry": ("audit", "fam", "--registry", LONG, "-o", "out"),
+    "audit --list": ("audit", "--list", LONG, "-o", "out"),
+    "audit --against": (*PAIR, "--against", LONG),
+    "audit --policy": (*PAIR, "--policy", LONG),
+    "audit --junit": (*PAIR, "--fail-on", "concentration > 1", "--junit", LONG),
+    "audit --scores": (*PAIR, "--scores", LONG),
+    "plan -o": ("plan", *PAIR[1:-1], LONG),
+    "show": ("show", LONG),
+    "clean": ("clean", "-o", LONG),
+    "merge": ("merge", LONG, "base"),
+    "merge from": ("merge", "out", LONG),
+    "compare": ("compare", LONG, "base"),
+    "gate": ("gate", LONG, "--fail-on", "concentration > 1"),
+    "export": ("export", LONG, "--to", "csv"),
+    "figure": ("figure", LONG, "--kind", "depth", "-o", "x.svg"),
+    "report": ("report", LONG),
+    "families --registry": ("families", "--registry", LONG),
+    "lab run": ("lab", "run", "--preset", "smoke", "-o", LONG),
+}
+
+
+@pytest.mark.parametrize("typed", LONG_PATHS)
+def test_a_path_that_no_file_system_takes_is_one_error_line(shadow, folders, tmp_path, typed):
+    """Wherever it is typed: never a traceback, and nothing is written."""
+    before = sorted(path.name for path in tmp_path.iterdir())
+    done = shadow(*LONG_PATHS[typed])
+    assert "too long" in done.assert_refused(2 if done.code == 2 else 1).lower()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
 @pytest.fixture
 def larger(folders):
     """The toy checkpoints with a matrix large enough that its journal entry exceeds a page."""

@@ -398,7 +398,7 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
     assert {path.name for path in tmp_path.iterdir()} == {"bare"}
 
 
-def test_a_report_of_nothing_is_one_line(tmp_path):
+def test_a_report_of_nothing_is_one_line(run, tmp_path):
     """All identical, no tensor at all, or nothing inside the layers."""
     same = {"tensor": "x", "component": "language", "layer": 0, "module": "mlp.up", "status": "identical"}
     with pytest.raises(ShadowError, match="no matrix changed"):
@@ -409,6 +409,9 @@ def test_a_report_of_nothing_is_one_line(tmp_path):
     for kind in ("depth", "heatmap"):
         with pytest.raises(ShadowError, match="inside a layer"):
             draw(kind, [outside], "svg", Choice())
+    for several in ([outside, run], [run, outside]):
+        with pytest.raises(ShadowError, match=f"{outside}: no matrix of language inside a layer"):
+            draw("depth", several, "svg", Choice())
     assert draw("modules", [outside], "svg", Choice())[0]
 
 

@@ -80,3 +80,8 @@ def main() -> None:
         # the reader (`| head`) has gone: let no flush at exit complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:  # of no file that a person could look at
+            raise
+        console.complain(ShadowError(f"{error.filename}: {error.strerror}"))
+        sys.exit(1)

@@ -564,8 +564,10 @@ TABLES = {
             "spectra", "spectra.parquet", "the singular values of a matrix and subject", SPECTRA,
             _names("tensor component layer module expert subject sigma"),
         ),
+        Table("batch", "batch.parquet, beside the reports of a list", "a pair of the list", BATCH),
         Table("reports", "exports only", "a report", REPORTS),
         Table("comparison", "compare -o", "a matrix of each two reports", COMPARISON),
         Table("summary", "summary.json, in figures", "a figure beside the medians of columns", FIGURES),
+        Table("scores", "summary.json, in scores, and compare", "a benchmark, or a correlation over reports", SCORES),
     )
 }  # fmt: skip

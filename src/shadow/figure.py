@@ -302,9 +302,11 @@ def _quiet(axes: Axes) -> None:
 def _draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[str]:
     """By layer: a metric by module (of several reports, of one module each), relative norm, concentration."""
     metric = choice.metric or SHIFT
+    for source in sources:
+        if source.inside.empty:
+            hint = "leave it out, or choose another --component" if len(sources) > 1 else None
+            raise ShadowError(f"{source.folder}: no matrix of {source.component} inside a layer changed", hint)
     modules = _depth_modules(sources, choice)
-    if all(source.inside.empty for source in sources):
-        raise ShadowError(f"{sources[0].folder}: no matrix inside a layer changed")
     figure.set_size_inches(choice.width, choice.width * 1.35)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1.2))
     top.axhline(0, color=GREY, linewidth=0.5)
