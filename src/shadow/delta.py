@@ -19,8 +19,8 @@ from torch import Tensor
 
 from shadow.matrices import BlockScaled, Matrix, Updated
 from shadow.null import Profile, coverage_values, null_values, sampled_values
-from shadow.outcome import Measurement, Precision
-from shadow.rank import Values, condition_number, norms, ranks, top_energies
+from shadow.outcome import Measurement, Precision, Values
+from shadow.rank import condition_number, norms, ranks, top_energies
 from shadow.residual import Direction, sketch
 from shadow.shards import FLOATS, FloatFormat
 from shadow.spectrum import (

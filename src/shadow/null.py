@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shadow.rank import Values
+from shadow.outcome import Values
 from shadow.spectrum import Spectrum, spectrum
 
 WORD = 64  # signs in one draw of the generator

@@ -8,10 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.rank import Values
-
 Subject = Literal["base", "tuned", "delta"]
 Precision = Literal["default", "exact", "fast"]
+Values = dict[str, float | int | None]  # of one matrix, by column
 Status = Literal["measured", "identical", "skipped"]
 
 

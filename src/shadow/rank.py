@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from shadow.outcome import Values
+
 if TYPE_CHECKING:
     from shadow.spectrum import Spectrum
 
-Values = dict[str, float | int | None]
 # Energies that miss a threshold by less have met it: without it, rank_90 of ten equal values hangs on rounding.
 TIE = 1e-9
 

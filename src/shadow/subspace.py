@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from shadow.matrices import Matrix
-from shadow.rank import Values
+from shadow.outcome import Values
 from shadow.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
 
 SMALL_BLOCK = 1 << 19  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import integrate, optimize
 
-from shadow.rank import Values
+from shadow.outcome import Values
 
 if TYPE_CHECKING:
     from shadow.spectrum import Spectrum
