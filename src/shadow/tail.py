@@ -112,7 +112,10 @@ def marchenko_pastur_median(ratio: float) -> float:
     root = math.sqrt(ratio)
 
     def density(t: float) -> float:
-        return 2.0 * math.sin(t) ** 2 / (math.pi * (1.0 + ratio - 2.0 * root * math.cos(t)))
+        # 2 sin^2 t / (pi lambda) in half angles: 0 / 0 only where a square matrix has its lower edge
+        low, high = math.sin(t / 2.0) ** 2, math.cos(t / 2.0) ** 2
+        eigenvalue = (1.0 - root) ** 2 + 4.0 * root * low
+        return 8.0 * high * (low / eigenvalue if eigenvalue else 0.25) / math.pi
 
     def excess(t: float) -> float:
         return float(integrate.quad(density, 0.0, t)[0]) - 0.5
