@@ -652,7 +652,7 @@ def _ranking(reports: Sequence[Report], contrasts: Sequence[Contrast]) -> list[d
     shared: pd.DataFrame | None = None
     for one in contrasts[: len(reports) - 1]:
         rows = pd.DataFrame([row for row in one.rows if row["votes"]], columns=[column.name for column in COMPARISON])
-        own = rows.assign(expert=rows["expert"].fillna(-1)).set_index(keys)
+        own = rows.assign(expert=pd.to_numeric(rows["expert"]).fillna(-1)).set_index(keys)
         values = own[["concentration_first", "concentration_second"]].set_axis([one.first, one.second], axis=1)
         shared = values if shared is None else shared.join(values[[one.second]], how="inner")
     assert shared is not None
