@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from shadow.summary import read_summary
+from shadow.views.summary import summary_view
 from shadow.views.typeset import fixed, number, sparkline
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -119,6 +124,18 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
     median = f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f}) median concentration"
     for word in ("attn.q", "mlp.down", "not_a_matrix", median):
         assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("spikes", "said"), [(1.0, "1 singular value stands out."), (2, "2 singular values stand out.")]
+)
+def test_one_singular_value_stands_out(audited, spikes, said):
+    """The noun and the verb agree with the median."""
+    summary, provenance = read_summary(audited[0])
+    console = Console(file=io.StringIO(), width=1000)
+    one = replace(summary, figures={**summary.figures, "spikes": spikes})
+    console.print(summary_view(one, provenance, audited[0], console.options))
+    assert said in console.file.getvalue()
 
 
 def test_colour_is_for_terminals_that_want_it(audited):

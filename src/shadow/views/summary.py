@@ -137,7 +137,7 @@ def _concentration(summary: Summary) -> RenderableType:
     text.append(
         f"The energy sits in {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)} "
         f"directions, its sign-flip null's in {number(f['null_participation_ratio'])}; {number(f['spikes'])} singular "
-        "values stand out."
+        + ("value stands out." if f["spikes"] == 1 else "values stand out.")
     )
     return text
 
