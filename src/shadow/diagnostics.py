@@ -136,7 +136,7 @@ SPECTRAL = (
     ),
     Column(
         "mp_edge", "float", "upper edge of the noise bulk that the median implies",
-        "s (sqrt m + sqrt n), s^2 = median(sigma^2) / (n mu), mu the median of the Marchenko-Pastur law of ratio m / n",
+        "s (sqrt m + sqrt n), s^2 = median(sigma)^2 / (n mu), mu the median of the Marchenko-Pastur law of ratio m / n",
         "weights", "> 0", "the median singular value is not resolved",
         "Marchenko & Pastur 1967; Gavish & Donoho 2014", "Assumes entries of one variance; null_edge does not.",
     ),
@@ -175,7 +175,7 @@ DELTA = (
     Column(
         "floor_ratio", "float", "size of the change relative to the rounding of its storage",
         "norm(D)_F / norm(ulp / sqrt(12))_F, ulp entrywise of max(|W_base|, |W_tuned|) in the coarser dtype", "", ">= 0",
-        "both sides are 0", "", "Below about 2 the delta is mostly rounding. A copy rounded elsewhere (int8) passes it.",
+        "both sides are 0, or tuned is an adapter", "", "Below about 2 the delta is mostly rounding. A copy rounded elsewhere (int8) passes it.",
     ),
     Column(
         "null_participation_ratio", "float", "the participation ratio D would have with random signs",

@@ -90,7 +90,7 @@ def hill(spectrum: Spectrum) -> Values:
 def marchenko_pastur(spectrum: Spectrum) -> Values:
     """Edge of the bulk that noise of the matrix's median would have, in units of sigma, and the count above it.
 
-    mp_edge = s (sqrt m + sqrt n) with s² = median(sigma²) / (n mu), mu the median of the Marchenko-Pastur law of
+    mp_edge = s (sqrt m + sqrt n) with s² = median(sigma)² / (n mu), mu the median of the Marchenko-Pastur law of
     ratio m / n (Marchenko & Pastur 1967; the median as estimator of noise: Gavish & Donoho 2014). None when the median
     is not resolved.
     """
