@@ -166,7 +166,7 @@ def _duckdb() -> Any:
     try:
         import duckdb
     except ImportError as error:
-        raise ShadowError("DuckDB is not installed", "pip install 'shadow-audit[duckdb]'") from error
+        raise ShadowError("DuckDB is not installed", "pip install duckdb") from error
     return duckdb
 
 
