@@ -53,7 +53,9 @@ def _row(typed: str, text: str) -> str:
     told = dict(part.partition(": ")[::2] for part in extra.removesuffix("]").split("; ") if part)
     default = told.pop("default", "")
     text += "".join(f" Variable: `{value}`." if name == "env var" else f" {name}." for name, value in told.items())
-    return f"| `{cell(typed)}` | {cell(text)} | {f'`{default}`' if default else ''} |"
+    if default and not default.startswith("("):  # in brackets it is in words
+        default = f"`{default}`"
+    return f"| `{cell(typed)}` | {cell(text)} | {default.strip('()')} |"
 
 
 def pitfalls() -> str:

@@ -165,6 +165,14 @@ def test_the_readme_has_commands():
     assert len(shown(readme.README, run=True)) > 12
 
 
+@pytest.mark.parametrize("path", [path for path, _ in pages.commands()])
+def test_help_is_shown_as_it_is_written(path):
+    """Rich takes square brackets in the help of an option for markup, and breaks paragraphs where the source does."""
+    command = dict(pages.commands())[path]
+    assert not [one.name for one in command.params if "[" in (getattr(one, "help", None) or "")]
+    assert not [text for text in (command.help or "").split("\n\n")[1:] if "\n" in text.strip()]
+
+
 @pytest.mark.parametrize("file", PAGES, ids=named)
 def test_every_script_is_python(file):
     """Each ```python block compiles."""

@@ -44,9 +44,11 @@ def figure(
         Path,
         typer.Option("-o", "--output", help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
     ],
-    component: Annotated[str | None, typer.Option(help="Of this component [default: language].")] = None,
+    component: Annotated[str | None, typer.Option(help="Of this component.", show_default="language")] = None,
     module: Annotated[list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")] = None,
-    layer: Annotated[int | None, typer.Option(help="The layer of a spectrum [default: the middle].", min=0)] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="The layer of a spectrum.", min=0, show_default="the middle")
+    ] = None,
     expert: Annotated[int | None, typer.Option(help="The expert of a spectrum.", min=0)] = None,
     metric: Annotated[str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")] = None,
     width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
@@ -54,9 +56,11 @@ def figure(
 ) -> None:
     """Draw a figure for a paper.
 
-    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration. spectrum: the singular
-    values of one matrix. heatmap: a metric by layer and module. modules: concentration by module against its null.
-    depth and modules take up to four reports.
+    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration; of up to four reports.
+
+    spectrum: the singular values of one matrix. heatmap: a metric by layer and module.
+
+    modules: concentration by module against its null, of up to four reports.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage.
     """
@@ -79,7 +83,7 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="File or folder to write [default: RUN-csv and so on, here].", metavar="PATH"
+            "-o", "--output", help="File or folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
         ),
     ] = None,
     table: Annotated[

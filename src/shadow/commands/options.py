@@ -17,7 +17,7 @@ Targets = Annotated[
     ),
 ]
 BaseReference = Annotated[
-    str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, or org/name[@revision].", metavar="REF")
+    str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF")
 ]
 TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
 ListFile = Annotated[
