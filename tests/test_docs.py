@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -163,6 +164,24 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
 def test_the_readme_has_commands():
     """The session of a stranger is there: more than a dozen commands."""
     assert len(shown(readme.README, run=True)) > 12
+
+
+@pytest.mark.parametrize("folder", ["w", "w" * 30, "w" * 100])
+def test_the_outputs_of_the_tutorial_are_the_same_wherever_the_weights_lie(tmp_path, folder):
+    """Long folders are folded in the middle of a name, short ones between words."""
+    for name, stage in (("bert_pretrained", "base"), ("bert_ft", "narrow")):
+        shutil.copytree(
+            ROOT / "registry" / "demo" / stage, tmp_path / folder / "rxnfp" / "models" / "transformers" / name
+        )
+    at = f"{folder}/rxnfp/models/transformers"
+    told = tutorial._run(
+        ["shadow", "plan", "--base", f"./{at}/bert_pretrained", "--tuned", f"./{at}/bert_ft"], tmp_path
+    )
+    told = tutorial._same_everywhere(told, tmp_path, tmp_path / folder).splitlines()
+    assert told[1:3] == [
+        "base   .../bert_pretrained: 1 shard, 414.8 kB, BF16",
+        "tuned  .../bert_ft: 1 shard, 414.8 kB, BF16",
+    ]
 
 
 @pytest.mark.parametrize("path", [path for path, _ in pages.commands()])

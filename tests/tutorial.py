@@ -18,6 +18,7 @@ import readme
 
 PAGE = readme.DOCS / "tutorial.md"
 RUN = re.compile(r"```console\n((?:\$ .*\n)+)```\n\n<!-- (tutorial-[\w-]+) -->\n")
+SOURCE = re.compile(r"(?m)^(base   |tuned  )(.+(?:\n {7}\S.*)*)")  # the line on a checkpoint, folded or not
 
 
 def fetch(folder: Path) -> Path:
@@ -64,10 +65,18 @@ def _run(command: list[str], folder: Path) -> str:
 
 def _same_everywhere(text: str, folder: Path, wheel: Path) -> str:
     """Without what differs from machine to machine: folders, seconds, memory."""
+    text = SOURCE.sub(lambda match: match[1] + _one_line(match[2], str(wheel.resolve())), text)
     for place in (str(wheel.resolve()), str(folder)):
         text = text.replace(f"{place}/rxnfp/models/transformers", "...").replace(f"{place}/", "")
     text = re.sub(r"(?m)^(memory|time  ) .*\n?", "", text).rstrip("\n")
     return re.sub(r", [\d.]+ s$", ", 18 s", text, flags=re.MULTILINE)
+
+
+def _one_line(told: str, place: str) -> str:
+    """What is told of a checkpoint on one line, its folder shortened: where it was folded depends on that folder."""
+    folded = "\0?".join(map(re.escape, f"{place}/rxnfp/models/transformers/"))
+    joined = re.sub(rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", told.replace("\n       ", "\0"))
+    return re.sub(r"(?<=\.\.\./)[\w\0]+", lambda match: match[0].replace("\0", ""), joined).replace("\0", " ")
 
 
 def written(text: str, found: dict[str, str]) -> str:
