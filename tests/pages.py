@@ -90,4 +90,4 @@ def cost() -> str:
 def opening() -> str:
     """What the README says before its first heading of a part, for the first page of the site."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.partition("\n## ")[0].partition("\n")[2].strip()
+    return text.partition("\n## ")[0].partition("\n")[2].strip().replace("](#", "](../README.md#")

@@ -159,11 +159,17 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
             done = shadow(*(str(here.get(word, word)) for word in words), env=env)
             assert done.code == 0, (words, done.err)
             assert {"clean", "export", "figure", "report"} & set(words) or done.out
+    for summary in (audited / "reports" / "demo").glob("*/summary.json"):  # no part was put in place of a whole report
+        assert json.loads(summary.read_text())["figures"]["matrices"] == 30
 
 
-def test_the_readme_has_commands():
-    """The session of a stranger is there: more than a dozen commands."""
-    assert len(shown(readme.README, run=True)) > 12
+def test_the_session_of_the_readme_needs_nothing_that_is_not_there():
+    """It has over a dozen commands, begins with the audit that the others read, and names no file of the reader's."""
+    text = readme.README.read_text(encoding="utf-8").partition("These run as they stand")[2]
+    lines = [shlex.split(line[2:], comments=True)[1:] for line in BLOCK.search(text)[3].splitlines()]
+    assert len(lines) > 12
+    assert lines[0] == ["audit", "demo"]
+    assert not [word for words in lines for word in words if word.startswith("./") or word.endswith((".csv", ".yaml"))]
 
 
 @pytest.mark.parametrize("folder", ["w", "w" * 30, "w" * 100])
