@@ -153,6 +153,20 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
     assert said[2].startswith("[3/4] toy-bad:base..gone: not assessable in ")
 
 
+def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatch):
+    """Killed after the last matrix: the next run measures none, writes the report, says so, and counts what it took."""
+    selection = select_toys(toys, "toy-c:*")
+    with monkeypatch.context() as patched:
+        patched.setattr(shadow_run, "write_report", lambda *told: sys.exit(9))
+        with pytest.raises(SystemExit):
+            run_pair(selection.pairs[0], EVERYTHING, toys / "out", jobs=1)
+    said = []
+    (tried,) = run(selection, toys / "out", say=said.append)
+    assert (tried.result.measured, tried.row.state, tried.row.bytes) == (0, "done", 0)
+    assert [text.split(": ")[-1].split(" ")[0] for text in said] == ["2", "not"]
+    assert said[0].endswith("resuming: 2 of 2 matrices already measured")
+
+
 @pytest.mark.parametrize("change", ["settings", "report gone", "report broken", "list"])
 def test_what_no_longer_holds_is_pending_again(toys, change):
     """Other settings, a lost or broken report: pending until it is reached; pairs that left the list leave it."""

@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ import pytest
 import reports
 from reports import delta, place, places
 
+from shadow.batch_index import read_index, write_index
 from shadow.errors import ShadowError
 from shadow.gate import Judged, Verdict, first_code, judge, judge_report, notes_on, read_baselines, read_measured
 from shadow.rules import (
@@ -428,6 +430,28 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
     assert done.code == 1
     assert "concentration is 0.3335" in done.err
     assert "tensors.parquet" in done.err
+
+
+@pytest.mark.parametrize("state", ["failed", "pending"])
+def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
+    """A pair without a report and a shard that is elsewhere are faults; what is there is judged nevertheless."""
+    shadow("audit", "demo", "--shard", "1/1", "-o", "list").assert_done(0)
+    rules = ("--fail-on", "concentration > 0.9", "--format", "json")
+    assert shadow("gate", "list", *rules).code == 0
+    index = read_index(tmp_path / "list")
+    row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
+    write_index(tmp_path / "list", replace(index.with_row(row), shards=("1/2",)))
+    assert shadow("gate", "list", *rules).code == 1  # of the shard alone: the report is there, whatever the index says
+    shutil.rmtree(tmp_path / "list" / row.folder)
+    done = shadow("gate", "list", *rules)
+    assert done.code == 1
+    assert f"demo:base..broad has no report: {'no such folder: x' if state == 'failed' else 'pending'}" in done.err
+    assert "list lacks shard 2/2 of its list" in done.err
+    judged = {one["pair"]: (one["code"], len(one["rules"])) for one in json.loads(done.out)}
+    assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0), "shard 2/2": (1, 0)}
+    shutil.rmtree(tmp_path / "list" / "demo")
+    done = shadow("gate", "list", *rules)
+    assert [one["pair"] for one in json.loads(done.out)] == ["base..narrow", "base..broad", "shard 2/2"]
 
 
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(shadow, demo, tmp_path):

@@ -90,13 +90,16 @@ def test_standard_input_is_a_list(monkeypatch, tmp_path):
     assert pair.names.base.repo == str(tmp_path / "b")
 
 
-def test_a_pipe_is_a_list(tmp_path):
-    """`--list <(command)` names a pipe, which is read."""
+@pytest.mark.parametrize("place", ["/dev/fd", "/proc/self/fd"])
+def test_a_pipe_is_a_list(tmp_path, monkeypatch, place):
+    """`--list <(command)` names a pipe, which is read; folders are relative to where the command was started."""
+    monkeypatch.chdir(tmp_path)
     reader, writer = os.pipe()
-    os.write(writer, b"demo\n")
+    os.write(writer, b"- demo\n- {base: ./b, tuned: org/t}\n")
     os.close(writer)
-    assert [entry.names for entry in read_list(f"/dev/fd/{reader}")] == ["demo"]
+    demo, pair = read_list(f"{place}/{reader}")
     os.close(reader)
+    assert (demo.names, pair.names.base.repo) == ("demo", str(tmp_path / "b"))
 
 
 WORD = st.text(string.ascii_letters + string.digits + "._-*?:[]", min_size=1, max_size=20)

@@ -176,6 +176,61 @@ def test_different_reports_of_one_pair_are_refused(shards, tmp_path, conflict, t
     assert (tmp_path / "out").exists() == there
 
 
+def changed(report, column, change, file="matrices"):
+    """A column of a report's table, changed, everything else as it was."""
+    path = report / f"{file}.parquet"
+    table = pq.read_table(path)
+    index = table.column_names.index(column)
+    values = pa.array([change(value) for value in table[column].to_pylist()], table.schema.field(index).type)
+    pq.write_table(table.set_column(index, table.schema.field(index), values), path)
+
+
+def times(factor):
+    return lambda value: None if value is None else value * factor
+
+
+ROUNDED = {
+    "sizes and ratios": {"spectral_norm": times(1 + 5e-8), "participation_ratio": times(1 - 3e-7)},
+    "the smallest singular values": {"condition_number": lambda value: 3018.0, "numerical_rank": lambda value: 63},
+}
+NOT_ROUNDED = {
+    "another number": {"participation_ratio": times(1 + 1e-5)},
+    "another size": {"frobenius_norm": times(1 - 2e-6)},
+    "a null": {"null_participation_ratio": lambda value: None},
+    "not finite": {"spectral_norm": lambda value: None if value is None else float("inf")},
+    "another name": {"tensor": lambda value: value + "x"},
+    "another precision": {"precision": lambda value: "default"},
+}
+
+
+@pytest.mark.parametrize("rounded", ROUNDED)
+def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounded, shadow):
+    """The report of the folder that is named first is kept, and which pairs that concerns is told."""
+    other = written(tmp_path / "other", *PAIRS[2])
+    for column, change in ROUNDED[rounded].items():
+        changed(other, column, change)
+    for name, order in (("one", ["s1", "s2", "other"]), ("two", ["other", "s1", "s2"])):
+        done = shadow("merge", name, *order)
+        assert done.assert_done()
+        told = "last digits differ, as between two kinds of CPU, of toy-7b:base..sft: kept is the first report of each"
+        assert told in done.err.splitlines()
+        kept = (tmp_path / name / report_folder(*PAIRS[2]) / "matrices.parquet").read_bytes()
+        first = other if name == "two" else shards[1] / report_folder(*PAIRS[2])
+        assert kept == (first / "matrices.parquet").read_bytes()
+    assert merge(tmp_path / "two", shards).rounded == (PAIRS[2],)
+
+
+@pytest.mark.parametrize("apart", NOT_ROUNDED)
+def test_more_than_last_digits_is_another_report(shards, tmp_path, apart):
+    """Other rows, null elsewhere, or a figure that no rounding explains."""
+    other = written(tmp_path / "other", *PAIRS[2])
+    for column, change in NOT_ROUNDED[apart].items():
+        changed(other, column, change)
+    with pytest.raises(ShadowError, match=r"the numbers in matrices\.parquet"):
+        merge(tmp_path / "out", [*shards, other.parent.parent])
+    assert not (tmp_path / "out").exists()
+
+
 METHOD = {"precision": "exact", "nulls": 0, "seed": 0}
 UNLIKE = {
     "settings": (

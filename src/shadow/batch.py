@@ -129,13 +129,13 @@ class _Attempt:
 
     def __init__(self, prefix: str, say: Callable[[str], None], show: Callable[[Progress], None]) -> None:
         self._prefix, self._say, self._show = prefix, say, show
-        self._started, self._moved = time.monotonic(), 0
+        self._started, self._moved, self._begun = time.monotonic(), 0, False
 
     def say(self, text: str) -> None:
         self._say(self._prefix + text)
 
     def show(self, state: Progress) -> None:
-        self._moved = state.moved
+        self._moved, self._begun = state.moved, True
         self._show(state)
 
     def spent(self, before: Row) -> Row:
@@ -151,12 +151,12 @@ class _Attempt:
         except Exception as error:  # a bug: the others are tried nevertheless, and it keeps its traceback
             told = f"{type(error).__name__}: {error}"
             return Tried(self.spent(before).emptied("failed", error=told, hint=BUG), None, error)
-        taken = self.spent(before) if result.measured or self._moved else before
+        taken = self.spent(before) if self._begun else before  # of a report that was there no progress is told
         if taken.seconds is None:  # the report was there, and no list knows what it took
             taken = replace(taken, seconds=result.provenance.get("seconds"))
         told_of = {"position": before.position, "seconds": taken.seconds, "bytes": taken.bytes}
         row = done_row(result.summary, result.provenance, **told_of)
-        if result.measured:
+        if self._begun:
             moved = f", {decimal(self._moved)} fetched" if self._moved else ""
             self.say(f"{row.label} in {took(time.monotonic() - self._started)}{moved}")
         return Tried(row, result, None)

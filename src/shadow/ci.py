@@ -260,7 +260,8 @@ def _case(suite: ET.Element, one: Judged, name: str, seconds: float) -> ET.Eleme
 
 
 def _said(case: ET.Element, tag: str, message: str, kind: str) -> None:
-    ET.SubElement(case, tag, message=visible(message), type=visible(kind))
+    """Some readers, such as Jenkins, show the attribute, others, such as GitLab, only the text."""
+    ET.SubElement(case, tag, message=visible(message), type=visible(kind)).text = visible(message)
 
 
 def _output(case: ET.Element, lines: Iterable[str]) -> None:

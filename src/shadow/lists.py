@@ -39,6 +39,7 @@ YAML, PLAIN = (".yaml", ".yml", ".json"), (".txt", ".list")  # other names are t
 MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
+STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
@@ -216,7 +217,9 @@ def read_list(listed: str) -> list[Entry]:
         raise UsageError(f"{name}: {getattr(error, 'strerror', None) or error}", "--list takes a file, or -") from error
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
-    folder = Path.cwd() if listed == "-" else Path(listed).absolute().parent
+    folder = Path(listed).absolute().parent
+    if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
+        folder = Path.cwd()
     entries = list(_yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw))
     if len(entries) > MAX_ENTRIES:
         raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")

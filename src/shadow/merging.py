@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,21 +26,32 @@ from shadow.batch_index import (
     report_folder,
     write_index,
 )
+from shadow.diagnostics import IDENTITY
 from shadow.errors import ShadowError
+from shadow.matching import SPECTRA
 from shadow.report import JOURNAL, PARTIAL, check_schema, finished_metadata, write_whole, writing
 from shadow.summary import read_summary
+from shadow.tables import STORED
 
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
 WRITTEN = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
+# Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within a relative
+# tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the smallest singular values differs
+# far more (`condition_number` by 20 %) and decides nothing.
+CLOSE = {**SPECTRA, "null_participation_ratio": 5e-6, "relative_norm": 1e-6}
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The index of a merged folder, how many reports were copied into it, and how many were there already."""
+    """The index of a merged folder, how many reports were copied into it, and how many were there already.
+
+    rounded are pairs of which two reports differ as two kinds of CPU do: the first was taken.
+    """
 
     index: Index
     copied: int
     there: int
+    rounded: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,8 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
     """Copy the reports of output folders into one, and make its index; without folders only the index.
 
     Nothing is written before all is checked: every report must be whole, of one version, schema and settings, and
-    two reports of one pair must hold the same numbers. Each report appears in output whole or not at all, and none is
-    ever overwritten. Raises ShadowError.
+    two reports of one pair must hold the same numbers, but for the rounding of another CPU. Each report appears in
+    output whole or not at all, and none is ever overwritten. Raises ShadowError.
     """
     with alone_in(output):
         sources = [_read(output), *(_read(folder, links=False) for folder in dict.fromkeys(folders))]
@@ -65,7 +77,7 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
                 hint = "name the folder given to `shadow audit -o`"
                 raise ShadowError(f"{source.folder}: neither a report nor an index in it", hint)
         kind = _common_kind(sources)
-        chosen = _chosen(sources)
+        chosen, rounded = _chosen(sources)
         rows = {key: _row(key, path, sources) for key, (path, _) in chosen.items()}
         rows |= {row.key: row for row in _unfinished(sources, rows)}
         here = sources[0].reports
@@ -76,7 +88,7 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
             _copy(path, target)
         index = _index(kind, sources, rows)
         write_index(output, index)
-    return Merged(index, len(copies), len(here))
+    return Merged(index, len(copies), len(here), rounded)
 
 
 def _read(folder: Path, *, links: bool = True) -> _Source:
@@ -121,34 +133,80 @@ def _common_kind(sources: Sequence[_Source]) -> dict[str, Any]:
     return kind
 
 
-def _chosen(sources: Sequence[_Source]) -> dict[Key, tuple[Path, dict[str, Any]]]:
-    """One report for each pair, the first; another of the same pair must be equal."""
+def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, tuple[Path, dict[str, Any]]], tuple[Key, ...]]:
+    """One report for each pair, the first, and the pairs of which another report has other last digits."""
     chosen: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    rounded: dict[Key, None] = {}
     for source in sources:
         for key, (path, metadata) in source.reports.items():
             first, known = chosen.setdefault(key, (path, metadata))
-            if path != first and (told := _conflict(first, known, path, metadata)):
+            if path == first:
+                continue
+            told, apart = _difference(first, known, path, metadata)
+            if told:
                 message = f"{first} and {path} are different reports of {key[0]}:{key[1]}: {told}"
                 raise ShadowError(message, "keep one of them")
-    return chosen
+            rounded |= {key: None} if apart else {}
+    return chosen, tuple(rounded)
 
 
-def _conflict(first: Path, known: Mapping[str, Any], other: Path, metadata: Mapping[str, Any]) -> str | None:
-    """In what two reports of one pair differ; None when they hold the same, whenever they were made."""
+def _difference(
+    first: Path, known: Mapping[str, Any], other: Path, metadata: Mapping[str, Any]
+) -> tuple[str | None, bool]:
+    """In what two reports of one pair differ, None when they say the same; and whether they were rounded differently.
+
+    When each was made does not matter.
+    """
     one, two = ({name: told[name] for name in WRITTEN} for told in (known, metadata))
     if told := different(one, two):
-        return told
+        return told, False
+    rounded = False
     for name in sorted({name for name in (*_files(first), *_files(other)) if name.endswith(".parquet")}):
         files = [report / name for report in (first, other)]
         if not all(file.is_file() for file in files):
-            return f"only one has {name}"
+            return f"only one has {name}", False
         try:
             tables = [pq.read_table(file) for file in files]
         except (OSError, pa.ArrowException) as error:
             raise ShadowError(f"{files[0]} or {files[1]} cannot be read ({type(error).__name__})") from error
-        if not tables[0].equals(tables[1]):
-            return f"the numbers in {name}"
-    return None
+        if tables[0].equals(tables[1]):
+            continue
+        if not _is_close(name, tables[0], tables[1]):
+            return f"the numbers in {name}", False
+        rounded = True
+    return None, rounded
+
+
+def _is_close(name: str, one: pa.Table, two: pa.Table) -> bool:
+    """Are two tables of a report those of two machines? The same rows, and the columns of CLOSE within tolerance."""
+    names = set(one.column_names)
+    if name.removesuffix(".parquet") not in STORED or not one.schema.equals(two.schema):
+        return False
+    if name == FINISHED:  # its other whole numbers are counts of singular values, which a rounding can move
+        exact = [column.name for column in IDENTITY]
+    else:
+        exact = [field.name for field in one.schema if not _holds_floats(field.type)]
+    close = [field.name for field in one.schema if field.name in CLOSE and pa.types.is_floating(field.type)]
+    if not names.issuperset({*exact, *(CLOSE if name == FINISHED else ())}) or len(names) < one.num_columns:
+        return False
+    if not one.select(exact).equals(two.select(exact)):
+        return False
+    return all(_agree(one[column], two[column], CLOSE[column]) for column in close)
+
+
+def _holds_floats(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)))
+
+
+def _agree(one: pa.ChunkedArray, two: pa.ChunkedArray, tolerance: float) -> bool:
+    """Are two columns null in the same rows, and elsewhere equal within a relative tolerance?"""
+    if not one.is_null().equals(two.is_null()):
+        return False
+    first, second = (column.drop_null().to_numpy() for column in (one, two))
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(first - second)
+        close = apart <= tolerance * np.maximum(np.abs(first), np.abs(second))
+    return bool(np.all(close & np.isfinite(apart)))
 
 
 def _files(report: Path) -> list[str]:

@@ -15,6 +15,7 @@ from shadow.commands.options import Against, AllowMissing, FailOn, Format, Forma
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
+    from shadow.batch_index import Index
     from shadow.gate import Judged, Measured
     from shadow.rules import Rule
     from shadow.run import Result
@@ -31,23 +32,35 @@ def gate(
 ) -> None:
     """Hold finished reports against rules and a baseline, for CI: what `audit` does with the same options.
 
+    A pair or a shard that the folder of a list lacks is a fault: what is not there is no pass.
+
     Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
     """
     rules = rules_of(fail_on, policy, against, allow_missing, junit)
     if not rules:
         raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
+    from shadow.batch_index import read_index
     from shadow.gate import judge_report, read_measured
     from shadow.report import required_metadata
     from shadow.views.rules import rules_view
 
     judged: list[Judged] = []
     names: dict[Path, tuple[str, str]] = {}
-    for folder in {folder.resolve(): folder for run in runs for folder in reports_below(run)}.values():
+    found = {run: reports_below(run) for run in runs}
+    indexes = {run: index for run in runs if (index := read_index(run)) is not None}
+    for folder in {
+        folder.resolve(): folder
+        for run, folders in found.items()
+        for folder in folders
+        if folder != run or run not in indexes  # a list of which no pair is done
+    }.values():
         try:
             metadata = required_metadata(folder)
             names[folder] = metadata["family"], metadata["pair"]
         except ShadowError as error:
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
+    for run, index in indexes.items():
+        judged += _not_there(run, index, set(names.values()))
     baselines = baselines_of(against, list(names.values()), allow_missing)
     for folder, name in names.items():
         try:
@@ -63,6 +76,20 @@ def gate(
     if format is Format.json:
         console.show_json([one.as_json() for one in judged])
     finish(judged, junit)
+
+
+def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judged]:
+    """The faults of a list's folder: pairs that have no report, and shards that are elsewhere."""
+    hint = "finish the list, or name the folders of its families"
+    missing = [
+        at_fault(row.family, row.pair, ShadowError(f"{row.name} has no report: {row.error or row.state}", hint))
+        for row in index.rows
+        if row.key not in there
+    ]
+    return missing + [
+        at_fault(str(run), f"shard {shard}", ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards"))
+        for shard in index.missing_shards
+    ]
 
 
 def judged_of(result: Result, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judged:

@@ -112,7 +112,8 @@ def merge(
 ) -> None:
     """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
 
-    All must be of one version and of the same settings; two reports of one pair must hold the same numbers.
+    All must be of one version and of the same settings; two reports of one pair must hold the same numbers, but for the
+    last digits that another kind of CPU gives: of these the first is taken.
 
     Exit codes: 0 done; 1 could not, and nothing was copied; 2 wrong usage.
     """
@@ -122,6 +123,9 @@ def merge(
 
     found = merged(output, folders or [])
     console.say(f"{found.copied} reports copied to {output}, {found.there} were there")
+    if found.rounded:
+        names = several([":".join(key) for key in found.rounded])
+        console.say(f"last digits differ, as between two kinds of CPU, of {names}: kept is the first report of each")
     if missing := found.index.missing_shards:
         console.say(f"missing are the shards {several(missing)} of the list")
     if format is Format.json:
