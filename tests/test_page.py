@@ -516,7 +516,7 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
-    assert "The nearest (regimes of docs/lab.md): B, <b>usual</b> (0.41)." in told
+    assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
 
 
 def test_scores_are_shown_as_given(tmp_path):

@@ -45,8 +45,10 @@ def opened(chromium):
     """Opens a page of a file; when the test ends, nothing was complained of and nothing was asked of a network."""
     complaints, contexts = [], []
 
-    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = ""):
-        context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
+    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = "", touch: bool = False):
+        context = chromium.new_context(
+            color_scheme=theme, viewport={"width": width, "height": 900}, has_touch=touch, is_mobile=touch
+        )
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
@@ -338,6 +340,50 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
         page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill")
         == "rgb(230, 233, 236)"
     )
+
+
+def test_the_printed_page_says_what_was_chosen(one, opened):
+    """The lists above a chart are text on paper, and only what was chosen of a switch; buttons and closed tables go."""
+    page = opened(one)
+    page.locator("[data-control=depth-metric]").select_option("stable_rank")
+    assert page.locator("[data-chart=depth]").get_by_text("Shift of the stable rank: tuned − base").count() == 1
+    page.emulate_media(media="print")
+    select = page.locator("[data-control=depth-metric]")
+    assert select.is_visible()
+    assert select.evaluate("one => getComputedStyle(one).borderTopWidth") == "0px"
+    assert page.locator("article .segmented b").locator("visible=true").all_text_contents() == ["delta"]
+    assert page.locator("details:visible, button:visible, .theme:visible").count() == 0
+
+
+def test_a_section_that_is_jumped_to_is_below_the_contents(one, opened):
+    """The contents stay at the top of the window and cover no heading."""
+    page = opened(one)
+    for name in ("heat", "spectra"):
+        page.locator(f"nav.contents a[href='#{name}-0']").click()
+        top, bottom = page.evaluate(
+            f"""[document.querySelector('#{name}-0 h2').getBoundingClientRect().top,
+            document.querySelector('nav.contents').getBoundingClientRect().bottom]"""
+        )
+        assert bottom <= top < bottom + 60
+
+
+def test_nothing_stands_over_a_chart_on_a_touch_screen(one, opened):
+    """Buttons that a pointer brings up would always be there, over legends; nothing is wider than the screen."""
+    page = opened(one, width=390, touch=True)
+    assert len(charts(page)) == 6
+    assert page.locator(".modebar-btn").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
+    """Each section says that there is nothing to draw; captions and controls of charts that are not there are gone."""
+    part = families.Part(families.SMALL, 3, identical=True)
+    families.write_family(tmp_path / "run" / "same" / "base..same", (part,), family="same")
+    page = opened(written(tmp_path / "run"))
+    assert charts(page) == []
+    assert page.locator("figcaption:visible, article select:visible, details.behind:visible").count() == 0
+    assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 5
+    assert page.get_by_text("that no matrix of those compared has changed").count() == 1
 
 
 def test_every_control_and_chart_has_a_name(one, opened):

@@ -24,6 +24,7 @@ from shadow.footprint import GATES, MARGIN
 from shadow.page.cells import metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
+from shadow.reference import runs
 from shadow.report import JOURNAL, PARTIAL, writing
 from shadow.views.skipped import REASONS
 
@@ -104,6 +105,7 @@ def page_bytes(
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
         reasons=REASONS,
+        regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip

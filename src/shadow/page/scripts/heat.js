@@ -17,7 +17,7 @@ Object.assign(Pair.prototype, {
       return lines(head, "has no base, so there is no delta");
     }
     const told = value === null
-      ? `${title(metric)}: null${about.null ? `, ${safe(about.null)}` : ""}`
+      ? `${title(metric)}: no value${about.null ? `, ${safe(about.null)}` : ""}`
       : `${title(metric)} <b>${number(value)}</b>`;
     const ranges = this.subject === "delta" ? this.data.ranges[metric] : undefined;
     const spread = ranges && ranges.low[cell.index] !== null
@@ -50,7 +50,7 @@ Object.assign(Pair.prototype, {
     const text = this.root.querySelector('[data-text="metric"]');
     const drawn = this.cells;
     if (!metric || !drawn.length) {
-      text.textContent = "There is nothing to draw: no matrix changed.";
+      text.textContent = "No matrix changed.";
       div.hidden = true;
       return;
     }

@@ -94,6 +94,7 @@ const axis = (more = {}) => ({
   ticklen: 4,
   tickcolor: colour("strong"),
   automargin: true,
+  separatethousands: true,
   fixedrange: coarse,
   ...more,
   title: { text: more.title ?? "", standoff: 8, font: { size: 12, color: colour("soft") } },
@@ -124,6 +125,7 @@ function layout(div, height, more) {
 // The buttons are named one by one: Plotly's own set has one that sends the chart to its maker's cloud.
 const config = {
   displaylogo: false,
+  displayModeBar: coarse ? false : "hover", // without a pointer to hover with it would stand over titles and legends
   responsive: false,
   typesetMath: false,
   showTips: false,
@@ -185,7 +187,7 @@ function explain(node, metric, log) {
   const facts = [
     about.range && `range ${about.range}`,
     about.unit && `unit ${about.unit}`,
-    about.null && `null when: ${about.null}`,
+    about.null && `no value when: ${about.null}`,
     about.source,
   ].filter(Boolean).join("; ");
   node.replaceChildren(
