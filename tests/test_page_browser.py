@@ -446,6 +446,8 @@ def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     names = page.eval_on_selector_all(".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]")
     assert [name.partition(" as ")[0] for name in sorted(names)] == ["Download plot", "Reset axes"]
     assert page.locator(".plot a[href]").count() == 0
+    fills = page.eval_on_selector_all(".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)")
+    assert set(fills) == {"rgba(0, 0, 0, 0)"}  # Plotly's own is a dark block, in the light theme too
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):

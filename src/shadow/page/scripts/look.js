@@ -117,6 +117,7 @@ function layout(div, height, more) {
       align: "left",
       font: { family: sans(), size: 12.5, color: colour("text") },
     },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("text") },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colour("text") } },
     ...more,
   };
