@@ -439,6 +439,21 @@ def test_hostile_names_stay_text(tmp_path, opened):
     assert page.locator("script").count() == 3 + 1 + 2
 
 
+def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
+    """A tensor's name may claim any layer: what no chart has room for is told, and the rest is drawn."""
+    folder = families.small(tmp_path / "run" / "toy" / "base..tuned", layers=5)
+    for name in ("matrices", "tensors", "spectra"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        place = table.schema.get_field_index("layer")
+        far = [2_000_000_000 if layer == 4 else layer for layer in table["layer"].to_pylist()]
+        table = table.set_column(place, table.schema.field("layer"), [far])
+        pq.write_table(table, folder / f"{name}.parquet")
+    page = opened(written(tmp_path / "run"))
+    expect(page.locator("[data-text=metric]")).to_contain_text("Not drawn: 4 cells of layers from 1,000 on.")
+    assert charts(page) == ["heat", "depth", "spectra", "concentration", "energy"]
+    assert page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x") == [0, 1, 2, 3]
+
+
 def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     """Plotly's own set has one that uploads the chart to its maker; here are a picture to save and a zoom to undo."""
     page = opened(one)

@@ -21,7 +21,7 @@ from shadow.batch_index import read_index
 from shadow.diagnostics import FIGURES, MATRICES, NOTATION
 from shadow.errors import ShadowError
 from shadow.footprint import GATES, MARGIN
-from shadow.page.cells import metric_texts
+from shadow.page.cells import LAYERS, metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
 from shadow.reference import runs
@@ -90,6 +90,7 @@ def page_bytes(
     shared = {
         "metrics": metric_texts(),
         "margin": MARGIN,
+        "layers": LAYERS,
         "overview": [one.overview() for one in ranked],
     }
     html = environment().get_template("page.html.j2").render(

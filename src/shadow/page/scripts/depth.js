@@ -1,7 +1,7 @@
 // Profiles by layer, and components side by side.
 Object.assign(Pair.prototype, {
   inLayers(component) {
-    return this.cells.filter((cell) => cell.component === component && cell.layer !== null);
+    return this.cells.filter((cell) => cell.component === component && cell.layer !== null && !cell.far);
   },
 
   fillDepth() {

@@ -48,7 +48,7 @@ Object.assign(Pair.prototype, {
     const div = this.chart("heat");
     const metric = this.control("metric").value;
     const text = this.root.querySelector('[data-text="metric"]');
-    const drawn = this.cells;
+    const drawn = this.cells.filter((cell) => !cell.far);
     if (!metric || !drawn.length) {
       text.textContent = "No matrix changed.";
       div.hidden = true;
@@ -57,6 +57,9 @@ Object.assign(Pair.prototype, {
     div.hidden = false;
     const found = scale(drawn.map((cell) => this.value(cell, metric)), metric);
     explain(text, metric, found.log);
+    if (drawn.length < this.cells.length) {
+      text.append(` Not drawn: ${this.cells.length - drawn.length} cells of layers from ${number(shared.layers)} on.`);
+    }
     const map = (value) => (value === null ? null : found.log ? Math.log10(value) : value);
     const panels = this.components.map((component) => ({
       component,

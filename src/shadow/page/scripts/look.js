@@ -34,6 +34,7 @@ function number(value, digits = 4) {
   if (size < 1e-3 || size >= 1e7) return value.toExponential(digits - 1).replace("-", "−");
   return String(Number(value.toPrecision(digits))).replace(/^-/, "−");
 }
+const fixed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−");
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
 const range = (pair) => (pair ? `${number(pair[0])} to ${number(pair[1])}` : null);
 
