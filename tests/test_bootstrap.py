@@ -43,7 +43,7 @@ def by_layer(values):
 
 
 @pytest.mark.parametrize("components", [("language",), ("vision", "language")])
-@pytest.mark.parametrize("modules", [1, 4, 7])
+@pytest.mark.parametrize("modules", [1, 4, 7, 30])
 def test_medians_are_those_of_the_repeated_rows(components, modules):
     """For each draw, NumPy's median of the rows written out as often as their layer was drawn."""
     values, names, layers = table(6, modules, components)

@@ -516,7 +516,19 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
-    assert "The nearest (regimes of docs/lab.md): B, <b>usual</b> (0.41)." in told
+    assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
+
+
+def test_figures_that_are_null_have_no_interval(small, monkeypatch):
+    """The summary of a figure without a value, such as the concentration of two-row matrices, has no interval."""
+    summary, provenance = read_summary(small)
+    modules = [{**row, "concentration": None, "intervals": {}} for row in summary.modules]
+    without = dataclasses.replace(
+        summary, figures={**summary.figures, "concentration": None}, intervals={}, modules=modules
+    )
+    monkeypatch.setattr("shadow.page.pair.read_summary", lambda folder: (without, provenance))
+    found = [read_pair(small, "here", number, 2) for number in range(2)]
+    assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text
 
 
 def test_scores_are_shown_as_given(tmp_path):

@@ -45,8 +45,10 @@ def opened(chromium):
     """Opens a page of a file; when the test ends, nothing was complained of and nothing was asked of a network."""
     complaints, contexts = [], []
 
-    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = ""):
-        context = chromium.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
+    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = "", touch: bool = False):
+        context = chromium.new_context(
+            color_scheme=theme, viewport={"width": width, "height": 900}, has_touch=touch, is_mobile=touch
+        )
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
@@ -340,6 +342,50 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     )
 
 
+def test_the_printed_page_says_what_was_chosen(one, opened):
+    """The lists above a chart are text on paper, and only what was chosen of a switch; buttons and closed tables go."""
+    page = opened(one)
+    page.locator("[data-control=depth-metric]").select_option("stable_rank")
+    assert page.locator("[data-chart=depth]").get_by_text("Shift of the stable rank: tuned − base").count() == 1
+    page.emulate_media(media="print")
+    select = page.locator("[data-control=depth-metric]")
+    assert select.is_visible()
+    assert select.evaluate("one => getComputedStyle(one).borderTopWidth") == "0px"
+    assert page.locator("article .segmented b").locator("visible=true").all_text_contents() == ["delta"]
+    assert page.locator("details:visible, button:visible, .theme:visible").count() == 0
+
+
+def test_a_section_that_is_jumped_to_is_below_the_contents(one, opened):
+    """The contents stay at the top of the window and cover no heading."""
+    page = opened(one)
+    for name in ("heat", "spectra"):
+        page.locator(f"nav.contents a[href='#{name}-0']").click()
+        top, bottom = page.evaluate(
+            f"""[document.querySelector('#{name}-0 h2').getBoundingClientRect().top,
+            document.querySelector('nav.contents').getBoundingClientRect().bottom]"""
+        )
+        assert bottom <= top < bottom + 60
+
+
+def test_nothing_stands_over_a_chart_on_a_touch_screen(one, opened):
+    """Buttons that a pointer brings up would always be there, over legends; nothing is wider than the screen."""
+    page = opened(one, width=390, touch=True)
+    assert len(charts(page)) == 6
+    assert page.locator(".modebar-btn").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
+    """Each section says that there is nothing to draw; captions and controls of charts that are not there are gone."""
+    part = families.Part(families.SMALL, 3, identical=True)
+    families.write_family(tmp_path / "run" / "same" / "base..same", (part,), family="same")
+    page = opened(written(tmp_path / "run"))
+    assert charts(page) == []
+    assert page.locator("figcaption:visible, article select:visible, details.behind:visible").count() == 0
+    assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 5
+    assert page.get_by_text("that no matrix of those compared has changed").count() == 1
+
+
 def test_every_control_and_chart_has_a_name(one, opened):
     """For a screen reader: charts tell their ends, controls have labels, each chart has a table."""
     page = opened(one)
@@ -393,6 +439,21 @@ def test_hostile_names_stay_text(tmp_path, opened):
     assert page.locator("script").count() == 3 + 1 + 2
 
 
+def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
+    """A tensor's name may claim any layer: what no chart has room for is told, and the rest is drawn."""
+    folder = families.small(tmp_path / "run" / "toy" / "base..tuned", layers=5)
+    for name in ("matrices", "tensors", "spectra"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        place = table.schema.get_field_index("layer")
+        far = [2_000_000_000 if layer == 4 else layer for layer in table["layer"].to_pylist()]
+        table = table.set_column(place, table.schema.field("layer"), [far])
+        pq.write_table(table, folder / f"{name}.parquet")
+    page = opened(written(tmp_path / "run"))
+    expect(page.locator("[data-text=metric]")).to_contain_text("Not drawn: 4 cells of layers from 1,000 on.")
+    assert charts(page) == ["heat", "depth", "spectra", "concentration", "energy"]
+    assert page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x") == [0, 1, 2, 3]
+
+
 def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     """Plotly's own set has one that uploads the chart to its maker; here are a picture to save and a zoom to undo."""
     page = opened(one)
@@ -400,6 +461,8 @@ def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     names = page.eval_on_selector_all(".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]")
     assert [name.partition(" as ")[0] for name in sorted(names)] == ["Download plot", "Reset axes"]
     assert page.locator(".plot a[href]").count() == 0
+    fills = page.eval_on_selector_all(".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)")
+    assert set(fills) == {"rgba(0, 0, 0, 0)"}  # Plotly's own is a dark block, in the light theme too
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):

@@ -215,7 +215,9 @@ def footprint(
         "measured": [
             "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
             "where the update lies, over layers and modules",
-        ],
+        ]
+        if figures["matrices"]
+        else ["that no matrix of those compared has changed"],
         "consistent_with": _consistent_with(found, given, figures),
         "not_shown": [
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "

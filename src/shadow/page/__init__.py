@@ -21,9 +21,10 @@ from shadow.batch_index import read_index
 from shadow.diagnostics import FIGURES, MATRICES, NOTATION
 from shadow.errors import ShadowError
 from shadow.footprint import GATES, MARGIN
-from shadow.page.cells import metric_texts
+from shadow.page.cells import LAYERS, metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
+from shadow.reference import runs
 from shadow.report import JOURNAL, PARTIAL, writing
 from shadow.views.skipped import REASONS
 
@@ -89,6 +90,7 @@ def page_bytes(
     shared = {
         "metrics": metric_texts(),
         "margin": MARGIN,
+        "layers": LAYERS,
         "overview": [one.overview() for one in ranked],
     }
     html = environment().get_template("page.html.j2").render(
@@ -104,6 +106,7 @@ def page_bytes(
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
         reasons=REASONS,
+        regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip

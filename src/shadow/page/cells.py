@@ -33,6 +33,7 @@ UNDER_NULL: dict[str, str | float] = {  # what a column of a delta would be with
     "null_participation_ratio_sampled": "null_participation_ratio",
 }
 SIGNED = ("concentration", "effective_rank_shift", "stable_rank_shift", "cosine")  # columns whose 0 divides
+LAYERS, EXPERTS = 1000, 10_000  # numbers below which a chart has room: a tensor's name may claim any
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
 
 
@@ -200,7 +201,7 @@ def _by_group(rows: pd.DataFrame, place: Mapping[tuple[str, str], int], names: S
 
 def _experts(deltas: pd.DataFrame, most: int) -> dict[str, Any]:
     """The single experts of every cell that has several, in as many columns as the page has room for."""
-    rows = deltas[deltas["expert"].notna()]
+    rows = deltas[(deltas["expert"] < EXPERTS) & (deltas["layer"].isna() | (deltas["layer"] < LAYERS))]
     wanted = dict.fromkeys([*FIRST, *MEDIANS, *columns_of("delta")])
     names = _present(rows, [name for name in wanted if name in rows.columns])
     names = names[: most // len(rows)] if len(rows) else []

@@ -79,11 +79,11 @@ FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": _types
 
 
 def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
-    """An interval as `0.31 – 0.42`; empty without one."""
+    """An interval as `0.31 to 0.42`; empty without one."""
     if pair is None:
         return ""
     low, high = (FORMS[form](bound) for bound in pair)
-    return f"{low.removesuffix(' %')} – {high}"
+    return f"{low.removesuffix(' %')} to {high}"
 
 
 def environment() -> jinja2.Environment:

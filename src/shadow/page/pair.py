@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from shadow.page.cells import PLACE, cell_keys, cell_table, drawn_cells
+from shadow.page.cells import LAYERS, PLACE, cell_keys, cell_table, drawn_cells
 from shadow.page.curves import points_for, short, thinned_spectra
 from shadow.page.html import script_json
 from shadow.reference import OPTIMIZERS, runs
@@ -104,7 +104,7 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
         "references": [{"name": name, "values": [short(value) for value in values]} for name, values in known.items()],
         "components": _rounded(told["components"]),
         "modules_table": _rounded(told["modules"]),
-        "depth": _rounded(told["depth"]),
+        "depth": _rounded([row for row in told["depth"] if row["layer"] < LAYERS]),
     }
     return Told(number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn))
 

@@ -1,7 +1,7 @@
 // Profiles by layer, and components side by side.
 Object.assign(Pair.prototype, {
   inLayers(component) {
-    return this.cells.filter((cell) => cell.component === component && cell.layer !== null);
+    return this.cells.filter((cell) => cell.component === component && cell.layer !== null && !cell.far);
   },
 
   fillDepth() {
@@ -41,8 +41,8 @@ Object.assign(Pair.prototype, {
     const modules = this.modulesOf(component).filter((module) => cells.some((cell) => cell.module === module));
     const shift = (cell) => this.data.shift[metric]?.[cell.index] ?? null;
     const panels = [
-      ["Shift: tuned − base", [["shift", shift, "solid"]]],
-      ["Delta", [["delta", (cell) => this.value(cell, metric, "delta"), "solid"]]],
+      [`Shift of the ${title(metric)}: tuned − base`, [["shift", shift, "solid"]]],
+      [`Delta: its own ${title(metric)}`, [["delta", (cell) => this.value(cell, metric, "delta"), "solid"]]],
       ["Base (dotted) and tuned (solid)", [["base", (cell) => this.value(cell, metric, "base"), "dot"], [
         "tuned",
         (cell) => this.value(cell, metric, "tuned"),

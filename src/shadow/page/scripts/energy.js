@@ -114,7 +114,7 @@ Object.assign(Pair.prototype, {
       }
       const near = Math.abs(concentration) < 0.12;
       annotations.push(
-        heading(`median ${concentration.toFixed(2)}`, 1, {
+        heading(`median ${fixed(concentration)}`, 1, {
           x: concentration,
           xref: "x",
           xanchor: near ? "left" : "center",

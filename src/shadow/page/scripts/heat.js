@@ -17,7 +17,7 @@ Object.assign(Pair.prototype, {
       return lines(head, "has no base, so there is no delta");
     }
     const told = value === null
-      ? `${title(metric)}: null${about.null ? `, ${safe(about.null)}` : ""}`
+      ? `${title(metric)}: no value${about.null ? `, ${safe(about.null)}` : ""}`
       : `${title(metric)} <b>${number(value)}</b>`;
     const ranges = this.subject === "delta" ? this.data.ranges[metric] : undefined;
     const spread = ranges && ranges.low[cell.index] !== null
@@ -48,15 +48,18 @@ Object.assign(Pair.prototype, {
     const div = this.chart("heat");
     const metric = this.control("metric").value;
     const text = this.root.querySelector('[data-text="metric"]');
-    const drawn = this.cells;
+    const drawn = this.cells.filter((cell) => !cell.far);
     if (!metric || !drawn.length) {
-      text.textContent = "There is nothing to draw: no matrix changed.";
+      text.textContent = "No matrix changed.";
       div.hidden = true;
       return;
     }
     div.hidden = false;
     const found = scale(drawn.map((cell) => this.value(cell, metric)), metric);
     explain(text, metric, found.log);
+    if (drawn.length < this.cells.length) {
+      text.append(` Not drawn: ${this.cells.length - drawn.length} cells of layers from ${number(shared.layers)} on.`);
+    }
     const map = (value) => (value === null ? null : found.log ? Math.log10(value) : value);
     const panels = this.components.map((component) => ({
       component,

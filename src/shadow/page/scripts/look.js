@@ -34,6 +34,7 @@ function number(value, digits = 4) {
   if (size < 1e-3 || size >= 1e7) return value.toExponential(digits - 1).replace("-", "−");
   return String(Number(value.toPrecision(digits))).replace(/^-/, "−");
 }
+const fixed = (value) => value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−");
 const percent = (value) => (value === null || value === undefined ? "–" : `${number(100 * value)} %`);
 const range = (pair) => (pair ? `${number(pair[0])} to ${number(pair[1])}` : null);
 
@@ -94,6 +95,7 @@ const axis = (more = {}) => ({
   ticklen: 4,
   tickcolor: colour("strong"),
   automargin: true,
+  separatethousands: true,
   fixedrange: coarse,
   ...more,
   title: { text: more.title ?? "", standoff: 8, font: { size: 12, color: colour("soft") } },
@@ -116,6 +118,7 @@ function layout(div, height, more) {
       align: "left",
       font: { family: sans(), size: 12.5, color: colour("text") },
     },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("text") },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: colour("text") } },
     ...more,
   };
@@ -124,6 +127,7 @@ function layout(div, height, more) {
 // The buttons are named one by one: Plotly's own set has one that sends the chart to its maker's cloud.
 const config = {
   displaylogo: false,
+  displayModeBar: coarse ? false : "hover", // without a pointer to hover with it would stand over titles and legends
   responsive: false,
   typesetMath: false,
   showTips: false,
@@ -185,7 +189,7 @@ function explain(node, metric, log) {
   const facts = [
     about.range && `range ${about.range}`,
     about.unit && `unit ${about.unit}`,
-    about.null && `null when: ${about.null}`,
+    about.null && `no value when: ${about.null}`,
     about.source,
   ].filter(Boolean).join("; ");
   node.replaceChildren(

@@ -46,7 +46,7 @@ class Overview {
     return {
       type: "data",
       symmetric: false,
-      color: colour("strong"),
+      color: colour("soft"),
       thickness: 1.4,
       width: 0,
       array: rows.map((row) => (row[bounds] ? row[bounds][1] - row[value] : 0)),
@@ -178,7 +178,7 @@ class Overview {
       layout(div, 380, {
         margin: { l: 10, r: 16, t: 16, b: 44 },
         xaxis: axis({ title: "concentration", zeroline: false }),
-        yaxis: axis({ title: "gain", zeroline: true }),
+        yaxis: axis({ title: `gain in ${safe(clipped(benchmark, 40))}`, zeroline: true }),
       }),
       `Gain in ${benchmark} against concentration of ${rows.length} pairs`,
     );

@@ -11,6 +11,7 @@ class Pair {
         component,
         module,
         layer: this.data.layer[index],
+        far: this.data.layer[index] >= shared.layers,
         state: this.data.state[index],
         reason: this.data.reason[index],
         matrices: this.data.matrices[index],
