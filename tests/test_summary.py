@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from shadow.summary import read_summary
 from shadow.views.summary import summary_view
-from shadow.views.typeset import fixed, number, sparkline
+from shadow.views.typeset import fixed, number, share, sparkline
 
 SHADOW = Path(sys.executable).parent / "shadow"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
@@ -191,6 +191,9 @@ def test_figures_for_people():
     """Null is a dash, minus zero is zero, digits are significant ones."""
     assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == ["-", "0", "12", "0.123", "1,234", "7"]
     assert [fixed(x) for x in (None, 0.125, -0.001, 1.0)] == ["-", "0.12", "0.00", "1.00"]
+    assert [number(x) for x in (2.5, 11.97, 999.6, 1e-5)] == ["2.5", "12.0", "1,000", "1.00e-05"]
+    assert [number(x, 2) for x in (0.4, 99.6, 123.4)] == ["0.40", "100", "123"]
+    assert [share(x) for x in (None, 0.0, 0.0795, 0.23, 0.999)] == ["-", "0 %", "8.0 %", "23 %", "100 %"]
 
 
 def experts(folder, order, noise=0.0):

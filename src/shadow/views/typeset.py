@@ -17,12 +17,19 @@ SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """A figure for people: significant digits, and a dash where it is null."""
+    """A figure for people: significant digits, whole and half numbers (medians of counts) as they are, `-` for null."""
     if value is None:
         return "-"
-    if isinstance(value, int) or (value == int(value) and abs(value) < 1e6):
+    if value == int(value):
         return f"{int(value):,}"
-    return f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if abs(value) < 100 and 2 * value == int(2 * value):
+        return f"{value:.1f}"
+    return _significant(value, digits) if abs(value) < 10**digits - 0.5 else f"{value:,.0f}"
+
+
+def _significant(value: float, digits: int) -> str:
+    """Zeros at the end too, so that a figure shows as many digits as its interval: `8.0`, not `8`."""
+    return f"{value:#.{digits}g}".removesuffix(".") if value else "0"
 
 
 def fixed(value: float | None, places: int = 2) -> str:
@@ -38,7 +45,7 @@ def share(value: float | int | None) -> str:
     if value is None:
         return "-"
     percent = 100 * value
-    return f"{percent:.0f} %" if percent >= 99.5 else f"{percent:.2g} %"
+    return f"{percent:.0f} %" if percent >= 99.5 else f"{_significant(percent, 2)} %"
 
 
 def bounds_text(bounds: Sequence[float], form: Callable[[float], str]) -> str:
