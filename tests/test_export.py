@@ -9,7 +9,7 @@ import re
 import shutil
 import sqlite3
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import duckdb
 import numpy as np
@@ -306,7 +306,7 @@ def test_a_partition_is_one_folder_whose_name_comes_back(text):
     try:
         found = partition("family", text)
     except ShadowError:
-        assert text == "__HIVE_DEFAULT_PARTITION__"
+        assert text == "__HIVE_DEFAULT_PARTITION__" or len(quote(text, safe="")) > 255 - len("family=")
         return
     assert re.fullmatch(r"family=[\w.~%-]+", found, re.ASCII)
     assert unquote(found.removeprefix("family=")) == text
@@ -318,6 +318,16 @@ def test_a_name_that_would_read_as_null_is_refused(tmp_path):
     with pytest.raises(ShadowError, match="would read as null"):
         export([folder], "parquet", tmp_path / "out")
     export([folder], "sqlite", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "out"}
+
+
+def test_a_name_that_is_too_long_for_a_partition_is_refused_with_a_way_out(tmp_path):
+    """A letter of Chinese is nine in a partition: 30 of them make no folder, and no other place would help."""
+    folder = toy(tmp_path / "a", "模" * 30, "x", 0)
+    with pytest.raises(ShadowError, match="too long for a partition") as refused:
+        export([folder], "parquet", tmp_path / "out")
+    assert refused.value.hint == "export to another format"
+    export([folder], "csv", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "out"}
 
 
@@ -486,6 +496,15 @@ def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_
         export(folders, to, tmp_path / "again")
         first, second = (tree(p) if p.is_dir() else p.read_bytes() for p in (target, tmp_path / "again"))
         assert first == second
+
+
+def test_an_export_to_another_format_is_not_replaced(folders, tmp_path):
+    """`--to json` over a folder of CSV: refused, and the CSV is still there."""
+    export(folders[:1], "csv", tmp_path / "out")
+    before = tree(tmp_path)
+    with pytest.raises(ShadowError, match="not only an export to json"):
+        export(folders[:1], "json", tmp_path / "out")
+    assert tree(tmp_path) == before
 
 
 def spoil_file(path):

@@ -30,6 +30,7 @@ from shadow.schema import null_cases, schema_json
 MANIFEST = "shadow-export.json"  # in every folder: what wrote it, and which files
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first letters that spreadsheets take for a formula
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes null
+LONGEST = 255  # bytes of a folder's name
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,19 @@ def _manifest(folder: Path, to: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def is_our_folder(folder: Path) -> bool:
-    """Does a folder hold what an export wrote, all of it, of the same sizes, and nothing else?"""
+def is_our_folder(to: str, folder: Path) -> bool:
+    """Does a folder hold what an export to this format wrote, all of it, of the same sizes, and nothing else?"""
     if not folder.is_dir():
         return False
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        kind, files = manifest["shadow_export"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     found = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in paths}
     found.pop(MANIFEST)
-    return found == files and not any(path.is_symlink() for path in paths)
+    return kind == to and found == files and not any(path.is_symlink() for path in paths)
 
 
 # CSV
@@ -223,7 +225,10 @@ def partition(name: str, value: str) -> str:
     """`name=value` as a folder, percent-encoded as Hive does it: no value reads as another or leaves the folder."""
     if value in ("", NO_NAME):
         raise ShadowError(f"a {name} called {value!r} would read as null in a partition", "export to another format")
-    return f"{name}={quote(value, safe='')}"
+    folder = f"{name}={quote(value, safe='')}"
+    if len(folder) > LONGEST:
+        raise ShadowError(f"the {name} {visible(value[:40])}… is too long for a partition", "export to another format")
+    return folder
 
 
 def write_parquet(folder: Path, export: Export) -> None:
