@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -448,6 +449,22 @@ def test_names_in_the_card_are_text(exported):
         assert len(re.findall(r"(?<!\\)\|", row)) == 6
         outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", row)
         assert set(outside) <= set("| ")
+
+
+def test_the_configs_of_another_export_are_others(exported, folders, tmp_path):
+    """`datasets` tells folders of one name apart by the configs in their cards alone: these have the files' sha256."""
+
+    def configs(folder):
+        front = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")[0]
+        return {row["config_name"]: row for row in yaml.safe_load(front)["configs"]}
+
+    export(folders[:1], "hf-dataset-folder", tmp_path / "out")
+    here, there = configs(tmp_path / "out"), configs(exported["hf-dataset-folder"])
+    assert here.keys() == there.keys()
+    assert all(here[name] != there[name] for name in ("matrices", "tensors", "reports"))
+    (data,) = here["matrices"]["data_files"]
+    digest = hashlib.sha256((tmp_path / "out" / data["path"]).read_bytes()).hexdigest()
+    assert here["matrices"]["description"].endswith(digest)
 
 
 @given(st.text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -265,7 +266,8 @@ def write_dataset_folder(folder: Path, export: Export) -> None:
             for name, (schema, file) in files.items():
                 file.write_table(part.tables[name].cast(schema))
                 counts[name] += len(part.tables[name])
-    (folder / "README.md").write_text(_card(export.default, counts, reports), encoding="utf-8")
+    digests = {name: _digest(folder / _data_file(name)) for name in export.names}
+    (folder / "README.md").write_text(_card(export.default, counts, digests, reports), encoding="utf-8")
     _manifest(folder, "hf-dataset-folder")
 
 
@@ -274,8 +276,19 @@ def _data_file(name: str) -> str:
     return f"data/{name}-00000-of-00001.parquet"
 
 
-def _card(default: str, counts: Mapping[str, int], reports: Sequence[Mapping[str, Any]]) -> str:
-    """The dataset card. Names from files stand in YAML that is dumped, and in code spans."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card(
+    default: str, counts: Mapping[str, int], digests: Mapping[str, str], reports: Sequence[Mapping[str, Any]]
+) -> str:
+    """The dataset card. Names from files stand in YAML that is dumped, and in code spans.
+
+    Each config has the sha256 of its file: `datasets` knows what it loaded before by the name of the folder and by
+    the configs alone, and would give the rows of another export for those of this one.
+    """
     families = sorted({row["family"] for row in reports})
     shown = ", ".join(families[:3]) + (f" and {len(families) - 3} more" if len(families) > 3 else "")
     front = {
@@ -285,6 +298,7 @@ def _card(default: str, counts: Mapping[str, int], reports: Sequence[Mapping[str
         "configs": [
             {
                 "config_name": name,
+                "description": f"One row is {TABLES[name].row}; sha256 {digests[name]}",
                 "data_files": [{"split": "train", "path": _data_file(name)}],
                 **({"default": True} if name == default else {}),
             }
