@@ -43,7 +43,7 @@ from shadow.lab.page import estimate, rates_table
 from shadow.lab.page import table as markdown_table
 from shadow.lab.results import read
 from shadow.reference import calibration
-from shadow.schema import RULES, is_later, null_cases
+from shadow.schema import FILES, RULES, is_later, null_cases
 from shadow.scores import COLUMNS
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ def schema_document() -> str:
     out = [
         f"# Schema {NUMBER} of report files",
         "",
-        "Made by `make docs` from src/shadow/diagnostics.py. `shadow schema --format json` says the same to machines,",
+        "Made by `make docs` from src/shadow/. `shadow schema --format json` says the same to machines,",
         "`shadow explain COLUMN` has sources and pitfalls.",
         "",
         *(f"- {rule}" for rule in RULES),
@@ -190,6 +190,9 @@ def schema_document() -> str:
             null = ", ".join(null_cases(column))
             cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
             out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    for name, keys in FILES.items():
+        out += ["", f"## {name}", "", "| key | what |", "|---|---|"]
+        out += [f"| `{key}` | {text} |" for key, text in keys.items()]
     return "\n".join(out) + "\n"
 
 

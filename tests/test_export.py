@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
 import shutil
 import sqlite3
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import duckdb
 import numpy as np
@@ -306,7 +307,7 @@ def test_a_partition_is_one_folder_whose_name_comes_back(text):
     try:
         found = partition("family", text)
     except ShadowError:
-        assert text == "__HIVE_DEFAULT_PARTITION__"
+        assert text == "__HIVE_DEFAULT_PARTITION__" or len(quote(text, safe="")) > 255 - len("family=")
         return
     assert re.fullmatch(r"family=[\w.~%-]+", found, re.ASCII)
     assert unquote(found.removeprefix("family=")) == text
@@ -318,6 +319,16 @@ def test_a_name_that_would_read_as_null_is_refused(tmp_path):
     with pytest.raises(ShadowError, match="would read as null"):
         export([folder], "parquet", tmp_path / "out")
     export([folder], "sqlite", tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "out"}
+
+
+def test_a_name_that_is_too_long_for_a_partition_is_refused_with_a_way_out(tmp_path):
+    """A letter of Chinese is nine in a partition: 30 of them make no folder, and no other place would help."""
+    folder = toy(tmp_path / "a", "模" * 30, "x", 0)
+    with pytest.raises(ShadowError, match="too long for a partition") as refused:
+        export([folder], "parquet", tmp_path / "out")
+    assert refused.value.hint == "export to another format"
+    export([folder], "csv", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "out"}
 
 
@@ -440,6 +451,22 @@ def test_names_in_the_card_are_text(exported):
         assert set(outside) <= set("| ")
 
 
+def test_the_configs_of_another_export_are_others(exported, folders, tmp_path):
+    """`datasets` tells folders of one name apart by the configs in their cards alone: these have the files' sha256."""
+
+    def configs(folder):
+        front = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")[0]
+        return {row["config_name"]: row for row in yaml.safe_load(front)["configs"]}
+
+    export(folders[:1], "hf-dataset-folder", tmp_path / "out")
+    here, there = configs(tmp_path / "out"), configs(exported["hf-dataset-folder"])
+    assert here.keys() == there.keys()
+    assert all(here[name] != there[name] for name in ("matrices", "tensors", "reports"))
+    (data,) = here["matrices"]["data_files"]
+    digest = hashlib.sha256((tmp_path / "out" / data["path"]).read_bytes()).hexdigest()
+    assert here["matrices"]["description"].endswith(digest)
+
+
 @given(st.text())
 def test_a_code_span_holds_any_text(text):
     """For any text: one run of backticks opens it, the next of that length ends it, and no bar ends the cell."""
@@ -486,6 +513,15 @@ def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_
         export(folders, to, tmp_path / "again")
         first, second = (tree(p) if p.is_dir() else p.read_bytes() for p in (target, tmp_path / "again"))
         assert first == second
+
+
+def test_an_export_to_another_format_is_not_replaced(folders, tmp_path):
+    """`--to json` over a folder of CSV: refused, and the CSV is still there."""
+    export(folders[:1], "csv", tmp_path / "out")
+    before = tree(tmp_path)
+    with pytest.raises(ShadowError, match="not only an export to json"):
+        export(folders[:1], "json", tmp_path / "out")
+    assert tree(tmp_path) == before
 
 
 def spoil_file(path):

@@ -232,6 +232,46 @@ def test_modules_show_every_matrix_and_the_intervals_of_the_summary(run):
             assert bars.lines[0].get_markerfacecolor() == "white"
 
 
+def test_a_layer_of_zeros_in_the_base_has_no_relative_norm(tmp_path):
+    """Added layers begin as zeros: their relative norm is null, and the others' are drawn."""
+    rows = [delta(0.4, place(layer, "mlp.up"), frobenius_norm=0.1) for layer in range(4)]
+    folder = write(tmp_path / "a", rows)
+    table = pq.read_table(folder / "matrices.parquet")
+    norms = [
+        0.0 if row["subject"] == "base" and row["layer"] == 2 else row["frobenius_norm"] for row in table.to_pylist()
+    ]
+    place_ = table.column_names.index("frobenius_norm")
+    pq.write_table(table.set_column(place_, "frobenius_norm", pa.array(norms)), folder / "matrices.parquet")
+    middle = drawn("depth", [folder]).axes[1]
+    (curve,) = curves(middle).values()
+    assert [layer for layer, norm in curve.items() if not np.isfinite(norm)] == [2]
+
+
+def test_what_is_left_out_of_depth_is_said(two, tmp_path):
+    """Modules beyond what can be told apart, asked for or not; a report without the module; a metric of nulls."""
+    names = ("experts.up", "experts.down", "experts.gate", "router", "attn.q", "attn.k", "attn.v", "attn.o")
+    folder = toy(tmp_path / "moe", modules=names, experts=1, spectra=False)
+    assert "without attn.q, attn.k, attn.v, attn.o, experts.gate" in draw("depth", [folder], "svg", Choice())[1][1]
+    asked = draw("depth", [folder], "svg", Choice(modules=("*",)))[1]
+    assert asked[1].startswith("without router")
+    several = draw("depth", two, "svg", Choice(modules=("mlp.gate", "mlp.up")))[1]
+    assert several[1] == "without mlp.gate: --module chooses, of several reports one"
+    gone = draw("depth", [two[0], folder], "svg", Choice(modules=("mlp.up",)))[1]
+    assert gone[1] == f"no curve of {folder}: no effective_rank_shift of mlp.up"
+    assert draw("depth", [two[0], folder], "svg", Choice())[1][0] == "effective_rank_shift of attn.q; language"
+    with pytest.raises(ShadowError, match="alpha is null"):
+        draw("depth", two, "svg", Choice(metric="alpha"))
+
+
+def test_reports_of_different_components_say_which(two, tmp_path):
+    """A text model beside a vision tower: the legend has the components."""
+    tower = toy(tmp_path / "tower", component="vision", spectra=False)
+    for kind in ("depth", "modules"):
+        found = texts(drawn(kind, [two[0], tower]))
+        assert "base..dpo, language" in found
+        assert "tower, vision" in found
+
+
 # How it is drawn
 
 
@@ -349,6 +389,32 @@ def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path):
     for kind in ("depth", "modules"):
         legend = drawn(kind, folders).axes[0].get_legend()
         assert [text.get_text().strip() for text in legend.get_texts()] == ["_one", "_two"]
+
+
+def test_letters_that_the_font_lacks_are_said(tmp_path, run):
+    """Boxes in the figure are named on stderr; a figure without any says nothing."""
+    folder = toy(tmp_path / "a", family="模型 é", pair="base..模")
+    for kind in KINDS:
+        assert draw(kind, [folder], "png", Choice())[1][-1] == (
+            "drawn as boxes, as DejaVu Sans has no such letters: 模型"
+        )
+        assert not any("boxes" in note for note in draw(kind, [run], "png", Choice())[1])
+    assert not any("boxes" in note for note in draw("depth", [folder], "png", Choice(title=False))[1])
+
+
+def test_axes_say_of_what_a_metric_is(run):
+    """Ranks and norms are those of the delta, shifts are of the weights."""
+    assert "stable rank\nof the delta" in texts(drawn("heatmap", [run], metric="stable_rank"))
+    assert "effective-rank shift" in texts(drawn("heatmap", [run], metric="effective_rank_shift"))
+
+
+@pytest.mark.parametrize("metric", ["null_participation_ratio", "effective_rank_shift", "stable_rank"])
+def test_a_heatmap_of_one_module_has_room_for_its_label(run, metric):
+    """The name of the metric beside a single row of cells lies inside the figure."""
+    figure = drawn("heatmap", [run], metric=metric, modules=("mlp.up",))
+    box = figure.axes[1].yaxis.label.get_window_extent()
+    assert box.y0 >= -1
+    assert box.y1 <= figure.bbox.height + 1
 
 
 def test_labels_are_short_and_printable():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from reports import uniform
 
+from shadow.batch_index import Index
 from shadow.diagnostics import DELTA, MATRICES, TABLES
 from shadow.report import ARROW
 from shadow.schema import ARROW as NAMED
@@ -106,6 +108,20 @@ def test_the_first_columns_stay_and_the_later_ones_are_known():
     assert not set(LATER) & TABLES["matrices"].first
 
 
+def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
+    """Of summary.json and index.json every key, and of the figures every one that is no column of matrices.parquet."""
+    told = json.loads(shadow("schema", "--format", "json").assert_done())
+    summary = json.loads((demo / "out" / "demo" / "base..narrow" / "summary.json").read_text())
+    assert list(told["files"]["summary.json"]) == list(summary)
+    listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
+    columns = {column.name for column in MATRICES}
+    assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
+    index = Index("0.1.0", 1, {}, None, (), ())
+    assert list(told["files"]["index.json"]) == list(index.as_json())
+    assert "files" not in json.loads(shadow("schema", "spectra", "--format", "json").assert_done())
+    shadow("explain", "concentration_q25").assert_done()
+
+
 # Reports that were made before
 
 
@@ -165,6 +181,23 @@ def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
     rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
     assert shadow("show", "out").assert_done() == wanted
     shadow("export", "out", "--to", "csv").assert_done()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_none_is_null_wherever_a_report_is_read(shadow, tmp_path, value):
+    """No audit writes NaN or infinity; a file that has them is read as if they were null."""
+    folder, other = (uniform(tmp_path / name, 0.4) for name in ("out", "other"))
+    broken = ("relative_norm", "frobenius_norm", "concentration")
+    rewrite(folder, lambda table: pa.table(
+        {name: pa.array([value] * len(table)) if name in broken and "subject" in table.column_names else table[name]
+         for name in table.column_names}))  # fmt: skip
+    (told,) = json.loads(shadow("show", folder, "--format", "json").assert_done())
+    assert told["figures"]["relative_norm"] is None
+    assert {row["relative_norm"] for row in told["depth"]} == {None}
+    shadow("show", folder).assert_done()
+    shadow("compare", folder, other)
+    shadow("figure", folder, "--kind", "depth", "-o", "x.svg").assert_done()
+    assert "null" in shadow("gate", folder, "--fail-on", "concentration > 0.9").out
 
 
 COMMANDS = {

@@ -413,6 +413,18 @@ SCORES = (  # what others measured: `scores` of summary.json, and the correlatio
     ),
 )  # fmt: skip
 
+COUNTS = (  # of summary.json, beside FIGURES
+    Column("matrices", "int", "matrices that changed", range=">= 0"),
+    Column("parameters", "int", "parameters of the larger side", range=">= 0"),
+    Column("parameters_measured", "int", "of these, in tensors that were measured", range=">= 0"),
+    Column("parameters_identical", "int", "of these, in tensors that are identical", range=">= 0"),
+    Column("rank_ceiling", "int", "the largest rank_ceiling of matrices.parquet", range=">= 1", null="no adapter"),
+    Column("unverified", "int", "changed matrices whose bytes were not checked against the Hub's sha256", range=">= 0"),
+    Column("concentration_q25", "float", "lower quartile of concentration", range="(-inf, 1]", null="nothing changed"),
+    Column("concentration_q75", "float", "upper quartile of concentration", range="(-inf, 1]", null="nothing changed"),
+    Column("depth_layers", "int", "layers of the main component that were compared", range=">= 0"),
+)
+
 FIGURES = (  # of summary.json, beside the medians of columns
     Column(
         "short_side", "float", "rows or columns, whichever are fewer, of the changed matrices inside layers, the median",
@@ -567,7 +579,7 @@ TABLES = {
         Table("batch", "batch.parquet, beside the reports of a list", "a pair of the list", BATCH),
         Table("reports", "exports only", "a report", REPORTS),
         Table("comparison", "compare -o", "a matrix of each two reports", COMPARISON),
-        Table("summary", "summary.json, in figures", "a figure beside the medians of columns", FIGURES),
+        Table("summary", "summary.json, in figures", "a figure beside the medians of columns", (*COUNTS, *FIGURES)),
         Table("scores", "summary.json, in scores, and compare", "a benchmark, or a correlation over reports", SCORES),
     )
 }  # fmt: skip

@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shadow.databases import is_our_duckdb, is_our_sqlite, write_duckdb, write_sqlite
 from shadow.diagnostics import REPORTS, TABLES
@@ -52,18 +51,19 @@ class Format:
 
 FORMATS = {
     "csv": Format(
-        write_csv, is_our_folder, "-csv", "a folder of CSV files", 'pd.read_csv("reports-csv/matrices.csv")'
+        write_csv, partial(is_our_folder, "csv"), "-csv", "a folder of CSV files",
+        'pd.read_csv("reports-csv/matrices.csv")',
     ),
     "json": Format(
-        write_json, is_our_folder, "-json", "a folder of JSON Lines files",
+        write_json, partial(is_our_folder, "json"), "-json", "a folder of JSON Lines files",
         'pd.read_json("reports-json/matrices.jsonl", lines=True)',
     ),
     "arrow": Format(
-        write_arrow, is_our_folder, "-arrow", "a folder of Arrow IPC (Feather 2) files",
+        write_arrow, partial(is_our_folder, "arrow"), "-arrow", "a folder of Arrow IPC (Feather 2) files",
         'pl.read_ipc("reports-arrow/matrices.arrow")',
     ),
     "parquet": Format(
-        write_parquet, is_our_folder, "-parquet", "a Parquet dataset, partitioned as Hive does",
+        write_parquet, partial(is_our_folder, "parquet"), "-parquet", "a Parquet dataset, partitioned as Hive does",
         'pd.read_parquet("reports-parquet/matrices")',
     ),
     "duckdb": Format(
@@ -75,7 +75,7 @@ FORMATS = {
         'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
     ),
     "hf-dataset-folder": Format(
-        write_dataset_folder, is_our_folder, "-dataset", "a dataset folder of the Hub",
+        write_dataset_folder, partial(is_our_folder, "hf-dataset-folder"), "-dataset", "a dataset folder of the Hub",
         'datasets.load_dataset("./reports-dataset", "matrices")',
     ),
 }  # fmt: skip
@@ -137,7 +137,7 @@ def _refuse_twins(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
 
 
 def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> Part:
-    """A report's tables with family and pair as their first columns, and nothing that is not finite."""
+    """A report's tables with family and pair as their first columns."""
     stored = read_tables(folder, [name for name in names if name != ALWAYS])
     family, pair = text_of(metadata["family"]), text_of(metadata["pair"])
     tables = {ALWAYS: pa.Table.from_pylist([report_row(metadata)], schema=arrow_schema(REPORTS))}
@@ -145,25 +145,9 @@ def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> Pa
         schema = arrow_schema(TABLES[name].exported)
         table = stored.get(name, schema.empty_table())
         known = {"family": pa.repeat(family, len(table)), "pair": pa.repeat(pair, len(table))}
-        arrays = [known[field.name] if field.name in known else finite(table[field.name]) for field in schema]
+        arrays = [known[field.name] if field.name in known else table[field.name] for field in schema]
         tables[name] = pa.Table.from_arrays(arrays, schema=schema)
     return Part(family, pair, _plain(metadata), {name: tables[name] for name in names})
-
-
-def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Null instead of NaN and infinity, in lists too."""
-    if pa.types.is_floating(values.type):
-        return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
-    if not pa.types.is_list(values.type) or not pa.types.is_floating(values.type.value_type):
-        return values
-    numbers = pc.list_flatten(values)
-    if pc.all(pc.is_finite(numbers)).as_py() in (True, None):
-        return values
-    rows = [
-        None if row is None else [x if x is not None and np.isfinite(x) else None for x in row]
-        for row in values.to_pylist()
-    ]
-    return pa.chunked_array([pa.array(rows, values.type)])
 
 
 def report_row(metadata: Mapping[str, Any]) -> dict[str, Any]:

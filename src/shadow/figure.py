@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import math
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,6 +167,8 @@ def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tup
     sources = [read_source(folder, choice.component) for folder in folders]
     with styled():
         figure, notes = compose(kind, sources, choice)
+        if boxes := undrawn(figure):
+            notes = [*notes, f"drawn as boxes, as {STYLE['font.family']} has no such letters: {visible(boxes)}"]
         content = io.BytesIO()
         figure.savefig(content, format=suffix, metadata=_metadata(suffix))
     return content.getvalue(), notes
@@ -194,6 +197,16 @@ def compose(kind: str, sources: list[Source], choice: Choice) -> tuple[Figure, l
 
     figure = Figure(figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
     return figure, DRAWN[kind](figure, sources, choice)
+
+
+def undrawn(figure: Figure) -> str:
+    """The letters of a figure that its font lacks. The fonts of a machine are no help: other machines have others."""
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+
+    known = get_font(findfont(str(STYLE["font.family"]))).get_charmap()
+    letters = "".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+    return "".join(dict.fromkeys(letter for letter in letters if letter != "\n" and ord(letter) not in known))
 
 
 def _metadata(suffix: str) -> dict[str, Any]:
@@ -260,8 +273,9 @@ def _title(figure: Figure, sources: Sequence[Source], choice: Choice, more: str 
     """Which reports these are, in small type."""
     if choice.title:
         families = list(dict.fromkeys(source.summary.family for source in sources))
+        component = _component(sources)
         text = shown(sources[0].name if len(sources) == 1 else ", ".join(families), 60) + (
-            f", {sources[0].component}" if sources[0].component != "language" else ""
+            f", {component}" if component not in ("language", "") else ""
         )
         figure.suptitle("\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left")
 
@@ -269,7 +283,16 @@ def _title(figure: Figure, sources: Sequence[Source], choice: Choice, more: str 
 def _names(sources: Sequence[Source]) -> list[str]:
     """What tells the reports of a figure apart."""
     one_family = len({source.summary.family for source in sources}) == 1
-    return [shown(source.summary.pair if one_family else source.name, 30) for source in sources]
+    names = [shown(source.summary.pair if one_family else source.name, 30) for source in sources]
+    return (
+        names if _component(sources) else [f"{n}, {source.component}" for n, source in zip(names, sources, strict=True)]
+    )
+
+
+def _component(sources: Sequence[Source]) -> str:
+    """The component of all, empty where they have different ones."""
+    components = {source.component for source in sources}
+    return components.pop() if len(components) == 1 else ""
 
 
 def _of_interval(sources: Sequence[Source]) -> str:
@@ -286,9 +309,9 @@ def _above(labels: Sequence[str]) -> dict[str, Any]:
             "columnspacing": 1.0}  # fmt: skip
 
 
-def _note(figure: Figure, *texts: str) -> None:
+def _note(figure: Figure, *lines: str) -> None:
     """What the marks mean, in small type under the figure."""
-    figure.supxlabel("; ".join(texts), fontsize=5, color=GREY, x=0.99, ha="right")
+    figure.supxlabel("\n".join(filter(None, lines)), fontsize=5, color=GREY, x=0.99, ha="right")
 
 
 def _quiet(axes: Axes) -> None:
@@ -306,11 +329,14 @@ def _draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[s
         if source.inside.empty:
             hint = "leave it out, or choose another --component" if len(sources) > 1 else None
             raise ShadowError(f"{source.folder}: no matrix of {source.component} inside a layer changed", hint)
-    modules = _depth_modules(sources, choice)
+    modules, left = _depth_modules(sources, choice)
     figure.set_size_inches(choice.width, choice.width * 1.35)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1.2))
     top.axhline(0, color=GREY, linewidth=0.5)
-    for label, style, values in _depth_curves(sources, modules, metric):
+    curves = list(_depth_curves(sources, modules, metric))
+    if choice.metric and not any(np.isfinite(values).any() for _, _, values in curves):
+        raise _all_null(sources[0], metric)
+    for label, style, values in curves:
         top.plot(values.index, values, label=label, **style)
     top.set_ylabel(_axis(metric) if len(modules) > 1 else f"{_axis(metric)}\n{shown(modules[0])}")
     top.legend(**_above(_names(sources) if len(sources) > 1 else modules))
@@ -319,32 +345,45 @@ def _draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[s
         depth = pd.DataFrame([row for row in source.summary.depth if row["component"] == source.component])
         middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **_thinned(style, len(depth), place))
         _draw_concentration(bottom, source, style, place, alone=len(sources) == 1)
-    middle.set_ylim(0, 1.1 * (max(line.get_ydata().max(initial=0) for line in middle.lines) or 1))
+    norms = np.concatenate([line.get_ydata() for line in middle.lines])
+    middle.set_ylim(0, 1.1 * (norms[np.isfinite(norms)].max(initial=0) or 1))
     middle.set_ylabel("relative\nnorm, %")
     bottom.axhline(0, color=GREY, linewidth=0.5)
     bottom.set_ylabel("concentration")
     bottom.set_xlabel("layer")
-    quartiles = ["grey: quartiles in a layer"] * (len(sources) == 1)
-    _note(figure, f"right: median of all{_of_interval(sources)}", *quartiles)
+    quartiles = "; grey: quartiles in a layer" if len(sources) == 1 else ""
+    _note(figure, f"lower panels: all modules{quartiles}", f"right: median of all{_of_interval(sources)}")
     from matplotlib.ticker import MaxNLocator
 
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (top, middle, bottom):
         _quiet(axes)
     _title(figure, sources, choice)
-    return [f"{metric} of {', '.join(modules)}; {sources[0].component}"]
-
-
-def _depth_modules(sources: list[Source], choice: Choice) -> list[str]:
-    """The modules whose curves are drawn: all where few, else the up-projections, which the paper plots."""
-    names = [name for source in sources for name in source.inside["module"]]
-    found = _chosen_modules(sources[0], choice.modules, names)
-    ups = [name for name in UP if name in found]
+    notes = [f"{metric} of {', '.join(modules)}; {_chosen_components(sources)}"]
+    if left:
+        most = f"at most {MOST_CURVES}" if len(sources) == 1 else "of several reports one"
+        notes.append(f"without {', '.join(left)}: --module chooses, {most}")
     if len(sources) > 1:
-        return (ups or found)[:1]
-    if len(found) > MOST_CURVES:
-        found = ups if not choice.modules and ups else found[:MOST_CURVES]
-    return [*(name for name in ups if name in found), *(name for name in found if name not in ups)]
+        for source, (_, _, values) in zip(sources, curves, strict=True):
+            if not np.isfinite(values).any():
+                notes.append(f"no curve of {source.folder}: no {metric} of {modules[0]}")
+    return notes
+
+
+def _depth_modules(sources: list[Source], choice: Choice) -> tuple[list[str], list[str]]:
+    """The modules whose curves are drawn: all where few, else the up-projections, which the paper plots; and the rest.
+
+    Of several reports it is one, of those that changed in all of them if there are any.
+    """
+    changed = [set(source.inside["module"]) for source in sources]
+    found = _chosen_modules(sources[0], choice.modules, list(set.union(*changed)))
+    ups = [name for name in UP if name in found]
+    drawn = [*ups, *(name for name in found if name not in ups)]
+    if len(sources) > 1:
+        drawn = sorted(drawn, key=lambda name: not all(name in one for one in changed))[:1]
+    elif len(found) > MOST_CURVES:
+        drawn = ups if not choice.modules and ups else drawn[:MOST_CURVES]
+    return drawn, [name for name in found if name not in drawn]
 
 
 def _depth_curves(
@@ -359,8 +398,7 @@ def _depth_curves(
                 values.reindex(range(int(values.index.min()), int(values.index.max()) + 1)) if len(values) else values
             )
             style = _thinned(CURVES[place + number], len(values), place + number)
-            if number:
-                style |= {"linewidth": 0.7, "markersize": 2.2}
+            style |= {"linewidth": 0.7, "markersize": 2.2} if number else {"zorder": 3}
             yield shown(module, 24) if len(sources) == 1 else _names(sources)[place], style, values
 
 
@@ -400,8 +438,17 @@ def _component_interval(source: Source) -> tuple[float, float] | None:
 
 
 def _axis(metric: str) -> str:
-    """A metric's name as people write it."""
-    return metric.replace("_", " ").replace("effective rank", "effective-rank").replace("stable rank", "stable-rank")
+    """A metric's name as people write it, and of what it is where weights have it too."""
+    text = textwrap.fill(metric.replace("_rank_shift", "-rank shift").replace("_", " "), 21)
+    return f"{text}\nof the delta" if metric in {column.name for column in SPECTRAL} else text
+
+
+def _all_null(source: Source, metric: str) -> ShadowError:
+    return ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
+
+
+def _chosen_components(sources: Sequence[Source]) -> str:
+    return ", ".join(dict.fromkeys(source.component for source in sources))
 
 
 # Modules
@@ -424,7 +471,9 @@ def _draw_modules(figure: Figure, sources: list[Source], choice: Choice) -> list
     axes.set_yticks(range(len(modules)), labels)
     axes.set_ylim(len(modules) - 0.5, -0.5)
     axes.set_xlabel("concentration (0: the sign-flip null)")
-    _note(figure, "medians" + _of_interval(sources), f"grey: within {MARGIN:g} of 0")
+    counted = " and numbers" if len(sources) == 1 else ""
+    _note(figure, f"medians{_of_interval(sources)}; open: no interval",
+          f"ticks{counted}: matrices; grey: within {MARGIN:g} of 0")  # fmt: skip
     if len(sources) > 1:
         from matplotlib.lines import Line2D
 
@@ -433,7 +482,7 @@ def _draw_modules(figure: Figure, sources: list[Source], choice: Choice) -> list
     axes.tick_params(length=2, pad=2)
     axes.tick_params(axis="y", length=0)
     _title(figure, sources, choice)
-    return [f"concentration of {', '.join(modules)}; {sources[0].component}"]
+    return [f"concentration of {', '.join(modules)}; {_chosen_components(sources)}"]
 
 
 def _draw_module_rows(axes: Axes, source: Source, modules: list[str], place: int, many: int) -> None:
@@ -471,8 +520,8 @@ def _draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list
     grid = grid.reindex(index=modules, columns=layers)
     values = grid.to_numpy(float)
     if not np.isfinite(values).any():
-        raise ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
-    figure.set_size_inches(choice.width, 0.75 + 0.17 * len(modules))
+        raise _all_null(source, metric)
+    figure.set_size_inches(choice.width, max(1.4, 0.75 + 0.17 * len(modules)))
     axes = figure.subplots()
     axes.patch.set(facecolor="white", hatch="//////", edgecolor=PALE)  # shows where there is no value
     edges = (np.arange(count + 1) - 0.5 for count in (len(layers), len(modules)))
@@ -494,7 +543,10 @@ def _draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list
     bar.set_label(_axis(metric), fontsize=6)
     if np.nanmin(values) < 0 < np.nanmax(values):
         bar.ax.axhline(0, color="white", linewidth=1)
-    _title(figure, sources, choice, "−: below 0" if np.nanmin(values) < 0 else "")
+    marks = {"−: below 0": np.nanmin(values) < 0, "hatched: no value": not np.isfinite(values).all()}
+    if any(marks.values()):
+        _note(figure, "; ".join(text for text, there in marks.items() if there))
+    _title(figure, sources, choice)
     return [f"{metric} of {', '.join(modules)}; {source.component}"]
 
 
@@ -541,9 +593,9 @@ def _draw_spectrum(figure: Figure, sources: list[Source], choice: Choice) -> lis
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("number of the singular value")
+    axes.set_xlabel("index of the singular value")
     axes.set_ylabel("singular value")
-    axes.legend(loc="lower left")
+    axes.legend(**_above([""]) | {"ncols": 3})
     axes.tick_params(which="both", length=2, pad=2)
     zeros = int((delta <= 0).sum())
     unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from shadow.schema import null_cases, schema_json
 MANIFEST = "shadow-export.json"  # in every folder: what wrote it, and which files
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first letters that spreadsheets take for a formula
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes null
+LONGEST = 255  # bytes of a folder's name
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,19 @@ def _manifest(folder: Path, to: str) -> None:
     (folder / MANIFEST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
-def is_our_folder(folder: Path) -> bool:
-    """Does a folder hold what an export wrote, all of it, of the same sizes, and nothing else?"""
+def is_our_folder(to: str, folder: Path) -> bool:
+    """Does a folder hold what an export to this format wrote, all of it, of the same sizes, and nothing else?"""
     if not folder.is_dir():
         return False
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        kind, files = manifest["shadow_export"], manifest["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     found = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in paths}
     found.pop(MANIFEST)
-    return found == files and not any(path.is_symlink() for path in paths)
+    return kind == to and found == files and not any(path.is_symlink() for path in paths)
 
 
 # CSV
@@ -223,7 +226,10 @@ def partition(name: str, value: str) -> str:
     """`name=value` as a folder, percent-encoded as Hive does it: no value reads as another or leaves the folder."""
     if value in ("", NO_NAME):
         raise ShadowError(f"a {name} called {value!r} would read as null in a partition", "export to another format")
-    return f"{name}={quote(value, safe='')}"
+    folder = f"{name}={quote(value, safe='')}"
+    if len(folder) > LONGEST:
+        raise ShadowError(f"the {name} {visible(value[:40])}… is too long for a partition", "export to another format")
+    return folder
 
 
 def write_parquet(folder: Path, export: Export) -> None:
@@ -260,7 +266,8 @@ def write_dataset_folder(folder: Path, export: Export) -> None:
             for name, (schema, file) in files.items():
                 file.write_table(part.tables[name].cast(schema))
                 counts[name] += len(part.tables[name])
-    (folder / "README.md").write_text(_card(export.default, counts, reports), encoding="utf-8")
+    digests = {name: _digest(folder / _data_file(name)) for name in export.names}
+    (folder / "README.md").write_text(_card(export.default, counts, digests, reports), encoding="utf-8")
     _manifest(folder, "hf-dataset-folder")
 
 
@@ -269,8 +276,19 @@ def _data_file(name: str) -> str:
     return f"data/{name}-00000-of-00001.parquet"
 
 
-def _card(default: str, counts: Mapping[str, int], reports: Sequence[Mapping[str, Any]]) -> str:
-    """The dataset card. Names from files stand in YAML that is dumped, and in code spans."""
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _card(
+    default: str, counts: Mapping[str, int], digests: Mapping[str, str], reports: Sequence[Mapping[str, Any]]
+) -> str:
+    """The dataset card. Names from files stand in YAML that is dumped, and in code spans.
+
+    Each config has the sha256 of its file: `datasets` knows what it loaded before by the name of the folder and by
+    the configs alone, and would give the rows of another export for those of this one.
+    """
     families = sorted({row["family"] for row in reports})
     shown = ", ".join(families[:3]) + (f" and {len(families) - 3} more" if len(families) > 3 else "")
     front = {
@@ -280,6 +298,7 @@ def _card(default: str, counts: Mapping[str, int], reports: Sequence[Mapping[str
         "configs": [
             {
                 "config_name": name,
+                "description": f"One row is {TABLES[name].row}; sha256 {digests[name]}",
                 "data_files": [{"split": "train", "path": _data_file(name)}],
                 **({"default": True} if name == default else {}),
             }

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from shadow.architecture import name_rules
-from shadow.diagnostics import DELTA, FIGURES, SPECTRAL
+from shadow.diagnostics import COUNTS, DELTA, FIGURES, SPECTRAL
 from shadow.errors import ShadowError, UsageError
 from shadow.footprint import Label
 from shadow.plain_yaml import Path as Place
@@ -44,11 +44,7 @@ COLUMNS = tuple(column.name for column in (*SPECTRAL, *DELTA) if column.type in 
 DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
 OF_A_MODULE = ("participation_share", "matrices", "parameters", "energy", "energy_share")
 OF_A_COMPONENT = ("participation_share", "tensors", "identical", "matrices", "energy", "energy_share", *DEPTH)
-OF_THE_PAIR = (
-    *(column.name for column in FIGURES),
-    "matrices", "parameters", "parameters_measured", "parameters_identical", "rank_ceiling", "unverified",
-    "concentration_q25", "concentration_q75", "depth_layers",
-)  # fmt: skip
+OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 LONGEST = 200  # characters of an expression

@@ -256,7 +256,7 @@ def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS)
 def _whole_norm(rows: pd.DataFrame) -> float | None:
     """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all of rows as one vector."""
     total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
-    return math.hypot(*rows["frobenius_norm"]) / total if total else None
+    return _number(math.hypot(*rows["frobenius_norm"]) / total) if total else None
 
 
 class _Sums:

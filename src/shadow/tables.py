@@ -1,7 +1,8 @@
 """The tables of a finished report as this version has them, also of a report that was made before the newest columns.
 
 Columns that were added to the schema since the report was made are null, and so are all rows of a table that was;
-`absent` names them. Columns that this version does not know are left out. A report of another schema is refused.
+`absent` names them. Columns that this version does not know are left out, and a number that is not finite, which no
+audit writes, is null. A report of another schema is refused.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shadow.diagnostics import TABLES, Column
@@ -24,7 +27,7 @@ MANY = 6  # absent columns that are named one by one
 
 
 def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
-    """The table with these columns, of their types and in their order; null where it lacks one.
+    """The table with these columns, of their types and in their order; null where it lacks one or is not finite.
 
     Raises KeyError for a column that is required, and what Arrow raises for text that is none or another type.
     """
@@ -32,12 +35,30 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
     if missing := set(required) & set(schema.names) - set(table.column_names):
         raise KeyError(*sorted(missing))
     arrays = [
-        table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+        finite(table[field.name].cast(field.type))
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
         for field in schema
     ]
     found = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
     found.validate(full=True)
     return found
+
+
+def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Null instead of NaN and infinity, in lists too."""
+    if pa.types.is_floating(values.type):
+        return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+    if not pa.types.is_list(values.type) or not pa.types.is_floating(values.type.value_type):
+        return values
+    numbers = pc.list_flatten(values)
+    if pc.all(pc.is_finite(numbers)).as_py() in (True, None):
+        return values
+    rows = [
+        None if row is None else [x if x is not None and np.isfinite(x) else None for x in row]
+        for row in values.to_pylist()
+    ]
+    return pa.chunked_array([pa.array(rows, values.type)])
 
 
 def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:

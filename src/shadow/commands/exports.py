@@ -92,7 +92,7 @@ def export(
 ) -> None:
     """Write finished reports in the format of another tool: one set of tables, however many reports.
 
-    It appears whole or not at all. What is at PATH is replaced only if it is such an export that nobody has touched.
+    It appears whole or not at all. At PATH, only an export to the same format that nobody has touched is replaced.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage.
     """

@@ -55,13 +55,13 @@ def explain(
     """Explain a column: formula, range, null value, source, pitfalls."""
     import difflib
 
-    from shadow.diagnostics import BATCH, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
+    from shadow.diagnostics import BATCH, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
     from shadow.reference import calibration
     from shadow.views.columns import column_view, columns_view
     from shadow.views.label import label_view
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*BATCH, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {one.name: one for one in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
         console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
@@ -94,7 +94,7 @@ def schema(
     if format is Format.json:
         from shadow.schema import schema_json
 
-        console.show_json(schema_json(chosen))
+        console.show_json(schema_json(chosen, files=table is None))
         return
     from shadow.views.columns import schema_view, table_view
 
