@@ -16,7 +16,7 @@ PAGES = {  # page of the site, and the file that it shows
     "changelog.md": "CHANGELOG.md",
     "benchmarks.md": "benchmarks/README.md",
 }
-LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)]*)?\)")
+LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -37,7 +37,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         path = posixpath.normpath(posixpath.join(posixpath.dirname(of), target))
         shown = {name: page for page, name in PAGES.items()}.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(shown):
-            return f"[{match['text']}]({posixpath.relpath(shown, posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
+            there = posixpath.relpath(shown, posixpath.dirname(page.file.src_uri) or ".")
+            return f"{match['picture']}[{match['text']}]({there}{anchor})"
         return match[0] if path.startswith("docs/") and not path.endswith("/") else match["text"]
 
     return LINK.sub(link, markdown)

@@ -112,8 +112,9 @@ def merge(
 ) -> None:
     """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
 
-    All must be of one version and of the same settings; two reports of one pair must hold the same numbers, but for the
-    last digits that another kind of CPU gives: of these the first is taken.
+    All must be of one version and of the same settings, and reports of one pair must hold the same numbers.
+
+    Last digits may differ as two kinds of CPU round them: the first report is taken.
 
     Exit codes: 0 done; 1 could not, and nothing was copied; 2 wrong usage.
     """
