@@ -19,7 +19,7 @@ demo: setup  ## audit the demo family, offline
 	$(BIN)/shadow audit demo --output reports
 
 test: setup  ## all tests but those that download real weights
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

@@ -8,6 +8,10 @@ import signal
 import subprocess
 import sys
 
+# Workers run side by side: threads of their algebra would wait for each other. Read when NumPy and torch are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import pytest
 from command import ZYGOTE, Run
 
@@ -15,6 +19,13 @@ from command import ZYGOTE, Run
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SECONDS = 120  # after which a command counts as hung
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers(request):
+    """A test draws the same numbers whichever ran before it in its process."""
+    if own := getattr(request.module, "RNG", None):
+        own.bit_generator.state = type(own.bit_generator)(0).state
 
 
 @pytest.fixture(scope="module")

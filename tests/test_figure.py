@@ -24,19 +24,9 @@ from reports import delta, place, write
 
 from shadow.diagnostics import SPECTRA
 from shadow.errors import ShadowError, UsageError
-from shadow.figure import (
-    CURVES,
-    KINDS,
-    MARK,
-    Choice,
-    compose,
-    draw,
-    metrics,
-    read_source,
-    shown,
-    styled,
-    write_figure,
-)
+from shadow.figure import KINDS, MARK, compose, draw, write_figure
+from shadow.figure.source import Choice, metrics, read_source, shown
+from shadow.figure.style import CURVES, styled
 from shadow.report import arrow_schema
 
 SHADOW = Path(sys.executable).parent / "shadow"

@@ -20,8 +20,6 @@ from shadow.lab.experiment import checkpoint, copied, report, stream, tasks_of
 from shadow.lab.page import page
 from shadow.lab.results import read
 
-pytestmark = pytest.mark.xdist_group("lab")  # one worker, one run of the lab
-
 SHADOW = Path(sys.executable).parent / "shadow"
 BASE = Base("tiny", 0)
 TIMES = ["seconds"]

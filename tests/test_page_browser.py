@@ -22,7 +22,6 @@ PATIENCE = 120_000  # milliseconds after which a browser counts as hung, on a lo
 
 expect.set_options(timeout=PATIENCE)
 pytestmark = [
-    pytest.mark.xdist_group("browser"),  # one worker, one browser
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name it in CHROMIUM"),
 ]

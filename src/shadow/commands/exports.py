@@ -64,7 +64,8 @@ def figure(
 
     Exit codes: 0 done; 1 could not; 2 wrong usage.
     """
-    from shadow.figure import OPTIONS, Choice, write_figure
+    from shadow.figure import OPTIONS, write_figure
+    from shadow.figure.source import Choice
 
     given = {"component": component, "module": module, "layer": layer, "expert": expert, "metric": metric}
     for name, kinds in OPTIONS.items():
