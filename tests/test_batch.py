@@ -101,7 +101,8 @@ def test_both_files_say_the_same_of_every_pair(toys):
         (4, "toy-bad", "base..one", "done"),
     ]
     for row in told["pairs"]:
-        assert (row["seconds"] > 0, row["bytes"], row["relation"]) == (True, 0, "tuned")
+        assert (row["bytes"], row["relation"]) == (0, "tuned")
+        assert row["seconds"] > 0 or row["state"] == "failed"  # which takes less than the last digit
         if row["state"] == "failed":
             assert row["error"] == f"no such folder: {toys / 'gone'}"
             assert "config.json" in row["hint"]
