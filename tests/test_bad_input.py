@@ -19,6 +19,8 @@ import torch
 from command import Run
 from safetensors.torch import save_file
 
+from shadow import cli
+
 SHADOW = Path(sys.executable).parent / "shadow"
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"
 NORM = "model.norm.weight"
@@ -556,6 +558,52 @@ def test_a_terminal_of_few_letters_gets_the_report(folders, tmp_path):
     done = subprocess.run([SHADOW, *PAIR], cwd=tmp_path, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr.decode()
     assert b"mlp.up" in done.stdout
+
+
+FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+
+
+@FULL
+@pytest.mark.parametrize("arguments", ["schema --format json", "schema", "explain label", "--version"])
+def test_output_that_cannot_be_written_is_one_error_line(arguments):
+    """A full disk behind stdout, for a large text and for one that waits in a buffer until the end."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == "error: input or output failed: No space left on device\n"
+    assert done.returncode == 1
+
+
+def test_a_reader_that_has_gone_is_no_fault():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SHADOW, "--version"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [("schema --format json >&-", 0, ""), ("--version >&-", 0, ""), ("audit --list - <&-", 2, "standard input is closed")],
+)
+def test_closed_streams_are_no_traceback(arguments, code, says):
+    done = subprocess.run(["sh", "-c", f"{SHADOW} {arguments}"], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+    assert done.returncode == code
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
+    """NumPy and torch each have a fault of their own for it."""
+
+    def app():
+        raise fault
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.splitlines()[0] == "error: there is not enough memory"
 
 
 @pytest.mark.parametrize("metadata", [{"schema": 1}, {"schema": "1"}, {"schema": 99}])

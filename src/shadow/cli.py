@@ -34,7 +34,7 @@ app.add_typer(_lab)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"shadow {__version__}\n")
+        print(f"shadow {__version__}")
         raise typer.Exit
 
 
@@ -69,19 +69,26 @@ _lab.command("run")(lab.lab_run)
 def main() -> None:
     """The `shadow` command."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            console.flush()
     except UsageError as error:
         console.complain(error)
         sys.exit(2)
     except ShadowError as error:
         console.complain(error)
         sys.exit(1)
-    except BrokenPipeError:
-        # the reader (`| head`) has gone: let no flush at exit complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) has gone
+        console.give_up()
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:  # of no file that a person could look at
+        console.give_up()
+        where = "input or output failed" if error.filename is None else error.filename  # such as a full disk
+        console.complain(ShadowError(f"{where}: {error.strerror or error}"))
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's words
             raise
-        console.complain(ShadowError(f"{error.filename}: {error.strerror}"))
+        console.complain(ShadowError("there is not enough memory", "free some, or use fewer workers, as by --jobs 1"))
         sys.exit(1)

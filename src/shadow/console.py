@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -40,12 +41,24 @@ def show(renderable: RenderableType) -> None:
 def show_json(value: Any) -> None:
     """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
     text = json.dumps(value, indent=2, allow_nan=False)
-    sys.stdout.write(text.replace("##", "#\\u0023") + "\n")  # only strings hold it: see inert
+    print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
 def say(text: str) -> None:
     """One line of talk, on stderr."""
     _print(err, escape(visible(text)))
+
+
+def flush() -> None:
+    """Write what stdout still holds, so that a full disk is told of now and not by the interpreter at its end."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def give_up() -> None:
+    """What stdout still holds cannot be written: let no flush at the end of the process complain again."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def annotate(command: str) -> None:

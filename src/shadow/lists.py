@@ -208,6 +208,8 @@ def read_list(listed: str) -> list[Entry]:
     """
     name = shown(listed)
     try:
+        if listed == "-" and sys.stdin is None:
+            raise UsageError(f"{name} is closed", "--list takes a file, or -")
         if listed == "-":
             raw = sys.stdin.buffer.read(MAX_BYTES + 1)
         else:
