@@ -25,6 +25,7 @@ from shadow.delta import Method
 from shadow.diagnostics import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.errors import ShadowError
 from shadow.pairing import Filter
+from shadow.plan import Access
 from shadow.registry import given_pair, parse_reference
 from shadow.run import Settings, run_pair
 
@@ -276,6 +277,31 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
 
     run(*llama, tmp_path, show=again)
     assert refused
+
+
+def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
+    """The storages of old `.bin` files lie unpacked beside the journal: the second audit has its own."""
+    folders = []
+    for name in ("base", "tuned"):
+        (tmp_path / name).mkdir()
+        weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}
+        torch.save(weights, tmp_path / name / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        folders.append(tmp_path / name)
+    out, access, kept = tmp_path / "out", Access(allow_pickle=True), []
+
+    def unpacked():
+        return {path: (path.stat().st_ino, path.read_bytes()) for path in out.rglob("*.raw")}
+
+    def again(progress):
+        if not kept:
+            kept.append(unpacked())
+            with pytest.raises(ShadowError, match="another audit"):
+                run(*folders, out, access=access)
+            assert unpacked() == kept[0]
+
+    assert run(*folders, out, access=access, show=again).measured == 1
+    assert len(kept[0]) == 2
+    assert not unpacked()
 
 
 def test_a_stopped_audit_says_how_to_go_on(tmp_path):

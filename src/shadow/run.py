@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import secrets
 import shutil
 import tempfile
 import time
@@ -45,7 +46,7 @@ from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes, with_scores
 from shadow.tables import absent
 
-SCRATCH = "scratch"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 STRICT = (
     "shape_differs",
@@ -132,10 +133,12 @@ def run_pair(
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
+    # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
+    scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
-        return _run(pair, settings, folder, jobs, access, say, show, scores)
+        return _run(pair, settings, folder, scratch, jobs, access, say, show, scores)
     finally:
-        shutil.rmtree(folder / PARTIAL / SCRATCH, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
 
 
@@ -181,13 +184,13 @@ def _run(
     pair: Pair,
     settings: Settings,
     folder: Path,
+    scratch: Path,
     jobs: int | None,
     access: Access,
     say: Callable[[str], None],
     show: Callable[[Progress], None],
     scores: ScoreFiles | None,
 ) -> Result:
-    scratch = folder / PARTIAL / SCRATCH
     base, tuned = (
         find(side, access, scratch / name, say) for name, side in (("base", pair.base), ("tuned", pair.tuned))
     )
@@ -202,7 +205,7 @@ def _run(
     journal = Journal(folder, identity)
     try:
         todo = [one for one in lined.pairs if one.key not in journal.outcomes]
-        plan = _planned(lined, todo, settings, access, folder, journal, say)
+        plan = _planned(lined, todo, settings, access, scratch, journal, say)
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
@@ -261,11 +264,14 @@ def _planned(
     todo: Sequence[MatrixPair],
     settings: Settings,
     access: Access,
-    folder: Path,
+    scratch: Path,
     journal: Journal,
     say: Callable[[str], None],
 ) -> Plan:
-    """The plan of what is left, after tidying up what an earlier run left in the Hub's cache."""
+    """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
+    for left in scratch.parent.glob(f"{SCRATCH}*"):
+        if left != scratch:
+            shutil.rmtree(left, ignore_errors=True)
     _remove_leftovers(journal.fetched)
     plan = make_plan(
         lined.base,
@@ -273,8 +279,8 @@ def _planned(
         todo,
         access,
         filtered=settings.chosen != Filter(),
-        folder=folder,
-        scratch=folder / PARTIAL / SCRATCH,
+        folder=journal.folder,
+        scratch=scratch,
         ours={(one.repo, one.commit, one.path) for one in journal.fetched if not one.keep},
     )
     plan.require_disk()
