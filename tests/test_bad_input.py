@@ -278,6 +278,17 @@ def test_a_config_of_wrong_types_does_no_harm(shadow, folders, config):
 ODD_NAMES = ("x.weight", "model.layers.0.mlp.experts.up.weight", "model.embed_tokens.weight")
 
 
+def test_a_number_that_no_column_holds_names_no_layer_and_no_expert(shadow, folders, tmp_path):
+    """Its tensors are still measured, under their own names."""
+    names = [f"model.layers.{10**20}.mlp.up_proj.weight", f"model.layers.0.mlp.experts.{10**20}.up_proj.weight"]
+    for seed, folder in enumerate(folders):
+        save_file({**weights(seed), **{name: torch.randn(8, 6) for name in names}}, folder / "model.safetensors")
+    shadow(*PAIR).assert_done()
+    rows = pd.read_parquet(report(tmp_path) / "matrices.parquet").query("subject == 'delta'").set_index("tensor")
+    assert set(rows.loc[names, "module"]) == {"other"}
+    assert rows.loc[names, "expert"].isna().all()
+
+
 @pytest.mark.parametrize(
     "shape", [(0,), (0, 6), (6, 0), (2, 0, 3), (0, 0, 5), (), (1,), (1, 1), (1, 6), (0, 2**48, 2**48)]
 )
@@ -567,7 +578,7 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that i
 @pytest.mark.parametrize("arguments", ["schema --format json", "schema", "explain label", "--version"])
 def test_output_that_cannot_be_written_is_one_error_line(arguments):
     """A full disk behind stdout, for a large text and for one that waits in a buffer until the end."""
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run([SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.stderr == "error: input or output failed: No space left on device\n"
     assert done.returncode == 1
@@ -583,7 +594,11 @@ def test_a_reader_that_has_gone_is_no_fault():
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
-    [("schema --format json >&-", 0, ""), ("--version >&-", 0, ""), ("audit --list - <&-", 2, "standard input is closed")],
+    [
+        ("schema --format json >&-", 0, ""),
+        ("--version >&-", 0, ""),
+        ("audit --list - <&-", 2, "standard input is closed"),
+    ],
 )
 def test_closed_streams_are_no_traceback(arguments, code, says):
     done = subprocess.run(["sh", "-c", f"{SHADOW} {arguments}"], capture_output=True, text=True)

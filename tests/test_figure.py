@@ -471,6 +471,20 @@ def test_a_report_of_nothing_is_one_line(run, tmp_path):
     assert draw("modules", [outside], "svg", Choice())[0]
 
 
+@pytest.mark.parametrize("kind", ["depth", "heatmap"])
+def test_a_layer_of_an_absurd_number_is_left_out(tmp_path, kind):
+    """A tensor's name may claim any; axes of a thousand million layers would take all memory."""
+    folder = toy(tmp_path / "base..sft")
+    for name in ("matrices", "tensors"):
+        table = pq.read_table(folder / f"{name}.parquet")
+        layers = [999_999_999 if layer == 5 else layer for layer in table["layer"].to_pylist()]
+        layers = pa.array(layers, pa.int64())
+        pq.write_table(table.set_column(table.column_names.index("layer"), "layer", layers), folder / f"{name}.parquet")
+    assert drawn(kind, [folder]).axes[0].get_xlim()[1] < 10
+    _, notes = draw(kind, [folder], "svg", Choice())
+    assert f"layers of {folder} from number 1,000 on are left out" in notes
+
+
 def test_every_metric_can_be_drawn(run):
     """Every column of numbers that delta rows have is a metric of `--metric`; text is none."""
     assert {"concentration", "effective_rank_shift", "spikes", "alpha"} <= set(metrics())

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shadow.bootstrap import Counts
 
 Energies = NDArray[np.float64]
+LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
 ATTENTION = ("attn.", "mla.", "linear_attn.", "cross_attn.")
 MLP = ("mlp.", "experts.", "shared.")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.figure.source import Choice, Source, chosen_modules, names_of, shown
+from shadow.figure.source import Choice, Source, all_null, chosen_components, chosen_modules, names_of, shown
 from shadow.figure.style import (
     CURVES,
     GREY,
@@ -53,7 +53,7 @@ def draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[st
     top.legend(**legend_above(names_of(sources) if len(sources) > 1 else modules))
     for place, source in enumerate(sources):
         style = CURVES[place]
-        depth = pd.DataFrame([row for row in source.summary.depth if row["component"] == source.component])
+        depth = source.depth
         middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **thinned(style, len(depth), place))
         _draw_concentration(bottom, source, style, place, alone=len(sources) == 1)
     norms = np.concatenate([line.get_ydata() for line in middle.lines])
@@ -71,6 +71,7 @@ def draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[st
         quieten(axes)
     entitle(figure, sources, choice)
     notes = [f"{metric} of {', '.join(modules)}; {chosen_components(sources)}"]
+    notes += [text for source in sources for text in source.left_out]
     if left:
         most = f"at most {MOST_CURVES}" if len(sources) == 1 else "of several reports one"
         notes.append(f"without {', '.join(left)}: --module chooses, {most}")
@@ -121,25 +122,10 @@ def _draw_concentration(axes: Axes, source: Source, style: Mapping[str, Any], pl
         low, high = by_layer.quantile(0.25), by_layer.quantile(0.75)
         axes.vlines(medians.index, low, high, color=GREY, linewidth=2.5, alpha=0.4)
     axes.plot(medians.index, medians, **thinned(style, len(medians), place))
-    row = next(row for row in source.summary.components if row["component"] == source.component)
-    if row["concentration"] is None:
+    value, bounds = source.row["concentration"], source.row["intervals"].get("concentration")
+    if value is None:
         return
-    bounds = _component_interval(source)
     axes.errorbar(
-        [1.02 + 0.025 * place], [row["concentration"]], yerr=spread(row["concentration"], bounds), clip_on=False,
+        [1.02 + 0.025 * place], [value], yerr=spread(value, bounds), clip_on=False,
         transform=axes.get_yaxis_transform(), capsize=1.5, elinewidth=0.9, **{**style, "linestyle": "none"},
     )  # fmt: skip
-
-
-def _component_interval(source: Source) -> tuple[float, float] | None:
-    row = next(row for row in source.summary.components if row["component"] == source.component)
-    bounds: tuple[float, float] | None = row["intervals"].get("concentration")
-    return bounds
-
-
-def all_null(source: Source, metric: str) -> ShadowError:
-    return ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
-
-
-def chosen_components(sources: Sequence[Source]) -> str:
-    return ", ".join(dict.fromkeys(source.component for source in sources))

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadow.errors import ShadowError
-from shadow.figure.depth import all_null
-from shadow.figure.source import Choice, Source, chosen_modules, shown
+from shadow.figure.source import Choice, Source, all_null, chosen_modules, shown
 from shadow.figure.style import PALE, annotate, axis_label, entitle
 
 if TYPE_CHECKING:
@@ -24,7 +23,8 @@ def draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list[
     if inside.empty:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     modules = chosen_modules(source, choice.modules, list(inside["module"]))
-    layers = range(_last_layer(source) + 1)
+    last = max([*source.depth["layer"], *inside["layer"]])  # of the component, also where nothing of it changed
+    layers = range(int(last) + 1)
     grid = inside.pivot_table(index="module", columns="layer", values=metric, aggfunc="median")
     grid = grid.reindex(index=modules, columns=layers)
     values = grid.to_numpy(float)
@@ -56,13 +56,7 @@ def draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list[
     if any(marks.values()):
         annotate(figure, "; ".join(text for text, there in marks.items() if there))
     entitle(figure, sources, choice)
-    return [f"{metric} of {', '.join(modules)}; {source.component}"]
-
-
-def _last_layer(source: Source) -> int:
-    """Of the component, also where nothing of it changed."""
-    layers = [int(row["layer"]) for row in source.summary.depth if row["component"] == source.component]
-    return max([*layers, int(source.inside["layer"].max())])
+    return [f"{metric} of {', '.join(modules)}; {source.component}", *source.left_out]
 
 
 def _mark_negative(axes: Axes, values: np.ndarray[Any, Any]) -> None:

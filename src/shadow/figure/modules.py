@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shadow.figure.depth import chosen_components
-from shadow.figure.source import Choice, Source, chosen_modules, names_of, shown
+from shadow.figure.source import Choice, Source, chosen_components, chosen_modules, names_of, shown
 from shadow.figure.style import CURVES, GREY, PALE, annotate, entitle, legend_above, spread, told_interval
 from shadow.footprint import MARGIN
 

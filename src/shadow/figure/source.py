@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from shadow.architecture import name_rules
 from shadow.console import visible
 from shadow.diagnostics import DELTA, MATRICES, SPECTRAL
 from shadow.errors import ShadowError
+from shadow.spread import LAYERS
 from shadow.summary import Summary, read_summary
 from shadow.tables import read_tables
 
@@ -50,8 +52,25 @@ class Source:
 
     @property
     def inside(self) -> pd.DataFrame:
-        """The rows inside layers."""
-        return self.deltas[self.deltas["layer"].notna()].astype({"layer": int})
+        """The rows inside layers, as far as there is room for them."""
+        return self.deltas[self.deltas["layer"] < LAYERS].astype({"layer": int})
+
+    @property
+    def depth(self) -> pd.DataFrame:
+        """layer and relative_norm of every layer that was compared, as far as there is room for them."""
+        rows = [row for row in self.summary.depth if row["component"] == self.component and row["layer"] < LAYERS]
+        return pd.DataFrame(rows, columns=["layer", "relative_norm"])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of the component in the summary."""
+        return next(row for row in self.summary.components if row["component"] == self.component)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is told of layers that there is no room for."""
+        far = (self.deltas["layer"] >= LAYERS).any()
+        return [f"layers of {self.folder} from number {LAYERS:,} on are left out"] if far else []
 
 
 def read_source(folder: Path, component: str | None) -> Source:
@@ -105,6 +124,14 @@ def chosen_modules(source: Source, patterns: Sequence[str], names: Sequence[str]
             f"it has {', '.join(module_order(names))}",
         )
     return found
+
+
+def all_null(source: Source, metric: str) -> ShadowError:
+    return ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
+
+
+def chosen_components(sources: Sequence[Source]) -> str:
+    return ", ".join(dict.fromkeys(source.component for source in sources))
 
 
 def component_of(sources: Sequence[Source]) -> str:

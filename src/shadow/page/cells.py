@@ -17,7 +17,7 @@ from shadow.bootstrap import blocks_of, interval_of_median
 from shadow.console import visible
 from shadow.diagnostics import DELTA, SPECTRAL
 from shadow.page.curves import Key, short, shortened
-from shadow.spread import compared_layers
+from shadow.spread import LAYERS, compared_layers
 from shadow.summary import MEDIANS
 
 PLACE = ["component", "layer", "module"]
@@ -33,7 +33,7 @@ UNDER_NULL: dict[str, str | float] = {  # what a column of a delta would be with
     "null_participation_ratio_sampled": "null_participation_ratio",
 }
 SIGNED = ("concentration", "effective_rank_shift", "stable_rank_shift", "cosine")  # columns whose 0 divides
-LAYERS, EXPERTS = 1000, 10_000  # numbers below which a chart has room: a tensor's name may claim any
+EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
 
 
