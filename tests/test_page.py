@@ -643,18 +643,20 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
     run = tmp_path / "run"
     shutil.copytree(small, run / "toy" / "base..tuned")
     rows = [
-        Row(None, "toy", pair, "tuned", f"toy/{pair}", "org/a", "org/b", state=state, error=error)
-        for pair, state, error in (
-            ("base..tuned", "done", None),
-            ("base..<b>", "failed", "no such repository"),
-            ("base..c", "pending", None),
+        Row(None, "toy", pair, "tuned", folder, "org/a", "org/b", state=state, error=error)
+        for pair, folder, state, error in (
+            ("base..tuned", "toy/base..tuned", "done", None),
+            ("base..b", "toy/base..b", "failed", "no such <b>repository"),
+            ("base..c", "toy/base..c", "pending", None),
+            ("base..d", "/etc/elsewhere", "pending", None),  # which no list writes
         )
     ]
     index = Index("0.1.0", 1, {}, None, (), tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert shadow("report", "run", "-o", "page.html").code == 0
     told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())
-    assert "run/toy/base..<b> failed no such repository" in told
+    assert "run/toy/base..b failed no such <b>repository" in told
+    assert "run/toy/base..d pending" in told
     assert "run/toy/base..c pending" in told
     assert "run/toy/base..tuned done" not in told
 

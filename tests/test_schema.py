@@ -156,6 +156,7 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
     assert all(row[name] is None for row in rows for name in LATER)
     assert (tmp_path / "out-json" / "residual.jsonl").read_text() == ""
     shadow("figure", "out", "--kind", "depth", "-o", "x.png").assert_done()
+    shadow("report", "out", "-o", "x.html").assert_done()
 
 
 def test_an_older_report_is_measured_again_by_the_same_audit(run, shadow, tmp_path):

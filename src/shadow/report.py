@@ -269,20 +269,34 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         schema = pq.read_schema(path)
-        metadata = json.loads((schema.metadata or {})[METADATA_KEY])
+        metadata = json.loads((schema.metadata or {})[METADATA_KEY], parse_constant=lambda _: None)
         if type(metadata["schema"]) is int and metadata["schema"] != SCHEMA:
             return dict(metadata)  # another version's; check_schema says so
-        texts = [metadata[key] for key in ("version", "family", "pair")]
-        texts += [metadata[side]["repo"] for side in ("base", "tuned")]
-        texts.append(metadata["settings"]["method"]["precision"])
-        if not all(isinstance(text, str) for text in texts) or type(metadata["schema"]) is not int:
-            raise TypeError
+        _check_metadata(metadata)
         if missing := TABLES["matrices"].first - set(schema.names):
             raise KeyError(*missing)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         message = f"{path}: not a report of shadow ({type(error).__name__})"
         raise ShadowError(message, "name a folder that `shadow audit` made") from error
     return dict(metadata)
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Raises TypeError or KeyError where metadata are not of the types that every reader of a report may rely on."""
+    settings = metadata["settings"]
+    texts = [metadata[key] for key in ("version", "family", "pair")]
+    texts += [metadata[side]["repo"] for side in ("base", "tuned")]
+    texts += [settings["method"]["precision"], settings.get("relation", "")]
+    maybe = [metadata[side][key] for side in ("base", "tuned") for key in ("commit", "fingerprint")]
+    maybe.append(settings.get("optimizer"))
+    if not all(isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))):
+        raise TypeError
+    mappings = settings["method"], settings.get("chosen", {}), metadata.get("libraries", {})
+    if type(metadata["schema"]) is not int or not all(isinstance(one, dict) for one in mappings):
+        raise TypeError
+    seconds = metadata.get("seconds", 0.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+        raise TypeError
 
 
 def required_metadata(folder: Path) -> dict[str, Any]:

@@ -17,15 +17,16 @@ from pathlib import Path
 from markupsafe import Markup
 
 from shadow import __version__
-from shadow.batch_index import read_index
+from shadow.batch_index import read_index, report_folder
 from shadow.diagnostics import FIGURES, MATRICES, NOTATION
 from shadow.errors import ShadowError
 from shadow.footprint import GATES, MARGIN
-from shadow.page.cells import LAYERS, metric_texts
+from shadow.page.cells import metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
 from shadow.reference import runs
 from shadow.report import JOURNAL, PARTIAL, writing
+from shadow.spread import LAYERS
 from shadow.views.skipped import REASONS
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
@@ -131,11 +132,11 @@ def _below(folder: Path, run: Path) -> str:
 def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     """Pairs of the list of run, where it has one, that have no report, and audits that were begun and not finished."""
     index = read_index(run)
-    found = {
-        run / row.folder: Missing(_below(run / row.folder, run), row.state, row.error or "", row.hint or "")
-        for row in (index.rows if index is not None else ())
-        if row.state != "done" and run / row.folder not in folders
-    }
+    found = {}
+    for row in index.rows if index is not None else ():
+        folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
+        if row.state != "done" and folder not in folders:
+            found[folder] = Missing(_below(folder, run), row.state, row.error or "", row.hint or "")
     for depth in ("", "*/", "*/*/"):
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
             folder = journal.parent.parent

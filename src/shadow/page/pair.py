@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from shadow.page.cells import LAYERS, PLACE, cell_keys, cell_table, drawn_cells
+from shadow.page.cells import PLACE, cell_keys, cell_table, drawn_cells
 from shadow.page.curves import points_for, short, thinned_spectra
 from shadow.page.html import script_json
 from shadow.reference import OPTIMIZERS, runs
 from shadow.report import METADATA_KEY
+from shadow.spread import LAYERS
 from shadow.summary import Summary, read_summary
+from shadow.tables import read_tables
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
 
@@ -80,10 +81,9 @@ class Told:
 def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
     """Read a finished report for a page of so many pairs. Raises ShadowError when it cannot be read."""
     summary, provenance = read_summary(folder)
-    matrices = pq.read_table(folder / "matrices.parquet")
-    tensors = pq.read_table(folder / "tensors.parquet").to_pandas()
-    metadata = matrices.schema.metadata[METADATA_KEY]
-    rows = matrices.to_pandas()
+    tables = read_tables(folder, ("matrices", "tensors"))
+    rows, tensors = (tables[name].to_pandas() for name in ("matrices", "tensors"))
+    metadata = tables["matrices"].schema.metadata[METADATA_KEY]
     cells = cell_table(rows, tensors)
     keys = cell_keys(cells)
     deltas = rows[rows["subject"] == "delta"]
