@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import sqlite3
@@ -30,6 +31,7 @@ from shadow.diagnostics import REPORTS, RESIDUAL, SPECTRA, TABLES
 from shadow.errors import ShadowError, UsageError
 from shadow.export import FORMATS, export
 from shadow.formats import MANIFEST, code_span, neutral, partition
+from shadow.placing import placing
 from shadow.report import arrow_schema
 
 NAMES = ("reports", "matrices", "tensors", "residual", "spectra")
@@ -578,6 +580,32 @@ def test_a_database_with_more_in_it_is_not_replaced(folders, tmp_path, to, state
     base.close()
     with pytest.raises(ShadowError, match="not only an export"):
         export(folders[:1], to, tmp_path / "out")
+
+
+@pytest.mark.parametrize("to", ["sqlite", "duckdb"])
+def test_a_pipe_in_the_place_of_a_database_is_refused_without_waiting(folders, tmp_path, to):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ShadowError, match="is there already"):
+        export(folders[:1], to, tmp_path / "x")
+
+
+def test_a_database_in_a_folder_whose_name_is_no_text_is_known_again(folders, tmp_path):
+    place = tmp_path / os.fsdecode(b"\xff") / "x.sqlite"
+    for _ in range(2):
+        export(folders[:1], "sqlite", place)
+    assert place.is_file()
+
+
+def test_what_cannot_be_read_is_not_replaced(tmp_path):
+    """It may be anybody's."""
+
+    def unreadable(path):
+        raise PermissionError
+
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(ShadowError, match="is there already"), placing(tmp_path / "x", unreadable, "ours") as aside:
+        aside.write_text("ours")
+    assert (tmp_path / "x").read_text() == "mine"
 
 
 @pytest.mark.parametrize("to", FORMATS)

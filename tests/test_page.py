@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -677,6 +678,8 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
     (tmp_path / "notes.html").write_text("<p>mine</p>")
     assert "no page of shadow" in shadow("report", small, "-o", "notes.html").assert_refused()
     assert (tmp_path / "notes.html").read_text() == "<p>mine</p>"
+    os.mkfifo(tmp_path / "pipe.html")  # nobody writes into it
+    assert "no page of shadow" in shadow("report", small, "-o", "pipe.html").assert_refused()
     assert "cannot write" in shadow("report", small, "-o", "missing/page.html").assert_refused()
     assert shadow("report", small, "-o", tmp_path).code == 2
 

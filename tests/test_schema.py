@@ -209,6 +209,23 @@ COMMANDS = {
 }
 
 
+@pytest.mark.parametrize("told", [{"seconds": "long"}, {"libraries": [1]}, {"base": {"repo": "x", "commit": 5}}])
+def test_metadata_of_other_types_are_one_line(run, shadow, told):
+    """A side's commit that is a number, a time that is text: no report, whoever reads it."""
+    rewrite(run, **told)
+    for arguments in (("show", "out"), ("merge", "out"), ("export", "out", "--to", "csv")):
+        assert "not a report of shadow" in shadow(*arguments).assert_refused()
+    assert "not a report of shadow" in shadow("report", "out", "-o", "x.html").err
+
+
+def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
+    metadata = json.loads(pq.read_schema(run / "matrices.parquet").metadata[b"shadow"])
+    rewrite(run, base={**metadata["base"], "commit": math.nan}, seconds=math.inf)
+    (told,) = json.loads(shadow("show", "out", "--format", "json").assert_done())
+    assert told["base"]["commit"] is None
+    shadow("merge", "out").assert_done()
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("schema", "hint"), [(2, "pip install --upgrade"), (0, "audit the pair again, or read it with")]

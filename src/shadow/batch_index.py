@@ -137,7 +137,7 @@ def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) ->
     figures = {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
     own = {
         "position": None,
-        "relation": provenance["settings"].get("relation", "tuned"),
+        "relation": str(provenance["settings"].get("relation", "tuned")),
         "matrices": summary.figures["matrices"],
         **figures,
     }

@@ -7,7 +7,6 @@ none.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from xml.etree import ElementTree as ET
 from shadow.console import visible
 from shadow.errors import ShadowError
 from shadow.gate import Judged, Verdict, first_code
+from shadow.report import write_beside
 
 SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
@@ -192,12 +192,12 @@ def junit(judged: Sequence[Judged]) -> bytes:
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
 
 
-def check_junit(path: Path | None) -> None:
+def check_junit(path: Path) -> None:
     """Refuse to write over what is no XML, before anything is measured. Raises ShadowError."""
     hint = "choose another file with --junit"
-    if path is None or not path.exists():
-        return
     try:
+        if not path.exists():
+            return
         if not path.is_file():  # opening a FIFO would wait for ever
             raise ShadowError(f"{path} is not a regular file", hint)
         with path.open("rb") as file:
@@ -210,14 +210,9 @@ def check_junit(path: Path | None) -> None:
 def write_junit(path: Path, judged: Sequence[Judged]) -> None:
     """A file that is there whole or not at all. Raises ShadowError."""
     check_junit(path)
-    aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(junit(judged))
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_beside(path, junit(judged))
     except OSError as error:
         raise ShadowError(
             f"cannot write {path}: {error.strerror or error}", "choose another file with --junit"

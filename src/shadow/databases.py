@@ -143,12 +143,14 @@ def _sqlite_rows(name: str, part: Part) -> Iterator[tuple[Any, ...]]:
 
 def is_our_sqlite(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
     try:
         with path.open("rb") as file:
             head = file.read(100)
         if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
             return False
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True)) as base:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)) as base:
             return _is_untouched(base.execute)
     except (OSError, sqlite3.Error):
         return False
@@ -210,6 +212,8 @@ def _comments(names: Sequence[str]) -> Iterator[str]:
 
 def is_our_duckdb(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
     try:
         with path.open("rb") as file:
             if file.read(12)[8:] != b"DUCK":

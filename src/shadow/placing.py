@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
@@ -14,7 +15,6 @@ from shadow.errors import ShadowError
 from shadow.report import remove_empty
 
 Recognise = Callable[[Path], bool]
-FULL = 28  # errno of a full disk
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
         _require_free(output, is_ours, what)
         _replace(aside, output)
     except OSError as error:
-        hint = "free some space" if error.errno == FULL else "choose another place with -o"
+        hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with -o"
         raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
     finally:
         if os.path.isdir(parent):  # noqa: PTH112 - no error
@@ -48,8 +48,8 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
 def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
     try:
         free = not os.path.lexists(output) or (not output.is_symlink() and is_ours(output))
-    except OSError:  # a name that is too long, a folder that may not be read: said when it is written
-        return
+    except OSError:  # what cannot be read may be anybody's
+        free = False
     if not free:
         raise ShadowError(
             f"{output} is there already, and is not or not only {what}", "move it away, or choose another place with -o"

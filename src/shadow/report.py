@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -78,7 +79,11 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some space and run the same command again: it goes on from here" if error.errno == 28 else None
+        hint = (
+            "free some space and run the same command again: it goes on from here"
+            if error.errno == errno.ENOSPC
+            else None
+        )
         raise ShadowError(
             f"cannot write to {folder}: {error.strerror or error}", hint or "choose another folder with -o"
         ) from error
@@ -147,7 +152,7 @@ class Journal:
                 if number > 0 and "fetched" not in entry:
                     outcome = _outcome_from_json(entry)
                     self.outcomes[outcome.key] = outcome
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
             good += len(line)
         return good
@@ -286,16 +291,15 @@ def _check_metadata(metadata: Any) -> None:
     settings = metadata["settings"]
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]
-    texts += [settings["method"]["precision"], settings.get("relation", "")]
+    texts.append(settings["method"]["precision"])
     maybe = [metadata[side][key] for side in ("base", "tuned") for key in ("commit", "fingerprint")]
-    maybe.append(settings.get("optimizer"))
     if not all(isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))):
         raise TypeError
-    mappings = settings["method"], settings.get("chosen", {}), metadata.get("libraries", {})
+    mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
     if type(metadata["schema"]) is not int or not all(isinstance(one, dict) for one in mappings):
         raise TypeError
-    seconds = metadata.get("seconds", 0.0)
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
+    seconds = metadata.get("seconds") or 0.0
+    if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
         raise TypeError
 
 
@@ -380,21 +384,15 @@ def write_rows(
     """
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
     content = parquet_bytes(_table(columns, rows), metadata)
-    aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
     with writing(path.parent):
         if path.exists() and not _is_comparison(path):
             raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
-        try:
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_beside(path, content)
 
 
 def _is_comparison(path: Path) -> bool:
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
     try:
         found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
     except (OSError, ValueError, KeyError, pa.ArrowException):
@@ -403,9 +401,22 @@ def _is_comparison(path: Path) -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
+    """A file of a report or of an index that is there whole or not at all."""
     aside = path.parent / PARTIAL / f"{path.stem}.tmp"
     aside.parent.mkdir(parents=True, exist_ok=True)
+    _write_by_way_of(aside, path, content)
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """The same in a folder that is not ours: nothing is left in it when this fails."""
+    aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
+    try:
+        _write_by_way_of(aside, path, content)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
     with aside.open("wb") as file:
         file.write(content)
         file.flush()

@@ -9,7 +9,6 @@ text for markup. A policy in the page lets nothing be fetched, whatever is in it
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from shadow.page.cells import metric_texts
 from shadow.page.html import environment, file_text, policy, script_json, scripts
 from shadow.page.pair import Told, read_pair
 from shadow.reference import runs
-from shadow.report import JOURNAL, PARTIAL, writing
+from shadow.report import JOURNAL, PARTIAL, write_beside, writing
 from shadow.spread import LAYERS
 from shadow.views.skipped import REASONS
 
@@ -77,7 +76,8 @@ def write_page(
             unreadable.append((where, error))
     missing = [Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable]
     content = page_bytes(found, _title(run), [*missing, *_missing(run, folders)])
-    _write(output, content)
+    with writing(output.parent):
+        write_beside(output, content)
     return Written(len(found), len(content), unreadable)
 
 
@@ -148,24 +148,13 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
 def _refuse_foreign(output: Path) -> None:
     """Raises ShadowError where a file would be lost that is no page of ours."""
     try:
-        with output.open("rb") as file:
-            ours = GENERATOR.encode() in file.read(TOP)
-    except FileNotFoundError:
-        return
+        if not output.exists():
+            return
+        ours = output.is_file()  # opening a FIFO would wait for ever
+        if ours:
+            with output.open("rb") as file:
+                ours = GENERATOR.encode() in file.read(TOP)
     except OSError as error:
         raise ShadowError(f"{output}: {error.strerror}", "choose another file with -o") from error
     if not ours:
         raise ShadowError(f"{output} is there already, and is no page of shadow", "choose another file with -o")
-
-
-def _write(output: Path, content: bytes) -> None:
-    aside = output.with_name(f".{output.name[:80]}.{os.getpid()}.tmp")
-    with writing(output.parent):
-        try:
-            with aside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(output)
-        finally:
-            aside.unlink(missing_ok=True)
