@@ -33,7 +33,9 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     except OSError as error:
         raise ShadowError(f"cannot write to {scratch}: {error.strerror}", "choose another folder with -o") from error
     raw = scratch / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.raw"
-    command = [sys.executable, "-I", "-m", "shadow.pickles", str(path), str(raw)]
+    # -P: nothing of the working folder, which may be the checkpoint's, is imported. Not -I: it would hide a shadow that
+    # was installed with --user or is found by PYTHONPATH.
+    command = [sys.executable, "-P", "-m", "shadow.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
     try:
         child = subprocess.run(command, capture_output=True, timeout=SECONDS, check=False)
