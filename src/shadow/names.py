@@ -146,7 +146,7 @@ def registry_folder() -> Path:
 @cache
 def name_rules() -> NameRules:
     """The shipped name rules."""
-    data = yaml.safe_load((registry_folder() / "names.yaml").read_text())
+    data = yaml.safe_load((registry_folder() / "names.yaml").read_text(encoding="utf-8"))
     words: dict[str, str] = data["words"]
     anywhere = _patterns(data["suffixes"]["any"], words)
     own = {component: _patterns(rules, words) for component, rules in data["suffixes"].items() if component != "any"}

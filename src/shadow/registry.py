@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -244,8 +245,6 @@ def _listed(what: str, words: Iterable[str]) -> str:
 
 def given_pair(base: Reference, tuned: Reference) -> Pair:
     """The pair of `--base` and `--tuned`, named so that two forks of one name never share a folder."""
-    import hashlib
-
     digest = hashlib.sha256(repr((base, tuned)).encode()).hexdigest()[:8]
     return Pair(tuned.last_name, f"{base.last_name}..{tuned.last_name}-{digest}", base, tuned)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from shadow import console
@@ -34,9 +32,6 @@ from shadow.commands.options import (
     TunedReference,
 )
 from shadow.errors import ShadowError, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(

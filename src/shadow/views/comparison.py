@@ -63,7 +63,7 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions) -> Renderab
             parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
         parts += _contrast(contrast, width)
         if len(against_first) == 1:
-            parts += [_modules_apart(contrast, width), "", *_layers_apart(contrast, width, bars)]
+            parts += [modules_apart(contrast, width), "", *_layers_apart(contrast, width, bars)]
     parts.append(_not_shown(comparison, against_first))
     return Group(*parts)
 
@@ -134,7 +134,7 @@ def _figures_apart(contrast: Contrast, width: int) -> RenderableType:
     return table
 
 
-def _modules_apart(contrast: Contrast, width: int) -> RenderableType:
+def modules_apart(contrast: Contrast, width: int) -> RenderableType:
     rows = contrast.modules
     several = len({row["component"] for row in rows}) > 1
     columns = [

@@ -25,7 +25,7 @@ def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
     for name, (base, tuned) in plan["config_differs"].items():
         sides.add_row(Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned")))
     parts: list[RenderableType] = [Rule(title, align="left", style="dim"), sides, ""]
-    parts += [_plan_modules(plan["modules"]), ""]
+    parts += [plan_modules(plan["modules"]), ""]
     if plan["skipped"]:
         parts += [skipped_table(plan["skipped"], width), ""]
     return Group(*parts, _plan_costs(plan))
@@ -38,7 +38,7 @@ def _plan_side(side: Mapping[str, Any]) -> str:
     return visible(f"{side['repo']}{commit}{access}: {shards}, {decimal(side['bytes'])}, {', '.join(side['dtypes'])}")
 
 
-def _plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
+def plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
     table = Table(title="To be measured", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component", style="dim", no_wrap=True)
     table.add_column("module", style="cyan", no_wrap=True)

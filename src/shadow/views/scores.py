@@ -1,4 +1,4 @@
-"""Scores and their correlations -> rich renderables, for 80 columns and up. Pure: prints nothing."""
+"""Scores of a pair, and the correlations of a set of reports."""
 
 from __future__ import annotations
 

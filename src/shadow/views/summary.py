@@ -49,9 +49,9 @@ def summary_view(
     if any(not gate["passed"] for gate in summary.gates):
         parts += [_gate_table(summary.gates), ""]
     if len(summary.components) > 1:
-        parts += [_component_table(summary.components, width), ""]
+        parts += [component_table(summary.components, width), ""]
     if summary.modules:
-        parts += [_module_table(summary.modules, width), ""]
+        parts += [module_table(summary.modules, width), ""]
     if profile := _depth(summary.depth, width, bars):
         parts += [profile, ""]
     if summary.without_base:
@@ -206,7 +206,7 @@ def _intervals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [bounds_text(bounds, fixed) if bounds else "-" for bounds in found]
 
 
-def _component_table(components: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+def component_table(components: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
     columns = [
         ("component", [row["component"] for row in components]),
         ("changed", [number(row["matrices"]) for row in components]),
@@ -219,7 +219,7 @@ def _component_table(components: Sequence[Mapping[str, Any]], width: int) -> Ren
     return text_table("By component", columns, [(6, "interval", _intervals(components))], width)
 
 
-def _module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+def module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
     several = len({row["component"] for row in modules}) > 1
     columns = [
         *([("component", [row["component"] for row in modules])] if several else []),

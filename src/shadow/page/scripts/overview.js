@@ -20,9 +20,6 @@ class Overview {
     this.scatter();
     this.scores();
   }
-  resize() {
-    this.draw();
-  }
 
   told(row) {
     return [

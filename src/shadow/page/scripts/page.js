@@ -72,7 +72,7 @@ let drawn = innerWidth;
 addEventListener("resize", () => {
   if (innerWidth === drawn || printing) return;
   drawn = innerWidth;
-  overview?.resize();
-  current?.resize();
+  overview?.draw();
+  current?.draw();
 });
 root.dataset.ready = "";

@@ -93,9 +93,6 @@ class Pair {
   draw() {
     for (const part of this.parts) this[part]();
   }
-  resize() {
-    for (const part of this.parts) this[part]();
-  }
   erase() {
     for (const part of this.parts) if (this.chart(part)) Plotly.purge(this.chart(part));
   }
