@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from shadow.delta import corners
-from shadow.residual import WIDTH, overlaps, projection, sketch, stacked_participation
+from shadow.diagnostics import RESIDUAL
+from shadow.residual import READING, WIDTH, WRITING, overlaps, projection, sketch, stacked_participation
 from shadow.spectrum import blocks
 
 RNG = np.random.default_rng(0)
@@ -77,3 +78,10 @@ def test_blocks_along_either_side_give_one_sketch():
         x = (D if direction == "reading" else D.T).astype(float) @ P
         expected = (x.T @ x / (D.astype(float) ** 2).sum())[np.triu_indices(WIDTH)]
         assert np.abs(sketched(D, direction) - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_the_modules_that_are_stacked_are_those_that_the_schema_names():
+    """The formula of `direction` lists every reader and writer, and no other."""
+    text = next(column.formula or column.text for column in RESIDUAL if column.name == "direction")
+    reading, writing = (set(part.split(": ")[1].split(", ")) for part in text.split("; "))
+    assert (reading, writing) == (set(READING), set(WRITING))

@@ -162,7 +162,7 @@ DELTA = (
     Column(
         "effective_rank_shift", "float", "signed change of the effective rank of the weights",
         "effective_rank(W_tuned) - effective_rank(W_base)", "", "(-m, m)", "either is null",
-        "the curve by layer of arXiv:2604.07363", "Not the effective rank of D. Its sign depends on the base.",
+        "the curve by layer of arXiv:2604.07363", "Not the effective rank of D. Its sign depends on the base. A difference of two ranks, each with the error of its precision: small shifts want `--precision exact`.",
     ),
     Column(
         "stable_rank_shift", "float", "signed change of the stable rank of the weights",
@@ -371,7 +371,7 @@ RESIDUAL = (
     Column("component", "string", "as in matrices.parquet"),
     Column(
         "direction", "string", "reading or writing",
-        "reading: attention q, k, v, MLP gate, up, by their inputs; writing: attention o, MLP down, by their outputs",
+        "reading, by their inputs: attn.q, attn.k, attn.v, attn.qkv, linear_attn.q, linear_attn.k, linear_attn.v, linear_attn.z, linear_attn.in, mla.q_a, mla.kv_a, mlp.gate, mlp.up, mlp.gate_up, shared.gate, shared.up, shared.gate_up; writing, by their outputs: attn.o, linear_attn.o, mlp.down, shared.down",
     ),
     Column("layer", "int", "as in matrices.parquet", null="all layers of the component stacked"),
     Column("width", "int", "width of the residual stream"),

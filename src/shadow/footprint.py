@@ -38,8 +38,8 @@ GATES = {  # what must hold, by name
     "paired": f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an adapter leaves "
     "alone counts, what a filter leaves out does not",
     "rounding": f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
-    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more: no low-rank adapter, merged "
-    "or not",
+    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's rank and by "
+    "`numerical_rank`; rounding fills directions, so a low-rank change that was merged and stored again may pass",
     "formats": "no tensor is packed or of an unknown format",
 }
 
@@ -178,7 +178,7 @@ def _rank(deltas: pd.DataFrame) -> Gate:
         return Gate("rank", None, FULL_RANK, True, "no rank ceiling")
     figure, ceiling = float(shares.median()), inside["rank_ceiling"].max()
     if figure >= FULL_RANK:
-        reason = "no rank ceiling: the deltas may have every direction"
+        reason = f"the median delta has {100 * figure:.0f} % of its directions, those of rounding included"
     else:
         what = f"an adapter's rank {ceiling:.0f}" if ceiling > 0 else f"rank {inside['numerical_rank'].median():.0f}"
         reason = f"{what} bounds the spectrum of every delta: how concentrated it is says little of the training"

@@ -21,7 +21,7 @@ from shadow.shards import FLOATS, TensorInfo
 from shadow.source import ByteRanges, Source, WholeFile, coalesced
 
 Fetch = Literal["auto", "shards", "ranges"]
-DISK_HINT = "free some space, move HF_HUB_CACHE, or audit less (--layer, --module)"
+DISK_HINT = "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less (--layer, --module)"
 EXAMPLES = 3  # tensors named for each reason
 WORTH_IT = 0.9  # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
 
