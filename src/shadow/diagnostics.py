@@ -137,7 +137,7 @@ SPECTRAL = (
     Column(
         "mp_edge", "float", "upper edge of the noise bulk that the median implies",
         "s (sqrt m + sqrt n), s^2 = median(sigma)^2 / (n mu), mu the median of the Marchenko-Pastur law of ratio m / n",
-        "weights", "> 0", "the median singular value is not resolved",
+        "weights", "> 0", "the median singular value, or the smaller of the two in the middle, is not resolved",
         "Marchenko & Pastur 1967; Gavish & Donoho 2014", "Assumes entries of one variance; null_edge does not.",
     ),
     Column("mp_outliers", "int", "singular values above mp_edge", "#{sigma > mp_edge}", "", "0 to m", "as mp_edge"),
@@ -278,11 +278,21 @@ TENSORS = (
     Column("layer", "int", "as in matrices.parquet", null="outside the blocks"),
     Column("module", "string", "as in matrices.parquet; attn.qkv and the like for a fused tensor"),
     Column("expert", "int", "as in matrices.parquet", null="not an expert, or a stack of them"),
-    Column("status", "string", "measured, identical or skipped"),
+    Column(
+        "status", "string", "measured, identical or skipped",
+        pitfalls="A tensor that holds several matrices (a fused projection, a stack of experts) is skipped as soon as one of them could not be measured: detail names it, and the others are in matrices.parquet.",
+    ),
     Column("reason", "string", "why it was skipped, or measured without a partner", null="nothing to explain"),
-    Column("detail", "string", "the reason in particulars", null="nothing to add"),
-    Column("relative_norm", "float", "norm(tuned - base) / norm(base), of vectors too", null="no partner, or base = 0"),
-)
+    Column("detail", "string", "the reason in particulars; which parts were not measured", null="nothing to add"),
+    Column(
+        "relative_norm", "float", "norm(tuned - base) / norm(base), of vectors too",
+        null="no partner, a part that was not measured, or base = 0",
+    ),
+    Column(
+        "compared", "int", "entries that were compared with a partner's", range=">= 0",
+        pitfalls="Less than the tensor has where a part was not measured, or a vocabulary grew.",
+    ),
+)  # fmt: skip
 
 SPECTRA = (
     Column("tensor", "string", "as in matrices.parquet"),
@@ -416,7 +426,12 @@ SCORES = (  # what others measured: `scores` of summary.json, and the correlatio
 COUNTS = (  # of summary.json, beside FIGURES
     Column("matrices", "int", "matrices that changed", range=">= 0"),
     Column("parameters", "int", "parameters of the larger side", range=">= 0"),
-    Column("parameters_measured", "int", "of these, in tensors that were measured", range=">= 0"),
+    Column(
+        "parameters_measured",
+        "int",
+        "of these, in tensors that were measured, and in the parts of others that were",
+        range=">= 0",
+    ),
     Column("parameters_identical", "int", "of these, in tensors that are identical", range=">= 0"),
     Column("rank_ceiling", "int", "the largest rank_ceiling of matrices.parquet", range=">= 1", null="no adapter"),
     Column("unverified", "int", "changed matrices whose bytes were not checked against the Hub's sha256", range=">= 0"),

@@ -82,7 +82,7 @@ class Footprint:
 
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
     """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of tensors.parquet."""
-    weights = _weights(deltas, tensors)
+    weights = _weights(tensors)
     return [_changed(deltas), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
             _formats(deltas, weights)]  # fmt: skip
 
@@ -91,7 +91,7 @@ def failed(found: Sequence[Gate]) -> list[Gate]:
     return [gate for gate in found if not gate.passed]
 
 
-def _weights(deltas: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
+def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     """The tensors of the side with more parameters that count as its weights, with their compared parameters.
 
     Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside the component that
@@ -103,15 +103,12 @@ def _weights(deltas: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
     totals = sized.groupby("side")["size"].sum()
     side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
     own = sized[sized["side"] == side]
+    # a report made before `compared` was added says it by the status of whole tensors alone
     paired = (own["status"] == "identical") | (
         (own["status"] == "measured") & (own["reason"] != "only_in_tuned")
         | (own["reason"] == "not_a_matrix") & own["relative_norm"].notna()
     )
-    compared = own["size"].where(paired, 0)
-    # of a vocabulary that grew, the common rows
-    by_name = deltas.groupby("tensor" if side == "tuned" else "base_tensor")["parameters"].sum()
-    rows = own["tensor"].map(by_name).where(own["module"].isin(["embed", "head"]))
-    return own.assign(compared=compared.mask(rows.notna() & (rows < compared), rows))
+    return own.assign(compared=own["compared"].fillna(own["size"].where(paired, 0)))
 
 
 def _changed(deltas: pd.DataFrame) -> Gate:
@@ -148,10 +145,11 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 
 def _paired(weights: pd.DataFrame) -> Gate:
-    total = int(weights["size"].sum())
-    share = float(weights["compared"].sum()) / total if total else 0.0
+    total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
+    share = compared / total if total else 0.0
     filtered = (weights["reason"] == "filtered").any()
-    reason = f"{100 * share:.1f} % of the larger side's parameters were compared"
+    percent = 1000 * compared // total / 10 if total else 0.0  # rounded down: 100.0 is all of them
+    reason = f"{percent:.1f} % of the larger side's parameters were compared"
     if share < PAIRED:
         reason += ": a part was asked for" if filtered else ": these are not two states of one model"
     return Gate("paired", share, PAIRED, share >= PAIRED, reason)

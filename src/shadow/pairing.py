@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ REASONS = (
     "only_in_base", "only_in_tuned", "tied", "shape_differs", "not_a_matrix", "not_float", "quantized",
     "unknown_dtype", "nonfinite", "filtered", "unreadable", "adapter",
 )  # fmt: skip
+# What should have been measured and was not.
+STRICT = ("shape_differs", "nonfinite", "quantized", "unknown_dtype", "unreadable", "only_in_base", "only_in_tuned")
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,12 @@ class MatrixPair:
 
     @property
     def key(self) -> str:
-        """Names this pair within an audit, the same in every run."""
+        """Names this pair within an audit, the same in every run.
+
+        It holds the whole place, which no two pairs share: the parts of a fused bias differ in their slot alone.
+        """
         p = self.place
-        return "\t".join([self.tuned.info.name, p.component, str(p.layer), p.module, str(p.expert)])
+        return json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,8 @@ def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detai
 
 
 def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
+    if operand.part.place != place:  # an embedding that is the other side's tied head: told by what it is itself
+        return []
     return [Skipped(side, info, place, reason, detail) for info in operand.infos]
 
 

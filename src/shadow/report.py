@@ -31,12 +31,13 @@ from shadow.architecture import Place, name_rules
 from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TABLES, TENSORS, Column
 from shadow.errors import ShadowError
 from shadow.outcome import Measurement, Outcome
-from shadow.pairing import MatrixPair, Operand, Skipped
+from shadow.pairing import STRICT, MatrixPair, Operand, Skipped
 from shadow.residual import Direction, direction_of, overlaps, stacked_participation
 
 PARTIAL = ".partial"
 JOURNAL = "journal.jsonl"
 METADATA_KEY = b"shadow"
+TOLD = 8  # parts of a tensor that its detail names one by one
 ARROW = {
     "string": pa.string(),
     "int": pa.int64(),
@@ -552,23 +553,27 @@ def _tensor_rows(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], outcomes: Mapping[str, Outcome]
 ) -> list[dict[str, Any]]:
     """Exactly one row per tensor and side, whatever number of matrices it holds."""
-    found: dict[tuple[str, str], list[tuple[Operand | None, Place, Outcome]]] = {}
+    found: dict[tuple[str, str], list[_Part]] = {}
     infos = {}
     for pair in pairs:
         for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
             for info in operand.infos if operand is not None else ():
                 infos[side, info.name] = info
-                found.setdefault((side, info.name), []).append((operand, pair.place, outcomes[pair.key]))
+                entries = pair.rows * pair.cols if pair.base is not None else 0
+                part = _Part(operand, pair.place, outcomes[pair.key], entries)
+                found.setdefault((side, info.name), []).append(part)
     for skip in skipped:
         infos[skip.side, skip.info.name] = skip.info
         outcome = Outcome("", skip.status, skip.reason, skip.detail or None)
-        found.setdefault((skip.side, skip.info.name), []).append((None, skip.place, outcome))
+        part = _Part(None, skip.place, outcome, math.prod(skip.info.shape))
+        found.setdefault((skip.side, skip.info.name), []).append(part)
     rows = []
     for (side, name), parts in found.items():
         info = infos[side, name]
         # an embedding that is also the other side's tied head is told by what it is itself
-        parts = [part for part in parts if part[0] is None or part[0].part.place == part[1]] or parts
+        parts = [part for part in parts if part.operand is None or part.operand.part.place == part.place] or parts
         place, status, reason, detail = _merged(parts)
+        compared = sum(part.entries for part in parts if part.is_compared)
         rows.append(
             {
                 "tensor": name,
@@ -580,7 +585,9 @@ def _tensor_rows(
                 "status": status,
                 "reason": reason,
                 "detail": detail,
-                "relative_norm": _relative_norm([outcome for _, _, outcome in parts]),
+                "relative_norm": _relative_norm([part.outcome for part in parts]),
+                # scales and the factors of an update have fewer entries than the matrix that they make
+                "compared": min(compared, math.prod(info.shape)),
             }
         )
     return sorted(rows, key=lambda row: (row["side"], _row_order(row)))
@@ -591,22 +598,66 @@ def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*_order(place), row["tensor"])
 
 
-def _merged(
-    parts: Sequence[tuple[Operand | None, Place, Outcome]],
-) -> tuple[Place, str, str | None, str | None]:
-    """One place, status, reason and detail for all matrices of a tensor: measured if any is."""
-    statuses = [outcome.status for _, _, outcome in parts]
-    status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
-    chosen = next(outcome for _, _, outcome in parts if outcome.status == status)
-    others = {
-        f"{place.module}{'' if place.expert is None else f' {place.expert}'} {outcome.reason or outcome.status}"
-        for _, place, outcome in parts
-        if outcome.status != status
-    }
-    detail = "; ".join(filter(None, [chosen.detail, *sorted(others)[:8]])) or None
-    places = {place for _, place, _ in parts}
-    place = next(iter(places)) if len(places) == 1 else _common_place([place for _, place, _ in parts])
-    return place, status, chosen.reason, detail
+@dataclass(frozen=True)
+class _Part:
+    """A matrix or vector of a tensor, what became of it, and how many entries it has in common with its partner.
+
+    operand is None where it has no partner.
+    """
+
+    operand: Operand | None
+    place: Place
+    outcome: Outcome
+    entries: int
+
+    @property
+    def is_compared(self) -> bool:
+        """Matrices that were measured or are identical, and vectors of which the norms were taken."""
+        if self.outcome.status == "skipped":
+            return self.outcome.base_norm is not None
+        return self.outcome.reason != "only_in_tuned"
+
+    @property
+    def is_missed(self) -> bool:
+        """It should have been measured, and was not."""
+        return self.outcome.status == "skipped" and self.outcome.reason in STRICT
+
+    @property
+    def told(self) -> str:
+        """`experts.up 3 nonfinite`."""
+        slot = self.place.slot if self.place.module == "bias" else ""
+        expert = "" if self.place.expert is None else str(self.place.expert)
+        what = self.outcome.reason or self.outcome.status
+        return " ".join(filter(None, (self.place.module, slot, expert, what)))
+
+
+def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]:
+    """One place, status, reason and detail for all matrices of a tensor.
+
+    A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not measured looks there,
+    and the rows of its other parts are in matrices.parquet all the same. Else it is measured if any part is.
+    """
+    missed = [part for part in parts if part.is_missed]
+    statuses = [part.outcome.status for part in parts]
+    status = "skipped" if missed else next(s for s in ("measured", "identical", "skipped") if s in statuses)
+    chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
+    if missed and len(missed) < len(parts):
+        told = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
+        detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(told)}"
+    elif missed:
+        detail = chosen.detail or ""
+    else:
+        others = [part.told for part in parts if part.outcome.status != status]
+        detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
+    places = {part.place for part in parts}
+    place = next(iter(places)) if len(places) == 1 else _common_place([part.place for part in parts])
+    return place, status, chosen.reason, detail or None
+
+
+def _listed(told: Sequence[str]) -> str:
+    """What is told of several parts, each once, the first few."""
+    names = list(dict.fromkeys(told))
+    return "; ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
 
 
 def _common_place(places: Sequence[Place]) -> Place:

@@ -24,7 +24,7 @@ from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.gains import KEPT, NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
-from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
+from shadow.pairing import STRICT, Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import ComponentBase, Pair, Reference
 from shadow.report import (
@@ -48,15 +48,6 @@ from shadow.tables import absent
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
-STRICT = (
-    "shape_differs",
-    "nonfinite",
-    "quantized",
-    "unknown_dtype",
-    "unreadable",
-    "only_in_base",
-    "only_in_tuned",
-)
 
 
 @dataclass(frozen=True)
