@@ -396,12 +396,20 @@ RESIDUAL = (
         "participation_ratio", "float", "number of residual directions that the stacked change is about",
         "(tr G)^2 / norm(G)_F^2, G = sum D^T D over the readers, sum D D^T over the writers", "", "[1, width]", "", "",
         "Smaller where modules change along the same directions. Exact for a width up to 128; above it from a random "
-        "projection, with an error of 1 % where the deltas share all or nothing and up to 9 % in between. Experts of a "
-        "mixture are left out.",
+        "projection, with an error of 1 % where the deltas share all or nothing and up to 9 % in between: "
+        "participation_ratio_stderr tells it. Experts of a mixture are left out.",
+    ),
+    Column(
+        "participation_ratio_stderr", "float", "standard error of participation_ratio; 0 where it is exact",
+        "jackknife over eighths of the random projection", "", ">= 0", "", "Tukey 1958",
+        "Right to a factor of 2. Above 0 says that participation_ratio is approximate.",
     ),
 )  # fmt: skip
 
-_STACKED = "experts of a mixture are left out"
+_STACKED = (
+    "experts of a mixture are left out; approximate where the stream is wider than 128: the error is "
+    "participation_ratio_stderr of residual.parquet"
+)
 
 SCORES = (  # what others measured: `scores` of summary.json, and the correlations of `compare`
     Column("benchmark", "string", "name of the benchmark in the file of scores"),

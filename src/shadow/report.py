@@ -32,7 +32,14 @@ from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TABLES, TENS
 from shadow.errors import ShadowError
 from shadow.outcome import Measurement, Outcome
 from shadow.pairing import STRICT, MatrixPair, Operand, Skipped
-from shadow.residual import Direction, direction_of, overlaps, stacked_participation
+from shadow.residual import (
+    Direction,
+    direction_of,
+    overlaps,
+    overlaps_left_out,
+    stacked_participation,
+    stacked_stderr,
+)
 
 PARTIAL = ".partial"
 JOURNAL = "journal.jsonl"
@@ -531,8 +538,12 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
         with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
             kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
             cosines = overlaps(kept, participation, width)
+            left_out = overlaps_left_out(kept, participation, width)
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
             own = np.flatnonzero(layers == layer) if layer is not None else np.arange(len(members))
+            both = np.ix_(own, own)
+            ratio = stacked_participation(cosines[both], energies[own], participation[own])
+            without = [one[both] for one in left_out]
             rows.append(
                 {
                     "component": component,
@@ -541,9 +552,8 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
                     "width": width,
                     "matrices": len(own),
                     "energy": float(energies[own].sum()),
-                    "participation_ratio": stacked_participation(
-                        cosines[np.ix_(own, own)], energies[own], participation[own]
-                    ),
+                    "participation_ratio": ratio,
+                    "participation_ratio_stderr": stacked_stderr(without, energies[own], participation[own], ratio),
                 }
             )
     return rows
