@@ -284,18 +284,19 @@ TENSORS = (
     Column("module", "string", "as in matrices.parquet; attn.qkv and the like for a fused tensor"),
     Column("expert", "int", "as in matrices.parquet", null="not an expert, or a stack of them"),
     Column(
-        "status", "string", "measured, identical or skipped",
-        pitfalls="A tensor that holds several matrices (a fused projection, a stack of experts) is skipped as soon as one of them could not be measured: detail names it, and the others are in matrices.parquet.",
+        "status", "string",
+        "measured, identical or skipped: that also where only a part of it (an expert, q of a fused projection) could not be measured",
     ),
     Column("reason", "string", "why it was skipped, or measured without a partner", null="nothing to explain"),
-    Column("detail", "string", "the reason in particulars; which parts were not measured", null="nothing to add"),
+    Column("detail", "string", "the reason in particulars; of several parts, those that were not measured: the others are in matrices.parquet", null="nothing to add"),
     Column(
         "relative_norm", "float", "norm(tuned - base) / norm(base), of vectors too",
         null="no partner, a part that was not measured, or base = 0",
     ),
     Column(
-        "compared", "int", "entries that were compared with a partner's", range=">= 0",
-        pitfalls="Less than the tensor has where a part was not measured, or a vocabulary grew.",
+        "compared", "int",
+        "entries that were compared with a partner's: not those of parts that were not measured, nor the rows that a vocabulary grew by",
+        range=">= 0",
     ),
 )  # fmt: skip
 
