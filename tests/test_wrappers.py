@@ -50,6 +50,11 @@ MODELS = {  # tensors of released models of remote code or of other libraries, w
         "aligner.high_up_proj.weight": "projector projector.0",
         "aligner.low_up_proj.weight": "projector projector.0",
     },
+    "DeepSeek-VL of 7B in transformers": {
+        "model.language_model.layers.0.self_attn.q_proj.weight": "language attn.q",
+        "model.aligner.proj.weight": "projector projector.0",
+        "model.aligner.vision_proj.weight": "projector other",
+    },
     "Phi-3-V": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
         "model.vision_embed_tokens.img_processor.vision_model.encoder.layers.0.mlp.fc1.weight": "vision mlp.up",
