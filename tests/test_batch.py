@@ -354,7 +354,7 @@ def test_a_list_on_the_command_line(toys, shadow):
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert errors == [f"error: toy-bad:base..gone: no such folder: {toys / 'gone'}"]
     told = json.loads(shadow("show", "out", "--format", "json").assert_done())
-    assert told["counts"] == {"done": 2, "failed": 1, "pending": 0}
+    assert told["counts"] == {"done": 2, "failed": 1, "kept": 0, "pending": 0}
     assert [report["family"] for report in told["reports"]] == ["toy-bad", "toy-c"]
     again = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json").assert_done(1)
     same = ("pairs", "reports", "counts", "settings", "list")
