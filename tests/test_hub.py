@@ -747,13 +747,14 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
     assert_equal(tmp_path / "out1", small)
 
 
-def test_a_new_commit_starts_afresh(run, hub, folders, tmp_path, small):
-    """A branch that has moved on is another checkpoint: it is said, and measured."""
+def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
+    """A branch that has moved on is another checkpoint: the report stays, and it is said; --overwrite replaces it."""
     hub.add("org/model", folders["small-base"])
     command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
     run(*command).assert_done()
     hub.add("org/model", folders["small-tuned"])
-    assert "starting afresh" in run(*command).err
+    assert "the finished report there differs: commit of tuned" in run(*command).assert_refused()
+    assert "measuring anew" in run(*command, "--overwrite").err
     assert_equal(tmp_path / "out", small)
 
 

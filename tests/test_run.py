@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from shadow import audit as audit_module
 from shadow.delta import Method
 from shadow.diagnostics import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
-from shadow.errors import ShadowError
+from shadow.errors import KeptError, ShadowError
 from shadow.pairing import Filter
 from shadow.plan import Access
 from shadow.registry import given_pair, parse_reference
@@ -241,7 +241,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
 
 
 def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
-    """The second run reads the report; a change of settings replaces it, and says so."""
+    """The second run reads the report; with --overwrite other settings replace it, and that is said."""
     first = run(*llama, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     said = []
@@ -249,9 +249,10 @@ def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
     assert (second.measured, said) == (0, ["nothing to measure: the report is already there"])
     assert second.summary == first.summary
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
-    third = run(*llama, tmp_path, Settings(Method("exact"), Filter(), spectra=False), say=said.append)
+    other = Settings(Method("exact"), Filter(), spectra=False)
+    third = run(*llama, tmp_path, other, say=said.append, overwrite=True)
     assert third.measured == 16
-    assert said[-1].startswith("starting afresh")
+    assert said[-1].startswith("measuring anew, and the report there stays until that is done: --precision default")
     assert not (third.folder / "spectra.parquet").exists()
 
 
@@ -261,7 +262,7 @@ def test_the_report_of_another_pair_is_never_overwritten(llama, tmp_path):
 
     base, tuned = (parse_reference(str(path)) for path in llama)
     run_pair(Pair("fam", "base..x", base, tuned), EVERYTHING, tmp_path)
-    with pytest.raises(ShadowError, match="another pair"):
+    with pytest.raises(KeptError, match=f"differs: base {llama[0]}, now {llama[1]}"):
         run_pair(Pair("fam", "base..x", tuned, base), EVERYTHING, tmp_path)
 
 

@@ -364,7 +364,11 @@ BATCH = (
     Column("tuned", "string", "the tuned checkpoint, as it was named"),
     Column("base_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
     Column("tuned_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
-    Column("state", "string", "done: its report is there; failed: error says why; pending: not reached yet"),
+    Column(
+        "state", "string",
+        "done: its report is there; failed: error says why; kept: a finished report is there that differs from what was "
+        "asked for, and was left as it is; pending: not reached yet",
+    ),
     Column("label", "string", "label of the report", null=_UNFINISHED),
     Column("matrices", "int", "matrices that changed", null=_UNFINISHED),
     *(
@@ -379,8 +383,12 @@ BATCH = (
         "bytes", "int", "bytes of weights that came over the network for it, over all runs of the list", "", "bytes",
         ">= 0", "not reached yet, or measured outside of a list",
     ),
-    Column("error", "string", "what went wrong in the last run", null="not failed"),
-    Column("hint", "string", "what to do about it", null="not failed, or nothing known"),
+    Column(
+        "error", "string", "what went wrong in the last run, or how the report that was kept differs",
+        null="neither failed nor kept",
+    ),
+    Column("hint", "string", "what to do about it", null="neither failed nor kept, or nothing known"),
+    Column("version", "string", "version of shadow that measured it", null=_UNFINISHED),
 )  # fmt: skip
 
 RESIDUAL = (

@@ -15,3 +15,7 @@ class ShadowError(Exception):
 
 class UsageError(ShadowError):
     """A request that makes no sense whatever the files hold. Exit code 2."""
+
+
+class KeptError(ShadowError):
+    """A finished report was left as it is, since what was asked for differs from it."""

@@ -83,7 +83,7 @@ class Footprint:
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
     """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of tensors.parquet."""
     weights = _weights(tensors)
-    return [_changed(deltas), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
+    return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
             _formats(deltas, weights)]  # fmt: skip
 
 
@@ -111,8 +111,11 @@ def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     return own.assign(compared=own["compared"].fillna(own["size"].where(paired, 0)))
 
 
-def _changed(deltas: pd.DataFrame) -> Gate:
+def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
+    """How many matrices changed; None where none was compared, which says nothing of a change."""
     count = len(deltas)
+    if not count and not _identical(weights):
+        return Gate("changed", None, 1, False, "no matrix was compared")
     reason = (
         f"{count:,} matri{'x' if count == 1 else 'ces'} changed"
         if count
@@ -121,14 +124,19 @@ def _changed(deltas: pd.DataFrame) -> Gate:
     return Gate("changed", count, 1, count > 0, reason)
 
 
+def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
+    """How many matrices are identical on both sides, but for modules that are left apart."""
+    same = weights[(weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))]
+    return sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
+
+
 def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     """The median cosine over matrices outside embeddings and heads, which unrelated models may share.
 
     Identical ones count, with cosine 1.
     """
     inside = deltas.loc[~deltas["module"].isin(OUTSIDE), "cosine"].dropna()
-    same = weights[(weights["status"] == "identical") & ~weights["module"].isin((*OUTSIDE, "norm", "bias"))]
-    identical = sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
+    identical = _identical(weights, OUTSIDE)
     if not len(inside) + identical:
         return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
@@ -209,13 +217,14 @@ def footprint(
     shipped = calibration()
     trainings = choose(shipped.trainings, figures["short_side"], optimizer)
     given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
+    compared = next(gate for gate in found if gate.name == "changed").figure is not None
     claims = {
         "measured": [
             "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
             "where the update lies, over layers and modules",
         ]
         if figures["matrices"]
-        else ["that no matrix of those compared has changed"],
+        else ["that no matrix of those compared has changed"] * compared,
         "consistent_with": _consistent_with(found, given, figures),
         "not_shown": [
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
@@ -283,6 +292,8 @@ CONSISTENT = {  # with a failed gate, by its name
 
 def _consistent_with(found: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
     if stopped := failed(found):
+        if stopped[0].name == "changed" and stopped[0].figure is None:
+            return []  # nothing was compared
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
     concentration = figures["concentration"]
     if concentration is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from shadow.adapter import Adapter, adapter_factors, product_shape
 from shadow.architecture import Part, Place, place_tensors
 from shadow.checkpoint import Checkpoint
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.names import Facts, name_rules
 from shadow.outcome import Status
 from shadow.quantized import owner_of, packed_modules
@@ -133,7 +133,8 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
     """Line up two checkpoints by place, then by shape.
 
     Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when nothing at
-    all pairs, as then the two are not a base and a model tuned from it.
+    all pairs, as then the two are not a base and a model tuned from it, and UsageError when they have nothing of what
+    was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     if tuned.adapter:
@@ -168,6 +169,10 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
             f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
             "are they a base and a model tuned from it?",
         )
+    places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
+    places += [one.place for one in skipped]
+    places += [one.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for one in outcome]
+    _require_chosen(chosen, places, tuned.reference)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)]
     for outcome in outcomes:
         if not isinstance(outcome, MatrixPair):
@@ -175,6 +180,40 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
         elif not chosen.passes(outcome.place):
             skipped += _both(outcome.place, outcome.base, outcome.tuned, "filtered")
     return pairs, skipped
+
+
+def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
+    """Raises UsageError where a model, whose tensors have these places, lacks something that was chosen.
+
+    Each component and each layer must be there; of the modules, which one pattern names by the dozen, one.
+    """
+    known = {place.component for place in places}
+    if absent := [component for component in chosen.components if component not in known]:
+        there = [component for component in name_rules().components if component in known]
+        raise UsageError(f"{model}: no component {absent[0]}", f"it has {', '.join(there)}")
+    own = [place for place in places if not chosen.components or place.component in chosen.components]
+    where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
+    layers = {place.layer for place in own if place.layer is not None}
+    if wrong := set(chosen.layers) - layers:
+        named = f"no layer{'s' if len(wrong) > 1 else ''} {in_ranges(wrong)}"
+        hint = f"the layers{where} are {in_ranges(layers)}" if layers else f"nothing{where} lies in layers"
+        raise UsageError(f"{model}: {named}", hint)
+    if not any(chosen.passes(place) for place in own):
+        in_layers = replace(chosen, modules=())
+        modules = {place.module for place in own if in_layers.passes(place)}
+        there = [module for module in name_rules().modules if module in modules]
+        raise UsageError(f"{model}: no module {', '.join(chosen.modules)[:80]} there", f"it has {', '.join(there)}")
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7`: whole numbers in order, runs of them as their ends."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = "") -> list[Skipped]:

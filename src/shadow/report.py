@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +28,10 @@ from threadpoolctl import threadpool_limits
 
 from shadow import __version__
 from shadow.architecture import Place, name_rules
+from shadow.aside import aside_in
 from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TABLES, TENSORS, Column
 from shadow.errors import ShadowError
+from shadow.gains import KEPT
 from shadow.outcome import Measurement, Outcome
 from shadow.pairing import STRICT, MatrixPair, Operand, Skipped
 from shadow.residual import (
@@ -43,6 +45,7 @@ from shadow.residual import (
 
 PARTIAL = ".partial"
 JOURNAL = "journal.jsonl"
+READY = "ready"  # in PARTIAL: files of a report that are all written, and only have to be moved to their places
 METADATA_KEY = b"shadow"
 TOLD = 8  # parts of a tensor that its detail names one by one
 ARROW = {
@@ -69,6 +72,15 @@ class Identity:
 
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def is_that_of(self, header: Any) -> bool:
+        """Are the numbers of a journal with this first line ours? No number depends on the optimiser."""
+        mine = self.as_json()
+        mine["settings"].pop("optimizer", None)
+        if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
+            return False
+        theirs = {name: value for name, value in header["settings"].items() if name != "optimizer"}
+        return bool({**header, "settings": theirs} == mine)
 
 
 def safe_name(name: str) -> str:
@@ -126,13 +138,14 @@ class Journal:
     """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
 
     One process writes at a time; a second one is refused. outcomes holds what an earlier run left, fetched the
-    shards that it fetched or was fetching, also if it belonged to another identity.
+    shards that it fetched or was fetching, also if it belonged to another identity, and other is then that identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
         self.outcomes: dict[str, Outcome] = {}
         self.fetched: list[Fetched] = []
+        self.other: dict[str, Any] | None = None
         with writing(folder):
             partial = folder / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
@@ -155,7 +168,8 @@ class Journal:
         for number, line in enumerate(self._file):
             try:
                 entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-                if number == 0 and entry != identity.as_json():
+                if number == 0 and not identity.is_that_of(entry):
+                    self.other = entry if entry else None
                     return 0
                 if number > 0 and "fetched" not in entry:
                     outcome = _outcome_from_json(entry)
@@ -193,6 +207,32 @@ class Journal:
         """The audit is finished: its files hold everything."""
         self.close()
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """While a report is changed nobody else may change it or measure it anew; a second process is refused."""
+    path = folder / PARTIAL / JOURNAL
+    with writing(folder):
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        _lock(file, folder)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:  # made for the lock alone
+                    path.unlink()
+
+
+def remove_journal_of(folder: Path, identity: Identity) -> None:
+    """Remove what an audit left that was killed when its report had just been written. That of another one stays."""
+    path = folder / PARTIAL / JOURNAL
+    with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError), path.open("r+b") as file:
+        _lock(file, folder)
+        if identity.is_that_of(json.loads(file.readline())):
+            path.unlink()
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
@@ -276,7 +316,9 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
     """The provenance of the finished report in a folder; None when there is none.
 
     Of a report of another schema only the schema is checked. Raises ShadowError for a report that cannot be read.
+    Whoever reads a report asks this first: a replacement that was killed half-way is completed here.
     """
+    _put_in_place(folder)
     path = folder / "matrices.parquet"
     if not path.is_file() or not (folder / "summary.json").is_file():
         return None
@@ -341,12 +383,6 @@ def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def belongs_to(metadata: Mapping[str, Any], identity: Identity) -> bool:
-    """Does a finished report have the numbers that an audit of this identity would give?"""
-    wanted = identity.as_json()
-    return all(metadata.get(key) == value for key, value in wanted.items())
-
-
 def report_tables(
     identity: Identity,
     pairs: Sequence[MatrixPair],
@@ -367,20 +403,83 @@ def report_tables(
 
 
 def write_report(
-    folder: Path, identity: Identity, provenance: Mapping[str, Any], tables: Mapping[str, pa.Table], summary: bytes
+    folder: Path,
+    identity: Identity,
+    provenance: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    summary: bytes,
+    scores: bytes,
 ) -> None:
     """Write the files of a finished audit; provenance joins the metadata of each table.
 
-    matrices.parquet comes last: with it the report is finished, and no other file of the folder is older than it.
+    An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
+    none.
     """
-    metadata = {METADATA_KEY: json.dumps({**identity.as_json(), **provenance}, sort_keys=True).encode()}
+    metadata = {**identity.as_json(), **provenance}
+    with replacing(folder) as put:
+        put("summary.json", summary)
+        put(KEPT, scores)
+        for name in TABLES_OF_A_PAIR:
+            put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
+
+
+TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
+FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
+
+
+def stored(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+    """A table of a report as the bytes of its file."""
+    return parquet_bytes(table, {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Write some files of a report that take their places together when the block ends, and not at all if it fails.
+
+    The block gets a function of a file's name and content; empty content removes the file. Killed between the first
+    and the last move, the rest is moved by the next command that reads the report.
+    """
+    staged = folder / PARTIAL / f"{READY}.tmp"
+
+    def put(name: str, content: bytes) -> None:
+        with (staged / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
     with writing(folder):
-        if "spectra" not in tables:
-            (folder / "spectra.parquet").unlink(missing_ok=True)
-        for name in (name for name in tables if name != "matrices"):
-            _write_parquet(folder / f"{name}.parquet", tables[name], metadata)
-        write_whole(folder / "summary.json", summary)
-        _write_parquet(folder / "matrices.parquet", tables["matrices"], metadata)
+        _put_in_place(folder)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        try:
+            yield put
+            staged.rename(folder / PARTIAL / READY)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Move the files that are ready; several processes may do so at once. matrices.parquet, by which a report is
+    found, comes last."""
+    ready = folder / PARTIAL / READY
+    if not ready.is_dir() or any(path.is_symlink() for path in (ready, ready.parent)):
+        return
+    try:
+        for name in FILES_OF_A_PAIR:
+            with contextlib.suppress(FileNotFoundError):  # not one of them, or another process was faster
+                if (ready / name).stat().st_size:
+                    (ready / name).replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+                    (ready / name).unlink()
+    except OSError as error:
+        message = f"{folder}: its new report is written, but cannot take the old one's place"
+        raise ShadowError(f"{message}: {error.strerror or error}", "may the folder be written to?") from error
+    with contextlib.suppress(OSError):
+        ready.rmdir()
+        ready.parent.rmdir()
 
 
 def write_rows(
@@ -417,11 +516,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_beside(path: Path, content: bytes) -> None:
     """The same in a folder that is not ours: nothing is left in it when this fails."""
-    aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
-    try:
-        _write_by_way_of(aside, path, content)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside_in(path.parent) as folder:
+        _write_by_way_of(folder / path.name, path, content)
 
 
 def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
@@ -438,10 +534,6 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
-
-
-def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
-    write_whole(path, parquet_bytes(table, metadata))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
