@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test check format docs site real clean
+.PHONY: setup demo test fuzz check format docs site real clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,9 @@ demo: setup  ## audit the demo family, offline
 
 test: setup  ## all tests but those that download real weights
 	$(BIN)/python -m pytest -q -n 2
+
+fuzz: setup  ## a minute of hostile files for every reader
+	cd tests && ../$(BIN)/python fuzz.py
 
 check: setup  ## lint, format, types
 	$(BIN)/ruff check .

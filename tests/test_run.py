@@ -18,16 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
+from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
 from shadow import audit as audit_module
+from shadow.checkpoint import Located, Weights, open_folder
 from shadow.delta import Method
 from shadow.diagnostics import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
 from shadow.errors import KeptError, ShadowError
 from shadow.pairing import Filter
 from shadow.plan import Access
 from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
+from shadow.run import Settings, line_up, run_pair
 
 SHADOW = Path(sys.executable).parent / "shadow"
 EVERYTHING = Settings(Method(), Filter())
@@ -303,6 +305,29 @@ def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
     assert run(*folders, out, access=access, show=again).measured == 1
     assert len(kept[0]) == 2
     assert not unpacked()
+
+
+def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
+    """Of a `.bin` of the Hub nothing is known before all of it is here: meanwhile the progress tells its bytes."""
+    from shadow.hub import RemoteFile, Snapshot
+
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}, file)
+    size, said, shown = file.stat().st_size, [], []
+
+    def fetch_whole(snapshot, remote, *, say, report, stop):
+        for count in (1000, -1000, size):  # an attempt that fails takes back what it counted
+            report(count)
+        return file, True
+
+    monkeypatch.setattr("shadow.hub.fetch_whole", fetch_whole)
+    files = {file.name: RemoteFile(file.name, size, None)}
+    remote = Located(Snapshot("org/bin", "0" * 40, None, files, "open"), Weights((file.name,), {}, True), {})
+    access, scratch = Access(allow_pickle=True), tmp_path / "scratch"
+    local = open_folder(str(tmp_path), allow_pickle=True, scratch=scratch)
+    assert line_up(local, remote, Filter(), access, scratch, said.append, shown.append).pairs
+    assert [(one.moved, one.to_move, one.total) for one in shown] == [(1000, size, 0), (0, size, 0), (size, size, 0)]
+    assert said == [f"fetching {decimal(size)} of .bin files"]
 
 
 def test_a_stopped_audit_says_how_to_go_on(tmp_path):

@@ -74,7 +74,10 @@ DEFAULTS = json.loads(json.dumps({**asdict(Settings(Method(), Filter())), "relat
 
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`."""
+    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`.
+
+    While `.bin` files are fetched, of which nothing is known before, total is 0.
+    """
 
     done: int
     total: int
@@ -210,7 +213,7 @@ def _run(
     # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
     lined = None
     if not other or overwrite or (settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)):
-        lined = line_up(base, tuned, settings.chosen, access, scratch, say)
+        lined = line_up(base, tuned, settings.chosen, access, scratch, say, show)
     if lined is None or (other and not overwrite):
         message = f"{folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
@@ -393,24 +396,40 @@ def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[st
 
 
 def line_up(
-    base: Found, tuned: Found, chosen: Filter, access: Access, scratch: Path, say: Callable[[str], None]
+    base: Found,
+    tuned: Found,
+    chosen: Filter,
+    access: Access,
+    scratch: Path,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None] = lambda progress: None,
 ) -> Lined:
     """Read the headers and pair the tensors."""
-    opened = _open(base, access, scratch / "base", say), _open(tuned, access, scratch / "tuned", say)
+    opened = _open(base, access, scratch / "base", say, show), _open(tuned, access, scratch / "tuned", say, show)
     if opened[0].adapter:
         raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
     return Lined(*opened, *pair_checkpoints(*opened, chosen))
 
 
-def _open(found: Found, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
+def _open(
+    found: Found, access: Access, scratch: Path, say: Callable[[str], None], show: Callable[[Progress], None]
+) -> Checkpoint:
     if isinstance(found, Assembled):
-        parts = [(component, _open(part, access, scratch / component, say)) for component, part in found.parts]
+        parts = [(component, _open(part, access, scratch / component, say, show)) for component, part in found.parts]
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
-    if found.weights.pickled:
-        require_disk_for_pickles(found, access)
-    return open_located(found, scratch, say)
+    to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
+    if to_move:
+        say(f"fetching {decimal(to_move)} of .bin files")
+    moved = 0
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        show(Progress(0, 0, 0, 1, moved, to_move))
+
+    return open_located(found, scratch, say, report)
 
 
 def _side(checkpoint: Found) -> dict[str, str | None]:
