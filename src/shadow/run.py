@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ from shadow.report import (
 )
 from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
-from shadow.summary import Summary, read_summary, summarise, summary_bytes, with_scores
+from shadow.summary import Summary, read_summary, summarise, with_scores
+from shadow.summary_file import SEAL, digests, seal, summary_bytes
 from shadow.tables import absent
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
@@ -218,7 +220,8 @@ def _run(
         if scored.gains:
             _keep(folder, identity, scored)
         provenance |= {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
-        write_report(folder, identity, provenance, tables, summary_bytes(summary))
+        provenance |= {SEAL: seal(summary.as_json())}
+        write_report(folder, identity, provenance, tables, partial(summary_bytes, summary.as_json()))
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
         raise
@@ -239,7 +242,8 @@ def _beside(done: Result, identity: Identity, scored: Scored) -> Result:
     summary = with_scores(done.summary, scored)
     _keep(done.folder, identity, scored)
     with writing(done.folder):
-        write_whole(done.folder / "summary.json", summary_bytes(summary))
+        content = summary_bytes(summary.as_json(), digests(done.folder))
+        write_whole(done.folder / "summary.json", content)
     return replace(done, summary=summary)
 
 
