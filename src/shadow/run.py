@@ -25,6 +25,7 @@ from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.gains import KEPT, NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
+from shadow.machine import room
 from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import ComponentBase, Pair, Reference
@@ -163,11 +164,16 @@ def plan_pair(
         lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
         filtered = settings.chosen != Filter()
         plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
-        workers = jobs or default_jobs(lined.pairs)
+        machine = room()
+        workers = jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
         return {
             **describe(pair, sides, plan, lined.pairs, lined.skipped),
             "jobs": workers,
+            "cores": machine.cores,
+            "cores_by": machine.cores_by,
+            "memory_free": machine.memory,
+            "memory_by": machine.memory_by,
             "memory": PROCESS + workers * worker_memory(lined.pairs),
             "seconds": round(seconds, 1),
         }
@@ -211,7 +217,8 @@ def _run(
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
+        workers = jobs or default_jobs(lined.pairs, room())
+        _measure(plan, lined.pairs, settings.method, workers, journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         if scored is None:
