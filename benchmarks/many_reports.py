@@ -1,8 +1,8 @@
 """What do the commands that read finished reports cost when there are many? CPU seconds of each over small reports.
 
-Makes --reports audits of tiny decoders (--layers blocks, 16 x 24 matrices, one base), with scores of two benchmarks, and
+Makes --reports audits of tiny decoders (--layers blocks, 16 x 24 matrices, one base) and scores of two benchmarks, and
 runs `show`, `gate`, `compare` and `report` on them, each in a fresh process. --keep leaves the reports in a folder and
-takes them from there the next time, so that two versions can be compared on the same files.
+takes them from there the next time; summaries are made again where another version of the code had made them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What does it take before the first matrix? CPU seconds of `plan` and of the start of `audit`, by names and shapes alone.
+"""What does it take before the first matrix? CPU seconds of `plan` and of the start of `audit`, from headers alone.
 
 Writes pairs whose files are sparse, headers with nothing behind them: no weight is on the disk. `qwen3-30b-a3b` has the
 names and shapes of Qwen3-30B-A3B (18,867 tensors); `experts` is made up, in the same names: 61 layers of 1,200 experts,
-73,200 experts, 220,000 tensors, an index of 20 MB. --halves adds the same with half as many layers: what is linear takes
-half as long.
+220,000 tensors, an index of 20 MB. --halves adds the same with half as many layers: what is linear takes half as long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import cProfile
 import json
 import pstats
@@ -106,7 +106,7 @@ def write_shard(path: Path, tensors: dict[str, tuple[int, ...]]) -> None:
         file.truncate(8 + len(raw) + position)
 
 
-class _Begun(Exception):
+class _BegunError(Exception):
     """The first matrix would be measured now."""
 
 
@@ -122,17 +122,15 @@ def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
     settings = Settings(Method(), Filter())
 
     def stop(progress: object) -> None:
-        raise _Begun
+        raise _BegunError
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as out:
             if what == "plan":
                 plan_pair(pair, settings, Path(out), jobs=1, access=Access(), say=lambda text: None)
                 return
-            try:
+            with contextlib.suppress(_BegunError):
                 run_pair(pair, settings, Path(out), jobs=1, show=stop)
-            except _Begun:
-                pass
 
     profiler = cProfile.Profile()
     before = resource.getrusage(resource.RUSAGE_SELF)

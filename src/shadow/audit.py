@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -73,7 +74,8 @@ def _run(
     unfinished = [len(step) for step in work.steps]
     coming, here = deque(work.visits), deque[Shard]()
     resident = {visit.shard: visit.last for visit in work.visits}
-    needed = [sum(visit.first <= step for visit in work.visits) for step in range(len(work.steps))]
+    firsts = sorted(visit.first for visit in work.visits)
+    needed = [bisect_right(firsts, step) for step in range(len(work.steps))]
     ready: deque[tuple[int, MatrixPair]] = deque()
     reached = entered = 0  # the first step that is not finished, the first one that has not been begun
     download: Future[None] | None = None

@@ -25,7 +25,7 @@ from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
 from shadow.errors import ShadowError
 from shadow.gains import KEPT, NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
-from shadow.machine import room
+from shadow.machine import room, uncollected
 from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import ComponentBase, Pair, Reference
@@ -348,6 +348,7 @@ def _measure(
         tell()
 
 
+@uncollected()
 def find(reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]) -> Found:
     """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
     if isinstance(reference, ComponentBase):
@@ -369,6 +370,7 @@ def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[st
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 
 
+@uncollected()
 def line_up(
     base: Found, tuned: Found, chosen: Filter, access: Access, scratch: Path, say: Callable[[str], None]
 ) -> Lined:

@@ -77,7 +77,7 @@ INTERVALS = {
 # The shape of summary.json, for `fits`
 _NUMBER, _TEXT, _SIDE = (float, None), (str, None), {"repo": str, "commit": (str, None), "fingerprint": (str, None)}
 _MEDIANS = dict.fromkeys(MEDIANS, _NUMBER)
-_BOUNDS = {"intervals": {str: ([float, float], None)}, "layers": int, "interval_level": float, "no_interval": _TEXT}
+_BOUNDS = {"intervals": {str: ([float, float], None)}, "layers": int, "interval_level": _NUMBER, "no_interval": _TEXT}
 _DEPTH = {"depth_layers": int, **dict.fromkeys((*UNEVENNESS, "attention_to_mlp"), _NUMBER)}
 _ENERGY = {"energy": _NUMBER, "energy_share": _NUMBER}
 SHAPE = {
@@ -223,7 +223,8 @@ def _from_json(told: Mapping[str, Any] | None) -> Summary | None:
         name: [{**row, "intervals": tupled(row["intervals"])} for row in told[name]]
         for name in ("components", "modules")
     }
-    return Summary(**{**told, **rows, "intervals": tupled(told["intervals"])})
+    evidence = [{**row, "interval": row["interval"] and tuple(row["interval"])} for row in told["evidence"]]
+    return Summary(**{**told, **rows, "evidence": evidence, "intervals": tupled(told["intervals"])})
 
 
 def with_scores(summary: Summary, scored: Scored) -> Summary:
