@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from shadow.diagnostics import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.gains import KEPT, Gain, Scored, kept_bytes
 from shadow.report import arrow_schema
-from shadow.summary import summarise, summary_bytes
+from shadow.summary import SHAPE, summarise
+from shadow.summary_file import digests, fits, summary_bytes
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),
@@ -220,7 +221,9 @@ def write_family(
     for name, table in tables.items():
         if name != "spectra" or spectra:
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-    (folder / "summary.json").write_bytes(summary_bytes(summarise(tables, told)))
+    summary = summarise(tables, told).as_json()
+    assert fits({key: value for key, value in json.loads(json.dumps(summary)).items() if key in SHAPE}, SHAPE)
+    (folder / "summary.json").write_bytes(summary_bytes(summary, digests(folder)))
     if scores:
         scored = Scored((("scores.csv", "0" * 64),), tuple(scores), ())
         (folder / KEPT).write_bytes(kept_bytes(scored, told))

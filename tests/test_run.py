@@ -469,16 +469,12 @@ def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("audit")], "no worker is left"
 
 
-def test_workers_are_as_many_as_cores_or_as_fit_the_memory(monkeypatch):
+def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get fewer workers."""
     from shadow.architecture import Place
+    from shadow.machine import Room
     from shadow.pairing import MatrixPair
 
-    monkeypatch.setattr(audit_module.os, "sched_getaffinity", lambda pid: range(16))
     pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
-    monkeypatch.setattr(audit_module, "available_memory", lambda: 64 << 30)
-    assert audit_module.default_jobs([pair]) == 16
-    monkeypatch.setattr(audit_module, "available_memory", lambda: 4 << 30)
-    assert audit_module.default_jobs([pair]) == 2
-    monkeypatch.setattr(audit_module, "available_memory", lambda: 1 << 20)
-    assert audit_module.default_jobs([pair]) == 1
+    for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
+        assert audit_module.default_jobs([pair], Room(16, "", memory, "")) == jobs

@@ -5,14 +5,13 @@ Here the half that knows files meets the half that knows linear algebra. Nothing
 
 from __future__ import annotations
 
-import os
 import threading
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from shadow.delta import (
     measure_pair,
     working_dtype,
 )
+from shadow.machine import Room
 from shadow.matrices import BlockScaled, Matrix, Updated
 from shadow.outcome import Outcome
 from shadow.pairing import MatrixPair, Operand
@@ -74,7 +74,8 @@ def _run(
     unfinished = [len(step) for step in work.steps]
     coming, here = deque(work.visits), deque[Shard]()
     resident = {visit.shard: visit.last for visit in work.visits}
-    needed = [sum(visit.first <= step for visit in work.visits) for step in range(len(work.steps))]
+    firsts = sorted(visit.first for visit in work.visits)
+    needed = [bisect_right(firsts, step) for step in range(len(work.steps))]
     ready: deque[tuple[int, MatrixPair]] = deque()
     reached = entered = 0  # the first step that is not finished, the first one that has not been begun
     download: Future[None] | None = None
@@ -141,25 +142,15 @@ def pace(method: Method, jobs: int) -> float:
         return jobs * (1024 * 1024 * 4096 + 4 * 1024**3) / (time.perf_counter() - started)
 
 
-def default_jobs(pairs: Sequence[MatrixPair]) -> int:
+def default_jobs(pairs: Sequence[MatrixPair], machine: Room) -> int:
     """As many workers as there are cores, or as fit the free memory if that is fewer."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, available_memory() // worker_memory(pairs)))
+    return max(1, min(machine.cores, machine.memory // worker_memory(pairs)))
 
 
 def worker_memory(pairs: Sequence[MatrixPair]) -> int:
     """Bytes that one worker takes at most: a Gram, what the solver copies of it, the block buffers."""
     side = max((min(pair.rows, pair.cols) for pair in pairs if pair.is_matrix), default=1)
     return 3 * 8 * side**2 + 4 * 8 * BLOCK
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping, file cache included; as good as endless where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 1 << 60
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 1 << 60)
 
 
 def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method) -> Outcome:

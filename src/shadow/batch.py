@@ -20,6 +20,7 @@ from shadow import __version__
 from shadow.batch_index import (
     Index,
     Row,
+    Standing,
     alone_in,
     done_row,
     in_order,
@@ -27,7 +28,6 @@ from shadow.batch_index import (
     read_index,
     report_folder,
     without_optimizer,
-    write_index,
 )
 from shadow.console import took
 from shadow.diagnostics import SCHEMA
@@ -66,28 +66,29 @@ def audit_list(
 ) -> Iterator[Tried]:
     """Audit the pairs of a selection in turn into one folder; yields what became of each.
 
-    Whatever goes wrong with one pair, the others are tried. The index is written before the first pair and after each,
-    so that it says at any time what is done, failed, kept and pending. scores are those of the pairs that have any,
-    overwrite is as run_pair takes it. say gets a line now and then, watch the name of each pair when it begins, and
-    gives who is told its progress. audit is called as run_pair is.
+    Whatever goes wrong with one pair, the others are tried. What is done, failed, kept and pending is on the disk
+    before the first pair and after each (see `Standing`). scores are those of the pairs that have any, overwrite is as
+    run_pair takes it. say gets a line now and then, watch the name of each pair when it begins, and gives who is told
+    its progress. audit is called as run_pair is.
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
-        index = begun(output, selection, settings)
-        write_index(output, index)
+        standing = Standing(output, begun(output, selection, settings))
         count = len(selection.own)
-        for number, pair in enumerate(selection.own, 1):
-            before = next(row for row in index.rows if row.key == (pair.family, pair.name))
-            attempt = _Attempt(f"[{number}/{count}] {before.name}: ", say, watch(before.name))
-            try:
+        try:
+            for number, pair in enumerate(selection.own, 1):
+                before = standing[pair.family, pair.name]
+                attempt = _Attempt(f"[{number}/{count}] {before.name}: ", say, watch(before.name))
                 told = {"say": attempt.say, "show": attempt.show, "scores": scores.get(pair), "overwrite": overwrite}
-                tried = attempt.of(before, partial(audit, pair, settings, output, jobs=jobs, access=access, **told))
-            except BaseException:  # interrupted: it stays as it was, but for what it took
-                write_index(output, index.with_row(attempt.spent(before)))
-                raise
-            index = index.with_row(tried.row)
-            write_index(output, index)
-            yield tried
+                try:
+                    tried = attempt.of(before, partial(audit, pair, settings, output, jobs=jobs, access=access, **told))
+                except BaseException:  # interrupted: it stays as it was, but for what it took
+                    standing.set(attempt.spent(before))
+                    raise
+                standing.set(tried.row)
+                yield tried
+        finally:
+            standing.finish()
 
 
 def begun(output: Path, selection: Selection, settings: Settings) -> Index:

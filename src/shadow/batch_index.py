@@ -2,16 +2,22 @@
 
 The reports are the truth, and lie where `shadow audit` puts them; these two files say which there are, which failed
 and why, and which are still to come. Imports nothing that computes.
+
+Both files are written whole, which takes half a second for 10,000 pairs. While a list is audited they are written now
+and then, every few seconds for hundreds of pairs; what has changed since lies in `.partial/rows.jsonl`, a row a line.
+`read_index` adds it, so that nothing is lost when the run is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -33,7 +39,10 @@ from shadow.summary import Summary
 
 INDEX, TABLE = "index.json", "batch.parquet"
 MARK = "batch"  # what index.json says that it is, so that another file of that name is never overwritten
+ROWS = "rows.jsonl"  # in .partial
 MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
+EVERY = 5.0  # seconds between two writes of both files, at least
+SHARE = 500  # and at least so many times what one takes: 0.2 % of the time, whatever a pair takes
 STATES = ("done", "failed", "kept", "pending")
 
 State = Literal["done", "failed", "kept", "pending"]
@@ -117,9 +126,9 @@ class Index:
         of = numbers[0][1]
         return [f"{number}/{of}" for number in range(1, of + 1) if (number, of) not in numbers]
 
-    def with_row(self, row: Row) -> Index:
-        """The same index with this row instead of that of its pair."""
-        return replace(self, rows=tuple(row if old.key == row.key else old for old in self.rows))
+    def with_rows(self, rows: Mapping[Key, Row]) -> Index:
+        """The same index with these rows instead of those of their pairs."""
+        return replace(self, rows=tuple(rows.get(old.key, old) for old in self.rows))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -129,7 +138,7 @@ class Index:
             "list": self.digest,
             "shards": list(self.shards),
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
-            "pairs": [asdict(row) for row in self.rows],
+            "pairs": [dict(vars(row)) for row in self.rows],
         }
 
 
@@ -182,15 +191,63 @@ def without_optimizer(kind: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_index(output: Path, index: Index) -> None:
     """Write batch.parquet and then index.json, each whole or not at all; a killed run leaves the index of before."""
+    _write_whole_index(output, index)
+    with contextlib.suppress(OSError):
+        (output / PARTIAL / ROWS).unlink(missing_ok=True)
+        (output / PARTIAL).rmdir()
+
+
+def _write_whole_index(output: Path, index: Index) -> bytes:
+    """The content of index.json."""
     told = index.as_json()
     rows = [{name: _plain(value) for name, value in row.items()} for row in told.pop("pairs")]
     table = pa.Table.from_pylist(rows, schema=arrow_schema(BATCH))
+    content = json.dumps({**told, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         write_whole(output / TABLE, parquet_bytes(table, {METADATA_KEY: json.dumps(told, sort_keys=True).encode()}))
-        write_whole(output / INDEX, json.dumps({**told, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n")
-    with contextlib.suppress(OSError):
-        (output / PARTIAL).rmdir()
+        write_whole(output / INDEX, content)
+    return content
+
+
+class Standing:
+    """The index of a list that is being audited, on the disk whatever happens.
+
+    What a row costs does not depend on how many there are, but for the whole files now and then.
+    """
+
+    def __init__(self, output: Path, index: Index) -> None:
+        self._output, self._index = output, index
+        self._rows = {row.key: row for row in index.rows}
+        self._write()
+
+    def __getitem__(self, key: Key) -> Row:
+        return self._rows[key]
+
+    def set(self, row: Row) -> None:
+        """Replace the row of a pair; on return it is on the disk."""
+        self._rows[row.key] = row
+        if time.monotonic() >= self._due:
+            self._write()
+            return
+        line = json.dumps({name: _plain(value) for name, value in vars(row).items()}, allow_nan=False)
+        with writing(self._output), (self._output / PARTIAL / ROWS).open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+    def finish(self) -> None:
+        """Write both files; nothing else is left."""
+        write_index(self._output, self._index.with_rows(self._rows))
+
+    def _write(self) -> None:
+        """Write both files, and begin a journal that belongs to them and to no others."""
+        started = time.monotonic()
+        content = _write_whole_index(self._output, self._index.with_rows(self._rows))
+        with writing(self._output):
+            (self._output / PARTIAL).mkdir(exist_ok=True)
+            head = json.dumps({INDEX: hashlib.sha256(content).hexdigest()})
+            write_whole(self._output / PARTIAL / ROWS, head.encode() + b"\n")
+        now = time.monotonic()
+        self._due = now + max(EVERY, SHARE * (now - started))
 
 
 def _plain(value: Any) -> Any:
@@ -199,7 +256,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of an output folder; None when there is none.
+    """The index of an output folder, with what a run that was killed has kept beside it; None when there is none.
 
     Raises ShadowError for an index.json that is something else, or that says what no index may say.
     """
@@ -209,12 +266,31 @@ def read_index(folder: Path) -> Index | None:
             return None
         with path.open("rb") as file:
             raw = file.read(MAX_INDEX + 1)
-        return _index(json.loads(raw, parse_constant=_refused)) if len(raw) <= MAX_INDEX else _refused("its size")
+        index = _index(json.loads(raw, parse_constant=_refused)) if len(raw) <= MAX_INDEX else _refused("its size")
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         hint = "if no other program wrote it, remove it: `shadow merge` makes it anew from the reports"
         raise ShadowError(f"{path}: no index of shadow that this version can read", hint) from error
+    return index.with_rows(_kept_rows(folder / PARTIAL / ROWS, hashlib.sha256(raw).hexdigest()))
+
+
+def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
+    """The rows that changed since the index.json of this sha256 was written; none of a journal of another one."""
+    try:
+        lines = path.read_bytes()[:MAX_INDEX].splitlines(keepends=True) if path.is_file() else []
+    except OSError:
+        lines = []
+    rows: dict[Key, Row] = {}
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if lines and json.loads(lines[0])[INDEX] != digest:
+            return {}
+        for line in lines[1:]:
+            if not line.endswith(b"\n"):
+                break  # cut when the run was killed
+            row = _row(json.loads(line, parse_constant=_refused))
+            rows[row.key] = row
+    return rows
 
 
 def _refused(what: str) -> NoReturn:
@@ -232,12 +308,17 @@ def _index(told: Any) -> Index:
         number, of = map(int, shard.split("/"))
         if not 1 <= number <= of <= 1_000_000:
             raise ValueError
-    rows = tuple(
-        Row(**{column.name: _checked(column, row.get(column.name)) for column in BATCH}) for row in told["pairs"]
-    )
-    if len({row.key for row in rows}) < len(rows) or any(row.state not in STATES for row in rows):
+    rows = tuple(_row(row) for row in told["pairs"])
+    if len({row.key for row in rows}) < len(rows):
         raise ValueError
     return Index(told["version"], told["schema"], dict(told["settings"]), told["list"], shards, rows)
+
+
+def _row(told: Mapping[str, Any]) -> Row:
+    row = Row(**{column.name: _checked(column, told.get(column.name)) for column in BATCH})
+    if row.state not in STATES:
+        raise ValueError
+    return row
 
 
 def _checked(column: Column, value: Any) -> Any:

@@ -359,11 +359,15 @@ def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, s
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError(f"{index}: no weight_map in it", "delete the index to read the shards as they are")
+    seen: set[str] = set()
     for name, shard in weight_map.items():
         if not usable_name(name):
             raise FileError(f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again")
         if not isinstance(shard, str) or not usable_name(shard):
             raise FileError(f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again")
+        if shard in seen:
+            continue
+        seen.add(shard)
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
             raise FileError(f"{index}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint")

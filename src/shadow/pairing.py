@@ -282,11 +282,11 @@ def _operands(
         if name in applied:
             continue  # told with the weight that it scales
         if name in scales:
-            operands |= {part.place: Operand(info, part, scales[name], block) for part in parts[name]}
+            operands.update((part.place, Operand(info, part, scales[name], block)) for part in parts[name])
         elif fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
-            operands |= {part.place: Operand(info, part) for part in parts[name]}
+            operands.update((part.place, Operand(info, part)) for part in parts[name])
     return operands, unusable
 
 
@@ -391,9 +391,10 @@ def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[
         return "not_float", info.dtype
     if info.dtype not in FLOATS:
         return "unknown_dtype", info.dtype
-    scales = [f"{info.name}_scale_inv", f"{info.name}_scale", f"{stem}.scale", f"{stem}.weight_scale_inv"]
-    if info.dtype.startswith("F8_") and any(scale in tensors for scale in scales):
-        return "quantized", "8-bit floats that a second tensor scales"
+    if info.dtype.startswith("F8_"):
+        scales = [f"{info.name}_scale_inv", f"{info.name}_scale", f"{stem}.scale", f"{stem}.weight_scale_inv"]
+        if any(scale in tensors for scale in scales):
+            return "quantized", "8-bit floats that a second tensor scales"
     weight = tensors.get(f"{stem}.weight") if "scale" in last else None
     if weight is not None and weight.dtype.startswith("F8_"):
         return "quantized", f"the scales of {weight.name}"

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from shadow.architecture import name_rules
 from shadow.checkpoint import Checkpoint, Found, Located
 from shadow.errors import ShadowError
+from shadow.machine import uncollected
 from shadow.pairing import MatrixPair, Side, Skipped
 from shadow.registry import Pair
 from shadow.schedule import Schedule, Shard, schedule, source_of
@@ -63,6 +64,7 @@ class Plan:
             raise ShadowError(self.problem, DISK_HINT)
 
 
+@uncollected()
 def make_plan(
     base: Checkpoint,
     tuned: Checkpoint,

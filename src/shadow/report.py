@@ -407,20 +407,23 @@ def write_report(
     identity: Identity,
     provenance: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
-    summary: bytes,
+    summary: Callable[[Mapping[str, str]], bytes],
     scores: bytes,
 ) -> None:
     """Write the files of a finished audit; provenance joins the metadata of each table.
 
+    summary gives `summary.json`, told the sha256 of each table's file.
     An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
     none.
     """
     metadata = {**identity.as_json(), **provenance}
+    files = {name: stored(table, metadata) for name, table in tables.items()}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     with replacing(folder) as put:
-        put("summary.json", summary)
+        put("summary.json", summary(digests))
         put(KEPT, scores)
         for name in TABLES_OF_A_PAIR:
-            put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
+            put(f"{name}.parquet", files.get(name, b""))
 
 
 TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")

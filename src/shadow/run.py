@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import secrets
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from shadow.diagnostics import SCHEMA
 from shadow.errors import KeptError, ShadowError
 from shadow.finished import differences, named
 from shadow.gains import KEPT, NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
+from shadow.machine import room, uncollected
 from shadow.pairing import STRICT, Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import ComponentBase, Pair, Reference
@@ -48,7 +51,8 @@ from shadow.report import (
 )
 from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
-from shadow.summary import Summary, read_summary, summarise, summary_bytes, with_scores
+from shadow.summary import Summary, read_summary, summarise, with_scores
+from shadow.summary_file import SEAL, digests, seal, summary_bytes
 from shadow.tables import absent, absent_note, read_tables
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
@@ -167,11 +171,16 @@ def plan_pair(
         lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
         filtered = settings.chosen != Filter()
         plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
-        workers = jobs or default_jobs(lined.pairs)
+        machine = room()
+        workers = jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
         return {
             **describe(pair, sides, plan, lined.pairs, lined.skipped),
             "jobs": workers,
+            "cores": machine.cores,
+            "cores_by": machine.cores_by,
+            "memory_free": machine.memory,
+            "memory_by": machine.memory_by,
             "memory": PROCESS + workers * worker_memory(lined.pairs),
             "seconds": round(seconds, 1),
         }
@@ -231,7 +240,8 @@ def _run(
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
+        workers = jobs or default_jobs(lined.pairs, room())
+        _measure(plan, lined.pairs, settings.method, workers, journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         plain = summarise(tables, identity.as_json())
@@ -240,7 +250,7 @@ def _run(
         summary = with_scores(plain, scored)
         provenance |= _judged(plain)
         kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-        write_report(folder, identity, provenance, tables, summary_bytes(summary), kept)
+        write_report(folder, identity, provenance, tables, partial(summary_bytes, summary.as_json()), kept)
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
         raise
@@ -258,7 +268,8 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 def _judged(summary: Summary) -> dict[str, Any]:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
-    return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
+    told = {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
+    return {**told, SEAL: seal(summary.as_json())}
 
 
 def _renewed(done: Result, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> Result:
@@ -272,18 +283,21 @@ def _renewed(done: Result, identity: Identity, scored: Scored | None, say: Calla
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
     sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
     plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
-    metadata = {**metadata, **_judged(plain)}
     if lacking := absent(folder):
         plain = replace(plain, warnings=[*plain.warnings, absent_note(lacking)])
+    metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
     with alone_at(folder), replacing(folder) as put:
-        put("summary.json", summary_bytes(summary))
-        put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
+        made_from = digests(folder)
         for name in TABLES_OF_A_PAIR if had != now else ():
             path = folder / f"{name}.parquet"
             if path.is_file():
-                put(path.name, stored(pq.read_table(path), metadata))
+                content = stored(pq.read_table(path), metadata)
+                made_from[name] = hashlib.sha256(content).hexdigest()
+                put(path.name, content)
+        put("summary.json", summary_bytes(summary.as_json(), made_from))
+        put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 
 
@@ -374,6 +388,7 @@ def _measure(
         tell()
 
 
+@uncollected()
 def find(reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]) -> Found:
     """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
     if isinstance(reference, ComponentBase):
@@ -395,6 +410,7 @@ def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[st
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 
 
+@uncollected()
 def line_up(
     base: Found,
     tuned: Found,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from heapq import heappop, heappush
 
 from shadow.checkpoint import Checkpoint
 from shadow.pairing import MatrixPair, Side
@@ -40,12 +42,16 @@ class Schedule:
 
     def peak(self, sizes: Mapping[Shard, int], there: Collection[Shard] = ()) -> int:
         """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
-        held = [
-            sum(sizes[one.shard] for one in self.visits[: i + 1] if one.last >= reached)
-            + sum(sizes[one.shard] for one in self.visits[i + 1 :] if one.shard in there)
-            for i, reached in enumerate(_reached(self.visits))
-        ]
-        return max(held, default=0)
+        most, held = 0, sum(sizes[one.shard] for one in self.visits if one.shard in there)
+        leaving: list[tuple[int, int]] = []  # (last step, bytes) of what has come, the first to go on top
+        for visit, reached in zip(self.visits, _reached(self.visits), strict=True):
+            size = sizes[visit.shard]
+            held += 0 if visit.shard in there else size
+            heappush(leaving, (visit.last, size))
+            while leaving and leaving[0][0] < reached:
+                held -= heappop(leaving)[1]
+            most = max(most, held)
+        return most
 
     def eager(self) -> Schedule:
         """The same with every shard fetched as soon as the line is free: for when none is freed.
@@ -77,6 +83,8 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         for shard, source in checkpoint.sources.items()
         if not source.is_local
     }
+    if not remote:
+        return Schedule((tuple(pairs),), ())
     steps: list[list[MatrixPair]] = [[]]
     first: dict[Shard, int] = {}
     last: dict[Shard, int] = {}
@@ -110,16 +118,17 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: Shard) -> Source:
 
 def _ordered(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     """By base shard, then by name as people count; what has no base comes when its tuned shard is last there."""
-    latest: dict[str, str] = {}
+    beside: dict[str, set[str]] = {}  # base shards by the tuned shard that they meet
     for pair in pairs:
         if pair.base:
-            shard = pair.tuned.info.shard
-            latest[shard] = max(latest.get(shard, ""), pair.base.info.shard, key=natural)
+            beside.setdefault(pair.tuned.info.shard, set()).add(pair.base.info.shard)
+    latest = {shard: max(found, key=natural) for shard, found in beside.items()}
+    sorts_as = cache(natural)  # of shards: there are few, and each is in many pairs
 
     def key(pair: MatrixPair) -> tuple[object, ...]:
         info = pair.base.info if pair.base else pair.tuned.info
         shard = pair.base.info.shard if pair.base else latest.get(pair.tuned.info.shard, pair.tuned.info.shard)
-        return (natural(shard), pair.base is None, natural(info.name), pair.key)
+        return (sorts_as(shard), pair.base is None, natural(info.name), pair.key)
 
     return sorted(pairs, key=key)
 

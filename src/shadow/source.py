@@ -170,11 +170,13 @@ class ByteRanges:
             with _writing(self.path.parent):
                 file.write(chunk)
 
+        starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
         with file:
             for start, end in coalesced(self.wanted):
                 file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT + start % ALIGNMENT)
                 shift = file.tell() - start
-                self.shifts |= {info.start: shift for info in self.wanted if start <= info.start < end}
+                while starts and starts[0] < end:
+                    self.shifts[starts.popleft()] = shift
                 copy_range(self.snapshot, self.file, start, end, write, say=say, report=report, stopped=stop)
             with _writing(self.path.parent):
                 file.flush()

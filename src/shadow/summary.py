@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +26,7 @@ from shadow.bootstrap import (
     interval,
     interval_of_median,
 )
-from shadow.diagnostics import SCHEMA
+from shadow.diagnostics import COUNTS, FIGURES, SCHEMA
 from shadow.errors import ShadowError
 from shadow.footprint import footprint, gates
 from shadow.gains import MEASURED_BY_OTHERS, Scored, read_kept
@@ -47,6 +46,7 @@ from shadow.spread import (
     ratio,
     summed,
 )
+from shadow.summary_file import SUMMARISED, believed, fits
 from shadow.tables import absent, absent_note, read_tables
 
 MEDIANS = (
@@ -57,6 +57,12 @@ MEDIANS = (
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
 UP = ("mlp.up", "experts.up", "shared.up")
+UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
+ALONE = ("stable_rank", "effective_rank", "participation_ratio")  # medians of matrices without a base
+BY_LAYER = (
+    "relative_norm", "concentration", "effective_rank_shift", "spikes", "up_effective_rank_shift",
+    "reading_participation_ratio", "writing_participation_ratio",
+)  # fmt: skip
 INTERVALS = {
     "level": LEVEL,
     "draws": DRAWS,
@@ -69,6 +75,49 @@ INTERVALS = {
     "depth figures weigh by energy or entries",
     "covers": "other layers of the same pair; not other runs, seeds or models",
 }
+
+# The shape of summary.json, for `fits`
+_NUMBER, _TEXT, _SIDE = (float, None), (str, None), {"repo": str, "commit": (str, None), "fingerprint": (str, None)}
+_MEDIANS = dict.fromkeys(MEDIANS, _NUMBER)
+_BOUNDS = {"intervals": {str: ([float, float], None)}, "layers": int, "interval_level": _NUMBER, "no_interval": _TEXT}
+_DEPTH = {"depth_layers": int, **dict.fromkeys((*UNEVENNESS, "attention_to_mlp"), _NUMBER)}
+_ENERGY = {"energy": _NUMBER, "energy_share": _NUMBER}
+SHAPE = {
+    "schema": int, "family": str, "pair": str, "base": _SIDE, "tuned": _SIDE,
+    "counts": dict.fromkeys(("measured", "identical", "skipped"), int),
+    "figures": {
+        **dict.fromkeys((column.name for column in FIGURES), _NUMBER), **_MEDIANS, "zero_share": _NUMBER,
+        **{column.name: _NUMBER if column.null or column.type == "float" else int for column in COUNTS},
+    },
+    "resampling": {str: (str, float)},
+    **_BOUNDS,
+    "components": [
+        {
+            "component": str, "tensors": int, "identical": int, "matrices": int,
+            **_MEDIANS, **_ENERGY, **_DEPTH, **_BOUNDS,
+        }
+    ],
+    "modules": [
+        {"component": str, "module": str, "matrices": int, "parameters": int, **_MEDIANS, **_ENERGY, **_BOUNDS}
+    ],
+    "depth": [{"component": str, "layer": int, "matrices": int, **_ENERGY, **dict.fromkeys(BY_LAYER, _NUMBER)}],
+    "without_base": [{"component": str, "matrices": int, **dict.fromkeys(ALONE, _NUMBER)}],
+    "skipped": [{"reason": str, "tensors": int, "base": int, "tuned": int, "examples": [str], "detail": _TEXT}],
+    "warnings": [str],
+    "gates": [{"name": str, "figure": _NUMBER, "threshold": float, "passed": bool, "reason": str}],
+    "label": str,
+    "label_reason": str,
+    "evidence": [{"name": str, "figure": float, "interval": ([float, float], None), "without": _NUMBER, "says": str}],
+    "reference": (
+        {
+            **dict.fromkeys(("short_side", "narrow", "broad"), int), "optimizer": _TEXT,
+            **dict.fromkeys(("narrow_below", "broad_below"), float),
+            "nearest": [{"regime": str, "treatment": str, "base": str, "seed": int, "concentration": float}],
+        },
+        None,
+    ),
+    "claims": {key: [str] for key in ("measured", "consistent_with", "not_shown")},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,16 +195,38 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
     metadata = required_metadata(folder)
-    tables = read_tables(folder, ("matrices", "tensors", "residual"))
-    if not len(tables["tensors"]):
-        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
-    summary = summarise(tables, metadata)
-    if missing := absent(folder):
-        summary = replace(summary, warnings=[*summary.warnings, absent_note(missing)])
+    summary = _from_json(believed(folder, metadata))
+    if summary is None:
+        summary = _made_again(folder, metadata)
     try:
         return with_scores(summary, read_kept(folder, metadata)), metadata
     except ShadowError as error:  # the numbers do not rest on them
         return replace(summary, warnings=[*summary.warnings, error.message]), metadata
+
+
+def _made_again(folder: Path, metadata: Mapping[str, Any]) -> Summary:
+    tables = read_tables(folder, SUMMARISED)
+    if not len(tables["tensors"]):
+        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
+    summary = summarise(tables, metadata)
+    missing = absent(folder)
+    return replace(summary, warnings=[*summary.warnings, absent_note(missing)]) if missing else summary
+
+
+def _from_json(told: Mapping[str, Any] | None) -> Summary | None:
+    """A summary from JSON; None where it is not of the shape that every reader of a summary may rely on."""
+    if told is None or not fits(told, SHAPE):
+        return None
+
+    def tupled(intervals: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: bounds and tuple(bounds) for name, bounds in intervals.items()}
+
+    rows = {
+        name: [{**row, "intervals": tupled(row["intervals"])} for row in told[name]]
+        for name in ("components", "modules")
+    }
+    evidence = [{**row, "interval": row["interval"] and tuple(row["interval"])} for row in told["evidence"]]
+    return Summary(**{**told, **rows, "evidence": evidence, "intervals": tupled(told["intervals"])})
 
 
 def with_scores(summary: Summary, scored: Scored) -> Summary:
@@ -197,10 +268,6 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         reference=None if told.position is None else asdict(told.position),
         claims=told.claims,
     )
-
-
-def summary_bytes(summary: Summary) -> bytes:
-    return json.dumps(summary.as_json(), indent=2, allow_nan=False).encode() + b"\n"
 
 
 def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
@@ -295,9 +362,7 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
     depth = _Sums(rows, component or "")
     own = rows.deltas[rows.deltas["component"] == component]
     energies = depth.of(own).layers
-    for name, statistic in (
-        ("depth_entropy", depth_entropy), ("depth_gini", depth_gini), ("effective_layers", effective_layers)
-    ):  # fmt: skip
+    for name, statistic in UNEVENNESS.items():
         depth.add(name, partial(statistic, energies), unevenness=True)
     compared = rows.tensors[has_compared(rows.tensors)]
     modules = compared.loc[compared["component"] == component, "module"]
@@ -502,12 +567,11 @@ def _by_layer(rows: Rows) -> list[dict[str, Any]]:
 
 
 def _without_base(alone: pd.DataFrame) -> list[dict[str, Any]]:
-    names = ("stable_rank", "effective_rank", "participation_ratio")
     return [
         {
             "component": component,
             "matrices": len(group),
-            **{name: _number(group[name].median()) for name in names},
+            **{name: _number(group[name].median()) for name in ALONE},
         }
         for component, group in alone.groupby("component", sort=False)
     ]

@@ -54,6 +54,11 @@ def plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
     return table
 
 
+def _limited(by: str) -> str:
+    """What limits it, where that is not the machine itself."""
+    return "" if by == "the machine" else f", limited by {by}"
+
+
 def _plan_costs(plan: Mapping[str, Any]) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("work", "dim"), f"{plan['matrices']:,} matrices, {plan['vectors']:,} vectors")
@@ -67,8 +72,11 @@ def _plan_costs(plan: Mapping[str, Any]) -> RenderableType:
         kept = "freed after use" if freed else "stays in the Hub's cache" if moved else "nothing more"
         peak, free = decimal(plan["disk_peak"]), decimal(plan["disk_free"])
         rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
-    memory = f"about {decimal(plan['memory'])} with {plan['jobs']} workers, beside file caches"
-    rows.add_row(Text("memory", "dim"), memory)
+    workers = "worker" if plan["jobs"] == 1 else "workers"
+    memory = f"about {decimal(plan['memory'])} with {plan['jobs']} {workers}, beside file caches; "
+    memory += f"{decimal(plan['memory_free'])} may be had{_limited(plan['memory_by'])}"
+    rows.add_row(Text("memory", "dim"), Text(visible(memory)))
+    rows.add_row(Text("cores", "dim"), Text(visible(f"{plan['cores']}{_limited(plan['cores_by'])}")))
     time = "under a second" if plan["seconds"] < 1 else f"about {duration(plan['seconds'])}"
     time += " of computing on this machine"
     if moved:

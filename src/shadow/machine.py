@@ -1,0 +1,155 @@
+"""What this process may use of the machine: cores and memory, also where a container or a batch system limits them.
+
+Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that is in it and below
+it shares, so the least of a group and its ancestors counts. Version 2 has one tree, version 1 one for each controller;
+machines in transition have both. In a container the group of the process may be the top of what can be seen of the
+tree. https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+ENDLESS = 1 << 60  # bytes, where no system says; version 1 writes a little less than 2^63 for no limit
+
+
+@dataclass(frozen=True)
+class Room:
+    """What may be used: cores, and bytes of memory without swapping, file cache included. Each with what limits it.
+
+    A part of a core counts as one: workers share what there is, and no time of it is lost.
+    """
+
+    cores: int
+    cores_by: str
+    memory: int
+    memory_by: str
+
+
+def room(root: Path = Path("/")) -> Room:
+    """The cores and the memory that this process may use now. root is where /proc and /sys lie."""
+    cores, cores_by = _processors()
+    for folder, name in _groups(root, "cpu"):
+        share = _cpu_limit(folder)
+        if share is not None and math.ceil(share) < cores:
+            cores, cores_by = math.ceil(share), f"the control group {name}"
+    memory, memory_by = _free_memory(root), "the machine"
+    for folder, name in _groups(root, "memory"):
+        left = _memory_left(folder)
+        if left is not None and left < memory:
+            memory, memory_by = left, f"the control group {name}"
+    return Room(cores, cores_by, memory, memory_by)
+
+
+def _processors() -> tuple[int, str]:
+    """The processors that this process may run on: all, or those of its affinity, which a cpuset limits too."""
+    every = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return own, "the machine" if own == every else "the processors of this process"
+
+
+def _free_memory(root: Path) -> int:
+    for line in _text(root / "proc/meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[:1] and value.split()[0].isdecimal():
+            return int(value.split()[0]) * 1024
+    return ENDLESS
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
+    """Where the limits of a controller stand: folder and name of the process's group, then of its ancestors."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        for tree, top in _trees(root, controller, version=1 if controllers else 2):
+            own = PurePosixPath(group)
+            within = own.relative_to(top) if own.is_relative_to(top) and ".." not in own.parts else PurePosixPath()
+            # in a container the names may be the host's, and the tree its own part of the host's
+            found = within if (tree / within).is_dir() else PurePosixPath()
+            for one in (found, *found.parents):
+                yield tree / one, str(PurePosixPath(top) / one)
+
+
+def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
+    """Where a version's tree with a controller is mounted, and the name of the group that is its top."""
+    found = []
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.partition(" ")
+        words = before.split()
+        if len(words) < 5 or kind != ("cgroup" if version == 1 else "cgroup2"):
+            continue
+        if version == 2 or controller in options.split()[-1].split(","):
+            found.append((root / words[4].lstrip("/"), words[3]))
+    return found
+
+
+def _cpu_limit(folder: Path) -> float | None:
+    """Cores' worth of time that a group may take; None where it is not limited."""
+    quota, period = (*_text(folder / "cpu.max").split(), "", "")[:2]
+    if not quota:
+        quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+    if not quota.isdecimal() or not period.isdecimal() or not int(period):
+        return None  # "max", or -1
+    return int(quota) / int(period) or None
+
+
+def _memory_left(folder: Path) -> int | None:
+    """Bytes that a group may still take, its file cache counted as free; None where it is not limited.
+
+    `memory.high` counts as a limit: above it a group is slowed down until it is below it again.
+    """
+    limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    known = [limit for limit in limits if limit is not None and limit < ENDLESS]
+    used = _number(folder / "memory.current")
+    if used is None:
+        used = _number(folder / "memory.usage_in_bytes")
+    if not known or used is None:
+        return min(known, default=None)
+    return max(0, min(known) - max(0, used - _file_cache(folder)))
+
+
+def _file_cache(folder: Path) -> int:
+    """Bytes of a group's memory that the kernel drops when there is need: cache of files that was not used lately.
+
+    The weights of a checkpoint are mapped files: without this a second audit would seem to have no room.
+    """
+    told = dict(line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    text = told.get("total_inactive_file", told.get("inactive_file", "0"))  # of version 1, with the groups below
+    return int(text) if text.strip().isdecimal() else 0
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    """What a file of the kernel's says; nothing where there is none."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """While much is made that stays, Python does not look for cycles of what nobody holds any more.
+
+    Headers of 200,000 tensors are millions of objects: to go through them again and again took a quarter of the time.
+    """
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()

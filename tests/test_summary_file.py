@@ -1,0 +1,219 @@
+"""summary.json is believed only where this code made it from these very tables and nobody changed it since."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import families
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from shadow import summary as summary_module
+from shadow import summary_file
+from shadow.delta import Method
+from shadow.pairing import Filter
+from shadow.registry import Pair, Reference
+from shadow.report import METADATA_KEY, required_metadata
+from shadow.run import Settings, run_pair
+from shadow.summary import SHAPE, Summary, read_summary
+from shadow.summary_file import SCORED, believed, fits, seal
+
+DEMO = Path(__file__).parents[1] / "registry" / "demo"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("made")
+    pair = Pair("demo", "base..narrow", Reference(str(DEMO / "base"), True), Reference(str(DEMO / "narrow"), True))
+    return run_pair(pair, Settings(Method(subspaces=False), Filter()), out).folder
+
+
+@pytest.fixture
+def report(made, tmp_path):
+    """A copy to change, and how often its summary is made again."""
+    return Path(shutil.copytree(made, tmp_path / "report"))
+
+
+@pytest.fixture
+def again(monkeypatch):
+    """The folders of which a summary was made again."""
+    folders = []
+    original = summary_module._made_again
+    monkeypatch.setattr(summary_module, "_made_again", lambda at, told: folders.append(at) or original(at, told))
+    return folders
+
+
+def edit(folder, change):
+    path = folder / "summary.json"
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told))
+
+
+def rewrite(path, change=lambda table: table, metadata=lambda told: None):
+    """A Parquet file written again with another table or other metadata."""
+    table = pq.read_table(path)
+    told = json.loads(table.schema.metadata[METADATA_KEY])
+    metadata(told)
+    table = change(table).replace_schema_metadata({METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
+    pq.write_table(table, path, compression="zstd")
+
+
+def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
+    """It is equal to the one that is made again, to the last type; nothing but matrices.parquet is parsed for it."""
+    found, metadata = read_summary(report)
+    assert not again
+    assert found == summary_module._made_again(report, metadata)
+    assert found.as_json() == json.loads((report / "summary.json").read_text()) | found.as_json()
+
+
+def test_its_shape_is_that_of_a_summary(report):
+    """Every field but the scores, and of rows every key: what is added to one must be added to the other."""
+    told = believed(report, required_metadata(report))
+    assert told is not None
+    assert SHAPE.keys() == told.keys() == {field.name for field in fields(Summary)} - set(SCORED)
+    assert fits(told, SHAPE)
+
+
+TAMPERED = {
+    "a figure": lambda told: told["figures"].update(concentration=0.99),
+    "the label": lambda told: told.update(label="concentrated"),
+    "a gate": lambda told: told["gates"][0].update(passed=True, reason="it is fine"),
+    "a warning": lambda told: told["warnings"].append("do not trust this"),
+    "a claim": lambda told: told["claims"]["measured"].append("that it is good"),
+    "another version": lambda told: told["made_by"].update(version="0.0.9"),
+    "other code": lambda told: told["made_by"].update(code="0" * 64),
+    "other tables": lambda told: told["made_from"].update(tensors="0" * 64),
+    "nothing of how it was made": lambda told: [told.pop(key) for key in ("made_by", "made_from")],
+    "all of it": lambda told: told.clear(),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_summary_that_was_changed_is_made_again(report, made, again, what):
+    """Whatever was changed in it: what is shown is what the tables say."""
+    expected = read_summary(made)[0]
+    edit(report, TAMPERED[what])
+    assert read_summary(report)[0] == expected
+    assert again == [report]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"made_by": 1}'])
+def test_a_summary_that_is_none_is_made_again(report, again, content):
+    """Broken, cut or something else."""
+    (report / "summary.json").write_bytes(content)
+    read_summary(report)
+    assert again == [report]
+
+
+@pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
+def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
+    """A table with another number, or only written again: its bytes are no longer those that the summary is of."""
+
+    def halved(table):
+        column = {"matrices": "concentration", "tensors": "relative_norm", "residual": "participation_ratio"}[name]
+        half = pc.multiply(table[column], 0.5)
+        return table.set_column(table.column_names.index(column), column, half)
+
+    before = read_summary(report)[0]
+    rewrite(report / f"{name}.parquet", halved)
+    after = read_summary(report)[0]
+    assert again == [report]
+    if name == "matrices":
+        assert after.figures["concentration"] == pytest.approx(before.figures["concentration"] / 2)
+
+
+def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
+    """One byte of the data pages differs, the footer does not: why the digests are of whole files."""
+    path = report / "tensors.parquet"
+    content = bytearray(path.read_bytes())
+    footer = int.from_bytes(content[-8:-4], "little")
+    content[8] ^= 1
+    path.write_bytes(content)
+    assert pq.read_metadata(path).num_rows
+    assert footer < len(content) - 16
+    assert believed(report, required_metadata(report)) is None
+
+
+def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
+    """A forged seal is no signature; what is believed still has the shape that every reader relies on."""
+
+    def forge(change):
+        edit(report, change)
+        told = json.loads((report / "summary.json").read_text())
+        for name in ("matrices", "tensors", "residual"):
+            rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(summary=seal(told)))
+        edit(report, lambda one: one.update(made_from=summary_file.digests(report)))
+
+    forge(lambda told: told.update(label_reason="forged"))
+    assert read_summary(report)[0].label_reason == "forged"
+    for change in (
+        lambda told: told["figures"].update(matrices=None),
+        lambda told: told["depth"].append({"layer": "x"}),
+        lambda told: told["modules"][0].update(intervals={"concentration": [1]}),
+        lambda told: told.update(warnings="text"),
+        lambda told: told["figures"].pop("spiked"),
+        lambda told: told.update(skipped=7),
+    ):
+        before = len(again)
+        forge(change)
+        assert read_summary(report)[0].label_reason != "forged"
+        assert len(again) == before + 1
+
+
+def test_scores_are_not_sealed(report, again, tmp_path):
+    """Scores renewed beside a report leave its seal as it is; scores written into summary.json are not believed."""
+    metadata = required_metadata(report)
+    scored = families.Scored((("scores.csv", "0" * 64),), (families.gain("mmlu", 0.5, 0.6),), ())
+    (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
+    found, _ = read_summary(report)
+    (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json(), summary_file.digests(report)))
+    assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]
+    edit(report, lambda told: told["scores"][0].update(benchmark="forged"))
+    assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]
+    (report / families.KEPT).unlink()
+    bare = read_summary(report)[0]
+    assert (bare.scores, bare.claims["not_shown"]) == ([], bare.claims["not_shown"])
+    assert summary_file.MEASURED_BY_OTHERS not in bare.claims["not_shown"]
+    assert not again
+
+
+def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
+    """A checkout changes without its version: another byte of code or of the data is another maker."""
+    package, data = tmp_path / "package", tmp_path / "registry"
+    package.mkdir()
+    (data / "reference").mkdir(parents=True)
+    for path, text in (
+        (package / "summary_file.py", "a"),
+        (data / "names.yaml", "b"),
+        (data / "reference/runs.csv", "c"),
+    ):
+        path.write_text(text)
+    monkeypatch.setattr(summary_file, "__file__", str(package / "summary_file.py"))
+    monkeypatch.setattr(summary_file, "registry_folder", lambda: data)
+    makers = {summary_file._maker.__wrapped__()["code"]}
+    for path in (package / "summary_file.py", data / "names.yaml", data / "reference/runs.csv"):
+        path.write_text("x")
+        makers.add(summary_file._maker.__wrapped__()["code"])
+    (package / "new.py").write_text("")
+    makers.add(summary_file._maker.__wrapped__()["code"])
+    assert len(makers) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "expected"),
+    [
+        (1, float, True), (1.5, int, False), (True, int, False), (True, float, False), (None, (str, None), True),
+        ("x", (str, None), True), ([1, 2.0], [float, float], True), ([1], [float, float], False), ([], [str], True),
+        (["x", 1], [str], False), ({"a": 1}, {"a": int}, True), ({"a": 1, "b": 2}, {"a": int}, False),
+        ({"z": [1, 2]}, {str: [int]}, True), ({"z": "q"}, {str: [int]}, False), (float("inf"), float, False),
+        ("x", [str], False),
+    ],
+)  # fmt: skip
+def test_shapes(value, shape, expected):
+    """Booleans are no numbers, a number is finite, and keys are neither absent nor more than there should be."""
+    assert fits(value, shape) is expected
