@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import fuzz
 import pytest
 from hypothesis import strategies as st
@@ -51,3 +53,18 @@ def test_what_breaks_its_word_is_found(reader, error):
     """Another exception than ShadowError, and a message that cannot be printed."""
     with pytest.raises(error):
         fuzz.fuzz(fuzz.Target(st.binary(), reader), 60, 0)
+
+
+ESCAPES = {  # each once printed as it is
+    "scores": {"schema": "\x1b[2J"},
+    "metadata": {"schema": 2, "version": "\x1b[2J"},
+    "adapter": {"peft_type": "LORA", "init_lora_weights": "pissa\x1b[2J"},
+}
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_words_of_a_file_are_printable_in_a_message(targets, tmp_path, name):
+    """A version, a schema, the name of a method: what a file says there is no command to a terminal."""
+    with pytest.raises(ShadowError) as caught:
+        targets[name].read(tmp_path, json.dumps(ESCAPES[name]).encode())
+    assert caught.value.message.isprintable()

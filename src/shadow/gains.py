@@ -501,7 +501,8 @@ def read_kept(folder: Path, metadata: Mapping[str, Any]) -> Scored:
             raw = file.read(MAX_FILE + 1)
         told = json.loads(raw)
         if told["schema"] != SCHEMA:
-            raise ShadowError(f"{path}: scores of schema {str(told['schema'])[:20]}, this version reads {SCHEMA}", hint)
+            found = str(told["schema"])[:20]
+            raise ShadowError(f"{path}: scores of schema {found!r}, this version reads {SCHEMA}", hint)
         gains = tuple(_kept_gain(row) for row in told["scores"])
         files = tuple((_kept_text(one["name"]), _kept_text(one["sha256"])) for one in told["score_files"])
         notes = tuple(_kept_text(text) for text in told["score_notes"])

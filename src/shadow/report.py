@@ -375,7 +375,11 @@ def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
     if metadata["schema"] != SCHEMA:
         newer = metadata["schema"] > SCHEMA
         maker = metadata.get("version")
-        made = f"shadow {maker}" if isinstance(maker, str) and len(maker) < 40 else "another version of shadow"
+        made = (
+            f"shadow {maker}"
+            if isinstance(maker, str) and len(maker) < 40 and maker.isprintable()
+            else "another version of shadow"
+        )
         raise ShadowError(
             f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is shadow "
             f"{__version__}, which reads schema {SCHEMA}",
