@@ -331,6 +331,7 @@ def test_the_same_report_gives_the_same_bytes(run, kind, suffix):
     assert draw(kind, [run], suffix, Choice())[0] == draw(kind, [run], suffix, Choice())[0]
 
 
+@pytest.mark.slow
 def test_another_process_and_a_users_settings_give_the_same_bytes(run, tmp_path):
     """A matplotlibrc that asks for TeX and other sizes, and another hash seed, change nothing."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 20\nsavefig.dpi: 50\n")

@@ -421,6 +421,7 @@ print(json.dumps({path: file.result().xet_info.hash for path, file in files.item
 """
 
 
+@pytest.mark.slow
 def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
     """Shards that come through hf_xet, as from huggingface.co: equal, verified, without a word on stderr, and gone
     from the disk under --max-disk. Here Xet's own server is a folder."""
@@ -502,6 +503,7 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     assert bool(blobs(tmp_path)) == (disk == ())
 
 
+@pytest.mark.slow
 def test_killed_in_the_first_download(hub, tmp_path, wanted):
     """Nothing is measured yet: the same command begins anew and removes the piece. With the installed script."""
     hub.rate = 1_000_000
@@ -514,6 +516,7 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
     assert_goes_on(Run(done.returncode, done.stdout, done.stderr), hub, tmp_path, wanted)
 
 
+@pytest.mark.slow
 def test_killed_while_computing(run, start, hub, tmp_path):
     """What was fetched under --max-disk serves the next run; in the end all of it is gone, also what the next run had
     no use for, and the numbers are those of an audit that nobody stopped."""
@@ -529,6 +532,7 @@ def test_killed_while_computing(run, start, hub, tmp_path):
     assert not blobs(tmp_path)
 
 
+@pytest.mark.slow
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was there before stays."""
     run("audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other").assert_done()
@@ -588,6 +592,7 @@ def sampled(tmp_path: Path) -> Iterator[list[int]]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "least"), [("4.5MB", 2), ("6.5MB", 2), ("1GB", 3)])
 def test_the_cache_stays_within_the_limit(run, hub, tmp_path, wanted, limit, least):
     """At every moment; each shard is still fetched once, and all are gone in the end."""
@@ -602,6 +607,7 @@ def test_the_cache_stays_within_the_limit(run, hub, tmp_path, wanted, limit, lea
     assert frame(tmp_path / "out")["verified"].all()
 
 
+@pytest.mark.slow
 def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted):
     """Shards that were there are used and kept, and do not count against --max-disk."""
     run("audit", "--base", "org/base", "--tuned", folders["tuned"], "-o", "other").assert_done()
@@ -614,6 +620,7 @@ def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted)
     assert blobs(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     """A shard that two commits share is one file in the cache: freeing it for one does not take it from the other,
     and two commits of one repository can be compared."""
@@ -632,6 +639,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     assert blobs(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_clean_leaves_bytes_that_another_commit_came_to_have(run, start, hub, folders, tmp_path, small):
     """What a killed audit fetched of one commit stays when another audit has used the same bytes for another."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
@@ -673,6 +681,7 @@ def tiny_disk(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     """Where not all shards fit, each is freed after use, which is said; a killed run goes on in the same space;
     where not even that fits, the numbers are told before the first byte of a weight."""
@@ -694,6 +703,7 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     assert set(moved(hub).values()) == {HEADERS}
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wanted):
     """Another writer takes the rest of the disk during a download: one line; with space again it goes on."""
     with tiny_disk(tmp_path / "home", "size=12M") as home:
@@ -716,6 +726,7 @@ def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wante
         assert_goes_on(run(*PAIR, "-o", "out"), hub, tmp_path, wanted)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path, small):
     """A disk mounted read-only, and a file where the folder should be: told at once. What a read-only cache holds is
     still used."""
@@ -821,6 +832,7 @@ def test_a_repository_without_weights_says_what_there_is(run, hub, tmp_path):
     told(run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty: no safetensors files", "weights.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", [(), ("--max-disk", "1MB")], ids=["keeping", "freeing"])
 def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
     """The refusal names --allow-pickle; with it the numbers are those of the safetensors."""
@@ -861,6 +873,7 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
     """Which shards are missing is said, and a part of the model that the cache has is measured all the same."""
     chosen = ("--layer", "0", "--fetch", "shards")
@@ -894,6 +907,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "actions",
     [(Status(500, AT_ONCE), Status(503, AT_ONCE)), (Status(429, {"Retry-After": "1"}),), (Drop(), Drop(reset=True))],
@@ -907,6 +921,7 @@ def test_a_fault_at_every_request_once_does_not_matter(run, hub, tmp_path, small
     assert "damaged" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "config"])
 def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small, place):
     """No answer, or none of its body, within the time that HF_HUB_DOWNLOAD_TIMEOUT allows."""
@@ -915,6 +930,7 @@ def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small,
     assert fault.fired
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str)
 def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
     """A header, a whole file, a range: cut in order or by a reset, stalled, or at an address that has run out."""
@@ -927,6 +943,7 @@ def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action)
     assert not incomplete(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
     """Ranges go on where the line broke, as often as that takes: tries count from the last byte that came."""
     fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
@@ -957,6 +974,7 @@ def said(done: Run, *words: str) -> bool:
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     """After six tries: exit 1, one line that names the fault, how to go on, no report."""
@@ -966,6 +984,7 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_what_stays_broken_without_a_word_is_given_up(shadow, start, hub, tmp_path):
     """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about 20 seconds."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
@@ -998,6 +1017,7 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     assert fault.fired == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "disk"),
     [(15_000, ()), (30, ()), (3, ()), (None, ()), (15_000, ("--max-disk", "30kB"))],
@@ -1025,6 +1045,7 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     assert len(blobs(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
     """A full audit works; one layer takes whole shards; --fetch ranges is refused."""
     hub.fail("*", IgnoreRange(), times=None)
@@ -1047,6 +1068,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     assert said(done, "another range came than asked for", "--fetch shards")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "action"),
     [("model info", Loop())]
@@ -1196,6 +1218,7 @@ def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
         told(run(*SMALL[:-1], "org/broken", "-o", "out"), MODEL)
 
 
+@pytest.mark.slow
 def test_files_that_change_under_way(tmp_path):
     """A shard that another program takes away or cuts is a line, not a traceback."""
     from shadow.errors import ShadowError
@@ -1223,6 +1246,7 @@ def olah(tmp_path_factory):
     return target / "bin" / "olah-cli"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wanted):
     """olah between the client and the Hub: it answers large files itself, without a redirect. A full audit and one of
