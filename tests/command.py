@@ -14,12 +14,14 @@ SECONDS = 120  # after which a command counts as hung
 
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
 ZYGOTE = """
-import importlib, json, os, resource, signal, sys, traceback
+import gc, importlib, json, os, resource, signal, sys, traceback
 import pyarrow.pandas_compat, shadow.architecture, shadow.cli, shadow.run, shadow.views.summary
+import shadow.ci, shadow.compare, shadow.export, shadow.gate, shadow.lists
 shadow.architecture.name_rules()
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout
+gc.freeze()  # a fork that does not look at what is there need not copy it
 for line in sys.stdin:
     job = json.loads(line)
     pipes = os.pipe(), os.pipe()
