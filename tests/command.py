@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ shadow.architecture.name_rules()
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout
+# The Hub's client reads the environment when it is imported: here comes in what it imports, not the client itself.
+import huggingface_hub.hf_api, huggingface_hub.file_download
+for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
 gc.freeze()  # a fork that does not look at what is there need not copy it
 for line in sys.stdin:
     job = json.loads(line)
@@ -29,7 +34,7 @@ for line in sys.stdin:
     if not child:
         signal.alarm(job["seconds"])
         os.chdir(job["cwd"])
-        if job.get("bare"):
+        if job["bare"]:
             os.environ.clear()
         os.environ.update({name: value for name, value in job["env"].items() if value is not None})
         for name in [name for name, value in job["env"].items() if value is None]:
@@ -54,8 +59,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    if job.get("pid"):
-        print(child, flush=True)
+    print(child, flush=True)
     texts = []
     for _, writer in pipes:
         os.close(writer)
@@ -124,7 +128,6 @@ class Started:
             "bare": bare,
             "file_size": file_size,
             "seconds": seconds,
-            "pid": True,
         }
         pipe = zygote().stdin
         assert pipe
@@ -138,8 +141,10 @@ class Started:
         assert pipe
         return pipe.readline()
 
-    def send(self, number: int) -> None:
+    def kill(self, number: int = signal.SIGKILL) -> Run:
+        """Sends a signal, and waits for the end."""
         os.kill(self.pid, number)
+        return self.end()
 
     def end(self) -> Run:
         """Waits for the command."""

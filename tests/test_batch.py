@@ -279,8 +279,7 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
         path.read_bytes().count(b"\n") > 3 for path in tmp_path.glob("out/x2/*/.partial/journal.jsonl")
     ):
         time.sleep(0.01)
-    child.send(how)
-    stopped = child.end()
+    stopped = child.kill(how)
     if how == signal.SIGINT:
         assert (stopped.code, stopped.out) == (130, "")
         assert stopped.err.splitlines()[-1] == "stopped; the same command goes on from here"

@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import ZYGOTE, Run
+from command import Run, Started
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange
 from safetensors.torch import save_file
 
@@ -144,61 +144,21 @@ def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     return {name: str(value) for name, value in {**own, **more}.items()}
 
 
-class Started:
-    """A command that runs while the test goes on."""
-
-    def __init__(self, zygote: subprocess.Popen, arguments: tuple[object, ...], **job: object) -> None:
-        job |= {"arguments": [os.fsencode(str(one)).hex() for one in arguments], "file_size": 0}
-        zygote.stdin.write(json.dumps(job) + "\n")
-        zygote.stdin.flush()
-        self.zygote, self.pid, self.run = zygote, int(zygote.stdout.readline()), None
-
-    def kill(self, number: int = signal.SIGKILL) -> Run:
-        os.kill(self.pid, number)
-        return self.end()
-
-    def end(self) -> Run:
-        if self.run is None:
-            code, *texts = json.loads(self.zygote.stdout.readline())
-            self.run = Run(code, *(bytes.fromhex(text).decode() for text in texts))
-            assert SECRET not in self.run.out + self.run.err
-        return self.run
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[subprocess.Popen]:
-    """As `zygote`, but it tells the process that it forked before it waits for it, and has imported what the client
-    imports. The client itself reads the environment when it is imported."""
-    warm = """
-import gc, huggingface_hub.hf_api, huggingface_hub.file_download
-for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-    del sys.modules[name]
-gc.freeze()
-"""
-    loop, wait = "for line in sys.stdin:", "    texts = []"
-    assert loop in ZYGOTE
-    assert wait in ZYGOTE
-    code = ZYGOTE.replace(loop, warm + loop).replace(wait, f"    print(child, flush=True)\n{wait}")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes, env=os.environ | {"COLUMNS": "200"}) as process:
-        yield process
-        process.stdin.close()
-
-
 @pytest.fixture
-def start(forks, hub, tmp_path):
+def start(hub, tmp_path):
     """Begins a command on the Hub, to be killed or interrupted; one at a time."""
     running: list[Started] = []
 
     def start(*arguments, seconds=60, **more) -> Started:
         assert not running or running[-1].run
         env = variables(**{"endpoint": hub.endpoint, "home": tmp_path / "home", **more})
-        running.append(Started(forks, arguments, env=env, cwd=str(tmp_path), seconds=seconds))
+        running.append(Started(*arguments, cwd=tmp_path, env=env, seconds=seconds))
         return running[-1]
 
     yield start
     if running and not running[-1].run:
         running[-1].kill()
+    assert not [one for one in running if SECRET in one.end().out + one.end().err]
 
 
 @pytest.fixture

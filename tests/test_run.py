@@ -315,8 +315,7 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
         path.read_bytes().count(b"\n") > 1 for path in tmp_path.glob("out/*/*/.partial/journal.jsonl")
     ):
         time.sleep(0.01)
-    child.send(signal.SIGINT)
-    done = child.end()
+    done = child.kill(signal.SIGINT)
     assert (done.code, done.out, done.err) == (130, "", "stopped; the same command goes on from here\n")
     assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
     assert not list(tmp_path.glob("out/**/*.parquet"))
@@ -334,8 +333,7 @@ def test_a_killed_audit_resumes(llama, tmp_path):
         if journals and journals[0].read_bytes().count(b"\n") >= 4:
             break
         time.sleep(0.01)
-    child.send(signal.SIGKILL)
-    child.end()
+    child.kill()
     assert not list(tmp_path.glob("out/**/*.parquet"))
     said = []
     result = run(base, tuned, tmp_path / "out", say=said.append)
