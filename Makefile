@@ -30,7 +30,7 @@ check: setup  ## lint, format, types, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/readme.py --check
-	$(BIN)/python -m pytest -q -m generated
+	$(BIN)/python -m pytest -q -m generated tests/test_planted.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -74,17 +74,6 @@ def links(file):
                 yield child.attrs["href"]
 
 
-@pytest.mark.generated
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [(name, file) for name, files in readme.places().items() for file in files or [readme.README]],
-    ids=lambda one: one if isinstance(one, str) else one.name,
-)
-def test_generated_parts_are_up_to_date(name, file):
-    """Tables, commands and the demo's output are what the code makes (`make docs` writes them); none has no place."""
-    assert readme.part(file.read_text(encoding="utf-8"), name) == readme.BLOCKS[name]()
-
-
 @pytest.mark.parametrize("file", PAGES, ids=named)
 def test_every_mark_is_of_a_part_that_is_made(file):
     """No part is left between marks that nothing writes any more."""
@@ -242,12 +231,6 @@ def test_every_export_opens_in_the_line_that_is_shown(audited):
     assert [len(found[name]) for name in ("a", "b", "c")] == [180, 180, 180]
     for name in ("a", "b"):
         assert set(found[name]["pair"]) == {"base..narrow", "base..broad"}
-
-
-@pytest.mark.generated
-def test_the_document_of_the_schema_is_up_to_date():
-    """docs/schema.md is what the code makes."""
-    assert readme.TABLES_OF_REPORTS.read_text(encoding="utf-8") == readme.schema_document()
 
 
 def test_the_script_of_the_python_page_reads_the_demo(audited):
