@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow check format docs site real clean
+.PHONY: setup demo test test-slow fuzz check format docs site real clean
 
 setup: $(STAMP)
 
@@ -24,6 +24,9 @@ test: setup  ## the fast tests: under three minutes on two cores
 
 test-slow: setup  ## the slow tests, and those of properties with many examples
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not real" --hypothesis-profile thorough
+
+fuzz: setup  ## a minute of hostile files for every reader
+	cd tests && ../$(BIN)/python fuzz.py
 
 check: setup  ## lint, format, types, generated pages
 	$(BIN)/ruff check .

@@ -83,9 +83,10 @@ def marchenko_pastur_median(ratio, steps=400_001):
 
 
 def marchenko_pastur(s, m, n):
-    median = np.median(s)
-    if median == 0:
+    low, high = sorted(s)[(len(s) - 1) // 2], sorted(s)[len(s) // 2]
+    if low == 0:
         return {}
+    median = (low + high) / 2
     scale = np.sqrt(median**2 / (n * marchenko_pastur_median(m / n)))
     edge = scale * (np.sqrt(m) + np.sqrt(n))
     return {"mp_edge": edge, "mp_outliers": int((s > edge).sum())}

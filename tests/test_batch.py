@@ -90,7 +90,7 @@ def test_both_files_say_the_same_of_every_pair(toys):
     """A done pair has the figures of its summary.json, a failed one its error, both what they took; nothing is left."""
     run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
     told = json.loads((toys / "out" / "index.json").read_text())
-    assert told["counts"] == {"done": 3, "failed": 1, "pending": 0}
+    assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
     assert [(row["position"], row["family"], row["pair"], row["state"]) for row in told["pairs"]] == [
         (1, "toy-a", "base..one", "done"),
         (2, "toy-a", "base..two", "done"),
@@ -187,7 +187,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
     assert {row.name: row.state for row in index.rows} == expected.get(
         change, {"toy-a:base..one": "pending", "toy-a:base..two": "done"}
     )
-    run(selection, toys / "out", settings)
+    run(selection, toys / "out", settings, overwrite=True)
     assert set(states(toys / "out").values()) == {"done"}
 
 
@@ -351,7 +351,7 @@ def test_a_list_on_the_command_line(toys, shadow):
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert errors == [f"error: toy-bad:base..gone: no such folder: {toys / 'gone'}"]
     told = json.loads(shadow("show", "out", "--format", "json").assert_done())
-    assert told["counts"] == {"done": 2, "failed": 1, "pending": 0}
+    assert told["counts"] == {"done": 2, "failed": 1, "kept": 0, "pending": 0}
     assert [report["family"] for report in told["reports"]] == ["toy-bad", "toy-c"]
     again = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json").assert_done(1)
     same = ("pairs", "reports", "counts", "settings", "list")

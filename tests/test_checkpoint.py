@@ -248,12 +248,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(sharded, fault):
-    """Each way to be no trustworthy checkpoint is one ShadowError of one line that names it, with a hint."""
+    """Each way to be no trustworthy checkpoint is one ShadowError: a line that names folder and fault, and a hint."""
     spoil, reason = FAULTS[fault]
     spoil(sharded)
     with pytest.raises(ShadowError, match=reason) as caught:
         open_folder(str(sharded))
     assert "\n" not in caught.value.message
+    assert str(sharded) in caught.value.message
     assert caught.value.hint
 
 
@@ -263,6 +264,16 @@ def test_without_the_flag_the_hint_names_it(tmp_path):
     with pytest.raises(ShadowError) as caught:
         open_folder(str(tmp_path))
     assert "--allow-pickle" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", [INDEX, "config.json"])
+def test_a_json_file_of_millions_of_values_is_refused_unparsed(sharded, monkeypatch, name):
+    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas, before they do."""
+    (sharded / name).write_text('{"weight_map": [' + "[]," * 2_000_000 + "0]}")
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda text, **more: loads(text[:999_999], **more))  # parsed, it is no JSON
+    with pytest.raises(ShadowError, match=f"{name}: larger than that of any released model"):
+        open_folder(str(sharded))
 
 
 @pytest.mark.parametrize("depth", range(900, 1000, 3))

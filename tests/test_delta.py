@@ -163,6 +163,28 @@ def test_opposite_and_doubled_weights():
     assert doubled["effective_rank_shift"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.mark.parametrize("size", [1.0, 0.1, 1e-2, 1e-3])
+@pytest.mark.parametrize("shape", [(100, 300), pytest.param((500, 3000), marks=pytest.mark.slow)])
+def test_the_distance_of_two_directions_is_right_however_small(dtype, size, shape):
+    """1 - cosine of 16-bit weights, which is about half the relative norm squared, against the distance of the unit
+    vectors in float64; 0 where the tuned side is a multiple of the base, 2 where it is its negative."""
+    rng = np.random.default_rng(0)
+    noise = [torch.from_numpy(rng.standard_normal(shape)) for _ in range(2)]
+    kind = getattr(torch, FLOATS[dtype].torch_name)
+    base = (0.02 * noise[0]).to(kind)
+    tuned = (base.double() * (1 + size / 3) + 0.02 * size * noise[1]).to(kind)
+    units = [side.double().numpy() / np.linalg.norm(side.double().numpy()) for side in (base, tuned)]
+    distance = ((units[0] - units[1]) ** 2).sum() / 2
+    for scale in (1.0, 2.0**-9):
+        found = measure(scale * base, scale * tuned, (dtype, dtype), Method(subspaces=False))[2].values["cosine"]
+        if dtype == "BF16" or scale == 1.0:
+            assert 1 - found == pytest.approx(distance, rel=1e-6)
+    for factor, expected in ((2.0, 0.0), (-1.0, 2.0)):
+        found = measure(base, factor * base, (dtype, dtype), Method(subspaces=False))[2].values["cosine"]
+        assert 1 - found == pytest.approx(expected, abs=1e-7)
+
+
 @pytest.mark.parametrize("shape", [(700, 40), (40, 700), (300, 150), (150, 300)])
 def test_rows_that_changed_are_counted_across_blocks(shape, monkeypatch):
     """A change of the last entry of some rows: those and no others, also where a matrix is read in several blocks."""

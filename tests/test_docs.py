@@ -255,6 +255,36 @@ def test_the_pool_audits_the_demo(tmp_path):
     assert done.stdout.splitlines() == [row["label"] for row in reversed(told["pairs"])]
 
 
+DIES = """
+import os, signal, sys
+if any("multiprocessing.spawn" in word for word in sys.orig_argv):
+    import shadow.run
+    audit = shadow.run._run
+
+    def dies(pair, *rest):
+        if pair.name == "base..narrow":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return audit(pair, *rest)
+
+    shadow.run._run = dies
+"""
+
+
+def test_the_pool_outlives_a_worker(tmp_path):
+    """The script as it stands, while the system kills the process of the first pair: that pair alone is missing."""
+    (script,) = blocks(ROOT / "docs" / "lists.md", "python")
+    (tmp_path / "pool.py").write_text(script)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(DIES)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "hook")}
+    command = [sys.executable, "pool.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, check=True)
+    first, second = done.stdout.splitlines()
+    assert first.startswith("demo:base..narrow: A process in the process pool was terminated abruptly")
+    told = json.loads((tmp_path / "pool" / "index.json").read_text())
+    assert [(row["pair"], row["label"]) for row in told["pairs"]] == [("base..broad", second)]
+
+
 def test_family_files_that_are_shown_load(tmp_path):
     """The one of the README and the tutorial's, with the pairs that the text speaks of."""
     found = {}

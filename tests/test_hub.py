@@ -718,13 +718,14 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
     assert_equal(tmp_path / "out1", small)
 
 
-def test_a_new_commit_starts_afresh(run, hub, folders, tmp_path, small):
-    """A branch that has moved on is another checkpoint: it is said, and measured."""
+def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
+    """A branch that has moved on is another checkpoint: the report stays, and it is said; --overwrite replaces it."""
     hub.add("org/model", folders["small-base"])
     command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
     run(*command).assert_done()
     hub.add("org/model", folders["small-tuned"])
-    assert "starting afresh" in run(*command).err
+    assert "the finished report there differs: commit of tuned" in run(*command).assert_refused()
+    assert "measuring anew" in run(*command, "--overwrite").err
     assert_equal(tmp_path / "out", small)
 
 
@@ -1156,7 +1157,7 @@ def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
     hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
     (hostile / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     hub.add("org/hostile", hostile)
-    told(run(*SMALL[:-1], "org/hostile", "-o", "out"), words)
+    told(run(*SMALL[:-1], "org/hostile", "-o", "out"), "error: org/hostile: ", words, "tell its owner")
     assert not (tmp_path / "out").exists()
 
 
@@ -1175,7 +1176,41 @@ def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
         broken = shutil.copytree(folders["small-tuned"], tmp_path / f"broken{number}")
         (broken / MODEL).write_bytes(content)
         hub.add("org/broken", broken)
-        told(run(*SMALL[:-1], "org/broken", "-o", "out"), MODEL)
+        told(run(*SMALL[:-1], "org/broken", "-o", "out"), f"error: org/broken: {MODEL}", "tell its owner")
+
+
+@pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])
+def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, offline):
+    """`--tuned org/here` is on the Hub or nowhere; where such a folder lies the hint is how to write it, no other."""
+    (tmp_path / "org" / "here").mkdir(parents=True)
+    done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
+    told(done, "org/here is not", "hint:  a folder is written ./org/here\n")
+
+
+def broken_by(action, path, folder, origin=None):
+    """What is said of a file whose download goes wrong in this way, for good."""
+    from shadow.hub import FAILURES, _in_words, get_session
+
+    with Hub() as hub:
+        hub.add("org/small", folder)
+        hub.fail(path, action, origin=origin, times=None)
+        with pytest.raises(FAILURES) as caught:
+            get_session().get(f"{hub.endpoint}/org/small/resolve/main/{path}")
+    return _in_words(caught.value, repo="org/small", path=path)
+
+
+@pytest.mark.parametrize("action", [Cut(3), Cut(3, reset=True)], ids=str)
+@pytest.mark.parametrize("path", ["config.json", MODEL])
+def test_an_answer_that_ends_early_is_told_as_that(folders, path, action):
+    """The line broke within a file: not `cannot be reached`, since the Hub had answered."""
+    assert "came cut short" in broken_by(action, path, folder=folders["small-base"]).message
+
+
+@pytest.mark.parametrize("origin", ["hub", "cdn"])
+def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
+    """Also the one to which the Hub, which did answer, redirects."""
+    told = broken_by(Drop(), MODEL, origin=origin, folder=folders["small-base"])
+    assert "cannot be reached" in told.message
 
 
 @pytest.mark.slow

@@ -131,6 +131,7 @@ FAULTS = {
     "space after the colon": ("- demo: base..x\n", ":1", "unknown key 'demo'", "write demo:base..x, without a space"),
     "half a pair": ("-\n  base: a/b\n", ":2", "an entry has 'base'", "base and tuned together"),
     "both": ("- {target: demo, base: a/b, tuned: c/d}\n", ":1", "'target' and 'base' and 'tuned'", "alone"),
+    "nothing as a checkpoint": ("- {base: a/b, tuned: ~}\n", ":1", "'~' alone says nothing", "~/"),
     "empty mapping": ("- {}\n", ":1", "an entry has nothing", "alone"),
     "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "name"),
     "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not a target", "name"),

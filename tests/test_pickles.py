@@ -6,7 +6,10 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,16 +161,113 @@ BAD = {
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_bad_bin_is_refused_and_never_run(tmp_path, bad):
-    """What holds more than tensors, or less than whole ones, is one ShadowError of one line; no code of it has run."""
+def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
+    """What holds more than tensors, or less than whole ones, is one ShadowError of one line; no code of it has run.
+
+    Nothing stays: neither in the scratch folder, nor in the temporary folder, nor in the home.
+    """
     make, reason = BAD[bad]
+    for name in ("HOME", "TMPDIR"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "pytorch_model.bin").write_bytes(make(tmp_path / "marker"))
     with pytest.raises(ShadowError, match=reason) as caught:
         opened(tmp_path / "model", tmp_path / "scratch")
-    assert caught.value.message.startswith("pytorch_model.bin: ")
+    assert caught.value.message.startswith(f"{tmp_path / 'model'}: pytorch_model.bin: ")
     assert caught.value.message.isprintable()
     assert not (tmp_path / "marker").exists()
+    for name in ("HOME", "TMPDIR", "scratch"):
+        assert not list((tmp_path / name).iterdir()), name
+
+
+def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
+    """torch makes folders for caches while it is imported: in a folder of the child's own, which is removed."""
+    for name in ("HOME", "TMPDIR"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
+    assert UP in opened(tmp_path, tmp_path / "scratch").tensors
+    assert not [*(tmp_path / "HOME").iterdir(), *(tmp_path / "TMPDIR").iterdir(), *(tmp_path / "scratch").iterdir()]
+
+
+def test_the_child_gets_no_token(tmp_path, monkeypatch):
+    """Of the environment it gets what Python needs to start, and a home and a temporary folder of its own."""
+    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "MY_OWN_PASSWORD")
+    for name in secrets:
+        monkeypatch.setenv(name, "sesame")
+    seen = {}
+
+    def run(command, **options):
+        seen.update(options["env"])
+        return subprocess.CompletedProcess(command, 1, b"", b"no")
+
+    monkeypatch.setattr("subprocess.run", run)
+    (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
+    with pytest.raises(ShadowError, match="refused: no"):
+        opened(tmp_path, tmp_path / "scratch")
+    assert "sesame" not in seen.values()
+    assert {name for name in seen if name.startswith(("HF_", "XDG_"))} == set()
+    assert Path(seen["HOME"]).parent == Path(seen["TMPDIR"]).parent == tmp_path / "scratch"
+
+
+ATTEMPTS = """
+import _thread, os, socket, subprocess, sys
+from shadow.pickles import confine
+
+def write(path):
+    open(path, "w").close()
+
+attempts = {
+    "a thread, and so a process": lambda: _thread.start_new_thread(int, ()),
+    "os.system": lambda: os.system("true"),
+    "a program": lambda: subprocess.run(["true"]),
+    "os.fork": os.fork,
+    "a socket": socket.socket,
+    "a file": lambda: write("new"),
+    "a file by number": lambda: os.open("new", os.O_CREAT | os.O_WRONLY),
+    "removing a file": lambda: os.remove("there"),
+    "a file that grows": lambda: [grown.write(bytes(1000)) for _ in range(2)],
+    "memory": lambda: bytes(2 << 30),
+}
+grown = open("there", "wb", buffering=0)
+confine(1 << 30, 1000)
+for name, attempt in attempts.items():
+    try:
+        attempt()
+    except (OSError, RuntimeError, MemoryError):
+        continue
+    print(name)
+assert len(open("there").read()) == 1000  # reading goes on
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have only some of these limits")
+def test_a_confined_process_can_but_read(tmp_path):
+    """No thread, process, connection, new or larger file, nor more memory, though it asks for them; nor for root."""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    (tmp_path / "there").touch(mode=0o644)
+    tmp_path.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_the_child_finds_what_was_installed_with_user(tmp_path):
+    """A Python that has shadow and torch in the user's home alone reads a `.bin`, though the child has another home."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = tmp_path / "home" / ".local" / "lib" / version / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "all.pth").write_text("\n".join(path for path in sys.path if path.endswith(("site-packages", "src"))))
+    (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}, _use_new_zipfile_serialization=False))
+    code = "from shadow.checkpoint import open_folder as o; print(*o('.', allow_pickle=True, scratch=S).tensors)"
+    code = f"from pathlib import Path; S = Path('scratch'); {code}"
+    python = Path(sys.base_prefix) / "bin" / version
+    environment = {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
+    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"{UP}\n", "")
 
 
 def test_the_malicious_pickle_would_run_elsewhere(tmp_path):

@@ -490,7 +490,16 @@ def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch)
     assert not parse_reference("org/name").is_folder
     with pytest.raises(UsageError) as caught:
         parse_reference("org")
-    assert caught.value.hint == "write ./org for the folder"
+    assert (caught.value.message, caught.value.hint) == ("a folder is written ./org", None)
+
+
+@pytest.mark.parametrize("stage", ["~", "{repo: ~}"])
+def test_nothing_is_not_the_home_folder(tmp_path, stage):
+    """`sft: ~` is YAML's way to say nothing: refused, with file and line, though `~/` names the home folder."""
+    with pytest.raises(ShadowError, match=r":3: family 'fam': .*'~' alone says nothing") as caught:
+        load(tmp_path, f"fam:\n  base: org/base\n  sft: {stage}\n")
+    assert caught.value.hint == "write ~/ for the home folder"
+    assert load(tmp_path, "fam:\n  base: org/base\n  sft: ~/\n")["fam"].stages["sft"].is_folder
 
 
 def test_targets_name_a_family_or_one_pair(tmp_path):

@@ -8,7 +8,17 @@ import torch
 
 from shadow.delta import corners
 from shadow.diagnostics import RESIDUAL
-from shadow.residual import READING, WIDTH, WRITING, overlaps, projection, sketch, stacked_participation
+from shadow.residual import (
+    READING,
+    WIDTH,
+    WRITING,
+    overlaps,
+    overlaps_left_out,
+    projection,
+    sketch,
+    stacked_participation,
+    stacked_stderr,
+)
 from shadow.spectrum import blocks
 
 RNG = np.random.default_rng(0)
@@ -35,11 +45,17 @@ def sketched(D, direction):
 
 
 def estimated(Ds, width, direction):
+    return with_error(Ds, width, direction)[0]
+
+
+def with_error(Ds, width, direction):
     energies = np.array([(D.astype(float) ** 2).sum() for D in Ds])
     grams = [D @ D.T if D.shape[0] < D.shape[1] else D.T @ D for D in Ds]
     participation = energies**2 / np.array([(G.astype(float) ** 2).sum() for G in grams])
-    cosines = overlaps(np.stack([sketched(D, direction) for D in Ds]), participation, width)
-    return stacked_participation(cosines, energies, participation)
+    kept = np.stack([sketched(D, direction) for D in Ds])
+    found = stacked_participation(overlaps(kept, participation, width), energies, participation)
+    left_out = overlaps_left_out(kept, participation, width)
+    return found, stacked_stderr(left_out, energies, participation, found)
 
 
 def written_out(Ds, direction):
@@ -67,6 +83,27 @@ def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
         errors.append(estimated(Ds, 4 * WIDTH, direction) / written_out(Ds, direction) - 1)
     assert np.sqrt(np.mean(np.square(errors))) < typical
     assert abs(np.mean(errors)) < typical
+
+
+@pytest.mark.parametrize("direction", ["reading", "writing"])
+@pytest.mark.parametrize("shared", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_the_standard_error_is_that_of_the_estimate(shared, direction):
+    """Against the Gram written out, errors are as large as the standard error says, to a factor of two and a half."""
+    apart = []
+    for _ in range(8):
+        Ds = deltas(3 * WIDTH, shared, direction)
+        found, stderr = with_error(Ds, 3 * WIDTH, direction)
+        assert stderr > 0
+        apart.append((found - written_out(Ds, direction)) / stderr)
+    assert 0.25 < np.sqrt(np.mean(np.square(apart))) < 2.5
+
+
+def test_what_is_exact_has_no_error():
+    """Streams as wide as the sketch, and a single delta, whose own spectrum is known."""
+    assert with_error(deltas(WIDTH, 0.5, "reading"), WIDTH, "reading")[1] == 0.0
+    assert with_error(deltas(4 * WIDTH, 0.5, "reading", lengths=(96,)), 4 * WIDTH, "reading")[1] == pytest.approx(
+        0.0, abs=1e-9
+    )
 
 
 def test_blocks_along_either_side_give_one_sketch():

@@ -19,16 +19,18 @@ import pytest
 import reference
 import torch
 from command import Started
+from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
 from shadow import audit as audit_module
+from shadow.checkpoint import Located, Weights, open_folder
 from shadow.delta import Method
 from shadow.diagnostics import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
-from shadow.errors import ShadowError
+from shadow.errors import KeptError, ShadowError
 from shadow.pairing import Filter
 from shadow.plan import Access
 from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
+from shadow.run import Settings, line_up, run_pair
 
 EVERYTHING = Settings(Method(), Filter())
 
@@ -241,7 +243,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
 
 
 def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
-    """The second run reads the report; a change of settings replaces it, and says so."""
+    """The second run reads the report; with --overwrite other settings replace it, and that is said."""
     first = run(*llama, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     said = []
@@ -249,9 +251,10 @@ def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
     assert (second.measured, said) == (0, ["nothing to measure: the report is already there"])
     assert second.summary == first.summary
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
-    third = run(*llama, tmp_path, Settings(Method("exact"), Filter(), spectra=False), say=said.append)
+    other = Settings(Method("exact"), Filter(), spectra=False)
+    third = run(*llama, tmp_path, other, say=said.append, overwrite=True)
     assert third.measured == 16
-    assert said[-1].startswith("starting afresh")
+    assert said[-1].startswith("measuring anew, and the report there stays until that is done: --precision default")
     assert not (third.folder / "spectra.parquet").exists()
 
 
@@ -261,7 +264,7 @@ def test_the_report_of_another_pair_is_never_overwritten(llama, tmp_path):
 
     base, tuned = (parse_reference(str(path)) for path in llama)
     run_pair(Pair("fam", "base..x", base, tuned), EVERYTHING, tmp_path)
-    with pytest.raises(ShadowError, match="another pair"):
+    with pytest.raises(KeptError, match=f"differs: base {llama[0]}, now {llama[1]}"):
         run_pair(Pair("fam", "base..x", tuned, base), EVERYTHING, tmp_path)
 
 
@@ -302,6 +305,29 @@ def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
     assert run(*folders, out, access=access, show=again).measured == 1
     assert len(kept[0]) == 2
     assert not unpacked()
+
+
+def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
+    """Of a `.bin` of the Hub nothing is known before all of it is here: meanwhile the progress tells its bytes."""
+    from shadow.hub import RemoteFile, Snapshot
+
+    file = tmp_path / "pytorch_model.bin"
+    torch.save({"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}, file)
+    size, said, shown = file.stat().st_size, [], []
+
+    def fetch_whole(snapshot, remote, *, say, report, stop):
+        for count in (1000, -1000, size):  # an attempt that fails takes back what it counted
+            report(count)
+        return file, True
+
+    monkeypatch.setattr("shadow.hub.fetch_whole", fetch_whole)
+    files = {file.name: RemoteFile(file.name, size, None)}
+    remote = Located(Snapshot("org/bin", "0" * 40, None, files, "open"), Weights((file.name,), {}, True), {})
+    access, scratch = Access(allow_pickle=True), tmp_path / "scratch"
+    local = open_folder(str(tmp_path), allow_pickle=True, scratch=scratch)
+    assert line_up(local, remote, Filter(), access, scratch, said.append, shown.append).pairs
+    assert [(one.moved, one.to_move, one.total) for one in shown] == [(1000, size, 0), (0, size, 0), (size, size, 0)]
+    assert said == [f"fetching {decimal(size)} of .bin files"]
 
 
 def test_a_stopped_audit_says_how_to_go_on(tmp_path):

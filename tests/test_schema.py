@@ -154,12 +154,17 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
     shadow("report", "out", "-o", "x.html").assert_done()
 
 
-def test_an_older_report_is_measured_again_by_the_same_audit(run, shadow, tmp_path):
-    """The same command makes the report whole; before that it does not say that there is nothing to do."""
+def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, tmp_path):
+    """An upgrade measures nothing by itself, and says what the report lacks; --overwrite makes it whole."""
     made_before(run)
-    done = shadow("audit", "demo:base..narrow", "-o", "out")
+    kept = shadow("audit", "demo:base..narrow", "-o", "out")
+    kept.assert_done()
+    assert "nothing to measure: the report is already there; made before these were added" in kept.err
+    assert "--overwrite" in kept.err
+    assert absent(run)
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")
     done.assert_done()
-    assert "starting afresh" in done.err
+    assert "measuring anew" in done.err
     assert absent(run) == []
     assert "nothing to measure" in shadow("audit", "demo:base..narrow", "-o", "out").err
 

@@ -125,9 +125,9 @@ def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
     kept = told(folder)["scores"]
     assert json.loads(shadow("show", folder, "--format", "json").assert_done()) == [told(folder)]
     assert "narrow gain +0.105" in shadow("audit", "demo:base..narrow").assert_done()
-    again = shadow("audit", "demo:base..narrow", "--precision", "exact")
+    again = shadow("audit", "demo:base..narrow", "--precision", "exact", "--overwrite")
     assert "narrow gain +0.105" in again.assert_done()
-    assert "starting afresh" in again.err
+    assert "measuring anew" in again.err
     assert told(folder)["scores"] == kept
     write(tmp_path / "other.csv", "model,benchmark,score\nbase,x,10\nnarrow,x,22\n")
     assert "x gain +12, concentration" in shadow("audit", "demo:base..narrow", "--precision", "exact",
@@ -156,7 +156,7 @@ def test_scores_of_other_checkpoints_are_not_taken_over(shadow, tmp_path):
     pair = ("audit", "--base", "./base", "--tuned", "./narrow")
     assert "narrow gain +0.105" in shadow(*pair, "--scores", "scores.csv").assert_done()
     shutil.copy(DEMO / "broad/model.safetensors", tmp_path / "narrow")
-    done = shadow(*pair)
+    done = shadow(*pair, "--overwrite")
     assert "gain" not in done.assert_done()
     assert "scores of other checkpoints than the report's: removed" in done.err
     assert not list(tmp_path.rglob("scores.json"))

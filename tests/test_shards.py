@@ -210,6 +210,25 @@ def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
     assert len(caught.value.message) < 400
 
 
+def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
+    """One more than the bound is refused, which says how many are read; the bound itself is none too many."""
+    monkeypatch.setattr("shadow.shards.MAX_ENTRIES", 3)
+    names = {name: entry(shape=(1,), offsets=(4 * i, 4 * i + 4)) for i, name in enumerate("abcd")}
+    three = {name: names[name] for name in "abc"}
+    assert len(parse(tmp_path, file_bytes(three, bytes(12)))) == 3
+    with pytest.raises(ShadowError, match="more than 3 tensors") as caught:
+        parse(tmp_path, file_bytes(names, bytes(16)))
+    assert "shards" in caught.value.hint
+
+
+def test_a_header_of_millions_of_values_is_refused_unparsed(tmp_path, monkeypatch):
+    """What is no tensor takes memory as well: it is counted by commas and brackets, before anything is parsed."""
+    raw = b'{"a": [' + b"[]," * 2_000_000 + b"0]}"
+    monkeypatch.setattr("json.loads", lambda *text, **options: pytest.fail("parsed"))
+    with pytest.raises(ShadowError, match="more than 250,000 tensors, or holds as much else"):
+        parse(tmp_path, len(raw).to_bytes(8, "little") + raw)
+
+
 def test_a_folder_or_nothing_instead_of_a_file_is_refused(tmp_path):
     """A folder called like a shard, and a shard that is not there, are ShadowErrors."""
     (tmp_path / "x.safetensors").mkdir()

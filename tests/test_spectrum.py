@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadow import spectrum as module
+from shadow.rank import condition_number, ranks
 from shadow.spectrum import FLOOR, Workspace, blocks, power_of_two_scale, scaled_blocks, spectrum
 
 
@@ -87,6 +88,47 @@ def test_a_matrix_with_many_unresolved_values_is_redone_in_float64():
     few = planted(300, 400, np.concatenate([np.ones(298), np.full(2, 1e-5)]))
     assert solve(few).precision == "default"
     assert np.count_nonzero(solve(few).sigma) == 298
+
+
+NEAR_THE_FLOOR = {  # a few large singular values stand over many small ones
+    "a bulk below 2e-3": lambda m: np.r_[1, np.linspace(2e-3, 4e-4, m - 1)],
+    "a bulk at the floor": lambda m: np.r_[1, 1, 1, np.linspace(8e-4, 3.5e-4, m - 3)],
+    "half at 1e-3": lambda m: np.r_[np.ones(m // 2), np.full(m - m // 2, 1e-3)],
+    "six decades of decay": lambda m: np.geomspace(1, 1e-3, m),
+}
+
+
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("shape", [(300, 320), (300, 2000), (2000, 300)])
+@pytest.mark.parametrize("kind", NEAR_THE_FLOOR)
+def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl, monkeypatch):
+    """Where much of the spectrum lies near the floor, `default` is within 2.6e-4 and `fast` within 2e-3 of a float64
+    SVD, whichever library multiplies."""
+    monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
+    W = torch.from_numpy(planted(*shape, NEAR_THE_FLOOR[kind](300))).bfloat16()
+    truth = np.linalg.svd(W.double().numpy(), compute_uv=False)
+    for precision, allowed in (("default", 2.6e-4), ("fast", 2e-3)):
+        found = solve(W, precision)
+        resolved = np.where(truth < found.floor, 0.0, truth)
+        p = resolved[resolved > 0] / resolved.sum()
+        expected = np.exp(-(p * np.log(p)).sum())
+        assert ranks(found)["effective_rank"] == pytest.approx(expected, rel=allowed)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "seed", "told"), [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)]
+)
+def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, told):
+    """The smallest singular value of a square matrix of noise drowns in the rounding of a float32 Gram above the floor
+    already (42 % off in the first of these); float64 resolves it."""
+    W = torch.randn((rows, cols), generator=torch.Generator().manual_seed(seed)).bfloat16()
+    truth = np.linalg.svd(W.double().numpy(), compute_uv=False)
+    found, exact = solve(W), condition_number(solve(W, "exact"))["condition_number"]
+    assert found.precision == "default"
+    assert found.sigma[-1] > 0
+    assert exact == pytest.approx(truth[0] / truth[-1], rel=1e-6)
+    expected = pytest.approx(exact, rel=0.05) if told else None
+    assert condition_number(found)["condition_number"] == expected
 
 
 def test_small_matrices_and_wide_formats_take_exact():

@@ -99,3 +99,12 @@ def test_marchenko_pastur_edge_of_noise_is_its_largest_singular_value(shape):
 def test_marchenko_pastur_needs_a_resolved_median():
     """A spectrum that is half 0 has no bulk."""
     assert set(marchenko_pastur(of([3, 1, 0, 0, 0])).values()) == {None}
+
+
+def test_marchenko_pastur_needs_both_values_in_the_middle():
+    """Of an even number the median is a mean of two: where the smaller is not resolved it is no median. Of five, four
+    or six values the middle is found by sorting."""
+    assert set(marchenko_pastur(of([4, 2, 0, 0])).values()) == {None}
+    assert set(marchenko_pastur(of([5, 4, 2, 0, 0, 0])).values()) == {None}
+    assert marchenko_pastur(of([5, 4, 2, 0, 0]))["mp_edge"] > 0
+    assert marchenko_pastur(of([5, 4, 2, 1, 0, 0]))["mp_edge"] > 0

@@ -110,5 +110,5 @@ def product_shape(left: TensorInfo, right: TensorInfo, transposed: bool) -> tupl
 
 def _alpha(where: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_ALPHA:
-        raise ShadowError(f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale", "fetch the adapter again")
+        raise ShadowError(f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale", "merge it into its base")
     return float(value)

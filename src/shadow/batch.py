@@ -17,10 +17,21 @@ from types import MappingProxyType
 from rich.filesize import decimal
 
 from shadow import __version__
-from shadow.batch_index import Index, Row, alone_in, done_row, in_order, kind_of, read_index, report_folder, write_index
+from shadow.batch_index import (
+    Index,
+    Row,
+    alone_in,
+    done_row,
+    in_order,
+    kind_of,
+    read_index,
+    report_folder,
+    without_optimizer,
+    write_index,
+)
 from shadow.console import took
 from shadow.diagnostics import SCHEMA
-from shadow.errors import ShadowError
+from shadow.errors import KeptError, ShadowError
 from shadow.lists import Selection
 from shadow.plan import Access
 from shadow.registry import ComponentBase, Pair, Reference
@@ -48,6 +59,7 @@ def audit_list(
     jobs: int | None = None,
     access: Access = Access(),  # noqa: B008 - frozen
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
     watch: Callable[[str], Callable[[Progress], None]] = lambda name: lambda progress: None,
     audit: Callable[..., Result] = run_pair,
@@ -55,9 +67,9 @@ def audit_list(
     """Audit the pairs of a selection in turn into one folder; yields what became of each.
 
     Whatever goes wrong with one pair, the others are tried. The index is written before the first pair and after each,
-    so that it says at any time what is done, failed and pending. scores are those of the pairs that have any. say gets
-    a line now and then, watch the name of each pair when it begins, and gives who is told its progress. audit is called
-    as run_pair is.
+    so that it says at any time what is done, failed, kept and pending. scores are those of the pairs that have any,
+    overwrite is as run_pair takes it. say gets a line now and then, watch the name of each pair when it begins, and
+    gives who is told its progress. audit is called as run_pair is.
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
@@ -68,7 +80,7 @@ def audit_list(
             before = next(row for row in index.rows if row.key == (pair.family, pair.name))
             attempt = _Attempt(f"[{number}/{count}] {before.name}: ", say, watch(before.name))
             try:
-                told = {"say": attempt.say, "show": attempt.show, "scores": scores.get(pair)}
+                told = {"say": attempt.say, "show": attempt.show, "scores": scores.get(pair), "overwrite": overwrite}
                 tried = attempt.of(before, partial(audit, pair, settings, output, jobs=jobs, access=access, **told))
             except BaseException:  # interrupted: it stays as it was, but for what it took
                 write_index(output, index.with_row(attempt.spent(before)))
@@ -86,7 +98,7 @@ def begun(output: Path, selection: Selection, settings: Settings) -> Index:
     told = json.loads(json.dumps(asdict(settings)))
     index = Index(__version__, SCHEMA, told, selection.digest, (str(selection.shard),), ())
     earlier = read_index(output)
-    if earlier is None or earlier.kind != index.kind:
+    if earlier is None or earlier.numbers != index.numbers:
         earlier = index
     known = {row.key: row for row in earlier.rows}
     own = {(pair.family, pair.name) for pair in selection.own}
@@ -121,7 +133,9 @@ def _is_there(output: Path, row: Row, index: Index) -> bool:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
     except (ShadowError, OSError):  # broken: the audit of the pair will say so
         return False
-    return metadata is not None and metadata["schema"] == SCHEMA and kind_of(metadata) == index.kind
+    if metadata is None or metadata["schema"] != SCHEMA:
+        return False
+    return without_optimizer(kind_of(metadata)) == index.numbers
 
 
 class _Attempt:
@@ -146,6 +160,8 @@ class _Attempt:
     def of(self, before: Row, audit: Callable[[], Result]) -> Tried:
         try:
             result = audit()
+        except KeptError as error:  # nothing went into it, and its row tells nothing of the report that is there
+            return Tried(before.emptied("kept", error=error.message, hint=error.hint), None, error)
         except ShadowError as error:
             return Tried(self.spent(before).emptied("failed", error=error.message, hint=error.hint), None, error)
         except Exception as error:  # a bug: the others are tried nevertheless, and it keeps its traceback

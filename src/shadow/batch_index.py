@@ -34,9 +34,9 @@ from shadow.summary import Summary
 INDEX, TABLE = "index.json", "batch.parquet"
 MARK = "batch"  # what index.json says that it is, so that another file of that name is never overwritten
 MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
-STATES = ("done", "failed", "pending")
+STATES = ("done", "failed", "kept", "pending")
 
-State = Literal["done", "failed", "pending"]
+State = Literal["done", "failed", "kept", "pending"]
 Key = tuple[str, str]  # family and pair
 
 
@@ -68,6 +68,7 @@ class Row:
     bytes: int | None = None
     error: str | None = None
     hint: str | None = None
+    version: str | None = None
 
     @property
     def key(self) -> Key:
@@ -100,7 +101,12 @@ class Index:
     @property
     def kind(self) -> dict[str, Any]:
         """What reports must agree in to stand in one table."""
-        return {"version": self.version, "schema": self.schema, "settings": self.settings}
+        return {"schema": self.schema, "settings": self.settings}
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What reports must agree in for their numbers to be of one kind: no number depends on the optimiser."""
+        return without_optimizer(self.kind)
 
     @property
     def missing_shards(self) -> list[str]:
@@ -118,6 +124,7 @@ class Index:
     def as_json(self) -> dict[str, Any]:
         return {
             "shadow": MARK,
+            "version": self.version,
             **self.kind,
             "list": self.digest,
             "shards": list(self.shards),
@@ -152,6 +159,7 @@ def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) ->
             "tuned_commit": summary.tuned.get("commit"),
             "state": "done",
             "label": summary.label,
+            "version": provenance["version"],
             **own,
             **columns,
         }
@@ -159,9 +167,17 @@ def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) ->
 
 
 def kind_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What reports must agree in to stand in one table, from a report's metadata."""
+    """What reports must agree in to stand in one table, from a report's metadata.
+
+    The version that measured them is not among it: a report stays when shadow is upgraded.
+    """
     settings = {name: value for name, value in metadata["settings"].items() if name != "relation"}
-    return {"version": metadata["version"], "schema": metadata["schema"], "settings": settings}
+    return {"schema": metadata["schema"], "settings": settings}
+
+
+def without_optimizer(kind: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {name: value for name, value in kind["settings"].items() if name != "optimizer"}
+    return {**kind, "settings": settings}
 
 
 def write_index(output: Path, index: Index) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from shadow.adapter import CONFIG as ADAPTER_CONFIG
 from shadow.adapter import Adapter, read_adapter
-from shadow.errors import ShadowError
-from shadow.shards import TensorInfo, header_length, parse_header, read_header, usable_name
+from shadow.errors import FileError, ShadowError, naming
+from shadow.shards import TensorInfo, has_too_many_values, header_length, parse_header, read_header, usable_name
 from shadow.source import LocalFile, Source, WholeFile, in_threads
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shadow.hub import Say, Snapshot
+    from shadow.hub import Report, Say, Snapshot
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
+OWNER = "the Hub has it so: tell its owner, or name another revision (org/name@revision)"
 CONNECTIONS = 8  # headers read at a time
 
 Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
@@ -162,7 +163,8 @@ def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | N
     hint for every way in which a folder is not a trustworthy checkpoint.
     """
     try:
-        return _open_folder(reference, Path(reference), allow_pickle, scratch)
+        with naming(reference):
+            return _open_folder(reference, Path(reference), allow_pickle, scratch)
     except OSError as error:
         raise ShadowError(f"{reference}: {error.strerror or error}", "is it a readable folder?") from error
 
@@ -188,7 +190,7 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
         status = path.stat()
         digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, header[1]]).encode())
     digest.update(json.dumps(config, sort_keys=True).encode())
-    tensors = _joined(reference, headers, weights)
+    tensors = _joined(headers, weights)
     if weights.adapter:
         digest.update(repr(weights.adapter).encode())
     return Checkpoint(reference, None, digest.hexdigest(), config, tensors, sources, adapter=weights.adapter)
@@ -202,12 +204,14 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     from shadow.hub import fetch_whole
 
     def read(name: str) -> dict[str, Any]:
-        return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], f"{snapshot.name}: {name}")
+        return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
 
     names = {name for name in snapshot.files if "/" not in name and usable_name(name)}
     if snapshot.offline and not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
         raise ShadowError(f"{snapshot.name}: none of its weight files is in the cache", "run once without --offline")
-    weights = _choose_weights(snapshot.name, names, read, allow_pickle)
+    with naming(snapshot.name, OWNER):
+        weights = _choose_weights(snapshot.name, names, read, allow_pickle)
+        config = read(CONFIG) if CONFIG in names else {}
     if missing := [shard for shard in weights.shards if shard not in snapshot.files]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         where, hint = ("repository", "tell its owner") if not snapshot.offline else ("cache", "run without --offline")
@@ -216,19 +220,21 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
             f"{', '.join(missing[:3])}{more}",
             hint,
         )
-    return Located(snapshot, weights, read(CONFIG) if CONFIG in names else {})
+    return Located(snapshot, weights, config)
 
 
-def open_located(located: Located, scratch: Path | None, say: Say) -> Checkpoint:
+def open_located(located: Located, scratch: Path | None, say: Say, report: Report = lambda count: None) -> Checkpoint:
     """Read the headers of a checkpoint of the Hub: from the cache where it has them, else by requests for them.
 
-    `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must be.
+    `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must be. report is told of
+    their bytes as they come.
     """
     snapshot, shards = located.snapshot, located.weights.shards
-    one = partial(_open_pickled, scratch=scratch) if located.weights.pickled else _open_remote
+    one = partial(_open_pickled, scratch=scratch, report=report) if located.weights.pickled else _open_remote
     opened = in_threads(partial(one, snapshot, say), shards, 1 if located.weights.pickled else CONNECTIONS)
     sources: dict[str, Source] = {shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)}
-    tensors = _joined(snapshot.name, [header for header, _, _ in opened], located.weights)
+    with naming(snapshot.name, OWNER):
+        tensors = _joined([header for header, _, _ in opened], located.weights)
     ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
     adapter, commit = located.weights.adapter, snapshot.commit
     return Checkpoint(snapshot.name, commit, located.fingerprint, located.config, tensors, sources, ranges, adapter)
@@ -241,48 +247,49 @@ def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple
     file = snapshot.files[shard]
     if path := cached(snapshot, file):
         try:
-            header = read_header(path, shard)
+            with naming(snapshot.name, "run once without --offline: it is fetched again"):
+                header = read_header(path, shard)
             return header, WholeFile(snapshot, file, header[0]), True
         except ShadowError:  # damaged: it is fetched again when its turn comes
             if snapshot.offline:
                 raise
     if file.size < 8:
-        raise ShadowError(
-            f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", "tell its owner"
-        )
+        raise ShadowError(f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", OWNER)
     start, honoured = read_start(snapshot, file, HEADER_GUESS, say=say, stopped=stop)
-    end = 8 + header_length(start, file.size, shard)
-    if end > len(start):
-        start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
-    header = parse_header(start[8:end], file.size, shard)
+    with naming(snapshot.name, OWNER):
+        end = 8 + header_length(start, file.size, shard)
+        if end > len(start):
+            start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
+        header = parse_header(start[8:end], file.size, shard)
     return header, WholeFile(snapshot, file, header[0]), honoured
 
 
 def _open_pickled(
-    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None
+    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: Report
 ) -> tuple[Header, Source, bool]:
     source = WholeFile(snapshot, snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0
-    source.fetch(say=say, report=lambda count: None, stop=stop)
+    source.fetch(say=say, report=report, stop=stop)
     assert source.path is not None, "fetched"
-    header, data = _read_shard(source.path, shard, scratch)
+    with naming(snapshot.name):
+        header, data = _read_shard(source.path, shard, scratch)
     return header, replace(source, unpacked=data), False
 
 
-def _joined(reference: str, headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
+def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
     """The tensors of all shards by name; those that only the index knows have their problem with them."""
     tensors: dict[str, TensorInfo] = {}
     for found, _ in headers:
         for name, info in found.items():
             if name in tensors:
-                raise ShadowError(
-                    f"{reference}: tensor {name!r} is in {tensors[name].shard} and in {info.shard}",
+                raise FileError(
+                    f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}",
                     "keep one set of weight files in the folder",
                 )
             tensors[name] = info
     tensors |= {name: _lost(name, shard) for name, shard in weights.weight_map.items() if name not in tensors}
     if not tensors:
-        raise ShadowError(f"{reference}: its weight files hold no tensors", "is this the right folder?")
+        raise FileError("its weight files hold no tensors", "is this the right folder?")
     return tensors
 
 
@@ -341,9 +348,7 @@ def _choose_adapter(where: str, names: set[str], read: Callable[[str], dict[str,
     if "adapter_model.safetensors" in names:
         return Weights(("adapter_model.safetensors",), {}, pickled=False, adapter=adapter)
     if "adapter_model.bin" not in names:
-        raise ShadowError(
-            f"{where}: an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?"
-        )
+        raise FileError(f"an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?")
     if not allow_pickle:
         raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
     return Weights(("adapter_model.bin",), {}, pickled=True, adapter=adapter)
@@ -353,17 +358,17 @@ def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, s
     """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ShadowError(f"{index}: no weight_map in it", "delete the index to read the shards as they are")
+        raise FileError(f"{index}: no weight_map in it", "delete the index to read the shards as they are")
     for name, shard in weight_map.items():
         if not usable_name(name):
-            raise ShadowError(f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again")
+            raise FileError(f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again")
         if not isinstance(shard, str) or not usable_name(shard):
-            raise ShadowError(f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again")
+            raise FileError(f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again")
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
-            raise ShadowError(f"{index}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint")
+            raise FileError(f"{index}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint")
         if path.suffix != suffix:
-            raise ShadowError(f"{index}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again")
+            raise FileError(f"{index}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again")
     return weight_map
 
 
@@ -371,18 +376,20 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     hint = "fetch the file again"
     try:
         if not path.is_file():  # opening a FIFO would wait for ever
-            raise ShadowError(f"{name}: not a regular file", hint)
+            raise FileError(f"{name}: not a regular file", hint)
         with path.open("rb") as file:
             raw = file.read(MAX_JSON + 1)
         if len(raw) > MAX_JSON:
-            raise ShadowError(f"{name}: larger than {MAX_JSON:,} bytes", hint)
+            raise FileError(f"{name}: larger than {MAX_JSON:,} bytes", hint)
+        if has_too_many_values(raw):
+            raise FileError(f"{name}: larger than that of any released model", hint)
         if raw.startswith(b"version https://git-lfs"):
-            raise ShadowError(f"{name}: a Git-LFS pointer, not the file itself", "run `git lfs pull` in the folder")
+            raise FileError(f"{name}: a Git-LFS pointer, not the file itself", "run `git lfs pull` in the folder")
         content = json.loads(raw)
     except OSError as error:
-        raise ShadowError(f"{name}: {error.strerror or error}", hint) from error
+        raise FileError(f"{name}: {error.strerror or error}", hint) from error
     except (ValueError, RecursionError) as error:
-        raise ShadowError(f"{name}: not JSON ({type(error).__name__})", hint) from error
+        raise FileError(f"{name}: not JSON ({type(error).__name__})", hint) from error
     if not isinstance(content, dict):
-        raise ShadowError(f"{name}: not a JSON object", hint)
+        raise FileError(f"{name}: not a JSON object", hint)
     return content

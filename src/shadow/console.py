@@ -212,6 +212,8 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
                 self.seen.clear()
                 return Text("")
             now = time.monotonic()
+            if self.seen and state.moved < self.seen[-1][1]:  # another download, or one that failed
+                self.seen.clear()
             self.seen.append((now, state.moved))
             (first, before), elapsed = self.seen[0], now - self.seen[0][0]
             rate = f", {decimal(int((state.moved - before) / elapsed))}/s" if elapsed > 0.5 and first < now else ""
@@ -237,7 +239,7 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
         task = bar.add_task(escape(visible(title)), total=None, **fields)
 
         def update(state: Progress) -> None:
-            if bar.tasks[0].fields["state"] is None:
+            if bar.tasks[0].total is None and state.total:
                 bar.update(task, total=state.total, first=state.done, first_cost=state.cost_done)
             bar.update(task, completed=state.done, state=state)
 

@@ -97,12 +97,15 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair. profile is D's; the others are in units of weights squared, times scale²."""
+    """Sums over all entries of a pair. profile is D's; the others are in units of weights squared, times scale².
+
+    along: <W_base, D>, times profile.scale / scale.
+    """
 
     profile: Profile
     base: float
     tuned: float
-    product: float
+    along: float
     ulps: float
     zeros: int
     scale: float
@@ -119,7 +122,7 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
     smallest_normal = math.ldexp(scale, stored.min_exponent)
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
     changed = torch.zeros(rows, dtype=torch.int64)  # entries of each row that differ
-    totals = dict.fromkeys(("base", "tuned", "product", "ulps", "fourth"), 0.0)
+    totals = dict.fromkeys(("base", "tuned", "along", "ulps", "fourth"), 0.0)
     for index, (row, col) in zip(blocks(tuned), corners(tuned), strict=True):
         b = read_block(base, index, "base", dtype, space)
         t = read_block(tuned, index, "tuned", dtype, space)
@@ -129,13 +132,13 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
             t.mul_(scale)
         totals["base"] += float(torch.mul(b, b, out=work).sum())
         totals["tuned"] += float(torch.mul(t, t, out=work).sum())
-        totals["product"] += float(torch.mul(b, t, out=work).sum())
         torch.sub(t, b, out=work)
-        torch.maximum(b.abs_(), t.abs_(), out=b)
-        totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
         changed[row : row + len(work)] += torch.count_nonzero(work, dim=1)
         if delta_scale != 1.0:
             work.mul_(delta_scale)
+        totals["along"] += float(torch.mul(b, work, out=space.take("product", b.shape, dtype)).sum())
+        torch.maximum(b.abs_(), t.abs_(), out=b)
+        totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
         squares = work.square_()
         r[row : row + len(squares)] += squares.sum(1)
         c[col : col + squares.shape[1]] += squares.sum(0)
@@ -286,17 +289,32 @@ def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) ->
     both = (base.sigma > 0) & (tuned.sigma > 0)
     ratios = tuned.sigma[both] / base.sigma[both]
     quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
-    energies = total.base * total.tuned
     rounding = math.sqrt(total.ulps / 12.0) / total.scale
     return {
         "relative_norm": _ratio(delta.norm, base.norm),
         "relative_spectral": _ratio(float(delta.sigma[0]), float(base.sigma[0])),
-        "cosine": max(-1.0, min(1.0, total.product / math.sqrt(energies))) if energies > 0 else None,
+        "cosine": _cosine(total),
         "zero_share": total.zeros / (delta.rows * delta.cols),
         "floor_ratio": _ratio(delta.norm, rounding),
         "sigma_scale": quartiles[1] if quartiles else None,
         "sigma_scale_iqr": quartiles[2] - quartiles[0] if quartiles else None,
     }
+
+
+def _cosine(total: Sums) -> float | None:
+    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 of relative_norm².
+
+    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|). Summed from products
+    of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of 1e-3.
+    """
+    base, tuned = math.sqrt(total.base), math.sqrt(total.tuned)
+    if base == 0 or tuned == 0:
+        return None
+    of_delta = total.profile.scale / total.scale
+    energy, along = total.profile.energy / of_delta**2, total.along / of_delta
+    longer = (2.0 * along + energy) / (tuned + base)
+    distance = (energy - longer**2) / (2.0 * base * tuned)
+    return max(-1.0, min(1.0, 1.0 - distance))
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -1,5 +1,10 @@
 """The faults that `shadow` expects. Anything else is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class ShadowError(Exception):
     """Something that could not be done: one line for people, and what to do next.
@@ -15,3 +20,20 @@ class ShadowError(Exception):
 
 class UsageError(ShadowError):
     """A request that makes no sense whatever the files hold. Exit code 2."""
+
+
+class KeptError(ShadowError):
+    """A finished report was left as it is, since what was asked for differs from it."""
+
+
+class FileError(ShadowError):
+    """A file of a checkpoint is not what it should be. The message has the file's name alone: see `naming`."""
+
+
+@contextlib.contextmanager
+def naming(checkpoint: str, hint: str | None = None) -> Iterator[None]:
+    """Faults of files say whose they are. hint: what to do instead, where the file's own hint is for folders."""
+    try:
+        yield
+    except FileError as error:
+        raise ShadowError(f"{checkpoint}: {error.message}", hint or error.hint) from error

@@ -82,8 +82,8 @@ class Footprint:
 
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
     """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of tensors.parquet."""
-    weights = _weights(deltas, tensors)
-    return [_changed(deltas), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
+    weights = _weights(tensors)
+    return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
             _formats(deltas, weights)]  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def failed(found: Sequence[Gate]) -> list[Gate]:
     return [gate for gate in found if not gate.passed]
 
 
-def _weights(deltas: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
+def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     """The tensors of the side with more parameters that count as its weights, with their compared parameters.
 
     Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside the component that
@@ -103,19 +103,19 @@ def _weights(deltas: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
     totals = sized.groupby("side")["size"].sum()
     side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
     own = sized[sized["side"] == side]
+    # a report made before `compared` was added says it by the status of whole tensors alone
     paired = (own["status"] == "identical") | (
         (own["status"] == "measured") & (own["reason"] != "only_in_tuned")
         | (own["reason"] == "not_a_matrix") & own["relative_norm"].notna()
     )
-    compared = own["size"].where(paired, 0)
-    # of a vocabulary that grew, the common rows
-    by_name = deltas.groupby("tensor" if side == "tuned" else "base_tensor")["parameters"].sum()
-    rows = own["tensor"].map(by_name).where(own["module"].isin(["embed", "head"]))
-    return own.assign(compared=compared.mask(rows.notna() & (rows < compared), rows))
+    return own.assign(compared=own["compared"].fillna(own["size"].where(paired, 0)))
 
 
-def _changed(deltas: pd.DataFrame) -> Gate:
+def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
+    """How many matrices changed; None where none was compared, which says nothing of a change."""
     count = len(deltas)
+    if not count and not _identical(weights):
+        return Gate("changed", None, 1, False, "no matrix was compared")
     reason = (
         f"{count:,} matri{'x' if count == 1 else 'ces'} changed"
         if count
@@ -124,14 +124,19 @@ def _changed(deltas: pd.DataFrame) -> Gate:
     return Gate("changed", count, 1, count > 0, reason)
 
 
+def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
+    """How many matrices are identical on both sides, but for modules that are left apart."""
+    same = weights[(weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))]
+    return sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
+
+
 def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     """The median cosine over matrices outside embeddings and heads, which unrelated models may share.
 
     Identical ones count, with cosine 1.
     """
     inside = deltas.loc[~deltas["module"].isin(OUTSIDE), "cosine"].dropna()
-    same = weights[(weights["status"] == "identical") & ~weights["module"].isin((*OUTSIDE, "norm", "bias"))]
-    identical = sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
+    identical = _identical(weights, OUTSIDE)
     if not len(inside) + identical:
         return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
@@ -148,10 +153,11 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 
 def _paired(weights: pd.DataFrame) -> Gate:
-    total = int(weights["size"].sum())
-    share = float(weights["compared"].sum()) / total if total else 0.0
+    total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
+    share = compared / total if total else 0.0
     filtered = (weights["reason"] == "filtered").any()
-    reason = f"{100 * share:.1f} % of the larger side's parameters were compared"
+    percent = 1000 * compared // total / 10 if total else 0.0  # rounded down: 100.0 is all of them
+    reason = f"{percent:.1f} % of the larger side's parameters were compared"
     if share < PAIRED:
         reason += ": a part was asked for" if filtered else ": these are not two states of one model"
     return Gate("paired", share, PAIRED, share >= PAIRED, reason)
@@ -211,13 +217,14 @@ def footprint(
     shipped = calibration()
     trainings = choose(shipped.trainings, figures["short_side"], optimizer)
     given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
+    compared = next(gate for gate in found if gate.name == "changed").figure is not None
     claims = {
         "measured": [
             "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
             "where the update lies, over layers and modules",
         ]
         if figures["matrices"]
-        else ["that no matrix of those compared has changed"],
+        else ["that no matrix of those compared has changed"] * compared,
         "consistent_with": _consistent_with(found, given, figures),
         "not_shown": [
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
@@ -285,6 +292,8 @@ CONSISTENT = {  # with a failed gate, by its name
 
 def _consistent_with(found: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
     if stopped := failed(found):
+        if stopped[0].name == "changed" and stopped[0].figure is None:
+            return []  # nothing was compared
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
     concentration = figures["concentration"]
     if concentration is None:

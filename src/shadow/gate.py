@@ -178,7 +178,7 @@ class Measured:
     def why_absent(self, name: FigureName) -> str:
         """Why the report has no delta of what a rule names."""
         if name.component is None:
-            return "nothing changed: every matrix that was compared is identical"
+            return str(next(gate["reason"] for gate in self.summary.gates if gate["name"] == "changed"))
         tensors = self.report.tensors
         modules = [None] * len(tensors) if name.module is None else tensors["module"]
         covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]

@@ -40,6 +40,7 @@ from huggingface_hub.utils import tqdm as hf_tqdm
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
 
 from shadow.errors import ShadowError
+from shadow.registry import as_folder
 from shadow.shards import MAX_OFFSET
 
 logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings name URLs and repeat what is said here
@@ -57,6 +58,7 @@ WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and
 MAX_WAIT = 300.0  # seconds that a server may ask us to wait before we give the command back to its user
 HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter, so one request reads them
 CHUNK = 1 << 20  # bytes
+ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Report = Callable[[int], None]
@@ -89,6 +91,7 @@ def _use_own_sessions() -> None:
 
 
 def _before_request(request: Any) -> None:
+    request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
     longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
     limits = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
     request.extensions["timeout"] = {name: min(value or longest, longest) for name, value in limits.items()}
@@ -97,6 +100,7 @@ def _before_request(request: Any) -> None:
 
 
 def _after_response(response: Any) -> None:
+    response.request.extensions[ANSWERED] = True
     if response.status_code in TRANSIENT:
         hf_raise_for_status(response)  # here, so that only `_trying` decides about another try
 
@@ -194,7 +198,7 @@ def _cached_commit(repo: str, revision: str | None) -> str:
     except FAILURES as error:
         raise ShadowError(
             f"{repo}{f'@{revision}' if revision else ''} is not in the cache, and this run is offline",
-            "run once without --offline (and without HF_HUB_OFFLINE)",
+            as_folder(repo) or "run once without --offline (and without HF_HUB_OFFLINE)",
         ) from error
     if not COMMIT.fullmatch(commit):
         raise ShadowError(f"{repo}: the cache names no commit for it", "run once without --offline")
@@ -573,12 +577,26 @@ def _is_local(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno not in (None, errno.EPIPE) and not isinstance(error, network)
 
 
+def _came_short(error: BaseException | None) -> bool:
+    """Did an answer begin, and end before its file did?"""
+    if getattr(error, "errno", None) == errno.EPIPE or "Consistency check failed" in str(error):
+        return True
+    try:
+        request = getattr(error, "request", None)
+    except RuntimeError:  # the HTTP library's way to say that it knows none
+        return False
+    return bool(getattr(request, "extensions", {}).get(ANSWERED))
+
+
 def _nowhere(what: str) -> ShadowError:
     return ShadowError(f"{what} is redirected to no web address", "is HF_ENDPOINT a Hub?")
 
 
 def _problem(error: BaseException | None) -> str:
-    status = _status(_cause(error)) if error else None
+    cause = _cause(error) if error else None
+    status = _status(cause)
+    if status is None and _came_short(cause):
+        return "sends files cut short"
     return {None: "cannot be reached", 429: "says that there were too many requests (429)"}.get(
         status, f"answers {status}"
     )
@@ -593,7 +611,9 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
     if isinstance(error, errors.GatedRepoError):
         return ShadowError(f"{repo} is gated: its owner grants access", f"ask for it at {address}; {token_in_use()}")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return ShadowError(f"{repo} is not on the Hub, or it is private", f"check the name; {token_in_use()}")
+        return ShadowError(
+            f"{repo} is not on the Hub, or it is private", as_folder(repo) or f"check the name; {token_in_use()}"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return ShadowError(f"{repo} has no revision {revision!r}", f"its branches and tags: {address}/tree/main")
     if isinstance(error, errors.DisabledRepoError):
@@ -627,7 +647,7 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
     if _is_local(error):
         reason = getattr(error, "strerror", None)
         return ShadowError(f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder")
-    if "Consistency check failed" in str(error) or getattr(error, "errno", None) == errno.EPIPE:
+    if _came_short(error):
         return ShadowError(f"{what} came cut short, also after {ATTEMPTS} tries", again)
     if not isinstance(error, FAILURES) or isinstance(error, ValueError):
         return ShadowError(

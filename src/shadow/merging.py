@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shadow import __version__
 from shadow.batch_index import (
     Index,
     Key,
@@ -34,7 +35,7 @@ from shadow.summary import read_summary
 from shadow.tables import STORED
 
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
-WRITTEN = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
+WRITTEN = ("schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
 # Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within a relative
 # tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the smallest singular values differs
 # far more (`condition_number` by 20 %) and decides nothing.
@@ -66,8 +67,8 @@ class _Source:
 def merge(output: Path, folders: Sequence[Path]) -> Merged:
     """Copy the reports of output folders into one, and make its index; without folders only the index.
 
-    Nothing is written before all is checked: every report must be whole, of one version, schema and settings, and
-    two reports of one pair must hold the same numbers, but for the rounding of another CPU. Each report appears in
+    Nothing is written before all is checked: every report must be whole, of one schema and of one settings, and two
+    reports of one pair must hold the same numbers, but for the rounding of another CPU. Each report appears in
     output whole or not at all, and none is ever overwritten. Raises ShadowError.
     """
     with alone_in(output):
@@ -118,7 +119,7 @@ def _read(folder: Path, *, links: bool = True) -> _Source:
 
 
 def _common_kind(sources: Sequence[_Source]) -> dict[str, Any]:
-    """Version, schema and settings, which all reports and indexes must agree in."""
+    """Schema and settings, which all reports and indexes must agree in."""
     kinds: list[tuple[Path, dict[str, Any]]] = []
     for source in sources:
         kinds += [(path, kind_of(metadata)) for path, metadata in source.reports.values()]
@@ -128,7 +129,7 @@ def _common_kind(sources: Sequence[_Source]) -> dict[str, Any]:
     first, kind = kinds[0]
     for where, other in kinds[1:]:
         if told := different(kind, other):
-            hint = "audit all shards with one version and the same options"
+            hint = "audit all shards with the same options"
             raise ShadowError(f"{first} and {where} differ in {told}", hint)
     return kind
 
@@ -220,9 +221,14 @@ def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
 
 
 def _row(key: Key, path: Path, sources: Sequence[_Source]) -> Row:
-    """The row of a report, with what an index beside it, or beside one that is equal to it, says that it took."""
+    """The row of a report, with what an index beside it, or beside one that is equal to it, says that it took.
+
+    A report that was kept though another one was asked for stays that until the list is run again.
+    """
     summary, provenance = read_summary(path)
     rows = _rows_of(key, sources)
+    if kept := next((row for source, row in rows if key in source.reports and row.state == "kept"), None):
+        return kept
     position = next((row.position for _, row in rows if row.position is not None), None)
     beside = [row for source, row in rows if key in source.reports]
     seconds, moved = (beside[0].seconds, beside[0].bytes) if beside else (provenance.get("seconds"), None)
@@ -275,6 +281,7 @@ def _index(kind: Mapping[str, Any], sources: Sequence[_Source], rows: Mapping[Ke
     digests = {index.digest for index in indexes}
     if len(digests) == 1 and None not in digests:
         shards = sorted({shard for index in indexes for shard in index.shards})
-        return Index(**kind, digest=digests.pop(), shards=tuple(shards), rows=in_order(list(rows.values())))
+        ordered = in_order(list(rows.values()))
+        return Index(__version__, **kind, digest=digests.pop(), shards=tuple(shards), rows=ordered)
     unplaced = [replace(row, position=None) for row in rows.values()]
-    return Index(**kind, digest=None, shards=(), rows=in_order(unplaced))
+    return Index(__version__, **kind, digest=None, shards=(), rows=in_order(unplaced))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from shadow.adapter import Adapter, adapter_factors, product_shape
 from shadow.architecture import Part, Place, place_tensors
 from shadow.checkpoint import Checkpoint
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.names import Facts, name_rules
 from shadow.outcome import Status
 from shadow.quantized import owner_of, packed_modules
@@ -21,6 +22,8 @@ REASONS = (
     "only_in_base", "only_in_tuned", "tied", "shape_differs", "not_a_matrix", "not_float", "quantized",
     "unknown_dtype", "nonfinite", "filtered", "unreadable", "adapter",
 )  # fmt: skip
+# What should have been measured and was not.
+STRICT = ("shape_differs", "nonfinite", "quantized", "unknown_dtype", "unreadable", "only_in_base", "only_in_tuned")
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,12 @@ class MatrixPair:
 
     @property
     def key(self) -> str:
-        """Names this pair within an audit, the same in every run."""
+        """Names this pair within an audit, the same in every run.
+
+        It holds the whole place, which no two pairs share: the parts of a fused bias differ in their slot alone.
+        """
         p = self.place
-        return "\t".join([self.tuned.info.name, p.component, str(p.layer), p.module, str(p.expert)])
+        return json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,8 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
     """Line up two checkpoints by place, then by shape.
 
     Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when nothing at
-    all pairs, as then the two are not a base and a model tuned from it.
+    all pairs, as then the two are not a base and a model tuned from it, and UsageError when they have nothing of what
+    was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     if tuned.adapter:
@@ -162,6 +169,10 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
             f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
             "are they a base and a model tuned from it?",
         )
+    places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
+    places += [one.place for one in skipped]
+    places += [one.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for one in outcome]
+    _require_chosen(chosen, places, tuned.reference)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)]
     for outcome in outcomes:
         if not isinstance(outcome, MatrixPair):
@@ -171,12 +182,48 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
     return pairs, skipped
 
 
+def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
+    """Raises UsageError where a model, whose tensors have these places, lacks something that was chosen.
+
+    Each component and each layer must be there; of the modules, which one pattern names by the dozen, one.
+    """
+    known = {place.component for place in places}
+    if absent := [component for component in chosen.components if component not in known]:
+        there = [component for component in name_rules().components if component in known]
+        raise UsageError(f"{model}: no component {absent[0]}", f"it has {', '.join(there)}")
+    own = [place for place in places if not chosen.components or place.component in chosen.components]
+    where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
+    layers = {place.layer for place in own if place.layer is not None}
+    if wrong := set(chosen.layers) - layers:
+        named = f"no layer{'s' if len(wrong) > 1 else ''} {in_ranges(wrong)}"
+        hint = f"the layers{where} are {in_ranges(layers)}" if layers else f"nothing{where} lies in layers"
+        raise UsageError(f"{model}: {named}", hint)
+    if not any(chosen.passes(place) for place in own):
+        in_layers = replace(chosen, modules=())
+        modules = {place.module for place in own if in_layers.passes(place)}
+        there = [module for module in name_rules().modules if module in modules]
+        raise UsageError(f"{model}: no module {', '.join(chosen.modules)[:80]} there", f"it has {', '.join(there)}")
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7`: whole numbers in order, runs of them as their ends."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = "") -> list[Skipped]:
     rows = _skips("base", base, place, reason, detail) if base else []
     return rows + _skips("tuned", tuned, place, reason, detail)
 
 
 def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
+    if operand.part.place != place:  # an embedding that is the other side's tied head: told by what it is itself
+        return []
     return [Skipped(side, info, place, reason, detail) for info in operand.infos]
 
 

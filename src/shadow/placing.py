@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from shadow.aside import FORMER, aside_in
 from shadow.errors import ShadowError
 from shadow.report import remove_empty
 
@@ -27,20 +25,19 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     _require_free(output, is_ours, what)
     parent = output.absolute().parent
     there = next((one for one in (parent, *parent.parents) if os.path.isdir(one)), parent)  # noqa: PTH112 - no error
-    aside = parent / f".{output.name[:80]}.{secrets.token_hex(4)}.tmp"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        _flush(aside)
-        _require_free(output, is_ours, what)
-        _replace(aside, output)
+        with aside_in(parent) as folder:  # and what a database keeps beside its file
+            aside = folder / "new" / output.name
+            aside.parent.mkdir()
+            yield aside
+            _flush(aside)
+            _require_free(output, is_ours, what)
+            _replace(aside, output, folder / FORMER)
     except OSError as error:
         hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with -o"
         raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
     finally:
-        if os.path.isdir(parent):  # noqa: PTH112 - no error
-            for path in parent.glob(f"{glob.escape(aside.name)}*"):  # and what a database keeps beside its file
-                _remove(path)
         if parent != there:
             remove_empty(parent, there)
 
@@ -64,24 +61,11 @@ def _flush(aside: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _replace(aside: Path, output: Path) -> None:
-    """Give aside its name. No folder can be renamed over another: the former one steps aside, and back on failure."""
+def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
+    """Give aside its name. No folder can be renamed over another: the former one steps aside, where it is not lost."""
     if not output.is_dir():
         aside.replace(output)
         return
-    former = aside.with_suffix(".old")
-    output.rename(former)
-    try:
-        aside.rename(output)
-    except BaseException:
-        former.rename(output)
-        raise
-    _remove(former)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+    stepped_aside.mkdir()
+    output.rename(stepped_aside / output.name)
+    aside.rename(output)

@@ -206,8 +206,11 @@ def _reasons(skipped: Sequence[Skipped]) -> list[dict[str, Any]]:
     ]
 
 
-def require_disk_for_pickles(located: Located, access: Access) -> None:
-    """`.bin` files must all be there before anything is known of them: refuse them if they do not fit."""
+def require_disk_for_pickles(located: Located, access: Access) -> int:
+    """`.bin` files must all be there before anything is known of them: the bytes that this moves.
+
+    Raises ShadowError if they do not fit.
+    """
     from shadow.hub import cache_folder
 
     sources = [WholeFile(located.snapshot, located.snapshot.files[shard]) for shard in located.weights.shards]
@@ -219,6 +222,7 @@ def require_disk_for_pickles(located: Located, access: Access) -> None:
             f"{located.reference}: its .bin files need {decimal(need)} of disk all at once, {there} may be used",
             "free some space, move HF_HUB_CACHE, or raise --max-disk",
         )
+    return need
 
 
 def _with_sources(

@@ -133,6 +133,8 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
     So a folder planted in a checkout is never taken for a model of the same name on the Hub.
     """
+    if folder is not None and text == "~":
+        raise UsageError("'~' alone says nothing in YAML, and names no checkpoint", "write ~/ for the home folder")
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         try:
             path = Path(text).expanduser()
@@ -147,18 +149,19 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
             f"{text[:80]!r}: no such thing as revision {revision[:40]!r}", "write org/name@branch, a tag or a commit"
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
-        hint = (
-            f"write ./{text} for the folder" if _is_folder(text) else "write ./NAME for a folder, org/name for the Hub"
-        )
+        if written := as_folder(text, folder):
+            raise UsageError(written)
+        hint = "write ./NAME for a folder, org/name for the Hub"
         raise UsageError(f"{text[:80]!r} is neither a folder nor a name on the Hub", hint)
     return Reference(repo, False, revision or None)
 
 
-def _is_folder(text: str) -> bool:
+def as_folder(text: str, folder: Path | None = None) -> str | None:
+    """How a folder of this name is to be written, where there is one (relative to folder, or to here)."""
     try:
-        return Path(text).is_dir()
+        return f"a folder is written ./{text}" if text and ((folder or Path()) / text).is_dir() else None
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def load_families(extra: Path | None = None) -> dict[str, Family]:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,15 +28,26 @@ from threadpoolctl import threadpool_limits
 
 from shadow import __version__
 from shadow.architecture import Place, name_rules
+from shadow.aside import aside_in
 from shadow.diagnostics import MATRICES, RESIDUAL, SCHEMA, SPECTRA, TABLES, TENSORS, Column
 from shadow.errors import ShadowError
+from shadow.gains import KEPT
 from shadow.outcome import Measurement, Outcome
-from shadow.pairing import MatrixPair, Operand, Skipped
-from shadow.residual import Direction, direction_of, overlaps, stacked_participation
+from shadow.pairing import STRICT, MatrixPair, Operand, Skipped
+from shadow.residual import (
+    Direction,
+    direction_of,
+    overlaps,
+    overlaps_left_out,
+    stacked_participation,
+    stacked_stderr,
+)
 
 PARTIAL = ".partial"
 JOURNAL = "journal.jsonl"
+READY = "ready"  # in PARTIAL: files of a report that are all written, and only have to be moved to their places
 METADATA_KEY = b"shadow"
+TOLD = 8  # parts of a tensor that its detail names one by one
 ARROW = {
     "string": pa.string(),
     "int": pa.int64(),
@@ -61,6 +72,15 @@ class Identity:
 
     def as_json(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def is_that_of(self, header: Any) -> bool:
+        """Are the numbers of a journal with this first line ours? No number depends on the optimiser."""
+        mine = self.as_json()
+        mine["settings"].pop("optimizer", None)
+        if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
+            return False
+        theirs = {name: value for name, value in header["settings"].items() if name != "optimizer"}
+        return bool({**header, "settings": theirs} == mine)
 
 
 def safe_name(name: str) -> str:
@@ -118,13 +138,14 @@ class Journal:
     """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
 
     One process writes at a time; a second one is refused. outcomes holds what an earlier run left, fetched the
-    shards that it fetched or was fetching, also if it belonged to another identity.
+    shards that it fetched or was fetching, also if it belonged to another identity, and other is then that identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
         self.outcomes: dict[str, Outcome] = {}
         self.fetched: list[Fetched] = []
+        self.other: dict[str, Any] | None = None
         with writing(folder):
             partial = folder / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
@@ -147,7 +168,8 @@ class Journal:
         for number, line in enumerate(self._file):
             try:
                 entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
-                if number == 0 and entry != identity.as_json():
+                if number == 0 and not identity.is_that_of(entry):
+                    self.other = entry if entry else None
                     return 0
                 if number > 0 and "fetched" not in entry:
                     outcome = _outcome_from_json(entry)
@@ -185,6 +207,32 @@ class Journal:
         """The audit is finished: its files hold everything."""
         self.close()
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """While a report is changed nobody else may change it or measure it anew; a second process is refused."""
+    path = folder / PARTIAL / JOURNAL
+    with writing(folder):
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        _lock(file, folder)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:  # made for the lock alone
+                    path.unlink()
+
+
+def remove_journal_of(folder: Path, identity: Identity) -> None:
+    """Remove what an audit left that was killed when its report had just been written. That of another one stays."""
+    path = folder / PARTIAL / JOURNAL
+    with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError), path.open("r+b") as file:
+        _lock(file, folder)
+        if identity.is_that_of(json.loads(file.readline())):
+            path.unlink()
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
@@ -268,7 +316,9 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
     """The provenance of the finished report in a folder; None when there is none.
 
     Of a report of another schema only the schema is checked. Raises ShadowError for a report that cannot be read.
+    Whoever reads a report asks this first: a replacement that was killed half-way is completed here.
     """
+    _put_in_place(folder)
     path = folder / "matrices.parquet"
     if not path.is_file() or not (folder / "summary.json").is_file():
         return None
@@ -333,12 +383,6 @@ def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def belongs_to(metadata: Mapping[str, Any], identity: Identity) -> bool:
-    """Does a finished report have the numbers that an audit of this identity would give?"""
-    wanted = identity.as_json()
-    return all(metadata.get(key) == value for key, value in wanted.items())
-
-
 def report_tables(
     identity: Identity,
     pairs: Sequence[MatrixPair],
@@ -359,20 +403,83 @@ def report_tables(
 
 
 def write_report(
-    folder: Path, identity: Identity, provenance: Mapping[str, Any], tables: Mapping[str, pa.Table], summary: bytes
+    folder: Path,
+    identity: Identity,
+    provenance: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    summary: bytes,
+    scores: bytes,
 ) -> None:
     """Write the files of a finished audit; provenance joins the metadata of each table.
 
-    matrices.parquet comes last: with it the report is finished, and no other file of the folder is older than it.
+    An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
+    none.
     """
-    metadata = {METADATA_KEY: json.dumps({**identity.as_json(), **provenance}, sort_keys=True).encode()}
+    metadata = {**identity.as_json(), **provenance}
+    with replacing(folder) as put:
+        put("summary.json", summary)
+        put(KEPT, scores)
+        for name in TABLES_OF_A_PAIR:
+            put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
+
+
+TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
+FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
+
+
+def stored(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+    """A table of a report as the bytes of its file."""
+    return parquet_bytes(table, {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Write some files of a report that take their places together when the block ends, and not at all if it fails.
+
+    The block gets a function of a file's name and content; empty content removes the file. Killed between the first
+    and the last move, the rest is moved by the next command that reads the report.
+    """
+    staged = folder / PARTIAL / f"{READY}.tmp"
+
+    def put(name: str, content: bytes) -> None:
+        with (staged / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
     with writing(folder):
-        if "spectra" not in tables:
-            (folder / "spectra.parquet").unlink(missing_ok=True)
-        for name in (name for name in tables if name != "matrices"):
-            _write_parquet(folder / f"{name}.parquet", tables[name], metadata)
-        write_whole(folder / "summary.json", summary)
-        _write_parquet(folder / "matrices.parquet", tables["matrices"], metadata)
+        _put_in_place(folder)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        try:
+            yield put
+            staged.rename(folder / PARTIAL / READY)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Move the files that are ready; several processes may do so at once. matrices.parquet, by which a report is
+    found, comes last."""
+    ready = folder / PARTIAL / READY
+    if not ready.is_dir() or any(path.is_symlink() for path in (ready, ready.parent)):
+        return
+    try:
+        for name in FILES_OF_A_PAIR:
+            with contextlib.suppress(FileNotFoundError):  # not one of them, or another process was faster
+                if (ready / name).stat().st_size:
+                    (ready / name).replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+                    (ready / name).unlink()
+    except OSError as error:
+        message = f"{folder}: its new report is written, but cannot take the old one's place"
+        raise ShadowError(f"{message}: {error.strerror or error}", "may the folder be written to?") from error
+    with contextlib.suppress(OSError):
+        ready.rmdir()
+        ready.parent.rmdir()
 
 
 def write_rows(
@@ -409,11 +516,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_beside(path: Path, content: bytes) -> None:
     """The same in a folder that is not ours: nothing is left in it when this fails."""
-    aside = path.with_name(f".{path.name[:80]}.{os.getpid()}.tmp")
-    try:
-        _write_by_way_of(aside, path, content)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside_in(path.parent) as folder:
+        _write_by_way_of(folder / path.name, path, content)
 
 
 def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
@@ -430,10 +534,6 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
-
-
-def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
-    write_whole(path, parquet_bytes(table, metadata))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
@@ -530,8 +630,12 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
         with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
             kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
             cosines = overlaps(kept, participation, width)
+            left_out = overlaps_left_out(kept, participation, width)
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
             own = np.flatnonzero(layers == layer) if layer is not None else np.arange(len(members))
+            both = np.ix_(own, own)
+            ratio = stacked_participation(cosines[both], energies[own], participation[own])
+            without = [one[both] for one in left_out]
             rows.append(
                 {
                     "component": component,
@@ -540,9 +644,8 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
                     "width": width,
                     "matrices": len(own),
                     "energy": float(energies[own].sum()),
-                    "participation_ratio": stacked_participation(
-                        cosines[np.ix_(own, own)], energies[own], participation[own]
-                    ),
+                    "participation_ratio": ratio,
+                    "participation_ratio_stderr": stacked_stderr(without, energies[own], participation[own], ratio),
                 }
             )
     return rows
@@ -552,23 +655,27 @@ def _tensor_rows(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], outcomes: Mapping[str, Outcome]
 ) -> list[dict[str, Any]]:
     """Exactly one row per tensor and side, whatever number of matrices it holds."""
-    found: dict[tuple[str, str], list[tuple[Operand | None, Place, Outcome]]] = {}
+    found: dict[tuple[str, str], list[_Part]] = {}
     infos = {}
     for pair in pairs:
         for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
             for info in operand.infos if operand is not None else ():
                 infos[side, info.name] = info
-                found.setdefault((side, info.name), []).append((operand, pair.place, outcomes[pair.key]))
+                entries = pair.rows * pair.cols if pair.base is not None else 0
+                part = _Part(operand, pair.place, outcomes[pair.key], entries)
+                found.setdefault((side, info.name), []).append(part)
     for skip in skipped:
         infos[skip.side, skip.info.name] = skip.info
         outcome = Outcome("", skip.status, skip.reason, skip.detail or None)
-        found.setdefault((skip.side, skip.info.name), []).append((None, skip.place, outcome))
+        part = _Part(None, skip.place, outcome, math.prod(skip.info.shape))
+        found.setdefault((skip.side, skip.info.name), []).append(part)
     rows = []
     for (side, name), parts in found.items():
         info = infos[side, name]
         # an embedding that is also the other side's tied head is told by what it is itself
-        parts = [part for part in parts if part[0] is None or part[0].part.place == part[1]] or parts
+        parts = [part for part in parts if part.operand is None or part.operand.part.place == part.place] or parts
         place, status, reason, detail = _merged(parts)
+        compared = sum(part.entries for part in parts if part.is_compared)
         rows.append(
             {
                 "tensor": name,
@@ -580,7 +687,9 @@ def _tensor_rows(
                 "status": status,
                 "reason": reason,
                 "detail": detail,
-                "relative_norm": _relative_norm([outcome for _, _, outcome in parts]),
+                "relative_norm": _relative_norm([part.outcome for part in parts]),
+                # scales and the factors of an update have fewer entries than the matrix that they make
+                "compared": min(compared, math.prod(info.shape)),
             }
         )
     return sorted(rows, key=lambda row: (row["side"], _row_order(row)))
@@ -591,22 +700,66 @@ def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*_order(place), row["tensor"])
 
 
-def _merged(
-    parts: Sequence[tuple[Operand | None, Place, Outcome]],
-) -> tuple[Place, str, str | None, str | None]:
-    """One place, status, reason and detail for all matrices of a tensor: measured if any is."""
-    statuses = [outcome.status for _, _, outcome in parts]
-    status = next(s for s in ("measured", "identical", "skipped") if s in statuses)
-    chosen = next(outcome for _, _, outcome in parts if outcome.status == status)
-    others = {
-        f"{place.module}{'' if place.expert is None else f' {place.expert}'} {outcome.reason or outcome.status}"
-        for _, place, outcome in parts
-        if outcome.status != status
-    }
-    detail = "; ".join(filter(None, [chosen.detail, *sorted(others)[:8]])) or None
-    places = {place for _, place, _ in parts}
-    place = next(iter(places)) if len(places) == 1 else _common_place([place for _, place, _ in parts])
-    return place, status, chosen.reason, detail
+@dataclass(frozen=True)
+class _Part:
+    """A matrix or vector of a tensor, what became of it, and how many entries it has in common with its partner.
+
+    operand is None where it has no partner.
+    """
+
+    operand: Operand | None
+    place: Place
+    outcome: Outcome
+    entries: int
+
+    @property
+    def is_compared(self) -> bool:
+        """Matrices that were measured or are identical, and vectors of which the norms were taken."""
+        if self.outcome.status == "skipped":
+            return self.outcome.base_norm is not None
+        return self.outcome.reason != "only_in_tuned"
+
+    @property
+    def is_missed(self) -> bool:
+        """It should have been measured, and was not."""
+        return self.outcome.status == "skipped" and self.outcome.reason in STRICT
+
+    @property
+    def told(self) -> str:
+        """`experts.up 3 nonfinite`."""
+        slot = self.place.slot if self.place.module == "bias" else ""
+        expert = "" if self.place.expert is None else str(self.place.expert)
+        what = self.outcome.reason or self.outcome.status
+        return " ".join(filter(None, (self.place.module, slot, expert, what)))
+
+
+def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]:
+    """One place, status, reason and detail for all matrices of a tensor.
+
+    A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not measured looks there,
+    and the rows of its other parts are in matrices.parquet all the same. Else it is measured if any part is.
+    """
+    missed = [part for part in parts if part.is_missed]
+    statuses = [part.outcome.status for part in parts]
+    status = "skipped" if missed else next(s for s in ("measured", "identical", "skipped") if s in statuses)
+    chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
+    if missed and len(missed) < len(parts):
+        told = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
+        detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(told)}"
+    elif missed:
+        detail = chosen.detail or ""
+    else:
+        others = [part.told for part in parts if part.outcome.status != status]
+        detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
+    places = {part.place for part in parts}
+    place = next(iter(places)) if len(places) == 1 else _common_place([part.place for part in parts])
+    return place, status, chosen.reason, detail or None
+
+
+def _listed(told: Sequence[str]) -> str:
+    """What is told of several parts, each once, the first few."""
+    names = list(dict.fromkeys(told))
+    return "; ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
 
 
 def _common_place(places: Sequence[Place]) -> Place:

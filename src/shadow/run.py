@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy
+import pyarrow.parquet as pq
 import torch
 from rich.filesize import decimal
 
@@ -22,41 +24,35 @@ from shadow.audit import audit, cost, default_jobs, pace, worker_memory
 from shadow.checkpoint import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.delta import Method
 from shadow.diagnostics import SCHEMA
-from shadow.errors import ShadowError
+from shadow.errors import KeptError, ShadowError
+from shadow.finished import differences, named
 from shadow.gains import KEPT, NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
-from shadow.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
+from shadow.pairing import STRICT, Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.registry import ComponentBase, Pair, Reference
 from shadow.report import (
     PARTIAL,
+    TABLES_OF_A_PAIR,
     Fetched,
     Identity,
     Journal,
-    belongs_to,
+    alone_at,
     finished_metadata,
     remove_empty,
+    remove_journal_of,
+    replacing,
     report_tables,
     safe_name,
+    stored,
     write_report,
-    write_whole,
-    writing,
 )
 from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, summary_bytes, with_scores
-from shadow.tables import absent
+from shadow.tables import absent, absent_note, read_tables
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
-STRICT = (
-    "shape_differs",
-    "nonfinite",
-    "quantized",
-    "unknown_dtype",
-    "unreadable",
-    "only_in_base",
-    "only_in_tuned",
-)
 
 
 @dataclass(frozen=True)
@@ -72,9 +68,16 @@ class Settings:
     optimizer: str | None = None
 
 
+# what a report was made with that does not say so, being older than the setting
+DEFAULTS = json.loads(json.dumps({**asdict(Settings(Method(), Filter())), "relation": "tuned"}))
+
+
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`."""
+    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`.
+
+    While `.bin` files are fetched, of which nothing is known before, total is 0.
+    """
 
     done: int
     total: int
@@ -119,6 +122,7 @@ def run_pair(
     say: Callable[[str], None] = lambda text: None,
     show: Callable[[Progress], None] = lambda progress: None,
     scores: ScoreFiles | None = None,
+    overwrite: bool = False,
 ) -> Result:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
@@ -127,16 +131,18 @@ def run_pair(
     in processes or on machines that share the folder.
 
     Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
-    report is already there. say gets one line for people now and then, show the progress. scores join the report
-    beside its numbers, which do not depend on them.
-    Raises ShadowError; whatever happens, no half-written report is left.
+    report is already there, also if another version made it. overwrite: a report of other settings or files, or of
+    another version, is replaced when the new one is complete. say gets one line for people now and then, show the
+    progress. scores and the optimiser of settings join the report beside its numbers, which do not depend on them.
+    Raises KeptError where a report of other settings or files is there and stays, UsageError where the model has
+    nothing of what was chosen, and else ShadowError; whatever happens, no half-written report is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
     # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
-        return _run(pair, settings, folder, scratch, jobs, access, say, show, scores)
+        return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
@@ -190,20 +196,36 @@ def _run(
     say: Callable[[str], None],
     show: Callable[[Progress], None],
     scores: ScoreFiles | None,
+    overwrite: bool,
 ) -> Result:
     base, tuned = (
         find(side, access, scratch / name, say) for name, side in (("base", pair.base), ("tuned", pair.tuned))
     )
-    stored = {**asdict(settings), "relation": pair.relation}
-    identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), stored)
+    told = {**asdict(settings), "relation": pair.relation}
+    identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), told)
     scored = None if scores is None else _scored(scores, identity, pair)
-    if done := _already_done(folder, identity, say):
-        return done if scored is None else _beside(done, identity, scored)
-    lined = line_up(base, tuned, settings.chosen, access, scratch, say)
+    there, broken = _finished(folder)
+    other = [] if there is None else differences(there, identity, DEFAULTS)
+    if there is not None and not other:
+        done, broken = _already_done(folder, there, identity, overwrite, say)
+        if done is not None:
+            return _renewed(done, identity, scored, say)
+    # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
+    lined = None
+    if not other or overwrite or (settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)):
+        lined = line_up(base, tuned, settings.chosen, access, scratch, say, show)
+    if lined is None or (other and not overwrite):
+        message = f"{folder}: the finished report there differs: {named(other)}"
+        raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
+    if other or broken:
+        say(f"measuring anew, and the report there stays until that is done: {named(other) or broken}")
     started, clock = datetime.now(UTC), time.monotonic()
     matrices = {one.key for one in lined.pairs if one.is_matrix}
     journal = Journal(folder, identity)
     try:
+        if _finished(folder)[0] != there:
+            raise ShadowError(f"{folder}: another audit has just ended there", "run the same command again")
+        _tell_afresh(journal, identity, say)
         todo = [one for one in lined.pairs if one.key not in journal.outcomes]
         plan = _planned(lined, todo, settings, access, scratch, journal, say)
         resumed = len(journal.outcomes.keys() & matrices)
@@ -212,13 +234,13 @@ def _run(
         _measure(plan, lined.pairs, settings.method, jobs or default_jobs(lined.pairs), journal, say, show)
         provenance = _provenance(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
+        plain = summarise(tables, identity.as_json())
         if scored is None:
             scored = _kept(folder, identity, say)
-        summary = with_scores(summarise(tables, identity.as_json()), scored)
-        if scored.gains:
-            _keep(folder, identity, scored)
-        provenance |= {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
-        write_report(folder, identity, provenance, tables, summary_bytes(summary))
+        summary = with_scores(plain, scored)
+        provenance |= _judged(plain)
+        kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
+        write_report(folder, identity, provenance, tables, summary_bytes(summary), kept)
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
         raise
@@ -234,28 +256,43 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
     return found
 
 
-def _beside(done: Result, identity: Identity, scored: Scored) -> Result:
-    """A finished report with other scores: two files of it are written, none of its numbers."""
-    summary = with_scores(done.summary, scored)
-    _keep(done.folder, identity, scored)
-    with writing(done.folder):
-        write_whole(done.folder / "summary.json", summary_bytes(summary))
-    return replace(done, summary=summary)
+def _judged(summary: Summary) -> dict[str, Any]:
+    """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
+    return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
 
 
-def _keep(folder: Path, identity: Identity, scored: Scored) -> None:
-    with writing(folder):
-        write_whole(folder / KEPT, kept_bytes(scored, identity.as_json()))
+def _renewed(done: Result, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> Result:
+    """A finished report with the label and the scores that are asked for; none of its numbers is measured anew."""
+    had, now = done.provenance["settings"].get("optimizer"), identity.settings["optimizer"]
+    if had == now and scored is None:
+        return done
+    folder, metadata = done.folder, done.provenance
+    if had != now:
+        say(f"the label is renewed: --optimizer {had or 'not told'}, now {now or 'not told'}")
+        metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
+    sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
+    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
+    metadata = {**metadata, **_judged(plain)}
+    if lacking := absent(folder):
+        plain = replace(plain, warnings=[*plain.warnings, absent_note(lacking)])
+    given = _kept(folder, identity, say) if scored is None else scored
+    summary = with_scores(plain, given)
+    with alone_at(folder), replacing(folder) as put:
+        put("summary.json", summary_bytes(summary))
+        put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
+        for name in TABLES_OF_A_PAIR if had != now else ():
+            path = folder / f"{name}.parquet"
+            if path.is_file():
+                put(path.name, stored(pq.read_table(path), metadata))
+    return replace(done, summary=summary, provenance=metadata)
 
 
 def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
-    """The scores that an earlier report of the same checkpoints has; those of others are removed."""
+    """The scores that an earlier report of the same checkpoints has; those of others are not taken over."""
     try:
         return read_kept(folder, identity.as_json())
     except ShadowError as error:
         say(f"{error.message}: removed")
-        with writing(folder):
-            (folder / KEPT).unlink()
         return NO_SCORES
 
 
@@ -359,50 +396,95 @@ def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[st
 
 
 def line_up(
-    base: Found, tuned: Found, chosen: Filter, access: Access, scratch: Path, say: Callable[[str], None]
+    base: Found,
+    tuned: Found,
+    chosen: Filter,
+    access: Access,
+    scratch: Path,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None] = lambda progress: None,
 ) -> Lined:
     """Read the headers and pair the tensors."""
-    opened = _open(base, access, scratch / "base", say), _open(tuned, access, scratch / "tuned", say)
+    opened = _open(base, access, scratch / "base", say, show), _open(tuned, access, scratch / "tuned", say, show)
     if opened[0].adapter:
         raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
     return Lined(*opened, *pair_checkpoints(*opened, chosen))
 
 
-def _open(found: Found, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
+def _open(
+    found: Found, access: Access, scratch: Path, say: Callable[[str], None], show: Callable[[Progress], None]
+) -> Checkpoint:
     if isinstance(found, Assembled):
-        parts = [(component, _open(part, access, scratch / component, say)) for component, part in found.parts]
+        parts = [(component, _open(part, access, scratch / component, say, show)) for component, part in found.parts]
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
-    if found.weights.pickled:
-        require_disk_for_pickles(found, access)
-    return open_located(found, scratch, say)
+    to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
+    if to_move:
+        say(f"fetching {decimal(to_move)} of .bin files")
+    moved = 0
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        show(Progress(0, 0, 0, 1, moved, to_move))
+
+    return open_located(found, scratch, say, report)
 
 
 def _side(checkpoint: Found) -> dict[str, str | None]:
     return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
 
 
-def _already_done(folder: Path, identity: Identity, say: Callable[[str], None]) -> Result | None:
+def _is_pickled(found: Found) -> bool:
+    """Must weights be fetched before anything is known of them?"""
+    parts = [part for _, part in found.parts] if isinstance(found, Assembled) else [found]
+    return any(isinstance(part, Located) and part.weights.pickled for part in parts)
+
+
+def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken one is no report.
+
+    Raises ShadowError where the system does not let it be read: it may be whole.
+    """
     try:
-        metadata = finished_metadata(folder)
-        if metadata is None:
-            return None
-        if metadata["schema"] == SCHEMA and belongs_to(metadata, identity) and not absent(folder):
-            summary, provenance = read_summary(folder)
-            say("nothing to measure: the report is already there")
-            return Result(folder, summary, 0, provenance)
-    except ShadowError:  # a broken report is measured again
-        return None
-    for side in ("base", "tuned") if metadata["schema"] == SCHEMA else ():
-        before, now = metadata[side]["repo"], identity.as_json()[side]["repo"]
-        if before != now:
-            raise ShadowError(
-                f"{folder} holds the report of another pair ({side} {before})",
-                "choose another folder with -o",
-            )
-    say("starting afresh: the report there was made from other files, settings or another version")
-    return None
+        return finished_metadata(folder), ""
+    except ShadowError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+            raise
+        return None, error.message
+
+
+def _already_done(
+    folder: Path, metadata: Mapping[str, Any], identity: Identity, overwrite: bool, say: Callable[[str], None]
+) -> tuple[Result | None, str]:
+    """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
+    older = metadata["version"] != __version__
+    try:
+        lacking = absent(folder)
+        notes = [f"measured by shadow {metadata['version']}"] if older else []
+        notes += [absent_note(lacking)] if lacking else []
+        if notes and overwrite:
+            return None, "; ".join(notes)
+        summary, provenance = read_summary(folder)
+    except ShadowError as error:
+        return None, error.message
+    remove_journal_of(folder, identity)
+    say("; ".join(["nothing to measure: the report is already there", *notes]))
+    return Result(folder, summary, 0, provenance), ""
+
+
+def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None]) -> None:
+    """What is not gone on with, and why."""
+    if journal.other is None:
+        return
+    try:
+        other = differences(journal.other, identity, DEFAULTS)
+        if journal.other["version"] != __version__:
+            other.append(f"version {journal.other['version']}, now {__version__}")
+    except (KeyError, TypeError, AttributeError):  # its first line is broken
+        other = []
+    say(f"starting afresh: the unfinished audit there differs: {named(other) or 'in its first line'}")
 
 
 def _provenance(settings: Settings, started: datetime, seconds: float) -> dict[str, Any]:

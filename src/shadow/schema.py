@@ -67,7 +67,7 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "settings": "settings of the list's audits",
         "list": "a sha256 of which pairs the whole list names; null where several were joined",
         "shards": "the shares of the list that are here, such as 1/4",
-        "counts": "pairs that are done, failed, pending",
+        "counts": "pairs that are done, failed, kept, pending",
         "pairs": "a list, a row for each pair, as the table batch",
     },
 }  # fmt: skip

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, naming
 from shadow.shards import TensorInfo, map_tensor, read_header
 
 if TYPE_CHECKING:
@@ -114,11 +114,14 @@ class WholeFile:
         if not self.keep:
             use_own_blobs()
         path, self.verified = fetch_whole(self.snapshot, self.file, say=say, report=report, stop=stop)
-        if self.tensors is not None and read_header(path, next(iter(self.tensors.values())).shard)[0] != self.tensors:
-            raise ShadowError(
-                f"{self.snapshot.repo}: {self.file.path} has another header than was read before",
-                "run the same command again; if that does not help, the server does not serve one commit",
-            )
+        if self.tensors is not None:
+            with naming(self.snapshot.name):
+                found, _ = read_header(path, next(iter(self.tensors.values())).shard)
+            if found != self.tensors:
+                raise ShadowError(
+                    f"{self.snapshot.repo}: {self.file.path} has another header than was read before",
+                    "run the same command again; if that does not help, the server does not serve one commit",
+                )
         self.path = path
 
     def tensor(self, info: TensorInfo) -> Tensor:

@@ -21,12 +21,20 @@ ATTENTION = ("attn.", "mla.", "linear_attn.", "cross_attn.")
 MLP = ("mlp.", "experts.", "shared.")
 
 
+def has_compared(tensors: pd.DataFrame) -> pd.Series[bool]:
+    """Of which tensors was a matrix compared with a partner? Also of those of which only some parts could be."""
+    whole = tensors["status"].isin(["measured", "identical"]) & (tensors["reason"] != "only_in_tuned")
+    return whole | is_partial(tensors)
+
+
+def is_partial(tensors: pd.DataFrame) -> pd.Series[bool]:
+    """Which tensors count as skipped, although some of the matrices in them were compared?"""
+    return (tensors["status"] == "skipped") & (tensors["reason"] != "not_a_matrix") & (tensors["compared"] > 0)
+
+
 def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
     """The (component, layer) of every layer of which a matrix was compared, also where all of them are identical."""
-    compared = (tensors["status"] == "identical") | (
-        (tensors["status"] == "measured") & (tensors["reason"] != "only_in_tuned")
-    )
-    inside = tensors[compared & tensors["layer"].notna() & ~tensors["module"].isin(["norm", "bias"])]
+    inside = tensors[has_compared(tensors) & tensors["layer"].notna() & ~tensors["module"].isin(["norm", "bias"])]
     layers = inside[["component", "layer"]].drop_duplicates().astype({"layer": int})
     return layers.sort_values(["component", "layer"], ignore_index=True)
 

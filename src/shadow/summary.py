@@ -40,6 +40,8 @@ from shadow.spread import (
     depth_entropy,
     depth_gini,
     effective_layers,
+    has_compared,
+    is_partial,
     layer_of,
     once,
     ratio,
@@ -297,7 +299,7 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
         ("depth_entropy", depth_entropy), ("depth_gini", depth_gini), ("effective_layers", effective_layers)
     ):  # fmt: skip
         depth.add(name, partial(statistic, energies), unevenness=True)
-    compared = rows.tensors[rows.tensors["status"].isin(["measured", "identical"])]
+    compared = rows.tensors[has_compared(rows.tensors)]
     modules = compared.loc[compared["component"] == component, "module"]
     attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
     if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
@@ -349,7 +351,8 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
         "matrices": len(deltas),
         "short_side": _number(inside[["rows", "cols"]].min(axis=1).median()),
         "parameters": int(sizes.sum()),
-        "parameters_measured": int(sizes[larger["status"] == "measured"].sum()),
+        "parameters_measured": int(sizes[larger["status"] == "measured"].sum())
+        + int(larger.loc[is_partial(larger), "compared"].sum()),
         "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),
         "relative_norm_overall": _whole_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
@@ -368,8 +371,7 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
 
 def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
     """The energy of a component's update over the language model's; null where either was not compared."""
-    compared = rows.tensors[rows.tensors["status"].isin(["measured", "identical"])]
-    with_base = set(compared.loc[compared["reason"] != "only_in_tuned", "component"])
+    with_base = set(rows.tensors.loc[has_compared(rows.tensors), "component"])
     if {component, "language"} <= with_base:
         part, language = (rows.deltas[rows.deltas["component"] == name] for name in (component, "language"))
         whole.add_ratio(f"{component}_to_language", whole.of(part), whole.of(language))
@@ -396,7 +398,7 @@ def _by_component(rows: Rows) -> list[dict[str, Any]]:
         depth, depth_intervals = _depth_figures(rows, str(component))
         whole = _Sums(rows)
         whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
-        compared = len(own) > 0 or bool((group["status"] == "identical").any())
+        compared = bool(has_compared(group).any())
         found.append(
             {
                 "component": component,

@@ -117,4 +117,4 @@ def absent(folder: Path) -> list[str]:
 def absent_note(missing: Sequence[str]) -> str:
     """What a person is told of a report that lacks these."""
     names = ", ".join(missing[:MANY]) + (f" and {len(missing) - MANY} more" if len(missing) > MANY else "")
-    return f"made before these were added, which are null here: {names}; audit the pair again to have them"
+    return f"made before these were added, which are null here: {names}; `shadow audit --overwrite` gives them"

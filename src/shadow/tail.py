@@ -92,12 +92,12 @@ def marchenko_pastur(spectrum: Spectrum) -> Values:
 
     mp_edge = s (sqrt m + sqrt n) with s² = median(sigma)² / (n mu), mu the median of the Marchenko-Pastur law of
     ratio m / n (Marchenko & Pastur 1967; the median as estimator of noise: Gavish & Donoho 2014). None when the median
-    is not resolved.
+    is not resolved, or of an even number one of the two in the middle.
     """
     m, n = len(spectrum.sigma), spectrum.long_side
-    median = float(np.median(spectrum.sigma))
-    if median == 0:
+    if spectrum.sigma[m // 2] == 0:
         return {"mp_edge": None, "mp_outliers": None}
+    median = float(np.median(spectrum.sigma))
     scale = median / math.sqrt(n * marchenko_pastur_median(m / n))
     edge = scale * (math.sqrt(m) + math.sqrt(n))
     return {"mp_edge": edge, "mp_outliers": int(np.count_nonzero(spectrum.sigma > edge))}

@@ -31,6 +31,7 @@ from shadow.commands.options import (
     Offline,
     OptimizerOption,
     Output,
+    Overwrite,
     Pickle,
     PolicyFile,
     Precision,
@@ -73,6 +74,7 @@ def audit(
     ] = True,
     jobs: Jobs = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
+    overwrite: Overwrite = False,
     optimizer: OptimizerOption = None,
     scores: Scores = None,
     allow_pickle: Pickle = False,
@@ -94,6 +96,8 @@ def audit(
 
     A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
 
+    A finished report of other settings, files or commits stays as it is (exit code 1); --overwrite replaces it.
+
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
     rules = rules_of(fail_on, policy, against, allow_missing, junit)
@@ -114,27 +118,29 @@ def audit(
         return judged_of(result, rules, baselines.get((result.summary.family, result.summary.pair)), strict)
 
     if selection.is_list:
-        finish(_audit_list(selection, settings, output, jobs, access, given, judge, format), junit)
+        judged, wrong = _audit_list(selection, settings, output, jobs, access, given, overwrite, judge, format)
+        finish(judged, junit, wrong_usage=wrong)
         return
-    judged: list[Judged] = []
+    judged, faults = [], 0
     for pair in pairs:
         try:
             show = format is Format.table
-            result = _audit_one(pair, settings, output, jobs, access, show=show, scores=given.get(pair))
+            result = _audit_one(pair, settings, output, jobs, access, overwrite, show=show, scores=given.get(pair))
             judged.append(judged_of(result, rules, baselines.get((pair.family, pair.name)), strict))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
-        except UsageError:
-            raise
         except ShadowError as error:  # one failing pair does not stop the others
+            if isinstance(error, UsageError) and len(pairs) == 1:
+                raise
+            faults += isinstance(error, UsageError)
             judged.append(at_fault(pair.family, pair.name, of_pair(error, pair, pairs)))
             continue
         if rules and format is Format.table:
             console.show(rules_view(judged[-1]))
     if format is Format.json:
         console.show_json(_told(judged))
-    finish(judged, junit)
+    finish(judged, junit, wrong_usage=faults == len(pairs))
 
 
 def _audit_list(
@@ -144,10 +150,11 @@ def _audit_list(
     jobs: int | None,
     access: Access,
     scores: Mapping[Pair, ScoreFiles],
+    overwrite: bool,
     judge: Callable[[Result], Judged],
     form: Format,
-) -> list[Judged]:
-    """Audit the pairs of a list, every one, and show how they stand; what came of each."""
+) -> tuple[list[Judged], bool]:
+    """Audit the pairs of a list, every one, and show how they stand; what came of each, and has none what was asked?"""
     from shadow.batch import audit_list
     from shadow.batch_index import read_index
     from shadow.gate import Judged
@@ -157,11 +164,14 @@ def _audit_list(
     tell_left_out(selection)
     judged: list[Judged] = []
     bugs: list[Exception] = []
+    wrong = 0
     with console.list_progress(len(selection.own)) as watch:
         try:
             for tried in audit_list(
-                selection, settings, output, jobs=jobs, access=access, scores=scores, say=console.say, watch=watch
-            ):
+                selection, settings, output, jobs=jobs, access=access, scores=scores, overwrite=overwrite,
+                say=console.say, watch=watch,
+            ):  # fmt: skip
+                wrong += isinstance(tried.fault, UsageError)
                 if tried.result is not None:
                     try:
                         judged.append(judge(tried.result))
@@ -187,7 +197,7 @@ def _audit_list(
                 console.show(rules_view(one, titled=True))
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
-    return judged
+    return judged, 0 < wrong == len(selection.own)
 
 
 def _audit_one(
@@ -196,6 +206,7 @@ def _audit_one(
     output: Path,
     jobs: int | None,
     access: Access,
+    overwrite: bool,
     *,
     show: bool,
     scores: ScoreFiles | None,
@@ -204,7 +215,10 @@ def _audit_one(
     from shadow.views.summary import summary_view
 
     with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(pair, settings, output, jobs=jobs, access=access, say=console.say, show=update, scores=scores)
+        result = run_pair(
+            pair, settings, output, jobs=jobs, access=access, say=console.say, show=update, scores=scores,
+            overwrite=overwrite,
+        )  # fmt: skip
     if show:
         console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result

@@ -10,14 +10,17 @@ import typer
 from shadow import console
 from shadow.commands.arguments import check_component
 from shadow.commands.folders import reports_below
-from shadow.commands.options import ExportName, FigureName, Run
+from shadow.commands.options import ExportName, FigureName, Run, on_this_machine
 from shadow.errors import UsageError
 
 
 def report(
     run: Run,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The page, one file.", metavar="FILE", dir_okay=False)
+        Path,
+        typer.Option(
+            "-o", "--output", help="The page, one file.", metavar="FILE", dir_okay=False, callback=on_this_machine
+        ),
     ] = Path("report.html"),
 ) -> None:
     """Write one web page of finished reports that loads nothing from anywhere: charts, tables, light and dark.
@@ -42,7 +45,14 @@ def figure(
     kind: Annotated[FigureName, typer.Option(help="What to draw.")],
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", help="File to draw to: .svg, .pdf or .png.", metavar="FILE", dir_okay=False),
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to draw to: .svg, .pdf or .png.",
+            metavar="FILE",
+            dir_okay=False,
+            callback=on_this_machine,
+        ),
     ],
     component: Annotated[str | None, typer.Option(help="Of this component.", show_default="language")] = None,
     module: Annotated[list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")] = None,
@@ -84,7 +94,12 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="File or folder to write.", metavar="PATH", show_default="RUN-csv and so on, here"
+            "-o",
+            "--output",
+            help="File or folder to write.",
+            metavar="PATH",
+            show_default="RUN-csv and so on, here",
+            callback=on_this_machine,
         ),
     ] = None,
     table: Annotated[

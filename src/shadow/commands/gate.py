@@ -79,17 +79,28 @@ def gate(
 
 
 def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judged]:
-    """The faults of a list's folder: pairs that have no report, and shards that are elsewhere."""
+    """The faults of a list's folder: pairs that have no report or another one, and shards that are elsewhere."""
+    kept = [
+        at_fault(row.family, row.pair, ShadowError(f"{row.name}: {row.error}", "run the list again, with --overwrite"))
+        for row in index.rows
+        if row.state == "kept"
+    ]
     hint = "finish the list, or name the folders of its families"
     missing = [
         at_fault(row.family, row.pair, ShadowError(f"{row.name} has no report: {row.error or row.state}", hint))
         for row in index.rows
-        if row.key not in there
+        if row.key not in there and row.state != "kept"
     ]
-    return missing + [
-        at_fault(str(run), f"shard {shard}", ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards"))
-        for shard in index.missing_shards
-    ]
+    return (
+        kept
+        + missing
+        + [
+            at_fault(
+                str(run), f"shard {shard}", ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
+            )
+            for shard in index.missing_shards
+        ]
+    )
 
 
 def judged_of(result: Result, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judged:
@@ -141,8 +152,11 @@ def baselines_of(
     return read_baselines(against, reports_below(against), pairs)
 
 
-def finish(judged: list[Judged], junit: Path | None) -> None:
-    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code."""
+def finish(judged: list[Judged], junit: Path | None, *, wrong_usage: bool = False) -> None:
+    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code.
+
+    wrong_usage: no pair has what was asked for.
+    """
     from shadow import ci
     from shadow.gate import first_code
 
@@ -160,5 +174,5 @@ def finish(judged: list[Judged], junit: Path | None) -> None:
             console.say(f"no summary of the step: cannot write {summary}: {error.strerror or error}")
     if junit is not None:
         ci.write_junit(junit, judged)
-    if code := first_code({one.code for one in judged}):
+    if code := 2 if wrong_usage else first_code({one.code for one in judged}):
         raise typer.Exit(code)

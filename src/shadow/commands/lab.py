@@ -8,16 +8,16 @@ from typing import Annotated
 import typer
 
 from shadow import console
-from shadow.commands.options import Format, FormatOption, PresetName
+from shadow.commands.options import Format, FormatOption, PresetName, on_this_machine
 
 
 def lab_run(
     preset: Annotated[
         PresetName, typer.Option(help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control.")
     ] = PresetName.quick,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False)] = Path(
-        "lab"
-    ),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False, callback=on_this_machine)
+    ] = Path("lab"),
     jobs: Annotated[
         int, typer.Option(help="Processes of one thread; numbers do not depend on it.", min=1, max=256)
     ] = 2,

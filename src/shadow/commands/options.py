@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from shadow.errors import UsageError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")  # as a Path has it: `s3://x` has become `s3:/x`
+
+
+def on_this_machine(path: Path | None) -> Path | None:
+    """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
+    if path is not None and URL.match(str(path)):
+        scheme = str(path).partition(":")[0]
+        hint = "leave file:// out" if scheme == "file" else "name a place on this machine, and copy from or to the URL"
+        raise UsageError(f"{str(path).replace(':/', '://', 1)[:80]}: URLs are not supported here", hint)
+    return path
+
 
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
@@ -28,8 +43,16 @@ Tag = Annotated[list[str] | None, typer.Option(help="Only families with this tag
 ShardOption = Annotated[
     str | None, typer.Option("--shard", help="This job's share of the list: 2/4 is the second of four.", metavar="I/N")
 ]
-Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False)]
-Run = Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN")]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False, callback=on_this_machine)
+]
+Run = Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN", callback=on_this_machine)]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace finished reports of other settings, files, commits or versions; no equal one."
+    ),
+]
 Registry = Annotated[
     Path | None,
     typer.Option("--registry", help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False),
@@ -132,6 +155,7 @@ Against = Annotated[
         help="Finished reports: exit with 4 when a figure lies outside the interval that they give it.",
         metavar="RUN",
         file_okay=False,
+        callback=on_this_machine,
     ),
 ]
 AllowMissing = Annotated[
@@ -140,5 +164,11 @@ AllowMissing = Annotated[
 ]
 Junit = Annotated[
     Path | None,
-    typer.Option("--junit", help="JUnit XML of the pairs and rules.", metavar="FILE", dir_okay=False),
+    typer.Option(
+        "--junit",
+        help="JUnit XML of the pairs and rules.",
+        metavar="FILE",
+        dir_okay=False,
+        callback=on_this_machine,
+    ),
 ]

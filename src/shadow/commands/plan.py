@@ -69,13 +69,14 @@ def plan(
 
     tell_left_out(selection)
     settings = Settings(Method(precision.value), chosen)
-    plans, faults = [], []
+    plans, faults, wrong = [], [], 0
     for pair in pairs:
         try:
             found = plan_pair(pair, settings, output, jobs=jobs, access=access, say=console.say)
-        except UsageError:
-            raise
         except ShadowError as error:
+            if isinstance(error, UsageError) and len(pairs) == 1:
+                raise
+            wrong += isinstance(error, UsageError)
             faults.append(of_pair(error, pair, pairs))
             console.complain(faults[-1])
             continue
@@ -88,4 +89,4 @@ def plan(
     if format is Format.json:
         console.show_json(plans)
     if faults:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if wrong == len(pairs) else 1)

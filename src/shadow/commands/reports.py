@@ -9,7 +9,7 @@ import typer
 
 from shadow import console
 from shadow.commands.folders import one_report, reports_at, reports_below
-from shadow.commands.options import DEFAULT_OUTPUT, Format, FormatOption, Output, Run, Scores
+from shadow.commands.options import DEFAULT_OUTPUT, Format, FormatOption, Output, Run, Scores, on_this_machine
 from shadow.commands.scores import read_scores
 from shadow.errors import ShadowError, UsageError
 
@@ -58,7 +58,14 @@ def compare(
     scores: Scores = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Parquet file for the rows, one a matrix.", metavar="FILE", dir_okay=False),
+        typer.Option(
+            "-o",
+            "--output",
+            help="Parquet file for the rows, one a matrix.",
+            metavar="FILE",
+            dir_okay=False,
+            callback=on_this_machine,
+        ),
     ] = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -101,7 +108,9 @@ def compare(
 
 
 def merge(
-    output: Annotated[Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False)],
+    output: Annotated[
+        Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False, callback=on_this_machine)
+    ],
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -112,11 +121,11 @@ def merge(
 ) -> None:
     """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
 
-    All must be of one version and of the same settings, and reports of one pair must hold the same numbers.
+    All must be of the same settings, and reports of one pair must hold the same numbers.
 
     Last digits may differ as two kinds of CPU round them: the first report is taken.
 
-    Exit codes: 0 done; 1 could not, and nothing was copied; 2 wrong usage.
+    Exit codes: 0 done; 1 could not, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
     """
     from shadow.merging import merge as merged
     from shadow.views.batch import batch_view
@@ -127,12 +136,13 @@ def merge(
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
         console.say(f"last digits differ, as between two kinds of CPU, of {names}: kept is the first report of each")
-    if missing := found.index.missing_shards:
-        console.say(f"missing are the shards {several(missing)} of the list")
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:
         console.show(batch_view(found.index, console.out.options))
+    if missing := found.index.missing_shards:
+        which = f"shard{'s' * (len(missing) > 1)} {several(missing)}"
+        raise ShadowError(f"{output} lacks {which} of its list", "merge all shards")
 
 
 def clean(output: Output = DEFAULT_OUTPUT) -> None:

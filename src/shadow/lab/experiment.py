@@ -317,7 +317,7 @@ def _finished(run: Run, out: Path) -> Row:
 
 def _figures(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
     pair = Pair(family, name, Reference(str(base), True), Reference(str(tuned), True))
-    done = run_pair(pair, SETTINGS, reports, jobs=1)
+    done = run_pair(pair, SETTINGS, reports, jobs=1, overwrite=True)
     return {"figures": dict(done.summary.figures), "columns": _medians(done.folder)}
 
 

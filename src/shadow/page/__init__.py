@@ -34,7 +34,8 @@ TOP = 2000  # bytes within which it stands
 
 @dataclass(frozen=True)
 class Missing:
-    """A pair without a finished report. state: failed, pending or unfinished; why and hint where they are known."""
+    """A pair without the report that was asked for. state: failed, kept, pending or unfinished; why and hint where
+    they are known."""
 
     where: str
     state: str
@@ -135,7 +136,7 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     found = {}
     for row in index.rows if index is not None else ():
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
-        if row.state != "done" and folder not in folders:
+        if row.state == "kept" or (row.state != "done" and folder not in folders):
             found[folder] = Missing(_below(folder, run), row.state, row.error or "", row.hint or "")
     for depth in ("", "*/", "*/*/"):
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):

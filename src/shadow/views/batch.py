@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 BATCH_WIDE = 110  # columns from which a list's table has one of errors
-STATE_STYLES = {"done": "green", "failed": "bold red", "pending": "yellow"}
+STATE_STYLES = {"done": "green", "failed": "bold red", "kept": "magenta", "pending": "yellow"}
 
 
 def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:

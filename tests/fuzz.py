@@ -1,0 +1,339 @@
+"""Readers of files that others write, against bytes that nobody thought of: `make fuzz`, or
+
+    python tests/fuzz.py [--seconds 60] [--seed 0] [TARGET ...]
+
+Whatever a file holds, its reader gives a value or raises ShadowError: in little time and memory, in words that can be
+printed. Each target changes files that are right, as bytes and as JSON. A counterexample is shrunk and printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+import reports
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from shadow.batch_index import MARK, read_index
+from shadow.checkpoint import open_folder
+from shadow.errors import ShadowError
+from shadow.gains import Gain, read_kept
+from shadow.gate import read_measured
+from shadow.lists import read_list
+from shadow.registry import load_families
+from shadow.rules import read_policy
+from shadow.scores import read_scores
+from shadow.shards import read_header
+
+SECONDS = 5.0  # of CPU for one file of a few KB: the slowest of them takes a tenth
+MEMORY = 2 << 30  # bytes beyond what is in use
+ROUND = 200  # examples between two looks at the clock
+LONGEST = 2000  # characters of a message with its hint
+SETTINGS = settings(
+    max_examples=ROUND,
+    deadline=None,
+    database=None,
+    report_multiple_bugs=False,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate, Phase.shrink],
+)
+
+ODD = st.sampled_from(
+    [
+        None, True, False, 0, -1, 1, 0.5, 2**31, 2**53, 2**63, 2**64, 10**30, -(10**30), 1e308, float("nan"),
+        float("inf"), "", "~", "/", "..", "../x", "a/b", "\x1b[2J", "\x00", "\ud800", "\n::error::x", "x" * 3000, "F32",
+        "1", "nan", "٣", [], {}, [[]], [None], {"": ""}, {"a": {"b": {}}}, [-1], [2**63, 2**63], [0, 10**30],
+    ]
+)  # fmt: skip
+TOKENS = st.sampled_from(
+    [
+        b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\n", b"\r", b"\x00", b"\xff", b"\xef\xbb\xbf", b"\\ud800",
+        b"&a ", b"*a", b"!!python/object/apply:os.system", b"? ", b"- ", b"---\n", b"...", b"~", b"|", b">",
+        b"%YAML 9.9\n",
+        b"\t", b"#", b"null", b"NaN", b"1e999", b"-0", b"9" * 5000, b"[" * 3000, b"{a: " * 1500, b"a: " * 50, b"<<: ",
+        b"*", b"?", b"@", b"..", b"'", b"\xe2\x80\xa8", b"\x85", b"\x1b[2J",
+    ]
+)  # fmt: skip
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, originals: tuple[bytes, ...]) -> bytes:
+    """One of the originals with a few cuts, copies, insertions and other bytes."""
+    content = bytearray(draw(st.sampled_from(originals)))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(0, len(content)))
+        to = min(len(content), at + draw(st.integers(0, 40)))
+        match draw(st.sampled_from(["cut", "end", "copy", "insert", "other"])):
+            case "cut":
+                del content[at:to]
+            case "end":
+                del content[at:]
+            case "copy":
+                content[at:at] = content[at:to] * draw(st.integers(1, 5))
+            case "insert":
+                content[at:at] = draw(TOKENS)
+            case _:
+                content[at:to] = draw(st.binary(max_size=to - at))
+    return bytes(content)
+
+
+def places(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths to everything in a JSON value."""
+    yield at
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from places(value, (*at, key))
+
+
+@st.composite
+def changed_json(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
+    """One of the originals with a few values replaced, left out, moved or under another key."""
+    tree = json.loads(json.dumps(draw(st.sampled_from(originals))))
+    for _ in range(draw(st.integers(1, 4))):
+        *path, last = draw(st.sampled_from([place for place in places(tree) if place] or [(None,)]))
+        parent = tree
+        for key in path:
+            parent = parent[key]
+        if last is None:
+            break
+        match draw(st.sampled_from(["replace", "replace", "leave out", "swap", "rename"])):
+            case "replace":
+                parent[last] = deepcopy(draw(ODD))
+            case "leave out":
+                del parent[last]
+            case "swap":
+                other = draw(st.sampled_from(list(parent) if isinstance(parent, dict) else range(len(parent))))
+                parent[last], parent[other] = parent[other], parent[last]
+            case _ if isinstance(parent, dict):
+                parent[draw(st.text(max_size=8)) or "shadow"] = parent.pop(last)
+    return json.dumps(tree).encode()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file: what it may hold, and what reads it from a folder of its own."""
+
+    content: st.SearchStrategy[bytes]
+    read: Callable[[Path, bytes], object]
+
+
+def with_length(header: bytes, data: bytes = bytes(64)) -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+WEIGHTS = save({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 3), "model.norm.weight": torch.ones(3).bfloat16()})
+HEADER = json.loads(WEIGHTS[8 : 8 + int.from_bytes(WEIGHTS[:8], "little")])
+SHARD = "model-00001-of-00001.safetensors"
+INDEX = {"metadata": {"total_size": 30}, "weight_map": dict.fromkeys(HEADER, SHARD)}
+ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True, "alpha_pattern": {"q_proj": 2}}
+CONFIG = {
+    "model_type": "qwen2_moe", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 4,
+    "text_config": {"model_type": "llama"}, "quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 2]},
+}  # fmt: skip
+REGISTRY = b"""\
+toy-1b:
+  base: org/toy-1b
+  sft: {repo: org/toy-1b-sft, revision: main, subfolder: a/b}
+  dpo: ./dpo
+  pairs: [base..sft, {from: sft, to: dpo, relation: sibling}]
+  tags: [dense, vlm]
+  source: https://example.org
+  note: nothing
+toy-vl:
+  base: {language: org/toy-1b, vision: {repo: org/clip, revision: v1}}
+  instruct: org/toy-vl
+"""
+LISTS = (
+    b"toy-1b\ntoy-1b:base..sft  # why\n'qwen2.5-*'\n",
+    b"- toy-1b\n- target: toy-*\n- {base: ./a, tuned: org/b@main}\n",
+    json.dumps(["toy-1b", {"base": "org/a", "tuned": "org/b"}]).encode(),
+)
+POLICY = b"""\
+narrow:
+  fail_on: language.mlp.up.concentration > 0.5
+  message: why
+  severity: warning
+steady:
+  moved: "*.attn.*.concentration"
+  allow_missing: true
+word:
+  fail_on: label == concentrated
+"""
+CSV = (
+    b"model,benchmark,score,group,metric,unit\norg/a,gsm8k,0.5,maths,acc,fraction\norg/b,gsm8k,61.5,maths,acc,percent\n"
+)
+HARNESS = {
+    "results": {"gsm8k": {"alias": "gsm8k", "acc,none": 0.5, "acc_stderr,none": 0.01}},
+    "configs": {"gsm8k": {"num_fewshot": 5, "metadata": {"version": 1.0}}},
+    "versions": {"gsm8k": 1},
+    "n-shot": {"gsm8k": 5},
+    "higher_is_better": {"gsm8k": {"acc": True}},
+    "n-samples": {"gsm8k": {"original": 10, "effective": 10}},
+    "config": {"model": "hf", "model_args": "pretrained=org/a"},
+    "model_name": "org/a",
+    "group_subtasks": {"maths": ["gsm8k"]},
+}
+ROW = {"position": 0, "family": "toy", "pair": "base..sft", "relation": "tuned", "folder": "toy/base..sft"}
+ROW |= {"base": "org/a", "tuned": "org/b", "state": "done", "label": "mixed", "seconds": 1.0, "bytes": 5}
+BATCH = {"shadow": MARK, "schema": 1, "version": "0.1.0", "list": None, "shards": ["1/2"], "pairs": [ROW]}
+BATCH |= {"settings": {"method": {"precision": "default"}}}
+GAIN = dict.fromkeys(one.name for one in fields(Gain))
+GAIN |= {"benchmark": "gsm8k", "unit": "fraction", "higher_is_better": True, "base": 0.5, "tuned": 0.6, "gain": 0.1}
+GAIN |= {"base_file": "a.csv", "tuned_file": "a.csv", "others": ["f1"]}
+
+
+def targets(top: Path) -> Mapping[str, Target]:
+    """Every target by its name; top is a folder for files that are made once."""
+    whole = reports.write(top / "report", [reports.delta(0.3, where) for where in reports.places(1, ("mlp.up",))])
+    tables = {name: pq.read_table(whole / f"{name}.parquet") for name in ("matrices", "tensors", "residual")}
+    told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
+    kept = {"schema": 1, "scores": [GAIN], "score_files": [{"name": "a.csv", "sha256": "0"}], "score_notes": ["x"]}
+    kept |= {side: told[side] for side in ("base", "tuned")}
+
+    def weights(folder: Path, content: bytes) -> None:
+        (folder / SHARD).write_bytes(content)
+        read_header(folder / SHARD, SHARD)
+
+    def beside(name: str, shard: str = SHARD) -> Callable[[Path, bytes], object]:
+        def read(folder: Path, content: bytes) -> None:
+            (folder / shard).write_bytes(WEIGHTS)
+            (folder / name).write_bytes(content)
+            open_folder(str(folder))
+
+        return read
+
+    def one(name: str, reader: Callable[[Path], object]) -> Callable[[Path, bytes], object]:
+        def read(folder: Path, content: bytes) -> None:
+            (folder / name).write_bytes(content)
+            reader(folder / name)
+
+        return read
+
+    def families(path: Path) -> None:
+        with mock.patch("shadow.registry.registry_folder", return_value=top):  # without the shipped ones: 10 ms
+            load_families(path.parent)
+
+    def metadata(folder: Path, content: bytes) -> None:
+        for name, table in tables.items():
+            pq.write_table(table.replace_schema_metadata({b"shadow": content}), folder / f"{name}.parquet")
+        (folder / "summary.json").write_text("{}")
+        read_measured(folder)
+
+    def file_of_report(name: str) -> Callable[[Path, bytes], object]:
+        def read(folder: Path, content: bytes) -> None:
+            shutil.copytree(whole, folder, dirs_exist_ok=True)
+            (folder / name).write_bytes(content)
+            read_measured(folder)
+
+        return read
+
+    def scores_kept(folder: Path, content: bytes) -> None:
+        (folder / "scores.json").write_bytes(content)
+        read_kept(folder, told)
+
+    def like(*trees: Any) -> st.SearchStrategy[bytes]:
+        return changed_json(trees) | changed_bytes(tuple(json.dumps(tree).encode() for tree in trees))
+
+    return {
+        "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
+        "index": Target(like(INDEX), beside("model.safetensors.index.json")),
+        "config": Target(like(CONFIG), beside("config.json", "model.safetensors")),
+        "adapter": Target(like(ADAPTER), beside("adapter_config.json", "adapter_model.safetensors")),
+        "registry": Target(changed_bytes((REGISTRY,)), one("a.yaml", families)),
+        "list": Target(changed_bytes(LISTS), one("l", lambda path: read_list(str(path)))),
+        "yaml-list": Target(changed_bytes(LISTS[1:]), one("l.yaml", lambda path: read_list(str(path)))),
+        "policy": Target(changed_bytes((POLICY,)), one("policy.yaml", read_policy)),
+        "csv": Target(changed_bytes((CSV,)), one("a.csv", lambda path: read_scores([path]))),
+        "harness": Target(like(HARNESS), one("a.json", lambda path: read_scores([path]))),
+        "scores": Target(like(kept), scores_kept),
+        "batch": Target(like(BATCH), one("index.json", lambda path: read_index(path.parent))),
+        "metadata": Target(like(told), metadata),
+        "summary": Target(like({"schema": 1, "family": "toy", "figures": {}}), file_of_report("summary.json")),
+        "parquet": Target(
+            changed_bytes(((whole / "matrices.parquet").read_bytes(),)), file_of_report("matrices.parquet")
+        ),
+    }
+
+
+def attempt(target: Target, content: bytes) -> bool:
+    """Read one file; was it taken? Raises AssertionError, or what the reader raised, where it broke its word."""
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            target.read(Path(folder), content)
+            taken = True
+        except ShadowError as error:
+            told = f"{error.message} {error.hint or ''}"
+            assert told.isprintable(), f"cannot be printed: {told!r}"
+            assert len(told) <= LONGEST, f"{len(told)} characters: {told[:100]!r}..."
+            taken = False
+    seconds = time.process_time() - began
+    assert seconds < SECONDS, f"took {seconds:.1f} s of CPU"
+    return taken
+
+
+def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
+    """Try files for so many seconds; how many were read, and how many of them taken."""
+    tried, taken, end = 0, 0, time.monotonic() + seconds
+
+    while time.monotonic() < end:
+
+        @seed(number)
+        @SETTINGS
+        @given(target.content)
+        def once(content: bytes) -> None:
+            nonlocal tried, taken
+            if time.monotonic() < end:
+                tried += 1
+                taken += attempt(target, content)
+
+        once()
+        number += 1
+    return tried, taken
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help="all of them, if none is named")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
+    parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
+    options = parser.parse_args()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    failed = False
+    with tempfile.TemporaryDirectory() as top:
+        known = targets(Path(top))
+        if unknown := set(options.targets) - set(known):
+            parser.error(f"no target {', '.join(unknown)}; there are {', '.join(known)}")
+        names = options.targets or list(known)
+        for name in names:
+            try:
+                tried, taken = fuzz(known[name], options.seconds / len(names), options.seed)
+                print(f"{name}: {tried:,} files, {taken:,} of them taken", flush=True)
+            except Exception as error:  # a counterexample, with its note by hypothesis
+                failed = True
+                print(
+                    f"{name}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ()), sep="\n", flush=True
+                )
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

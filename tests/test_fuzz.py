@@ -1,0 +1,53 @@
+"""The fuzzer of tests/fuzz.py itself: every target runs, and what breaks its word is found."""
+
+from __future__ import annotations
+
+import fuzz
+import pytest
+from hypothesis import strategies as st
+
+from shadow.errors import ShadowError
+
+TARGETS = (
+    "header", "index", "config", "adapter", "registry", "list", "yaml-list", "policy", "csv", "harness", "scores",
+    "batch", "metadata", "summary", "parquet",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory):
+    return fuzz.targets(tmp_path_factory.mktemp("fuzz"))
+
+
+def test_every_target_is_named(targets):
+    """The list here is that of tests/fuzz.py."""
+    assert tuple(targets) == TARGETS
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_some_files_are_taken_and_none_breaks_a_reader(targets, name):
+    """A moment of `make fuzz`: the files start from right ones, so that some get as far as the end of a reader."""
+    tried = taken = 0
+    for number in range(20):
+        more = fuzz.fuzz(targets[name], 0.3, number)
+        tried, taken = tried + more[0], taken + more[1]
+        if taken:
+            return
+    pytest.fail(f"none of {tried} files was taken")
+
+
+def refused(folder, content):
+    if b"\x07" in content:
+        raise KeyError("seven")
+    raise ShadowError("no")
+
+
+def unprintable(folder, content):
+    raise ShadowError(f"{content.decode(errors='replace')} is not it")
+
+
+@pytest.mark.parametrize(("reader", "error"), [(refused, KeyError), (unprintable, AssertionError)])
+def test_what_breaks_its_word_is_found(reader, error):
+    """Another exception than ShadowError, and a message that cannot be printed."""
+    with pytest.raises(error):
+        fuzz.fuzz(fuzz.Target(st.binary(), reader), 60, 0)

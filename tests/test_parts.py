@@ -1,0 +1,254 @@
+"""Tensors that hold several matrices or vectors: each part has its own outcome, and the tensor's row tells of all."""
+
+from __future__ import annotations
+
+import math
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from safetensors.torch import load_file
+from test_architecture import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
+
+from shadow.architecture import name_rules
+from shadow.checkpoint import Checkpoint
+from shadow.delta import Method
+from shadow.errors import ShadowError
+from shadow.pairing import Filter, pair_checkpoints
+from shadow.registry import given_pair, parse_reference
+from shadow.run import Settings, run_pair
+from shadow.shards import TensorInfo
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+FUSED = {  # a fused projection with a bias: its name, its rows, and how many groups of them each part has
+    "gpt2": ("transformer.h.0.attn.c_attn", {"attn.q": 32, "attn.k": 32, "attn.v": 32}, 1),
+    "gpt_neox": ("gpt_neox.layers.0.attention.query_key_value", {"attn.q": 8, "attn.k": 8, "attn.v": 8}, 4),
+    "qwen2_vl": ("visual.blocks.0.attn.qkv", {"attn.q": 32, "attn.k": 32, "attn.v": 32}, 1),
+    "internlm2": ("model.layers.0.attention.wqkv", {"attn.q": 16, "attn.k": 8, "attn.v": 8}, 2),
+    "phi3": ("model.layers.0.self_attn.qkv_proj", {"attn.q": 32, "attn.k": 16, "attn.v": 16}, 1),
+}
+
+
+def slices(kind: str) -> dict[str, list[int]]:
+    """The rows of each part of a fused tensor, counted out."""
+    _, sizes, groups = FUSED[kind]
+    step = sum(sizes.values())
+    found, start = {}, 0
+    for module, size in sizes.items():
+        found[module] = [group * step + start + i for group in range(groups) for i in range(size)]
+        start += size
+    return found
+
+
+def fused(kind: str) -> dict[str, torch.Tensor]:
+    name, sizes, groups = FUSED[kind]
+    rows = groups * sum(sizes.values())
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, 32, generator=generator)
+    return {
+        f"{name}.weight": weight.T if kind == "gpt2" else weight,
+        f"{name}.bias": torch.randn(rows, generator=generator),
+    }
+
+
+def outputs_first(tensor: torch.Tensor) -> torch.Tensor:
+    """A view with the outputs along the first dimension: GPT-2 stores (in, out)."""
+    return tensor.T if tensor.ndim == 2 and tensor.shape[0] < tensor.shape[1] else tensor
+
+
+def audited(tmp_path, base, tuned, config, jobs=None, chosen=None):
+    """The result of an audit, and the rows of tensors.parquet by name and side."""
+    for name, tensors in (("base", base), ("tuned", tuned)):
+        if not (tmp_path / name).exists():
+            models.write(tmp_path / name, tensors, config)
+    pair = given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
+    result = run_pair(pair, Settings(Method(), chosen or Filter()), tmp_path / f"out-{jobs}", jobs=jobs)
+    rows = pq.read_table(result.folder / "tensors.parquet").to_pylist()
+    return result, {(row["tensor"], row["side"]): row for row in rows}
+
+
+def gate(result, name):
+    return next(gate for gate in result.summary.gates if gate["name"] == name)
+
+
+def paired_with_itself(shapes, config):
+    infos = {name: TensorInfo(name, "BF16", shape, "s", 0, 0) for name, shape in shapes.items()}
+    side = Checkpoint("x", None, "f", config, infos, {})
+    try:
+        return pair_checkpoints(side, side, Filter())[0]
+    except ShadowError:  # nothing that pairs
+        return []
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_no_two_pairs_of_any_layout_share_a_key(kind):
+    """Every fused matrix and its bias, in every order of rows that names.yaml knows, in the text model and in a tower:
+    as many keys as pairs, or outcomes would be lost."""
+    config = {"model_type": kind, **dict.fromkeys(COUNTS, 2), "num_attention_heads": 4, "hidden_size": 32}
+    split = 0
+    for rows in (64, 96):
+        shapes = {}
+        for wrapper in ("model.layers.0.", "visual.blocks.0.", "audio_tower.layers.0.", "mtp.layers.0."):
+            for rest in PIECES["rest"]:
+                shapes |= {f"{wrapper}{rest}.weight": (rows, 32), f"{wrapper}{rest}.bias": (rows,)}
+        pairs = paired_with_itself(shapes, config)
+        assert len({pair.key for pair in pairs}) == len(pairs) >= len(shapes)
+        split += len(pairs) - len(shapes)
+    assert split >= 10, "fused biases and matrices were among them"
+
+
+@settings(max_examples=100, deadline=None)
+@given(SHAPES, CONFIGS)
+def test_no_two_pairs_of_a_hostile_checkpoint_share_a_key(shapes, config):
+    """Whatever the names, the shapes and the config."""
+    pairs = paired_with_itself(shapes, config)
+    assert len({pair.key for pair in pairs}) == len(pairs)
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind, tmp_path):
+    """Parts that change by different amounts: the relative norm is that of the whole vector, and 1, 2 and 5 workers
+    give the same bytes of data."""
+    base = fused(kind)
+    bias = f"{FUSED[kind][0]}.bias"
+    tuned = {name: tensor.clone() for name, tensor in base.items()}
+    for factor, (module, rows) in enumerate(slices(kind).items()):
+        assert module in name_rules().modules
+        tuned[bias][rows] *= 1 + 0.5 * factor
+        outputs_first(tuned[f"{FUSED[kind][0]}.weight"])[rows] *= 1.01 + 0.01 * factor
+    config = {"model_type": kind, **HEADS}
+    found = []
+    for jobs in (1, 2, 5):
+        result, rows = audited(tmp_path, base, tuned, config, jobs)
+        expected = (tuned[bias] - base[bias]).double().norm() / base[bias].double().norm()
+        assert rows[bias, "tuned"]["relative_norm"] == pytest.approx(float(expected), rel=1e-12)
+        tables = [
+            pq.read_table(result.folder / f"{name}.parquet").replace_schema_metadata()
+            for name in ("matrices", "tensors", "spectra", "residual")
+        ]
+        found.append([*tables, (result.folder / "summary.json").read_bytes()])
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, what, tmp_path):
+    """NaN in k alone: the tensor is skipped as nonfinite and says which part, q and v have their rows, and the share
+    of the compared parameters is without k."""
+    base = fused(kind)
+    name = f"{FUSED[kind][0]}.{what}"
+    tuned = {key: tensor * 1.01 for key, tensor in base.items()}
+    row = slices(kind)["attn.k"][3]
+    outputs_first(tuned[name])[row] = math.nan
+    result, rows = audited(tmp_path, base, tuned, {"model_type": kind, **HEADS})
+    part = "attn.k" if what == "weight" else "bias attn.k"
+    for side in ("base", "tuned"):
+        assert rows[name, side]["status"] == "skipped"
+        assert rows[name, side]["reason"] == "nonfinite"
+        assert rows[name, side]["detail"] == f"1 of 3 parts not measured: {part} nonfinite in the tuned tensor"
+        assert rows[name, side]["relative_norm"] is None
+    lost = base[name].numel() * len(slices(kind)["attn.k"]) // len(base[f"{FUSED[kind][0]}.bias"])
+    assert rows[name, "tuned"]["compared"] == base[name].numel() - lost
+    total = sum(tensor.numel() for tensor in base.values())
+    assert gate(result, "paired")["figure"] == pytest.approx(1 - lost / total)
+    assert "100.0 %" not in gate(result, "paired")["reason"]
+    (told,) = (row for row in result.summary.skipped if row["reason"] == "nonfinite")
+    assert told["examples"] == [name]
+    assert result.should_not_have_skipped == ["nonfinite"]
+    deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    measured = ["attn.q", "attn.v"] if what == "weight" else ["attn.q", "attn.k", "attn.v"]
+    assert list(deltas["module"]) == measured
+
+
+def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
+    """Of a stack of 16 experts two hold an infinity: their layer is still there, all other experts have a row, and
+    --strict ends with 3."""
+    name = "model.layers.0.mlp.experts.down_proj"
+    base = {name: torch.randn(16, 8, 4, generator=torch.Generator().manual_seed(0))}
+    tuned = {name: base[name] * 1.5}
+    tuned[name][3, 0, 0] = math.inf
+    base[name][11, 0, 0] = math.nan
+    result, rows = audited(tmp_path, base, tuned, {"model_type": "qwen3_moe", "hidden_size": 8})
+    assert rows[name, "tuned"]["status"] == "skipped"
+    assert rows[name, "tuned"]["detail"] == (
+        "2 of 16 parts not measured: experts.down 3 nonfinite in the tuned tensor; "
+        "experts.down 11 nonfinite in the base tensor"
+    )
+    assert rows[name, "tuned"]["compared"] == 14 * 8 * 4
+    deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    assert list(deltas["expert"]) == [e for e in range(16) if e not in (3, 11)]
+    assert result.summary.figures["depth_layers"] == 1
+    assert result.summary.figures["parameters_measured"] == 14 * 8 * 4
+    assert gate(result, "paired")["figure"] == pytest.approx(14 / 16)
+    done = shadow("audit", "--base", "./base", "--tuned", "./tuned", "-o", "again", "--strict")
+    assert done.code == 3
+    assert "nonfinite" in done.out
+
+
+def test_a_stack_of_which_the_other_experts_are_identical_was_compared(tmp_path):
+    """One expert is not finite, the others did not change: its component has an energy of 0, not none."""
+    name = "model.layers.0.mlp.experts.down_proj"
+    base = {name: torch.randn(4, 8, 4), "model.layers.0.self_attn.q_proj.weight": torch.randn(8, 8)}
+    tuned = {key: tensor.clone() for key, tensor in base.items()}
+    tuned[name][2, 0, 0] = math.nan
+    tuned["model.layers.0.self_attn.q_proj.weight"] *= 1.1
+    result, rows = audited(tmp_path, base, tuned, {"model_type": "qwen3_moe", "hidden_size": 8})
+    assert rows[name, "base"]["compared"] == 3 * 8 * 4
+    assert result.summary.figures["attention_to_mlp"] is None, "over an energy of 0"
+    assert gate(result, "paired")["figure"] == pytest.approx((96 + 64) / (128 + 64))
+
+
+def test_what_a_filter_leaves_out_of_a_fused_tensor_is_no_fault(tmp_path):
+    """--module attn.q measures q of a fused projection: the tensor is measured, and says that k and v were left out."""
+    base = fused("phi3")
+    tuned = {name: tensor * 1.01 for name, tensor in base.items()}
+    chosen = Filter(modules=("attn.q",))
+    result, rows = audited(tmp_path, base, tuned, {"model_type": "phi3", **HEADS}, chosen=chosen)
+    row = rows["model.layers.0.self_attn.qkv_proj.weight", "tuned"]
+    assert (row["status"], row["reason"]) == ("measured", None)
+    assert row["detail"] == "attn.k filtered; attn.v filtered"
+    assert row["compared"] == 32 * 32
+    assert result.should_not_have_skipped == []
+
+
+def test_vectors_whose_base_is_zero_were_compared(tmp_path):
+    """Biases of 0 that training moved have no relative norm, and count as compared all the same."""
+    base = {
+        "model.layers.0.self_attn.q_proj.weight": torch.randn(8, 8),
+        "model.layers.0.self_attn.q_proj.bias": torch.zeros(8),
+    }
+    tuned = {name: tensor + 0.1 for name, tensor in base.items()}
+    result, rows = audited(tmp_path, base, tuned, {"model_type": "qwen2"})
+    assert rows["model.layers.0.self_attn.q_proj.bias", "tuned"]["relative_norm"] is None
+    assert gate(result, "paired")["figure"] == 1.0
+    assert gate(result, "paired")["reason"].startswith("100.0 %")
+
+
+def test_a_grown_vocabulary_counts_with_its_common_rows(tmp_path):
+    """100 of 125 rows are common, changed or not: 80 % of the parameters were compared."""
+    base = {"model.embed_tokens.weight": torch.randn(100, 8)}
+    for change in (0.0, 0.1):
+        tuned = {
+            "model.embed_tokens.weight": torch.cat([base["model.embed_tokens.weight"] + change, torch.randn(25, 8)])
+        }
+        result, _ = audited(tmp_path / str(change), base, tuned, {"model_type": "llama"})
+        assert gate(result, "paired")["figure"] == pytest.approx(0.8)
+
+
+def test_a_head_that_does_not_fit_the_embedding_leaves_the_embedding_measured(tmp_path):
+    """The base ties its head, the tuned side has one of another width: the head is told, the embedding is itself."""
+    embed, head = "model.embed_tokens.weight", "lm_head.weight"
+    base = {embed: torch.randn(16, 8)}
+    tuned = {embed: base[embed] * 1.1, head: torch.randn(16, 4)}
+    folders = [
+        models.write(tmp_path / "base", base, {"model_type": "llama", "tie_word_embeddings": True}),
+        models.write(tmp_path / "tuned", tuned, {"model_type": "llama", "tie_word_embeddings": False}),
+    ]
+    pair = given_pair(*(parse_reference(str(folder)) for folder in folders))
+    result = run_pair(pair, Settings(Method(), Filter()), tmp_path / "out")
+    rows = {(r["tensor"], r["side"]): r for r in pq.read_table(result.folder / "tensors.parquet").to_pylist()}
+    assert rows[embed, "base"]["status"] == rows[embed, "tuned"]["status"] == "measured"
+    assert rows[head, "tuned"]["reason"] == "shape_differs"
+    assert load_file(folders[1] / "model.safetensors").keys() == {embed, head}
