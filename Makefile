@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test fuzz check format docs site real clean
+.PHONY: setup demo test test-slow fuzz check format docs site real clean
 
 setup: $(STAMP)
 
@@ -18,17 +18,22 @@ $(STAMP): pyproject.toml
 demo: setup  ## audit the demo family, offline
 	$(BIN)/shadow audit demo --output reports
 
-test: setup  ## all tests but those that download real weights
-	$(BIN)/python -m pytest -q -n 2
+# A file of tests stays on one worker, so that its fixtures are made once.
+test: setup  ## the fast tests: under three minutes on two cores
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+test-slow: setup  ## the slow tests, and those of properties with many examples
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not real" --hypothesis-profile thorough
 
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py
 
-check: setup  ## lint, format, types
+check: setup  ## lint, format, types, generated pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/readme.py --check
+	$(BIN)/python -m pytest -q -m generated tests/test_planted.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SECONDS = 120  # after which a command counts as hung
 
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
 ZYGOTE = """
-import json, os, resource, signal, sys, traceback
+import gc, importlib, json, os, resource, signal, sys, traceback
 import pyarrow.pandas_compat, shadow.architecture, shadow.cli, shadow.run, shadow.views.summary
+import shadow.ci, shadow.compare, shadow.export, shadow.gate, shadow.lists
 shadow.architecture.name_rules()
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout
+# The Hub's client reads the environment when it is imported: here comes in what it imports, not the client itself.
+import huggingface_hub.hf_api, huggingface_hub.file_download
+for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]
+gc.freeze()  # a fork that does not look at what is there need not copy it
 for line in sys.stdin:
     job = json.loads(line)
     pipes = os.pipe(), os.pipe()
@@ -19,12 +34,19 @@ for line in sys.stdin:
     if not child:
         signal.alarm(job["seconds"])
         os.chdir(job["cwd"])
-        os.environ.update(job["env"])
+        if job["bare"]:
+            os.environ.clear()
+        os.environ.update({name: value for name, value in job["env"].items() if value is not None})
+        for name in [name for name, value in job["env"].items() if value is None]:
+            os.environ.pop(name, None)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(pipes[0][1], 1)
         os.dup2(pipes[1][1], 2)
         if job["file_size"]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
+        sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING"), closefd=False)
+        sys.stderr = open(2, "w", 1, sys.stdout.encoding, "backslashreplace", closefd=False)
+        importlib.reload(shadow.console)  # at its import it takes width and colours from the environment
         sys.argv = ["shadow", *(os.fsdecode(bytes.fromhex(one)) for one in job["arguments"])]
         code = 0
         try:
@@ -37,6 +59,7 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    print(child, flush=True)
     texts = []
     for _, writer in pipes:
         os.close(writer)
@@ -71,3 +94,69 @@ class Run:
         assert self.out.replace("\n", "").isprintable()
         assert self.err.replace("\n", "").isprintable()
         return self.out
+
+
+@cache
+def zygote() -> subprocess.Popen[str]:
+    """The one process of this worker that imports. It ends when its standard input does: with the worker."""
+    return subprocess.Popen(
+        [sys.executable, "-c", ZYGOTE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+
+
+class Started:
+    """A command that runs while the test goes on; one at a time. After the fork it is as one of its own process."""
+
+    def __init__(
+        self,
+        *arguments: object,
+        cwd: Path,
+        env: dict[str, str | None] | None = None,
+        bare: bool = False,
+        file_size: int = 0,
+        seconds: int = SECONDS,
+    ) -> None:
+        """env: variables beside those of this process, None for one less. bare: no other variables than these."""
+        job = {
+            "arguments": [os.fsencode(str(one)).hex() for one in arguments],
+            "cwd": str(cwd),
+            "env": env or {},
+            "bare": bare,
+            "file_size": file_size,
+            "seconds": seconds,
+        }
+        pipe = zygote().stdin
+        assert pipe
+        pipe.write(json.dumps(job) + "\n")
+        pipe.flush()
+        self.pid = int(self._line())
+        self.run: Run | None = None
+
+    def _line(self) -> str:
+        pipe = zygote().stdout
+        assert pipe
+        return pipe.readline()
+
+    def kill(self, number: int = signal.SIGKILL) -> Run:
+        """Sends a signal, and waits for the end."""
+        os.kill(self.pid, number)
+        return self.end()
+
+    def end(self) -> Run:
+        """Waits for the command."""
+        if self.run is None:
+            code, *texts = json.loads(self._line())
+            self.run = Run(code, *(bytes.fromhex(text).decode() for text in texts))
+        return self.run
+
+
+def run_shadow(*arguments: object, cwd: Path, **more: object) -> Run:
+    """Runs a `shadow` command in a folder: in a fork of a process that has everything imported.
+
+    What depends on the interpreter's start (encodings, the hash seed, threads, signals) needs the script itself.
+    """
+    return Started(*arguments, cwd=cwd, **more).end()  # type: ignore[arg-type]

@@ -6,11 +6,9 @@ import json
 
 import models
 import pandas as pd
-import peft
 import pytest
 import reference
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow.adapter import read_adapter
@@ -43,6 +41,9 @@ KINDS = {
 
 def adapted(base, folder, options):
     """An adapter with random factors, saved by peft, and the weights of the base that peft merged it into."""
+    import peft
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     config = peft.LoraConfig(r=4, lora_alpha=8, task_type="CAUSAL_LM", **options)
     tuned = peft.get_peft_model(model, config)

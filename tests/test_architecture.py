@@ -10,6 +10,7 @@ import models
 import numpy as np
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -166,7 +167,7 @@ CONFIGS = st.builds(
 SHAPES = st.dictionaries(NAMES_OF_ALL_KINDS, st.lists(st.integers(0, 12), max_size=4).map(tuple), max_size=8)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400))
 @given(SHAPES, CONFIGS)
 def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes, config):
     """Every tensor has a part; no two parts share a place; the parts of a tensor are all of it, each entry once; no

@@ -563,12 +563,11 @@ def test_one_failing_pair_does_not_stop_the_others(shadow, folders, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out" / "fam").iterdir()) == ["base..a", "base..c"]
 
 
-def test_a_terminal_of_few_letters_gets_the_report(folders, tmp_path):
+def test_a_terminal_of_few_letters_gets_the_report(shadow, folders):
     """Where stdout cannot show letters beyond ASCII the report is still shown."""
-    env = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run([SHADOW, *PAIR], cwd=tmp_path, capture_output=True, env=env)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"mlp.up" in done.stdout
+    text = shadow(*PAIR, env={"PYTHONIOENCODING": "ascii"}).assert_done()
+    assert text.isascii()
+    assert "mlp.up" in text
 
 
 FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")

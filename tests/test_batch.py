@@ -7,18 +7,16 @@ import functools
 import io
 import json
 import multiprocessing
-import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, fields
-from pathlib import Path
 
 import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import Started, run_shadow
 from hub import Hub
 from rich.console import Console
 
@@ -38,7 +36,6 @@ from shadow.registry import given_pair, parse_reference
 from shadow.run import Settings, run_pair
 from shadow.views.batch import batch_view
 
-SHADOW = Path(sys.executable).parent / "shadow"
 EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
 UP = "model.layers.{}.mlp.up_proj.weight"
 
@@ -253,13 +250,12 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(toys / "home"))
         (toys / "l.yaml").write_text("".join(f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two")))
-        command = [SHADOW, "audit", "--list", "l.yaml", "-o", "out"]
-        subprocess.run(command, cwd=toys, check=True, capture_output=True)
+        run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
         size = (toys / "one" / "model.safetensors").stat().st_size
         first = read_index(toys / "out").rows
         assert [row.bytes for row in first] == [2 * size, size]
         assert [len(row.base_commit) for row in first] == [40, 40]
-        subprocess.run(command, cwd=toys, check=True, capture_output=True)
+        run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
         assert read_index(toys / "out").rows == first
 
 
@@ -276,28 +272,28 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
     text = "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n"
     (tmp_path / "l.yaml").write_text(text)
-    command = [SHADOW, "audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o"]
-    child = subprocess.Popen([*command, "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ("audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o")
+    child = Started(*command, "out", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(
         path.read_bytes().count(b"\n") > 3 for path in tmp_path.glob("out/x2/*/.partial/journal.jsonl")
     ):
         time.sleep(0.01)
-    child.send_signal(how)
-    out, err = child.communicate()
+    stopped = child.kill(how)
     if how == signal.SIGINT:
-        assert (child.returncode, out) == (130, "")
-        assert err.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert (stopped.code, stopped.out) == (130, "")
+        assert stopped.err.splitlines()[-1] == "stopped; the same command goes on from here"
     rows = read_index(tmp_path / "out").rows
     assert [row.state for row in rows] == ["done", "pending", "pending"]
     assert [row["state"] for row in table_rows(tmp_path / "out")] == ["done", "pending", "pending"]
     assert (rows[1].seconds is not None) == (how == signal.SIGINT), "what it took is known where there was time to say"
-    again = subprocess.run([*command, "out"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    told = [line.partition(": ")[2] for line in again.stderr.splitlines()]
+    again = run_shadow(*command, "out", cwd=tmp_path)
+    again.assert_done()
+    told = [line.partition(": ")[2] for line in again.err.splitlines()]
     assert told[0] == "nothing to measure: the report is already there"
     assert told[1].startswith("resuming: ")
     assert [row.state for row in read_index(tmp_path / "out").rows] == ["done"] * 3
-    subprocess.run([*command, "whole"], cwd=tmp_path, capture_output=True, check=True)
+    run_shadow(*command, "whole", cwd=tmp_path).assert_done()
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -313,6 +309,7 @@ def contents(output):
 # one pair is a function
 
 
+@pytest.mark.slow
 def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     """run_pair mapped over the list by concurrent.futures, in processes that share nothing: the same reports, the same
     fault with its hint; and `merge` makes the same index from them."""
@@ -548,10 +545,7 @@ def test_hostile_names_and_errors_are_text(tmp_path, width):
 def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
     """The table, then what `show` always told; of a list without a report the table alone; piped at 80 columns."""
     shadow("audit", "toy-a", "toy-bad*", "--registry", ".", "-o", "out").assert_done(1)
-    narrow = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
-    plain = subprocess.run(
-        [SHADOW, "show", "out"], cwd=toys, text=True, check=True, capture_output=True, env=narrow
-    ).stdout
+    plain = shadow("show", "out", env={"COLUMNS": None}).assert_done()
     table, first, *rest = plain.split("──\n")[0:1] + plain.split("\ntoy-a  base..")
     assert table.startswith("list ─")
     assert len([first, *rest]) == 3

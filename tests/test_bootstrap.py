@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -255,7 +256,7 @@ tables = hnp.arrays(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(tables, st.randoms(use_true_random=False))
 def test_signs_orders_and_scales_carry_over(values, random):
     """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice the interval."""
@@ -292,6 +293,7 @@ def outside(sizes, pairs, seed=0):
     return excluded / pairs, significant / pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "nominal"), [((4,), 0.125), ((6,), 0.05), ((16,), 0.05), ((4, 1), 0.125), ((4, 4), 0.05), ((12, 8), 0.05)]
 )

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from xml.etree import ElementTree
 
 import junitparser
@@ -26,7 +22,6 @@ from shadow.console import inert, visible
 from shadow.gate import Judged, Verdict
 from shadow.rules import parse_rule, read_policy
 
-SHADOW = Path(sys.executable).parent / "shadow"
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 OWNED = [
     "::error title=owned::owned", "\n::error::owned", "\r::error::owned", "x\u2028::set-output name=a::b", "%0A::",
@@ -272,7 +267,7 @@ def test_json_stays_the_same_json_without_commands(value):
 
 @pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "40"}])
 @pytest.mark.parametrize("format", ["table", "json"])
-def test_names_of_tensors_command_nothing(tmp_path, variables, format):
+def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
     """A checkpoint with commands for names, in GitHub Actions: the only commands are those of the rule that was met."""
     up = "model.layers.0.mlp.up_proj.weight"
     names = [f"{'x ' * count}::error title=owned::owned" for count in (0, 7, 15, 24, 30)]
@@ -281,17 +276,16 @@ def test_names_of_tensors_command_nothing(tmp_path, variables, format):
         weights = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
         extra = {name: torch.ones(2) for name in names} if side == "tuned" else {names[0]: torch.ones(2)}
         models.write(tmp_path / side, {up: weights, **extra})
-    command = [SHADOW, "audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
-               "--fail-on", "matrices > 0"]  # fmt: skip
+    command = ("audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
+               "--fail-on", "matrices > 0")  # fmt: skip
     env = {"PATH": "/usr/bin:/bin", "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
-    env |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env | variables)
-    assert done.returncode == 4, done.stderr
-    found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.stdout + "\n" + done.stderr))
+    done = shadow(*command, env=env | variables, bare=True)
+    assert done.code == 4, done.err
+    found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.out + "\n" + done.err))
     assert [(name, told["title"].partition("-")[0]) for name, told, _ in found] == [
         ("error", "tuned%3Abase..tuned"), ("error", "tuned%3Abase..tuned"),
     ]  # fmt: skip
-    assert "owned" in done.stdout
+    assert "owned" in done.out
     assert [len(table) for table in tables((tmp_path / "summary.md").read_text())] == [2, 2]
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import Run
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
@@ -27,7 +24,6 @@ from shadow.diagnostics import COMPARISON
 from shadow.errors import ShadowError
 from shadow.views.comparison import comparison_view
 
-SHADOW = Path(sys.executable).parent / "shadow"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 
 
@@ -133,7 +129,7 @@ def assert_mirrored(found, back):
     assert back.matched["matrices"] == found.matched["matrices"]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(
     st.integers(1, 7),
     st.lists(st.floats(0, 0.6), min_size=2, max_size=2),
@@ -482,12 +478,10 @@ def test_a_base_stored_elsewhere_is_known_by_its_spectra(audited, shadow, tmp_pa
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("count", [2, 3])
-def test_output_fits_the_terminal(audited, width, count):
+def test_output_fits_the_terminal(shadow, audited, width, count):
     """No line is longer than the terminal, nothing is cut off, stderr is empty."""
     runs = [audited / "base..narrow", audited / "base..broad", audited / "base..narrow"][:count]
-    env = {**os.environ, "COLUMNS": str(width), "PYTHONIOENCODING": "utf-8"}
-    child = subprocess.run([SHADOW, "compare", *runs], capture_output=True, encoding="utf-8", env=env)
-    done = Run(child.returncode, child.stdout, child.stderr)
+    done = shadow("compare", *runs, env={"COLUMNS": str(width)})
     text = done.assert_done()
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import models
 import pandas as pd
 import pytest
 import torch
-import transformers
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -27,11 +22,11 @@ from shadow.views.comparison import modules_apart
 from shadow.views.plan import plan_modules
 from shadow.views.summary import component_table, module_table
 
-SHADOW = Path(sys.executable).parent / "shadow"
-
 
 def tiny_llava(folder):
     """A LLaVA of a tiny Llama and a tiny CLIP tower, and the two models that it was made of, saved by transformers."""
+    import transformers
+
     torch.manual_seed(0)
     text = transformers.LlamaConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
@@ -126,11 +121,9 @@ def tuned_whole(audited):
 
 
 @pytest.mark.parametrize("columns", [None, "80", "120"])
-def test_tables_of_three_components_fit_a_pipe(tuned_whole, columns):
+def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
     """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns if none are told."""
     folder, reports = tuned_whole
-    kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    env = {**kept, "PYTHONIOENCODING": "utf-8", **({"COLUMNS": columns} if columns else {})}
     commands = {
         ("show", reports[0]): (
             "By component",
@@ -145,13 +138,12 @@ def test_tables_of_three_components_fit_a_pipe(tuned_whole, columns):
         ("plan", "--base", folder / "llava", "--tuned", folder / "tuned-1"): ("projector.0", "patch_embed", "32 x 24"),
     }
     for command, words in commands.items():
-        done = subprocess.run([SHADOW, *command], capture_output=True, encoding="utf-8", env=env)
-        assert done.returncode == 0, done.stderr
-        assert max(map(len, done.stdout.splitlines())) <= int(columns or 80)
-        assert "…" not in done.stdout
-        assert "\x1b" not in done.stdout
+        text = shadow(*command, env={"COLUMNS": columns}).assert_done()
+        assert max(map(len, text.splitlines())) <= int(columns or 80)
+        assert "…" not in text
+        assert "\x1b" not in text
         for word in words:
-            assert word in done.stdout, (command[0], word)
+            assert word in text, (command[0], word)
 
 
 def drawn(table, width):

@@ -131,6 +131,7 @@ def layouts(model: torch.nn.Module) -> list[dict[str, tuple[int, ...]]]:
     return [{n: tuple(t.shape) for n, t in d.items()} for d in (memory, revert_weight_conversion(model, dict(memory)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
 def test_names_of_all_architectures_of_transformers_have_a_place(part):
     """Of some 270 types, most of them no business of ours, 98 % of the names in files and in memory have a place; nine

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import reference
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shadow import spectrum
 from shadow.delta import Method, extent, measure_alone, measure_pair, working_dtype
 from shadow.diagnostics import DELTA, SPECTRAL
 from shadow.shards import FLOATS
@@ -113,7 +115,7 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
     assert delta["mp_edge"] is delta["alpha_hill"] is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15))
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40), st.integers(-60, 60))
 def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
     """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its units.
@@ -163,11 +165,12 @@ def test_opposite_and_doubled_weights():
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 @pytest.mark.parametrize("size", [1.0, 0.1, 1e-2, 1e-3])
-def test_the_distance_of_two_directions_is_right_however_small(dtype, size):
+@pytest.mark.parametrize("shape", [(100, 300), pytest.param((500, 3000), marks=pytest.mark.slow)])
+def test_the_distance_of_two_directions_is_right_however_small(dtype, size, shape):
     """1 - cosine of 16-bit weights, which is about half the relative norm squared, against the distance of the unit
     vectors in float64; 0 where the tuned side is a multiple of the base, 2 where it is its negative."""
     rng = np.random.default_rng(0)
-    noise = [torch.from_numpy(rng.standard_normal((500, 3000))) for _ in range(2)]
+    noise = [torch.from_numpy(rng.standard_normal(shape)) for _ in range(2)]
     kind = getattr(torch, FLOATS[dtype].torch_name)
     base = (0.02 * noise[0]).to(kind)
     tuned = (base.double() * (1 + size / 3) + 0.02 * size * noise[1]).to(kind)
@@ -182,9 +185,10 @@ def test_the_distance_of_two_directions_is_right_however_small(dtype, size):
         assert 1 - found == pytest.approx(expected, abs=1e-7)
 
 
-@pytest.mark.parametrize("shape", [(700, 40), (40, 700), (3000, 1500), (1500, 3000)])
-def test_rows_that_changed_are_counted_across_blocks(shape):
+@pytest.mark.parametrize("shape", [(700, 40), (40, 700), (300, 150), (150, 300)])
+def test_rows_that_changed_are_counted_across_blocks(shape, monkeypatch):
     """A change of the last entry of some rows: those and no others, also where a matrix is read in several blocks."""
+    monkeypatch.setattr(spectrum, "BLOCK", 4_000)
     base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     tuned = base.clone()
     tuned[::5, -1] += 1

@@ -16,10 +16,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import duckdb
 import pages
 import pandas as pd
-import polars as pl
 import pytest
 import readme
 import tutorial
@@ -74,16 +72,6 @@ def links(file):
         for child in token.children or ():
             if child.type == "link_open":
                 yield child.attrs["href"]
-
-
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [(name, file) for name, files in readme.places().items() for file in files or [readme.README]],
-    ids=lambda one: one if isinstance(one, str) else one.name,
-)
-def test_generated_parts_are_up_to_date(name, file):
-    """Tables, commands and the demo's output are what the code makes (`make docs` writes them); none has no place."""
-    assert readme.part(file.read_text(encoding="utf-8"), name) == readme.BLOCKS[name]()
 
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
@@ -145,6 +133,7 @@ def audited(tmp_path, monkeypatch, shadow):
 TO_RUN = [file for file in readme.MARKED if file.name not in RUN_ELSEWHERE and shown(file, run=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", TO_RUN, ids=named)
 def test_every_command_that_is_shown_runs(file, audited, shadow):
     """In its order, with the demo's checkpoints where others are named; but those that are marked as not run."""
@@ -172,6 +161,7 @@ def test_the_session_of_the_readme_needs_nothing_that_is_not_there():
     assert not [word for words in lines for word in words if word.startswith("./") or word.endswith((".csv", ".yaml"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["w", "w" * 30, "w" * 100])
 def test_the_outputs_of_the_tutorial_are_the_same_wherever_the_weights_lie(tmp_path, folder):
     """Long folders are folded in the middle of a name, short ones between words."""
@@ -215,6 +205,8 @@ def printed_by(script):
 
 def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
     """Both run as they stand on the demo's report."""
+    import duckdb
+
     assert "attn.q" in printed_by(blocks(readme.README, "python")[0])
     (sql,) = blocks(readme.README, "sql")
     rows = duckdb.sql(sql).fetchall()
@@ -222,8 +214,12 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
     assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
 
 
+@pytest.mark.slow
 def test_every_export_opens_in_the_line_that_is_shown(audited):
     """The demo in every format under its default name; each line, and those of the partitioned dataset, gives rows."""
+    import duckdb
+    import polars as pl
+
     for to in FORMATS:
         subprocess.run([readme.SHADOW, "export", "reports", "--to", to], check=True, capture_output=True)
     for to, form in FORMATS.items():
@@ -237,11 +233,6 @@ def test_every_export_opens_in_the_line_that_is_shown(audited):
         assert set(found[name]["pair"]) == {"base..narrow", "base..broad"}
 
 
-def test_the_document_of_the_schema_is_up_to_date():
-    """docs/schema.md is what the code makes."""
-    assert readme.TABLES_OF_REPORTS.read_text(encoding="utf-8") == readme.schema_document()
-
-
 def test_the_script_of_the_python_page_reads_the_demo(audited):
     """It prints the label, the concentration and the version of the first pair."""
     (script,) = blocks(ROOT / "docs" / "api.md", "python")
@@ -250,6 +241,7 @@ def test_the_script_of_the_python_page_reads_the_demo(audited):
     assert said.startswith(f"{told['label']} {told['figures']['concentration']} ")
 
 
+@pytest.mark.slow
 def test_the_pool_audits_the_demo(tmp_path):
     """The script runs as it stands, prints a label for each pair, and leaves an index of them."""
     (script,) = blocks(ROOT / "docs" / "lists.md", "python")
@@ -354,11 +346,13 @@ def site(tmp_path_factory):
     return folder, [line for line in done.stderr.splitlines() if line.startswith(("WARNING", "ERROR"))]
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(site):
     """Links, anchors, navigation and docstrings are in order."""
     assert not site[1]
 
 
+@pytest.mark.slow
 def test_the_site_has_every_module_and_command(site):
     """The Python page has the functions that programs call, the page of commands every command."""
     folder = site[0]
@@ -369,6 +363,7 @@ def test_the_site_has_every_module_and_command(site):
     assert all(f'id="{path.replace(" ", "-")}"' in commands for path, _ in pages.commands())
 
 
+@pytest.mark.slow
 def test_the_site_needs_and_tells_nothing_of_elsewhere(site):
     """No script, style, font or image comes from another host, and no page holds a path of this machine."""
     for file in site[0].rglob("*.html"):

@@ -34,6 +34,9 @@ MODULES = ("attn.q", "attn.o", "mlp.gate", "mlp.up")
 HOSTILE = "--><script>alert(1)</script> $\\frac{1}{$ _x\x1b[31m\u202e 中"
 
 
+SUFFIXES = ["svg", *(pytest.param(suffix, marks=pytest.mark.slow) for suffix in ("pdf", "png"))]
+
+
 def toy(folder, layers=6, modules=MODULES, experts=0, spectra=True, component="language", shift=0.0, **told):
     """A report of random numbers, with spectra whose delta has six singular values above 0.3 and some not resolved."""
     random = np.random.default_rng(layers)
@@ -324,13 +327,14 @@ def test_the_map_gets_lighter_all_the_way():
     assert np.all(np.diff(colours @ [0.2126, 0.7152, 0.0722]) > 0)
 
 
-@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_report_gives_the_same_bytes(run, kind, suffix):
     """No date, no random name: twice the same."""
     assert draw(kind, [run], suffix, Choice())[0] == draw(kind, [run], suffix, Choice())[0]
 
 
+@pytest.mark.slow
 def test_another_process_and_a_users_settings_give_the_same_bytes(run, tmp_path):
     """A matplotlibrc that asks for TeX and other sizes, and another hash seed, change nothing."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 20\nsavefig.dpi: 50\n")
@@ -357,7 +361,7 @@ def test_files_are_what_journals_take(run, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("suffix", ["svg", "pdf", "png"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_text_of_files_is_text(tmp_path, kind, suffix):
     """Mathematics, markup and control characters in every name are drawn as they are, and nothing is run."""
     folder = toy(tmp_path / "a", modules=("mlp.up", f"m{HOSTILE}"), family=HOSTILE, pair=f"_{HOSTILE}")

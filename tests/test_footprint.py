@@ -7,11 +7,9 @@ from typing import get_args
 
 import models
 import pandas as pd
-import peft
 import pyarrow.parquet as pq
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from shadow.delta import Method
@@ -41,6 +39,8 @@ def int8(name, W):
 
 
 def llama(folder, layers, seed, width=64):
+    import transformers
+
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         hidden_size=width,
@@ -54,6 +54,9 @@ def llama(folder, layers, seed, width=64):
 
 
 def adapter(folder, base):
+    import peft
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
     with torch.no_grad():

@@ -6,14 +6,12 @@ import itertools
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import reports
+from command import run_shadow
 from reports import delta, place, places
 
 from shadow.batch_index import read_index, write_index
@@ -33,11 +31,10 @@ NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "
 
 
 @pytest.fixture(scope="module")
-def demo(zygote, tmp_path_factory):
+def demo(tmp_path_factory):
     """The demo family, audited: the folder of each of its two pairs."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [Path(sys.executable).parent / "shadow", "audit", "demo", "-o", folder / "reports"]
-    subprocess.run(command, check=True, capture_output=True)
+    run_shadow("audit", "demo", "-o", "reports", cwd=folder).assert_done()
     return {pair: folder / "reports" / "demo" / f"base..{pair}" for pair in ("narrow", "broad")}
 
 

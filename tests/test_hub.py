@@ -26,7 +26,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from command import ZYGOTE, Run
+from command import Run, Started
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange
 from safetensors.torch import save_file
 
@@ -144,61 +144,21 @@ def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
     return {name: str(value) for name, value in {**own, **more}.items()}
 
 
-class Started:
-    """A command that runs while the test goes on."""
-
-    def __init__(self, zygote: subprocess.Popen, arguments: tuple[object, ...], **job: object) -> None:
-        job |= {"arguments": [os.fsencode(str(one)).hex() for one in arguments], "file_size": 0}
-        zygote.stdin.write(json.dumps(job) + "\n")
-        zygote.stdin.flush()
-        self.zygote, self.pid, self.run = zygote, int(zygote.stdout.readline()), None
-
-    def kill(self, number: int = signal.SIGKILL) -> Run:
-        os.kill(self.pid, number)
-        return self.end()
-
-    def end(self) -> Run:
-        if self.run is None:
-            code, *texts = json.loads(self.zygote.stdout.readline())
-            self.run = Run(code, *(bytes.fromhex(text).decode() for text in texts))
-            assert SECRET not in self.run.out + self.run.err
-        return self.run
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[subprocess.Popen]:
-    """As `zygote`, but it tells the process that it forked before it waits for it, and has imported what the client
-    imports. The client itself reads the environment when it is imported."""
-    warm = """
-import gc, huggingface_hub.hf_api, huggingface_hub.file_download
-for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
-    del sys.modules[name]
-gc.freeze()
-"""
-    loop, wait = "for line in sys.stdin:", "    texts = []"
-    assert loop in ZYGOTE
-    assert wait in ZYGOTE
-    code = ZYGOTE.replace(loop, warm + loop).replace(wait, f"    print(child, flush=True)\n{wait}")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], **pipes, env=os.environ | {"COLUMNS": "200"}) as process:
-        yield process
-        process.stdin.close()
-
-
 @pytest.fixture
-def start(forks, hub, tmp_path):
+def start(hub, tmp_path):
     """Begins a command on the Hub, to be killed or interrupted; one at a time."""
     running: list[Started] = []
 
     def start(*arguments, seconds=60, **more) -> Started:
         assert not running or running[-1].run
         env = variables(**{"endpoint": hub.endpoint, "home": tmp_path / "home", **more})
-        running.append(Started(forks, arguments, env=env, cwd=str(tmp_path), seconds=seconds))
+        running.append(Started(*arguments, cwd=tmp_path, env=env, seconds=seconds))
         return running[-1]
 
     yield start
     if running and not running[-1].run:
         running[-1].kill()
+    assert not [one for one in running if SECRET in one.end().out + one.end().err]
 
 
 @pytest.fixture
@@ -421,6 +381,7 @@ print(json.dumps({path: file.result().xet_info.hash for path, file in files.item
 """
 
 
+@pytest.mark.slow
 def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
     """Shards that come through hf_xet, as from huggingface.co: equal, verified, without a word on stderr, and gone
     from the disk under --max-disk. Here Xet's own server is a folder."""
@@ -502,6 +463,7 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     assert bool(blobs(tmp_path)) == (disk == ())
 
 
+@pytest.mark.slow
 def test_killed_in_the_first_download(hub, tmp_path, wanted):
     """Nothing is measured yet: the same command begins anew and removes the piece. With the installed script."""
     hub.rate = 1_000_000
@@ -514,6 +476,7 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
     assert_goes_on(Run(done.returncode, done.stdout, done.stderr), hub, tmp_path, wanted)
 
 
+@pytest.mark.slow
 def test_killed_while_computing(run, start, hub, tmp_path):
     """What was fetched under --max-disk serves the next run; in the end all of it is gone, also what the next run had
     no use for, and the numbers are those of an audit that nobody stopped."""
@@ -529,6 +492,7 @@ def test_killed_while_computing(run, start, hub, tmp_path):
     assert not blobs(tmp_path)
 
 
+@pytest.mark.slow
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was there before stays."""
     run("audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other").assert_done()
@@ -588,6 +552,7 @@ def sampled(tmp_path: Path) -> Iterator[list[int]]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "least"), [("4.5MB", 2), ("6.5MB", 2), ("1GB", 3)])
 def test_the_cache_stays_within_the_limit(run, hub, tmp_path, wanted, limit, least):
     """At every moment; each shard is still fetched once, and all are gone in the end."""
@@ -602,6 +567,7 @@ def test_the_cache_stays_within_the_limit(run, hub, tmp_path, wanted, limit, lea
     assert frame(tmp_path / "out")["verified"].all()
 
 
+@pytest.mark.slow
 def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted):
     """Shards that were there are used and kept, and do not count against --max-disk."""
     run("audit", "--base", "org/base", "--tuned", folders["tuned"], "-o", "other").assert_done()
@@ -614,6 +580,7 @@ def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted)
     assert blobs(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     """A shard that two commits share is one file in the cache: freeing it for one does not take it from the other,
     and two commits of one repository can be compared."""
@@ -632,6 +599,7 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     assert blobs(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_clean_leaves_bytes_that_another_commit_came_to_have(run, start, hub, folders, tmp_path, small):
     """What a killed audit fetched of one commit stays when another audit has used the same bytes for another."""
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
@@ -673,6 +641,7 @@ def tiny_disk(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     """Where not all shards fit, each is freed after use, which is said; a killed run goes on in the same space;
     where not even that fits, the numbers are told before the first byte of a weight."""
@@ -694,6 +663,7 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     assert set(moved(hub).values()) == {HEADERS}
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wanted):
     """Another writer takes the rest of the disk during a download: one line; with space again it goes on."""
     with tiny_disk(tmp_path / "home", "size=12M") as home:
@@ -716,6 +686,7 @@ def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wante
         assert_goes_on(run(*PAIR, "-o", "out"), hub, tmp_path, wanted)
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path, small):
     """A disk mounted read-only, and a file where the folder should be: told at once. What a read-only cache holds is
     still used."""
@@ -822,6 +793,7 @@ def test_a_repository_without_weights_says_what_there_is(run, hub, tmp_path):
     told(run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty: no safetensors files", "weights.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("disk", [(), ("--max-disk", "1MB")], ids=["keeping", "freeing"])
 def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
     """The refusal names --allow-pickle; with it the numbers are those of the safetensors."""
@@ -862,6 +834,7 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
     """Which shards are missing is said, and a part of the model that the cache has is measured all the same."""
     chosen = ("--layer", "0", "--fetch", "shards")
@@ -895,6 +868,7 @@ PLACES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "actions",
     [(Status(500, AT_ONCE), Status(503, AT_ONCE)), (Status(429, {"Retry-After": "1"}),), (Drop(), Drop(reset=True))],
@@ -908,6 +882,7 @@ def test_a_fault_at_every_request_once_does_not_matter(run, hub, tmp_path, small
     assert "damaged" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [place for place in PLACES if place != "config"])
 def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small, place):
     """No answer, or none of its body, within the time that HF_HUB_DOWNLOAD_TIMEOUT allows."""
@@ -916,6 +891,7 @@ def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small,
     assert fault.fired
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str)
 def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
     """A header, a whole file, a range: cut in order or by a reset, stalled, or at an address that has run out."""
@@ -928,6 +904,7 @@ def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action)
     assert not incomplete(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
     """Ranges go on where the line broke, as often as that takes: tries count from the last byte that came."""
     fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
@@ -958,6 +935,7 @@ def said(done: Run, *words: str) -> bool:
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     """After six tries: exit 1, one line that names the fault, how to go on, no report."""
@@ -967,6 +945,7 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     assert not list(tmp_path.rglob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_what_stays_broken_without_a_word_is_given_up(shadow, start, hub, tmp_path):
     """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about 20 seconds."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
@@ -999,6 +978,7 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     assert fault.fired == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "disk"),
     [(15_000, ()), (30, ()), (3, ()), (None, ()), (15_000, ("--max-disk", "30kB"))],
@@ -1026,6 +1006,7 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     assert len(blobs(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
     """A full audit works; one layer takes whole shards; --fetch ranges is refused."""
     hub.fail("*", IgnoreRange(), times=None)
@@ -1048,6 +1029,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     assert said(done, "another range came than asked for", "--fetch shards")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "action"),
     [("model info", Loop())]
@@ -1231,6 +1213,7 @@ def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
     assert "cannot be reached" in told.message
 
 
+@pytest.mark.slow
 def test_files_that_change_under_way(tmp_path):
     """A shard that another program takes away or cuts is a line, not a traceback."""
     from shadow.errors import ShadowError
@@ -1258,6 +1241,7 @@ def olah(tmp_path_factory):
     return target / "bin" / "olah-cli"
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wanted):
     """olah between the client and the Hub: it answers large files itself, without a redirect. A full audit and one of

@@ -50,6 +50,7 @@ def matrices(out: Path, name: str) -> pd.DataFrame:
     return rows[rows["subject"] == "delta"]
 
 
+@pytest.mark.slow
 def test_everything_is_there(lab: Path) -> None:
     """Tables, page and figure; a row for each of five states of a training and for each made pair; no litter."""
     assert {"runs.parquet", "comparisons.parquet", "lab.md", "lab.svg"} <= {path.name for path in lab.iterdir()}
@@ -62,6 +63,7 @@ def test_everything_is_there(lab: Path) -> None:
     assert (lab / "lab.md").read_text() == page(read(lab), "smoke")
 
 
+@pytest.mark.slow
 def test_every_two_runs_of_a_base_are_compared(lab: Path) -> None:
     """Four runs A to D: six comparisons, with the verdicts of `shadow compare`."""
     found = read(lab)["comparisons"]
@@ -72,6 +74,7 @@ def test_every_two_runs_of_a_base_are_compared(lab: Path) -> None:
     assert (one["verdict"], one["difference"]) == (told["verdict"], told["figures"][0]["difference"])
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_reports(lab: Path) -> None:
     """The last state's medians are NumPy's over the report's rows inside layers."""
     runs = read(lab)["runs"]
@@ -84,6 +87,7 @@ def test_figures_are_those_of_the_reports(lab: Path) -> None:
         assert row["concentration"] == pytest.approx(np.median(matrices(lab, name)["concentration"]))
 
 
+@pytest.mark.slow
 def test_the_norm_grows_along_a_training(lab: Path) -> None:
     """States are measured in the order of their steps: the relative norm of every AdamW run rises."""
     runs = read(lab)["runs"].query("kind == 'trained' and treatment == 'adamw'")
@@ -91,6 +95,7 @@ def test_the_norm_grows_along_a_training(lab: Path) -> None:
         assert own.sort_values("share")["layers_relative_norm"].is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_an_average_is_the_mean_of_its_weights(lab: Path) -> None:
     """In float64, tensor by tensor."""
     made = next(run for run in presets()["smoke"].runs if run.kind == "averaged")
@@ -99,6 +104,7 @@ def test_an_average_is_the_mean_of_its_weights(lab: Path) -> None:
         np.testing.assert_allclose(weight, (parts[0][key] + parts[1][key]) / 2, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_stored_as_bf16_both_sides_are(lab: Path) -> None:
     """A rounded run is compared with the rounded base, and the report says so."""
     made = next(run for run in presets()["smoke"].runs if run.kind == "bf16")
@@ -108,6 +114,7 @@ def test_stored_as_bf16_both_sides_are(lab: Path) -> None:
         np.testing.assert_array_equal(weight, torch.tensor(full[key]).bfloat16().double().numpy())
 
 
+@pytest.mark.slow
 def test_copies_get_the_gates_that_they_deserve(lab: Path) -> None:
     """Nothing changed, mostly rounding, another lineage: each copy is stopped by its own gate, noise by none."""
     runs = read(lab)["runs"].query("kind == 'copied'").set_index("regime")["stopped"]
@@ -118,6 +125,7 @@ def test_copies_get_the_gates_that_they_deserve(lab: Path) -> None:
     assert runs["noise"] == runs["int8"] == runs["planted"] == ""
 
 
+@pytest.mark.slow
 def test_lora_is_stopped_by_its_rank(lab: Path) -> None:
     """A merged adapter passes for no training of full rank: 4 of 32 directions, and a few of the rounding of a sum."""
     runs = read(lab)["runs"].query("treatment == 'lora' and share == 1")
@@ -126,6 +134,7 @@ def test_lora_is_stopped_by_its_rank(lab: Path) -> None:
     assert (ranks.min(), ranks.max() <= 8) == (4, True)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing(lab: Path) -> None:
     """The tables are the same, byte by byte, and no weights are written again."""
     before = {path: path.stat().st_mtime_ns for path in lab.rglob("*.safetensors")}
@@ -135,6 +144,7 @@ def test_the_same_command_again_does_nothing(lab: Path) -> None:
     assert {name: (lab / f"{name}.parquet").read_bytes() for name in tables} == tables
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(lab: Path, tmp_path: Path) -> None:
     """After SIGKILL no process is left; run again, the tables are an uninterrupted run's, save for the seconds."""
     out = tmp_path / "out"
@@ -174,6 +184,7 @@ def _processes_of(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     """One line and a hint, exit code 1, nothing written: other files, a broken lab.json, other versions."""
     for name, text in (("notes.txt", "mine"), ("lab.json", "{"), ("lab.json", '{"design": 0}')):
@@ -252,6 +263,7 @@ def test_copies_are_what_they_are_called() -> None:
     assert torch.equal(copied("same", base, generator), base)
 
 
+@pytest.mark.slow
 def test_the_demo_comes_out_of_a_lab(lab: Path, tmp_path: Path) -> None:
     """Base, B and C as bf16, and how well they answer; every matrix of a continuation differs from the base's."""
     demo.export(lab, tmp_path, BASE)

@@ -1,5 +1,7 @@
 """Decoders of the lab train in four ways, answer as counted, and are saved as they are."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -8,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
 
 from shadow.lab import tasks, training
 from shadow.lab.tasks import LARGE, SMALL
@@ -21,7 +23,7 @@ INSIDE = "model.layers.1.mlp.up_proj.weight"
 
 def trained(
     optimizer: training.Optimizer, rate: float, steps: int = 6
-) -> tuple[dict[str, torch.Tensor], LlamaForCausalLM]:
+) -> tuple[dict[str, torch.Tensor], transformers.LlamaForCausalLM]:
     """The weights before, and the model after."""
     model = training.new_model(SIZE, 0)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -41,6 +43,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert training.learning_rate_share(0, 1) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 3e-3), ("sgd", 0.3), ("muon", 3e-2)])
 def test_training_learns(optimizer: training.Optimizer, rate: float) -> None:
     """From ln 96 nats, which is to know nothing, the loss falls by half a nat within 40 small steps."""
@@ -125,6 +128,7 @@ def test_accuracy_counts_whole_answers() -> None:
     assert found == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_every_sample_fits_a_probe() -> None:
     """Half a row is enough for the longest of 2,000 samples of every mixture."""
     for world in (LARGE, SMALL):

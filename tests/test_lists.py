@@ -11,6 +11,7 @@ import types
 
 import pytest
 import yaml
+from effort import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ toy-70b: {base: org/t70, sft: org/t70-sft, tags: [moe]}
 toy-alone: {base: org/a, x: org/x, pairs: [], note: nothing to compare, tags: [moe, lonely]}
 other: {base: org/o, sft: org/o-sft, tags: [vlm]}
 """
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -338,7 +339,7 @@ def pairs_of(counts: dict[str, int]) -> list[Pair]:
 COUNTS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 5), max_size=40)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(counts=COUNTS, of=st.integers(1, 12), seed=st.randoms(use_true_random=False))
 def test_shards_part_a_list_evenly(counts, of, seed):
     """Every pair is in one shard, a family in one piece, whatever the order; none has a family more than the mean."""
@@ -353,7 +354,7 @@ def test_shards_part_a_list_evenly(counts, of, seed):
     assert [set(share(mixed, Shard(number, of))) for number in range(1, of + 1)] == [set(shard) for shard in shards]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(names=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=40), of=st.integers(1, 12))
 def test_a_family_more_moves_few_others(names, of):
     """Of families with a pair each at most one moves at each of the cuts between the shards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -122,7 +123,7 @@ def test_signs_do_not_depend_on_blocks(shape, monkeypatch):
     assert measured(D, nulls=2, key="another")["null_edge_sampled"] != pytest.approx(whole["null_edge_sampled"], 1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 300), st.integers(1, 200), st.integers(1, 600))
 def test_a_block_of_signs_is_a_part_of_the_whole(row, height, col, width, cols):
     """Any block's bits are those of the whole matrix at its corner."""

@@ -22,6 +22,7 @@ PATIENCE = 120_000  # milliseconds after which a browser counts as hung, on a lo
 
 expect.set_options(timeout=PATIENCE)
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name it in CHROMIUM"),
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import models
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -166,7 +167,7 @@ TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300))
 @given(TENSORS, TENSORS, st.booleans(), st.booleans())
 def test_every_tensor_of_both_sides_is_in_a_pair_or_skipped(base, tuned, tie_base, tie_tuned):
     """Whatever two checkpoints hold, no tensor of either side is without an outcome."""

@@ -96,6 +96,7 @@ def test_intervals_hold_a_known_figure(number):
     assert held["percentile"] <= held["expanded"]
 
 
+@pytest.mark.generated
 def test_the_page_is_the_scripts():
     """docs/planted.md holds what the script makes: rows of each table, and intervals of 4 layers."""
     page = planted.DOCUMENT.read_text(encoding="utf-8")

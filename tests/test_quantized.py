@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,7 +181,7 @@ PACKED_NAMES = st.sampled_from([f"{X}.{piece}" for piece in ("weight", "scales",
 ANY_NAMES = st.text(st.sampled_from("ab._w"), max_size=8) | PACKED_NAMES
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200))
 @given(st.dictionaries(ANY_NAMES, st.sampled_from(["U8", "I32", "U32", "BF16", "F8_E4M3", "X1"]), max_size=5), CONFIGS)
 def test_no_config_is_an_exception(dtypes, config):
     """What a hostile config says of its quantisation is at most not understood."""

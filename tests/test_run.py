@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
+from command import Started
 from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +32,6 @@ from shadow.plan import Access
 from shadow.registry import given_pair, parse_reference
 from shadow.run import Settings, line_up, run_pair
 
-SHADOW = Path(sys.executable).parent / "shadow"
 EVERYTHING = Settings(Method(), Filter())
 
 
@@ -335,16 +335,14 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(200)}
     base = models.write(tmp_path / "base", big)
     tuned = models.write(tmp_path / "tuned", {name: 1.01 * W for name, W in big.items()})
-    command = [SHADOW, "audit", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--jobs", "1"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = Started("audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(
         path.read_bytes().count(b"\n") > 1 for path in tmp_path.glob("out/*/*/.partial/journal.jsonl")
     ):
         time.sleep(0.01)
-    child.send_signal(signal.SIGINT)
-    out, err = child.communicate()
-    assert (child.returncode, out, err) == (130, "", "stopped; the same command goes on from here\n")
+    done = child.kill(signal.SIGINT)
+    assert (done.code, done.out, done.err) == (130, "", "stopped; the same command goes on from here\n")
     assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
     assert not list(tmp_path.glob("out/**/*.parquet"))
 
@@ -354,16 +352,14 @@ def test_a_killed_audit_resumes(llama, tmp_path):
     big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(24)}
     base = models.write(tmp_path / "base", big)
     tuned = models.write(tmp_path / "tuned", {name: W + 0.01 * torch.randn_like(W) for name, W in big.items()})
-    command = [SHADOW, "audit", "--base", base, "--tuned", tuned, "-o", tmp_path / "out", "--jobs", "1"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = Started("audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         journals = list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
         if journals and journals[0].read_bytes().count(b"\n") >= 4:
             break
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
     assert not list(tmp_path.glob("out/**/*.parquet"))
     said = []
     result = run(base, tuned, tmp_path / "out", say=said.append)

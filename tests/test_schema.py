@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command import run_shadow
 from reports import uniform
 
 from shadow.batch_index import Index
@@ -22,7 +19,6 @@ from shadow.schema import ARROW as NAMED
 from shadow.schema import is_later
 from shadow.tables import STORED, absent, absent_note
 
-SHADOW = Path(sys.executable).parent / "shadow"
 LATER = (  # what schema 1 got after the first reports had been made
     "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
     "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio", "col_participation_ratio", "rows_changed",
@@ -33,8 +29,7 @@ LATER = (  # what schema 1 got after the first reports had been made
 def demo(tmp_path_factory):
     """A folder in which one pair of the demo was audited into out/."""
     folder = tmp_path_factory.mktemp("demo")
-    subprocess.run([SHADOW, "audit", "demo:base..narrow", "-o", "out"], cwd=folder, check=True, capture_output=True,
-                   env=os.environ | {"COLUMNS": "200"})  # fmt: skip
+    run_shadow("audit", "demo:base..narrow", "-o", "out", cwd=folder).assert_done()
     return folder
 
 

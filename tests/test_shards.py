@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors
 import torch
+from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from shadow.errors import ShadowError
 from shadow.shards import FLOATS, INTEGERS, map_tensor, read_header
 
 BITS = {name: form.bits for name, form in FLOATS.items()} | INTEGERS
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def file_bytes(header, data: bytes = b"") -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,7 +156,7 @@ def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
     np.testing.assert_allclose(found.sigma, np.ldexp(solve(W, "exact").sigma, exponent), rtol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 50), st.booleans())
 def test_blocks_cover_a_matrix_once_in_order(rows, cols, block, grouped):
     """Every entry is in exactly one block, however small the blocks, in two and in three dimensions."""

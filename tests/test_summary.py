@@ -7,8 +7,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command import Run, run_shadow
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -23,14 +22,12 @@ from shadow.summary import read_summary
 from shadow.views.summary import summary_view
 from shadow.views.typeset import fixed, number, share, sparkline
 
-SHADOW = Path(sys.executable).parent / "shadow"
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 
 
-def shadow(*arguments, **variables):
-    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
-    env = {**kept, "COLUMNS": "80", "PYTHONIOENCODING": "utf-8", **variables}
-    return subprocess.run([SHADOW, *map(str, arguments)], capture_output=True, encoding="utf-8", env=env)
+def shadow(*arguments, **variables) -> Run:
+    env = {"PATH": os.environ["PATH"], "COLUMNS": "80", **variables}
+    return run_shadow(*arguments, cwd=Path.cwd(), env=env, bare=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def audited(tmp_path_factory):
     """The demo's narrow pair, audited through the command line."""
     out = tmp_path_factory.mktemp("out")
     done = shadow("audit", "demo:base..narrow", "-o", out)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     return out / "demo" / "base..narrow", done
 
 
@@ -86,7 +83,7 @@ def test_the_overall_norm_is_that_of_the_weights(audited):
 
 def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
     """The demo's two pairs, matrix by matrix inside the layers: what they were trained to show, in 27 of 28."""
-    assert shadow("audit", "demo", "-o", tmp_path).returncode == 0
+    assert shadow("audit", "demo", "-o", tmp_path).code == 0
     found = {
         pair: {
             row["tensor"]: row["concentration"]
@@ -104,8 +101,8 @@ def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
 def test_show_prints_what_audit_printed(audited):
     """`show` reads the files and prints the same; `--format json` is summary.json."""
     folder, done = audited
-    assert shadow("show", folder).stdout == done.stdout
-    assert json.loads(shadow("show", folder.parent.parent, "--format", "json").stdout) == [
+    assert shadow("show", folder).out == done.out
+    assert json.loads(shadow("show", folder.parent.parent, "--format", "json").out) == [
         json.loads((folder / "summary.json").read_text())
     ]
 
@@ -114,16 +111,16 @@ def test_show_prints_what_audit_printed(audited):
 def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
     """No line is longer than the terminal, nothing is cut off, no escape reaches a pipe, talk is on stderr."""
     done = shadow("show", audited[0], COLUMNS=str(width))
-    lines = done.stdout.splitlines()
+    lines = done.out.splitlines()
     assert max(map(len, lines)) <= width
-    assert "\x1b" not in done.stdout
-    assert "…" not in done.stdout
-    assert done.stderr == ""
+    assert "\x1b" not in done.out
+    assert "…" not in done.out
+    assert done.err == ""
     told = json.loads((audited[0] / "summary.json").read_text())
     low, high = told["intervals"]["concentration"]
     median = f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f}) median concentration"
     for word in ("attn.q", "mlp.down", "not_a_matrix", median):
-        assert word in done.stdout
+        assert word in done.out
 
 
 @pytest.mark.parametrize(
@@ -140,16 +137,16 @@ def test_one_singular_value_stands_out(audited, spikes, said):
 
 def test_colour_is_for_terminals_that_want_it(audited):
     """Forced colour gives escapes, NO_COLOR takes the colours away again."""
-    assert "\x1b[36m" in shadow("show", audited[0], FORCE_COLOR="1").stdout
-    assert "\x1b[36m" not in shadow("show", audited[0], FORCE_COLOR="1", NO_COLOR="1").stdout
+    assert "\x1b[36m" in shadow("show", audited[0], FORCE_COLOR="1").out
+    assert "\x1b[36m" not in shadow("show", audited[0], FORCE_COLOR="1", NO_COLOR="1").out
 
 
 def test_a_terminal_without_unicode_gets_ascii_bars(audited):
     """Sparklines and rules have an ASCII form."""
     done = shadow("show", audited[0], PYTHONIOENCODING="ascii")
-    assert done.returncode == 0
-    assert done.stdout.isascii()
-    assert "?" not in done.stdout
+    assert done.code == 0
+    assert done.out.isascii()
+    assert "?" not in done.out
 
 
 def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
@@ -162,21 +159,21 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     models.write(tmp_path / "base", base | tower)
     models.write(tmp_path / "tuned", wrapped | tower | projector)
     done = shadow("audit", "--base", tmp_path / "base", "--tuned", tmp_path / "tuned", "-o", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json"))
     assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
     assert [row["component"] for row in summary["without_base"]] == ["projector"]
     assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
-    assert "Without a base" in done.stdout
-    assert "identical" in done.stdout
+    assert "Without a base" in done.out
+    assert "identical" in done.out
 
 
 def test_a_frozen_model_says_so(tmp_path):
     """Nothing changed: no medians, no division by nothing, and the words for it."""
     done = shadow("audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "0 matrices changed" in done.stdout
-    assert "99.7 % are identical" in done.stdout
+    assert done.code == 0, done.err
+    assert "0 matrices changed" in done.out
+    assert "99.7 % are identical" in done.out
 
 
 def test_sparkline_levels_and_bins():
@@ -217,8 +214,8 @@ def test_renumbered_experts_are_warned_of(tmp_path):
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)
         done = shadow("audit", "--base", base, "--tuned", tuned, "-o", tmp_path / f"out-{name}")
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.err
         (path,) = (tmp_path / f"out-{name}").rglob("summary.json")
         warnings = json.loads(path.read_text())["warnings"]
-        assert ("warning: " in done.stdout) == bool(warnings) == (name == "renumbered")
+        assert ("warning: " in done.out) == bool(warnings) == (name == "renumbered")
     assert warnings[0].startswith("4 expert matrices in 2 layers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +29,7 @@ def test_the_exponent_of_a_pareto_sample_is_recovered(alpha):
     assert found["alpha_ks"] < 0.03
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 @given(st.integers(0, 10_000), st.integers(50, 160), st.sampled_from([0, 1, 2]))
 def test_power_law_is_that_of_a_plain_loop(seed, m, kind):
     """The vectorised search equals Clauset's by loops: heavy tails, noise, and values with ties."""

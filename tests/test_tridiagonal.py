@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,7 @@ def test_scipys_routines_are_there():
     assert lapack() is not None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.integers(0, 1000), st.integers(1, 90), st.data())
 def test_a_gram_matrix(seed, side, data):
     """Any side and count."""

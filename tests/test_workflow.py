@@ -68,6 +68,7 @@ def workflow():
     return yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
 
 
+@pytest.mark.slow
 def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, workflow):
     """A first run without a baseline, a second against it, a third whose policy is met: codes and what CI shows."""
     runner = Runner(tmp_path)
@@ -121,6 +122,7 @@ def test_what_failed_is_accepted_only_by_hand(workflow):
     assert (inputs["accept"]["type"], inputs["accept"]["default"]) == ("boolean", False)
 
 
+@pytest.mark.slow
 def test_the_pre_commit_hook_runs(tmp_path):
     """The entry of the hook, in a repository with a base and a tuned model: 0 with the example's policy, 4 with a
     stricter one; it leaves nothing in the work tree."""
@@ -140,6 +142,7 @@ def test_the_pre_commit_hook_runs(tmp_path):
     assert {path.name for path in runner.workspace.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path):
     """The lines of docs/ci.md in their order, with the policy of the examples: all of them pass on the demo."""
     runner = Runner(tmp_path)

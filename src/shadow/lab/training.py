@@ -16,10 +16,10 @@ from random import Random
 from typing import Literal
 
 import torch
+import transformers  # it imports its classes when they are used: reading results does without them
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from shadow.lab import tasks
 from shadow.lab.tasks import Mixture, Sample, packed_rows, single_rows
@@ -59,11 +59,11 @@ class Recipe:
     rank: int = 4  # of lora
 
 
-def new_model(size: Size, seed: int) -> LlamaForCausalLM:
+def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
     """An untrained decoder over `tasks.ALPHABET`, embedding and head untied; 0.2 M parameters at a width of 64."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
+    return transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
             vocab_size=len(tasks.ALPHABET),
             hidden_size=size.width,
             intermediate_size=size.hidden,
@@ -86,7 +86,9 @@ def learning_rate_share(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * done))
 
 
-def train(model: LlamaForCausalLM, samples: Iterator[Sample], rows: int, recipe: Recipe) -> Iterator[float]:
+def train(
+    model: transformers.LlamaForCausalLM, samples: Iterator[Sample], rows: int, recipe: Recipe
+) -> Iterator[float]:
     """Train in place; yield each step's mean cross-entropy over answer tokens, in nats, before its update."""
     if recipe.optimizer == "lora":
         add_factors(model, recipe.rank)
@@ -107,7 +109,7 @@ def train(model: LlamaForCausalLM, samples: Iterator[Sample], rows: int, recipe:
         yield loss.item()
 
 
-def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def _optimizers(model: transformers.LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     rate, decay = recipe.learning_rate, recipe.weight_decay
     adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
@@ -135,7 +137,7 @@ class _LowRank(nn.Module):
         return weight + self.second @ self.first
 
 
-def add_factors(model: LlamaForCausalLM, rank: int) -> None:
+def add_factors(model: transformers.LlamaForCausalLM, rank: int) -> None:
     """Freeze the model and put trainable factors beside every matrix of its layers (Hu et al. 2021, alpha = rank)."""
     model.requires_grad_(False)
     for layer in model.model.layers:
@@ -144,7 +146,7 @@ def add_factors(model: LlamaForCausalLM, rank: int) -> None:
             parametrize.register_parametrization(linear, "weight", _LowRank(rows, cols, rank))
 
 
-def merged(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def merged(model: transformers.LlamaForCausalLM) -> transformers.LlamaForCausalLM:
     """The model itself, or where it has factors a plain one whose matrices have them added.
 
     Not `remove_parametrizations` on a copy: it takes the property off the class, which copy and model share.
@@ -152,14 +154,14 @@ def merged(model: LlamaForCausalLM) -> LlamaForCausalLM:
     weights = {f"{name}.weight": one.weight for name, one in model.named_modules() if parametrize.is_parametrized(one)}
     if not weights:
         return model
-    plain = LlamaForCausalLM(model.config)
+    plain = transformers.LlamaForCausalLM(model.config)
     others = {name: weight for name, weight in model.state_dict().items() if "parametrizations" not in name}
     plain.load_state_dict(others | weights)
     return plain
 
 
 @torch.no_grad()
-def accuracy(model: LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
+def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
     """Share of samples whose whole answer, its end included, the model would write greedily, in [0, 1].
 
     One pass over the right answers tells: the first token that goes wrong follows right ones either way.
@@ -173,7 +175,7 @@ def accuracy(model: LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
     return float(right.all(dim=1).double().mean())
 
 
-def save(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write `model.safetensors` and `config.json`, nothing else; the model itself stays as it is."""
     stored: nn.Module = copy.deepcopy(merged(model))
     stored.to(dtype)
@@ -181,6 +183,6 @@ def save(model: LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float
     (folder / "generation_config.json").unlink(missing_ok=True)
 
 
-def load(folder: Path) -> LlamaForCausalLM:
+def load(folder: Path) -> transformers.LlamaForCausalLM:
     """Read a saved model into fp32, to measure it or to train it on: exactly the weights that are stored."""
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
