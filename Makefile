@@ -33,7 +33,7 @@ check: setup  ## lint, format, types, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/readme.py --check
-	$(BIN)/python -m pytest -q -m generated tests/test_planted.py
+	$(BIN)/python -m pytest -q -m generated tests/test_planted.py tests/test_reference.py
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -34,11 +34,8 @@ for line in sys.stdin:
     if not child:
         signal.alarm(job["seconds"])
         os.chdir(job["cwd"])
-        if job["bare"]:
-            os.environ.clear()
-        os.environ.update({name: value for name, value in job["env"].items() if value is not None})
-        for name in [name for name, value in job["env"].items() if value is None]:
-            os.environ.pop(name, None)
+        os.environ.clear()
+        os.environ.update(job["env"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(pipes[0][1], 1)
         os.dup2(pipes[1][1], 2)
@@ -100,11 +97,10 @@ class Run:
 def zygote() -> subprocess.Popen[str]:
     """The one process of this worker that imports. It ends when its standard input does: with the worker."""
     return subprocess.Popen(
-        [sys.executable, "-c", ZYGOTE],
+        [sys.executable, "-P", "-c", ZYGOTE],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"COLUMNS": "200"},
     )
 
 
@@ -121,11 +117,12 @@ class Started:
         seconds: int = SECONDS,
     ) -> None:
         """env: variables beside those of this process, None for one less. bare: no other variables than these."""
+        variables = {} if bare else os.environ | {"COLUMNS": "200"}
+        variables |= env or {}
         job = {
             "arguments": [os.fsencode(str(one)).hex() for one in arguments],
             "cwd": str(cwd),
-            "env": env or {},
-            "bare": bare,
+            "env": {name: str(value) for name, value in variables.items() if value is not None},
             "file_size": file_size,
             "seconds": seconds,
         }

@@ -291,7 +291,7 @@ def long(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("which", ["one", "two", "long"])
+@pytest.mark.parametrize("which", ["one", "two", pytest.param("long", marks=pytest.mark.slow)])
 def test_nothing_leaves_the_page(run, two, long, kind, which):
     """Every text lies inside a figure of 3.3 inches, at 5 points or more, and no two labels of an axis overlap."""
     folders = {"one": [run], "two": two, "long": long}[which]
@@ -385,6 +385,7 @@ def test_a_name_that_begins_with_an_underscore_is_in_the_legend(tmp_path):
         assert [text.get_text().strip() for text in legend.get_texts()] == ["_one", "_two"]
 
 
+@pytest.mark.slow
 def test_letters_that_the_font_lacks_are_said(tmp_path, run):
     """Boxes in the figure are named on stderr; a figure without any says nothing."""
     folder = toy(tmp_path / "a", family="模型 é", pair="base..模")

@@ -355,6 +355,7 @@ def outside_the_library(content: bytes) -> int:
     return len(content) - len(get_plotlyjs().encode())
 
 
+@pytest.mark.slow
 def test_a_7b_family_takes_less_than_5_mb_beside_the_library(tmp_path):
     """28 layers of 7 modules with embedding and head, three subjects, spectra of up to 3,584 values."""
     families.dense_7b(tmp_path / "run" / "toy" / "base..tuned")
@@ -364,6 +365,7 @@ def test_a_7b_family_takes_less_than_5_mb_beside_the_library(tmp_path):
     assert outside_the_library(content) < 1_500_000  # and it is far from that
 
 
+@pytest.mark.slow
 def test_a_mixture_of_4608_expert_matrices_takes_less_than_5_mb_too(tmp_path):
     """Experts share their cell's curves, and their single numbers have a budget."""
     families.mixture(tmp_path / "run" / "toy" / "base..tuned", layers=24, experts=64, width=96)

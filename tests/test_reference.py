@@ -40,6 +40,7 @@ def tables() -> dict[str, pd.DataFrame]:
     return read(ROOT / "docs" / "lab")
 
 
+@pytest.mark.generated
 def test_the_page_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None:
     """docs/lab.md is made from docs/lab/*.parquet and holds no other number."""
     assert (ROOT / "docs" / "lab.md").read_text(encoding="utf-8") == page(tables, "full")

@@ -428,6 +428,7 @@ def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
     assert row["relative_norm"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
     """A pair of 200 MiB embeddings is audited in less anonymous memory than one of them has."""
     shape = (800_000, 64)

@@ -315,6 +315,7 @@ def real_weight_maps():
             yield weight_map
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INDEXES.is_dir(), reason="the released index files are not in the project")
 def test_released_indexes_need_few_shards_at_once():
     """Released indexes (the largest take long) against themselves, and against their shards dealt into two each, take

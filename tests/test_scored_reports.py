@@ -248,6 +248,7 @@ def test_scores_beside_a_comparison_of_one_base(reports, shadow):
     assert kept["scores"] == found["scores"]
 
 
+@pytest.mark.slow
 def test_a_set_of_families_is_correlated_and_not_contrasted(shadow, tmp_path):
     """Of different bases: one folder above all, n and interval by group and benchmark; -o has nothing to write."""
     folders, _ = scored_reports(tmp_path / "all", [0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.3, 0.2, 0.4, 0.35])
