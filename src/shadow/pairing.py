@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from shadow.adapter import Adapter, adapter_factors, product_shape
@@ -91,7 +92,7 @@ class MatrixPair:
     is_matrix: bool
     detail: str = ""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Names this pair within an audit, the same in every run.
 
