@@ -452,7 +452,7 @@ def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
 
 
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(shadow, demo, tmp_path):
-    """`--against reports -o reports`: the earlier report is read before the new one takes its place."""
+    """`--against reports -o reports --overwrite`: the earlier report is read before the new one takes its place."""
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     for name in ("matrices", "tensors", "residual"):  # the broad pair's figures under the narrow pair's name
@@ -462,7 +462,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(s
             "commit": None, "fingerprint": "0" * 64}}  # fmt: skip
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
-    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--against", "reports")
+    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--overwrite", "--against", "reports")
     done = shadow(*arguments)
     assert done.code == 4, done.err
     assert "relative_norm_overall is 0.08, was 0.06449" in done.err
