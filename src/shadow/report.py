@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -359,27 +359,20 @@ def report_tables(
 
 
 def write_report(
-    folder: Path,
-    identity: Identity,
-    provenance: Mapping[str, Any],
-    tables: Mapping[str, pa.Table],
-    summary: Callable[[Mapping[str, str]], bytes],
+    folder: Path, identity: Identity, provenance: Mapping[str, Any], tables: Mapping[str, pa.Table], summary: bytes
 ) -> None:
     """Write the files of a finished audit; provenance joins the metadata of each table.
 
-    summary gives `summary.json`, told the sha256 of each table's file. matrices.parquet comes last: with it the report
-    is finished, and no other file of the folder is older than it.
+    matrices.parquet comes last: with it the report is finished, and no other file of the folder is older than it.
     """
     metadata = {METADATA_KEY: json.dumps({**identity.as_json(), **provenance}, sort_keys=True).encode()}
-    files = {name: parquet_bytes(table, metadata) for name, table in tables.items()}
-    told = summary({name: hashlib.sha256(content).hexdigest() for name, content in files.items()})
     with writing(folder):
         if "spectra" not in tables:
             (folder / "spectra.parquet").unlink(missing_ok=True)
-        for name in (name for name in files if name != "matrices"):
-            write_whole(folder / f"{name}.parquet", files[name])
-        write_whole(folder / "summary.json", told)
-        write_whole(folder / "matrices.parquet", files["matrices"])
+        for name in (name for name in tables if name != "matrices"):
+            _write_parquet(folder / f"{name}.parquet", tables[name], metadata)
+        write_whole(folder / "summary.json", summary)
+        _write_parquet(folder / "matrices.parquet", tables["matrices"], metadata)
 
 
 def write_rows(
@@ -437,6 +430,10 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+
+
+def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
+    write_whole(path, parquet_bytes(table, metadata))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:

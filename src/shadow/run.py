@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ from shadow.report import (
 from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, with_scores
-from shadow.summary_file import SEAL, digests, seal, summary_bytes
+from shadow.summary_file import SEAL, seal, summary_bytes
 from shadow.tables import absent
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
@@ -227,8 +226,8 @@ def _run(
         if scored.gains:
             _keep(folder, identity, scored)
         provenance |= {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
-        provenance |= {SEAL: seal(summary.as_json())}
-        write_report(folder, identity, provenance, tables, partial(summary_bytes, summary.as_json()))
+        provenance |= {SEAL: seal(summary.as_json(), tables, identity.as_json())}
+        write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()))
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
         raise
@@ -249,8 +248,7 @@ def _beside(done: Result, identity: Identity, scored: Scored) -> Result:
     summary = with_scores(done.summary, scored)
     _keep(done.folder, identity, scored)
     with writing(done.folder):
-        content = summary_bytes(summary.as_json(), digests(done.folder))
-        write_whole(done.folder / "summary.json", content)
+        write_whole(done.folder / "summary.json", summary_bytes(summary.as_json()))
     return replace(done, summary=summary)
 
 
