@@ -245,7 +245,7 @@ class Standing:
         with writing(self._output):
             (self._output / PARTIAL).mkdir(exist_ok=True)
             head = json.dumps({INDEX: hashlib.sha256(content).hexdigest()})
-            write_whole(self._output / PARTIAL / ROWS, head.encode() + b"\n")
+            (self._output / PARTIAL / ROWS).write_bytes(head.encode() + b"\n")
         now = time.monotonic()
         self._due = now + max(EVERY, SHARE * (now - started))
 

@@ -22,7 +22,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -72,7 +72,7 @@ class Blocks:
     def layers(self) -> int:
         return len(self.strata)
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Layers of each component that has any."""
         return tuple(int(count) for count in np.unique(self.strata, return_counts=True)[1])
@@ -83,7 +83,7 @@ class Blocks:
         return self.layers - max(0, len(self.sizes) - 1)
 
     def where(self, kept: NDArray[np.bool_]) -> Blocks:
-        """The same for some of the rows; layers that lose all their rows are gone."""
+        """The same for some of the rows; layers that lose all their rows, or had none, are gone."""
         codes = self.codes[kept]
         used, inside = np.unique(codes[codes >= 0], return_inverse=True)
         codes = codes.copy()
@@ -106,8 +106,9 @@ def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
     """The interval of the median over rows, each row counted once; rows that are NaN are left out."""
     numbers = np.asarray(values, dtype=np.float64)
     kept = ~np.isnan(numbers)
-    blocks = blocks.where(kept)
-    return interval(lambda counts: medians(numbers[kept], blocks.codes, counts), blocks)
+    if not kept.all():
+        numbers, blocks = numbers[kept], blocks.where(kept)
+    return interval(lambda counts: medians(numbers, blocks.codes, counts), blocks)
 
 
 def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) -> Interval:

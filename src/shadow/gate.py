@@ -26,7 +26,7 @@ from shadow.compare import settings_apart
 from shadow.diagnostics import DELTA, FIGURES, SPECTRAL
 from shadow.errors import ShadowError
 from shadow.matching import Report, read_report, relate
-from shadow.report import finished_metadata
+from shadow.report import finished_metadata, required_metadata
 from shadow.rules import COLUMNS, LABEL, MOVED, FigureName, Rule
 from shadow.summary import Summary, read_summary
 
@@ -120,10 +120,16 @@ def first_code(codes: set[int]) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished report as rules see it."""
+    """A finished report as rules see it. Its rows are read when a rule asks for more than the summary has."""
 
-    report: Report
+    folder: Path
+    label: str
+    metadata: Mapping[str, Any]
     summary: Summary
+
+    @cached_property
+    def report(self) -> Report:
+        return read_report(self.folder, self.label, more=COLUMNS)
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -193,12 +199,16 @@ class Measured:
 
 
 def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
-    """A finished report, with its summary unless that is known already. Everything is read now, nothing later.
+    """A finished report, with its summary unless that is known already. Raises ShadowError."""
+    found, metadata = (summary, required_metadata(folder)) if summary is not None else read_summary(folder)
+    return Measured(folder, label, metadata, found)
 
-    Raises ShadowError.
-    """
-    report = read_report(folder, label, more=COLUMNS)
-    return Measured(report, read_summary(folder)[0] if summary is None else summary)
+
+def _whole(folder: Path) -> Measured:
+    """A baseline, all of which is read now: what is measured next may be written over it."""
+    found = read_measured(folder, "the baseline")
+    assert found.report is not None
+    return found
 
 
 # The baseline
@@ -213,14 +223,14 @@ def read_baselines(
     Raises ShadowError for what cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
-        return {pairs[0]: read_measured(against, "the baseline")}
+        return {pairs[0]: _whole(against)}
     found = {}
     for folder in folders:
         metadata = finished_metadata(folder)
         if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
             if which in found:
                 raise ShadowError(f"{against} has two reports of {':'.join(which)}", "name the folder of one of them")
-            found[which] = read_measured(folder, "the baseline")
+            found[which] = _whole(folder)
     return found
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -411,23 +411,20 @@ def write_report(
     identity: Identity,
     provenance: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
-    summary: Callable[[Mapping[str, str]], bytes],
+    summary: bytes,
     scores: bytes,
 ) -> None:
     """Write the files of a finished audit; provenance joins the metadata of each table.
 
-    summary gives `summary.json`, told the sha256 of each table's file.
     An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
     none.
     """
     metadata = {**identity.as_json(), **provenance}
-    files = {name: stored(table, metadata) for name, table in tables.items()}
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     with replacing(folder) as put:
-        put("summary.json", summary(digests))
+        put("summary.json", summary)
         put(KEPT, scores)
         for name in TABLES_OF_A_PAIR:
-            put(f"{name}.parquet", files.get(name, b""))
+            put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
 
 
 TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
@@ -541,6 +538,10 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+
+
+def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
+    write_whole(path, parquet_bytes(table, metadata))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:

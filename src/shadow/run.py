@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import secrets
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +50,7 @@ from shadow.report import (
 from shadow.scores import ScoreFiles
 from shadow.source import Fetching, Source, WholeFile
 from shadow.summary import Summary, read_summary, summarise, with_scores
-from shadow.summary_file import SEAL, digests, seal, summary_bytes
+from shadow.summary_file import SEAL, SUMMARISED, seal, summary_bytes
 from shadow.tables import absent, absent_note, read_tables
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
@@ -248,9 +246,9 @@ def _run(
         if scored is None:
             scored = _kept(folder, identity, say)
         summary = with_scores(plain, scored)
-        provenance |= _judged(plain)
+        provenance |= _judged(plain) | {SEAL: seal(plain.as_json(), tables, identity.as_json())}
         kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-        write_report(folder, identity, provenance, tables, partial(summary_bytes, summary.as_json()), kept)
+        write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()), kept)
     except BaseException:
         journal.remove() if journal.is_empty else journal.close()
         raise
@@ -268,8 +266,7 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 def _judged(summary: Summary) -> dict[str, Any]:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
-    told = {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
-    return {**told, SEAL: seal(summary.as_json())}
+    return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
 
 
 def _renewed(done: Result, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> Result:
@@ -289,14 +286,15 @@ def _renewed(done: Result, identity: Identity, scored: Scored | None, say: Calla
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
     with alone_at(folder), replacing(folder) as put:
-        made_from = digests(folder)
-        for name in TABLES_OF_A_PAIR if had != now else ():
-            path = folder / f"{name}.parquet"
-            if path.is_file():
-                content = stored(pq.read_table(path), metadata)
-                made_from[name] = hashlib.sha256(content).hexdigest()
-                put(path.name, content)
-        put("summary.json", summary_bytes(summary.as_json(), made_from))
+        if had != now:
+            stored_tables = {
+                name: pq.read_table(path) for name in TABLES_OF_A_PAIR if (path := folder / f"{name}.parquet").is_file()
+            }
+            if stored_tables.keys() >= set(SUMMARISED):
+                metadata = {**metadata, SEAL: seal(plain.as_json(), stored_tables, metadata)}
+            for name, table in stored_tables.items():
+                put(f"{name}.parquet", stored(table, metadata))
+        put("summary.json", summary_bytes(summary.as_json()))
         put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 

@@ -1,15 +1,14 @@
 """`summary.json`: when the one in a report may be believed.
 
-Making a summary of a small report takes 150 ms, reading one 3. So a summary is taken as it stands when it was made by
-this very code, from these very files, and nobody has changed it since:
+Making a summary of a small report takes 150 ms, reading one 3. So a summary is taken as it stands when a seal in the
+metadata of matrices.parquet says that this very code made it, from these very tables, and that nobody has changed it:
 
-- `made_by` in it is the version of shadow and a sha256 over its code and the data that summaries rest on: a checkout
-  changes without its version.
-- `made_from` in it has the sha256 of the bytes of each table that it was made from. The footer of a Parquet file would
-  not do: it holds no checksum of the pages, so that a number can change without it. And it would save little: a
-  sha256 reads more than 1 GB a second.
-- matrices.parquet, which is written last, has in its metadata a sha256 of the summary. An edited summary does not fit
-  to that, and an edited table not to `made_from`.
+- the version of shadow, and a sha256 over its code and the data that summaries rest on: a checkout changes without its
+  version;
+- a sha256 of each table: of all bytes of its file before the footer, and of its columns and number of rows. The footer
+  alone would not do: it holds no checksum of the pages, so that a number can change without it. And it would save
+  little: a sha256 reads more than 1 GB a second. The rest of the footer is left out because the seal itself is in it;
+- a sha256 of the summary, and of what the report says that it is of.
 
 In every other case the summary is made again from the tables. This is a seal and no signature: who writes all files
 anew can say in them what he likes, as he can in the tables themselves. What a summary holds is therefore checked as
@@ -18,49 +17,44 @@ that of any file is. Scores are not sealed: they lie in scores.json, and are che
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import json
 import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from shadow import __version__
 from shadow.gains import MEASURED_BY_OTHERS, NO_SCORES
 from shadow.names import registry_folder
+from shadow.report import parquet_bytes
 
 FILE = "summary.json"
 SUMMARISED = ("matrices", "tensors", "residual")  # the tables that a summary is made from
-SEAL = "summary"  # the key of the seal in a report's metadata
-MADE_BY, MADE_FROM = "made_by", "made_from"
+SEAL = "seal"  # its key in a report's metadata
+IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # what metadata say a report is of
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
-SCORED = tuple(NO_SCORES.as_json())  # the keys of what is not sealed
+SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
+TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
+BLOCK = 1 << 20  # bytes read at a time
 
 Shape = Any  # see `fits`
 
 
-def summary_bytes(told: Mapping[str, Any], made_from: Mapping[str, str]) -> bytes:
-    """`summary.json` of a summary as JSON. made_from: the sha256 of the report's tables, by name."""
-    whole = {**told, MADE_BY: _maker(), MADE_FROM: {name: made_from[name] for name in SUMMARISED if name in made_from}}
-    return json.dumps(whole, indent=2, allow_nan=False).encode() + b"\n"
+def summary_bytes(told: Mapping[str, Any]) -> bytes:
+    """`summary.json` of a summary as JSON."""
+    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def seal(told: Mapping[str, Any]) -> str:
-    """A sha256 of a summary as JSON, whatever scores joined it."""
-    kept = {name: value for name, value in told.items() if name not in (*SCORED, MADE_BY, MADE_FROM)}
-    claims = {**kept["claims"], "not_shown": _without_scores(kept["claims"]["not_shown"])}
-    return hashlib.sha256(json.dumps({**kept, "claims": claims}, sort_keys=True).encode()).hexdigest()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of each table that a summary is made from, of those that are there. Raises OSError."""
-    found = {}
-    for name in SUMMARISED:
-        with contextlib.suppress(FileNotFoundError), (folder / f"{name}.parquet").open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+def seal(told: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The seal of a summary as JSON that was made from these tables; metadata has what the report is of."""
+    digests = {name: _table_digest(io.BytesIO(parquet_bytes(tables[name], {}))) for name in SUMMARISED}
+    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(told, metadata)}
 
 
 def believed(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -68,22 +62,55 @@ def believed(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None
 
     metadata are the report's, as they stand in matrices.parquet. What the values are is not checked: see `fits`.
     """
-    path = folder / FILE
     try:
-        with path.open("rb") as file:
+        sealed = metadata[SEAL]
+        if sealed["made_by"] != _maker():
+            return None
+        with (folder / FILE).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
         told: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
-        if told[MADE_BY] != _maker() or told[MADE_FROM] != digests(folder) or seal(told) != metadata.get(SEAL):
+        if _summary_digest(told, metadata) != sealed["summary"] or _digests(folder) != sealed["tables"]:
             return None
         claims = {**told["claims"], "not_shown": _without_scores(told["claims"]["not_shown"])}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         return None  # such as of a report that was made before there were seals
-    kept = {name: value for name, value in told.items() if name not in (*SCORED, MADE_BY, MADE_FROM)}
-    return {**kept, "claims": claims}
+    return {**{name: value for name, value in told.items() if name not in SCORED}, "claims": claims}
+
+
+def _summary_digest(told: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """A sha256 of a summary, whatever scores joined it, and of what its report is of."""
+    kept = {name: value for name, value in told.items() if name not in SCORED}
+    claims = {**kept["claims"], "not_shown": _without_scores(kept["claims"]["not_shown"])}
+    whole = [{**kept, "claims": claims}, {key: metadata[key] for key in IDENTITY}]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def _without_scores(not_shown: list[str]) -> list[str]:
     return [text for text in not_shown if text != MEASURED_BY_OTHERS]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for name in SUMMARISED:
+        with (folder / f"{name}.parquet").open("rb") as file:
+            found[name] = _table_digest(file)
+    return found
+
+
+def _table_digest(file: IO[bytes]) -> str:
+    """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number of rows."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(-TAIL, io.SEEK_END)
+    left = size - TAIL - int.from_bytes(file.read(4), "little")
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left > 0 and (block := file.read(min(BLOCK, left))):
+        digest.update(block)
+        left -= len(block)
+    with pq.ParquetFile(file) as found:
+        columns = [(field.name, str(field.type)) for field in found.schema_arrow]
+        digest.update(repr((columns, found.metadata.num_rows)).encode())
+    return digest.hexdigest()
 
 
 @cache

@@ -184,8 +184,8 @@ def _by_group(rows: pd.DataFrame, place: Mapping[tuple[str, str], int], names: S
     for (component, module), group in rows.groupby(["component", "module"], sort=False):
         layers = group["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         blocks = blocks_of(group["component"].tolist(), layers)
-        for name in names:
-            values = group[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        columns = group[names].to_numpy(dtype=np.float64, na_value=np.nan)
+        for name, values in zip(names, columns.T, strict=True):
             if np.isnan(values).all():
                 continue
             told = interval_of_median(values, blocks)
