@@ -692,9 +692,8 @@ def alike(one: str, other: str, *, measured: bool) -> bool:
     if one == other:
         return True
     texts, numbers = [DECIMAL.split(line) for line in (one, other)], [DECIMAL.findall(line) for line in (one, other)]
-    if [len(number) for number in numbers[0]] != [
-        len(number) for number in numbers[1]
-    ]:  # 9.99 moves what 10.0 does not
+    lengths = [[len(number) for number in line] for line in numbers]
+    if lengths[0] != lengths[1]:  # 10.00 takes a space that 9.99 leaves
         texts = [[" ".join(part.split()) for part in parts] for parts in texts]
     if not measured or texts[0] != texts[1]:
         return False
