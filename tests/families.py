@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.diagnostics import MATRICES, RESIDUAL, SPECTRA, TENSORS
-from shadow.gains import KEPT, Gain, Scored, kept_bytes
-from shadow.report import arrow_schema
-from shadow.summary import SHAPE, summarise
-from shadow.summary_file import fits, summary_bytes
+from shadow.findings.gains import Gain, Scored, kept_bytes
+from shadow.findings.summary import SHAPE, summarise
+from shadow.findings.summary_file import fits, summary_bytes
+from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.reports.parquet import arrow_schema
+from shadow.reports.replacement import KEPT
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),

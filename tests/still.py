@@ -86,7 +86,7 @@ def prepare() -> Callable[[], None]:
         del os.environ[name]
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(HERE / "hub"), "TZ": "UTC", "TERM": "dumb"}
     sys.argv = ["shadow"]
-    from shadow.cli import main  # first: it says how many threads there are before NumPy and torch are imported
+    from shadow.cli import main
 
     for name in LIBRARIES:
         importlib.import_module(name)

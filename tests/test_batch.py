@@ -20,21 +20,26 @@ from command import Started, run_shadow
 from hub import Hub
 from rich.console import Console
 
-from shadow import batch, batch_index, cli, console, report
-from shadow import run as shadow_run
-from shadow.batch import audit_list
-from shadow.batch_index import Index, Row, Standing, read_index, report_folder, write_index
-from shadow.console import inert
-from shadow.delta import Method
-from shadow.diagnostics import BATCH, HEADLINE
+from shadow import cli
+from shadow.audits import index as batch_index
+from shadow.audits import listing as batch
+from shadow.audits import pair as shadow_run
+from shadow.audits.index import Index, Row, Standing, read_index, report_folder, write_index
+from shadow.audits.listing import audit_list
+from shadow.audits.merging import merge
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.cli import console
 from shadow.errors import ShadowError
-from shadow.gate import first_code
-from shadow.lists import select
-from shadow.merging import merge
-from shadow.pairing import Filter
-from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
-from shadow.views.batch import batch_view
+from shadow.gates.verdicts import first_code
+from shadow.outputs.terminal.batch import batch_view
+from shadow.reports import parquet as report
+from shadow.reports.columns import BATCH, HEADLINE
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import parse_reference
+from shadow.text import inert
 
 EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
 UP = "model.layers.{}.mlp.up_proj.weight"
@@ -665,7 +670,7 @@ def test_columns_of_the_table_can_be_explained(shadow):
 
 def test_progress_of_a_list_is_two_bars(monkeypatch):
     """On a terminal: pairs done of all above, the matrices of the current pair below; elsewhere nothing."""
-    from shadow.run import Progress
+    from shadow.audits.pair import Progress
 
     for terminal in (True, False):
         file = io.StringIO()

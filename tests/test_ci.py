@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from shadow import console
-from shadow.ci import cell, junit, markdown, workflow_commands
-from shadow.console import inert, visible
-from shadow.gate import Judged, Verdict
-from shadow.rules import parse_rule, read_policy
+from shadow.cli import console
+from shadow.gates.rules import parse_rule, read_policy
+from shadow.gates.verdicts import Judged, Verdict
+from shadow.outputs.ci import cell, junit, markdown, workflow_commands
+from shadow.text import inert, visible
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 OWNED = [

@@ -9,17 +9,18 @@ from math import prod
 
 import pytest
 
-from shadow import run as run_module
-from shadow.checkpoint import _weight_map
-from shadow.delta import Method
-from shadow.names import name_rules
-from shadow.pairing import Filter
-from shadow.plan import Access
-from shadow.registry import Pair, Reference
-from shadow.run import Settings, plan_pair, run_pair
-from shadow.schedule import Schedule, Visit
-from shadow.shards import TensorInfo
-from shadow.source import ByteRanges
+from shadow.audits import pair as run_module
+from shadow.audits.pair import Settings, plan_pair, run_pair
+from shadow.audits.plan import Access
+from shadow.audits.schedule import Schedule, Visit
+from shadow.checkpoints.opening import _weight_map
+from shadow.checkpoints.pairing import Filter
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import ByteRanges
+from shadow.places.names import name_rules
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
 
 
 def write(folder, experts, shards=4):
@@ -127,7 +128,7 @@ def test_the_peak_is_the_most_that_is_held_at_any_time():
 
 def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
     """Tensors far apart come in ranges of their own; each lies in the part where its range was written."""
-    from shadow import hub
+    from shadow.checkpoints import hub
 
     gap = 1 << 19
     wanted = [TensorInfo(f"t{n}", "U8", (n + 1,), "s", n * gap + 13, n * gap + 13 + n + 1) for n in (3, 0, 2, 1)]

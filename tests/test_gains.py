@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_scores import harness, write
 
 from shadow.errors import ShadowError
-from shadow.gains import (
+from shadow.findings.gains import (
     BY_NAME,
     EXACT,
     NO_SCORES,
@@ -28,8 +28,9 @@ from shadow.gains import (
     sides_of_pair,
     unmatched,
 )
-from shadow.registry import ComponentBase, Pair, Reference
-from shadow.scores import Score, ScoreFiles, read_scores
+from shadow.findings.scores import Score, ScoreFiles, read_scores
+from shadow.targets.families import Pair
+from shadow.targets.references import ComponentBase, Reference
 
 COMMIT, OTHER = "abcdef1" + "0" * 33, "1" * 40
 HUB = Side("tuned", "org/tuned", False, COMMIT, "v1.1", "family:sft")

@@ -14,17 +14,18 @@ import reports
 from command import run_shadow
 from reports import delta, place, places
 
-from shadow.batch_index import read_index, write_index
+from shadow.audits.index import read_index, write_index
 from shadow.errors import ShadowError
-from shadow.gate import Judged, Verdict, first_code, judge, judge_report, notes_on, read_baselines, read_measured
-from shadow.rules import (
-    COLUMNS,
-    OF_A_COMPONENT,
-    OF_A_MODULE,
-    OF_THE_PAIR,
-    gather,
-    parse_moved,
-    parse_rule,
+from shadow.gates.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, gather, parse_moved, parse_rule
+from shadow.gates.verdicts import (
+    Judged,
+    Verdict,
+    first_code,
+    judge,
+    judge_report,
+    notes_on,
+    read_baselines,
+    read_measured,
 )
 
 NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}

@@ -15,10 +15,11 @@ from effort import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from shadow import lists
 from shadow.errors import ShadowError, UsageError
-from shadow.lists import Shard, parse_shard, read_list, select, share
-from shadow.registry import Pair, Reference, given_pair, load_families, parse_reference
+from shadow.targets import lists
+from shadow.targets.families import Pair, given_pair, load_families
+from shadow.targets.lists import Shard, parse_shard, read_list, select, share
+from shadow.targets.references import Reference, parse_reference
 
 REGISTRY = """
 toy-1b: {base: org/t1, sft: org/t1-sft, dpo: org/t1-dpo, tags: [dense]}

@@ -14,10 +14,8 @@ from reports import identity, uniform
 from scipy import stats
 from test_scores import write
 
-from shadow.compare import label
-from shadow.gains import Gain, Scored, join, kept_bytes, sides_of
-from shadow.matching import read_report
-from shadow.rank_correlation import (
+from shadow.findings.comparison import label
+from shadow.findings.correlation import (
     EXACT,
     FEWEST,
     Entry,
@@ -27,7 +25,9 @@ from shadow.rank_correlation import (
     scored_set,
     spearman,
 )
-from shadow.scores import read_scores
+from shadow.findings.gains import Gain, Scored, join, kept_bytes, sides_of
+from shadow.findings.matching import read_report
+from shadow.findings.scores import read_scores
 
 FEW_VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=7)
 

@@ -11,9 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shadow.architecture import name_rules
 from shadow.errors import ShadowError, UsageError
-from shadow.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, FigureName, gather, parse_rule, read_policy
+from shadow.gates.rules import (
+    COLUMNS,
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    FigureName,
+    gather,
+    parse_rule,
+    read_policy,
+)
+from shadow.places.names import name_rules
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
              "!=": operator.ne}  # fmt: skip

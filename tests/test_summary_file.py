@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from shadow import summary as summary_module
-from shadow import summary_file
-from shadow.delta import Method
-from shadow.pairing import Filter
-from shadow.registry import Pair, Reference
-from shadow.report import METADATA_KEY, required_metadata
-from shadow.run import Settings, run_pair
-from shadow.summary import SHAPE, Summary, read_summary
-from shadow.summary_file import SCORED, believed, fits
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.findings import summary as summary_module
+from shadow.findings import summary_file
+from shadow.findings.summary import SHAPE, Summary, read_summary
+from shadow.findings.summary_file import SCORED, believed, fits
+from shadow.reports.provenance import METADATA_KEY, required_metadata
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 

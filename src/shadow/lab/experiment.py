@@ -33,16 +33,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow import __version__
-from shadow.compare import compare
-from shadow.delta import Method
-from shadow.diagnostics import DELTA, SPECTRAL
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
+from shadow.findings.comparison import compare
 from shadow.lab.design import MAIN, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other_seed
 from shadow.lab.tasks import Mixture, Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
-from shadow.pairing import Filter
-from shadow.registry import Pair, Reference
-from shadow.run import Settings, run_pair
+from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
 
 DESIGN = 1  # of what is trained and how; raised when a change makes finished runs mean something else
 SETTINGS = Settings(Method(), Filter())
