@@ -317,7 +317,7 @@ def test_two_lists_at_once_into_one_folder_are_refused(toys):
 def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
     """It stands in the index as failed, the rest is done, and at the end it keeps its traceback."""
 
-    find = shadow_run.find
+    find = shadow_run.find_checkpoint
 
     def buggy(reference, *rest):
         if reference.last_name == "one":

@@ -507,9 +507,9 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():
     """They stand twice, because the command line imports nothing heavy."""
-    from shadow.cli.options import ExportName, FigureName
+    from shadow.cli.options import ExportName, FigureKind
     from shadow.outputs.exports import FORMATS
 
-    assert tuple(FigureName) == KINDS
+    assert tuple(FigureKind) == KINDS
     assert tuple(ExportName) == tuple(FORMATS)
     assert json.dumps([*KINDS])

@@ -18,7 +18,7 @@ from shadow.audits.index import read_index, write_index
 from shadow.errors import ShadowError
 from shadow.gates.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, gather, parse_moved, parse_rule
 from shadow.gates.verdicts import (
-    Judged,
+    Judgement,
     Verdict,
     first_code,
     judge,
@@ -196,11 +196,11 @@ def test_the_code_of_many_is_the_first_of_1_4_3_0():
         assert first_code(set(codes)) == expected
     met = Verdict(parse_rule("spikes > 1"), "met", "")
     missing = Verdict(parse_rule("spikes > 1"), "missing", "")
-    assert Judged("f", "p", verdicts=(met, missing)).code == 1
-    assert Judged("f", "p", verdicts=(met,), objections=("quantized",)).code == 4
-    assert Judged("f", "p", objections=("quantized",)).code == 3
-    assert Judged("f", "p", fault="no").code == 1
-    assert Judged("f", "p").code == 0
+    assert Judgement("f", "p", verdicts=(met, missing)).code == 1
+    assert Judgement("f", "p", verdicts=(met,), objections=("quantized",)).code == 4
+    assert Judgement("f", "p", objections=("quantized",)).code == 3
+    assert Judgement("f", "p", fault="no").code == 1
+    assert Judgement("f", "p").code == 0
 
 
 # The baseline

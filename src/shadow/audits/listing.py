@@ -29,7 +29,7 @@ from shadow.audits.index import (
     report_folder,
     without_optimizer,
 )
-from shadow.audits.pair import Progress, Result, Settings, run_pair
+from shadow.audits.pair import AuditResult, Progress, Settings, run_pair
 from shadow.audits.plan import Access
 from shadow.errors import KeptError, ShadowError
 from shadow.findings.scores import ScoreFiles
@@ -44,11 +44,11 @@ BUG = "a fault of shadow itself; its traceback follows at the end"
 
 
 @dataclass(frozen=True)
-class Tried:
+class PairResult:
     """What became of one pair of a list: its row, and its report or what went wrong."""
 
     row: Row
-    result: Result | None
+    result: AuditResult | None
     fault: Exception | None
 
 
@@ -63,8 +63,8 @@ def audit_list(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda text: None,
     watch: Callable[[str], Callable[[Progress], None]] = lambda name: lambda progress: None,
-    audit: Callable[..., Result] = run_pair,
-) -> Iterator[Tried]:
+    audit: Callable[..., AuditResult] = run_pair,
+) -> Iterator[PairResult]:
     """Audit the pairs of a selection in turn into one folder; yields what became of each.
 
     Whatever goes wrong with one pair, the others are tried. What is done, failed, kept and pending is on the disk
@@ -159,16 +159,16 @@ class _Attempt:
         seconds = (before.seconds or 0.0) + time.monotonic() - self._started
         return replace(before, seconds=round(seconds, 3), bytes=(before.bytes or 0) + self._moved)
 
-    def of(self, before: Row, audit: Callable[[], Result]) -> Tried:
+    def of(self, before: Row, audit: Callable[[], AuditResult]) -> PairResult:
         try:
             result = audit()
         except KeptError as error:  # nothing went into it, and its row tells nothing of the report that is there
-            return Tried(before.emptied("kept", error=error.message, hint=error.hint), None, error)
+            return PairResult(before.emptied("kept", error=error.message, hint=error.hint), None, error)
         except ShadowError as error:
-            return Tried(self.spent(before).emptied("failed", error=error.message, hint=error.hint), None, error)
+            return PairResult(self.spent(before).emptied("failed", error=error.message, hint=error.hint), None, error)
         except Exception as error:  # a bug: the others are tried nevertheless, and it keeps its traceback
             told = f"{type(error).__name__}: {error}"
-            return Tried(self.spent(before).emptied("failed", error=told, hint=BUG), None, error)
+            return PairResult(self.spent(before).emptied("failed", error=told, hint=BUG), None, error)
         taken = self.spent(before) if self._begun else before  # of a report that was there no progress is told
         if taken.seconds is None:  # the report was there, and no list knows what it took
             taken = replace(taken, seconds=result.provenance.get("seconds"))
@@ -177,4 +177,4 @@ class _Attempt:
         if self._begun:
             moved = f", {decimal(self._moved)} fetched" if self._moved else ""
             self.say(f"{row.label} in {took(time.monotonic() - self._started)}{moved}")
-        return Tried(row, result, None)
+        return PairResult(row, result, None)

@@ -25,7 +25,7 @@ from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine import room, uncollected
 from shadow.audits.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.audits.rows import report_tables
-from shadow.audits.workers import audit, cost, default_jobs, pace, worker_memory
+from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
@@ -82,7 +82,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Result:
+class AuditResult:
     """A finished report. measured is how many matrices this run measured itself; 0 when the report was there."""
 
     folder: Path
@@ -97,7 +97,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Lined:
+class AlignedPair:
     """A pair whose checkpoints are open and lined up. No weight has been read."""
 
     base: Checkpoint
@@ -117,7 +117,7 @@ def run_pair(
     show: Callable[[Progress], None] = lambda progress: None,
     scores: ScoreFiles | None = None,
     overwrite: bool = False,
-) -> Result:
+) -> AuditResult:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
     A function of pair, settings and output, and of the files that they name: it prints nothing and keeps nothing for
@@ -152,8 +152,8 @@ def plan_pair(
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked:
         sides: dict[Side, Found] = {
-            "base": find(pair.base, access, Path(unpacked) / "base", say),
-            "tuned": find(pair.tuned, access, Path(unpacked) / "tuned", say),
+            "base": find_checkpoint(pair.base, access, Path(unpacked) / "base", say),
+            "tuned": find_checkpoint(pair.tuned, access, Path(unpacked) / "tuned", say),
         }
         for found in sides.values():
             for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
@@ -196,9 +196,10 @@ def _run(
     show: Callable[[Progress], None],
     scores: ScoreFiles | None,
     overwrite: bool,
-) -> Result:
+) -> AuditResult:
     base, tuned = (
-        find(side, access, scratch / name, say) for name, side in (("base", pair.base), ("tuned", pair.tuned))
+        find_checkpoint(side, access, scratch / name, say)
+        for name, side in (("base", pair.base), ("tuned", pair.tuned))
     )
     told = {**asdict(settings), "relation": pair.relation}
     identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), told)
@@ -245,7 +246,7 @@ def _run(
         journal.remove() if journal.is_empty else journal.close()
         raise
     journal.remove()
-    return Result(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
+    return AuditResult(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
 
 
 def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
@@ -261,7 +262,7 @@ def _judged(summary: Summary) -> dict[str, Any]:
     return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
 
 
-def _renewed(done: Result, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> Result:
+def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
     """A finished report with the label and the scores that are asked for; none of its numbers is measured anew."""
     had, now = done.provenance["settings"].get("optimizer"), identity.settings["optimizer"]
     if had == now and scored is None:
@@ -301,7 +302,7 @@ def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Score
 
 
 def _planned(
-    lined: Lined,
+    lined: AlignedPair,
     todo: Sequence[MatrixPair],
     settings: Settings,
     access: Access,
@@ -372,14 +373,16 @@ def _measure(
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
     tell()
-    for outcome in audit(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
+    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
         journal.add(outcome)
         spent += costs[outcome.key]
         tell()
 
 
 @uncollected()
-def find(reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]) -> Found:
+def find_checkpoint(
+    reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]
+) -> Found:
     """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
     if isinstance(reference, ComponentBase):
         return Assembled(
@@ -409,12 +412,12 @@ def line_up(
     scratch: Path,
     say: Callable[[str], None],
     show: Callable[[Progress], None] = lambda progress: None,
-) -> Lined:
+) -> AlignedPair:
     """Read the headers and pair the tensors."""
     opened = _open(base, access, scratch / "base", say, show), _open(tuned, access, scratch / "tuned", say, show)
     if opened[0].adapter:
         raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
-    return Lined(*opened, *pair_checkpoints(*opened, chosen))
+    return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
 
 
 def _open(
@@ -463,7 +466,7 @@ def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 def _already_done(
     folder: Path, metadata: Mapping[str, Any], identity: Identity, overwrite: bool, say: Callable[[str], None]
-) -> tuple[Result | None, str]:
+) -> tuple[AuditResult | None, str]:
     """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
     older = metadata["version"] != __version__
     try:
@@ -477,7 +480,7 @@ def _already_done(
         return None, error.message
     remove_journal_of(folder, identity)
     say("; ".join(["nothing to measure: the report is already there", *notes]))
-    return Result(folder, summary, 0, provenance), ""
+    return AuditResult(folder, summary, 0, provenance), ""
 
 
 def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None]) -> None:

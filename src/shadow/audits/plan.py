@@ -12,7 +12,7 @@ from typing import Any, Literal
 from rich.filesize import decimal
 
 from shadow.audits.machine import uncollected
-from shadow.audits.schedule import Schedule, Shard, schedule, source_of
+from shadow.audits.schedule import Schedule, ShardKey, schedule, source_of
 from shadow.checkpoints.opening import Checkpoint, Found, Located
 from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
@@ -265,7 +265,9 @@ def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
     return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
 
 
-def _sizes(sources: Mapping[Shard, Source], there: Collection[Shard]) -> tuple[dict[Shard, int], dict[Shard, int]]:
+def _sizes(
+    sources: Mapping[ShardKey, Source], there: Collection[ShardKey]
+) -> tuple[dict[ShardKey, int], dict[ShardKey, int]]:
     """The disk that each shard takes because of this audit: in the Hub's cache, and in scratch."""
     whole = {
         shard: source.file.size if shard in there else source.bytes_to_move()
@@ -295,9 +297,9 @@ class _Places:
     there: shards that take their part of the cache's disk already.
     """
 
-    whole: Mapping[Shard, int]
-    ranges: Mapping[Shard, int]
-    there: Collection[Shard]
+    whole: Mapping[ShardKey, int]
+    ranges: Mapping[ShardKey, int]
+    there: Collection[ShardKey]
     report: int
     folder: Path
 

@@ -16,7 +16,7 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Side
 from shadow.checkpoints.sources import Source
 
-Shard = tuple[Side, str]
+ShardKey = tuple[Side, str]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Visit:
     the work has reached the shard before it of the same side, so that each side is at most one shard ahead.
     """
 
-    shard: Shard
+    shard: ShardKey
     first: int
     last: int
     after: int
@@ -40,7 +40,7 @@ class Schedule:
     steps: tuple[tuple[MatrixPair, ...], ...]
     visits: tuple[Visit, ...]
 
-    def peak(self, sizes: Mapping[Shard, int], there: Collection[Shard] = ()) -> int:
+    def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
         """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
         most, held = 0, sum(sizes[one.shard] for one in self.visits if one.shard in there)
         leaving: list[tuple[int, int]] = []  # (last step, bytes) of what has come, the first to go on top
@@ -86,8 +86,8 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
     if not remote:
         return Schedule((tuple(pairs),), ())
     steps: list[list[MatrixPair]] = [[]]
-    first: dict[Shard, int] = {}
-    last: dict[Shard, int] = {}
+    first: dict[ShardKey, int] = {}
+    last: dict[ShardKey, int] = {}
     for pair in _ordered(pairs):
         shards = [shard for shard in shards_of(pair) if shard in remote]
         new = [shard for shard in shards if shard not in first]
@@ -103,14 +103,14 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
     return Schedule(tuple(tuple(step) for step in steps), tuple(visits))
 
 
-def shards_of(pair: MatrixPair) -> list[Shard]:
+def shards_of(pair: MatrixPair) -> list[ShardKey]:
     """The shards that a pair's tensors are in."""
-    base: list[Shard] = [("base", info.shard) for info in pair.base.infos] if pair.base else []
-    tuned: list[Shard] = [("tuned", info.shard) for info in pair.tuned.infos]
+    base: list[ShardKey] = [("base", info.shard) for info in pair.base.infos] if pair.base else []
+    tuned: list[ShardKey] = [("tuned", info.shard) for info in pair.tuned.infos]
     return list(dict.fromkeys([*base, *tuned]))
 
 
-def source_of(base: Checkpoint, tuned: Checkpoint, shard: Shard) -> Source:
+def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
     """Where the bytes of a shard come from."""
     side, name = shard
     return (base if side == "base" else tuned).sources[name]

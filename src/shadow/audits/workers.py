@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from shadow.audits.machine import Room
 from shadow.audits.outcome import Outcome
-from shadow.audits.schedule import Schedule, Shard, source_of
+from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import MatrixPair, Operand
 from shadow.checkpoints.sources import Fetching
@@ -42,7 +42,7 @@ from shadow.spectra.spectrum import BLOCK, Workspace
 _LOCAL = threading.local()
 
 
-def audit(
+def measure_pairs(
     base: Checkpoint, tuned: Checkpoint, work: Schedule, method: Method, jobs: int, fetching: Fetching
 ) -> Iterator[Outcome]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
@@ -72,7 +72,7 @@ def _run(
     fetching: Fetching,
 ) -> Iterator[Outcome]:
     unfinished = [len(step) for step in work.steps]
-    coming, here = deque(work.visits), deque[Shard]()
+    coming, here = deque(work.visits), deque[ShardKey]()
     resident = {visit.shard: visit.last for visit in work.visits}
     firsts = sorted(visit.first for visit in work.visits)
     needed = [bisect_right(firsts, step) for step in range(len(work.steps))]

@@ -61,7 +61,7 @@ CHUNK = 1 << 20  # bytes
 ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-Report = Callable[[int], None]
+OnBytes = Callable[[int], None]
 Say = Callable[[str], None]
 T = TypeVar("T")
 
@@ -230,7 +230,7 @@ def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
 
 
 def fetch_whole(
-    snapshot: Snapshot, file: RemoteFile, *, say: Say, report: Report = lambda count: None, stop: Event | None = None
+    snapshot: Snapshot, file: RemoteFile, *, say: Say, report: OnBytes = lambda count: None, stop: Event | None = None
 ) -> tuple[Path, bool]:
     """A file in the cache, fetched if it is not there, and whether its checksum is right (False: none is known).
 
@@ -259,7 +259,7 @@ def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
     return ShadowError(f"{snapshot.repo}: {file.path} is not what its checksum says", hint)
 
 
-def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: Report, stop: Event | None, say: Say) -> Path:
+def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: OnBytes, stop: Event | None, say: Say) -> Path:
     if snapshot.offline:
         raise ShadowError(
             f"{snapshot.repo}: {file.path} is not in the cache, and this run is offline",
@@ -414,7 +414,7 @@ def copy_range(
     write: Callable[[bytes], object],
     *,
     say: Say,
-    report: Report = lambda count: None,
+    report: OnBytes = lambda count: None,
     stopped: Event | None = None,
 ) -> None:
     """Bytes start to stop (exclusive) of a file, in order, going on where a cut connection left off.

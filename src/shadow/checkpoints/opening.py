@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from shadow.checkpoints.hub import Report, Say, Snapshot
+    from shadow.checkpoints.hub import OnBytes, Say, Snapshot
 
 MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -230,7 +230,7 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     return Located(snapshot, weights, config)
 
 
-def open_located(located: Located, scratch: Path | None, say: Say, report: Report = lambda count: None) -> Checkpoint:
+def open_located(located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None) -> Checkpoint:
     """Read the headers of a checkpoint of the Hub: from the cache where it has them, else by requests for them.
 
     `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must be. report is told of
@@ -272,7 +272,7 @@ def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple
 
 
 def _open_pickled(
-    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: Report
+    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
 ) -> tuple[Header, Source, bool]:
     source = WholeFile(snapshot, snapshot.files[shard])
     source.fetched = source.bytes_to_move() > 0

@@ -21,7 +21,7 @@ from shadow.errors import ShadowError, naming
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from shadow.checkpoints.hub import RemoteFile, Report, Say, Snapshot
+    from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
 
 NEIGHBOUR = 1 << 18  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
@@ -46,7 +46,7 @@ class Source(Protocol):
     def bytes_to_move(self) -> int:
         """Bytes that fetch will bring over the network; they take as much disk."""
 
-    def fetch(self, *, say: Say, report: Report, stop: Event) -> None:
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         """Bring the bytes and check them. Raises ShadowError; StoppedError once stop is set."""
 
     def tensor(self, info: TensorInfo) -> Tensor:
@@ -67,7 +67,7 @@ class LocalFile:
     def bytes_to_move(self) -> int:
         return 0
 
-    def fetch(self, *, say: Say, report: Report, stop: Event) -> None:
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         pass
 
     def tensor(self, info: TensorInfo) -> Tensor:
@@ -106,7 +106,7 @@ class WholeFile:
 
         return 0 if self.path or in_cache(self.snapshot, self.file) else self.file.size
 
-    def fetch(self, *, say: Say, report: Report, stop: Event) -> None:
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         from shadow.checkpoints.hub import fetch_whole, use_own_blobs
 
         if self.path is not None:
@@ -159,7 +159,7 @@ class ByteRanges:
     def bytes_to_move(self) -> int:
         return sum(stop - start for start, stop in coalesced(self.wanted))
 
-    def fetch(self, *, say: Say, report: Report, stop: Event) -> None:
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
         from shadow.checkpoints.hub import copy_range
 
         with _writing(self.path.parent):
@@ -217,7 +217,7 @@ class Fetching:
     """
 
     def __init__(
-        self, say: Say, report: Report = lambda count: None, note: Callable[[Source], None] = lambda source: None
+        self, say: Say, report: OnBytes = lambda count: None, note: Callable[[Source], None] = lambda source: None
     ) -> None:
         self.say, self.report, self.note, self.stop = say, report, note, Event()
 

@@ -47,10 +47,10 @@ from shadow.cli.scores import scores_of_pairs
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
-    from shadow.audits.pair import Result, Settings
+    from shadow.audits.pair import AuditResult, Settings
     from shadow.audits.plan import Access
     from shadow.findings.scores import ScoreFiles
-    from shadow.gates.verdicts import Judged
+    from shadow.gates.verdicts import Judgement
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -114,7 +114,7 @@ def audit(
     given = scores_of_pairs(scores or [], pairs)
     baselines = baselines_of(against, [(pair.family, pair.name) for pair in pairs], allow_missing)
 
-    def judge(result: Result) -> Judged:
+    def judge(result: AuditResult) -> Judgement:
         return judged_of(result, rules, baselines.get((result.summary.family, result.summary.pair)), strict)
 
     if selection.is_list:
@@ -137,7 +137,7 @@ def audit(
             judged.append(at_fault(pair.family, pair.name, of_pair(error, pair, pairs)))
             continue
         if rules and format is Format.table:
-            console.show(rules_view(judged[-1]))
+            console.display(rules_view(judged[-1]))
     if format is Format.json:
         console.show_json(_told(judged))
     finish(judged, junit, wrong_usage=faults == len(pairs))
@@ -151,18 +151,18 @@ def _audit_list(
     access: Access,
     scores: Mapping[Pair, ScoreFiles],
     overwrite: bool,
-    judge: Callable[[Result], Judged],
+    judge: Callable[[AuditResult], Judgement],
     form: Format,
-) -> tuple[list[Judged], bool]:
+) -> tuple[list[Judgement], bool]:
     """Audit the pairs of a list, every one, and show how they stand; what came of each, and has none what was asked?"""
     from shadow.audits.index import read_index
     from shadow.audits.listing import audit_list
-    from shadow.gates.verdicts import Judged
+    from shadow.gates.verdicts import Judgement
     from shadow.outputs.terminal.batch import batch_view
     from shadow.outputs.terminal.rules import rules_view
 
     tell_left_out(selection)
-    judged: list[Judged] = []
+    judged: list[Judgement] = []
     bugs: list[Exception] = []
     wrong = 0
     with console.list_progress(len(selection.own)) as watch:
@@ -182,7 +182,7 @@ def _audit_list(
                     judged.append(at_fault(tried.row.family, tried.row.pair, error))
                 elif tried.fault is not None:
                     bugs.append(tried.fault)
-                    judged.append(Judged(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
+                    judged.append(Judgement(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
         except KeyboardInterrupt:
             console.say("stopped; the same command goes on from here")
             raise typer.Exit(130) from None
@@ -191,10 +191,10 @@ def _audit_list(
     if form is Format.json:
         console.show_json({**index.as_json(), "reports": _told(judged)})
     else:
-        console.show(batch_view(index, console.out.options))
+        console.display(batch_view(index, console.out.options))
         for one in judged:
             if one.verdicts:
-                console.show(rules_view(one, titled=True))
+                console.display(rules_view(one, titled=True))
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
     return judged, 0 < wrong == len(selection.own)
@@ -210,7 +210,7 @@ def _audit_one(
     *,
     show: bool,
     scores: ScoreFiles | None,
-) -> Result:
+) -> AuditResult:
     from shadow.audits.pair import run_pair
     from shadow.outputs.terminal.summary import summary_view
 
@@ -220,11 +220,11 @@ def _audit_one(
             overwrite=overwrite,
         )  # fmt: skip
     if show:
-        console.show(summary_view(result.summary, result.provenance, result.folder, console.out.options))
+        console.display(summary_view(result.summary, result.provenance, result.folder, console.out.options))
     return result
 
 
-def _told(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     """The summaries of what was audited, with what came of the rules where there are any."""
     return [
         one.summary.as_json() | ({"judged": one.as_json()} if one.verdicts else {}) for one in judged if one.summary

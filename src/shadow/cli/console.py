@@ -34,7 +34,7 @@ out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
-def show(renderable: RenderableType) -> None:
+def display(renderable: RenderableType) -> None:
     """Data for people, on stdout."""
     _print(out, renderable)
 

@@ -10,12 +10,12 @@ import typer
 from shadow.cli import console
 from shadow.cli.arguments import check_component
 from shadow.cli.folders import reports_below
-from shadow.cli.options import ExportName, FigureName, Run, on_this_machine
+from shadow.cli.options import ExportName, FigureKind, RunFolders, on_this_machine
 from shadow.errors import UsageError
 
 
 def report(
-    run: Run,
+    run: RunFolders,
     output: Annotated[
         Path,
         typer.Option(
@@ -41,8 +41,8 @@ def report(
 
 
 def figure(
-    run: Run,
-    kind: Annotated[FigureName, typer.Option(help="What to draw.")],
+    run: RunFolders,
+    kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
     output: Annotated[
         Path,
         typer.Option(
@@ -89,7 +89,7 @@ def figure(
 
 
 def export(
-    run: Run,
+    run: RunFolders,
     to: Annotated[ExportName, typer.Option("--to", help="The format.")],
     output: Annotated[
         Path | None,

@@ -16,9 +16,9 @@ from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
     from shadow.audits.index import Index
-    from shadow.audits.pair import Result
+    from shadow.audits.pair import AuditResult
     from shadow.gates.rules import Rule
-    from shadow.gates.verdicts import Judged, Measured
+    from shadow.gates.verdicts import Judgement, Measured
 
 
 def gate(
@@ -44,7 +44,7 @@ def gate(
     from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import required_metadata
 
-    judged: list[Judged] = []
+    judged: list[Judgement] = []
     names: dict[Path, tuple[str, str]] = {}
     found = {run: reports_below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
@@ -72,13 +72,13 @@ def gate(
             judged.append(at_fault(*name, error))
             continue
         if format is Format.table:
-            console.show(rules_view(judged[-1], titled=True))
+            console.display(rules_view(judged[-1], titled=True))
     if format is Format.json:
         console.show_json([one.as_json() for one in judged])
     finish(judged, junit)
 
 
-def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judged]:
+def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judgement]:
     """The faults of a list's folder: pairs that have no report or another one, and shards that are elsewhere."""
     kept = [
         at_fault(row.family, row.pair, ShadowError(f"{row.name}: {row.error}", "run the list again, with --overwrite"))
@@ -103,13 +103,13 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
     )
 
 
-def judged_of(result: Result, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judged:
-    from shadow.gates.verdicts import Judged, judge_report, read_measured
+def judged_of(result: AuditResult, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judgement:
+    from shadow.gates.verdicts import Judgement, judge_report, read_measured
 
     summary, seconds = result.summary, result.provenance.get("seconds") if result.measured else 0.0
     objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
     if not rules:
-        return Judged(summary.family, summary.pair, summary, seconds, objections=objections)
+        return Judgement(summary.family, summary.pair, summary, seconds, objections=objections)
     now = read_measured(result.folder, summary=summary)
     return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
 
@@ -129,11 +129,11 @@ def rules_of(
     return gather(fail_on or [], policy, against is not None, allow_missing)
 
 
-def at_fault(family: str, pair: str, error: ShadowError) -> Judged:
-    from shadow.gates.verdicts import Judged
+def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
+    from shadow.gates.verdicts import Judgement
 
     console.complain(error)
-    return Judged(family, pair, fault=error.message)
+    return Judgement(family, pair, fault=error.message)
 
 
 def baselines_of(
@@ -152,7 +152,7 @@ def baselines_of(
     return read_baselines(against, reports_below(against), pairs)
 
 
-def finish(judged: list[Judged], junit: Path | None, *, wrong_usage: bool = False) -> None:
+def finish(judged: list[Judgement], junit: Path | None, *, wrong_usage: bool = False) -> None:
     """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code.
 
     wrong_usage: no pair has what was asked for.

@@ -43,5 +43,5 @@ def lab_run(
     if format is Format.json:
         console.show_json({"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)})
     else:
-        console.show(view(tables))
+        console.display(view(tables))
     console.say(f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg")

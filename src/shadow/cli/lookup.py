@@ -44,7 +44,7 @@ def families(
     from shadow.outputs.terminal.families import families_view, family_view
 
     one = len(chosen) == 1 and chosen[0].name == word
-    console.show(family_view(chosen[0]) if one else families_view(chosen, console.out.options))
+    console.display(family_view(chosen[0]) if one else families_view(chosen, console.out.options))
 
 
 def explain(
@@ -63,17 +63,17 @@ def explain(
     # of columns with one name, that of matrices.parquet is meant
     columns = {one.name: one for one in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
     if column is None:
-        console.show(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
+        console.display(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
     if column == "label":
-        console.show(label_view(calibration()))
+        console.display(label_view(calibration()))
         return
     if column not in columns:
         close = difflib.get_close_matches(column, [*columns, "label"], n=1)
         raise UsageError(
             f"no column {column!r}", f"did you mean {close[0]!r}?" if close else "`shadow explain` lists them"
         )
-    console.show(column_view(columns[column]))
+    console.display(column_view(columns[column]))
 
 
 def schema(
@@ -98,4 +98,4 @@ def schema(
         return
     from shadow.outputs.terminal.columns import schema_view, table_view
 
-    console.show(table_view(chosen[0]) if table else schema_view(chosen))
+    console.display(table_view(chosen[0]) if table else schema_view(chosen))

@@ -46,7 +46,9 @@ ShardOption = Annotated[
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False, callback=on_this_machine)
 ]
-Run = Annotated[Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN", callback=on_this_machine)]
+RunFolders = Annotated[
+    Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN", callback=on_this_machine)
+]
 Overwrite = Annotated[
     bool,
     typer.Option(
@@ -101,7 +103,7 @@ class ExportName(StrEnum):
     hf_dataset_folder = "hf-dataset-folder"
 
 
-class FigureName(StrEnum):
+class FigureKind(StrEnum):
     depth = "depth"
     spectrum = "spectrum"
     heatmap = "heatmap"

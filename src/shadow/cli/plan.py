@@ -82,7 +82,7 @@ def plan(
             continue
         plans.append(found)
         if format is Format.table:
-            console.show(plan_view(found, console.out.options.max_width))
+            console.display(plan_view(found, console.out.options.max_width))
         if found["problem"]:
             faults.append(of_pair(ShadowError(found["problem"], DISK_HINT), pair, pairs))
             console.complain(faults[-1])

@@ -9,13 +9,13 @@ import typer
 
 from shadow.cli import console
 from shadow.cli.folders import one_report, reports_at, reports_below
-from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, Run, Scores, on_this_machine
+from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
 from shadow.cli.scores import read_scores
 from shadow.errors import ShadowError, UsageError
 
 
 def show(
-    run: Run,
+    run: RunFolders,
     scores: Scores = None,
     format: FormatOption = Format.table,
 ) -> None:
@@ -30,7 +30,7 @@ def show(
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
     if index is not None and format is Format.table:
-        console.show(batch_view(index, console.out.options))
+        console.display(batch_view(index, console.out.options))
     found = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.findings.gains import NO_SCORES, join, sides_of
@@ -42,7 +42,7 @@ def show(
         console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
         return
     for summary, provenance, folder in found:
-        console.show(summary_view(summary, provenance, folder, console.out.options))
+        console.display(summary_view(summary, provenance, folder, console.out.options))
 
 
 def compare(
@@ -104,7 +104,7 @@ def compare(
     if format is Format.json:
         console.show_json(found.as_json())
     else:
-        console.show(comparison_view(found, console.out.options))
+        console.display(comparison_view(found, console.out.options))
 
 
 def merge(
@@ -139,7 +139,7 @@ def merge(
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:
-        console.show(batch_view(found.index, console.out.options))
+        console.display(batch_view(found.index, console.out.options))
     if missing := found.index.missing_shards:
         which = f"shard{'s' * (len(missing) > 1)} {several(missing)}"
         raise ShadowError(f"{output} lacks {which} of its list", "merge all shards")

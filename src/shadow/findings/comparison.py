@@ -29,7 +29,7 @@ from shadow.findings.scores import ScoreFiles
 from shadow.places.names import name_rules
 from shadow.reports.columns import COMPARISON
 
-Verdict = Literal[
+ComparisonVerdict = Literal[
     "more concentrated",
     "less concentrated",
     "different, below the margin",
@@ -38,7 +38,9 @@ Verdict = Literal[
     "not comparable",
 ]
 
-SCHEMA = 1  # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
+COMPARISON_SCHEMA = (
+    1  # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
+)
 MARGIN = 0.05  # of concentration: two seeds of one regime differed by at most 0.021, narrow and broad data by 0.12
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
 FAR_NORMS = 3.0  # relative norms further apart are warned of: concentration falls as an update grows
@@ -54,14 +56,14 @@ CLAIMS = {
         "what the models can or cannot do",
     ],
 }
-OPPOSITE: dict[Verdict, Verdict] = {
+OPPOSITE: dict[ComparisonVerdict, ComparisonVerdict] = {
     "more concentrated": "less concentrated",
     "less concentrated": "more concentrated",
 }
 
 
 @dataclass(frozen=True)
-class Figure:
+class ComparedFigure:
     """A figure that two reports are compared by.
 
     Its value is columns[0], or columns[0] / columns[1]. Two values differ by first - second, or by ln(first / second)
@@ -79,10 +81,10 @@ class Figure:
 
 
 FIGURES = (
-    Figure("concentration", "concentration", ("concentration",), "difference", 1, "same"),
-    Figure("stable_rank", "stable rank", ("stable_rank",), "log ratio", -1, "power"),
-    Figure("top4_energy", "top-4 energy", ("top4_energy",), "difference", 1, "same"),
-    Figure(
+    ComparedFigure("concentration", "concentration", ("concentration",), "difference", 1, "same"),
+    ComparedFigure("stable_rank", "stable rank", ("stable_rank",), "log ratio", -1, "power"),
+    ComparedFigure("top4_energy", "top-4 energy", ("top4_energy",), "difference", 1, "same"),
+    ComparedFigure(
         "participation_ratio_over_null",
         "PR / null PR",
         ("participation_ratio", "null_participation_ratio"),
@@ -90,8 +92,8 @@ FIGURES = (
         -1,
         "power",
     ),
-    Figure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
-    Figure("relative_norm", "relative norm", ("relative_norm",), "log ratio", 0, None),
+    ComparedFigure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
+    ComparedFigure("relative_norm", "relative norm", ("relative_norm",), "log ratio", 0, None),
 )
 
 
@@ -120,7 +122,7 @@ class Difference:
     no_interval: str | None
     p_within_pair: float | None
     margin: float | None
-    verdict: Verdict | None
+    verdict: ComparisonVerdict | None
 
     @property
     def points(self) -> int:
@@ -149,7 +151,7 @@ class Contrast:
     figures: list[Difference]
     modules: list[dict[str, Any]]
     layers: list[dict[str, Any]]
-    verdict: Verdict
+    verdict: ComparisonVerdict
     sentence: str
     consistent_with: list[str]
     not_comparable: list[str]
@@ -211,7 +213,7 @@ def compare(
     bases, unless that is allowed. With scores, different bases and more than MAX_REPORTS are no fault: gains and
     concentrations of all are correlated, and matrices are not compared.
     """
-    reports = [read_report(folder, label(index)) for index, folder in enumerate(folders)]
+    reports = [read_report(folder, report_label(index)) for index, folder in enumerate(folders)]
     told = [report.as_json() for report in reports]
     scored = score_reports(reports, scores)
     claims = CLAIMS
@@ -219,7 +221,7 @@ def compare(
         claims = CLAIMS | {"not_shown": [*CLAIMS["not_shown"], MEASURED_BY_OTHERS, *scored.not_shown]}
     if len(reports) > MAX_REPORTS:
         too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
-        return Comparison(SCHEMA, __version__, margin, told, [], [], claims, too_many, scored)
+        return Comparison(COMPARISON_SCHEMA, __version__, margin, told, [], [], claims, too_many, scored)
     pairs = list(itertools.combinations(range(len(reports)), 2))
     related = relations(reports, pairs)
     if not allow_different_base:
@@ -230,16 +232,16 @@ def compare(
             if scores is None:
                 raise ShadowError(message, "compare models tuned from one base, or add --allow-different-base")
             message += "; not compared matrix by matrix without --allow-different-base"
-            return Comparison(SCHEMA, __version__, margin, told, [], [], claims, message, scored)
+            return Comparison(COMPARISON_SCHEMA, __version__, margin, told, [], [], claims, message, scored)
     contrasts = [contrast(reports[i], reports[j], *related[i, j], margin) for i, j in pairs]
     ranking = _ranking(reports, contrasts)
-    return Comparison(SCHEMA, __version__, margin, told, contrasts, ranking, claims, scores=scored)
+    return Comparison(COMPARISON_SCHEMA, __version__, margin, told, contrasts, ranking, claims, scores=scored)
 
 
-def label(index: int) -> str:
+def report_label(index: int) -> str:
     """A to Z, then AA, AB and on."""
     before, own = divmod(index, 26)
-    return (label(before - 1) if before else "") + chr(ord("A") + own)
+    return (report_label(before - 1) if before else "") + chr(ord("A") + own)
 
 
 # From matched matrices to differences
@@ -275,7 +277,7 @@ def _cells(found: pd.DataFrame) -> pd.DataFrame:
     return cells
 
 
-def difference(figure: Figure, cells: pd.DataFrame, margin: float) -> Difference:
+def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
     """The difference of one figure over cells that lie in layers; margin is that of concentration. See Difference."""
     known = cells[cells[figure.name].notna()]
     by_layer = known.groupby(["component", "layer"])
@@ -306,8 +308,8 @@ def difference(figure: Figure, cells: pd.DataFrame, margin: float) -> Difference
 
 
 def _figure_verdict(
-    figure: Figure, apart: float | None, low: float | None, high: float | None, margin: float | None
-) -> Verdict | None:
+    figure: ComparedFigure, apart: float | None, low: float | None, high: float | None, margin: float | None
+) -> ComparisonVerdict | None:
     """What one figure says: a direction only if 0 is outside the interval and the margin is reached."""
     if not figure.direction:
         return None
@@ -412,7 +414,7 @@ def _ceiling(ranks: NDArray[np.int64]) -> str:
     return " or ".join(words) + (" or more" if len(known) > 2 else "")
 
 
-def _verdict(figures: Sequence[Difference]) -> Verdict:
+def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
     """Concentration's own verdict, if at least two of the other four point its way, and more than point the other."""
     own, others = figures[0], [one for one in figures[1:] if one.direction]
     if own.verdict in ("more concentrated", "less concentrated"):
@@ -425,7 +427,7 @@ def _verdict(figures: Sequence[Difference]) -> Verdict:
 def _sentence(
     first: Report,
     second: Report,
-    verdict: Verdict,
+    verdict: ComparisonVerdict,
     figures: Sequence[Difference],
     fatal: Sequence[str],
     different: bool,
@@ -476,7 +478,7 @@ def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
-def _consistent_with(first: Report, second: Report, verdict: Verdict) -> list[str]:
+def _consistent_with(first: Report, second: Report, verdict: ComparisonVerdict) -> list[str]:
     """What would explain the verdict; never what did."""
     if verdict in ("more concentrated", "less concentrated"):
         more = first if verdict == "more concentrated" else second

@@ -69,7 +69,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ScoredReport:
     """One report of a set: its letter, base, median concentration and scores. left_out says why it has no part."""
 
     label: str
@@ -88,7 +88,7 @@ class Entry:
 class ScoredSet:
     """All reports of a comparison with their scores, and the correlations over those that are not left out."""
 
-    entries: list[Entry]
+    entries: list[ScoredReport]
     correlations: list[Correlation]
 
     @property
@@ -122,7 +122,7 @@ def score_reports(reports: Sequence[Report], given: ScoreFiles | None) -> Scored
         sides = [_identity(report.metadata[side]) for side in ("base", "tuned")]
         before = seen.setdefault(" ".join(sides), report.label)
         entries.append(
-            Entry(
+            ScoredReport(
                 label=report.label,
                 pair=f"{report.metadata['family']}:{report.metadata['pair']}",
                 base=sides[0],
@@ -157,7 +157,7 @@ def _left_out(metadata: Mapping[str, Any], concentration: float, before: str | N
     return None if math.isfinite(concentration) else "no concentration"
 
 
-def scored_set(entries: Sequence[Entry]) -> ScoredSet:
+def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
     """Correlations of every group, of the difference of two groups where there are two, and of every benchmark."""
     taking = [entry for entry in entries if entry.left_out is None]
     groups = (gain.group for entry in taking for gain in entry.scored.gains)
@@ -176,7 +176,7 @@ def scored_set(entries: Sequence[Entry]) -> ScoredSet:
 Gains = Mapping[str, Sequence[Gain]]  # label -> the gains of one report
 
 
-def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[Entry]) -> Correlation:
+def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[ScoredReport]) -> Correlation:
     key = (benchmark, metric)
     own = [(entry.label, one) for entry in entries for one in entry.scored.gains if (one.benchmark, one.metric) == key]
     known = {label: [one] for label, one in own if one.gain is not None}
@@ -185,14 +185,14 @@ def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[Entry]) 
     return _correlation(values, entries, _units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1)
 
 
-def _of_group(name: str, entries: Sequence[Entry]) -> Correlation:
+def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
     """Over the benchmarks of the group that every report with any of them has: means over others do not compare."""
     known = _common(name, entries)
     values, count, reason = _means(name, known)
     return _correlation(values, entries, reason, group=name, benchmarks=count)
 
 
-def _of_difference(name: str, less: str, entries: Sequence[Entry]) -> Correlation:
+def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
     """The gain of one group less that of the other: their ratio would have no meaning where the other is about 0."""
     own, other = _common(name, entries), _common(less, entries)
     labels = own.keys() & other.keys()
@@ -203,7 +203,7 @@ def _of_difference(name: str, less: str, entries: Sequence[Entry]) -> Correlatio
     return _correlation(values, entries, reason or why or units, group=name, less=less, benchmarks=count + more)
 
 
-def _common(name: str, entries: Sequence[Entry]) -> dict[str, list[Gain]]:
+def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:
     """The gains of each report in the benchmarks of a group that all reports have which have any."""
     own = {
         entry.label: [one for one in entry.scored.gains if one.group == name and one.gain is not None]
@@ -230,7 +230,9 @@ def _units(known: Gains) -> str | None:
     return f"scores in different units ({', '.join(units)[:100]})" if len(units) > 1 else None
 
 
-def _correlation(values: Mapping[str, float], entries: Sequence[Entry], reason: str | None, **key: Any) -> Correlation:
+def _correlation(
+    values: Mapping[str, float], entries: Sequence[ScoredReport], reason: str | None, **key: Any
+) -> Correlation:
     taking = [entry for entry in entries if entry.label in values and entry.concentration is not None]
     rounded = {label: float(f"{value:.12g}") for label, value in values.items()}  # equal means, but for their last bits
     gains = np.array([rounded[entry.label] for entry in taking], np.float64)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shadow.targets.references import ComponentBase, Reference
 
 
-SCHEMA = 1  # of that file
+KEPT_SCHEMA = 1  # of that file
 NAMED = 5  # models or benchmarks named in a message
 Role = Literal["base", "tuned"]
 PLAIN_REVISIONS = ("", "main")  # those that a name without a revision means
@@ -34,7 +34,7 @@ UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"  # units that a file does not stat
 
 
 @dataclass(frozen=True)
-class Side:
+class ScoredSide:
     """One side of a pair, as a file of scores may name it.
 
     repo is `org/name` (with a subfolder behind it) or an absolute folder. revision is what was asked for, where that is
@@ -54,7 +54,7 @@ class Side:
         return (Path(self.repo).name or self.repo) if self.is_folder else self.repo, self.stage
 
 
-Sides = tuple[Side, Side]
+Sides = tuple[ScoredSide, ScoredSide]
 
 
 def sides_of(metadata: Mapping[str, Any], pair: Pair | None = None) -> Sides:
@@ -66,10 +66,10 @@ def sides_of(metadata: Mapping[str, Any], pair: Pair | None = None) -> Sides:
     )
 
 
-def _reported(role: Role, told: Mapping[str, Any], asked: Reference | ComponentBase | None, stage: str) -> Side:
+def _reported(role: Role, told: Mapping[str, Any], asked: Reference | ComponentBase | None, stage: str) -> ScoredSide:
     commit = told["commit"] if isinstance(told.get("commit"), str) else None
     is_folder = commit is None and Path(told["repo"]).is_absolute()
-    return Side(role, told["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
+    return ScoredSide(role, told["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
 
 
 def sides_of_pair(pair: Pair) -> Sides:
@@ -78,13 +78,13 @@ def sides_of_pair(pair: Pair) -> Sides:
     return _asked("base", pair.base, start), _asked("tuned", pair.tuned, end)
 
 
-def _asked(role: Role, one: Reference | ComponentBase, stage: str) -> Side:
+def _asked(role: Role, one: Reference | ComponentBase, stage: str) -> ScoredSide:
     from shadow.targets.references import ComponentBase
 
     if isinstance(one, ComponentBase):  # it has no name but its stage
-        return Side(role, "", False, None, None, stage)
+        return ScoredSide(role, "", False, None, None, stage)
     repo = f"{one.repo}/{one.subfolder}" if one.subfolder else one.repo
-    return Side(role, repo, one.is_folder, None, one.revision, stage)
+    return ScoredSide(role, repo, one.is_folder, None, one.revision, stage)
 
 
 def _stages(family: str, pair: str) -> tuple[str, str]:
@@ -97,7 +97,7 @@ def _stages(family: str, pair: str) -> tuple[str, str]:
 NOT, UNCHECKED, BY_NAME, EXACT = range(4)  # how well a model's name fits a side
 
 
-def fit(model: str, commit: str | None, side: Side) -> int:
+def fit(model: str, commit: str | None, side: ScoredSide) -> int:
     """How well a model of a file fits a side; commit is what the file noted beside the name.
 
     EXACT: the stage, the folder, or the repository at this commit or revision. BY_NAME: the repository without a
@@ -144,7 +144,7 @@ def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
     return f"scores of models that are not audited here: {', '.join(told)}{more}"
 
 
-def _nearest(name: str, sides: Iterable[Side]) -> str:
+def _nearest(name: str, sides: Iterable[ScoredSide]) -> str:
     """` (did you mean 'x'?)` where a known name is close."""
     known = [one for side in sides for one in side.names if one]
     close = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.75)
@@ -296,11 +296,11 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
     return rows, notes
 
 
-def _by_commit(side: Side) -> str:
+def _by_commit(side: ScoredSide) -> str:
     return f"{side.repo}@{side.commit[:12]}" if side.commit and not side.is_folder else side.repo or side.stage
 
 
-def _on_names(side: Side, fits: Mapping[tuple[str, str | None], int], best: int) -> list[str]:
+def _on_names(side: ScoredSide, fits: Mapping[tuple[str, str | None], int], best: int) -> list[str]:
     notes = []
     for (model, commit), level in fits.items():
         if level < best:
@@ -315,7 +315,7 @@ def _on_names(side: Side, fits: Mapping[tuple[str, str | None], int], best: int)
 ByMetric = dict[str | None, Score]
 
 
-def _by_benchmark(rows: Sequence[Score], side: Side, groups: Mapping[str, str]) -> dict[str, ByMetric]:
+def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, str]) -> dict[str, ByMetric]:
     """Benchmark -> metric -> score. A row that says the same again counts once."""
     found: dict[str, ByMetric] = {}
     for row in rows:
@@ -485,7 +485,11 @@ def _few(names: Sequence[str]) -> str:
 
 def kept_bytes(scored: Scored, metadata: Mapping[str, Any]) -> bytes:
     """`scores.json` of a report whose metadata these are."""
-    told = {"schema": SCHEMA, **{key: metadata[key] for key in ("family", "pair", "base", "tuned")}, **scored.as_json()}
+    told = {
+        "schema": KEPT_SCHEMA,
+        **{key: metadata[key] for key in ("family", "pair", "base", "tuned")},
+        **scored.as_json(),
+    }
     return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
 
 
@@ -502,9 +506,9 @@ def read_kept(folder: Path, metadata: Mapping[str, Any]) -> Scored:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE + 1)
         told = json.loads(raw)
-        if told["schema"] != SCHEMA:
+        if told["schema"] != KEPT_SCHEMA:
             found = str(told["schema"])[:20]
-            raise ShadowError(f"{path}: scores of schema {found!r}, this version reads {SCHEMA}", hint)
+            raise ShadowError(f"{path}: scores of schema {found!r}, this version reads {KEPT_SCHEMA}", hint)
         gains = tuple(_kept_gain(row) for row in told["scores"])
         files = tuple((_kept_text(one["name"]), _kept_text(one["sha256"])) for one in told["score_files"])
         notes = tuple(_kept_text(text) for text in told["score_notes"])

@@ -23,7 +23,7 @@ from shadow.findings.footprint import Label
 from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
 from shadow.targets.families import NAME
-from shadow.targets.plain_yaml import Path as Place
+from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
 from shadow.text import nearest
 
@@ -60,7 +60,7 @@ HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.conc
 
 
 @dataclass(frozen=True)
-class FigureName:
+class Metric:
     """The figures that a rule names: of the pair (no component), of components, or of modules of components."""
 
     component: str | None
@@ -85,7 +85,7 @@ class Rule:
     """
 
     name: str
-    figure: FigureName
+    figure: Metric
     comparison: str
     threshold: float | str | None
     severity: Severity = "error"
@@ -153,7 +153,7 @@ def _label(text: str, comparison: str, wanted: str) -> str:
     return word
 
 
-def parse_figure(text: str, *, many: bool = False) -> FigureName:
+def parse_figure(text: str, *, many: bool = False) -> Metric:
     """`language.mlp.up.concentration` -> FigureName. many: the metric may hold * and ? too.
 
     Raises UsageError for what no report of this version can have.
@@ -175,7 +175,7 @@ def parse_figure(text: str, *, many: bool = False) -> FigureName:
         if not many and _known(metric, known):
             raise UsageError(f"{text!r}: a rule has one metric", "only component and module may hold * and ?")
         _unknown("metric", metric, known)
-    return FigureName(component, module, metric)
+    return Metric(component, module, metric)
 
 
 def _known(pattern: str, words: Sequence[str]) -> bool:

@@ -26,12 +26,12 @@ from shadow.findings.bootstrap import blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
 from shadow.findings.matching import Report, read_report, relate
 from shadow.findings.summary import Summary, read_summary
-from shadow.gates.rules import COLUMNS, LABEL, MOVED, FigureName, Rule
+from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.provenance import finished_metadata, required_metadata
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
-Place = tuple[str, ...]  # () the pair, (component,) or (component, module)
+Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 
 NAMED = 5  # figures that a sentence names one by one
 # The same report made on another machine may differ by this much, relative: shadow.findings.matching measured 5e-7.
@@ -40,7 +40,7 @@ NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 
 @dataclass(frozen=True)
-class Figure:
+class JudgedFigure:
     """One figure of a report: value None where it is null, bounds None where it has no interval (why says why)."""
 
     name: str
@@ -50,7 +50,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Finding:
+class RuleFigure:
     """One figure that a rule was held against. low and high are the baseline's interval, before its figure."""
 
     figure: str
@@ -72,7 +72,7 @@ class Verdict:
     rule: Rule
     outcome: Verdicts
     detail: str
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[RuleFigure, ...] = ()
 
     @property
     def code(self) -> int:
@@ -86,7 +86,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judgement:
     """What came of one pair. fault: why there is no report of it. objections: reasons that --strict objects to."""
 
     family: str
@@ -136,42 +136,42 @@ class Measured:
         return self.report.subject("delta")
 
     @cached_property
-    def _told(self) -> dict[Place, Mapping[str, Any]]:
+    def _told(self) -> dict[Scope, Mapping[str, Any]]:
         """What the summary says of the pair, of each component and of each module, with its intervals."""
         whole = {key: getattr(self.summary, key) for key in ("intervals", "layers", "no_interval")}
-        rows: dict[Place, Mapping[str, Any]] = {(): {**self.summary.figures, LABEL: self.summary.label, **whole}}
+        rows: dict[Scope, Mapping[str, Any]] = {(): {**self.summary.figures, LABEL: self.summary.label, **whole}}
         rows |= {(row["component"],): row for row in self.summary.components}
         return rows | {(row["component"], row["module"]): row for row in self.summary.modules}
 
-    def places(self, name: FigureName) -> list[Place]:
+    def places(self, name: Metric) -> list[Scope]:
         """Where the report has what a rule names, in the order of the summary."""
         if name.component is None:
             return [()]
         size = 1 if name.module is None else 2
         return [at for at in self._told if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)]
 
-    def changed(self, at: Place) -> bool:
+    def changed(self, at: Scope) -> bool:
         """Has any delta of a place been measured?"""
         return bool(self._told[at]["matrices"])
 
-    def with_intervals(self, at: Place) -> list[str]:
+    def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
         return list(self._told[at]["intervals"]) if at in self._told else []
 
-    def figure(self, at: Place, metric: str) -> Figure:
+    def figure(self, at: Scope, metric: str) -> JudgedFigure:
         """The summary's figure of that name, else the median over the delta rows of the place."""
         name = ".".join((*at, metric))
         row = self._told.get(at)
         if row is None:
-            return Figure(name, None)
+            return JudgedFigure(name, None)
         if metric not in row:
             return self._median(name, at, metric)
         why = "it has none"
         if metric in row["intervals"]:
             why = row["no_interval"] or f"{row['layers']} layers are too few for it"
-        return Figure(name, row[metric], row["intervals"].get(metric), why)
+        return JudgedFigure(name, row[metric], row["intervals"].get(metric), why)
 
-    def _median(self, name: str, at: Place, metric: str) -> Figure:
+    def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
         rows = self.deltas
         for key, wanted in zip(("component", "module"), at, strict=False):
             rows = rows[rows[key] == wanted]
@@ -179,9 +179,9 @@ class Measured:
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
         layers = rows["layer"].where(rows["layer"] >= 0).to_numpy(dtype=np.float64, na_value=np.nan)
         found = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
-        return Figure(name, median, found.bounds if median is not None else None, found.reason or "")
+        return JudgedFigure(name, median, found.bounds if median is not None else None, found.reason or "")
 
-    def why_absent(self, name: FigureName) -> str:
+    def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
         if name.component is None:
             return str(next(gate["reason"] for gate in self.summary.gates if gate["name"] == "changed"))
@@ -264,11 +264,11 @@ def judge_report(
     *,
     seconds: float | None = None,
     objections: tuple[str, ...] = (),
-) -> Judged:
+) -> Judgement:
     """What comes of every rule on a report; seconds and objections are those of its audit."""
     notes = tuple(notes_on(baseline, now)) if baseline is not None else ()
     family, pair = now.summary.family, now.summary.pair
-    return Judged(family, pair, now.summary, seconds, judge(rules, now, baseline), notes, None, objections)
+    return Judgement(family, pair, now.summary, seconds, judge(rules, now, baseline), notes, None, objections)
 
 
 def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None) -> tuple[Verdict, ...]:
@@ -286,7 +286,7 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
         when = NULLS.get(rule.figure.metric)
         why = f" (null when: {when})" if when else ""
         return _missing(rule, f"{_listed([one.name for one in figures])} is null{why}")
-    findings = tuple(Finding(name, value, rule.holds(value)) for name, value in known)
+    findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
     if met := [f"{one.figure} is {_text(one.value, rule.holds)}" for one in findings if one.met]:
@@ -301,7 +301,7 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     if baseline is None:
         return _missing(rule, "the baseline has no report of this pair")
-    findings: list[Finding] = []
+    findings: list[RuleFigure] = []
     left: dict[str, list[str]] = {}  # figures that cannot be judged, by the reason
     for at in baseline.places(rule.figure):
         metric = rule.figure.metric
@@ -314,7 +314,7 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             (low, high), value = before.bounds, now.figure(at, one).value
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
-            findings.append(Finding(before.name, value, outside, _number(before.value), low, high))
+            findings.append(RuleFigure(before.name, value, outside, _number(before.value), low, high))
     rest = "; ".join(f"not judged are {_listed(names)} ({why})" for why, names in left.items())
     if not findings:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
@@ -336,7 +336,7 @@ def _missing(rule: Rule, why: str) -> Verdict:
     return Verdict(rule, "skipped" if rule.allow_missing else "missing", f"nothing to judge: {why}")
 
 
-def _distance(finding: Finding) -> float:
+def _distance(finding: RuleFigure) -> float:
     """How far a figure lies outside its interval, in widths of it; infinite where it is null now."""
     if not isinstance(finding.value, float | int):
         return math.inf
@@ -345,7 +345,7 @@ def _distance(finding: Finding) -> float:
     return outside / (high - low) if high > low else math.inf if outside else 0.0
 
 
-def _move(finding: Finding) -> str:
+def _move(finding: RuleFigure) -> str:
     """`spiked is 0.5, was 1 (0.9 to 1)`."""
     low, high = finding.low or 0.0, finding.high or 0.0
 

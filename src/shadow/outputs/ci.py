@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 
 from shadow.errors import ShadowError
 from shadow.files import write_beside
-from shadow.gates.verdicts import Judged, Verdict, first_code
+from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.text import visible
 
 SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
@@ -24,7 +24,7 @@ FIGURES = ("relative_norm_overall", "concentration")
 CODES = {0: "done", 1: "could not", 3: "--strict objects", 4: "a rule was met"}
 
 
-def sentences(judged: Sequence[Judged]) -> list[str]:
+def sentences(judged: Sequence[Judgement]) -> list[str]:
     """For people, on a terminal: why the exit code is not 0, and what is but a warning."""
     found = []
     for one in judged:
@@ -40,7 +40,7 @@ def sentences(judged: Sequence[Judged]) -> list[str]:
 # GitHub's Markdown
 
 
-def append_summary(path: Path, judged: Sequence[Judged]) -> None:
+def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
     """Append to the summary of a step as much as GitHub takes. Raises OSError."""
     with path.open("ab") as file:
         room = SUMMARY_BYTES - file.tell()
@@ -54,7 +54,7 @@ def cell(text: str) -> str:
     return f"<code>{shown}</code>" if shown.strip() else ""
 
 
-def markdown(judged: Sequence[Judged], limit: int = SUMMARY_BYTES) -> str:
+def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
     """A table of the pairs and one of the rules of each, in at most so many bytes; what does not fit is counted."""
     code = first_code({one.code for one in judged})
     head = ["## shadow", "", f"Exit code {code}: {CODES[code]}.", ""]
@@ -83,7 +83,7 @@ def _fitting(lines: Sequence[str], limit: int, more: str) -> list[str]:
     return found
 
 
-def _pair_row(one: Judged) -> str:
+def _pair_row(one: Judgement) -> str:
     told = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was met"}[one.code]
     if one.summary is None:
         return f"| {cell(one.name)} | ❌ {cell(one.fault or '')} | | | |"
@@ -97,7 +97,7 @@ def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
     return "" if value is None else f"{value:.3g}{inside}"
 
 
-def _rule_rows(one: Judged) -> Iterable[str]:
+def _rule_rows(one: Judgement) -> Iterable[str]:
     for verdict in sorted(one.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)):
         outcome = OUTCOMES[verdict.outcome]
         if verdict.rule.severity == "warning":
@@ -112,7 +112,7 @@ def _rule_rows(one: Judged) -> Iterable[str]:
 # Annotations of GitHub Actions
 
 
-def workflow_commands(judged: Sequence[Judged], workspace: Path | None = None) -> list[str]:
+def workflow_commands(judged: Sequence[Judgement], workspace: Path | None = None) -> list[str]:
     """A workflow command, one line, for each fault and each rule that was met or had nothing to judge.
 
     The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace is pointed to.
@@ -170,7 +170,7 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 # JUnit
 
 
-def junit(judged: Sequence[Judged]) -> bytes:
+def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
     A rule that was met is a failure, one with nothing to judge an error; rules that are but warnings pass, and say so
@@ -207,7 +207,7 @@ def check_junit(path: Path) -> None:
         raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
 
 
-def write_junit(path: Path, judged: Sequence[Judged]) -> None:
+def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
     """A file that is there whole or not at all. Raises ShadowError."""
     check_junit(path)
     try:
@@ -224,7 +224,7 @@ def _count(element: ET.Element, over: ET.Element) -> None:
         element.set(name, str(sum(1 for _ in over.iter(tag))))
 
 
-def _audit_case(suite: ET.Element, one: Judged) -> None:
+def _audit_case(suite: ET.Element, one: Judgement) -> None:
     case = _case(suite, one, "audit", one.seconds or 0.0)
     if one.fault is not None:
         _said(case, "error", one.fault, "could not")
@@ -238,7 +238,7 @@ def _audit_case(suite: ET.Element, one: Judged) -> None:
         _output(case, lines)
 
 
-def _rule_case(suite: ET.Element, one: Judged, verdict: Verdict) -> None:
+def _rule_case(suite: ET.Element, one: Judgement, verdict: Verdict) -> None:
     case = _case(suite, one, verdict.rule.name, 0.0)
     said = [f"{verdict.rule.message}"] if verdict.rule.message and verdict.outcome == "met" else []
     if verdict.rule.severity == "warning" and verdict.outcome in ("met", "missing"):
@@ -249,7 +249,7 @@ def _rule_case(suite: ET.Element, one: Judged, verdict: Verdict) -> None:
     _output(case, [verdict.detail, *said])
 
 
-def _case(suite: ET.Element, one: Judged, name: str, seconds: float) -> ET.Element:
+def _case(suite: ET.Element, one: Judgement, name: str, seconds: float) -> ET.Element:
     names = {"classname": visible(one.name), "name": visible(name)}
     return ET.SubElement(suite, "testcase", names, time=f"{seconds:.3f}")
 

@@ -14,7 +14,7 @@ from typing import Any
 from shadow.errors import ShadowError, UsageError
 from shadow.files import registry_folder
 from shadow.places.names import name_rules
-from shadow.targets.plain_yaml import Path as Place
+from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
 from shadow.targets.references import ComponentBase, Reference, parse_reference
 from shadow.text import nearest

@@ -36,7 +36,7 @@ ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
 @dataclass(frozen=True)
-class Entry:
+class ListEntry:
     """One entry of a list: a target, or a pair that was given by its checkpoints. where is FILE:LINE."""
 
     where: str
@@ -44,7 +44,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Shard:
+class Share:
     """One of several jobs that share a list; number counts from 1."""
 
     number: int = 1
@@ -63,7 +63,7 @@ class Selection:
 
     pairs: tuple[Pair, ...]
     own: tuple[Pair, ...]
-    shard: Shard = Shard()
+    shard: Share = Share()
     is_list: bool = False
     passed_over: tuple[str, ...] = ()
 
@@ -88,11 +88,11 @@ def select(
     is audited once. Raises UsageError for anything wrong with a list, a glob, a tag or a shard, and ShadowError for an
     exact target that the registry does not know.
     """
-    own = Shard() if shard is None else parse_shard(shard)
+    own = Share() if shard is None else parse_shard(shard)
     listing = [] if listed is None else read_list(listed)
     if listed is not None and not listing:
         raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
-    entries = dict.fromkeys([*(Entry("", target) for target in targets), *listing])
+    entries = dict.fromkeys([*(ListEntry("", target) for target in targets), *listing])
     named = [entry for entry in entries if isinstance(entry.names, str)]
     families = load_families(registry) if named or tags else {}
     found: dict[Pair, None] = dict.fromkeys(given)
@@ -104,7 +104,7 @@ def select(
             continue
         if entry.names not in looked_up:
             with _asked(entry):
-                looked_up[entry.names] = find(entry.names, families)
+                looked_up[entry.names] = find_targets(entry.names, families)
         found |= dict.fromkeys(looked_up[entry.names].pairs)
         passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
     pairs = tuple(found)
@@ -128,7 +128,7 @@ def _require_names(pairs: Iterable[Pair]) -> None:
 
 
 @contextlib.contextmanager
-def _asked(entry: Entry | None = None) -> Iterator[None]:
+def _asked(entry: ListEntry | None = None) -> Iterator[None]:
     """What is wrong with a list, a glob or a tag is wrong with the request, and says where that stands."""
     try:
         yield
@@ -151,7 +151,7 @@ def is_glob(target: str) -> bool:
     return any(char in target for char in "*?[")
 
 
-def find(target: str, families: Mapping[str, Family]) -> Matches:
+def find_targets(target: str, families: Mapping[str, Family]) -> Matches:
     """The pairs that `family`, `family:from..to` or a glob over these names."""
     name, colon, pattern = target.partition(":")
     if not is_glob(target):
@@ -193,7 +193,7 @@ def shown(listed: str) -> str:
     return "standard input" if listed == "-" else listed
 
 
-def read_list(listed: str) -> list[Entry]:
+def read_list(listed: str) -> list[ListEntry]:
     """The entries of a list, in its order: YAML (a list of targets or mappings), or one target a line.
 
     Raises UsageError, which names the line, for whatever is not such a list.
@@ -229,7 +229,7 @@ def is_yaml(listed: str, raw: bytes) -> bool:
     return next((line for line in lines if line and line[:1] != b"#"), b"").startswith((b"-", b"[", b"{"))
 
 
-def _plain_entries(name: str, raw: bytes) -> Iterator[Entry]:
+def _plain_entries(name: str, raw: bytes) -> Iterator[ListEntry]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -237,7 +237,7 @@ def _plain_entries(name: str, raw: bytes) -> Iterator[Entry]:
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         target = re.sub(r"(^|\s)#.*", "", line, flags=re.DOTALL).strip()
         if target:
-            yield Entry(f"{name}:{number}", _checked(f"{name}:{number}", target))
+            yield ListEntry(f"{name}:{number}", _checked(f"{name}:{number}", target))
 
 
 def _checked(where: str, target: str) -> str:
@@ -246,7 +246,7 @@ def _checked(where: str, target: str) -> str:
     return target
 
 
-def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[Entry]:
+def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
     try:
         tree, lines = read_plain(raw)
     except NotPlainError as error:
@@ -259,9 +259,9 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[Entry]:
     for index, item in enumerate(tree):
         where = f"{name}:{lines[(index,)]}"
         if isinstance(item, dict):
-            yield Entry(where, _mapped(name, where, item, {key: lines[index, key] for key in item}, folder))
+            yield ListEntry(where, _mapped(name, where, item, {key: lines[index, key] for key in item}, folder))
         elif isinstance(item, str) and item:
-            yield Entry(where, _checked(where, item))
+            yield ListEntry(where, _checked(where, item))
         else:
             raise UsageError(f"{where}: {short(item)} is not a target", "write a name, or {base: REF, tuned: REF}")
 
@@ -284,20 +284,20 @@ def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, in
         raise UsageError(f"{where}: an entry has {keys}", "write a target alone, or base and tuned together")
     references = {}
     for key in ("base", "tuned"):
-        with _asked(Entry(f"{name}:{lines[key]}", "")):
+        with _asked(ListEntry(f"{name}:{lines[key]}", "")):
             references[key] = parse_reference(texts[key], folder)
     return given_pair(references["base"], references["tuned"])
 
 
-def parse_shard(text: str) -> Shard:
+def parse_shard(text: str) -> Share:
     """`2/4`: the second of four."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
     if not match or not int(match[1]) <= int(match[2]) <= MAX_SHARDS:
         raise UsageError(f"{text[:40]!r} is not a shard", f"write 1/4 to 4/4; at most {MAX_SHARDS:,}")
-    return Shard(int(match[1]), int(match[2]))
+    return Share(int(match[1]), int(match[2]))
 
 
-def share(pairs: Sequence[Pair], shard: Shard) -> tuple[Pair, ...]:
+def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
     """The pairs of one shard, in their order. Every pair is in exactly one of the shards.
 
     Families are put in the order of a hash of their names and cut into runs of equally many pairs. So a shard has as

@@ -20,7 +20,7 @@ MAX_DEPTH = 16  # the deepest registry file needs 5
 MAX_FILE = 1_000_000  # bytes
 
 Tree = dict[str, "Tree"] | list["Tree"] | str
-Path = tuple[str | int, ...]  # keys and list indices from the top of the file
+KeyPath = tuple[str | int, ...]  # keys and list indices from the top of the file
 
 
 class NotPlainError(Exception):
@@ -31,7 +31,7 @@ class NotPlainError(Exception):
         self.message, self.line = message, line
 
 
-def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[Path, int]]:
+def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
     """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the format is told."""
     try:
         if not file.is_file():  # opening a FIFO would wait for ever
@@ -49,7 +49,7 @@ def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[Path, int]]:
         raise ShadowError(f"{file}{line}: {error.message}", hint) from error
 
 
-def read_plain(raw: bytes) -> tuple[Tree, dict[Path, int]]:
+def read_plain(raw: bytes) -> tuple[Tree, dict[KeyPath, int]]:
     """What a file holds ("" when it is empty), and the line of every mapping key and list item by its path.
 
     Raises NotPlainError.
@@ -67,8 +67,8 @@ def read_plain(raw: bytes) -> tuple[Tree, dict[Path, int]]:
         return _parsed(text, yaml.BaseLoader)
 
 
-def _parsed(text: str, parser: Any) -> tuple[Tree, dict[Path, int]]:
-    lines: dict[Path, int] = {}
+def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
+    lines: dict[KeyPath, int] = {}
     tree: Tree | None = None
     try:
         events = yaml.parse(text, parser)
@@ -85,7 +85,7 @@ def _parsed(text: str, parser: Any) -> tuple[Tree, dict[Path, int]]:
     return "" if tree is None else tree, lines
 
 
-def _value(event: yaml.Event, events: Iterator[yaml.Event], path: Path, lines: dict[Path, int]) -> Tree:
+def _value(event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines: dict[KeyPath, int]) -> Tree:
     """The value that begins with an event; takes the events up to its end."""
     if isinstance(event, yaml.AliasEvent):
         raise NotPlainError("aliases are not allowed here", _line(event))

@@ -20,7 +20,7 @@ from shadow.files import placing
 from shadow.outputs.exports.databases import is_our_duckdb, is_our_sqlite, write_duckdb, write_sqlite
 from shadow.outputs.exports.formats import (
     Export,
-    Part,
+    TablePart,
     is_our_folder,
     write_arrow,
     write_csv,
@@ -37,7 +37,7 @@ ALWAYS = "reports"  # the table that says where the rows of the others come from
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A format. suffix ends the name that an export gets when none is given.
 
     what is that for people, opens a line of Python that opens the export of a folder `reports`.
@@ -51,31 +51,31 @@ class Format:
 
 
 FORMATS = {
-    "csv": Format(
+    "csv": ExportFormat(
         write_csv, partial(is_our_folder, "csv"), "-csv", "a folder of CSV files",
         'pd.read_csv("reports-csv/matrices.csv")',
     ),
-    "json": Format(
+    "json": ExportFormat(
         write_json, partial(is_our_folder, "json"), "-json", "a folder of JSON Lines files",
         'pd.read_json("reports-json/matrices.jsonl", lines=True)',
     ),
-    "arrow": Format(
+    "arrow": ExportFormat(
         write_arrow, partial(is_our_folder, "arrow"), "-arrow", "a folder of Arrow IPC (Feather 2) files",
         'pl.read_ipc("reports-arrow/matrices.arrow")',
     ),
-    "parquet": Format(
+    "parquet": ExportFormat(
         write_parquet, partial(is_our_folder, "parquet"), "-parquet", "a Parquet dataset, partitioned as Hive does",
         'pd.read_parquet("reports-parquet/matrices")',
     ),
-    "duckdb": Format(
+    "duckdb": ExportFormat(
         write_duckdb, is_our_duckdb, ".duckdb", "a DuckDB database",
         'duckdb.connect("reports.duckdb").sql("FROM deltas")',
     ),
-    "sqlite": Format(
+    "sqlite": ExportFormat(
         write_sqlite, is_our_sqlite, ".sqlite", "a SQLite database",
         'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
     ),
-    "hf-dataset-folder": Format(
+    "hf-dataset-folder": ExportFormat(
         write_dataset_folder, partial(is_our_folder, "hf-dataset-folder"), "-dataset", "a dataset folder of the Hub",
         'datasets.load_dataset("./reports-dataset", "matrices")',
     ),
@@ -83,7 +83,7 @@ FORMATS = {
 
 
 @dataclass(frozen=True)
-class Done:
+class ExportResult:
     """What was written: rows of each table, how many reports went in, and what some of them lack."""
 
     output: Path
@@ -93,7 +93,7 @@ class Done:
     absent: tuple[str, ...]
 
 
-def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()) -> Done:
+def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()) -> ExportResult:
     """Write the reports in folders to output; of all tables, or of some.
 
     Raises ShadowError when a report cannot be read, when two are of one pair, and when output is somebody else's.
@@ -106,7 +106,7 @@ def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str]
     missing = [absent(folder) for folder in folders]
     rows = dict.fromkeys(names, 0)
 
-    def parts() -> Iterator[Part]:
+    def parts() -> Iterator[TablePart]:
         for folder, metadata in found:
             part = _part(folder, metadata, names)
             for name, table in part.tables.items():
@@ -117,7 +117,7 @@ def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str]
     with placing(output, form.is_ours, f"an export to {to}") as aside:
         form.write(aside, Export(names, tuple(_plain(metadata) for _, metadata in found), parts()))
     lacking = tuple(dict.fromkeys(name for one in missing for name in one))
-    return Done(output, rows, len(found), sum(map(bool, missing)), lacking)
+    return ExportResult(output, rows, len(found), sum(map(bool, missing)), lacking)
 
 
 def default_output(run: Path, to: str) -> Path:
@@ -137,7 +137,7 @@ def _refuse_twins(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
         seen[key] = folder
 
 
-def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> Part:
+def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> TablePart:
     """A report's tables with family and pair as their first columns."""
     stored = read_tables(folder, [name for name in names if name != ALWAYS])
     family, pair = text_of(metadata["family"]), text_of(metadata["pair"])
@@ -148,7 +148,7 @@ def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> Pa
         known = {"family": pa.repeat(family, len(table)), "pair": pa.repeat(pair, len(table))}
         arrays = [known[field.name] if field.name in known else table[field.name] for field in schema]
         tables[name] = pa.Table.from_arrays(arrays, schema=schema)
-    return Part(family, pair, _plain(metadata), {name: tables[name] for name in names})
+    return TablePart(family, pair, _plain(metadata), {name: tables[name] for name in names})
 
 
 def report_row(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from shadow import __version__
 from shadow.errors import ShadowError
-from shadow.outputs.exports.formats import Export, Part, described, described_shortly, json_text
+from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
 from shadow.reports.columns import SCHEMA, TABLES, Column
 
 APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
@@ -129,7 +129,7 @@ def write_sqlite(path: Path, export: Export) -> None:
         raise ShadowError(f"cannot write the SQLite file: {error}", HINT) from error
 
 
-def _sqlite_rows(name: str, part: Part) -> Iterator[tuple[Any, ...]]:
+def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
     columns = _database_columns(name)
     for batch in _with_ordinal(name, part.tables[name]).to_batches(max_chunksize=INSERTED):
         values = [

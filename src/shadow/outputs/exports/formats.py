@@ -36,7 +36,7 @@ LONGEST = 255  # bytes of a folder's name
 
 
 @dataclass(frozen=True)
-class Part:
+class TablePart:
     """What one report adds: its tables by name. metadata is how the report was made."""
 
     family: str
@@ -51,7 +51,7 @@ class Export:
 
     names: tuple[str, ...]
     provenance: tuple[Mapping[str, Any], ...]
-    parts: Iterable[Part]
+    parts: Iterable[TablePart]
 
     @property
     def default(self) -> str:

@@ -18,7 +18,7 @@ from shadow.files import placing
 from shadow.outputs.figures.depth import draw_depth
 from shadow.outputs.figures.heatmap import draw_heatmap
 from shadow.outputs.figures.modules import draw_modules
-from shadow.outputs.figures.source import Choice, Source, metrics, read_source
+from shadow.outputs.figures.source import Choice, FigureData, metrics, read_source
 from shadow.outputs.figures.spectrum import draw_spectrum
 from shadow.outputs.figures.style import STYLE, styled, undrawn
 from shadow.text import visible
@@ -79,7 +79,7 @@ def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tup
     return content.getvalue(), notes
 
 
-def compose(kind: str, sources: list[Source], choice: Choice) -> tuple[Figure, list[str]]:
+def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figure, list[str]]:
     """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while styled."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -95,7 +95,7 @@ def _metadata(suffix: str) -> dict[str, Any]:
     return {"Creator": MARK, **({"Date": None} if suffix == "svg" else {"Producer": MARK, "CreationDate": None})}
 
 
-DRAWN: dict[str, Callable[[Figure, list[Source], Choice], list[str]]] = {
+DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {
     "depth": draw_depth,
     "spectrum": draw_spectrum,
     "heatmap": draw_heatmap,

@@ -9,7 +9,15 @@ import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.outputs.figures.source import Choice, Source, all_null, chosen_components, chosen_modules, names_of, shown
+from shadow.outputs.figures.source import (
+    Choice,
+    FigureData,
+    all_null,
+    chosen_components,
+    chosen_modules,
+    names_of,
+    shown,
+)
 from shadow.outputs.figures.style import (
     CURVES,
     GREY,
@@ -33,7 +41,7 @@ SHIFT = "effective_rank_shift"
 MOST_CURVES = 7  # of modules in one panel; more cannot be told apart
 
 
-def draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[str]:
+def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
     """By layer: a metric by module (of several reports, of one module each), relative norm, concentration."""
     metric = choice.metric or SHIFT
     for source in sources:
@@ -82,7 +90,7 @@ def draw_depth(figure: Figure, sources: list[Source], choice: Choice) -> list[st
     return notes
 
 
-def _depth_modules(sources: list[Source], choice: Choice) -> tuple[list[str], list[str]]:
+def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str], list[str]]:
     """The modules whose curves are drawn: all where few, else the up-projections, which the paper plots; and the rest.
 
     Of several reports it is one, of those that changed in all of them if there are any.
@@ -99,7 +107,7 @@ def _depth_modules(sources: list[Source], choice: Choice) -> tuple[list[str], li
 
 
 def _depth_curves(
-    sources: list[Source], modules: list[str], metric: str
+    sources: list[FigureData], modules: list[str], metric: str
 ) -> Iterator[tuple[str, dict[str, Any], pd.Series[float]]]:
     """(label, style, values by layer): of several reports one each, of one report one for each module."""
     for place, source in enumerate(sources):
@@ -114,7 +122,7 @@ def _depth_curves(
             yield shown(module, 24) if len(sources) == 1 else names_of(sources)[place], style, values
 
 
-def _draw_concentration(axes: Axes, source: Source, style: Mapping[str, Any], place: int, *, alone: bool) -> None:
+def _draw_concentration(axes: Axes, source: FigureData, style: Mapping[str, Any], place: int, *, alone: bool) -> None:
     """Medians by layer, with the quartiles of a layer's matrices; at the right the median of all with its interval."""
     by_layer = source.inside.groupby("layer")["concentration"]
     medians = by_layer.median()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadow.errors import ShadowError
-from shadow.outputs.figures.source import Choice, Source, all_null, chosen_modules, shown
+from shadow.outputs.figures.source import Choice, FigureData, all_null, chosen_modules, shown
 from shadow.outputs.figures.style import PALE, annotate, axis_label, entitle
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_heatmap(figure: Figure, sources: list[Source], choice: Choice) -> list[str]:
+def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
     """A metric by layer and module; of several experts the median."""
     (source,) = sources
     metric = choice.metric or "concentration"

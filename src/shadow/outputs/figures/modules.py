@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.findings.footprint import MARGIN
-from shadow.outputs.figures.source import Choice, Source, chosen_components, chosen_modules, names_of, shown
+from shadow.outputs.figures.source import Choice, FigureData, chosen_components, chosen_modules, names_of, shown
 from shadow.outputs.figures.style import CURVES, GREY, PALE, annotate, entitle, legend_above, spread, told_interval
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_modules(figure: Figure, sources: list[Source], choice: Choice) -> list[str]:
+def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
     """Concentration by module: every matrix, the median, its interval over layers, against the null's 0."""
     names = [name for source in sources for name in source.deltas["module"]]
     modules = chosen_modules(sources[0], choice.modules, names)
@@ -46,7 +46,7 @@ def draw_modules(figure: Figure, sources: list[Source], choice: Choice) -> list[
     return [f"concentration of {', '.join(modules)}; {chosen_components(sources)}"]
 
 
-def _draw_module_rows(axes: Axes, source: Source, modules: list[str], place: int, many: int) -> None:
+def _draw_module_rows(axes: Axes, source: FigureData, modules: list[str], place: int, many: int) -> None:
     style = CURVES[place]
     shift = (place - (many - 1) / 2) * 0.5 / many
     rows = {row["module"]: row for row in source.summary.modules if row["component"] == source.component}

@@ -20,7 +20,7 @@ from shadow.reports.columns import DELTA, MATRICES, SPECTRAL
 from shadow.reports.tables import read_tables
 from shadow.text import visible
 
-LABEL = 44  # letters of a name that are shown
+LABEL_COLUMN = 44  # letters of a name that are shown
 COLUMN = 3.3  # inches: a column of a two-column paper
 
 
@@ -38,7 +38,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Source:
+class FigureData:
     """A report that is drawn: its summary and the delta rows of one component, with NaN for null."""
 
     folder: Path
@@ -73,7 +73,7 @@ class Source:
         return [f"layers of {self.folder} from number {LAYERS:,} on are left out"] if far else []
 
 
-def read_source(folder: Path, component: str | None) -> Source:
+def read_source(folder: Path, component: str | None) -> FigureData:
     """A report and the delta rows of a component: language where there is one, else the one of most layers."""
     summary, _ = read_summary(folder)
     names = [row["component"] for row in summary.components if row["matrices"]]
@@ -88,7 +88,7 @@ def read_source(folder: Path, component: str | None) -> Source:
         if column.type in ("int", "float"):
             numbers = own[column.name].astype(float)
             own[column.name] = numbers.where(np.isfinite(numbers))
-    return Source(folder, summary, chosen, own)
+    return FigureData(folder, summary, chosen, own)
 
 
 def _layers(summary: Summary, component: str) -> int:
@@ -100,7 +100,7 @@ def metrics() -> list[str]:
     return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
 
 
-def shown(text: str, letters: int = LABEL) -> str:
+def shown(text: str, letters: int = LABEL_COLUMN) -> str:
     """Text of files as a label: one line, cut in the middle, and no `_` first, which leaves a legend without it."""
     text = visible(text)
     if len(text) > letters:
@@ -114,7 +114,7 @@ def module_order(names: Sequence[str]) -> list[str]:
     return sorted(set(names), key=lambda name: (known.get(name, len(known)), name))
 
 
-def chosen_modules(source: Source, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     if not names:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     found = [name for name in module_order(names) if not patterns or any(fnmatchcase(name, one) for one in patterns)]
@@ -126,21 +126,21 @@ def chosen_modules(source: Source, patterns: Sequence[str], names: Sequence[str]
     return found
 
 
-def all_null(source: Source, metric: str) -> ShadowError:
+def all_null(source: FigureData, metric: str) -> ShadowError:
     return ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
 
 
-def chosen_components(sources: Sequence[Source]) -> str:
+def chosen_components(sources: Sequence[FigureData]) -> str:
     return ", ".join(dict.fromkeys(source.component for source in sources))
 
 
-def component_of(sources: Sequence[Source]) -> str:
+def component_of(sources: Sequence[FigureData]) -> str:
     """The component of all, empty where they have different ones."""
     components = {source.component for source in sources}
     return components.pop() if len(components) == 1 else ""
 
 
-def names_of(sources: Sequence[Source]) -> list[str]:
+def names_of(sources: Sequence[FigureData]) -> list[str]:
     """What tells the reports of a figure apart."""
     one_family = len({source.summary.family for source in sources}) == 1
     names = [shown(source.summary.pair if one_family else source.name, 30) for source in sources]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
-from shadow.outputs.figures.source import Choice, Source, chosen_modules, shown
+from shadow.outputs.figures.source import Choice, FigureData, chosen_modules, shown
 from shadow.outputs.figures.style import BLACK, BLUE, RED, SUBJECTS, entitle, legend_above
 from shadow.places.groups import UP
 from shadow.reports.columns import TABLES
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_spectrum(figure: Figure, sources: list[Source], choice: Choice) -> list[str]:
+def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
     """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies above it."""
     (source,) = sources
     row = _chosen_matrix(source, choice)
@@ -63,7 +63,7 @@ def _figure(value: float) -> str:
     return f"{value:.3g}" if math.isfinite(value) else "-"
 
 
-def _chosen_matrix(source: Source, choice: Choice) -> pd.Series[Any]:
+def _chosen_matrix(source: FigureData, choice: Choice) -> pd.Series[Any]:
     """The delta row that was asked for; what is left open is an up-projection in the middle of the layers."""
     rows = source.deltas
     modules = chosen_modules(source, choice.modules, list(rows["module"]))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shadow.errors import ShadowError
-from shadow.outputs.figures.source import Choice, Source, component_of, shown
+from shadow.outputs.figures.source import Choice, FigureData, component_of, shown
 from shadow.reports.columns import SPECTRAL
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def undrawn(figure: Figure) -> str:
     return "".join(dict.fromkeys(letter for letter in letters if letter != "\n" and ord(letter) not in known))
 
 
-def entitle(figure: Figure, sources: Sequence[Source], choice: Choice, more: str = "") -> None:
+def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more: str = "") -> None:
     """Which reports these are, in small type."""
     if choice.title:
         families = list(dict.fromkeys(source.summary.family for source in sources))
@@ -101,7 +101,7 @@ def entitle(figure: Figure, sources: Sequence[Source], choice: Choice, more: str
         figure.suptitle("\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left")
 
 
-def told_interval(sources: Sequence[Source]) -> str:
+def told_interval(sources: Sequence[FigureData]) -> str:
     """What the bars are, where there are any."""
     levels = {source.summary.interval_level for source in sources if not source.summary.no_interval}
     told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))

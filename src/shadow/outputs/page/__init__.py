@@ -25,7 +25,7 @@ from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.reference import runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
-from shadow.outputs.page.pair import Told, read_pair
+from shadow.outputs.page.pair import PairSection, read_pair
 from shadow.outputs.terminal.skipped import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 
@@ -65,7 +65,7 @@ def write_page(
     one that was asked for, its ShadowError is raised instead. show gets how many reports are read, of how many.
     """
     _refuse_foreign(output)
-    found: list[Told] = []
+    found: list[PairSection] = []
     unreadable: list[tuple[str, ShadowError]] = []
     for done, folder in enumerate(folders):
         where = _below(folder, run)
@@ -84,7 +84,7 @@ def write_page(
 
 
 def page_bytes(
-    found: Sequence[Told],
+    found: Sequence[PairSection],
     title: str,
     missing: Sequence[Missing] = (),
 ) -> bytes:
@@ -116,7 +116,7 @@ def page_bytes(
     return html.encode()
 
 
-def _rank(told: Told) -> tuple[bool, float, str]:
+def _rank(told: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
     concentration = told.summary.figures["concentration"]
     return bool(told.failed), math.inf if concentration is None else -concentration, told.name

@@ -23,7 +23,7 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 
 
 @dataclass(frozen=True)
-class Told:
+class PairSection:
     """One pair on the page. where is its folder below the one that was asked for; data is JSON for the charts.
 
     skipped are tensors that were not measured, as many as the page has room for.
@@ -78,7 +78,7 @@ class Told:
         return [(title, text) for title, text in _origins(self.where, self.provenance) if text]
 
 
-def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
+def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
     """Read a finished report for a page of so many pairs. Raises ShadowError when it cannot be read."""
     summary, provenance = read_summary(folder)
     tables = read_tables(folder, ("matrices", "tensors"))
@@ -106,7 +106,9 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> Told:
         "modules_table": _rounded(told["modules"]),
         "depth": _rounded([row for row in told["depth"] if row["layer"] < LAYERS]),
     }
-    return Told(number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn))
+    return PairSection(
+        number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn)
+    )
 
 
 def reference_distributions(

@@ -13,10 +13,10 @@ from rich.text import Text
 from shadow.text import visible
 
 if TYPE_CHECKING:
-    from shadow.gates.verdicts import Judged
+    from shadow.gates.verdicts import Judgement
 
 
-def rules_view(judged: Judged, *, titled: bool = False) -> RenderableType:
+def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
     """What came of the rules of one pair; titled: with the name of the pair above it, where nothing else has it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title="Rules")
     table.add_column("outcome", no_wrap=True)
