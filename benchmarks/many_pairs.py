@@ -16,13 +16,14 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
-from shadow.batch import audit_list
-from shadow.delta import Method
+from shadow.audits.listing import audit_list
+from shadow.audits.pair import Settings
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
-from shadow.lists import Selection
-from shadow.pairing import Filter
-from shadow.registry import Pair, Reference
-from shadow.run import Settings
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.lists import Selection
+from shadow.targets.references import Reference
 
 
 def written_bytes() -> int:

@@ -55,10 +55,11 @@ def write_checkpoint(folder: Path, layers: int, seed: int | None) -> None:
 
 def make(folder: Path, reports: int, layers: int) -> None:
     """The reports below folder/reports, and folder/scores.csv."""
-    from shadow.delta import Method
-    from shadow.pairing import Filter
-    from shadow.registry import Pair, Reference
-    from shadow.run import Settings, run_pair
+    from shadow.audits.pair import Settings, run_pair
+    from shadow.checkpoints.pairing import Filter
+    from shadow.spectra.delta import Method
+    from shadow.targets.families import Pair
+    from shadow.targets.references import Reference
 
     write_checkpoint(folder / "base", layers, None)
     scores = ["model,benchmark,score"]

@@ -112,11 +112,12 @@ class _BegunError(Exception):
 
 def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
     """Print the CPU seconds, and the memory in bytes, of one step in this process, imports left out."""
-    from shadow.delta import Method
-    from shadow.pairing import Filter
-    from shadow.plan import Access
-    from shadow.registry import Pair, Reference
-    from shadow.run import Settings, plan_pair, run_pair
+    from shadow.audits.pair import Settings, plan_pair, run_pair
+    from shadow.audits.plan import Access
+    from shadow.checkpoints.pairing import Filter
+    from shadow.spectra.delta import Method
+    from shadow.targets.families import Pair
+    from shadow.targets.references import Reference
 
     pair = Pair("many", "base..tuned", Reference(str(base), True), Reference(str(tuned), True))
     settings = Settings(Method(), Filter())

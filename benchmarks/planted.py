@@ -31,7 +31,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from shadow.bootstrap import (
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.dtypes import FLOATS
+from shadow.findings.bootstrap import (
     DRAWS,
     FEWEST,
     UNEVEN,
@@ -42,15 +45,13 @@ from shadow.bootstrap import (
     expanded_tail,
     medians,
 )
-from shadow.delta import Method, extent, measure_pair, working_dtype
-from shadow.footprint import MARGIN, ROUNDING
-from shadow.pairing import Filter
-from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
-from shadow.shards import FLOATS
-from shadow.spectrum import Workspace
-from shadow.spread import Sum, depth_entropy, depth_gini, ratio
-from shadow.subspace import BASE_VECTORS, INTRUDERS, SIMILAR, SUBSPACE
+from shadow.findings.depth import Sum, depth_entropy, depth_gini, ratio
+from shadow.findings.footprint import MARGIN, ROUNDING
+from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
+from shadow.spectra.spectrum import Workspace
+from shadow.spectra.subspace import BASE_VECTORS, INTRUDERS, SIMILAR, SUBSPACE
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "planted.md"
 COMMAND = "python benchmarks/planted.py"

@@ -3,7 +3,7 @@
 Every method starts from the stored bfloat16 matrix. "whole Gram" is one product by torch; 32 and 64 are the bits of the
 product and of the eigenvalues, "eig". `default`, `exact` and `fast` are those of `shadow`, by torch as it takes them on
 Intel's processors and by NumPy as on others.
-The error is the largest relative one among the singular values above the floor (`shadow.spectrum.FLOOR`) that
+The error is the largest relative one among the singular values above the floor (`shadow.spectra.spectrum.FLOOR`) that
 `shadow` gives the method, against `svdvals` in float64; "resolved" says how many of them lie above it. "medium" is
 `torch.set_float32_matmul_precision("medium")`, which multiplies float32 as bfloat16 with float32 sums where the
 processor can: the factors lose nothing, since these matrices are bfloat16 to begin with.
@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from shadow import spectrum
-from shadow.outcome import Precision
-from shadow.spectrum import FLOOR, Workspace
+from shadow.spectra import spectrum
+from shadow.spectra.measurement import Precision
+from shadow.spectra.spectrum import FLOOR, Workspace
 
 SHAPES = ((128, 896), (896, 896), (896, 4864), (151936, 896), (1024, 4096), (2048, 8192))
 LARGE = ((4096, 4096),)

@@ -16,9 +16,11 @@ SECONDS = 120  # after which a command counts as hung
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
 ZYGOTE = """
 import gc, importlib, json, os, resource, signal, sys, traceback
-import pyarrow.pandas_compat, shadow.architecture, shadow.cli, shadow.run, shadow.views.summary
-import shadow.ci, shadow.compare, shadow.export, shadow.gate, shadow.lists
-shadow.architecture.name_rules()
+import pyarrow.pandas_compat, shadow.places.names, shadow.cli, shadow.audits.pair
+import shadow.outputs.terminal.summary
+import shadow.outputs.ci, shadow.findings.comparison, shadow.outputs.exports
+import shadow.gates.verdicts, shadow.targets.lists
+shadow.places.names.name_rules()
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout
@@ -43,7 +45,7 @@ for line in sys.stdin:
             resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
         sys.stdout = open(1, "w", encoding=os.environ.get("PYTHONIOENCODING"), closefd=False)
         sys.stderr = open(2, "w", 1, sys.stdout.encoding, "backslashreplace", closefd=False)
-        importlib.reload(shadow.console)  # at its import it takes width and colours from the environment
+        importlib.reload(shadow.cli.console)  # at its import it takes width and colours from the environment
         sys.argv = ["shadow", *(os.fsdecode(bytes.fromhex(one)) for one in job["arguments"])]
         code = 0
         try:

@@ -12,11 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.diagnostics import MATRICES, RESIDUAL, SPECTRA, TENSORS
-from shadow.gains import KEPT, Gain, Scored, kept_bytes
-from shadow.report import arrow_schema
-from shadow.summary import SHAPE, summarise
-from shadow.summary_file import digests, fits, summary_bytes
+from shadow.findings.gains import Gain, Scored, kept_bytes
+from shadow.findings.summary import SHAPE, summarise
+from shadow.findings.summary_file import fits, summary_bytes
+from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.reports.parquet import arrow_schema
+from shadow.reports.replacement import KEPT
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),
@@ -223,7 +224,7 @@ def write_family(
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
     summary = summarise(tables, told).as_json()
     assert fits({key: value for key, value in json.loads(json.dumps(summary)).items() if key in SHAPE}, SHAPE)
-    (folder / "summary.json").write_bytes(summary_bytes(summary, digests(folder)))
+    (folder / "summary.json").write_bytes(summary_bytes(summary))
     if scores:
         scored = Scored((("scores.csv", "0" * 64),), tuple(scores), ())
         (folder / KEPT).write_bytes(kept_bytes(scored, told))

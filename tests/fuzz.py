@@ -30,16 +30,16 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from shadow.batch_index import MARK, read_index
-from shadow.checkpoint import open_folder
+from shadow.audits.index import MARK, read_index
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.safetensors_files import read_header
 from shadow.errors import ShadowError
-from shadow.gains import Gain, read_kept
-from shadow.gate import read_measured
-from shadow.lists import read_list
-from shadow.registry import load_families
-from shadow.rules import read_policy
-from shadow.scores import read_scores
-from shadow.shards import read_header
+from shadow.findings.gains import Gain, read_kept
+from shadow.findings.scores import read_scores
+from shadow.gates.rules import read_policy
+from shadow.gates.verdicts import read_measured
+from shadow.targets.families import load_families
+from shadow.targets.lists import read_list
 
 SECONDS = 5.0  # of CPU for one file of a few KB: the slowest of them takes a tenth
 MEMORY = 2 << 30  # bytes beyond what is in use
@@ -227,7 +227,7 @@ def targets(top: Path) -> Mapping[str, Target]:
         return read
 
     def families(path: Path) -> None:
-        with mock.patch("shadow.registry.registry_folder", return_value=top):  # without the shipped ones: 10 ms
+        with mock.patch("shadow.targets.families.registry_folder", return_value=top):  # without the shipped ones: 10 ms
             load_families(path.parent)
 
     def metadata(folder: Path, content: bytes) -> None:

@@ -11,9 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from shadow.architecture import aligned
-from shadow.checkpoint import Checkpoint
-from shadow.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.places.architecture import aligned
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:

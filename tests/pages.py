@@ -11,7 +11,7 @@ from typing import Any
 import typer.main
 
 from shadow.cli import app
-from shadow.diagnostics import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
+from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
 ROOT = Path(__file__).parents[1]
 DIAGNOSTICS = (*SPECTRAL, *DELTA, *RESIDUAL, *FIGURES, *SCORES)

@@ -19,7 +19,16 @@ from typing import Any
 import pages
 import pandas as pd
 
-from shadow.diagnostics import (
+from shadow.findings.footprint import GATES
+from shadow.findings.reference import calibration
+from shadow.findings.scores import COLUMNS
+from shadow.lab.design import SCALES
+from shadow.lab.findings import contrast, main_runs
+from shadow.lab.page import estimate, rates_table
+from shadow.lab.page import table as markdown_table
+from shadow.lab.results import read
+from shadow.outputs.exports import FORMATS
+from shadow.reports.columns import (
     BATCH,
     COMPARISON,
     DELTA,
@@ -34,17 +43,8 @@ from shadow.diagnostics import (
     TENSORS,
     Column,
 )
-from shadow.diagnostics import SCHEMA as NUMBER
-from shadow.export import FORMATS
-from shadow.footprint import GATES
-from shadow.lab.design import SCALES
-from shadow.lab.findings import contrast, main_runs
-from shadow.lab.page import estimate, rates_table
-from shadow.lab.page import table as markdown_table
-from shadow.lab.results import read
-from shadow.reference import calibration
-from shadow.schema import FILES, RULES, is_later, null_cases
-from shadow.scores import COLUMNS
+from shadow.reports.columns import SCHEMA as NUMBER
+from shadow.reports.schema import FILES, RULES, is_later, null_cases
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

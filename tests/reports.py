@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shadow.diagnostics import MATRICES, RESIDUAL, TENSORS
-from shadow.report import arrow_schema
+from shadow.reports.columns import MATRICES, RESIDUAL, TENSORS
+from shadow.reports.parquet import arrow_schema
 
 NULL = 64.0  # the null participation ratio of every matrix
 MODULES = ("attn.q", "attn.o", "mlp.up")

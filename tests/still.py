@@ -58,7 +58,7 @@ LIBRARIES = (  # imported once, before the forks
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")
-DECIMAL = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
+DECIMAL = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
 ENVIRONMENT = re.compile(  # variables that change what is printed
     r"COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|CLICOLOR\w*|TTY_\w+|CI|GITHUB_\w+|HF_\w+|SHADOW_\w+|TERMINAL_WIDTH"
     r"|_TYPER_\w+|PYTHONWARNINGS|MPL\w+"
@@ -86,7 +86,7 @@ def prepare() -> Callable[[], None]:
         del os.environ[name]
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(HERE / "hub"), "TZ": "UTC", "TERM": "dumb"}
     sys.argv = ["shadow"]
-    from shadow.cli import main  # first: it says how many threads there are before NumPy and torch are imported
+    from shadow.cli import main
 
     for name in LIBRARIES:
         importlib.import_module(name)
@@ -542,7 +542,8 @@ def rounded(value: Any, name: str = "") -> str:
 
 def six_digits(value: float) -> str:
     """Always all six, so that how much its last digit is worth can be seen."""
-    return f"{0.0 if abs(value) < NOTHING else value:#.6g}"
+    text = f"{0.0 if abs(value) < NOTHING else value:#.6g}"
+    return f"{text}0" if text.endswith(".") else text
 
 
 def part_digests(value: Any) -> str:
@@ -566,7 +567,7 @@ def json_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from json_leaves(one, f"{path}[{number}]")
     else:
         name = re.split(r"[.\[]", path.removesuffix("]"))
-        loose = isinstance(value, float) and any(LOOSE.fullmatch(part) for part in name)
+        loose = isinstance(value, float | int) and any(LOOSE.fullmatch(part) for part in name)
         yield path, "~" if loose else value
 
 
@@ -625,7 +626,7 @@ def golden_column(name: str, values: list[Any]) -> str:
     leaves = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
     lengths = [len(value) for value in values if isinstance(value, list | tuple)]
     if LOOSE.fullmatch(name):
-        leaves = ["~" if isinstance(one, float) else one for one in leaves]
+        leaves = [None if one is None else "~" for one in leaves]
     return digest_of(leaves, lengths)
 
 
@@ -691,9 +692,8 @@ def alike(one: str, other: str, *, measured: bool) -> bool:
     if one == other:
         return True
     texts, numbers = [DECIMAL.split(line) for line in (one, other)], [DECIMAL.findall(line) for line in (one, other)]
-    if [len(number) for number in numbers[0]] != [
-        len(number) for number in numbers[1]
-    ]:  # 9.99 moves what 10.0 does not
+    lengths = [[len(number) for number in line] for line in numbers]
+    if lengths[0] != lengths[1]:  # 10.00 takes a space that 9.99 leaves
         texts = [[" ".join(part.split()) for part in parts] for parts in texts]
     if not measured or texts[0] != texts[1]:
         return False

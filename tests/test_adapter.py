@@ -11,12 +11,13 @@ import reference
 import torch
 from safetensors.torch import load_file, save_file
 
-from shadow.adapter import read_adapter
-from shadow.delta import Method
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.adapters import read_adapter
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
-from shadow.pairing import Filter
-from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
 
 COLUMNS = ("frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration", "null_edge", "cosine")
 KINDS = {

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from shadow.architecture import Part, Place, name_rules, place_tensors
+from shadow.places.architecture import Part, Place, place_tensors
+from shadow.places.names import name_rules
 
 DECODER = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"}
 

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from shadow.aside import FORMER, aside_in
-from shadow.export import FORMATS
-from shadow.placing import placing
-from shadow.report import write_beside
+from shadow.files import FORMER, aside_in, placing, write_beside
+from shadow.outputs.exports import FORMATS
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from shadow.placing import placing
+from shadow.files import placing
 output, when = Path(sys.argv[1]), sys.argv[2]
 rename = Path.rename
 def killed(self, target):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from shadow.bootstrap import (
+from shadow.findings.bootstrap import (
     DRAWS,
     Blocks,
     blocks_of,

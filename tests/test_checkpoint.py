@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shadow.checkpoint import open_folder
+from shadow.checkpoints.opening import open_folder
 from shadow.errors import ShadowError
 
 UP, DOWN = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"

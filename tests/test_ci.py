@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from shadow import console
-from shadow.ci import cell, junit, markdown, workflow_commands
-from shadow.console import inert, visible
-from shadow.gate import Judged, Verdict
-from shadow.rules import parse_rule, read_policy
+from shadow.cli import console
+from shadow.gates.rules import parse_rule, read_policy
+from shadow.gates.verdicts import Judgement, Verdict
+from shadow.outputs.ci import cell, junit, markdown, workflow_commands
+from shadow.text import inert, visible
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 OWNED = [
@@ -58,7 +58,7 @@ def unescaped(text):
 
 def made(family, pair, name, message, detail, outcome="met", severity="error", **more):
     rule = parse_rule("spikes > 1", name=name, message=message, severity=severity)
-    return Judged(family, pair, verdicts=(Verdict(rule, outcome, detail),), **more)
+    return Judgement(family, pair, verdicts=(Verdict(rule, outcome, detail),), **more)
 
 
 OUTCOMES = st.sampled_from(["met", "missing", "passed", "skipped"])
@@ -110,7 +110,7 @@ def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(t
     folder.mkdir(parents=True)
     (folder / "policy.yaml").write_text("\na:\n  fail_on: spikes > 1\n")
     (rule,) = read_policy(folder / "policy.yaml")
-    judged = [Judged("f", "p", verdicts=(Verdict(rule, "met", "detail"),))]
+    judged = [Judgement("f", "p", verdicts=(Verdict(rule, "met", "detail"),))]
     ((_, told, _),) = commands(workflow_commands(judged, tmp_path / "work")[0])
     assert {key: unescaped(value) for key, value in told.items()} == {
         "title": "f:p: a", "file": "a,b:c/policy.yaml", "line": "2",
@@ -217,8 +217,8 @@ def test_junitparser_reads_it(tmp_path):
         made("f", "b", "missing", None, "detail", "missing"),
         made("f", "c", "skipped", None, "detail", "skipped"),
         made("f", "d", "warned", "message", "detail", severity="warning"),
-        Judged("f", "e", fault="no such folder"),
-        Judged("f", "g", objections=("quantized",)),
+        Judgement("f", "e", fault="no such folder"),
+        Judgement("f", "g", objections=("quantized",)),
     ]
     (tmp_path / "junit.xml").write_bytes(junit(judged))
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from reports import MODULES, NULL, delta, identity, place, places, uniform, write
 from rich.console import Console
 
-from shadow.commands.reports import compare as command
-from shadow.compare import FIGURES, MARGIN, Comparison, compare
-from shadow.diagnostics import COMPARISON
+from shadow.cli.reports import compare as command
 from shadow.errors import ShadowError
-from shadow.views.comparison import comparison_view
+from shadow.findings.comparison import FIGURES, MARGIN, Comparison, compare
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.reports.columns import COMPARISON
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 
@@ -431,10 +431,10 @@ def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """The demo's two pairs, audited."""
-    from shadow.delta import Method
-    from shadow.pairing import Filter
-    from shadow.registry import find_pairs, load_families
-    from shadow.run import Settings, run_pair
+    from shadow.audits.pair import Settings, run_pair
+    from shadow.checkpoints.pairing import Filter
+    from shadow.spectra.delta import Method
+    from shadow.targets.families import find_pairs, load_families
 
     out = tmp_path_factory.mktemp("demo")
     for pair in find_pairs("demo", load_families(None)):

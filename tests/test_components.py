@@ -13,14 +13,15 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from shadow.architecture import name_rules
-from shadow.delta import Method
-from shadow.pairing import Filter
-from shadow.registry import find_pairs, given_pair, load_families, parse_reference
-from shadow.run import Settings, run_pair
-from shadow.views.comparison import modules_apart
-from shadow.views.plan import plan_modules
-from shadow.views.summary import component_table, module_table
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.outputs.terminal.comparison import modules_apart
+from shadow.outputs.terminal.plan import plan_modules
+from shadow.outputs.terminal.summary import component_table, module_table
+from shadow.places.names import name_rules
+from shadow.spectra.delta import Method
+from shadow.targets.families import find_pairs, given_pair, load_families
+from shadow.targets.references import parse_reference
 
 
 def tiny_llava(folder):

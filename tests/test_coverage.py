@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shadow.architecture import Place, place_tensors
+from shadow.places.architecture import Place, place_tensors
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 SHARE = 0.995

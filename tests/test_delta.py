@@ -12,11 +12,11 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow import spectrum
-from shadow.delta import Method, extent, measure_alone, measure_pair, working_dtype
-from shadow.diagnostics import DELTA, SPECTRAL
-from shadow.shards import FLOATS
-from shadow.spectrum import Workspace
+from shadow.dtypes import FLOATS
+from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.spectra import spectrum
+from shadow.spectra.delta import Method, extent, measure_alone, measure_pair, working_dtype
+from shadow.spectra.spectrum import Workspace
 
 # What a float32-accumulated Gram promises (relative), where it is looser than the float64 one.
 LOOSE = {

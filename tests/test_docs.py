@@ -25,9 +25,9 @@ import yaml
 from hub import Hub
 from markdown_it import MarkdownIt
 
-from shadow.export import FORMATS
-from shadow.lists import read_list
-from shadow.registry import load_families
+from shadow.outputs.exports import FORMATS
+from shadow.targets.families import load_families
+from shadow.targets.lists import read_list
 
 ROOT = readme.ROOT
 PAGES = (*readme.MARKED, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md")
@@ -258,15 +258,15 @@ def test_the_pool_audits_the_demo(tmp_path):
 DIES = """
 import os, signal, sys
 if any("multiprocessing.spawn" in word for word in sys.orig_argv):
-    import shadow.run
-    audit = shadow.run._run
+    import shadow.audits.pair
+    audit = shadow.audits.pair._run
 
     def dies(pair, *rest):
         if pair.name == "base..narrow":
             os.kill(os.getpid(), signal.SIGKILL)
         return audit(pair, *rest)
 
-    shadow.run._run = dies
+    shadow.audits.pair._run = dies
 """
 
 
@@ -322,7 +322,7 @@ def test_every_variable_that_is_read_is_in_the_readme():
 def test_the_python_page_has_modules_that_are_there():
     """Each ::: of the page imports, and says what it is."""
     modules = re.findall(r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
-    assert {"shadow.run", "shadow.summary", "shadow.compare"} <= set(modules)
+    assert {"shadow.audits.pair", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
 
@@ -357,7 +357,12 @@ def test_the_site_has_every_module_and_command(site):
     """The Python page has the functions that programs call, the page of commands every command."""
     folder = site[0]
     python = (folder / "api" / "index.html").read_text(encoding="utf-8")
-    for name in ("shadow.run.run_pair", "shadow.summary.read_summary", "shadow.compare.compare", "shadow.lists.select"):
+    for name in (
+        "shadow.audits.pair.run_pair",
+        "shadow.findings.summary.read_summary",
+        "shadow.findings.comparison.compare",
+        "shadow.targets.lists.select",
+    ):
         assert f'id="{name}"' in python
     commands = (folder / "cli" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="{path.replace(" ", "-")}"' in commands for path, _ in pages.commands())

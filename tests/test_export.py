@@ -26,13 +26,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
-from shadow.commands.folders import reports_below
-from shadow.diagnostics import REPORTS, RESIDUAL, SPECTRA, TABLES
+from shadow.cli.folders import reports_below
 from shadow.errors import ShadowError, UsageError
-from shadow.export import FORMATS, export
-from shadow.formats import MANIFEST, code_span, neutral, partition
-from shadow.placing import placing
-from shadow.report import arrow_schema
+from shadow.files import placing
+from shadow.outputs.exports import FORMATS, export
+from shadow.outputs.exports.formats import MANIFEST, code_span, neutral, partition
+from shadow.reports.columns import REPORTS, RESIDUAL, SPECTRA, TABLES
+from shadow.reports.parquet import arrow_schema
 
 NAMES = ("reports", "matrices", "tensors", "residual", "spectra")
 FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")

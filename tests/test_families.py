@@ -14,9 +14,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from shadow import cli, console, plain_yaml
-from shadow.architecture import registry_folder
-from shadow.registry import ComponentBase, Reference, load_families
+from shadow import cli
+from shadow.cli import console
+from shadow.files import registry_folder
+from shadow.targets import plain_yaml
+from shadow.targets.families import load_families
+from shadow.targets.references import ComponentBase, Reference
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 FILES = sorted((registry_folder() / "families").glob("*.yaml"))

@@ -13,10 +13,10 @@ import yaml
 from hypothesis import given
 from test_registry import ENTRIES, FAULTS, FUZZ, load
 
-from shadow.architecture import registry_folder
 from shadow.errors import ShadowError
-from shadow.family_schema import family_schema
-from shadow.plain_yaml import read_plain
+from shadow.files import registry_folder
+from shadow.targets.editor_schema import family_schema
+from shadow.targets.plain_yaml import read_plain
 
 FILES = sorted((registry_folder() / "families").glob("*.yaml"))
 SCHEMA = family_schema()

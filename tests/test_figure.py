@@ -22,12 +22,12 @@ from matplotlib.text import Text
 from PIL import Image
 from reports import delta, place, write
 
-from shadow.diagnostics import SPECTRA
 from shadow.errors import ShadowError, UsageError
-from shadow.figure import KINDS, MARK, compose, draw, write_figure
-from shadow.figure.source import Choice, metrics, read_source, shown
-from shadow.figure.style import CURVES, styled
-from shadow.report import arrow_schema
+from shadow.outputs.figures import KINDS, MARK, compose, draw, write_figure
+from shadow.outputs.figures.source import Choice, metrics, read_source, shown
+from shadow.outputs.figures.style import CURVES, styled
+from shadow.reports.columns import SPECTRA
+from shadow.reports.parquet import arrow_schema
 
 SHADOW = Path(sys.executable).parent / "shadow"
 MODULES = ("attn.q", "attn.o", "mlp.gate", "mlp.up")
@@ -508,9 +508,9 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():
     """They stand twice, because the command line imports nothing heavy."""
-    from shadow.commands.options import ExportName, FigureName
-    from shadow.export import FORMATS
+    from shadow.cli.options import ExportName, FigureKind
+    from shadow.outputs.exports import FORMATS
 
-    assert tuple(FigureName) == KINDS
+    assert tuple(FigureKind) == KINDS
     assert tuple(ExportName) == tuple(FORMATS)
     assert json.dumps([*KINDS])

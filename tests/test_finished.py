@@ -14,19 +14,21 @@ import pytest
 import torch
 from hub import Hub
 
-from shadow import report as report_module
-from shadow import run as shadow_run
-from shadow.batch import audit_list
-from shadow.batch_index import read_index
-from shadow.delta import Method
+from shadow.audits import pair as shadow_run
+from shadow.audits.index import read_index
+from shadow.audits.listing import audit_list
+from shadow.audits.merging import merge
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
-from shadow.lists import select
-from shadow.merging import merge
-from shadow.pairing import Filter
-from shadow.registry import given_pair, parse_reference
-from shadow.report import READY, finished_metadata
-from shadow.run import Settings, run_pair
-from shadow.summary import read_summary
+from shadow.findings.summary import read_summary
+from shadow.reports import parquet as report_module
+from shadow.reports.provenance import finished_metadata
+from shadow.reports.replacement import READY
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(subspaces=False), Filter())
 UP = "model.layers.{}.mlp.up_proj.weight"

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.delta import Method
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
-from shadow.footprint import Label, gates
-from shadow.pairing import Filter
-from shadow.registry import find_pairs, given_pair, load_families, parse_reference
-from shadow.run import Settings, run_pair
-from shadow.summary import read_summary
+from shadow.findings.footprint import Label, gates
+from shadow.findings.summary import read_summary
+from shadow.spectra.delta import Method
+from shadow.targets.families import find_pairs, given_pair, load_families
+from shadow.targets.references import parse_reference
 
 GATES = ["changed", "lineage", "paired", "rounding", "rank", "formats"]
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from test_scores import harness, write
 
 from shadow.errors import ShadowError
-from shadow.gains import (
+from shadow.findings.gains import (
     BY_NAME,
     EXACT,
     NO_SCORES,
     NOT,
     UNCHECKED,
-    Side,
+    ScoredSide,
     fit,
     join,
     kept_bytes,
@@ -28,12 +28,13 @@ from shadow.gains import (
     sides_of_pair,
     unmatched,
 )
-from shadow.registry import ComponentBase, Pair, Reference
-from shadow.scores import Score, ScoreFiles, read_scores
+from shadow.findings.scores import Score, ScoreFiles, read_scores
+from shadow.targets.families import Pair
+from shadow.targets.references import ComponentBase, Reference
 
 COMMIT, OTHER = "abcdef1" + "0" * 33, "1" * 40
-HUB = Side("tuned", "org/tuned", False, COMMIT, "v1.1", "family:sft")
-FOLDER = Side("base", "/models/base", True, None, None, "family:base")
+HUB = ScoredSide("tuned", "org/tuned", False, COMMIT, "v1.1", "family:sft")
+FOLDER = ScoredSide("base", "/models/base", True, None, None, "family:base")
 METADATA = {
     "family": "family", "pair": "base..sft",
     "base": {"repo": "org/base", "commit": OTHER, "fingerprint": "f" * 64},
@@ -127,14 +128,15 @@ def test_a_name_that_says_more_goes_first_and_the_other_is_named(tmp_path):
 def test_a_name_of_both_sides_is_refused(tmp_path):
     """Two commits of one repository, two folders of one last name: it must be said which, and the hint says how."""
     same = [
-        Side(role, "org/x", False, commit, None, f"f:{role}") for role, commit in (("base", OTHER), ("tuned", COMMIT))
+        ScoredSide(role, "org/x", False, commit, None, f"f:{role}")
+        for role, commit in (("base", OTHER), ("tuned", COMMIT))
     ]
     with pytest.raises(ShadowError, match="'org/x' may be either side") as caught:
         join(csv_of(tmp_path, "org/x,a,0.1"), tuple(same))
     assert caught.value.hint == f"write org/x@{OTHER[:12]} or org/x@{COMMIT[:12]}"
     told = csv_of(tmp_path, f"org/x@{OTHER[:9]},a,0.1\norg/x@{COMMIT},a,0.4")
     assert gains(join(told, tuple(same)))["a"].gain == 0.3
-    folders = [Side(role, f"/{role}/final", True, None, None, f"f:{role}") for role in ("base", "tuned")]
+    folders = [ScoredSide(role, f"/{role}/final", True, None, None, f"f:{role}") for role in ("base", "tuned")]
     with pytest.raises(ShadowError, match="'final' may be either side"):
         join(csv_of(tmp_path, "final,a,0.1"), tuple(folders))
 

@@ -14,17 +14,18 @@ import reports
 from command import run_shadow
 from reports import delta, place, places
 
-from shadow.batch_index import read_index, write_index
+from shadow.audits.index import read_index, write_index
 from shadow.errors import ShadowError
-from shadow.gate import Judged, Verdict, first_code, judge, judge_report, notes_on, read_baselines, read_measured
-from shadow.rules import (
-    COLUMNS,
-    OF_A_COMPONENT,
-    OF_A_MODULE,
-    OF_THE_PAIR,
-    gather,
-    parse_moved,
-    parse_rule,
+from shadow.gates.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, gather, parse_moved, parse_rule
+from shadow.gates.verdicts import (
+    Judgement,
+    Verdict,
+    first_code,
+    judge,
+    judge_report,
+    notes_on,
+    read_baselines,
+    read_measured,
 )
 
 NOT_FIGURES = {"component", "module", "intervals", "layers", "interval_level", "no_interval"}
@@ -195,11 +196,11 @@ def test_the_code_of_many_is_the_first_of_1_4_3_0():
         assert first_code(set(codes)) == expected
     met = Verdict(parse_rule("spikes > 1"), "met", "")
     missing = Verdict(parse_rule("spikes > 1"), "missing", "")
-    assert Judged("f", "p", verdicts=(met, missing)).code == 1
-    assert Judged("f", "p", verdicts=(met,), objections=("quantized",)).code == 4
-    assert Judged("f", "p", objections=("quantized",)).code == 3
-    assert Judged("f", "p", fault="no").code == 1
-    assert Judged("f", "p").code == 0
+    assert Judgement("f", "p", verdicts=(met, missing)).code == 1
+    assert Judgement("f", "p", verdicts=(met,), objections=("quantized",)).code == 4
+    assert Judgement("f", "p", objections=("quantized",)).code == 3
+    assert Judgement("f", "p", fault="no").code == 1
+    assert Judgement("f", "p").code == 0
 
 
 # The baseline
@@ -452,7 +453,7 @@ def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
 
 
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(shadow, demo, tmp_path):
-    """`--against reports -o reports`: the earlier report is read before the new one takes its place."""
+    """`--against reports -o reports --overwrite`: the earlier report is read before the new one takes its place."""
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
     for name in ("matrices", "tensors", "residual"):  # the broad pair's figures under the narrow pair's name
@@ -462,7 +463,7 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(s
             "commit": None, "fingerprint": "0" * 64}}  # fmt: skip
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
-    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--against", "reports")
+    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--overwrite", "--against", "reports")
     done = shadow(*arguments)
     assert done.code == 4, done.err
     assert "relative_norm_overall is 0.08, was 0.06449" in done.err

@@ -30,10 +30,11 @@ from command import Run, Started
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange
 from safetensors.torch import save_file
 
-from shadow.delta import Method
-from shadow.pairing import Filter
-from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
 
 SHADOW = Path(sys.executable).parent / "shadow"
 SECRET = "hf_" + "Sesame7" * 5
@@ -1189,7 +1190,7 @@ def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, of
 
 def broken_by(action, path, folder, origin=None):
     """What is said of a file whose download goes wrong in this way, for good."""
-    from shadow.hub import FAILURES, _in_words, get_session
+    from shadow.checkpoints.hub import FAILURES, _in_words, get_session
 
     with Hub() as hub:
         hub.add("org/small", folder)
@@ -1216,10 +1217,10 @@ def test_a_server_that_does_not_answer_cannot_be_reached(folders, origin):
 @pytest.mark.slow
 def test_files_that_change_under_way(tmp_path):
     """A shard that another program takes away or cuts is a line, not a traceback."""
+    from shadow.checkpoints.hub import RemoteFile, Snapshot
+    from shadow.checkpoints.safetensors_files import TensorInfo
+    from shadow.checkpoints.sources import LocalFile, WholeFile
     from shadow.errors import ShadowError
-    from shadow.hub import RemoteFile, Snapshot
-    from shadow.shards import TensorInfo
-    from shadow.source import LocalFile, WholeFile
 
     remote = WholeFile(Snapshot("org/x", "0" * 40, None, {}, "open"), RemoteFile(MODEL, 9, None))
     remote.path = tmp_path / "gone"

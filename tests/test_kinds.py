@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from shadow.architecture import place_tensors
-from shadow.checkpoint import open_folder
-from shadow.delta import Method
-from shadow.pairing import Filter
-from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, run_pair
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter
+from shadow.places.architecture import place_tensors
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
 
 Matrix = np.ndarray
 Undo = Callable[[Matrix], Iterator[tuple[str, int | None, Matrix]]]

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
+from shadow.findings.reference import VOTES, Bound, points
 from shadow.lab import calibration, findings, page
 from shadow.lab.findings import OUTCOME, Estimate, over_bases
 from shadow.lab.results import read, write
-from shadow.reference import VOTES, Bound, points
 
 SHARES = (0.1, 0.3, 1.0)
 

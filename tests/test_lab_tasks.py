@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shadow.lab import tasks
-from shadow.lab.tasks import LARGE, SMALL, UNSEEN_FORMATS, Cell, Format, Mixture, Sample, World
+from shadow.lab.tasks import LARGE, SMALL, UNSEEN_FORMATS, Cell, Mixture, Sample, TaskFormat, World
 
 SKILLS, FORMATS = LARGE.skills, LARGE.formats
 WORLDS = {"large": LARGE, "small": SMALL}
@@ -60,7 +60,7 @@ ORACLES: dict[str, Callable[[str], str]] = {
 }
 
 
-def read_back(form: Format, prompt: str) -> tuple[str, str] | None:
+def read_back(form: TaskFormat, prompt: str) -> tuple[str, str] | None:
     """Skill and input of a prompt in this format, found by a pattern made from its template."""
     literal = re.escape(form.template.format(skill="SKILL", input="INPUT"))
     pattern = literal.replace("SKILL", "(?P<skill>[a-z]{2})").replace("INPUT", "(?P<input>[a-z]+|[0-9 ]+)")
@@ -99,7 +99,7 @@ def test_only_copying_copies() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS + UNSEEN_FORMATS, ids=lambda form: form.name)
-def test_a_prompt_can_be_read_back_in_one_way(form: Format) -> None:
+def test_a_prompt_can_be_read_back_in_one_way(form: TaskFormat) -> None:
     """A prompt gives back its skill and its input, and no other format could have written it."""
     rng = Random(3)
     for skill in SKILLS:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from shadow.architecture import place_tensors
-from shadow.checkpoint import open_folder
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
-from shadow.pairing import Filter, pair_checkpoints
+from shadow.places.architecture import place_tensors
 
 Tensors = dict[str, torch.Tensor]
 

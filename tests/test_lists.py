@@ -15,10 +15,11 @@ from effort import examples
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from shadow import lists
 from shadow.errors import ShadowError, UsageError
-from shadow.lists import Shard, parse_shard, read_list, select, share
-from shadow.registry import Pair, Reference, given_pair, load_families, parse_reference
+from shadow.targets import lists
+from shadow.targets.families import Pair, given_pair, load_families
+from shadow.targets.lists import Share, parse_shard, read_list, select, share
+from shadow.targets.references import Reference, parse_reference
 
 REGISTRY = """
 toy-1b: {base: org/t1, sft: org/t1-sft, dpo: org/t1-dpo, tags: [dense]}
@@ -344,14 +345,14 @@ COUNTS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 5), max
 def test_shards_part_a_list_evenly(counts, of, seed):
     """Every pair is in one shard, a family in one piece, whatever the order; none has a family more than the mean."""
     pairs = pairs_of(counts)
-    shards = [share(pairs, Shard(number, of)) for number in range(1, of + 1)]
+    shards = [share(pairs, Share(number, of)) for number in range(1, of + 1)]
     assert sorted(pair for shard in shards for pair in map(repr, shard)) == sorted(map(repr, pairs))
     families = [{pair.family for pair in shard} for shard in shards]
     assert sum(map(len, families)) == len(counts)
     largest = max(counts.values(), default=0)
     assert all(abs(len(shard) - len(pairs) / of) <= largest for shard in shards)
     mixed = seed.sample(pairs, len(pairs))
-    assert [set(share(mixed, Shard(number, of))) for number in range(1, of + 1)] == [set(shard) for shard in shards]
+    assert [set(share(mixed, Share(number, of))) for number in range(1, of + 1)] == [set(shard) for shard in shards]
 
 
 @settings(max_examples=examples(200))
@@ -362,7 +363,7 @@ def test_a_family_more_moves_few_others(names, of):
     before, after = pairs_of(dict.fromkeys(names[1:], 1)), pairs_of(dict.fromkeys(names, 1))
 
     def numbers(pairs):
-        return {pair.family: number for number in range(1, of + 1) for pair in share(pairs, Shard(number, of))}
+        return {pair.family: number for number in range(1, of + 1) for pair in share(pairs, Share(number, of))}
 
     old, new = numbers(before), numbers(after)
     assert sum(old[name] != new[name] for name in old) <= of - 1
@@ -371,7 +372,7 @@ def test_a_family_more_moves_few_others(names, of):
 def test_shards_are_the_same_on_every_machine():
     """By `sha256sum` of the names the order is d f c b e a: it must never change, or jobs of two versions overlap."""
     pairs = pairs_of(dict.fromkeys("abcdef", 1))
-    found = ["".join(pair.family for pair in share(pairs, Shard(number, 3))) for number in (1, 2, 3)]
+    found = ["".join(pair.family for pair in share(pairs, Share(number, 3))) for number in (1, 2, 3)]
     assert found == ["df", "bc", "ae"]
 
 
@@ -382,4 +383,4 @@ def test_what_is_no_shard(text):
     """Two numbers from 1, the first no larger: anything else is wrong usage."""
     with pytest.raises(UsageError, match="is not a shard"):
         parse_shard(text)
-    assert parse_shard("2/4") == Shard(2, 4)
+    assert parse_shard("2/4") == Share(2, 4)

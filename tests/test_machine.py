@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from shadow.machine import Room, room
-from shadow.views.plan import plan_view
+from shadow.audits.machine import Room, room
+from shadow.outputs.terminal.plan import plan_view
 
 GIB = 1 << 30
 V2 = "31 23 0:28 / /sys/fs/cgroup rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow.delta import Method, extent, measure_pair
-from shadow.matrices import BlockScaled, Updated
-from shadow.spectrum import Workspace, blocks
+from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.spectrum import Workspace, blocks
 
 SIZES = st.integers(1, 40)
 

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 
-from shadow import merging
-from shadow.batch_index import INDEX, TABLE, Index, Row, kind_of, read_index, report_folder, write_index
-from shadow.diagnostics import RESIDUAL
+from shadow.audits import merging
+from shadow.audits.index import INDEX, TABLE, Index, Row, kind_of, read_index, report_folder, write_index
+from shadow.audits.merging import merge
 from shadow.errors import ShadowError
-from shadow.merging import merge
-from shadow.report import arrow_schema, finished_metadata
+from shadow.reports.columns import RESIDUAL
+from shadow.reports.parquet import arrow_schema
+from shadow.reports.provenance import finished_metadata
 
 PAIRS = [("toy-1b", "base..sft"), ("toy-1b", "base..dpo"), ("toy-7b", "base..sft"), ("other", "base..x")]
 DIGEST = "d" * 64

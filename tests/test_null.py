@@ -9,10 +9,10 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow import spectrum
-from shadow.delta import Method, extent, measure_pair
-from shadow.null import sign_flips
-from shadow.spectrum import Workspace
+from shadow.spectra import spectrum
+from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.null import sign_flips
+from shadow.spectra.spectrum import Workspace
 
 RNG = np.random.default_rng(0)
 

@@ -22,15 +22,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from shadow.batch_index import Index, Row
-from shadow.diagnostics import DELTA, SPECTRAL
+from shadow.audits.index import Index, Row
 from shadow.errors import ShadowError
-from shadow.page import page_bytes, write_page
-from shadow.page.cells import columns_of, metric_texts
-from shadow.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
-from shadow.page.html import script_json
-from shadow.page.pair import read_pair, reference_distributions
-from shadow.summary import read_summary
+from shadow.findings.summary import read_summary
+from shadow.outputs.page import page_bytes, write_page
+from shadow.outputs.page.cells import columns_of, metric_texts
+from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short
+from shadow.outputs.page.html import script_json
+from shadow.outputs.page.pair import read_pair, reference_distributions
+from shadow.reports.columns import DELTA, SPECTRAL
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
 SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x2028\\x1b[31m"  # what a reader sees
@@ -209,9 +209,9 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
 
 def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
     """With room for two numbers of every expert, two metrics are kept, the headline ones."""
-    monkeypatch.setattr("shadow.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
+    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 2 * 3 * 4 * 3)
     assert list(drawn(experts)["experts"]["values"]) == ["concentration", "relative_norm"]
-    monkeypatch.setattr("shadow.page.cells.EXPERT_VALUES", 3)
+    monkeypatch.setattr("shadow.outputs.page.cells.EXPERT_VALUES", 3)
     assert drawn(experts)["experts"] == {}
 
 
@@ -512,9 +512,10 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     ]
     summary, provenance = read_summary(small)
     monkeypatch.setattr(
-        "shadow.page.pair.read_summary", lambda folder: (dataclasses.replace(summary, reference=place), provenance)
+        "shadow.outputs.page.pair.read_summary",
+        lambda folder: (dataclasses.replace(summary, reference=place), provenance),
     )
-    monkeypatch.setattr("shadow.page.pair.runs", lambda: table)
+    monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
     page = Elements(page_bytes([read_pair(small, "here", 0, 1)], "t"))
     assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
     told = " ".join(page.text.split())
@@ -529,7 +530,7 @@ def test_figures_that_are_null_have_no_interval(small, monkeypatch):
     without = dataclasses.replace(
         summary, figures={**summary.figures, "concentration": None}, intervals={}, modules=modules
     )
-    monkeypatch.setattr("shadow.page.pair.read_summary", lambda folder: (without, provenance))
+    monkeypatch.setattr("shadow.outputs.page.pair.read_summary", lambda folder: (without, provenance))
     found = [read_pair(small, "here", number, 2) for number in range(2)]
     assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text
 

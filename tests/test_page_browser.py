@@ -13,7 +13,7 @@ import pytest
 from families import gain
 from playwright.sync_api import expect, sync_playwright
 
-from shadow.page import write_page
+from shadow.outputs.page import write_page
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

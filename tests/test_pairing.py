@@ -9,10 +9,10 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow.checkpoint import Checkpoint, open_folder
+from shadow.checkpoints.opening import Checkpoint, open_folder
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.errors import ShadowError
-from shadow.pairing import Filter, pair_checkpoints
-from shadow.shards import TensorInfo
 
 
 def checkpoint(tensors, config=None):

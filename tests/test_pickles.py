@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shadow.checkpoint import open_folder
+from shadow.checkpoints.opening import open_folder
 from shadow.errors import ShadowError
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -213,7 +213,7 @@ def test_the_child_gets_no_token(tmp_path, monkeypatch):
 
 ATTEMPTS = """
 import _thread, os, socket, subprocess, sys
-from shadow.pickles import confine
+from shadow.checkpoints.pickles import confine
 
 def write(path):
     open(path, "w").close()
@@ -262,7 +262,9 @@ def test_the_child_finds_what_was_installed_with_user(tmp_path):
     packages.mkdir(parents=True)
     (packages / "all.pth").write_text("\n".join(path for path in sys.path if path.endswith(("site-packages", "src"))))
     (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}, _use_new_zipfile_serialization=False))
-    code = "from shadow.checkpoint import open_folder as o; print(*o('.', allow_pickle=True, scratch=S).tensors)"
+    code = (
+        "from shadow.checkpoints.opening import open_folder as o; print(*o('.', allow_pickle=True, scratch=S).tensors)"
+    )
     code = f"from pathlib import Path; S = Path('scratch'); {code}"
     python = Path(sys.base_prefix) / "bin" / version
     environment = {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}

@@ -12,7 +12,7 @@ import reference
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import planted
 
-from shadow import bootstrap
+from shadow.findings import bootstrap
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])

@@ -7,10 +7,10 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow.checkpoint import Checkpoint
-from shadow.pairing import Filter, pair_checkpoints
-from shadow.quantized import owner_of, packed_modules
-from shadow.shards import TensorInfo
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.checkpoints.quantized import owner_of, packed_modules
+from shadow.checkpoints.safetensors_files import TensorInfo
 
 X = "model.layers.0.self_attn.q_proj"
 PLAIN = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.rank import condition_number, norms, ranks, top_energies
-from shadow.spectrum import Spectrum
+from shadow.spectra.rank import condition_number, norms, ranks, top_energies
+from shadow.spectra.spectrum import Spectrum
 
 
 def of(sigma, rows=None, cols=None, floor=0.0):

@@ -14,20 +14,20 @@ from reports import identity, uniform
 from scipy import stats
 from test_scores import write
 
-from shadow.compare import label
-from shadow.gains import Gain, Scored, join, kept_bytes, sides_of
-from shadow.matching import read_report
-from shadow.rank_correlation import (
+from shadow.findings.comparison import report_label
+from shadow.findings.correlation import (
     EXACT,
     FEWEST,
-    Entry,
+    ScoredReport,
     interval,
     permutation_p,
     score_reports,
     scored_set,
     spearman,
 )
-from shadow.scores import read_scores
+from shadow.findings.gains import Gain, Scored, join, kept_bytes, sides_of
+from shadow.findings.matching import read_report
+from shadow.findings.scores import read_scores
 
 FEW_VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=7)
 
@@ -105,7 +105,7 @@ def gain(value, benchmark="a", group="narrow", unit="at most 1", metric=None):
 
 
 def entry(letter, concentration, *gains, base=None, left_out=None):
-    return Entry(letter, f"{letter}:base..sft", base or letter, concentration, Scored((), gains, ()), left_out)
+    return ScoredReport(letter, f"{letter}:base..sft", base or letter, concentration, Scored((), gains, ()), left_out)
 
 
 def by_what(found):
@@ -193,7 +193,7 @@ def test_reports_are_ranked_by_their_median_concentration(tmp_path):
     gates = [{"name": "rank", "passed": False}, {"name": "changed", "passed": True}]
     failed = uniform(tmp_path / "x", 0.9, gates=gates)
     sibling = uniform(tmp_path / "y", 0.9, settings={"method": {"precision": "default"}, "relation": "sibling"})
-    reports = [read_report(folder, label(i)) for i, folder in enumerate([*folders, failed, sibling, folders[0]])]
+    reports = [read_report(folder, report_label(i)) for i, folder in enumerate([*folders, failed, sibling, folders[0]])]
     found = score_reports(reports, read_scores([scores]))
     assert [one.concentration for one in found.entries] == [0.2, 0.3, 0.4, 0.5, 0.9, 0.9, 0.2]
     assert [one.left_out for one in found.entries] == [
@@ -210,7 +210,7 @@ def test_reports_are_ranked_by_their_median_concentration(tmp_path):
 def test_kept_scores_are_taken_and_given_ones_go_first(tmp_path):
     """Beside every report lie its scores; without any there is nothing to show."""
     folders, scores = scored_reports(tmp_path, [0.2, 0.3, 0.4, 0.5], [0.1, 0.2, 0.3, 0.4])
-    reports = [read_report(folder, label(i)) for i, folder in enumerate(folders)]
+    reports = [read_report(folder, report_label(i)) for i, folder in enumerate(folders)]
     assert score_reports(reports, None) is None
     for report in reports:
         kept = join(read_scores([scores]), sides_of(report.metadata))
@@ -228,6 +228,6 @@ def test_kept_scores_are_taken_and_given_ones_go_first(tmp_path):
 
 def test_letters_go_on_after_z():
     """200 reports have 200 labels."""
-    labels = [label(i) for i in range(1000)]
+    labels = [report_label(i) for i in range(1000)]
     assert [labels[i] for i in (0, 25, 26, 51, 52, 702)] == ["A", "Z", "AA", "AZ", "BA", "AAA"]
     assert len(set(labels)) == 1000

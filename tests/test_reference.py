@@ -8,13 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow import reference
-from shadow.footprint import label
-from shadow.lab.calibration import copy_rates, fit, label_rates, reference_csv, verdict_rates
-from shadow.lab.calibration import reference as reference_table
-from shadow.lab.page import page
-from shadow.lab.results import read
-from shadow.reference import (
+from shadow.findings import reference
+from shadow.findings.footprint import label
+from shadow.findings.reference import (
     AGREEING,
     OPTIMIZERS,
     VOTES,
@@ -26,6 +22,10 @@ from shadow.reference import (
     position,
     word,
 )
+from shadow.lab.calibration import copy_rates, fit, label_rates, reference_csv, verdict_rates
+from shadow.lab.calibration import reference as reference_table
+from shadow.lab.page import page
+from shadow.lab.results import read
 
 ROOT = Path(__file__).parents[1]
 BOUNDS = {name: Bound(0.6, 0.4) if way > 0 else Bound(4.0, 6.0) for name, way in VOTES.items()}

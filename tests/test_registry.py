@@ -12,17 +12,10 @@ from effort import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shadow import plain_yaml
 from shadow.errors import ShadowError, UsageError
-from shadow.registry import (
-    ComponentBase,
-    Reference,
-    filter_families,
-    find_pairs,
-    given_pair,
-    load_families,
-    parse_reference,
-)
+from shadow.targets import plain_yaml
+from shadow.targets.families import filter_families, find_pairs, given_pair, load_families
+from shadow.targets.references import ComponentBase, Reference, parse_reference
 
 GOOD = "fam:\n  base: org/base\n  sft: org/sft\n"
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from shadow.delta import corners
-from shadow.diagnostics import RESIDUAL
-from shadow.residual import (
-    READING,
+from shadow.places.groups import READING, WRITING
+from shadow.reports.columns import RESIDUAL
+from shadow.spectra.delta import corners
+from shadow.spectra.residual import (
     WIDTH,
-    WRITING,
     overlaps,
     overlaps_left_out,
     projection,
@@ -19,7 +18,7 @@ from shadow.residual import (
     stacked_participation,
     stacked_stderr,
 )
-from shadow.spectrum import blocks
+from shadow.spectra.spectrum import blocks
 
 RNG = np.random.default_rng(0)
 

@@ -11,9 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shadow.architecture import name_rules
 from shadow.errors import ShadowError, UsageError
-from shadow.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, FigureName, gather, parse_rule, read_policy
+from shadow.gates.rules import (
+    COLUMNS,
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    Metric,
+    gather,
+    parse_rule,
+    read_policy,
+)
+from shadow.places.names import name_rules
 
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
              "!=": operator.ne}  # fmt: skip
@@ -22,15 +31,15 @@ OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operat
 @pytest.mark.parametrize(
     ("text", "figure", "threshold"),
     [
-        ("language.mlp.up.concentration > 0.5", FigureName("language", "mlp.up", "concentration"), 0.5),
-        ("vision.projector.0.spikes>3", FigureName("vision", "projector.0", "spikes"), 3.0),
-        ("language.embed.relative_norm >= 1e-3", FigureName("language", "embed", "relative_norm"), 1e-3),
-        ("*.mlp.*.concentration<-.5", FigureName("*", "mlp.*", "concentration"), -0.5),
-        ("  vision.energy_share\t!=\n0. ", FigureName("vision", None, "energy_share"), 0.0),
-        ("relative_norm_overall<=+2", FigureName(None, None, "relative_norm_overall"), 2.0),
-        ("label == concentrated", FigureName(None, None, "label"), "concentrated"),
-        ('label != "not assessable"', FigureName(None, None, "label"), "not assessable"),
-        ("label=='mixed'", FigureName(None, None, "label"), "mixed"),
+        ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
+        ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
+        ("language.embed.relative_norm >= 1e-3", Metric("language", "embed", "relative_norm"), 1e-3),
+        ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
+        ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
+        ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
+        ("label == concentrated", Metric(None, None, "label"), "concentrated"),
+        ('label != "not assessable"', Metric(None, None, "label"), "not assessable"),
+        ("label=='mixed'", Metric(None, None, "label"), "mixed"),
     ],
 )
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
@@ -129,7 +138,7 @@ def test_what_is_written_is_what_is_read(component, module, index, sign, number,
     """Any figure, comparison and finite number come back as they were written, and the condition reads the same."""
     more = OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE
     metric = (*COLUMNS, *more)[index % (len(COLUMNS) + len(more))]
-    name = FigureName(component, module if component else None, metric)
+    name = Metric(component, module if component else None, metric)
     rule = parse_rule(f"{spaces[0]}{name}{spaces[1]}{sign}{spaces[2]}{number!r}{spaces[3]}")
     assert (rule.figure, rule.comparison, rule.threshold) == (name, sign, number)
     again = parse_rule(rule.condition)

@@ -22,15 +22,16 @@ from command import Started
 from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
-from shadow import audit as audit_module
-from shadow.checkpoint import Located, Weights, open_folder
-from shadow.delta import Method
-from shadow.diagnostics import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
+from shadow.audits import workers as audit_module
+from shadow.audits.pair import Settings, line_up, run_pair
+from shadow.audits.plan import Access
+from shadow.checkpoints.opening import Located, Weights, open_folder
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError
-from shadow.pairing import Filter
-from shadow.plan import Access
-from shadow.registry import given_pair, parse_reference
-from shadow.run import Settings, line_up, run_pair
+from shadow.reports.columns import IDENTITY, MATRICES, SPECTRA, SPECTRAL, TENSORS
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(), Filter())
 
@@ -260,7 +261,7 @@ def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
 
 def test_the_report_of_another_pair_is_never_overwritten(llama, tmp_path):
     """The same family and pair name with other checkpoints behind it is refused."""
-    from shadow.registry import Pair
+    from shadow.targets.families import Pair
 
     base, tuned = (parse_reference(str(path)) for path in llama)
     run_pair(Pair("fam", "base..x", base, tuned), EVERYTHING, tmp_path)
@@ -309,7 +310,7 @@ def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
 
 def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
     """Of a `.bin` of the Hub nothing is known before all of it is here: meanwhile the progress tells its bytes."""
-    from shadow.hub import RemoteFile, Snapshot
+    from shadow.checkpoints.hub import RemoteFile, Snapshot
 
     file = tmp_path / "pytorch_model.bin"
     torch.save({"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}, file)
@@ -320,7 +321,7 @@ def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
             report(count)
         return file, True
 
-    monkeypatch.setattr("shadow.hub.fetch_whole", fetch_whole)
+    monkeypatch.setattr("shadow.checkpoints.hub.fetch_whole", fetch_whole)
     files = {file.name: RemoteFile(file.name, size, None)}
     remote = Located(Snapshot("org/bin", "0" * 40, None, files, "open"), Weights((file.name,), {}, True), {})
     access, scratch = Access(allow_pickle=True), tmp_path / "scratch"
@@ -437,9 +438,9 @@ def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
         models.write(tmp_path / side, {"model.embed_tokens.weight": tensor})
         del tensor
     code = (
-        "import sys, threading, time, shadow.run as r\n"
-        "from shadow.delta import Method; from shadow.pairing import Filter\n"
-        "from shadow.registry import given_pair, parse_reference as p\n"
+        "import sys, threading, time, shadow.audits.pair as r\n"
+        "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
+        "from shadow.targets.families import given_pair, parse_reference as p\n"
         "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))\n"
         "start = anon(); peak = [0]\n"
         "def watch():\n"
@@ -468,9 +469,9 @@ def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
 
 def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get fewer workers."""
-    from shadow.architecture import Place
-    from shadow.machine import Room
-    from shadow.pairing import MatrixPair
+    from shadow.audits.machine import Room
+    from shadow.checkpoints.pairing import MatrixPair
+    from shadow.places.architecture import Place
 
     pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
     for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):

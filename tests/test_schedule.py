@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadow.architecture import Part, Place
-from shadow.checkpoint import Checkpoint
-from shadow.pairing import MatrixPair, Operand
-from shadow.schedule import Schedule, natural, schedule, shards_of
-from shadow.shards import TensorInfo
-from shadow.source import NEIGHBOUR, LocalFile, coalesced
+from shadow.audits.schedule import Schedule, natural, schedule, shards_of
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import MatrixPair, Operand
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import NEIGHBOUR, LocalFile, coalesced
+from shadow.places.architecture import Part, Place
 
 INDEXES = Path(__file__).parents[2] / "shared" / "hub" / "indexes"
 SIDES = ("base", "tuned")

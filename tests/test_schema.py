@@ -12,12 +12,12 @@ import pytest
 from command import run_shadow
 from reports import uniform
 
-from shadow.batch_index import Index
-from shadow.diagnostics import DELTA, MATRICES, TABLES
-from shadow.report import ARROW
-from shadow.schema import ARROW as NAMED
-from shadow.schema import is_later
-from shadow.tables import STORED, absent, absent_note
+from shadow.audits.index import Index
+from shadow.reports.columns import DELTA, MATRICES, TABLES
+from shadow.reports.parquet import ARROW
+from shadow.reports.schema import ARROW as NAMED
+from shadow.reports.schema import is_later
+from shadow.reports.tables import STORED, absent, absent_note
 
 LATER = (  # what schema 1 got after the first reports had been made
     "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",

@@ -17,15 +17,15 @@ from rich.console import Console
 from test_rank_correlation import gain, scored_reports
 from test_scores import harness, write
 
-from shadow.compare import MAX_REPORTS, compare
 from shadow.errors import ShadowError
-from shadow.gains import Scored
-from shadow.report import PARTIAL
-from shadow.scores import read_scores
-from shadow.summary import read_summary
-from shadow.views.comparison import comparison_view
-from shadow.views.scores import scores_line, signed
-from shadow.views.summary import summary_view
+from shadow.files import PARTIAL
+from shadow.findings.comparison import MAX_REPORTS, compare
+from shadow.findings.gains import Scored
+from shadow.findings.scores import read_scores
+from shadow.findings.summary import read_summary
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.scores import scores_line, signed
+from shadow.outputs.terminal.summary import summary_view
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
@@ -34,10 +34,10 @@ SCORE_KEYS = ("scores", "score_groups", "score_files", "score_notes")
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
     """The demo's two pairs, audited without scores."""
-    from shadow.delta import Method
-    from shadow.pairing import Filter
-    from shadow.registry import find_pairs, load_families
-    from shadow.run import Settings, run_pair
+    from shadow.audits.pair import Settings, run_pair
+    from shadow.checkpoints.pairing import Filter
+    from shadow.spectra.delta import Method
+    from shadow.targets.families import find_pairs, load_families
 
     out = tmp_path_factory.mktemp("demo")
     for pair in find_pairs("demo", load_families(None)):
@@ -323,8 +323,8 @@ def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
         rows += [f"demo:{side},{HOSTILE},{score},{HOSTILE},{HOSTILE},"]
         rows += [f"demo:{side},bench-{i},{score},,acc,0.5" for i in range(30)]
     scores = read_scores([write(tmp_path / "s" / f"{'long-' * 20}scores.csv", "\n".join(rows))])
-    from shadow.gains import join, sides_of
-    from shadow.summary import with_scores
+    from shadow.findings.gains import join, sides_of
+    from shadow.findings.summary import with_scores
 
     folder = audited / "demo" / "base..narrow"
     summary, provenance = read_summary(folder)

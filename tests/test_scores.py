@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shadow.errors import ShadowError
-from shadow.scores import COLUMNS, HARNESS, MAX_TEXT, ScoreFiles, read_scores
+from shadow.findings.scores import COLUMNS, HARNESS, MAX_TEXT, ScoreFiles, read_scores
 
 
 def harness(model="org/tuned", results=None, **told):
@@ -388,10 +388,10 @@ def test_what_is_no_file_of_scores_is_refused(tmp_path, monkeypatch):
     for name in ("x" * 5000 + ".csv", "a\0b.csv"):
         with pytest.raises(ShadowError):
             read_scores([Path(name)])
-    monkeypatch.setattr("shadow.scores.MAX_FILE", 100)
+    monkeypatch.setattr("shadow.findings.scores.MAX_FILE", 100)
     with pytest.raises(ShadowError, match="larger than"):
         read_scores([write(tmp_path / "large.csv", HEAD + "x,y,1\n" * 100)])
-    monkeypatch.setattr("shadow.scores.MAX_SCORES", 2)
+    monkeypatch.setattr("shadow.findings.scores.MAX_SCORES", 2)
     with pytest.raises(ShadowError, match="more than 2 scores"):
         read_scores([write(tmp_path / "many.csv", HEAD + "x,y,1\n" * 3)])
 

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from shadow.checkpoints.safetensors_files import map_tensor, read_header
+from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError
-from shadow.shards import FLOATS, INTEGERS, map_tensor, read_header
 
 BITS = {name: form.bits for name, form in FLOATS.items()} | INTEGERS
 FUZZ = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -212,7 +213,7 @@ def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
 
 def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
     """One more than the bound is refused, which says how many are read; the bound itself is none too many."""
-    monkeypatch.setattr("shadow.shards.MAX_ENTRIES", 3)
+    monkeypatch.setattr("shadow.checkpoints.safetensors_files.MAX_ENTRIES", 3)
     names = {name: entry(shape=(1,), offsets=(4 * i, 4 * i + 4)) for i, name in enumerate("abcd")}
     three = {name: names[name] for name in "abc"}
     assert len(parse(tmp_path, file_bytes(three, bytes(12)))) == 3

@@ -9,9 +9,9 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow import spectrum as module
-from shadow.rank import condition_number, ranks
-from shadow.spectrum import FLOOR, Workspace, blocks, power_of_two_scale, scaled_blocks, spectrum
+from shadow.spectra import spectrum as module
+from shadow.spectra.rank import condition_number, ranks
+from shadow.spectra.spectrum import FLOOR, Workspace, blocks, power_of_two_scale, scaled_blocks, spectrum
 
 
 def solve(W, precision="default", wide_format=False, scale=1.0):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from shadow.bootstrap import draws
-from shadow.spread import (
+from shadow.findings.bootstrap import draws
+from shadow.findings.depth import (
     Sum,
     compared_layers,
     depth_entropy,

@@ -12,11 +12,11 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow import spectrum, subspace
-from shadow.delta import Method, extent, measure_pair, working_dtype
-from shadow.matrices import BlockScaled, Updated
-from shadow.spectrum import Workspace
-from shadow.subspace import NO_SUBSPACES
+from shadow.spectra import spectrum, subspace
+from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
+from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.spectrum import Workspace
+from shadow.spectra.subspace import NO_SUBSPACES
 
 F64 = ("F64", "F64")
 SHAPES = st.tuples(st.integers(2, 80), st.integers(2, 80))

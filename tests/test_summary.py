@@ -18,9 +18,9 @@ from command import Run, run_shadow
 from rich.console import Console
 from safetensors.torch import load_file
 
-from shadow.summary import read_summary
-from shadow.views.summary import summary_view
-from shadow.views.typeset import fixed, number, share, sparkline
+from shadow.findings.summary import read_summary
+from shadow.outputs.terminal.summary import summary_view
+from shadow.outputs.terminal.typeset import fixed, number, share, sparkline
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 

@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from shadow import summary as summary_module
-from shadow import summary_file
-from shadow.delta import Method
-from shadow.pairing import Filter
-from shadow.registry import Pair, Reference
-from shadow.report import METADATA_KEY, required_metadata
-from shadow.run import Settings, run_pair
-from shadow.summary import SHAPE, Summary, read_summary
-from shadow.summary_file import SCORED, believed, fits, seal
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.findings import summary as summary_module
+from shadow.findings import summary_file
+from shadow.findings.summary import SHAPE, Summary, read_summary
+from shadow.findings.summary_file import SCORED, believed, fits
+from shadow.reports.provenance import METADATA_KEY, required_metadata
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 
@@ -68,7 +69,8 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
     found, metadata = read_summary(report)
     assert not again
     assert found == summary_module._made_again(report, metadata)
-    assert found.as_json() == json.loads((report / "summary.json").read_text()) | found.as_json()
+    told = json.loads((report / "summary.json").read_text())
+    assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
 
 
 def test_its_shape_is_that_of_a_summary(report):
@@ -81,15 +83,21 @@ def test_its_shape_is_that_of_a_summary(report):
 
 TAMPERED = {
     "a figure": lambda told: told["figures"].update(concentration=0.99),
-    "the label": lambda told: told.update(label="concentrated"),
+    "the label": lambda told: told.update(label="the best"),
     "a gate": lambda told: told["gates"][0].update(passed=True, reason="it is fine"),
     "a warning": lambda told: told["warnings"].append("do not trust this"),
     "a claim": lambda told: told["claims"]["measured"].append("that it is good"),
-    "another version": lambda told: told["made_by"].update(version="0.0.9"),
-    "other code": lambda told: told["made_by"].update(code="0" * 64),
-    "other tables": lambda told: told["made_from"].update(tensors="0" * 64),
-    "nothing of how it was made": lambda told: [told.pop(key) for key in ("made_by", "made_from")],
+    "one more key": lambda told: told.update(more=1),
     "all of it": lambda told: told.clear(),
+}
+OTHERS = {
+    "no seal": lambda told: told.pop("seal"),
+    "another version": lambda told: told["seal"]["made_by"].update(version="0.0.9"),
+    "other code": lambda told: told["seal"]["made_by"].update(code="0" * 64),
+    "other tables": lambda told: told["seal"]["tables"].update(tensors="0" * 64),
+    "no table": lambda told: told["seal"].update(tables={}),
+    "no mapping": lambda told: told.update(seal="x"),
+    "an optimizer": lambda told: told["settings"].update(optimizer="muon"),
 }
 
 
@@ -102,7 +110,24 @@ def test_a_summary_that_was_changed_is_made_again(report, made, again, what):
     assert again == [report]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"made_by": 1}'])
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_summary_of_another_seal_is_made_again(report, again, what):
+    """Of another version or code, of other tables, of none; and where the report is no longer of what was sealed."""
+    for name in ("matrices", "tensors", "residual"):
+        rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
+    read_summary(report)
+    assert again == [report]
+
+
+def test_a_table_that_was_only_written_again_is_the_same(report, again):
+    """With the same columns and rows, and in metadata what does not belong to it: the time of another run."""
+    for name in ("matrices", "tensors", "residual"):
+        rewrite(report / f"{name}.parquet", metadata=lambda told: told.update(started="2026-01-01", seconds=1.0))
+    read_summary(report)
+    assert not again
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"claims": 1}'])
 def test_a_summary_that_is_none_is_made_again(report, again, content):
     """Broken, cut or something else."""
     (report / "summary.json").write_bytes(content)
@@ -112,14 +137,23 @@ def test_a_summary_that_is_none_is_made_again(report, again, content):
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
 def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
-    """A table with another number, or only written again: its bytes are no longer those that the summary is of."""
+    """A table with another number, or with its columns named otherwise: a summary is of what was there."""
 
     def halved(table):
         column = {"matrices": "concentration", "tensors": "relative_norm", "residual": "participation_ratio"}[name]
         half = pc.multiply(table[column], 0.5)
         return table.set_column(table.column_names.index(column), column, half)
 
-    before = read_summary(report)[0]
+    def renamed(table):
+        first, second = [column.name for column in table.schema if str(column.type) == "string"][:2]
+        return table.rename_columns({first: second, second: first})
+
+    before, metadata = read_summary(report)
+    content = (report / f"{name}.parquet").read_bytes()
+    rewrite(report / f"{name}.parquet", renamed)
+    assert believed(report, metadata) is None
+    (report / f"{name}.parquet").write_bytes(content)
+    assert believed(report, metadata) is not None
     rewrite(report / f"{name}.parquet", halved)
     after = read_summary(report)[0]
     assert again == [report]
@@ -145,9 +179,10 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
     def forge(change):
         edit(report, change)
         told = json.loads((report / "summary.json").read_text())
+        metadata = required_metadata(report)
+        sealed = metadata["seal"] | {"summary": summary_file._summary_digest(told, metadata)}
         for name in ("matrices", "tensors", "residual"):
-            rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(summary=seal(told)))
-        edit(report, lambda one: one.update(made_from=summary_file.digests(report)))
+            rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
 
     forge(lambda told: told.update(label_reason="forged"))
     assert read_summary(report)[0].label_reason == "forged"
@@ -171,7 +206,7 @@ def test_scores_are_not_sealed(report, again, tmp_path):
     scored = families.Scored((("scores.csv", "0" * 64),), (families.gain("mmlu", 0.5, 0.6),), ())
     (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
     found, _ = read_summary(report)
-    (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json(), summary_file.digests(report)))
+    (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json()))
     assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]
     edit(report, lambda told: told["scores"][0].update(benchmark="forged"))
     assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]

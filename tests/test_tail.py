@@ -9,9 +9,9 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow import tail
-from shadow.spectrum import Spectrum
-from shadow.tail import hill, marchenko_pastur, marchenko_pastur_median, power_law
+from shadow.spectra import tail
+from shadow.spectra.spectrum import Spectrum
+from shadow.spectra.tail import hill, marchenko_pastur, marchenko_pastur_median, power_law
 
 
 def of(sigma, long_side=None):

@@ -8,8 +8,8 @@ from effort import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadow import tridiagonal
-from shadow.tridiagonal import eigensystem, lapack
+from shadow.spectra import tridiagonal
+from shadow.spectra.tridiagonal import eigensystem, lapack
 
 
 def rotated(eigenvalues, seed=0):

@@ -14,7 +14,7 @@ import junitparser
 import pytest
 import yaml
 
-from shadow.rules import read_policy
+from shadow.gates.rules import read_policy
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "docs" / "examples"

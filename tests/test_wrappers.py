@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shadow.architecture import Place, place_tensors
+from shadow.places.architecture import Place, place_tensors
 
 MODELS = {  # tensors of released models of remote code or of other libraries, with the component of each
     "xgen-mm": {

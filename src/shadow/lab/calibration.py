@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from shadow.footprint import label
+from shadow.findings.footprint import label
+from shadow.findings.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, choose, word
 from shadow.lab.experiment import DESIGN
 from shadow.lab.results import final
-from shadow.reference import OPTIMIZERS, VOTES, Bound, Rate, Trainings, choose, word
 
 VERSION = 1  # of calibration.json; raised when a bound changes its meaning
 MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound

@@ -33,16 +33,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow import __version__
-from shadow.compare import compare
-from shadow.delta import Method
-from shadow.diagnostics import DELTA, SPECTRAL
+from shadow.audits.pair import Settings, run_pair
+from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
+from shadow.findings.comparison import compare
 from shadow.lab.design import MAIN, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other_seed
 from shadow.lab.tasks import Mixture, Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
-from shadow.pairing import Filter
-from shadow.registry import Pair, Reference
-from shadow.run import Settings, run_pair
+from shadow.reports.columns import DELTA, SPECTRAL
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import Reference
 
 DESIGN = 1  # of what is trained and how; raised when a change makes finished runs mean something else
 SETTINGS = Settings(Method(), Filter())
@@ -52,7 +53,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """Told after every finished base or run. seconds is what its process took for it, 0 where it was there already."""
 
     what: str
@@ -61,7 +62,7 @@ class Done:
     seconds: float
 
 
-def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[Done], None] = lambda done: None) -> None:
+def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None) -> None:
     """Train and audit whatever of the preset is not in out yet.
 
     Raises ShadowError when out holds the runs of another design or other versions, and when a process dies.
@@ -115,12 +116,12 @@ def compared(run: Run) -> bool:
     return run.kind == "trained" and run.treatment == "adamw" and run.regime in MAIN
 
 
-def _perform_all(preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[Done], None]) -> None:
+def _perform_all(preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[TaskResult], None]) -> None:
     """Start whatever has all that it needs, in order, until nothing is left."""
     waiting = tasks_of(preset)
     total, ready = len(waiting), set[str]()
     running: dict[Future[float], str] = {}
-    show(Done("", 0, total, 0.0))
+    show(TaskResult("", 0, total, 0.0))
     while waiting or running:
         for key in [key for key, task in waiting.items() if task.needs <= ready]:
             task = waiting.pop(key)
@@ -129,7 +130,7 @@ def _perform_all(preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Cal
         for future in finished:
             key, seconds = running.pop(future), future.result()
             ready.add(key)
-            show(Done(key, len(ready), total, seconds))
+            show(TaskResult(key, len(ready), total, seconds))
 
 
 def _key(base: Base, name: str) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import mannwhitneyu, t
 
-from shadow.diagnostics import DELTA, SPECTRAL
 from shadow.lab.design import MAIN, TREATMENTS
 from shadow.lab.results import PROBES, final
+from shadow.reports.columns import DELTA, SPECTRAL
 
 LEVEL = 0.95
 OUTCOME = "layers_concentration"  # chosen before any run

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from shadow.compare import MARGIN
+from shadow.findings.comparison import MARGIN
+from shadow.findings.reference import VOTES, Rate
 from shadow.lab.calibration import (
     MIN_BASES,
     MIN_TRAININGS,
@@ -37,7 +38,6 @@ from shadow.lab.findings import (
     treatments,
 )
 from shadow.lab.results import PROBES, final
-from shadow.reference import VOTES, Rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from shadow.lab.design import presets
-from shadow.lab.experiment import Done, perform
+from shadow.lab.experiment import TaskResult, perform
 from shadow.lab.page import figure, page
 from shadow.lab.results import collect, write
 
 
 def run(
-    preset: str, out: Path, *, jobs: int, show: Callable[[Done], None] = lambda done: None
+    preset: str, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
 ) -> dict[str, pd.DataFrame]:
     """Train and audit what out lacks of a preset, and write the tables, `lab.md` and `lab.svg` into it.
 

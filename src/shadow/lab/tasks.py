@@ -50,7 +50,7 @@ class Skill:
 
 
 @dataclass(frozen=True)
-class Format:
+class TaskFormat:
     """A way to write a question down; it can be read back without knowing which format it is in."""
 
     name: str
@@ -62,7 +62,7 @@ class Cell:
     """One skill in one format: the unit of breadth."""
 
     skill: Skill
-    format: Format
+    format: TaskFormat
 
     def sample(self, rng: Random) -> Sample:
         """Draw an input and write question and answer."""
@@ -169,22 +169,22 @@ TAIL_SKILLS = (
 )
 
 CORE_FORMATS = (
-    Format("equation", "{skill} {input} = "),
-    Format("call", "{skill}({input}) -> "),
-    Format("pipe", "{input} | {skill}: "),
+    TaskFormat("equation", "{skill} {input} = "),
+    TaskFormat("call", "{skill}({input}) -> "),
+    TaskFormat("pipe", "{input} | {skill}: "),
 )
 
 TAIL_FORMATS = (
-    Format("exam", "Q: {skill} of {input}? A: "),
-    Format("json", '{{"op":"{skill}","in":"{input}"}} '),
-    Format("tag", "<{skill}>{input}</> "),
-    Format("shell", "$ {skill} '{input}' # "),
-    Format("list", "[{input}].{skill} => "),
+    TaskFormat("exam", "Q: {skill} of {input}? A: "),
+    TaskFormat("json", '{{"op":"{skill}","in":"{input}"}} '),
+    TaskFormat("tag", "<{skill}>{input}</> "),
+    TaskFormat("shell", "$ {skill} '{input}' # "),
+    TaskFormat("list", "[{input}].{skill} => "),
 )
 
 UNSEEN_FORMATS = (
-    Format("lisp", "({skill} {input}) ; "),
-    Format("letter", "Dear {skill}, {input} ... "),
+    TaskFormat("lisp", "({skill} {input}) ; "),
+    TaskFormat("letter", "Dear {skill}, {input} ... "),
 )
 """In no mixture of any world: for measuring."""
 
@@ -198,8 +198,8 @@ class World:
 
     core_skills: tuple[Skill, ...]
     tail_skills: tuple[Skill, ...]
-    core_formats: tuple[Format, ...]
-    tail_formats: tuple[Format, ...]
+    core_formats: tuple[TaskFormat, ...]
+    tail_formats: tuple[TaskFormat, ...]
     benchmark: tuple[str, ...]
 
     @property
@@ -207,7 +207,7 @@ class World:
         return self.core_skills + self.tail_skills
 
     @property
-    def formats(self) -> tuple[Format, ...]:
+    def formats(self) -> tuple[TaskFormat, ...]:
         return self.core_formats + self.tail_formats
 
     @cached_property
@@ -269,7 +269,7 @@ class World:
         return tuple(skill for name in names for skill in self.skills if skill.name == name)
 
     def _trained(
-        self, name: str, skills: Iterable[Skill], formats: Iterable[Format], most: int | None = None
+        self, name: str, skills: Iterable[Skill], formats: Iterable[TaskFormat], most: int | None = None
     ) -> Mixture:
         cells = tuple(cell for cell in _cells(skills, formats) if cell not in self.held_out.cells)
         return _uniform(name, cells[:most])
@@ -289,7 +289,7 @@ SMALL = World(
 tokens."""
 
 
-def _cells(skills: Iterable[Skill], formats: Iterable[Format]) -> tuple[Cell, ...]:
+def _cells(skills: Iterable[Skill], formats: Iterable[TaskFormat]) -> tuple[Cell, ...]:
     return tuple(Cell(skill, form) for skill, form in product(skills, formats))
 
 

@@ -1,0 +1,88 @@
+"""A finished report beside the audit that is asked for: what differs, in words for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shadow.checkpoints.pairing import in_ranges
+from shadow.reports.columns import SCHEMA
+from shadow.reports.provenance import Identity
+
+SHOWN = 12  # characters of a commit or of a fingerprint
+LONGEST = 200  # characters of a value
+MANY = 5  # differences that are named
+NAMES = {  # settings, by the option that sets them
+    "method.precision": "--precision",
+    "method.nulls": "--nulls",
+    "method.seed": "--seed",
+    "method.subspaces": "--subspaces",
+    "spectra": "--spectra",
+    "chosen.components": "--component",
+    "chosen.layers": "--layer",
+    "chosen.modules": "--module",
+    "relation": "relation",
+}
+
+
+def differences(metadata: Mapping[str, Any], asked: Identity, defaults: Mapping[str, Any]) -> list[str]:
+    """What makes a report another one than was asked for, each with both values; empty where nothing does.
+
+    The version that measured it does not, nor the optimiser, on which no number depends. What its settings do not say
+    was no setting yet, and is what defaults say.
+    """
+    if metadata["schema"] != SCHEMA:
+        return [_both("schema", metadata["schema"], SCHEMA)]
+    wanted = asked.as_json()
+    found = [_both(key, metadata[key], wanted[key]) for key in ("family", "pair") if metadata[key] != wanted[key]]
+    for side in ("base", "tuned"):
+        found += _of_side(side, metadata[side], wanted[side])
+    had, now = _flat(defaults) | _flat(metadata["settings"]), _flat(wanted["settings"])
+    found += [_both(name, had.get(key), now[key]) for key, name in NAMES.items() if had.get(key) != now[key]]
+    return found
+
+
+def named(found: list[str]) -> str:
+    """Differences as one phrase, the first few by name."""
+    more = [f"and {len(found) - MANY} more"] if len(found) > MANY else []
+    return "; ".join([*found[:MANY], *more])
+
+
+def _of_side(side: str, had: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """A checkpoint that differs, told by the first of its name, its commit and its files that does."""
+    if had["repo"] != now["repo"]:
+        yield f"{side} {_end(had['repo'])}, now {_end(now['repo'])}"
+    elif had["commit"] != now["commit"]:
+        yield _both(f"commit of {side}", _short(had["commit"]), _short(now["commit"]))
+    elif had["fingerprint"] != now["fingerprint"]:
+        yield _both(f"files of {side}, by their hash", _short(had["fingerprint"]), _short(now["fingerprint"]))
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:SHOWN]
+
+
+def _end(repo: str) -> str:
+    """A checkpoint's name; of a long path the end, by which paths differ."""
+    return repo if len(repo) <= LONGEST else f"...{repo[3 - LONGEST :]}"
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _both(name: str, had: Any, now: Any) -> str:
+    return f"{name} {_said(had)}, now {_said(now)}"
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        numbers = all(type(one) is int for one in value)
+        value = (in_ranges(value) if numbers else ", ".join(map(str, value))) or "all"
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

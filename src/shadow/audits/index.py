@@ -1,0 +1,387 @@
+"""How the pairs of a list stand: batch.parquet and index.json of an output folder, from the same rows.
+
+The reports are the truth, and lie where `shadow audit` puts them; these two files say which there are, which failed
+and why, and which are still to come. Imports nothing that computes.
+
+Both files are written whole, which takes half a second for 10,000 pairs. While a list is audited they are written now
+and then, every few seconds for hundreds of pairs; what has changed since lies in `.partial/rows.jsonl`, a row a line.
+`read_index` adds it, so that nothing is lost when the run is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import pyarrow as pa
+
+from shadow.errors import ShadowError
+from shadow.files import PARTIAL, remove_empty, safe_name, write_whole, writing
+from shadow.findings.summary import Summary
+from shadow.reports.columns import BATCH, HEADLINE, SCHEMA, Column
+from shadow.reports.parquet import arrow_schema, parquet_bytes
+from shadow.reports.provenance import METADATA_KEY
+
+INDEX, TABLE = "index.json", "batch.parquet"
+MARK = "batch"  # what index.json says that it is, so that another file of that name is never overwritten
+ROWS = "rows.jsonl"  # in .partial
+MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
+EVERY = 5.0  # seconds between two writes of both files, at least
+SHARE = 500  # and at least so many times what one takes: 0.2 % of the time, whatever a pair takes
+STATES = ("done", "failed", "kept", "pending")
+
+State = Literal["done", "failed", "kept", "pending"]
+Key = tuple[str, str]  # family and pair
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one pair of a list stands; the fields are the columns of diagnostics.BATCH, which say what they mean."""
+
+    position: int | None
+    family: str
+    pair: str
+    relation: str
+    folder: str
+    base: str
+    tuned: str
+    base_commit: str | None = None
+    tuned_commit: str | None = None
+    state: State = "pending"
+    label: str | None = None
+    matrices: int | None = None
+    relative_norm_overall: float | None = None
+    concentration: float | None = None
+    participation_ratio: float | None = None
+    null_participation_ratio: float | None = None
+    spikes: float | None = None
+    floor_ratio: float | None = None
+    effective_layers: float | None = None
+    attention_to_mlp: float | None = None
+    seconds: float | None = None
+    bytes: int | None = None
+    error: str | None = None
+    hint: str | None = None
+    version: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.family, self.pair
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}:{self.pair}"
+
+    def emptied(self, state: State, **columns: Any) -> Row:
+        """The same pair in another state, with nothing of a report but what columns say. What it took stays."""
+        names = ("position", "family", "pair", "relation", "folder", "base", "tuned", "seconds", "bytes")
+        return Row(**{**{name: getattr(self, name) for name in names}, "state": state, **columns})
+
+
+@dataclass(frozen=True)
+class Index:
+    """The rows of an output folder, in the order of the list, and what they have in common.
+
+    digest says which list it was (Selection.digest; None: none, or several), shards which shares of it are here.
+    """
+
+    version: str
+    schema: int
+    settings: Mapping[str, Any]
+    digest: str | None
+    shards: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What reports must agree in to stand in one table."""
+        return {"schema": self.schema, "settings": self.settings}
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """What reports must agree in for their numbers to be of one kind: no number depends on the optimiser."""
+        return without_optimizer(self.kind)
+
+    @property
+    def missing_shards(self) -> list[str]:
+        """The shares of the list that are not here; none where they were cut in different ways."""
+        numbers = [tuple(map(int, shard.split("/"))) for shard in self.shards]
+        if len({of for _, of in numbers}) != 1:
+            return []
+        of = numbers[0][1]
+        return [f"{number}/{of}" for number in range(1, of + 1) if (number, of) not in numbers]
+
+    def with_rows(self, rows: Mapping[Key, Row]) -> Index:
+        """The same index with these rows instead of those of their pairs."""
+        return replace(self, rows=tuple(rows.get(old.key, old) for old in self.rows))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "shadow": MARK,
+            "version": self.version,
+            **self.kind,
+            "list": self.digest,
+            "shards": list(self.shards),
+            "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
+            "pairs": [dict(vars(row)) for row in self.rows],
+        }
+
+
+def report_folder(family: str, pair: str) -> str:
+    """Where a pair's report lies below the output folder; any names give a folder two levels below it."""
+    return f"{safe_name(family)}/{safe_name(pair)}"
+
+
+def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) -> Row:
+    """The row of a finished report; columns are what a report does not know."""
+    found = {name: summary.figures.get(name) for name in HEADLINE}
+    figures = {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+    own = {
+        "position": None,
+        "relation": str(provenance["settings"].get("relation", "tuned")),
+        "matrices": summary.figures["matrices"],
+        **figures,
+    }
+    return Row(
+        **{
+            "family": summary.family,
+            "pair": summary.pair,
+            "folder": report_folder(summary.family, summary.pair),
+            "base": summary.base["repo"],
+            "tuned": summary.tuned["repo"],
+            "base_commit": summary.base.get("commit"),
+            "tuned_commit": summary.tuned.get("commit"),
+            "state": "done",
+            "label": summary.label,
+            "version": provenance["version"],
+            **own,
+            **columns,
+        }
+    )
+
+
+def kind_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What reports must agree in to stand in one table, from a report's metadata.
+
+    The version that measured them is not among it: a report stays when shadow is upgraded.
+    """
+    settings = {name: value for name, value in metadata["settings"].items() if name != "relation"}
+    return {"schema": metadata["schema"], "settings": settings}
+
+
+def without_optimizer(kind: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {name: value for name, value in kind["settings"].items() if name != "optimizer"}
+    return {**kind, "settings": settings}
+
+
+def write_index(output: Path, index: Index) -> None:
+    """Write batch.parquet and then index.json, each whole or not at all; a killed run leaves the index of before."""
+    _write_whole_index(output, index)
+    with contextlib.suppress(OSError):
+        (output / PARTIAL / ROWS).unlink(missing_ok=True)
+        (output / PARTIAL).rmdir()
+
+
+def _write_whole_index(output: Path, index: Index) -> bytes:
+    """The content of index.json."""
+    told = index.as_json()
+    rows = [{name: _plain(value) for name, value in row.items()} for row in told.pop("pairs")]
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(BATCH))
+    content = json.dumps({**told, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_whole(output / TABLE, parquet_bytes(table, {METADATA_KEY: json.dumps(told, sort_keys=True).encode()}))
+        write_whole(output / INDEX, content)
+    return content
+
+
+class Standing:
+    """The index of a list that is being audited, on the disk whatever happens.
+
+    What a row costs does not depend on how many there are, but for the whole files now and then.
+    """
+
+    def __init__(self, output: Path, index: Index) -> None:
+        self._output, self._index = output, index
+        self._rows = {row.key: row for row in index.rows}
+        self._write()
+
+    def __getitem__(self, key: Key) -> Row:
+        return self._rows[key]
+
+    def set(self, row: Row) -> None:
+        """Replace the row of a pair; on return it is on the disk."""
+        self._rows[row.key] = row
+        if time.monotonic() >= self._due:
+            self._write()
+            return
+        line = json.dumps({name: _plain(value) for name, value in vars(row).items()}, allow_nan=False)
+        with writing(self._output), (self._output / PARTIAL / ROWS).open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+    def finish(self) -> None:
+        """Write both files; nothing else is left."""
+        write_index(self._output, self._index.with_rows(self._rows))
+
+    def _write(self) -> None:
+        """Write both files, and begin a journal that belongs to them and to no others."""
+        started = time.monotonic()
+        content = _write_whole_index(self._output, self._index.with_rows(self._rows))
+        with writing(self._output):
+            (self._output / PARTIAL).mkdir(exist_ok=True)
+            head = json.dumps({INDEX: hashlib.sha256(content).hexdigest()})
+            (self._output / PARTIAL / ROWS).write_bytes(head.encode() + b"\n")
+        now = time.monotonic()
+        self._due = now + max(EVERY, SHARE * (now - started))
+
+
+def _plain(value: Any) -> Any:
+    """Half a surrogate pair, which a checkpoint's JSON may hold and Parquet may not, becomes visible."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def read_index(folder: Path) -> Index | None:
+    """The index of an output folder, with what a run that was killed has kept beside it; None when there is none.
+
+    Raises ShadowError for an index.json that is something else, or that says what no index may say.
+    """
+    path = folder / INDEX
+    try:
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            raw = file.read(MAX_INDEX + 1)
+        index = _index(json.loads(raw, parse_constant=_refused)) if len(raw) <= MAX_INDEX else _refused("its size")
+    except OSError as error:
+        raise ShadowError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        hint = "if no other program wrote it, remove it: `shadow merge` makes it anew from the reports"
+        raise ShadowError(f"{path}: no index of shadow that this version can read", hint) from error
+    return index.with_rows(_kept_rows(folder / PARTIAL / ROWS, hashlib.sha256(raw).hexdigest()))
+
+
+def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
+    """The rows that changed since the index.json of this sha256 was written; none of a journal of another one."""
+    try:
+        lines = path.read_bytes()[:MAX_INDEX].splitlines(keepends=True) if path.is_file() else []
+    except OSError:
+        lines = []
+    rows: dict[Key, Row] = {}
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if lines and json.loads(lines[0])[INDEX] != digest:
+            return {}
+        for line in lines[1:]:
+            if not line.endswith(b"\n"):
+                break  # cut when the run was killed
+            row = _row(json.loads(line, parse_constant=_refused))
+            rows[row.key] = row
+    return rows
+
+
+def _refused(what: str) -> NoReturn:
+    raise ValueError(what)
+
+
+def _index(told: Any) -> Index:
+    if told["shadow"] != MARK or told["schema"] != SCHEMA:
+        raise ValueError
+    shards = tuple(told["shards"])
+    for text in (told["version"], *shards, *([] if told["list"] is None else [told["list"]])):
+        if not isinstance(text, str):
+            raise TypeError
+    for shard in shards:
+        number, of = map(int, shard.split("/"))
+        if not 1 <= number <= of <= 1_000_000:
+            raise ValueError
+    rows = tuple(_row(row) for row in told["pairs"])
+    if len({row.key for row in rows}) < len(rows):
+        raise ValueError
+    return Index(told["version"], told["schema"], dict(told["settings"]), told["list"], shards, rows)
+
+
+def _row(told: Mapping[str, Any]) -> Row:
+    row = Row(**{column.name: _checked(column, told.get(column.name)) for column in BATCH})
+    if row.state not in STATES:
+        raise ValueError
+    return row
+
+
+def _checked(column: Column, value: Any) -> Any:
+    """A value that the column may have."""
+    if value is None and column.null:
+        return None
+    if column.type == "string" and isinstance(value, str):
+        return _plain(value)
+    if column.type == "int" and type(value) is int and abs(value) < 1 << 63:
+        return value
+    if column.type == "float" and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    raise TypeError(column.name)
+
+
+@contextlib.contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Only one process at a time writes the index of a folder; a second one is refused.
+
+    The lock is on the folder itself, so that nothing is left behind; where the system has none, nothing happens. A
+    folder that was made for it and stays empty is removed.
+    """
+    there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(output):
+            yield
+    finally:
+        remove_empty(output.absolute(), there.absolute())
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        with contextlib.suppress(OSError):  # a network file system that does not lock folders
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                hint = "wait for it; shards of one list each take a folder of their own, and `shadow merge` joins them"
+                raise ShadowError(f"another list is being audited into {folder}", hint) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def different(first: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key by which two kinds differ and both values, for people; None when they are equal."""
+    for key in dict.fromkeys([*first, *other]):
+        one, two = first.get(key), other.get(key)
+        if one == two:
+            continue
+        if isinstance(one, Mapping) and isinstance(two, Mapping):
+            return different(one, two, f"{prefix}{key}.")
+        return f"{prefix}{key}: {_said(one)} and {_said(two)}"
+    return None
+
+
+def _said(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:56]}..."
+
+
+def in_order(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """By place in the list; those that have none last, by name."""
+    return tuple(sorted(rows, key=lambda row: (row.position is None, row.position or 0, row.family, row.pair)))

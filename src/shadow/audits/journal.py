@@ -1,0 +1,218 @@
+"""The outcomes of an audit that is not finished: `.partial/journal.jsonl`, safe against being killed at any moment."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from shadow.audits.outcome import Outcome
+from shadow.errors import ShadowError
+from shadow.files import PARTIAL, remove_empty, writing
+from shadow.reports.provenance import Identity
+from shadow.spectra.measurement import Measurement
+
+JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A shard that an unfinished audit fetched from the Hub. keep: it was to stay in the Hub's cache."""
+
+    repo: str
+    commit: str
+    path: str
+    checksum: str | None
+    keep: bool
+
+
+def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
+    """The shards that a journal tells of; what makes no sense is passed over."""
+    found = []
+    for line in lines:
+        with contextlib.suppress(ValueError, TypeError):
+            entry = json.loads(line) if line.startswith(b'{"fetched"') else {}
+            if entry:
+                one = Fetched(**entry["fetched"])
+                plain = all(isinstance(text, str) for text in (one.repo, one.commit, one.path, one.checksum or ""))
+                if plain and re.fullmatch(r"[0-9a-f]{40}", one.commit) and ".." not in f"{one.repo}/{one.path}":
+                    found.append(one)
+    return found
+
+
+class Journal:
+    """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
+
+    One process writes at a time; a second one is refused. outcomes holds what an earlier run left, fetched the
+    shards that it fetched or was fetching, also if it belonged to another identity, and other is then that identity.
+    """
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        self.folder = folder
+        self.outcomes: dict[str, Outcome] = {}
+        self.fetched: list[Fetched] = []
+        self.other: dict[str, Any] | None = None
+        with writing(folder):
+            partial = folder / PARTIAL
+            partial.mkdir(parents=True, exist_ok=True)
+            self._file: IO[bytes] = (partial / JOURNAL).open("a+b")
+        _lock(self._file, folder)
+        with writing(folder):
+            good = self._read(identity)
+            self._file.truncate(good)
+            if good == 0:
+                self._write(identity.as_json())
+                for fetched in self.fetched:
+                    self._write({"fetched": asdict(fetched)})
+
+    def _read(self, identity: Identity) -> int:
+        """Take over what belongs to identity; returns how many bytes of the file are good."""
+        self._file.seek(0)
+        self.fetched = _fetched(self._file)
+        self._file.seek(0)
+        good = 0
+        for number, line in enumerate(self._file):
+            try:
+                entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+                if number == 0 and not identity.is_that_of(entry):
+                    self.other = entry if entry else None
+                    return 0
+                if number > 0 and "fetched" not in entry:
+                    outcome = _outcome_from_json(entry)
+                    self.outcomes[outcome.key] = outcome
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                break  # cut in the middle of a line
+            good += len(line)
+        return good
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.outcomes and not self.fetched
+
+    def note_fetched(self, fetched: Fetched) -> None:
+        """A shard is about to be fetched."""
+        if fetched not in self.fetched:
+            with writing(self.folder):
+                self._write({"fetched": asdict(fetched)})
+            self.fetched.append(fetched)
+
+    def add(self, outcome: Outcome) -> None:
+        with writing(self.folder):
+            self._write(_outcome_to_json(outcome))
+        self.outcomes[outcome.key] = outcome
+
+    def _write(self, entry: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written has been told already
+            self._file.close()
+
+    def remove(self) -> None:
+        """The audit is finished: its files hold everything."""
+        self.close()
+        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone_at(folder: Path) -> Iterator[None]:
+    """While a report is changed nobody else may change it or measure it anew; a second process is refused."""
+    path = folder / PARTIAL / JOURNAL
+    with writing(folder):
+        path.parent.mkdir(exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        _lock(file, folder)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_size == 0:  # made for the lock alone
+                    path.unlink()
+
+
+def remove_journal_of(folder: Path, identity: Identity) -> None:
+    """Remove what an audit left that was killed when its report had just been written. That of another one stays."""
+    path = folder / PARTIAL / JOURNAL
+    with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError), path.open("r+b") as file:
+        _lock(file, folder)
+        if identity.is_that_of(json.loads(file.readline())):
+            path.unlink()
+
+
+def _lock(file: IO[bytes], folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows; two audits into one folder are the user's to avoid there
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise ShadowError(
+            f"another audit is writing to {folder}", "wait for it, or choose another folder with -o"
+        ) from error
+
+
+def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    measurements = [
+        {
+            "subject": one.subject,
+            "precision": one.precision,
+            "values": {name: _finite(value) for name, value in one.values.items()},
+            "sigma": base64.b64encode(one.sigma.astype("<f8").tobytes()).decode(),
+        }
+        for one in outcome.measurements
+    ]
+    residual = None if outcome.residual is None else base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
+    return {**vars(outcome), "measurements": measurements, "residual": residual}
+
+
+def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
+    measurements = tuple(
+        Measurement(
+            one["subject"],
+            one["precision"],
+            one["values"],
+            np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8"),
+        )
+        for one in entry.pop("measurements")
+    )
+    base_verified, tuned_verified = entry.pop("verified")
+    kept = entry.pop("residual")
+    residual = None if kept is None else np.frombuffer(base64.b64decode(kept), dtype="<f4")
+    return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified), residual=residual)
+
+
+def _finite(value: float | int | None) -> float | int | None:
+    """Null instead of NaN or infinity: a number that overflowed is no number."""
+    return None if value is None or not math.isfinite(value) else value
+
+
+def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
+    """Remove the `.partial` folders of audits below output that nobody is writing to.
+
+    Returns the pairs' folders, and the shards that each of those audits had fetched from the Hub.
+    """
+    if not output.is_dir():
+        raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
+    removed = {}
+    for partial in sorted(path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")):
+        if partial.is_symlink() or not (partial / JOURNAL).is_file():
+            continue  # not ours
+        with writing(partial.parent), (partial / JOURNAL).open("ab+") as file:
+            _lock(file, partial.parent)
+            file.seek(0)
+            removed[partial.parent] = _fetched(file)
+            shutil.rmtree(partial)
+        remove_empty(partial.parent, output)
+    return removed

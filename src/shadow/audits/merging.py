@@ -1,0 +1,289 @@
+"""Output folders of several jobs -> one: their reports are checked, then copied, then the index is made anew."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow import __version__
+from shadow.audits.index import (
+    Index,
+    Key,
+    Row,
+    alone_in,
+    different,
+    done_row,
+    in_order,
+    kind_of,
+    read_index,
+    report_folder,
+    write_index,
+)
+from shadow.audits.journal import JOURNAL
+from shadow.errors import ShadowError
+from shadow.files import PARTIAL, write_whole, writing
+from shadow.findings.matching import SPECTRA
+from shadow.findings.summary import read_summary
+from shadow.reports.columns import IDENTITY
+from shadow.reports.provenance import check_schema, finished_metadata
+from shadow.reports.tables import STORED
+
+FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
+WRITTEN = ("schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
+# Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within a relative
+# tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the smallest singular values differs
+# far more (`condition_number` by 20 %) and decides nothing.
+CLOSE = {**SPECTRA, "null_participation_ratio": 5e-6, "relative_norm": 1e-6}
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The index of a merged folder, how many reports were copied into it, and how many were there already.
+
+    rounded are pairs of which two reports differ as two kinds of CPU do: the first was taken.
+    """
+
+    index: Index
+    copied: int
+    there: int
+    rounded: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One output folder: its index, if it has one, and the folder and the metadata of each finished report."""
+
+    folder: Path
+    index: Index | None
+    reports: Mapping[Key, tuple[Path, dict[str, Any]]]
+
+
+def merge(output: Path, folders: Sequence[Path]) -> Merged:
+    """Copy the reports of output folders into one, and make its index; without folders only the index.
+
+    Nothing is written before all is checked: every report must be whole, of one schema and of one settings, and two
+    reports of one pair must hold the same numbers, but for the rounding of another CPU. Each report appears in
+    output whole or not at all, and none is ever overwritten. Raises ShadowError.
+    """
+    with alone_in(output):
+        sources = [_read(output), *(_read(folder, links=False) for folder in dict.fromkeys(folders))]
+        for source in sources[1:]:
+            if source.index is None and not source.reports:
+                hint = "name the folder given to `shadow audit -o`"
+                raise ShadowError(f"{source.folder}: neither a report nor an index in it", hint)
+        kind = _common_kind(sources)
+        chosen, rounded = _chosen(sources)
+        rows = {key: _row(key, path, sources) for key, (path, _) in chosen.items()}
+        rows |= {row.key: row for row in _unfinished(sources, rows)}
+        here = sources[0].reports
+        copies = {output / report_folder(*key): path for key, (path, _) in chosen.items() if key not in here}
+        for target, path in copies.items():
+            _require_room(target, path)
+        for target, path in copies.items():
+            _copy(path, target)
+        index = _index(kind, sources, rows)
+        write_index(output, index)
+    return Merged(index, len(copies), len(here), rounded)
+
+
+def _read(folder: Path, *, links: bool = True) -> _Source:
+    """What is in an output folder. links: may it hold links? What one points to is not to be copied."""
+    if not folder.is_dir():
+        raise ShadowError(f"no such folder: {folder}", "name the folder given to `shadow audit -o`")
+    reports: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*/matrices.parquet")):
+        report = path.parent
+        try:
+            linked = [one for one in (report.parent, report, *report.iterdir()) if one.is_symlink()]
+        except OSError as error:
+            raise ShadowError(f"{report}: {error.strerror or error}", "may it be read?") from error
+        if linked and not links:
+            raise ShadowError(f"{linked[0]} is a link", "a merge copies only what lies in the folders that it is given")
+        metadata = finished_metadata(report)
+        if metadata is None:
+            continue
+        check_schema(report, metadata)
+        key = metadata["family"], metadata["pair"]
+        if key in reports:
+            raise ShadowError(
+                f"{report} and {reports[key][0]} are both reports of {key[0]}:{key[1]}", "keep one of them"
+            )
+        reports[key] = report, metadata
+    return _Source(folder, read_index(folder), reports)
+
+
+def _common_kind(sources: Sequence[_Source]) -> dict[str, Any]:
+    """Schema and settings, which all reports and indexes must agree in."""
+    kinds: list[tuple[Path, dict[str, Any]]] = []
+    for source in sources:
+        kinds += [(path, kind_of(metadata)) for path, metadata in source.reports.values()]
+        kinds += [(source.folder, source.index.kind)] if source.index else []
+    if not kinds:
+        raise ShadowError(f"{sources[0].folder}: no report in it", "name the folder given to `shadow audit -o`")
+    first, kind = kinds[0]
+    for where, other in kinds[1:]:
+        if told := different(kind, other):
+            hint = "audit all shards with the same options"
+            raise ShadowError(f"{first} and {where} differ in {told}", hint)
+    return kind
+
+
+def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, tuple[Path, dict[str, Any]]], tuple[Key, ...]]:
+    """One report for each pair, the first, and the pairs of which another report has other last digits."""
+    chosen: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    rounded: dict[Key, None] = {}
+    for source in sources:
+        for key, (path, metadata) in source.reports.items():
+            first, known = chosen.setdefault(key, (path, metadata))
+            if path == first:
+                continue
+            told, apart = _difference(first, known, path, metadata)
+            if told:
+                message = f"{first} and {path} are different reports of {key[0]}:{key[1]}: {told}"
+                raise ShadowError(message, "keep one of them")
+            rounded |= {key: None} if apart else {}
+    return chosen, tuple(rounded)
+
+
+def _difference(
+    first: Path, known: Mapping[str, Any], other: Path, metadata: Mapping[str, Any]
+) -> tuple[str | None, bool]:
+    """In what two reports of one pair differ, None when they say the same; and whether they were rounded differently.
+
+    When each was made does not matter.
+    """
+    one, two = ({name: told[name] for name in WRITTEN} for told in (known, metadata))
+    if told := different(one, two):
+        return told, False
+    rounded = False
+    for name in sorted({name for name in (*_files(first), *_files(other)) if name.endswith(".parquet")}):
+        files = [report / name for report in (first, other)]
+        if not all(file.is_file() for file in files):
+            return f"only one has {name}", False
+        try:
+            tables = [pq.read_table(file) for file in files]
+        except (OSError, pa.ArrowException) as error:
+            raise ShadowError(f"{files[0]} or {files[1]} cannot be read ({type(error).__name__})") from error
+        if tables[0].equals(tables[1]):
+            continue
+        if not _is_close(name, tables[0], tables[1]):
+            return f"the numbers in {name}", False
+        rounded = True
+    return None, rounded
+
+
+def _is_close(name: str, one: pa.Table, two: pa.Table) -> bool:
+    """Are two tables of a report those of two machines? The same rows, and the columns of CLOSE within tolerance."""
+    names = set(one.column_names)
+    if name.removesuffix(".parquet") not in STORED or not one.schema.equals(two.schema):
+        return False
+    if name == FINISHED:  # its other whole numbers are counts of singular values, which a rounding can move
+        exact = [column.name for column in IDENTITY]
+    else:
+        exact = [field.name for field in one.schema if not _holds_floats(field.type)]
+    close = [field.name for field in one.schema if field.name in CLOSE and pa.types.is_floating(field.type)]
+    if not names.issuperset({*exact, *(CLOSE if name == FINISHED else ())}) or len(names) < one.num_columns:
+        return False
+    if not one.select(exact).equals(two.select(exact)):
+        return False
+    return all(_agree(one[column], two[column], CLOSE[column]) for column in close)
+
+
+def _holds_floats(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)))
+
+
+def _agree(one: pa.ChunkedArray, two: pa.ChunkedArray, tolerance: float) -> bool:
+    """Are two columns null in the same rows, and elsewhere equal within a relative tolerance?"""
+    if not one.is_null().equals(two.is_null()):
+        return False
+    first, second = (column.drop_null().to_numpy() for column in (one, two))
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(first - second)
+        close = apart <= tolerance * np.maximum(np.abs(first), np.abs(second))
+    return bool(np.all(close & np.isfinite(apart)))
+
+
+def _files(report: Path) -> list[str]:
+    """The files of a report, the one that finishes it last; its folders and hidden files do not belong to it."""
+    names = [path.name for path in report.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return sorted(names, key=lambda name: (name == FINISHED, name))
+
+
+def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
+    return [(source, row) for source in sources if source.index for row in source.index.rows if row.key == key]
+
+
+def _row(key: Key, path: Path, sources: Sequence[_Source]) -> Row:
+    """The row of a report, with what an index beside it, or beside one that is equal to it, says that it took.
+
+    A report that was kept though another one was asked for stays that until the list is run again.
+    """
+    summary, provenance = read_summary(path)
+    rows = _rows_of(key, sources)
+    if kept := next((row for source, row in rows if key in source.reports and row.state == "kept"), None):
+        return kept
+    position = next((row.position for _, row in rows if row.position is not None), None)
+    beside = [row for source, row in rows if key in source.reports]
+    seconds, moved = (beside[0].seconds, beside[0].bytes) if beside else (provenance.get("seconds"), None)
+    return done_row(summary, provenance, position=position, seconds=seconds, bytes=moved)
+
+
+def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row]:
+    """The rows of pairs that no folder has a report of. What failed is told before what was never reached."""
+    found: dict[Key, Row] = {}
+    for source in sources:
+        for row in source.index.rows if source.index else ():
+            if row.key in done:
+                continue
+            if row.state == "done":  # its report was lost on the way
+                row = row.emptied("pending")
+            if row.key not in found or (found[row.key].state, row.state) == ("pending", "failed"):
+                found[row.key] = row
+    return list(found.values())
+
+
+def _require_room(target: Path, report: Path) -> None:
+    """Nothing may be where a report goes: not another pair's, and not the work of an audit that is not finished.
+
+    What a merge that was killed left there is no report, and is written again.
+    """
+    with writing(target):
+        if blocked := next((one for one in (target.parent, target) if os.path.lexists(one) and not one.is_dir()), None):
+            raise ShadowError(f"{blocked} is no folder", "merge into another folder")
+        if (target / PARTIAL / JOURNAL).exists():
+            hint = "finish it, or `shadow clean -o` its folder"
+            raise ShadowError(f"{target}: an audit into it is not finished", hint)
+        there = [path.name for path in target.iterdir()] if target.is_dir() else []
+        if FINISHED in there or not {PARTIAL, *_files(report)}.issuperset(there):
+            raise ShadowError(f"{target} holds something else already", "merge into another folder")
+
+
+def _copy(report: Path, target: Path) -> None:
+    """Copy a report's files, each whole or not at all; with the last one the report is there."""
+    with writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+        for name in _files(report):
+            write_whole(target / name, (report / name).read_bytes())
+        with contextlib.suppress(OSError):
+            (target / PARTIAL).rmdir()
+
+
+def _index(kind: Mapping[str, Any], sources: Sequence[_Source], rows: Mapping[Key, Row]) -> Index:
+    """Places in the list, and which shares of it are here, are kept where all is of one list."""
+    indexes = [source.index for source in sources if source.index]
+    digests = {index.digest for index in indexes}
+    if len(digests) == 1 and None not in digests:
+        shards = sorted({shard for index in indexes for shard in index.shards})
+        ordered = in_order(list(rows.values()))
+        return Index(__version__, **kind, digest=digests.pop(), shards=tuple(shards), rows=ordered)
+    unplaced = [replace(row, position=None) for row in rows.values()]
+    return Index(__version__, **kind, digest=None, shards=(), rows=in_order(unplaced))

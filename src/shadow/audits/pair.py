@@ -1,0 +1,516 @@
+"""The audit of one pair into one folder: a function of the pair, the settings and the folder."""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow.parquet as pq
+import torch
+from rich.filesize import decimal
+
+from shadow import __version__
+from shadow.audits.finished import differences, named
+from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
+from shadow.audits.machine import room, uncollected
+from shadow.audits.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
+from shadow.audits.rows import report_tables
+from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
+from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
+from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
+from shadow.checkpoints.sources import Fetching, Source, WholeFile
+from shadow.errors import KeptError, ShadowError
+from shadow.files import PARTIAL, remove_empty, safe_name
+from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
+from shadow.findings.scores import ScoreFiles
+from shadow.findings.summary import Summary, read_summary, summarise, with_scores
+from shadow.findings.summary_file import SEAL, SUMMARISED, seal, summary_bytes
+from shadow.reasons import STRICT
+from shadow.reports.columns import SCHEMA
+from shadow.reports.parquet import stored, write_report
+from shadow.reports.provenance import Identity, finished_metadata
+from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
+from shadow.reports.tables import absent, absent_note, read_tables
+from shadow.spectra.delta import Method
+from shadow.targets.families import Pair
+from shadow.targets.references import ComponentBase, Reference
+
+SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
+
+    optimizer: what the tuned side was trained with, as the user says; the label alone depends on it.
+    """
+
+    method: Method
+    chosen: Filter
+    spectra: bool = True
+    optimizer: str | None = None
+
+
+# what a report was made with that does not say so, being older than the setting
+DEFAULTS = json.loads(json.dumps({**asdict(Settings(Method(), Filter())), "relation": "tuned"}))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`.
+
+    While `.bin` files are fetched, of which nothing is known before, total is 0.
+    """
+
+    done: int
+    total: int
+    cost_done: int
+    cost_total: int
+    moved: int = 0
+    to_move: int = 0
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """A finished report. measured is how many matrices this run measured itself; 0 when the report was there."""
+
+    folder: Path
+    summary: Summary
+    measured: int
+    provenance: dict[str, Any]
+
+    @property
+    def should_not_have_skipped(self) -> list[str]:
+        """Reasons that `--strict` objects to."""
+        return [row["reason"] for row in self.summary.skipped if row["reason"] in STRICT]
+
+
+@dataclass(frozen=True)
+class AlignedPair:
+    """A pair whose checkpoints are open and lined up. No weight has been read."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    pairs: list[MatrixPair]
+    skipped: list[Skipped]
+
+
+def run_pair(
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    *,
+    jobs: int | None = None,
+    access: Access = Access(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = lambda text: None,
+    show: Callable[[Progress], None] = lambda progress: None,
+    scores: ScoreFiles | None = None,
+    overwrite: bool = False,
+) -> AuditResult:
+    """Audit one pair into `output/<family>/<pair>/` and return its report.
+
+    A function of pair, settings and output, and of the files that they name: it prints nothing and keeps nothing for
+    the next call. Its arguments, its result and its faults can be pickled, so that any engine may map it over pairs,
+    in processes or on machines that share the folder.
+
+    Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
+    report is already there, also if another version made it. overwrite: a report of other settings or files, or of
+    another version, is replaced when the new one is complete. say gets one line for people now and then, show the
+    progress. scores and the optimiser of settings join the report beside its numbers, which do not depend on them.
+    Raises KeptError where a report of other settings or files is there and stays, UsageError where the model has
+    nothing of what was chosen, and else ShadowError; whatever happens, no half-written report is left.
+    """
+    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
+    # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
+    scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
+    try:
+        return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        remove_empty(folder.absolute() / PARTIAL, there.absolute())
+
+
+def plan_pair(
+    pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """What `run_pair` would do and take, from headers alone: see `plan.describe`, and memory, workers and seconds.
+
+    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
+    """
+    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    with tempfile.TemporaryDirectory() as unpacked:
+        sides: dict[Side, Found] = {
+            "base": find_checkpoint(pair.base, access, Path(unpacked) / "base", say),
+            "tuned": find_checkpoint(pair.tuned, access, Path(unpacked) / "tuned", say),
+        }
+        for found in sides.values():
+            for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
+                _refuse_pickles(part)
+        lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
+        filtered = settings.chosen != Filter()
+        plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
+        machine = room()
+        workers = jobs or default_jobs(lined.pairs, machine)
+        seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
+        return {
+            **describe(pair, sides, plan, lined.pairs, lined.skipped),
+            "jobs": workers,
+            "cores": machine.cores,
+            "cores_by": machine.cores_by,
+            "memory_free": machine.memory,
+            "memory_by": machine.memory_by,
+            "memory": PROCESS + workers * worker_memory(lined.pairs),
+            "seconds": round(seconds, 1),
+        }
+
+
+def _refuse_pickles(found: Checkpoint | Located) -> None:
+    if isinstance(found, Located) and found.weights.pickled:
+        need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
+        raise ShadowError(
+            f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
+            "shadow audit --allow-pickle does",
+        )
+
+
+def _run(
+    pair: Pair,
+    settings: Settings,
+    folder: Path,
+    scratch: Path,
+    jobs: int | None,
+    access: Access,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None],
+    scores: ScoreFiles | None,
+    overwrite: bool,
+) -> AuditResult:
+    base, tuned = (
+        find_checkpoint(side, access, scratch / name, say)
+        for name, side in (("base", pair.base), ("tuned", pair.tuned))
+    )
+    told = {**asdict(settings), "relation": pair.relation}
+    identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), told)
+    scored = None if scores is None else _scored(scores, identity, pair)
+    there, broken = _finished(folder)
+    other = [] if there is None else differences(there, identity, DEFAULTS)
+    if there is not None and not other:
+        done, broken = _already_done(folder, there, identity, overwrite, say)
+        if done is not None:
+            return _renewed(done, identity, scored, say)
+    # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
+    lined = None
+    if not other or overwrite or (settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)):
+        lined = line_up(base, tuned, settings.chosen, access, scratch, say, show)
+    if lined is None or (other and not overwrite):
+        message = f"{folder}: the finished report there differs: {named(other)}"
+        raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
+    if other or broken:
+        say(f"measuring anew, and the report there stays until that is done: {named(other) or broken}")
+    started, clock = datetime.now(UTC), time.monotonic()
+    matrices = {one.key for one in lined.pairs if one.is_matrix}
+    journal = Journal(folder, identity)
+    try:
+        if _finished(folder)[0] != there:
+            raise ShadowError(f"{folder}: another audit has just ended there", "run the same command again")
+        _tell_afresh(journal, identity, say)
+        todo = [one for one in lined.pairs if one.key not in journal.outcomes]
+        plan = _planned(lined, todo, settings, access, scratch, journal, say)
+        resumed = len(journal.outcomes.keys() & matrices)
+        if resumed:
+            say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
+        workers = jobs or default_jobs(lined.pairs, room())
+        _measure(plan, lined.pairs, settings.method, workers, journal, say, show)
+        provenance = _provenance(settings, started, time.monotonic() - clock)
+        tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
+        plain = summarise(tables, identity.as_json())
+        if scored is None:
+            scored = _kept(folder, identity, say)
+        summary = with_scores(plain, scored)
+        provenance |= _judged(plain) | {SEAL: seal(plain.as_json(), tables, identity.as_json())}
+        kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
+        write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()), kept)
+    except BaseException:
+        journal.remove() if journal.is_empty else journal.close()
+        raise
+    journal.remove()
+    return AuditResult(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
+
+
+def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
+    """The scores of this pair. Raises ShadowError, before anything is measured, where they name neither side."""
+    sides = sides_of(identity.as_json(), pair)
+    if (found := join(scores, sides)) is None:
+        raise neither(scores, [sides])
+    return found
+
+
+def _judged(summary: Summary) -> dict[str, Any]:
+    """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
+    return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
+
+
+def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
+    """A finished report with the label and the scores that are asked for; none of its numbers is measured anew."""
+    had, now = done.provenance["settings"].get("optimizer"), identity.settings["optimizer"]
+    if had == now and scored is None:
+        return done
+    folder, metadata = done.folder, done.provenance
+    if had != now:
+        say(f"the label is renewed: --optimizer {had or 'not told'}, now {now or 'not told'}")
+        metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
+    sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
+    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
+    if lacking := absent(folder):
+        plain = replace(plain, warnings=[*plain.warnings, absent_note(lacking)])
+    metadata = {**metadata, **_judged(plain)}
+    given = _kept(folder, identity, say) if scored is None else scored
+    summary = with_scores(plain, given)
+    with alone_at(folder), replacing(folder) as put:
+        if had != now:
+            stored_tables = {
+                name: pq.read_table(path) for name in TABLES_OF_A_PAIR if (path := folder / f"{name}.parquet").is_file()
+            }
+            if stored_tables.keys() >= set(SUMMARISED):
+                metadata = {**metadata, SEAL: seal(plain.as_json(), stored_tables, metadata)}
+            for name, table in stored_tables.items():
+                put(f"{name}.parquet", stored(table, metadata))
+        put("summary.json", summary_bytes(summary.as_json()))
+        put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
+    return replace(done, summary=summary, provenance=metadata)
+
+
+def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
+    """The scores that an earlier report of the same checkpoints has; those of others are not taken over."""
+    try:
+        return read_kept(folder, identity.as_json())
+    except ShadowError as error:
+        say(f"{error.message}: removed")
+        return NO_SCORES
+
+
+def _planned(
+    lined: AlignedPair,
+    todo: Sequence[MatrixPair],
+    settings: Settings,
+    access: Access,
+    scratch: Path,
+    journal: Journal,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
+    for left in scratch.parent.glob(f"{SCRATCH}*"):
+        if left != scratch:
+            shutil.rmtree(left, ignore_errors=True)
+    _remove_leftovers(journal.fetched)
+    plan = make_plan(
+        lined.base,
+        lined.tuned,
+        todo,
+        access,
+        filtered=settings.chosen != Filter(),
+        folder=journal.folder,
+        scratch=scratch,
+        ours={(one.repo, one.commit, one.path) for one in journal.fetched if not one.keep},
+    )
+    plan.require_disk()
+    if plan.to_move:
+        freed = f", freed after use: at most {decimal(plan.peak)} on the disk at a time" if plan.frees else ""
+        why = "" if access.max_disk is not None or not plan.frees else f" ({decimal(plan.free)} are free)"
+        say(f"fetching {decimal(plan.to_move)}{freed}{why}")
+    needed = {visit.shard for visit in plan.work.visits}
+    for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
+        for shard, source in checkpoint.sources.items():
+            if isinstance(source, WholeFile) and not source.keep and (side, shard) not in needed:
+                source.discard()
+    return plan
+
+
+def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
+    if fetched:
+        from shadow.checkpoints.hub import remove_leftovers
+
+        for one in fetched:
+            remove_leftovers(one.repo, one.checksum)
+
+
+def _measure(
+    plan: Plan,
+    pairs: Sequence[MatrixPair],
+    method: Method,
+    jobs: int,
+    journal: Journal,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None],
+) -> None:
+    """Measure what the journal does not hold yet, into the journal."""
+    costs = {one.key: cost(one) for one in pairs}
+    total, moved = sum(costs.values()), 0
+    spent = sum(costs.get(key, 0) for key in journal.outcomes)
+
+    def tell() -> None:
+        show(Progress(len(journal.outcomes), len(costs), spent, total, moved, plan.to_move))
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        tell()
+
+    def note(source: Source) -> None:
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
+            journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
+
+    tell()
+    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
+        journal.add(outcome)
+        spent += costs[outcome.key]
+        tell()
+
+
+@uncollected()
+def find_checkpoint(
+    reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]
+) -> Found:
+    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
+    if isinstance(reference, ComponentBase):
+        return Assembled(
+            tuple((component, _find(part, access, scratch / component, say)) for component, part in reference.parts)
+        )
+    return _find(reference, access, scratch, say)
+
+
+def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
+    if reference.is_folder:
+        return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
+    try:
+        from shadow.checkpoints.hub import pin
+    except ValueError as error:  # of the client, which reads them when it is imported
+        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
+    snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
+    return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
+
+
+@uncollected()
+def line_up(
+    base: Found,
+    tuned: Found,
+    chosen: Filter,
+    access: Access,
+    scratch: Path,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None] = lambda progress: None,
+) -> AlignedPair:
+    """Read the headers and pair the tensors."""
+    opened = _open(base, access, scratch / "base", say, show), _open(tuned, access, scratch / "tuned", say, show)
+    if opened[0].adapter:
+        raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
+    return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
+
+
+def _open(
+    found: Found, access: Access, scratch: Path, say: Callable[[str], None], show: Callable[[Progress], None]
+) -> Checkpoint:
+    if isinstance(found, Assembled):
+        parts = [(component, _open(part, access, scratch / component, say, show)) for component, part in found.parts]
+        return combine(found, parts)
+    if isinstance(found, Checkpoint):
+        return found
+    to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
+    if to_move:
+        say(f"fetching {decimal(to_move)} of .bin files")
+    moved = 0
+
+    def report(count: int) -> None:
+        nonlocal moved
+        moved += count
+        show(Progress(0, 0, 0, 1, moved, to_move))
+
+    return open_located(found, scratch, say, report)
+
+
+def _side(checkpoint: Found) -> dict[str, str | None]:
+    return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
+
+
+def _is_pickled(found: Found) -> bool:
+    """Must weights be fetched before anything is known of them?"""
+    parts = [part for _, part in found.parts] if isinstance(found, Assembled) else [found]
+    return any(isinstance(part, Located) and part.weights.pickled for part in parts)
+
+
+def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken one is no report.
+
+    Raises ShadowError where the system does not let it be read: it may be whole.
+    """
+    try:
+        return finished_metadata(folder), ""
+    except ShadowError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno is not None:
+            raise
+        return None, error.message
+
+
+def _already_done(
+    folder: Path, metadata: Mapping[str, Any], identity: Identity, overwrite: bool, say: Callable[[str], None]
+) -> tuple[AuditResult | None, str]:
+    """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
+    older = metadata["version"] != __version__
+    try:
+        lacking = absent(folder)
+        notes = [f"measured by shadow {metadata['version']}"] if older else []
+        notes += [absent_note(lacking)] if lacking else []
+        if notes and overwrite:
+            return None, "; ".join(notes)
+        summary, provenance = read_summary(folder)
+    except ShadowError as error:
+        return None, error.message
+    remove_journal_of(folder, identity)
+    say("; ".join(["nothing to measure: the report is already there", *notes]))
+    return AuditResult(folder, summary, 0, provenance), ""
+
+
+def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None]) -> None:
+    """What is not gone on with, and why."""
+    if journal.other is None:
+        return
+    try:
+        other = differences(journal.other, identity, DEFAULTS)
+        if journal.other["version"] != __version__:
+            other.append(f"version {journal.other['version']}, now {__version__}")
+    except (KeyError, TypeError, AttributeError):  # its first line is broken
+        other = []
+    say(f"starting afresh: the unfinished audit there differs: {named(other) or 'in its first line'}")
+
+
+def _provenance(settings: Settings, started: datetime, seconds: float) -> dict[str, Any]:
+    return {
+        "seed": settings.method.seed,
+        "compute_dtype": {
+            "default": "float32 Gram, float64 eigenvalues",
+            "exact": "float64 Gram, float64 eigenvalues",
+            "fast": "float32 Gram, float32 eigenvalues",
+        }[settings.method.precision]
+        + (", float64 vectors" if settings.method.subspaces else ""),
+        "device": "cpu",
+        "libraries": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+    }

@@ -1,0 +1,352 @@
+"""What an audit will take, before the first byte of a weight moves: sources, order, bytes, disk, memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.filesize import decimal
+
+from shadow.audits.machine import uncollected
+from shadow.audits.schedule import Schedule, ShardKey, schedule, source_of
+from shadow.checkpoints.opening import Checkpoint, Found, Located
+from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
+from shadow.dtypes import FLOATS
+from shadow.errors import ShadowError
+from shadow.places.names import name_rules
+from shadow.targets.families import Pair
+
+Fetch = Literal["auto", "shards", "ranges"]
+DISK_HINT = "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less (--layer, --module)"
+EXAMPLES = 3  # tensors named for each reason
+WORTH_IT = 0.9  # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
+
+
+@dataclass(frozen=True)
+class Access:
+    """How checkpoints may be read: what one run decides and no number depends on.
+
+    max_disk is the most disk in bytes that fetched shards may take at any time (None: what is free).
+    """
+
+    allow_pickle: bool = False
+    offline: bool = False
+    fetch: Fetch = "auto"
+    max_disk: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left to do, and what it takes. All sizes are bytes.
+
+    frees: fetched shards are removed from the Hub's cache at their last use. peak is the most disk that fetched
+    bytes take at any time, report about what the report will, free what there is.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    work: Schedule
+    to_move: int
+    frees: bool
+    peak: int
+    report: int
+    free: int
+    problem: str | None
+
+    def require_disk(self) -> None:
+        """Raises ShadowError, with the numbers, when the disk does not suffice."""
+        if self.problem:
+            raise ShadowError(self.problem, DISK_HINT)
+
+
+@uncollected()
+def make_plan(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    pairs: Sequence[MatrixPair],
+    access: Access,
+    *,
+    filtered: bool,
+    folder: Path,
+    scratch: Path,
+    ours: Collection[tuple[str, str, str]] = (),
+) -> Plan:
+    """Choose where every shard comes from, order the work, and see whether the disk suffices.
+
+    folder is where the report goes, scratch where byte ranges may lie meanwhile. ours are the (repository, commit,
+    path) of shards that an earlier run of this audit fetched to free them: they count as fetched by this one.
+    """
+    base = _with_sources(base, "base", pairs, access, filtered, scratch)
+    tuned = _with_sources(tuned, "tuned", pairs, access, filtered, scratch)
+    work = schedule(pairs, base, tuned)
+    sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
+    to_move = sum(source.bytes_to_move() for source in sources.values())
+    there = {shard for shard, source in sources.items() if _is_ours(source, ours) and not source.bytes_to_move()}
+    whole, ranges = _sizes(sources, there)
+    report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)  # journal and Parquet of three spectra
+    places = _Places(whole, ranges, there, report, folder)
+    ways = [(True, work), (True, work.unhurried())]
+    if access.max_disk is None:
+        ways.insert(0, (False, work.eager()))
+    fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
+    frees, chosen = next(fitting, ways[-1])
+    problem = places.lacks(chosen, frees, access)
+    if frees:
+        base, tuned = _freeing(base, ours), _freeing(tuned, ours)
+    peak = sum(places.peaks(chosen, frees))
+    return Plan(base, tuned, chosen, to_move, frees and bool(whole), peak, report, places.free(), problem)
+
+
+def describe(
+    pair: Pair,
+    sides: Mapping[Side, Found],
+    plan: Plan,
+    pairs: Sequence[MatrixPair],
+    skipped: Sequence[Skipped],
+) -> dict[str, Any]:
+    """What `shadow plan` shows, but for what depends on the machine."""
+    matrices = [one for one in pairs if one.is_matrix]
+    sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
+    return {
+        "family": pair.family,
+        "pair": pair.name,
+        "base": _side(sides["base"], plan.base),
+        "tuned": _side(sides["tuned"], plan.tuned),
+        "config_differs": config_differences(plan.base.config, plan.tuned.config),
+        "matrices": len(matrices),
+        "vectors": len(pairs) - len(matrices),
+        "modules": _modules(matrices),
+        "skipped": _reasons(skipped),
+        "shards_to_fetch": len(sources),
+        "shards_in_ranges": sum(isinstance(source, ByteRanges) for source in sources),
+        "bytes_to_move": plan.to_move,
+        "frees": plan.frees,
+        "disk_peak": plan.peak,
+        "disk_free": plan.free,
+        "problem": plan.problem,
+    }
+
+
+def _side(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
+    infos = [info for info in checkpoint.tensors.values() if not info.problem]
+    return {
+        "repo": checkpoint.reference,
+        "commit": checkpoint.commit,
+        "access": None if isinstance(found, Checkpoint) else found.access,
+        "shards": len(checkpoint.sources),
+        "bytes": sum(info.end - info.start for info in infos),
+        "dtypes": sorted({info.dtype for info in infos}),
+        "parameters": sum(info.parameters for info in infos if info.dtype in FLOATS),
+    }
+
+
+TELLING = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "rope_theta", "num_experts",
+    "num_local_experts", "n_routed_experts", "quantization_config",
+)  # fmt: skip
+
+
+def config_differences(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What two configs say differently of what tells architectures apart: the first sign of a wrong pair."""
+
+    def said(config: Mapping[str, Any]) -> dict[str, Any]:
+        text = config.get("text_config")
+        return {**config, **text} if isinstance(text, dict) else dict(config)
+
+    b, t = said(base), said(tuned)
+    return {
+        key: [str(b.get(key, "not said"))[:60], str(t.get(key, "not said"))[:60]]
+        for key in TELLING
+        if b and t and b.get(key) != t.get(key)
+    }
+
+
+def _modules(matrices: Sequence[MatrixPair]) -> list[dict[str, Any]]:
+    """By component and module: how many matrices, in which layers, of which shapes."""
+    rules, groups = name_rules(), defaultdict[tuple[str, str], list[MatrixPair]](list)
+    for pair in matrices:
+        groups[pair.place.component, pair.place.module].append(pair)
+    order = sorted(groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1])))
+    rows = []
+    for component, module in order:
+        group = groups[component, module]
+        layers = [pair.place.layer for pair in group if pair.place.layer is not None]
+        shapes = Counter((pair.rows, pair.cols) for pair in group)
+        rows.append(
+            {
+                "component": component,
+                "module": module,
+                "matrices": len(group),
+                "layers": [min(layers), max(layers)] if layers else None,
+                "shapes": [list(shape) for shape, _ in shapes.most_common()],
+                "without_base": sum(pair.base is None for pair in group),
+            }
+        )
+    return rows
+
+
+def _reasons(skipped: Sequence[Skipped]) -> list[dict[str, Any]]:
+    """Counts by reason, with a few names and the first detail: as in a summary."""
+    groups = defaultdict[str, list[Skipped]](list)
+    for one in skipped:
+        groups[one.reason or one.status].append(one)
+    return [
+        {
+            "reason": reason,
+            "tensors": len(group),
+            **{side: sum(one.side == side for one in group) for side in ("base", "tuned")},
+            "examples": list(dict.fromkeys(one.info.name for one in group))[:EXAMPLES],
+            "detail": next((one.detail for one in group if one.detail), None),
+        }
+        for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def require_disk_for_pickles(located: Located, access: Access) -> int:
+    """`.bin` files must all be there before anything is known of them: the bytes that this moves.
+
+    Raises ShadowError if they do not fit.
+    """
+    from shadow.checkpoints.hub import cache_folder
+
+    sources = [WholeFile(located.snapshot, located.snapshot.files[shard]) for shard in located.weights.shards]
+    need, free = sum(source.bytes_to_move() for source in sources), _free(cache_folder())
+    limit = free if access.max_disk is None else min(free, access.max_disk)
+    if need > limit:
+        there = decimal(limit)
+        raise ShadowError(
+            f"{located.reference}: its .bin files need {decimal(need)} of disk all at once, {there} may be used",
+            "free some space, move HF_HUB_CACHE, or raise --max-disk",
+        )
+    return need
+
+
+def _with_sources(
+    checkpoint: Checkpoint, side: Side, pairs: Sequence[MatrixPair], access: Access, filtered: bool, scratch: Path
+) -> Checkpoint:
+    """The checkpoint with byte ranges in the place of whole shards where those move clearly less."""
+    wanted: dict[str, list[TensorInfo]] = {}
+    for pair in pairs:
+        operand = pair.base if side == "base" else pair.tuned
+        for info in operand.infos if operand is not None else ():
+            wanted.setdefault(info.shard, []).append(info)
+    sources = dict(checkpoint.sources)
+    for number, (shard, infos) in enumerate(sorted(wanted.items())):
+        source = sources[shard]
+        if isinstance(source, WholeFile) and _takes_ranges(source, infos, checkpoint, access, filtered):
+            part = scratch / f"{side}-{number}.part"
+            sources[shard] = ByteRanges(source.snapshot, source.file, tuple(infos), part)
+    return replace(checkpoint, sources=sources)
+
+
+def _takes_ranges(
+    source: WholeFile, infos: Sequence[TensorInfo], checkpoint: Checkpoint, access: Access, filtered: bool
+) -> bool:
+    size = source.bytes_to_move()
+    if access.fetch == "shards" or size == 0:
+        return False
+    if access.fetch == "ranges":
+        if not checkpoint.ranges:
+            raise ShadowError(f"{checkpoint.reference}: parts of its files cannot be asked for", "use --fetch shards")
+        return True
+    moved = sum(stop - start for start, stop in coalesced(infos))
+    return filtered and checkpoint.ranges and moved < WORTH_IT * size
+
+
+def _is_ours(source: Source, ours: Collection[tuple[str, str, str]]) -> bool:
+    """Is a shard in the cache because this audit, or an earlier run of it, fetched it?"""
+    return isinstance(source, WholeFile) and (source.fetched or source.identity in ours)
+
+
+def _sizes(
+    sources: Mapping[ShardKey, Source], there: Collection[ShardKey]
+) -> tuple[dict[ShardKey, int], dict[ShardKey, int]]:
+    """The disk that each shard takes because of this audit: in the Hub's cache, and in scratch."""
+    whole = {
+        shard: source.file.size if shard in there else source.bytes_to_move()
+        for shard, source in sources.items()
+        if isinstance(source, WholeFile)
+    }
+    parts = {shard: source for shard, source in sources.items() if isinstance(source, ByteRanges)}
+    ranges = {shard: source.bytes_to_move() for shard, source in parts.items()}
+    return {**whole, **dict.fromkeys(ranges, 0)}, {**dict.fromkeys(whole, 0), **ranges}
+
+
+def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
+    """The checkpoint with shards that go at their last use, but those that were there before."""
+    sources = {
+        name: replace(source, keep=False)
+        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
+        else source
+        for name, source in checkpoint.sources.items()
+    }
+    return replace(checkpoint, sources=sources)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The two disks that an audit writes to, which are often one: the Hub's cache, and the report's.
+
+    there: shards that take their part of the cache's disk already.
+    """
+
+    whole: Mapping[ShardKey, int]
+    ranges: Mapping[ShardKey, int]
+    there: Collection[ShardKey]
+    report: int
+    folder: Path
+
+    def peaks(self, work: Schedule, frees: bool) -> tuple[int, int]:
+        in_cache = work.peak(self.whole, self.there) if frees else sum(self.whole.values())
+        return in_cache, work.peak(self.ranges)
+
+    def free(self) -> int:
+        return _free(self._cache())
+
+    def _cache(self) -> Path:
+        if not any(self.whole.values()):
+            return self.folder
+        from shadow.checkpoints.hub import cache_folder
+
+        return cache_folder()
+
+    def lacks(self, work: Schedule, frees: bool, access: Access) -> str | None:
+        """What is missing, in words with numbers; None when there is enough."""
+        in_cache, in_scratch = self.peaks(work, frees)
+        if not in_cache + in_scratch:
+            return None  # only a report is written: if that fails, it says so and goes on later
+        limit = access.max_disk
+        if limit is not None and in_cache + in_scratch > limit:
+            need = decimal(in_cache + in_scratch)
+            return f"fetched shards need {need} of disk at once, --max-disk allows {decimal(limit)}"
+        more = in_cache - sum(self.whole[shard] for shard in self.there)
+        needs = {self._cache(): more, self.folder: in_scratch + self.report}
+        if _device(self._cache()) == _device(self.folder):
+            needs = {self._cache(): more + in_scratch + self.report}
+        return next(
+            (
+                f"{decimal(need)} of disk are needed at {place}, {decimal(_free(place))} are free"
+                for place, need in needs.items()
+                if need > _free(place)
+            ),
+            None,
+        )
+
+
+def _there(path: Path) -> Path:
+    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
+
+
+def _free(path: Path) -> int:
+    return shutil.disk_usage(_there(path)).free
+
+
+def _device(path: Path) -> int:
+    return _there(path).stat().st_dev

@@ -1,0 +1,279 @@
+"""Outcomes -> the rows of a report's tables."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from threadpoolctl import threadpool_limits
+
+from shadow.audits.journal import _finite
+from shadow.audits.outcome import Outcome
+from shadow.checkpoints.pairing import MatrixPair, Operand, Skipped
+from shadow.places.architecture import Place
+from shadow.places.groups import Direction, direction_of
+from shadow.places.names import name_rules
+from shadow.reasons import STRICT
+from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.reports.parquet import _table
+from shadow.reports.provenance import Identity
+from shadow.spectra.residual import overlaps, overlaps_left_out, stacked_participation, stacked_stderr
+
+TOLD = 8  # parts of a tensor that its detail names one by one
+
+
+def report_tables(
+    identity: Identity,
+    pairs: Sequence[MatrixPair],
+    skipped: Sequence[Skipped],
+    outcomes: Mapping[str, Outcome],
+    spectra: bool,
+) -> dict[str, pa.Table]:
+    """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
+    ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
+    measured = [(pair, outcomes[pair.key]) for pair in ordered]
+    tables = {
+        "tensors": _table(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
+        "residual": _table(RESIDUAL, _residual_rows(measured)),
+        "matrices": _table(MATRICES, [row for one in measured for row in _matrix_rows(*one, identity)]),
+    }
+    sigmas = (row for one in measured for row in _spectrum_rows(*one))
+    return {"spectra": _table(SPECTRA, list(sigmas)), **tables} if spectra else tables
+
+
+def _order(place: Place) -> tuple[int, int, int, int, str]:
+    """Components and modules in the order of names.yaml, what lies before the blocks first."""
+    rules = name_rules()
+    layer = place.layer if place.layer is not None else (1 << 30 if place.module == "head" else -1)
+    expert = -1 if place.expert is None else place.expert
+    return (
+        rules.components.index(place.component),
+        layer,
+        rules.modules.index(place.module),
+        expert,
+        place.slot,
+    )
+
+
+def _place_columns(place: Place) -> dict[str, Any]:
+    return {
+        "component": place.component,
+        "layer": place.layer,
+        "module": place.module,
+        "expert": place.expert,
+    }
+
+
+def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iterator[dict[str, Any]]:
+    base = pair.base.info if pair.base else None
+    tuned = pair.tuned.info
+    both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
+    dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": both}
+    for one in outcome.measurements:
+        yield {
+            "family": identity.family,
+            "pair": identity.pair,
+            **_place_columns(pair.place),
+            "tensor": tuned.name,
+            "base_tensor": base.name if base else None,
+            "subject": one.subject,
+            "rows": pair.rows,
+            "cols": pair.cols,
+            "dtype": dtypes[one.subject],
+            "parameters": pair.rows * pair.cols,
+            "precision": one.precision,
+            "rank_ceiling": factor.rank if one.subject == "delta" and (factor := pair.tuned.factor) else None,
+            "verified": _verified(one.subject, *outcome.verified),
+            **{name: _finite(value) for name, value in one.values.items()},
+        }
+
+
+def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
+    """A delta is as good as the worse of its sides; a side in a folder is neither checked nor unchecked."""
+    if subject != "delta":
+        return base if subject == "base" else tuned
+    return False if False in (base, tuned) else None if None in (base, tuned) else True
+
+
+def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    for one in outcome.measurements:
+        place = _place_columns(pair.place)
+        yield {
+            "tensor": pair.tuned.info.name,
+            **place,
+            "subject": one.subject,
+            "sigma": one.sigma.astype(np.float32),
+        }
+
+
+def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Any]]:
+    """The stacked deltas of every layer, and of all layers, of each component in each direction.
+
+    Only matrices on a residual stream of the component's usual width are stacked.
+    """
+    found: dict[tuple[str, Direction], list[tuple[MatrixPair, Outcome]]] = {}
+    for pair, outcome in measured:
+        if (direction := direction_of(pair.place.module)) and outcome.residual is not None:
+            found.setdefault((pair.place.component, direction), []).append((pair, outcome))
+    rows = []
+    for (component, direction), members in found.items():
+        widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in members]
+        width = Counter(widths).most_common(1)[0][0]
+        members = [one for one, own in zip(members, widths, strict=True) if own == width]
+        layers = np.array([-1 if pair.place.layer is None else pair.place.layer for pair, _ in members])
+        deltas = [outcome.measurements[-1].values for _, outcome in members]
+        energies = np.array([(one["frobenius_norm"] or 0.0) ** 2 for one in deltas])
+        participation = np.array([one["participation_ratio"] or 1.0 for one in deltas])
+        with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
+            kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
+            cosines = overlaps(kept, participation, width)
+            left_out = overlaps_left_out(kept, participation, width)
+        for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
+            own = np.flatnonzero(layers == layer) if layer is not None else np.arange(len(members))
+            both = np.ix_(own, own)
+            ratio = stacked_participation(cosines[both], energies[own], participation[own])
+            without = [one[both] for one in left_out]
+            rows.append(
+                {
+                    "component": component,
+                    "direction": direction,
+                    "layer": layer,
+                    "width": width,
+                    "matrices": len(own),
+                    "energy": float(energies[own].sum()),
+                    "participation_ratio": ratio,
+                    "participation_ratio_stderr": stacked_stderr(without, energies[own], participation[own], ratio),
+                }
+            )
+    return rows
+
+
+def _tensor_rows(
+    pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], outcomes: Mapping[str, Outcome]
+) -> list[dict[str, Any]]:
+    """Exactly one row per tensor and side, whatever number of matrices it holds."""
+    found: dict[tuple[str, str], list[_Part]] = {}
+    infos = {}
+    for pair in pairs:
+        for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
+            for info in operand.infos if operand is not None else ():
+                infos[side, info.name] = info
+                entries = pair.rows * pair.cols if pair.base is not None else 0
+                part = _Part(operand, pair.place, outcomes[pair.key], entries)
+                found.setdefault((side, info.name), []).append(part)
+    for skip in skipped:
+        infos[skip.side, skip.info.name] = skip.info
+        outcome = Outcome("", skip.status, skip.reason, skip.detail or None)
+        part = _Part(None, skip.place, outcome, math.prod(skip.info.shape))
+        found.setdefault((skip.side, skip.info.name), []).append(part)
+    rows = []
+    for (side, name), parts in found.items():
+        info = infos[side, name]
+        # an embedding that is also the other side's tied head is told by what it is itself
+        parts = [part for part in parts if part.operand is None or part.operand.part.place == part.place] or parts
+        place, status, reason, detail = _merged(parts)
+        compared = sum(part.entries for part in parts if part.is_compared)
+        rows.append(
+            {
+                "tensor": name,
+                "side": side,
+                "shape": list(info.shape),
+                "dtype": info.dtype,
+                "shard": info.shard,
+                **_place_columns(place),
+                "status": status,
+                "reason": reason,
+                "detail": detail,
+                "relative_norm": _relative_norm([part.outcome for part in parts]),
+                # scales and the factors of an update have fewer entries than the matrix that they make
+                "compared": min(compared, math.prod(info.shape)),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["side"], _row_order(row)))
+
+
+def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    place = Place(row["component"], row["layer"], row["module"], row["expert"])
+    return (*_order(place), row["tensor"])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A matrix or vector of a tensor, what became of it, and how many entries it has in common with its partner.
+
+    operand is None where it has no partner.
+    """
+
+    operand: Operand | None
+    place: Place
+    outcome: Outcome
+    entries: int
+
+    @property
+    def is_compared(self) -> bool:
+        """Matrices that were measured or are identical, and vectors of which the norms were taken."""
+        if self.outcome.status == "skipped":
+            return self.outcome.base_norm is not None
+        return self.outcome.reason != "only_in_tuned"
+
+    @property
+    def is_missed(self) -> bool:
+        """It should have been measured, and was not."""
+        return self.outcome.status == "skipped" and self.outcome.reason in STRICT
+
+    @property
+    def told(self) -> str:
+        """`experts.up 3 nonfinite`."""
+        slot = self.place.slot if self.place.module == "bias" else ""
+        expert = "" if self.place.expert is None else str(self.place.expert)
+        what = self.outcome.reason or self.outcome.status
+        return " ".join(filter(None, (self.place.module, slot, expert, what)))
+
+
+def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]:
+    """One place, status, reason and detail for all matrices of a tensor.
+
+    A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not measured looks there,
+    and the rows of its other parts are in matrices.parquet all the same. Else it is measured if any part is.
+    """
+    missed = [part for part in parts if part.is_missed]
+    statuses = [part.outcome.status for part in parts]
+    status = "skipped" if missed else next(s for s in ("measured", "identical", "skipped") if s in statuses)
+    chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
+    if missed and len(missed) < len(parts):
+        told = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
+        detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(told)}"
+    elif missed:
+        detail = chosen.detail or ""
+    else:
+        others = [part.told for part in parts if part.outcome.status != status]
+        detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
+    places = {part.place for part in parts}
+    place = next(iter(places)) if len(places) == 1 else _common_place([part.place for part in parts])
+    return place, status, chosen.reason, detail or None
+
+
+def _listed(told: Sequence[str]) -> str:
+    """What is told of several parts, each once, the first few."""
+    names = list(dict.fromkeys(told))
+    return "; ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
+
+
+def _common_place(places: Sequence[Place]) -> Place:
+    """The place of a tensor that holds several matrices: a fused projection, a stack of experts."""
+    first = places[0]
+    modules = {place.module for place in places}
+    fused = name_rules().wholes.get(frozenset(modules), "other")
+    return Place(first.component, first.layer, first.module if len(modules) == 1 else fused)
+
+
+def _relative_norm(outcomes: Sequence[Outcome]) -> float | None:
+    if any(outcome.delta_norm is None or outcome.base_norm is None for outcome in outcomes):
+        return None
+    base = math.hypot(*(outcome.base_norm or 0.0 for outcome in outcomes))
+    return math.hypot(*(outcome.delta_norm or 0.0 for outcome in outcomes)) / base if base else None

@@ -1,0 +1,138 @@
+"""The order of work, and when each shard is fetched and freed: computed before the first byte moves.
+
+Work is ordered by (base shard, natural name), so that each base shard is needed during one stretch of it and the
+tuned shards come nearly in their own order. The stretches between the arrivals of new shards are the *steps*.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from heapq import heappop, heappush
+
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import MatrixPair, Side
+from shadow.checkpoints.sources import Source
+
+ShardKey = tuple[Side, str]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """The stay of one shard on the disk.
+
+    It is needed from step first to step last, and may be fetched once every step before `after` is finished: when
+    the work has reached the shard before it of the same side, so that each side is at most one shard ahead.
+    """
+
+    shard: ShardKey
+    first: int
+    last: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """steps in their order; visits in the order of fetching. Shards in folders have no visit."""
+
+    steps: tuple[tuple[MatrixPair, ...], ...]
+    visits: tuple[Visit, ...]
+
+    def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
+        """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
+        most, held = 0, sum(sizes[one.shard] for one in self.visits if one.shard in there)
+        leaving: list[tuple[int, int]] = []  # (last step, bytes) of what has come, the first to go on top
+        for visit, reached in zip(self.visits, _reached(self.visits), strict=True):
+            size = sizes[visit.shard]
+            held += 0 if visit.shard in there else size
+            heappush(leaving, (visit.last, size))
+            while leaving and leaving[0][0] < reached:
+                held -= heappop(leaving)[1]
+            most = max(most, held)
+        return most
+
+    def eager(self) -> Schedule:
+        """The same with every shard fetched as soon as the line is free: for when none is freed.
+
+        One large matrix then holds up nothing: waiting for it, the line idled for a quarter of a download.
+        """
+        return Schedule(self.steps, tuple(replace(visit, after=0) for visit in self.visits))
+
+    def unhurried(self) -> Schedule:
+        """The same without fetching ahead: less disk, and the work waits for every shard."""
+        return Schedule(self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits))
+
+
+def _reached(visits: Sequence[Visit]) -> list[int]:
+    """For each visit, the step that the work has certainly reached when its fetching begins."""
+    reached, furthest = [], 0
+    for visit in visits:
+        furthest = max(furthest, visit.after)
+        reached.append(furthest)
+    return reached
+
+
+def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -> Schedule:
+    """Order pairs into steps, and say when each shard that must be fetched comes and may go."""
+    checkpoints: dict[Side, Checkpoint] = {"base": base, "tuned": tuned}
+    remote = {
+        (side, shard)
+        for side, checkpoint in checkpoints.items()
+        for shard, source in checkpoint.sources.items()
+        if not source.is_local
+    }
+    if not remote:
+        return Schedule((tuple(pairs),), ())
+    steps: list[list[MatrixPair]] = [[]]
+    first: dict[ShardKey, int] = {}
+    last: dict[ShardKey, int] = {}
+    for pair in _ordered(pairs):
+        shards = [shard for shard in shards_of(pair) if shard in remote]
+        new = [shard for shard in shards if shard not in first]
+        if new and steps[-1]:
+            steps.append([])
+        first |= dict.fromkeys(new, len(steps) - 1)
+        last |= dict.fromkeys(shards, len(steps) - 1)
+        steps[-1].append(pair)
+    visits, previous = [], {"base": 0, "tuned": 0}
+    for shard, step in first.items():
+        visits.append(Visit(shard, step, last[shard], previous[shard[0]]))
+        previous[shard[0]] = step
+    return Schedule(tuple(tuple(step) for step in steps), tuple(visits))
+
+
+def shards_of(pair: MatrixPair) -> list[ShardKey]:
+    """The shards that a pair's tensors are in."""
+    base: list[ShardKey] = [("base", info.shard) for info in pair.base.infos] if pair.base else []
+    tuned: list[ShardKey] = [("tuned", info.shard) for info in pair.tuned.infos]
+    return list(dict.fromkeys([*base, *tuned]))
+
+
+def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
+    """Where the bytes of a shard come from."""
+    side, name = shard
+    return (base if side == "base" else tuned).sources[name]
+
+
+def _ordered(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
+    """By base shard, then by name as people count; what has no base comes when its tuned shard is last there."""
+    beside: dict[str, set[str]] = {}  # base shards by the tuned shard that they meet
+    for pair in pairs:
+        if pair.base:
+            beside.setdefault(pair.tuned.info.shard, set()).add(pair.base.info.shard)
+    latest = {shard: max(found, key=natural) for shard, found in beside.items()}
+    sorts_as = cache(natural)  # of shards: there are few, and each is in many pairs
+
+    def key(pair: MatrixPair) -> tuple[object, ...]:
+        info = pair.base.info if pair.base else pair.tuned.info
+        shard = pair.base.info.shard if pair.base else latest.get(pair.tuned.info.shard, pair.tuned.info.shard)
+        return (sorts_as(shard), pair.base is None, natural(info.name), pair.key)
+
+    return sorted(pairs, key=key)
+
+
+def natural(name: str) -> tuple[tuple[int, str], ...]:
+    """A sort key that counts: `layers.10` after `layers.9`."""
+    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name))

@@ -1,0 +1,114 @@
+"""A PEFT LoRA adapter: adapter_config.json -> how each pair of factors is scaled. Reads no weights.
+
+Layout and scaling are those of the `peft` library (Hu et al. 2021; rsLoRA: Kalajdzievski 2023): the delta of a module
+is scaling * B @ A with A (r, in) and B (out, r), scaling = alpha / r, or alpha / sqrt(r) with `use_rslora`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.errors import ShadowError
+
+CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."  # of every name in an adapter
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!bias$)\w+)?(?:\.weight)?")
+CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to initialise that take B @ A out of the base
+Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
+MAX_ALPHA = 1e6
+PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What scales an adapter's factors. alpha_pattern: module name, or its end -> alpha of that module.
+
+    `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is (out, in) always.
+    """
+
+    alpha: float
+    alpha_pattern: Mapping[str, float]
+    rank_stabilised: bool
+
+    def scaling(self, module: str, rank: int) -> float:
+        """What B @ A of a module is multiplied by."""
+        own = (alpha for name, alpha in self.alpha_pattern.items() if module == name or module.endswith(f".{name}"))
+        alpha = next(own, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+def read_adapter(where: str, config: Mapping[str, Any]) -> Adapter:
+    """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise ShadowError(
+            f"{where}: an adapter of type {str(kind)[:40]!r}; only LORA is read", "merge it into its base"
+        )
+    if config.get("use_dora"):
+        raise ShadowError(
+            f"{where}: a DoRA adapter, whose delta is not low-rank", "merge it into its base, and audit the result"
+        )
+    start = str(config.get("init_lora_weights")).lower()
+    if start.startswith(CHANGING_BASE):
+        raise ShadowError(
+            f"{where}: an adapter that began by changing its base ({start[:20]!r}): B @ A is not its delta",
+            "merge it into its base, and audit the result",
+        )
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
+        raise ShadowError(f"{where}: alpha_pattern has keys that are no module names", "merge it into its base first")
+    return Adapter(
+        _alpha(where, config.get("lora_alpha")),
+        {name: _alpha(where, alpha) for name, alpha in patterns.items()},
+        config.get("use_rslora") is True,
+    )
+
+
+def adapter_factors(
+    tensors: Mapping[str, TensorInfo],
+) -> tuple[dict[str, Factors], dict[str, TensorInfo], list[tuple[TensorInfo, str]]]:
+    """Sort the tensors of an adapter.
+
+    Returns by module the (left, right, transposed) factors of its update, by name in the model the tensors that the
+    adapter holds whole (`modules_to_save`, biases), and the rest with what is wrong with it.
+    """
+    found: dict[str, dict[str, TensorInfo]] = {}
+    embeddings: set[str] = set()
+    whole: dict[str, TensorInfo] = {}
+    rest: list[tuple[TensorInfo, str]] = []
+    for name, info in tensors.items():
+        match = FACTOR.fullmatch(name)
+        if match and match["which"] not in found.get(match["module"], {}):
+            found.setdefault(match["module"], {})[match["which"]] = info
+            if match["embedding"]:
+                embeddings.add(match["module"])
+        elif ".base_layer." in name:
+            rest.append((info, "a copy of a layer of the base; the update is added to the base's own"))
+        elif ".lora_" in name or ".token_adapter." in name:
+            rest.append((info, "a part of the adapter that is not read"))
+        else:
+            whole[name.removeprefix(PREFIX).replace(".modules_to_save.", ".")] = info
+    factors: dict[str, Factors] = {}
+    for module, sides in found.items():
+        a, b, swap = sides.get("A"), sides.get("B"), module in embeddings
+        if a and b and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0:
+            factors[module.removeprefix(PREFIX)] = (a, b, True) if swap else (b, a, False)
+        else:
+            rest += [(info, "factors that do not multiply to a matrix") for info in sides.values()]
+    return factors, whole, rest
+
+
+def product_shape(left: TensorInfo, right: TensorInfo, transposed: bool) -> tuple[int, ...]:
+    """The shape of an update."""
+    return (left.shape[1], right.shape[0]) if transposed else (left.shape[0], right.shape[1])
+
+
+def _alpha(where: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_ALPHA:
+        raise ShadowError(f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale", "merge it into its base")
+    return float(value)

@@ -1,0 +1,687 @@
+"""The Hub: commits, listings, whole files and byte ranges, all through the `huggingface_hub` client.
+
+Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it hands out are
+used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a hint here, in words of our own:
+what a server writes is not repeated, and no token is ever put into a message or sent to another origin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event, get_ident
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import huggingface_hub as hf
+from huggingface_hub import constants, errors
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import (
+    WeakFileLock,
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    get_token,
+    hf_raise_for_status,
+    logging,
+    parse_ratelimit_headers,
+)
+from huggingface_hub.utils import tqdm as hf_tqdm
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential_jitter
+
+from shadow.checkpoints.safetensors_files import MAX_OFFSET
+from shadow.errors import ShadowError
+from shadow.targets.references import as_folder
+
+logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings name URLs and repeat what is said here
+disable_progress_bars()
+warnings.filterwarnings("ignore", module="huggingface_hub")  # little disk, no symlinks: said here or no fault
+
+# HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
+FAILURES: tuple[type[Exception], ...] = (
+    OSError, ValueError, errors.RevisionResolutionError, errors.XetDownloadError, *errors.HfHubHTTPError.__bases__
+)  # fmt: skip
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
+CIRCLES, NOWHERE = ("TooManyRedirects",), ("UnsupportedProtocol", "InvalidURL")  # of the client's HTTP library
+ATTEMPTS = 6  # in a row without a byte of progress
+WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
+MAX_WAIT = 300.0  # seconds that a server may ask us to wait before we give the command back to its user
+HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter, so one request reads them
+CHUNK = 1 << 20  # bytes
+ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+OnBytes = Callable[[int], None]
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+class StoppedError(Exception):
+    """A download was given up because the audit around it ended."""
+
+
+class RangeIgnoredError(ShadowError):
+    """The server answered a request for a byte range with something else."""
+
+
+def _use_own_sessions() -> None:
+    """Let every session of the client obey the two functions below, whatever the client itself would do.
+
+    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to, up to five times,
+    and takes the token along to any address that a listing names as its next page.
+    """
+    default = get_session()
+    ask = [*default.event_hooks["request"], _before_request]
+
+    def session() -> Any:
+        hooks: dict[str, list[Callable[..., Any]]] = {"request": ask, "response": [_after_response]}
+        return type(default)(event_hooks=hooks, follow_redirects=True, timeout=None)
+
+    hf.set_client_factory(session)
+
+
+def _before_request(request: Any) -> None:
+    request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
+    longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
+    limits = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+    request.extensions["timeout"] = {name: min(value or longest, longest) for name, value in limits.items()}
+    if _origin(str(request.url)) != _origin(constants.ENDPOINT):
+        request.headers.pop("authorization", None)
+
+
+def _after_response(response: Any) -> None:
+    response.request.extensions[ANSWERED] = True
+    if response.status_code in TRANSIENT:
+        hf_raise_for_status(response)  # here, so that only `_trying` decides about another try
+
+
+_use_own_sessions()
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository. checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None if not told."""
+
+    path: str
+    size: int
+    checksum: str | None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One commit of one repository: everything that is read of it is read at this commit.
+
+    files are those below subfolder, by their path in it. access is `open`, `gated` or `private`, None when nothing
+    but the cache may be asked (offline).
+    """
+
+    repo: str
+    commit: str
+    subfolder: str | None
+    files: Mapping[str, RemoteFile]
+    access: str | None
+
+    @property
+    def offline(self) -> bool:
+        return self.access is None
+
+    @property
+    def name(self) -> str:
+        return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
+
+
+def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say) -> Snapshot:
+    """Resolve a revision (None: the default branch) to its commit and list the files of that commit.
+
+    Raises ShadowError when there is no such repository or revision, when access is refused, when the Hub cannot be
+    reached, and offline when the cache does not know the revision.
+    """
+    offline = offline or constants.HF_HUB_OFFLINE
+    asked = partial(_in_words, repo=repo, revision=revision)
+    if offline:
+        access, commit = None, _cached_commit(repo, revision)
+        listed = _cached_files(repo, commit)
+    else:
+        _require_usable_settings()
+        info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), asked, say)
+        access, commit = "private" if info.private else "gated" if info.gated else "open", str(info.sha)
+        if not COMMIT.fullmatch(commit):
+            raise ShadowError(f"{repo}: the Hub names no commit for it", "is HF_ENDPOINT a Hub?")
+        with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
+            hf.resolve_revision(repo, revision=revision)
+        listed = _trying(lambda: _listed_files(repo, commit), asked, say)
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    inside = {path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)}
+    return Snapshot(repo, commit, subfolder, inside, access)
+
+
+def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
+    files = {}
+    for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
+        if isinstance(entry, RepoFile):
+            size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
+            if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
+                raise ValueError("a size or a name that is none")
+            files[entry.path] = RemoteFile(entry.path, size, _checksum(digest))
+    return files
+
+
+def _checksum(digest: object) -> str | None:
+    """A digest with its kind, told by its length: Git-LFS uses sha256, Git itself sha1."""
+    text = digest if isinstance(digest, str) and re.fullmatch(r"[0-9a-f]+", digest) else ""
+    kind = {40: "git", 64: "sha256"}.get(len(text))
+    return f"{kind}:{text}" if kind else None
+
+
+def cache_folder() -> Path:
+    """The client's cache of repositories (HF_HUB_CACHE)."""
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def _repository_folder(repo: str) -> Path:
+    return cache_folder() / repo_folder_name(repo_id=repo, repo_type="model")
+
+
+def _cached_commit(repo: str, revision: str | None) -> str:
+    try:
+        commit: str = hf.resolve_revision(repo, revision=revision, local_files_only=True).resolved
+    except FAILURES as error:
+        raise ShadowError(
+            f"{repo}{f'@{revision}' if revision else ''} is not in the cache, and this run is offline",
+            as_folder(repo) or "run once without --offline (and without HF_HUB_OFFLINE)",
+        ) from error
+    if not COMMIT.fullmatch(commit):
+        raise ShadowError(f"{repo}: the cache names no commit for it", "run once without --offline")
+    return commit
+
+
+def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
+    root = _repository_folder(repo) / "snapshots" / commit
+    files = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(root).as_posix()
+            blob = path.readlink().name if path.is_symlink() else ""  # the cache names a blob by its checksum
+            files[name] = RemoteFile(name, path.stat().st_size, _checksum(blob))
+    return files
+
+
+def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
+    """The cache's copy of a file, if it has one."""
+    found = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
+    return Path(found) if isinstance(found, str) else None
+
+
+def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
+    """Are a file's bytes in the cache, under its name or under that of another commit?"""
+    digest = (file.checksum or "").partition(":")[2]
+    blob = _repository_folder(snapshot.repo) / "blobs" / digest
+    return cached(snapshot, file) is not None or (bool(digest) and blob.is_file())
+
+
+def fetch_whole(
+    snapshot: Snapshot, file: RemoteFile, *, say: Say, report: OnBytes = lambda count: None, stop: Event | None = None
+) -> tuple[Path, bool]:
+    """A file in the cache, fetched if it is not there, and whether its checksum is right (False: none is known).
+
+    A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report is told of bytes
+    as they come (a negative number takes back what a failed attempt counted).
+    """
+    path = cached(snapshot, file)
+    if path is None or _right(path, file, stop) is False:
+        if path is not None:
+            if snapshot.offline:
+                raise _damaged(snapshot, file, "run once without --offline: it is fetched again")
+            say(f"{snapshot.repo}: the cached {file.path} is damaged; fetching it again")
+            _remove_bytes(snapshot, path)
+        path = _download(snapshot, file, path is not None, report, stop, say)
+        if _right(path, file, stop) is False:
+            say(f"{snapshot.repo}: {file.path} came damaged; fetching it again")
+            _remove_bytes(snapshot, path)
+            path = _download(snapshot, file, True, report, stop, say)
+            if _right(path, file, stop) is False:
+                _remove_bytes(snapshot, path)
+                raise _damaged(snapshot, file, "what lies between here and the Hub changes bytes; try another line")
+    return path, file.checksum is not None
+
+
+def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
+    return ShadowError(f"{snapshot.repo}: {file.path} is not what its checksum says", hint)
+
+
+def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: OnBytes, stop: Event | None, say: Say) -> Path:
+    if snapshot.offline:
+        raise ShadowError(
+            f"{snapshot.repo}: {file.path} is not in the cache, and this run is offline",
+            "run once without --offline (and without HF_HUB_OFFLINE)",
+        )
+
+    remove_leftovers(snapshot.repo, file.checksum)
+
+    def attempt() -> str:
+        counted, thread = 0, get_ident()
+
+        class Meter(hf_tqdm):  # the client's only hook into a running download
+            """Draws nothing; hands the counts on, and ends the download when it is no longer wanted.
+
+            Xet calls from a thread of its own, prints what is raised there, and goes on.
+            """
+
+            def __init__(self, *args: Any, **options: Any) -> None:
+                super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> None:
+                nonlocal counted
+                if stop is not None and stop.is_set():
+                    if get_ident() == thread:
+                        raise StoppedError
+                    return
+                counted += int(n or 0)
+                report(int(n or 0))
+
+            def update_transfer(self, n: float) -> None:
+                """Bytes on the line, which may be fewer than those of the file: not counted."""
+
+            def set_transfer_postfix_str(self, *args: Any, **options: Any) -> None:
+                """Their rate, in words for a bar."""
+
+        try:
+            return hf.hf_hub_download(
+                snapshot.repo, file.path, revision=snapshot.commit, force_download=force, tqdm_class=Meter
+            )
+        except BaseException:
+            report(-counted)
+            raise
+
+    words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
+    return Path(_trying(attempt, words, say, stop))
+
+
+def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
+    """Is the file what its checksum says? None where no checksum is known."""
+    if file.checksum is None:
+        return None
+    kind, _, expected = file.checksum.partition(":")
+    try:
+        size = path.stat().st_size
+        # Git names a blob by the sha1 of this header and the content
+        digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        with path.open("rb") as content:
+            while block := content.read(CHUNK):
+                if stop is not None and stop.is_set():
+                    raise StoppedError
+                digest.update(block)
+    except OSError as error:
+        raise ShadowError(f"{path}: {error.strerror or error}", "is the cache readable?") from error
+    return digest.hexdigest() == expected
+
+
+def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
+    """Remove a file from the cache: the bytes if no other commit has them, then the name in the snapshot.
+
+    In this order, so that whoever is killed in between finds the name and can do it again.
+    """
+    root = _repository_folder(repo)
+    pointer = root / "snapshots" / commit / path
+    with contextlib.suppress(OSError):
+        digest = (checksum or "").partition(":")[2]
+        blob = pointer.resolve() if pointer.is_symlink() or not digest else (root / "blobs").resolve() / digest
+        names = (one for one in (root / "snapshots").rglob("*") if one.is_symlink() and one != pointer)
+        if blob.parent == (root / "blobs").resolve() and blob not in (name.resolve() for name in names):
+            blob.unlink(missing_ok=True)
+        pointer.unlink(missing_ok=True)
+
+
+def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
+    """Remove a damaged file from the cache for all commits, so that it takes no disk while it comes again."""
+    with contextlib.suppress(OSError):
+        blob = path.resolve()
+        path.unlink()
+        if blob.parent == (_repository_folder(snapshot.repo) / "blobs").resolve():
+            blob.unlink()
+
+
+def remove_leftovers(repo: str, checksum: str | None) -> None:
+    """Remove what a killed download of a file left, if nobody is downloading it now.
+
+    The client gives every download a name of its own, so that nothing ever continues such a piece.
+    """
+    digest = (checksum or "").partition(":")[2]
+    root = _repository_folder(repo)
+    pieces = list((root / "blobs").glob(f"{digest}.*.incomplete")) if digest.isalnum() else []
+    if pieces:
+        with contextlib.suppress(OSError):
+            lock = cache_folder() / ".locks" / root.name / f"{digest}.lock"
+            with WeakFileLock(lock, timeout=0.1):
+                for piece in pieces:
+                    piece.unlink(missing_ok=True)
+
+
+def use_own_blobs() -> None:
+    """Keep downloads of this process out of the store that repositories share, so that freeing one frees its disk."""
+    constants.HF_HUB_DISABLE_SHARED_BLOBS = True
+
+
+def read_start(
+    snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event | None = None
+) -> tuple[bytes, bool]:
+    """The first bytes of a file, and whether the server honours ranges.
+
+    One that does not sends the file from its beginning, or is asked for it: the bytes are taken and the connection is
+    closed.
+    """
+    whole = False
+
+    def attempt() -> tuple[bytes, bool]:
+        nonlocal whole
+        try:
+            return begin()
+        except RangeIgnoredError:
+            whole = True
+            return begin()
+
+    def begin() -> tuple[bytes, bool]:
+        stop = min(count, file.size)
+        with _ranged(snapshot, file, 0, None if whole else stop) as (chunks, honoured):
+            found = b""
+            for chunk in chunks:
+                found += chunk
+                if len(found) >= stop:
+                    break
+        if len(found) < stop:
+            raise OSError(errno.EPIPE, "cut short")
+        return found[:stop], honoured
+
+    words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
+    return _trying(attempt, words, say, stopped)
+
+
+def copy_range(
+    snapshot: Snapshot,
+    file: RemoteFile,
+    start: int,
+    stop: int,
+    write: Callable[[bytes], object],
+    *,
+    say: Say,
+    report: OnBytes = lambda count: None,
+    stopped: Event | None = None,
+) -> None:
+    """Bytes start to stop (exclusive) of a file, in order, going on where a cut connection left off.
+
+    Raises RangeIgnoredError when the server sends other bytes than those asked for.
+    """
+    position = start
+
+    def attempt() -> None:
+        nonlocal position
+        with _ranged(snapshot, file, position, stop) as (chunks, honoured):
+            if not honoured:
+                raise RangeIgnoredError(
+                    f"{snapshot.repo}: the server ignores requests for byte ranges", "use --fetch shards"
+                )
+            for chunk in chunks:
+                if stopped is not None and stopped.is_set():
+                    raise StoppedError
+                if position + len(chunk) > stop:
+                    raise RangeIgnoredError(f"{snapshot.repo}: more bytes came than asked for", "use --fetch shards")
+                write(chunk)
+                report(len(chunk))
+                position += len(chunk)
+        if position < stop:
+            raise OSError(errno.EPIPE, "cut short")
+
+    words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
+    _trying(attempt, words, say, stopped, lambda: position)
+
+
+@contextlib.contextmanager
+def _ranged(
+    snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
+) -> Iterator[tuple[Iterator[bytes], bool]]:
+    """An open answer with bytes start to stop of a file: (its chunks, True), or (the file's chunks, False).
+
+    stop None asks for the whole file.
+    """
+    url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
+    own = {"Accept-Encoding": "identity", **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"})}
+    session = get_session()
+    for _ in range(8):
+        # Redirects are followed here, as the token belongs to the Hub and the file often lies elsewhere.
+        headers = own | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
+        with session.stream(
+            "GET", url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as response:
+            if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
+                url = urljoin(url, response.headers["location"])
+                if urlsplit(url).scheme not in ("http", "https"):
+                    raise _nowhere(f"{snapshot.repo}: {file.path}")
+                continue
+            hf_raise_for_status(response)
+            if response.status_code == 206 and stop is not None:
+                expected = f"bytes {start}-{stop - 1}/{file.size}"
+                if response.headers.get("content-range", "").strip() != expected:
+                    raise RangeIgnoredError(f"{snapshot.repo}: another range came than asked for", "use --fetch shards")
+            yield response.iter_bytes(), response.status_code == 206  # in pieces as they come: a cut loses little
+            return
+    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected without an end", "is HF_ENDPOINT a Hub?")
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
+
+
+def _trying(
+    attempt: Callable[[], T],
+    words: Callable[[BaseException], ShadowError],
+    say: Say,
+    stop: Event | None = None,
+    progress: Callable[[], int] = lambda: 0,
+) -> T:
+    """attempt(), again after transient faults with growing waits or those the server asks for; then a ShadowError.
+
+    Tries are counted from the last progress. Raises StoppedError when stop is set meanwhile.
+    """
+    stop, waits = stop or Event(), wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
+    last = [0, progress()]  # the try before the last progress, and how far that was
+
+    def since_progress(state: RetryCallState) -> RetryCallState:
+        if progress() != last[1]:
+            last[:] = state.attempt_number - 1, progress()
+        counted = copy(state)
+        counted.attempt_number -= last[0]
+        return counted
+
+    def given_up(state: RetryCallState) -> bool:
+        return since_progress(state).attempt_number >= ATTEMPTS
+
+    def wait(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = _retry_after(error)
+        return waits(since_progress(state)) if asked is None else asked
+
+    def tell(state: RetryCallState) -> None:
+        if state.outcome and state.upcoming_sleep >= 3:
+            say(f"the Hub {_problem(state.outcome.exception())}; trying again in {state.upcoming_sleep:.0f} s")
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise StoppedError
+
+    retry = retry_if_exception(_is_transient)
+    try:
+        return Retrying(retry=retry, wait=wait, stop=given_up, before_sleep=tell, sleep=sleep, reraise=True)(attempt)
+    except (ShadowError, StoppedError):
+        raise
+    except Exception as error:  # the client's, on whatever the server sent
+        raise words(error) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The fault behind the client's own `not found locally either` and `force download failed`."""
+    wrappers = errors.LocalEntryNotFoundError, errors.RevisionResolutionError, ValueError
+    while isinstance(error, wrappers) and isinstance(error.__cause__, FAILURES):
+        error = error.__cause__
+    return error
+
+
+def _status(error: BaseException | None) -> int | None:
+    response = getattr(error, "response", None)
+    return getattr(response, "status_code", None)
+
+
+def _elsewhere(error: BaseException) -> bool:
+    """Did the answer come from a server that the Hub redirected to?"""
+    response = getattr(error, "response", None)
+    return response is not None and _origin(str(response.url)) != _origin(constants.ENDPOINT)
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    """Seconds that the answer asks to wait, if it does."""
+    response = getattr(_cause(error) if error else None, "response", None)
+    if response is None:
+        return None
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    value = response.headers.get("retry-after", "").strip()
+    return float(value) if re.fullmatch(r"\d{1,9}", value) else None
+
+
+def _is_transient(error: BaseException) -> bool:
+    error = _cause(error)
+    if isinstance(error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)):
+        return False
+    if (status := _status(error)) is not None:
+        expired = status == 403 and _elsewhere(error)  # a signed address; the next attempt gets a new one
+        return expired or (status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT)
+    if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
+        return False
+    return isinstance(error, FAILURES) and not isinstance(error, ValueError)
+
+
+def _is_local(error: BaseException) -> bool:
+    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type of their own."""
+    network = ConnectionError, TimeoutError
+    return isinstance(error, OSError) and error.errno not in (None, errno.EPIPE) and not isinstance(error, network)
+
+
+def _came_short(error: BaseException | None) -> bool:
+    """Did an answer begin, and end before its file did?"""
+    if getattr(error, "errno", None) == errno.EPIPE or "Consistency check failed" in str(error):
+        return True
+    try:
+        request = getattr(error, "request", None)
+    except RuntimeError:  # the HTTP library's way to say that it knows none
+        return False
+    return bool(getattr(request, "extensions", {}).get(ANSWERED))
+
+
+def _nowhere(what: str) -> ShadowError:
+    return ShadowError(f"{what} is redirected to no web address", "is HF_ENDPOINT a Hub?")
+
+
+def _problem(error: BaseException | None) -> str:
+    cause = _cause(error) if error else None
+    status = _status(cause)
+    if status is None and _came_short(cause):
+        return "sends files cut short"
+    return {None: "cannot be reached", 429: "says that there were too many requests (429)"}.get(
+        status, f"answers {status}"
+    )
+
+
+def _in_words(error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None) -> ShadowError:
+    """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
+    error = _cause(error)
+    again = "run the same command again: it goes on from here"
+    what = f"{repo}: {path}" if path else repo
+    address = f"{constants.ENDPOINT}/{repo}"
+    if isinstance(error, errors.GatedRepoError):
+        return ShadowError(f"{repo} is gated: its owner grants access", f"ask for it at {address}; {token_in_use()}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ShadowError(
+            f"{repo} is not on the Hub, or it is private", as_folder(repo) or f"check the name; {token_in_use()}"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return ShadowError(f"{repo} has no revision {revision!r}", f"its branches and tags: {address}/tree/main")
+    if isinstance(error, errors.DisabledRepoError):
+        return ShadowError(f"{repo} has been disabled by the Hub", f"see {address}")
+    if isinstance(error, errors.EntryNotFoundError):
+        return ShadowError(f"{what} is not there", f"its files: {address}/tree/{revision or 'main'}")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return ShadowError(f"{what} is not in the cache, and this run is offline", "run once without HF_HUB_OFFLINE")
+    if isinstance(error, errors.FileMetadataError):
+        return ShadowError(f"{what}: the server does not answer as a Hub does", "is HF_ENDPOINT a Hub?")
+    if isinstance(error, errors.HFValidationError):
+        return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
+    if type(error).__name__ in CIRCLES:
+        return ShadowError(f"{what} is redirected without an end", "is HF_ENDPOINT a Hub?")
+    if type(error).__name__ in NOWHERE:
+        return _nowhere(what)
+    status = _status(error)
+    if status == 401:
+        return ShadowError(f"{what}: the Hub does not know who asks (401)", f"{token_in_use()}; is it still valid?")
+    if status == 403:
+        return ShadowError(f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}")
+    if status == 429:
+        seconds = _retry_after(error)
+        hint = f"wait {seconds:.0f} s, then {again}" if seconds else again
+        return ShadowError(f"{what}: the Hub says that there were too many requests (429)", hint)
+    if status is not None:
+        tries = f", also after {ATTEMPTS} tries" if status in TRANSIENT else ""
+        return ShadowError(f"{what}: the Hub answers {status}{tries}", again)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ShadowError(f"{what}: the disk of {cache_folder()} is full", f"free some space, or --max-disk; {again}")
+    if _is_local(error):
+        reason = getattr(error, "strerror", None)
+        return ShadowError(f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder")
+    if _came_short(error):
+        return ShadowError(f"{what} came cut short, also after {ATTEMPTS} tries", again)
+    if not isinstance(error, FAILURES) or isinstance(error, ValueError):
+        return ShadowError(
+            f"{what}: the server does not answer as a Hub does ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
+        )
+    return ShadowError(
+        f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
+        f"check the line, then {again}; --offline uses what is in the cache",
+    )
+
+
+def _require_usable_settings() -> None:
+    """Refuse an address and a token that no request can have, before the HTTP library does in its own words."""
+    if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
+        raise ShadowError(f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT is to begin with https://")
+    try:
+        token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    except Exception as error:
+        raise ShadowError(f"there is no token to be had ({type(error).__name__})", token_in_use()) from error
+    if token and not re.fullmatch(r"[!-~]+", token):
+        raise ShadowError(
+            "the token has spaces, control characters or letters beyond ASCII: it cannot be one",
+            f"{token_in_use()}; `hf auth login` asks for another",
+        )
+
+
+def token_in_use() -> str:
+    """Which token goes with requests, in words and without the token."""
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return "no token is sent (HF_HUB_DISABLE_IMPLICIT_TOKEN)"
+    for name in ("HF_OIDC_RESOURCE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name):
+            return f"the token of {name} is in use"
+    with contextlib.suppress(*FAILURES):
+        if get_token():
+            return f"the token in {constants.HF_TOKEN_PATH} is in use"
+    return "no token is in use: `hf auth login`, or HF_TOKEN"

@@ -1,0 +1,406 @@
+"""A reference -> Checkpoint: which tensors there are and where each lies. Reads headers, never weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
+from shadow.checkpoints.adapters import Adapter, read_adapter
+from shadow.checkpoints.safetensors_files import (
+    TensorInfo,
+    has_too_many_values,
+    header_length,
+    parse_header,
+    read_header,
+    usable_name,
+)
+from shadow.checkpoints.sources import LocalFile, Source, WholeFile, in_threads
+from shadow.errors import FileError, ShadowError, naming
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from torch import Tensor
+
+    from shadow.checkpoints.hub import OnBytes, Say, Snapshot
+
+MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+CONFIG = "config.json"
+PICKLES = "only torch .bin files, which are pickles"
+PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
+OWNER = "the Hub has it so: tell its owner, or name another revision (org/name@revision)"
+CONNECTIONS = 8  # headers read at a time
+
+Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One side of a pair.
+
+    reference is what was asked for, commit the resolved 40-hex commit (None for a folder), fingerprint a sha256
+    that changes when any file does. sources has the bytes of each shard by its name. ranges: may parts of a shard
+    be asked for? adapter: the tensors are those of a LoRA adapter, which this scales. parts: (component, checkpoint
+    of which that component is the base), where a base was put together.
+    """
+
+    reference: str
+    commit: str | None
+    fingerprint: str
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    sources: Mapping[str, Source]
+    ranges: bool = False
+    adapter: Adapter | None = None
+    parts: tuple[tuple[str, Checkpoint], ...] = ()
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """The tensor as a view of the mapped shard: (shape as stored), nothing read yet."""
+        return self.sources[info.shard].tensor(info)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which files hold the weights, in reading order. weight_map is an index's tensor -> shard: a hint."""
+
+    shards: tuple[str, ...]
+    weight_map: Mapping[str, str]
+    pickled: bool
+    adapter: Adapter | None = None
+
+
+@dataclass(frozen=True)
+class Located:
+    """A checkpoint of the Hub of which the files are known and no header has been read yet."""
+
+    snapshot: Snapshot
+    weights: Weights
+    config: dict[str, Any]
+
+    @property
+    def reference(self) -> str:
+        return self.snapshot.name
+
+    @property
+    def commit(self) -> str:
+        return self.snapshot.commit
+
+    @property
+    def access(self) -> str | None:
+        """Who may read it: `open`, `gated` or `private`; None when nothing was asked."""
+        return self.snapshot.access
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 over names, sizes and checksums of the weight files and the config: equal for equal content."""
+        digest = hashlib.sha256()
+        for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
+            file = self.snapshot.files.get(name)
+            digest.update(json.dumps([name, file.size, file.checksum] if file else [name]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A base that is another checkpoint for each component."""
+
+    parts: tuple[tuple[str, Checkpoint | Located], ...]
+
+    @property
+    def reference(self) -> str:
+        return self._said([part.reference for _, part in self.parts])
+
+    @property
+    def commit(self) -> str | None:
+        commits = [part.commit for _, part in self.parts]
+        return self._said([commit or "a folder" for commit in commits]) if any(commits) else None
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self._said([part.fingerprint for _, part in self.parts]).encode()).hexdigest()
+
+    @property
+    def access(self) -> str | None:
+        found = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
+        return next((access for access in ("private", "gated", "open") if access in found), None)
+
+    def _said(self, texts: Iterable[str]) -> str:
+        return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
+
+
+Found = Checkpoint | Located | Assembled
+
+
+def combine(found: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
+    """The opened parts of a base as one checkpoint. A shard is called `component/shard`, so that none meets another."""
+    renamed = [(component, _in_folder(component, part)) for component, part in parts]
+    names = Counter(name for _, part in renamed for name in part.tensors)
+    tensors = {
+        (name if names[name] == 1 else f"{component}/{name}"): info
+        for component, part in renamed
+        for name, info in part.tensors.items()
+    }
+    sources = {shard: source for _, part in renamed for shard, source in part.sources.items()}
+    config = next((part.config for component, part in renamed if component == "language"), renamed[0][1].config)
+    ranges = all(part.ranges or all(one.is_local for one in part.sources.values()) for _, part in renamed)
+    told = found.reference, found.commit, found.fingerprint
+    return Checkpoint(*told, config, tensors, sources, ranges, parts=tuple(renamed))
+
+
+def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
+    return replace(
+        checkpoint,
+        tensors={name: replace(info, shard=f"{folder}/{info.shard}") for name, info in checkpoint.tensors.items()},
+        sources={f"{folder}/{shard}": source for shard, source in checkpoint.sources.items()},
+    )
+
+
+def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | None = None) -> Checkpoint:
+    """The checkpoint in a local folder: safetensors first, torch `.bin` only with allow_pickle.
+
+    scratch is a folder for raw copies of `.bin` files of the old format. Raises ShadowError with one line and a
+    hint for every way in which a folder is not a trustworthy checkpoint.
+    """
+    try:
+        with naming(reference):
+            return _open_folder(reference, Path(reference), allow_pickle, scratch)
+    except OSError as error:
+        raise ShadowError(f"{reference}: {error.strerror or error}", "is it a readable folder?") from error
+
+
+def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
+    if not root.is_dir():
+        raise ShadowError(f"no such folder: {reference}", "a folder must hold safetensors files and config.json")
+    names = {path.name for path in root.iterdir()}
+    weights = _choose_weights(reference, names, lambda name: _read_json(root / name, name), allow_pickle)
+    config = _read_json(root / CONFIG, CONFIG) if (root / CONFIG).exists() else {}
+    headers: list[Header] = []
+    sources: dict[str, Source] = {}
+    digest = hashlib.sha256()
+    for shard in weights.shards:
+        if not usable_name(shard):
+            raise ShadowError(f"{reference}: a file name that is no text: {shard!r}", "rename the file")
+        path = root / shard
+        if not path.is_file():
+            raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
+        header, data = _read_shard(path, shard, scratch)
+        headers.append(header)
+        sources[shard] = LocalFile(data)
+        status = path.stat()
+        digest.update(json.dumps([shard, status.st_size, status.st_mtime_ns, header[1]]).encode())
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    tensors = _joined(headers, weights)
+    if weights.adapter:
+        digest.update(repr(weights.adapter).encode())
+    return Checkpoint(reference, None, digest.hexdigest(), config, tensors, sources, adapter=weights.adapter)
+
+
+def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
+    """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
+
+    Raises ShadowError when there are none that may be read, or when a file that the index names is missing.
+    """
+    from shadow.checkpoints.hub import fetch_whole
+
+    def read(name: str) -> dict[str, Any]:
+        return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
+
+    names = {name for name in snapshot.files if "/" not in name and usable_name(name)}
+    if snapshot.offline and not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
+        raise ShadowError(f"{snapshot.name}: none of its weight files is in the cache", "run once without --offline")
+    with naming(snapshot.name, OWNER):
+        weights = _choose_weights(snapshot.name, names, read, allow_pickle)
+        config = read(CONFIG) if CONFIG in names else {}
+    if missing := [shard for shard in weights.shards if shard not in snapshot.files]:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        where, hint = ("repository", "tell its owner") if not snapshot.offline else ("cache", "run without --offline")
+        raise ShadowError(
+            f"{snapshot.name}: {len(missing)} of {len(weights.shards)} shards are not in the {where}: "
+            f"{', '.join(missing[:3])}{more}",
+            hint,
+        )
+    return Located(snapshot, weights, config)
+
+
+def open_located(located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None) -> Checkpoint:
+    """Read the headers of a checkpoint of the Hub: from the cache where it has them, else by requests for them.
+
+    `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must be. report is told of
+    their bytes as they come.
+    """
+    snapshot, shards = located.snapshot, located.weights.shards
+    one = partial(_open_pickled, scratch=scratch, report=report) if located.weights.pickled else _open_remote
+    opened = in_threads(partial(one, snapshot, say), shards, 1 if located.weights.pickled else CONNECTIONS)
+    sources: dict[str, Source] = {shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)}
+    with naming(snapshot.name, OWNER):
+        tensors = _joined([header for header, _, _ in opened], located.weights)
+    ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
+    adapter, commit = located.weights.adapter, snapshot.commit
+    return Checkpoint(snapshot.name, commit, located.fingerprint, located.config, tensors, sources, ranges, adapter)
+
+
+def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple[Header, Source, bool]:
+    """The header of a shard, the shard itself, and whether the server honours ranges."""
+    from shadow.checkpoints.hub import HEADER_GUESS, cached, read_start
+
+    file = snapshot.files[shard]
+    if path := cached(snapshot, file):
+        try:
+            with naming(snapshot.name, "run once without --offline: it is fetched again"):
+                header = read_header(path, shard)
+            return header, WholeFile(snapshot, file, header[0]), True
+        except ShadowError:  # damaged: it is fetched again when its turn comes
+            if snapshot.offline:
+                raise
+    if file.size < 8:
+        raise ShadowError(f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", OWNER)
+    start, honoured = read_start(snapshot, file, HEADER_GUESS, say=say, stopped=stop)
+    with naming(snapshot.name, OWNER):
+        end = 8 + header_length(start, file.size, shard)
+        if end > len(start):
+            start, honoured = read_start(snapshot, file, end, say=say, stopped=stop)
+        header = parse_header(start[8:end], file.size, shard)
+    return header, WholeFile(snapshot, file, header[0]), honoured
+
+
+def _open_pickled(
+    snapshot: Snapshot, say: Say, shard: str, stop: Event, scratch: Path | None, report: OnBytes
+) -> tuple[Header, Source, bool]:
+    source = WholeFile(snapshot, snapshot.files[shard])
+    source.fetched = source.bytes_to_move() > 0
+    source.fetch(say=say, report=report, stop=stop)
+    assert source.path is not None, "fetched"
+    with naming(snapshot.name):
+        header, data = _read_shard(source.path, shard, scratch)
+    return header, replace(source, unpacked=data), False
+
+
+def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
+    """The tensors of all shards by name; those that only the index knows have their problem with them."""
+    tensors: dict[str, TensorInfo] = {}
+    for found, _ in headers:
+        for name, info in found.items():
+            if name in tensors:
+                raise FileError(
+                    f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}",
+                    "keep one set of weight files in the folder",
+                )
+            tensors[name] = info
+    tensors |= {name: _lost(name, shard) for name, shard in weights.weight_map.items() if name not in tensors}
+    if not tensors:
+        raise FileError("its weight files hold no tensors", "is this the right folder?")
+    return tensors
+
+
+def _lost(name: str, shard: str) -> TensorInfo:
+    return TensorInfo(
+        name, "unknown", (), shard, 0, 0, problem=f"the index puts it in {shard}, which has no such tensor"
+    )
+
+
+def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, Path]:
+    """The header of a local file, and the file that its offsets refer to."""
+    if path.suffix == ".safetensors" or shard.endswith(".safetensors"):
+        return read_header(path, shard), path
+    from shadow.checkpoints.pickles import layout
+
+    if scratch is None:
+        raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
+    tensors, data = layout(path, shard, scratch)
+    canonical: dict[tuple[object, ...], str] = {}  # a tied head is the same bytes under a second name
+    for name, info in tensors.items():
+        first = canonical.setdefault((info.dtype, info.start, info.end, info.shape, info.strides), name)
+        if first != name and info.end > info.start:
+            tensors[name] = replace(info, alias_of=first)
+    return (tensors, json.dumps([[i.name, i.dtype, i.shape, i.start] for i in tensors.values()])), data
+
+
+def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str, Any]], allow_pickle: bool) -> Weights:
+    """The weight files among the names of a folder: an index's, `model.safetensors`, all safetensors, or `.bin`."""
+    safetensors = sorted(name for name in names if name.endswith(".safetensors"))
+    if INDEXES[0] in names:
+        weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")
+        return Weights(tuple(sorted(set(weight_map.values()))), weight_map, pickled=False)
+    if "model.safetensors" in names:
+        return Weights(("model.safetensors",), {}, pickled=False)
+    if ADAPTER_CONFIG in names:
+        return _choose_adapter(where, names, read, allow_pickle)
+    if safetensors:
+        return Weights(tuple(safetensors), {}, pickled=False)
+    bins = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith(".bin"))
+    if not bins and any(name.endswith(".gguf") for name in names):
+        message = f"{where}: GGUF files only, whose weights are packed integers"
+        raise ShadowError(message, "use the model that they were made of")
+    if not bins and INDEXES[1] not in names:
+        there = ", ".join(sorted(names)[:6]) or "nothing"
+        raise ShadowError(f"{where}: no safetensors files in it", f"there is: {there}")
+    if not allow_pickle:
+        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
+    if INDEXES[1] in names:
+        weight_map = _weight_map(read(INDEXES[1]), INDEXES[1], ".bin")
+        return Weights(tuple(sorted(set(weight_map.values()))), weight_map, pickled=True)
+    return Weights(tuple(bins), {}, pickled=True)
+
+
+def _choose_adapter(where: str, names: set[str], read: Callable[[str], dict[str, Any]], allow_pickle: bool) -> Weights:
+    adapter = read_adapter(where, read(ADAPTER_CONFIG))
+    if "adapter_model.safetensors" in names:
+        return Weights(("adapter_model.safetensors",), {}, pickled=False, adapter=adapter)
+    if "adapter_model.bin" not in names:
+        raise FileError(f"an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?")
+    if not allow_pickle:
+        raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
+    return Weights(("adapter_model.bin",), {}, pickled=True, adapter=adapter)
+
+
+def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, str]:
+    """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FileError(f"{index}: no weight_map in it", "delete the index to read the shards as they are")
+    seen: set[str] = set()
+    for name, shard in weight_map.items():
+        if not usable_name(name):
+            raise FileError(f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again")
+        if not isinstance(shard, str) or not usable_name(shard):
+            raise FileError(f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again")
+        if shard in seen:
+            continue
+        seen.add(shard)
+        path = PurePosixPath(shard)
+        if path.is_absolute() or ".." in path.parts or "\\" in shard:
+            raise FileError(f"{index}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint")
+        if path.suffix != suffix:
+            raise FileError(f"{index}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again")
+    return weight_map
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    hint = "fetch the file again"
+    try:
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise FileError(f"{name}: not a regular file", hint)
+        with path.open("rb") as file:
+            raw = file.read(MAX_JSON + 1)
+        if len(raw) > MAX_JSON:
+            raise FileError(f"{name}: larger than {MAX_JSON:,} bytes", hint)
+        if has_too_many_values(raw):
+            raise FileError(f"{name}: larger than that of any released model", hint)
+        if raw.startswith(b"version https://git-lfs"):
+            raise FileError(f"{name}: a Git-LFS pointer, not the file itself", "run `git lfs pull` in the folder")
+        content = json.loads(raw)
+    except OSError as error:
+        raise FileError(f"{name}: {error.strerror or error}", hint) from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{name}: not JSON ({type(error).__name__})", hint) from error
+    if not isinstance(content, dict):
+        raise FileError(f"{name}: not a JSON object", hint)
+    return content

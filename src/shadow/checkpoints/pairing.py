@@ -1,0 +1,432 @@
+"""Two checkpoints -> matrix pairs to measure, and a reason for every tensor that is not. Reads no weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.quantized import owner_of, packed_modules
+from shadow.checkpoints.safetensors_files import TensorInfo
+from shadow.dtypes import FLOATS, INTEGERS
+from shadow.errors import ShadowError, UsageError
+from shadow.places.architecture import Part, Place, place_tensors
+from shadow.places.names import Facts, name_rules
+from shadow.reasons import Status
+
+Side = Literal["base", "tuned"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The second factor of a low-rank update, and what their product is multiplied by.
+
+    The update is scaling * left @ right, where left is the operand's own tensor and right this one; of an
+    embedding's update both are stored transposed.
+    """
+
+    info: TensorInfo
+    scaling: float
+    transposed: bool
+
+    @property
+    def rank(self) -> int:
+        return self.info.shape[1 if self.transposed else 0]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One side of a matrix pair: a part of a tensor.
+
+    scales: the tensor is 8-bit floats, which this one scales in blocks of `block` entries. factor: the operand is the
+    pair's base with a low-rank update.
+    """
+
+    info: TensorInfo
+    part: Part
+    scales: TensorInfo | None = None
+    block: tuple[int, int] = (1, 1)
+    factor: Factor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.part.shape(self.stored_shape)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of the tensor that the part is a part of; of an update, of the product."""
+        if self.factor is None:
+            return self.info.shape
+        left, right = self.info.shape, self.factor.info.shape
+        return (left[1], right[0]) if self.factor.transposed else (left[0], right[1])
+
+    @property
+    def infos(self) -> tuple[TensorInfo, ...]:
+        """Every tensor that is read for this operand, the one it is named after first."""
+        return (self.info, *([self.scales] if self.scales else []), *([self.factor.info] if self.factor else []))
+
+
+@dataclass(frozen=True)
+class MatrixPair:
+    """Two matrices at one place, or two vectors (is_matrix False; then only their relative norm is taken).
+
+    rows and cols are those that are compared: the common rows where a vocabulary grew, as detail says. base is
+    None where the tuned side has a component that the base lacks altogether, such as a projector.
+    """
+
+    place: Place
+    base: Operand | None
+    tuned: Operand
+    rows: int
+    cols: int
+    is_matrix: bool
+    detail: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Names this pair within an audit, the same in every run.
+
+        It holds the whole place, which no two pairs share: the parts of a fused bias differ in their slot alone.
+        """
+        p = self.place
+        return json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is (identical)."""
+
+    side: Side
+    info: TensorInfo
+    place: Place
+    reason: str | None
+    detail: str = ""
+    status: Status = "skipped"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What to measure: empty means all. layers are of every component; nothing outside layers passes a layer filter."""
+
+    components: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    def passes(self, place: Place) -> bool:
+        return (
+            (not self.components or place.component in self.components)
+            and (not self.layers or place.layer in self.layers)
+            and (not self.modules or place.module in self.modules)
+        )
+
+
+def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tuple[list[MatrixPair], list[Skipped]]:
+    """Line up two checkpoints by place, then by shape.
+
+    Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when nothing at
+    all pairs, as then the two are not a base and a model tuned from it, and UsageError when they have nothing of what
+    was chosen.
+    """
+    base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
+    if tuned.adapter:
+        tuned_operands, tuned_unusable = _adapter_operands(tuned, tuned.adapter, base.config)
+        head_pair, tied = None, list[Skipped]()
+    else:
+        tuned_operands, tuned_unusable = _operands("tuned", tuned, tuned.config or base.config)
+        head_pair, tied = _tied_heads((base, base_operands), (tuned, tuned_operands))
+    skipped = base_unusable + tuned_unusable + tied
+    components_with_base = {place.component for place in base_operands}
+    outcomes = [] if head_pair is None else [head_pair]
+    for place, operand in tuned_operands.items():
+        partner = base_operands.pop(place, None)
+        if partner is not None:
+            outcomes.append(_line_up(place, partner, operand))
+        elif place.component not in components_with_base and operand.factor is None:
+            why = f"no base for {place.component}"
+            if _is_matrix(operand):
+                outcomes.append(MatrixPair(place, None, operand, *operand.shape, True, why))
+            else:
+                skipped += _skips("tuned", operand, place, "not_a_matrix", why)
+        else:
+            skipped += _skips("tuned", operand, place, "only_in_tuned")
+    for place, operand in base_operands.items():
+        if tuned.adapter:
+            left_alone = Skipped("base", operand.info, place, None, "the adapter leaves it as it is", "identical")
+            skipped += [replace(left_alone, info=info) for info in operand.infos]
+        else:
+            skipped += _skips("base", operand, place, "only_in_base")
+    if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
+        raise ShadowError(
+            f"{base.reference} and {tuned.reference} share no tensor of one place and shape",
+            "are they a base and a model tuned from it?",
+        )
+    places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
+    places += [one.place for one in skipped]
+    places += [one.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for one in outcome]
+    _require_chosen(chosen, places, tuned.reference)
+    pairs = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)]
+    for outcome in outcomes:
+        if not isinstance(outcome, MatrixPair):
+            skipped += outcome
+        elif not chosen.passes(outcome.place):
+            skipped += _both(outcome.place, outcome.base, outcome.tuned, "filtered")
+    return pairs, skipped
+
+
+def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
+    """Raises UsageError where a model, whose tensors have these places, lacks something that was chosen.
+
+    Each component and each layer must be there; of the modules, which one pattern names by the dozen, one.
+    """
+    known = {place.component for place in places}
+    if absent := [component for component in chosen.components if component not in known]:
+        there = [component for component in name_rules().components if component in known]
+        raise UsageError(f"{model}: no component {absent[0]}", f"it has {', '.join(there)}")
+    own = [place for place in places if not chosen.components or place.component in chosen.components]
+    where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
+    layers = {place.layer for place in own if place.layer is not None}
+    if wrong := set(chosen.layers) - layers:
+        named = f"no layer{'s' if len(wrong) > 1 else ''} {in_ranges(wrong)}"
+        hint = f"the layers{where} are {in_ranges(layers)}" if layers else f"nothing{where} lies in layers"
+        raise UsageError(f"{model}: {named}", hint)
+    if not any(chosen.passes(place) for place in own):
+        in_layers = replace(chosen, modules=())
+        modules = {place.module for place in own if in_layers.passes(place)}
+        there = [module for module in name_rules().modules if module in modules]
+        raise UsageError(f"{model}: no module {', '.join(chosen.modules)[:80]} there", f"it has {', '.join(there)}")
+
+
+def in_ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 7`: whole numbers in order, runs of them as their ends."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = "") -> list[Skipped]:
+    rows = _skips("base", base, place, reason, detail) if base else []
+    return rows + _skips("tuned", tuned, place, reason, detail)
+
+
+def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
+    if operand.part.place != place:  # an embedding that is the other side's tied head: told by what it is itself
+        return []
+    return [Skipped(side, info, place, reason, detail) for info in operand.infos]
+
+
+def _is_matrix(operand: Operand) -> bool:
+    """At least two dimensions and a short side above 1; what is not is a vector, whatever its shape says.
+
+    So are the biases of a stack of experts.
+    """
+    vectors = operand.part.place.module in ("norm", "bias")
+    return not vectors and len(operand.info.shape) >= 2 and min(operand.shape) > 1
+
+
+def _grows(place: Place) -> bool:
+    """Are the rows of this module a vocabulary, to which rows may be added?"""
+    return place.component == "language" and (place.module == "embed" or (place.module, place.slot) == ("head", ""))
+
+
+def _folded(operand: Operand) -> tuple[int, ...] | None:
+    """The dimensions that were folded into the columns, in order; None where there is only one."""
+    stored = operand.stored_shape[1:] if operand.part.experts and len(operand.info.shape) > 2 else operand.stored_shape
+    folded = tuple(size for size in stored[1:] if size != 1)
+    return folded if len(folded) > 1 else None
+
+
+def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
+    if not (_is_matrix(base) and _is_matrix(tuned)):
+        if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
+            return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
+        return MatrixPair(place, base, tuned, 1, math.prod(tuned.shape), False)
+    if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
+        return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
+    (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
+    if base_cols == tuned_cols and base_rows == tuned_rows:
+        return MatrixPair(place, base, tuned, tuned_rows, tuned_cols, True)
+    common = min(base_rows, tuned_rows)
+    if base_cols == tuned_cols and _grows(place) and common > 1:
+        side = "tuned" if tuned_rows > base_rows else "base"
+        detail = f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are compared"
+        return MatrixPair(place, base, tuned, common, tuned_cols, True, detail)
+    return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
+
+
+def _operands(
+    side: Side, checkpoint: Checkpoint, config: Mapping[str, Any]
+) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """Usable matrices and vectors of one side by place, and the tensors that are not usable, with reasons."""
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
+    parts = place_tensors(shapes, config)
+    packed = packed_modules(checkpoint.tensors, config)
+    block = _scale_block(config)
+    scales = {name: found for name in shapes if (found := _block_scales(checkpoint.tensors, name, block, parts[name]))}
+    applied = {found.name for found in scales.values()}
+    operands: dict[Place, Operand] = {}
+    unusable: list[Skipped] = []
+    for name, info in checkpoint.tensors.items():
+        if name in applied:
+            continue  # told with the weight that it scales
+        if name in scales:
+            operands.update((part.place, Operand(info, part, scales[name], block)) for part in parts[name])
+        elif fault := _fault(info, checkpoint.tensors, packed):
+            unusable.append(Skipped(side, info, parts[name][0].place, *fault))
+        else:
+            operands.update((part.place, Operand(info, part)) for part in parts[name])
+    return operands, unusable
+
+
+def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """The base's operands; where it was put together, of each part those of the component that it is the base of."""
+    if not base.parts:
+        return _operands("base", base, config)
+    names = {(info.shard, info.name): name for name, info in base.tensors.items()}
+
+    def unique(info: TensorInfo) -> TensorInfo:
+        """A name that two parts have is told with its component."""
+        return replace(info, name=names[info.shard, info.name])
+
+    operands: dict[Place, Operand] = {}
+    skipped: list[Skipped] = []
+    for component, part in base.parts:
+        found, unusable = _operands("base", part, part.config)
+        skipped += [replace(one, info=unique(one.info)) for one in unusable]
+        # a tower published alone has no names that say what it is
+        alone = all(place.component != component for place in found)
+        for place, operand in found.items():
+            here = replace(place, component=component) if alone else place
+            named = replace(operand, info=unique(operand.info), part=replace(operand.part, place=here))
+            if here.component == component:
+                operands[here] = named
+            else:
+                skipped += _skips("base", named, here, "filtered", f"{part.reference} is the base of {component} only")
+    return operands, skipped
+
+
+def _scale_block(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
+    said = config.get("quantization_config")
+    block = said.get("weight_block_size") if isinstance(said, dict) else None
+    if isinstance(block, list) and len(block) == 2 and all(type(size) is int and 0 < size < 1 << 31 for size in block):
+        return block[0], block[1]
+    return 128, 128
+
+
+def _block_scales(
+    tensors: Mapping[str, TensorInfo], name: str, block: tuple[int, int], parts: Sequence[Part]
+) -> TensorInfo | None:
+    """The scales of an 8-bit weight in DeepSeek-V3's layout, if it is one that can be undone."""
+    info, scales = tensors[name], tensors.get(f"{name}_scale_inv")
+    if scales is None or not info.dtype.startswith("F8_E") or info.dtype not in FLOATS or info.problem:
+        return None
+    if len(info.shape) < 2 or any(part.transposed or part.groups > 1 for part in parts):
+        return None
+    wanted = (*info.shape[:-2], -(-info.shape[-2] // block[0]), -(-info.shape[-1] // block[1]))
+    fits = scales.shape == wanted and scales.dtype in ("F32", "BF16", "F16") and not scales.problem
+    return scales if fits and len(info.shape) == (3 if parts[0].experts else 2) else None
+
+
+def _adapter_operands(
+    checkpoint: Checkpoint, adapter: Adapter, config: Mapping[str, Any]
+) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be used."""
+    pairs, whole, unusable = adapter_factors(checkpoint.tensors)
+    shapes = {f"{module}.weight": product_shape(left, right, swap) for module, (left, right, swap) in pairs.items()}
+    shapes |= {name: info.shape for name, info in whole.items()}
+    parts = place_tensors(shapes, config)
+    # a base of Conv1D stores (in, out): told the shape as stored, the rules split it right
+    stored = {name: shape[::-1] if parts[name][0].transposed else shape for name, shape in shapes.items()}
+    parts = place_tensors(stored | {name: info.shape for name, info in whole.items()}, config)
+    operands: dict[Place, Operand] = {}
+    skipped: list[Skipped] = []
+    for module, (left, right, swap) in pairs.items():
+        found = parts[f"{module}.weight"]
+        factor = Factor(right, adapter.scaling(module, right.shape[1 if swap else 0]), swap)
+        if fault := next(filter(None, (_fault(info, checkpoint.tensors, {}) for info in (left, right))), None):
+            skipped += [Skipped("tuned", info, found[0].place, *fault) for info in (left, right)]
+        elif any(part.experts for part in found):
+            why = "a low-rank update of stacked experts"
+            skipped += [Skipped("tuned", info, found[0].place, "adapter", why) for info in (left, right)]
+        else:
+            operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in found}
+    for name, info in whole.items():
+        if fault := _fault(info, checkpoint.tensors, {}):
+            skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
+        else:
+            operands |= {part.place: Operand(info, part) for part in parts[name]}
+    other = Place("other", None, "other")
+    skipped += [Skipped("tuned", info, replace(other, slot=info.name), "adapter", why) for info, why in unusable]
+    return operands, skipped
+
+
+def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]) -> tuple[str, str] | None:
+    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours; None when it can.
+
+    packed: the formats of modules that hold packed integers.
+    """
+    stem, _, last = info.name.rpartition(".")
+    if info.problem:
+        return "unreadable", info.problem
+    if info.alias_of:
+        return "tied", f"the same storage as {info.alias_of}"
+    owner, piece = owner_of(info.name)
+    if (format := packed.get(owner) or packed.get(info.name)) and piece != "bias":
+        what = "packed integers" if info.dtype in INTEGERS else "what belongs to packed integers"
+        return "quantized", f"{format}: {what}"
+    if info.dtype in INTEGERS:
+        return "not_float", info.dtype
+    if info.dtype not in FLOATS:
+        return "unknown_dtype", info.dtype
+    if info.dtype.startswith("F8_"):
+        scales = [f"{info.name}_scale_inv", f"{info.name}_scale", f"{stem}.scale", f"{stem}.weight_scale_inv"]
+        if any(scale in tensors for scale in scales):
+            return "quantized", "8-bit floats that a second tensor scales"
+    weight = tensors.get(f"{stem}.weight") if "scale" in last else None
+    if weight is not None and weight.dtype.startswith("F8_"):
+        return "quantized", f"the scales of {weight.name}"
+    return None
+
+
+def _tied_heads(
+    base: tuple[Checkpoint, dict[Place, Operand]], tuned: tuple[Checkpoint, dict[Place, Operand]]
+) -> tuple[MatrixPair | list[Skipped] | None, list[Skipped]]:
+    """Take tied heads out of both sides: they are their embedding, which is measured once.
+
+    A head of its own on one side only is paired with the embedding that is the other side's head. Whether a head
+    is tied is what `tie_word_embeddings` says: transformers then ignores a stored head.
+    """
+    head, embed = Place("language", None, "head"), Place("language", None, "embed")
+    skipped: list[Skipped] = []
+    own: dict[Side, Operand | None] = {}
+    sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...] = (("base", *base), ("tuned", *tuned))
+    for side, checkpoint, operands in sides:
+        own[side] = operands.get(head)
+        if _ties(checkpoint) and head in operands and embed in operands:
+            skipped.append(Skipped(side, operands.pop(head).info, head, "tied", "config.json ties it to the embedding"))
+            own[side] = None
+    if (own["base"] is None) == (own["tuned"] is None):
+        return None, skipped
+    if own["tuned"] is not None and _ties(base[0]) and embed in base[1]:
+        return _line_up(head, base[1][embed], tuned[1].pop(head)), skipped
+    if own["base"] is not None and _ties(tuned[0]) and embed in tuned[1]:
+        return _line_up(head, base[1].pop(head), tuned[1][embed]), skipped
+    return None, skipped
+
+
+def _ties(checkpoint: Checkpoint) -> bool:
+    """Does the config tie the head to the embedding? A wrapper's own word counts before its text model's."""
+    facts = Facts(checkpoint.config)
+    said = checkpoint.config.get("tie_word_embeddings")
+    if said is None:
+        said = facts.section("language").get("tie_word_embeddings")
+    return said is True or (said is None and bool(facts.model_types("language") & name_rules().tied))

@@ -1,0 +1,254 @@
+"""torch `.bin` files, read without ever unpickling in the process that audits.
+
+`layout` starts a child process that unpickles with `weights_only=True` and answers with JSON: for every tensor its
+dtype, shape, strides and where its bytes lie. Files written since torch 1.6 are zip archives of plain bytes, so the
+parent maps the file itself; the older format has no such order, and the child writes the storages once, as raw bytes,
+to a scratch file.
+
+`weights_only` is the guard. Should a file get past it, the child has little to give: no token in its environment, a
+home and a temporary folder that are removed, limits on memory, files and processes, and no root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import site
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from shadow.checkpoints.safetensors_files import MAX_ENTRIES, MAX_OFFSET, TensorInfo, usable_name
+from shadow.dtypes import FLOATS
+from shadow.errors import FileError, ShadowError
+
+if TYPE_CHECKING:
+    import torch
+
+HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
+SECONDS = 1800  # a child that takes longer has not just read a file
+NOBODY = 65534  # the user and group of this number own nothing, by custom
+# Where Python finds itself, its packages and the libraries below them. All else stays here, tokens among it.
+ENVIRONMENT = (
+    "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX", "NIX_PYTHONPATH",
+    "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
+    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__", "KMP_DUPLICATE_LIB_OK",
+    "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR",
+)  # fmt: skip
+# Audit events of the standard library by which a process acts on anything but itself, and those that reading needs.
+ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
+READING = frozenset({"os.listdir", "os.scandir", "ctypes.cdata"})
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo], Path]:
+    """Tensors of one `.bin` file by name, and the file their offsets refer to (path itself, or one in scratch)."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShadowError(f"cannot write to {scratch}: {error.strerror}", "choose another folder with -o") from error
+    raw = scratch / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.raw"
+    # -P: nothing of the working folder, which may be the checkpoint's, is imported. Not -I: it would hide a shadow that
+    # was installed with --user or is found by PYTHONPATH.
+    command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
+    hint = "use the safetensors files of this checkpoint, if it has them"
+    try:
+        with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as own:
+            child = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,
+                env=_environment(own),
+            )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raw.unlink(missing_ok=True)
+        raise FileError(f"{shard}: unpickling did not end within {SECONDS} seconds", hint) from error
+    if child.returncode:
+        raw.unlink(missing_ok=True)
+        lines = child.stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1][:300] if lines and child.returncode == 1 else f"the reader died ({child.returncode})"
+        raise FileError(f"{shard}: refused: {reason}", hint)
+    try:
+        answer = json.loads(child.stdout)
+        data = raw if answer["raw"] else path
+        size = data.stat().st_size
+        tensors = {e["name"]: _checked(e, shard, size) for e in answer["tensors"]}
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raw.unlink(missing_ok=True)
+        raise FileError(f"{shard}: its layout makes no sense ({error})", hint) from error
+    return tensors, data
+
+
+def _environment(own: str) -> dict[str, str]:
+    """The environment of the child, whose home and temporary folder is own."""
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    if site.ENABLE_USER_SITE:  # what was installed with --user lies in the home that the child does not get
+        kept["PYTHONUSERBASE"] = site.getuserbase()
+    homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), own)
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    return {**kept, **homes, **threads, "LOGNAME": "shadow"}  # torch asks for the user's name, which not every user has
+
+
+def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
+    """The child's word is no better than the file it read: every range must lie within the file."""
+    name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
+    if not usable_name(name):
+        raise ValueError(f"unusable tensor name {name[:80]!r}")
+    if not all(type(number) is int and 0 <= number <= MAX_OFFSET for number in (*shape, *strides, entry["start"])):
+        raise ValueError(f"numbers of tensor {name!r}")
+    reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
+    end = entry["start"] + reach * entry["itemsize"]
+    if end > size:
+        raise ValueError(f"tensor {name!r} reaches beyond the file")
+    return TensorInfo(name, entry["dtype"], shape, shard, entry["start"], end, strides)
+
+
+def _dtype_names() -> dict[str, str]:
+    names = {f"torch.{fmt.torch_name}": name for name, fmt in FLOATS.items()}
+    integers = {"bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"}
+    return names | {f"torch.{torch_name}": name for torch_name, name in integers.items()}
+
+
+def confine(memory: int, written: int) -> None:
+    """Give up what reading does not need. Each step is left out where a system lacks it: none is the only guard.
+
+    memory is in bytes beyond what is in use, written the size in bytes to which a file that is open may grow.
+    """
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _limit("RLIMIT_AS", used + memory)
+    _limit("RLIMIT_FSIZE", written)
+    _limit("RLIMIT_CORE", 0)
+    _limit("RLIMIT_NPROC", 0)
+    with contextlib.suppress(AttributeError, OSError):
+        if os.geteuid() == 0:  # whom no limit on processes holds
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+    sys.addaudithook(_refuse_acting)
+
+
+def _limit(name: str, most: int) -> None:
+    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
+        import resource
+
+        which = getattr(resource, name)
+        hard = resource.getrlimit(which)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(which, (most, most))
+
+
+def _refuse_acting(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: Python starts no process, opens no connection and no file for writing."""
+    acts = event not in READING and event.partition(".")[0] in ACTING
+    if acts or (event == "open" and arguments[2] & WRITING):
+        raise PermissionError(f"{event} is not needed to read weights")
+
+
+def _state(loaded: Any) -> dict[str, torch.Tensor]:
+    import torch
+
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict):
+        raise TypeError("it holds no table of tensors")
+    tensors = {key: value.detach() for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    if not all(isinstance(key, str) for key in tensors):
+        raise TypeError("a tensor's name is not text")
+    if len(tensors) > MAX_ENTRIES:
+        raise ValueError(f"{len(tensors):,} tensors; at most {MAX_ENTRIES:,} are read")
+    return tensors
+
+
+def _load_zip(file: IO[bytes]) -> dict[str, Any]:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("a compressed archive")
+        for member in members:
+            if member.filename.endswith("/byteorder") and archive.read(member) != sys.byteorder.encode():
+                raise ValueError("written by a machine of the other byte order")
+    file.seek(0)
+    with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
+        state = _state(torch.load(file, map_location="cpu", weights_only=True))
+    offsets = {name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for name, tensor in state.items()}
+    return {"raw": False, "tensors": [_described(name, state[name], offsets[name]) for name in state]}
+
+
+def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
+    import ctypes
+
+    import torch
+
+    state = _state(torch.load(file, map_location="cpu", weights_only=True))
+    offsets: dict[int, int] = {}
+    for tensor in state.values():
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in offsets:  # tensors that share a storage share it here too
+            raw.seek(-(-raw.tell() // 64) * 64)
+            offsets[storage.data_ptr()] = raw.tell()
+            size = storage.nbytes()
+            raw.write((ctypes.c_char * size).from_address(storage.data_ptr()) if size else b"")
+    raw.flush()
+    starts = {name: offsets[tensor.untyped_storage().data_ptr()] for name, tensor in state.items()}
+    return {"raw": True, "tensors": [_described(name, state[name], starts[name]) for name in state]}
+
+
+def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
+    if storage_start is None:
+        raise ValueError(f"this torch does not tell where tensor {name[:80]!r} lies")
+    return {
+        "name": name,
+        "dtype": _dtype_names().get(str(tensor.dtype), str(tensor.dtype)),
+        "shape": list(tensor.shape),
+        "strides": list(tensor.stride()),
+        "itemsize": tensor.dtype.itemsize,
+        "start": storage_start + tensor.storage_offset() * tensor.dtype.itemsize,
+    }
+
+
+def _prepare(zipped: bool) -> None:
+    """Load something small, so that no import counts against a limit or needs a file that only root may read."""
+    import codecs
+    import io
+
+    import torch
+
+    codecs.lookup("cp437")  # of names in a zip archive
+    small = io.BytesIO()
+    torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=zipped)
+    small.seek(0)
+    _load_zip(small) if zipped else _load_legacy(small, io.BytesIO())
+
+
+def main() -> None:
+    """Child process: argv is the `.bin` file and the path for raw storages, the answer JSON on stdout."""
+    path, raw = Path(sys.argv[1]), Path(sys.argv[2])
+    size = path.stat().st_size
+    if size == 0:
+        sys.exit("it is empty")
+    zipped = zipfile.is_zipfile(path)
+    _prepare(zipped)
+    with path.open("rb") as file, contextlib.nullcontext() if zipped else raw.open("wb") as out:
+        # every storage lies whole in a file of the old format; between two of them less than 64 bytes are left free
+        confine(2 * size + HEADROOM, 0 if out is None else 2 * size + (1 << 20))
+        try:
+            answer = _load_zip(file) if out is None else _load_legacy(file, out)
+        except Exception as error:  # whatever a hostile file does is this file's fault, in one line
+            text = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            if type(error).__name__ == "UnpicklingError":
+                text = "the pickle asks for more than tensors (weights_only), or is no pickle"
+            sys.exit(f"{type(error).__name__}: {text}")
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Where the bytes of a shard come from: a local file, a whole file of the Hub, or byte ranges of one.
+
+`fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees tensors only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from shadow.checkpoints.safetensors_files import TensorInfo, map_tensor, read_header
+from shadow.errors import ShadowError, naming
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
+
+NEIGHBOUR = 1 << 18  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
+ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Source(Protocol):
+    """The bytes of one shard.
+
+    is_local: nothing to fetch, and nothing to free. verified: were the bytes checked against the Hub's checksum
+    (None: a folder has none); right after fetch.
+    """
+
+    @property
+    def is_local(self) -> bool: ...
+
+    @property
+    def verified(self) -> bool | None: ...
+
+    def bytes_to_move(self) -> int:
+        """Bytes that fetch will bring over the network; they take as much disk."""
+
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+        """Bring the bytes and check them. Raises ShadowError; StoppedError once stop is set."""
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """A tensor of the shard, as a view of the mapped file."""
+
+    def free(self) -> None:
+        """Give back the disk that fetch took."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A shard in a folder."""
+
+    path: Path
+    is_local: bool = True
+    verified: None = None
+
+    def bytes_to_move(self) -> int:
+        return 0
+
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+        pass
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        return _mapped(self.path, info)
+
+    def free(self) -> None:
+        pass
+
+
+@dataclass
+class WholeFile:
+    """A shard of the Hub, in the Hub's cache.
+
+    tensors is what its header said when the checkpoint was opened. fetched: it was brought then already. keep: it was
+    in the cache before, or is wanted there afterwards. unpacked is the file that the offsets of a `.bin` of the old
+    format refer to.
+    """
+
+    snapshot: Snapshot
+    file: RemoteFile
+    tensors: Mapping[str, TensorInfo] | None = None
+    fetched: bool = False
+    keep: bool = True
+    unpacked: Path | None = None
+    verified: bool | None = None
+    is_local: bool = False
+    path: Path | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """(repository, commit, path in it)"""
+        return self.snapshot.repo, self.snapshot.commit, self.file.path
+
+    def bytes_to_move(self) -> int:
+        from shadow.checkpoints.hub import in_cache
+
+        return 0 if self.path or in_cache(self.snapshot, self.file) else self.file.size
+
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+        from shadow.checkpoints.hub import fetch_whole, use_own_blobs
+
+        if self.path is not None:
+            return
+        if not self.keep:
+            use_own_blobs()
+        path, self.verified = fetch_whole(self.snapshot, self.file, say=say, report=report, stop=stop)
+        if self.tensors is not None:
+            with naming(self.snapshot.name):
+                found, _ = read_header(path, next(iter(self.tensors.values())).shard)
+            if found != self.tensors:
+                raise ShadowError(
+                    f"{self.snapshot.repo}: {self.file.path} has another header than was read before",
+                    "run the same command again; if that does not help, the server does not serve one commit",
+                )
+        self.path = path
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        path = self.unpacked or self.path
+        assert path is not None, "fetched before it is read"
+        return _mapped(path, info)
+
+    def free(self) -> None:
+        if not self.keep:
+            self.discard()
+        self.path = None
+
+    def discard(self) -> None:
+        """Remove the shard from the Hub's cache."""
+        from shadow.checkpoints.hub import forget
+
+        forget(*self.identity, self.file.checksum)
+
+
+@dataclass
+class ByteRanges:
+    """Some tensors of a shard of the Hub, in a file of their own that is removed after use.
+
+    Nothing can be checked against a checksum of the whole, so verified is False.
+    """
+
+    snapshot: Snapshot
+    file: RemoteFile
+    wanted: Sequence[TensorInfo]
+    path: Path
+    verified: bool = False
+    is_local: bool = False
+    shifts: dict[int, int] = field(default_factory=dict, repr=False)  # by start in the shard: where it went
+
+    def bytes_to_move(self) -> int:
+        return sum(stop - start for start, stop in coalesced(self.wanted))
+
+    def fetch(self, *, say: Say, report: OnBytes, stop: Event) -> None:
+        from shadow.checkpoints.hub import copy_range
+
+        with _writing(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("wb")
+
+        def write(chunk: bytes) -> None:
+            with _writing(self.path.parent):
+                file.write(chunk)
+
+        starts = deque(sorted({info.start for info in self.wanted if info.end > info.start}))
+        with file:
+            for start, end in coalesced(self.wanted):
+                file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT + start % ALIGNMENT)
+                shift = file.tell() - start
+                while starts and starts[0] < end:
+                    self.shifts[starts.popleft()] = shift
+                copy_range(self.snapshot, self.file, start, end, write, say=say, report=report, stopped=stop)
+            with _writing(self.path.parent):
+                file.flush()
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        shift = self.shifts.get(info.start, 0)  # an empty tensor has no bytes anywhere
+        return _mapped(self.path, replace(info, start=info.start + shift, end=info.end + shift))
+
+    def free(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+def _mapped(path: Path, info: TensorInfo) -> Tensor:
+    try:
+        return map_tensor(path, info)
+    except (OSError, ValueError) as error:  # another program, or another audit under --max-disk, took it away or cut it
+        raise ShadowError(
+            f"{path} is not what it was when the audit began ({type(error).__name__})",
+            "run the same command again: it goes on from here",
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space, or choose another folder with -o"
+        raise ShadowError(f"cannot write to {folder}: {error.strerror or error}", hint) from error
+
+
+class Fetching:
+    """Fetches sources, each in a thread of its own, and can be stopped.
+
+    The threads are daemons: a download that does not answer must not hold up the end of the process. note is told
+    of every source before its first byte.
+    """
+
+    def __init__(
+        self, say: Say, report: OnBytes = lambda count: None, note: Callable[[Source], None] = lambda source: None
+    ) -> None:
+        self.say, self.report, self.note, self.stop = say, report, note, Event()
+
+    def begin(self, source: Source) -> Future[None]:
+        self.note(source)
+        future: Future[None] = Future()
+        fetch = partial(source.fetch, say=self.say, report=self.report, stop=self.stop)
+        Thread(target=_settle, args=(future, fetch), name="fetch", daemon=True).start()
+        return future
+
+
+def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
+    """function(item, stop) of every item, in order, worked on by daemon threads. stop is set when that is given up."""
+    futures: list[Future[R]] = [Future() for _ in items]
+    waiting, stop = deque(zip(futures, items, strict=True)), Event()
+
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while not stop.is_set():
+                future, item = waiting.popleft()
+                _settle(future, partial(function, item, stop))
+
+    for _ in range(min(threads, len(items))):
+        Thread(target=work, name="open", daemon=True).start()
+    try:
+        return [future.result() for future in futures]
+    finally:
+        stop.set()
+
+
+def _settle(future: Future[R], work: Callable[[], R]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
+    """(start, stop) of the byte ranges that hold all wanted tensors: neighbours in one, ascending, no overlap."""
+    ranges: list[tuple[int, int]] = []
+    for start, end in sorted({(info.start, info.end) for info in wanted if info.end > info.start}):
+        if ranges and start - ranges[-1][1] <= NEIGHBOUR:
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
+        else:
+            ranges.append((start, end))
+    return ranges

@@ -1,0 +1,94 @@
+"""The command line: the commands under their names, and what an error looks like."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+# One BLAS thread for each worker (see shadow.audits.workers); read when torch and NumPy are imported, so set before.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import typer
+
+from shadow import __version__
+from shadow.cli import audit, console, exports, gate, lab, lookup, plan, reports
+from shadow.errors import ShadowError, UsageError
+
+app = typer.Typer(
+    name="shadow",
+    help="Audit open-source model families: the spectra of every weight matrix and of every tuned-minus-base delta.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_lab = typer.Typer(
+    name="lab", help="Controlled interventions on tiny models, whose truth is known.", no_args_is_help=True
+)
+
+app.add_typer(_lab)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"shadow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _shadow(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _command in (
+    audit.audit,
+    plan.plan,
+    reports.show,
+    exports.report,
+    reports.merge,
+    reports.compare,
+    gate.gate,
+    exports.export,
+    exports.figure,
+    lookup.explain,
+    lookup.schema,
+    lookup.families,
+    reports.clean,
+):
+    app.command()(_command)
+_lab.command("run")(lab.lab_run)
+
+
+def main() -> None:
+    """The `shadow` command."""
+    try:
+        try:
+            app()
+        finally:
+            console.flush()
+    except UsageError as error:
+        console.complain(error)
+        sys.exit(2)
+    except ShadowError as error:
+        console.complain(error)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader (`| head`) has gone
+        console.give_up()
+        sys.exit(1)
+    except OSError as error:
+        console.give_up()
+        where = "input or output failed" if error.filename is None else error.filename  # such as a full disk
+        console.complain(ShadowError(f"{where}: {error.strerror or error}"))
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's words
+            raise
+        console.complain(ShadowError("there is not enough memory", "free some, or use fewer workers, as by --jobs 1"))
+        sys.exit(1)

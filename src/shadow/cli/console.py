@@ -1,0 +1,254 @@
+"""stdout is data, stderr is talk. The only module that prints; faults become words here."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.filesize import decimal
+from rich.markup import escape
+
+from shadow.errors import ShadowError
+from shadow.text import duration, inert, visible
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import Task
+
+    from shadow.audits.pair import Progress
+
+
+for _stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks must not end an audit
+    if isinstance(_stream, io.TextIOWrapper):
+        _stream.reconfigure(errors="replace")
+
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+def display(renderable: RenderableType) -> None:
+    """Data for people, on stdout."""
+    _print(out, renderable)
+
+
+def show_json(value: Any) -> None:
+    """Data for machines, on stdout: exactly JSON, never wrapped or coloured."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
+
+
+def say(text: str) -> None:
+    """One line of talk, on stderr."""
+    _print(err, escape(visible(text)))
+
+
+def flush() -> None:
+    """Write what stdout still holds, so that a full disk is told of now and not by the interpreter at its end."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def give_up() -> None:
+    """What stdout still holds cannot be written: let no flush at the end of the process complain again."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def annotate(command: str) -> None:
+    """A workflow command of GitHub Actions, a line of its own on stderr: stdout is data, and the runner reads both."""
+    sys.stderr.write(command + "\n")
+
+
+def complain(error: ShadowError) -> None:
+    """An expected fault: one line, and what to do next."""
+    _print(err, f"[bold red]error:[/] {escape(visible(error.message))}")
+    if error.hint:
+        _print(err, f"[dim]hint:[/]  {escape(visible(error.hint))}")
+
+
+def _print(console: Console, renderable: RenderableType) -> None:
+    if _is_watched(console):
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    console.file.write(inert(captured.get()))
+
+
+def _is_watched(console: Console) -> bool:
+    """Does a person see it? Not Console.is_terminal, which FORCE_COLOR makes true in CI too."""
+    return console.is_terminal and console.file.isatty()
+
+
+Update = Callable[["Progress"], None]
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Update]:
+    """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a terminal."""
+    if not _is_watched(err):
+        yield lambda state: None
+        return
+    bar, begin = _matrix_bar()
+    with bar:
+        yield begin(title)
+
+
+@contextlib.contextmanager
+def list_progress(total: int) -> Iterator[Callable[[str], Update]]:
+    """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the current pair.
+
+    Yields what begins the next pair, by its title, and ends the one before. Silent when stderr is not a terminal.
+    """
+    if not _is_watched(err):
+        yield lambda title: lambda state: None
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    bar, begin_pair = _matrix_bar()
+    pace = ListPace(total)
+    overall = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}", style="cyan"),
+        console=err,
+    )
+    task = overall.add_task("pairs", total=total, left="")
+
+    def begin(title: str) -> Update:
+        overall.update(task, completed=pace.begun)
+        pace.begin()
+        update = begin_pair(title)
+
+        def told(state: Progress) -> None:
+            update(state)
+            left = pace.left(state.cost_done / state.cost_total if state.cost_total else 1.0)
+            overall.update(task, left="" if left is None else f"{duration(left)} left")
+
+        return told
+
+    with Live(Group(overall, bar), console=err, transient=True):
+        yield begin
+
+
+class ListPace:
+    """The time that a list still takes, by the pairs of this run that were really measured."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.begun = total, 0
+        self._clock, self._started = clock, clock()
+        self._spent, self._measured, self._share = 0.0, 0.0, 0.0  # of the pairs before this one; and of this one
+
+    def begin(self) -> None:
+        """The next pair begins; one whose report was only read has told no progress, and does not count."""
+        now = self._clock()
+        if self._share:
+            self._spent, self._measured = self._spent + now - self._started, self._measured + 1
+        self.begun, self._started, self._share = self.begun + 1, now, 0.0
+
+    def left(self, share: float) -> float | None:
+        """Seconds left when this share of the current pair is done; None when nothing can be said yet."""
+        self._share = max(share, 1e-9)
+        measured = self._measured + share
+        elapsed = self._spent + self._clock() - self._started
+        return elapsed / measured * (self.total - self.begun + 1 - share) if measured >= 0.01 else None
+
+
+def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
+    """The bar of one pair, and what begins a pair in it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Pace(ProgressColumn):
+        """Matrices a second and the time left by floating-point operations, not by count: sizes differ a lot."""
+
+        def render(self, task: Task) -> Text:
+            state: Progress | None = task.fields.get("state")
+            elapsed = time.monotonic() - task.fields["began"]
+            if state is None or state.done == task.fields["first"] or elapsed < 0.5:
+                return Text("")
+            rate = (state.done - task.fields["first"]) / elapsed
+            spent = state.cost_done - task.fields["first_cost"]
+            left = elapsed * (state.cost_total - state.cost_done) / spent if spent else 0.0
+            return Text(f"{rate:.1f}/s, {duration(left)} left", style="cyan")
+
+    class Bytes(ProgressColumn):
+        """Bytes that have come over the network, and the rate of the last seconds."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: deque[tuple[float, int]] = deque(maxlen=40)
+
+        def render(self, task: Task) -> Text:
+            state: Progress | None = task.fields.get("state")
+            if state is None or not state.to_move:
+                self.seen.clear()
+                return Text("")
+            now = time.monotonic()
+            if self.seen and state.moved < self.seen[-1][1]:  # another download, or one that failed
+                self.seen.clear()
+            self.seen.append((now, state.moved))
+            (first, before), elapsed = self.seen[0], now - self.seen[0][0]
+            rate = f", {decimal(int((state.moved - before) / elapsed))}/s" if elapsed > 0.5 and first < now else ""
+            going = rate if state.moved < state.to_move else ""
+            return Text(f"{decimal(state.moved)} of {decimal(state.to_move)}{going}", style="green")
+
+    bytes_column = Bytes()
+    bar = Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        Pace(),
+        bytes_column,
+        console=err,
+        transient=True,
+    )
+
+    def begin(title: str) -> Update:
+        for old in bar.task_ids:
+            bar.remove_task(old)
+        bytes_column.seen.clear()
+        fields: dict[str, Any] = {"first": 0, "first_cost": 0, "state": None, "began": time.monotonic()}
+        task = bar.add_task(escape(visible(title)), total=None, **fields)
+
+        def update(state: Progress) -> None:
+            if bar.tasks[0].total is None and state.total:
+                bar.update(task, total=state.total, first=state.done, first_cost=state.cost_done)
+            bar.update(task, completed=state.done, state=state)
+
+        return update
+
+    return bar, begin
+
+
+@contextlib.contextmanager
+def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on stderr of so many steps, with the last one's name. Silent when stderr is not a terminal."""
+    if not _is_watched(err):
+        yield lambda done, total, what: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(escape(title), total=None)
+
+        def update(done: int, total: int, what: str) -> None:
+            told = f"{title}: {what}" if what else title
+            bar.update(task, completed=done, total=total, description=escape(visible(told)))
+
+        yield update

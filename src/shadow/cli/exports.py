@@ -1,0 +1,123 @@
+"""Commands that make something of finished reports for others: a page, a figure, a file of another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadow.cli import console
+from shadow.cli.arguments import check_component
+from shadow.cli.folders import reports_below
+from shadow.cli.options import ExportName, FigureKind, RunFolders, on_this_machine
+from shadow.errors import UsageError
+
+
+def report(
+    run: RunFolders,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", help="The page, one file.", metavar="FILE", dir_okay=False, callback=on_this_machine
+        ),
+    ] = Path("report.html"),
+) -> None:
+    """Write one web page of finished reports that loads nothing from anywhere: charts, tables, light and dark.
+
+    Exit codes: 0 done, also when there is no finished report, which the page then says; 1 a report cannot be read.
+    """
+    from shadow.outputs.page import write_page
+
+    folders = [folder for folder in reports_below(run) if (folder / "matrices.parquet").is_file()]
+    with console.steps("report") as update:
+        written = write_page(run, folders, output, show=update)
+    for _, fault in written.unreadable:
+        console.complain(fault)
+    told = f"{written.pairs} report{'' if written.pairs == 1 else 's'}" if written.pairs else "no finished report"
+    console.say(f"{told} in {output}, {written.size / 1e6:.1f} MB")
+    if written.unreadable:
+        raise typer.Exit(1)
+
+
+def figure(
+    run: RunFolders,
+    kind: Annotated[FigureKind, typer.Option(help="What to draw.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to draw to: .svg, .pdf or .png.",
+            metavar="FILE",
+            dir_okay=False,
+            callback=on_this_machine,
+        ),
+    ],
+    component: Annotated[str | None, typer.Option(help="Of this component.", show_default="language")] = None,
+    module: Annotated[list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="The layer of a spectrum.", min=0, show_default="the middle")
+    ] = None,
+    expert: Annotated[int | None, typer.Option(help="The expert of a spectrum.", min=0)] = None,
+    metric: Annotated[str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")] = None,
+    width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
+    title: Annotated[bool, typer.Option("--title/--no-title", help="Say above it which report it is.")] = True,
+) -> None:
+    """Draw a figure for a paper.
+
+    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration; of up to four reports.
+
+    spectrum: the singular values of one matrix. heatmap: a metric by layer and module.
+
+    modules: concentration by module against its null, of up to four reports.
+
+    Exit codes: 0 done; 1 could not; 2 wrong usage.
+    """
+    from shadow.outputs.figures import OPTIONS, write_figure
+    from shadow.outputs.figures.source import Choice
+
+    given = {"component": component, "module": module, "layer": layer, "expert": expert, "metric": metric}
+    for name, kinds in OPTIONS.items():
+        if given[name] not in (None, []) and kind.value not in kinds:
+            raise UsageError(f"--{name} says nothing of a {kind.value}", f"it is for --kind {' and '.join(kinds)}")
+    if component is not None:
+        check_component(component)
+    choice = Choice(component, tuple(module or ()), layer, expert, metric, width, title)
+    for note in write_figure(kind.value, reports_below(run), output, choice):
+        console.say(f"{output}: {note}")
+
+
+def export(
+    run: RunFolders,
+    to: Annotated[ExportName, typer.Option("--to", help="The format.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File or folder to write.",
+            metavar="PATH",
+            show_default="RUN-csv and so on, here",
+            callback=on_this_machine,
+        ),
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="Only this table: matrices, tensors, residual, spectra; may be repeated.")
+    ] = None,
+) -> None:
+    """Write finished reports in the format of another tool: one set of tables, however many reports.
+
+    It appears whole or not at all. At PATH, only an export to the same format that nobody has touched is replaced.
+
+    Exit codes: 0 done; 1 could not; 2 wrong usage.
+    """
+    from shadow.outputs import exports as exporting
+    from shadow.reports.tables import absent_note
+
+    target = output or exporting.default_output(run, to.value)
+    done = exporting.export(reports_below(run), to.value, target, table or ())
+    if done.older:
+        console.say(f"{done.older} of {done.reports} reports were {absent_note(done.absent)}")
+    counts = ", ".join(f"{count:,} {name}" for name, count in done.rows.items())
+    console.say(f"{done.output}: {exporting.FORMATS[to.value].what}; rows: {counts}")

@@ -1,0 +1,47 @@
+"""`shadow lab run`: train tiny models on known data and audit them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadow.cli import console
+from shadow.cli.options import Format, FormatOption, PresetName, on_this_machine
+
+
+def lab_run(
+    preset: Annotated[
+        PresetName, typer.Option(help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control.")
+    ] = PresetName.quick,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False, callback=on_this_machine)
+    ] = Path("lab"),
+    jobs: Annotated[
+        int, typer.Option(help="Processes of one thread; numbers do not depend on it.", min=1, max=256)
+    ] = 2,
+    format: FormatOption = Format.table,
+) -> None:
+    """Train tiny models on known data, audit every one, and say what the data left in their weights.
+
+    Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. Interrupted, the same command goes on.
+
+    Exit codes: 0 done, whatever was found; 1 could not; 2 wrong usage.
+    """
+    from shadow.lab.run import run
+    from shadow.lab.view import view
+
+    with console.steps(f"lab {preset.value}") as update:
+        try:
+            tables = run(
+                preset.value, output, jobs=jobs, show=lambda done: update(done.finished, done.total, done.what)
+            )
+        except KeyboardInterrupt:
+            console.say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+    if format is Format.json:
+        console.show_json({"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)})
+    else:
+        console.display(view(tables))
+    console.say(f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg")

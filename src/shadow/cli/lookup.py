@@ -1,0 +1,101 @@
+"""Commands that look something up: families, columns, tables."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from shadow.cli import console
+from shadow.cli.arguments import check_component
+from shadow.cli.options import Format, FormatOption, Registry
+from shadow.errors import UsageError
+
+
+def families(
+    word: Annotated[
+        str | None,
+        typer.Argument(
+            help="A family's name shows it; any other word filters names, checkpoints and tags.", metavar="[NAME|WORD]"
+        ),
+    ] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Only families that have this component: vision, projector, audio.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")] = None,
+    format: FormatOption = Format.table,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
+    registry: Registry = None,
+) -> None:
+    """List the families of the registry, or show one."""
+    from shadow.targets.families import filter_families, load_families
+
+    if schema:
+        from shadow.targets.editor_schema import family_schema
+
+        console.show_json(family_schema())
+        return
+    if component is not None:
+        check_component(component)
+    chosen = filter_families(load_families(registry), word, component, tag or ())
+    if format is Format.json:
+        console.show_json([family.as_json() for family in chosen])
+        return
+    from shadow.outputs.terminal.families import families_view, family_view
+
+    one = len(chosen) == 1 and chosen[0].name == word
+    console.display(family_view(chosen[0]) if one else families_view(chosen, console.out.options))
+
+
+def explain(
+    column: Annotated[
+        str | None, typer.Argument(help="A column or figure of the report, or `label`; none lists all.")
+    ] = None,
+) -> None:
+    """Explain a column: formula, range, null value, source, pitfalls."""
+    import difflib
+
+    from shadow.findings.reference import calibration
+    from shadow.outputs.terminal.columns import column_view, columns_view
+    from shadow.outputs.terminal.label import label_view
+    from shadow.reports.columns import BATCH, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
+
+    # of columns with one name, that of matrices.parquet is meant
+    columns = {one.name: one for one in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    if column is None:
+        console.display(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
+        return
+    if column == "label":
+        console.display(label_view(calibration()))
+        return
+    if column not in columns:
+        close = difflib.get_close_matches(column, [*columns, "label"], n=1)
+        raise UsageError(
+            f"no column {column!r}", f"did you mean {close[0]!r}?" if close else "`shadow explain` lists them"
+        )
+    console.display(column_view(columns[column]))
+
+
+def schema(
+    table: Annotated[str | None, typer.Argument(help="A table of the report; none lists them.")] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Tell the schema of a report's files: tables, columns, types, units, null cases."""
+    import difflib
+
+    from shadow.reports.columns import TABLES
+
+    if table is not None and table not in TABLES:
+        close = difflib.get_close_matches(table, TABLES, n=1)
+        raise UsageError(
+            f"no table {table!r}", f"did you mean {close[0]!r}?" if close else f"one of {', '.join(TABLES)}"
+        )
+    chosen = [TABLES[table]] if table else list(TABLES.values())
+    if format is Format.json:
+        from shadow.reports.schema import schema_json
+
+        console.show_json(schema_json(chosen, files=table is None))
+        return
+    from shadow.outputs.terminal.columns import schema_view, table_view
+
+    console.display(table_view(chosen[0]) if table else schema_view(chosen))

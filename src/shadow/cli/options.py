@@ -1,0 +1,176 @@
+"""What may be typed: the arguments and options that commands share, and the words they take."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadow.errors import UsageError
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")  # as a Path has it: `s3://x` has become `s3:/x`
+
+
+def on_this_machine(path: Path | None) -> Path | None:
+    """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
+    if path is not None and URL.match(str(path)):
+        scheme = str(path).partition(":")[0]
+        hint = "leave file:// out" if scheme == "file" else "name a place on this machine, and copy from or to the URL"
+        raise UsageError(f"{str(path).replace(':/', '://', 1)[:80]}: URLs are not supported here", hint)
+    return path
+
+
+DEFAULT_OUTPUT = Path("reports")
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        metavar="[TARGET]...",
+    ),
+]
+BaseReference = Annotated[
+    str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF")
+]
+TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
+ListFile = Annotated[
+    str | None,
+    typer.Option("--list", help="List of targets: YAML, or one a line; - for standard input.", metavar="FILE"),
+]
+Tag = Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", help="This job's share of the list: 2/4 is the second of four.", metavar="I/N")
+]
+Output = Annotated[
+    Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False, callback=on_this_machine)
+]
+RunFolders = Annotated[
+    Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN", callback=on_this_machine)
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace finished reports of other settings, files, commits or versions; no equal one."
+    ),
+]
+Registry = Annotated[
+    Path | None,
+    typer.Option("--registry", help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False),
+]
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+
+
+class PrecisionName(StrEnum):
+    default = "default"
+    exact = "exact"
+    fast = "fast"
+
+
+class OptimizerName(StrEnum):
+    adamw = "adamw"
+    sgd = "sgd"
+    muon = "muon"
+
+
+class PresetName(StrEnum):
+    smoke = "smoke"
+    quick = "quick"
+    full = "full"
+
+
+class FetchName(StrEnum):
+    auto = "auto"
+    shards = "shards"
+    ranges = "ranges"
+
+
+class ExportName(StrEnum):
+    csv = "csv"
+    json = "json"
+    arrow = "arrow"
+    parquet = "parquet"
+    duckdb = "duckdb"
+    sqlite = "sqlite"
+    hf_dataset_folder = "hf-dataset-folder"
+
+
+class FigureKind(StrEnum):
+    depth = "depth"
+    spectrum = "spectrum"
+    heatmap = "heatmap"
+    modules = "modules"
+
+
+Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
+Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
+Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
+Precision = Annotated[PrecisionName, typer.Option(help="How spectra are computed.")]
+OptimizerOption = Annotated[
+    OptimizerName | None,
+    typer.Option(
+        "--optimizer", help="What the tuned model was trained with, if you know: the label is held against it."
+    ),
+]
+Jobs = Annotated[int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
+FetchOption = Annotated[
+    FetchName, typer.Option("--fetch", help="Take whole shards from the Hub, or byte ranges (unverified).")
+]
+MaxDisk = Annotated[
+    str | None,
+    typer.Option("--max-disk", help="Most disk for fetched shards, such as 40GB: each is freed after use."),
+]
+Scores = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--scores",
+        help="Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder of them; may be "
+        "repeated.",
+        metavar="FILE",
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
+FailOn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fail-on",
+        help="Exit with 4 when this holds of a figure, such as 'concentration > 0.5'; may be repeated.",
+        metavar="RULE",
+    ),
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", help="YAML file of named rules.", metavar="FILE", dir_okay=False)
+]
+Against = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        help="Finished reports: exit with 4 when a figure lies outside the interval that they give it.",
+        metavar="RUN",
+        file_okay=False,
+        callback=on_this_machine,
+    ),
+]
+AllowMissing = Annotated[
+    bool,
+    typer.Option("--allow-missing", help="What --fail-on names may be absent, and what --against lacks."),
+]
+Junit = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit",
+        help="JUnit XML of the pairs and rules.",
+        metavar="FILE",
+        dir_okay=False,
+        callback=on_this_machine,
+    ),
+]

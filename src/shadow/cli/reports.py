@@ -1,0 +1,165 @@
+"""Commands about finished reports: show, compare, merge, clean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadow.cli import console
+from shadow.cli.folders import one_report, reports_at, reports_below
+from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
+from shadow.cli.scores import read_scores
+from shadow.errors import ShadowError, UsageError
+
+
+def show(
+    run: RunFolders,
+    scores: Scores = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Show finished reports again; of a list first how its pairs stand. Scores given here are not kept."""
+    from shadow.audits.index import read_index
+    from shadow.findings.summary import read_summary, with_scores
+    from shadow.outputs.terminal.batch import batch_view
+    from shadow.outputs.terminal.summary import summary_view
+
+    folders = reports_below(run)
+    index = read_index(run)
+    if index is not None and folders == [run]:  # a list of which no pair is done
+        folders = []
+    if index is not None and format is Format.table:
+        console.display(batch_view(index, console.out.options))
+    found = [(*read_summary(folder), folder) for folder in folders]
+    if scores:
+        from shadow.findings.gains import NO_SCORES, join, sides_of
+
+        given = read_scores(scores, [sides_of(provenance) for _, provenance, _ in found])
+        found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
+    if format is Format.json:
+        summaries = [summary.as_json() for summary, _, _ in found]
+        console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
+        return
+    for summary, provenance, folder in found:
+        console.display(summary_view(summary, provenance, folder, console.out.options))
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two reports or more: a pair's folder, or one above it.", metavar="RUN")
+    ],
+    margin: Annotated[
+        float, typer.Option(help="Least difference of concentration that counts; the other figures get its like.")
+    ] = 0.05,
+    allow_different_base: Annotated[
+        bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
+    ] = False,
+    scores: Scores = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Parquet file for the rows, one a matrix.",
+            metavar="FILE",
+            dir_okay=False,
+            callback=on_this_machine,
+        ),
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Tell whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
+
+    Differences are paired over the same matrices, with an interval over layers and a margin.
+
+    With --scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
+
+    Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
+    """
+    from shadow.findings import comparison as comparing
+    from shadow.outputs.terminal.comparison import comparison_view
+    from shadow.reports.columns import COMPARISON
+    from shadow.reports.parquet import write_rows
+
+    folders = list(dict.fromkeys(folder for run in runs for folder in reports_at(run))) if scores else runs
+    most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
+    if not 2 <= len(folders) <= most:
+        raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
+    if not 0 <= margin <= 1:
+        raise UsageError(f"--margin {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
+    folders = folders if scores else [one_report(run) for run in runs]
+    given = None
+    if scores:
+        from shadow.findings.gains import sides_of
+        from shadow.reports.provenance import required_metadata
+
+        given = read_scores(scores, [sides_of(required_metadata(folder)) for folder in folders])
+    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+    if output is not None and found.not_contrasted:
+        raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")
+    if output is not None:
+        write_rows(output, COMPARISON, found.rows, found.provenance)
+        console.say(f"{len(found.rows)} rows in {output}")
+    if format is Format.json:
+        console.show_json(found.as_json())
+    else:
+        console.display(comparison_view(found, console.out.options))
+
+
+def merge(
+    output: Annotated[
+        Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False, callback=on_this_machine)
+    ],
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders given to `shadow audit -o`; none makes the index of OUT anew.", metavar="[DIR]..."
+        ),
+    ] = None,
+    format: FormatOption = Format.table,
+) -> None:
+    """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
+
+    All must be of the same settings, and reports of one pair must hold the same numbers.
+
+    Last digits may differ as two kinds of CPU round them: the first report is taken.
+
+    Exit codes: 0 done; 1 could not, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
+    """
+    from shadow.audits.merging import merge as merged
+    from shadow.outputs.terminal.batch import batch_view
+    from shadow.text import several
+
+    found = merged(output, folders or [])
+    console.say(f"{found.copied} reports copied to {output}, {found.there} were there")
+    if found.rounded:
+        names = several([":".join(key) for key in found.rounded])
+        console.say(f"last digits differ, as between two kinds of CPU, of {names}: kept is the first report of each")
+    if format is Format.json:
+        console.show_json(found.index.as_json())
+    else:
+        console.display(batch_view(found.index, console.out.options))
+    if missing := found.index.missing_shards:
+        which = f"shard{'s' * (len(missing) > 1)} {several(missing)}"
+        raise ShadowError(f"{output} lacks {which} of its list", "merge all shards")
+
+
+def clean(output: Output = DEFAULT_OUTPUT) -> None:
+    """Remove what unfinished audits left: their folders, and shards that they fetched to free them after use.
+
+    Finished reports stay, and so does everything else in the Hub's cache.
+    """
+    from shadow.audits.journal import remove_unfinished
+
+    removed = remove_unfinished(output)
+    console.say(f"removed the unfinished work of {len(removed)} audits" if removed else "nothing unfinished there")
+    for folder, fetched in removed.items():
+        console.say(f"  {folder}")
+        if fetched:
+            from shadow.checkpoints.hub import forget, remove_leftovers
+
+            for one in fetched:
+                remove_leftovers(one.repo, one.checksum)
+                if not one.keep:
+                    forget(one.repo, one.commit, one.path, one.checksum)

@@ -1,0 +1,32 @@
+"""The dtypes of safetensors headers: which are floats, and how they are rounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FloatFormat:
+    """A stored floating-point format.
+
+    mantissa_bits: explicit bits of the significand, so ulp(w) = 2^(floor(log2 |w|) - mantissa_bits).
+    min_exponent: floor(log2) of the smallest normal number; below it the ulp stays constant.
+    """
+
+    torch_name: str
+    bits: int
+    mantissa_bits: int
+    min_exponent: int
+
+
+FLOATS = {
+    "F64": FloatFormat("float64", 64, 52, -1022),
+    "F32": FloatFormat("float32", 32, 23, -126),
+    "F16": FloatFormat("float16", 16, 10, -14),
+    "BF16": FloatFormat("bfloat16", 16, 7, -126),
+    "F8_E4M3": FloatFormat("float8_e4m3fn", 8, 3, -6),
+    "F8_E5M2": FloatFormat("float8_e5m2", 8, 2, -14),
+}
+INTEGERS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+}  # fmt: skip

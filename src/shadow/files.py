@@ -1,0 +1,204 @@
+"""Files that appear whole or not at all, names that are safe, and where the shipped data lie."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+
+from shadow.errors import ShadowError
+
+NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
+FORMER = "former"  # inside: what stood in the result's place, under its own name, while the new one takes it
+
+
+@contextlib.contextmanager
+def aside_in(parent: Path) -> Iterator[Path]:
+    """A new folder in parent, which must be there; what a killed process left in parent is removed first."""
+    _remove_leftovers(parent)
+    aside = parent / f".shadow-{secrets.token_hex(8)}.tmp"
+    aside.mkdir()
+    lock = _locked(aside)
+    try:
+        yield aside
+    finally:
+        _clear(aside)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that may not be listed may be written to nevertheless
+        with os.scandir(parent) as entries:
+            found = [
+                Path(one.path) for one in entries if NAME.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
+            ]
+        for aside in found:
+            _remove_leftover(aside)
+
+
+def _remove_leftover(aside: Path) -> None:
+    lock = _locked(aside)
+    if lock is not None:
+        _clear(aside)
+        os.close(lock)
+
+
+def _clear(aside: Path) -> None:
+    """Remove the folder. A former result whose place is empty goes back there first, and is never removed."""
+    former = aside / FORMER
+    try:
+        for one in former.iterdir() if former.is_dir() else ():
+            place = aside.parent / one.name
+            if not os.path.lexists(place):
+                one.rename(place)
+    except OSError:
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _locked(aside: Path) -> int | None:
+    """A handle that holds the folder until it is closed; None where another process does, or nobody can."""
+    try:
+        import fcntl
+
+        handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (ImportError, OSError):
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # also of a file system without such locks: there nothing is ever taken for left over
+        os.close(handle)
+        return None
+    return handle
+
+
+Recognise = Callable[[Path], bool]
+
+
+@contextlib.contextmanager
+def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
+    """A path beside output to write a file or folder to: it becomes output when the block ends, and else vanishes.
+
+    is_ours says of what lies at output whether the same command made it and nothing was added; that is replaced.
+    Raises ShadowError for anything else there, which is left alone, and when the disk cannot be written.
+    """
+    _require_free(output, is_ours, what)
+    parent = output.absolute().parent
+    there = next((one for one in (parent, *parent.parents) if os.path.isdir(one)), parent)  # noqa: PTH112 - no error
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with aside_in(parent) as folder:  # and what a database keeps beside its file
+            aside = folder / "new" / output.name
+            aside.parent.mkdir()
+            yield aside
+            _flush(aside)
+            _require_free(output, is_ours, what)
+            _replace(aside, output, folder / FORMER)
+    except OSError as error:
+        hint = "free some space" if error.errno == errno.ENOSPC else "choose another place with -o"
+        raise ShadowError(f"cannot write {output}: {error.strerror or error}", hint) from error
+    finally:
+        if parent != there:
+            remove_empty(parent, there)
+
+
+def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
+    try:
+        free = not os.path.lexists(output) or (not output.is_symlink() and is_ours(output))
+    except OSError:  # what cannot be read may be anybody's
+        free = False
+    if not free:
+        raise ShadowError(
+            f"{output} is there already, and is not or not only {what}", "move it away, or choose another place with -o"
+        )
+
+
+def _flush(aside: Path) -> None:
+    """Onto the disk, before it gets its name."""
+    for folder, _, names in os.walk(aside) if aside.is_dir() else [(str(aside.parent), [], [aside.name])]:
+        for name in names:
+            with (Path(folder) / name).open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
+    """Give aside its name. No folder can be renamed over another: the former one steps aside, where it is not lost."""
+    if not output.is_dir():
+        aside.replace(output)
+        return
+    stepped_aside.mkdir()
+    output.rename(stepped_aside / output.name)
+    aside.rename(output)
+
+
+def registry_folder() -> Path:
+    """The folder of shipped data: inside the package when installed, at the repository's top in a checkout."""
+    packaged = Path(str(files("shadow"))) / "registry"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "registry"
+
+
+PARTIAL = ".partial"
+
+
+def safe_name(name: str) -> str:
+    """A file name for any text, still telling texts apart: letters, digits and `._-`, no leading dot, not long."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
+    return (
+        plain
+        if plain == name and plain
+        else f"{plain or 'x'}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    )
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong with the disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        hint = (
+            "free some space and run the same command again: it goes on from here"
+            if error.errno == errno.ENOSPC
+            else None
+        )
+        raise ShadowError(
+            f"cannot write to {folder}: {error.strerror or error}", hint or "choose another folder with -o"
+        ) from error
+
+
+def remove_empty(folder: Path, top: Path) -> None:
+    """Remove a folder and its parents below top as far as they are empty."""
+    with contextlib.suppress(OSError):  # not empty: something is worth keeping there
+        while folder != top and top in folder.parents:
+            with contextlib.suppress(FileNotFoundError):
+                folder.rmdir()
+            folder = folder.parent
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file of a report or of an index that is there whole or not at all."""
+    aside = path.parent / PARTIAL / f"{path.stem}.tmp"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    _write_by_way_of(aside, path, content)
+
+
+def write_beside(path: Path, content: bytes) -> None:
+    """The same in a folder that is not ours: nothing is left in it when this fails."""
+    with aside_in(path.parent) as folder:
+        _write_by_way_of(folder / path.name, path, content)
+
+
+def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

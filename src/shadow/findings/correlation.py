@@ -1,0 +1,303 @@
+"""Gains and concentrations of a set of reports -> their rank correlation. Arrays and frozen rows in, numbers out.
+
+It needs no matrix in common: every report gives one concentration and one gain, whatever its base. What the ranks of
+a few families can say is little, so each correlation has n, an interval and an exact p, or the reason why it has none.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from shadow.errors import ShadowError
+from shadow.findings.bootstrap import LEVEL
+from shadow.findings.gains import Gain, Scored, group_gain, join, neither, read_kept, sides_of
+from shadow.findings.scores import ScoreFiles
+
+if TYPE_CHECKING:
+    from shadow.findings.matching import Report
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+FEWEST = 4  # reports below which there is no correlation: of three, one order in three agrees or disagrees wholly
+EXACT = 8  # reports up to which p is of every order, 8! = 40,320
+ORDERS = 9_999  # random orders above, of a fixed seed
+SEED = 0
+METHOD = {
+    "coefficient": "Spearman's rank correlation of gain and median concentration over reports, ties by mean ranks",
+    "interval": "Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett & Wright 2000 and the normal "
+    f"quantile of {100 * LEVEL:g} %",
+    "p": f"two-sided, of every order of the gains up to n = {EXACT}, else of {ORDERS:,} random ones of seed {SEED}",
+}
+NOT_SHOWN = (
+    "whether a score characterises a model: a rank correlation over these reports is of them alone; those that share a "
+    "base or a lineage are not independent, and over models of other shapes concentration differs by shape as well",
+    "which of several correlations is one by chance: of twenty, one has p below 0.05",
+)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """The rank correlation of what was gained and of concentration.
+
+    benchmark is null for the mean over a group's benchmarks, and so is metric; less is the group whose gain was
+    subtracted. n are the reports that have both numbers, bases how many bases they rest on. rho, low, high and p are
+    null where reason says why.
+    """
+
+    group: str | None
+    less: str | None
+    benchmark: str | None
+    metric: str | None
+    benchmarks: int
+    n: int
+    bases: int
+    rho: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    p: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoredReport:
+    """One report of a set: its letter, base, median concentration and scores. left_out says why it has no part."""
+
+    label: str
+    pair: str
+    base: str
+    concentration: float | None
+    scored: Scored
+    left_out: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        told = {"label": self.label, "pair": self.pair, "concentration": self.concentration, "left_out": self.left_out}
+        return told | self.scored.as_json()
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """All reports of a comparison with their scores, and the correlations over those that are not left out."""
+
+    entries: list[ScoredReport]
+    correlations: list[Correlation]
+
+    @property
+    def not_shown(self) -> list[str]:
+        """What the correlations do not show; nothing where there are none."""
+        return list(NOT_SHOWN) if any(one.rho is not None for one in self.correlations) else []
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "reports": [entry.as_json() for entry in self.entries],
+            "correlations": [asdict(one) for one in self.correlations],
+            "method": METHOD,
+        }
+
+
+def score_reports(reports: Sequence[Report], given: ScoreFiles | None) -> ScoredSet | None:
+    """The scores of a set of reports, those that are given before those that are kept beside them; None without any.
+
+    Left out of the correlations are a pair that failed a gate, whose concentration is not that of a training, siblings,
+    of which neither gained over the other, and a pair that is there already. Raises ShadowError where no report is
+    named by the files given.
+    """
+    named = [None if given is None else join(given, sides_of(report.metadata)) for report in reports]
+    if given is not None and not any(named):
+        raise neither(given, [sides_of(report.metadata) for report in reports])
+    seen: dict[str, str] = {}
+    entries = []
+    for report, scored in zip(reports, named, strict=True):
+        deltas = report.subject("delta")
+        middle = float(deltas["concentration"].median()) if len(deltas) else math.nan
+        sides = [_identity(report.metadata[side]) for side in ("base", "tuned")]
+        before = seen.setdefault(" ".join(sides), report.label)
+        entries.append(
+            ScoredReport(
+                label=report.label,
+                pair=f"{report.metadata['family']}:{report.metadata['pair']}",
+                base=sides[0],
+                concentration=middle if math.isfinite(middle) else None,
+                scored=scored or _kept(report),
+                left_out=_left_out(report.metadata, middle, before if before != report.label else None),
+            )
+        )
+    return scored_set(entries) if any(entry.scored.gains for entry in entries) else None
+
+
+def _kept(report: Report) -> Scored:
+    try:
+        return read_kept(report.folder, report.metadata)
+    except ShadowError as error:
+        return Scored((), (), (error.message,))
+
+
+def _identity(side: Mapping[str, Any]) -> str:
+    return str(side.get("commit") or side.get("fingerprint") or side["repo"])
+
+
+def _left_out(metadata: Mapping[str, Any], concentration: float, before: str | None) -> str | None:
+    gates = metadata.get("gates")  # a report of an earlier version has none
+    known = [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
+    if failed := [str(gate.get("name")) for gate in known if gate.get("passed") is False]:
+        return f"gate {', '.join(failed)[:80]} failed"
+    if metadata["settings"].get("relation") == "sibling":
+        return "a pair of siblings"
+    if before is not None:
+        return f"the same pair as {before}"
+    return None if math.isfinite(concentration) else "no concentration"
+
+
+def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
+    """Correlations of every group, of the difference of two groups where there are two, and of every benchmark."""
+    taking = [entry for entry in entries if entry.left_out is None]
+    groups = (gain.group for entry in taking for gain in entry.scored.gains)
+    names = list(dict.fromkeys(group for group in groups if group is not None))
+    found = [_of_group(name, taking) for name in names]
+    if len(names) == 2:
+        first, second = names
+        found.append(_of_difference(first, second, taking))
+    keys = dict.fromkeys((gain.benchmark, gain.metric) for entry in taking for gain in entry.scored.gains)
+    return ScoredSet(list(entries), found + [_of_benchmark(*key, taking) for key in keys])
+
+
+# What is ranked: a gain for each report that has one
+
+
+Gains = Mapping[str, Sequence[Gain]]  # label -> the gains of one report
+
+
+def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[ScoredReport]) -> Correlation:
+    key = (benchmark, metric)
+    own = [(entry.label, one) for entry in entries for one in entry.scored.gains if (one.benchmark, one.metric) == key]
+    known = {label: [one] for label, one in own if one.gain is not None}
+    values = {label: one.gain for label, one in own if one.gain is not None}
+    group = own[0][1].group
+    return _correlation(values, entries, _units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1)
+
+
+def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
+    """Over the benchmarks of the group that every report with any of them has: means over others do not compare."""
+    known = _common(name, entries)
+    values, count, reason = _means(name, known)
+    return _correlation(values, entries, reason, group=name, benchmarks=count)
+
+
+def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
+    """The gain of one group less that of the other: their ratio would have no meaning where the other is about 0."""
+    own, other = _common(name, entries), _common(less, entries)
+    labels = own.keys() & other.keys()
+    own, other = ({label: gains for label, gains in one.items() if label in labels} for one in (own, other))
+    (first, count, reason), (second, more, why) = _means(name, own), _means(less, other)
+    units = _units({f"{label}{side}": gains for side, one in enumerate((own, other)) for label, gains in one.items()})
+    values = {label: first[label] - second[label] for label in first if label in second}
+    return _correlation(values, entries, reason or why or units, group=name, less=less, benchmarks=count + more)
+
+
+def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:
+    """The gains of each report in the benchmarks of a group that all reports have which have any."""
+    own = {
+        entry.label: [one for one in entry.scored.gains if one.group == name and one.gain is not None]
+        for entry in entries
+    }
+    own = {label: gains for label, gains in own.items() if gains}
+    sets = [{(one.benchmark, one.metric) for one in gains} for gains in own.values()]
+    shared = set.intersection(*sets) if sets else set()
+    return {label: [one for one in gains if (one.benchmark, one.metric) in shared] for label, gains in own.items()}
+
+
+def _means(name: str, known: Gains) -> tuple[dict[str, float], int, str | None]:
+    """(mean gain by label, benchmarks averaged, why there are none)."""
+    found = {label: group_gain(name, gains) for label, gains in known.items()}
+    count = max((one.benchmarks for one in found.values()), default=0)
+    if found and not count:
+        return dict.fromkeys(found, 0.0), 0, "no benchmark that all of them have"
+    reason = next((one.reason for one in found.values() if one.reason), None) or _units(known)
+    return {label: one.gain if one.gain is not None else 0.0 for label, one in found.items()}, count, reason
+
+
+def _units(known: Gains) -> str | None:
+    units = sorted({one.unit for gains in known.values() for one in gains})
+    return f"scores in different units ({', '.join(units)[:100]})" if len(units) > 1 else None
+
+
+def _correlation(
+    values: Mapping[str, float], entries: Sequence[ScoredReport], reason: str | None, **key: Any
+) -> Correlation:
+    taking = [entry for entry in entries if entry.label in values and entry.concentration is not None]
+    rounded = {label: float(f"{value:.12g}") for label, value in values.items()}  # equal means, but for their last bits
+    gains = np.array([rounded[entry.label] for entry in taking], np.float64)
+    concentrations = np.array([entry.concentration for entry in taking], np.float64)
+    told = {"less": None, "benchmark": None, "metric": None} | key
+    bases = len({entry.base for entry in taking})
+    if reason is None and len(taking) < FEWEST:
+        reason = f"{len(taking)} report{'s' if len(taking) != 1 else ''} with both, at least {FEWEST} are needed"
+    if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
+        reason = "all are equal"
+    if reason is not None:
+        return Correlation(**told, n=len(taking), bases=bases, reason=reason)
+    rho = spearman(gains, concentrations)
+    low, high = interval(rho, len(taking))
+    return Correlation(
+        **told,
+        n=len(taking),
+        bases=bases,
+        rho=rho,
+        low=low,
+        high=high,
+        level=LEVEL if low is not None else None,
+        p=permutation_p(gains, concentrations),
+        reason=None if low is not None else "the ranks agree wholly, where the interval has no width: see p",
+    )
+
+
+# The numbers
+
+
+def spearman(one: Floats, other: Floats) -> float:
+    """Pearson's correlation of the ranks (n,), ties by mean ranks; neither may be constant."""
+    first, second = _ranks(one), _ranks(other)
+    return float(first @ second) / math.sqrt(float(first @ first) * float(second @ second))
+
+
+def _ranks(values: Floats) -> Integers:
+    """Twice the mean ranks, less their mean: whole numbers, so that sums of products are exact."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    doubled = (2 * np.cumsum(counts) - counts + 1)[inverse]
+    return np.asarray(doubled - len(values) - 1, np.int64)
+
+
+def interval(rho: float, n: int) -> tuple[float | None, float | None]:
+    """Bounds of a rank correlation of n pairs, at LEVEL; none where it is 1 or -1.
+
+    tanh(atanh(rho) -+ z sqrt((1 + rho^2 / 2) / (n - 3))), Bonett & Wright 2000, Sample size requirements for estimating
+    Pearson, Kendall and Spearman correlations, Psychometrika 65, 23.
+    """
+    if n < FEWEST or abs(rho) >= 1:
+        return None, None
+    reach = float(ndtri((1 + LEVEL) / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
+
+
+def permutation_p(one: Floats, other: Floats) -> float:
+    """Two-sided: the share of orders of `one` whose |rank correlation| with `other` is as large.
+
+    Every order for n <= EXACT, so that p is at least 2 / n! without ties; else ORDERS random ones of a fixed seed
+    beside the observed one.
+    """
+    first, second = _ranks(one), _ranks(other)
+    observed = abs(int(first @ second))
+    if len(first) <= EXACT:
+        orders = np.array(list(itertools.permutations(range(len(first)))))
+        return float(np.mean(np.abs(first[orders] @ second) >= observed))
+    drawn = np.random.Generator(np.random.PCG64(SEED)).permuted(np.tile(first, (ORDERS, 1)), axis=1)
+    return float((1 + np.sum(np.abs(drawn @ second) >= observed)) / (1 + ORDERS))

@@ -1,0 +1,314 @@
+"""Rows and figures -> what may be said of a footprint: gates, evidence, one of five labels, and the claims ladder.
+
+The gates come first: a pair that fails one has figures, but they are not those of a training. Then its own null: what
+looks like noise of the same profile is `indeterminate`. Then the trainings of `shadow.findings.reference`, of about
+the same size and with the same optimiser where it is known; where there are none, the label says so and stays without
+a word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from shadow.findings.bootstrap import Interval
+from shadow.findings.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
+
+Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
+
+# With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of the base's spectrum,
+# not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape 0 within 1 / sqrt(rows cols).
+LINEAGE = 0.5
+PAIRED = 0.9
+ROUNDING = 2.0  # floor_ratio: a copy rounded once has 1
+FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 has 0.02
+# The largest difference of median concentration between two trainings that differ in their seed alone was 0.021, in
+# a controlled study on small decoders; less than this is no difference.
+MARGIN = 0.03
+SPIKED = 0.05  # the share of matrices with a spike up to which there are none to speak of
+OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
+
+
+GATES = {  # what must hold, by name
+    "changed": "some matrix changed",
+    "lineage": f"the median cosine of base and tuned matrices outside embeddings and heads is at least {LINEAGE:g}",
+    "paired": f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an adapter leaves "
+    "alone counts, what a filter leaves out does not",
+    "rounding": f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
+    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's rank and by "
+    "`numerical_rank`; rounding fills directions, so a low-rank change that was merged and stored again may pass",
+    "formats": "no tensor is packed or of an unknown format",
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A condition for calling the figures a footprint. figure is None where there is nothing to hold against it."""
+
+    name: str
+    figure: float | None
+    threshold: float
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One figure that a label would rest on, beside the value it has without any training."""
+
+    name: str
+    figure: float
+    interval: tuple[float, float] | None
+    without: float | None
+    says: str
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What may be said of a pair. claims: what was measured, what it is consistent with, what it does not show.
+
+    position: where it lies among the trainings of the reference; None where these have no matrices of about its size.
+    """
+
+    label: Label
+    reason: str
+    evidence: tuple[Evidence, ...]
+    claims: Mapping[str, list[str]]
+    position: Position | None
+
+
+def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
+    """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of tensors.parquet."""
+    weights = _weights(tensors)
+    return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
+            _formats(deltas, weights)]  # fmt: skip
+
+
+def failed(found: Sequence[Gate]) -> list[Gate]:
+    return [gate for gate in found if not gate.passed]
+
+
+def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The tensors of the side with more parameters that count as its weights, with their compared parameters.
+
+    Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside the component that
+    it is the base of. Columns are those of tensors.parquet, and size and compared.
+    """
+    sized = tensors.assign(size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]])
+    elsewhere = (sized["reason"] == "filtered") & sized["detail"].notna()  # a filter of the user's has no detail
+    sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
+    totals = sized.groupby("side")["size"].sum()
+    side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
+    own = sized[sized["side"] == side]
+    # a report made before `compared` was added says it by the status of whole tensors alone
+    paired = (own["status"] == "identical") | (
+        (own["status"] == "measured") & (own["reason"] != "only_in_tuned")
+        | (own["reason"] == "not_a_matrix") & own["relative_norm"].notna()
+    )
+    return own.assign(compared=own["compared"].fillna(own["size"].where(paired, 0)))
+
+
+def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
+    """How many matrices changed; None where none was compared, which says nothing of a change."""
+    count = len(deltas)
+    if not count and not _identical(weights):
+        return Gate("changed", None, 1, False, "no matrix was compared")
+    reason = (
+        f"{count:,} matri{'x' if count == 1 else 'ces'} changed"
+        if count
+        else "nothing changed: every matrix that was compared is identical"
+    )
+    return Gate("changed", count, 1, count > 0, reason)
+
+
+def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
+    """How many matrices are identical on both sides, but for modules that are left apart."""
+    same = weights[(weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))]
+    return sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
+
+
+def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
+    """The median cosine over matrices outside embeddings and heads, which unrelated models may share.
+
+    Identical ones count, with cosine 1.
+    """
+    inside = deltas.loc[~deltas["module"].isin(OUTSIDE), "cosine"].dropna()
+    identical = _identical(weights, OUTSIDE)
+    if not len(inside) + identical:
+        return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
+    figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
+    passed = figure >= LINEAGE
+    if deltas["rank_ceiling"].notna().any():
+        reason = "an adapter fits any base of its shape: whether this is the one it was made for cannot be seen"
+    elif passed:
+        reason = f"the tuned weights point where the base's do (median cosine {figure:.3f})"
+    else:
+        reason = (
+            f"the tuned weights have little in common with the base's (median cosine {figure:.3f}): not its descendant"
+        )
+    return Gate("lineage", figure, LINEAGE, passed, reason)
+
+
+def _paired(weights: pd.DataFrame) -> Gate:
+    total, compared = int(weights["size"].sum()), int(weights["compared"].sum())
+    share = compared / total if total else 0.0
+    filtered = (weights["reason"] == "filtered").any()
+    percent = 1000 * compared // total / 10 if total else 0.0  # rounded down: 100.0 is all of them
+    reason = f"{percent:.1f} % of the larger side's parameters were compared"
+    if share < PAIRED:
+        reason += ": a part was asked for" if filtered else ": these are not two states of one model"
+    return Gate("paired", share, PAIRED, share >= PAIRED, reason)
+
+
+def _rounding(deltas: pd.DataFrame) -> Gate:
+    ratios = deltas["floor_ratio"].dropna()
+    if ratios.empty:
+        return Gate("rounding", None, ROUNDING, True, "nothing of the change was rounded to be stored")
+    figure = float(ratios.median())
+    times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
+    reason = f"the change is {times} times the rounding of its storage"
+    if figure < ROUNDING:
+        reason += ": it is mostly rounding"
+    return Gate("rounding", figure, ROUNDING, figure >= ROUNDING, reason)
+
+
+def _rank(deltas: pd.DataFrame) -> Gate:
+    """The share of its directions that a delta has at all: what an adapter of low rank bounds."""
+    inside = deltas[~deltas["module"].isin(OUTSIDE)]
+    ranks = inside["rank_ceiling"].fillna(math.inf).clip(upper=inside["numerical_rank"])
+    shares = (ranks / inside[["rows", "cols"]].min(axis=1)).dropna()
+    if shares.empty:
+        return Gate("rank", None, FULL_RANK, True, "no rank ceiling")
+    figure, ceiling = float(shares.median()), inside["rank_ceiling"].max()
+    if figure >= FULL_RANK:
+        reason = f"the median delta has {100 * figure:.0f} % of its directions, those of rounding included"
+    else:
+        what = f"an adapter's rank {ceiling:.0f}" if ceiling > 0 else f"rank {inside['numerical_rank'].median():.0f}"
+        reason = f"{what} bounds the spectrum of every delta: how concentrated it is says little of the training"
+    return Gate("rank", figure, FULL_RANK, figure >= FULL_RANK, reason)
+
+
+def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
+    """The share of the parameters whose stored format cannot be read as numbers."""
+    closed = weights[weights["reason"].isin(["unknown_dtype", "quantized"])]
+    share = float(closed["size"].sum()) / max(1, int(weights["size"].sum()))
+    differing = sorted({str(dtype) for dtype in deltas["dtype"].dropna() if "/" in str(dtype)})
+    if share:
+        reason = f"{100 * share:.1f} % of the parameters are stored in a format that is not read"
+    elif differing:
+        reason = f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change holds a rounding"
+    else:
+        reason = "both sides are stored in one known format"
+    return Gate("formats", share, 0.0, not share, reason)
+
+
+def footprint(
+    found: Sequence[Gate],
+    figures: Mapping[str, float | int | None],
+    intervals: Mapping[str, Interval],
+    optimizer: str | None = None,
+) -> Footprint:
+    """The label and what it rests on. figures and intervals are those of the summary; optimizer is what a user said."""
+    concentration = figures["concentration"]
+    evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
+    shipped = calibration()
+    trainings = choose(shipped.trainings, figures["short_side"], optimizer)
+    given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
+    compared = next(gate for gate in found if gate.name == "changed").figure is not None
+    claims = {
+        "measured": [
+            "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
+            "where the update lies, over layers and modules",
+        ]
+        if figures["matrices"]
+        else ["that no matrix of those compared has changed"] * compared,
+        "consistent_with": _consistent_with(found, given, figures),
+        "not_shown": [
+            "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
+            "figures as much as narrowness does",
+            "what the model can or cannot do",
+        ],
+    }
+    lies = None if trainings is None or concentration is None else position(concentration, trainings, runs())
+    return Footprint(given, reason, evidence, claims, lies)
+
+
+def label(
+    stopped: Sequence[str], figures: Mapping[str, float | int | None], trainings: Trainings | None, unlike: str
+) -> tuple[Label, str]:
+    """The label of figures and its reason. stopped: the reasons of the gates that failed; unlike: why no trainings."""
+    if stopped:
+        return "not assessable", "; ".join(stopped)
+    concentration, spiked = figures["concentration"], figures["spiked"]
+    if concentration is None or spiked is None:
+        return "not assessable", "no matrix is large enough to compare with its null"
+    if abs(concentration) <= MARGIN and spiked <= SPIKED:
+        return "indeterminate", "the change looks like noise of the same profile: nothing tells it from rounding"
+    if trainings is None:
+        return "not assessable", f"every gate passed, but {unlike}; two models tuned from one base can be compared"
+    return word(figures, trainings)
+
+
+def _unlike(shipped: Calibration) -> str:
+    """Why there are no trainings to hold a pair against."""
+    sides = " and ".join(str(side) for side in shipped.short_sides)
+    return f"the reference of known trainings has matrices of {sides} on the short side, and these are of another size"
+
+
+def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str, Interval]) -> list[Evidence]:
+    """Figures that a label would rest on: concentration, a second energy metric, spikes, depth, token coverage."""
+
+    def says_concentration(value: float) -> str:
+        if value > MARGIN:
+            return "fewer directions than noise of the same profile has"
+        return "as many directions as noise of the same profile has" if value >= -MARGIN else "flatter than noise"
+
+    rows = (
+        ("concentration", 0.0, says_concentration),
+        ("participation_share", 1.0, lambda x: f"the energy sits in {100 * x:.0f} % of the directions of its null"),
+        ("spike_energy", 0.0, lambda x: f"{100 * x:.0f} % of the energy stands out of the null"),
+        ("spiked", 0.0, lambda x: f"{100 * x:.0f} % of the matrices have a direction that stands out"),
+        ("effective_layers", None, lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers"),
+        ("embedding_rows_changed", None, lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed"),
+    )
+    return [
+        Evidence(name, float(figure), found.bounds if (found := intervals.get(name)) else None, without, says(figure))
+        for name, without, says in rows
+        if (figure := figures.get(name)) is not None
+    ]
+
+
+CONSISTENT = {  # with a failed gate, by its name
+    "changed": "a copy of the base",
+    "lineage": "two models that were trained apart",
+    "paired": "models that share a part, or an audit of a part",
+    "rounding": "a copy of the base in another format, or a change too small for its storage",
+    "rank": "a low-rank adapter, merged or not",
+}
+
+
+def _consistent_with(found: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
+    if stopped := failed(found):
+        if stopped[0].name == "changed" and stopped[0].figure is None:
+            return []  # nothing was compared
+        return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]
+    concentration = figures["concentration"]
+    if concentration is None:
+        return []
+    if given == "indeterminate":
+        return [
+            "rounding or requantisation of the base, or noise added to it",
+            "an optimiser that makes its updates orthogonal (Muon)",
+        ]
+    if concentration > MARGIN:
+        return [
+            "training that moved the weights along few directions: narrow or novel data, a small learning rate, and an "
+            "adapter that was merged all do",
+        ]
+    if concentration < -MARGIN:
+        return ["an optimiser that makes its updates orthogonal (Muon)"]
+    return ["a few strong directions in a change that is otherwise like noise"]

@@ -1,0 +1,552 @@
+"""Scores -> what each pair gained: models matched to the sides of a pair, differences, means by group. Prints nothing.
+
+Kept scores lie in `scores.json` beside a report, bound to its two checkpoints; summary.json shows them, and no other
+file of the report knows of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from shadow.errors import ShadowError
+from shadow.findings.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
+from shadow.reports.replacement import KEPT
+
+if TYPE_CHECKING:
+    from shadow.targets.families import Pair
+    from shadow.targets.references import ComponentBase, Reference
+
+
+KEPT_SCHEMA = 1  # of that file
+NAMED = 5  # models or benchmarks named in a message
+Role = Literal["base", "tuned"]
+PLAIN_REVISIONS = ("", "main")  # those that a name without a revision means
+MEASURED_BY_OTHERS = "whether the scores hold: others measured them, and they are repeated here as they were given"
+UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"  # units that a file does not state: a share, or a percentage perhaps
+
+
+@dataclass(frozen=True)
+class ScoredSide:
+    """One side of a pair, as a file of scores may name it.
+
+    repo is `org/name` (with a subfolder behind it) or an absolute folder. revision is what was asked for, where that is
+    known; stage is `family:stage`.
+    """
+
+    role: Role
+    repo: str
+    is_folder: bool
+    commit: str | None
+    revision: str | None
+    stage: str
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What to call it in a file of scores."""
+        return (Path(self.repo).name or self.repo) if self.is_folder else self.repo, self.stage
+
+
+Sides = tuple[ScoredSide, ScoredSide]
+
+
+def sides_of(metadata: Mapping[str, Any], pair: Pair | None = None) -> Sides:
+    """The sides of a report by its metadata; pair tells the revisions that were asked for."""
+    start, end = _stages(metadata["family"], metadata["pair"])
+    return (
+        _reported("base", metadata["base"], None if pair is None else pair.base, start),
+        _reported("tuned", metadata["tuned"], None if pair is None else pair.tuned, end),
+    )
+
+
+def _reported(role: Role, told: Mapping[str, Any], asked: Reference | ComponentBase | None, stage: str) -> ScoredSide:
+    commit = told["commit"] if isinstance(told.get("commit"), str) else None
+    is_folder = commit is None and Path(told["repo"]).is_absolute()
+    return ScoredSide(role, told["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
+
+
+def sides_of_pair(pair: Pair) -> Sides:
+    """The sides of a pair before anything of it was looked up: no commit is known."""
+    start, end = _stages(pair.family, pair.name)
+    return _asked("base", pair.base, start), _asked("tuned", pair.tuned, end)
+
+
+def _asked(role: Role, one: Reference | ComponentBase, stage: str) -> ScoredSide:
+    from shadow.targets.references import ComponentBase
+
+    if isinstance(one, ComponentBase):  # it has no name but its stage
+        return ScoredSide(role, "", False, None, None, stage)
+    repo = f"{one.repo}/{one.subfolder}" if one.subfolder else one.repo
+    return ScoredSide(role, repo, one.is_folder, None, one.revision, stage)
+
+
+def _stages(family: str, pair: str) -> tuple[str, str]:
+    start, _, end = pair.partition("..")
+    return f"{family}:{start}", f"{family}:{end}"
+
+
+# Which side a model of a file is
+
+NOT, UNCHECKED, BY_NAME, EXACT = range(4)  # how well a model's name fits a side
+
+
+def fit(model: str, commit: str | None, side: ScoredSide) -> int:
+    """How well a model of a file fits a side; commit is what the file noted beside the name.
+
+    EXACT: the stage, the folder, or the repository at this commit or revision. BY_NAME: the repository without a
+    revision, the last name of the folder. UNCHECKED: the repository at a branch or tag that may or may not be the
+    commit. Another commit does not fit.
+    """
+    if model == side.stage:
+        return EXACT
+    if side.is_folder:
+        if model == side.repo or _as_folder(model) == side.repo:
+            return EXACT
+        return BY_NAME if model == Path(side.repo).name else NOT
+    repo, _, revision = model.partition("@")
+    if not side.repo or repo != side.repo:
+        return NOT
+    if revision not in PLAIN_REVISIONS:
+        if revision == side.revision:
+            return EXACT
+        if side.commit and re.fullmatch("[0-9a-f]{7,40}", revision):
+            return EXACT if side.commit.startswith(revision) else NOT
+    if side.commit and commit == side.commit:
+        return EXACT
+    return BY_NAME if revision in PLAIN_REVISIONS else UNCHECKED
+
+
+def _as_folder(model: str) -> str:
+    """An absolute folder; a relative one is taken from here."""
+    try:
+        return str(Path(model).expanduser().resolve())
+    except (OSError, ValueError, RuntimeError):  # no name of a file: too long, a NUL, no such user
+        return ""
+
+
+def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
+    """One line on the models of the files that are no side of any pair, with the nearest side that has no scores."""
+    sides = [side for pair in known for side in pair]
+    alone = [name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)]
+    names = list(dict.fromkeys(alone))
+    if not names:
+        return None
+    without = [side for side in sides if not any(fit(name, commit, side) for name, commit in given.models)]
+    told = [f"{name}{_nearest(name, without)}" for name in names[:NAMED]]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"scores of models that are not audited here: {', '.join(told)}{more}"
+
+
+def _nearest(name: str, sides: Iterable[ScoredSide]) -> str:
+    """` (did you mean 'x'?)` where a known name is close."""
+    known = [one for side in sides for one in side.names if one]
+    close = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.75)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_named(given: ScoreFiles, sides: Sides) -> bool:
+    """Do the files name either side at all?"""
+    return any(fit(model, commit, side) for model, commit in given.models for side in sides)
+
+
+# Gains
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One benchmark of a pair.
+
+    base and tuned are scores in the unit of the file; null where a side has none. gain is tuned - base, with the sign
+    turned where less is better, so that more is a better model; null where a side is missing, or where nobody says
+    which way is better. gain_stderr is sqrt(base_stderr^2 + tuned_stderr^2), null without both. unit is what the file
+    states, else whether the scores exceed 1, else (less is better) the metric. others are metrics of the benchmark
+    that were not taken. base_model and tuned_model are the names in the files, base_file and tuned_file where they
+    stand.
+    """
+
+    benchmark: str
+    group: str | None
+    metric: str | None
+    unit: str
+    higher_is_better: bool | None
+    base: float | None
+    tuned: float | None
+    gain: float | None
+    base_stderr: float | None
+    tuned_stderr: float | None
+    gain_stderr: float | None
+    base_model: str | None
+    tuned_model: str | None
+    base_file: str | None
+    tuned_file: str | None
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GroupGain:
+    """The mean of the gains of a group's benchmarks; null with the reason where they cannot be averaged."""
+
+    group: str | None
+    benchmarks: int
+    gain: float | None
+    gain_stderr: float | None
+    unit: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the scores say of a pair. files: (name, sha256); notes: what was left out or makes them doubtful."""
+
+    files: tuple[tuple[str, str], ...]
+    gains: tuple[Gain, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def groups(self) -> list[GroupGain]:
+        """In the order of the file; the benchmarks of no group together, last."""
+        names = dict.fromkeys(gain.group for gain in self.gains)
+        ordered = [name for name in names if name is not None] + ([None] if None in names else [])
+        return [group_gain(name, [one for one in self.gains if one.group == name]) for name in ordered]
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys that summary.json has of scores."""
+        return {
+            "scores": [asdict(gain) | {"others": list(gain.others)} for gain in self.gains],
+            "score_groups": [asdict(group) for group in self.groups],
+            "score_files": [{"name": name, "sha256": digest} for name, digest in self.files],
+            "score_notes": list(self.notes),
+        }
+
+
+NO_SCORES = Scored((), (), ())
+
+
+def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
+    """The unweighted mean, of benchmarks of one unit; its standard error as if they were independent."""
+    known = [one for one in gains if one.gain is not None]
+    values = [one.gain for one in known if one.gain is not None]
+    units = sorted({one.unit for one in known})
+    if not known:
+        return GroupGain(name, 0, None, None, None, "no benchmark of both sides")
+    if len(units) > 1:
+        return GroupGain(name, len(known), None, None, None, f"scores in different units ({', '.join(units)[:100]})")
+    errors = [one.gain_stderr for one in known]
+    error = math.hypot(*(one for one in errors if one is not None)) / len(errors) if None not in errors else None
+    return GroupGain(name, len(known), math.fsum(values) / len(values), error, units[0], None)
+
+
+def join(given: ScoreFiles, sides: Sides) -> Scored | None:
+    """The gains of a pair; None where the files name neither side.
+
+    Raises ShadowError where it is not clear which score is meant, and where two sides are in different units.
+    """
+    rows, notes = _by_side(given, sides)
+    if not any(rows.values()):
+        return None
+    base, tuned = (_by_benchmark(rows[side.role], side, given.groups) for side in sides)
+    above_one = _models_above_one([*rows["base"], *rows["tuned"]])
+    gains = []
+    for name in dict.fromkeys(row.benchmark for row in given.rows):
+        if name in base or name in tuned:
+            gains.append(_gain(name, base.get(name, {}), tuned.get(name, {}), given.groups.get(name), above_one))
+    notes += [*_missing_side(given, rows, sides), *_left_out(rows, given), *_doubts(gains, base, tuned)]
+    return Scored(given.files, tuple(gains), tuple(notes))
+
+
+def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
+    """What to say when no side of any pair is named."""
+    models = list(dict.fromkeys(model for model, _ in given.models))
+    sides = [side for pair in known for side in pair]
+    told = [f"{name}{_nearest(name, sides)}" for name in models[:NAMED]]
+    more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
+    expected = list(dict.fromkeys(name for side in sides[:2] for name in side.names if name))
+    which = "neither side" if len(known) == 1 else "no side of any pair"
+    message = f"{given.name}: {which} is among its models: {', '.join(told)}{more}"
+    return ShadowError(message, f"the column `model` may say {', '.join(expected)}")
+
+
+def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], list[str]]:
+    """The rows of each side: of the models that fit it best, and of none that fits the other as well."""
+    fits: dict[str, dict[tuple[str, str | None], int]] = {side.role: {} for side in sides}
+    either: dict[str, int] = {}
+    for model, commit in given.models:
+        levels = [fit(model, commit, side) for side in sides]
+        if levels[0] and levels[0] == levels[1]:
+            either[model] = levels[0]
+        elif any(levels):
+            fits[sides[levels.index(max(levels))].role][model, commit] = max(levels)
+    rows: dict[str, list[Score]] = {}
+    notes = []
+    for side in sides:
+        best = max(fits[side.role].values(), default=NOT)
+        if unclear := [model for model, level in either.items() if level >= best]:
+            names = " or ".join(_by_commit(side) for side in sides)
+            raise ShadowError(f"{given.name}: {unclear[0][:80]!r} may be either side of the pair", f"write {names}")
+        taken = {one for one, level in fits[side.role].items() if level == best}
+        rows[side.role] = [row for row in given.rows if (row.model, row.commit) in taken]
+        notes += _on_names(side, fits[side.role], best)
+    return rows, notes
+
+
+def _by_commit(side: ScoredSide) -> str:
+    return f"{side.repo}@{side.commit[:12]}" if side.commit and not side.is_folder else side.repo or side.stage
+
+
+def _on_names(side: ScoredSide, fits: Mapping[tuple[str, str | None], int], best: int) -> list[str]:
+    notes = []
+    for (model, commit), level in fits.items():
+        if level < best:
+            notes.append(f"scores of {model} are not taken: another name in the file fits the {side.role} side better")
+        elif level == UNCHECKED:
+            notes.append(f"whether {model} is the commit {(side.commit or '')[:12]} of the report cannot be checked")
+        elif level == BY_NAME and commit and side.commit and commit != side.commit:
+            notes.append(f"scores of {model} are of commit {commit[:12]}, the report is of {side.commit[:12]}")
+    return notes
+
+
+ByMetric = dict[str | None, Score]
+
+
+def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, str]) -> dict[str, ByMetric]:
+    """Benchmark -> metric -> score. A row that says the same again counts once."""
+    found: dict[str, ByMetric] = {}
+    for row in rows:
+        if row.parent is not None and row.benchmark not in groups:
+            continue
+        before = found.setdefault(row.benchmark, {}).setdefault(row.metric, row)
+        if (before.score, before.stderr) != (row.score, row.stderr):
+            what = f"{row.benchmark[:80]!r}{f' ({row.metric[:40]})' if row.metric else ''} of the {side.role} side"
+            two = f"{before.score:g} ({before.where}) and {row.score:g} ({row.where})"
+            raise ShadowError(f"{what} has two scores: {two}", "leave one of them")
+        for key in ("group", "unit", "higher_is_better"):
+            _agree(before, row, key)
+    return found
+
+
+def _agree(one: Score, other: Score, key: str) -> Any:
+    """What two rows of one benchmark say of it; where only one says anything, that."""
+    first, second = getattr(one, key), getattr(other, key)
+    harness = key == "unit" and HARNESS in (first, second)  # which gives shares as well as percentages
+    if first is None or second is None or first == second or harness:
+        return second if first is None or (harness and first == HARNESS) else first
+    said = {"group": "in the groups", "unit": "in the units", "higher_is_better": "with higher_is_better"}[key]
+    raise ShadowError(
+        f"{one.benchmark[:80]!r} is {said} {first} ({one.where}) and {second} ({other.where})", "make them agree"
+    )
+
+
+def _preference(metric: str | None) -> tuple[int, int, str]:
+    """Sorts metrics by which is taken first."""
+    name, _, chosen = (metric or "").partition(",")
+    return (
+        PREFERRED.index(name) if name in PREFERRED else len(PREFERRED),
+        FILTERS.index(chosen) if chosen in FILTERS else len(FILTERS),
+        metric or "",
+    )
+
+
+def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:
+    """(file, model) of those that have a score above 1, of the rows whose unit is not stated: no shares, then."""
+    return {(row.file, row.model) for row in rows if row.unit is None and row.higher_is_better and row.score > 1}
+
+
+def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, above_one: set[tuple[str, str]]) -> Gain:
+    common = base.keys() & tuned.keys()
+    chosen = min(common or base.keys() | tuned.keys(), key=_preference)
+    one, other = base.get(chosen), tuned.get(chosen)
+    own = other or one
+    assert own is not None
+    if one and other:
+        groups, unit, higher = (_agree(one, other, key) for key in ("group", "unit", "higher_is_better"))
+        _refuse_units(one, other, higher, above_one)
+    else:
+        groups, unit, higher = own.group, own.unit, own.higher_is_better
+    if group and groups and group != groups:
+        raise ShadowError(f"{benchmark[:80]!r} is in the groups {group} and {groups} ({own.where})", "make them agree")
+    gain = error = None
+    if one and other and higher is not None:
+        gain = _apart(other.score, one.score) if higher else _apart(one.score, other.score)
+        if one.stderr is not None and other.stderr is not None:
+            error = math.hypot(one.stderr, other.stderr)
+    return Gain(
+        benchmark=benchmark,
+        group=group or groups,
+        metric=chosen,
+        unit=_unit([row for row in (one, other) if row], unit, higher, above_one),
+        higher_is_better=higher,
+        base=one.score if one else None,
+        tuned=other.score if other else None,
+        gain=gain,
+        base_stderr=one.stderr if one else None,
+        tuned_stderr=other.stderr if other else None,
+        gain_stderr=error,
+        base_model=one.model if one else None,
+        tuned_model=other.model if other else None,
+        base_file=one.where if one else None,
+        tuned_file=other.where if other else None,
+        others=tuple(sorted(name for name in common if name is not None and name != chosen)),
+    )
+
+
+def _apart(one: float, other: float) -> float:
+    """one - other as the decimal numbers that they were written as: equal gains are then equal."""
+    return float(Decimal(repr(one)) - Decimal(repr(other)))
+
+
+def _refuse_units(base: Score, tuned: Score, higher: bool | None, above_one: set[tuple[str, str]]) -> None:
+    """Refuse a share beside a percentage: one above 1, the other not, and nothing that explains it.
+
+    What explains it: a unit that both state, the harness on both sides, a metric of which less is better, or other
+    scores above 1 of the model whose own is not.
+    """
+    low, high = sorted((base, tuned), key=lambda row: row.score)
+    stated = base.unit is not None and base.unit == tuned.unit
+    if stated or not higher or not low.score <= 1 < high.score or (low.file, low.model) in above_one:
+        return
+    sides = f"{base.score:g} for the base ({base.where}) and {tuned.score:g} for the tuned side ({tuned.where})"
+    raise ShadowError(
+        f"{base.benchmark[:80]!r} is {sides}: a share beside a percentage?",
+        "write both in one unit; if they are, say which in a column `unit`",
+    )
+
+
+def _unit(rows: Sequence[Score], stated: str | None, higher: bool | None, above_one: set[tuple[str, str]]) -> str:
+    """What a gain is in. Only gains of one unit are averaged or ranked together."""
+    if stated not in (None, HARNESS):
+        return stated or ""
+    if higher is False:
+        return rows[0].metric or "less is better"
+    return ABOVE_ONE if any(row.score > 1 or (row.file, row.model) in above_one for row in rows) else UP_TO_ONE
+
+
+# What to say beside the numbers
+
+
+def _missing_side(given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides: Sides) -> list[str]:
+    for side in sides:
+        if not rows[side.role]:
+            other = "tuned" if side.role == "base" else "base"
+            taken = {row.model for row in rows[other]}
+            rest = [model for model, _ in given.models if model not in taken]
+            names = [name for name in side.names if name]
+            close = [one for name in names for one in difflib.get_close_matches(name, rest, n=1, cutoff=0.75)]
+            near = f"; the nearest name is {close[0]!r}" if close else ""
+            return [f"no score of the {side.role} side ({' or '.join(names)}), so no gain{near}"]
+    return []
+
+
+def _left_out(rows: Mapping[str, Sequence[Score]], given: ScoreFiles) -> list[str]:
+    hidden = [row for side in rows.values() for row in side if row.parent and row.benchmark not in given.groups]
+    if not hidden:
+        return []
+    parents = list(dict.fromkeys(row.parent for row in hidden if row.parent))
+    names = ", ".join(parents[:NAMED]) + (f" and {len(parents) - NAMED} more" if len(parents) > NAMED else "")
+    count = len({row.benchmark for row in hidden})
+    return [f"{count} subtask{'s' if count != 1 else ''} left out, of groups that have a score of their own: {names}"]
+
+
+def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[str, ByMetric]) -> list[str]:
+    notes = []
+    both = [gain for gain in gains if gain.base is not None and gain.tuned is not None]
+    two_metrics = (base.keys() & tuned.keys()) - {gain.benchmark for gain in both}
+    if no_metric := [gain.benchmark for gain in gains if gain.benchmark in two_metrics]:
+        notes.append(f"no metric of both sides, so no gain: {_few(no_metric)}")
+    if unclear := [gain.benchmark for gain in both if gain.higher_is_better is None]:
+        notes.append(f"nobody says whether more is better, so no gain: {_few(unclear)}")
+    if chosen := [f"{gain.benchmark}: {gain.metric}" for gain in both if gain.others]:
+        notes.append(f"of several metrics one was taken ({_few(chosen)}); acc_norm comes before acc, acc before others")
+    differing: dict[str, list[str]] = {}
+    for gain in both:
+        one, two = (dict(side[gain.benchmark][gain.metric].conditions) for side in (base, tuned))
+        for what in one.keys() & two.keys():
+            if one[what] != two[what]:
+                differing.setdefault(what, []).append(f"{gain.benchmark} {one[what]} and {two[what]}")
+    notes += [f"{what} of base and tuned differ: {_few(names)}" for what, names in sorted(differing.items())]
+    asked = {gain.benchmark: dict(tuned[gain.benchmark][gain.metric].conditions).get(QUESTIONS, "") for gain in both}
+    if parts := [f"{name} {count}" for name, count in asked.items() if " of " in count]:
+        notes.append(f"measured on a part of the questions: {_few(parts)}")
+    return notes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+# Kept beside a report
+
+
+def kept_bytes(scored: Scored, metadata: Mapping[str, Any]) -> bytes:
+    """`scores.json` of a report whose metadata these are."""
+    told = {
+        "schema": KEPT_SCHEMA,
+        **{key: metadata[key] for key in ("family", "pair", "base", "tuned")},
+        **scored.as_json(),
+    }
+    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def read_kept(folder: Path, metadata: Mapping[str, Any]) -> Scored:
+    """The scores that are kept beside a report; none where there is no such file.
+
+    Raises ShadowError when the file is broken, or is of other checkpoints than the report.
+    """
+    path = folder / KEPT
+    hint = "audit again with --scores, or remove it"
+    try:
+        if not path.is_file():
+            return NO_SCORES
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        told = json.loads(raw)
+        if told["schema"] != KEPT_SCHEMA:
+            found = str(told["schema"])[:20]
+            raise ShadowError(f"{path}: scores of schema {found!r}, this version reads {KEPT_SCHEMA}", hint)
+        gains = tuple(_kept_gain(row) for row in told["scores"])
+        files = tuple((_kept_text(one["name"]), _kept_text(one["sha256"])) for one in told["score_files"])
+        notes = tuple(_kept_text(text) for text in told["score_notes"])
+        same = all(told[side] == metadata[side] for side in ("base", "tuned"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShadowError(f"{path}: not scores kept by shadow ({type(error).__name__})", hint) from error
+    if not same:
+        raise ShadowError(f"{path}: scores of other checkpoints than the report's", hint)
+    return Scored(files, gains, notes)
+
+
+_TEXTS = ("benchmark", "group", "metric", "unit", "base_model", "tuned_model", "base_file", "tuned_file")
+_NEVER_NULL = ("benchmark", "unit")
+
+
+def _kept_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _kept_gain(row: Mapping[str, Any]) -> Gain:
+    """A gain from JSON, every value of its type. Raises TypeError, KeyError or ValueError."""
+    values: dict[str, Any] = {}
+    for name in (one.name for one in fields(Gain)):
+        value = row[name]
+        if name == "others":
+            value = tuple(_kept_text(text) for text in value)
+        elif value is None and name not in _NEVER_NULL:
+            pass
+        elif name in _TEXTS:
+            value = _kept_text(value)
+        elif name == "higher_is_better":
+            if not isinstance(value, bool):
+                raise TypeError
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 2 * LARGEST:
+            raise ValueError
+        else:
+            value = float(value)
+        values[name] = value
+    return Gain(**values)

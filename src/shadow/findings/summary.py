@@ -1,0 +1,594 @@
+"""The tables of a report -> Summary: the figures a person wants first. Pure: reads Parquet files, prints nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from shadow.errors import ShadowError
+from shadow.findings.bootstrap import (
+    DRAWS,
+    LEVEL,
+    SEED,
+    UNEVEN,
+    Blocks,
+    Interval,
+    Statistic,
+    blocks_of,
+    interval,
+    interval_of_median,
+)
+from shadow.findings.depth import (
+    Sum,
+    compared_layers,
+    depth_entropy,
+    depth_gini,
+    effective_layers,
+    has_compared,
+    is_partial,
+    layer_of,
+    once,
+    ratio,
+    summed,
+)
+from shadow.findings.footprint import footprint, gates
+from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.summary_file import SUMMARISED, believed, fits
+from shadow.places.groups import ATTENTION, MLP, UP
+from shadow.places.names import name_rules
+from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
+from shadow.reports.provenance import required_metadata
+from shadow.reports.tables import absent, absent_note, read_tables
+
+MEDIANS = (
+    "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
+    "stable_rank", "effective_rank", "effective_rank_shift", "top4_energy", "spikes", "spike_energy", "cosine",
+    "floor_ratio",
+)  # fmt: skip
+TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
+EXAMPLES = 3  # tensors named for each reason
+UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
+ALONE = ("stable_rank", "effective_rank", "participation_ratio")  # medians of matrices without a base
+BY_LAYER = (
+    "relative_norm", "concentration", "effective_rank_shift", "spikes", "up_effective_rank_shift",
+    "reading_participation_ratio", "writing_participation_ratio",
+)  # fmt: skip
+INTERVALS = {
+    "level": LEVEL,
+    "draws": DRAWS,
+    "seed": SEED,
+    "unit": "layer: each draw takes as many layers of each component as there are, with replacement, and all matrices "
+    "of each; what lies outside the layers is in every draw; where there are no more ways to draw, each is taken once",
+    "kind": "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers BCa with the "
+    f"same percentiles, from {UNEVEN} layers",
+    "weights": "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of energy, and "
+    "depth figures weigh by energy or entries",
+    "covers": "other layers of the same pair; not other runs, seeds or models",
+}
+
+# The shape of summary.json, for `fits`
+_NUMBER, _TEXT, _SIDE = (float, None), (str, None), {"repo": str, "commit": (str, None), "fingerprint": (str, None)}
+_MEDIANS = dict.fromkeys(MEDIANS, _NUMBER)
+_BOUNDS = {"intervals": {str: ([float, float], None)}, "layers": int, "interval_level": _NUMBER, "no_interval": _TEXT}
+_DEPTH = {"depth_layers": int, **dict.fromkeys((*UNEVENNESS, "attention_to_mlp"), _NUMBER)}
+_ENERGY = {"energy": _NUMBER, "energy_share": _NUMBER}
+SHAPE = {
+    "schema": int, "family": str, "pair": str, "base": _SIDE, "tuned": _SIDE,
+    "counts": dict.fromkeys(("measured", "identical", "skipped"), int),
+    "figures": {
+        **dict.fromkeys((column.name for column in FIGURES), _NUMBER), **_MEDIANS, "zero_share": _NUMBER,
+        **{column.name: _NUMBER if column.null or column.type == "float" else int for column in COUNTS},
+    },
+    "resampling": {str: (str, float)},
+    **_BOUNDS,
+    "components": [
+        {
+            "component": str, "tensors": int, "identical": int, "matrices": int,
+            **_MEDIANS, **_ENERGY, **_DEPTH, **_BOUNDS,
+        }
+    ],
+    "modules": [
+        {"component": str, "module": str, "matrices": int, "parameters": int, **_MEDIANS, **_ENERGY, **_BOUNDS}
+    ],
+    "depth": [{"component": str, "layer": int, "matrices": int, **_ENERGY, **dict.fromkeys(BY_LAYER, _NUMBER)}],
+    "without_base": [{"component": str, "matrices": int, **dict.fromkeys(ALONE, _NUMBER)}],
+    "skipped": [{"reason": str, "tensors": int, "base": int, "tuned": int, "examples": [str], "detail": _TEXT}],
+    "warnings": [str],
+    "gates": [{"name": str, "figure": _NUMBER, "threshold": float, "passed": bool, "reason": str}],
+    "label": str,
+    "label_reason": str,
+    "evidence": [{"name": str, "figure": float, "interval": ([float, float], None), "without": _NUMBER, "says": str}],
+    "reference": (
+        {
+            **dict.fromkeys(("short_side", "narrow", "broad"), int), "optimizer": _TEXT,
+            **dict.fromkeys(("narrow_below", "broad_below"), float),
+            "nearest": [{"regime": str, "treatment": str, "base": str, "seed": int, "concentration": float}],
+        },
+        None,
+    ),
+    "claims": {key: [str] for key in ("measured", "consistent_with", "not_shown")},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the terminal shows of one pair; `summary.json` is this as JSON.
+
+    counts are tensors of both sides by status. figures are medians over all delta rows unless their name says
+    otherwise; those of depth and of the residual stream are of the main component, language where there is one.
+    intervals has bounds over layers for figures that have any (null: no_interval says why), layers and interval_level
+    are over how many layers, and the probability that they may claim; resampling says how they were made.
+    components, modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
+    makes the figures doubtful. gates, evidence and claims are what label rests on; reference is where the pair lies
+    among known trainings of about its size (null where there are none). scores and score_* are what others measured
+    (see shadow.findings.gains): no figure rests on them, and they are empty where nobody gave any.
+    """
+
+    schema: int
+    family: str
+    pair: str
+    base: Mapping[str, Any]
+    tuned: Mapping[str, Any]
+    counts: Mapping[str, int]
+    figures: Mapping[str, float | int | None]
+    intervals: Mapping[str, tuple[float, float] | None]
+    layers: int
+    interval_level: float
+    no_interval: str | None
+    resampling: Mapping[str, Any]
+    components: list[dict[str, Any]]
+    modules: list[dict[str, Any]]
+    depth: list[dict[str, Any]]
+    without_base: list[dict[str, Any]]
+    skipped: list[dict[str, Any]]
+    warnings: list[str]
+    gates: list[dict[str, Any]]
+    label: str
+    label_reason: str
+    evidence: list[dict[str, Any]]
+    reference: dict[str, Any] | None
+    claims: Mapping[str, list[str]]
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    score_groups: list[dict[str, Any]] = field(default_factory=list)
+    score_files: list[dict[str, str]] = field(default_factory=list)
+    score_notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tables of a report as the figures need them.
+
+    deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the place of their layer
+    in layers (-1 outside); layers: (component, layer) of every layer that was compared.
+    """
+
+    deltas: pd.DataFrame
+    alone: pd.DataFrame
+    tensors: pd.DataFrame
+    residual: pd.DataFrame
+    layers: pd.DataFrame
+
+    @property
+    def main(self) -> str | None:
+        """The component whose depth is told: language, or the one of most layers."""
+        counts = self.layers["component"].value_counts(sort=True)
+        return None if counts.empty else "language" if "language" in counts.index else str(counts.index[0])
+
+
+def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
+    """The summary of a finished report, and the report's provenance.
+
+    What an older report lacks is null, and a warning of the summary.
+    Raises ShadowError when the folder holds no finished report, or one of another schema.
+    """
+    metadata = required_metadata(folder)
+    summary = _from_json(believed(folder, metadata))
+    if summary is None:
+        summary = _made_again(folder, metadata)
+    try:
+        return with_scores(summary, read_kept(folder, metadata)), metadata
+    except ShadowError as error:  # the numbers do not rest on them
+        return replace(summary, warnings=[*summary.warnings, error.message]), metadata
+
+
+def _made_again(folder: Path, metadata: Mapping[str, Any]) -> Summary:
+    tables = read_tables(folder, SUMMARISED)
+    if not len(tables["tensors"]):
+        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
+    summary = summarise(tables, metadata)
+    missing = absent(folder)
+    return replace(summary, warnings=[*summary.warnings, absent_note(missing)]) if missing else summary
+
+
+def _from_json(told: Mapping[str, Any] | None) -> Summary | None:
+    """A summary from JSON; None where it is not of the shape that every reader of a summary may rely on."""
+    if told is None or not fits(told, SHAPE):
+        return None
+
+    def tupled(intervals: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: bounds and tuple(bounds) for name, bounds in intervals.items()}
+
+    rows = {
+        name: [{**row, "intervals": tupled(row["intervals"])} for row in told[name]]
+        for name in ("components", "modules")
+    }
+    evidence = [{**row, "interval": row["interval"] and tuple(row["interval"])} for row in told["evidence"]]
+    return Summary(**{**told, **rows, "evidence": evidence, "intervals": tupled(told["intervals"])})
+
+
+def with_scores(summary: Summary, scored: Scored) -> Summary:
+    """The same figures, and beside them the scores that others measured."""
+    if not scored.gains:
+        return summary
+    not_shown = dict.fromkeys([*summary.claims["not_shown"], MEASURED_BY_OTHERS])
+    claims = {**summary.claims, "not_shown": list(not_shown)}
+    return replace(summary, claims=claims, **scored.as_json())
+
+
+def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:
+    """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity has."""
+    rows = _rows(*(tables[name].to_pandas() for name in ("matrices", "tensors", "residual")))
+    statuses = rows.tensors["status"].value_counts()
+    figures, intervals = _figures(rows)
+    found = gates(rows.deltas, rows.tensors)
+    told = footprint(found, figures, intervals, metadata["settings"].get("optimizer"))
+    return Summary(
+        schema=SCHEMA,
+        family=metadata["family"],
+        pair=metadata["pair"],
+        base=metadata["base"],
+        tuned=metadata["tuned"],
+        counts={status: int(statuses.get(status, 0)) for status in ("measured", "identical", "skipped")},
+        figures=figures,
+        **_bounds(intervals, _delta_blocks(rows, rows.deltas)),
+        resampling=INTERVALS,
+        components=_by_component(rows),
+        modules=_by_module(rows),
+        depth=_by_layer(rows),
+        without_base=_without_base(rows.alone),
+        skipped=_skipped(rows.tensors),
+        warnings=_renumbered_experts(rows.deltas),
+        gates=[asdict(gate) for gate in found],
+        label=told.label,
+        label_reason=told.reason,
+        evidence=[asdict(one) for one in told.evidence],
+        reference=None if told.position is None else asdict(told.position),
+        claims=told.claims,
+    )
+
+
+def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
+    keys = ["component", "layer", "tensor", "module", "expert"]
+    bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
+    deltas = matrices[matrices["subject"] == "delta"].merge(
+        bases.rename(columns={"frobenius_norm": "base_norm"}), on=keys, how="left"
+    )
+    deltas = deltas.assign(
+        energy=deltas["frobenius_norm"] ** 2,
+        base_energy=deltas["base_norm"] ** 2,
+        participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
+    )
+    layers = compared_layers(tensors)
+    alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
+    return Rows(deltas.assign(at=layer_of(layers, deltas)), alone, tensors, residual, layers)
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) or not math.isfinite(value) else float(value)
+
+
+def _blocks(rows: pd.DataFrame) -> Blocks:
+    return blocks_of(rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
+    """`_blocks` of some of the delta rows, without looking every layer up again."""
+    whole = Blocks(deltas["at"].to_numpy(), _blocks(rows.layers).strata)
+    return whole.where(np.ones(len(deltas), dtype=np.bool_))
+
+
+def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> dict[str, Any]:
+    """The keys of a row of the summary that tell its intervals."""
+    told = interval(lambda counts: np.zeros(len(counts)), blocks)
+    return {
+        "intervals": {name: found.bounds for name, found in intervals.items()},
+        "layers": told.layers,
+        "interval_level": told.level,
+        "no_interval": told.reason,
+    }
+
+
+Figures = dict[str, float | int | None]
+Intervals = dict[str, Interval]
+
+
+def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
+    """Medians over rows, each counted once, and their intervals over layers."""
+    figures = {name: _number(rows[name].median()) for name in names}
+    values = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in figures}
+    return figures, {name: interval_of_median(values[name], blocks) for name in figures if figures[name] is not None}
+
+
+def _whole_norm(rows: pd.DataFrame) -> float | None:
+    """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all of rows as one vector."""
+    total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
+    return _number(math.hypot(*rows["frobenius_norm"]) / total) if total else None
+
+
+class _Sums:
+    """Figures of sums over the layers of a component, or over all: with every layer once, and their intervals."""
+
+    def __init__(self, rows: Rows, component: str | None = None) -> None:
+        self.every = len(rows.layers)
+        self.kept = np.ones(self.every, dtype=np.bool_)
+        if component is not None:
+            self.kept = (rows.layers["component"] == component).to_numpy()
+        self.blocks = _blocks(rows.layers[self.kept])
+        self.figures: Figures = {}
+        self.intervals: Intervals = {}
+
+    def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
+        """The sum of a column, or of given values, over delta rows."""
+        numbers = deltas[values] if isinstance(values, str) else values
+        found = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
+        return Sum(found.layers[self.kept], found.outside)
+
+    def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
+        figure = _number(statistic(once(self.blocks.layers))[0])
+        self.figures[name] = figure
+        if figure is not None:
+            self.intervals[name] = interval(statistic, self.blocks, unevenness=unevenness)
+
+    def add_ratio(self, name: str, part: Sum, whole: Sum) -> None:
+        """The ratio of two sums; null over nothing."""
+        self.add(name, partial(ratio, part, whole))
+
+
+def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+    """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
+    depth = _Sums(rows, component or "")
+    own = rows.deltas[rows.deltas["component"] == component]
+    energies = depth.of(own).layers
+    for name, statistic in UNEVENNESS.items():
+        depth.add(name, partial(statistic, energies), unevenness=True)
+    compared = rows.tensors[has_compared(rows.tensors)]
+    modules = compared.loc[compared["component"] == component, "module"]
+    attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
+        depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
+    else:
+        depth.figures["attention_to_mlp"] = None
+    return {"depth_layers": depth.blocks.layers, **depth.figures}, depth.intervals
+
+
+def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+    """Directions of the residual stream that stacked deltas are about: of a layer, the median, and of all layers."""
+    figures: Figures = {}
+    intervals: Intervals = {}
+    own = rows.residual[rows.residual["component"] == component]
+    for direction in ("reading", "writing"):
+        stacks = own[own["direction"] == direction]
+        by_layer = stacks[stacks["layer"].notna()]
+        values, bounds = _medians(by_layer, _blocks(by_layer), ["participation_ratio"])
+        name = f"{direction}_participation_ratio"
+        figures[name] = values["participation_ratio"]
+        figures[f"{name}_stacked"] = _number(stacks.loc[stacks["layer"].isna(), "participation_ratio"].max())
+        if bounds:
+            intervals[name] = bounds["participation_ratio"]
+    return figures, intervals
+
+
+def _figures(rows: Rows) -> tuple[Figures, Intervals]:
+    tensors, deltas = rows.tensors, rows.deltas
+    sides = {side: own.assign(size=own["shape"].map(_size)) for side, own in tensors.groupby("side")}
+    larger = max(sides.values(), key=lambda own: int(own["size"].sum()))  # of an adapter, that is the base
+    sizes = larger["size"]
+    ceilings = deltas["rank_ceiling"].dropna()
+    quartiles = deltas["concentration"].quantile([0.25, 0.75])
+    medians, intervals = _medians(deltas, _delta_blocks(rows, deltas))
+    whole = _Sums(rows)
+    norms, bases = whole.of(deltas), whole.of(deltas, "base_energy")
+    whole.add("relative_norm_overall", lambda counts: np.sqrt(ratio(norms, bases, counts)))
+    zeros = whole.of(deltas, deltas["zero_share"] * deltas["parameters"])
+    whole.add_ratio("zero_share", zeros, whole.of(deltas, "parameters"))
+    ones = pd.Series(1.0, index=deltas.index)
+    whole.add_ratio("spiked", whole.of(deltas, ones.where(deltas["spikes"] > 0, 0.0)), whole.of(deltas, ones))
+    for component in ("vision", "projector"):
+        _component_ratio(whole, rows, component)
+    embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
+    depth, depth_intervals = _depth_figures(rows, rows.main)
+    residual, residual_intervals = _residual_figures(rows, rows.main)
+    inside = deltas[deltas["layer"].notna()]
+    figures: Figures = {
+        "matrices": len(deltas),
+        "short_side": _number(inside[["rows", "cols"]].min(axis=1).median()),
+        "parameters": int(sizes.sum()),
+        "parameters_measured": int(sizes[larger["status"] == "measured"].sum())
+        + int(larger.loc[is_partial(larger), "compared"].sum()),
+        "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),
+        "relative_norm_overall": _whole_norm(deltas),
+        "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
+        "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False here
+        **medians,
+        "concentration_q25": _number(quartiles[0.25]),
+        "concentration_q75": _number(quartiles[0.75]),
+        **{name: value for name, value in whole.figures.items() if name != "relative_norm_overall"},
+        **depth,
+        **residual,
+        "embedding_row_participation_ratio": _number(embedding["row_participation_ratio"].max()),
+        "embedding_rows_changed": _number(embedding["rows_changed"].max()),
+    }
+    return figures, intervals | whole.intervals | depth_intervals | residual_intervals
+
+
+def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
+    """The energy of a component's update over the language model's; null where either was not compared."""
+    with_base = set(rows.tensors.loc[has_compared(rows.tensors), "component"])
+    if {component, "language"} <= with_base:
+        part, language = (rows.deltas[rows.deltas["component"] == name] for name in (component, "language"))
+        whole.add_ratio(f"{component}_to_language", whole.of(part), whole.of(language))
+    else:
+        whole.figures[f"{component}_to_language"] = None
+
+
+def _size(shape: Iterable[int]) -> int:
+    return math.prod(int(size) for size in shape)
+
+
+def _by_component(rows: Rows) -> list[dict[str, Any]]:
+    """What became of each component: how much of it is measured or identical, and the figures of what is measured.
+
+    energy is null where nothing of it was compared, 0 where all of it is identical.
+    """
+    rules = name_rules()
+    matrices = rows.tensors[rows.tensors["shape"].map(lambda shape: len(shape) > 1)]
+    found = []
+    for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
+        own = rows.deltas[rows.deltas["component"] == component]
+        blocks = _delta_blocks(rows, own)
+        medians, intervals = _medians(own, blocks)
+        depth, depth_intervals = _depth_figures(rows, str(component))
+        whole = _Sums(rows)
+        whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
+        compared = bool(has_compared(group).any())
+        found.append(
+            {
+                "component": component,
+                "tensors": len(group),
+                "identical": int((group["status"] == "identical").sum()),
+                "matrices": len(own),
+                **medians,
+                "relative_norm": _whole_norm(own),
+                "energy": _number(own["energy"].sum()) if compared else None,
+                "energy_share": whole.figures["energy_share"] if compared else None,
+                **depth,
+                **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks),
+            }
+        )
+    return sorted(found, key=lambda row: _place(rules.components, row["component"]))
+
+
+def _place(known: Sequence[str], name: str) -> tuple[int, str]:
+    """Where a name stands among those of names.yaml; what only another version or a forged report has comes last."""
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _without_overall(intervals: Intervals) -> Intervals:
+    """A component's relative norm is that of all its matrices as one vector: the median's interval is not its own."""
+    return {name: found for name, found in intervals.items() if name != "relative_norm"}
+
+
+def _renumbered_experts(deltas: pd.DataFrame) -> list[str]:
+    """Experts pair by their numbers. If the matrices around them hardly turned and they did, the numbers changed."""
+    is_expert = deltas["module"].str.startswith("experts.")
+    others = deltas[~is_expert & deltas["layer"].notna()]["cosine"].median()
+    turned = deltas[is_expert & (deltas["cosine"] < TURNED)]
+    if turned.empty or not others > UNTURNED:
+        return []
+    layers = turned["layer"].nunique()
+    return [
+        f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of the same number "
+        f"(cosine below {TURNED}) while the other matrices are close to theirs: the experts may have been renumbered, "
+        "and their deltas are then not those of training"
+    ]
+
+
+def _by_module(rows: Rows) -> list[dict[str, Any]]:
+    """Medians by component and module, in the order of names.yaml, and the module's share of the update's energy."""
+    rules = name_rules()
+    found = []
+    for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
+        blocks = _delta_blocks(rows, group)
+        medians, intervals = _medians(group, blocks)
+        whole = _Sums(rows)
+        whole.add_ratio("energy_share", whole.of(group), whole.of(rows.deltas))
+        found.append(
+            {
+                "component": component,
+                "module": module,
+                "matrices": len(group),
+                "parameters": int(group["parameters"].sum()),
+                **medians,
+                "energy": _number(group["energy"].sum()),
+                **whole.figures,
+                **_bounds(intervals | whole.intervals, blocks),
+            }
+        )
+    return sorted(
+        found, key=lambda row: (_place(rules.components, row["component"]), _place(rules.modules, row["module"]))
+    )
+
+
+def _by_layer(rows: Rows) -> list[dict[str, Any]]:
+    """For each compared layer of each component: energies, relative norm as one vector, medians of the rest.
+
+    energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the MLP up-projections
+    (of several experts, the median), the curve of arXiv:2604.07363. A layer that is identical has a relative norm of 0.
+    """
+    inside = rows.deltas.dropna(subset=["layer"]).astype({"layer": int})
+    groups = dict(iter(inside.groupby(["component", "layer"])))
+    totals = inside.groupby("component")["energy"].sum()
+    stacks = {(row.component, row.layer, row.direction): row.participation_ratio for row in rows.residual.itertuples()}
+    found = []
+    for component, layer in rows.layers.itertuples(index=False):
+        group = groups.get((component, layer), inside.head(0))
+        energy, total = float(group["energy"].sum()), float(totals.get(component, 0.0))
+        up = group.loc[group["module"].isin(UP), "effective_rank_shift"]
+        found.append(
+            {
+                "component": component,
+                "layer": int(layer),
+                "matrices": len(group),
+                "relative_norm": _whole_norm(group) if len(group) else 0.0,
+                "energy": _number(energy),
+                "energy_share": _number(energy / total) if total else None,
+                **{name: _number(group[name].median()) for name in ("concentration", "effective_rank_shift", "spikes")},
+                "up_effective_rank_shift": _number(up.median()),
+                **{
+                    f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
+                    for direction in ("reading", "writing")
+                },
+            }
+        )
+    return found
+
+
+def _without_base(alone: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "component": component,
+            "matrices": len(group),
+            **{name: _number(group[name].median()) for name in ALONE},
+        }
+        for component, group in alone.groupby("component", sort=False)
+    ]
+
+
+def _skipped(tensors: pd.DataFrame) -> list[dict[str, Any]]:
+    """Counts by reason, with a few names and the first detail."""
+    rows = []
+    for reason, group in tensors[tensors["status"] == "skipped"].groupby("reason", sort=True):
+        details = group["detail"].dropna()
+        names = group["tensor"].drop_duplicates()
+        sides = {side: int(count) for side, count in group["side"].value_counts().items()}
+        rows.append(
+            {
+                "reason": reason,
+                "tensors": len(group),
+                **{side: sides.get(side, 0) for side in ("base", "tuned")},
+                "examples": [str(name) for name in names[:EXAMPLES]],
+                "detail": str(details.iloc[0]) if len(details) else None,
+            }
+        )
+    return sorted(rows, key=lambda row: -row["tensors"])

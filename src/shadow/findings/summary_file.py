@@ -1,0 +1,145 @@
+"""`summary.json`: when the one in a report may be believed.
+
+Making a summary of a small report takes 150 ms, reading one 3. So a summary is taken as it stands when a seal in the
+metadata of matrices.parquet says that this very code made it, from these very tables, and that nobody has changed it:
+
+- the version of shadow, and a sha256 over its code and the data that summaries rest on: a checkout changes without its
+  version;
+- a sha256 of each table: of all bytes of its file before the footer, and of its columns and number of rows. The footer
+  alone would not do: it holds no checksum of the pages, so that a number can change without it. And it would save
+  little: a sha256 reads more than 1 GB a second. The rest of the footer is left out because the seal itself is in it;
+- a sha256 of the summary, and of what the report says that it is of.
+
+In every other case the summary is made again from the tables. This is a seal and no signature: who writes all files
+anew can say in them what he likes, as he can in the tables themselves. What a summary holds is therefore checked as
+that of any file is. Scores are not sealed: they lie in scores.json, and are checked with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow import __version__
+from shadow.files import registry_folder
+from shadow.findings.gains import MEASURED_BY_OTHERS, NO_SCORES
+from shadow.reports.parquet import parquet_bytes
+
+FILE = "summary.json"
+SUMMARISED = ("matrices", "tensors", "residual")  # the tables that a summary is made from
+SEAL = "seal"  # its key in a report's metadata
+IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # what metadata say a report is of
+MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
+SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
+TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
+BLOCK = 1 << 20  # bytes read at a time
+
+Shape = Any  # see `fits`
+
+
+def summary_bytes(told: Mapping[str, Any]) -> bytes:
+    """`summary.json` of a summary as JSON."""
+    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def seal(told: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The seal of a summary as JSON that was made from these tables; metadata has what the report is of."""
+    digests = {name: _table_digest(io.BytesIO(parquet_bytes(tables[name], {}))) for name in SUMMARISED}
+    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(told, metadata)}
+
+
+def believed(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary.json of a finished report, its scores left out; None where it may not be believed.
+
+    metadata are the report's, as they stand in matrices.parquet. What the values are is not checked: see `fits`.
+    """
+    try:
+        sealed = metadata[SEAL]
+        if sealed["made_by"] != _maker():
+            return None
+        with (folder / FILE).open("rb") as file:
+            raw = file.read(MAX_FILE + 1)
+        told: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        if _summary_digest(told, metadata) != sealed["summary"] or _digests(folder) != sealed["tables"]:
+            return None
+        claims = {**told["claims"], "not_shown": _without_scores(told["claims"]["not_shown"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
+        return None  # such as of a report that was made before there were seals
+    return {**{name: value for name, value in told.items() if name not in SCORED}, "claims": claims}
+
+
+def _summary_digest(told: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+    """A sha256 of a summary, whatever scores joined it, and of what its report is of."""
+    kept = {name: value for name, value in told.items() if name not in SCORED}
+    claims = {**kept["claims"], "not_shown": _without_scores(kept["claims"]["not_shown"])}
+    whole = [{**kept, "claims": claims}, {key: metadata[key] for key in IDENTITY}]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+def _without_scores(not_shown: list[str]) -> list[str]:
+    return [text for text in not_shown if text != MEASURED_BY_OTHERS]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for name in SUMMARISED:
+        with (folder / f"{name}.parquet").open("rb") as file:
+            found[name] = _table_digest(file)
+    return found
+
+
+def _table_digest(file: IO[bytes]) -> str:
+    """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number of rows."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(-TAIL, io.SEEK_END)
+    left = size - TAIL - int.from_bytes(file.read(4), "little")
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left > 0 and (block := file.read(min(BLOCK, left))):
+        digest.update(block)
+        left -= len(block)
+    with pq.ParquetFile(file) as found:
+        columns = [(field.name, str(field.type)) for field in found.schema_arrow]
+        digest.update(repr((columns, found.metadata.num_rows)).encode())
+    return digest.hexdigest()
+
+
+@cache
+def _maker() -> dict[str, str]:
+    """The version, and a sha256 over the code of the package and the data that summaries rest on."""
+    package, data = Path(__file__).parents[1], registry_folder()
+    digest = hashlib.sha256()
+    for path in (*sorted(package.rglob("*.py")), data / "names.yaml", *sorted((data / "reference").iterdir())):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return {"version": __version__, "code": digest.hexdigest()}
+
+
+def fits(value: Any, shape: Shape) -> bool:
+    """Is a value from JSON of a shape? Of a type, a union of types (a tuple), a list, or a mapping.
+
+    A list of one shape may have any length, of several as many values. A mapping has the keys of its shape, or any keys
+    where that is {str: shape}. A float may be a whole number, and a number is finite.
+    """
+    if isinstance(shape, list):
+        shapes = shape * len(value) if len(shape) == 1 and isinstance(value, list) else shape
+        return isinstance(value, list) and len(value) == len(shapes) and all(map(fits, value, shapes))
+    if isinstance(shape, tuple):
+        return any(fits(value, one) for one in shape)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return False
+        if str in shape:
+            return all(fits(one, shape[str]) for one in value.values())
+        return value.keys() == shape.keys() and all(fits(value[name], shape[name]) for name in shape)
+    if shape is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return value is None if shape is None else type(value) is shape

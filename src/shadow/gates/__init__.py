@@ -1,0 +1,1 @@
+"""Rules and finished reports -> verdicts."""

@@ -1,0 +1,268 @@
+"""What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
+
+    figure := [component "."] [module "."] metric    language.mlp.up.concentration, vision.energy_share, spiked
+    rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
+
+Component and module may hold * and ?. A word that this version does not know is a UsageError with the nearest known
+one, whatever the report holds.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from shadow.errors import ShadowError, UsageError
+from shadow.findings.footprint import Label
+from shadow.places.names import name_rules
+from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
+from shadow.targets.families import NAME
+from shadow.targets.plain_yaml import KeyPath as Place
+from shadow.targets.plain_yaml import Tree, read_plain_file
+from shadow.text import nearest
+
+Severity = Literal["error", "warning"]
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
+LABEL = "label"
+LABELS: tuple[str, ...] = get_args(Label)
+# Every delta has these; of a set of matrices the median is meant, unless the summary has a figure of that name for it.
+COLUMNS = tuple(column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float"))
+DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
+OF_A_MODULE = ("participation_share", "matrices", "parameters", "energy", "energy_share")
+OF_A_COMPONENT = ("participation_share", "tensors", "identical", "matrices", "energy", "energy_share", *DEPTH)
+OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
+EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+LONGEST = 200  # characters of an expression
+KEYS = {  # of a rule in a policy file, and what each says
+    "fail_on": "What must not hold, as after --fail-on: language.mlp.up.concentration > 0.5.",
+    "moved": "A figure that must stay inside its interval in the report of --against.",
+    "severity": "error, or warning: shown, and never changes the exit code.",
+    "message": "What a person should know when the rule is met.",
+    "allow_missing": "true: nothing to judge is no error.",
+}
+HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.concentration > 0.5'"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The figures that a rule names: of the pair (no component), of components, or of modules of components."""
+
+    component: str | None
+    module: str | None
+    metric: str
+
+    def __str__(self) -> str:
+        return ".".join(filter(None, (self.component, self.module, self.metric)))
+
+    def covers(self, component: str, module: str | None) -> bool:
+        """Is a component, or a module of one, among those that are meant?"""
+        if self.component is None or (self.module is None) != (module is None):
+            return False
+        return fnmatchcase(component, self.component) and (module is None or fnmatchcase(module, self.module or ""))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must not hold of a report. comparison is one of COMPARISONS, or MOVED, which has no threshold.
+
+    file and line are where a policy file has it.
+    """
+
+    name: str
+    figure: Metric
+    comparison: str
+    threshold: float | str | None
+    severity: Severity = "error"
+    message: str | None = None
+    allow_missing: bool = False
+    file: str | None = None
+    line: int | None = None
+
+    @property
+    def condition(self) -> str:
+        """`language.mlp.up.concentration > 0.5`."""
+        if self.comparison == MOVED:
+            return f"{self.figure} moved out of its interval"
+        return f"{self.figure} {self.comparison} {_written(self.threshold)}"
+
+    def holds(self, value: float | str) -> bool:
+        return COMPARISONS[self.comparison](value, self.threshold)
+
+
+def _written(threshold: float | str | None) -> str:
+    """As short as it can be written and read back."""
+    if not isinstance(threshold, float):
+        return f'"{threshold}"'
+    short = f"{threshold:g}"
+    return short if float(short) == threshold else repr(threshold)
+
+
+def parse_rule(text: str, **more: Any) -> Rule:
+    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name; more are further fields of it.
+
+    Raises UsageError.
+    """
+    if len(text) > LONGEST:
+        raise UsageError(f"{text[:40]!r}... is too long for a rule", HINT)
+    found = EXPRESSION.fullmatch(text)
+    if not found:
+        raise UsageError(f"{text!r} is not a rule", HINT)
+    figure, comparison, wanted = found.groups()
+    if comparison not in COMPARISONS:
+        close = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
+        hint = f"did you mean {close!r}?" if close else f"one of {' '.join(COMPARISONS)}"
+        raise UsageError(f"{text!r}: no comparison {comparison!r}", hint)
+    name = parse_figure(figure)
+    threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
+    named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
+    return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
+
+
+def _number(text: str, wanted: str) -> float:
+    if not NUMBER.fullmatch(wanted) or not math.isfinite(float(wanted)):
+        share = wanted.removesuffix("%").strip()
+        hint = HINT
+        if wanted.endswith("%") and NUMBER.fullmatch(share) and math.isfinite(float(share)):
+            hint = f"write {float(share) / 100:g} for {wanted}"
+        raise UsageError(f"{text!r}: {wanted!r} is not a number", hint)
+    return float(wanted) + 0.0  # -0 is 0
+
+
+def _label(text: str, comparison: str, wanted: str) -> str:
+    if comparison not in ("==", "!="):
+        raise UsageError(f"{text!r}: a label is a word", "compare it by == or !=")
+    word = wanted[1:-1] if len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\"" else wanted
+    if word not in LABELS:
+        raise UsageError(f"{text!r}: no label {word!r}", nearest(word, LABELS) or f"one of {', '.join(LABELS)}")
+    return word
+
+
+def parse_figure(text: str, *, many: bool = False) -> Metric:
+    """`language.mlp.up.concentration` -> FigureName. many: the metric may hold * and ? too.
+
+    Raises UsageError for what no report of this version can have.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
+        raise UsageError(f"{text[:80]!r} is not the name of a figure", "such as language.mlp.up.concentration")
+    *place, metric = text.split(".")
+    component, module = (place[0], ".".join(place[1:]) or None) if place else (None, None)
+    rules = name_rules()
+    if component is not None and not _known(component, rules.components):
+        if _known(".".join(place), rules.modules):
+            raise UsageError(f"{text!r} names no component", f"did you mean '*.{text}' or 'language.{text}'?")
+        _unknown("component", component, rules.components)
+    if module is not None and not _known(module, rules.modules):
+        _unknown("module", module, rules.modules)
+    metrics = (*COLUMNS, *(OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE))
+    known = (*metrics, LABEL) if component is None and not many else metrics
+    if not (_known(metric, known) if many else metric in known):
+        if not many and _known(metric, known):
+            raise UsageError(f"{text!r}: a rule has one metric", "only component and module may hold * and ?")
+        _unknown("metric", metric, known)
+    return Metric(component, module, metric)
+
+
+def _known(pattern: str, words: Sequence[str]) -> bool:
+    return any(fnmatchcase(word, pattern) for word in words)
+
+
+def _unknown(what: str, word: str, known: Sequence[str]) -> None:
+    hint = nearest(word, known) or {
+        "metric": "`shadow explain` lists them",
+        "module": "such as mlp.up or attn.*",
+    }.get(what, f"one of {', '.join(known)}")
+    raise UsageError(f"no {what} {word!r}", hint)
+
+
+def parse_moved(text: str, **more: Any) -> Rule:
+    """A figure, or all that a pattern names, that must stay inside the interval of a baseline. Raises UsageError."""
+    if len(text) > LONGEST:
+        raise UsageError(f"{text[:40]!r}... is too long for a figure", "such as language.mlp.up.concentration")
+    figure = parse_figure(text.strip(), many=True)
+    return Rule(**{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None)
+
+
+def gather(fail_on: Sequence[str], policy: Path | None, against: bool, allow_missing: bool) -> tuple[Rule, ...]:
+    """The rules of a command. against: a baseline is given; without `moved` rules no figure of the pair may have moved.
+
+    allow_missing is that of the command: a rule of a policy file on a threshold says so itself. Raises ShadowError.
+    """
+    rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
+    listed = read_policy(policy) if policy is not None else ()
+    rules += [
+        replace(rule, allow_missing=True) if allow_missing and rule.comparison == MOVED else rule for rule in listed
+    ]
+    moved = [rule for rule in rules if rule.comparison == MOVED]
+    if moved and not against:
+        message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs a baseline to have moved from"
+        raise UsageError(message, "add --against RUN")
+    if against and not moved:
+        rules.append(parse_moved("*", name="baseline", allow_missing=allow_missing))
+    return tuple(rules)
+
+
+def read_policy(file: Path) -> tuple[Rule, ...]:
+    """The rules of a policy file, a mapping of names to rules.
+
+    Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that mean nothing.
+    """
+    tree, lines = read_plain_file(file, "see docs/ci.md on policy files")
+    if not isinstance(tree, dict) or not tree:
+        hint = "write a name, and below it `fail_on: language.mlp.up.concentration > 0.5`"
+        raise ShadowError(f"{file}: {'not a mapping of rules' if tree else 'no rules in it'}", hint)
+    return tuple(_rule(name, entry, file, lines) for name, entry in tree.items())
+
+
+def _rule(name: str, entry: Tree, file: Path, lines: Mapping[Place, int]) -> Rule:
+    def at(*key: str) -> str:
+        return f"{file}:{lines[name, *key]}: rule {name[:80]!r}"
+
+    if not NAME.fullmatch(name):
+        raise ShadowError(f"{at()}: the name may hold letters, digits and `._-` only")
+    if not isinstance(entry, dict):
+        raise ShadowError(f"{at()}: not a mapping", "write `fail_on: language.mlp.up.concentration > 0.5` below it")
+    texts: dict[str, str] = {}
+    for key, value in entry.items():
+        if key not in KEYS:
+            raise ShadowError(
+                f"{at(key)}: unknown key {key[:80]!r}", nearest(key, KEYS) or f"it may have {', '.join(KEYS)}"
+            )
+        if not isinstance(value, str):
+            raise ShadowError(f"{at(key)}: `{key}` is not text", "put it in quotes")
+        texts[key] = value
+    if ("fail_on" in texts) == ("moved" in texts):
+        both = "both `fail_on` and `moved`" if "moved" in texts else "neither `fail_on` nor `moved`"
+        raise ShadowError(f"{at()}: it has {both}", "write one of them")
+    for key, words in (("severity", ("error", "warning")), ("allow_missing", ("true", "false"))):
+        if texts.get(key, words[0]) not in words:
+            hint = nearest(texts[key], words) or f"one of {', '.join(words)}"
+            raise ShadowError(f"{at(key)}: `{key}` is {texts[key][:80]!r}", hint)
+    kind, parse = ("moved", parse_moved) if "moved" in texts else ("fail_on", parse_rule)
+    try:
+        return parse(
+            texts[kind],
+            name=name,
+            severity=texts.get("severity", "error"),
+            message=texts.get("message") or None,
+            allow_missing=texts.get("allow_missing") == "true",
+            file=str(file),
+            line=lines[name,],
+        )
+    except UsageError as error:
+        raise UsageError(f"{at(kind)}: {error.message}", error.hint) from error

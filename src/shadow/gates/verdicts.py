@@ -1,0 +1,369 @@
+"""Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
+
+A rule is met when one of the figures that it names is what it must not be. What a rule names and the report does not
+have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
+
+A figure has moved when it lies outside the interval over layers that the baseline's report gives it. The baseline's
+interval, not the new one's, because a baseline is what was accepted: a report with uneven layers would else widen what
+is allowed to it. It is a yardstick of size and no test: two runs of one training leave it now and then.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from shadow.errors import ShadowError
+from shadow.findings.bootstrap import blocks_of, interval_of_median
+from shadow.findings.comparison import settings_apart
+from shadow.findings.matching import Report, read_report, relate
+from shadow.findings.summary import Summary, read_summary
+from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
+from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
+from shadow.reports.provenance import finished_metadata, required_metadata
+
+Verdicts = Literal["passed", "met", "missing", "skipped"]
+Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
+
+NAMED = 5  # figures that a sentence names one by one
+# The same report made on another machine may differ by this much, relative: shadow.findings.matching measured 5e-7.
+NOISE = 1e-6
+NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
+
+
+@dataclass(frozen=True)
+class JudgedFigure:
+    """One figure of a report: value None where it is null, bounds None where it has no interval (why says why)."""
+
+    name: str
+    value: float | str | None
+    bounds: tuple[float, float] | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class RuleFigure:
+    """One figure that a rule was held against. low and high are the baseline's interval, before its figure."""
+
+    figure: str
+    value: float | str | None
+    met: bool
+    before: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one rule on one report.
+
+    outcome: `met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that. detail
+    is a sentence, findings are the figures that were judged.
+    """
+
+    rule: Rule
+    outcome: Verdicts
+    detail: str
+    findings: tuple[RuleFigure, ...] = ()
+
+    @property
+    def code(self) -> int:
+        """The exit code it asks for: 4 met, 1 missing; 0 if the rule is but a warning."""
+        return {"met": 4, "missing": 1}.get(self.outcome, 0) if self.rule.severity == "error" else 0
+
+    def as_json(self) -> dict[str, Any]:
+        told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
+        figures = [asdict(one) for one in self.findings]
+        return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What came of one pair. fault: why there is no report of it. objections: reasons that --strict objects to."""
+
+    family: str
+    pair: str
+    summary: Summary | None = None
+    seconds: float | None = None
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    fault: str | None = None
+    objections: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}:{self.pair}"
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines; the summary is what `show --format json` prints."""
+        told = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
+        return {**told, "notes": list(self.notes), "rules": [one.as_json() for one in self.verdicts]}
+
+    @property
+    def code(self) -> int:
+        codes = {1 if self.fault is not None else 0, 3 if self.objections else 0, *(one.code for one in self.verdicts)}
+        return first_code(codes)
+
+
+def first_code(codes: set[int]) -> int:
+    """Of what occurred over rules or pairs, the exit code: 1, 4, 3 or 0."""
+    return next((code for code in (1, 4, 3) if code in codes), 0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished report as rules see it. Its rows are read when a rule asks for more than the summary has."""
+
+    folder: Path
+    label: str
+    metadata: Mapping[str, Any]
+    summary: Summary
+
+    @cached_property
+    def report(self) -> Report:
+        return read_report(self.folder, self.label, more=COLUMNS)
+
+    @cached_property
+    def deltas(self) -> pd.DataFrame:
+        return self.report.subject("delta")
+
+    @cached_property
+    def _told(self) -> dict[Scope, Mapping[str, Any]]:
+        """What the summary says of the pair, of each component and of each module, with its intervals."""
+        whole = {key: getattr(self.summary, key) for key in ("intervals", "layers", "no_interval")}
+        rows: dict[Scope, Mapping[str, Any]] = {(): {**self.summary.figures, LABEL: self.summary.label, **whole}}
+        rows |= {(row["component"],): row for row in self.summary.components}
+        return rows | {(row["component"], row["module"]): row for row in self.summary.modules}
+
+    def places(self, name: Metric) -> list[Scope]:
+        """Where the report has what a rule names, in the order of the summary."""
+        if name.component is None:
+            return [()]
+        size = 1 if name.module is None else 2
+        return [at for at in self._told if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)]
+
+    def changed(self, at: Scope) -> bool:
+        """Has any delta of a place been measured?"""
+        return bool(self._told[at]["matrices"])
+
+    def with_intervals(self, at: Scope) -> list[str]:
+        """The figures of a place that intervals are made of."""
+        return list(self._told[at]["intervals"]) if at in self._told else []
+
+    def figure(self, at: Scope, metric: str) -> JudgedFigure:
+        """The summary's figure of that name, else the median over the delta rows of the place."""
+        name = ".".join((*at, metric))
+        row = self._told.get(at)
+        if row is None:
+            return JudgedFigure(name, None)
+        if metric not in row:
+            return self._median(name, at, metric)
+        why = "it has none"
+        if metric in row["intervals"]:
+            why = row["no_interval"] or f"{row['layers']} layers are too few for it"
+        return JudgedFigure(name, row[metric], row["intervals"].get(metric), why)
+
+    def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
+        rows = self.deltas
+        for key, wanted in zip(("component", "module"), at, strict=False):
+            rows = rows[rows[key] == wanted]
+        values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
+        median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
+        layers = rows["layer"].where(rows["layer"] >= 0).to_numpy(dtype=np.float64, na_value=np.nan)
+        found = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
+        return JudgedFigure(name, median, found.bounds if median is not None else None, found.reason or "")
+
+    def why_absent(self, name: Metric) -> str:
+        """Why the report has no delta of what a rule names."""
+        if name.component is None:
+            return str(next(gate["reason"] for gate in self.summary.gates if gate["name"] == "changed"))
+        tensors = self.report.tensors
+        modules = [None] * len(tensors) if name.module is None else tensors["module"]
+        covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]
+        own = tensors[np.array(covered, dtype=np.bool_)]
+        what = ".".join(filter(None, (name.component, name.module)))
+        if own.empty:
+            return f"the report has no {what}"
+        if (own["status"] == "identical").any():
+            return f"{what} is identical to the base's"
+        reasons = ", ".join(sorted(set(own.loc[own["status"] == "skipped", "reason"])))
+        return f"{what} was not measured ({reasons})" if reasons else f"{what} has no base to differ from"
+
+
+def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
+    """A finished report, with its summary unless that is known already. Raises ShadowError."""
+    found, metadata = (summary, required_metadata(folder)) if summary is not None else read_summary(folder)
+    return Measured(folder, label, metadata, found)
+
+
+def _whole(folder: Path) -> Measured:
+    """A baseline, all of which is read now: what is measured next may be written over it."""
+    found = read_measured(folder, "the baseline")
+    assert found.report is not None
+    return found
+
+
+# The baseline
+
+
+def read_baselines(
+    against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Measured]:
+    """The report of each pair (family, pair) that has one in folders, which are those in or below against.
+
+    A single pair may also be held against a report of any name, if against is that report's own folder.
+    Raises ShadowError for what cannot be read.
+    """
+    if len(pairs) == 1 and finished_metadata(against) is not None:
+        return {pairs[0]: _whole(against)}
+    found = {}
+    for folder in folders:
+        metadata = finished_metadata(folder)
+        if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
+            if which in found:
+                raise ShadowError(f"{against} has two reports of {':'.join(which)}", "name the folder of one of them")
+            found[which] = _whole(folder)
+    return found
+
+
+def notes_on(baseline: Measured, now: Measured) -> list[str]:
+    """What makes a baseline another thing than the same audit before."""
+    before, after = baseline.report, now.report
+    if before.metadata == after.metadata:
+        return ["the baseline is this very report: nothing can have moved"]
+    found = []
+    which, this = (":".join(str(one.metadata[key]) for key in ("family", "pair")) for one in (before, after))
+    if which != this:
+        found.append(f"the baseline is of another pair: {which}")
+    relation, why = relate(before, after)
+    if relation not in ("the same pair", "one base"):
+        how = f": {why}" if relation == "different bases" else ""
+        found.append(f"the baseline does not start from the same base{how}")
+    found += settings_apart(before, after)
+    summary = baseline.summary
+    if summary.no_interval is None and summary.interval_level is not None:
+        found.append(f"the baseline's intervals are {100 * summary.interval_level:.3g} % over {summary.layers} layers")
+    return found
+
+
+# Judging
+
+
+def judge_report(
+    rules: Sequence[Rule],
+    now: Measured,
+    baseline: Measured | None = None,
+    *,
+    seconds: float | None = None,
+    objections: tuple[str, ...] = (),
+) -> Judgement:
+    """What comes of every rule on a report; seconds and objections are those of its audit."""
+    notes = tuple(notes_on(baseline, now)) if baseline is not None else ()
+    family, pair = now.summary.family, now.summary.pair
+    return Judgement(family, pair, now.summary, seconds, judge(rules, now, baseline), notes, None, objections)
+
+
+def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None) -> tuple[Verdict, ...]:
+    """What comes of every rule. Rules on what moved need a baseline; without one they are missing."""
+    return tuple(_moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now) for rule in rules)
+
+
+def _threshold(rule: Rule, now: Measured) -> Verdict:
+    places = now.places(rule.figure)
+    figures = [now.figure(at, rule.figure.metric) for at in places]
+    known = [(one.name, one.value) for one in figures if one.value is not None]
+    if not known and not any(now.changed(at) for at in places):
+        return _missing(rule, now.why_absent(rule.figure))
+    if not known:
+        when = NULLS.get(rule.figure.metric)
+        why = f" (null when: {when})" if when else ""
+        return _missing(rule, f"{_listed([one.name for one in figures])} is null{why}")
+    findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
+    _, _, condition = rule.condition.partition(" ")
+    nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
+    if met := [f"{one.figure} is {_text(one.value, rule.holds)}" for one in findings if one.met]:
+        return Verdict(rule, "met", f"{_listed(met)} ({condition}){nulls}", findings)
+    texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
+    if len(known) == 1:
+        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings)
+    told = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
+    return Verdict(rule, "passed", told, findings)
+
+
+def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
+    if baseline is None:
+        return _missing(rule, "the baseline has no report of this pair")
+    findings: list[RuleFigure] = []
+    left: dict[str, list[str]] = {}  # figures that cannot be judged, by the reason
+    for at in baseline.places(rule.figure):
+        metric = rule.figure.metric
+        for one in fnmatch.filter(baseline.with_intervals(at), metric) if {"*", "?"} & set(metric) else [metric]:
+            before = baseline.figure(at, one)
+            if before.bounds is None:
+                why = "null in the baseline" if before.value is None else f"no interval in the baseline: {before.why}"
+                left.setdefault(why, []).append(before.name)
+                continue
+            (low, high), value = before.bounds, now.figure(at, one).value
+            slack = NOISE * max(abs(low), abs(high))
+            outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
+            findings.append(RuleFigure(before.name, value, outside, _number(before.value), low, high))
+    rest = "; ".join(f"not judged are {_listed(names)} ({why})" for why, names in left.items())
+    if not findings:
+        return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
+    rest = f"; {rest}" if rest else ""
+    findings.sort(key=_distance, reverse=True)
+    if moved := [_move(one) for one in findings if one.met]:
+        return Verdict(rule, "met", f"{_listed(moved)}{rest}", tuple(findings))
+    what = f"{findings[0].figure} is inside its interval"
+    if len(findings) > 1:
+        what = f"{len(findings)} figures are inside their intervals"
+    return Verdict(rule, "passed", f"{what} in the baseline{rest}", tuple(findings))
+
+
+def _number(value: float | str | None) -> float | None:
+    return None if isinstance(value, str) else value
+
+
+def _missing(rule: Rule, why: str) -> Verdict:
+    return Verdict(rule, "skipped" if rule.allow_missing else "missing", f"nothing to judge: {why}")
+
+
+def _distance(finding: RuleFigure) -> float:
+    """How far a figure lies outside its interval, in widths of it; infinite where it is null now."""
+    if not isinstance(finding.value, float | int):
+        return math.inf
+    low, high = finding.low or 0.0, finding.high or 0.0
+    outside = max(low - finding.value, finding.value - high, 0.0)
+    return outside / (high - low) if high > low else math.inf if outside else 0.0
+
+
+def _move(finding: RuleFigure) -> str:
+    """`spiked is 0.5, was 1 (0.9 to 1)`."""
+    low, high = finding.low or 0.0, finding.high or 0.0
+
+    def inside(value: Any) -> bool:
+        return bool(low <= value <= high)
+
+    value = "null" if finding.value is None else _text(finding.value, inside)
+    return f"{finding.figure} is {value}, was {finding.before:.4g} ({low:.4g} to {high:.4g})"
+
+
+def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
+    """A figure with as many digits as it takes to see whether it holds."""
+    if not isinstance(value, float | int):
+        return f'"{value}"'
+    short = f"{value:.4g}"
+    return short if holds(float(short)) == holds(value) else repr(value)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
+    return ", ".join(texts[:NAMED]) + more

@@ -1,0 +1,263 @@
+"""Verdicts -> what continuous integration shows: Markdown, annotations of GitHub Actions, JUnit XML.
+
+Names of families, pairs and tensors, messages and file names are hostile text in each of these: every one goes through
+`cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are places in source files, and a delta has
+none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from shadow.errors import ShadowError
+from shadow.files import write_beside
+from shadow.gates.verdicts import Judgement, Verdict, first_code
+from shadow.text import visible
+
+SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
+ANNOTATIONS = 10  # of each level that GitHub shows of a step
+OUTCOMES = {"met": "❌ met", "missing": "❌ nothing to judge", "skipped": "➖ nothing to judge", "passed": "✅ passed"}
+FIGURES = ("relative_norm_overall", "concentration")
+CODES = {0: "done", 1: "could not", 3: "--strict objects", 4: "a rule was met"}
+
+
+def sentences(judged: Sequence[Judgement]) -> list[str]:
+    """For people, on a terminal: why the exit code is not 0, and what is but a warning."""
+    found = []
+    for one in judged:
+        for verdict in one.verdicts:
+            if verdict.outcome in ("met", "missing"):
+                level = "" if verdict.rule.severity == "error" else "warning: "
+                found.append(f"{level}{one.name}: {verdict.rule.name}: {verdict.detail}")
+    if reasons := sorted({reason for one in judged for reason in one.objections}):
+        found.append(f"--strict: skipped because of {', '.join(reasons)}")
+    return found
+
+
+# GitHub's Markdown
+
+
+def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
+    """Append to the summary of a step as much as GitHub takes. Raises OSError."""
+    with path.open("ab") as file:
+        room = SUMMARY_BYTES - file.tell()
+        if room > 2000:
+            file.write(markdown(judged, room).encode())
+
+
+def cell(text: str) -> str:
+    """Any text as a cell of a Markdown table that shows it as it is: one line, no markup, no links, no mentions."""
+    shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
+    return f"<code>{shown}</code>" if shown.strip() else ""
+
+
+def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
+    """A table of the pairs and one of the rules of each, in at most so many bytes; what does not fit is counted."""
+    code = first_code({one.code for one in judged})
+    head = ["## shadow", "", f"Exit code {code}: {CODES[code]}.", ""]
+    head += ["| pair | result | label | relative norm | concentration |", "|---|---|---|---|---|"]
+    rows = [_pair_row(one) for one in judged]
+    rules = [row for one in judged for row in _rule_rows(one)]
+    notes = [f"- {cell(one.name)}: {cell(note)}" for one in judged for note in one.notes]
+    parts = [*head, *_fitting(rows, limit // 3, "| and {} more pairs |||||")]
+    if rules:
+        parts += ["", "| pair | rule | outcome | what was found |", "|---|---|---|---|"]
+        parts += _fitting(rules, limit // 3, "| and {} more rules ||||")
+    if notes:
+        parts += ["", *_fitting(notes, limit // 4, "- and {} more notes")]
+    return "\n".join(parts) + "\n\n"
+
+
+def _fitting(lines: Sequence[str], limit: int, more: str) -> list[str]:
+    """As many lines as fit into so many bytes, and how many did not."""
+    size = 0
+    found: list[str] = []
+    for number, line in enumerate(lines):
+        size += len(line.encode()) + 1
+        if size > limit:
+            return [*found, more.format(len(lines) - number)]
+        found.append(line)
+    return found
+
+
+def _pair_row(one: Judgement) -> str:
+    told = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was met"}[one.code]
+    if one.summary is None:
+        return f"| {cell(one.name)} | ❌ {cell(one.fault or '')} | | | |"
+    figures = [_figure(one.summary.figures[name], one.summary.intervals.get(name)) for name in FIGURES]
+    return f"| {cell(one.name)} | {told} | {cell(one.summary.label)} | {' | '.join(figures)} |"
+
+
+def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
+    """`0.37 (0.31 to 0.42)`."""
+    inside = f" ({bounds[0]:.3g} to {bounds[1]:.3g})" if bounds else ""
+    return "" if value is None else f"{value:.3g}{inside}"
+
+
+def _rule_rows(one: Judgement) -> Iterable[str]:
+    for verdict in sorted(one.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)):
+        outcome = OUTCOMES[verdict.outcome]
+        if verdict.rule.severity == "warning":
+            outcome = outcome.replace("❌", "⚠️")
+        said = f"<br>{cell(verdict.rule.message)}" if verdict.rule.message and verdict.outcome == "met" else ""
+        rule = cell(verdict.rule.name)
+        if verdict.rule.condition != verdict.rule.name:
+            rule += f"<br>{cell(verdict.rule.condition)}"
+        yield f"| {cell(one.name)} | {rule} | {outcome} | {cell(verdict.detail)}{said} |"
+
+
+# Annotations of GitHub Actions
+
+
+def workflow_commands(judged: Sequence[Judgement], workspace: Path | None = None) -> list[str]:
+    """A workflow command, one line, for each fault and each rule that was met or had nothing to judge.
+
+    The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace is pointed to.
+    """
+    found: dict[str, list[str]] = {"error": [], "warning": []}
+    for one in judged:
+        if one.fault is not None:
+            found["error"].append(_annotation("error", one.name, one.fault))
+        if one.objections:
+            text = f"skipped because of {', '.join(one.objections)}"
+            found["error"].append(_annotation("error", f"{one.name}: --strict", text))
+        for verdict in one.verdicts:
+            if verdict.outcome in ("met", "missing"):
+                rule = verdict.rule
+                said = f"{rule.message} " if rule.message and verdict.outcome == "met" else ""
+                at = _in_workspace(rule.file, rule.line, workspace)
+                line = _annotation(rule.severity, f"{one.name}: {rule.name}", said + verdict.detail, at)
+                found[rule.severity].append(line)
+    return [line for level, lines in found.items() for line in _first(level, lines)]
+
+
+def _first(level: str, lines: Sequence[str]) -> list[str]:
+    """What GitHub shows, the last of which counts the rest."""
+    if len(lines) <= ANNOTATIONS:
+        return list(lines)
+    text = f"{len(lines) - ANNOTATIONS + 1} more are in the job's summary"
+    return [*lines[: ANNOTATIONS - 1], _annotation(level, "shadow", text)]
+
+
+def _annotation(level: str, title: str, text: str, at: Mapping[str, str] | None = None) -> str:
+    properties = ",".join(f"{key}={_property(value)}" for key, value in {"title": title, **(at or {})}.items())
+    return f"::{level} {properties}::{_data(text)}"
+
+
+def _data(text: str) -> str:
+    """Any text as the message of a workflow command."""
+    return visible(text).replace("%", "%25")
+
+
+def _property(text: str) -> str:
+    """Any text as a property of a workflow command."""
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def _in_workspace(file: str | None, line: int | None, workspace: Path | None) -> dict[str, str]:
+    if file is None or workspace is None:
+        return {}
+    try:
+        inside = Path(file).resolve().relative_to(workspace.resolve())
+    except (OSError, ValueError):  # elsewhere
+        return {}
+    return {"file": inside.as_posix(), **({"line": str(line)} if line else {})}
+
+
+# JUnit
+
+
+def junit(judged: Sequence[Judgement]) -> bytes:
+    """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
+
+    A rule that was met is a failure, one with nothing to judge an error; rules that are but warnings pass, and say so
+    in their output, since JUnit has no warnings. Tensors that were skipped are told in the output of the audit's case:
+    as cases of their own they would be thousands, and most are vectors.
+    """
+    root = ET.Element("testsuites", name="shadow")
+    for one in judged:
+        suite = ET.SubElement(root, "testsuite", name=visible(one.name))
+        if one.seconds is not None:
+            suite.set("time", f"{one.seconds:.3f}")
+        _audit_case(suite, one)
+        for verdict in one.verdicts:
+            _rule_case(suite, one, verdict)
+        _count(suite, suite)
+    _count(root, root)
+    del root.attrib["skipped"]  # only suites have it
+    ET.indent(root)
+    return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
+
+
+def check_junit(path: Path) -> None:
+    """Refuse to write over what is no XML, before anything is measured. Raises ShadowError."""
+    hint = "choose another file with --junit"
+    try:
+        if not path.exists():
+            return
+        if not path.is_file():  # opening a FIFO would wait for ever
+            raise ShadowError(f"{path} is not a regular file", hint)
+        with path.open("rb") as file:
+            if file.read(5) not in (b"", b"<?xml"):
+                raise ShadowError(f"{path} is there already, and is no XML", hint)
+    except OSError as error:
+        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
+
+
+def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
+    """A file that is there whole or not at all. Raises ShadowError."""
+    check_junit(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_beside(path, junit(judged))
+    except OSError as error:
+        raise ShadowError(
+            f"cannot write {path}: {error.strerror or error}", "choose another file with --junit"
+        ) from error
+
+
+def _count(element: ET.Element, over: ET.Element) -> None:
+    for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        element.set(name, str(sum(1 for _ in over.iter(tag))))
+
+
+def _audit_case(suite: ET.Element, one: Judgement) -> None:
+    case = _case(suite, one, "audit", one.seconds or 0.0)
+    if one.fault is not None:
+        _said(case, "error", one.fault, "could not")
+    if one.objections:
+        _said(case, "failure", f"skipped because of {', '.join(one.objections)}", "--strict")
+    if one.summary is not None:
+        counts = ", ".join(f"{count} {status}" for status, count in one.summary.counts.items())
+        lines = [f"tensors: {counts}", f"label: {one.summary.label}: {one.summary.label_reason}"]
+        lines += [f"skipped: {row['tensors']} {row['reason']}" for row in one.summary.skipped]
+        lines += [f"warning: {text}" for text in one.summary.warnings] + [f"note: {text}" for text in one.notes]
+        _output(case, lines)
+
+
+def _rule_case(suite: ET.Element, one: Judgement, verdict: Verdict) -> None:
+    case = _case(suite, one, verdict.rule.name, 0.0)
+    said = [f"{verdict.rule.message}"] if verdict.rule.message and verdict.outcome == "met" else []
+    if verdict.rule.severity == "warning" and verdict.outcome in ("met", "missing"):
+        _output(case, [f"warning: {verdict.detail}", *said])
+        return
+    if tag := {"met": "failure", "missing": "error", "skipped": "skipped"}.get(verdict.outcome):
+        _said(case, tag, verdict.detail, verdict.rule.condition)
+    _output(case, [verdict.detail, *said])
+
+
+def _case(suite: ET.Element, one: Judgement, name: str, seconds: float) -> ET.Element:
+    names = {"classname": visible(one.name), "name": visible(name)}
+    return ET.SubElement(suite, "testcase", names, time=f"{seconds:.3f}")
+
+
+def _said(case: ET.Element, tag: str, message: str, kind: str) -> None:
+    """Some readers, such as Jenkins, show the attribute, others, such as GitLab, only the text."""
+    ET.SubElement(case, tag, message=visible(message), type=visible(kind)).text = visible(message)
+
+
+def _output(case: ET.Element, lines: Iterable[str]) -> None:
+    ET.SubElement(case, "system-out").text = "\n".join(visible(line) for line in lines)

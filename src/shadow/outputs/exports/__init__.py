@@ -1,0 +1,202 @@
+"""Finished reports -> one file or folder in the format of another community, with all of them in the same tables.
+
+Every table begins with family and pair, so that reports of many families lie in one table. It is written whole or not
+at all, and nothing is written anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from shadow.errors import ShadowError, UsageError
+from shadow.files import placing
+from shadow.outputs.exports.databases import is_our_duckdb, is_our_sqlite, write_duckdb, write_sqlite
+from shadow.outputs.exports.formats import (
+    Export,
+    TablePart,
+    is_our_folder,
+    write_arrow,
+    write_csv,
+    write_dataset_folder,
+    write_json,
+    write_parquet,
+)
+from shadow.reports.columns import REPORTS, TABLES
+from shadow.reports.parquet import arrow_schema
+from shadow.reports.provenance import required_metadata
+from shadow.reports.tables import STORED, absent, read_tables
+
+ALWAYS = "reports"  # the table that says where the rows of the others come from
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A format. suffix ends the name that an export gets when none is given.
+
+    what is that for people, opens a line of Python that opens the export of a folder `reports`.
+    """
+
+    write: Callable[[Path, Export], None]
+    is_ours: Callable[[Path], bool]
+    suffix: str
+    what: str
+    opens: str
+
+
+FORMATS = {
+    "csv": ExportFormat(
+        write_csv, partial(is_our_folder, "csv"), "-csv", "a folder of CSV files",
+        'pd.read_csv("reports-csv/matrices.csv")',
+    ),
+    "json": ExportFormat(
+        write_json, partial(is_our_folder, "json"), "-json", "a folder of JSON Lines files",
+        'pd.read_json("reports-json/matrices.jsonl", lines=True)',
+    ),
+    "arrow": ExportFormat(
+        write_arrow, partial(is_our_folder, "arrow"), "-arrow", "a folder of Arrow IPC (Feather 2) files",
+        'pl.read_ipc("reports-arrow/matrices.arrow")',
+    ),
+    "parquet": ExportFormat(
+        write_parquet, partial(is_our_folder, "parquet"), "-parquet", "a Parquet dataset, partitioned as Hive does",
+        'pd.read_parquet("reports-parquet/matrices")',
+    ),
+    "duckdb": ExportFormat(
+        write_duckdb, is_our_duckdb, ".duckdb", "a DuckDB database",
+        'duckdb.connect("reports.duckdb").sql("FROM deltas")',
+    ),
+    "sqlite": ExportFormat(
+        write_sqlite, is_our_sqlite, ".sqlite", "a SQLite database",
+        'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
+    ),
+    "hf-dataset-folder": ExportFormat(
+        write_dataset_folder, partial(is_our_folder, "hf-dataset-folder"), "-dataset", "a dataset folder of the Hub",
+        'datasets.load_dataset("./reports-dataset", "matrices")',
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written: rows of each table, how many reports went in, and what some of them lack."""
+
+    output: Path
+    rows: Mapping[str, int]
+    reports: int
+    older: int
+    absent: tuple[str, ...]
+
+
+def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()) -> ExportResult:
+    """Write the reports in folders to output; of all tables, or of some.
+
+    Raises ShadowError when a report cannot be read, when two are of one pair, and when output is somebody else's.
+    """
+    if unknown := sorted({*tables} - {*STORED, ALWAYS}):
+        raise UsageError(f"no table {unknown[0]!r} to export", f"one of {', '.join((ALWAYS, *STORED))}")
+    names = (ALWAYS, *(name for name in STORED if name in tables or not tables))
+    found = [(folder, required_metadata(folder)) for folder in folders]
+    _refuse_twins(found)
+    missing = [absent(folder) for folder in folders]
+    rows = dict.fromkeys(names, 0)
+
+    def parts() -> Iterator[TablePart]:
+        for folder, metadata in found:
+            part = _part(folder, metadata, names)
+            for name, table in part.tables.items():
+                rows[name] += len(table)
+            yield part
+
+    form = FORMATS[to]
+    with placing(output, form.is_ours, f"an export to {to}") as aside:
+        form.write(aside, Export(names, tuple(_plain(metadata) for _, metadata in found), parts()))
+    lacking = tuple(dict.fromkeys(name for one in missing for name in one))
+    return ExportResult(output, rows, len(found), sum(map(bool, missing)), lacking)
+
+
+def default_output(run: Path, to: str) -> Path:
+    """Where an export goes when no place is given: in the working folder, called after RUN."""
+    return Path(f"{run.absolute().resolve().name or 'reports'}{FORMATS[to].suffix}")
+
+
+def _refuse_twins(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
+    seen: dict[tuple[str, str], Path] = {}
+    for folder, metadata in found:
+        key = text_of(metadata["family"]), text_of(metadata["pair"])
+        if key in seen:
+            raise ShadowError(
+                f"{seen[key]} and {folder} are both reports of {key[0]}:{key[1]}",
+                "name a folder that holds one of them",
+            )
+        seen[key] = folder
+
+
+def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> TablePart:
+    """A report's tables with family and pair as their first columns."""
+    stored = read_tables(folder, [name for name in names if name != ALWAYS])
+    family, pair = text_of(metadata["family"]), text_of(metadata["pair"])
+    tables = {ALWAYS: pa.Table.from_pylist([report_row(metadata)], schema=arrow_schema(REPORTS))}
+    for name in names[1:]:
+        schema = arrow_schema(TABLES[name].exported)
+        table = stored.get(name, schema.empty_table())
+        known = {"family": pa.repeat(family, len(table)), "pair": pa.repeat(pair, len(table))}
+        arrays = [known[field.name] if field.name in known else table[field.name] for field in schema]
+        tables[name] = pa.Table.from_arrays(arrays, schema=schema)
+    return TablePart(family, pair, _plain(metadata), {name: tables[name] for name in names})
+
+
+def report_row(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a report in the table `reports`: what its metadata say, null where they say nothing of the kind."""
+    settings = metadata["settings"]
+    method = settings["method"]
+    sides = {
+        f"{side}_{key}": metadata[side].get(key)
+        for side in ("base", "tuned")
+        for key in ("repo", "commit", "fingerprint")
+    }
+    told = {
+        **{
+            name: metadata.get(name)
+            for name in ("family", "pair", "label", "label_reason", "gates", "version", "schema")
+        },
+        **{name: metadata.get(name) for name in ("started", "seconds")},
+        **{name: method.get(name) for name in ("precision", "nulls", "seed", "subspaces")},
+        **sides,
+        "relation": settings.get("relation"),
+        "chosen": settings.get("chosen"),
+        "metadata": _plain(metadata),
+    }
+    return {column.name: _as(column.type, told[column.name]) for column in REPORTS}
+
+
+def _as(kind: str, value: Any) -> Any:
+    """The value if it is of that kind; what is no text becomes JSON text where text is wanted."""
+    if kind == "string":
+        return value if value is None else text_of(value) if isinstance(value, str) else json.dumps(_plain(value))
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if kind == "int":
+        return value if isinstance(value, int) and abs(value) < 2**63 else None
+    return float(value) if abs(value) < 1e308 else None
+
+
+def text_of(text: str) -> str:
+    """Text that can be written as UTF-8: JSON may hold halves of letters."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON without text that is none or numbers that are not finite."""
+    try:
+        text = text_of(json.dumps(value, ensure_ascii=False))
+    except RecursionError as error:
+        raise ShadowError("a report's metadata are nested too deep", "audit the pair again") from error
+    return json.loads(text, parse_constant=lambda _: None)

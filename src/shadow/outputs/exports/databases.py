@@ -1,0 +1,228 @@
+"""The tables of finished reports -> a database of SQLite or DuckDB, and how an own database is known again.
+
+Every identifier is a constant of this package, and every value is bound or comes from an Arrow table: no text of a
+file is ever part of a statement.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from shadow import __version__
+from shadow.errors import ShadowError
+from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
+from shadow.reports.columns import SCHEMA, TABLES, Column
+
+APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
+KEY = ("family", "pair", "ordinal")
+ORDINAL = Column("ordinal", "int", "0-based place of the row in the report's file", range=">= 0")
+HINT = "free some space, or choose another place with -o"
+INSERTED = 2_000  # rows that SQLite gets at a time
+DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit", "range", "null_when",
+             "source", "pitfalls")  # fmt: skip
+
+INDEXES = {
+    "matrices": ("component", "module", "layer", "subject"),
+    "tensors": ("tensor", "side"),
+    "spectra": ("tensor", "subject"),
+}
+VIEWS = {"deltas": ("matrices", "subject = 'delta'", "the rows of matrices that are deltas")}
+
+
+def _database_columns(name: str) -> tuple[Column, ...]:
+    """The exported columns, with the place of the row where family and pair do not tell it."""
+    family, pair, *others = TABLES[name].exported
+    return (family, pair, *([] if name == "reports" else [ORDINAL]), *others)
+
+
+def _statements(names: Sequence[str], types: Mapping[str, str]) -> Iterator[str]:
+    """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this package, quoted."""
+    yield 'CREATE TABLE "about" ("name" TEXT PRIMARY KEY, "value" TEXT)'
+    heads = ", ".join(f"{quoted(head)} {'INTEGER' if head == 'place' else 'TEXT'}" for head in DESCRIBED)
+    yield f'CREATE TABLE "schema_columns" ({heads}, PRIMARY KEY ("table_name", "column_name"))'
+    for name in names:
+        columns = [
+            f"{quoted(column.name)} {types[column.type]}{' NOT NULL' if column.name in KEY else ''}"
+            for column in _database_columns(name)
+        ]
+        key = ", ".join(quoted(part) for part in (KEY[:2] if name == "reports" else KEY))
+        rules = [f"PRIMARY KEY ({key})"]
+        if name != "reports":
+            rules.append('FOREIGN KEY ("family", "pair") REFERENCES "reports" ("family", "pair")')
+        yield f"CREATE TABLE {quoted(name)} ({', '.join([*columns, *rules])})"
+    for view, (name, condition, _) in VIEWS.items():
+        if name in names:
+            yield f"CREATE VIEW {quoted(view)} AS SELECT * FROM {quoted(name)} WHERE {condition}"  # noqa: S608
+
+
+def _indexes(names: Sequence[str]) -> Iterator[str]:
+    for name, columns in INDEXES.items():
+        if name in names:
+            yield f"CREATE INDEX {quoted(f'{name}_by_place')} ON {quoted(name)} ({', '.join(map(quoted, columns))})"
+
+
+def quoted(name: str, mark: str = '"') -> str:
+    """An identifier of SQL, or with `'` a text."""
+    return f"{mark}{name.replace(mark, mark * 2)}{mark}"
+
+
+def _facts(names: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[Any, ...]]]:
+    """The rows of the tables `about` and `schema_columns`."""
+    about = [
+        ("export", "shadow export"),
+        ("version", __version__),
+        ("schema", str(SCHEMA)),
+        ("tables", ",".join(names)),
+    ]
+    columns = [
+        (name, place, column.name, column.type, *described(column).values())
+        for name in names
+        for place, column in enumerate(_database_columns(name))
+    ]
+    return about, columns
+
+
+def _marks(columns: Sequence[Any]) -> str:
+    return ", ".join("?" * len(columns))
+
+
+def _with_ordinal(name: str, table: pa.Table) -> pa.Table:
+    return table if name == "reports" else table.add_column(2, "ordinal", pa.array(range(len(table)), pa.int64()))
+
+
+def _objects(names: Iterable[str]) -> set[str]:
+    """The tables and views of a database of these tables."""
+    names = set(names)
+    return names | {"about", "schema_columns"} | {view for view, (name, *_) in VIEWS.items() if name in names}
+
+
+def write_sqlite(path: Path, export: Export) -> None:
+    """One SQLite database: lists are JSON text, booleans 0 and 1."""
+    types = {"string": "TEXT", "int": "INTEGER", "float": "REAL", "bool": "INTEGER", "ints": "TEXT", "floats": "TEXT"}
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:
+            # the file is thrown away when this does not end well: no journal beside it
+            for pragma in ("journal_mode = OFF", "synchronous = OFF", f"application_id = {APPLICATION_ID}",
+                           f"user_version = {SCHEMA}", "foreign_keys = ON"):  # fmt: skip
+                base.execute(f"PRAGMA {pragma}")
+            base.execute("BEGIN")
+            for statement in _statements(export.names, types):
+                base.execute(statement)
+            about, columns = _facts(export.names)
+            base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
+            base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+            for part in export.parts:
+                for name in export.names:
+                    insert = f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"  # noqa: S608
+                    base.executemany(insert, _sqlite_rows(name, part))
+            for statement in _indexes(export.names):
+                base.execute(statement)
+            base.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise ShadowError(f"cannot write the SQLite file: {error}", HINT) from error
+
+
+def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
+    columns = _database_columns(name)
+    for batch in _with_ordinal(name, part.tables[name]).to_batches(max_chunksize=INSERTED):
+        values = [
+            [None if value is None else json_text(value) for value in array.to_pylist()]
+            if column.type in ("ints", "floats")
+            else array.to_pylist()
+            for array, column in zip(batch.columns, columns, strict=True)
+        ]
+        yield from zip(*values, strict=True)
+
+
+def is_our_sqlite(path: Path) -> bool:
+    """Is it a database that an export wrote, without tables or views that somebody added?"""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(100)
+        if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+            return False
+        with contextlib.closing(sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)) as base:
+            return _is_untouched(base.execute)
+    except (OSError, sqlite3.Error):
+        return False
+
+
+def _is_untouched(execute: Callable[[str], Any]) -> bool:
+    found = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()}
+    if "about" not in found:
+        return False
+    told = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
+    return told.get("export") == "shadow export" and found == _objects(str(told.get("tables")).split(","))
+
+
+def _duckdb() -> Any:
+    try:
+        import duckdb
+    except ImportError as error:
+        raise ShadowError("DuckDB is not installed", "pip install duckdb") from error
+    return duckdb
+
+
+DUCKDB_CONFIG = {"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+
+
+def write_duckdb(path: Path, export: Export) -> None:
+    """One DuckDB database, in the format of files that every version since 1.0 reads."""
+    duckdb = _duckdb()
+    types = {"string": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "ints": "BIGINT[]",
+             "floats": "FLOAT[]"}  # fmt: skip
+    config = {**DUCKDB_CONFIG, "storage_compatibility_version": "v1.0.0"}
+    try:
+        with duckdb.connect(str(path), config=config) as base:
+            for statement in (*_statements(export.names, types), *_comments(export.names)):
+                base.execute(statement)
+            about, columns = _facts(export.names)
+            base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
+            base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+            for part in export.parts:
+                for name in export.names:
+                    base.register("part_of_export", _with_ordinal(name, part.tables[name]))
+                    base.execute(f"INSERT INTO {quoted(name)} SELECT * FROM part_of_export")  # noqa: S608
+                    base.unregister("part_of_export")
+            base.execute("CHECKPOINT")
+    except duckdb.Error as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ShadowError(f"cannot write the DuckDB file: {line}", HINT) from error
+
+
+def _comments(names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        yield f"COMMENT ON TABLE {quoted(name)} IS {quoted(f'One row is {TABLES[name].row}.', mark=chr(39))}"
+        for column in _database_columns(name):
+            where = f"{quoted(name)}.{quoted(column.name)}"
+            yield f"COMMENT ON COLUMN {where} IS {quoted(described_shortly(column), mark=chr(39))}"
+    for view, (name, _, text) in VIEWS.items():
+        if name in names:
+            yield f"COMMENT ON VIEW {quoted(view)} IS {quoted(text, mark=chr(39))}"
+
+
+def is_our_duckdb(path: Path) -> bool:
+    """Is it a database that an export wrote, without tables or views that somebody added?"""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
+    try:
+        with path.open("rb") as file:
+            if file.read(12)[8:] != b"DUCK":
+                return False
+    except OSError:
+        return False
+    duckdb = _duckdb()
+    try:
+        with duckdb.connect(str(path), read_only=True, config=DUCKDB_CONFIG) as base:
+            return _is_untouched(base.execute)
+    except duckdb.Error:
+        return False

@@ -1,0 +1,104 @@
+"""Finished reports -> a figure for a paper: depth, spectrum, heatmap, modules.
+
+Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe & Ito's, which the
+colour-blind tell apart; maps get darker all the way), and are the same bytes for the same reports and version. Text of
+files is shown as it is: never as mathematics, and never in a way that a drawing program would run. Drawn with
+matplotlib's objects, not pyplot, so that no window, backend or setting of a user plays a part.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadow.errors import ShadowError, UsageError
+from shadow.files import placing
+from shadow.outputs.figures.depth import draw_depth
+from shadow.outputs.figures.heatmap import draw_heatmap
+from shadow.outputs.figures.modules import draw_modules
+from shadow.outputs.figures.source import Choice, FigureData, metrics, read_source
+from shadow.outputs.figures.spectrum import draw_spectrum
+from shadow.outputs.figures.style import STYLE, styled, undrawn
+from shadow.text import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+FORMATS = ("svg", "pdf", "png")
+MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
+LARGEST = 100_000_000  # bytes of a file that may be such a figure
+MOST_REPORTS = 4  # in one figure
+OPTIONS = {  # of the command line, and the kinds that they are for
+    "component": ("depth", "spectrum", "heatmap", "modules"),
+    "module": ("depth", "spectrum", "heatmap", "modules"),
+    "layer": ("spectrum",),
+    "expert": ("spectrum",),
+    "metric": ("depth", "heatmap"),
+}
+
+
+def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None) -> list[str]:
+    """Draw a figure of the reports in folders to output. Returns what was chosen, for people.
+
+    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read or shows nothing.
+    """
+    suffix = output.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise UsageError(f"{output.name!r} is no figure", f"end its name in {', '.join(f'.{one}' for one in FORMATS)}")
+    content, notes = draw(kind, folders, suffix, choice or Choice())
+    with placing(output, is_our_figure, "a figure of shadow") as aside:
+        aside.write_bytes(content)
+    return notes
+
+
+def is_our_figure(path: Path) -> bool:
+    """Was the file drawn by this command?"""
+    return path.is_file() and path.stat().st_size < LARGEST and MARK.encode() in path.read_bytes()
+
+
+def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:
+    """The bytes of a figure, and what was chosen."""
+    if choice.metric is not None and choice.metric not in metrics():
+        raise UsageError(f"no metric {choice.metric!r} of a delta", "a number of `shadow schema matrices`")
+    if kind in ("spectrum", "heatmap") and len(folders) > 1:
+        raise ShadowError(f"{len(folders)} reports: a {kind} is of one", f"name one of them, such as {folders[0]}")
+    if len(folders) > MOST_REPORTS:
+        raise ShadowError(
+            f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {MOST_REPORTS}"
+        )
+    sources = [read_source(folder, choice.component) for folder in folders]
+    with styled():
+        figure, notes = compose(kind, sources, choice)
+        if boxes := undrawn(figure):
+            notes = [*notes, f"drawn as boxes, as {STYLE['font.family']} has no such letters: {visible(boxes)}"]
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix, metadata=_metadata(suffix))
+    return content.getvalue(), notes
+
+
+def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figure, list[str]]:
+    """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while styled."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+    return figure, DRAWN[kind](figure, sources, choice)
+
+
+def _metadata(suffix: str) -> dict[str, Any]:
+    """Who drew it, and no date."""
+    if suffix == "png":
+        return {"Software": MARK}
+    return {"Creator": MARK, **({"Date": None} if suffix == "svg" else {"Producer": MARK, "CreationDate": None})}
+
+
+DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {
+    "depth": draw_depth,
+    "spectrum": draw_spectrum,
+    "heatmap": draw_heatmap,
+    "modules": draw_modules,
+}
+KINDS = tuple(DRAWN)

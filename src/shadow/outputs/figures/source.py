@@ -1,0 +1,149 @@
+"""What is drawn: a choice, the delta rows of reports, and their names as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
+
+from shadow.errors import ShadowError
+from shadow.findings.depth import LAYERS
+from shadow.findings.summary import Summary, read_summary
+from shadow.places.names import name_rules
+from shadow.reports.columns import DELTA, MATRICES, SPECTRAL
+from shadow.reports.tables import read_tables
+from shadow.text import visible
+
+LABEL_COLUMN = 44  # letters of a name that are shown
+COLUMN = 3.3  # inches: a column of a two-column paper
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to draw. None and empty leave it to the figure: see each of them."""
+
+    component: str | None = None
+    modules: tuple[str, ...] = ()
+    layer: int | None = None
+    expert: int | None = None
+    metric: str | None = None
+    width: float = COLUMN
+    title: bool = True
+
+
+@dataclass(frozen=True)
+class FigureData:
+    """A report that is drawn: its summary and the delta rows of one component, with NaN for null."""
+
+    folder: Path
+    summary: Summary
+    component: str
+    deltas: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        return f"{self.summary.family} {self.summary.pair}"
+
+    @property
+    def inside(self) -> pd.DataFrame:
+        """The rows inside layers, as far as there is room for them."""
+        return self.deltas[self.deltas["layer"] < LAYERS].astype({"layer": int})
+
+    @property
+    def depth(self) -> pd.DataFrame:
+        """layer and relative_norm of every layer that was compared, as far as there is room for them."""
+        rows = [row for row in self.summary.depth if row["component"] == self.component and row["layer"] < LAYERS]
+        return pd.DataFrame(rows, columns=["layer", "relative_norm"])
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row of the component in the summary."""
+        return next(row for row in self.summary.components if row["component"] == self.component)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is told of layers that there is no room for."""
+        far = (self.deltas["layer"] >= LAYERS).any()
+        return [f"layers of {self.folder} from number {LAYERS:,} on are left out"] if far else []
+
+
+def read_source(folder: Path, component: str | None) -> FigureData:
+    """A report and the delta rows of a component: language where there is one, else the one of most layers."""
+    summary, _ = read_summary(folder)
+    names = [row["component"] for row in summary.components if row["matrices"]]
+    if not names:
+        raise ShadowError(f"{folder}: no matrix changed, there is nothing to draw")
+    if component is not None and component not in names:
+        raise ShadowError(f"{folder}: no matrix of {component} changed", f"it has {', '.join(names)}")
+    chosen = component or max(names, key=lambda name: (name == "language", _layers(summary, name)))
+    rows = read_tables(folder, ["matrices"])["matrices"]
+    own = rows.filter((pc.field("subject") == "delta") & (pc.field("component") == chosen)).to_pandas()
+    for column in MATRICES:
+        if column.type in ("int", "float"):
+            numbers = own[column.name].astype(float)
+            own[column.name] = numbers.where(np.isfinite(numbers))
+    return FigureData(folder, summary, chosen, own)
+
+
+def _layers(summary: Summary, component: str) -> int:
+    return sum(row["component"] == component for row in summary.depth)
+
+
+def metrics() -> list[str]:
+    """The columns of delta rows that are numbers."""
+    return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
+
+
+def shown(text: str, letters: int = LABEL_COLUMN) -> str:
+    """Text of files as a label: one line, cut in the middle, and no `_` first, which leaves a legend without it."""
+    text = visible(text)
+    if len(text) > letters:
+        text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
+    return f" {text}" if text.startswith("_") else text
+
+
+def module_order(names: Sequence[str]) -> list[str]:
+    """Modules in the order of names.yaml."""
+    known = {name: place for place, name in enumerate(name_rules().modules)}
+    return sorted(set(names), key=lambda name: (known.get(name, len(known)), name))
+
+
+def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
+    if not names:
+        raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
+    found = [name for name in module_order(names) if not patterns or any(fnmatchcase(name, one) for one in patterns)]
+    if not found:
+        raise ShadowError(
+            f"{source.folder}: no such module changed: {', '.join(patterns)}",
+            f"it has {', '.join(module_order(names))}",
+        )
+    return found
+
+
+def all_null(source: FigureData, metric: str) -> ShadowError:
+    return ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
+
+
+def chosen_components(sources: Sequence[FigureData]) -> str:
+    return ", ".join(dict.fromkeys(source.component for source in sources))
+
+
+def component_of(sources: Sequence[FigureData]) -> str:
+    """The component of all, empty where they have different ones."""
+    components = {source.component for source in sources}
+    return components.pop() if len(components) == 1 else ""
+
+
+def names_of(sources: Sequence[FigureData]) -> list[str]:
+    """What tells the reports of a figure apart."""
+    one_family = len({source.summary.family for source in sources}) == 1
+    names = [shown(source.summary.pair if one_family else source.name, 30) for source in sources]
+    if component_of(sources):
+        return names
+    return [f"{name}, {source.component}" for name, source in zip(names, sources, strict=True)]

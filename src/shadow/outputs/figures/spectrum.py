@@ -1,0 +1,107 @@
+"""spectrum: the singular values of base, tuned and delta of one matrix."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shadow.errors import ShadowError
+from shadow.outputs.figures.source import Choice, FigureData, chosen_modules, shown
+from shadow.outputs.figures.style import BLACK, BLUE, RED, SUBJECTS, entitle, legend_above
+from shadow.places.groups import UP
+from shadow.reports.columns import TABLES
+from shadow.reports.tables import conformed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
+    """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies above it."""
+    (source,) = sources
+    row = _chosen_matrix(source, choice)
+    sigmas = _spectra(source.folder, row)
+    figure.set_size_inches(choice.width, choice.width * 0.78)
+    axes = figure.subplots()
+    for subject, style in SUBJECTS.items():
+        resolved = sigmas[subject][sigmas[subject] > 0]
+        axes.plot(np.arange(1, len(resolved) + 1), resolved, label=subject, **style)
+    delta, edge = sigmas["delta"], float(row["null_edge"])
+    if math.isfinite(edge):
+        axes.axhline(edge, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=f"null edge, {edge:.3g}")
+        spikes = delta[delta > edge]
+        if len(spikes):
+            axes.plot(np.arange(1, len(spikes) + 1), spikes, linestyle="none", marker="o", markersize=3.5, color=RED,
+                      markeredgecolor=BLACK, markeredgewidth=0.5, label=f"{len(spikes)} spikes" if len(spikes) > 1
+                      else "1 spike")  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("index of the singular value")
+    axes.set_ylabel("singular value")
+    axes.legend(**legend_above([""]) | {"ncols": 3})
+    axes.tick_params(which="both", length=2, pad=2)
+    zeros = int((delta <= 0).sum())
+    unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""
+    told = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
+    entitle(figure, sources, choice, told)
+    return [f"{row['tensor']}: {row['module']}, layer {_figure(row['layer'])}; {source.component}"]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "-"
+
+
+def _chosen_matrix(source: FigureData, choice: Choice) -> pd.Series[Any]:
+    """The delta row that was asked for; what is left open is an up-projection in the middle of the layers."""
+    rows = source.deltas
+    modules = chosen_modules(source, choice.modules, list(rows["module"]))
+    module = next((name for name in UP if name in modules), modules[0])
+    rows = rows[rows["module"] == module]
+    if choice.layer is not None:
+        rows = rows[rows["layer"] == choice.layer]
+        if rows.empty:
+            raise ShadowError(f"{source.folder}: no {module} changed in layer {choice.layer} of {source.component}")
+    elif rows["layer"].notna().any():
+        layers = sorted(rows["layer"].dropna().unique())
+        rows = rows[rows["layer"] == layers[len(layers) // 2]]
+    if choice.expert is not None:
+        rows = rows[rows["expert"] == choice.expert]
+        if rows.empty:
+            raise ShadowError(f"{source.folder}: no expert {choice.expert} of {module} changed in that layer")
+    return rows.iloc[0]
+
+
+def _spectra(folder: Path, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """The singular values of base, tuned and delta of a matrix."""
+    path = folder / "spectra.parquet"
+    if not path.exists():
+        raise ShadowError(
+            f"{folder}: audited with --no-spectra, so it has no singular values", "audit it again without"
+        )
+    wanted = (pc.field("tensor") == row["tensor"]) & (pc.field("module") == row["module"])
+    for name in ("layer", "expert"):
+        is_there = math.isfinite(row[name])
+        wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
+    try:
+        table = conformed(pq.read_table(path, filters=wanted), TABLES["spectra"].columns, TABLES["spectra"].first)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise ShadowError(f"{path}: cannot be read ({type(error).__name__})", "run the audit again") from error
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for one in table.to_pylist():
+        values = np.array([x if x is not None else np.nan for x in one["sigma"] or []], float)
+        found.setdefault(str(one["subject"]), values[np.isfinite(values)])
+    if not {"base", "tuned", "delta"} <= set(found):
+        raise ShadowError(f"{path}: no spectra of {row['tensor']}", "run the audit again")
+    return found

@@ -1,0 +1,142 @@
+"""How figures look: colours, type, titles, notes, and which letters the font lacks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shadow.errors import ShadowError
+from shadow.outputs.figures.source import Choice, FigureData, component_of, shown
+from shadow.reports.columns import SPECTRAL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+BLACK, BLUE, RED, GREEN, ORANGE, PINK, SKY = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
+)  # fmt: skip
+GREY, PALE = "#777777", "#d9d9d9"
+CURVES: tuple[dict[str, Any], ...] = (  # by colour, dashes and marker: each of them alone is enough
+    {"color": BLACK, "linestyle": "-", "marker": "o"},
+    {"color": RED, "linestyle": (0, (4, 1.5)), "marker": "s"},
+    {"color": BLUE, "linestyle": (0, (1, 1)), "marker": "^"},
+    {"color": GREEN, "linestyle": (0, (5, 1, 1, 1)), "marker": "D"},
+    {"color": PINK, "linestyle": (0, (2, 1)), "marker": "v"},
+    {"color": ORANGE, "linestyle": (0, (7, 2)), "marker": "P"},
+    {"color": SKY, "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "X"},
+)
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "base": {"color": "#aaaaaa", "linewidth": 2.4},
+    "tuned": {"color": BLACK, "linewidth": 0.8, "linestyle": "--"},
+    "delta": {"color": RED, "linewidth": 1.1},
+}
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 6,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 2.8,
+    "hatch.linewidth": 0.4,
+    "savefig.dpi": 300,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "svg.hashsalt": "shadow",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # journals refuse type 3
+    "pdf.compression": 6,
+}
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The style of figures, whatever a user's own settings are; they are back afterwards."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ShadowError("matplotlib is not installed", "pip install matplotlib") from error
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), mpl.rc_context():
+        warnings.simplefilter("ignore")  # of letters that the font lacks
+        mpl.rcdefaults()
+        settings: Any = mpl.rcParams
+        settings.update(STYLE)
+        yield
+
+
+def undrawn(figure: Figure) -> str:
+    """The letters of a figure that its font lacks. The fonts of a machine are no help: other machines have others."""
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.text import Text
+
+    known = get_font(findfont(str(STYLE["font.family"]))).get_charmap()
+    letters = "".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+    return "".join(dict.fromkeys(letter for letter in letters if letter != "\n" and ord(letter) not in known))
+
+
+def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more: str = "") -> None:
+    """Which reports these are, in small type."""
+    if choice.title:
+        families = list(dict.fromkeys(source.summary.family for source in sources))
+        component = component_of(sources)
+        text = shown(sources[0].name if len(sources) == 1 else ", ".join(families), 60) + (
+            f", {component}" if component not in ("language", "") else ""
+        )
+        figure.suptitle("\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left")
+
+
+def told_interval(sources: Sequence[FigureData]) -> str:
+    """What the bars are, where there are any."""
+    levels = {source.summary.interval_level for source in sources if not source.summary.no_interval}
+    told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
+    return f" with {told} % intervals over layers" if levels else ""
+
+
+def legend_above(labels: Sequence[str]) -> dict[str, Any]:
+    """Where a legend stands: above the axes, in as many columns as names of that length leave room for."""
+    columns = max(1, min(4, 44 // (max(map(len, labels)) + 5)))
+    return {"ncols": columns, "loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2,
+            "columnspacing": 1.0}  # fmt: skip
+
+
+def annotate(figure: Figure, *lines: str) -> None:
+    """What the marks mean, in small type under the figure."""
+    figure.supxlabel("\n".join(filter(None, lines)), fontsize=5, color=GREY, x=0.99, ha="right")
+
+
+def quieten(axes: Axes) -> None:
+    axes.tick_params(length=2, pad=2)
+    axes.margins(x=0.03)
+
+
+def thinned(style: Mapping[str, Any], points: int, place: int) -> dict[str, Any]:
+    """Of many layers, markers on a dozen of them, on others in each curve."""
+    every = max(1, round(points / 12))
+    return {**style, "markevery": (place * 2 % every, every)}
+
+
+def spread(value: float, bounds: tuple[float, float] | None) -> list[list[float]] | None:
+    """An interval as matplotlib wants it: how far it reaches down and up."""
+    return [[max(0.0, value - bounds[0])], [max(0.0, bounds[1] - value)]] if bounds else None
+
+
+def axis_label(metric: str) -> str:
+    """A metric's name as people write it, and of what it is where weights have it too."""
+    text = textwrap.fill(metric.replace("_rank_shift", "-rank shift").replace("_", " "), 21)
+    return f"{text}\nof the delta" if metric in {column.name for column in SPECTRAL} else text

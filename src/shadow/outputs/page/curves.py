@@ -1,0 +1,135 @@
+"""Spectra for drawing: a few singular values of each, evenly spaced on a logarithmic axis.
+
+A curve of 3,584 values on log axes needs about a hundred of them; the rest stay in spectra.parquet.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from shadow.errors import ShadowError
+from shadow.reports.provenance import METADATA_KEY
+
+LEADING = 12  # singular values that are always kept: what stands out is among the first
+MARKED = 64  # spikes of one matrix that are marked at most; how many there are is told in words
+BAND = (0.1, 0.9)  # quantiles over matrices that share a place, such as the experts of a layer
+BATCH = 1024  # spectra in memory at once
+POINTS = 400_000  # of all curves of a page, about 2.4 MB
+MOST, FEWEST = 112, 32  # of one curve
+
+Key = tuple[str, int | None, str]  # component, layer, module
+Sigma = NDArray[np.float32]
+
+
+def points_for(curves: int) -> int:
+    """Points of each of so many curves: enough to look smooth, fewer on a page of many families."""
+    return min(MOST, max(FEWEST, POINTS // max(1, curves)))
+
+
+def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
+    """0-based ranks to keep of so many: the first ones, the last, and at most points in all.
+
+    Evenly on a log axis, and evenly in the logarithm of the distance from the end, where spectra of square matrices
+    fall off a cliff. Ascending, without repeats; all of them where count <= points.
+    """
+    if count <= points:
+        return np.arange(count)
+    leading = np.arange(min(LEADING, points - 1))
+    end = (points - len(leading)) // 4
+    from_start = np.geomspace(len(leading) + 1, count, points - len(leading) - end).round().astype(np.int64) - 1
+    from_end = count - np.geomspace(1, max(2, count // 4), end).round().astype(np.int64)
+    return np.unique(np.concatenate([leading, from_start, from_end]))
+
+
+def short(value: Any) -> float | int | None:
+    """A number of four significant digits, which no drawing shows more of; null for what is no finite number."""
+    if value is None or isinstance(value, int):
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    rounded = float(f"{number:.4g}")
+    if abs(rounded) < 1e15 and rounded.is_integer():
+        return int(rounded)  # one byte shorter
+    return rounded if math.isfinite(rounded) else number
+
+
+def shortened(values: ArrayLike) -> list[float | int | None]:
+    return [short(value) for value in np.asarray(values, dtype=np.float64).tolist()]
+
+
+def logarithmic(values: ArrayLike) -> list[float | int | None]:
+    """Values for a log axis, which has no 0: an unresolved singular value becomes null."""
+    return [value if value else None for value in shortened(values)]
+
+
+@dataclass
+class _Stack:
+    """The thinned spectra of the matrices of one place, by subject. size is the length of the whole ones."""
+
+    size: int
+    rows: dict[str, list[Sigma]] = field(default_factory=dict)
+    spikes: Sigma | None = None
+
+
+def thinned_spectra(
+    path: Path, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int, metadata: bytes | None
+) -> dict[str, Any]:
+    """The curves of a report: `ranks` (1-based) by size of the matrix, `curves` by cell with those of each subject.
+
+    Of several matrices in one cell a curve is the median at every rank, and the delta has a band of quantiles. spikes
+    are the singular values of a single delta above its null edge. Both are empty without spectra.parquet.
+
+    Raises ShadowError for a file that cannot be read or belongs to another audit than metadata.
+    """
+    stacks: dict[int, _Stack] = {}
+    try:
+        for key, subject, sigma in _rows(path, metadata) if path.is_file() else ():
+            if (cell := cells.get(key)) is None or not len(sigma):
+                continue
+            stack = stacks.setdefault(cell, _Stack(len(sigma)))
+            if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
+                stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
+                if subject == "delta":
+                    stack.spikes = sigma[sigma > edges.get(key, np.inf)][:MARKED]
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        raise ShadowError(f"{path}: cannot be read ({type(error).__name__})", "run the audit again") from error
+    sizes = sorted({stack.size for stack in stacks.values()})
+    return {
+        "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
+        "curves": {str(cell): _curve(stack) for cell, stack in sorted(stacks.items())},
+    }
+
+
+def _rows(path: Path, metadata: bytes | None) -> Iterator[tuple[Key, str, Sigma]]:
+    with pq.ParquetFile(path) as file:
+        if (file.schema_arrow.metadata or {}).get(METADATA_KEY) != metadata:
+            raise ShadowError(f"{path.parent}: its files are of different audits", "run the audit again")
+        columns = ["component", "layer", "module", "subject", "sigma"]
+        for batch in file.iter_batches(BATCH, columns=columns):
+            places = [batch.column(name).to_pylist() for name in columns[:4]]
+            sigmas = batch.column("sigma")
+            values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
+            for row, (component, layer, module, subject) in enumerate(zip(*places, strict=True)):
+                yield (component, layer, module), subject, values[bounds[row] : bounds[row + 1]]
+
+
+def _curve(stack: _Stack) -> dict[str, Any]:
+    deltas = stack.rows.get("delta", [])
+    curve: dict[str, Any] = {"size": stack.size, "matrices": max(map(len, stack.rows.values()))}
+    for subject, rows in stack.rows.items():
+        curve[subject] = logarithmic(np.median(np.stack(rows), axis=0))
+    if len(deltas) > 1:
+        curve["low"], curve["high"] = (logarithmic(one) for one in np.quantile(np.stack(deltas), BAND, axis=0))
+    elif stack.spikes is not None:
+        curve["spikes"] = shortened(stack.spikes)
+    return curve

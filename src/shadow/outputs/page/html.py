@@ -1,0 +1,101 @@
+"""Templates, scripts and the policy of the page: how text of any origin gets into it safely."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from shadow.outputs.terminal.scores import signed
+from shadow.outputs.terminal.typeset import fixed, number, share
+from shadow.text import visible
+
+OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")  # our script, in this order
+UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def plain(value: Any) -> Any:
+    """The same JSON with control characters in every text, keys too, made visible."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {plain(key): plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that is safe inside a script element of data: no text in it can end the element or start a comment.
+
+    Keys keep their order, so equal values give equal text. NaN and infinity are refused.
+    """
+    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    return Markup("".join(UNSAFE.get(char, char) for char in text) if any(c in text for c in UNSAFE) else text)  # noqa: S704
+
+
+def file_text(name: str) -> str:
+    """A file of this package."""
+    return (resources.files("shadow.outputs.page") / name).read_text(encoding="utf-8")
+
+
+@cache
+def scripts() -> dict[str, Markup]:
+    """The scripts of every page by name, in the order in which they stand there."""
+    own = "\n".join(file_text(f"scripts/{name}.js") for name in OWN)
+    page = f'"use strict";\n(() => {{\n{own}}})();\n'
+    texts = {"theme": file_text("scripts/theme.js"), "plotly": get_plotlyjs(), "page": page}
+    for name, text in texts.items():
+        if "</script" in text.lower() or "<!--" in text:
+            raise ValueError(f"the script {name} cannot stand in a page")
+    return {name: Markup(text) for name, text in texts.items()}  # noqa: S704 - our own files and Plotly's
+
+
+def policy(texts: Iterable[str]) -> str:
+    """A Content-Security-Policy under which only these scripts run and nothing is fetched.
+
+    Plotly sets style attributes; heat maps are drawn as data: images, and pictures are saved from blob: ones.
+    """
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
+    """The form of the terminal with a dash for null and a minus sign."""
+    return lambda value: "–" if value is None else form(value).replace("-", "−")
+
+
+FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": _typeset(share), "signed": _typeset(signed)}
+
+
+def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
+    """An interval as `0.31 to 0.42`; empty without one."""
+    if pair is None:
+        return ""
+    low, high = (FORMS[form](bound) for bound in pair)
+    return f"{low.removesuffix(' %')} to {high}"
+
+
+def environment() -> jinja2.Environment:
+    """Jinja with autoescape on, undefined names refused, and control characters in every text made visible."""
+    found = jinja2.Environment(
+        loader=jinja2.PackageLoader("shadow.outputs.page", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+    )
+    found.filters |= {**FORMS, "bounds": bounds}
+    found.globals["forms"] = FORMS
+    return found

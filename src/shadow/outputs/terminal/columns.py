@@ -1,0 +1,84 @@
+"""The columns of a report and its schema, for `explain` and `schema`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from shadow.reports.columns import NOTATION, SCHEMA, Column
+from shadow.reports.columns import Table as ReportTable
+from shadow.reports.schema import RULES, is_later, null_cases
+
+
+def columns_view(columns: Sequence[Column]) -> RenderableType:
+    """`explain` without a column: every column in one line."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("column", style="cyan", no_wrap=True)
+    table.add_column("meaning", ratio=1)
+    for column in columns:
+        table.add_row(column.name, escape(column.text))
+    return table
+
+
+def column_view(column: Column) -> RenderableType:
+    """`explain COLUMN`: formula, range, null value, source, pitfalls."""
+    rows = Table.grid(padding=(0, 2))
+    facts = {
+        "formula": column.formula,
+        "type": column.type,
+        "unit": column.unit or ("none" if column.formula else ""),
+        "range": column.range,
+        "null": column.null or "never",
+        "source": column.source,
+        "pitfalls": column.pitfalls,
+    }
+    for title, text in facts.items():
+        if text:
+            rows.add_row(Text(title, "dim"), Text(text))
+    parts: list[RenderableType] = [
+        Text.assemble((column.name, "bold cyan"), f"  {column.text}"),
+        Padding(rows, (1, 0, 0, 2)),
+    ]
+    if column.formula:
+        parts.append(Padding(Text(NOTATION, "dim"), (1, 0, 0, 2)))
+    return Group(*parts)
+
+
+def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
+    """`schema` without a table: what each table is."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("table", style="cyan", no_wrap=True)
+    shown.add_column("columns", justify="right", no_wrap=True)
+    shown.add_column("where", overflow="fold")
+    shown.add_column("one row is", ratio=1)
+    for table in tables:
+        shown.add_row(table.name, str(len(table.columns)), table.file, table.row)
+    told = Text(
+        f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has formulas and sources."
+    )
+    rules = Table.grid(padding=(0, 1))
+    for rule in RULES:
+        rules.add_row(Text("-", "dim"), Text(rule, "dim"))
+    return Group(shown, told, rules)
+
+
+def table_view(table: ReportTable) -> RenderableType:
+    """`schema TABLE`: type, unit, meaning and null case of every column."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("column", style="cyan", no_wrap=True)
+    shown.add_column("type", no_wrap=True)
+    shown.add_column("meaning", ratio=1)
+    for column in table.columns:
+        meaning = Text(column.text)
+        null = "; null: " + ", ".join(null_cases(column)) if null_cases(column) else ""
+        meaning.append(f"{column.unit and f'; in {column.unit}'}{null}", "dim")
+        meaning.append("; later" if is_later(table, column) else "", "yellow")
+        shown.add_row(column.name, column.type, meaning)
+    head = Text.assemble((table.name, "bold cyan"), f"  {table.file}, schema {SCHEMA}; one row is {table.row}")
+    return Group(head, shown)

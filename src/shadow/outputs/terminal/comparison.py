@@ -1,0 +1,177 @@
+"""What `compare` prints: who is compared, the verdicts and the figures behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import ConsoleOptions, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from shadow.outputs.terminal.scores import scored_set_view
+from shadow.outputs.terminal.typeset import (
+    ASCII_BARS,
+    BARS,
+    SPARK,
+    WIDE,
+    apart,
+    fixed,
+    number,
+    share,
+    sparkline,
+    text_table,
+)
+from shadow.text import counted, visible
+
+if TYPE_CHECKING:
+    from shadow.findings.comparison import Comparison, Contrast
+
+
+KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
+MODULE_FIGURES = {  # columns of the table by module: name, title, scale
+    "concentration": ("conc.", "difference"),
+    "stable_rank": ("st. rank", "log ratio"),
+    "top4_energy": ("top-4", "difference"),
+    "participation_ratio_over_null": ("PR/null", "log ratio"),
+    "spike_energy": ("spike en.", "difference"),
+}
+
+
+def comparison_view(comparison: Comparison, options: ConsoleOptions) -> RenderableType:
+    """Everything `compare` prints: who is compared, then every report against the first.
+
+    Of two reports it also tells in which modules and layers they differ.
+    """
+    width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
+    first = comparison.reports[0]["label"]
+    against_first = [one for one in comparison.contrasts if one.first == first]
+    parts: list[RenderableType] = [_compared(comparison), ""]
+    if comparison.ranking:
+        parts += [_ranking(comparison), ""]
+    if comparison.not_contrasted:
+        told = comparison.not_contrasted
+        parts += [Text(visible(f"{told[:1].upper()}{told[1:]}."), "yellow"), ""]
+    if comparison.scores is not None:
+        parts += scored_set_view(comparison.scores, width)
+    for contrast in against_first:
+        if len(against_first) > 1:
+            parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
+        parts += _contrast(contrast, width)
+        if len(against_first) == 1:
+            parts += [modules_apart(contrast, width), "", *_layers_apart(contrast, width, bars)]
+    parts.append(_not_shown(comparison, against_first))
+    return Group(*parts)
+
+
+def _compared(comparison: Comparison) -> RenderableType:
+    """The reports by their letters, and where they lie."""
+    rows = Table.grid(padding=(0, 2))
+    for report in comparison.reports:
+        name = Text(overflow="fold").append(visible(report["pair"]), "bold cyan")
+        name.append(f" of {visible(report['family'])}  ").append(visible(f"{report['folder']}/"), "dim")
+        rows.add_row(Text(report["label"], "bold"), name)
+    return Group(Rule(Text("compare", "bold"), align="left", style="dim"), rows)
+
+
+def _ranking(comparison: Comparison) -> RenderableType:
+    count = counted(comparison.ranking[0]["cells"], "matrix", "matrices")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.title = f"By median concentration over the {count} in layers that all have changed"
+    table.add_column("rank", justify="right")
+    table.add_column("report", style="cyan", overflow="fold")
+    table.add_column("conc.", justify="right", no_wrap=True)
+    table.add_column("against the next")
+    pairs = {report["label"]: report["pair"] for report in comparison.reports}
+    for row in comparison.ranking:
+        name = Text(visible(f"{row['label']} {pairs[row['label']]}"), overflow="fold")
+        table.add_row(str(row["rank"]), name, fixed(row["concentration"]), row["to_next"] or "")
+    return table
+
+
+def _contrast(contrast: Contrast, width: int) -> list[RenderableType]:
+    """The verdict, the figures behind it and what makes it doubtful."""
+    facts, matched = Table.grid(padding=(0, 2)), contrast.matched
+    known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
+    facts.add_row(Text("relation", "dim"), f"{contrast.relation}{known}")
+    votes = f"{matched['in_layers']:,} of them in {counted(int(matched['layers']), 'layer', 'layers')} vote"
+    facts.add_row(Text("over", "dim"), f"{counted(int(matched['matrices']), 'matrix', 'matrices')} of both; {votes}")
+    for row in contrast.unmatched:
+        left = Text(f"{row['matrices']:,} {visible(row['reason'])} ", overflow="fold")
+        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row['examples'][0])}", "dim"))
+    told = visible(contrast.sentence)
+    sure = contrast.verdict in ("more concentrated", "less concentrated")
+    parts: list[RenderableType] = [facts, "", Text(f"{told[:1].upper()}{told[1:]}.", "bold" if sure else "yellow"), ""]
+    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in contrast.warnings]
+    return [*parts, _figures_apart(contrast, width), ""]
+
+
+def _figures_apart(contrast: Contrast, width: int) -> RenderableType:
+    """A row for each figure: both medians, the paired difference with its interval, p, and what it says."""
+    from shadow.findings.comparison import FIGURES
+
+    titles = {figure.name: figure.title for figure in FIGURES}
+    wide = width >= WIDE
+    levels = [one.level for one in contrast.figures if one.level is not None]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
+    table.title = "Medians over matrices, and of paired differences; p is within this pair"
+    table.add_column("figure", style="cyan", no_wrap=True)
+    heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}"]
+    heads.append(f"{100 * min(levels):.3g} % interval" if levels else "interval")
+    for head in [*heads, *(["margin"] if wide else []), "p"]:
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for one in contrast.figures:
+        values = [share(v) if one.figure == "relative_norm" else number(v) for v in (one.first, one.second)]
+        bounds = f"{apart(one.low, one.scale)} to {apart(one.high, one.scale)}" if one.low is not None else "-"
+        margin = apart(one.margin, one.scale).replace("+", "")
+        cells = [*values, apart(one.difference, one.scale), bounds, *([margin] if wide else [])]
+        table.add_row(titles[one.figure], *cells, number(one.p_within_pair), one.verdict or "has no vote")
+    return table
+
+
+def modules_apart(contrast: Contrast, width: int) -> RenderableType:
+    rows = contrast.modules
+    several = len({row["component"] for row in rows}) > 1
+    columns = [
+        *([("component", [visible(row["component"]) for row in rows])] if several else []),
+        ("module", [visible(row["module"]) for row in rows]),
+        ("n", [f"{row['matrices']:,}" for row in rows]),
+        (f"conc. {contrast.first}", [fixed(row["concentration_first"]) for row in rows]),
+        (contrast.second, [fixed(row["concentration_second"]) for row in rows]),
+    ]
+    wider = [(99, title, [apart(row[name], scale) for row in rows]) for name, (title, scale) in MODULE_FIGURES.items()]
+    title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
+    return text_table(title, columns, wider, width, gap=2)
+
+
+def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
+    """One sparkline by layer for each component and figure, scaled from its own least to its own largest value."""
+    grid = Table.grid(padding=(0, 2))
+    components = list(dict.fromkeys(row["component"] for row in contrast.layers))
+    for component in components:
+        for name in ("concentration", "stable_rank", "top4_energy"):
+            values = [row[name] for row in contrast.layers if row["component"] == component and row[name] is not None]
+            if len(values) < 2:
+                continue
+            title, scale = MODULE_FIGURES[name]
+            line = sparkline(values, min(SPARK, max(8, width - 50)), bars)
+            span = f"{apart(min(values), scale)} to {apart(max(values), scale)}"
+            prefix = f"{visible(component)} " if len(components) > 1 else ""
+            grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(span, "dim"))
+    if not grid.rows:
+        return []
+    layers = [row["layer"] for row in contrast.layers]
+    return [Text(f"By depth, layer {min(layers)} to {max(layers)}", "italic"), grid, ""]
+
+
+def _not_shown(comparison: Comparison, contrasts: Sequence[Contrast]) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    for contrast in contrasts if len(contrasts) == 1 else ():
+        if contrast.consistent_with:
+            rows.add_row(Text("consistent with", "dim"), Text(visible("; or ".join(contrast.consistent_with)), "dim"))
+    rows.add_row(Text("not shown", "dim"), Text("; ".join(comparison.claims["not_shown"]), "dim"))
+    return rows

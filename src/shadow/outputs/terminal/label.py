@@ -1,0 +1,67 @@
+"""What the label can say, the bounds behind it and how often it errs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from shadow.outputs.terminal.typeset import fixed
+
+if TYPE_CHECKING:
+    from shadow.findings.reference import Calibration
+
+
+WORDS = {
+    "concentrated": "more concentrated than every broad training of the reference",
+    "distributed": "less concentrated than every narrow one",
+    "mixed": "where both lie, or its figures disagree",
+    "indeterminate": "like noise of its own profile: nothing tells it from rounding",
+    "not assessable": "a gate failed, or the reference has no trainings of about this size",
+}
+LABEL_RULE = (
+    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike energy must agree, "
+    "each beyond its own bound. The reference is of the pair's size, with its optimiser (--optimizer) or with all it "
+    "has. A word says where a spectrum lies, never what data did it: data new to the base look as narrow data do."
+)
+
+
+def label_view(shipped: Calibration) -> RenderableType:
+    """`explain label`: the five words, the bounds behind them, and how often they err."""
+    words = Table.grid(padding=(0, 2))
+    for word, text in WORDS.items():
+        words.add_row(Text(word, "bold"), Text(text))
+    bounds = _figures_table("short side, optimiser", "narrow", "broad", "concentrated above", "distributed below")
+    for one in shipped.trainings:
+        own = one.bounds["concentration"]
+        bounds.add_row(
+            f"{one.short_side}, {one.optimizer or 'not told'}", str(one.narrow), str(one.broad),
+            fixed(own.concentrated, 3), fixed(own.distributed, 3),
+        )  # fmt: skip
+    rates = _figures_table("how often it errs", "cases", "bases", "95 %, of bases")
+    for rate in shipped.rates:
+        rates.add_row(
+            rate.what, f"{rate.errors} of {rate.cases}", f"{rate.affected} of {rate.bases}",
+            f"{rate.low:.2f} to {rate.high:.2f}",
+        )  # fmt: skip
+    made = ", ".join(f"{name} {value}" for name, value in shipped.made.items())
+    return Group(
+        Text.assemble(("label", "bold cyan"), "  what may be said of one pair, gates first"),
+        Padding(words, (1, 0, 1, 2)),
+        Text(LABEL_RULE, "dim"),
+        Padding(bounds, (1, 0)),
+        rates,
+        Padding(Text(f"Trainings of shadow lab, in registry/reference: {made}", "dim"), (1, 0, 0, 0)),
+    )
+
+
+def _figures_table(*heads: str) -> Table:
+    """A table of text, then numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="right" if place else "left", overflow="fold")
+    return table

@@ -1,0 +1,161 @@
+"""Scores of a pair, and the correlations of a set of reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from shadow.outputs.terminal.typeset import WIDE, fixed, number
+from shadow.text import visible
+
+if TYPE_CHECKING:
+    from shadow.findings.correlation import Correlation, ScoredSet
+    from shadow.findings.summary import Summary
+
+ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
+NAMED = 3  # benchmarks without a group that the line names one by one
+GROUPS = 4  # groups that the line names
+
+
+def scores_line(summary: Summary) -> str:
+    """`narrow gain +12, held-out gain +1, concentration 0.41`; empty without scores."""
+    groups, parts = summary.score_groups, []
+    only = len(groups) == 1
+    for group in groups[:GROUPS]:
+        own = [row for row in summary.scores if row["group"] == group["group"] and row["gain"] is not None]
+        if group["group"] is None and only and 0 < len(own) <= NAMED:
+            parts += [f"{row['benchmark']} gain {_gain(row)}" for row in own]
+            continue
+        name = group["group"] or ("mean" if only else "other")
+        several = f" over {len(own)} benchmarks" if len(own) > 1 else ""
+        told = f"none: {group['reason']}" if group["gain"] is None else f"{_gain(group)}{several}"
+        parts.append(f"{name} gain {told}")
+    if len(groups) > GROUPS:
+        parts.append(f"{len(groups) - GROUPS} more groups")
+    if parts and summary.figures["concentration"] is not None:
+        parts.append(f"concentration {fixed(summary.figures['concentration'])}")
+    return ", ".join(parts)
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    error = row["gain_stderr"]
+    return signed(row["gain"]) + ("" if error is None else f" ± {number(error, 2)}")
+
+
+def signed(value: float | None) -> str:
+    """A gain with its sign and three digits: `+0.316`, `-12.5`."""
+    if value is None:
+        return "-"
+    return f"{value or 0.0:+.3g}" if abs(value) < 999.5 else f"{value:+,.0f}"
+
+
+def scores_table(summary: Summary) -> RenderableType:
+    """Base, tuned and gain of every benchmark, where the scores come from and what is doubtful about them."""
+    rows = summary.scores[:ROWS]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("benchmark", style="cyan", overflow="fold")
+    shown = [key for key in ("group", "metric") if any(row[key] for row in rows)]
+    for key in shown:
+        table.add_column(key, overflow="fold")
+    with_errors = any(row["gain_stderr"] is not None for row in rows)
+    for name in ("base", "tuned", "gain", *(["±"] if with_errors else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        lower = " (less is better)" if row["higher_is_better"] is False else ""
+        cells = [Text(visible(row["benchmark"] + lower)), *(Text(visible(row[key] or "-")) for key in shown)]
+        cells += [Text(number(row[key], 4)) for key in ("base", "tuned")] + [Text(signed(row["gain"]))]
+        table.add_row(*cells, *([number(row["gain_stderr"], 2)] if with_errors else []))
+    files = [one["name"] for one in summary.score_files]
+    named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    title = Text(f"Scores, measured by others: {visible(named)}", "italic", overflow="fold")
+    return Group(title, table, *_notes(summary.score_notes, len(summary.scores)))
+
+
+def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
+    told = list(notes)
+    if rows > ROWS:
+        told.append(f"{rows - ROWS} more benchmarks are in summary.json")
+    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in told]
+
+
+def scored_set_view(scored: ScoredSet, width: int) -> list[RenderableType]:
+    """The reports with concentration and gains, then the correlations."""
+    parts: list[RenderableType] = [Text("Concentration, and gains in scores that others measured", "italic")]
+    keys, cells = _gains_shown(scored, 2 if width < WIDE else 4)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    table.add_column("report", style="cyan", overflow="fold")
+    table.add_column("conc.", justify="right", no_wrap=True)
+    for key in keys:
+        table.add_column(Text(visible(key)), justify="right", overflow="fold", max_width=22)
+    for entry in scored.entries[:ROWS]:
+        own = [signed(cells.get((entry.label, key))) for key in keys]
+        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *own)
+    parts += [table, *_left_out(scored), _correlations(scored.correlations), ""]
+    return parts
+
+
+def _gains_shown(scored: ScoredSet, columns: int) -> tuple[list[str], dict[tuple[str, str], float]]:
+    """The heads of the gains that fit, groups first, and each report's gain by (label, head)."""
+    cells: dict[tuple[str, str], float] = {}
+    groups: dict[str, None] = {}
+    benchmarks: dict[str, None] = {}
+    for entry in scored.entries:
+        for group in entry.scored.groups:
+            if group.group is not None:
+                groups[group.group] = None
+                if group.gain is not None:
+                    cells[entry.label, group.group] = group.gain
+        for gain in entry.scored.gains:
+            if gain.gain is not None:
+                benchmarks[gain.benchmark] = None
+                cells.setdefault((entry.label, gain.benchmark), gain.gain)
+    return list(groups or benchmarks)[:columns], cells
+
+
+def _left_out(scored: ScoredSet) -> list[RenderableType]:
+    told: dict[str, list[str]] = {}
+    for entry in scored.entries:
+        if entry.left_out is not None:
+            told.setdefault(entry.left_out, []).append(entry.label)
+        elif not entry.scored.gains:
+            told.setdefault("no scores", []).append(entry.label)
+    hidden = len(scored.entries) - ROWS
+    texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
+    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in told.items()]
+    notes = dict.fromkeys(f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes)
+    texts += list(notes)[:ROWS]
+    if len(notes) > ROWS:
+        texts.append(f"{len(notes) - ROWS} more notes on scores are in --format json")
+    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
+
+
+def _correlations(found: Sequence[Correlation]) -> RenderableType:
+    """A row for each: n, rank correlation, interval and p, or the reason why there is none."""
+    if all(one.rho is None for one in found):
+        reasons = list(dict.fromkeys(one.reason for one in found if one.reason))
+        return Text(f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
+    table.add_column("gain in", style="cyan", overflow="fold")
+    for name in ("n", "bases", "rho", "95 % interval", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for one in found[:ROWS]:
+        bounds = "-" if one.low is None or one.high is None else f"{one.low:+.2f} to {one.high:+.2f}"
+        rho = "-" if one.rho is None else f"{one.rho:+.2f}"
+        table.add_row(
+            Text(visible(_what(one))), str(one.n), str(one.bases), rho, bounds, number(one.p), one.reason or ""
+        )
+    rest = [Text(f"{len(found) - ROWS} more are in --format json", "dim")] if len(found) > ROWS else []
+    return Group(Text("Rank correlation of gain and concentration over these reports", "italic"), table, *rest)
+
+
+def _what(one: Correlation) -> str:
+    if one.benchmark is not None:
+        return f"{one.benchmark} ({one.metric})" if one.metric else one.benchmark
+    return f"group {one.group}" if one.less is None else f"group {one.group} less {one.less}"

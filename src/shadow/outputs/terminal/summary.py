@@ -1,0 +1,302 @@
+"""What `audit` and `show` print about one pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import ConsoleOptions, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from shadow.outputs.terminal.scores import scores_line, scores_table
+from shadow.outputs.terminal.skipped import skipped_table
+from shadow.outputs.terminal.typeset import (
+    ASCII_BARS,
+    BARS,
+    SPARK,
+    bounds_text,
+    fixed,
+    number,
+    percentage,
+    share,
+    sparkline,
+    text_table,
+)
+from shadow.text import counted, visible
+
+if TYPE_CHECKING:
+    from shadow.findings.summary import Summary
+
+
+FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
+
+
+def summary_view(
+    summary: Summary, provenance: Mapping[str, Any], folder: Path, options: ConsoleOptions
+) -> RenderableType:
+    """Everything `audit` and `show` print about one pair."""
+    width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
+    parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
+    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    if summary.scores:
+        parts += [scores_table(summary), ""]
+    if any(not gate["passed"] for gate in summary.gates):
+        parts += [_gate_table(summary.gates), ""]
+    if len(summary.components) > 1:
+        parts += [component_table(summary.components, width), ""]
+    if summary.modules:
+        parts += [module_table(summary.modules, width), ""]
+    if profile := _depth(summary.depth, width, bars):
+        parts += [profile, ""]
+    if summary.without_base:
+        parts += [_without_base(summary.without_base), ""]
+    if summary.skipped:
+        parts += [skipped_table(summary.skipped, width), ""]
+    parts.append(_footer(summary, provenance, folder))
+    return Group(*parts)
+
+
+def _title(summary: Summary) -> RenderableType:
+    title = Text.assemble((visible(summary.family), "bold"), "  ", (visible(summary.pair), "bold cyan"))
+    line = Rule(title, align="left", style="dim")
+    rows = Table.grid(padding=(0, 2))
+    for side, which in (("base", summary.base), ("tuned", summary.tuned)):
+        commit = f" @ {which['commit'][:12]}" if which.get("commit") else ""
+        rows.add_row(Text(side, "dim"), Text(visible(f"{which['repo']}{commit}"), overflow="fold"))
+    return Group(line, rows)
+
+
+def _headline(summary: Summary) -> RenderableType:
+    """What changed, how much, how concentrated against its null, where; gates and label last."""
+    f = summary.figures
+    rows = Table.grid(padding=(0, 2))
+    changed = f"{counted(int(f['matrices'] or 0), 'matrix', 'matrices')} changed"
+    share = percentage(f["parameters_measured"], f["parameters"])
+    identical = summary.counts["identical"]
+    if identical:
+        same = percentage(f["parameters_identical"], f["parameters"])
+        changed += f", {share} of the parameters; {same} are identical"
+    else:
+        changed += f", {share} of the parameters"
+    rows.add_row(Text("what", "dim"), changed)
+    if f["matrices"]:
+        rows.add_row(Text("how much", "dim"), _size_line(summary))
+        rows.add_row(Text("how concentrated", "dim"), _concentration(summary))
+        for title, text in (("where", _where(summary)), ("directions", _directions(summary)), ("tokens", _tokens(f))):
+            if text:
+                rows.add_row(Text(title, "dim"), text)
+        rows.add_row(Text("in brackets", "dim"), _about_intervals(summary))
+    if summary.scores:
+        rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
+    stopped = [gate["name"] for gate in summary.gates if not gate["passed"]]
+    told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
+    rows.add_row(Text("gates", "dim"), told)
+    reason = "" if stopped else f": {summary.label_reason}"
+    rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(reason)))
+    if summary.reference and not stopped:
+        rows.add_row(Text("reference", "dim"), _reference_line(summary.reference))
+    return rows
+
+
+def _reference_line(reference: Mapping[str, Any]) -> str:
+    """Where the concentration lies among known trainings."""
+    whose = f"with {reference['optimizer']}" if reference["optimizer"] else "with any optimiser"
+    nearest = reference["nearest"][0] if reference["nearest"] else None
+    told = (
+        f"above {100 * reference['narrow_below']:.0f} % of {reference['narrow']} trainings on narrow data and "
+        f"{100 * reference['broad_below']:.0f} % of {reference['broad']} on broad data, {whose}, of tiny decoders"
+    )
+    return told + (f"; nearest: {nearest['regime']}, {nearest['concentration']:.2f}" if nearest else "")
+
+
+def _size_line(summary: Summary) -> str:
+    f = summary.figures
+    size = f"the delta's norm is {share(f['relative_norm_overall'])}{_within(summary, 'relative_norm_overall', share)}"
+    size += " of the base's over all matrices"
+    if f["floor_ratio"] is not None:
+        times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
+        size += f", {times} the rounding of its storage"
+    return size
+
+
+def _concentration(summary: Summary) -> RenderableType:
+    f = summary.figures
+    if f["concentration"] is None:
+        return Text("no matrix is large enough to compare with its null")
+    text = Text.assemble(
+        (fixed(f["concentration"]), "bold"),
+        f"{_within(summary, 'concentration', fixed)} median concentration; 0 is noise of the same profile, 1 is rank "
+        "one. ",
+    )
+    text.append(
+        f"The energy sits in {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)} "
+        f"directions, its sign-flip null's in {number(f['null_participation_ratio'])}; {number(f['spikes'])} singular "
+        + ("value stands out." if f["spikes"] == 1 else "values stand out.")
+    )
+    return text
+
+
+def _where(summary: Summary) -> str:
+    """How evenly the update lies over layers, and over attention and MLP, or over components."""
+    f, parts = summary.figures, []
+    if f["effective_layers"] is not None and f["depth_entropy"] is not None:
+        parts.append(
+            f"the energy fills {number(f['effective_layers'])}{_within(summary, 'effective_layers', number)} of "
+            f"{number(f['depth_layers'])} layers"
+        )
+    for name, title in (
+        ("attention_to_mlp", "attention : MLP"),
+        ("vision_to_language", "vision : language"),
+        ("projector_to_language", "projector : language"),
+    ):
+        if f[name] is not None:
+            parts.append(f"{title} is {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}")
+    return "; ".join(parts)
+
+
+def _directions(summary: Summary) -> str:
+    """How many directions of the residual stream a layer's change is about."""
+    parts = [
+        f"what {verb} it along {number(summary.figures[name])}{_within(summary, name, number)}"
+        for verb, name in (("reads", "reading_participation_ratio"), ("writes", "writing_participation_ratio"))
+        if summary.figures[name] is not None
+    ]
+    return f"of the residual stream: a layer changes {', '.join(parts)}" if parts else ""
+
+
+def _tokens(f: Mapping[str, float | int | None]) -> str:
+    if f["embedding_rows_changed"] is None:
+        return ""
+    carrying = number(f["embedding_row_participation_ratio"])
+    return f"{share(f['embedding_rows_changed'])} of the embeddings changed; {carrying} of them carry the change"
+
+
+def _about_intervals(summary: Summary) -> str:
+    if summary.no_interval:
+        return f"no intervals: {summary.no_interval}"
+    level = 100 * (summary.interval_level or 0)
+    return f"{level:.3g} % intervals over {summary.layers} layers: not over other runs or seeds"
+
+
+def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
+    """The bounds of a figure in brackets; empty where it has none."""
+    bounds = summary.intervals.get(name)
+    return f" ({bounds_text(bounds, form)})" if bounds and form(bounds[0]) != form(bounds[1]) else ""
+
+
+def _gate_table(gates: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The gates that stopped a label, and why."""
+    table = Table(title="Failed gates", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("gate", style="yellow", no_wrap=True)
+    table.add_column("reason", ratio=1)
+    for gate in gates:
+        if not gate["passed"]:
+            table.add_row(gate["name"], Text(visible(gate["reason"])))
+    return table
+
+
+def _intervals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = [row["intervals"].get("concentration") for row in rows]
+    return [bounds_text(bounds, fixed) if bounds else "-" for bounds in found]
+
+
+def component_table(components: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    columns = [
+        ("component", [row["component"] for row in components]),
+        ("changed", [number(row["matrices"]) for row in components]),
+        ("identical", [number(row["identical"]) for row in components]),
+        ("rel. norm", [share(row["relative_norm"]) for row in components]),
+        ("energy", [share(row["energy_share"]) for row in components]),
+        ("conc.", [fixed(row["concentration"]) for row in components]),
+        ("spikes", [number(row["spikes"]) for row in components]),
+    ]
+    return text_table("By component", columns, [(6, "interval", _intervals(components))], width)
+
+
+def module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    several = len({row["component"] for row in modules}) > 1
+    columns = [
+        *([("component", [row["component"] for row in modules])] if several else []),
+        ("module", [row["module"] for row in modules]),
+        ("n", [number(row["matrices"]) for row in modules]),
+        ("rel. norm", [share(row["relative_norm"]) for row in modules]),
+        ("conc.", [fixed(row["concentration"]) for row in modules]),
+    ]
+    wider = [
+        (99, "PR", [number(row["participation_ratio"]) for row in modules]),
+        (99, "null PR", [number(row["null_participation_ratio"]) for row in modules]),
+        (99, "spikes", [number(row["spikes"]) for row in modules]),
+        (4 + several, "interval", _intervals(modules)),
+        (99, "energy", [share(row["energy_share"]) for row in modules]),
+        (99, "shift", [fixed(row["effective_rank_shift"], 3) for row in modules]),
+        (99, "spike energy", [fixed(row["spike_energy"]) for row in modules]),
+        (99, "stable rank", [number(row["stable_rank"]) for row in modules]),
+        (99, "eff. rank", [number(row["effective_rank"]) for row in modules]),
+    ]
+    return text_table("By module, medians over matrices", columns, wider, width)
+
+
+def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> RenderableType | None:
+    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value."""
+    components = list(dict.fromkeys(row["component"] for row in depth))
+    grid = Table.grid(padding=(0, 2))
+    for component in components:
+        rows = [row for row in depth if row["component"] == component]
+        up = any(row["up_effective_rank_shift"] is not None for row in rows)
+        shift = ("up_effective_rank_shift", "MLP up shift") if up else ("effective_rank_shift", "eff. rank shift")
+        for name, title, form in (
+            ("relative_norm", "rel. norm", share),
+            ("energy_share", "energy", share),
+            ("concentration", "concentration", fixed),
+            ("reading_participation_ratio", "directions read", number),
+            (*shift, lambda value: fixed(value, 3)),
+        ):
+            values = [row[name] for row in rows if row[name] is not None]
+            if len(values) < 2 or not any(values):
+                continue
+            prefix = f"{component} " if len(components) > 1 else ""
+            line = sparkline([row[name] for row in rows], min(SPARK, max(8, width - 50)), bars)
+            grid.add_row(
+                f"{prefix}{title}",
+                Text(line, "cyan"),
+                Text(f"{form(min(values))} to {form(max(values))}", "dim"),
+            )
+    if not grid.rows:
+        return None
+    first, last = depth[0]["layer"], max(row["layer"] for row in depth)
+    return Group(Text(f"By depth, layer {first} to {last}", "italic"), grid)
+
+
+def _without_base(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title="Without a base: the weights' own spectra",
+        title_justify="left",
+    )
+    table.add_column("component", style="cyan")
+    for title in ("n", "stable rank", "eff. rank", "PR"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        figures = [number(row[name]) for name in ("matrices", "stable_rank", "effective_rank", "participation_ratio")]
+        table.add_row(row["component"], *figures)
+    return table
+
+
+def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
+    seconds = provenance.get("seconds")
+    how = f"shadow {provenance['version']}, precision {provenance['settings']['method']['precision']}"
+    rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
+    if unverified := summary.figures.get("unverified"):
+        rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
+    for title, told in (("measured", "measured"), ("consistent with", "consistent_with"), ("not shown", "not_shown")):
+        if summary.claims[told]:
+            rows.add_row(Text(title, "dim"), Text("; ".join(summary.claims[told]), "dim"))
+    return rows

@@ -1,0 +1,358 @@
+"""Tensor names (and config.json) -> the matrices in each tensor and their places in the model.
+
+What varies between model families is data (`registry/names.yaml`, read by `shadow.places.names`); it is applied here.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from shadow.places.names import Facts, Reading, RowOrder, name_rules, numbered, read, weight_stem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+VECTORS = ("norm", "bias", "other")  # modules whose tensors are not read as matrices of a known kind
+MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a matrix sits: what two checkpoints must agree on to be compared.
+
+    module is from the closed list of `names.yaml`. slot tells apart what shares a module (norms, biases, other) and
+    what must not be compared although it does: the blocks of a second stack, rows in another order.
+    """
+
+    component: str
+    layer: int | None
+    module: str
+    expert: int | None = None
+    slot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix inside a tensor: how to see it as `(out, in)`.
+
+    experts > 0: the tensor holds so many matrices along its first dimension (its own, or shared with their rows), and
+    this is place.expert's. transposed: the matrix is stored `(in, out)`. groups: its outputs are so many groups of
+    equal size, of each of which rows = (start, stop) are this part's; rows is None for all.
+    """
+
+    place: Place
+    transposed: bool = False
+    rows: tuple[int, int] | None = None
+    groups: int = 1
+    experts: int = 0
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
+        """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into the columns."""
+        rows, cols = self._whole(stored)
+        if self.transposed:
+            rows, cols = cols, rows
+        return (rows if self.rows is None else self.groups * (self.rows[1] - self.rows[0])), cols
+
+    def _whole(self, stored: tuple[int, ...]) -> tuple[int, int]:
+        """(rows, cols) as stored, of one expert where they are stacked."""
+        if self.experts and len(stored) > 2:
+            stored = stored[1:]
+        elif self.experts:
+            stored = (stored[0] // self.experts, *stored[1:])
+        return (stored[0], math.prod(stored[1:])) if stored else (1, 1)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where rows are apart."""
+        rows, cols = self._whole(tuple(tensor.shape))
+        if self.experts and tensor.ndim > 2:
+            tensor = tensor[self.place.expert]
+        elif self.experts:
+            tensor = tensor.view(self.experts, rows, cols)[self.place.expert]
+        matrix = tensor.reshape(rows, cols)
+        matrix = matrix.T if self.transposed else matrix
+        if self.rows is None:
+            return matrix
+        start, stop = self.rows
+        if self.groups == 1:
+            return matrix[start:stop]
+        grouped = matrix.view(self.groups, matrix.shape[0] // self.groups, matrix.shape[1])
+        return grouped[:, start] if stop - start == 1 else grouped[:, start:stop]
+
+
+def aligned(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the other's are."""
+    if one.ndim > other.ndim:
+        return one, other.reshape(one.shape)
+    return one.reshape(other.shape), other
+
+
+def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
+    """The matrices in every tensor of one checkpoint, by tensor name; no tensor is without at least one part.
+
+    Two tensors that would land on one place both fall back to their own names, so that neither is lost.
+    """
+    rules = name_rules()
+    named = {name: numbered(name, rules) for name in shapes}
+    facts = Facts(config, {text for text, _, _ in named.values()}, rules)
+    readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
+    _recognise_conv1d(facts, {readings[text].rest: shapes[name] for name, (text, _, _) in named.items()})
+    layers = _Layers((readings[text], block) for text, block, _ in named.values())
+    upright = _upright_stacks(
+        facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
+    )
+    recipes: dict[tuple[str, tuple[int, ...], bool], list[_Recipe]] = {}
+    parts: dict[str, tuple[Part, ...]] = {}
+    for name, (text, block, expert) in named.items():
+        key = text, shapes[name], expert is None
+        if key not in recipes:
+            recipes[key] = list(_recipes(readings[text], shapes[name], expert is None, facts, upright))
+        reading = readings[text]
+        layer, stack = layers.number(reading, block)
+        parts[name] = tuple(
+            Part(
+                Place(reading.component, layer, r.module, expert if r.expert is None else r.expert, stack + r.slot),
+                r.transposed,
+                r.rows,
+                r.groups,
+                r.experts,
+            )
+            for r in recipes[key]
+        )
+    taken = Counter(part.place for found in parts.values() for part in found)
+    if len(taken) < taken.total():
+        for name, found in parts.items():
+            if any(taken[part.place] > 1 for part in found):
+                parts[name] = (_unplaced(name, found[0]),)
+    return parts
+
+
+def _unplaced(name: str, part: Part) -> Part:
+    # no name holds a NUL, so this slot meets no other
+    place = Place(part.place.component, part.place.layer, "other", part.place.expert, f"\0{name}")
+    return Part(place, part.transposed and not part.experts)
+
+
+def _recognise_conv1d(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Without a config, a GPT-2 is known by its (n, 3n) projections."""
+    for rest, shape in shapes.items():
+        if facts.rules.conv1d.fullmatch(rest) and len(shape) == 2 and shape[1] == 3 * shape[0]:
+            facts.found_type = facts.rules.conv1d_type
+
+
+class _Layers:
+    """Numbers for the blocks of each component, so that no two of them share one.
+
+    Those of a second stack (a multi-token predictor, a tower's global blocks) go on from the last of the stack
+    before. So do blocks that only look at another component (Llama 3.2 Vision puts them between those of the text
+    model, which keep the numbers that they have without them). Files in which the embedding is block 0 of the model
+    count their blocks from 1.
+    """
+
+    def __init__(self, found: Iterable[tuple[Reading, int | None]]) -> None:
+        blocks: dict[tuple[str, str], set[int]] = {}
+        looking: dict[tuple[str, str], set[int]] = {}
+        selves: dict[tuple[str, str], set[int]] = {}
+        counted_from: dict[tuple[str, str], int] = {}
+        for reading, block in found:
+            if block is None or not reading.in_block:
+                continue
+            key = reading.component, reading.stack
+            blocks.setdefault(key, set()).add(block)
+            if reading.module.startswith("cross_attn."):
+                looking.setdefault(key, set()).add(block)
+            elif reading.module.startswith("attn."):
+                selves.setdefault(key, set()).add(block)
+            if (*key, block, reading.module) == ("language", "", 0, "embed"):
+                counted_from[key] = 1
+        self._numbers: dict[tuple[str, str, int], tuple[int, str]] = {}
+        following: dict[str, int] = {}
+        for component, stack in sorted(blocks):  # the main stack's name is empty, so it is first
+            key = component, stack
+            crossing = sorted(looking.get(key, set()) - selves.get(key, set())) if key in selves else []
+            start = following.get(component, 0) - counted_from.get(key, 0)
+            own = [block for block in blocks[key] if block not in set(crossing)]
+            for block in own:
+                self._numbers[*key, block] = start + block - bisect_left(crossing, block), ""
+            following[component] = start + max(own, default=-1) - bisect_left(crossing, max(own, default=-1)) + 1
+            for index, block in enumerate(crossing):
+                self._numbers[*key, block] = following[component] + index, "cross:"
+            following[component] += len(crossing)
+
+    def number(self, reading: Reading, block: int | None) -> tuple[int | None, str]:
+        """(layer, what to put before the slot)"""
+        if block is None or not reading.in_block:
+            return None, ""
+        number, stack = self._numbers[reading.component, reading.stack, block]
+        return (number if number >= 0 else None), stack
+
+
+def _upright_stacks(
+    facts: Facts, found: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
+) -> dict[tuple[str, str], bool]:
+    """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where nothing says.
+
+    A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no shapes are both.
+    """
+    seen: dict[tuple[str, str, int | None], dict[str, tuple[int, ...]]] = {}
+    for reading, block, shape in found:
+        if len(shape) == 3 and reading.module.startswith("experts."):
+            seen.setdefault((reading.component, reading.stack, block), {})[reading.module] = shape[1:]
+    upright: dict[tuple[str, str], bool] = {}
+    for (component, stack, _), shapes in seen.items():
+        if (component, stack) not in upright:
+            answer = _upright(shapes, facts.count("hidden", component))
+            if answer is not None:
+                upright[component, stack] = answer
+    return upright
+
+
+def _upright(shapes: Mapping[str, tuple[int, ...]], hidden: int | None) -> bool | None:
+    down = shapes.get("experts.down")
+    if down and (both := shapes.get("experts.gate_up")):
+        if both[0] == 2 * down[1] and both[1] == down[0]:
+            return True
+        if both[1] == 2 * down[0] and both[0] == down[1]:
+            return False
+    for module, (first, second) in shapes.items():
+        if hidden is not None and (first == hidden) != (second == hidden):
+            return (first == hidden) == (module == "experts.down")
+    return None
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """A part of any tensor of one name and shape, whatever its block."""
+
+    module: str
+    slot: str
+    expert: int | None = None
+    transposed: bool = False
+    rows: tuple[int, int] | None = None
+    groups: int = 1
+    experts: int = 0
+
+
+def _recipes(
+    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+) -> Iterator[_Recipe]:
+    """The parts of a tensor; alone: its name has no number of an expert."""
+    for recipe in _plain_recipes(reading, shape, alone, facts, upright):
+        yield replace(recipe, slot=f"{reading.stack}:{recipe.slot}") if reading.stack else recipe
+
+
+def _plain_recipes(
+    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+) -> Iterator[_Recipe]:
+    if reading.module in VECTORS:
+        yield _Recipe(reading.module, reading.slot)
+    elif reading.module and len(shape) >= 2:
+        yield from _matrices(reading, shape, alone, facts, upright)
+    elif not reading.module and reading.rest.endswith((".bias", "_bias")):
+        yield from _biases(reading.component, reading.rest, shape, facts)
+    elif alone and len(shape) == 3 and "experts" in reading.rest.split(".") and 0 < shape[0] <= MAX_EXPERTS:
+        for expert in range(shape[0]):
+            yield _Recipe("other", reading.rest, expert, experts=shape[0])
+    else:
+        norm = len(shape) < 2 and facts.rules.norm.search(weight_stem(reading.rest).lower())
+        yield _Recipe("norm" if norm else "other", reading.rest)
+
+
+def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> Iterator[_Recipe]:
+    """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
+    owner = rest[: -len(".bias")]
+    found = facts.rules.suffixes[component].match(owner)
+    if found is None:
+        yield _Recipe("bias", rest)
+        return
+    whole = _Recipe(*found)
+    parts = _split(whole, component, owner, (shape[0], None), facts) if len(shape) == 1 else None
+    for part in parts or (whole,):
+        yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
+
+
+def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
+    """Is the first of three dimensions that of the experts?"""
+    named = reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(".")
+    return named and len(shape) == 3
+
+
+def _full_name(module: str, slot: str) -> str:
+    return f"{module}/{slot}" if slot else module
+
+
+def _matrices(
+    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+) -> Iterator[_Recipe]:
+    rules, component, rest = facts.rules, reading.component, reading.rest
+    transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
+    experts = 0
+    if alone and _stacks(reading, shape):
+        experts = shape[0] if shape[0] <= MAX_EXPERTS else 0
+        transposed = not upright.get((component, reading.stack), not transposed)
+    elif alone and len(shape) == 2 and rules.stacked.hold(facts, component, rest):
+        count = facts.count(rules.stacked_count, component) or 0
+        experts = count if 0 < count <= MAX_EXPERTS and shape[0] % count == 0 else 0
+    whole = _Recipe(reading.module, reading.slot, None, transposed, experts=experts)
+    packed = not rest.endswith(".weight") and weight_stem(rest) != rest  # integers that hold several weights each
+    size = Part(Place("", None, ""), transposed, experts=experts).shape(shape)
+    parts = (None if packed else _split(whole, component, rest, size, facts)) or (whole,)
+    if not experts:
+        yield from parts
+    for expert in range(experts):
+        for part in parts:
+            yield replace(part, expert=expert)
+
+
+def _split(
+    whole: _Recipe, component: str, rest: str, size: tuple[int, int | None], facts: Facts
+) -> tuple[_Recipe, ...] | None:
+    """The parts of a fused module of (rows, cols), or None where it is not told enough to be split rightly."""
+    name = _full_name(whole.module, whole.slot)
+    for order in facts.rules.rows:
+        if order.module == name and order.conditions.hold(facts, component, rest):
+            return _divided(whole, name, order, component, size, facts)
+    return None
+
+
+def _divided(
+    whole: _Recipe, name: str, order: RowOrder, component: str, size: tuple[int, int | None], facts: Facts
+) -> tuple[_Recipe, ...] | None:
+    fused = facts.rules.fused.get(name)
+    into = order.into or (fused.into if fused else ())
+    said = order.sizes or (fused.sizes if fused else ())
+    rows, cols = size
+    shares = [share if isinstance(share, int) else facts.count(share, component) or 0 for share in said]
+    groups = len(into) and _groups(order.groups, rows // len(into), facts, component)
+    if 0 in shares or groups < 1 or rows < 1 or rows % groups:
+        return None
+    each, total = rows // groups, sum(shares)
+    if any(each * share % total or each * share < total for share in shares):
+        return None
+    if (order.square and cols is not None and rows != len(into) * cols) or (
+        "heads" in said and rows // total != _head_size(rows // total, facts, component)
+    ):
+        return None
+    parts, start = [], 0
+    for (module, slot), share in zip(into, shares, strict=True):
+        stop = start + each * share // total
+        parts.append(replace(whole, module=module, slot=slot, rows=(start, stop), groups=groups))
+        start = stop
+    return tuple(parts)
+
+
+def _groups(said: int | str, rows_of_a_part: int, facts: Facts, component: str) -> int:
+    if said == "each":
+        return rows_of_a_part
+    return said if isinstance(said, int) else facts.count(said, component) or 0
+
+
+def _head_size(found: int, facts: Facts, component: str) -> int:
+    """The rows of a head as the config has them: a check on its head counts. What is found where it says nothing."""
+    hidden, heads = facts.count("hidden", component), facts.count("heads", component)
+    return facts.count("head_size", component) or (hidden // heads if hidden and heads else found)

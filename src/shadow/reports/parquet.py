@@ -1,0 +1,97 @@
+"""Tables -> the Parquet files of a finished report, each whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadow.errors import ShadowError
+from shadow.files import write_beside, write_whole, writing
+from shadow.reports.columns import Column
+from shadow.reports.provenance import METADATA_KEY, Identity
+from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
+
+ARROW = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "ints": pa.list_(pa.int64()),
+    "floats": pa.list_(pa.float32()),
+}
+
+
+def write_report(
+    folder: Path,
+    identity: Identity,
+    provenance: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    summary: bytes,
+    scores: bytes,
+) -> None:
+    """Write the files of a finished audit; provenance joins the metadata of each table.
+
+    An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
+    none.
+    """
+    metadata = {**identity.as_json(), **provenance}
+    with replacing(folder) as put:
+        put("summary.json", summary)
+        put(KEPT, scores)
+        for name in TABLES_OF_A_PAIR:
+            put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
+
+
+def stored(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+    """A table of a report as the bytes of its file."""
+    return parquet_bytes(table, {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+
+
+def write_rows(
+    path: Path, columns: Sequence[Column], rows: list[dict[str, Any]], provenance: Mapping[str, Any]
+) -> None:
+    """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
+
+    Raises ShadowError when there is a file that was not written so: a report must not be lost to a slip.
+    """
+    metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
+    content = parquet_bytes(_table(columns, rows), metadata)
+    with writing(path.parent):
+        if path.exists() and not _is_comparison(path):
+            raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
+        write_beside(path, content)
+
+
+def _is_comparison(path: Path) -> bool:
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
+    try:
+        found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return False
+    return isinstance(found, dict) and "comparison" in found
+
+
+def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
+    return pa.schema([pa.field(column.name, ARROW[column.type]) for column in columns])
+
+
+def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+
+
+def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
+    write_whole(path, parquet_bytes(table, metadata))
+
+
+def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:
+    """A Parquet file of a table with this metadata and no other."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(metadata), sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

@@ -1,0 +1,69 @@
+"""The files of a report, which take the place of earlier ones together or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shadow.errors import ShadowError
+from shadow.files import PARTIAL, writing
+
+KEPT = "scores.json"
+READY = "ready"  # in PARTIAL: files of a report that are all written, and only have to be moved to their places
+
+
+TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
+FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_OF_A_PAIR))
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
+    """Write some files of a report that take their places together when the block ends, and not at all if it fails.
+
+    The block gets a function of a file's name and content; empty content removes the file. Killed between the first
+    and the last move, the rest is moved by the next command that reads the report.
+    """
+    staged = folder / PARTIAL / f"{READY}.tmp"
+
+    def put(name: str, content: bytes) -> None:
+        with (staged / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    with writing(folder):
+        _put_in_place(folder)
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        try:
+            yield put
+            staged.rename(folder / PARTIAL / READY)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _put_in_place(folder)
+
+
+def _put_in_place(folder: Path) -> None:
+    """Move the files that are ready; several processes may do so at once. matrices.parquet, by which a report is
+    found, comes last."""
+    ready = folder / PARTIAL / READY
+    if not ready.is_dir() or any(path.is_symlink() for path in (ready, ready.parent)):
+        return
+    try:
+        for name in FILES_OF_A_PAIR:
+            with contextlib.suppress(FileNotFoundError):  # not one of them, or another process was faster
+                if (ready / name).stat().st_size:
+                    (ready / name).replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+                    (ready / name).unlink()
+    except OSError as error:
+        message = f"{folder}: its new report is written, but cannot take the old one's place"
+        raise ShadowError(f"{message}: {error.strerror or error}", "may the folder be written to?") from error
+    with contextlib.suppress(OSError):
+        ready.rmdir()
+        ready.parent.rmdir()

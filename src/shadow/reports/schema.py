@@ -1,0 +1,111 @@
+"""The schema of a report's files, for machines. Everything it says is in shadow.reports.columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from shadow import __version__
+from shadow.reports.columns import DELTA, NOTATION, SCHEMA, Column, Table
+
+ARROW = {  # the types of the files, by the types of columns
+    "string": "string",
+    "int": "int64",
+    "float": "double",
+    "bool": "bool",
+    "ints": "list<int64>",
+    "floats": "list<float>",
+}
+RULES = (
+    "The schema is raised when a column changes its meaning or goes, not when one is added: readers pass over columns "
+    "that they do not know, and take a column that is absent for null.",
+    "Undefined is null, never NaN.",
+    "A column that says `later` was added after reports had been made: an older report of this schema lacks it.",
+    "A report of another schema is refused, with both versions and what to do.",
+)
+
+FILES = {  # the JSON files beside the tables: what each key holds
+    "summary.json": {
+        "schema": "number of the schema",
+        "family": "as in matrices.parquet",
+        "pair": "as in matrices.parquet",
+        "base": "repo, commit (null for a folder) and fingerprint of the base checkpoint",
+        "tuned": "the same of the tuned checkpoint",
+        "counts": "tensors of both sides that are measured, identical, skipped",
+        "figures": "medians of columns over the delta rows, and what the table summary lists",
+        "intervals": "bounds over layers by figure, null where there are none",
+        "layers": "how many layers the intervals are over",
+        "interval_level": "the probability that the intervals may claim",
+        "no_interval": "why there are none; null where there are",
+        "resampling": "how the intervals were made: level, draws, seed, unit, kind, weights, covers",
+        "components": "a list, a row for each component: tensors, identical, matrices, the medians, energy (the sum of "
+        "norm(D)_F^2), energy_share, figures of depth, and its own intervals, layers, interval_level, no_interval",
+        "modules": "a list, a row for each module of a component: matrices, parameters and the same",
+        "depth": "a list, a row for each compared layer of a component: matrices, relative_norm as one vector, energy, "
+        "energy_share of the component's layers, medians, up_effective_rank_shift (of the up-projections), and the "
+        "participation ratios of residual.parquet",
+        "without_base": "a list, a row for each component that has matrices without a base: their number and medians",
+        "skipped": "a list, a row for each reason: tensors, those of base and of tuned, examples, detail",
+        "warnings": "a list of what makes the figures doubtful",
+        "gates": "a list, a row for each gate: name, figure, threshold, passed, reason",
+        "label": "what may be said of the footprint, one of five words",
+        "label_reason": "what the label rests on",
+        "evidence": "a list, a row for each figure that the label rests on: name, figure, interval, without (its value "
+        "without any training), says",
+        "reference": "where the pair lies among known trainings of about its size; null where there are none",
+        "claims": "lists of what was measured, what it is consistent_with, and what is not_shown",
+        "scores": "a list, a row for each benchmark, as the table scores; empty where nobody gave any",
+        "score_groups": "a list, a row for each group of benchmarks",
+        "score_files": "a list of the files that the scores came from",
+        "score_notes": "a list of what is to be known of the scores",
+    },
+    "index.json": {
+        "shadow": "`batch`, by which the file is known",
+        "version": "version of shadow that wrote it",
+        "schema": "number of the schema",
+        "settings": "settings of the list's audits",
+        "list": "a sha256 of which pairs the whole list names; null where several were joined",
+        "shards": "the shares of the list that are here, such as 1/4",
+        "counts": "pairs that are done, failed, kept, pending",
+        "pairs": "a list, a row for each pair, as the table batch",
+    },
+}  # fmt: skip
+
+
+def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, Any]:
+    """What `shadow schema --format json` prints; with files also of the JSON files beside the tables."""
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "rules": list(RULES),
+        "notation": NOTATION,
+        "tables": {table.name: _table(table) for table in tables},
+        **({"files": FILES} if files else {}),
+    }
+
+
+def is_later(table: Table, column: Column) -> bool:
+    """Was the column added after the first reports of this schema had been made?"""
+    return bool(table.first) and column.name not in table.first
+
+
+def null_cases(column: Column) -> list[str]:
+    """When the column is null; empty where it never is."""
+    return ["base and tuned rows"] * (column in DELTA) + [column.null] * bool(column.null)
+
+
+def _table(table: Table) -> dict[str, Any]:
+    return {
+        "file": table.file,
+        "row": table.row,
+        "columns": [
+            {
+                **asdict(column),
+                "null": "; ".join(null_cases(column)),
+                "arrow": ARROW[column.type],
+                "later": is_later(table, column),
+            }
+            for column in table.columns
+        ],
+    }

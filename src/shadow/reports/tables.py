@@ -1,0 +1,121 @@
+"""The tables of a finished report as this version has them, also of a report that was made before the newest columns.
+
+Columns that were added to the schema since the report was made are null, and so are all rows of a table that was;
+`absent` names them. Columns that this version does not know are left out, and a number that is not finite, which no
+audit writes, is null. A report of another schema is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shadow.errors import ShadowError
+from shadow.reports.columns import TABLES, Column
+from shadow.reports.parquet import arrow_schema
+from shadow.reports.provenance import METADATA_KEY
+
+STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's folder
+LATER = ("residual",)  # tables that the first reports lack
+OPTIONAL = ("spectra",)  # left out by --no-spectra
+MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
+MANY = 6  # absent columns that are named one by one
+
+
+def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
+    """The table with these columns, of their types and in their order; null where it lacks one or is not finite.
+
+    Raises KeyError for a column that is required, and what Arrow raises for text that is none or another type.
+    """
+    schema = arrow_schema(columns)
+    if missing := set(required) & set(schema.names) - set(table.column_names):
+        raise KeyError(*sorted(missing))
+    arrays = [
+        finite(table[field.name].cast(field.type))
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    found = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
+    found.validate(full=True)
+    return found
+
+
+def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Null instead of NaN and infinity, in lists too."""
+    if pa.types.is_floating(values.type):
+        return pc.if_else(pc.is_finite(values), values, pa.scalar(None, values.type))
+    if not pa.types.is_list(values.type) or not pa.types.is_floating(values.type.value_type):
+        return values
+    numbers = pc.list_flatten(values)
+    if pc.all(pc.is_finite(numbers)).as_py() in (True, None):
+        return values
+    rows = [
+        None if row is None else [x if x is not None and np.isfinite(x) else None for x in row]
+        for row in values.to_pylist()
+    ]
+    return pa.chunked_array([pa.array(rows, values.type)])
+
+
+def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
+    """Tables of a finished report by name, with its metadata. Left out is one that the audit did not write.
+
+    Raises ShadowError when a file is missing, broken, or of another audit than the others.
+    """
+    found, path = {}, folder
+    try:
+        for name in names:
+            path, table = folder / f"{name}.parquet", TABLES[name]
+            if name in LATER + OPTIONAL and not path.exists():
+                continue
+            with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows > MAX_ROWS:
+                    raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
+                known = [column.name for column in table.columns if column.name in file.schema_arrow.names]
+                found[name] = conformed(file.read(columns=known), table.columns, table.first)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+    provenances = {(table.schema.metadata or {}).get(METADATA_KEY) for table in found.values()}
+    if len(provenances) > 1:
+        raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
+    metadata = dict.fromkeys([METADATA_KEY], provenances.pop()) if found else None
+    for name in LATER:
+        if name in names and name not in found:
+            found[name] = arrow_schema(TABLES[name].columns).with_metadata(metadata).empty_table()
+    return found
+
+
+def _unreadable(path: Path, error: Exception) -> ShadowError:
+    return ShadowError(
+        f"{path.parent}: its report cannot be read: {path.name} ({type(error).__name__})", "run the audit again"
+    )
+
+
+def absent(folder: Path) -> list[str]:
+    """What a finished report lacks that was added since: columns by name, tables by their file.
+
+    Raises ShadowError when a file is broken.
+    """
+    found = []
+    for name in STORED:
+        path = folder / f"{name}.parquet"
+        try:
+            there = set(pq.read_schema(path).names) if path.exists() else None
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _unreadable(path, error) from error
+        if there is not None:
+            found += [column.name for column in TABLES[name].columns if column.name not in there]
+        elif name in LATER:
+            found.append(path.name)
+    return list(dict.fromkeys(found))
+
+
+def absent_note(missing: Sequence[str]) -> str:
+    """What a person is told of a report that lacks these."""
+    names = ", ".join(missing[:MANY]) + (f" and {len(missing) - MANY} more" if len(missing) > MANY else "")
+    return f"made before these were added, which are null here: {names}; `shadow audit --overwrite` gives them"

@@ -1,0 +1,23 @@
+"""The numbers of one matrix. Imports nothing that computes, so that reports are read without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Subject = Literal["base", "tuned", "delta"]
+Precision = Literal["default", "exact", "fast"]
+Values = dict[str, float | int | None]  # of one matrix, by column
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One subject's numbers, by column name, and its singular values (descending, units of the weights)."""
+
+    subject: Subject
+    precision: Precision
+    values: Values
+    sigma: NDArray[np.float64]

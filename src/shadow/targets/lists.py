@@ -1,0 +1,315 @@
+"""What a list, a glob or a tag names -> the pairs to audit, and one job's share of them.
+
+Everything here happens before the first byte moves: a wrong name is a fault of the request, not of one pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from shadow.errors import ShadowError, UsageError
+from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
+from shadow.targets.plain_yaml import NotPlainError, Tree, read_plain
+from shadow.targets.references import parse_reference
+from shadow.text import nearest
+
+ENTRY_KEYS = {
+    "target": "A family, family:from..to, or a glob over these.",
+    "base": "A checkpoint, as --base takes it; a folder is relative to the list.",
+    "tuned": "The model tuned from it.",
+}
+YAML, PLAIN = (".yaml", ".yml", ".json"), (".txt", ".list")  # other names are told apart by how the list begins
+MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
+MAX_TARGET = 300  # characters; a family's name has 96 at most
+MAX_SHARDS = 10_000
+STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
+ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
+
+
+@dataclass(frozen=True)
+class ListEntry:
+    """One entry of a list: a target, or a pair that was given by its checkpoints. where is FILE:LINE."""
+
+    where: str
+    names: str | Pair
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of several jobs that share a list; number counts from 1."""
+
+    number: int = 1
+    of: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was asked for: every pair once, in the order of the request, and those that this shard is to audit.
+
+    is_list: by more than exact names, so that an index belongs to it. passed_over are matching families without a pair.
+    """
+
+    pairs: tuple[Pair, ...]
+    own: tuple[Pair, ...]
+    shard: Share = Share()
+    is_list: bool = False
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """A sha256 of which pairs the whole list names, whatever their order: equal for shards of one list."""
+        names = sorted((pair.family, pair.name) for pair in self.pairs)
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def select(
+    targets: Sequence[str] = (),
+    given: Sequence[Pair] = (),
+    registry: Path | None = None,
+    listed: str | None = None,
+    tags: Sequence[str] = (),
+    shard: str | None = None,
+) -> Selection:
+    """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are pairs as they are.
+
+    Tags narrow what the rest names; without any name they choose from the whole registry. What several entries name
+    is audited once. Raises UsageError for anything wrong with a list, a glob, a tag or a shard, and ShadowError for an
+    exact target that the registry does not know.
+    """
+    own = Share() if shard is None else parse_shard(shard)
+    listing = [] if listed is None else read_list(listed)
+    if listed is not None and not listing:
+        raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
+    entries = dict.fromkeys([*(ListEntry("", target) for target in targets), *listing])
+    named = [entry for entry in entries if isinstance(entry.names, str)]
+    families = load_families(registry) if named or tags else {}
+    found: dict[Pair, None] = dict.fromkeys(given)
+    passed: dict[str, None] = {}
+    looked_up: dict[str, Matches] = {}
+    for entry in entries:
+        if isinstance(entry.names, Pair):
+            found[entry.names] = None
+            continue
+        if entry.names not in looked_up:
+            with _asked(entry):
+                looked_up[entry.names] = find_targets(entry.names, families)
+        found |= dict.fromkeys(looked_up[entry.names].pairs)
+        passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
+    pairs = tuple(found)
+    if tags:
+        if given or len(named) < len(entries):
+            raise UsageError("--tag is about families of the registry", "a pair given by its checkpoints has no tags")
+        with _asked():
+            tagged = filter_families(families, tags=tags)
+        pairs = _tagged(pairs, tagged, tags, bool(named))
+        passed = {name: None for name in _pairless(tagged) if name in passed or not named}
+    _require_names(pairs)
+    is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
+    return Selection(pairs, share(pairs, own), own, is_list, tuple(passed))
+
+
+def _require_names(pairs: Iterable[Pair]) -> None:
+    """Two pairs of one name would be one row and one folder."""
+    for name, count in Counter((pair.family, pair.name) for pair in pairs).items():
+        if count > 1:
+            raise UsageError(f"{count} different pairs are called {short(':'.join(name))}", "rename one of them")
+
+
+@contextlib.contextmanager
+def _asked(entry: ListEntry | None = None) -> Iterator[None]:
+    """What is wrong with a list, a glob or a tag is wrong with the request, and says where that stands."""
+    try:
+        yield
+    except ShadowError as error:
+        if entry is not None and not entry.where and isinstance(entry.names, str) and not is_glob(entry.names):
+            raise
+        where = f"{entry.where}: " if entry and entry.where else ""
+        raise UsageError(f"{where}{error.message}", error.hint) from error
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What a target names. without_pairs are families that a glob matches and that have nothing to compare."""
+
+    pairs: tuple[Pair, ...]
+    without_pairs: tuple[str, ...] = ()
+
+
+def is_glob(target: str) -> bool:
+    return any(char in target for char in "*?[")
+
+
+def find_targets(target: str, families: Mapping[str, Family]) -> Matches:
+    """The pairs that `family`, `family:from..to` or a glob over these names."""
+    name, colon, pattern = target.partition(":")
+    if not is_glob(target):
+        return Matches(find_pairs(target, families))
+    matching = [family for family in families.values() if fnmatchcase(family.name, name)]
+    if not matching:
+        hint = nearest(name.strip("*?"), families) or "`shadow families` lists them"
+        raise ShadowError(f"no family matches {short(name)}", hint)
+    every = [pair for family in matching for pair in family.pairs]
+    if not every:
+        raise ShadowError(f"no family that matches {short(name)} has a pair to compare", matching[0].note)
+    if not colon:
+        return Matches(tuple(every), tuple(_pairless(matching)))
+    pairs = tuple(pair for pair in every if fnmatchcase(pair.name, pattern))
+    if not pairs:
+        known = list(dict.fromkeys(pair.name for pair in every))
+        hint = nearest(pattern, known) or f"they have: {', '.join(known[:5])}"
+        raise ShadowError(f"no family that matches {short(name)} has a pair {short(pattern)}", hint)
+    return Matches(pairs)
+
+
+def _pairless(families: Iterable[Family]) -> list[str]:
+    return [family.name for family in families if not family.pairs]
+
+
+def _tagged(pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[str], named: bool) -> tuple[Pair, ...]:
+    """Those of the pairs that are of the tagged families; all of these where nothing was named."""
+    names = {family.name for family in tagged}
+    kept = [pair for pair in pairs if pair.family in names]
+    found = kept if named else [pair for family in tagged for pair in family.pairs]
+    if not found:
+        which = f"the {'tags' if len(tags) > 1 else 'tag'} {' and '.join(map(short, tags))}"
+        told = f"none of what was named has {which}" if named else f"no family with {which} has a pair to compare"
+        raise UsageError(told, "`shadow families --tag` lists those that do")
+    return tuple(found)
+
+
+def shown(listed: str) -> str:
+    return "standard input" if listed == "-" else listed
+
+
+def read_list(listed: str) -> list[ListEntry]:
+    """The entries of a list, in its order: YAML (a list of targets or mappings), or one target a line.
+
+    Raises UsageError, which names the line, for whatever is not such a list.
+    """
+    name = shown(listed)
+    try:
+        if listed == "-" and sys.stdin is None:
+            raise UsageError(f"{name} is closed", "--list takes a file, or -")
+        if listed == "-":
+            raw = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with Path(listed).open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise UsageError(f"{name}: {getattr(error, 'strerror', None) or error}", "--list takes a file, or -") from error
+    if len(raw) > MAX_BYTES:
+        raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
+    folder = Path(listed).absolute().parent
+    if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
+        folder = Path.cwd()
+    entries = list(_yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw))
+    if len(entries) > MAX_ENTRIES:
+        raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")
+    return entries
+
+
+def is_yaml(listed: str, raw: bytes) -> bool:
+    """By the end of the file's name; where that says nothing, by the first character that counts."""
+    suffix = Path(listed).suffix.lower()
+    if suffix in (*YAML, *PLAIN):
+        return suffix in YAML
+    lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
+    return next((line for line in lines if line and line[:1] != b"#"), b"").startswith((b"-", b"[", b"{"))
+
+
+def _plain_entries(name: str, raw: bytes) -> Iterator[ListEntry]:
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}:{raw[: error.start].count(10) + 1}: not UTF-8", ONE_A_LINE) from error
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
+        target = re.sub(r"(^|\s)#.*", "", line, flags=re.DOTALL).strip()
+        if target:
+            yield ListEntry(f"{name}:{number}", _checked(f"{name}:{number}", target))
+
+
+def _checked(where: str, target: str) -> str:
+    if len(target) > MAX_TARGET or re.search(r"\s", target) or not target.isprintable():
+        raise UsageError(f"{where}: {short(target)} is not a target", ONE_A_LINE)
+    return target
+
+
+def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
+    try:
+        tree, lines = read_plain(raw)
+    except NotPlainError as error:
+        line = f":{error.line}" if error.line else ""
+        raise UsageError(f"{name}{line}: {error.message}", "a list of YAML has `- ` before each target") from error
+    if tree == "":
+        return
+    if not isinstance(tree, list):
+        raise UsageError(f"{name}: not a list", "write `- ` before each target")
+    for index, item in enumerate(tree):
+        where = f"{name}:{lines[(index,)]}"
+        if isinstance(item, dict):
+            yield ListEntry(where, _mapped(name, where, item, {key: lines[index, key] for key in item}, folder))
+        elif isinstance(item, str) and item:
+            yield ListEntry(where, _checked(where, item))
+        else:
+            raise UsageError(f"{where}: {short(item)} is not a target", "write a name, or {base: REF, tuned: REF}")
+
+
+def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, int], folder: Path) -> str | Pair:
+    """`{target: ...}` or `{base: ..., tuned: ...}`."""
+    for key, value in item.items():
+        if key not in ENTRY_KEYS:
+            spaced = len(item) == 1 and isinstance(value, str) and ".." in value and len(f"{key}{value}") <= 80
+            hint = f"write {key}:{value}, without a space" if spaced else nearest(key, ENTRY_KEYS)
+            hint = hint or f"it may have {', '.join(ENTRY_KEYS)}; options go with the command"
+            raise UsageError(f"{name}:{lines[key]}: unknown key {short(key)} in an entry", hint)
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{name}:{lines[key]}: {key!r} is not text", "write a name")
+    texts = {key: value for key, value in item.items() if isinstance(value, str)}
+    if texts.keys() == {"target"}:
+        return _checked(where, texts["target"])
+    if texts.keys() != {"base", "tuned"}:
+        keys = " and ".join(map(repr, texts)) or "nothing"
+        raise UsageError(f"{where}: an entry has {keys}", "write a target alone, or base and tuned together")
+    references = {}
+    for key in ("base", "tuned"):
+        with _asked(ListEntry(f"{name}:{lines[key]}", "")):
+            references[key] = parse_reference(texts[key], folder)
+    return given_pair(references["base"], references["tuned"])
+
+
+def parse_shard(text: str) -> Share:
+    """`2/4`: the second of four."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
+    if not match or not int(match[1]) <= int(match[2]) <= MAX_SHARDS:
+        raise UsageError(f"{text[:40]!r} is not a shard", f"write 1/4 to 4/4; at most {MAX_SHARDS:,}")
+    return Share(int(match[1]), int(match[2]))
+
+
+def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
+    """The pairs of one shard, in their order. Every pair is in exactly one of the shards.
+
+    Families are put in the order of a hash of their names and cut into runs of equally many pairs. So a shard has as
+    many pairs as the mean, up to those of one family: the hash modulo n would leave the largest of 8 shards of 90
+    families 40 % above it. A family more moves, at each cut, only those beside it, where its place in the list modulo n
+    would move nearly all. The pairs of one family stay together, since they share checkpoints. And large models mix
+    with small ones, which stand together in the order of names.
+    """
+    counts = Counter(pair.family for pair in pairs)
+    number, before = {}, 0
+    for family in sorted(counts, key=lambda name: (hashlib.sha256(name.encode(errors="surrogatepass")).digest(), name)):
+        middle = 2 * before + counts[family]  # of the family's run, in half pairs
+        number[family] = middle * shard.of // (2 * len(pairs)) + 1
+        before += counts[family]
+    return tuple(pair for pair in pairs if number[pair.family] == shard.number)

@@ -1,0 +1,76 @@
+"""What names one checkpoint: a folder or a repository of the Hub, or one for each component."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from shadow.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint as it was named: a folder, or `org/name` on the Hub with a revision if one was asked for."""
+
+    repo: str
+    is_folder: bool
+    revision: str | None = None
+    subfolder: str | None = None
+
+    @property
+    def last_name(self) -> str:
+        return self.repo.rstrip("/").rpartition("/")[2] or "root"
+
+    def __str__(self) -> str:
+        revision = f" @ {self.revision}" if self.revision else ""
+        return self.repo + revision + (f", folder {self.subfolder}" if self.subfolder else "")
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"repo": self.repo, "revision": self.revision, "subfolder": self.subfolder}
+
+
+@dataclass(frozen=True)
+class ComponentBase:
+    """A base per component, of a model that was put together: (component, where that came from) in the file's order.
+
+    A component that is not named has no base.
+    """
+
+    parts: tuple[tuple[str, Reference], ...]
+
+
+def parse_reference(text: str, folder: Path | None = None) -> Reference:
+    """`./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or to here), all else is `org/name[@revision]`.
+
+    So a folder planted in a checkout is never taken for a model of the same name on the Hub.
+    """
+    if folder is not None and text == "~":
+        raise UsageError("'~' alone says nothing in YAML, and names no checkpoint", "write ~/ for the home folder")
+    if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
+        try:
+            path = Path(text).expanduser()
+            resolved = str((folder / path if folder else path).resolve())
+            resolved.encode()  # a name that is no text cannot be in a report
+            return Reference(resolved, True)
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links, no such user
+            raise UsageError(f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder") from error
+    repo, at, revision = text.partition("@")
+    if at and (not re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) or ".." in revision):
+        raise UsageError(
+            f"{text[:80]!r}: no such thing as revision {revision[:40]!r}", "write org/name@branch, a tag or a commit"
+        )
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
+        if written := as_folder(text, folder):
+            raise UsageError(written)
+        hint = "write ./NAME for a folder, org/name for the Hub"
+        raise UsageError(f"{text[:80]!r} is neither a folder nor a name on the Hub", hint)
+    return Reference(repo, False, revision or None)
+
+
+def as_folder(text: str, folder: Path | None = None) -> str | None:
+    """How a folder of this name is to be written, where there is one (relative to folder, or to here)."""
+    try:
+        return f"a folder is written ./{text}" if text and ((folder or Path()) / text).is_dir() else None
+    except (OSError, ValueError):
+        return None

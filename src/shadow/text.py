@@ -1,0 +1,49 @@
+"""Words and names in outputs: plurals, lists cut short, near misses, and text of any origin made harmless."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+
+def inert(text: str) -> str:
+    """Printed text without commands to what may run this.
+
+    GitHub Actions obeys lines of stdout and stderr that begin with `::` after white space, and `##[` anywhere in one;
+    Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may hold them, and wrapping may begin a line so.
+    """
+    text = re.sub(r"##(?=[A-Za-z]*\[)", r"#\\x23", text)
+    return re.sub(r"(?m)^((?:[^\S\n]|\x1b\[[0-9;]*m)*):(?=:)", r"\1\\x3a", text)
+
+
+def visible(text: str) -> str:
+    """Text from files, with control characters, which could drive the terminal, made visible and on one line."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+def duration(seconds: float) -> str:
+    """`4:07`, or `1:02:03` with hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def took(seconds: float) -> str:
+    """`3.2 s`, or as a duration from a minute on."""
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else None
+
+
+def several(words: Sequence[str], shown: int = 8) -> str:
+    """The first of many words, and how many more there are."""
+    more = f" and {len(words) - shown:,} more" if len(words) > shown else ""
+    return f"{', '.join(words[:shown])}{more}"
+
+
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
