@@ -60,7 +60,7 @@ LIBRARIES = (  # imported once, before the forks
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")
-DECIMAL = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
+DECIMAL = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)")  # and no part of a hash
 ENVIRONMENT = re.compile(  # variables that change what is printed
     r"COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|CLICOLOR\w*|TTY_\w+|CI|GITHUB_\w+|HF_\w+|SHADOW_\w+|TERMINAL_WIDTH"
     r"|_TYPER_\w+|PYTHONWARNINGS|MPL\w+"
@@ -476,14 +476,13 @@ class Goldens:
         self.seen: dict[str, str] = {}
 
     def text(self, run: str, done: Sequence[Done]) -> str:
-        """A run. At a second width only the layout of what it prints is told."""
+        """A run. Of what it prints at a second width only the layout is told."""
         first, *others = done
         parts = [told(first, self.file(run), golden_print)]
         for one in others:
-            prints = one.out, one.err
-            layouts = [f"{len(text.splitlines())} lines {short_hash(layout(text))}" for text in prints if text]
-            shown = replace(one, out="\n".join(layouts), err="")
-            parts.append(told(shown, self.file(run), str))
+            shape = f"{len(one.out.splitlines())} lines {short_hash(layout(one.out))}" if one.out else ""
+            talk = "(as before)" if one.err and one.err == first.err else one.err
+            parts.append(told(replace(one, out=shape, err=talk), self.file(run), golden_print))
         return "".join(parts)
 
     def file(self, run: str) -> Callable[[str, bytes], str]:
