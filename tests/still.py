@@ -51,14 +51,16 @@ SECONDS = 120  # after which a command counts as hung
 TOLERANCE = 1e-4  # relative; CPUs and versions of BLAS differ by 1e-6 in what is compared
 NOTHING = 1e-9  # smaller numbers are zero but for rounding
 LARGE = 4_000  # bytes of text; longer ones are told by their hash in goldens
-MASKED = "seconds", "started", "libraries", "version"  # keys of metadata, and columns
+MASKED = re.compile(  # keys of JSON, and columns; files count as keys where their sizes are told
+    r"seconds|started|libraries|version|disk_free|.+\.(parquet|arrow|csv|jsonl)"
+)
 LIBRARIES = (  # imported once, before the forks
     "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather", "pyarrow.pandas_compat",
     "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg", "scipy.stats", "torch",
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")
-DECIMAL = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?|-?\d+e[+-]?\d+")
+DECIMAL = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)")  # and no part of a hash
 ENVIRONMENT = re.compile(  # variables that change what is printed
     r"COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|CLICOLOR\w*|TTY_\w+|CI|GITHUB_\w+|HF_\w+|SHADOW_\w+|TERMINAL_WIDTH"
     r"|_TYPER_\w+|PYTHONWARNINGS|MPL\w+"
@@ -223,11 +225,11 @@ def run_one(
     entry: Callable[[], None], run: Any, talk: Path, before: dict[str, Any], hashes: dict[str, str]
 ) -> tuple[list[Done], dict[str, Any]]:
     """A run at each of its widths, and the files after it."""
-    if run.before is not None:
-        if in_child(lambda: run.before(HERE)):
-            raise SystemExit(f"{run.name}: what comes before it failed")
-        before = stamps()
     done = []
+    if run.before is not None:
+        if code := in_child(lambda: run.before(HERE)):  # an earlier run did not leave what it should
+            done.append(Done(("(what comes before)",), 0, code, "", "", {}))
+        before = stamps()
     for columns in run.columns:
         code, out, err = run_command(entry, run.arguments, columns, run.environment, run.file_size, talk)
         after = stamps()
@@ -341,8 +343,12 @@ def parsed(text: str) -> Any:
 def without_masked(value: Any) -> Any:
     """JSON whose volatile keys say only that they are there."""
     if isinstance(value, dict):
-        return {key: "<masked>" if key in MASKED else without_masked(one) for key, one in value.items()}
+        return {key: "<masked>" if is_masked(key) else without_masked(one) for key, one in value.items()}
     return [without_masked(one) for one in value] if isinstance(value, list) else value
+
+
+def is_masked(name: str) -> bool:
+    return MASKED.fullmatch(name) is not None
 
 
 def csv_table(content: bytes) -> Table:
@@ -432,7 +438,7 @@ def exact_table(title: str, table: Table) -> str:
     for row in range(table.rows):
         lines.append(f"row {row}")
         lines += [
-            f"  {name} = {'<masked>' if name in MASKED else exact_value(values[row])}"
+            f"  {name} = {'<masked>' if is_masked(name) else exact_value(values[row])}"
             for name, values in table.columns.items()
         ]
     return "\n".join(lines)
@@ -470,14 +476,13 @@ class Goldens:
         self.seen: dict[str, str] = {}
 
     def text(self, run: str, done: Sequence[Done]) -> str:
-        """A run. At a second width only the layout of what it prints is told."""
+        """A run. Of what it prints at a second width only the layout is told."""
         first, *others = done
         parts = [told(first, self.file(run), golden_print)]
         for one in others:
-            prints = one.out, one.err
-            layouts = [f"{len(text.splitlines())} lines {short_hash(layout(text))}" for text in prints if text]
-            shown = replace(one, out="\n".join(layouts), err="")
-            parts.append(told(shown, self.file(run), str))
+            shape = f"{len(one.out.splitlines())} lines {short_hash(layout(one.out))}" if one.out else ""
+            talk = "(as before)" if one.err and one.err == first.err else one.err
+            parts.append(told(replace(one, out=shape, err=talk), self.file(run), golden_print))
         return "".join(parts)
 
     def file(self, run: str) -> Callable[[str, bytes], str]:
@@ -621,7 +626,7 @@ def golden_table(title: str, table: Table) -> str:
 
 
 def golden_column(name: str, values: list[Any]) -> str:
-    if name in MASKED:
+    if is_masked(name):
         return "<masked>"
     leaves = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
     lengths = [len(value) for value in values if isinstance(value, list | tuple)]

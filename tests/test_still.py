@@ -99,6 +99,9 @@ def test_what_every_run_makes_anew_is_masked():
         ("norm 1.23456 x", "norm 1.23457 x", True),
         ("rank 12", "rank 13", False),
         ("of rank 1.", "of rank 2.", False),
+        ("pair #149e1188", "pair #149e1189", False),  # hashes
+        ("pair #1e999999", "pair #1e999998", False),
+        ("shadow 1.2.3", "shadow 1.2.4", False),
         ("is  0.71", "is 0.71", False),
         ("is  9.99 x", "is 10.00 x", True),
         ("conc. 0.71", "conc! 0.71", False),
