@@ -209,7 +209,8 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
 
     assert "attn.q" in printed_by(blocks(readme.README, "python")[0])
     (sql,) = blocks(readme.README, "sql")
-    rows = duckdb.sql(sql).fetchall()
+    with duckdb.connect() as connection:
+        rows = connection.sql(sql).fetchall()
     assert len(rows) == 5
     assert [row[3] for row in rows] == sorted((row[3] for row in rows), reverse=True)
 

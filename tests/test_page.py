@@ -691,7 +691,7 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
 
 
 def colours() -> dict[str, tuple[str, str]]:
-    css = (Path(__file__).parents[1] / "src" / "shadow" / "page" / "page.css").read_text()
+    css = (Path(__file__).parents[1] / "src" / "shadow" / "outputs" / "page" / "page.css").read_text()
     return {name: pair for name, *pair in re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)}
 
 

@@ -82,7 +82,7 @@ def test_frozen_layers_are_layers_and_norms_do_not_make_one():
             ("language", None, "embed", "measured", None),
         ],
         columns=["component", "layer", "module", "status", "reason"],
-    )
+    ).assign(compared=pd.NA)
     layers = compared_layers(tensors)
     assert layers.to_numpy().tolist() == [["language", 0], ["language", 1]]
     deltas = pd.DataFrame({"component": ["language"] * 3, "layer": [1, 1, None]})
