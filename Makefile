@@ -32,6 +32,7 @@ check: setup  ## lint, format, types, generated pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python tests/readme.py --check
 	$(BIN)/python -m pytest -q -m generated tests/test_planted.py
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy
 import pyarrow.parquet as pq
 import torch
-from rich.filesize import decimal
 
 from shadow import __version__
 from shadow.audits.finished import differences, named
@@ -44,6 +43,7 @@ from shadow.reports.tables import absent, absent_note, read_tables
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
+from shadow.text import byte_size
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -180,7 +180,7 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
     if isinstance(found, Located) and found.weights.pickled:
         need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
         raise ShadowError(
-            f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
+            f"{found.reference}: what is in its .bin files cannot be told without fetching {byte_size(need)}",
             "shadow audit --allow-pickle does",
         )
 
@@ -327,9 +327,9 @@ def _planned(
     )
     plan.require_disk()
     if plan.to_move:
-        freed = f", freed after use: at most {decimal(plan.peak)} on the disk at a time" if plan.frees else ""
-        why = "" if access.max_disk is not None or not plan.frees else f" ({decimal(plan.free)} are free)"
-        say(f"fetching {decimal(plan.to_move)}{freed}{why}")
+        freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time" if plan.frees else ""
+        why = "" if access.max_disk is not None or not plan.frees else f" ({byte_size(plan.free)} are free)"
+        say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():
@@ -430,7 +430,7 @@ def _open(
         return found
     to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
     if to_move:
-        say(f"fetching {decimal(to_move)} of .bin files")
+        say(f"fetching {byte_size(to_move)} of .bin files")
     moved = 0
 
     def report(count: int) -> None:
