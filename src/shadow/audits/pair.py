@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import secrets
@@ -136,7 +137,8 @@ def run_pair(
     # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
-        return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
+        with _client_for(pair):
+            return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
@@ -150,7 +152,7 @@ def plan_pair(
     Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
-    with tempfile.TemporaryDirectory() as unpacked:
+    with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
         sides: dict[Side, Found] = {
             "base": find_checkpoint(pair.base, access, Path(unpacked) / "base", say),
             "tuned": find_checkpoint(pair.tuned, access, Path(unpacked) / "tuned", say),
@@ -174,6 +176,20 @@ def plan_pair(
             "memory": PROCESS + workers * worker_memory(lined.pairs),
             "seconds": round(seconds, 1),
         }
+
+
+def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
+    """The Hub's client, held for both sides of a pair; it is not even imported where all is in folders."""
+    sides = (pair.base, pair.tuned)
+    parts = [dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides]
+    if all(one.is_folder for group in parts for one in group):
+        return contextlib.nullcontext()
+    try:
+        from shadow.checkpoints.hub import own_client
+    except ValueError as error:  # of the client, which reads them when it is imported
+        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
+    return own_client()
 
 
 def _refuse_pickles(found: Checkpoint | Located) -> None:
@@ -394,11 +410,8 @@ def find_checkpoint(
 def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
     if reference.is_folder:
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
-    try:
-        from shadow.checkpoints.hub import pin
-    except ValueError as error:  # of the client, which reads them when it is imported
-        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
-        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
+    from shadow.checkpoints.hub import pin
+
     snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 

@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from shadow.audits.pair import Progress
 
 
-for _stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks must not end an audit
-    if isinstance(_stream, io.TextIOWrapper):
-        _stream.reconfigure(errors="replace")
-
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+def forgive_letters() -> None:
+    """A letter that the terminal lacks becomes a question mark: it must not end an audit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def display(renderable: RenderableType) -> None:
