@@ -28,10 +28,14 @@ test-slow: setup  ## the slow tests, and those of properties with many examples
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py
 
-check: setup  ## lint, format, types, generated pages
+check: setup  ## lint (JavaScript too), format, types, imports, generated pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	mkdir -p build  # the page has one script, put together from several files: only as one it can be told what is unused
+	$(BIN)/python -c "from shadow.outputs.page.html import scripts; print(scripts()['page'])" > build/page.js
+	$(BIN)/oxlint --no-ignore --config .oxlintrc.json build/page.js src/shadow/outputs/page/scripts/theme.js
 	$(BIN)/python tests/readme.py --check
 	$(BIN)/python -m pytest -q -m generated tests/test_planted.py tests/test_reference.py
 

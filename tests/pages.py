@@ -64,13 +64,25 @@ def pitfalls() -> str:
 
 
 def modules() -> str:
-    """Every module of the package with the first sentence of its docstring."""
-    out = ["| module | what |", "|---|---|"]
-    for file in sorted((ROOT / "src" / "shadow").rglob("*.py")):
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        first = re.split(r"(?<=[.:]) (?=[A-Z])", text.split("\n\n")[0].replace("\n", " "))[0]
-        out.append(f"| `{file.relative_to(ROOT / 'src')}` | {cell(first)} |")
-    return "\n".join(out)
+    """Every room with its charter, and its modules with the first sentence of their docstrings."""
+    root = ROOT / "src" / "shadow"
+    out = []
+    for room in (root, *sorted(file.parent for file in root.rglob("__init__.py") if file.parent != root)):
+        name = "shadow" if room == root else f"{room.relative_to(root)}/"
+        out += [f"## {name}", "", _docstring(room / "__init__.py"), ""]
+        files = [file for file in sorted(room.glob("*.py")) if file.name != "__init__.py"]
+        if files:
+            out += ["| module | what |", "|---|---|", *(_module_row(file) for file in files), ""]
+    return "\n".join(out).strip()
+
+
+def _module_row(file: Path) -> str:
+    first = re.split(r"(?<=[.:]) (?=[A-Z])", _docstring(file).split("\n\n")[0].replace("\n", " "))[0]
+    return f"| `{file.name}` | {cell(first)} |"
+
+
+def _docstring(file: Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def cost() -> str:

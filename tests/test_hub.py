@@ -1190,9 +1190,9 @@ def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, of
 
 def broken_by(action, path, folder, origin=None):
     """What is said of a file whose download goes wrong in this way, for good."""
-    from shadow.checkpoints.hub import FAILURES, _in_words, get_session
+    from shadow.checkpoints.hub import FAILURES, _in_words, get_session, own_client
 
-    with Hub() as hub:
+    with Hub() as hub, own_client():
         hub.add("org/small", folder)
         hub.fail(path, action, origin=origin, times=None)
         with pytest.raises(FAILURES) as caught:

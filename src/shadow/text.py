@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
+from rich.filesize import decimal
+
 
 def inert(text: str) -> str:
     """Printed text without commands to what may run this.
@@ -32,6 +34,11 @@ def duration(seconds: float) -> str:
 def took(seconds: float) -> str:
     """`3.2 s`, or as a duration from a minute on."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+
+
+def byte_size(count: int) -> str:
+    """`1.5 GB`: thousands, not 1,024s, as disks are sold and as the Hub tells sizes."""
+    return decimal(count)
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from rich.filesize import decimal
-
 from shadow import __version__
 from shadow.audits.index import (
     Index,
@@ -38,7 +36,7 @@ from shadow.reports.provenance import finished_metadata
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import ComponentBase, Reference
-from shadow.text import took
+from shadow.text import byte_size, took
 
 BUG = "a fault of shadow itself; its traceback follows at the end"
 
@@ -175,6 +173,6 @@ class _Attempt:
         told_of = {"position": before.position, "seconds": taken.seconds, "bytes": taken.bytes}
         row = done_row(result.summary, result.provenance, **told_of)
         if self._begun:
-            moved = f", {decimal(self._moved)} fetched" if self._moved else ""
+            moved = f", {byte_size(self._moved)} fetched" if self._moved else ""
             self.say(f"{row.label} in {took(time.monotonic() - self._started)}{moved}")
         return PairResult(row, result, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import secrets
@@ -17,7 +18,6 @@ from typing import Any
 import numpy
 import pyarrow.parquet as pq
 import torch
-from rich.filesize import decimal
 
 from shadow import __version__
 from shadow.audits.finished import differences, named
@@ -44,6 +44,7 @@ from shadow.reports.tables import absent, absent_note, read_tables
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
+from shadow.text import byte_size
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -136,7 +137,8 @@ def run_pair(
     # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
-        return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
+        with _client_for(pair):
+            return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there.absolute())
@@ -150,7 +152,7 @@ def plan_pair(
     Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
-    with tempfile.TemporaryDirectory() as unpacked:
+    with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
         sides: dict[Side, Found] = {
             "base": find_checkpoint(pair.base, access, Path(unpacked) / "base", say),
             "tuned": find_checkpoint(pair.tuned, access, Path(unpacked) / "tuned", say),
@@ -176,11 +178,25 @@ def plan_pair(
         }
 
 
+def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
+    """The Hub's client, held for both sides of a pair; it is not even imported where all is in folders."""
+    sides = (pair.base, pair.tuned)
+    parts = [dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides]
+    if all(one.is_folder for group in parts for one in group):
+        return contextlib.nullcontext()
+    try:
+        from shadow.checkpoints.hub import own_client
+    except ValueError as error:  # of the client, which reads them when it is imported
+        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
+    return own_client()
+
+
 def _refuse_pickles(found: Checkpoint | Located) -> None:
     if isinstance(found, Located) and found.weights.pickled:
         need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
         raise ShadowError(
-            f"{found.reference}: what is in its .bin files cannot be told without fetching {decimal(need)}",
+            f"{found.reference}: what is in its .bin files cannot be told without fetching {byte_size(need)}",
             "shadow audit --allow-pickle does",
         )
 
@@ -327,9 +343,9 @@ def _planned(
     )
     plan.require_disk()
     if plan.to_move:
-        freed = f", freed after use: at most {decimal(plan.peak)} on the disk at a time" if plan.frees else ""
-        why = "" if access.max_disk is not None or not plan.frees else f" ({decimal(plan.free)} are free)"
-        say(f"fetching {decimal(plan.to_move)}{freed}{why}")
+        freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time" if plan.frees else ""
+        why = "" if access.max_disk is not None or not plan.frees else f" ({byte_size(plan.free)} are free)"
+        say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():
@@ -394,11 +410,8 @@ def find_checkpoint(
 def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
     if reference.is_folder:
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
-    try:
-        from shadow.checkpoints.hub import pin
-    except ValueError as error:  # of the client, which reads them when it is imported
-        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
-        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
+    from shadow.checkpoints.hub import pin
+
     snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 
@@ -430,7 +443,7 @@ def _open(
         return found
     to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
     if to_move:
-        say(f"fetching {decimal(to_move)} of .bin files")
+        say(f"fetching {byte_size(to_move)} of .bin files")
     moved = 0
 
     def report(count: int) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.filesize import decimal
-
 from shadow.audits.machine import uncollected
 from shadow.audits.schedule import Schedule, ShardKey, schedule, source_of
 from shadow.checkpoints.opening import Checkpoint, Found, Located
@@ -21,6 +19,7 @@ from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.places.names import name_rules
 from shadow.targets.families import Pair
+from shadow.text import byte_size
 
 Fetch = Literal["auto", "shards", "ranges"]
 DISK_HINT = "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less (--layer, --module)"
@@ -220,9 +219,9 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
     need, free = sum(source.bytes_to_move() for source in sources), _free(cache_folder())
     limit = free if access.max_disk is None else min(free, access.max_disk)
     if need > limit:
-        there = decimal(limit)
+        there = byte_size(limit)
         raise ShadowError(
-            f"{located.reference}: its .bin files need {decimal(need)} of disk all at once, {there} may be used",
+            f"{located.reference}: its .bin files need {byte_size(need)} of disk all at once, {there} may be used",
             "free some space, move HF_HUB_CACHE, or raise --max-disk",
         )
     return need
@@ -324,15 +323,15 @@ class _Places:
             return None  # only a report is written: if that fails, it says so and goes on later
         limit = access.max_disk
         if limit is not None and in_cache + in_scratch > limit:
-            need = decimal(in_cache + in_scratch)
-            return f"fetched shards need {need} of disk at once, --max-disk allows {decimal(limit)}"
+            need = byte_size(in_cache + in_scratch)
+            return f"fetched shards need {need} of disk at once, --max-disk allows {byte_size(limit)}"
         more = in_cache - sum(self.whole[shard] for shard in self.there)
         needs = {self._cache(): more, self.folder: in_scratch + self.report}
         if _device(self._cache()) == _device(self.folder):
             needs = {self._cache(): more + in_scratch + self.report}
         return next(
             (
-                f"{decimal(need)} of disk are needed at {place}, {decimal(_free(place))} are free"
+                f"{byte_size(need)} of disk are needed at {place}, {byte_size(_free(place))} are free"
                 for place, need in needs.items()
                 if need > _free(place)
             ),

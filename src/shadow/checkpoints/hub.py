@@ -3,6 +3,9 @@
 Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it hands out are
 used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a hint here, in words of our own:
 what a server writes is not repeated, and no token is ever put into a message or sent to another origin.
+
+The client keeps its session and its settings for the whole process, so what this module needs of them holds only
+inside `own_client`; whoever else uses the client finds it as it was.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import warnings
@@ -18,7 +22,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event, get_ident
+from threading import Event, Lock, get_ident
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -28,12 +32,11 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import (
     WeakFileLock,
+    _http,
     build_hf_headers,
-    disable_progress_bars,
     get_session,
     get_token,
     hf_raise_for_status,
-    logging,
     parse_ratelimit_headers,
 )
 from huggingface_hub.utils import tqdm as hf_tqdm
@@ -42,10 +45,6 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponent
 from shadow.checkpoints.safetensors_files import MAX_OFFSET
 from shadow.errors import ShadowError
 from shadow.targets.references import as_folder
-
-logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings name URLs and repeat what is said here
-disable_progress_bars()
-warnings.filterwarnings("ignore", module="huggingface_hub")  # little disk, no symlinks: said here or no fault
 
 # HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
 FAILURES: tuple[type[Exception], ...] = (
@@ -74,20 +73,80 @@ class RangeIgnoredError(ShadowError):
     """The server answered a request for a byte range with something else."""
 
 
-def _use_own_sessions() -> None:
-    """Let every session of the client obey the two functions below, whatever the client itself would do.
+@dataclass(frozen=True)
+class _Before:
+    """The client's session and settings as they were found, and the filter of warnings that was put before them."""
+
+    session: Any
+    factory: Callable[[], Any]
+    level: int
+    own_blobs: bool
+    added: Any
+
+
+_lock = Lock()
+_holders = 0
+_before: _Before | None = None
+
+
+@contextlib.contextmanager
+def own_client() -> Iterator[None]:
+    """The Hub's client with our sessions, and without its own warnings; as it was before once the last holder leaves.
 
     Left alone it waits for some answers without an end, sleeps for as long as a server asks it to, up to five times,
-    and takes the token along to any address that a listing names as its next page.
+    and takes the token along to any address that a listing names as its next page. May be entered inside itself and
+    in several threads. Every function here that asks the Hub enters it; who asks often holds it meanwhile, so that
+    connections are kept. A download that nobody waits for any more holds it until it ends.
     """
-    default = get_session()
-    ask = [*default.event_hooks["request"], _before_request]
+    global _holders, _before
+    with _lock:
+        if not _holders:
+            _before = _taken_over()
+        _holders += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _holders -= 1
+            if not _holders and _before is not None:
+                _give_back(_before)
+                _before = None
 
-    def session() -> Any:
-        hooks: dict[str, list[Callable[..., Any]]] = {"request": ask, "response": [_after_response]}
-        return type(default)(event_hooks=hooks, follow_redirects=True, timeout=None)
 
-    hf.set_client_factory(session)
+def _taken_over() -> _Before:
+    """Put our session and settings into the client; what was there."""
+    logger = logging.getLogger("huggingface_hub")
+    level, filters, own_blobs = logger.level, list(warnings.filters), constants.HF_HUB_DISABLE_SHARED_BLOBS
+    logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # little disk, no symlinks: said here or no fault
+    added = None if warnings.filters[0] in filters else warnings.filters[0]
+    with _http._CLIENT_LOCK:
+        # Not by set_client_factory, which closes the session that is there and does not tell its factory.
+        session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
+        _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
+    return _Before(session, factory, level, own_blobs, added)
+
+
+def _give_back(found: _Before) -> None:
+    """Put back what was there, except where somebody else has set another factory meanwhile."""
+    with _http._CLIENT_LOCK:
+        if isinstance(_http._GLOBAL_CLIENT_FACTORY, partial) and _http._GLOBAL_CLIENT_FACTORY.func is _own_session:
+            ours = _http._GLOBAL_CLIENT
+            _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = found.session, found.factory
+            if ours is not None:
+                ours.close()
+    logging.getLogger("huggingface_hub").setLevel(found.level)
+    if found.added in warnings.filters:
+        warnings.filters.remove(found.added)  # type: ignore[attr-defined]
+    constants.HF_HUB_DISABLE_SHARED_BLOBS = found.own_blobs
+
+
+def _own_session(factory: Callable[[], Any]) -> Any:
+    """A session of the user's making, such as one with a proxy, that obeys the two functions below as well."""
+    session = factory()
+    hooks = session.event_hooks
+    session.event_hooks = {"request": [*hooks["request"], _before_request], "response": [_after_response]}
+    return session
 
 
 def _before_request(request: Any) -> None:
@@ -103,9 +162,6 @@ def _after_response(response: Any) -> None:
     response.request.extensions[ANSWERED] = True
     if response.status_code in TRANSIENT:
         hf_raise_for_status(response)  # here, so that only `_trying` decides about another try
-
-
-_use_own_sessions()
 
 
 @dataclass(frozen=True)
@@ -140,6 +196,7 @@ class Snapshot:
         return f"{self.repo}/{self.subfolder}" if self.subfolder else self.repo
 
 
+@own_client()
 def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say) -> Snapshot:
     """Resolve a revision (None: the default branch) to its commit and list the files of that commit.
 
@@ -229,6 +286,7 @@ def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
     return cached(snapshot, file) is not None or (bool(digest) and blob.is_file())
 
 
+@own_client()
 def fetch_whole(
     snapshot: Snapshot, file: RemoteFile, *, say: Say, report: OnBytes = lambda count: None, stop: Event | None = None
 ) -> tuple[Path, bool]:
@@ -351,6 +409,7 @@ def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
             blob.unlink()
 
 
+@own_client()
 def remove_leftovers(repo: str, checksum: str | None) -> None:
     """Remove what a killed download of a file left, if nobody is downloading it now.
 
@@ -368,10 +427,14 @@ def remove_leftovers(repo: str, checksum: str | None) -> None:
 
 
 def use_own_blobs() -> None:
-    """Keep downloads of this process out of the store that repositories share, so that freeing one frees its disk."""
+    """Keep downloads out of the store that repositories share, so that freeing one frees its disk.
+
+    Inside `own_client`, until its last holder leaves.
+    """
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
 
 
+@own_client()
 def read_start(
     snapshot: Snapshot, file: RemoteFile, count: int, *, say: Say, stopped: Event | None = None
 ) -> tuple[bytes, bool]:
@@ -406,6 +469,7 @@ def read_start(
     return _trying(attempt, words, say, stopped)
 
 
+@own_client()
 def copy_range(
     snapshot: Snapshot,
     file: RemoteFile,

@@ -6,10 +6,6 @@ import os
 import sys
 from typing import Annotated
 
-# One BLAS thread for each worker (see shadow.audits.workers); read when torch and NumPy are imported, so set before.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import typer
 
 from shadow import __version__
@@ -66,8 +62,21 @@ for _command in (
 _lab.command("run")(lab.lab_run)
 
 
+def _prepare_process() -> None:
+    """What the command sets for its whole process, before a command imports torch or NumPy.
+
+    Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for each worker (see
+    shadow.audits.workers); torch and NumPy read these variables when they are imported, which no module of this room
+    does before a command runs.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    console.forgive_letters()
+
+
 def main() -> None:
     """The `shadow` command."""
+    _prepare_process()
     try:
         try:
             app()

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.filesize import decimal
 from rich.markup import escape
 
 from shadow.errors import ShadowError
-from shadow.text import duration, inert, visible
+from shadow.text import byte_size, duration, inert, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -26,12 +25,15 @@ if TYPE_CHECKING:
     from shadow.audits.pair import Progress
 
 
-for _stream in (sys.stdout, sys.stderr):  # a letter that the terminal lacks must not end an audit
-    if isinstance(_stream, io.TextIOWrapper):
-        _stream.reconfigure(errors="replace")
-
 out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+
+
+def forgive_letters() -> None:
+    """A letter that the terminal lacks becomes a question mark: it must not end an audit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def display(renderable: RenderableType) -> None:
@@ -202,9 +204,9 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
                 self.seen.clear()
             self.seen.append((now, state.moved))
             (first, before), elapsed = self.seen[0], now - self.seen[0][0]
-            rate = f", {decimal(int((state.moved - before) / elapsed))}/s" if elapsed > 0.5 and first < now else ""
+            rate = f", {byte_size(int((state.moved - before) / elapsed))}/s" if elapsed > 0.5 and first < now else ""
             going = rate if state.moved < state.to_move else ""
-            return Text(f"{decimal(state.moved)} of {decimal(state.to_move)}{going}", style="green")
+            return Text(f"{byte_size(state.moved)} of {byte_size(state.to_move)}{going}", style="green")
 
     bytes_column = Bytes()
     bar = Bar(

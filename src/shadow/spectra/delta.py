@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.places.groups import Direction
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.measurement import Measurement, Precision, Values
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
-from shadow.spectra.residual import sketch
+from shadow.spectra.residual import Direction, sketch
 from shadow.spectra.spectrum import (
     Spectrum,
     Workspace,

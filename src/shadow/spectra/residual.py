@@ -18,16 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shadow.places.groups import Direction
-
 if TYPE_CHECKING:
     from torch import Tensor
 
+Direction = Literal["reading", "writing"]  # the residual stream; which module does what, shadow.places.groups says
 
 WIDTH = 128  # 33 kB for each matrix
 SEED = 0

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import ConsoleOptions, Group, RenderableType
-from rich.filesize import decimal
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.typeset import fixed, share
-from shadow.text import several, took, visible
+from shadow.text import byte_size, several, took, visible
 
 if TYPE_CHECKING:
     from shadow.audits.index import Index
@@ -60,7 +59,7 @@ def _batch_footer(index: Index) -> RenderableType:
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATE_STYLES if counts[state])
     rows.add_row(Text("pairs", "dim"), f"{len(index.rows):,}{': ' if states else ''}{states}")
     moved = sum(row.bytes or 0 for row in index.rows)
-    fetched = f", {decimal(moved)} fetched" if moved else ""
+    fetched = f", {byte_size(moved)} fetched" if moved else ""
     rows.add_row(Text("took", "dim"), f"{took(sum(row.seconds or 0.0 for row in index.rows))}{fetched}")
     if missing := index.missing_shards:
         rows.add_row(Text("shards", "dim"), f"{several(index.shards)} of the list; not here: {several(missing)}")

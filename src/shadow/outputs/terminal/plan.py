@@ -7,13 +7,12 @@ from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.filesize import decimal
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.skipped import skipped_table
-from shadow.text import duration, visible
+from shadow.text import byte_size, duration, visible
 
 
 def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
@@ -35,7 +34,7 @@ def _plan_side(side: Mapping[str, Any]) -> str:
     commit = f" @ {side['commit'][:12]}" if side["commit"] else ""
     access = f", {side['access']}" if side["access"] else ""
     shards = f"{side['shards']} shard{'s' if side['shards'] != 1 else ''}"
-    return visible(f"{side['repo']}{commit}{access}: {shards}, {decimal(side['bytes'])}, {', '.join(side['dtypes'])}")
+    return visible(f"{side['repo']}{commit}{access}: {shards}, {byte_size(side['bytes'])}, {', '.join(side['dtypes'])}")
 
 
 def plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
@@ -66,15 +65,15 @@ def _plan_costs(plan: Mapping[str, Any]) -> RenderableType:
     how = f", {ranges} of {plan['shards_to_fetch']} shards as byte ranges (unverified)" if ranges else ""
     if plan["shards_to_fetch"]:
         rows.add_row(
-            Text("to move", "dim"), f"{decimal(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
+            Text("to move", "dim"), f"{byte_size(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
         )
         freed = plan["frees"] or ranges == plan["shards_to_fetch"]
         kept = "freed after use" if freed else "stays in the Hub's cache" if moved else "nothing more"
-        peak, free = decimal(plan["disk_peak"]), decimal(plan["disk_free"])
+        peak, free = byte_size(plan["disk_peak"]), byte_size(plan["disk_free"])
         rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
     workers = "worker" if plan["jobs"] == 1 else "workers"
-    memory = f"about {decimal(plan['memory'])} with {plan['jobs']} {workers}, beside file caches; "
-    memory += f"{decimal(plan['memory_free'])} may be had{_limited(plan['memory_by'])}"
+    memory = f"about {byte_size(plan['memory'])} with {plan['jobs']} {workers}, beside file caches; "
+    memory += f"{byte_size(plan['memory_free'])} may be had{_limited(plan['memory_by'])}"
     rows.add_row(Text("memory", "dim"), Text(visible(memory)))
     rows.add_row(Text("cores", "dim"), Text(visible(f"{plan['cores']}{_limited(plan['cores_by'])}")))
     time = "under a second" if plan["seconds"] < 1 else f"about {duration(plan['seconds'])}"

@@ -1,0 +1,160 @@
+"""The rooms of `src/shadow`: what their names and docstrings promise, and that importing one leaves no trace."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "shadow"
+MODULES = sorted(
+    ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for file in SOURCE.rglob("*.py")
+)
+ROOMS = sorted(file.parent for file in SOURCE.rglob("__init__.py"))
+
+# What others do when they are imported is theirs; the state is told before and after our own modules come in.
+CHILD = """
+import importlib, json, logging, os, signal, sys, threading, warnings
+import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, plotly.offline, pyarrow.parquet, rich.console
+import safetensors, scipy.linalg, scipy.optimize, scipy.sparse.linalg, threadpoolctl, torch, transformers, typer, yaml
+from huggingface_hub import constants
+from huggingface_hub.utils import _http, are_progress_bars_disabled
+from tenacity import Retrying
+transformers.LlamaForCausalLM
+
+logging.getLogger("huggingface_hub").setLevel(logging.INFO)
+warnings.simplefilter("error", UnicodeWarning)
+session = huggingface_hub.get_session()
+loggers = [name for name, one in logging.root.manager.loggerDict.items() if isinstance(one, logging.Logger)]
+
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "streams": [(one.encoding, one.errors, one.line_buffering) for one in (sys.stdout, sys.stderr)],
+        "warnings": [str(one) for one in warnings.filters],
+        "logging": [(name, logging.getLogger(name).level) for name in [None, *loggers]],
+        "client": [repr(_http._GLOBAL_CLIENT_FACTORY), _http._GLOBAL_CLIENT is session, session.is_closed],
+        "hub": [are_progress_bars_disabled(), constants.HF_HUB_DISABLE_SHARED_BLOBS],
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads(), threading.active_count()],
+        "matmul": torch.get_float32_matmul_precision(),
+        "path": sys.path,
+        "signals": [str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)],
+        "hook": [repr(sys.excepthook), sys.getrecursionlimit(), os.getcwd()],
+    }
+
+
+found = [state()]
+for name in MODULES:
+    importlib.import_module(name)
+print(json.dumps([*found, state()]))
+"""
+
+
+@pytest.mark.slow
+def test_importing_every_module_changes_nothing_outside():
+    """Environment, streams, warnings, logging, the Hub's client, threads: of a process that imports all, as before."""
+    code = CHILD.replace("MODULES", repr(MODULES))
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-800:]
+    before, after = json.loads(child.stdout)
+    assert after == before
+
+
+def test_the_client_of_the_hub_is_given_back_as_it_was():
+    """A session, a factory and a level that a user set are the same objects after ours were held, twice and in threads.
+
+    Ours is of the user's factory, so that a proxy set there serves the audit too.
+    """
+    hf = pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    from shadow.checkpoints.hub import own_client, use_own_blobs
+
+    made = []
+
+    def factory():
+        made.append(_http.default_client_factory())
+        return made[-1]
+
+    logger, level, filters = logging.getLogger("huggingface_hub"), logging.DEBUG, [*warnings.filters]
+    shared, was = constants.HF_HUB_DISABLE_SHARED_BLOBS, logger.level
+    hf.set_client_factory(factory)
+    logger.setLevel(level)
+    try:
+        session = hf.get_session()
+        first, last = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with own_client():
+                first.set()
+                last.wait(10)
+
+        with own_client():
+            use_own_blobs()
+            with own_client():
+                ours = hf.get_session()
+            other = threading.Thread(target=hold)
+            other.start()
+            first.wait(10)
+            assert ours is made[1] is hf.get_session()
+            assert ours is not session
+            assert len(ours.event_hooks["request"]) == 2
+            assert logger.level == logging.ERROR
+        assert hf.get_session() is ours, "another thread still holds it"
+        last.set()
+        other.join(10)
+        assert hf.get_session() is session
+        assert not session.is_closed
+        assert ours.is_closed
+        assert len(session.event_hooks["request"]) == 1
+        assert logger.level == level
+        assert warnings.filters == filters
+        assert shared == constants.HF_HUB_DISABLE_SHARED_BLOBS
+    finally:
+        last.set()
+        hf.set_client_factory(_http.default_client_factory)
+        logger.setLevel(was)
+
+
+def test_a_factory_that_is_set_while_ours_is_held_stays():
+    """Whoever sets another one meanwhile is not overruled."""
+    hf = pytest.importorskip("huggingface_hub")
+    from huggingface_hub.utils import _http
+
+    from shadow.checkpoints.hub import own_client
+
+    def factory():
+        return _http.default_client_factory()
+
+    try:
+        with own_client():
+            hf.set_client_factory(factory)
+        assert _http._GLOBAL_CLIENT_FACTORY is factory
+    finally:
+        hf.set_client_factory(_http.default_client_factory)
+
+
+def test_no_room_or_module_has_the_name_of_a_public_function():
+    """`shadow.audit` is to be a function: no module of that name can come in its way. `shadow/registry` is data."""
+    names = {path.stem for path in SOURCE.iterdir()}
+    assert not names & {"audit", "read", "plan", "pairs", "compare", "judge", "export"}
+    assert "registry" not in {path.name for path in ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_says_what_it_is_for(room):
+    """The docstring of a package is its charter: a first sentence, and a paragraph where that does not say all."""
+    text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    first = text.split("\n\n")[0]
+    assert len(first.split()) >= 4
+    assert first.endswith(".")
