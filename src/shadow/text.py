@@ -41,15 +41,30 @@ def byte_size(count: int) -> str:
     return decimal(count)
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else None
+LIKE = 0.6  # of 1: how like a word must be to be asked for instead of another
+VERY_LIKE = 0.75
 
 
-def several(words: Sequence[str], shown: int = 8) -> str:
-    """The first of many words, and how many more there are."""
-    more = f" and {len(words) - shown:,} more" if len(words) > shown else ""
-    return f"{', '.join(words[:shown])}{more}"
+def closest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
+    """The known word that a misspelt one is most like; None where none is."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)), None)
+
+
+def nearest(word: str, known: Iterable[str], likeness: float = LIKE) -> str | None:
+    """`did you mean 'base'?`; None where no known word is like it."""
+    close = closest(word, known, likeness)
+    return None if close is None else f"did you mean {close!r}?"
+
+
+def several(words: Sequence[str], shown: int = 8, separator: str = ", ") -> str:
+    """The first of many words, and how many more there are: `a, b and 3 more`."""
+    rest = and_more(len(words) - shown)
+    return separator.join(words[:shown]) + (f" {rest}" if rest else "")
+
+
+def and_more(hidden: int) -> str:
+    """`and 3 more`; empty where nothing is hidden."""
+    return f"and {hidden:,} more" if hidden > 0 else ""
 
 
 def counted(number: int, one: str, many: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from shadow.checkpoints.pairing import in_ranges
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import Identity
+from shadow.text import and_more
 
 SHOWN = 12  # characters of a commit or of a fingerprint
 LONGEST = 200  # characters of a value
@@ -44,8 +45,7 @@ def differences(metadata: Mapping[str, Any], asked: Identity, defaults: Mapping[
 
 def named(found: list[str]) -> str:
     """Differences as one phrase, the first few by name."""
-    more = [f"and {len(found) - MANY} more"] if len(found) > MANY else []
-    return "; ".join([*found[:MANY], *more])
+    return "; ".join(filter(None, [*found[:MANY], and_more(len(found) - MANY)]))
 
 
 def _of_side(side: str, had: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

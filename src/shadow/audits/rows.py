@@ -23,6 +23,7 @@ from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import _table
 from shadow.reports.provenance import Identity
 from shadow.spectra.residual import overlaps, overlaps_left_out, stacked_participation, stacked_stderr
+from shadow.text import several
 
 TOLD = 8  # parts of a tensor that its detail names one by one
 
@@ -260,8 +261,7 @@ def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]
 
 def _listed(told: Sequence[str]) -> str:
     """What is told of several parts, each once, the first few."""
-    names = list(dict.fromkeys(told))
-    return "; ".join(names[:TOLD]) + (f" and {len(names) - TOLD} more" if len(names) > TOLD else "")
+    return several(list(dict.fromkeys(told)), TOLD, "; ")
 
 
 def _common_place(places: Sequence[Place]) -> Place:

@@ -23,6 +23,7 @@ from shadow.checkpoints.safetensors_files import (
 )
 from shadow.checkpoints.sources import LocalFile, Source, WholeFile, in_threads
 from shadow.errors import FileError, ShadowError, naming
+from shadow.text import several
 
 if TYPE_CHECKING:
     from threading import Event
@@ -220,11 +221,10 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
         weights = _choose_weights(snapshot.name, names, read, allow_pickle)
         config = read(CONFIG) if CONFIG in names else {}
     if missing := [shard for shard in weights.shards if shard not in snapshot.files]:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         where, hint = ("repository", "tell its owner") if not snapshot.offline else ("cache", "run without --offline")
         raise ShadowError(
             f"{snapshot.name}: {len(missing)} of {len(weights.shards)} shards are not in the {where}: "
-            f"{', '.join(missing[:3])}{more}",
+            f"{several(missing, 3)}",
             hint,
         )
     return Located(snapshot, weights, config)

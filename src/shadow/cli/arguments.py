@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shadow.cli.options import FetchName
 from shadow.errors import UsageError
+from shadow.text import nearest
 
 if TYPE_CHECKING:
     from shadow.audits.plan import Access
@@ -49,7 +50,6 @@ def access_of(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str
 
 
 def filter_of(components: list[str], layers: list[str], modules: list[str]) -> Filter:
-    import difflib
     from fnmatch import fnmatchcase
 
     from shadow.checkpoints.pairing import Filter
@@ -62,11 +62,7 @@ def filter_of(components: list[str], layers: list[str], modules: list[str]) -> F
     for pattern in modules:
         matching = [module for module in rules.modules if fnmatchcase(module, pattern)]
         if not matching:
-            close = difflib.get_close_matches(pattern, rules.modules, n=1)
-            raise UsageError(
-                f"no module {pattern!r}",
-                f"did you mean {close[0]!r}?" if close else "such as mlp.up or attn.*",
-            )
+            raise UsageError(f"no module {pattern!r}", nearest(pattern, rules.modules) or "such as mlp.up or attn.*")
         chosen += matching
     return Filter(tuple(sorted(set(components))), tuple(sorted(set(_layers(layers)))), tuple(sorted(set(chosen))))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shadow.errors import ShadowError
+from shadow.text import several
 
 
 def reports_below(run: Path) -> list[Path]:
@@ -30,7 +31,6 @@ def one_report(run: Path) -> Path:
     """The only report at or below a path."""
     found = reports_at(run)
     if len(found) > 1:
-        names = ", ".join(str(folder) for folder in found[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise ShadowError(f"{run} holds {len(found)} reports: {names}{more}", "name one of them")
+        names = several([str(folder) for folder in found], 5)
+        raise ShadowError(f"{run} holds {len(found)} reports: {names}", "name one of them")
     return found[0]

@@ -10,6 +10,7 @@ from shadow.cli import console
 from shadow.cli.arguments import check_component
 from shadow.cli.options import Format, FormatOption, Registry
 from shadow.errors import UsageError
+from shadow.text import nearest
 
 
 def families(
@@ -53,8 +54,6 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
-    import difflib
-
     from shadow.findings.reference import calibration
     from shadow.outputs.terminal.columns import column_view, columns_view
     from shadow.outputs.terminal.label import label_view
@@ -69,10 +68,8 @@ def explain(
         console.display(label_view(calibration()))
         return
     if column not in columns:
-        close = difflib.get_close_matches(column, [*columns, "label"], n=1)
-        raise UsageError(
-            f"no column {column!r}", f"did you mean {close[0]!r}?" if close else "`shadow explain` lists them"
-        )
+        hint = nearest(column, [*columns, "label"]) or "`shadow explain` lists them"
+        raise UsageError(f"no column {column!r}", hint)
     console.display(column_view(columns[column]))
 
 
@@ -81,15 +78,10 @@ def schema(
     format: FormatOption = Format.table,
 ) -> None:
     """Tell the schema of a report's files: tables, columns, types, units, null cases."""
-    import difflib
-
     from shadow.reports.columns import TABLES
 
     if table is not None and table not in TABLES:
-        close = difflib.get_close_matches(table, TABLES, n=1)
-        raise UsageError(
-            f"no table {table!r}", f"did you mean {close[0]!r}?" if close else f"one of {', '.join(TABLES)}"
-        )
+        raise UsageError(f"no table {table!r}", nearest(table, TABLES) or f"one of {', '.join(TABLES)}")
     chosen = [TABLES[table]] if table else list(TABLES.values())
     if format is Format.json:
         from shadow.reports.schema import schema_json

@@ -12,6 +12,7 @@ from shadow.cli.folders import one_report, reports_at, reports_below
 from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
 from shadow.cli.scores import read_scores
 from shadow.errors import ShadowError, UsageError
+from shadow.text import several
 
 
 def show(
@@ -129,7 +130,6 @@ def merge(
     """
     from shadow.audits.merging import merge as merged
     from shadow.outputs.terminal.batch import batch_view
-    from shadow.text import several
 
     found = merged(output, folders or [])
     console.say(f"{found.copied} reports copied to {output}, {found.there} were there")

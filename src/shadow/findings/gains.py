@@ -6,7 +6,6 @@ file of the report knows of them.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shadow.errors import ShadowError
 from shadow.findings.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
 from shadow.reports.replacement import KEPT
+from shadow.text import VERY_LIKE, closest, nearest, several
 
 if TYPE_CHECKING:
     from shadow.targets.families import Pair
@@ -139,16 +139,17 @@ def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
     if not names:
         return None
     without = [side for side in sides if not any(fit(name, commit, side) for name, commit in given.models)]
-    told = [f"{name}{_nearest(name, without)}" for name in names[:NAMED]]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"scores of models that are not audited here: {', '.join(told)}{more}"
+    return f"scores of models that are not audited here: {_several_models(names, without)}"
 
 
-def _nearest(name: str, sides: Iterable[ScoredSide]) -> str:
-    """` (did you mean 'x'?)` where a known name is close."""
-    known = [one for side in sides for one in side.names if one]
-    close = difflib.get_close_matches(name[:200], known, n=1, cutoff=0.75)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def _several_models(models: Sequence[str], sides: Iterable[ScoredSide]) -> str:
+    """The first of many models, each with `(did you mean 'x'?)` where the name of a side is close."""
+    known = [name for side in sides for name in side.names if name]
+    told = list(models)
+    for place, model in enumerate(models[:NAMED]):
+        if question := nearest(model[:200], known, VERY_LIKE):
+            told[place] = f"{model} ({question})"
+    return several(told, NAMED)
 
 
 def is_named(given: ScoreFiles, sides: Sides) -> bool:
@@ -265,11 +266,9 @@ def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
     """What to say when no side of any pair is named."""
     models = list(dict.fromkeys(model for model, _ in given.models))
     sides = [side for pair in known for side in pair]
-    told = [f"{name}{_nearest(name, sides)}" for name in models[:NAMED]]
-    more = f" and {len(models) - NAMED} more" if len(models) > NAMED else ""
     expected = list(dict.fromkeys(name for side in sides[:2] for name in side.names if name))
     which = "neither side" if len(known) == 1 else "no side of any pair"
-    message = f"{given.name}: {which} is among its models: {', '.join(told)}{more}"
+    message = f"{given.name}: {which} is among its models: {_several_models(models, sides)}"
     return ShadowError(message, f"the column `model` may say {', '.join(expected)}")
 
 
@@ -437,8 +436,8 @@ def _missing_side(given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides:
             taken = {row.model for row in rows[other]}
             rest = [model for model, _ in given.models if model not in taken]
             names = [name for name in side.names if name]
-            close = [one for name in names for one in difflib.get_close_matches(name, rest, n=1, cutoff=0.75)]
-            near = f"; the nearest name is {close[0]!r}" if close else ""
+            close = next(filter(None, (closest(name, rest, VERY_LIKE) for name in names)), None)
+            near = f"; the nearest name is {close!r}" if close else ""
             return [f"no score of the {side.role} side ({' or '.join(names)}), so no gain{near}"]
     return []
 
@@ -448,9 +447,9 @@ def _left_out(rows: Mapping[str, Sequence[Score]], given: ScoreFiles) -> list[st
     if not hidden:
         return []
     parents = list(dict.fromkeys(row.parent for row in hidden if row.parent))
-    names = ", ".join(parents[:NAMED]) + (f" and {len(parents) - NAMED} more" if len(parents) > NAMED else "")
     count = len({row.benchmark for row in hidden})
-    return [f"{count} subtask{'s' if count != 1 else ''} left out, of groups that have a score of their own: {names}"]
+    left_out = f"{count} subtask{'s' if count != 1 else ''} left out"
+    return [f"{left_out}, of groups that have a score of their own: {_few(parents)}"]
 
 
 def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[str, ByMetric]) -> list[str]:
@@ -477,7 +476,7 @@ def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return several(names, NAMED)
 
 
 # Kept beside a report

@@ -7,7 +7,6 @@ result_schema.py and of its older versions). A folder stands for the files of bo
 from __future__ import annotations
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.errors import ShadowError
+from shadow.text import nearest, several
 
 COLUMNS = {  # of a CSV: what each says; the first three are needed
     "model": "as the report names it: org/name, with @revision if that matters, the folder, or family:stage",
@@ -102,8 +102,7 @@ class ScoreFiles:
     @property
     def name(self) -> str:
         """The files for a message: `scores.csv`, `a.json and 3 more`."""
-        first = self.files[0][0] if self.files else "no file"
-        return first if len(self.files) < 2 else f"{first} and {len(self.files) - 1} more"
+        return several([name for name, _ in self.files], 1) or "no file"
 
 
 def read_scores(paths: Iterable[Path]) -> ScoreFiles:
@@ -238,8 +237,7 @@ def _header(file: str, cells: Sequence[str]) -> list[str]:
     groups_only = set(names) == {"benchmark", "group"}
     for name in names:
         if name not in COLUMNS:
-            close = difflib.get_close_matches(name, COLUMNS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"take it out; known are {', '.join(COLUMNS)}"
+            hint = nearest(name, COLUMNS) or f"take it out; known are {', '.join(COLUMNS)}"
             raise ShadowError(f"{file}: unknown column {_short(name)}", hint)
         if names.count(name) > 1:
             raise ShadowError(f"{file}: two columns {name!r}", "take one out")

@@ -29,6 +29,7 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.provenance import finished_metadata, required_metadata
+from shadow.text import several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
@@ -285,12 +286,12 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     if not known:
         when = NULLS.get(rule.figure.metric)
         why = f" (null when: {when})" if when else ""
-        return _missing(rule, f"{_listed([one.name for one in figures])} is null{why}")
+        return _missing(rule, f"{several([one.name for one in figures], NAMED)} is null{why}")
     findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
     if met := [f"{one.figure} is {_text(one.value, rule.holds)}" for one in findings if one.met]:
-        return Verdict(rule, "met", f"{_listed(met)} ({condition}){nulls}", findings)
+        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings)
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
         return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings)
@@ -315,13 +316,13 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
             findings.append(RuleFigure(before.name, value, outside, _number(before.value), low, high))
-    rest = "; ".join(f"not judged are {_listed(names)} ({why})" for why, names in left.items())
+    rest = "; ".join(f"not judged are {several(names, NAMED)} ({why})" for why, names in left.items())
     if not findings:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
     rest = f"; {rest}" if rest else ""
     findings.sort(key=_distance, reverse=True)
     if moved := [_move(one) for one in findings if one.met]:
-        return Verdict(rule, "met", f"{_listed(moved)}{rest}", tuple(findings))
+        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", tuple(findings))
     what = f"{findings[0].figure} is inside its interval"
     if len(findings) > 1:
         what = f"{len(findings)} figures are inside their intervals"
@@ -362,8 +363,3 @@ def _text(value: float | str | None, holds: Callable[[Any], bool]) -> str:
         return f'"{value}"'
     short = f"{value:.4g}"
     return short if holds(float(short)) == holds(value) else repr(value)
-
-
-def _listed(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - NAMED} more" if len(texts) > NAMED else ""
-    return ", ".join(texts[:NAMED]) + more

@@ -19,6 +19,7 @@ from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES, Column
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY
+from shadow.text import several
 
 STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's folder
 LATER = ("residual",)  # tables that the first reports lack
@@ -117,5 +118,5 @@ def absent(folder: Path) -> list[str]:
 
 def absent_note(missing: Sequence[str]) -> str:
     """What a person is told of a report that lacks these."""
-    names = ", ".join(missing[:MANY]) + (f" and {len(missing) - MANY} more" if len(missing) > MANY else "")
+    names = several(missing, MANY)
     return f"made before these were added, which are null here: {names}; `shadow audit --overwrite` gives them"

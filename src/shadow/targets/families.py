@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -17,7 +16,7 @@ from shadow.places.names import name_rules
 from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
 from shadow.targets.references import ComponentBase, Reference, parse_reference
-from shadow.text import nearest
+from shadow.text import VERY_LIKE, closest, nearest
 
 # Every key of the format and what it says; the schema for editors is made of the same words.
 RESERVED = {
@@ -250,9 +249,9 @@ def _check_stage_name(path: Place, stage: str) -> None:
     if not NAME.fullmatch(stage) or ".." in stage:
         message = f"{short(stage)} cannot name a stage"
         raise _FaultError(path, message, "letters, digits, `_`, `-` and single dots")
-    if alike := difflib.get_close_matches(stage.lower(), RESERVED, n=1, cutoff=0.75):
-        message = f"stage {stage!r} looks like the reserved key {alike[0]!r}"
-        raise _FaultError(path, message, f"did you mean {alike[0]!r}?")
+    if alike := closest(stage.lower(), RESERVED, VERY_LIKE):
+        message = f"stage {stage!r} looks like the reserved key {alike!r}"
+        raise _FaultError(path, message, f"did you mean {alike!r}?")
     for inner, example in (
         (REFERENCE_KEYS, "sft: {repo: org/name, revision: main}"),
         (PAIR_KEYS, "pairs: [base..sft]"),

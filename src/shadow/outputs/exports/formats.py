@@ -27,7 +27,7 @@ from shadow.reports.columns import SCHEMA, TABLES, Column
 from shadow.reports.parquet import ARROW
 from shadow.reports.provenance import METADATA_KEY
 from shadow.reports.schema import null_cases, schema_json
-from shadow.text import visible
+from shadow.text import several, visible
 
 MANIFEST = "shadow-export.json"  # in every folder: what wrote it, and which files
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first letters that spreadsheets take for a formula
@@ -291,9 +291,8 @@ def _card(
     the configs alone, and would give the rows of another export for those of this one.
     """
     families = sorted({row["family"] for row in reports})
-    shown = ", ".join(families[:3]) + (f" and {len(families) - 3} more" if len(families) > 3 else "")
     front = {
-        "pretty_name": f"Spectra of the weights and deltas of {visible(shown)}",
+        "pretty_name": f"Spectra of the weights and deltas of {visible(several(families, 3))}",
         "tags": ["shadow-audit", "model-weights", "singular-values", "fine-tuning"],
         "size_categories": [_size_category(counts[default])],
         "configs": [

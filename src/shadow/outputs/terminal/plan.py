@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.skipped import skipped_table
-from shadow.text import byte_size, duration, visible
+from shadow.text import byte_size, duration, several, visible
 
 
 def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
@@ -45,11 +45,10 @@ def plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
     table.add_column("layers", justify="right", no_wrap=True)
     table.add_column("rows x cols")
     for row in modules:
-        shapes = ", ".join(f"{rows} x {cols}" for rows, cols in row["shapes"][:2])
-        more = f" and {len(row['shapes']) - 2} more" if len(row["shapes"]) > 2 else ""
+        shapes = several([f"{rows} x {cols}" for rows, cols in row["shapes"]], 2)
         layers = row["layers"]
         span = "-" if not layers else str(layers[0]) if layers[0] == layers[1] else f"{layers[0]}-{layers[1]}"
-        table.add_row(row["component"], row["module"], f"{row['matrices']:,}", span, shapes + more)
+        table.add_row(row["component"], row["module"], f"{row['matrices']:,}", span, shapes)
     return table
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.typeset import WIDE, fixed, number
-from shadow.text import visible
+from shadow.text import several, visible
 
 if TYPE_CHECKING:
     from shadow.findings.correlation import Correlation, ScoredSet
@@ -33,9 +33,9 @@ def scores_line(summary: Summary) -> str:
             parts += [f"{row['benchmark']} gain {_gain(row)}" for row in own]
             continue
         name = group["group"] or ("mean" if only else "other")
-        several = f" over {len(own)} benchmarks" if len(own) > 1 else ""
-        told = f"none: {group['reason']}" if group["gain"] is None else f"{_gain(group)}{several}"
-        parts.append(f"{name} gain {told}")
+        over = f" over {len(own)} benchmarks" if len(own) > 1 else ""
+        gain = f"none: {group['reason']}" if group["gain"] is None else f"{_gain(group)}{over}"
+        parts.append(f"{name} gain {gain}")
     if len(groups) > GROUPS:
         parts.append(f"{len(groups) - GROUPS} more groups")
     if parts and summary.figures["concentration"] is not None:
@@ -71,8 +71,7 @@ def scores_table(summary: Summary) -> RenderableType:
         cells = [Text(visible(row["benchmark"] + lower)), *(Text(visible(row[key] or "-")) for key in shown)]
         cells += [Text(number(row[key], 4)) for key in ("base", "tuned")] + [Text(signed(row["gain"]))]
         table.add_row(*cells, *([number(row["gain_stderr"], 2)] if with_errors else []))
-    files = [one["name"] for one in summary.score_files]
-    named = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    named = several([file["name"] for file in summary.score_files], 3)
     title = Text(f"Scores, measured by others: {visible(named)}", "italic", overflow="fold")
     return Group(title, table, *_notes(summary.score_notes, len(summary.scores)))
 
