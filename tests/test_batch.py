@@ -324,7 +324,7 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
             raise KeyError("what no one expected")
         return find(reference, *rest)
 
-    monkeypatch.setattr(shadow_run, "find", buggy)
+    monkeypatch.setattr(shadow_run, "find_checkpoint", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
     with pytest.raises(ExceptionGroup) as caught:
         cli.app(["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)], standalone_mode=False)
