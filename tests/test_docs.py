@@ -271,6 +271,7 @@ if any("multiprocessing.spawn" in word for word in sys.orig_argv):
 """
 
 
+@pytest.mark.slow
 def test_the_pool_outlives_a_worker(tmp_path):
     """The script as it stands, while the system kills the process of the first pair: that pair alone is missing."""
     (script,) = blocks(ROOT / "docs" / "lists.md", "python")

@@ -283,6 +283,7 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
     assert refused
 
 
+@pytest.mark.slow
 def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
     """The storages of old `.bin` files lie unpacked beside the journal: the second audit has its own."""
     folders = []
@@ -350,7 +351,7 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
 
 def test_a_killed_audit_resumes(llama, tmp_path):
     """SIGKILL in the middle: no report is there, and the next run goes on and equals an uninterrupted one."""
-    big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(24)}
+    big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(400, 400) for i in range(24)}
     base = models.write(tmp_path / "base", big)
     tuned = models.write(tmp_path / "tuned", {name: W + 0.01 * torch.randn_like(W) for name, W in big.items()})
     child = Started("audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path)
