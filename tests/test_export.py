@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
-from shadow.cli.folders import reports_below
+from shadow.reports.folders import reports_below
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.outputs.exports import FORMATS, export
