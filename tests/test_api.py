@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pkgutil
 import re
@@ -77,13 +78,13 @@ def test_importing_loads_nothing_heavy_and_reading_loads_no_torch(tmp_path):
 THREADS = """
 import os, sys
 
-before = dict(os.environ)
 import numpy
 import torch
 
 torch.set_num_threads(2)
 from threadpoolctl import threadpool_info, threadpool_limits
 
+before = dict(os.environ)
 threadpool_limits(limits=2)
 
 def threads():
@@ -462,3 +463,57 @@ def test_reports_are_exported_together(audited, tmp_path):
     assert len((tmp_path / "one" / "matrices.jsonl").read_text().splitlines()) == len(audited[0].matrices)
     with pytest.raises(shadow.UsageError, match="no format 'xlsx'"):
         shadow.export(audited, "xlsx", tmp_path / "x")
+
+
+# The pages
+
+
+EXAMPLES = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch, capsys):
+    """Each on its own, with the demo's reports where the page has them."""
+    assert len(EXAMPLES) == 5
+    (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
+    monkeypatch.chdir(tmp_path)
+    exec(EXAMPLES[number], {})
+    wanted = ["concentrated 0.33", "", "base..narrow ", "lm_head.weight [", "more concentrated\n0 ["]
+    assert wanted[number] in capsys.readouterr().out
+
+
+def test_the_notebook_shows_what_its_cells_make(audited, tmp_path, monkeypatch, capsys):
+    """Run inside IPython: every cell works, and its printed and plain outputs are those that the file has."""
+    nbformat = pytest.importorskip("nbformat")
+    shells = pytest.importorskip("IPython.core.interactiveshell")
+    (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(ROOT / "docs" / "notebook.ipynb", as_version=4)
+    shell = shells.InteractiveShell()
+    for cell in notebook.cells:
+        if cell.cell_type != "code":
+            continue
+        had = {output.output_type: output for output in cell.outputs}
+        tree = shell.transform_cell(cell.source)
+        result, printed = run_in(shell, tree, capsys)
+        assert printed == had.get("stream", {}).get("text", "")
+        if "execute_result" not in had:
+            assert result is None
+            continue
+        shown, _ = shell.display_formatter.format(result)
+        assert shown["text/plain"] == had["execute_result"].data["text/plain"]
+        if isinstance(result, shadow.AuditReport):
+            assert shown["text/html"] == had["execute_result"].data["text/html"]
+
+
+def run_in(shell, source, capsys):
+    """The value of the last expression of a cell, and what the cell prints."""
+    *before, last = ast.parse(source).body
+    value = None
+    exec(compile(ast.Module(before, []), "cell", "exec"), shell.user_ns)
+    if isinstance(last, ast.Expr):
+        value = eval(compile(ast.Expression(last.value), "cell", "eval"), shell.user_ns)
+    else:
+        exec(compile(ast.Module([last], []), "cell", "exec"), shell.user_ns)
+    return value, capsys.readouterr().out
