@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow fuzz check format docs site real clean
+.PHONY: setup demo test test-slow fuzz check format docs notebook site real clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,9 @@ format: setup
 
 docs: setup  ## write registry/schema.json and the generated parts of README.md and docs/
 	$(BIN)/python tests/readme.py
+
+notebook: setup  ## run docs/notebook.ipynb and write what its cells show into it
+	$(BIN)/python tests/notebook.py
 
 site: setup  ## build the documentation into build/site, offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml

@@ -234,14 +234,6 @@ def test_every_export_opens_in_the_line_that_is_shown(audited):
         assert set(found[name]["pair"]) == {"base..narrow", "base..broad"}
 
 
-def test_the_script_of_the_python_page_reads_the_demo(audited):
-    """It prints the label, the concentration and the version of the first pair."""
-    (script,) = blocks(ROOT / "docs" / "api.md", "python")
-    told = json.loads((audited / "reports" / "demo" / "base..narrow" / "summary.json").read_text())
-    said = printed_by(script)
-    assert said.startswith(f"{told['label']} {told['figures']['concentration']} ")
-
-
 @pytest.mark.slow
 def test_the_pool_audits_the_demo(tmp_path):
     """The script runs as it stands, prints a label for each pair, and leaves an index of them."""
@@ -324,7 +316,7 @@ def test_every_variable_that_is_read_is_in_the_readme():
 def test_the_python_page_has_modules_that_are_there():
     """Each ::: of the page imports, and says what it is."""
     modules = re.findall(r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
-    assert {"shadow.audits.pair", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
+    assert {"shadow.outputs.python", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
 

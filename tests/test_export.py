@@ -26,12 +26,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import delta, places, write
 
-from shadow.cli.folders import reports_below
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
 from shadow.outputs.exports import FORMATS, export
 from shadow.outputs.exports.formats import MANIFEST, code_span, neutral, partition
 from shadow.reports.columns import REPORTS, RESIDUAL, SPECTRA, TABLES
+from shadow.reports.folders import reports_below
 from shadow.reports.parquet import arrow_schema
 
 NAMES = ("reports", "matrices", "tensors", "residual", "spectra")

@@ -1,3 +1,63 @@
-"""`shadow` audits families of open-source models: spectra and ranks of weights and of weight deltas."""
+"""`shadow` audits families of open-source models: spectra and ranks of weights and of weight deltas.
+
+    import shadow
+
+    report = shadow.audit("demo:base..narrow", output="reports")
+    report.summary.label
+    report.deltas[["layer", "module", "concentration"]]
+
+What is named in `__all__` is loaded when it is first asked for, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shadow.errors import ShadowError, UsageError
+    from shadow.outputs.notebook import AuditReport, AuditReports
+    from shadow.outputs.python import audit, compare, export, judge, pairs, plan, read
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AuditReport",
+    "AuditReports",
+    "ShadowError",
+    "UsageError",
+    "__version__",
+    "audit",
+    "compare",
+    "export",
+    "judge",
+    "pairs",
+    "plan",
+    "read",
+]
+
+_HOMES = {  # where each name is defined. No submodule has one of these names: importing it would replace the name here
+    "AuditReport": "shadow.outputs.notebook",
+    "AuditReports": "shadow.outputs.notebook",
+    "ShadowError": "shadow.errors",
+    "UsageError": "shadow.errors",
+    "audit": "shadow.outputs.python",
+    "compare": "shadow.outputs.python",
+    "export": "shadow.outputs.python",
+    "judge": "shadow.outputs.python",
+    "pairs": "shadow.outputs.python",
+    "plan": "shadow.outputs.python",
+    "read": "shadow.outputs.python",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found  # the next time it is there
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.filesize import decimal
 
+from shadow.errors import UsageError
+
 
 def inert(text: str) -> str:
     """Printed text without commands to what may run this.
@@ -69,3 +71,12 @@ def and_more(hidden: int) -> str:
 
 def counted(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
+
+
+def bytes_of(text: str) -> int:
+    """`40GB`, `1.5 TiB` or a plain number of bytes."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
+    power = " kmgt".index((match[2] or " ").lower())
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)

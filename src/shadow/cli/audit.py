@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of, filter_of, selected
+from shadow.cli.arguments import access_of, selected
 from shadow.cli.gate import at_fault, baselines_of, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -103,6 +103,8 @@ def audit(
     rules = rules_of(fail_on, policy, against, allow_missing, junit)
     selection = selected(targets, base, tuned, registry, listed, tag, shard)
     pairs = selection.own
+    from shadow.checkpoints.choosing import filter_of
+
     chosen = filter_of(component or [], layer or [], module or [])
     from shadow.audits.pair import Settings
     from shadow.outputs.terminal.rules import rules_view

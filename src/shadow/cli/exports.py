@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import check_component
-from shadow.cli.folders import reports_below
 from shadow.cli.options import ExportName, FigureKind, RunFolders, on_this_machine
 from shadow.errors import UsageError
+from shadow.reports.folders import reports_below
 
 
 def report(
@@ -82,6 +81,8 @@ def figure(
         if given[name] not in (None, []) and kind.value not in kinds:
             raise UsageError(f"--{name} says nothing of a {kind.value}", f"it is for --kind {' and '.join(kinds)}")
     if component is not None:
+        from shadow.places.names import check_component
+
         check_component(component)
     choice = Choice(component, tuple(module or ()), layer, expert, metric, width, title)
     for note in write_figure(kind.value, reports_below(run), output, choice):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.folders import reports_below
 from shadow.cli.options import Against, AllowMissing, FailOn, Format, FormatOption, Junit, PolicyFile
 from shadow.errors import ShadowError, UsageError
+from shadow.reports.folders import reports_below
 
 if TYPE_CHECKING:
     from shadow.audits.index import Index

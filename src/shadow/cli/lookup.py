@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import check_component
 from shadow.cli.options import Format, FormatOption, Registry
 from shadow.errors import UsageError
 from shadow.text import nearest
@@ -37,6 +36,8 @@ def families(
         console.show_json(family_schema())
         return
     if component is not None:
+        from shadow.places.names import check_component
+
         check_component(component)
     chosen = filter_families(load_families(registry), word, component, tag or ())
     if format is Format.json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of, filter_of, selected
+from shadow.cli.arguments import access_of, selected
 from shadow.cli.audit import of_pair, tell_left_out
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -60,6 +60,8 @@ def plan(
     """
     selection = selected(targets, base, tuned, registry, listed, tag, shard)
     pairs = selection.own
+    from shadow.checkpoints.choosing import filter_of
+
     chosen = filter_of(component or [], layer or [], module or [])
     access = access_of(allow_pickle, offline, fetch, max_disk)
     from shadow.audits.pair import Settings, plan_pair

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.folders import one_report, reports_at, reports_below
 from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
 from shadow.cli.scores import read_scores
 from shadow.errors import ShadowError, UsageError
+from shadow.reports.folders import one_report, reports_at, reports_below
 from shadow.text import several
 
 

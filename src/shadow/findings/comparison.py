@@ -24,7 +24,7 @@ from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median, sign
 from shadow.findings.correlation import ScoredSet, score_reports
 from shadow.findings.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.findings.gains import MEASURED_BY_OTHERS
-from shadow.findings.matching import PLACE, Relation, Report, match, read_report, relations, unmatched
+from shadow.findings.matching import PLACE, ComparedReport, Relation, match, read_report, relations, unmatched
 from shadow.findings.scores import ScoreFiles
 from shadow.places.names import name_rules
 from shadow.reports.columns import COMPARISON
@@ -328,7 +328,9 @@ def number(value: float) -> float | None:
 # One pair of reports
 
 
-def contrast(first: Report, second: Report, relation: Relation, how: str | None, margin: float) -> Contrast:
+def contrast(
+    first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None, margin: float
+) -> Contrast:
     """The first report against the second. Raises ShadowError when they share no measured matrix."""
     by_base = relation in ("the same pair", "one base") and how in ("commit", "content")
     matched = match(first.subject("delta"), second.subject("delta"), by_base=by_base)
@@ -365,7 +367,9 @@ def contrast(first: Report, second: Report, relation: Relation, how: str | None,
     )
 
 
-def _counts(first: Report, second: Report, found: pd.DataFrame, cells: pd.DataFrame) -> dict[str, int | float]:
+def _counts(
+    first: ComparedReport, second: ComparedReport, found: pd.DataFrame, cells: pd.DataFrame
+) -> dict[str, int | float]:
     """What is compared: matrices, how many of them lie in layers and so have a vote, and their share of each report."""
     parameters = int((found["rows"] * found["cols"]).sum())
     shares = [parameters / max(int(one.subject("delta")["parameters"].sum()), 1) for one in (first, second)]
@@ -380,7 +384,7 @@ def _counts(first: Report, second: Report, found: pd.DataFrame, cells: pd.DataFr
     }
 
 
-def _not_comparable(first: Report, second: Report, voting: pd.DataFrame) -> list[str]:
+def _not_comparable(first: ComparedReport, second: ComparedReport, voting: pd.DataFrame) -> list[str]:
     """Why a verdict on these two could not be defended, whatever the figures say.
 
     Each of these moves concentration by more than data do: a low rank by 0.4 of 0.15, rounding takes it to 0, and the
@@ -425,8 +429,8 @@ def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
 
 
 def _sentence(
-    first: Report,
-    second: Report,
+    first: ComparedReport,
+    second: ComparedReport,
     verdict: ComparisonVerdict,
     figures: Sequence[Difference],
     fatal: Sequence[str],
@@ -478,7 +482,7 @@ def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
-def _consistent_with(first: Report, second: Report, verdict: ComparisonVerdict) -> list[str]:
+def _consistent_with(first: ComparedReport, second: ComparedReport, verdict: ComparisonVerdict) -> list[str]:
     """What would explain the verdict; never what did."""
     if verdict in ("more concentrated", "less concentrated"):
         more = first if verdict == "more concentrated" else second
@@ -492,8 +496,8 @@ def _consistent_with(first: Report, second: Report, verdict: ComparisonVerdict) 
 
 
 def _warnings(
-    first: Report,
-    second: Report,
+    first: ComparedReport,
+    second: ComparedReport,
     relation: Relation,
     how: str | None,
     found: pd.DataFrame,
@@ -509,7 +513,9 @@ def _warnings(
     ]
 
 
-def _warn_of_relation(first: Report, second: Report, relation: Relation, how: str | None) -> Iterator[str]:
+def _warn_of_relation(
+    first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None
+) -> Iterator[str]:
     if relation == "different bases":
         yield f"the bases differ ({how}), so the difference may be theirs"
     elif relation in ("consecutive stages", "one lineage"):
@@ -521,7 +527,7 @@ def _warn_of_relation(first: Report, second: Report, relation: Relation, how: st
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
 
 
-def settings_apart(first: Report, second: Report) -> Iterator[str]:
+def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
     """How the making of two reports differs."""
     one, two = (report.metadata["version"] for report in (first, second))
     if one != two:
@@ -536,7 +542,11 @@ def settings_apart(first: Report, second: Report) -> Iterator[str]:
 
 
 def _warn_of_coverage(
-    first: Report, second: Report, found: pd.DataFrame, counts: Mapping[str, int | float], own: Difference
+    first: ComparedReport,
+    second: ComparedReport,
+    found: pd.DataFrame,
+    counts: Mapping[str, int | float],
+    own: Difference,
 ) -> Iterator[str]:
     for report, share in ((first, counts["share_of_first"]), (second, counts["share_of_second"])):
         if share < MOST:
@@ -556,7 +566,7 @@ def _warn_of_coverage(
 
 
 def _warn_of_deltas(
-    first: Report, second: Report, found: pd.DataFrame, own: Difference, norm: Difference
+    first: ComparedReport, second: ComparedReport, found: pd.DataFrame, own: Difference, norm: Difference
 ) -> Iterator[str]:
     if norm.difference is not None and abs(norm.difference) > math.log(FAR_NORMS):
         large, small = (first, second) if norm.difference > 0 else (second, first)
@@ -621,7 +631,7 @@ def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name), "") if name in known else (len(known), name)
 
 
-def _rows(first: Report, second: Report, found: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(first: ComparedReport, second: ComparedReport, found: pd.DataFrame) -> list[dict[str, Any]]:
     """The matched matrices with the columns of diagnostics.COMPARISON."""
     told = pd.DataFrame({"first": first.label, "second": second.label}, index=found.index)
     for name in (*PLACE, "rows", "cols"):
@@ -643,7 +653,7 @@ def _null(name: str, value: Any) -> Any:
     return None if missing else value
 
 
-def _ranking(reports: Sequence[Report], contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
+def _ranking(reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
     """All reports by median concentration over the cells that every one has, the most concentrated first.
 
     to_next is what the contrast of a report with the next one says of it.

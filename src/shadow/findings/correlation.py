@@ -22,7 +22,7 @@ from shadow.findings.gains import Gain, Scored, group_gain, join, neither, read_
 from shadow.findings.scores import ScoreFiles
 
 if TYPE_CHECKING:
-    from shadow.findings.matching import Report
+    from shadow.findings.matching import ComparedReport
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -104,7 +104,7 @@ class ScoredSet:
         }
 
 
-def score_reports(reports: Sequence[Report], given: ScoreFiles | None) -> ScoredSet | None:
+def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -> ScoredSet | None:
     """The scores of a set of reports, those that are given before those that are kept beside them; None without any.
 
     Left out of the correlations are a pair that failed a gate, whose concentration is not that of a training, siblings,
@@ -134,7 +134,7 @@ def score_reports(reports: Sequence[Report], given: ScoreFiles | None) -> Scored
     return scored_set(entries) if any(entry.scored.gains for entry in entries) else None
 
 
-def _kept(report: Report) -> Scored:
+def _kept(report: ComparedReport) -> Scored:
     try:
         return read_kept(report.folder, report.metadata)
     except ShadowError as error:

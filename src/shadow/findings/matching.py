@@ -43,7 +43,7 @@ EXAMPLES = 3  # tensors named for each reason
 
 
 @dataclass(frozen=True)
-class Report:
+class ComparedReport:
     """One of the reports that are compared: its letter, its folder, its provenance and its rows."""
 
     label: str
@@ -73,7 +73,7 @@ class Report:
         return {"label": self.label, "folder": str(self.folder), **plain}
 
 
-def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> Report:
+def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedReport:
     """The rows of a finished report, with more columns of matrices.parquet where asked for.
 
     Raises ShadowError for a report that is broken or of another schema.
@@ -81,7 +81,7 @@ def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> Report:
     metadata = required_metadata(folder)
     matrices = _read(folder / "matrices.parquet", TABLES["matrices"], tuple(dict.fromkeys((*READ, *more))))
     tensors = _read(folder / "tensors.parquet", TABLES["tensors"], ("tensor", "side", *PLACE, "status", "reason"))
-    return Report(label, folder, metadata, matrices, tensors)
+    return ComparedReport(label, folder, metadata, matrices, tensors)
 
 
 def _read(path: Path, known: Table, names: Sequence[str]) -> pd.DataFrame:
@@ -115,7 +115,7 @@ def _read(path: Path, known: Table, names: Sequence[str]) -> pd.DataFrame:
 
 
 def relations(
-    reports: Sequence[Report], pairs: Sequence[tuple[int, int]]
+    reports: Sequence[ComparedReport], pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], tuple[Relation, str | None]]:
     """How every two reports are related, and how that is known; of different bases, what tells them apart."""
     found = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
@@ -130,7 +130,7 @@ def relations(
     }
 
 
-def relate(first: Report, second: Report) -> tuple[Relation, str | None]:
+def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
     """Do two reports start from one base, or one where the other ends? And how is that known?
 
     By commit, by content (fingerprints), else by the measured spectra of the checkpoint that they should share.
@@ -150,7 +150,7 @@ def relate(first: Report, second: Report) -> tuple[Relation, str | None]:
     return "different bases", apart
 
 
-def _same(first: Report, side: str, second: Report, other: str) -> str | None:
+def _same(first: ComparedReport, side: str, second: ComparedReport, other: str) -> str | None:
     """How a checkpoint of one report and one of another are known to be the same; None when they are not."""
     one, two = first.metadata[side], second.metadata[other]
     for key, pattern, how in (("commit", "[0-9a-f]{40}", "commit"), ("fingerprint", "[0-9a-f]{64}", "content")):
@@ -161,7 +161,7 @@ def _same(first: Report, side: str, second: Report, other: str) -> str | None:
     return None
 
 
-def _spectra_apart(first: Report, side: str, second: Report, other: str) -> str | None:
+def _spectra_apart(first: ComparedReport, side: str, second: ComparedReport, other: str) -> str | None:
     """What tells two checkpoints apart by their measured spectra; None when every matrix of both looks the same."""
     found = match(first.subject(side), second.subject(other), by_base=False)
     if found.empty:
@@ -199,7 +199,7 @@ def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.Dat
     return found.sort_values(keys, kind="stable", ignore_index=True)
 
 
-def unmatched(first: Report, second: Report, found: pd.DataFrame) -> list[dict[str, Any]]:
+def unmatched(first: ComparedReport, second: ComparedReport, found: pd.DataFrame) -> list[dict[str, Any]]:
     """Deltas of one report that the other has not, by reason, with a few names."""
     rows: dict[str, list[str]] = {}
     for own, other, suffix in ((first, second, "1"), (second, first, "2")):

@@ -24,7 +24,7 @@ import pandas as pd
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
-from shadow.findings.matching import Report, read_report, relate
+from shadow.findings.matching import ComparedReport, read_report, relate
 from shadow.findings.summary import Summary, read_summary
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
@@ -129,7 +129,7 @@ class Measured:
     summary: Summary
 
     @cached_property
-    def report(self) -> Report:
+    def report(self) -> ComparedReport:
         return read_report(self.folder, self.label, more=COLUMNS)
 
     @cached_property

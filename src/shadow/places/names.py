@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from shadow.errors import UsageError
 from shadow.files import registry_folder
 
 MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
@@ -332,3 +333,10 @@ def weight_stem(rest: str) -> str:
     """What is left of a name, without the word for its weights."""
     stem, _, last = rest.rpartition(".")
     return stem if stem and last in ("weight", "qweight", "weight_packed") else rest
+
+
+def check_component(component: str) -> None:
+    """Raises UsageError for what is no component."""
+    known = name_rules().components
+    if component not in known:
+        raise UsageError(f"no component {component!r}", f"one of {', '.join(known)}")

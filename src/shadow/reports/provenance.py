@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from shadow.reports.columns import SCHEMA, TABLES
 from shadow.reports.replacement import _put_in_place
 
 METADATA_KEY = b"shadow"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,149 @@ class Identity:
         return bool({**header, "settings": theirs} == mine)
 
 
+@dataclass(frozen=True)
+class CheckpointIdentity:
+    """Which checkpoint one side of a pair was."""
+
+    repo: str
+    """A repository of the Hub, or the path of a folder as it was given; of a base per component all of them."""
+
+    commit: str | None
+    """The 40 hexadecimal digits of the commit; None for a folder."""
+
+    fingerprint: str | None
+    """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell it."""
+
+    def as_json(self) -> dict[str, str | None]:
+        return {"repo": self.repo, "commit": self.commit, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a finished report is of and how it was made. What an older report does not tell is None."""
+
+    version: str
+    """The version of shadow that measured it."""
+
+    schema: int
+    """The number of the schema of its files."""
+
+    family: str
+    """The family, or the last name of the tuned model."""
+
+    pair: str
+    """The two stages compared, `base..tuned`."""
+
+    base: CheckpointIdentity
+    """The base checkpoint."""
+
+    tuned: CheckpointIdentity
+    """The tuned checkpoint."""
+
+    relation: str | None
+    """`tuned` where the second was trained from the first, `sibling` where neither was."""
+
+    precision: str
+    """How spectra were computed: default, exact or fast."""
+
+    nulls: int | None
+    """How many sign flips of each delta were drawn, 0 or more."""
+
+    seed: int | None
+    """The seed of these sign flips."""
+
+    subspaces: bool | None
+    """Were the leading singular subspaces compared?"""
+
+    spectra: bool | None
+    """Were singular values written?"""
+
+    optimizer: str | None
+    """What the tuned side was trained with, as the user says; None where nobody said it."""
+
+    components: tuple[str, ...]
+    """The components that were chosen; empty for all."""
+
+    layers: tuple[int, ...]
+    """The layers that were chosen, from 0; empty for all."""
+
+    modules: tuple[str, ...]
+    """The modules that were chosen; empty for all."""
+
+    started: str | None
+    """When the last run of the audit began, ISO 8601 with its time zone."""
+
+    seconds: float | None
+    """How long that run took, 0 or more."""
+
+    device: str | None
+    """What the numbers were computed on."""
+
+    libraries: Mapping[str, str] = field(hash=False)
+    """The versions of the libraries that made the numbers, by name."""
+
+    told: Mapping[str, Any] = field(hash=False, repr=False)
+    """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
+
+    def as_json(self) -> dict[str, Any]:
+        """All that the report's files say of how it was made. A number that is not finite is None."""
+        return json.loads(json.dumps(self.told), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Provenance:
+        """The provenance in the metadata of a report, which `required_metadata` has checked."""
+        settings = metadata["settings"]
+        method = settings["method"]
+        chosen = settings.get("chosen") or {}
+        libraries = metadata.get("libraries") or {}
+        return cls(
+            version=metadata["version"],
+            schema=metadata["schema"],
+            family=metadata["family"],
+            pair=metadata["pair"],
+            base=_checkpoint(metadata["base"]),
+            tuned=_checkpoint(metadata["tuned"]),
+            relation=_if_is(str, settings.get("relation")),
+            precision=method["precision"],
+            nulls=_if_is(int, method.get("nulls")),
+            seed=_if_is(int, method.get("seed")),
+            subspaces=_if_is(bool, method.get("subspaces")),
+            spectra=_if_is(bool, settings.get("spectra")),
+            optimizer=_if_is(str, settings.get("optimizer")),
+            components=_all_that_are(str, chosen.get("components")),
+            layers=_all_that_are(int, chosen.get("layers")),
+            modules=_all_that_are(str, chosen.get("modules")),
+            started=_if_is(str, metadata.get("started")),
+            seconds=_seconds(metadata.get("seconds")),
+            device=_if_is(str, metadata.get("device")),
+            libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
+            told=metadata,
+        )
+
+
+def _checkpoint(told: Mapping[str, Any]) -> CheckpointIdentity:
+    return CheckpointIdentity(repo=told["repo"], commit=told["commit"], fingerprint=told["fingerprint"])
+
+
+def _if_is(kind: type[Value], value: Any) -> Value | None:
+    """The value if it is of exactly this type: True is no number here."""
+    if type(value) is kind:
+        return value
+    return None
+
+
+def _all_that_are(kind: type[Value], values: Any) -> tuple[Value, ...]:
+    if not isinstance(values, list):
+        return ()
+    return tuple(value for value in values if type(value) is kind)
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    return float(value)
+
+
 def finished_metadata(folder: Path) -> dict[str, Any] | None:
     """The provenance of the finished report in a folder; None when there is none.
 
@@ -57,7 +201,7 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         schema = pq.read_schema(path)
-        metadata = json.loads((schema.metadata or {})[METADATA_KEY], parse_constant=lambda _: None)
+        metadata = metadata_in((schema.metadata or {})[METADATA_KEY])
         if type(metadata["schema"]) is int and metadata["schema"] != SCHEMA:
             return dict(metadata)  # another version's; check_schema says so
         _check_metadata(metadata)
@@ -67,6 +211,11 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
         message = f"{path}: not a report of shadow ({type(error).__name__})"
         raise ShadowError(message, "name a folder that `shadow audit` made") from error
     return dict(metadata)
+
+
+def metadata_in(content: bytes) -> Any:
+    """The JSON under METADATA_KEY; a number that is not finite, which no audit writes, is None."""
+    return json.loads(content, parse_constant=lambda _: None)
 
 
 def _check_metadata(metadata: Any) -> None:

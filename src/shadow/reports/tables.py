@@ -63,32 +63,44 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(rows, values.type)])
 
 
+def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None) -> pa.Table | None:
+    """A table of a finished report, or some columns of it; None where the report has no such file and need not.
+
+    Raises ShadowError when the file is missing or broken.
+    """
+    path, table = folder / f"{name}.parquet", TABLES[name]
+    wanted = table.columns if columns is None else columns
+    try:
+        if name in LATER + OPTIONAL and not path.exists():
+            return None
+        with pq.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
+            there = [column.name for column in wanted if column.name in file.schema_arrow.names]
+            return conformed(file.read(columns=there), wanted, table.first)
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise _unreadable(path, error) from error
+
+
 def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
     """Tables of a finished report by name, with its metadata. Left out is one that the audit did not write.
 
     Raises ShadowError when a file is missing, broken, or of another audit than the others.
     """
-    found, path = {}, folder
-    try:
-        for name in names:
-            path, table = folder / f"{name}.parquet", TABLES[name]
-            if name in LATER + OPTIONAL and not path.exists():
-                continue
-            with pq.ParquetFile(path) as file:
-                if file.metadata.num_rows > MAX_ROWS:
-                    raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
-                known = [column.name for column in table.columns if column.name in file.schema_arrow.names]
-                found[name] = conformed(file.read(columns=known), table.columns, table.first)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
+    tables = {name: read_table(folder, name) for name in names}
+    found = {name: table for name, table in tables.items() if table is not None}
     provenances = {(table.schema.metadata or {}).get(METADATA_KEY) for table in found.values()}
     if len(provenances) > 1:
-        raise ShadowError(f"{folder}: its files are of different audits", "run the audit again")
+        raise of_different_audits(folder)
     metadata = dict.fromkeys([METADATA_KEY], provenances.pop()) if found else None
     for name in LATER:
         if name in names and name not in found:
             found[name] = arrow_schema(TABLES[name].columns).with_metadata(metadata).empty_table()
     return found
+
+
+def of_different_audits(folder: Path) -> ShadowError:
+    return ShadowError(f"{folder}: its files are of different audits", "run the audit again")
 
 
 def _unreadable(path: Path, error: Exception) -> ShadowError:

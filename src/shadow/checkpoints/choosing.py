@@ -1,0 +1,42 @@
+"""Names of components, layers and modules as people write them -> the filter that they mean."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from shadow.checkpoints.pairing import Filter
+from shadow.errors import UsageError
+from shadow.places.names import check_component, name_rules
+
+
+def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
+    """The filter of components, of layers (`0`, `4-7`, `0,3,5`) and of modules (`mlp.up`, `attn.*`).
+
+    Raises UsageError for what is none of them.
+    """
+    rules = name_rules()
+    chosen = set(components)
+    for component in chosen:
+        check_component(component)
+    matching: set[str] = set()
+    for pattern in modules:
+        found = [module for module in rules.modules if fnmatchcase(module, pattern)]
+        if not found:
+            close = difflib.get_close_matches(pattern, rules.modules, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "such as mlp.up or attn.*"
+            raise UsageError(f"no module {pattern!r}", hint)
+        matching.update(found)
+    return Filter(tuple(sorted(chosen)), tuple(sorted(set(_layers(list(layers))))), tuple(sorted(matching)))
+
+
+def _layers(texts: list[str]) -> list[int]:
+    layers: list[int] = []
+    for text in ",".join(texts).split(",") if texts else []:
+        first, dash, last = text.partition("-")
+        numbers = first.isdecimal() and (last.isdecimal() or not dash) and len(text) <= 12
+        if not numbers or (dash and int(last) < int(first)):
+            raise UsageError(f"{text!r} is not a layer", "write 0, or 4-7, or 0,3,5")
+        layers += range(int(first), min(int(last or first), int(first) + 10_000) + 1)
+    return layers

@@ -1,0 +1,457 @@
+"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and the others.
+
+Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint. What needs torch is
+imported by the function that needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+
+from shadow.errors import ShadowError, UsageError
+from shadow.outputs.notebook import AuditReport, AuditReports
+from shadow.reports.folders import one_report, reports_below
+from shadow.reports.report import Report
+from shadow.targets.families import Pair, given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import Reference, parse_reference
+from shadow.text import bytes_of, several
+
+if TYPE_CHECKING:
+    from shadow.audits.pair import Progress, Settings
+    from shadow.audits.plan import Access
+    from shadow.findings.comparison import Comparison
+    from shadow.gates.verdicts import Judgement, Measured
+    from shadow.outputs.exports import ExportResult
+
+Place = str | PathLike[str]
+Several = list[str] | list[Pair] | list[str | Pair] | tuple[str | Pair, ...]
+Precision = Literal["default", "exact", "fast"]
+Fetch = Literal["auto", "shards", "ranges"]
+Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
+
+OUTPUT = "reports"
+# How many threads the algebra has is a matter of the process: audits of several threads take turns.
+_TURNS = threading.RLock()
+
+
+class AuditOptions(TypedDict, total=False):
+    """The keywords of `audit`, as its docstring tells them."""
+
+    output: Place
+    components: Sequence[str]
+    layers: Sequence[int]
+    modules: Sequence[str]
+    precision: Precision
+    nulls: int
+    seed: int
+    subspaces: bool
+    spectra: bool
+    optimizer: Literal["adamw", "sgd", "muon"] | None
+    overwrite: bool
+    jobs: int | None
+    allow_pickle: bool
+    offline: bool
+    fetch: Fetch
+    max_disk: int | str | None
+    registry: Place | None
+    say: Callable[[str], None] | None
+    progress: Callable[[Progress], None] | None
+
+
+@overload
+def audit(target: Pair, /, **options: Unpack[AuditOptions]) -> AuditReport: ...
+
+
+@overload
+def audit(*, base: Place, tuned: Place, **options: Unpack[AuditOptions]) -> AuditReport: ...
+
+
+@overload
+def audit(target: str, /, **options: Unpack[AuditOptions]) -> AuditReport | AuditReports: ...
+
+
+@overload
+def audit(target: Several, /, **options: Unpack[AuditOptions]) -> AuditReports: ...
+
+
+def audit(
+    target: str | Pair | Several | None = None,
+    /,
+    *,
+    base: Place | None = None,
+    tuned: Place | None = None,
+    output: Place = OUTPUT,
+    components: Sequence[str] = (),
+    layers: Sequence[int] = (),
+    modules: Sequence[str] = (),
+    precision: Precision = "default",
+    nulls: int = 0,
+    seed: int = 0,
+    subspaces: bool = True,
+    spectra: bool = True,
+    optimizer: Literal["adamw", "sgd", "muon"] | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
+    allow_pickle: bool = False,
+    offline: bool = False,
+    fetch: Fetch = "auto",
+    max_disk: int | str | None = None,
+    registry: Place | None = None,
+    say: Callable[[str], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> AuditReport | AuditReports:
+    """Measure pairs of checkpoints, write their reports, and return them. A report that is there is not made again.
+
+    The algebra has one thread for each worker while this runs, and as many as before when it returns.
+
+    Args:
+        target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a list of such.
+        base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
+        tuned: The model tuned from it, named in the same way.
+        output: The folder that reports are written below.
+        components: Only these: language, vision, projector, audio, other.
+        layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
+        modules: Only these: `mlp.up`, `attn.*`.
+        precision: default, exact or fast.
+        nulls: Also sample the null with this many sign flips, 0 to 1000.
+        seed: The seed of the sign flips.
+        subspaces: Compare the leading singular subspaces.
+        spectra: Write singular values, which `report.spectrum` needs.
+        optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only the label needs it.
+        overwrite: Replace a finished report of other settings or files.
+        jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit the memory.
+        allow_pickle: Read `.bin` files of torch.
+        offline: Use what is in the Hub's cache.
+        fetch: How weights come from the Hub: auto, shards or ranges.
+        max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
+        registry: A folder with more families.
+        say: Gets a line of text now and then.
+        progress: Gets how far the audit is, after every matrix.
+
+    Returns:
+        The report, where one pair was named; else a sequence of reports.
+
+    Raises:
+        ShadowError: Where a pair could not be audited. Of several pairs, all others are audited first.
+
+    """
+    from shadow.audits.pair import run_pair
+
+    chosen = _chosen(target, base, tuned, registry)
+    settings = _settings(
+        components=components, layers=layers, modules=modules, precision=precision, nulls=nulls, seed=seed,
+        subspaces=subspaces, spectra=spectra, optimizer=optimizer,
+    )  # fmt: skip
+    access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    found: list[AuditReport] = []
+    faults: dict[str, ShadowError] = {}
+    with single_threads():
+        for pair in chosen:
+            try:
+                result = run_pair(
+                    pair,
+                    settings,
+                    Path(output),
+                    jobs=jobs,
+                    access=access,
+                    say=say or _ignore,
+                    show=progress or _ignore,
+                    overwrite=overwrite,
+                )
+            except ShadowError as error:
+                if len(chosen) == 1:
+                    raise
+                faults[f"{pair.family}:{pair.name}"] = error
+            else:
+                found.append(AuditReport(result.folder))
+    if faults:
+        raise _failed(faults, len(chosen))
+    if len(found) == 1 and (target is None or isinstance(target, str | Pair)):
+        return found[0]
+    return AuditReports(found)
+
+
+def read(folder: Place) -> AuditReport:
+    """The finished report in a folder, or the only one below it.
+
+    Raises:
+        ShadowError: Where there is none, or more than one; a broken one; or one of another schema.
+
+    """
+    report = AuditReport(one_report(Path(folder)))
+    assert report.provenance  # read now, so that a folder without a report is told here
+    return report
+
+
+def pairs(*targets: str, tags: Sequence[str] = (), registry: Place | None = None) -> tuple[Pair, ...]:
+    """The pairs that targets name: families, `family:base..tuned`, or globs over these; all of them without any.
+
+    Args:
+        targets: Such as `qwen2.5-7b`, `demo:base..narrow`, `qwen2.5-*`.
+        tags: Only of families that have all of these tags.
+        registry: A folder with more families.
+
+    Raises:
+        ShadowError: Where one names nothing.
+
+    """
+    named = targets or (() if tags else ("*",))
+    return select(named, (), _path(registry), None, tags, None).pairs
+
+
+def plan(
+    target: str | Pair | Several | None = None,
+    /,
+    *,
+    base: Place | None = None,
+    tuned: Place | None = None,
+    output: Place = OUTPUT,
+    components: Sequence[str] = (),
+    layers: Sequence[int] = (),
+    modules: Sequence[str] = (),
+    precision: Precision = "default",
+    jobs: int | None = None,
+    allow_pickle: bool = False,
+    offline: bool = False,
+    fetch: Fetch = "auto",
+    max_disk: int | str | None = None,
+    registry: Place | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Mapping[str, Any], ...]:
+    """What `audit` would measure and take, a plan for each pair, from headers alone: no weight is fetched.
+
+    The arguments are those of `audit`. A plan is what `shadow plan --format json` prints.
+
+    Raises:
+        ShadowError: Where an audit would fail before it measures.
+
+    """
+    from shadow.audits.pair import plan_pair
+
+    chosen = _chosen(target, base, tuned, registry)
+    settings = _settings(components=components, layers=layers, modules=modules, precision=precision)
+    access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    with single_threads():
+        return tuple(
+            plan_pair(pair, settings, Path(output), jobs=jobs, access=access, say=say or _ignore) for pair in chosen
+        )
+
+
+def compare(
+    first: Report | Place,
+    second: Report | Place,
+    /,
+    *more: Report | Place,
+    margin: float = 0.05,
+    allow_different_base: bool = False,
+) -> Comparison:
+    """Whose delta is more concentrated, over the same matrices: of two reports or more, every two of them.
+
+    Args:
+        first: A report, or its folder.
+        second: Another one.
+        more: Others.
+        margin: The least difference of concentration that counts, 0 to 1.
+        allow_different_base: Also compare deltas from different bases.
+
+    Raises:
+        ShadowError: Where a report cannot be read, or two have nothing in common.
+
+    """
+    from shadow.findings import comparison
+
+    if not 0 <= margin <= 1:
+        raise UsageError(f"a margin of {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
+    folders = [_folder(report) for report in (first, second, *more)]
+    if len(folders) > comparison.MAX_REPORTS:
+        raise UsageError(f"{len(folders)} reports", f"name two, or up to {comparison.MAX_REPORTS}")
+    return comparison.compare(folders, margin=margin, allow_different_base=allow_different_base)
+
+
+def judge(
+    report: Report | Place,
+    rules: str | Sequence[str] | PathLike[str] = (),
+    /,
+    *,
+    against: Report | Place | None = None,
+    allow_missing: bool = False,
+) -> Judgement:
+    """Hold a report against rules and a baseline: what came of each rule, and the exit code of `shadow gate`.
+
+    Args:
+        report: A report, or its folder.
+        rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or the Path of a policy
+            file.
+        against: The report of an earlier audit, which figures must not have moved from.
+        allow_missing: A rule that finds nothing to judge is no fault.
+
+    Raises:
+        UsageError: Where a rule makes no sense.
+        ShadowError: Where a report cannot be read.
+
+    """
+    from shadow.gates.rules import gather
+    from shadow.gates.verdicts import judge_report, read_measured
+
+    listed: Sequence[str] = ()
+    policy = None
+    if isinstance(rules, str):
+        listed = [rules]
+    elif isinstance(rules, PathLike):
+        policy = Path(rules)
+    else:
+        listed = list(rules)
+    gathered = gather(listed, policy, against is not None, allow_missing)
+    if not gathered:
+        raise UsageError("nothing to hold the report against", "name a rule, a policy file or a baseline")
+    baseline: Measured | None = None
+    if against is not None:
+        baseline = read_measured(_folder(against), "the baseline")
+    return judge_report(gathered, read_measured(_folder(report)), baseline)
+
+
+def export(
+    reports: Report | Place | Sequence[Report | Place], to: Format, path: Place, /, *, tables: Sequence[str] = ()
+) -> ExportResult:
+    """Write reports in the format of another tool: one set of tables, however many reports.
+
+    Args:
+        reports: A report, a folder with reports, or a list of such.
+        to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
+        path: The file or folder to write. Only an export to the same format that nobody has touched is replaced.
+        tables: Only these: matrices, tensors, residual, spectra.
+
+    Raises:
+        ShadowError: Where a report cannot be read, or what is at path would be lost.
+
+    """
+    from shadow.outputs import exports
+
+    if to not in exports.FORMATS:
+        raise UsageError(f"no format {to!r}", f"one of {', '.join(exports.FORMATS)}")
+    listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
+    folders: list[Path] = []
+    for one in listed:
+        if isinstance(one, Report):
+            folders.append(one.folder)
+        else:
+            folders += reports_below(Path(one))
+    return exports.export(folders, to, Path(path), tables)
+
+
+@contextlib.contextmanager
+def single_threads() -> Iterator[None]:
+    """One thread of algebra for each worker, as the command has it; afterwards as many as before.
+
+    The workers are as many as there are cores, and threads of their algebra would wait for each other.
+    """
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    with _TURNS:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with threadpool_limits(limits=1):
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def _ignore(_: object) -> None:
+    """Who is told when nobody wants to be."""
+
+
+def _chosen(
+    target: str | Pair | Several | None, base: Place | None, tuned: Place | None, registry: Place | None
+) -> tuple[Pair, ...]:
+    """The pairs that are asked for, each once."""
+    if (base is None) != (tuned is None):
+        raise UsageError("base and tuned go together", "name both checkpoints, or a family")
+    listed = [target] if isinstance(target, str | Pair) else list(target or ())
+    given = [one for one in listed if isinstance(one, Pair)]
+    if base is not None and tuned is not None:
+        if listed:
+            raise UsageError("a target, and base and tuned too", "name one or the other")
+        given = [given_pair(_reference(base), _reference(tuned))]
+    found = select([one for one in listed if isinstance(one, str)], given, _path(registry)).pairs
+    if not found:
+        raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
+    return found
+
+
+def _reference(place: Place) -> Reference:
+    """A checkpoint: a Path is a folder, text is what `--base` takes."""
+    if isinstance(place, str):
+        return parse_reference(place)
+    return parse_reference(str(Path(place).expanduser().absolute()))
+
+
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def _folder(report: Report | Place) -> Path:
+    if isinstance(report, Report):
+        return report.folder
+    return one_report(Path(report))
+
+
+def _settings(
+    *,
+    components: Sequence[str],
+    layers: Sequence[int],
+    modules: Sequence[str],
+    precision: Precision,
+    nulls: int = 0,
+    seed: int = 0,
+    subspaces: bool = True,
+    spectra: bool = True,
+    optimizer: str | None = None,
+) -> Settings:
+    """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
+    from shadow.audits.pair import Settings
+    from shadow.checkpoints.choosing import filter_of
+    from shadow.spectra.delta import Method
+
+    _require("precision", precision, ("default", "exact", "fast"))
+    _require("optimizer", optimizer, (None, "adamw", "sgd", "muon"))
+    if not 0 <= nulls <= 1000:
+        raise UsageError(f"nulls={nulls}", "0 to 1000")
+    if seed < 0:
+        raise UsageError(f"seed={seed}", "0 or more")
+    chosen = filter_of(_words(components), [str(layer) for layer in layers], _words(modules))
+    return Settings(Method(precision, nulls, seed, subspaces), chosen, spectra, optimizer)
+
+
+def _words(words: Sequence[str]) -> list[str]:
+    """One word may stand for a list of one."""
+    return [words] if isinstance(words, str) else list(words)
+
+
+def _access(*, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | str | None) -> Access:
+    from shadow.audits.plan import Access
+
+    _require("fetch", fetch, ("auto", "shards", "ranges"))
+    most = bytes_of(max_disk) if isinstance(max_disk, str) else max_disk
+    return Access(allow_pickle, offline, fetch, most)
+
+
+def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}={value!r}", f"one of {', '.join(repr(word) for word in known)}")
+
+
+def _failed(faults: Mapping[str, ShadowError], asked: int) -> ShadowError:
+    """What is raised where some of several pairs could not be audited."""
+    told = several([f"{name}: {error.message}" for name, error in faults.items()], shown=5)
+    hint = next((error.hint for error in faults.values() if error.hint), None)
+    error = ShadowError(f"{len(faults)} of {asked} pairs could not be audited: {told}", hint)
+    error.__cause__ = next(iter(faults.values()))
+    return error

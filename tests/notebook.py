@@ -1,0 +1,28 @@
+"""Runs docs/notebook.ipynb in a kernel of its own and writes it back with what its cells show: `make notebook`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import nbclient
+import nbformat
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
+
+
+def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with new outputs, and without times and the Python of the kernel, which always differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+    for cell in notebook.cells:
+        cell.metadata = nbformat.NotebookNode()
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    )
+    return notebook
+
+
+if __name__ == "__main__":
+    found = executed(nbformat.read(NOTEBOOK, as_version=4))
+    nbformat.write(found, NOTEBOOK)
