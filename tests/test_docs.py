@@ -316,7 +316,7 @@ def test_every_variable_that_is_read_is_in_the_readme():
 def test_the_python_page_has_modules_that_are_there():
     """Each ::: of the page imports, and says what it is."""
     modules = re.findall(r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
-    assert {"shadow.outputs.python", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
+    assert {"shadow.api", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
 

@@ -15,9 +15,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shadow.api import audit, compare, export, judge, pairs, plan, read
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
-    from shadow.outputs.python import audit, compare, export, judge, pairs, plan, read
 
 __version__ = "0.1.0"
 
@@ -41,13 +41,13 @@ _HOMES = {  # where each name is defined. No submodule has one of these names: i
     "AuditReports": "shadow.outputs.notebook",
     "ShadowError": "shadow.errors",
     "UsageError": "shadow.errors",
-    "audit": "shadow.outputs.python",
-    "compare": "shadow.outputs.python",
-    "export": "shadow.outputs.python",
-    "judge": "shadow.outputs.python",
-    "pairs": "shadow.outputs.python",
-    "plan": "shadow.outputs.python",
-    "read": "shadow.outputs.python",
+    "audit": "shadow.api",
+    "compare": "shadow.api",
+    "export": "shadow.api",
+    "judge": "shadow.api",
+    "pairs": "shadow.api",
+    "plan": "shadow.api",
+    "read": "shadow.api",
 }
 
 

@@ -5,6 +5,7 @@ Here the half that knows files meets the half that knows linear algebra. Nothing
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from bisect import bisect_right
@@ -40,6 +41,23 @@ from shadow.spectra.lazy import BlockScaled, Matrix, Updated
 from shadow.spectra.spectrum import BLOCK, Workspace
 
 _LOCAL = threading.local()
+_ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
+
+
+@contextlib.contextmanager
+def single_threads() -> Iterator[None]:
+    """One thread of algebra for each worker, as the command has it; afterwards as many as before.
+
+    The workers are as many as there are cores, and threads of their algebra would wait for each other.
+    """
+    with _ONE_AT_A_TIME:
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with threadpool_limits(limits=1):
+                yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def measure_pairs(

@@ -6,9 +6,7 @@ imported by the function that needs it.
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
@@ -36,8 +34,6 @@ Fetch = Literal["auto", "shards", "ranges"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
 
 OUTPUT = "reports"
-# How many threads the algebra has is a matter of the process: audits of several threads take turns.
-_TURNS = threading.RLock()
 
 
 class AuditOptions(TypedDict, total=False):
@@ -142,6 +138,7 @@ def audit(
 
     """
     from shadow.audits.pair import run_pair
+    from shadow.audits.workers import single_threads
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(
@@ -233,6 +230,7 @@ def plan(
 
     """
     from shadow.audits.pair import plan_pair
+    from shadow.audits.workers import single_threads
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(components=components, layers=layers, modules=modules, precision=precision)
@@ -343,25 +341,6 @@ def export(
         else:
             folders += reports_below(Path(one))
     return exports.export(folders, to, Path(path), tables)
-
-
-@contextlib.contextmanager
-def single_threads() -> Iterator[None]:
-    """One thread of algebra for each worker, as the command has it; afterwards as many as before.
-
-    The workers are as many as there are cores, and threads of their algebra would wait for each other.
-    """
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    with _TURNS:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with threadpool_limits(limits=1):
-                yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def _ignore(_: object) -> None:
