@@ -17,7 +17,7 @@ import numpy as np
 
 from shadow.audits.outcome import Outcome
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, remove_empty, writing
+from shadow.files import PARTIAL, lock, remove_empty, writing
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 
@@ -151,16 +151,9 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows; two audits into one folder are the user's to avoid there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ShadowError(
-            f"another audit is writing to {folder}", "wait for it, or choose another folder with -o"
-        ) from error
+    """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's to avoid."""
+    if lock(file.fileno()) == "another's":
+        raise ShadowError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
 
 
 def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:

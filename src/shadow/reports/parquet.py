@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
-from shadow.files import write_beside, write_whole, writing
+from shadow.files import write_beside, writing
 from shadow.reports.columns import Column
 from shadow.reports.provenance import METADATA_KEY, Identity
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
@@ -83,10 +83,6 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
 
 def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
-
-
-def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
-    write_whole(path, parquet_bytes(table, metadata))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from shadow import __version__
 from shadow.errors import ShadowError
+from shadow.files import read_start
 from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
 from shadow.reports.columns import SCHEMA, TABLES, Column
 
@@ -143,11 +144,8 @@ def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
 
 def is_our_sqlite(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
-    if not path.is_file():  # opening a FIFO would wait for ever
-        return False
     try:
-        with path.open("rb") as file:
-            head = file.read(100)
+        head = read_start(path, 100) or b""
         if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
             return False
         with contextlib.closing(sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)) as base:
@@ -212,12 +210,9 @@ def _comments(names: Sequence[str]) -> Iterator[str]:
 
 def is_our_duckdb(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
-    if not path.is_file():  # opening a FIFO would wait for ever
-        return False
     try:
-        with path.open("rb") as file:
-            if file.read(12)[8:] != b"DUCK":
-                return False
+        if (read_start(path, 12) or b"")[8:] != b"DUCK":
+            return False
     except OSError:
         return False
     duckdb = _duckdb()

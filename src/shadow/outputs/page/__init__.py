@@ -19,7 +19,7 @@ from shadow import __version__
 from shadow.audits.index import read_index, report_folder
 from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, write_beside, writing
+from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
 from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.reference import runs
@@ -152,10 +152,7 @@ def _refuse_foreign(output: Path) -> None:
     try:
         if not output.exists():
             return
-        ours = output.is_file()  # opening a FIFO would wait for ever
-        if ours:
-            with output.open("rb") as file:
-                ours = GENERATOR.encode() in file.read(TOP)
+        ours = GENERATOR.encode() in (read_start(output, TOP) or b"")
     except OSError as error:
         raise ShadowError(f"{output}: {error.strerror}", "choose another file with -o") from error
     if not ours:
