@@ -26,6 +26,7 @@ import pyarrow as pa
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, lock, nearest_folder, read_start, remove_empty, safe_name, write_whole, writing
 from shadow.findings.summary import Summary
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import BATCH, HEADLINE, SCHEMA, Column
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
@@ -142,8 +143,7 @@ def report_folder(family: str, pair: str) -> str:
 
 def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) -> Row:
     """The row of a finished report; columns are what a report does not know."""
-    found = {name: summary.figures.get(name) for name in HEADLINE}
-    figures = {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+    figures = {name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE}
     own = {
         "position": None,
         "relation": str(provenance["settings"].get("relation", "tuned")),

@@ -19,7 +19,8 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
-from shadow.reports.columns import SCHEMA, TABLES, Column
+from shadow.reports.column_types import STORED_TYPES
+from shadow.reports.columns import SCHEMA, TABLES, Column, Type
 
 APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
 KEY = ("family", "pair", "ordinal")
@@ -43,7 +44,7 @@ def _database_columns(name: str) -> tuple[Column, ...]:
     return (family, pair, *([] if name == "reports" else [ORDINAL]), *others)
 
 
-def _statements(names: Sequence[str], types: Mapping[str, str]) -> Iterator[str]:
+def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str]:
     """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this package, quoted."""
     yield 'CREATE TABLE "about" ("name" TEXT PRIMARY KEY, "value" TEXT)'
     heads = ", ".join(f"{quoted(head)} {'INTEGER' if head == 'place' else 'TEXT'}" for head in DESCRIBED)
@@ -106,7 +107,7 @@ def _objects(names: Iterable[str]) -> set[str]:
 
 def write_sqlite(path: Path, export: Export) -> None:
     """One SQLite database: lists are JSON text, booleans 0 and 1."""
-    types = {"string": "TEXT", "int": "INTEGER", "float": "REAL", "bool": "INTEGER", "ints": "TEXT", "floats": "TEXT"}
+    types = {name: stored.sqlite for name, stored in STORED_TYPES.items()}
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:
             # the file is thrown away when this does not end well: no journal beside it
@@ -176,8 +177,7 @@ DUCKDB_CONFIG = {"autoinstall_known_extensions": "false", "autoload_known_extens
 def write_duckdb(path: Path, export: Export) -> None:
     """One DuckDB database, in the format of files that every version since 1.0 reads."""
     duckdb = _duckdb()
-    types = {"string": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "ints": "BIGINT[]",
-             "floats": "FLOAT[]"}  # fmt: skip
+    types = {name: stored.duckdb for name, stored in STORED_TYPES.items()}
     config = {**DUCKDB_CONFIG, "storage_compatibility_version": "v1.0.0"}
     try:
         with duckdb.connect(str(path), config=config) as base:

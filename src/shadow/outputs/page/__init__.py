@@ -26,7 +26,7 @@ from shadow.findings.reference import runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.terminal.skipped import REASONS
+from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
@@ -108,7 +108,7 @@ def page_bytes(
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
-        reasons=REASONS,
+        reasons={name: reason.text for name, reason in REASONS.items()},
         regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,
         version=__version__,
