@@ -238,8 +238,13 @@ def write_beside(path: Path, content: bytes) -> None:
 
 
 def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
-    with aside.open("wb") as file:
+    write_through(aside, content)
+    aside.replace(path)
+
+
+def write_through(path: Path, content: bytes) -> None:
+    """A file that is on the disk on return, before it gets its name."""
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)

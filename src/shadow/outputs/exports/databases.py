@@ -117,9 +117,7 @@ def write_sqlite(path: Path, export: Export) -> None:
             base.execute("BEGIN")
             for statement in _statements(export.names, types):
                 base.execute(statement)
-            about, columns = _facts(export.names)
-            base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
-            base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+            _insert_facts(base, export.names)
             for part in export.parts:
                 for name in export.names:
                     insert = f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"  # noqa: S608
@@ -129,6 +127,13 @@ def write_sqlite(path: Path, export: Export) -> None:
             base.execute("COMMIT")
     except sqlite3.Error as error:
         raise ShadowError(f"cannot write the SQLite file: {error}", HINT) from error
+
+
+def _insert_facts(base: Any, names: Sequence[str]) -> None:
+    """Fill the tables that say what the database is."""
+    about, columns = _facts(names)
+    base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
+    base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
 
 
 def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
@@ -183,9 +188,7 @@ def write_duckdb(path: Path, export: Export) -> None:
         with duckdb.connect(str(path), config=config) as base:
             for statement in (*_statements(export.names, types), *_comments(export.names)):
                 base.execute(statement)
-            about, columns = _facts(export.names)
-            base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
-            base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+            _insert_facts(base, export.names)
             for part in export.parts:
                 for name in export.names:
                     base.register("part_of_export", _with_ordinal(name, part.tables[name]))
