@@ -20,7 +20,7 @@ from command import Started, run_shadow
 from hub import Hub
 from rich.console import Console
 
-from shadow import cli
+from shadow import cli, files
 from shadow.audits import index as batch_index
 from shadow.audits import listing as batch
 from shadow.audits import pair as shadow_run
@@ -33,7 +33,6 @@ from shadow.cli import console
 from shadow.errors import ShadowError
 from shadow.gates.verdicts import first_code
 from shadow.outputs.terminal.batch import batch_view
-from shadow.reports import parquet as report
 from shadow.reports.columns import BATCH, HEADLINE
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
@@ -195,7 +194,7 @@ def written_by(count, output, monkeypatch, *, pace, per_byte):
     def slow(path, content):
         sizes.append(len(content))
         clock[0] += len(content) * per_byte
-        report.write_whole(path, content)
+        files.write_whole(path, content)
 
     with monkeypatch.context() as patched:
         patched.setattr(batch_index.time, "monotonic", lambda: clock[0])

@@ -13,9 +13,9 @@ from command import run_shadow
 from reports import uniform
 
 from shadow.audits.index import Index
-from shadow.reports.columns import DELTA, MATRICES, TABLES
-from shadow.reports.parquet import ARROW
-from shadow.reports.schema import ARROW as NAMED
+from shadow.reports.column_types import STORED_TYPES, null_if_undefined
+from shadow.reports.columns import DELTA, MATRICES, TABLES, Column
+from shadow.reports.parquet import arrow_type
 from shadow.reports.schema import is_later
 from shadow.reports.tables import STORED, absent, absent_note
 
@@ -71,7 +71,22 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
             (field.name, field.type) for field in found
         ]
     assert told["spectra"]["schema"] == json.loads(found.metadata[b"shadow"])["schema"] == 1
-    assert {kind: names[text] for kind, text in NAMED.items()} == ARROW
+
+
+def test_a_type_has_one_name_in_arrow_and_in_the_schema():
+    """What `shadow schema` calls a list is the list that is written, of 64-bit integers or 32-bit floats."""
+    types = {kind: arrow_type(Column("a", kind, "")) for kind in STORED_TYPES}
+    lists = {"ints": pa.list_(pa.int64()), "floats": pa.list_(pa.float32())}
+    assert types == {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), **lists}
+    assert [STORED_TYPES[kind].arrow_text for kind in lists] == ["list<int64>", "list<float>"]
+    scalars = [kind for kind in types if kind not in lists]
+    assert [STORED_TYPES[kind].arrow_text for kind in scalars] == [str(types[kind]) for kind in scalars]
+
+
+def test_undefined_is_null():
+    """Integers stay integers, zero stays zero."""
+    assert [null_if_undefined(one) for one in (None, float("nan"), -float("inf"), 0.0, 3)] == [None, None, None, 0.0, 3]
+    assert isinstance(null_if_undefined(3), int)
 
 
 def test_columns_that_say_never_null_never_are(demo):

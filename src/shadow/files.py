@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import IO, Literal
 
 from shadow.errors import ShadowError
 
@@ -37,10 +38,12 @@ def aside_in(parent: Path) -> Iterator[Path]:
 def _remove_leftovers(parent: Path) -> None:
     with contextlib.suppress(OSError):  # a folder that may not be listed may be written to nevertheless
         with os.scandir(parent) as entries:
-            found = [
-                Path(one.path) for one in entries if NAME.fullmatch(one.name) and one.is_dir(follow_symlinks=False)
+            leftovers = [
+                Path(entry.path)
+                for entry in entries
+                if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False)
             ]
-        for aside in found:
+        for aside in leftovers:
             _remove_leftover(aside)
 
 
@@ -55,10 +58,10 @@ def _clear(aside: Path) -> None:
     """Remove the folder. A former result whose place is empty goes back there first, and is never removed."""
     former = aside / FORMER
     try:
-        for one in former.iterdir() if former.is_dir() else ():
-            place = aside.parent / one.name
+        for result in former.iterdir() if former.is_dir() else ():
+            place = aside.parent / result.name
             if not os.path.lexists(place):
-                one.rename(place)
+                result.rename(place)
     except OSError:
         return
     shutil.rmtree(aside, ignore_errors=True)
@@ -67,17 +70,35 @@ def _clear(aside: Path) -> None:
 def _locked(aside: Path) -> int | None:
     """A handle that holds the folder until it is closed; None where another process does, or nobody can."""
     try:
-        import fcntl
-
         handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except (ImportError, OSError):
+    except (AttributeError, OSError):  # Windows has no handles of folders
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # also of a file system without such locks: there nothing is ever taken for left over
+    if lock(handle) != "ours":  # also where there are no locks: there nothing is ever taken for left over
         os.close(handle)
         return None
     return handle
+
+
+Locked = Literal["ours", "another's", "no locks"]
+
+
+def lock(handle: int) -> Locked:
+    """Lock an open file or folder for this process, at once or not at all.
+
+    The lock ends when the handle is closed or the process is killed, and leaves no file behind. `no locks`: the
+    system or the file system has none.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return "no locks"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "another's"
+    except OSError:
+        return "no locks"
+    return "ours"
 
 
 Recognise = Callable[[Path], bool]
@@ -92,7 +113,7 @@ def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
     """
     _require_free(output, is_ours, what)
     parent = output.absolute().parent
-    there = next((one for one in (parent, *parent.parents) if os.path.isdir(one)), parent)  # noqa: PTH112 - no error
+    there = nearest_folder(parent)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with aside_in(parent) as folder:  # and what a database keeps beside its file
@@ -183,6 +204,26 @@ def remove_empty(folder: Path, top: Path) -> None:
             folder = folder.parent
 
 
+def nearest_folder(path: Path) -> Path:
+    """The absolute path if a folder is there, else the nearest one above it that is."""
+    path = path.absolute()
+    return next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), path)  # noqa: PTH112 - no error
+
+
+def open_regular(path: Path) -> IO[bytes] | None:
+    """A file, opened for reading; None where no regular file is: opening a FIFO would wait for ever."""
+    return path.open("rb") if path.is_file() else None
+
+
+def read_start(path: Path, size: int) -> bytes | None:
+    """The first bytes of a file; None where no regular file is."""
+    file = open_regular(path)
+    if file is None:
+        return None
+    with file:
+        return file.read(size)
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """A file of a report or of an index that is there whole or not at all."""
     aside = path.parent / PARTIAL / f"{path.stem}.tmp"
@@ -197,8 +238,13 @@ def write_beside(path: Path, content: bytes) -> None:
 
 
 def _write_by_way_of(aside: Path, path: Path, content: bytes) -> None:
-    with aside.open("wb") as file:
+    write_through(aside, content)
+    aside.replace(path)
+
+
+def write_through(path: Path, content: bytes) -> None:
+    """A file that is on the disk on return, before it gets its name."""
+    with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 Status = Literal["measured", "identical", "skipped"]
-REASONS = (
-    "only_in_base", "only_in_tuned", "tied", "shape_differs", "not_a_matrix", "not_float", "quantized",
-    "unknown_dtype", "nonfinite", "filtered", "unreadable", "adapter",
-)  # fmt: skip
-# What should have been measured and was not.
-STRICT = ("shape_differs", "nonfinite", "quantized", "unknown_dtype", "unreadable", "only_in_base", "only_in_tuned")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What a reason means, for people. strict: what should have been measured was not, so `--strict` objects."""
+
+    text: str
+    strict: bool = False
+
+
+REASONS = {
+    "only_in_base": Reason("no partner in the tuned model", strict=True),
+    "only_in_tuned": Reason("no partner in the base model", strict=True),
+    "tied": Reason("a head tied to its embedding, measured there"),
+    "shape_differs": Reason("shapes differ", strict=True),
+    "not_a_matrix": Reason("vectors: only their relative norm is taken"),
+    "not_float": Reason("integers"),
+    "quantized": Reason("packed or scaled weights", strict=True),
+    "unknown_dtype": Reason("a dtype this version does not know", strict=True),
+    "nonfinite": Reason("NaN or infinite entries", strict=True),
+    "filtered": Reason("left out: not asked for, or of a component that has another base"),
+    "adapter": Reason("parts of an adapter that are not applied"),
+    "unreadable": Reason("announced by the index, found in no shard", strict=True),
+}
+STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
+
+
+def meaning(name: str) -> str:
+    """What a reason means; of one that this version does not know, its name."""
+    return REASONS[name].text if name in REASONS else name

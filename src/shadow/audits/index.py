@@ -24,8 +24,9 @@ from typing import Any, Literal, NoReturn
 import pyarrow as pa
 
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, remove_empty, safe_name, write_whole, writing
+from shadow.files import PARTIAL, lock, nearest_folder, read_start, remove_empty, safe_name, write_whole, writing
 from shadow.findings.summary import Summary
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import BATCH, HEADLINE, SCHEMA, Column
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
@@ -142,8 +143,7 @@ def report_folder(family: str, pair: str) -> str:
 
 def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) -> Row:
     """The row of a finished report; columns are what a report does not know."""
-    found = {name: summary.figures.get(name) for name in HEADLINE}
-    figures = {name: value if value is not None and math.isfinite(value) else None for name, value in found.items()}
+    figures = {name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE}
     own = {
         "position": None,
         "relation": str(provenance["settings"].get("relation", "tuned")),
@@ -255,10 +255,9 @@ def read_index(folder: Path) -> Index | None:
     """
     path = folder / INDEX
     try:
-        if not path.is_file():
+        raw = read_start(path, MAX_INDEX + 1)
+        if raw is None:
             return None
-        with path.open("rb") as file:
-            raw = file.read(MAX_INDEX + 1)
         index = _index(json.loads(raw, parse_constant=_refused)) if len(raw) <= MAX_INDEX else _refused("its size")
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
@@ -271,7 +270,7 @@ def read_index(folder: Path) -> Index | None:
 def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
     """The rows that changed since the index.json of this sha256 was written; none of a journal of another one."""
     try:
-        lines = path.read_bytes()[:MAX_INDEX].splitlines(keepends=True) if path.is_file() else []
+        lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
     except OSError:
         lines = []
     rows: dict[Key, Row] = {}
@@ -334,32 +333,27 @@ def alone_in(output: Path) -> Iterator[None]:
     The lock is on the folder itself, so that nothing is left behind; where the system has none, nothing happens. A
     folder that was made for it and stays empty is removed.
     """
-    there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
+    there = nearest_folder(output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     try:
         with _locked(output):
             yield
     finally:
-        remove_empty(output.absolute(), there.absolute())
+        remove_empty(output.absolute(), there)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     try:
-        import fcntl
-
         handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):
+    except OSError:
         yield
         return
     try:
-        with contextlib.suppress(OSError):  # a network file system that does not lock folders
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                hint = "wait for it; shards of one list each take a folder of their own, and `shadow merge` joins them"
-                raise ShadowError(f"another list is being audited into {folder}", hint) from error
+        if lock(handle) == "another's":
+            hint = "wait for it; shards of one list each take a folder of their own, and `shadow merge` joins them"
+            raise ShadowError(f"another list is being audited into {folder}", hint)
         yield
     finally:
         os.close(handle)

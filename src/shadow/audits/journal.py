@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,8 @@ import numpy as np
 
 from shadow.audits.outcome import Outcome
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, remove_empty, writing
+from shadow.files import PARTIAL, lock, remove_empty, writing
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 
@@ -151,16 +151,9 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # no such locks on Windows; two audits into one folder are the user's to avoid there
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ShadowError(
-            f"another audit is writing to {folder}", "wait for it, or choose another folder with -o"
-        ) from error
+    """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's to avoid."""
+    if lock(file.fileno()) == "another's":
+        raise ShadowError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
 
 
 def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
@@ -168,7 +161,7 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         {
             "subject": one.subject,
             "precision": one.precision,
-            "values": {name: _finite(value) for name, value in one.values.items()},
+            "values": {name: null_if_undefined(value) for name, value in one.values.items()},
             "sigma": base64.b64encode(one.sigma.astype("<f8").tobytes()).decode(),
         }
         for one in outcome.measurements
@@ -191,11 +184,6 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     kept = entry.pop("residual")
     residual = None if kept is None else np.frombuffer(base64.b64decode(kept), dtype="<f4")
     return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified), residual=residual)
-
-
-def _finite(value: float | int | None) -> float | int | None:
-    """Null instead of NaN or infinity: a number that overflowed is no number."""
-    return None if value is None or not math.isfinite(value) else value
 
 
 def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:

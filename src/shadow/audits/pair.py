@@ -30,7 +30,7 @@ from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, co
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.errors import KeptError, ShadowError
-from shadow.files import PARTIAL, remove_empty, safe_name
+from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary, summarise, with_scores
@@ -133,7 +133,7 @@ def run_pair(
     nothing of what was chosen, and else ShadowError; whatever happens, no half-written report is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
-    there = next(parent for parent in (output, *output.absolute().parents) if parent.is_dir())
+    there = nearest_folder(output)
     # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
@@ -141,7 +141,7 @@ def run_pair(
             return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        remove_empty(folder.absolute() / PARTIAL, there.absolute())
+        remove_empty(folder.absolute() / PARTIAL, there)
 
 
 def plan_pair(

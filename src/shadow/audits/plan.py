@@ -17,6 +17,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
+from shadow.files import nearest_folder
 from shadow.places.names import name_rules
 from shadow.targets.families import Pair
 from shadow.text import byte_size
@@ -339,13 +340,9 @@ class _Places:
         )
 
 
-def _there(path: Path) -> Path:
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
-
-
 def _free(path: Path) -> int:
-    return shutil.disk_usage(_there(path)).free
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
 def _device(path: Path) -> int:
-    return _there(path).stat().st_dev
+    return nearest_folder(path).stat().st_dev

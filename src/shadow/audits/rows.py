@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.journal import _finite
 from shadow.audits.outcome import Outcome
 from shadow.checkpoints.pairing import MatrixPair, Operand, Skipped
 from shadow.places.architecture import Place
 from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import _table
 from shadow.reports.provenance import Identity
@@ -90,7 +90,7 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iter
             "precision": one.precision,
             "rank_ceiling": factor.rank if one.subject == "delta" and (factor := pair.tuned.factor) else None,
             "verified": _verified(one.subject, *outcome.verified),
-            **{name: _finite(value) for name, value in one.values.items()},
+            **{name: null_if_undefined(value) for name, value in one.values.items()},
         }
 
 

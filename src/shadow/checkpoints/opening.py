@@ -23,6 +23,7 @@ from shadow.checkpoints.safetensors_files import (
 )
 from shadow.checkpoints.sources import LocalFile, Source, WholeFile, in_threads
 from shadow.errors import FileError, ShadowError, naming
+from shadow.files import read_start
 from shadow.text import several
 
 if TYPE_CHECKING:
@@ -386,10 +387,9 @@ def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, s
 def _read_json(path: Path, name: str) -> dict[str, Any]:
     hint = "fetch the file again"
     try:
-        if not path.is_file():  # opening a FIFO would wait for ever
+        raw = read_start(path, MAX_JSON + 1)
+        if raw is None:
             raise FileError(f"{name}: not a regular file", hint)
-        with path.open("rb") as file:
-            raw = file.read(MAX_JSON + 1)
         if len(raw) > MAX_JSON:
             raise FileError(f"{name}: larger than {MAX_JSON:,} bytes", hint)
         if has_too_many_values(raw):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import mmap
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import FileError
+from shadow.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,15 +64,16 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
     offsets that overlap, leave holes, or disagree with dtype and shape. An unknown dtype is no such fault.
     """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+        size = path.stat().st_size
+        file = open_regular(path)
+        if file is None:
             raise FileError(f"{shard}: not a regular file")
-        with path.open("rb") as file:
-            length = header_length(file.read(8), status.st_size, shard)
+        with file:
+            length = header_length(file.read(8), size, shard)
             raw = file.read(length)
     except OSError as error:
         raise FileError(f"{shard}: {error.strerror or error}", "is the download complete?") from error
-    return parse_header(raw, status.st_size, shard)
+    return parse_header(raw, size, shard)
 
 
 def header_length(prefix: bytes, file_size: int, shard: str) -> int:

@@ -20,6 +20,7 @@ from shadow.errors import ShadowError
 from shadow.findings.bootstrap import LEVEL
 from shadow.findings.gains import Gain, Scored, group_gain, join, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
+from shadow.reports.column_types import null_if_undefined
 
 if TYPE_CHECKING:
     from shadow.findings.matching import ComparedReport
@@ -126,7 +127,7 @@ def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -
                 label=report.label,
                 pair=f"{report.metadata['family']}:{report.metadata['pair']}",
                 base=sides[0],
-                concentration=middle if math.isfinite(middle) else None,
+                concentration=null_if_undefined(middle),
                 scored=scored or _kept(report),
                 left_out=_left_out(report.metadata, middle, before if before != report.label else None),
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shadow.errors import ShadowError
+from shadow.files import read_start
 from shadow.findings.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
 from shadow.reports.replacement import KEPT
 from shadow.text import VERY_LIKE, closest, nearest, several
@@ -500,10 +501,9 @@ def read_kept(folder: Path, metadata: Mapping[str, Any]) -> Scored:
     path = folder / KEPT
     hint = "audit again with --scores, or remove it"
     try:
-        if not path.is_file():
+        raw = read_start(path, MAX_FILE + 1)
+        if raw is None:
             return NO_SCORES
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE + 1)
         told = json.loads(raw)
         if told["schema"] != KEPT_SCHEMA:
             found = str(told["schema"])[:20]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow.errors import ShadowError
+from shadow.files import read_start
 from shadow.text import nearest, several
 
 COLUMNS = {  # of a CSV: what each says; the first three are needed
@@ -163,10 +164,9 @@ def _bytes(path: Path) -> bytes:
     if path.suffix.lower() not in (".csv", ".json"):
         raise ShadowError(f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it")
     try:
-        if not path.is_file():  # opening a FIFO would wait for ever
+        raw = read_start(path, MAX_FILE + 1)
+        if raw is None:
             raise ShadowError(f"no such file: {str(path)[:200]}", "name a CSV, a JSON or a folder of them")
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE + 1)
     except (OSError, ValueError) as error:
         raise ShadowError(f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}") from error
     if len(raw) > MAX_FILE:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -40,6 +39,7 @@ from shadow.findings.comparison import compare
 from shadow.lab.design import MAIN, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other_seed
 from shadow.lab.tasks import Mixture, Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
@@ -328,7 +328,7 @@ def _medians(folder: Path) -> dict[str, float | None]:
     inside = rows[(rows["subject"] == "delta") & rows["layer"].notna()]
     names = [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
     medians = {name: float(inside[name].astype(float).median()) for name in names}
-    return {name: value if math.isfinite(value) else None for name, value in medians.items()}
+    return {name: null_if_undefined(value) for name, value in medians.items()}
 
 
 def accuracies(base: Base, folder: Path) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from shadow.errors import ShadowError
-from shadow.files import write_beside
+from shadow.files import read_start, write_beside
 from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.text import visible
 
@@ -198,11 +198,11 @@ def check_junit(path: Path) -> None:
     try:
         if not path.exists():
             return
-        if not path.is_file():  # opening a FIFO would wait for ever
+        start = read_start(path, 5)
+        if start is None:
             raise ShadowError(f"{path} is not a regular file", hint)
-        with path.open("rb") as file:
-            if file.read(5) not in (b"", b"<?xml"):
-                raise ShadowError(f"{path} is there already, and is no XML", hint)
+        if start not in (b"", b"<?xml"):
+            raise ShadowError(f"{path} is there already, and is no XML", hint)
     except OSError as error:
         raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
 

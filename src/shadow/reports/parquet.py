@@ -11,19 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
-from shadow.files import write_beside, write_whole, writing
+from shadow.files import write_beside, writing
+from shadow.reports.column_types import STORED_TYPES
 from shadow.reports.columns import Column
 from shadow.reports.provenance import METADATA_KEY, Identity
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
-
-ARROW = {
-    "string": pa.string(),
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "bool": pa.bool_(),
-    "ints": pa.list_(pa.int64()),
-    "floats": pa.list_(pa.float32()),
-}
 
 
 def write_report(
@@ -77,16 +69,18 @@ def _is_comparison(path: Path) -> bool:
     return isinstance(found, dict) and "comparison" in found
 
 
+def arrow_type(column: Column) -> pa.DataType:
+    stored = STORED_TYPES[column.type]
+    value = pa.type_for_alias(stored.arrow)
+    return pa.list_(value) if stored.is_list else value
+
+
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
-    return pa.schema([pa.field(column.name, ARROW[column.type]) for column in columns])
+    return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
 
 
 def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
-
-
-def _write_parquet(path: Path, table: pa.Table, metadata: dict[bytes, bytes]) -> None:
-    write_whole(path, parquet_bytes(table, metadata))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:

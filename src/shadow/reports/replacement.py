@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, writing
+from shadow.files import PARTIAL, write_through, writing
 
 KEPT = "scores.json"
 READY = "ready"  # in PARTIAL: files of a report that are all written, and only have to be moved to their places
@@ -29,10 +28,7 @@ def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
     staged = folder / PARTIAL / f"{READY}.tmp"
 
     def put(name: str, content: bytes) -> None:
-        with (staged / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_through(staged / name, content)
 
     with writing(folder):
         _put_in_place(folder)

@@ -7,16 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from shadow import __version__
+from shadow.reports.column_types import STORED_TYPES
 from shadow.reports.columns import DELTA, NOTATION, SCHEMA, Column, Table
 
-ARROW = {  # the types of the files, by the types of columns
-    "string": "string",
-    "int": "int64",
-    "float": "double",
-    "bool": "bool",
-    "ints": "list<int64>",
-    "floats": "list<float>",
-}
 RULES = (
     "The schema is raised when a column changes its meaning or goes, not when one is added: readers pass over columns "
     "that they do not know, and take a column that is absent for null.",
@@ -103,7 +96,7 @@ def _table(table: Table) -> dict[str, Any]:
             {
                 **asdict(column),
                 "null": "; ".join(null_cases(column)),
-                "arrow": ARROW[column.type],
+                "arrow": STORED_TYPES[column.type].arrow_text,
                 "later": is_later(table, column),
             }
             for column in table.columns

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from shadow.errors import ShadowError
+from shadow.files import read_start
 
 # libyaml's parser, where PyYAML was built with it: the 95 shipped families take 10 ms instead of 37
 FAST: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -34,10 +35,9 @@ class NotPlainError(Exception):
 def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
     """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the format is told."""
     try:
-        if not file.is_file():  # opening a FIFO would wait for ever
+        raw = read_start(file, MAX_FILE + 1)
+        if raw is None:
             raise ShadowError(f"{file}: not a regular file" if file.exists() else f"no such file: {file}")
-        with file.open("rb") as handle:
-            raw = handle.read(MAX_FILE + 1)
     except OSError as error:
         raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
     if len(raw) > MAX_FILE:

@@ -17,8 +17,10 @@ import pyarrow as pa
 
 from shadow import __version__
 from shadow.errors import ShadowError
+from shadow.files import read_start
 from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
-from shadow.reports.columns import SCHEMA, TABLES, Column
+from shadow.reports.column_types import STORED_TYPES
+from shadow.reports.columns import SCHEMA, TABLES, Column, Type
 
 APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
 KEY = ("family", "pair", "ordinal")
@@ -42,7 +44,7 @@ def _database_columns(name: str) -> tuple[Column, ...]:
     return (family, pair, *([] if name == "reports" else [ORDINAL]), *others)
 
 
-def _statements(names: Sequence[str], types: Mapping[str, str]) -> Iterator[str]:
+def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str]:
     """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this package, quoted."""
     yield 'CREATE TABLE "about" ("name" TEXT PRIMARY KEY, "value" TEXT)'
     heads = ", ".join(f"{quoted(head)} {'INTEGER' if head == 'place' else 'TEXT'}" for head in DESCRIBED)
@@ -105,7 +107,7 @@ def _objects(names: Iterable[str]) -> set[str]:
 
 def write_sqlite(path: Path, export: Export) -> None:
     """One SQLite database: lists are JSON text, booleans 0 and 1."""
-    types = {"string": "TEXT", "int": "INTEGER", "float": "REAL", "bool": "INTEGER", "ints": "TEXT", "floats": "TEXT"}
+    types = {name: stored.sqlite for name, stored in STORED_TYPES.items()}
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:
             # the file is thrown away when this does not end well: no journal beside it
@@ -115,9 +117,7 @@ def write_sqlite(path: Path, export: Export) -> None:
             base.execute("BEGIN")
             for statement in _statements(export.names, types):
                 base.execute(statement)
-            about, columns = _facts(export.names)
-            base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
-            base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+            _insert_facts(base, export.names)
             for part in export.parts:
                 for name in export.names:
                     insert = f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"  # noqa: S608
@@ -127,6 +127,13 @@ def write_sqlite(path: Path, export: Export) -> None:
             base.execute("COMMIT")
     except sqlite3.Error as error:
         raise ShadowError(f"cannot write the SQLite file: {error}", HINT) from error
+
+
+def _insert_facts(base: Any, names: Sequence[str]) -> None:
+    """Fill the tables that say what the database is."""
+    about, columns = _facts(names)
+    base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
+    base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
 
 
 def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
@@ -143,11 +150,8 @@ def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
 
 def is_our_sqlite(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
-    if not path.is_file():  # opening a FIFO would wait for ever
-        return False
     try:
-        with path.open("rb") as file:
-            head = file.read(100)
+        head = read_start(path, 100) or b""
         if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
             return False
         with contextlib.closing(sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)) as base:
@@ -178,16 +182,13 @@ DUCKDB_CONFIG = {"autoinstall_known_extensions": "false", "autoload_known_extens
 def write_duckdb(path: Path, export: Export) -> None:
     """One DuckDB database, in the format of files that every version since 1.0 reads."""
     duckdb = _duckdb()
-    types = {"string": "VARCHAR", "int": "BIGINT", "float": "DOUBLE", "bool": "BOOLEAN", "ints": "BIGINT[]",
-             "floats": "FLOAT[]"}  # fmt: skip
+    types = {name: stored.duckdb for name, stored in STORED_TYPES.items()}
     config = {**DUCKDB_CONFIG, "storage_compatibility_version": "v1.0.0"}
     try:
         with duckdb.connect(str(path), config=config) as base:
             for statement in (*_statements(export.names, types), *_comments(export.names)):
                 base.execute(statement)
-            about, columns = _facts(export.names)
-            base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
-            base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+            _insert_facts(base, export.names)
             for part in export.parts:
                 for name in export.names:
                     base.register("part_of_export", _with_ordinal(name, part.tables[name]))
@@ -212,12 +213,9 @@ def _comments(names: Sequence[str]) -> Iterator[str]:
 
 def is_our_duckdb(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
-    if not path.is_file():  # opening a FIFO would wait for ever
-        return False
     try:
-        with path.open("rb") as file:
-            if file.read(12)[8:] != b"DUCK":
-                return False
+        if (read_start(path, 12) or b"")[8:] != b"DUCK":
+            return False
     except OSError:
         return False
     duckdb = _duckdb()

@@ -23,8 +23,9 @@ import yaml
 
 from shadow import __version__
 from shadow.errors import ShadowError
+from shadow.reports.column_types import STORED_TYPES
 from shadow.reports.columns import SCHEMA, TABLES, Column
-from shadow.reports.parquet import ARROW
+from shadow.reports.parquet import arrow_type
 from shadow.reports.provenance import METADATA_KEY
 from shadow.reports.schema import null_cases, schema_json
 from shadow.text import several, visible
@@ -63,7 +64,7 @@ def fields(columns: Iterable[Column]) -> list[pa.Field]:
     """Arrow fields that carry what is known of each column."""
     return [
         pa.field(
-            column.name, ARROW[column.type], metadata={key: text for key, text in described(column).items() if text}
+            column.name, arrow_type(column), metadata={key: text for key, text in described(column).items() if text}
         )
         for column in columns
     ]
@@ -161,7 +162,6 @@ def json_text(value: Any) -> str:
 
 def _resource(name: str) -> dict[str, Any]:
     """A table as Data Package v1 describes it."""
-    types = {"int": "integer", "float": "number", "bool": "boolean", "ints": "array", "floats": "array"}
     return {
         "profile": "tabular-data-resource",
         "name": name,
@@ -173,7 +173,7 @@ def _resource(name: str) -> dict[str, Any]:
             "fields": [
                 {
                     "name": column.name,
-                    "type": types.get(column.type, "string"),
+                    "type": STORED_TYPES[column.type].json,
                     "description": described_shortly(column),
                 }
                 for column in TABLES[name].exported

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadow.errors import ShadowError, UsageError
-from shadow.files import placing
+from shadow.files import placing, read_start
 from shadow.outputs.figures.depth import draw_depth
 from shadow.outputs.figures.heatmap import draw_heatmap
 from shadow.outputs.figures.modules import draw_modules
@@ -56,7 +56,8 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
 
 def is_our_figure(path: Path) -> bool:
     """Was the file drawn by this command?"""
-    return path.is_file() and path.stat().st_size < LARGEST and MARK.encode() in path.read_bytes()
+    content = read_start(path, LARGEST) or b""
+    return len(content) < LARGEST and MARK.encode() in content
 
 
 def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:

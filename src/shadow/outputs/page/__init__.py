@@ -19,14 +19,14 @@ from shadow import __version__
 from shadow.audits.index import read_index, report_folder
 from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, write_beside, writing
+from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
 from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.reference import runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
-from shadow.outputs.terminal.skipped import REASONS
+from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 
 GENERATOR = '<meta name="generator" content="shadow '  # how a page of ours is known
@@ -108,7 +108,7 @@ def page_bytes(
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
-        reasons=REASONS,
+        reasons={name: reason.text for name, reason in REASONS.items()},
         regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,
         version=__version__,
@@ -152,10 +152,7 @@ def _refuse_foreign(output: Path) -> None:
     try:
         if not output.exists():
             return
-        ours = output.is_file()  # opening a FIFO would wait for ever
-        if ours:
-            with output.open("rb") as file:
-                ours = GENERATOR.encode() in file.read(TOP)
+        ours = GENERATOR.encode() in (read_start(output, TOP) or b"")
     except OSError as error:
         raise ShadowError(f"{output}: {error.strerror}", "choose another file with -o") from error
     if not ours:

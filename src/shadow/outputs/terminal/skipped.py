@@ -11,22 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from shadow.outputs.terminal.typeset import WIDE
+from shadow.reasons import meaning
 from shadow.text import visible
-
-REASONS = {
-    "only_in_base": "no partner in the tuned model",
-    "only_in_tuned": "no partner in the base model",
-    "tied": "a head tied to its embedding, measured there",
-    "shape_differs": "shapes differ",
-    "not_a_matrix": "vectors: only their relative norm is taken",
-    "not_float": "integers",
-    "quantized": "packed or scaled weights",
-    "unknown_dtype": "a dtype this version does not know",
-    "nonfinite": "NaN or infinite entries",
-    "filtered": "left out: not asked for, or of a component that has another base",
-    "adapter": "parts of an adapter that are not applied",
-    "unreadable": "announced by the index, found in no shard",
-}
 
 
 def skipped_table(rows: Iterable[Mapping[str, Any]], width: int) -> RenderableType:
@@ -40,10 +26,9 @@ def skipped_table(rows: Iterable[Mapping[str, Any]], width: int) -> RenderableTy
     table.add_column("n", justify="right", no_wrap=True)
     table.add_column("what", ratio=1)
     for row in rows:
-        meaning = REASONS.get(row["reason"], row["reason"])
         examples = ", ".join(visible(name) for name in row["examples"][: 2 if width >= WIDE else 1])
         detail = f" ({visible(row['detail'])})" if row["detail"] and row["reason"] != "filtered" else ""
-        text = Text(meaning + detail)
+        text = Text(meaning(row["reason"]) + detail)
         text.append(f" e.g. {examples}", "dim")
         table.add_row(row["reason"], f"{row['base']} + {row['tuned']}", text)
     return table

@@ -1,0 +1,57 @@
+"""Opening, locking and finding what lies on the disk: never waits, never takes what another has."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from shadow.audits.index import alone_in
+from shadow.audits.journal import alone_at
+from shadow.errors import ShadowError
+from shadow.files import lock, nearest_folder, read_start
+
+
+def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
+    """Of a file the first bytes, all of them where it is shorter; a FIFO, a folder and nothing give None at once."""
+    (tmp_path / "file").write_bytes(b"12345")
+    os.mkfifo(tmp_path / "fifo")
+    assert read_start(tmp_path / "file", 3) == b"123"
+    assert read_start(tmp_path / "file", 9) == b"12345"
+    assert [read_start(tmp_path / name, 3) for name in ("fifo", "nothing", ".")] == [None] * 3
+
+
+def test_the_nearest_folder_is_the_first_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also above a file, from a relative path, and of a name that no file system takes."""
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "one/two", "file/one", "x" * 1000):
+        assert nearest_folder(Path(path)) == tmp_path
+
+
+def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
+    """A second handle of the same folder is refused at once, and gets the lock when the first is closed."""
+    first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
+    assert lock(first) == "ours"
+    assert lock(second) == "another's"
+    os.close(first)
+    assert lock(second) == "ours"
+    os.close(second)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alone", [alone_in, alone_at])
+def test_where_there_are_no_locks_work_goes_on(alone, tmp_path, monkeypatch) -> None:
+    """A network file system may have none: ENOLCK says nothing of another audit. A second one is refused elsewhere."""
+    with alone(tmp_path), pytest.raises(ShadowError, match="another"), alone(tmp_path):
+        pass
+
+    def flock(file: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone(tmp_path), alone(tmp_path):
+        pass
