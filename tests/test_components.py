@@ -166,10 +166,11 @@ def test_the_longest_names_and_figures_are_not_cut(width):
     }  # fmt: skip
     rules = name_rules()
     rows = [{**figures, "component": one, "module": module} for one in rules.components for module in rules.modules]
+    typed = [SimpleNamespace(**row) for row in rows]
     apart = SimpleNamespace(first="A", second="B", modules=[{**row, "stable_rank": -6.0} for row in rows])
     texts = {
-        "component": drawn(component_table(rows[:: len(rules.modules)], width), width),
-        "module": drawn(module_table(rows, width), width),
+        "component": drawn(component_table(typed[:: len(rules.modules)], width), width),
+        "module": drawn(module_table(typed, width), width),
         "apart": drawn(modules_apart(apart, width), width),
         "plan": drawn(plan_modules(rows), width),
     }

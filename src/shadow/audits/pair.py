@@ -93,7 +93,7 @@ class AuditResult:
     @property
     def should_not_have_skipped(self) -> list[str]:
         """Reasons that `--strict` objects to."""
-        return [row["reason"] for row in self.summary.skipped if row["reason"] in STRICT]
+        return [row.reason for row in self.summary.skipped if row.reason in STRICT]
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,8 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 def _judged(summary: Summary) -> dict[str, Any]:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
-    return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
+    told = summary.as_json()
+    return {key: told[key] for key in ("label", "label_reason", "gates", "claims")}
 
 
 def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
@@ -274,7 +275,7 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
     sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
     plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
     if lacking := absent(folder):
-        plain = replace(plain, warnings=[*plain.warnings, absent_note(lacking)])
+        plain = plain.with_warning("older_report", absent_note(lacking))
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
