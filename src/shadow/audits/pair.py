@@ -23,7 +23,7 @@ from shadow import __version__
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine import room, uncollected
-from shadow.audits.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
+from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.audits.rows import report_tables
 from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
@@ -144,8 +144,8 @@ def run_pair(
 
 def plan_pair(
     pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """What `run_pair` would do and take, from headers alone: see `plan.describe`, and memory, workers and seconds.
+) -> PairPlan:
+    """What `run_pair` would do and take, from headers alone.
 
     Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
     """
@@ -164,16 +164,16 @@ def plan_pair(
         machine = room()
         workers = jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
-        return {
-            **describe(pair, sides, plan, lined.pairs, lined.skipped),
-            "jobs": workers,
-            "cores": machine.cores,
-            "cores_by": machine.cores_by,
-            "memory_free": machine.memory,
-            "memory_by": machine.memory_by,
-            "memory": PROCESS + workers * worker_memory(lined.pairs),
-            "seconds": round(seconds, 1),
-        }
+        needs = Needs(
+            jobs=workers,
+            cores=machine.cores,
+            cores_by=machine.cores_by,
+            memory_free=machine.memory,
+            memory_by=machine.memory_by,
+            memory=PROCESS + workers * worker_memory(lined.pairs),
+            seconds=round(seconds, 1),
+        )
+        return describe(pair, sides, plan, lined.pairs, lined.skipped, needs)
 
 
 def _refuse_pickles(found: Checkpoint | Located) -> None:
@@ -243,7 +243,10 @@ def _run(
         kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
         write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()), kept)
     except BaseException:
-        journal.remove() if journal.is_empty else journal.close()
+        if journal.is_empty:
+            journal.remove()
+        else:
+            journal.close()
         raise
     journal.remove()
     return AuditResult(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
