@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.findings.gains import Gain, Scored, kept_bytes
-from shadow.findings.summary import SHAPE, summarise
-from shadow.findings.summary_file import fits, summary_bytes
+from shadow.findings.summary import summarise, summary_from_json
+from shadow.findings.summary_file import summary_bytes
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.replacement import KEPT
@@ -222,8 +222,9 @@ def write_family(
     for name, table in tables.items():
         if name != "spectra" or spectra:
             pq.write_table(table, folder / f"{name}.parquet", compression="zstd")
-    summary = summarise(tables, told).as_json()
-    assert fits({key: value for key, value in json.loads(json.dumps(summary)).items() if key in SHAPE}, SHAPE)
+    made = summarise(tables, told)
+    summary = made.as_json()
+    assert summary_from_json(json.loads(json.dumps(summary))) == made
     (folder / "summary.json").write_bytes(summary_bytes(summary))
     if scores:
         scored = Scored((("scores.csv", "0" * 64),), tuple(scores), ())

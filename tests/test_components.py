@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from shadow.audits.pair import Settings, run_pair
+from shadow.audits.plan import PlannedModule
 from shadow.checkpoints.pairing import Filter
 from shadow.outputs.terminal.comparison import modules_apart
 from shadow.outputs.terminal.plan import plan_modules
@@ -166,12 +167,16 @@ def test_the_longest_names_and_figures_are_not_cut(width):
     }  # fmt: skip
     rules = name_rules()
     rows = [{**figures, "component": one, "module": module} for one in rules.components for module in rules.modules]
+    typed = [SimpleNamespace(**row) for row in rows]
+    planned = [
+        PlannedModule(row["component"], row["module"], row["matrices"], [0, 127], row["shapes"], 0) for row in rows
+    ]
     apart = SimpleNamespace(first="A", second="B", modules=[{**row, "stable_rank": -6.0} for row in rows])
     texts = {
-        "component": drawn(component_table(rows[:: len(rules.modules)], width), width),
-        "module": drawn(module_table(rows, width), width),
+        "component": drawn(component_table(typed[:: len(rules.modules)], width), width),
+        "module": drawn(module_table(typed, width), width),
         "apart": drawn(modules_apart(apart, width), width),
-        "plan": drawn(plan_modules(rows), width),
+        "plan": drawn(plan_modules(planned), width),
     }
     for name, text in texts.items():
         assert "…" not in text, (name, text[:400])

@@ -133,9 +133,9 @@ def test_the_mark_beside_depth_is_the_summary(run):
     (row,) = source.summary.components
     (bars,) = bottom.containers
     (line,), _, (segments,) = bars.lines[0:1], bars.lines[1], bars.lines[2]
-    assert line.get_ydata()[0] == row["concentration"]
+    assert line.get_ydata()[0] == row.concentration
     low, high = segments.get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx(row["intervals"]["concentration"])
+    assert (low, high) == pytest.approx(row.intervals["concentration"])
     assert "95 % intervals over layers" in texts(drawn("depth", [run]))
 
 
@@ -212,13 +212,13 @@ def test_modules_show_every_matrix_and_the_intervals_of_the_summary(run):
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["embed (1)", "attn.q (6)", "attn.o (6)", "mlp.gate (6)", "mlp.up (6)"]
     ticks = [line.get_xdata() for line in axes.lines if line.get_alpha() == 0.45]
-    by_module = {row["module"]: row for row in read_source(run, None).summary.modules}
+    by_module = {row.module: row for row in read_source(run, None).summary.modules}
     for place_, module in enumerate(["embed", *MODULES]):
         values = [row["concentration"] for row in deltas(run) if row["module"] == module]
         assert sorted(ticks[place_]) == pytest.approx(sorted(values))
         bars = axes.containers[place_]
         assert bars.lines[0].get_xdata()[0] == pytest.approx(statistics.median(values))
-        bounds = by_module[module]["intervals"].get("concentration")
+        bounds = by_module[module].intervals.get("concentration")
         if bounds:
             assert tuple(bars.lines[2][0].get_segments()[0][:, 0]) == pytest.approx(bounds)
         else:

@@ -324,7 +324,7 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
     assert said[1:] == ["the label is renewed: --optimizer not told, now adamw"]
     assert files(folder)["summary.json"] == files(fresh.folder)["summary.json"]
     assert done.summary == fresh.summary
-    assert done.summary.reference["optimizer"] == "adamw"
+    assert done.summary.reference.optimizer == "adamw"
     assert all(pq.read_table(folder / name).equals(table) for name, table in before.items())
     apart = ("started", "seconds")
     found, wanted = (
@@ -379,7 +379,7 @@ def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, mo
         run_pair(pair, replace(EVERYTHING, optimizer="adamw"), tmp_path / "out")
     monkeypatch.setattr(os, "replace", move)
     summary, metadata = read_summary(folder)
-    assert metadata["settings"]["optimizer"] == summary.reference["optimizer"] == "adamw"
+    assert metadata["settings"]["optimizer"] == summary.reference.optimizer == "adamw"
     assert stored_metadata(folder) == metadata
     assert json.loads((folder / "summary.json").read_text())["label"] == metadata["label"] == summary.label
 
@@ -508,8 +508,8 @@ def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
         models.write(tmp_path / name, {**whole, "model.layers.1.input_layernorm.weight": torch.ones(8)})
     ends = (parse_reference(str(tmp_path / name)) for name in ("base", "tuned"))
     summary = run_pair(given_pair(*ends), replace(EVERYTHING, chosen=Filter(layers=(1,))), tmp_path / "out").summary
-    changed = next(gate for gate in summary.gates if gate["name"] == "changed")
-    assert (changed["figure"], changed["passed"], changed["reason"]) == (None, False, "no matrix was compared")
+    changed = next(gate for gate in summary.gates if gate.name == "changed")
+    assert (changed.figure, changed.passed, changed.reason) == (None, False, "no matrix was compared")
     assert summary.label == "not assessable"
     assert summary.label_reason.startswith("no matrix was compared")
-    assert (summary.claims["measured"], summary.claims["consistent_with"]) == ([], [])
+    assert (summary.claims.measured, summary.claims.consistent_with) == ([], [])

@@ -182,13 +182,13 @@ def test_the_words_of_a_label_are_five(audited):
     words = set(get_args(Label))
     assert words == {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
     done = audited("int8").summary
-    assert done.claims["consistent_with"][0].startswith("rounding")
+    assert done.claims.consistent_with[0].startswith("rounding")
     assert abs(done.figures["concentration"]) < 0.01
     assert done.figures["spiked"] == 0
     fine = audited("fine-tune").summary
-    assert fine.claims["consistent_with"][0].startswith("training that moved the weights along few directions")
-    assert [row["name"] for row in fine.evidence][:2] == ["concentration", "participation_share"]
-    assert all(row["says"] for row in fine.evidence)
+    assert fine.claims.consistent_with[0].startswith("training that moved the weights along few directions")
+    assert [row.name for row in fine.evidence][:2] == ["concentration", "participation_share"]
+    assert all(row.says for row in fine.evidence)
 
 
 def test_files_of_two_audits_are_not_one_report(audited, tmp_path):

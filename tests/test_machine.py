@@ -7,6 +7,7 @@ import os
 import pytest
 
 from shadow.audits.machine import Room, room
+from shadow.audits.plan import PairPlan, PlannedSide
 from shadow.outputs.terminal.plan import plan_view
 
 GIB = 1 << 30
@@ -163,13 +164,13 @@ def test_plan_shows_what_limits_it():
     """The cores, the free memory, and what limits them where that is not the machine."""
     from rich.console import Console
 
-    plan = {
-        "family": "f", "pair": "p", "config_differs": {}, "modules": [], "skipped": [], "matrices": 1, "vectors": 0,
-        "bytes_to_move": 0, "shards_in_ranges": 0, "shards_to_fetch": 0, "jobs": 1, "memory": 5, "seconds": 0.1,
-        "base": {"commit": None, "access": None, "shards": 1, "bytes": 1, "repo": "r", "dtypes": []},
-        "tuned": {"commit": None, "access": None, "shards": 1, "bytes": 1, "repo": "r", "dtypes": []},
-        "cores": 1, "cores_by": "the control group /a", "memory_free": 2_000_000_000, "memory_by": "the machine",
-    }  # fmt: skip
+    side = PlannedSide("r", commit=None, access=None, shards=1, bytes=1, dtypes=[], parameters=0)
+    plan = PairPlan(
+        family="f", pair="p", base=side, tuned=side, config_differs={}, modules=[], skipped=[], matrices=1, vectors=0,
+        bytes_to_move=0, shards_in_ranges=0, shards_to_fetch=0, frees=False, disk_peak=0, disk_free=0, problem=None,
+        jobs=1, memory=5, seconds=0.1, cores=1, cores_by="the control group /a", memory_free=2_000_000_000,
+        memory_by="the machine",
+    )  # fmt: skip
     console = Console(width=200)
     with console.capture() as shown:
         console.print(plan_view(plan, 200))

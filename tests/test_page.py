@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs
 
 from shadow.audits.index import Index, Row
 from shadow.errors import ShadowError
+from shadow.findings.reference import NearTraining, Position
 from shadow.findings.summary import read_summary
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.cells import columns_of, metric_texts
@@ -474,6 +475,11 @@ def test_json_inside_a_script_element_cannot_end_it(value):
     assert json.loads(text) == json.loads(script_json(json.loads(text)))
 
 
+def held(short_side, optimizer=None, nearest=()):
+    """A pair's place among known trainings of a size, with an optimiser or any."""
+    return Position(short_side, optimizer, narrow=2, broad=1, narrow_below=0.5, broad_below=1.0, nearest=list(nearest))
+
+
 def test_known_trainings_are_those_that_a_pair_is_held_against():
     """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that is like none."""
     table = [
@@ -488,25 +494,18 @@ def test_known_trainings_are_those_that_a_pair_is_held_against():
         )
     ]
     assert reference_distributions(None, table) == {}
-    assert reference_distributions({"short_side": 128, "optimizer": "adamw"}, table) == {
+    assert reference_distributions(held(128, "adamw"), table) == {
         "narrow trainings": [0.44],
         "broad trainings": [0.29],
     }
-    assert reference_distributions({"short_side": 128, "optimizer": None}, table)["broad trainings"] == [0.29, 0.01]
-    assert reference_distributions({"short_side": 896, "optimizer": None}, table) == {"narrow trainings": [0.5]}
+    assert reference_distributions(held(128), table)["broad trainings"] == [0.29, 0.01]
+    assert reference_distributions(held(896), table) == {"narrow trainings": [0.5]}
 
 
 def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     """A pair that has a place among them: their medians in the data of its charts, its place in the text."""
-    place = {
-        "short_side": 128,
-        "optimizer": None,
-        "narrow": 2,
-        "broad": 1,
-        "narrow_below": 0.5,
-        "broad_below": 1.0,
-        "nearest": [{"regime": "B", "treatment": "<b>usual</b>", "base": "one", "seed": 3, "concentration": 0.41}],
-    }
+    nearest = NearTraining(regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41)
+    place = held(128, nearest=[nearest])
     table = [
         {"short_side": 128, "optimizer": "adamw", "data": "narrow", "concentration": value} for value in (0.41, 0.5)
     ]
@@ -526,7 +525,7 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
 def test_figures_that_are_null_have_no_interval(small, monkeypatch):
     """The summary of a figure without a value, such as the concentration of two-row matrices, has no interval."""
     summary, provenance = read_summary(small)
-    modules = [{**row, "concentration": None, "intervals": {}} for row in summary.modules]
+    modules = [dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules]
     without = dataclasses.replace(
         summary, figures={**summary.figures, "concentration": None}, intervals={}, modules=modules
     )

@@ -72,7 +72,7 @@ def audited(tmp_path, base, tuned, config, jobs=None, chosen=None):
 
 
 def gate(result, name):
-    return next(gate for gate in result.summary.gates if gate["name"] == name)
+    return next(gate for gate in result.summary.gates if gate.name == name)
 
 
 def paired_with_itself(shapes, config):
@@ -158,7 +158,7 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     total = sum(tensor.numel() for tensor in base.values())
     assert gate(result, "paired")["figure"] == pytest.approx(1 - lost / total)
     assert "100.0 %" not in gate(result, "paired")["reason"]
-    (told,) = (row for row in result.summary.skipped if row["reason"] == "nonfinite")
+    (told,) = (row for row in result.summary.skipped if row.reason == "nonfinite")
     assert told["examples"] == [name]
     assert result.should_not_have_skipped == ["nonfinite"]
     deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")

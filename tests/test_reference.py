@@ -118,7 +118,7 @@ def test_a_position_is_counted() -> None:
     table.append({**table[0], "short_side": 128, "concentration": 0.561})
     found = position(0.56, Trainings(64, "adamw", 2, 3, BOUNDS), table)
     assert (found.narrow_below, found.broad_below) == (0.5, pytest.approx(2 / 3, abs=1e-4))
-    assert [one["concentration"] for one in found.nearest] == [0.6, 0.5, 0.7]
+    assert [one.concentration for one in found.nearest] == [0.6, 0.5, 0.7]
 
 
 def test_the_label_goes_gates_noise_reference() -> None:

@@ -219,3 +219,4 @@ def test_renumbered_experts_are_warned_of(tmp_path):
         warnings = json.loads(path.read_text())["warnings"]
         assert ("warning: " in done.out) == bool(warnings) == (name == "renumbered")
     assert warnings[0].startswith("4 expert matrices in 2 layers")
+    assert json.loads(path.read_text())["warning_codes"] == ["experts_renumbered"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import families
 import pyarrow.compute as pc
@@ -16,8 +18,9 @@ from shadow.audits.pair import Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.findings import summary as summary_module
 from shadow.findings import summary_file
-from shadow.findings.summary import SHAPE, Summary, read_summary
-from shadow.findings.summary_file import SCORED, believed, fits
+from shadow.findings.summary import read_summary, summary_from_json
+from shadow.findings.summary_file import believed
+from shadow.findings.summary_rows import read_as
 from shadow.reports.provenance import METADATA_KEY, required_metadata
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
@@ -73,12 +76,24 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
     assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
 
 
-def test_its_shape_is_that_of_a_summary(report):
-    """Every field but the scores, and of rows every key: what is added to one must be added to the other."""
-    told = believed(report, required_metadata(report))
-    assert told is not None
-    assert SHAPE.keys() == told.keys() == {field.name for field in fields(Summary)} - set(SCORED)
-    assert fits(told, SHAPE)
+def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
+    """Of the summary itself, of its figures, of a side and of a row of every list: the fields say which there are."""
+    sealed = believed(report, required_metadata(report))
+    lists = ("components", "modules", "depth", "skipped", "gates", "evidence")
+    parts = {"summary": lambda told: told, "figures": lambda told: told["figures"], "base": lambda told: told["base"]}
+    parts |= {name: lambda told, name=name: told[name][0] for name in lists if sealed[name]}
+    assert {"components", "modules", "depth", "gates", "evidence"} <= parts.keys()
+    assert summary_from_json(sealed).as_json().keys() >= sealed.keys()
+    for part in parts.values():
+        for key in part(sealed):
+            told = json.loads(json.dumps(sealed))
+            del part(told)[key]
+            with pytest.raises(TypeError):
+                summary_from_json(told)
+        told = json.loads(json.dumps(sealed))
+        part(told)["more"] = 1
+        with pytest.raises(TypeError):
+            summary_from_json(told)
 
 
 TAMPERED = {
@@ -86,6 +101,7 @@ TAMPERED = {
     "the label": lambda told: told.update(label="the best"),
     "a gate": lambda told: told["gates"][0].update(passed=True, reason="it is fine"),
     "a warning": lambda told: told["warnings"].append("do not trust this"),
+    "the code of a warning": lambda told: told["warning_codes"].append("older_report"),
     "a claim": lambda told: told["claims"]["measured"].append("that it is good"),
     "one more key": lambda told: told.update(more=1),
     "all of it": lambda told: told.clear(),
@@ -191,6 +207,8 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
         lambda told: told["depth"].append({"layer": "x"}),
         lambda told: told["modules"][0].update(intervals={"concentration": [1]}),
         lambda told: told.update(warnings="text"),
+        lambda told: told.update(warnings=["one"]),
+        lambda told: told.update(warnings=["one"], warning_codes=["no_such_code"]),
         lambda told: told["figures"].pop("spiked"),
         lambda told: told.update(skipped=7),
     ):
@@ -212,8 +230,8 @@ def test_scores_are_not_sealed(report, again, tmp_path):
     assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]
     (report / families.KEPT).unlink()
     bare = read_summary(report)[0]
-    assert (bare.scores, bare.claims["not_shown"]) == ([], bare.claims["not_shown"])
-    assert summary_file.MEASURED_BY_OTHERS not in bare.claims["not_shown"]
+    assert bare.scores == []
+    assert summary_file.MEASURED_BY_OTHERS not in bare.claims.not_shown
     assert not again
 
 
@@ -239,16 +257,35 @@ def test_code_and_data_are_part_of_who_made_it(monkeypatch, tmp_path):
     assert len(makers) == 5
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """A field of every type that a summary has."""
+
+    value: float | None = None
+    count: int = 0
+    text: str | None = None
+    word: Literal["one", "two"] = "one"
+    pair: tuple[float, float] | None = None
+    texts: list[str] | None = None
+    counts: Mapping[str, int] | None = None
+
+
 @pytest.mark.parametrize(
-    ("value", "shape", "expected"),
+    ("told", "fits"),
     [
-        (1, float, True), (1.5, int, False), (True, int, False), (True, float, False), (None, (str, None), True),
-        ("x", (str, None), True), ([1, 2.0], [float, float], True), ([1], [float, float], False), ([], [str], True),
-        (["x", 1], [str], False), ({"a": 1}, {"a": int}, True), ({"a": 1, "b": 2}, {"a": int}, False),
-        ({"z": [1, 2]}, {str: [int]}, True), ({"z": "q"}, {str: [int]}, False), (float("inf"), float, False),
-        ("x", [str], False),
+        ({"value": 1}, True), ({"count": 1.5}, False), ({"count": True}, False), ({"value": True}, False),
+        ({"text": None}, True), ({"text": "x"}, True), ({"count": None}, False), ({"value": float("inf")}, False),
+        ({"word": "two"}, True), ({"word": "three"}, False), ({"word": []}, False), ({"pair": [1, 2.0]}, True),
+        ({"pair": [1]}, False), ({"texts": []}, True), ({"texts": ["x", 1]}, False), ({"texts": "x"}, False),
+        ({"counts": {"z": 1}}, True), ({"counts": {"z": "q"}}, False), ({"other": 1}, False), ([], False), (1, False),
     ],
 )  # fmt: skip
-def test_shapes(value, shape, expected):
-    """Booleans are no numbers, a number is finite, and keys are neither absent nor more than there should be."""
-    assert fits(value, shape) is expected
+def test_types_say_what_json_may_be(told, fits):
+    """Booleans are no numbers, a number is finite, and there is no key that is no field."""
+    if fits:
+        made = read_as(Kinds, told)
+        for key, value in told.items():
+            assert getattr(made, key) == (tuple(value) if key == "pair" else value)
+    else:
+        with pytest.raises(TypeError):
+            read_as(Kinds, told)

@@ -23,7 +23,7 @@ from shadow import __version__
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine import room, uncollected
-from shadow.audits.plan import Access, Plan, describe, make_plan, require_disk_for_pickles
+from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.audits.rows import report_tables
 from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
@@ -94,7 +94,7 @@ class AuditResult:
     @property
     def should_not_have_skipped(self) -> list[str]:
         """Reasons that `--strict` objects to."""
-        return [row["reason"] for row in self.summary.skipped if row["reason"] in STRICT]
+        return [row.reason for row in self.summary.skipped if row.reason in STRICT]
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,8 @@ def run_pair(
 
 def plan_pair(
     pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
-) -> dict[str, Any]:
-    """What `run_pair` would do and take, from headers alone: see `plan.describe`, and memory, workers and seconds.
+) -> PairPlan:
+    """What `run_pair` would do and take, from headers alone.
 
     Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
     """
@@ -166,16 +166,16 @@ def plan_pair(
         machine = room()
         workers = jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
-        return {
-            **describe(pair, sides, plan, lined.pairs, lined.skipped),
-            "jobs": workers,
-            "cores": machine.cores,
-            "cores_by": machine.cores_by,
-            "memory_free": machine.memory,
-            "memory_by": machine.memory_by,
-            "memory": PROCESS + workers * worker_memory(lined.pairs),
-            "seconds": round(seconds, 1),
-        }
+        needs = Needs(
+            jobs=workers,
+            cores=machine.cores,
+            cores_by=machine.cores_by,
+            memory_free=machine.memory,
+            memory_by=machine.memory_by,
+            memory=PROCESS + workers * worker_memory(lined.pairs),
+            seconds=round(seconds, 1),
+        )
+        return describe(pair, sides, plan, lined.pairs, lined.skipped, needs)
 
 
 def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
@@ -259,7 +259,10 @@ def _run(
         kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
         write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()), kept)
     except BaseException:
-        journal.remove() if journal.is_empty else journal.close()
+        if journal.is_empty:
+            journal.remove()
+        else:
+            journal.close()
         raise
     journal.remove()
     return AuditResult(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
@@ -275,7 +278,8 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 def _judged(summary: Summary) -> dict[str, Any]:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
-    return {key: getattr(summary, key) for key in ("label", "label_reason", "gates", "claims")}
+    told = summary.as_json()
+    return {key: told[key] for key in ("label", "label_reason", "gates", "claims")}
 
 
 def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
@@ -290,7 +294,7 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
     sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
     plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
     if lacking := absent(folder):
-        plain = replace(plain, warnings=[*plain.warnings, absent_note(lacking)])
+        plain = plain.with_warning("older_report", absent_note(lacking))
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.files import nearest_folder
+from shadow.findings.summary_rows import SkippedRow
 from shadow.places.names import name_rules
 from shadow.targets.families import Pair
 from shadow.text import byte_size
@@ -65,6 +66,63 @@ class Plan:
             raise ShadowError(self.problem, DISK_HINT)
 
 
+@dataclass(frozen=True)
+class PlannedSide:
+    """One checkpoint of a pair that is to be audited."""
+
+    repo: str  # its name on the Hub, or its folder
+    commit: str | None  # None for a folder
+    access: str | None  # whether the Hub asks for an account or a licence; None where it does not
+    shards: int
+    bytes: int  # of its tensors
+    dtypes: list[str]  # of its tensors, each once
+    parameters: int  # that are floats
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """The matrices of one module of a component that are to be measured."""
+
+    component: str
+    module: str
+    matrices: int
+    layers: list[int] | None  # the first and the last; None outside the layers
+    shapes: list[list[int]]  # rows and columns, the most frequent first
+    without_base: int  # matrices that have no partner
+
+
+@dataclass(frozen=True)
+class PairPlan:
+    """What an audit of a pair would measure and take; `shadow plan --format json` prints it."""
+
+    family: str
+    pair: str
+    base: PlannedSide
+    tuned: PlannedSide
+    config_differs: Mapping[str, list[str]]  # by key of config.json: what base and tuned say
+    matrices: int
+    vectors: int
+    modules: list[PlannedModule]
+    skipped: list[SkippedRow]
+    shards_to_fetch: int
+    shards_in_ranges: int  # of these, as byte ranges, which no checksum covers
+    bytes_to_move: int
+    frees: bool  # are fetched shards removed at their last use?
+    disk_peak: int  # bytes of fetched shards at any time, at most
+    disk_free: int  # bytes
+    problem: str | None  # why the disk does not suffice
+    jobs: int  # workers
+    cores: int
+    cores_by: str  # what limits them
+    memory_free: int  # bytes
+    memory_by: str  # what limits it
+    memory: int  # bytes that the audit takes
+    seconds: float  # of computing on this machine
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 @uncollected()
 def make_plan(
     base: Checkpoint,
@@ -103,47 +161,68 @@ def make_plan(
     return Plan(base, tuned, chosen, to_move, frees and bool(whole), peak, report, places.free(), problem)
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What the work takes of this machine, and what there is."""
+
+    jobs: int  # workers
+    cores: int
+    cores_by: str  # what limits them
+    memory_free: int  # bytes
+    memory_by: str  # what limits it
+    memory: int  # bytes that the audit takes
+    seconds: float  # of computing
+
+
 def describe(
     pair: Pair,
     sides: Mapping[Side, Found],
     plan: Plan,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
-) -> dict[str, Any]:
-    """What `shadow plan` shows, but for what depends on the machine."""
+    needs: Needs,
+) -> PairPlan:
+    """What `shadow plan` shows."""
     matrices = [one for one in pairs if one.is_matrix]
     sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
-    return {
-        "family": pair.family,
-        "pair": pair.name,
-        "base": _side(sides["base"], plan.base),
-        "tuned": _side(sides["tuned"], plan.tuned),
-        "config_differs": config_differences(plan.base.config, plan.tuned.config),
-        "matrices": len(matrices),
-        "vectors": len(pairs) - len(matrices),
-        "modules": _modules(matrices),
-        "skipped": _reasons(skipped),
-        "shards_to_fetch": len(sources),
-        "shards_in_ranges": sum(isinstance(source, ByteRanges) for source in sources),
-        "bytes_to_move": plan.to_move,
-        "frees": plan.frees,
-        "disk_peak": plan.peak,
-        "disk_free": plan.free,
-        "problem": plan.problem,
-    }
+    return PairPlan(
+        family=pair.family,
+        pair=pair.name,
+        base=_side(sides["base"], plan.base),
+        tuned=_side(sides["tuned"], plan.tuned),
+        config_differs=config_differences(plan.base.config, plan.tuned.config),
+        matrices=len(matrices),
+        vectors=len(pairs) - len(matrices),
+        modules=_modules(matrices),
+        skipped=_reasons(skipped),
+        shards_to_fetch=len(sources),
+        shards_in_ranges=sum(isinstance(source, ByteRanges) for source in sources),
+        bytes_to_move=plan.to_move,
+        frees=plan.frees,
+        disk_peak=plan.peak,
+        disk_free=plan.free,
+        problem=plan.problem,
+        jobs=needs.jobs,
+        cores=needs.cores,
+        cores_by=needs.cores_by,
+        memory_free=needs.memory_free,
+        memory_by=needs.memory_by,
+        memory=needs.memory,
+        seconds=needs.seconds,
+    )
 
 
-def _side(found: Found, checkpoint: Checkpoint) -> dict[str, Any]:
+def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
     infos = [info for info in checkpoint.tensors.values() if not info.problem]
-    return {
-        "repo": checkpoint.reference,
-        "commit": checkpoint.commit,
-        "access": None if isinstance(found, Checkpoint) else found.access,
-        "shards": len(checkpoint.sources),
-        "bytes": sum(info.end - info.start for info in infos),
-        "dtypes": sorted({info.dtype for info in infos}),
-        "parameters": sum(info.parameters for info in infos if info.dtype in FLOATS),
-    }
+    return PlannedSide(
+        repo=checkpoint.reference,
+        commit=checkpoint.commit,
+        access=None if isinstance(found, Checkpoint) else found.access,
+        shards=len(checkpoint.sources),
+        bytes=sum(info.end - info.start for info in infos),
+        dtypes=sorted({info.dtype for info in infos}),
+        parameters=sum(info.parameters for info in infos if info.dtype in FLOATS),
+    )
 
 
 TELLING = (
@@ -168,7 +247,7 @@ def config_differences(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> dic
     }
 
 
-def _modules(matrices: Sequence[MatrixPair]) -> list[dict[str, Any]]:
+def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
     """By component and module: how many matrices, in which layers, of which shapes."""
     rules, groups = name_rules(), defaultdict[tuple[str, str], list[MatrixPair]](list)
     for pair in matrices:
@@ -180,31 +259,32 @@ def _modules(matrices: Sequence[MatrixPair]) -> list[dict[str, Any]]:
         layers = [pair.place.layer for pair in group if pair.place.layer is not None]
         shapes = Counter((pair.rows, pair.cols) for pair in group)
         rows.append(
-            {
-                "component": component,
-                "module": module,
-                "matrices": len(group),
-                "layers": [min(layers), max(layers)] if layers else None,
-                "shapes": [list(shape) for shape, _ in shapes.most_common()],
-                "without_base": sum(pair.base is None for pair in group),
-            }
+            PlannedModule(
+                component=component,
+                module=module,
+                matrices=len(group),
+                layers=[min(layers), max(layers)] if layers else None,
+                shapes=[list(shape) for shape, _ in shapes.most_common()],
+                without_base=sum(pair.base is None for pair in group),
+            )
         )
     return rows
 
 
-def _reasons(skipped: Sequence[Skipped]) -> list[dict[str, Any]]:
+def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
     """Counts by reason, with a few names and the first detail: as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
     for one in skipped:
         groups[one.reason or one.status].append(one)
     return [
-        {
-            "reason": reason,
-            "tensors": len(group),
-            **{side: sum(one.side == side for one in group) for side in ("base", "tuned")},
-            "examples": list(dict.fromkeys(one.info.name for one in group))[:EXAMPLES],
-            "detail": next((one.detail for one in group if one.detail), None),
-        }
+        SkippedRow(
+            reason=reason,
+            tensors=len(group),
+            base=sum(one.side == "base" for one in group),
+            tuned=sum(one.side == "tuned" for one in group),
+            examples=list(dict.fromkeys(one.info.name for one in group))[:EXAMPLES],
+            detail=next((one.detail for one in group if one.detail), None),
+        )
         for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
 

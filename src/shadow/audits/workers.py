@@ -182,7 +182,7 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
 
 
 def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method) -> Outcome:
-    space: Workspace = _LOCAL.__dict__.setdefault("space", Workspace())
+    space = _own_workspace()
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
@@ -191,7 +191,8 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
             return Outcome(pair.key, "skipped", "nonfinite", "in the tuned tensor")
         alone = measure_alone(only, stored, largest, method, space)
         return Outcome(pair.key, "measured", "only_in_tuned", pair.detail, measurements=(alone,))
-    base_matrix, matrix, detail = *_views(pair, pair.base, base, tuned), pair.detail or None
+    base_matrix, matrix = _views(pair, pair.base, base, tuned)
+    detail = pair.detail or None
     formats = pair.base.info.dtype, stored
     if isinstance(matrix, Updated):
         formats = pair.base.info.dtype, "F64"  # nothing of the sum is rounded to what is stored
@@ -214,6 +215,14 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
     direction, norm = direction_of(pair.place.module), norms["delta"] or 0.0
     kept = direction and delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
     return Outcome(pair.key, "measured", None, detail, norm, norms["base"], found, residual=kept)
+
+
+def _own_workspace() -> Workspace:
+    """The buffers of this thread."""
+    if not hasattr(_LOCAL, "space"):
+        _LOCAL.space = Workspace()
+    space: Workspace = _LOCAL.space
+    return space
 
 
 def _views(pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:

@@ -85,10 +85,10 @@ def plan(
         plans.append(found)
         if format is Format.table:
             console.display(plan_view(found, console.out.options.max_width))
-        if found["problem"]:
-            faults.append(of_pair(ShadowError(found["problem"], DISK_HINT), pair, pairs))
+        if found.problem:
+            faults.append(of_pair(ShadowError(found.problem, DISK_HINT), pair, pairs))
             console.complain(faults[-1])
     if format is Format.json:
-        console.show_json(plans)
+        console.show_json([found.as_json() for found in plans])
     if faults:
         raise typer.Exit(2 if wrong == len(pairs) else 1)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from shadow.findings.bootstrap import Interval
 from shadow.findings.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
+from shadow.findings.summary_rows import Claims
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
@@ -77,7 +78,7 @@ class Footprint:
     label: Label
     reason: str
     evidence: tuple[Evidence, ...]
-    claims: Mapping[str, list[str]]
+    claims: Claims
     position: Position | None
 
 
@@ -219,20 +220,15 @@ def footprint(
     trainings = choose(shipped.trainings, figures["short_side"], optimizer)
     given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
     compared = next(gate for gate in found if gate.name == "changed").figure is not None
-    claims = {
-        "measured": [
-            "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
-            "where the update lies, over layers and modules",
-        ]
-        if figures["matrices"]
-        else ["that no matrix of those compared has changed"] * compared,
-        "consistent_with": _consistent_with(found, given, figures),
-        "not_shown": [
+    claims = Claims(
+        measured=_measured(bool(figures["matrices"]), compared),
+        consistent_with=_consistent_with(found, given, figures),
+        not_shown=[
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
             "figures as much as narrowness does",
             "what the model can or cannot do",
         ],
-    }
+    )
     lies = None if trainings is None or concentration is None else position(concentration, trainings, runs())
     return Footprint(given, reason, evidence, claims, lies)
 
@@ -251,6 +247,16 @@ def label(
     if trainings is None:
         return "not assessable", f"every gate passed, but {unlike}; two models tuned from one base can be compared"
     return word(figures, trainings)
+
+
+def _measured(changed: bool, compared: bool) -> list[str]:
+    """What was measured: of matrices that changed, or of some that were compared and did not."""
+    if changed:
+        return [
+            "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
+            "where the update lies, over layers and modules",
+        ]
+    return ["that no matrix of those compared has changed"] if compared else []
 
 
 def _unlike(shipped: Calibration) -> str:

@@ -97,6 +97,17 @@ def choose(trainings: Sequence[Trainings], short_side: float | None, optimizer: 
 
 
 @dataclass(frozen=True)
+class NearTraining:
+    """A training of the reference; concentration is the median over its matrices."""
+
+    regime: str
+    treatment: str
+    base: str
+    seed: int
+    concentration: float
+
+
+@dataclass(frozen=True)
 class Position:
     """Where a pair lies: the shares of narrow and broad trainings that are less concentrated, and the nearest three."""
 
@@ -106,7 +117,7 @@ class Position:
     broad: int
     narrow_below: float
     broad_below: float
-    nearest: list[dict[str, Any]]
+    nearest: list[NearTraining]
 
 
 @lru_cache(maxsize=1)
@@ -192,7 +203,16 @@ def position(concentration: float, trainings: Trainings, table: Sequence[Mapping
         for data, count in (("narrow", trainings.narrow), ("broad", trainings.broad))
     }
     nearest = sorted(own, key=lambda row: abs(row["concentration"] - concentration))[:3]
-    told = [{key: row[key] for key in ("regime", "treatment", "base", "seed", "concentration")} for row in nearest]
+    told = [
+        NearTraining(
+            regime=row["regime"],
+            treatment=row["treatment"],
+            base=row["base"],
+            seed=row["seed"],
+            concentration=row["concentration"],
+        )
+        for row in nearest
+    ]
     return Position(
         trainings.short_side, trainings.optimizer, trainings.narrow, trainings.broad,
         round(below["narrow"], 4), round(below["broad"], 4), told,

@@ -39,29 +39,37 @@ from shadow.findings.depth import (
     ratio,
     summed,
 )
-from shadow.findings.footprint import footprint, gates
+from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
-from shadow.findings.summary_file import SUMMARISED, believed, fits
+from shadow.findings.reference import Position
+from shadow.findings.summary_file import SUMMARISED, believed
+from shadow.findings.summary_rows import (
+    ALONE,
+    BY_LAYER,
+    MEDIANS,
+    AloneRow,
+    Bounds,
+    CheckpointSide,
+    Claims,
+    ComponentRow,
+    LayerRow,
+    ModuleRow,
+    ReportWarning,
+    SkippedRow,
+    WarningCode,
+    read_as,
+    row_of,
+)
 from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
 from shadow.reports.provenance import required_metadata
 from shadow.reports.tables import absent, absent_note, read_tables
 
-MEDIANS = (
-    "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
-    "stable_rank", "effective_rank", "effective_rank_shift", "top4_energy", "spikes", "spike_energy", "cosine",
-    "floor_ratio",
-)  # fmt: skip
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
 UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
-ALONE = ("stable_rank", "effective_rank", "participation_ratio")  # medians of matrices without a base
-BY_LAYER = (
-    "relative_norm", "concentration", "effective_rank_shift", "spikes", "up_effective_rank_shift",
-    "reading_participation_ratio", "writing_participation_ratio",
-)  # fmt: skip
-INTERVALS = {
+INTERVALS: Mapping[str, str | float] = {
     "level": LEVEL,
     "draws": DRAWS,
     "seed": SEED,
@@ -74,95 +82,69 @@ INTERVALS = {
     "covers": "other layers of the same pair; not other runs, seeds or models",
 }
 
-# The shape of summary.json, for `fits`
-_NUMBER, _TEXT, _SIDE = (float, None), (str, None), {"repo": str, "commit": (str, None), "fingerprint": (str, None)}
-_MEDIANS = dict.fromkeys(MEDIANS, _NUMBER)
-_BOUNDS = {"intervals": {str: ([float, float], None)}, "layers": int, "interval_level": _NUMBER, "no_interval": _TEXT}
-_DEPTH = {"depth_layers": int, **dict.fromkeys((*UNEVENNESS, "attention_to_mlp"), _NUMBER)}
-_ENERGY = {"energy": _NUMBER, "energy_share": _NUMBER}
-SHAPE = {
-    "schema": int, "family": str, "pair": str, "base": _SIDE, "tuned": _SIDE,
-    "counts": dict.fromkeys(("measured", "identical", "skipped"), int),
-    "figures": {
-        **dict.fromkeys((column.name for column in FIGURES), _NUMBER), **_MEDIANS, "zero_share": _NUMBER,
-        **{column.name: _NUMBER if column.null or column.type == "float" else int for column in COUNTS},
-    },
-    "resampling": {str: (str, float)},
-    **_BOUNDS,
-    "components": [
-        {
-            "component": str, "tensors": int, "identical": int, "matrices": int,
-            **_MEDIANS, **_ENERGY, **_DEPTH, **_BOUNDS,
-        }
-    ],
-    "modules": [
-        {"component": str, "module": str, "matrices": int, "parameters": int, **_MEDIANS, **_ENERGY, **_BOUNDS}
-    ],
-    "depth": [{"component": str, "layer": int, "matrices": int, **_ENERGY, **dict.fromkeys(BY_LAYER, _NUMBER)}],
-    "without_base": [{"component": str, "matrices": int, **dict.fromkeys(ALONE, _NUMBER)}],
-    "skipped": [{"reason": str, "tensors": int, "base": int, "tuned": int, "examples": [str], "detail": _TEXT}],
-    "warnings": [str],
-    "gates": [{"name": str, "figure": _NUMBER, "threshold": float, "passed": bool, "reason": str}],
-    "label": str,
-    "label_reason": str,
-    "evidence": [{"name": str, "figure": float, "interval": ([float, float], None), "without": _NUMBER, "says": str}],
-    "reference": (
-        {
-            **dict.fromkeys(("short_side", "narrow", "broad"), int), "optimizer": _TEXT,
-            **dict.fromkeys(("narrow_below", "broad_below"), float),
-            "nearest": [{"regime": str, "treatment": str, "base": str, "seed": int, "concentration": float}],
-        },
-        None,
-    ),
-    "claims": {key: [str] for key in ("measured", "consistent_with", "not_shown")},
-}  # fmt: skip
+# The keys that counts and figures have, whatever the report.
+STATUSES = ("measured", "identical", "skipped")
+WHOLE = {
+    column.name for column in COUNTS if not column.null and column.type != "float"
+}  # figures that are whole numbers
+FIGURE_NAMES = {*(column.name for column in (*FIGURES, *COUNTS)), *MEDIANS, "zero_share"}
 
 
 @dataclass(frozen=True)
 class Summary:
     """What the terminal shows of one pair; `summary.json` is this as JSON.
 
-    counts are tensors of both sides by status. figures are medians over all delta rows unless their name says
-    otherwise; those of depth and of the residual stream are of the main component, language where there is one.
-    intervals has bounds over layers for figures that have any (null: no_interval says why), layers and interval_level
-    are over how many layers, and the probability that they may claim; resampling says how they were made.
-    components, modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
-    makes the figures doubtful. gates, evidence and claims are what label rests on; reference is where the pair lies
-    among known trainings of about its size (null where there are none). scores and score_* are what others measured
-    (see shadow.findings.gains): no figure rests on them, and they are empty where nobody gave any.
+    figures are medians over all delta rows unless their name says otherwise; those of depth and of the residual stream
+    are of the main component, language where there is one. scores and score_* are what others measured (see
+    shadow.findings.gains): no figure rests on them, and they are empty where nobody gave any.
     """
 
     schema: int
     family: str
     pair: str
-    base: Mapping[str, Any]
-    tuned: Mapping[str, Any]
-    counts: Mapping[str, int]
-    figures: Mapping[str, float | int | None]
-    intervals: Mapping[str, tuple[float, float] | None]
-    layers: int
-    interval_level: float
-    no_interval: str | None
-    resampling: Mapping[str, Any]
-    components: list[dict[str, Any]]
-    modules: list[dict[str, Any]]
-    depth: list[dict[str, Any]]
-    without_base: list[dict[str, Any]]
-    skipped: list[dict[str, Any]]
-    warnings: list[str]
-    gates: list[dict[str, Any]]
-    label: str
+    base: CheckpointSide
+    tuned: CheckpointSide
+    counts: Mapping[str, int]  # tensors of both sides by status
+    figures: Mapping[str, float | int | None]  # by name
+    intervals: Mapping[str, Bounds]  # (low, high) over layers of figures that have any; None: no_interval says why
+    layers: int  # how many layers the intervals are over
+    interval_level: float | None  # the probability that the intervals may claim, 0 to 1
+    no_interval: str | None  # why there are no intervals
+    resampling: Mapping[str, str | float]  # how the intervals were made
+    components: list[ComponentRow]
+    modules: list[ModuleRow]
+    depth: list[LayerRow]
+    without_base: list[AloneRow]
+    skipped: list[SkippedRow]  # a row for each reason, the most tensors first
+    warnings: list[ReportWarning]  # what makes the figures doubtful
+    gates: list[Gate]  # what must hold before there is a label
+    label: Label
     label_reason: str
-    evidence: list[dict[str, Any]]
-    reference: dict[str, Any] | None
-    claims: Mapping[str, list[str]]
+    evidence: list[Evidence]  # the figures that the label rests on
+    reference: Position | None  # where the pair lies among known trainings of about its size; None: there are none
+    claims: Claims
     scores: list[dict[str, Any]] = field(default_factory=list)
     score_groups: list[dict[str, Any]] = field(default_factory=list)
     score_files: list[dict[str, str]] = field(default_factory=list)
     score_notes: list[str] = field(default_factory=list)
 
+    @property
+    def failed_gates(self) -> list[Gate]:
+        return failed(self.gates)
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
+        told: dict[str, Any] = {}
+        for key, value in asdict(self).items():
+            told[key] = value
+            if key == "warnings":
+                told["warnings"] = [warning.text for warning in self.warnings]
+                told["warning_codes"] = [warning.code for warning in self.warnings]
+        return told
+
+    def with_warning(self, code: WarningCode, text: str) -> Summary:
+        """The same summary with one more warning."""
+        return replace(self, warnings=[*self.warnings, ReportWarning(code, text)])
 
 
 @dataclass(frozen=True)
@@ -193,13 +175,15 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
     metadata = required_metadata(folder)
-    summary = _from_json(believed(folder, metadata))
-    if summary is None:
+    sealed = believed(folder, metadata)
+    try:
+        summary = summary_from_json(sealed) if sealed is not None else _made_again(folder, metadata)
+    except TypeError:  # sealed by somebody else: not of the shape that every reader of a summary may rely on
         summary = _made_again(folder, metadata)
     try:
         return with_scores(summary, read_kept(folder, metadata)), metadata
     except ShadowError as error:  # the numbers do not rest on them
-        return replace(summary, warnings=[*summary.warnings, error.message]), metadata
+        return summary.with_warning("scores_unreadable", error.message), metadata
 
 
 def _made_again(folder: Path, metadata: Mapping[str, Any]) -> Summary:
@@ -208,48 +192,49 @@ def _made_again(folder: Path, metadata: Mapping[str, Any]) -> Summary:
         raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
     summary = summarise(tables, metadata)
     missing = absent(folder)
-    return replace(summary, warnings=[*summary.warnings, absent_note(missing)]) if missing else summary
+    return summary.with_warning("older_report", absent_note(missing)) if missing else summary
 
 
-def _from_json(told: Mapping[str, Any] | None) -> Summary | None:
-    """A summary from JSON; None where it is not of the shape that every reader of a summary may rely on."""
-    if told is None or not fits(told, SHAPE):
-        return None
-
-    def tupled(intervals: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: bounds and tuple(bounds) for name, bounds in intervals.items()}
-
-    rows = {
-        name: [{**row, "intervals": tupled(row["intervals"])} for row in told[name]]
-        for name in ("components", "modules")
-    }
-    evidence = [{**row, "interval": row["interval"] and tuple(row["interval"])} for row in told["evidence"]]
-    return Summary(**{**told, **rows, "evidence": evidence, "intervals": tupled(told["intervals"])})
+def summary_from_json(told: Mapping[str, Any]) -> Summary:
+    """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
+    columns = dict(told)
+    codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
+    if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
+        raise TypeError
+    columns["warnings"] = [{"code": code, "text": text} for code, text in zip(codes, texts, strict=True)]
+    summary = read_as(Summary, columns)
+    figures = summary.figures
+    if figures.keys() != FIGURE_NAMES or any(type(figures[name]) is not int for name in WHOLE):
+        raise TypeError
+    if set(summary.counts) != set(STATUSES):
+        raise TypeError
+    return summary
 
 
 def with_scores(summary: Summary, scored: Scored) -> Summary:
     """The same figures, and beside them the scores that others measured."""
     if not scored.gains:
         return summary
-    not_shown = dict.fromkeys([*summary.claims["not_shown"], MEASURED_BY_OTHERS])
-    claims = {**summary.claims, "not_shown": list(not_shown)}
+    not_shown = dict.fromkeys([*summary.claims.not_shown, MEASURED_BY_OTHERS])
+    claims = replace(summary.claims, not_shown=list(not_shown))
     return replace(summary, claims=claims, **scored.as_json())
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:
     """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity has."""
-    rows = _rows(*(tables[name].to_pandas() for name in ("matrices", "tensors", "residual")))
+    matrices, tensors, residual = (tables[name].to_pandas() for name in SUMMARISED)
+    rows = _rows(matrices, tensors, residual)
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
-    found = gates(rows.deltas, rows.tensors)
-    told = footprint(found, figures, intervals, metadata["settings"].get("optimizer"))
+    held = gates(rows.deltas, rows.tensors)
+    told = footprint(held, figures, intervals, metadata["settings"].get("optimizer"))
     return Summary(
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
         base=metadata["base"],
         tuned=metadata["tuned"],
-        counts={status: int(statuses.get(status, 0)) for status in ("measured", "identical", "skipped")},
+        counts={status: int(statuses.get(status, 0)) for status in STATUSES},
         figures=figures,
         **_bounds(intervals, _delta_blocks(rows, rows.deltas)),
         resampling=INTERVALS,
@@ -259,11 +244,11 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
         warnings=_renumbered_experts(rows.deltas),
-        gates=[asdict(gate) for gate in found],
+        gates=held,
         label=told.label,
         label_reason=told.reason,
-        evidence=[asdict(one) for one in told.evidence],
-        reference=None if told.position is None else asdict(told.position),
+        evidence=list(told.evidence),
+        reference=told.position,
         claims=told.claims,
     )
 
@@ -446,7 +431,7 @@ def _size(shape: Iterable[int]) -> int:
     return math.prod(int(size) for size in shape)
 
 
-def _by_component(rows: Rows) -> list[dict[str, Any]]:
+def _by_component(rows: Rows) -> list[ComponentRow]:
     """What became of each component: how much of it is measured or identical, and the figures of what is measured.
 
     energy is null where nothing of it was compared, 0 where all of it is identical.
@@ -462,21 +447,18 @@ def _by_component(rows: Rows) -> list[dict[str, Any]]:
         whole = _Sums(rows)
         whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
         compared = bool(has_compared(group).any())
-        found.append(
-            {
-                "component": component,
-                "tensors": len(group),
-                "identical": int((group["status"] == "identical").sum()),
-                "matrices": len(own),
-                **medians,
-                "relative_norm": _whole_norm(own),
-                "energy": _number(own["energy"].sum()) if compared else None,
-                "energy_share": whole.figures["energy_share"] if compared else None,
-                **depth,
-                **_bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks),
-            }
-        )
-    return sorted(found, key=lambda row: _place(rules.components, row["component"]))
+        counted = {
+            "component": component,
+            "tensors": len(group),
+            "identical": int((group["status"] == "identical").sum()),
+            "matrices": len(own),
+            "relative_norm": _whole_norm(own),
+            "energy": _number(own["energy"].sum()) if compared else None,
+            "energy_share": whole.figures["energy_share"] if compared else None,
+        }
+        bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
+        found.append(row_of(ComponentRow, medians, counted, depth, bounds))
+    return sorted(found, key=lambda row: _place(rules.components, row.component))
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:
@@ -489,7 +471,7 @@ def _without_overall(intervals: Intervals) -> Intervals:
     return {name: found for name, found in intervals.items() if name != "relative_norm"}
 
 
-def _renumbered_experts(deltas: pd.DataFrame) -> list[str]:
+def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
     """Experts pair by their numbers. If the matrices around them hardly turned and they did, the numbers changed."""
     is_expert = deltas["module"].str.startswith("experts.")
     others = deltas[~is_expert & deltas["layer"].notna()]["cosine"].median()
@@ -497,14 +479,15 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[str]:
     if turned.empty or not others > UNTURNED:
         return []
     layers = turned["layer"].nunique()
-    return [
+    text = (
         f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of the same number "
         f"(cosine below {TURNED}) while the other matrices are close to theirs: the experts may have been renumbered, "
         "and their deltas are then not those of training"
-    ]
+    )
+    return [ReportWarning("experts_renumbered", text)]
 
 
-def _by_module(rows: Rows) -> list[dict[str, Any]]:
+def _by_module(rows: Rows) -> list[ModuleRow]:
     """Medians by component and module, in the order of names.yaml, and the module's share of the update's energy."""
     rules = name_rules()
     found = []
@@ -513,24 +496,23 @@ def _by_module(rows: Rows) -> list[dict[str, Any]]:
         medians, intervals = _medians(group, blocks)
         whole = _Sums(rows)
         whole.add_ratio("energy_share", whole.of(group), whole.of(rows.deltas))
-        found.append(
-            {
-                "component": component,
-                "module": module,
-                "matrices": len(group),
-                "parameters": int(group["parameters"].sum()),
-                **medians,
-                "energy": _number(group["energy"].sum()),
-                **whole.figures,
-                **_bounds(intervals | whole.intervals, blocks),
-            }
-        )
-    return sorted(
-        found, key=lambda row: (_place(rules.components, row["component"]), _place(rules.modules, row["module"]))
-    )
+        counted = {
+            "component": component,
+            "module": module,
+            "matrices": len(group),
+            "parameters": int(group["parameters"].sum()),
+            "energy": _number(group["energy"].sum()),
+        }
+        bounds = _bounds(intervals | whole.intervals, blocks)
+        found.append(row_of(ModuleRow, medians, counted, whole.figures, bounds))
+
+    def place(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
+        return _place(rules.components, row.component), _place(rules.modules, row.module)
+
+    return sorted(found, key=place)
 
 
-def _by_layer(rows: Rows) -> list[dict[str, Any]]:
+def _by_layer(rows: Rows) -> list[LayerRow]:
     """For each compared layer of each component: energies, relative norm as one vector, medians of the rest.
 
     energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the MLP up-projections
@@ -545,50 +527,46 @@ def _by_layer(rows: Rows) -> list[dict[str, Any]]:
         group = groups.get((component, layer), inside.head(0))
         energy, total = float(group["energy"].sum()), float(totals.get(component, 0.0))
         up = group.loc[group["module"].isin(UP), "effective_rank_shift"]
-        found.append(
-            {
-                "component": component,
-                "layer": int(layer),
-                "matrices": len(group),
-                "relative_norm": _whole_norm(group) if len(group) else 0.0,
-                "energy": _number(energy),
-                "energy_share": _number(energy / total) if total else None,
-                **{name: _number(group[name].median()) for name in ("concentration", "effective_rank_shift", "spikes")},
-                "up_effective_rank_shift": _number(up.median()),
-                **{
-                    f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
-                    for direction in ("reading", "writing")
-                },
-            }
-        )
+        counted = {
+            "component": component,
+            "layer": int(layer),
+            "matrices": len(group),
+            "relative_norm": _whole_norm(group) if len(group) else 0.0,
+            "energy": _number(energy),
+            "energy_share": _number(energy / total) if total else None,
+            "up_effective_rank_shift": _number(up.median()),
+        }
+        medians = {name: _number(group[name].median()) for name in BY_LAYER}
+        directions = {
+            f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
+            for direction in ("reading", "writing")
+        }
+        found.append(row_of(LayerRow, counted, medians, directions))
     return found
 
 
-def _without_base(alone: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {
-            "component": component,
-            "matrices": len(group),
-            **{name: _number(group[name].median()) for name in ALONE},
-        }
-        for component, group in alone.groupby("component", sort=False)
-    ]
+def _without_base(alone: pd.DataFrame) -> list[AloneRow]:
+    rows = []
+    for component, group in alone.groupby("component", sort=False):
+        medians = {name: _number(group[name].median()) for name in ALONE}
+        rows.append(row_of(AloneRow, {"component": component, "matrices": len(group)}, medians))
+    return rows
 
 
-def _skipped(tensors: pd.DataFrame) -> list[dict[str, Any]]:
+def _skipped(tensors: pd.DataFrame) -> list[SkippedRow]:
     """Counts by reason, with a few names and the first detail."""
     rows = []
     for reason, group in tensors[tensors["status"] == "skipped"].groupby("reason", sort=True):
         details = group["detail"].dropna()
         names = group["tensor"].drop_duplicates()
-        sides = {side: int(count) for side, count in group["side"].value_counts().items()}
-        rows.append(
-            {
-                "reason": reason,
-                "tensors": len(group),
-                **{side: sides.get(side, 0) for side in ("base", "tuned")},
-                "examples": [str(name) for name in names[:EXAMPLES]],
-                "detail": str(details.iloc[0]) if len(details) else None,
-            }
+        sides = group["side"].value_counts()
+        row = SkippedRow(
+            reason=str(reason),
+            tensors=len(group),
+            base=int(sides.get("base", 0)),
+            tuned=int(sides.get("tuned", 0)),
+            examples=[str(name) for name in names[:EXAMPLES]],
+            detail=str(details.iloc[0]) if len(details) else None,
         )
-    return sorted(rows, key=lambda row: -row["tensors"])
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row.tensors)

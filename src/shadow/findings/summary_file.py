@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -43,8 +42,6 @@ SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
 BLOCK = 1 << 20  # bytes read at a time
 
-Shape = Any  # see `fits`
-
 
 def summary_bytes(told: Mapping[str, Any]) -> bytes:
     """`summary.json` of a summary as JSON."""
@@ -60,7 +57,7 @@ def seal(told: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapp
 def believed(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
     """The summary.json of a finished report, its scores left out; None where it may not be believed.
 
-    metadata are the report's, as they stand in matrices.parquet. What the values are is not checked: see `fits`.
+    metadata are the report's, as they stand in matrices.parquet. What the values are is not checked: see `read_as`.
     """
     try:
         sealed = metadata[SEAL]
@@ -121,25 +118,3 @@ def _maker() -> dict[str, str]:
     for path in (*sorted(package.rglob("*.py")), data / "names.yaml", *sorted((data / "reference").iterdir())):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return {"version": __version__, "code": digest.hexdigest()}
-
-
-def fits(value: Any, shape: Shape) -> bool:
-    """Is a value from JSON of a shape? Of a type, a union of types (a tuple), a list, or a mapping.
-
-    A list of one shape may have any length, of several as many values. A mapping has the keys of its shape, or any keys
-    where that is {str: shape}. A float may be a whole number, and a number is finite.
-    """
-    if isinstance(shape, list):
-        shapes = shape * len(value) if len(shape) == 1 and isinstance(value, list) else shape
-        return isinstance(value, list) and len(value) == len(shapes) and all(map(fits, value, shapes))
-    if isinstance(shape, tuple):
-        return any(fits(value, one) for one in shape)
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return False
-        if str in shape:
-            return all(fits(one, shape[str]) for one in value.values())
-        return value.keys() == shape.keys() and all(fits(value[name], shape[name]) for name in shape)
-    if shape is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return value is None if shape is None else type(value) is shape

@@ -26,6 +26,7 @@ from shadow.findings.bootstrap import blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
 from shadow.findings.matching import ComparedReport, read_report, relate
 from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.provenance import finished_metadata, required_metadata
@@ -120,6 +121,20 @@ def first_code(codes: set[int]) -> int:
 
 
 @dataclass(frozen=True)
+class _Told:
+    """What a summary says of one place: its figures by name, and their intervals over so many layers."""
+
+    figures: Mapping[str, float | str | None]
+    intervals: Mapping[str, Bounds]
+    layers: int
+    no_interval: str | None
+
+
+def _told(row: ComponentRow | ModuleRow) -> _Told:
+    return _Told(vars(row), row.intervals, row.layers, row.no_interval)
+
+
+@dataclass(frozen=True)
 class Measured:
     """A finished report as rules see it. Its rows are read when a rule asks for more than the summary has."""
 
@@ -137,12 +152,13 @@ class Measured:
         return self.report.subject("delta")
 
     @cached_property
-    def _told(self) -> dict[Scope, Mapping[str, Any]]:
-        """What the summary says of the pair, of each component and of each module, with its intervals."""
-        whole = {key: getattr(self.summary, key) for key in ("intervals", "layers", "no_interval")}
-        rows: dict[Scope, Mapping[str, Any]] = {(): {**self.summary.figures, LABEL: self.summary.label, **whole}}
-        rows |= {(row["component"],): row for row in self.summary.components}
-        return rows | {(row["component"], row["module"]): row for row in self.summary.modules}
+    def _told(self) -> dict[Scope, _Told]:
+        """What the summary says of the pair, of each component and of each module."""
+        summary = self.summary
+        figures = {**summary.figures, LABEL: summary.label}
+        rows: dict[Scope, _Told] = {(): _Told(figures, summary.intervals, summary.layers, summary.no_interval)}
+        rows |= {(row.component,): _told(row) for row in summary.components}
+        return rows | {(row.component, row.module): _told(row) for row in summary.modules}
 
     def places(self, name: Metric) -> list[Scope]:
         """Where the report has what a rule names, in the order of the summary."""
@@ -153,11 +169,11 @@ class Measured:
 
     def changed(self, at: Scope) -> bool:
         """Has any delta of a place been measured?"""
-        return bool(self._told[at]["matrices"])
+        return bool(self._told[at].figures["matrices"])
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
-        return list(self._told[at]["intervals"]) if at in self._told else []
+        return list(self._told[at].intervals) if at in self._told else []
 
     def figure(self, at: Scope, metric: str) -> JudgedFigure:
         """The summary's figure of that name, else the median over the delta rows of the place."""
@@ -165,12 +181,12 @@ class Measured:
         row = self._told.get(at)
         if row is None:
             return JudgedFigure(name, None)
-        if metric not in row:
+        if metric not in row.figures:
             return self._median(name, at, metric)
         why = "it has none"
-        if metric in row["intervals"]:
-            why = row["no_interval"] or f"{row['layers']} layers are too few for it"
-        return JudgedFigure(name, row[metric], row["intervals"].get(metric), why)
+        if metric in row.intervals:
+            why = row.no_interval or f"{row.layers} layers are too few for it"
+        return JudgedFigure(name, row.figures[metric], row.intervals.get(metric), why)
 
     def _median(self, name: str, at: Scope, metric: str) -> JudgedFigure:
         rows = self.deltas
@@ -185,7 +201,7 @@ class Measured:
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
         if name.component is None:
-            return str(next(gate["reason"] for gate in self.summary.gates if gate["name"] == "changed"))
+            return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
         modules = [None] * len(tensors) if name.module is None else tensors["module"]
         covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]

@@ -233,8 +233,9 @@ def _audit_case(suite: ET.Element, one: Judgement) -> None:
     if one.summary is not None:
         counts = ", ".join(f"{count} {status}" for status, count in one.summary.counts.items())
         lines = [f"tensors: {counts}", f"label: {one.summary.label}: {one.summary.label_reason}"]
-        lines += [f"skipped: {row['tensors']} {row['reason']}" for row in one.summary.skipped]
-        lines += [f"warning: {text}" for text in one.summary.warnings] + [f"note: {text}" for text in one.notes]
+        lines += [f"skipped: {row.tensors} {row.reason}" for row in one.summary.skipped]
+        lines += [f"warning: {warning.text}" for warning in one.summary.warnings]
+        lines += [f"note: {text}" for text in one.notes]
         _output(case, lines)
 
 

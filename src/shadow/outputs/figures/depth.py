@@ -130,7 +130,7 @@ def _draw_concentration(axes: Axes, source: FigureData, style: Mapping[str, Any]
         low, high = by_layer.quantile(0.25), by_layer.quantile(0.75)
         axes.vlines(medians.index, low, high, color=GREY, linewidth=2.5, alpha=0.4)
     axes.plot(medians.index, medians, **thinned(style, len(medians), place))
-    value, bounds = source.row["concentration"], source.row["intervals"].get("concentration")
+    value, bounds = source.row.concentration, source.row.intervals.get("concentration")
     if value is None:
         return
     axes.errorbar(

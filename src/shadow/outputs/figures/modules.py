@@ -49,17 +49,17 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
 def _draw_module_rows(axes: Axes, source: FigureData, modules: list[str], place: int, many: int) -> None:
     style = CURVES[place]
     shift = (place - (many - 1) / 2) * 0.5 / many
-    rows = {row["module"]: row for row in source.summary.modules if row["component"] == source.component}
+    rows = {row.module: row for row in source.summary.modules if row.component == source.component}
     for y, module in enumerate(modules):
         row = rows.get(module)
         values = source.deltas.loc[source.deltas["module"] == module, "concentration"].dropna()
         axes.plot(values, np.full(len(values), y + shift), "|", color=style["color"], alpha=0.45, markersize=4,
                   markeredgewidth=0.5, zorder=2)  # fmt: skip
-        if row is None or row["concentration"] is None:
+        if row is None or row.concentration is None:
             continue
-        bounds = row["intervals"].get("concentration")
+        bounds = row.intervals.get("concentration")
         axes.errorbar(
-            [row["concentration"]], [y + shift], xerr=spread(row["concentration"], bounds), capsize=2, elinewidth=1.1,
+            [row.concentration], [y + shift], xerr=spread(row.concentration, bounds), capsize=2, elinewidth=1.1,
             zorder=3, **{**style, "linestyle": "none", "markersize": 3.6},
             markerfacecolor=style["color"] if bounds else "white",
         )  # fmt: skip

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from shadow.errors import ShadowError
 from shadow.findings.depth import LAYERS
 from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary_rows import ComponentRow
 from shadow.places.names import name_rules
 from shadow.reports.columns import DELTA, MATRICES, SPECTRAL
 from shadow.reports.tables import read_tables
@@ -58,13 +58,17 @@ class FigureData:
     @property
     def depth(self) -> pd.DataFrame:
         """layer and relative_norm of every layer that was compared, as far as there is room for them."""
-        rows = [row for row in self.summary.depth if row["component"] == self.component and row["layer"] < LAYERS]
+        rows = [
+            (row.layer, row.relative_norm)
+            for row in self.summary.depth
+            if row.component == self.component and row.layer < LAYERS
+        ]
         return pd.DataFrame(rows, columns=["layer", "relative_norm"])
 
     @property
-    def row(self) -> dict[str, Any]:
+    def row(self) -> ComponentRow:
         """The row of the component in the summary."""
-        return next(row for row in self.summary.components if row["component"] == self.component)
+        return next(row for row in self.summary.components if row.component == self.component)
 
     @property
     def left_out(self) -> list[str]:
@@ -76,7 +80,7 @@ class FigureData:
 def read_source(folder: Path, component: str | None) -> FigureData:
     """A report and the delta rows of a component: language where there is one, else the one of most layers."""
     summary, _ = read_summary(folder)
-    names = [row["component"] for row in summary.components if row["matrices"]]
+    names = [row.component for row in summary.components if row.matrices]
     if not names:
         raise ShadowError(f"{folder}: no matrix changed, there is nothing to draw")
     if component is not None and component not in names:
@@ -92,7 +96,7 @@ def read_source(folder: Path, component: str | None) -> FigureData:
 
 
 def _layers(summary: Summary, component: str) -> int:
-    return sum(row["component"] == component for row in summary.depth)
+    return sum(row.component == component for row in summary.depth)
 
 
 def metrics() -> list[str]:

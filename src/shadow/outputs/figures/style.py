@@ -103,7 +103,7 @@ def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more:
 
 def told_interval(sources: Sequence[FigureData]) -> str:
     """What the bars are, where there are any."""
-    levels = {source.summary.interval_level for source in sources if not source.summary.no_interval}
+    levels = {source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval}
     told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
     return f" with {told} % intervals over layers" if levels else ""
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from shadow.findings.bootstrap import blocks_of, interval_of_median
 from shadow.findings.depth import LAYERS, compared_layers
-from shadow.findings.summary import MEDIANS
+from shadow.findings.summary_rows import MEDIANS
 from shadow.outputs.page.curves import Key, short, shortened
 from shadow.places.names import name_rules
 from shadow.reports.columns import DELTA, SPECTRAL

@@ -11,7 +11,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from shadow.findings.depth import LAYERS
-from shadow.findings.reference import OPTIMIZERS, runs
+from shadow.findings.reference import OPTIMIZERS, Position, runs
 from shadow.findings.summary import Summary, read_summary
 from shadow.outputs.page.cells import PLACE, cell_keys, cell_table, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
@@ -43,7 +43,7 @@ class PairSection:
     @property
     def failed(self) -> list[str]:
         """The gates that it does not pass, by name."""
-        return [gate["name"] for gate in self.summary.gates if not gate["passed"]]
+        return [gate.name for gate in self.summary.failed_gates]
 
     def overview(self) -> dict[str, Any]:
         """What the charts of several pairs need of this one."""
@@ -111,9 +111,7 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
     )
 
 
-def reference_distributions(
-    place: Mapping[str, Any] | None, table: Sequence[Mapping[str, Any]]
-) -> dict[str, list[float]]:
+def reference_distributions(place: Position | None, table: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Median concentrations of the known trainings that a pair is held against, by what they are called on the page.
 
     place is the summary's reference, null where the pair is like none of them; table is like
@@ -121,8 +119,8 @@ def reference_distributions(
     """
     if place is None:
         return {}
-    optimizers = (place["optimizer"],) if place["optimizer"] else OPTIMIZERS
-    own = [row for row in table if row["short_side"] == place["short_side"] and row["optimizer"] in optimizers]
+    optimizers = (place.optimizer,) if place.optimizer else OPTIMIZERS
+    own = [row for row in table if row["short_side"] == place.short_side and row["optimizer"] in optimizers]
     found = {
         f"{data} trainings": [float(row["concentration"]) for row in own if row["data"] == data]
         for data in ("narrow", "broad")

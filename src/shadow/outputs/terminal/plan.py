@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -14,30 +14,33 @@ from rich.text import Text
 from shadow.outputs.terminal.skipped import skipped_table
 from shadow.text import byte_size, duration, several, visible
 
+if TYPE_CHECKING:
+    from shadow.audits.plan import PairPlan, PlannedModule, PlannedSide
 
-def plan_view(plan: Mapping[str, Any], width: int) -> RenderableType:
+
+def plan_view(plan: PairPlan, width: int) -> RenderableType:
     """What an audit of a pair will take."""
-    title = Text.assemble((visible(plan["family"]), "bold"), "  ", (visible(plan["pair"]), "bold cyan"))
+    title = Text.assemble((visible(plan.family), "bold"), "  ", (visible(plan.pair), "bold cyan"))
     sides = Table.grid(padding=(0, 2))
-    for side in ("base", "tuned"):
-        sides.add_row(Text(side, "dim"), Text(_plan_side(plan[side]), overflow="fold"))
-    for name, (base, tuned) in plan["config_differs"].items():
+    for side, planned in (("base", plan.base), ("tuned", plan.tuned)):
+        sides.add_row(Text(side, "dim"), Text(_plan_side(planned), overflow="fold"))
+    for name, (base, tuned) in plan.config_differs.items():
         sides.add_row(Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned")))
     parts: list[RenderableType] = [Rule(title, align="left", style="dim"), sides, ""]
-    parts += [plan_modules(plan["modules"]), ""]
-    if plan["skipped"]:
-        parts += [skipped_table(plan["skipped"], width), ""]
+    parts += [plan_modules(plan.modules), ""]
+    if plan.skipped:
+        parts += [skipped_table(plan.skipped, width), ""]
     return Group(*parts, _plan_costs(plan))
 
 
-def _plan_side(side: Mapping[str, Any]) -> str:
-    commit = f" @ {side['commit'][:12]}" if side["commit"] else ""
-    access = f", {side['access']}" if side["access"] else ""
-    shards = f"{side['shards']} shard{'s' if side['shards'] != 1 else ''}"
-    return visible(f"{side['repo']}{commit}{access}: {shards}, {byte_size(side['bytes'])}, {', '.join(side['dtypes'])}")
+def _plan_side(side: PlannedSide) -> str:
+    commit = f" @ {side.commit[:12]}" if side.commit else ""
+    access = f", {side.access}" if side.access else ""
+    shards = f"{side.shards} shard{'s' if side.shards != 1 else ''}"
+    return visible(f"{side.repo}{commit}{access}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}")
 
 
-def plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
+def plan_modules(modules: Sequence[PlannedModule]) -> RenderableType:
     table = Table(title="To be measured", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("component", style="dim", no_wrap=True)
     table.add_column("module", style="cyan", no_wrap=True)
@@ -45,10 +48,10 @@ def plan_modules(modules: Sequence[Mapping[str, Any]]) -> RenderableType:
     table.add_column("layers", justify="right", no_wrap=True)
     table.add_column("rows x cols")
     for row in modules:
-        shapes = several([f"{rows} x {cols}" for rows, cols in row["shapes"]], 2)
-        layers = row["layers"]
+        shapes = several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
+        layers = row.layers
         span = "-" if not layers else str(layers[0]) if layers[0] == layers[1] else f"{layers[0]}-{layers[1]}"
-        table.add_row(row["component"], row["module"], f"{row['matrices']:,}", span, shapes)
+        table.add_row(row.component, row.module, f"{row.matrices:,}", span, shapes)
     return table
 
 
@@ -57,25 +60,25 @@ def _limited(by: str) -> str:
     return "" if by == "the machine" else f", limited by {by}"
 
 
-def _plan_costs(plan: Mapping[str, Any]) -> RenderableType:
+def _plan_costs(plan: PairPlan) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
-    rows.add_row(Text("work", "dim"), f"{plan['matrices']:,} matrices, {plan['vectors']:,} vectors")
-    moved, ranges = plan["bytes_to_move"], plan["shards_in_ranges"]
-    how = f", {ranges} of {plan['shards_to_fetch']} shards as byte ranges (unverified)" if ranges else ""
-    if plan["shards_to_fetch"]:
+    rows.add_row(Text("work", "dim"), f"{plan.matrices:,} matrices, {plan.vectors:,} vectors")
+    moved, ranges = plan.bytes_to_move, plan.shards_in_ranges
+    how = f", {ranges} of {plan.shards_to_fetch} shards as byte ranges (unverified)" if ranges else ""
+    if plan.shards_to_fetch:
         rows.add_row(
             Text("to move", "dim"), f"{byte_size(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
         )
-        freed = plan["frees"] or ranges == plan["shards_to_fetch"]
+        freed = plan.frees or ranges == plan.shards_to_fetch
         kept = "freed after use" if freed else "stays in the Hub's cache" if moved else "nothing more"
-        peak, free = byte_size(plan["disk_peak"]), byte_size(plan["disk_free"])
+        peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
         rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
-    workers = "worker" if plan["jobs"] == 1 else "workers"
-    memory = f"about {byte_size(plan['memory'])} with {plan['jobs']} {workers}, beside file caches; "
-    memory += f"{byte_size(plan['memory_free'])} may be had{_limited(plan['memory_by'])}"
+    workers = "worker" if plan.jobs == 1 else "workers"
+    memory = f"about {byte_size(plan.memory)} with {plan.jobs} {workers}, beside file caches; "
+    memory += f"{byte_size(plan.memory_free)} may be had{_limited(plan.memory_by)}"
     rows.add_row(Text("memory", "dim"), Text(visible(memory)))
-    rows.add_row(Text("cores", "dim"), Text(visible(f"{plan['cores']}{_limited(plan['cores_by'])}")))
-    time = "under a second" if plan["seconds"] < 1 else f"about {duration(plan['seconds'])}"
+    rows.add_row(Text("cores", "dim"), Text(visible(f"{plan.cores}{_limited(plan.cores_by)}")))
+    time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
     time += " of computing on this machine"
     if moved:
         time += f"; the download takes {duration(moved / 12.5e6)} at 100 Mbit/s"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import RenderableType
@@ -14,8 +14,11 @@ from shadow.outputs.terminal.typeset import WIDE
 from shadow.reasons import meaning
 from shadow.text import visible
 
+if TYPE_CHECKING:
+    from shadow.findings.summary_rows import SkippedRow
 
-def skipped_table(rows: Iterable[Mapping[str, Any]], width: int) -> RenderableType:
+
+def skipped_table(rows: Iterable[SkippedRow], width: int) -> RenderableType:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -26,9 +29,9 @@ def skipped_table(rows: Iterable[Mapping[str, Any]], width: int) -> RenderableTy
     table.add_column("n", justify="right", no_wrap=True)
     table.add_column("what", ratio=1)
     for row in rows:
-        examples = ", ".join(visible(name) for name in row["examples"][: 2 if width >= WIDE else 1])
-        detail = f" ({visible(row['detail'])})" if row["detail"] and row["reason"] != "filtered" else ""
-        text = Text(meaning(row["reason"]) + detail)
+        examples = ", ".join(visible(name) for name in row.examples[: 2 if width >= WIDE else 1])
+        detail = f" ({visible(row.detail)})" if row.detail and row.reason != "filtered" else ""
+        text = Text(meaning(row.reason) + detail)
         text.append(f" e.g. {examples}", "dim")
-        table.add_row(row["reason"], f"{row['base']} + {row['tuned']}", text)
+        table.add_row(row.reason, f"{row.base} + {row.tuned}", text)
     return table

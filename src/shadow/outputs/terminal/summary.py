@@ -30,7 +30,10 @@ from shadow.outputs.terminal.typeset import (
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
+    from shadow.findings.footprint import Gate
+    from shadow.findings.reference import Position
     from shadow.findings.summary import Summary
+    from shadow.findings.summary_rows import AloneRow, ComponentRow, LayerRow, ModuleRow
 
 
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
@@ -42,11 +45,13 @@ def summary_view(
     """Everything `audit` and `show` print about one pair."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
-    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in summary.warnings]
+    parts += [
+        Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0)) for warning in summary.warnings
+    ]
     if summary.scores:
         parts += [scores_table(summary), ""]
-    if any(not gate["passed"] for gate in summary.gates):
-        parts += [_gate_table(summary.gates), ""]
+    if summary.failed_gates:
+        parts += [_gate_table(summary.failed_gates), ""]
     if len(summary.components) > 1:
         parts += [component_table(summary.components, width), ""]
     if summary.modules:
@@ -66,7 +71,7 @@ def _title(summary: Summary) -> RenderableType:
     line = Rule(title, align="left", style="dim")
     rows = Table.grid(padding=(0, 2))
     for side, which in (("base", summary.base), ("tuned", summary.tuned)):
-        commit = f" @ {which['commit'][:12]}" if which.get("commit") else ""
+        commit = f" @ {which['commit'][:12]}" if which["commit"] else ""
         rows.add_row(Text(side, "dim"), Text(visible(f"{which['repo']}{commit}"), overflow="fold"))
     return Group(line, rows)
 
@@ -93,7 +98,7 @@ def _headline(summary: Summary) -> RenderableType:
         rows.add_row(Text("in brackets", "dim"), _about_intervals(summary))
     if summary.scores:
         rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
-    stopped = [gate["name"] for gate in summary.gates if not gate["passed"]]
+    stopped = [gate.name for gate in summary.failed_gates]
     told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
     rows.add_row(Text("gates", "dim"), told)
     reason = "" if stopped else f": {summary.label_reason}"
@@ -103,15 +108,17 @@ def _headline(summary: Summary) -> RenderableType:
     return rows
 
 
-def _reference_line(reference: Mapping[str, Any]) -> str:
+def _reference_line(reference: Position) -> str:
     """Where the concentration lies among known trainings."""
-    whose = f"with {reference['optimizer']}" if reference["optimizer"] else "with any optimiser"
-    nearest = reference["nearest"][0] if reference["nearest"] else None
-    told = (
-        f"above {100 * reference['narrow_below']:.0f} % of {reference['narrow']} trainings on narrow data and "
-        f"{100 * reference['broad_below']:.0f} % of {reference['broad']} on broad data, {whose}, of tiny decoders"
+    whose = f"with {reference.optimizer}" if reference.optimizer else "with any optimiser"
+    line = (
+        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data and "
+        f"{100 * reference.broad_below:.0f} % of {reference.broad} on broad data, {whose}, of tiny decoders"
     )
-    return told + (f"; nearest: {nearest['regime']}, {nearest['concentration']:.2f}" if nearest else "")
+    if reference.nearest:
+        nearest = reference.nearest[0]
+        line += f"; nearest: {nearest.regime}, {nearest.concentration:.2f}"
+    return line
 
 
 def _size_line(summary: Summary) -> str:
@@ -189,65 +196,64 @@ def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
     return f" ({bounds_text(bounds, form)})" if bounds and form(bounds[0]) != form(bounds[1]) else ""
 
 
-def _gate_table(gates: Sequence[Mapping[str, Any]]) -> RenderableType:
+def _gate_table(failed: Sequence[Gate]) -> RenderableType:
     """The gates that stopped a label, and why."""
     table = Table(title="Failed gates", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("gate", style="yellow", no_wrap=True)
     table.add_column("reason", ratio=1)
-    for gate in gates:
-        if not gate["passed"]:
-            table.add_row(gate["name"], Text(visible(gate["reason"])))
+    for gate in failed:
+        table.add_row(gate.name, Text(visible(gate.reason)))
     return table
 
 
-def _intervals(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = [row["intervals"].get("concentration") for row in rows]
-    return [bounds_text(bounds, fixed) if bounds else "-" for bounds in found]
+def _intervals(rows: Sequence[ComponentRow | ModuleRow]) -> list[str]:
+    every = [row.intervals.get("concentration") for row in rows]
+    return [bounds_text(bounds, fixed) if bounds else "-" for bounds in every]
 
 
-def component_table(components: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+def component_table(components: Sequence[ComponentRow], width: int) -> RenderableType:
     columns = [
-        ("component", [row["component"] for row in components]),
-        ("changed", [number(row["matrices"]) for row in components]),
-        ("identical", [number(row["identical"]) for row in components]),
-        ("rel. norm", [share(row["relative_norm"]) for row in components]),
-        ("energy", [share(row["energy_share"]) for row in components]),
-        ("conc.", [fixed(row["concentration"]) for row in components]),
-        ("spikes", [number(row["spikes"]) for row in components]),
+        ("component", [row.component for row in components]),
+        ("changed", [number(row.matrices) for row in components]),
+        ("identical", [number(row.identical) for row in components]),
+        ("rel. norm", [share(row.relative_norm) for row in components]),
+        ("energy", [share(row.energy_share) for row in components]),
+        ("conc.", [fixed(row.concentration) for row in components]),
+        ("spikes", [number(row.spikes) for row in components]),
     ]
     return text_table("By component", columns, [(6, "interval", _intervals(components))], width)
 
 
-def module_table(modules: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
-    several = len({row["component"] for row in modules}) > 1
-    columns = [
-        *([("component", [row["component"] for row in modules])] if several else []),
-        ("module", [row["module"] for row in modules]),
-        ("n", [number(row["matrices"]) for row in modules]),
-        ("rel. norm", [share(row["relative_norm"]) for row in modules]),
-        ("conc.", [fixed(row["concentration"]) for row in modules]),
+def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
+    several = len({row.component for row in modules}) > 1
+    columns = [("component", [row.component for row in modules])] if several else []
+    columns += [
+        ("module", [row.module for row in modules]),
+        ("n", [number(row.matrices) for row in modules]),
+        ("rel. norm", [share(row.relative_norm) for row in modules]),
+        ("conc.", [fixed(row.concentration) for row in modules]),
     ]
     wider = [
-        (99, "PR", [number(row["participation_ratio"]) for row in modules]),
-        (99, "null PR", [number(row["null_participation_ratio"]) for row in modules]),
-        (99, "spikes", [number(row["spikes"]) for row in modules]),
+        (99, "PR", [number(row.participation_ratio) for row in modules]),
+        (99, "null PR", [number(row.null_participation_ratio) for row in modules]),
+        (99, "spikes", [number(row.spikes) for row in modules]),
         (4 + several, "interval", _intervals(modules)),
-        (99, "energy", [share(row["energy_share"]) for row in modules]),
-        (99, "shift", [fixed(row["effective_rank_shift"], 3) for row in modules]),
-        (99, "spike energy", [fixed(row["spike_energy"]) for row in modules]),
-        (99, "stable rank", [number(row["stable_rank"]) for row in modules]),
-        (99, "eff. rank", [number(row["effective_rank"]) for row in modules]),
+        (99, "energy", [share(row.energy_share) for row in modules]),
+        (99, "shift", [fixed(row.effective_rank_shift, 3) for row in modules]),
+        (99, "spike energy", [fixed(row.spike_energy) for row in modules]),
+        (99, "stable rank", [number(row.stable_rank) for row in modules]),
+        (99, "eff. rank", [number(row.effective_rank) for row in modules]),
     ]
     return text_table("By module, medians over matrices", columns, wider, width)
 
 
-def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> RenderableType | None:
+def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType | None:
     """One sparkline by layer for each component and metric, scaled from its own least to its own largest value."""
-    components = list(dict.fromkeys(row["component"] for row in depth))
+    components = list(dict.fromkeys(row.component for row in depth))
     grid = Table.grid(padding=(0, 2))
     for component in components:
-        rows = [row for row in depth if row["component"] == component]
-        up = any(row["up_effective_rank_shift"] is not None for row in rows)
+        rows = [row for row in depth if row.component == component]
+        up = any(row.up_effective_rank_shift is not None for row in rows)
         shift = ("up_effective_rank_shift", "MLP up shift") if up else ("effective_rank_shift", "eff. rank shift")
         for name, title, form in (
             ("relative_norm", "rel. norm", share),
@@ -256,11 +262,12 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> Rendera
             ("reading_participation_ratio", "directions read", number),
             (*shift, lambda value: fixed(value, 3)),
         ):
-            values = [row[name] for row in rows if row[name] is not None]
+            every: list[float | None] = [getattr(row, name) for row in rows]
+            values = [value for value in every if value is not None]
             if len(values) < 2 or not any(values):
                 continue
             prefix = f"{component} " if len(components) > 1 else ""
-            line = sparkline([row[name] for row in rows], min(SPARK, max(8, width - 50)), bars)
+            line = sparkline(every, min(SPARK, max(8, width - 50)), bars)
             grid.add_row(
                 f"{prefix}{title}",
                 Text(line, "cyan"),
@@ -268,11 +275,11 @@ def _depth(depth: Sequence[Mapping[str, Any]], width: int, bars: str) -> Rendera
             )
     if not grid.rows:
         return None
-    first, last = depth[0]["layer"], max(row["layer"] for row in depth)
+    first, last = depth[0].layer, max(row.layer for row in depth)
     return Group(Text(f"By depth, layer {first} to {last}", "italic"), grid)
 
 
-def _without_base(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+def _without_base(rows: Iterable[AloneRow]) -> RenderableType:
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -283,8 +290,8 @@ def _without_base(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
     for title in ("n", "stable rank", "eff. rank", "PR"):
         table.add_column(title, justify="right")
     for row in rows:
-        figures = [number(row[name]) for name in ("matrices", "stable_rank", "effective_rank", "participation_ratio")]
-        table.add_row(row["component"], *figures)
+        figures = row.matrices, row.stable_rank, row.effective_rank, row.participation_ratio
+        table.add_row(row.component, *(number(figure) for figure in figures))
     return table
 
 
@@ -296,7 +303,11 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
-    for title, told in (("measured", "measured"), ("consistent with", "consistent_with"), ("not shown", "not_shown")):
-        if summary.claims[told]:
-            rows.add_row(Text(title, "dim"), Text("; ".join(summary.claims[told]), "dim"))
+    for title, claims in (
+        ("measured", summary.claims.measured),
+        ("consistent with", summary.claims.consistent_with),
+        ("not shown", summary.claims.not_shown),
+    ):
+        if claims:
+            rows.add_row(Text(title, "dim"), Text("; ".join(claims), "dim"))
     return rows

@@ -1,0 +1,234 @@
+"""The rows of a summary, as frozen dataclasses, and how `summary.json` is read back into them.
+
+The order of the fields is the order of the keys in `summary.json`. A row that is put together from several parts
+inherits from them, and a dataclass has the fields of its last base first: hence the order of the bases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+
+Bounds = tuple[float, float] | None
+WarningCode = Literal["experts_renumbered", "older_report", "scores_unreadable"]
+
+
+class CheckpointSide(TypedDict):
+    """One checkpoint of a pair."""
+
+    repo: str  # its name on the Hub, or its folder
+    commit: str | None  # that was read; None for a folder
+    fingerprint: str | None  # a hash of its files
+
+
+@dataclass(frozen=True)
+class ReportWarning:
+    """What makes the figures of a report doubtful: a code for programs, a sentence for people."""
+
+    code: WarningCode
+    text: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What may be said of a pair and what may not."""
+
+    measured: list[str]
+    consistent_with: list[str]
+    not_shown: list[str]
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """The tensors that were not measured for one reason."""
+
+    reason: str  # of shadow.reasons
+    tensors: int  # of both sides
+    base: int
+    tuned: int
+    examples: list[str]  # names of the first few tensors
+    detail: str | None  # of the first tensor that has one
+
+
+@dataclass(frozen=True)
+class Medians:
+    """Medians over the delta rows of a group of matrices, each counted once; None where no row has the figure.
+
+    The columns of the same names in matrices.parquet say what each is.
+    """
+
+    relative_norm: float | None  # 0 or more; of a component: of all its matrices as one vector
+    concentration: float | None  # below 0 flatter than the null, 0 as the null, 1 of rank one
+    participation_ratio: float | None  # directions, 1 or more
+    null_participation_ratio: float | None  # directions, 1 or more
+    participation_share: float | None  # participation_ratio over the null's
+    stable_rank: float | None  # 1 or more
+    effective_rank: float | None  # 1 or more
+    effective_rank_shift: float | None  # of tuned against base, signed
+    top4_energy: float | None  # share, 0 to 1
+    spikes: float | None  # singular values above the null's edge
+    spike_energy: float | None  # share, 0 to 1
+    cosine: float | None  # of base and tuned, -1 to 1
+    floor_ratio: float | None  # times the rounding of the storage
+
+
+@dataclass(frozen=True)
+class Energies:
+    """How much of the update a group of matrices holds."""
+
+    energy: float | None  # sum of squared Frobenius norms
+    energy_share: float | None  # of the whole update, 0 to 1
+
+
+@dataclass(frozen=True)
+class DepthFigures:
+    """How evenly the update lies over the layers of a component; None where it has no energy there."""
+
+    depth_layers: int  # layers that were compared
+    depth_entropy: float | None  # 0 one layer, 1 all alike
+    depth_gini: float | None  # 0 all alike, towards 1 one layer
+    effective_layers: float | None  # 1 to depth_layers
+    attention_to_mlp: float | None  # ratio of energies
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """The intervals of a row's figures over layers."""
+
+    intervals: Mapping[str, Bounds]  # (low, high) by figure; None where layers do not suffice
+    layers: int  # how many they are over
+    interval_level: float | None  # the probability that they may claim, 0 to 1
+    no_interval: str | None  # why there are none
+
+
+@dataclass(frozen=True)
+class _Component:
+    component: str
+    tensors: int  # of the tuned side, with two dimensions or more
+    identical: int  # of these
+    matrices: int  # that changed
+
+
+@dataclass(frozen=True)
+class ComponentRow(Intervals, DepthFigures, Energies, Medians, _Component):
+    """What became of one component."""
+
+
+@dataclass(frozen=True)
+class _Module:
+    component: str
+    module: str
+    matrices: int  # that changed
+    parameters: int  # of these
+
+
+@dataclass(frozen=True)
+class ModuleRow(Intervals, Energies, Medians, _Module):
+    """The figures of one module of a component."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """The figures of one compared layer of a component. A layer that is identical has a relative norm of 0."""
+
+    component: str
+    layer: int
+    matrices: int  # that changed
+    relative_norm: float | None  # of all of them as one vector
+    energy: float | None  # sum of squared Frobenius norms
+    energy_share: float | None  # of the component's layers, 0 to 1
+    concentration: float | None  # median
+    effective_rank_shift: float | None  # median
+    spikes: float | None  # median
+    up_effective_rank_shift: float | None  # of the MLP up-projections; the median of several experts
+    reading_participation_ratio: float | None  # directions of the residual stream
+    writing_participation_ratio: float | None  # directions of the residual stream
+
+
+@dataclass(frozen=True)
+class AloneRow:
+    """Medians over the matrices of a component that have no base."""
+
+    component: str
+    matrices: int
+    stable_rank: float | None
+    effective_rank: float | None
+    participation_ratio: float | None
+
+
+MEDIANS = tuple(field.name for field in fields(Medians))
+ALONE = ("stable_rank", "effective_rank", "participation_ratio")
+BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a LayerRow
+
+Row = TypeVar("Row")
+
+
+def row_of(kind: type[Row], *parts: Mapping[str, object]) -> Row:
+    """A row from mappings that together have its fields; a later one goes before an earlier one."""
+    columns: dict[str, Any] = {}
+    for part in parts:
+        columns |= part
+    return kind(**columns)
+
+
+def read_as(kind: type[Row], value: object) -> Row:
+    """A dataclass from its JSON. Raises TypeError where the JSON is not of its shape.
+
+    The types of the fields say what the shape is: no key may lack or be too many, but for fields that have a default;
+    a float may be a whole number, a number is finite, and a boolean is none.
+    """
+    found: Row = _read(kind, value)
+    return found
+
+
+def _read(kind: Any, value: Any) -> Any:
+    if kind in (str, bool, int, NoneType):
+        return _checked(value, type(value) is kind)
+    if kind is float:
+        return _checked(value, type(value) in (int, float) and math.isfinite(value))
+    if is_dataclass(kind) or is_typeddict(kind):
+        types, required = _fields(kind)
+        _checked(value, isinstance(value, dict) and required <= value.keys() <= types.keys())
+        return kind(**{name: _read(types[name], one) for name, one in value.items()})
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return _checked(value, type(value) is str and value in parts)
+    if origin in (Union, UnionType):
+        return _read_union(parts, value)
+    if origin is list:
+        _checked(value, isinstance(value, list))
+        return [_read(parts[0], one) for one in value]
+    if origin is tuple:
+        _checked(value, isinstance(value, list) and len(value) == len(parts))
+        return tuple(_read(part, one) for part, one in zip(parts, value, strict=True))
+    _checked(value, origin is Mapping and isinstance(value, dict))
+    return {name: _read(parts[1], one) for name, one in value.items()}
+
+
+def _read_union(kinds: tuple[Any, ...], value: Any) -> Any:
+    for kind in kinds:
+        try:
+            return _read(kind, value)
+        except TypeError:
+            continue
+    raise TypeError
+
+
+def _checked(value: Any, fits: bool) -> Any:
+    if not fits:
+        raise TypeError
+    return value
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """The types of the fields of a dataclass or a TypedDict, and which must be there."""
+    types = get_type_hints(kind)
+    if is_typeddict(kind):
+        return types, frozenset(types)
+    optional = {one.name for one in fields(kind) if one.default is not MISSING or one.default_factory is not MISSING}
+    return types, frozenset(types) - optional
