@@ -11,14 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from shadow.errors import ShadowError
-from shadow.reports.columns import TABLES, Table
-from shadow.reports.provenance import required_metadata
-from shadow.reports.tables import MAX_ROWS, conformed
+from shadow.reports.report import Report
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
 
@@ -78,37 +72,31 @@ def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedR
 
     Raises ShadowError for a report that is broken or of another schema.
     """
-    metadata = required_metadata(folder)
-    matrices = _read(folder / "matrices.parquet", TABLES["matrices"], tuple(dict.fromkeys((*READ, *more))))
-    tensors = _read(folder / "tensors.parquet", TABLES["tensors"], ("tensor", "side", *PLACE, "status", "reason"))
-    return ComparedReport(label, folder, metadata, matrices, tensors)
+    report = Report(folder)
+    matrices = _filled(report, "matrices", tuple(dict.fromkeys((*READ, *more))))
+    tensors = _filled(report, "tensors", ("tensor", "side", *PLACE, "status", "reason"))
+    return ComparedReport(label, folder, report.provenance.told, matrices, tensors)
 
 
-def _read(path: Path, known: Table, names: Sequence[str]) -> pd.DataFrame:
-    """Some columns of a file, null where an older report lacks one.
+def _filled(report: Report, table: str, names: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a table with values that NumPy matches: texts that are missing are empty, layers and experts -1.
 
-    Numbers that are not finite become NaN, layer and expert -1 where null.
+    Whole numbers of which some are missing become floats with NaN.
     """
-    columns = {column.name: column for column in known.columns}
-    try:
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows > MAX_ROWS:
-                raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
-            table = file.read(columns=[name for name in names if name in file.schema_arrow.names])
-        table = conformed(table, [columns[name] for name in names], known.first)
-        for name in ("layer", "expert", "rank_ceiling"):
-            if name in names:
-                filled = pc.fill_null(table[name], -1)
-                table = table.set_column(table.column_names.index(name), name, filled)
-        frame: pd.DataFrame = table.to_pandas()
-        for name in names:
-            if columns[name].type == "float":
-                frame[name] = frame[name].where(np.isfinite(frame[name]))
-            elif columns[name].type == "string":
-                frame[name] = frame[name].astype(object).where(frame[name].notna(), "")
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise ShadowError(f"{path}: cannot be read ({type(error).__name__})", "run the audit again") from error
-    return frame
+    frame = report.columns(table, names)
+    return pd.DataFrame({name: _plain(frame[name]) for name in names})
+
+
+def _plain(values: pd.Series[Any]) -> pd.Series[Any]:
+    if values.name in ("layer", "expert", "rank_ceiling"):
+        return values.fillna(-1).astype("int64")
+    if isinstance(values.dtype, pd.StringDtype):
+        return values.astype(object).where(values.notna(), "")
+    if isinstance(values.dtype, pd.Int64Dtype):
+        return values.astype("float64" if values.hasnans else "int64")
+    if isinstance(values.dtype, pd.BooleanDtype):
+        return values.astype(object).where(values.notna(), None)
+    return values
 
 
 # How two reports are related
