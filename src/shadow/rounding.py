@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from shadow.matrices import BlockScaled, Matrix, Updated
-from shadow.shards import FLOATS, FloatFormat
 from shadow.outcome import Values
+from shadow.shards import FLOATS, FloatFormat
 from shadow.spectrum import Workspace, blocks, read_block, shape_of
 
 Floats = NDArray[np.float64]
@@ -119,9 +119,13 @@ def levels() -> Levels:
     first = np.searchsorted(np.floor(values), low)
     last = np.append(low[1:], 2 * low[-1]) - 1
     # the mean of k² over the integers of a level
-    total = lambda k: k * (k + 1) * (2 * k + 1) / 6  # noqa: E731
-    squares = (total(last) - total(low - 1)) / (last - low + 1)
+    squares = (_sum_of_squares(last) - _sum_of_squares(low - 1)) / (last - low + 1)
     return Levels(np.append(0.0, low), np.append(0.0, squares), np.append(0, first + 1).astype(np.intp), len(raw) + 1)
+
+
+def _sum_of_squares(k: Floats) -> Floats:
+    """1 + 4 + ... + k²."""
+    return k * (k + 1) * (2 * k + 1) / 6
 
 
 @cache
@@ -165,9 +169,8 @@ def count(
     energies: tuple[Floats, Floats],
     largest: float,
     dtype: torch.dtype,
-    rounded: bool = False,
 ) -> Counts:
-    """Count D = tuned - base, or tuned - round(base) where rounded, in one pass over a sample of lines.
+    """Count D = tuned - base in one pass over a sample of lines.
 
     grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that is counted, in any
     unit. largest: the largest absolute entry of the base.
@@ -191,8 +194,6 @@ def count(
         own = torch.from_numpy(lines[first:last])
         if len(own):
             b, t = (_lines(one[index], own - start, axis, dtype) for one in (base, tuned))
-            if rounded:
-                b = b.to(getattr(torch, grid.torch_name)).to(dtype)
             products = t.sub_(b).mul(b)
             away += int(torch.count_nonzero(products > 0))
             toward += int(torch.count_nonzero(products < 0))
@@ -358,7 +359,7 @@ def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: in
     return _fitted(counts, entries, stored, known, shape, scales)
 
 
-def _ratio_index(scale_steps: NDArray[np.floating]) -> Floats:
+def _ratio_index(scale_steps: Floats) -> Floats:
     """Place in the tables of s / ulp, (..., BINADES), fractional."""
     return scale_steps[..., None] + OCTAVE * np.arange(BINADES) - RATIO_FROM * OCTAVE
 
@@ -406,9 +407,7 @@ def _improve(entries: Floats, scales: Floats, known: Tables, shape: Floats, iter
     return single.astype(np.float64) / float(single.sum(dtype=np.float64))
 
 
-def _fitted(
-    counts: Counts, entries: Floats, stored: Floats, known: Tables, shape: Floats, scales: Floats
-) -> Fit:
+def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shape: Floats, scales: Floats) -> Fit:
     at = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
     below = np.clip(np.floor(at).astype(np.intp), 0, len(known.second) - 2)
     part = np.where(np.isfinite(scales), 1.0, 0.0)[..., None]
@@ -471,6 +470,15 @@ class Undone:
     of_rounded_base: bool = False
 
 
+class Evidence(TypedDict):
+    """What a verdict rests on, as in Undone."""
+
+    misfit: float
+    alternative: float
+    fourth: float
+    lopsided: float
+
+
 @dataclass(frozen=True)
 class Rounded:
     """A matrix rounded to a stored format, block by block: what training starts from where a base is loaded in BF16."""
@@ -502,15 +510,12 @@ def kept_share(fitted: Fit) -> float:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         coherent = np.where(fitted.update > 0, fitted.product**2 / fitted.update, 0.0)
-    after, before = (_fourth_root(one) / float(all_.sum()) for one, all_ in _pairs(coherent, fitted))
+    after = _paired(coherent) / float(fitted.stored.sum())
+    before = _paired(fitted.update) / float(fitted.update.sum())
     return min(1.0, after / before)
 
 
-def _pairs(coherent: Floats, fitted: Fit) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    return (coherent, fitted.stored), (fitted.update, fitted.update)
-
-
-def _fourth_root(energies: Floats) -> float:
+def _paired(energies: Floats) -> float:
     """||M Mᵀ||_F of M the roots of energies."""
     root = np.sqrt(energies)
     return float(np.linalg.norm(root @ root.T))
@@ -536,10 +541,10 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     entries = float(counts.entries.sum())
     wrong, other = misfit(counts, fitted), misfit(counts, between)
     kept_between = float(between.update.sum() / between.stored.sum())
-    squares = shape_edges()[1:] ** 2
+    squares = mean_squares()
     fourth = float(fitted.shape @ squares**2 / (fitted.shape @ squares) ** 2)
     lopsided = (counts.away - counts.toward) / max(1, counts.away + counts.toward)
-    known = {"misfit": wrong, "alternative": other, "fourth": fourth, "lopsided": lopsided}
+    known = Evidence(misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided)
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) > LOPSIDED:
@@ -547,3 +552,108 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     zeros = 1.0 - float(fit(counts, rounds=0).changed.sum()) / entries
     reason: Reason | None = "rounded_away" if kept < ROUNDED_AWAY else None
     return Undone(history, kept, reason, norm, zeros, of_rounded_base=history == "base_rounded", **known)
+
+
+def undo(
+    base: Matrix,
+    tuned: Matrix,
+    formats: tuple[str, str],
+    lines: tuple[Floats, Floats],
+    largest: float,
+    dtype: torch.dtype,
+    space: Workspace,
+) -> Undone:
+    """What is known of the update between two stored matrices; the history is decided by their values.
+
+    formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest: the largest absolute
+    entry of base. Which format a side was rounded to is told by its values, as an F32 file may hold BF16 numbers.
+
+    - an adapter, or a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded;
+    - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
+    - else base_rounded, if the model fits tuned - round(base): the base was loaded in the tuned side's format;
+    - else base_kept, if rounding both sides of that difference from numbers in between does: errors are even over an
+      ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp of the grid;
+    - else, and for scaled 8-bit floats: rounding_unexplained.
+    """
+    if isinstance(tuned, Updated):
+        return Undone("nothing_rounded", None, "nothing_rounded")
+    if isinstance(base, BlockScaled | Updated) or isinstance(tuned, BlockScaled):
+        return Undone(None, None, "rounding_unexplained")
+    names = (
+        coarser_grid(base, formats[0], dtype, space, "base"),
+        coarser_grid(tuned, formats[1], dtype, space, "tuned"),
+    )
+    of_base, grid = (FLOATS[name] for name in names)
+    if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
+        return Undone("nothing_rounded", None, "nothing_rounded")
+    energy = float(lines[0].sum())
+    if _all_on(base, names[0], names[1], dtype, space):
+        counts = count(base, tuned, grid, lines, largest, dtype)
+        return _clear(counts, energy, "stored_base") or undo_counts(counts, energy, "stored_base")
+    started = cast(Matrix, Rounded(base, grid))  # read by blocks as the others are
+    from_rounded = line_energies(started, tuned, dtype, space)
+    if not from_rounded[0].any():
+        return Undone("base_rounded", 0.0, "rounded_away", of_rounded_base=True)
+    counts = count(started, tuned, grid, from_rounded, largest, dtype)
+    found = undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
+    if found.history is not None:
+        return found
+    assert found.misfit is not None
+    assert found.alternative is not None
+    if found.alternative > min(MISFIT, found.misfit):
+        return found
+    return base_kept(energy, _even_error(counts))
+
+
+def base_kept(energy: float, error: float) -> Undone:
+    """energy: of D; error: sum of ulp² / 12. The base has more bits than the tuned side and was not rounded first."""
+    kept = max(0.0, 1.0 - error / energy)
+    return Undone("base_kept", kept, "rounded_away" if kept < ROUNDED_AWAY else None, math.sqrt(kept * energy))
+
+
+def _even_error(counts: Counts) -> float:
+    """sum of ulp² / 12 over all entries."""
+    return float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
+
+
+def _clear(counts: Counts, energy: float, history: History) -> Undone | None:
+    """The verdict where D is so much larger than its rounding that no history matters; there is no count of zeros."""
+    error = _even_error(counts)
+    if energy < CLEAR**2 * error:
+        return None
+    return Undone(history, 1.0 - error / energy, None, math.sqrt(energy - error))
+
+
+def _all_on(base: Matrix, of_base: str, of_tuned: str, dtype: torch.dtype, space: Workspace) -> bool:
+    """Do all values of the base lie on the tuned side's grid?"""
+    if of_base == of_tuned:
+        return True
+    if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:  # else its own grid would be this one
+        return False
+    return all(on_grid(read_block(base, index, "base", dtype, space), FLOATS[of_tuned]) for index in blocks(base))
+
+
+def line_energies(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> tuple[Floats, Floats]:
+    """(rows,) and (cols,): energies of tuned - base in one pass, unscaled."""
+    rows, cols = shape_of(tuned)
+    r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
+    tall, start = rows > cols, 0
+    for index in blocks(tuned):
+        d = read_block(tuned, index, "tuned", dtype, space).sub_(read_block(base, index, "base", dtype, space))
+        squares = d.double().square_()
+        height, width = squares.shape
+        row, col = (start, 0) if tall else (0, start)
+        r[row : row + height] += squares.sum(1)
+        c[col : col + width] += squares.sum(0)
+        start += height if tall else width
+    return r.numpy(), c.numpy()
+
+
+def values(found: Undone, base_norm: float) -> Values:
+    """kept, relative_norm_unrounded and zero_share_expected; the last two are None where kept is, or is too small."""
+    known = found.kept is not None and found.reason is None
+    return {
+        "kept": found.kept,
+        "relative_norm_unrounded": found.norm / base_norm if known and found.norm and base_norm > 0 else None,
+        "zero_share_expected": found.zeros if found.kept is not None else None,
+    }

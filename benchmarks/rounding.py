@@ -1,0 +1,389 @@
+"""Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16 and F16.
+
+    python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first, some minutes
+    python benchmarks/rounding.py --quick    # prints a small version of it, without trained models
+
+Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an update of a given kind
+and relative norm. Trained: an MLP and a decoder in float32, first on one task and then on another, by AdamW and by SGD
+with momentum, at learning rates that give relative norms of 1e-2 to 1e-4; what is trained is kept in a folder, and
+a run that was cut off goes on from there. Each update is stored in every way that checkpoints have been: from a stored
+base, from a master copy that nobody stored, from an F32 base that was rounded first or not, and so on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from shadow import rounding
+from shadow.delta import Method, extent, measure_pair
+from shadow.edge import sharp_edge
+from shadow.purity import NOISE, budget
+from shadow.shards import FLOATS
+from shadow.spectrum import Workspace
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
+COMMAND = "python benchmarks/rounding.py"
+CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
+SHAPE = (512, 768)
+NORMS = {"BF16": (1e-2, 4e-3, 2e-3, 1e-3, 5e-4, 2e-4), "F16": (1e-3, 5e-4, 2.5e-4, 1.2e-4)}
+TRAINED = {"BF16": (1e-4, 1.2e-2), "F16": (3e-5, 2e-3)}  # relative norms of trained updates that are stored
+WITHIN = 0.12
+Array = NDArray[np.float64]
+
+
+# ---------------------------------------------------------------------------------------------------- truth
+
+
+def purity(D: Array) -> float:
+    """X = 1 / participation_ratio - 1 / null_participation_ratio, by NumPy from the definition."""
+    r, c = (D**2).sum(1), (D**2).sum(0)
+    G = D @ D.T if D.shape[0] <= D.shape[1] else D.T @ D
+    return float(((G**2).sum() - (r**2).sum() - (c**2).sum() + (D**4).sum()) / r.sum() ** 2)
+
+
+def share(energies: Array) -> float:
+    return float(energies.sum() ** 2 / (energies**2).sum() / len(energies))
+
+
+# ---------------------------------------------------------------------------------------------------- updates
+
+
+def coherent(rng: np.random.Generator, rank: int, part: float, power: float = 0.0) -> Array:
+    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and Gaussian noise."""
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in SHAPE)
+    S = (left * np.arange(1, rank + 1) ** -power) @ right.T
+    N = rng.standard_normal(SHAPE)
+    return math.sqrt(part) * S / np.linalg.norm(S) + math.sqrt(1 - part) * N / np.linalg.norm(N)
+
+
+def uneven(rng: np.random.Generator, participation: float, size: int) -> Array:
+    """Log-normal scales of lines whose energies have that participation share."""
+    return np.exp(math.sqrt(-math.log(participation)) / 2 * rng.standard_normal(size))
+
+
+def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Weights and an update of a kind, the update of any norm."""
+    W, D = 0.02 * rng.standard_normal(SHAPE), coherent(rng, 4, 0.3)
+    if name.startswith("uneven rows"):
+        of = float(name.rsplit(" ", 1)[1])
+        D *= uneven(rng, of, SHAPE[0])[:, None] * uneven(rng, of, SHAPE[1])
+    elif name.startswith("uneven weights"):
+        scales = uneven(rng, 0.6, SHAPE[0])[:, None] * uneven(rng, 0.6, SHAPE[1])
+        W *= scales
+        D *= scales if name.endswith("both") else 1.0
+    elif name == "embeddings":
+        D *= np.where(rng.random(SHAPE[0]) < 0.1, 1.0, 0.05)[:, None] * uneven(rng, 0.7, SHAPE[0])[:, None]
+    elif name == "rank 1":
+        D = coherent(rng, 1, 1.0)
+    elif name == "rank 4":
+        D = coherent(rng, 4, 1.0)
+    elif name == "1/i":
+        D = coherent(rng, 256, 1.0, 1.0)
+    elif name == "1/i, half noise":
+        D = coherent(rng, 256, 0.5, 1.0)
+    elif name == "heavy tails, t3":
+        tails = rng.standard_t(3, SHAPE)
+        D = math.sqrt(0.7) * tails / np.linalg.norm(tails) + math.sqrt(0.3) * coherent(rng, 4, 1.0)
+    return W, D
+
+
+PLANTS = (
+    "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3", "uneven weights",
+    "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i", "1/i, half noise", "heavy tails, t3",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- trained
+
+
+class Block(nn.Module):
+    """A decoder's block: causal attention and an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, length, width = x.shape
+        h = self.n1(x)
+        q, k, v = (one(h).view(count, length, self.heads, -1).transpose(1, 2) for one in (self.q, self.k, self.v))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(mixed.transpose(1, 2).reshape(count, length, width))
+        return x + self.down(functional.gelu(self.up(self.n2(x))))
+
+
+class Decoder(nn.Module):
+    """Two blocks of width 192 over 512 tokens."""
+
+    def __init__(self, vocabulary: int = 512, width: int = 192) -> None:
+        super().__init__()
+        self.e = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(2))
+        self.n, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        nn.init.normal_(self.e.weight, std=0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.e(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.n(h))
+
+
+def mlp() -> nn.Module:
+    sides = (128, 384, 512, 256)
+    layers = [part for i in range(3) for part in (nn.Linear(sides[i], sides[i + 1], bias=False), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(256, 10, bias=False))
+
+
+Loss = Callable[[nn.Module, torch.Generator], torch.Tensor]
+
+
+def classes(seed: int) -> Loss:
+    """A task for the MLP: classes that depend on 24 directions of the input."""
+    g = torch.Generator().manual_seed(seed)
+    inner, outer = torch.randn(128, 24, generator=g) / 11, torch.randn(24, 10, generator=g)
+    mean = torch.randn(128, generator=g)
+
+    def loss(model: nn.Module, drawn: torch.Generator) -> torch.Tensor:
+        x = torch.randn(64, 128, generator=drawn) + 0.5 * mean
+        return functional.cross_entropy(model(x), (torch.tanh(2 * x @ inner) @ outer).argmax(1))
+
+    return loss
+
+
+def chain(seed: int) -> Loss:
+    """A task for the decoder: a Markov chain over its tokens."""
+    steps = torch.softmax(3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)), 1)
+
+    def loss(model: nn.Module, drawn: torch.Generator) -> torch.Tensor:
+        x = torch.randint(0, 200, (16, 1), generator=drawn)
+        for _ in range(48):
+            x = torch.cat([x, torch.multinomial(steps[x[:, -1]], 1, generator=drawn)], 1)
+        return functional.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+    return loss
+
+
+def train(model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, steps: int, seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss(model, drawn).backward()
+        optimiser.step()
+
+
+RATES = {"adam": (1e-5, 3e-6, 1e-6, 3e-7), "sgd": (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)}
+MATRICES = {  # of the models, those with sides of 128 and more
+    "mlp": ("0.weight", "2.weight", "4.weight"),
+    "decoder": ("e.weight", "blocks.0.q.weight", "blocks.0.o.weight", "blocks.0.up.weight", "blocks.0.down.weight"),
+}
+
+
+def trained(folder: Path) -> Iterator[tuple[str, str, Array, Array]]:
+    """Optimiser, name, base weights and update, all of float32 training; from the folder where it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = {"mlp": (mlp, classes, 1500, 300), "decoder": (Decoder, chain, 500, 100)}
+    for kind, (make, task, first, second) in plans.items():
+        torch.manual_seed(0)
+        model = make()
+
+        def based(model: nn.Module = model, task: Callable[[int], Loss] = task, steps: int = first) -> None:
+            train(model, task(0), torch.optim.AdamW(model.parameters(), 1e-3), steps, 1)
+
+        base = _kept(folder / f"{kind}-base.pt", model, based)
+        for optimiser, rates in RATES.items():
+            for rate in rates:
+                model.load_state_dict(base)
+
+                def tuned(
+                    model: nn.Module = model,
+                    task: Callable[[int], Loss] = task,
+                    steps: int = second,
+                    optimiser: str = optimiser,
+                    rate: float = rate,
+                ) -> None:
+                    known = model.parameters()
+                    by = (
+                        torch.optim.AdamW(known, rate, weight_decay=0.01)
+                        if optimiser == "adam"
+                        else torch.optim.SGD(known, rate, momentum=0.9)
+                    )
+                    train(model, task(1), by, steps, 2)
+
+                after = _kept(folder / f"{kind}-{optimiser}-{rate:g}.pt", model, tuned)
+                for name in MATRICES[kind]:
+                    W = base[name].double().numpy()
+                    yield optimiser, f"{kind} {name} {rate:g}", W, after[name].double().numpy() - W
+
+
+def _kept(path: Path, model: nn.Module, make: Callable[[], None]) -> dict[str, torch.Tensor]:
+    """The state of a model, from a file or trained and written to it."""
+    if not path.exists():
+        make()
+        aside = path.with_suffix(".part")
+        torch.save(model.state_dict(), aside)
+        aside.rename(path)
+    state: dict[str, torch.Tensor] = torch.load(path)
+    return {name: one.clone() for name, one in state.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- storage
+
+HISTORIES = (
+    "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows", "as weights", "decay",
+)  # fmt: skip
+REFUSED = ("master copy", "as weights", "decay")  # histories that the storage model does not have
+
+
+def stored(
+    history: str, W: Array, D: Array, dtype: str, norm: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, Array]:
+    """Base and tuned side as they are stored, and the update before it was, of that relative norm."""
+
+    def narrow(x: Array) -> torch.Tensor:
+        return torch.from_numpy(x).to(getattr(torch, FLOATS[dtype].torch_name))
+
+    if history == "masked":
+        D = D * (rng.random(D.shape) < 0.2)
+    elif history == "frozen rows":
+        D = D * (rng.random(len(D)) < 0.5)[:, None]
+    elif history == "as weights":
+        D = D * np.abs(W)
+    elif history == "decay":  # a fifth of the energy
+        D = math.sqrt(0.8) * D / np.linalg.norm(D) - math.sqrt(0.2) * W / np.linalg.norm(W)
+    D = D * (norm * np.linalg.norm(W) / np.linalg.norm(D))
+    rounded = narrow(W).double().numpy()
+    full = torch.from_numpy(W).float()
+    if history == "master copy":
+        return narrow(W), narrow(W + D), D
+    if history == "F32 base loaded":
+        return full, narrow(rounded + D), D
+    if history == "F32 base kept":
+        return full, narrow(full.double().numpy() + D), D
+    return narrow(W), narrow(rounded + D), D
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored update: the kind and history, what is true, and what was found (None where refused)."""
+
+    kind: str
+    name: str
+    history: str
+    dtype: str
+    norm: float
+    kept_true: float
+    kept: float | None
+    reason: str | None
+    found_history: str | None
+    norm_error: float | None
+    size_error: float | None  # of 1/X
+    stored_error: float  # of 1/X without a correction
+    misfit: float | None
+    alternative: float | None
+    fourth: float | None
+    lopsided: float | None
+    top: float  # largest sigma² over the energy, of the stored difference
+    normal_error: float | None  # of 1/X with a normal shape in place of the fitted one
+
+    @property
+    def verdict(self) -> str:
+        if self.kept is None:
+            return "refused" if self.reason == "rounding_unexplained" else "unchanged"
+        if self.reason == "rounded_away":
+            return "away"
+        assert self.norm_error is not None
+        assert self.size_error is not None
+        return "right" if max(abs(self.norm_error), abs(self.size_error)) <= WITHIN else "wrong"
+
+
+def judged(kind: str, name: str, history: str, dtype: str, norm: float, W: Array, D: Array) -> Entry | None:
+    """Store, undo, compare. None where nothing changed."""
+    rng = np.random.default_rng([len(kind), len(history), round(1e6 * norm)])
+    base, tuned, update = stored(history, W, D, dtype, norm, rng)
+    formats = ("F32" if base.dtype == torch.float32 else dtype, dtype)
+    working = torch.float64 if "F32" in formats else torch.float32
+    difference = tuned.double().numpy() - base.double().numpy()
+    if not difference.any():
+        return None
+    lines = ((difference**2).sum(1), (difference**2).sum(0))
+    largest = float(base.double().abs().max())
+    found = rounding.undo(base, tuned, formats, lines, largest, working, Workspace())
+    if found.of_rounded_base:
+        difference = tuned.double().numpy() - base.to(tuned.dtype).double().numpy()
+        if not difference.any():
+            return None
+    true, seen = purity(update), purity(difference)
+    known = found.kept is not None and found.norm is not None
+    product = float((difference * update).sum())
+    top = np.linalg.norm(difference, 2) ** 2 / np.linalg.norm(difference) ** 2 if history == "stored base" else math.nan
+    normal = None
+    if history == "stored base" and known:
+        counts = rounding.count(
+            base, tuned, FLOATS[dtype], ((difference**2).sum(1), (difference**2).sum(0)), largest, working
+        )
+        normal = _relative(true * rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2, seen)
+    return Entry(
+        kind,
+        name,
+        history,
+        dtype,
+        norm,
+        product**2 / float((difference**2).sum() * (update**2).sum()),
+        found.kept,
+        found.reason,
+        found.history,
+        found.norm / float(np.linalg.norm(update)) - 1 if known and found.norm else None,
+        _relative(true * found.kept**2, seen) if known and found.kept else None,
+        _relative(true, seen),
+        found.misfit,
+        found.alternative,
+        found.fourth,
+        found.lopsided,
+        float(top),
+        normal,
+    )
+
+
+def entries(folder: Path | None, plants: Sequence[str] = PLANTS) -> Iterator[Entry]:
+    """Every entry; those of planted updates, and of trained ones where there is a folder."""
+    for kind in plants:
+        W, D = planted(kind, np.random.default_rng([7, *kind.encode()]))
+        for history in HISTORIES:
+            for dtype, norms in NORMS.items():
+                for norm in norms:
+                    yield from _one(judged(kind, kind, history, dtype, norm, W, D))
+    for optimiser, name, W, D in trained(folder) if folder else ():
+        norm = float(np.linalg.norm(D) / np.linalg.norm(W))
+        for history in HISTORIES:
+            for dtype, (low, high) in TRAINED.items():
+                if low < norm < high:
+                    yield from _one(judged(optimiser, name, history, dtype, norm, W, D))
+
+
+def _relative(purity_true: float, purity_seen: float) -> float:
+    """Error of 1/X, relative to the true one."""
+    return purity_true / purity_seen - 1 if purity_seen else math.inf
+
+
+def _one(entry: Entry | None) -> Iterator[Entry]:
+    if entry is not None:
+        yield entry
