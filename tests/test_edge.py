@@ -55,11 +55,11 @@ def test_noise_of_a_separable_profile_stays_below_the_edge_and_near_it(spread):
 
 
 def test_a_weak_spike_passes_the_sharp_edge_and_not_the_old_one():
-    """A direction of 1.25 times the noise's largest singular value, over an uneven profile."""
+    """A direction of 0.9 times the noise's largest singular value, over an uneven profile."""
     rng = np.random.default_rng(0)
     D = np.exp(0.5 * rng.standard_normal(200))[:, None] * rng.standard_normal((200, 300))
     u, v = (x / np.linalg.norm(x) for x in (rng.standard_normal(200), rng.standard_normal(300)))
-    D = D + 1.5 * np.linalg.svd(D, compute_uv=False)[0] * np.outer(u, v)
+    D = D + 0.9 * np.linalg.svd(D, compute_uv=False)[0] * np.outer(u, v)
     sigma = np.linalg.svd(D, compute_uv=False)[0]
     assert values(D)["spikes_sharp"] == 1
     assert sigma < math.sqrt((D**2).sum(1).max()) + math.sqrt((D**2).sum(0).max())

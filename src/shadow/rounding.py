@@ -68,7 +68,7 @@ def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Worksp
     their values are stored with scales.
     """
     for candidate in ("BF16", "F16", "F32"):
-        if candidate == dtype or FLOATS[candidate].bits > FLOATS[dtype].bits:
+        if FLOATS[candidate].mantissa_bits >= FLOATS[dtype].mantissa_bits:
             continue
         if all(on_grid(read_block(matrix, index, name, working, space), FLOATS[candidate]) for index in blocks(matrix)):
             return candidate
@@ -437,10 +437,12 @@ def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shap
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 CLEAR = 30.0  # floor_ratio from which rounding has less than a thousandth of the energy, whatever the history
-MISFIT = 0.15  # share of the stored energy in other binades than the model has it
+MISFIT = 0.2  # share of the stored energy in other binades than the model has it
 ALTERNATIVE = 0.05  # relative difference of kept to which two models give the same figure
-TAILED = 5.0  # mean y⁴ over squared mean y² of a shape; 3 of a normal one, 1 of entries of one size
-LOPSIDED = 0.2  # (away - toward) / changed: an update that shrinks or grows the weights is not independent of them
+TAILED = 5.0  # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
+REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
+LOPSIDED = 0.05  # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
+SLOPE_Z = 5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
 
 History = Literal["stored_base", "base_rounded", "base_kept", "nothing_rounded"]
 Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
@@ -527,6 +529,13 @@ def misfit(counts: Counts, fitted: Fit) -> float:
     return float(np.abs(fitted.energy - energy).sum() / energy.sum())
 
 
+def tails(shape: Floats) -> float:
+    """Mean y⁴ over squared mean y² of the entries that an update reaches."""
+    squares = mean_squares()
+    reached = np.where(squares >= REACHED**2 * float(squares @ shape), shape, 0.0)
+    return float(reached.sum() * (reached @ squares**2) / (reached @ squares) ** 2)
+
+
 def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     """The verdict on a D of that energy whose counts follow the storage model, or do not.
 
@@ -541,13 +550,12 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     entries = float(counts.entries.sum())
     wrong, other = misfit(counts, fitted), misfit(counts, between)
     kept_between = float(between.update.sum() / between.stored.sum())
-    squares = mean_squares()
-    fourth = float(fitted.shape @ squares**2 / (fitted.shape @ squares) ** 2)
+    fourth = tails(fitted.shape)
     lopsided = (counts.away - counts.toward) / max(1, counts.away + counts.toward)
     known = Evidence(misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided)
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
-    if wrong > MISFIT or ambiguous or tailed or abs(lopsided) > LOPSIDED:
+    if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
         return Undone(None, None, "rounding_unexplained", **known)
     zeros = 1.0 - float(fit(counts, rounds=0).changed.sum()) / entries
     reason: Reason | None = "rounded_away" if kept < ROUNDED_AWAY else None
@@ -570,9 +578,10 @@ def undo(
 
     - an adapter, or a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
-    - else base_rounded, if the model fits tuned - round(base): the base was loaded in the tuned side's format;
-    - else base_kept, if rounding both sides of that difference from numbers in between does: errors are even over an
-      ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp of the grid;
+    - else base_rounded, if tuned - round(base) has nothing of what rounding took from the base, and the model fits it:
+      the base was loaded in the tuned side's format;
+    - else base_kept, if it has, and rounding both sides of that difference from numbers in between fits: errors are
+      even over an ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp of the grid;
     - else, and for scaled 8-bit floats: rounding_unexplained.
     """
     if isinstance(tuned, Updated):
@@ -595,14 +604,31 @@ def undo(
     if not from_rounded[0].any():
         return Undone("base_rounded", 0.0, "rounded_away", of_rounded_base=True)
     counts = count(started, tuned, grid, from_rounded, largest, dtype)
-    found = undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
-    if found.history is not None:
-        return found
-    assert found.misfit is not None
-    assert found.alternative is not None
-    if found.alternative > min(MISFIT, found.misfit):
-        return found
+    if slope_z(base, tuned, grid, dtype, space) <= SLOPE_Z:
+        return undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
+    wrong = misfit(counts, fit(counts, "dithered"))
+    if wrong > MISFIT:
+        return Undone(None, None, "rounding_unexplained", alternative=wrong)
     return base_kept(energy, _even_error(counts))
+
+
+def slope_z(base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace) -> float:
+    """The slope of tuned - round(base) over base - round(base), in standard errors, in one pass; both in ulps.
+
+    0 on average where training started from round(base). Where it started from the base, tuned = round(base + d) holds
+    the remainder: the slope is 1 for a large d, and above 0 for any.
+    """
+    product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
+    for index in blocks(tuned):
+        b, t = (read_block(one, index, name, dtype, space) for one, name in ((base, "base"), (tuned, "tuned")))
+        rounded = b.to(getattr(torch, grid.torch_name)).to(dtype)
+        ulp = torch.ldexp(torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits)
+        rest, change = (b - rounded).div_(ulp), (t - rounded).div_(ulp).clamp_(-1, 1)  # large changes are only noise
+        product += float((rest * change).sum(dtype=torch.float64))
+        squares += float((change * change).sum(dtype=torch.float64))
+        remainders += float((rest * rest).sum(dtype=torch.float64))
+        entries += b.numel()
+    return product * math.sqrt(entries / (squares * remainders)) if squares * remainders > 0 else 0.0
 
 
 def base_kept(energy: float, error: float) -> Undone:
