@@ -14,6 +14,9 @@ from shadow.outcome import Values
 
 NOISE = 5.0  # purity_z up to which X may be noise
 LEAST_KEPT = 0.25  # below it, rounding has taken too much to undo
+DOMINATED = 0.7  # share of X that the leading direction has by itself, from which X / kept² may be far off
+ENOUGH_KEPT = 0.75  # from here on that error is below 12 %
+ALONE = 0.8  # share of the energy of the leading direction from which there is little else, and X / kept² holds again
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,12 @@ def purity_values(
     col_participation_ratio: float | None,
     shape: tuple[int, int],
     kept: float | None = None,
+    top1_energy: float | None = None,
 ) -> Values:
     """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions.
 
-    excess_purity_unrounded = X / kept², None where kept is None or below LEAST_KEPT. equivalent_directions = 1 / X of
+    excess_purity_unrounded = X / kept², None where kept is None or below LEAST_KEPT, or one direction in noise has most
+    of it (see `dominated`; that needs top1_energy). equivalent_directions = 1 / X of
     the unrounded where there is one, else of the stored; None where purity_z <= NOISE, or above the short side. Where
     kept is of tuned - round(base), all four ratios have to be of that difference. Where kept is too small nothing
     corrected is given, and no directions either: those of the stored delta would be the rounding's.
@@ -67,8 +72,21 @@ def purity_values(
         return dict.fromkeys(names)
     purity = 1.0 / real - 1.0 / null
     z = purity_z(purity, by_row, by_col)
-    rounded_away = kept is not None and kept < LEAST_KEPT
-    unrounded = None if kept is None or rounded_away else purity / kept**2
+    lost = kept is not None and (kept < LEAST_KEPT or dominated(purity, kept, top1_energy))
+    unrounded = None if kept is None or lost else purity / kept**2
     best = purity if unrounded is None else unrounded
-    told = z > NOISE and best * min(shape) >= 1.0 and not rounded_away
+    told = z > NOISE and best * min(shape) >= 1.0 and not lost
     return dict(zip(names, (purity, z, unrounded, 1.0 / best if told else None), strict=True))
+
+
+def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:
+    """Does one direction in noise have most of X, where much was rounded away?
+
+    Where its entries are large they pass the rounding better than the noise around them does, so that X / kept² comes
+    out too large, by up to a half for rank one with a third of the energy. A direction that is nearly all there is does
+    not: then its own entries are what kept was found from.
+    """
+    if top1_energy is None or purity <= 0 or kept >= ENOUGH_KEPT:
+        return False
+    leading = top1_energy / kept
+    return leading < ALONE and top1_energy**2 > DOMINATED * purity

@@ -264,8 +264,8 @@ def mean_squares() -> Floats:
 def half_normal() -> Floats:
     """The shape of a normal d: (bins,) chances, of mean y² 1."""
     edges = shape_edges()
-    inside = np.diff([math.erf(edge / math.sqrt(2)) for edge in edges])
-    return inside / inside.sum()
+    inside: Floats = np.diff([math.erf(edge / math.sqrt(2)) for edge in edges])
+    return np.asarray(inside / inside.sum())
 
 
 @cache
@@ -294,13 +294,13 @@ def tables(model: Model) -> Tables:
 
 def _primitive_second(x: Floats) -> Floats:
     """Integral from 0 to x of round(t)²."""
-    n = np.floor(x + 0.5)
+    n: Floats = np.floor(x + 0.5)
     return (n - 1) * n * (2 * n - 1) / 6 + n**2 * (x - n + 0.5)
 
 
 def _primitive_product(x: Floats) -> Floats:
     """Integral from 0 to x of t round(t)."""
-    n = np.floor(x + 0.5)
+    n: Floats = np.floor(x + 0.5)
     return (n - 1) * n * (2 * n - 1) / 6 + n * (x - n + 0.5) * (x + n - 0.5) / 2
 
 
