@@ -576,33 +576,34 @@ def gate_part(found: Sequence[Entry]) -> str:
     return table([*heads, "trained, master copy"], rows)
 
 
+def milliseconds(work: Callable[[], object]) -> float:
+    """Best of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
+
+
+def cost(shape: tuple[int, int]) -> list[str]:
+    """The audit of a pair as it was, and what this adds."""
+    g = torch.Generator().manual_seed(0)
+    base = (0.02 * torch.randn(shape, generator=g)).bfloat16()
+    tuned = (base.float() + 2e-5 * torch.randn(shape, generator=g)).bfloat16()
+    D = tuned.double().numpy() - base.double().numpy()
+    lines = ((D**2).sum(1), (D**2).sum(0))
+    size = extent(base, tuned, torch.float32, Workspace())
+    formats = ("BF16", "BF16")
+    audit = milliseconds(lambda: measure_pair(base, tuned, formats, size, Method(), "", Workspace()))
+    undo = milliseconds(lambda: rounding.undo(base, tuned, formats, lines, size.base, torch.float32, Workspace()))
+    edge = milliseconds(lambda: sharp_edge(*lines))
+    added = 100 * (undo + edge) / audit
+    return [f"{shape[0]} x {shape[1]}", f"{audit:.0f}", f"{undo:.0f}", f"{edge:.0f}", f"{added:.0f} %"]
+
+
 def cost_part(shapes: Sequence[tuple[int, int]]) -> str:
-    """Milliseconds of one thread, best of three: the audit of a pair as it was, and what this adds."""
-    rows = []
-    for shape in shapes:
-        g = torch.Generator().manual_seed(0)
-        base = (0.02 * torch.randn(shape, generator=g)).bfloat16()
-        tuned = (base.float() + 2e-5 * torch.randn(shape, generator=g)).bfloat16()
-        D = tuned.double().numpy() - base.double().numpy()
-        lines = ((D**2).sum(1), (D**2).sum(0))
-        size = extent(base, tuned, torch.float32, Workspace())
-        times: dict[str, list[float]] = {"audit": [], "undo": [], "edge": []}
-        for _ in range(3):
-            for name, work in (
-                ("audit", lambda: measure_pair(base, tuned, ("BF16", "BF16"), size, Method(), "", Workspace())),
-                (
-                    "undo",
-                    lambda: rounding.undo(base, tuned, ("BF16", "BF16"), lines, size.base, torch.float32, Workspace()),
-                ),
-                ("edge", lambda: sharp_edge(*lines)),
-            ):
-                start = time.perf_counter()
-                work()
-                times[name].append(1e3 * (time.perf_counter() - start))
-        best = {name: min(own) for name, own in times.items()}
-        added = 100 * (best["undo"] + best["edge"]) / best["audit"]
-        rows.append([f"{shape[0]} x {shape[1]}", *(f"{best[name]:.0f}" for name in times), f"{added:.0f} %"])
-    return table(["shape", "audit, ms", "`undo`, ms", "sharp edge, ms", "added"], rows)
+    return table(["shape", "audit, ms", "`undo`, ms", "sharp edge, ms", "added"], map(cost, shapes))
 
 
 def paragraph(text: str) -> str:
@@ -613,9 +614,11 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
     """The page: what was stored, what was found, and what follows from it."""
     told = [one for one in found if one.verdict in ("right", "wrong") and one.purity]
     wrong = [one for one in found if one.verdict == "wrong"]
+    worst = max((abs(one.size_error or 0) for one in told), default=0.0)
     clean = [one for one in found if one.kind in RATES and one.history == "stored base"]
     own = [abs(one.size_error or 0) for one in told if one.kind in RATES and one.history == "stored base"]
     largest = max(own, default=0.0)
+    refused = sum(one.verdict == "refused" for one in clean)
     parts = [
         "# Rounding undone, held against the truth",
         f"""What `kept` and the figures that rest on it say of updates that are known. Made by `{COMMAND}`, which trains
@@ -628,30 +631,30 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         base; from a *master copy*, of which both stored sides are roundings; from an *F32 base*, loaded in the tuned
         side's format or kept; with four fifths of the entries *masked*, with half of the *rows frozen*, with sizes *as*
         those of the *weights*, and with a fifth of the energy in weight *decay*. **right**: norm and 1/X are
-        within {100 * WITHIN:.0f} % of the float64 truth. **norm right**: the norm is, and 1/X is null, as it is within its
-        noise or one direction in noise has most of it. **refused**: `kept` is null, `rounding_unexplained`.
+        within {100 * WITHIN:.0f} % of the float64 truth. **norm right**: the norm is, and 1/X is null, as it is within
+        its noise or one direction in noise has most of it. **refused**: `kept` is null, `rounding_unexplained`.
         **away**: `kept` is below {rounding.ROUNDED_AWAY}, `rounded_away`, and nothing corrected is given.""",
         verdicts_part(found),
-        f"""Of {len(told)} figures that were told, {len(wrong)} are wrong by more than {100 * WITHIN:.0f} %, the worst in
-        1/X by {100 * max(abs(one.size_error or 0) for one in told):.0f} %. Of {len(clean)} trained updates from a stored
-        base, {sum(one.verdict == "refused" for one in clean)} were refused, and the others are within
-        {100 * largest:.0f} %.""",
+        f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
+        {100 * WITHIN:.0f} %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
+        base, {refused} were refused, and the others are within {100 * largest:.0f} %.""",
         "## Errors",
         """Relative errors of 1/X and of the norm, from a stored base. *Normal shape in cells* solves each cell of row
         and column classes for the scale of a normal update; *fitted shape*, which is used, fits the distribution of
         |d| too.""",
         errors_part(found),
-        """The error that is left has one sign: a coherent part whose entries are larger in some rows and columns than
-        the noise around them passes the rounding better than the whole does, so that 1/X comes out too small. It grows
-        as `kept` falls. A spectrum like 1/i over as much noise has the most of it.""",
+        """What error is left comes from a coherent part whose entries are larger in some rows and columns than the
+        noise around them: they pass the rounding better than the whole does, so that 1/X comes out too small. It grows
+        as `kept` falls. Where one direction has most of X it reaches a third, and 1/X is null.""",
         "## The gate",
-        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f} % of the stored energy
-        lies in other binades than the model has it; where rounding both sides from numbers in between fits better, and
-        would give a `kept` that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
+        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f} % of the stored
+        energy lies in other binades than the model has it; where rounding both sides from numbers in between fits
+        better,
+        and would give a `kept` that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
         update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
         {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights, (away - toward) / changed
-        times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where both
-        histories give the same figures.""",
+        times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
+        both histories give the same figures.""",
         gate_part(found),
         "## Cost",
         """Beside the audit of a pair, one thread, best of three, on a machine that others used as well. One more pass

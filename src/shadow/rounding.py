@@ -194,10 +194,11 @@ def count(
         own = torch.from_numpy(lines[first:last])
         if len(own):
             b, t = (_lines(one[index], own - start, axis, dtype) for one in (base, tuned))
-            products = t.sub_(b).mul(b)
-            away += int(torch.count_nonzero(products > 0))
-            toward += int(torch.count_nonzero(products < 0))
-            binade, level = _binades_and_levels(b, t, grid, top, deepest)
+            d = t.sub_(b)
+            direction = d.sign().mul_(b)  # the product d b might vanish
+            away += int(torch.count_nonzero(direction > 0))
+            toward += int(torch.count_nonzero(direction < 0))
+            binade, level = _binades_and_levels(b, d, grid, top, deepest)
             rows, cols = (row_of[own], col_of) if tall else (row_of, col_of[own])
             cell = rows[:, None] * kinds[1] + cols[None, :]
             place = level.add_(cell.mul_(BINADES).sub_(binade).mul_(raw_levels))
@@ -217,14 +218,14 @@ def _lines(part: Tensor, own: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
 
 def _binades_and_levels(b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepest: int) -> tuple[Tensor, Tensor]:
     """Of every entry: its binade, from 0 down to deepest, and the leading part of |d| / ulp; d is overwritten."""
-    d.abs_()
+    d.abs_().mul_(math.ldexp(1.0, -top))  # to where no power of two below leaves the range of float32
     if b.dtype == torch.float64:
         exponent = (b.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023 + top).clamp_(deepest, 0)
-        ulps = d.mul_(((grid.mantissa_bits - top + 1023 - exponent) << 52).view(torch.float64)).float()
+        ulps = d.mul_(((grid.mantissa_bits + 1023 - exponent) << 52).view(torch.float64)).float()
         binade = exponent.int()
     else:
         binade = (b.view(torch.int32) >> 23).bitwise_and_(0xFF).sub_(127 + top).clamp_(deepest, 0)
-        ulps = d.mul_(((grid.mantissa_bits - top + 127 - binade) << 23).view(torch.float32))
+        ulps = d.mul_(((grid.mantissa_bits + 127 - binade) << 23).view(torch.float32))
     level = (ulps.view(torch.int32) >> (23 - LEVEL_BITS)).sub_((127 << LEVEL_BITS) - 1)
     level.clamp_(1, LEVEL_OCTAVES << LEVEL_BITS).mul_(ulps > 0)
     return binade, level
