@@ -440,9 +440,10 @@ ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
 CLEAR = 30.0  # floor_ratio from which rounding has less than a thousandth of the energy, whatever the history
 MISFIT = 0.2  # share of the stored energy in other binades than the model has it
 ALTERNATIVE = 0.05  # relative difference of kept to which two models give the same figure
-TAILED = 5.0  # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
+TAILED = 4.0  # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
 REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
 LOPSIDED = 0.05  # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
+FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
 SLOPE_Z = 5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
 
 History = Literal["stored_base", "base_rounded", "base_kept", "nothing_rounded"]
@@ -543,8 +544,12 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     The fit is a gate. rounding_unexplained where more than MISFIT of the energy is in other binades than expected;
     where rounding of both sides from numbers in between fits better and would give another figure (a master copy that
     was kept in more bits over stages); where few large entries have the energy of cells, so that small ones have
-    another gain; where changes go with the sign of the weights (decay).
+    another gain; where changes go with the sign of the weights (decay); where fewer than FEWEST entries changed. A part
+    of the update of which nothing was stored, such as the decay of rows that no step reached, is in no count.
     """
+    changed = counts.away + counts.toward
+    if changed < FEWEST:
+        return Undone(None, None, "rounding_unexplained")
     fitted, between = fit(counts), fit(counts, "dithered", rounds=1)
     kept = kept_share(fitted)
     norm = math.sqrt(energy * float(fitted.update.sum() / fitted.stored.sum()))
@@ -552,7 +557,7 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     wrong, other = misfit(counts, fitted), misfit(counts, between)
     kept_between = float(between.update.sum() / between.stored.sum())
     fourth = tails(fitted.shape)
-    lopsided = (counts.away - counts.toward) / max(1, counts.away + counts.toward)
+    lopsided = (counts.away - counts.toward) / changed
     known = Evidence(misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided)
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
