@@ -638,7 +638,7 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         verdicts_part(found),
         f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
         {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than 20 %, the worst in 1/X
-        by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored base, {refused} were refused, and the others
+        by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored base, {refused} were refused, the others
         are within {100 * largest:.0f} %.""",
         """Not to be had: the part of an update of which nothing was stored leaves no trace. Where decay alone moves
         the rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X are those of the
