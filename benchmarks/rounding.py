@@ -671,8 +671,8 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         purity_part(sides),
         "## The sharp edge",
         f"""Noise without structure, {draws} matrices of each. The sharp edge is that of a separable profile; spikes are
-        counted above it times 1 + m^(-2/3). Both it and `purity_z` hold for flat and separable profiles; profiles of
-        blocks break them, and heavy tails have entries that are spikes by themselves.""",
+        counted above it times 1 + m^(-2/3). Both it and `purity_z` hold for flat, separable, sparse and heavy-tailed
+        profiles; profiles of blocks give some false spikes, and a larger spread of `purity_z`.""",
         edge_part(shapes, draws),
     ]
     return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"
