@@ -33,13 +33,13 @@ from scipy.linalg import eigh
 from torch import nn
 from torch.nn import functional
 
-from shadow import purity as purity_module
-from shadow import rounding
-from shadow.delta import Method, extent, measure_pair
-from shadow.edge import sharp_edge
-from shadow.purity import NOISE, budget, dominated, purity_z
-from shadow.shards import FLOATS
-from shadow.spectrum import Workspace
+from shadow.dtypes import FLOATS
+from shadow.spectra import purity as purity_module
+from shadow.spectra import rounding
+from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.edge import sharp_edge
+from shadow.spectra.purity import NOISE, budget, dominated, purity_z
+from shadow.spectra.spectrum import Workspace
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
 COMMAND = "python benchmarks/rounding.py"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from shadow import edge
-from shadow.spectrum import Spectrum
+from shadow.spectra import edge
+from shadow.spectra.spectrum import Spectrum
 
 
 def found(D):

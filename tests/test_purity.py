@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shadow.purity import LEAST_KEPT, NOISE, budget, dominated, purity_values, purity_z
+from shadow.spectra.purity import LEAST_KEPT, NOISE, budget, dominated, purity_values, purity_z
 
 
 def ratios(D):

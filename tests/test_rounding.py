@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.stats import norm as normal
 
-from shadow import rounding
-from shadow.matrices import BlockScaled, Updated
-from shadow.shards import FLOATS
-from shadow.spectrum import Workspace
+from shadow.dtypes import FLOATS
+from shadow.spectra import rounding
+from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.spectrum import Workspace
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -134,7 +134,7 @@ def test_counts_do_not_depend_on_blocks(monkeypatch):
     """Cut into small blocks, a matrix has the same counts."""
     base, tuned, _ = stored_pair("BF16", 2e-3)
     whole = counted(base, tuned)
-    monkeypatch.setattr("shadow.spectrum.BLOCK", 4096)
+    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 4096)
     assert (counted(base, tuned).entries == whole.entries).all()
 
 

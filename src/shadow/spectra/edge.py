@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
-from shadow.outcome import Values
-from shadow.spectrum import Spectrum
+from shadow.spectra.measurement import Values
+from shadow.spectra.spectrum import Spectrum
 
 Floats = NDArray[np.float64]
 

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from shadow.matrices import BlockScaled, Matrix, Updated
-from shadow.outcome import Values
-from shadow.shards import FLOATS, FloatFormat
-from shadow.spectrum import Workspace, blocks, read_block, shape_of
+from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.measurement import Values
+from shadow.spectra.spectrum import Workspace, blocks, read_block, shape_of
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]

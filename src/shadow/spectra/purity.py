@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shadow.outcome import Values
+from shadow.spectra.measurement import Values
 
 NOISE = 5.0  # purity_z up to which X may be noise
 LEAST_KEPT = 0.25  # below it, rounding has taken too much to undo
