@@ -18,8 +18,12 @@ def ratios(D):
     return E**2 / (sigma**4).sum(), null, E**2 / (r**2).sum(), E**2 / (c**2).sum()
 
 
-def values(D, kept=None):
-    return purity_values(*ratios(D), D.shape, kept)
+RATIOS = ("participation_ratio", "null_participation_ratio", "row_participation_ratio", "col_participation_ratio")
+
+
+def values(D, kept=None, top=None, reason="nothing_rounded", floor=None):
+    of_delta = {**dict(zip(RATIOS, ratios(D), strict=True)), "top1_energy": top, "floor_ratio": floor}
+    return purity_values(of_delta, D.shape, kept, reason)
 
 
 def coherent(rng, shape, rank, part, power=0.0):
@@ -110,9 +114,23 @@ def test_rounding_is_undone_by_the_square_of_kept():
 def test_what_a_report_lacks_is_null():
     """Any of the four ratios missing: no figure at all."""
     for missing in range(4):
-        given = [10.0, 20.0, 30.0, 40.0]
-        given[missing] = None
-        assert set(purity_values(*given, (64, 64)).values()) == {None}
+        given = dict(zip(RATIOS, (10.0, 20.0, 30.0, 40.0), strict=True))
+        given[RATIOS[missing]] = None
+        assert set(purity_values(given, (64, 64), None, None).values()) == {None}
+
+
+def test_what_may_be_the_roundings_has_no_directions():
+    """kept unknown: 1 / X of the stored delta far above its rounding, or where nothing was rounded; else null."""
+    D = coherent(np.random.default_rng(0), (64, 64), 2, 0.8)
+    directions = [
+        values(D, None, None, reason, floor)["equivalent_directions"]
+        for reason, floor in (
+            ("nothing_rounded", None), ("rounding_unexplained", 4.0), ("rounding_unexplained", 3.9),
+            ("rounding_unexplained", None),
+        )
+    ]  # fmt: skip
+    assert directions[0] == directions[1] == pytest.approx(1 / values(D)["excess_purity"])
+    assert directions[2] is directions[3] is None
 
 
 @pytest.mark.parametrize("change", ["permuted", "transposed", "scaled"])
@@ -136,7 +154,7 @@ def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_pu
         D = coherent(rng, (64, 64), 1, part)
         sigma = np.linalg.svd(D, compute_uv=False)
         top = kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()  # rounding dilutes it
-        found = purity_values(*ratios(D), D.shape, kept, float(top))
+        found = values(D, kept, float(top))
         assert (found["excess_purity_unrounded"] is not None) == told
         assert (found["equivalent_directions"] is not None) == told
     assert not dominated(0.01, 0.5, None)

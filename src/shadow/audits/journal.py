@@ -193,9 +193,9 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified), residual=residual)
 
 
-def _finite(value: float | int | None) -> float | int | None:
+def _finite(value: float | int | str | None) -> float | int | str | None:
     """Null instead of NaN or infinity: a number that overflowed is no number."""
-    return None if value is None or not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
+from shadow.dtypes import FLOATS
+from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import Spectrum
 
@@ -21,7 +24,7 @@ Floats = NDArray[np.float64]
 
 SAME = 0.002  # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
 LEVELS_OF = 1024  # entries of a row that are looked at for distinct values
-LEVELS_ROWS = 256  # rows, evenly spaced
+LEVELS_ROWS = 64  # rows, evenly spaced
 TOP = 20
 
 
@@ -70,16 +73,6 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
     return {"null_edge_sharp": edge, "spikes_sharp": int(np.count_nonzero(delta.sigma > edge))}
 
 
-def alignment_null(energies: Floats, leverages: Floats) -> float:
-    """What an alignment is on average if D had random signs: (sum_i e_i l_i / E) / (k / lines).
-
-    energies: (lines,) of D's rows (left) or columns (right); leverages: (lines,) squared norms of the rows of the
-    base's leading k vectors on that side, which sum up to k.
-    """
-    k = float(leverages.sum())
-    return float(energies @ leverages / energies.sum() * len(energies) / k)
-
-
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
     """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed. product is summed from D itself."""
     norms = delta_norm * base_norm
@@ -99,15 +92,28 @@ def levels(rows: Tensor) -> float:
 
     rows: (count, cols), those of `levels_rows`.
     """
-    seen = rows[:, :LEVELS_OF].sort(dim=1).values
-    distinct = 1 + (seen[:, 1:] != seen[:, :-1]).sum(dim=1)
-    return float(distinct.double().quantile(0.5)) / seen.shape[1]
+    seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
+    distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
+    return float(np.median(distinct) / seen.shape[1])
 
 
 def levels_rows(count: int) -> NDArray[np.intp]:
-    """Which rows of a matrix of `count` rows are looked at: up to 256, evenly spaced."""
+    """Which rows of a matrix of `count` rows are looked at: up to 64, evenly spaced."""
     taken = min(count, LEVELS_ROWS)
     return (np.arange(taken) * count // taken).astype(np.intp)
+
+
+def stored_levels(matrix: Matrix, stored: str) -> float | None:
+    """`levels` of a stored matrix; None for formats of 8 bits, which have few by themselves, and for adapters.
+
+    F32 and F64 are looked at in float32.
+    """
+    if not isinstance(matrix, Tensor) or FLOATS[stored].bits <= 8:
+        return None
+    grouped = matrix if matrix.ndim == 3 else matrix[None]
+    each = grouped.shape[1]
+    rows = torch.from_numpy(levels_rows(grouped.shape[0] * each))
+    return levels(grouped[:, :, :LEVELS_OF][rows // each, rows % each])
 
 
 def expected_levels(kind: str, length: int) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from shadow.spectra.measurement import Values
 
 NOISE = 5.0  # purity_z up to which X may be noise
+UNTOUCHED = 4.0  # floor_ratio from which rounding raises 1 / X of the stored delta by 15 % at most, as a rule
 LEAST_KEPT = 0.25  # below it, rounding has taken too much to undo
 DOMINATED = 0.7  # share of X that the leading direction has by itself, from which X / kept² may be far off
 ENOUGH_KEPT = 0.75  # from here on that error is below 12 %
@@ -48,35 +49,31 @@ def purity_z(purity: float, row_participation_ratio: float, col_participation_ra
     return purity * row_participation_ratio * col_participation_ratio / 2.0
 
 
-def purity_values(
-    participation_ratio: float | None,
-    null_participation_ratio: float | None,
-    row_participation_ratio: float | None,
-    col_participation_ratio: float | None,
-    shape: tuple[int, int],
-    kept: float | None = None,
-    top1_energy: float | None = None,
-) -> Values:
-    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions.
+def purity_values(of_delta: Values, shape: tuple[int, int], kept: float | None, reason: str | None) -> Values:
+    """excess_purity, purity_z, excess_purity_unrounded, equivalent_directions, from other columns of a delta.
 
     excess_purity_unrounded = X / kept², None where kept is None or below LEAST_KEPT, or one direction in noise has most
-    of it (see `dominated`; that needs top1_energy). equivalent_directions = 1 / X of
-    the unrounded where there is one, else of the stored; None where purity_z <= NOISE, or above the short side. Where
-    kept is of tuned - round(base), all four ratios have to be of that difference. Where kept is too small nothing
-    corrected is given, and no directions either: those of the stored delta would be the rounding's.
+    of it (see `dominated`). equivalent_directions = 1 / X of the unrounded where there is one. Where kept is unknown it
+    is of the stored delta, if nothing was rounded or floor_ratio is from UNTOUCHED on: below, it would be the
+    rounding's. None where purity_z <= NOISE, or above the short side. Where kept is of tuned - round(base), all columns
+    have to be of that difference.
     """
     names = ("excess_purity", "purity_z", "excess_purity_unrounded", "equivalent_directions")
-    given = (participation_ratio, null_participation_ratio, row_participation_ratio, col_participation_ratio)
-    real, null, by_row, by_col = given
+    real, null, by_row, by_col = (of_delta[f"{name}participation_ratio"] for name in ("", "null_", "row_", "col_"))
     if real is None or null is None or by_row is None or by_col is None:
         return dict.fromkeys(names)
     purity = 1.0 / real - 1.0 / null
     z = purity_z(purity, by_row, by_col)
-    lost = kept is not None and (kept < LEAST_KEPT or dominated(purity, kept, top1_energy))
-    unrounded = None if kept is None or lost else purity / kept**2
-    best = purity if unrounded is None else unrounded
-    told = z > NOISE and best * min(shape) >= 1.0 and not lost
-    return dict(zip(names, (purity, z, unrounded, 1.0 / best if told else None), strict=True))
+    if kept is not None:
+        lost = kept < LEAST_KEPT or dominated(purity, kept, of_delta["top1_energy"])
+        best = None if lost else purity / kept**2
+        unrounded = best
+    else:
+        floor = of_delta["floor_ratio"]
+        best = purity if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED) else None
+        unrounded = None
+    told = best is not None and z > NOISE and best * min(shape) >= 1.0
+    return dict(zip(names, (purity, z, unrounded, 1.0 / best if told and best else None), strict=True))
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:

@@ -19,9 +19,9 @@ there is a reason instead of a number.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal, TypedDict, cast
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import Workspace, blocks, read_block, shape_of
 
@@ -437,16 +437,17 @@ def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shap
 # ---------------------------------------------------------------------------------------------------- verdict
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
-CLEAR = 30.0  # floor_ratio from which rounding has less than a thousandth of the energy, whatever the history
+CLEAR = 10.0  # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
 MISFIT = 0.2  # share of the stored energy in other binades than the model has it
 ALTERNATIVE = 0.05  # relative difference of kept to which two models give the same figure
 TAILED = 4.0  # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
 REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
 LOPSIDED = 0.05  # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
+LEAST = 1e-250  # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 SLOPE_Z = 5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
 
-History = Literal["stored_base", "base_rounded", "base_kept", "nothing_rounded"]
+History = Literal["stored_base", "base_rounded", "base_kept", "far_above", "nothing_rounded"]
 Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
 
 
@@ -459,7 +460,8 @@ class Undone:
     update, None where it is not known. zeros: share of entries that a normal update of that size leaves as they were.
     misfit: share of the stored energy that lies in other binades than the model has it; alternative: the same if both
     sides had been rounded from numbers in between. fourth: mean y⁴ over squared mean y² of the shape. lopsided: (away -
-    toward) / changed. of_rounded_base: kept and norm are of tuned - round(base).
+    toward) / changed. of_rounded_base: kept and norm are of tuned - round(base). grid: what the tuned side was rounded
+    to, None where that was not asked.
     """
 
     history: History | None
@@ -472,6 +474,7 @@ class Undone:
     fourth: float | None = None
     lopsided: float | None = None
     of_rounded_base: bool = False
+    grid: FloatFormat | None = None
 
 
 class Evidence(TypedDict):
@@ -481,28 +484,6 @@ class Evidence(TypedDict):
     alternative: float
     fourth: float
     lopsided: float
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A matrix rounded to a stored format, block by block: what training starts from where a base is loaded in BF16."""
-
-    matrix: Matrix
-    grid: FloatFormat
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.matrix.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.matrix.ndim
-
-    def numel(self) -> int:
-        return self.matrix.numel()
-
-    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
-        return self.matrix[index].to(getattr(torch, self.grid.torch_name))
 
 
 def kept_share(fitted: Fit) -> float:
@@ -576,13 +557,16 @@ def undo(
     largest: float,
     dtype: torch.dtype,
     space: Workspace,
+    floor_ratio: float | None = None,
 ) -> Undone:
     """What is known of the update between two stored matrices; the history is decided by their values.
 
     formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest: the largest absolute
     entry of base. Which format a side was rounded to is told by its values, as an F32 file may hold BF16 numbers.
+    floor_ratio: the column, of the coarser of the two formats; None counts entries whatever it is.
 
     - an adapter, or a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded;
+    - floor_ratio >= CLEAR: far_above, kept = 1 - 1 / floor_ratio²; there is no count of zeros;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
     - else base_rounded, if tuned - round(base) has nothing of what rounding took from the base, and the model fits it:
       the base was loaded in the tuned side's format;
@@ -602,10 +586,32 @@ def undo(
     if grid.mantissa_bits > of_base.mantissa_bits and names[1] in ("F32", "F64"):
         return Undone("nothing_rounded", None, "nothing_rounded")
     energy = float(lines[0].sum())
+    coarser = min(FLOATS[name].mantissa_bits for name in formats)
+    if floor_ratio is not None and floor_ratio >= CLEAR and grid.mantissa_bits >= coarser:
+        return _far_above(energy, energy / floor_ratio**2)
+    if not LEAST < energy < 1.0 / LEAST:
+        return Undone(None, None, "rounding_unexplained")
+    found = _counted(base, tuned, names, lines, largest, dtype, space)
+    return replace(found, grid=grid)
+
+
+def _counted(
+    base: Matrix,
+    tuned: Matrix,
+    names: tuple[str, str],
+    lines: tuple[Floats, Floats],
+    largest: float,
+    dtype: torch.dtype,
+    space: Workspace,
+) -> Undone:
+    """The history of a pair in which something was rounded, and what follows from it."""
+    energy, grid = float(lines[0].sum()), FLOATS[names[1]]
     if _all_on(base, names[0], names[1], dtype, space):
         counts = count(base, tuned, grid, lines, largest, dtype)
-        return _clear(counts, energy, "stored_base") or undo_counts(counts, energy, "stored_base")
-    started = cast(Matrix, Rounded(base, grid))  # read by blocks as the others are
+        error = _even_error(counts)
+        far = energy >= CLEAR**2 * error
+        return _far_above(energy, error) if far else undo_counts(counts, energy, "stored_base")
+    started = Rounded(base, grid)
     from_rounded = line_energies(started, tuned, dtype, space)
     if not from_rounded[0].any():
         return Undone("base_rounded", 0.0, "rounded_away", of_rounded_base=True)
@@ -648,12 +654,9 @@ def _even_error(counts: Counts) -> float:
     return float((counts.by_binade[0] * steps() ** 2).sum()) * counts.unit**2 / 12
 
 
-def _clear(counts: Counts, energy: float, history: History) -> Undone | None:
-    """The verdict where D is so much larger than its rounding that no history matters; there is no count of zeros."""
-    error = _even_error(counts)
-    if energy < CLEAR**2 * error:
-        return None
-    return Undone(history, 1.0 - error / energy, None, math.sqrt(energy - error))
+def _far_above(energy: float, error: float) -> Undone:
+    """The verdict where D is so much larger than its rounding that no history matters."""
+    return Undone("far_above", 1.0 - error / energy, None, math.sqrt(energy - error))
 
 
 def _all_on(base: Matrix, of_base: str, of_tuned: str, dtype: torch.dtype, space: Workspace) -> bool:
