@@ -41,6 +41,7 @@ from shadow.findings.depth import (
 )
 from shadow.findings.footprint import footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.inside import INSIDE, inside_layers, outside_layers
 from shadow.findings.summary_file import SUMMARISED, believed, fits
 from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.places.names import name_rules
@@ -99,6 +100,11 @@ SHAPE = {
         {"component": str, "module": str, "matrices": int, "parameters": int, **_MEDIANS, **_ENERGY, **_BOUNDS}
     ],
     "depth": [{"component": str, "layer": int, "matrices": int, **_ENERGY, **dict.fromkeys(BY_LAYER, _NUMBER)}],
+    "inside_layers": {
+        **dict.fromkeys(("matrices", "known", "unexplained", "rounded_away", "coherent"), int),
+        **dict.fromkeys((*INSIDE, "alignment_left_excess", "alignment_right_excess"), _NUMBER),
+    },
+    "outside_layers": [{"component": str, "module": str, "matrices": int, **dict.fromkeys(INSIDE, _NUMBER)}],
     "without_base": [{"component": str, "matrices": int, **dict.fromkeys(ALONE, _NUMBER)}],
     "skipped": [{"reason": str, "tensors": int, "base": int, "tuned": int, "examples": [str], "detail": _TEXT}],
     "warnings": [str],
@@ -126,7 +132,8 @@ class Summary:
     otherwise; those of depth and of the residual stream are of the main component, language where there is one.
     intervals has bounds over layers for figures that have any (null: no_interval says why), layers and interval_level
     are over how many layers, and the probability that they may claim; resampling says how they were made.
-    components, modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
+    inside_layers has medians over the matrices inside layers, outside_layers those of embeddings and head. components,
+    modules and depth are lists of rows, without_base the matrices that have no base. warnings are what
     makes the figures doubtful. gates, evidence and claims are what label rests on; reference is where the pair lies
     among known trainings of about its size (null where there are none). scores and score_* are what others measured
     (see shadow.findings.gains): no figure rests on them, and they are empty where nobody gave any.
@@ -147,6 +154,8 @@ class Summary:
     components: list[dict[str, Any]]
     modules: list[dict[str, Any]]
     depth: list[dict[str, Any]]
+    inside_layers: Mapping[str, float | int | None]
+    outside_layers: list[dict[str, Any]]
     without_base: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
     warnings: list[str]
@@ -256,6 +265,8 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         components=_by_component(rows),
         modules=_by_module(rows),
         depth=_by_layer(rows),
+        inside_layers=inside_layers(rows.deltas),
+        outside_layers=outside_layers(rows.deltas),
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
         warnings=_renumbered_experts(rows.deltas),
