@@ -102,7 +102,8 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
     (Ub, sb, Vb), (Ut, st, Vt) = (np.linalg.svd(W, full_matrices=False) for W in (Wb, Wt))
     (rows, cols), m, D = Wb.shape, len(sb), Wt - Wb
     k = min(16, m)
-    values = dict.fromkeys(("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders"))
+    sides = ("left", "right", "left_null", "right_null")
+    values = dict.fromkeys(("overlap_left", "overlap_right", "intruders", *(f"alignment_{side}" for side in sides)))
 
     def gap(s, floor):
         after = (s[k] if s[k] >= floor else floor) if k < m else 0.0
@@ -114,12 +115,61 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
     if resolved(sb, floors[0], k):
         values["alignment_left"] = ((Ub[:, :k].T @ D) ** 2).sum() / (D**2).sum() / (k / rows)
         values["alignment_right"] = ((D @ Vb[:k].T) ** 2).sum() / (D**2).sum() / (k / cols)
+        r, c = (D**2).sum(1), (D**2).sum(0)  # with random signs, squares of sums are sums of squares
+        values["alignment_left_null"] = (Ub[:, :k].T ** 2 @ r).sum() / r.sum() / (k / rows)
+        values["alignment_right_null"] = (Vb[:k] ** 2 @ c).sum() / c.sum() / (k / cols)
         if resolved(st, floors[1], k):
             values["overlap_left"] = ((Ub[:, :k].T @ Ut[:, :k]) ** 2).sum() / k
             values["overlap_right"] = ((Vb[:k] @ Vt[:k].T) ** 2).sum() / k
     if resolved(sb, floors[0], 64) and resolved(st, floors[1], 10):
         values["intruders"] = sum(all(abs(u @ v) <= 0.5 for u in Ub.T[:64]) for v in Ut.T[:10])
     return values | {"subspace_gap_base": gap(sb, floors[0]), "subspace_gap_tuned": gap(st, floors[1])}
+
+
+def sharp_edge(r, c):
+    """The edge of noise of variances r_i c_j / E with its margin: the least of a convex curve, on a fine grid, refined.
+
+    For x in (0, 1), s solves s Q(s) = t P(t) by bisection, with t = -x / max a.
+    """
+    E = r.sum()
+    a, b = r[r > 0], c[c > 0] / E
+
+    def square(x):
+        t = -x / a.max()
+        target = (a * t / (1 + a * t)).sum()
+        low, high = -200.0, 36.0  # of ln(y / (1 - y)), s = -y / max b
+        for _ in range(100):
+            middle = (low + high) / 2
+            s = -1 / (1 + np.exp(-middle)) / b.max()
+            low, high = (middle, high) if (b * s / (1 + b * s)).sum() > target else (low, middle)
+        return -(b / (1 + b * s)).sum() / t
+
+    lows, highs = -20.0, 20.0
+    for _ in range(8):
+        grid = np.linspace(lows, highs, 21)
+        found = [square(1 / (1 + np.exp(-g))) for g in grid]
+        best = int(np.argmin(found))
+        lows, highs = grid[max(0, best - 1)], grid[min(20, best + 1)]
+    return np.sqrt(min(found)) * (1 + min(len(r), len(c)) ** (-2 / 3))
+
+
+def levels(W, dtype):
+    """The median over rows of the share of distinct values; all rows where there are at most 64."""
+    if dtype.startswith("F8"):
+        return None
+    rows = W if len(W) <= 64 else W[[i * len(W) // 64 for i in range(64)]]
+    return float(np.median([len(set(row[:1024].tolist())) for row in rows])) / min(1024, W.shape[1])
+
+
+def directions(values, shape):
+    """excess_purity_unrounded and equivalent_directions by their definition, from the row's other columns."""
+    X, kept, z, floor = (values[name] for name in ("excess_purity", "kept", "purity_z", "floor_ratio"))
+    unrounded = None if kept is None or kept < 0.25 else X / kept**2
+    best = unrounded
+    if kept is None and (values["kept_reason"] == "nothing_rounded" or (floor is not None and floor >= 4)):
+        best = X
+    told = best is not None and z > 5 and 1 / best <= min(shape)
+    return {"excess_purity_unrounded": unrounded, "equivalent_directions": 1 / best if told else None}
 
 
 def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
@@ -131,6 +181,7 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     r, c, E = (D**2).sum(1), (D**2).sum(0), (D**2).sum()
     null = E**2 / ((r**2).sum() + (c**2).sum() - (D**4).sum())
     edge = np.sqrt(r.max()) + np.sqrt(c.max())
+    sharp = sharp_edge(r, c)
     both = (sb > 0) & (st > 0)
     ratios = st[both] / sb[both]
     floor = ulp(np.maximum(np.abs(Wb), np.abs(Wt)), coarser)
@@ -156,5 +207,13 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "row_participation_ratio": E**2 / (r**2).sum(),
             "col_participation_ratio": E**2 / (c**2).sum(),
             "rows_changed": (D != 0).any(1).mean(),
+            "excess_purity": 1 / d["participation_ratio"] - 1 / null,
+            "purity_z": (1 / d["participation_ratio"] - 1 / null) * E**4 / (r**2).sum() / (c**2).sum() / 2,
+            "null_edge_sharp": sharp,
+            "spikes_sharp": int((s > sharp).sum()),
+            "decay_cosine": (D * Wb).sum() / np.linalg.norm(D) / np.linalg.norm(Wb),
+            "levels_base": levels(Wb, dtypes[0]),
+            "levels_tuned": levels(Wt, dtypes[1]),
+            "top20_energy": (s[:20] ** 2).sum() / (s**2).sum(),
         }
     )

@@ -425,7 +425,7 @@ def test_pairs_are_those_of_the_registry():
 def test_a_plan_measures_nothing(tmp_path):
     """A plan for each pair, and no folder."""
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
-    assert told["pair"] == "base..narrow"
+    assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
@@ -22,7 +22,7 @@ from shadow.text import bytes_of, several
 
 if TYPE_CHECKING:
     from shadow.audits.pair import Progress, Settings
-    from shadow.audits.plan import Access
+    from shadow.audits.plan import Access, PairPlan
     from shadow.findings.comparison import Comparison
     from shadow.gates.verdicts import Judgement, Measured
     from shadow.outputs.exports import ExportResult
@@ -220,10 +220,11 @@ def plan(
     max_disk: int | str | None = None,
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
-) -> tuple[Mapping[str, Any], ...]:
+) -> tuple[PairPlan, ...]:
     """What `audit` would measure and take, a plan for each pair, from headers alone: no weight is fetched.
 
-    The arguments are those of `audit`. A plan is what `shadow plan --format json` prints.
+    The arguments are those of `audit`. The attributes of a plan are what
+    `shadow plan` shows; `as_json()` gives what `shadow plan --format json` prints.
 
     Raises:
         ShadowError: Where an audit would fail before it measures.

@@ -30,3 +30,8 @@ class Outcome:
     measurements: tuple[Measurement, ...] = ()
     verified: tuple[bool | None, bool | None] = (None, None)
     residual: NDArray[np.float32] | None = None
+
+    @property
+    def deltas(self) -> tuple[Measurement, ...]:
+        """The measurement of the delta, if there is one."""
+        return tuple(one for one in self.measurements if one.subject == "delta")

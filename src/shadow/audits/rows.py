@@ -22,6 +22,7 @@ from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import _table
 from shadow.reports.provenance import Identity
+from shadow.spectra.measurement import Measurement
 from shadow.spectra.residual import overlaps, overlaps_left_out, stacked_participation, stacked_stderr
 from shadow.text import several
 
@@ -38,10 +39,11 @@ def report_tables(
     """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     measured = [(pair, outcomes[pair.key]) for pair in ordered]
+    energy = math.fsum((one.number("frobenius_norm") or 0.0) ** 2 for _, outcome in measured for one in outcome.deltas)
     tables = {
         "tensors": _table(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
         "residual": _table(RESIDUAL, _residual_rows(measured)),
-        "matrices": _table(MATRICES, [row for one in measured for row in _matrix_rows(*one, identity)]),
+        "matrices": _table(MATRICES, [row for one in measured for row in _matrix_rows(*one, identity, energy)]),
     }
     sigmas = (row for one in measured for row in _spectrum_rows(*one))
     return {"spectra": _table(SPECTRA, list(sigmas)), **tables} if spectra else tables
@@ -70,7 +72,8 @@ def _place_columns(place: Place) -> dict[str, Any]:
     }
 
 
-def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iterator[dict[str, Any]]:
+def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy: float) -> Iterator[dict[str, Any]]:
+    """energy: that of all deltas of the pair."""
     base = pair.base.info if pair.base else None
     tuned = pair.tuned.info
     both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
@@ -91,7 +94,15 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iter
             "rank_ceiling": factor.rank if one.subject == "delta" and (factor := pair.tuned.factor) else None,
             "verified": _verified(one.subject, *outcome.verified),
             **{name: null_if_undefined(value) for name, value in one.values.items()},
+            "energy_share": _energy_share(one, energy),
         }
+
+
+def _energy_share(measurement: Measurement, energy: float) -> float | None:
+    """The share of the pair's delta energy that one delta has; None for the other subjects and where there is none."""
+    if measurement.subject != "delta" or energy <= 0:
+        return None
+    return null_if_undefined((measurement.number("frobenius_norm") or 0.0) ** 2 / energy)
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
@@ -127,9 +138,9 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
         width = Counter(widths).most_common(1)[0][0]
         members = [one for one, own in zip(members, widths, strict=True) if own == width]
         layers = np.array([-1 if pair.place.layer is None else pair.place.layer for pair, _ in members])
-        deltas = [outcome.measurements[-1].values for _, outcome in members]
-        energies = np.array([(one["frobenius_norm"] or 0.0) ** 2 for one in deltas])
-        participation = np.array([one["participation_ratio"] or 1.0 for one in deltas])
+        deltas = [outcome.measurements[-1] for _, outcome in members]
+        energies = np.array([(one.number("frobenius_norm") or 0.0) ** 2 for one in deltas])
+        participation = np.array([one.number("participation_ratio") or 1.0 for one in deltas])
         with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
             kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
             cosines = overlaps(kept, participation, width)

@@ -211,7 +211,7 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", None, note, 0.0, norm)
     found = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space)
-    norms = {one.subject: one.values["frobenius_norm"] for one in found}
+    norms = {one.subject: one.number("frobenius_norm") for one in found}
     direction, norm = direction_of(pair.place.module), norms["delta"] or 0.0
     kept = direction and delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
     return Outcome(pair.key, "measured", None, detail, norm, norms["base"], found, residual=kept)

@@ -41,6 +41,7 @@ from shadow.findings.depth import (
 )
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.inside import inside_layers, outside_layers
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -54,6 +55,7 @@ from shadow.findings.summary_rows import (
     ComponentRow,
     LayerRow,
     ModuleRow,
+    OutsideRow,
     ReportWarning,
     SkippedRow,
     WarningCode,
@@ -114,6 +116,8 @@ class Summary:
     components: list[ComponentRow]
     modules: list[ModuleRow]
     depth: list[LayerRow]
+    inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
+    outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
     without_base: list[AloneRow]
     skipped: list[SkippedRow]  # a row for each reason, the most tensors first
     warnings: list[ReportWarning]  # what makes the figures doubtful
@@ -241,6 +245,8 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         components=_by_component(rows),
         modules=_by_module(rows),
         depth=_by_layer(rows),
+        inside_layers=inside_layers(rows.deltas),
+        outside_layers=outside_layers(rows.deltas),
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
         warnings=_renumbered_experts(rows.deltas),

@@ -160,6 +160,27 @@ class AloneRow:
     participation_ratio: float | None
 
 
+@dataclass(frozen=True)
+class OutsideRow:
+    """Medians over the changed matrices of one module outside the layers: embeddings, head, projectors.
+
+    The columns of the same names in matrices.parquet say what each is.
+    """
+
+    component: str
+    module: str
+    matrices: int
+    kept: float | None
+    relative_norm: float | None
+    relative_norm_unrounded: float | None
+    excess_purity: float | None
+    excess_purity_unrounded: float | None
+    equivalent_directions: float | None
+    spikes_sharp: float | None
+    decay_cosine: float | None
+    energy_share: float | None
+
+
 MEDIANS = tuple(field.name for field in fields(Medians))
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a LayerRow

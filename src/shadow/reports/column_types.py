@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 from shadow.reports.columns import Type
 
@@ -36,6 +37,9 @@ STORED_TYPES: dict[Type, StoredType] = {
 }
 
 
-def null_if_undefined(value: float | int | None) -> float | int | None:
+Cell = TypeVar("Cell", float, int, str)
+
+
+def null_if_undefined(value: Cell | None) -> Cell | None:
     """Null instead of NaN or infinity: a number that overflowed is no number."""
-    return None if value is None or not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -38,6 +38,9 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "depth": "a list, a row for each compared layer of a component: matrices, relative_norm as one vector, energy, "
         "energy_share of the component's layers, medians, up_effective_rank_shift (of the up-projections), and the "
         "participation ratios of residual.parquet",
+        "inside_layers": "matrices inside layers that changed: how many; of these known (kept is), unexplained, "
+        "rounded_away, and coherent (with equivalent_directions); medians of columns, and of alignments less null",
+        "outside_layers": "a list, a row for each module outside the layers, as embed and head: matrices, medians",
         "without_base": "a list, a row for each component that has matrices without a base: their number and medians",
         "skipped": "a list, a row for each reason: tensors, those of base and of tuned, examples, detail",
         "warnings": "a list of what makes the figures doubtful",

@@ -1,6 +1,7 @@
 """The tables of a finished report as this version has them, also of a report that was made before the newest columns.
 
-Columns that were added to the schema since the report was made are null, and so are all rows of a table that was;
+Columns that were added to the schema since the report was made are null, but for those of purity, which are made from
+others, and so are all rows of a table that was;
 `absent` names them. Columns that this version does not know are left out, and a number that is not finite, which no
 audit writes, is null. A report of another schema is refused.
 """
@@ -25,6 +26,12 @@ STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's fo
 LATER = ("residual",)  # tables that the first reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
+UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
+PURITY_FROM = (
+    "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio", "row_participation_ratio",
+    "col_participation_ratio", "floor_ratio",
+)  # fmt: skip
+PURITY = ("excess_purity", "purity_z", "equivalent_directions")  # read from these in reports that lack them
 MANY = 6  # absent columns that are named one by one
 
 
@@ -45,6 +52,31 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
     found = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
     found.validate(full=True)
     return found
+
+
+def with_purity(table: pa.Table) -> pa.Table:
+    """Rows of matrices with excess_purity, purity_z and equivalent_directions from the columns that older reports have.
+
+    The formulas are those of an audit where kept is unknown: directions are of the stored delta, and null where
+    floor_ratio is below UNTOUCHED (an adapter has none, as nothing was rounded). purity_z needs the participation
+    ratios of rows and columns, which the first reports lack.
+    """
+    columns = {name: table[name].to_numpy() for name in table.column_names if name in PURITY_FROM}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        purity = 1.0 / columns["participation_ratio"] - 1.0 / columns["null_participation_ratio"]
+        z = purity * columns["row_participation_ratio"] * columns["col_participation_ratio"] / 2.0
+        directions = 1.0 / purity
+        short = np.minimum(columns["rows"], columns["cols"])
+        unrounded = (columns["floor_ratio"] >= UNTOUCHED) | ~np.isnan(columns["rank_ceiling"].astype(float))
+        told = (z > NOISE) & (directions <= short) & unrounded
+    found = {"excess_purity": purity, "purity_z": z, "equivalent_directions": np.where(told, directions, np.nan)}
+    for name, values in found.items():
+        values = np.where(np.isfinite(values), values, np.nan)
+        place = table.schema.get_field_index(name)
+        table = table.set_column(
+            place, table.schema.field(place), pa.chunked_array([pa.array(values, from_pandas=True)])
+        )
+    return table
 
 
 def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -77,7 +109,10 @@ def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None)
             if file.metadata.num_rows > MAX_ROWS:
                 raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
             there = [column.name for column in wanted if column.name in file.schema_arrow.names]
-            return conformed(file.read(columns=there), wanted, table.first)
+            found = conformed(file.read(columns=there), wanted, table.first)
+            if name == "matrices" and columns is None and "excess_purity" not in there:
+                return with_purity(found)
+            return found
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
@@ -122,7 +157,7 @@ def absent(folder: Path) -> list[str]:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
         if there is not None:
-            found += [column.name for column in TABLES[name].columns if column.name not in there]
+            found += [one.name for one in TABLES[name].columns if one.name not in there and one.name not in PURITY]
         elif name in LATER:
             found.append(path.name)
     return list(dict.fromkeys(found))

@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.dtypes import FLOATS, FloatFormat
-from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.edge import decay_cosine, sharp_edge_values, stored_levels, top20_energy
+from shadow.spectra.lazy import BlockScaled, Matrix, Rounded, Updated
 from shadow.spectra.measurement import Measurement, Precision, Values
 from shadow.spectra.null import Profile, coverage_values, null_values, sampled_values
+from shadow.spectra.purity import purity_values
 from shadow.spectra.rank import condition_number, norms, ranks, top_energies
 from shadow.spectra.residual import Direction, sketch
+from shadow.spectra.rounding import Undone, undo
+from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
     Spectrum,
     Workspace,
@@ -203,25 +207,75 @@ def measure_pair(
         delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format)
     base_values, tuned_values, delta_values = (spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta))
     participation = delta_values["participation_ratio"]
+    profile = total.profile
     delta_values |= {
         "condition_number": None,  # a delta's smallest sigma says nothing
         **_relations(base_spectrum, tuned_spectrum, delta, total),
         **({"floor_ratio": None} if isinstance(tuned, Updated) else {}),  # nothing has been rounded
         **_shifts(base_values, tuned_values),
-        **null_values(delta, total.profile, participation),
-        **coverage_values(total.profile),
+        **null_values(delta, profile, participation),
+        **coverage_values(profile),
+        **sharp_edge_values(delta, profile.rows, profile.cols, scale),
+        **top20_energy(delta),
+        "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
+        "levels_base": stored_levels(base, formats[0]),
+        "levels_tuned": stored_levels(tuned, formats[1]),
         **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
         **(
-            subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), scale, space)
+            subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), profile, space)
             if method.subspaces
             else NO_SUBSPACES
         ),
     }
+    lines = (profile.rows / scale**2, profile.cols / scale**2)
+    found = undo(base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"]))
+    delta_values |= undone_values(found, base_norm) | _purity(delta_values, found, base, tuned, method, dtype, space)
+    told = {"kept_reason": found.reason, "kept_history": found.history, "kept_misfit": found.misfit}
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
-        Measurement("delta", delta.precision, delta_values, delta.sigma),
+        Measurement("delta", delta.precision, {**delta_values, **told}, delta.sigma),
     )
+
+
+def _as_float(value: float | int | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _purity(
+    of_delta: Values, found: Undone, base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype, space: Workspace
+) -> Values:
+    """excess_purity and purity_z of the stored delta, excess_purity_unrounded and equivalent_directions of the update.
+
+    Where the base was rounded before training, the latter two are of tuned - round(base), which has a spectrum of its
+    own.
+    """
+    shape = shape_of(tuned)
+    told = purity_values(of_delta, shape, found.kept, found.reason)
+    if not found.of_rounded_base:
+        return told
+    assert found.grid is not None
+    from_rounded = _difference(Rounded(base, found.grid), tuned, method, dtype, space)
+    other = purity_values(from_rounded, shape, found.kept, found.reason) if from_rounded else dict.fromkeys(told)
+    return {**other, "excess_purity": told["excess_purity"], "purity_z": told["purity_z"]}
+
+
+def _difference(base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype, space: Workspace) -> Values:
+    """The columns of tuned - base that purity is made from; empty where the two are the same."""
+    size = extent(base, tuned, dtype, space)
+    if size.delta == 0:
+        return {}
+    total = sums(base, tuned, FLOATS["F32"], size, dtype, space)
+    scale = total.profile.scale
+    read = partial(delta_blocks, base, tuned, scale, space)
+    norm = math.sqrt(total.profile.energy) / scale
+    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64)
+    found = spectrum_values(delta)
+    return {
+        **found,
+        **null_values(delta, total.profile, found["participation_ratio"]),
+        **coverage_values(total.profile),
+    }
 
 
 def measure_alone(matrix: Matrix, stored: str, largest: float, method: Method, space: Workspace) -> Measurement:

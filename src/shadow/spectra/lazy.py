@@ -1,6 +1,6 @@
-"""Matrices that are not stored as they are: scaled 8-bit floats, and a base with a low-rank update.
+"""Matrices that are not stored as they are: scaled 8-bit floats, a base with a low-rank update, and a rounded matrix.
 
-Both are read block by block like a tensor of a mapped file, by `matrix[index]`; neither is ever formed whole.
+All are read block by block like a tensor of a mapped file, by `matrix[index]`; none is ever formed whole.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from shadow.dtypes import FloatFormat
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,29 @@ class Updated:
         return padded
 
 
-Matrix = Tensor | BlockScaled | Updated
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix rounded to a stored format: what training starts from where an F32 base is loaded in BF16."""
+
+    matrix: Matrix
+    grid: FloatFormat
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.matrix.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.matrix.ndim
+
+    def numel(self) -> int:
+        return self.matrix.numel()
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Tensor:
+        return self.matrix[index].to(getattr(torch, self.grid.torch_name))
+
+
+Matrix = Tensor | BlockScaled | Updated | Rounded
 
 
 def _spans(index: tuple[slice, ...], shape: torch.Size) -> tuple[tuple[int, int], tuple[int, int]]:

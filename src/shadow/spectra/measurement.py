@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 Subject = Literal["base", "tuned", "delta"]
 Precision = Literal["default", "exact", "fast"]
 Values = dict[str, float | int | None]  # of one matrix, by column
+Cells = Mapping[str, float | int | str | None]  # the same with columns of text
 
 
 @dataclass(frozen=True)
@@ -19,5 +21,10 @@ class Measurement:
 
     subject: Subject
     precision: Precision
-    values: Values
+    values: Cells
     sigma: NDArray[np.float64]
+
+    def number(self, column: str) -> float | None:
+        """A column that holds numbers."""
+        value = self.values[column]
+        return None if value is None else float(value)

@@ -17,6 +17,7 @@ from scipy.linalg import solve_triangular
 
 from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Values
+from shadow.spectra.null import Profile
 from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
 
 SMALL_BLOCK = 1 << 19  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
@@ -27,28 +28,38 @@ SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of t
 
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 NO_SUBSPACES: Values = dict.fromkeys(
-    ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders", *GAPS)
-)
+    (
+        "overlap_left", "overlap_right", "alignment_left", "alignment_right", "alignment_left_null",
+        "alignment_right_null", "intruders", *GAPS,
+    )
+)  # fmt: skip
 
 Array = NDArray[np.float64]
 
 
 def subspace_values(
-    base: Spectrum, tuned: Spectrum, delta: Spectrum, matrices: tuple[Matrix, Matrix], scale: float, space: Workspace
+    base: Spectrum,
+    tuned: Spectrum,
+    delta: Spectrum,
+    matrices: tuple[Matrix, Matrix],
+    profile: Profile,
+    space: Workspace,
 ) -> Values:
     """overlap_*, alignment_*, intruders and subspace_gap_*, from both spectra and one pass over the matrices.
 
     With U_b and U_t the leading k = min(16, m) left vectors, overlap_left = ||U_bᵀ U_t||_F² / k in [0, 1], the mean
     squared cosine of the principal angles: 1 where nothing turned, k / rows on average for random subspaces.
     alignment_left = (||U_bᵀ D||_F² / ||D||_F²) / (k / rows) in [0, rows / k], on average 1 for a D without preferred
-    directions. On the right the same with right vectors and cols. intruders: of the tuned side's leading min(10, m)
-    left vectors, how many have no |cosine| above 0.5 with any of the base's leading min(64, m) (after Shuttleworth et
-    al. 2024, who search all). subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
+    directions. alignment_left_null = (sum_i r_i ||U_i||² / E) / (k / rows), U_i the i-th row of U_b, is what D would
+    have on average with random signs: 1 where its rows or those of U_b are even. On the right the same with right
+    vectors and cols. intruders: of the tuned side's leading min(10, m) left vectors, how many have no |cosine| above
+    0.5 with any of the base's leading min(64, m) (after Shuttleworth et al. 2024, who search all).
+    subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
     None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is the floor where it is
-    not resolved, and 0 where there is none. matrices: base and tuned, as the spectra were made from; scale: the
-    power of two that brings D's entries where squares are safe.
+    not resolved, and 0 where there is none. matrices: base and tuned, as the spectra were made from; profile: D's.
     """
+    scale = profile.scale
     m = len(base.sigma)
     k = min(SUBSPACE, m)
     found: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
@@ -57,8 +68,13 @@ def subspace_values(
     if known_b < k:
         return found
     left_is_short = base.rows <= base.cols
-    streamed = _streamed(u_b[:, :k], base.sigma[:k], u_t, tuned.sigma[:known_t], matrices, scale, space)
+    energies = (profile.rows, profile.cols) if left_is_short else (profile.cols, profile.rows)
+    streamed = _streamed(u_b[:, :k], base.sigma[:k], u_t, tuned.sigma[:known_t], matrices, scale, energies[1], space)
     short, long = ("left", "right") if left_is_short else ("right", "left")
+    leverages = (u_b[:, :k] ** 2).sum(axis=1)
+    weighted = _whitened(streamed.base, _whitened(streamed.base, streamed.weighted).T)
+    found[f"alignment_{short}_null"] = float(energies[0] @ leverages / profile.energy) * m / k
+    found[f"alignment_{long}_null"] = float(weighted.trace() / profile.energy) * base.long_side / k
     inside = streamed.inside, float((_whitened(streamed.base, streamed.images.T) ** 2).sum())
     share = k * (delta.norm * scale) ** 2
     found[f"alignment_{short}"] = inside[0] * m / share
@@ -101,12 +117,14 @@ def _whitened(products: Array, columns: Array) -> Array:
 class _Streamed:
     """Sums over the long side, where Y_b (n, k) and Y_t (n, t) are its vectors, not quite orthonormal.
 
-    base: Y_bᵀ Y_b; tuned: Y_tᵀ Y_t; between: Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images
-    (m, k): D Y_b; seen (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
-    vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma, which need not be formed.
+    base: Y_bᵀ Y_b; weighted: the same with D's energies along the long side as weights; tuned: Y_tᵀ Y_t; between:
+    Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images (m, k): D Y_b; seen (m, t): W_b Y_t with Y_t's
+    columns at length 1, or 0 where the long side is the right one: vᵀ seen / sigma are the cosines of Y_t with the
+    base's left vector W_b v / sigma, which need not be formed.
     """
 
     base: Array
+    weighted: Array
     tuned: Array
     between: Array
     inside: float
@@ -121,24 +139,32 @@ def _streamed(
     sigma_t: Array,
     matrices: tuple[Matrix, Matrix],
     scale: float,
+    energies: Array,
     space: Workspace,
 ) -> _Streamed:
-    """One pass over both matrices. u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values."""
+    """One pass over both matrices.
+
+    u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D along the long side.
+    """
     (m, k), t_count = u_b.shape, u_t.shape[1]
     basis, to_base, to_tuned = (np.ascontiguousarray(one.T) for one in (u_b, u_b / sigma_b, u_t / sigma_t))
-    base, tuned, between = np.zeros((k, k)), np.zeros((t_count, t_count)), np.zeros((k, t_count))
+    base, weighted, start = np.zeros((k, k)), np.zeros((k, k)), 0
+    tuned, between = np.zeros((t_count, t_count)), np.zeros((k, t_count))
     inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
     left_is_long = shape_of(matrices[1])[0] > m
     for b, t, d in _triples(matrices, m, scale, space):
         y_b, y_t, inner = to_base @ b, to_tuned @ t, basis @ d  # this way round OpenBLAS is 1.2 to 3 times faster
         base += y_b @ y_b.T
+        own = energies[start : start + y_b.shape[1]]
+        start += len(own)
+        weighted += (y_b * own) @ y_b.T
         tuned += y_t @ y_t.T
         between += y_b @ y_t.T
         inside += float(np.vdot(inner, inner))
         images += y_b @ d.T
         if left_is_long:
             seen += y_t @ b.T
-    return _Streamed(base, tuned, between, inside, images.T, seen.T / np.sqrt(tuned.diagonal()))
+    return _Streamed(base, weighted, tuned, between, inside, images.T, seen.T / np.sqrt(tuned.diagonal()))
 
 
 def _triples(

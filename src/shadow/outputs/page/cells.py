@@ -32,14 +32,23 @@ UNDER_NULL: dict[str, str | float] = {  # what a column of a delta would be with
     "spikes_sampled": 0.0,
     "null_participation_ratio_sampled": "null_participation_ratio",
 }
-SIGNED = ("concentration", "effective_rank_shift", "stable_rank_shift", "cosine")  # columns whose 0 divides
+SIGNED = (
+    "concentration",
+    "effective_rank_shift",
+    "stable_rank_shift",
+    "cosine",
+    "excess_purity",
+    "excess_purity_unrounded",
+    "decay_cosine",
+)  # columns whose 0 divides
+DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
 
 
 def columns_of(subject: str) -> tuple[str, ...]:
     """The columns that a row of a subject has, headline ones first."""
-    own = [column.name for column in (*DELTA, *SPECTRAL)] if subject == "delta" else [c.name for c in SPECTRAL]
+    own = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
     return tuple(dict.fromkeys([*(name for name in FIRST if name in own), *own]))
 
 
@@ -59,7 +68,7 @@ def metric_texts() -> dict[str, dict[str, Any]]:
             "under_null": UNDER_NULL.get(column.name),
             "signed": column.name in SIGNED,
         }
-        for column in (*DELTA, *SPECTRAL)
+        for column in (*DRAWN, *SPECTRAL)
     }
 
 

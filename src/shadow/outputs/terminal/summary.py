@@ -92,6 +92,8 @@ def _headline(summary: Summary) -> RenderableType:
     if f["matrices"]:
         rows.add_row(Text("how much", "dim"), _size_line(summary))
         rows.add_row(Text("how concentrated", "dim"), _concentration(summary))
+        if text := _unrounded(summary.inside_layers):
+            rows.add_row(Text("inside layers", "dim"), text)
         for title, text in (("where", _where(summary)), ("directions", _directions(summary)), ("tokens", _tokens(f))):
             if text:
                 rows.add_row(Text(title, "dim"), text)
@@ -146,6 +148,25 @@ def _concentration(summary: Summary) -> RenderableType:
         + ("value stands out." if f["spikes"] == 1 else "values stand out.")
     )
     return text
+
+
+def _unrounded(inside: Mapping[str, float | int | None]) -> str:
+    """What is known of the update before it was stored, the median over matrices inside layers."""
+    parts = []
+    if inside["kept"] is not None:
+        parts.append(f"{share(inside['kept'])} of what is stored is the update's, the rest rounding")
+    if inside["relative_norm_unrounded"] is not None:
+        parts.append(f"its norm is {share(inside['relative_norm_unrounded'])} of the base's")
+    if inside["equivalent_directions"] is not None:
+        of = f"{number(inside['coherent'])} of {number(inside['matrices'])} matrices"
+        parts.append(f"as coherent as {number(inside['equivalent_directions'])} equal directions ({of})")
+    for name, text in (
+        ("unexplained", "with a rounding that storage does not explain"),
+        ("rounded_away", "rounded away"),
+    ):
+        if inside[name]:
+            parts.append(f"{number(inside[name])} {text}")
+    return "; ".join(parts)
 
 
 def _where(summary: Summary) -> str:

@@ -1,0 +1,695 @@
+"""Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16 and F16.
+
+    python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first, some minutes
+    python benchmarks/rounding.py --quick    # prints a small version of it, without trained models
+
+Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an update of a given kind
+and relative norm. Trained: an MLP and a decoder in float32, first on one task and then on another, by AdamW and by SGD
+with momentum, at learning rates that give relative norms of 1e-2 to 1e-4; what is trained is kept in a folder, and
+a run that was cut off goes on from there. Each update is stored in every way that checkpoints have been: from a stored
+base, from a master copy that nobody stored, from an F32 base that was rounded first or not, and so on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from torch import nn
+from torch.nn import functional
+
+from shadow.dtypes import FLOATS
+from shadow.spectra import purity as purity_module
+from shadow.spectra import rounding
+from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.edge import sharp_edge
+from shadow.spectra.purity import NOISE, budget, dominated, purity_z
+from shadow.spectra.spectrum import Workspace
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "rounding.md"
+COMMAND = "python benchmarks/rounding.py"
+CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
+SHAPE = (512, 768)
+NORMS = {"BF16": (1e-2, 2e-3, 1e-3, 5e-4), "F16": (5e-4, 1.2e-4)}
+TRAINED = {"BF16": (1e-4, 1.2e-2), "F16": (3e-5, 2e-3)}  # relative norms of trained updates that are stored
+WITHIN = 0.12
+Array = NDArray[np.float64]
+
+
+# ---------------------------------------------------------------------------------------------------- truth
+
+
+def purity(D: Array) -> float:
+    """X = 1 / participation_ratio - 1 / null_participation_ratio, by NumPy from the definition."""
+    r, c = (D**2).sum(1), (D**2).sum(0)
+    G = D @ D.T if D.shape[0] <= D.shape[1] else D.T @ D
+    return float(((G**2).sum() - (r**2).sum() - (c**2).sum() + (D**4).sum()) / r.sum() ** 2)
+
+
+def share(energies: Array) -> float:
+    return float(energies.sum() ** 2 / (energies**2).sum() / len(energies))
+
+
+# ---------------------------------------------------------------------------------------------------- updates
+
+
+def coherent(rng: np.random.Generator, rank: int, part: float, power: float = 0.0) -> Array:
+    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and Gaussian noise."""
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in SHAPE)
+    S = (left * np.arange(1, rank + 1) ** -float(power)) @ right.T
+    N = rng.standard_normal(SHAPE)
+    return math.sqrt(part) * S / np.linalg.norm(S) + math.sqrt(1 - part) * N / np.linalg.norm(N)
+
+
+def uneven(rng: np.random.Generator, participation: float, size: int) -> Array:
+    """Log-normal scales of lines whose energies have that participation share."""
+    return np.exp(math.sqrt(-math.log(participation)) / 2 * rng.standard_normal(size))
+
+
+def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Weights and an update of a kind, the update of any norm."""
+    W, D = 0.02 * rng.standard_normal(SHAPE), coherent(rng, 4, 0.3)
+    if name.startswith("uneven rows"):
+        of = float(name.rsplit(" ", 1)[1])
+        D *= uneven(rng, of, SHAPE[0])[:, None] * uneven(rng, of, SHAPE[1])
+    elif name.startswith("uneven weights"):
+        scales = uneven(rng, 0.6, SHAPE[0])[:, None] * uneven(rng, 0.6, SHAPE[1])
+        W *= scales
+        D *= scales if name.endswith("both") else 1.0
+    elif name == "embeddings":
+        D *= np.where(rng.random(SHAPE[0]) < 0.1, 1.0, 0.05)[:, None] * uneven(rng, 0.7, SHAPE[0])[:, None]
+    elif name == "rank 1":
+        D = coherent(rng, 1, 1.0)
+    elif name == "rank 4":
+        D = coherent(rng, 4, 1.0)
+    elif name == "1/i":
+        D = coherent(rng, 256, 1.0, 1.0)
+    elif name == "1/i, half noise":
+        D = coherent(rng, 256, 0.5, 1.0)
+    elif name == "heavy tails, t3":
+        tails = rng.standard_t(3, SHAPE)
+        D = math.sqrt(0.7) * tails / np.linalg.norm(tails) + math.sqrt(0.3) * coherent(rng, 4, 1.0)
+    return W, D
+
+
+PLANTS = (
+    "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3", "uneven weights",
+    "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i", "1/i, half noise", "heavy tails, t3",
+)  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------- trained
+
+
+class Block(nn.Module):
+    """A decoder's block: causal attention and an MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count, length, width = x.shape
+        h = self.n1(x)
+        q, k, v = (one(h).view(count, length, self.heads, -1).transpose(1, 2) for one in (self.q, self.k, self.v))
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(mixed.transpose(1, 2).reshape(count, length, width))
+        return x + self.down(functional.gelu(self.up(self.n2(x))))
+
+
+class Decoder(nn.Module):
+    """Two blocks of width 192 over 512 tokens."""
+
+    def __init__(self, vocabulary: int = 512, width: int = 192) -> None:
+        super().__init__()
+        self.e = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(2))
+        self.n, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
+        nn.init.normal_(self.e.weight, std=0.05)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.e(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.n(h))
+
+
+def mlp() -> nn.Module:
+    sides = (128, 384, 512, 256)
+    layers = [part for i in range(3) for part in (nn.Linear(sides[i], sides[i + 1], bias=False), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(256, 10, bias=False))
+
+
+Loss = Callable[[nn.Module, torch.Generator], torch.Tensor]
+
+
+def classes(seed: int) -> Loss:
+    """A task for the MLP: classes that depend on 24 directions of the input."""
+    g = torch.Generator().manual_seed(seed)
+    inner, outer = torch.randn(128, 24, generator=g) / 11, torch.randn(24, 10, generator=g)
+    mean = torch.randn(128, generator=g)
+
+    def loss(model: nn.Module, drawn: torch.Generator) -> torch.Tensor:
+        x = torch.randn(64, 128, generator=drawn) + 0.5 * mean
+        return functional.cross_entropy(model(x), (torch.tanh(2 * x @ inner) @ outer).argmax(1))
+
+    return loss
+
+
+def chain(seed: int) -> Loss:
+    """A task for the decoder: a Markov chain over its tokens."""
+    steps = torch.softmax(3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)), 1)
+
+    def loss(model: nn.Module, drawn: torch.Generator) -> torch.Tensor:
+        x = torch.randint(0, 200, (16, 1), generator=drawn)
+        for _ in range(48):
+            x = torch.cat([x, torch.multinomial(steps[x[:, -1]], 1, generator=drawn)], 1)
+        return functional.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+    return loss
+
+
+def train(model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, steps: int, seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        loss(model, drawn).backward()
+        optimiser.step()
+
+
+RATES = {"adam": (1e-5, 3e-6, 1e-6, 3e-7), "sgd": (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)}
+MATRICES = {  # of the models, those with sides of 128 and more
+    "mlp": ("0.weight", "2.weight", "4.weight"),
+    "decoder": ("e.weight", "blocks.0.q.weight", "blocks.0.o.weight", "blocks.0.up.weight", "blocks.0.down.weight"),
+}
+
+
+def trained(folder: Path) -> Iterator[tuple[str, str, Array, Array]]:
+    """Optimiser, name, base weights and update, all of float32 training; from the folder where it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plans = {"mlp": (mlp, classes, 1500, 300), "decoder": (Decoder, chain, 500, 100)}
+    for kind, (make, task, first, second) in plans.items():
+        torch.manual_seed(0)
+        model = make()
+
+        def based(model: nn.Module = model, task: Callable[[int], Loss] = task, steps: int = first) -> None:
+            train(model, task(0), torch.optim.AdamW(model.parameters(), 1e-3), steps, 1)
+
+        base = _kept(folder / f"{kind}-base.pt", model, based)
+        for optimiser, rates in RATES.items():
+            for rate in rates:
+                model.load_state_dict(base)
+
+                def tuned(
+                    model: nn.Module = model,
+                    task: Callable[[int], Loss] = task,
+                    steps: int = second,
+                    optimiser: str = optimiser,
+                    rate: float = rate,
+                ) -> None:
+                    known = model.parameters()
+                    by = (
+                        torch.optim.AdamW(known, rate, weight_decay=0.01)
+                        if optimiser == "adam"
+                        else torch.optim.SGD(known, rate, momentum=0.9)
+                    )
+                    train(model, task(1), by, steps, 2)
+
+                after = _kept(folder / f"{kind}-{optimiser}-{rate:g}.pt", model, tuned)
+                for name in MATRICES[kind]:
+                    W = base[name].double().numpy()
+                    yield optimiser, f"{kind} {name} {rate:g}", W, after[name].double().numpy() - W
+
+
+def _kept(path: Path, model: nn.Module, make: Callable[[], None]) -> dict[str, torch.Tensor]:
+    """The state of a model, from a file or trained and written to it."""
+    if not path.exists():
+        make()
+        aside = path.with_suffix(".part")
+        torch.save(model.state_dict(), aside)
+        aside.rename(path)
+    state: dict[str, torch.Tensor] = torch.load(path)
+    return {name: one.clone() for name, one in state.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- storage
+
+HISTORIES = (
+    "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows", "as weights", "decay",
+)  # fmt: skip
+
+
+def stored(
+    history: str, W: Array, D: Array, dtype: str, norm: float, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, Array]:
+    """Base and tuned side as they are stored, and the update before it was, of that relative norm."""
+
+    def narrow(x: Array) -> torch.Tensor:
+        return torch.from_numpy(x).to(getattr(torch, FLOATS[dtype].torch_name))
+
+    if history == "masked":
+        D = D * (rng.random(D.shape) < 0.2)
+    elif history == "frozen rows":
+        D = D * (rng.random(len(D)) < 0.5)[:, None]
+    elif history == "as weights":
+        D = D * np.abs(W)
+    elif history == "decay":  # a fifth of the energy
+        D = math.sqrt(0.8) * D / np.linalg.norm(D) - math.sqrt(0.2) * W / np.linalg.norm(W)
+    D = D * (norm * np.linalg.norm(W) / np.linalg.norm(D))
+    rounded = narrow(W).double().numpy()
+    full = torch.from_numpy(W).float()
+    if history == "master copy":
+        return narrow(W), narrow(W + D), D
+    if history == "F32 base loaded":
+        return full, narrow(rounded + D), D
+    if history == "F32 base kept":
+        return full, narrow(full.double().numpy() + D), D
+    return narrow(W), narrow(rounded + D), D
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored update: the kind and history, what is true, and what was found (None where refused)."""
+
+    kind: str
+    name: str
+    history: str
+    dtype: str
+    norm: float
+    kept_true: float
+    kept: float | None
+    reason: str | None
+    found_history: str | None
+    norm_error: float | None
+    size_error: float | None  # of 1/X
+    stored_error: float  # of 1/X without a correction
+    misfit: float | None
+    alternative: float | None
+    fourth: float | None
+    lopsided: float | None
+    purity: bool  # is 1/X told, or too near its noise, or dominated by one direction
+    normal_error: float | None  # of 1/X with a normal shape in place of the fitted one
+
+    @property
+    def verdict(self) -> str:
+        if self.kept is None:
+            return "refused" if self.reason == "rounding_unexplained" else "unchanged"
+        if self.reason == "rounded_away":
+            return "away"
+        assert self.norm_error is not None
+        assert self.size_error is not None
+        if not self.purity:
+            return "norm right" if abs(self.norm_error) <= WITHIN else "wrong"
+        return "right" if max(abs(self.norm_error), abs(self.size_error)) <= WITHIN else "wrong"
+
+
+def judged(kind: str, name: str, history: str, dtype: str, norm: float, W: Array, D: Array) -> Entry | None:
+    """Store, undo, compare. None where nothing changed."""
+    rng = np.random.default_rng([len(kind), len(history), round(1e6 * norm)])
+    base, tuned, update = stored(history, W, D, dtype, norm, rng)
+    formats = ("F32" if base.dtype == torch.float32 else dtype, dtype)
+    working = torch.float64 if "F32" in formats else torch.float32
+    difference = tuned.double().numpy() - base.double().numpy()
+    if not difference.any():
+        return None
+    lines = ((difference**2).sum(1), (difference**2).sum(0))
+    largest = float(base.double().abs().max())
+    found = rounding.undo(base, tuned, formats, lines, largest, working, Workspace())
+    if found.of_rounded_base:
+        difference = tuned.double().numpy() - base.to(tuned.dtype).double().numpy()
+        if not difference.any():
+            return None
+    true, seen = purity(update), purity(difference)
+    known = found.kept is not None and found.norm is not None
+    product = float((difference * update).sum())
+    r, c = (difference**2).sum(1), (difference**2).sum(0)
+    normal, told = None, False
+    if known:
+        small = difference @ difference.T if difference.shape[0] <= difference.shape[1] else difference.T @ difference
+        top = float(eigh(small, eigvals_only=True, subset_by_index=[len(small) - 1] * 2)[0] / np.trace(small))
+        clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
+        told = clear and not dominated(seen, found.kept or 0.0, top)
+    if history == "stored base" and known:
+        counts = rounding.count(
+            base, tuned, FLOATS[dtype], ((difference**2).sum(1), (difference**2).sum(0)), largest, working
+        )
+        normal = _relative(true * rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2, seen)
+    return Entry(
+        kind,
+        name,
+        history,
+        dtype,
+        norm,
+        product**2 / float((difference**2).sum() * (update**2).sum()),
+        found.kept,
+        found.reason,
+        found.history,
+        found.norm / float(np.linalg.norm(update)) - 1 if known and found.norm else None,
+        _relative(true * found.kept**2, seen) if known and found.kept else None,
+        _relative(true, seen),
+        found.misfit,
+        found.alternative,
+        found.fourth,
+        found.lopsided,
+        told,
+        normal,
+    )
+
+
+def entries(folder: Path | None, plants: Sequence[str] = PLANTS) -> Iterator[Entry]:
+    """Every entry; those of planted updates, and of trained ones where there is a folder."""
+    for kind in plants:
+        W, D = planted(kind, np.random.default_rng([7, *kind.encode()]))
+        for history in HISTORIES:
+            for dtype, norms in NORMS.items():
+                for norm in norms:
+                    yield from _one(judged(kind, kind, history, dtype, norm, W, D))
+    for optimiser, name, W, D in trained(folder) if folder else ():
+        norm = float(np.linalg.norm(D) / np.linalg.norm(W))
+        for history in HISTORIES:
+            for dtype, (low, high) in TRAINED.items():
+                if low < norm < high:
+                    yield from _one(judged(optimiser, name, history, dtype, norm, W, D))
+
+
+def _relative(purity_true: float, purity_seen: float) -> float:
+    """Error of 1/X, relative to the true one."""
+    return purity_true / purity_seen - 1 if purity_seen else math.inf
+
+
+def _one(entry: Entry | None) -> Iterator[Entry]:
+    if entry is not None:
+        yield entry
+
+
+def kept_entries(folder: Path) -> list[Entry]:
+    """All entries, from a file of the folder where this version of the method has made them."""
+    method = b"".join(Path(one.__file__).read_bytes() for one in (rounding, purity_module))
+    path = folder / f"entries-{hashlib.sha256(method).hexdigest()[:16]}.jsonl"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".part")
+        aside.write_text("".join(json.dumps(asdict(one)) + "\n" for one in entries(folder)))
+        aside.rename(path)
+    return [Entry(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+# ---------------------------------------------------------------------------------------------------- purity, edge
+
+PURITY = (  # name, rank, part of the energy, power, limit of 1/X
+    ("4 equal, half", 4, 0.5, 0.0, 16.0),
+    ("4 equal, a fifth", 4, 0.2, 0.0, 100.0),
+    ("32 as 1/i, half", 32, 0.5, 1.0, 9.6),
+    ("64 as 1/sqrt(i), half", 64, 0.5, 0.5, 55.0),
+    ("m/4 equal, half", 0, 0.5, 0.0, math.nan),
+)
+
+
+def square(rng: np.random.Generator, side: int, rank: int, part: float, power: float) -> Array:
+    left, right = (np.linalg.qr(rng.standard_normal((side, rank or side // 4)))[0] for _ in range(2))
+    S = (left * np.arange(1, left.shape[1] + 1) ** -float(power)) @ right.T
+    N = rng.standard_normal((side, side))
+    return math.sqrt(part) * S / np.linalg.norm(S) + math.sqrt(1 - part) * N / np.linalg.norm(N)
+
+
+def purity_part(sides: Sequence[int]) -> str:
+    rows = []
+    for name, rank, part, power, limit in PURITY:
+        concentrations, sizes = [], []
+        for side in sides:
+            D = square(np.random.default_rng([side, rank]), side, rank, part, power)
+            r, c, E = (D**2).sum(1), (D**2).sum(0), float((D**2).sum())
+            null = E**2 / float((r**2).sum() + (c**2).sum() - (D**4).sum())
+            real = 1 / (purity(D) + 1 / null)
+            parts = budget(real, null, side, side)
+            concentrations.append(f"{math.log(null / real) / math.log(null):.2f}")
+            sizes.append(f"{1 / parts.coherence:.3g}")
+        end = f"{limit:g}" if math.isfinite(limit) else "grows"
+        rows.append([name, " / ".join(concentrations), " / ".join(sizes), end])
+    at = " / ".join(map(str, sides))
+    return table(["plant", f"`concentration`, m = {at}", f"1/X, m = {at}", "limit of 1/X"], rows)
+
+
+def noise(name: str, rng: np.random.Generator, shape: tuple[int, int]) -> Array:
+    """Noise without structure, of a profile."""
+    D = rng.standard_normal(shape)
+    if name == "separable":
+        D *= np.exp(0.7 * rng.standard_normal(shape[0]))[:, None] * np.exp(0.4 * rng.standard_normal(shape[1]))
+    elif name == "4 x 4 blocks":
+        D *= np.kron(np.exp(rng.standard_normal((4, 4))), np.ones((shape[0] // 4, shape[1] // 4)))
+    elif name == "block diagonal":
+        D *= np.kron(np.eye(4), np.ones((shape[0] // 4, shape[1] // 4)))
+    elif name == "sparse, 5 %":
+        D *= rng.random(shape) < 0.05
+    elif name == "heavy tails, t3":
+        D = rng.standard_t(3, shape)
+    elif name == "rounding of BF16":
+        W = torch.from_numpy(0.02 * D)
+        D = (W.bfloat16().double() - W).numpy()
+    return D
+
+
+NOISES = (
+    "flat", "separable", "4 x 4 blocks", "block diagonal", "sparse, 5 %", "heavy tails, t3", "rounding of BF16",
+)  # fmt: skip
+
+
+def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
+    rows = []
+    for name in NOISES:
+        for shape in shapes:
+            rng = np.random.default_rng([len(name), *shape])
+            over, old, false, z = [], [], 0, []
+            for _ in range(draws):
+                D = noise(name, rng, shape)
+                r, c = (D**2).sum(1), (D**2).sum(0)
+                sigma = float(np.linalg.svd(D, compute_uv=False)[0])
+                edge = sharp_edge(r, c)
+                over.append(sigma / edge)
+                old.append(sigma / (math.sqrt(r.max()) + math.sqrt(c.max())))
+                false += sigma > edge * (1 + min(shape) ** (-2 / 3))
+                z.append(purity(D) * share(r) * len(r) * share(c) * len(c) / 2)
+            rows.append([
+                name, f"{shape[0]} x {shape[1]}", f"{min(over):.2f} to {max(over):.2f}",
+                f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}", f"{max(np.abs(z)):.1f}",
+            ])  # fmt: skip
+    heads = [
+        "noise", "shape", "sigma_1 over the sharp edge", "over `null_edge`", "false spikes, sharp",
+        "standard deviation of `purity_z`", "largest",
+    ]  # fmt: skip
+    return table(heads, rows)
+
+
+# ---------------------------------------------------------------------------------------------------- the document
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def verdicts_part(found: Sequence[Entry]) -> str:
+    """Counts of verdicts by kind and history."""
+    rows = []
+    for kind in dict.fromkeys(one.kind for one in found):
+        row = [kind]
+        for history in HISTORIES:
+            own = [one.verdict for one in found if one.kind == kind and one.history == history]
+            told = [
+                f"{own.count(name)} {name}"
+                for name in ("right", "norm right", "refused", "away", "wrong")
+                if name in own
+            ]
+            row.append(", ".join(told).replace(f"{own.count('wrong')} wrong", f"**{own.count('wrong')} wrong**"))
+        rows.append(row)
+    return table(["update", *HISTORIES], rows)
+
+
+def errors_part(found: Sequence[Entry]) -> str:
+    """Errors of what was told from a stored base, by kind and by kept."""
+    rows = []
+    for kind in dict.fromkeys(one.kind for one in found):
+        for low, high in ((0.9, 1.01), (0.5, 0.9), (0.25, 0.5)):
+            own = [
+                one
+                for one in found
+                if (one.kind, one.history) == (kind, "stored base")
+                and one.verdict in ("right", "wrong")
+                and one.purity
+                and low <= (one.kept or 0) < high
+            ]
+            if own:
+                known = [_span(getattr(one, name) for one in own) for name in ERRORS]
+                rows.append([kind, f"{low:g} to {min(high, 1):g}", str(len(own)), *known])
+    heads = ["update", "`kept`", "n", "1/X as stored", "normal shape in cells", "fitted shape", "norm, fitted shape"]
+    return table(heads, rows)
+
+
+ERRORS = ("stored_error", "normal_error", "size_error", "norm_error")
+
+
+def _span(errors: Iterable[float | None]) -> str:
+    own = [100 * one for one in errors if one is not None]
+    low, high = f"{min(own):+.0f}", f"{max(own):+.0f}"
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def gate_part(found: Sequence[Entry]) -> str:
+    """Refusals by history and relative norm, and the misfits."""
+    rows = []
+    for dtype, bounds in {"BF16": (1e-4, 8e-4, 1.5e-3, 3e-3, 1.3e-2), "F16": (3e-5, 2e-4, 6e-4, 2e-3)}.items():
+        for low, high in pairwise(bounds):
+            row = [dtype, f"{low:.2g} to {high:.2g}"]
+            for trained_ones in (False, True):
+                for history in ("stored base", "master copy"):
+                    own = [
+                        one
+                        for one in found
+                        if one.dtype == dtype
+                        and low <= one.norm < high
+                        and one.history == history
+                        and (one.kind in RATES) == trained_ones
+                    ]
+                    refused = sum(one.verdict == "refused" for one in own)
+                    wrong = sum(one.verdict == "wrong" for one in own)
+                    row.append(f"{refused} of {len(own)}" + (f", **{wrong} wrong**" if wrong else ""))
+            rows.append(row)
+    heads = ["stored", "relative norm", "planted, stored base", "planted, master copy", "trained, stored base"]
+    return table([*heads, "trained, master copy"], rows)
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """Best of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        times.append(1e3 * (time.perf_counter() - start))
+    return min(times)
+
+
+def cost(shape: tuple[int, int]) -> list[str]:
+    """The audit of a pair as it was, and what this adds."""
+    g = torch.Generator().manual_seed(0)
+    base = (0.02 * torch.randn(shape, generator=g)).bfloat16()
+    tuned = (base.float() + 2e-5 * torch.randn(shape, generator=g)).bfloat16()
+    D = tuned.double().numpy() - base.double().numpy()
+    lines = ((D**2).sum(1), (D**2).sum(0))
+    size = extent(base, tuned, torch.float32, Workspace())
+    formats = ("BF16", "BF16")
+    audit = milliseconds(lambda: measure_pair(base, tuned, formats, size, Method(), "", Workspace()))
+    undo = milliseconds(lambda: rounding.undo(base, tuned, formats, lines, size.base, torch.float32, Workspace()))
+    edge = milliseconds(lambda: sharp_edge(*lines))
+    added = 100 * (undo + edge) / audit
+    return [f"{shape[0]} x {shape[1]}", f"{audit:.0f}", f"{undo:.0f}", f"{edge:.0f}", f"{added:.0f} %"]
+
+
+def cost_part(shapes: Sequence[tuple[int, int]]) -> str:
+    return table(["shape", "audit, ms", "`undo`, ms", "sharp edge, ms", "added"], map(cost, shapes))
+
+
+def paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
+
+
+def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tuple[int, int]], draws: int) -> str:
+    """The page: what was stored, what was found, and what follows from it."""
+    told = [one for one in found if one.verdict in ("right", "wrong") and one.purity]
+    wrong = [one for one in found if one.verdict == "wrong"]
+    worst = max((abs(one.size_error or 0) for one in told), default=0.0)
+    clean = [one for one in found if one.kind in RATES and one.history == "stored base"]
+    own = [abs(one.size_error or 0) for one in told if one.kind in RATES and one.history == "stored base"]
+    largest = max(own, default=0.0)
+    beyond = [sum(abs(one.size_error or 0) > limit for one in told) for limit in (0.15, 0.2)]
+    refused = sum(one.verdict == "refused" for one in clean)
+    parts = [
+        "# Rounding undone, held against the truth",
+        f"""What `kept` and the figures that rest on it say of updates that are known. Made by `{COMMAND}`, which trains
+        small models first and keeps them.""",
+        "## Updates and the ways they were stored",
+        f"""Planted updates have a rank-4 part with 30 % of the energy, unless the name says otherwise, on Gaussian
+        weights of {SHAPE[0]} x {SHAPE[1]}; numbers after *uneven rows* are the participation share of the energies of
+        rows, and of columns. *adam* and *sgd* are really trained in float32: an MLP and a decoder of width 192, taught
+        one task and then another. Each is stored in BF16 and F16 at relative norms from 1e-2 to 1e-4: from a stored
+        base; from a *master copy*, of which both stored sides are roundings; from an *F32 base*, loaded in the tuned
+        side's format or kept; with four fifths of the entries *masked*, with half of the *rows frozen*, with sizes *as*
+        those of the *weights*, and with a fifth of the energy in weight *decay*. **right**: norm and 1/X are
+        within {100 * WITHIN:.0f} % of the float64 truth. **norm right**: the norm is, and 1/X is null, as it is within
+        its noise or one direction in noise has most of it. **refused**: `kept` is null, `rounding_unexplained`.
+        **away**: `kept` is below {rounding.ROUNDED_AWAY}, `rounded_away`, and nothing corrected is given.""",
+        verdicts_part(found),
+        f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
+        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than 20 %, the worst in 1/X
+        by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored base, {refused} were refused, the others
+        are within {100 * largest:.0f} %.""",
+        """Not to be had: the part of an update of which nothing was stored leaves no trace. Where decay alone moves
+        the rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X are those of the
+        rest.""",
+        "## Errors",
+        """Relative errors of 1/X and of the norm, from a stored base. *Normal shape in cells* solves each cell of row
+        and column classes for the scale of a normal update; *fitted shape*, which is used, fits the distribution of
+        |d| too.""",
+        errors_part(found),
+        """What error is left comes from a coherent part whose entries are larger in some rows and columns than the
+        noise around them: they pass the rounding better than the whole does, so that 1/X comes out too small. It grows
+        as `kept` falls. Where one direction has most of X it reaches a third, and 1/X is null.""",
+        "## The gate",
+        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f} % of the stored
+        energy lies in other binades than the model has it; where rounding both sides from numbers in between fits
+        better,
+        and would give a `kept` that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
+        update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
+        {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights, (away - toward) / changed
+        times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
+        both histories give the same figures.""",
+        gate_part(found),
+        "## Cost",
+        """Beside the audit of a pair, one thread, best of three, on a machine that others used as well. One more pass
+        over at most a million entries of both sides, and some hundred small sums.""",
+        cost_part(((128, 896), (896, 896), (896, 4864), (2048, 2048))),
+        "## Purity over shapes",
+        """Concentration and 1/X, X = 1/participation_ratio - 1/null_participation_ratio, of a coherent part in noise,
+        m x m. 1/X goes to a limit where concentration goes to 1, unless the rank grows with the width.""",
+        purity_part(sides),
+        "## The sharp edge",
+        f"""Noise without structure, {draws} matrices of each. The sharp edge is that of a separable profile; spikes are
+        counted above it times 1 + m^(-2/3). Both it and `purity_z` hold for flat, separable, sparse and heavy-tailed
+        profiles; profiles of blocks give some false spikes, and a larger spread of `purity_z`.""",
+        edge_part(shapes, draws),
+    ]
+    return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="A small version, printed.")] = False,
+    cache: Annotated[Path, typer.Option(help="Folder of what was trained and measured.")] = CACHE,
+) -> None:
+    """Train, store, undo, and write docs/rounding.md."""
+    torch.set_num_threads(1)
+    if quick:
+        sys.stdout.write(document(list(entries(None, ("even rows",))), (64,), ((64, 64),), 5))
+        return
+    text = document(kept_entries(cache), (64, 256, 1024), ((16, 16), (64, 64), (32, 256), (256, 256)), 40)
+    DOCUMENT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

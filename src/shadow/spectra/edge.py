@@ -1,0 +1,157 @@
+"""The edge of a delta's null for a separable profile, where the base's directions lie in it, and small measures beside.
+
+Energies r_i of rows and c_j of columns give entries of variance r_i c_j / E. The largest singular value of such noise
+converges to an edge that two scalar equations define (Silverstein & Choi 1995 for one profile; Paul & Silverstein 2009
+for two).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize_scalar
+from torch import Tensor
+
+from shadow.dtypes import FLOATS
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.measurement import Values
+from shadow.spectra.spectrum import Spectrum
+
+Floats = NDArray[np.float64]
+
+SAME = 0.002  # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
+LEVELS_OF = 1024  # entries of a row that are looked at for distinct values
+LEVELS_ROWS = 64  # rows, evenly spaced
+TOP = 20
+
+
+def sharp_edge(rows: Floats, cols: Floats) -> float:
+    """The largest singular value, in the limit, of noise with variances rows_i cols_j / sum(rows).
+
+    With a = rows, b = cols / E, P(t) = sum a / (1 + a t) and Q(s) = sum b / (1 + b s), s(t) in (-1 / max b, 0) solves
+    s Q(s) = t P(t); the squared edge is the least of -Q(s(t)) / t over t in (-1 / max a, 0).
+    """
+    energy = float(rows.sum())
+    a, of_a = _grouped(rows)
+    b, of_b = _grouped(cols / energy)
+    unit = a.max()
+    a, b = a / unit, b / b.max()
+    largest_b = float((cols / energy).max())
+
+    def least_at(logit: float) -> float:
+        t = -1.0 / (1.0 + math.exp(-logit))
+        target = float((of_a * a * t / (1.0 + a * t)).sum())
+
+        def excess(other: float) -> float:
+            s = -1.0 / (1.0 + math.exp(-other))
+            return float((of_b * b * s / (1.0 + b * s)).sum()) - target
+
+        s = -1.0 / (1.0 + math.exp(-brentq(excess, -60.0, 34.0, xtol=1e-10)))
+        return math.log(float((of_b * b / (1.0 + b * s)).sum()) / -t)
+
+    found = minimize_scalar(least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6})
+    return math.sqrt(math.exp(found.fun) * unit * largest_b)
+
+
+def _grouped(energies: Floats) -> tuple[Floats, Floats]:
+    """Values and how often each occurs: means of energies within a ratio of SAME, zeros left out."""
+    positive = energies[energies > 0]
+    place = np.floor(np.log(positive / positive.max()) / SAME).astype(np.int64)
+    _, of_value, times = np.unique(place, return_inverse=True, return_counts=True)
+    return np.bincount(of_value, weights=positive) / times, times.astype(np.float64)
+
+
+def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float) -> Values:
+    """null_edge_sharp, spikes_sharp: the edge with a margin of 1 + m^(-2/3), and the sigmas above it.
+
+    rows, cols: energies of scale * D. It assumes a separable profile: noise in blocks passes it.
+    """
+    edge = sharp_edge(rows, cols) * (1.0 + min(delta.rows, delta.cols) ** (-2 / 3)) / scale
+    return {"null_edge_sharp": edge, "spikes_sharp": int(np.count_nonzero(delta.sigma > edge))}
+
+
+def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
+    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed. product is summed from D itself."""
+    norms = delta_norm * base_norm
+    return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
+
+
+def top20_energy(delta: Spectrum) -> Values:
+    """q_1 + ... + q_min(20, m); None for a zero matrix."""
+    if delta.sigma[0] == 0:
+        return {"top20_energy": None}
+    squares = (delta.sigma / delta.sigma[0]) ** 2
+    return {"top20_energy": float(squares[:TOP].sum() / squares.sum())}
+
+
+def levels(rows: Tensor) -> float:
+    """Median over rows of the share of distinct values among the first 1,024 entries, in (0, 1].
+
+    rows: (count, cols), those of `levels_rows`.
+    """
+    seen = np.sort(rows[:, :LEVELS_OF].float().numpy(), axis=1)
+    distinct = 1 + np.count_nonzero(seen[:, 1:] != seen[:, :-1], axis=1)
+    return float(np.median(distinct) / seen.shape[1])
+
+
+def levels_rows(count: int) -> NDArray[np.intp]:
+    """Which rows of a matrix of `count` rows are looked at: up to 64, evenly spaced."""
+    taken = min(count, LEVELS_ROWS)
+    return (np.arange(taken) * count // taken).astype(np.intp)
+
+
+def stored_levels(matrix: Matrix, stored: str) -> float | None:
+    """`levels` of a stored matrix; None for formats of 8 bits, which have few by themselves, and for adapters.
+
+    F32 and F64 are looked at in float32.
+    """
+    if not isinstance(matrix, Tensor) or FLOATS[stored].bits <= 8:
+        return None
+    grouped = matrix if matrix.ndim == 3 else matrix[None]
+    each = grouped.shape[1]
+    rows = torch.from_numpy(levels_rows(grouped.shape[0] * each))
+    return levels(grouped[:, :, :LEVELS_OF][rows // each, rows % each])
+
+
+def expected_levels(kind: str, length: int) -> float:
+    """The share of distinct values among `length` normal entries stored in a format, by its cells' chances.
+
+    BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to max of a row.
+    """
+    if kind in ("INT8", "INT4"):
+        half = 127 if kind == "INT8" else 7
+        largest = math.sqrt(2) * _inverse_erf(1.0 - 1.0 / length)
+        edges = (np.arange(half + 1) + 0.5) / half * largest
+        edges[-1] = math.inf
+    else:
+        bits = {"BF16": 7, "FP8": 3}[kind]
+        lows = (1.0 + np.arange(1 << bits) / (1 << bits)) * np.exp2(np.arange(-24, 4))[:, None]
+        edges = lows.ravel()
+    below = np.array([math.erf(edge / math.sqrt(2)) for edge in edges])
+    chances = np.diff(np.append(0.0, below)) / 2  # of either sign
+    chances[0] *= 1 if kind in ("BF16", "FP8") else 2  # 0 has no sign
+    signs = np.full(len(chances), 2.0)
+    signs[0] = 2.0 if kind in ("BF16", "FP8") else 1.0
+    return float((signs * -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))).sum()) / length
+
+
+def _inverse_erf(value: float) -> float:
+    return float(brentq(lambda x: math.erf(x) - value, 0.0, 6.0))
+
+
+def round_trip(share: float, length: int) -> str | None:
+    """INT4, or 8 bits, where a share of distinct values among `length` entries is that of a copy that went through it.
+
+    Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits. None below 256
+    entries, where BF16 and 8 bits are too close, and for more.
+    """
+    length = min(length, LEVELS_OF)
+    if length < 256:
+        return None
+    fine, eight, four = (expected_levels(kind, length) for kind in ("BF16", "INT8", "INT4"))
+    if share < math.sqrt(eight * four):
+        return "INT4"
+    return "8 bits" if share < math.sqrt(fine * eight) else None

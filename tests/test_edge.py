@@ -1,0 +1,140 @@
+"""The sharp edge against closed forms and noise; decay, levels and top20 by definition."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from shadow.spectra import edge
+from shadow.spectra.spectrum import Spectrum
+
+
+def found(D):
+    sigma = np.linalg.svd(D, compute_uv=False)
+    return Spectrum(sigma, *D.shape, float(np.linalg.norm(D)), 0.0, "exact")
+
+
+def values(D, scale=1.0):
+    return edge.sharp_edge_values(found(D), ((scale * D) ** 2).sum(1), ((scale * D) ** 2).sum(0), scale)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (30, 200), (500, 20)])
+def test_a_flat_profile_has_the_edge_of_marchenko_and_pastur(shape):
+    """s (sqrt m + sqrt n) for entries of variance s²."""
+    rows, cols = np.full(shape[0], shape[1] * 9.0), np.full(shape[1], shape[0] * 9.0)
+    assert edge.sharp_edge(rows, cols) == pytest.approx(3 * (math.sqrt(shape[0]) + math.sqrt(shape[1])), rel=1e-5)
+
+
+def test_a_profile_of_two_sizes_of_rows_has_the_edge_of_its_cubic():
+    """Flat columns: one equation, whose least is found on a fine grid."""
+    m, n = 60, 100
+    a = np.where(np.arange(m) < 20, 4.0, 1.0)
+    g = -np.linspace(1e-4, 1 / (4.0 + 1e-9), 400_000)
+    rows, cols = a * n, np.full(n, a.sum())
+    # Silverstein & Choi 1995: x(h) = -1/h + sum_i a_i / (n (1 + a_i h)), in units of n; h in (-1 / max a, 0)
+    x = -1 / g + (20 * 4.0 / (1 + 4.0 * g) + 40 * 1.0 / (1 + g)) / n
+    assert edge.sharp_edge(rows, cols) == pytest.approx(math.sqrt(n * x.min()), rel=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_noise_of_a_separable_profile_stays_below_the_edge_and_near_it(spread):
+    """Of 40 matrices, none has a spike; the largest singular value is above 0.8 of the edge, null_edge is far above."""
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        D = np.exp(spread * rng.standard_normal(100))[:, None] * rng.standard_normal((100, 160))
+        D *= np.exp(spread * rng.standard_normal(160))
+        one = values(D)
+        assert one["spikes_sharp"] == 0
+        sigma = np.linalg.svd(D, compute_uv=False)[0]
+        assert sigma > 0.75 * one["null_edge_sharp"]
+        old = math.sqrt((D**2).sum(1).max()) + math.sqrt((D**2).sum(0).max())
+        assert one["null_edge_sharp"] < old
+
+
+def test_a_weak_spike_passes_the_sharp_edge_and_not_the_old_one():
+    """A direction of 0.9 times the noise's largest singular value, over an uneven profile."""
+    rng = np.random.default_rng(0)
+    D = np.exp(0.5 * rng.standard_normal(200))[:, None] * rng.standard_normal((200, 300))
+    u, v = (x / np.linalg.norm(x) for x in (rng.standard_normal(200), rng.standard_normal(300)))
+    D = D + 0.9 * np.linalg.svd(D, compute_uv=False)[0] * np.outer(u, v)
+    sigma = np.linalg.svd(D, compute_uv=False)[0]
+    assert values(D)["spikes_sharp"] == 1
+    assert sigma < math.sqrt((D**2).sum(1).max()) + math.sqrt((D**2).sum(0).max())
+
+
+@pytest.mark.parametrize("change", ["permuted", "transposed", "scaled"])
+def test_order_orientation_and_scale_change_no_edge(change):
+    """The edge is a function of the two profiles; scaled by 2^k it scales."""
+    rng = np.random.default_rng(0)
+    D = np.exp(rng.standard_normal(40))[:, None] * rng.standard_normal((40, 70))
+    plain = values(D)["null_edge_sharp"]
+    other = {
+        "permuted": (D[rng.permutation(40)], 1.0),
+        "transposed": (D.T, 1.0),
+        "scaled": (D, 2.0**20),
+    }[change]
+    assert values(*other)["null_edge_sharp"] == pytest.approx(plain, rel=1e-6)
+
+
+def test_rows_and_columns_without_energy_change_no_edge():
+    """Zeros beside a matrix."""
+    D = np.random.default_rng(0).standard_normal((30, 50))
+    padded = np.zeros((60, 90))
+    padded[:30, :50] = D
+    rows, cols = (D**2).sum(1), (D**2).sum(0)
+    more = edge.sharp_edge((padded**2).sum(1), (padded**2).sum(0))
+    assert more == pytest.approx(edge.sharp_edge(rows, cols), rel=1e-9)
+
+
+def test_decay_has_a_cosine_below_zero():
+    """D = -W: -1; growth: 1; nothing to divide by: None."""
+    assert edge.decay_cosine(-6.0, 2.0, 3.0) == -1.0
+    assert edge.decay_cosine(6.0, 2.0, 3.0) == 1.0
+    assert edge.decay_cosine(0.0, 0.0, 3.0) is None
+
+
+def test_top20_is_the_share_of_the_first_twenty():
+    """20 of 25 equal singular values have 0.8 of the energy; of ten, all."""
+    assert edge.top20_energy(found(np.eye(25)))["top20_energy"] == pytest.approx(0.8)
+    assert edge.top20_energy(found(np.eye(10)))["top20_energy"] == pytest.approx(1.0)
+    assert edge.top20_energy(found(np.zeros((4, 4))))["top20_energy"] is None
+
+
+def stored(W, kind):
+    """Rows stored in BF16, or as a copy that went through int8 or int4 with a scale a row."""
+    if kind in ("INT8", "INT4"):
+        half = 127 if kind == "INT8" else 7
+        scale = W.abs().amax(1, keepdim=True) / half
+        W = (W / scale).round() * scale
+    elif kind == "FP8":
+        scale = W.abs().amax(1, keepdim=True) / 448
+        W = (W / scale).to(torch.float8_e4m3fn).float() * scale
+    return W.bfloat16()
+
+
+@pytest.mark.parametrize("length", [1024, 512, 256])
+@pytest.mark.parametrize(("kind", "name"), [("BF16", None), ("INT8", "8 bits"), ("FP8", "8 bits"), ("INT4", "INT4")])
+def test_levels_tell_a_round_trip(kind, name, length):
+    """The share of distinct values is the expected one to a tenth, and names the round trip at every length."""
+    W = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
+    share = edge.levels(stored(W, kind))
+    assert edge.round_trip(share, length) == name
+    if kind in ("BF16", "INT4"):
+        assert share == pytest.approx(edge.expected_levels(kind, length), rel=0.1)
+
+
+def test_levels_of_short_rows_name_nothing():
+    """Below 256 entries BF16 and 8 bits are too close."""
+    assert edge.round_trip(0.5, 128) is None
+
+
+def test_levels_look_at_rows_spread_over_the_matrix():
+    """Up to 64 rows, ascending, the first among them."""
+    assert edge.levels_rows(3).tolist() == [0, 1, 2]
+    rows = edge.levels_rows(1000)
+    assert len(rows) == 64
+    assert rows[0] == 0
+    assert (np.diff(rows) >= 3).all()

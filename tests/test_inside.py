@@ -1,0 +1,41 @@
+"""Headline figures of real models: medians inside the layers, embeddings and head apart."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from shadow.findings.inside import INSIDE, inside_layers, outside_layers
+
+
+def rows(*given):
+    columns = dict.fromkeys((*INSIDE, "kept_reason", "component", "module", "layer"))
+    columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}
+    return pd.DataFrame([{**columns, "component": "language", **one} for one in given])
+
+
+def test_an_embedding_moves_no_median():
+    """Two matrices of layers and an embedding: the embedding is a row of its own."""
+    found = rows(
+        {"layer": 0, "module": "attn.q", "kept": 0.5, "alignment_left": 1.5, "alignment_left_null": 1.25},
+        {"layer": 1, "module": "attn.q", "kept": 0.7, "equivalent_directions": 9.0},
+        {"module": "embed", "kept": 0.01, "kept_reason": "rounded_away", "energy_share": 0.9},
+    )
+    inside = inside_layers(found)
+    assert inside["kept"] == pytest.approx(0.6)
+    assert [inside[name] for name in ("matrices", "known", "rounded_away", "coherent")] == [2, 2, 0, 1]
+    assert (inside["alignment_left_excess"], inside["alignment_right_excess"]) == (0.25, None)
+    (outside,) = outside_layers(found)
+    assert (outside["module"], outside["kept"], outside["energy_share"]) == ("embed", 0.01, 0.9)
+
+
+def test_what_is_unknown_is_counted():
+    """Refused and rounded away matrices are told by number, and their figures are null."""
+    found = inside_layers(
+        rows(
+            {"layer": 0, "module": "mlp.up", "kept_reason": "rounding_unexplained"},
+            {"layer": 0, "module": "mlp.down", "kept": 0.1, "kept_reason": "rounded_away"},
+        )
+    )
+    assert [found[name] for name in ("known", "unexplained", "rounded_away")] == [0, 1, 1]
+    assert found["relative_norm_unrounded"] is None

@@ -1,0 +1,360 @@
+"""Rounding undone: the storage model in closed form, against Monte Carlo, and under what must not change it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm as normal
+
+from shadow.dtypes import FLOATS
+from shadow.spectra import rounding
+from shadow.spectra.lazy import BlockScaled, Updated
+from shadow.spectra.spectrum import Workspace
+
+TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def narrow(values, dtype):
+    return torch.from_numpy(values).to(TORCH[dtype])
+
+
+def wide(tensor):
+    return tensor.double().numpy()
+
+
+def update(shape=(256, 384), relative=2e-3, seed=0, rank=4, share=0.3):
+    """Weights and an update of that relative norm, a part of it of low rank."""
+    rng = np.random.default_rng(seed)
+    W = 0.02 * rng.standard_normal(shape)
+    S = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1]))
+    D = math.sqrt(share) * S / np.linalg.norm(S)
+    N = rng.standard_normal(shape)
+    D = D + math.sqrt(1 - share) * N / np.linalg.norm(N)
+    return W, relative * np.linalg.norm(W) * D
+
+
+def undo(base, tuned, formats=("BF16", "BF16"), dtype=None):
+    D = wide(tuned) - wide(base)
+    dtype = dtype or (torch.float64 if "F32" in formats else torch.float32)
+    lines = ((D**2).sum(1), (D**2).sum(0))
+    return rounding.undo(base, tuned, formats, lines, float(base.abs().max()), dtype, Workspace())
+
+
+def counted(base, tuned, grid="BF16"):
+    D = wide(tuned) - wide(base)
+    lines = ((D**2).sum(1), (D**2).sum(0))
+    return rounding.count(base, tuned, FLOATS[grid], lines, float(base.abs().max()), torch.float32)
+
+
+def purity(D):
+    G, r, c = D @ D.T, (D**2).sum(1), (D**2).sum(0)
+    return ((G**2).sum() - (r**2).sum() - (c**2).sum() + (D**4).sum()) / r.sum() ** 2
+
+
+def stored_pair(dtype, relative, seed=0, **shape):
+    W, D = update(relative=relative, seed=seed, **shape)
+    base = narrow(W, dtype)
+    return base, narrow(wide(base) + D, dtype), D
+
+
+# ------------------------------------------------------------------------------------------------------ the model
+
+
+@pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 1.0, 3.0])
+def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
+    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in units of the step."""
+    j = np.arange(1, 400)
+    second = 2 * ((2 * j - 1) * normal.sf((j - 0.5) / ratio)).sum()
+    product = 2 * ratio * normal.pdf((j - 0.5) / ratio).sum()
+    known, shape = rounding.tables("stored"), rounding.half_normal()
+    at = (np.log2(ratio) - rounding.RATIO_FROM) * rounding.OCTAVE
+    found = [
+        np.exp(np.interp(at, np.arange(len(one)), np.log(np.maximum(one @ shape, 1e-99))))
+        for one in (known.second, known.product)
+    ]
+    # bins of a quarter octave have even density, and far tails fall within one
+    assert found == pytest.approx([second, product], rel=0.03 if ratio > 0.2 else 0.15)
+
+
+@pytest.mark.parametrize("model", ["stored", "dithered"])
+def test_tables_are_what_monte_carlo_finds(model):
+    """Chances, energies and products of |d| even in one bin of the shape, by rounding two million numbers."""
+    rng = np.random.default_rng(0)
+    known = rounding.tables(model)
+    for octave, bin_ in ((-1, 28), (0, 30), (2, 26), (3, 31)):
+        index = (octave - rounding.RATIO_FROM) * rounding.OCTAVE
+        low, high = rounding.shape_edges()[bin_ : bin_ + 2] * 2.0**octave
+        d = rng.uniform(low, high, 2_000_000)
+        offset = rng.uniform(-0.5, 0.5, d.shape) if model == "dithered" else 0.0
+        D = np.round(d + offset) - np.round(offset)
+        levels = np.searchsorted(rounding.levels().low, np.abs(D), side="right") - 1
+        chances = np.bincount(levels, minlength=len(rounding.levels().low)) / len(d)
+        np.testing.assert_allclose(known.chance[index, :, bin_], chances, atol=2e-3)
+        assert known.second[index, bin_] == pytest.approx((D**2).mean(), rel=5e-3)
+        assert known.product[index, bin_] == pytest.approx((D * d).mean(), rel=5e-3)
+        assert known.changed[index, bin_] == pytest.approx((D != 0).mean(), abs=2e-3)
+
+
+def test_chances_of_levels_sum_up_to_one():
+    """Whatever |d|, D has one level."""
+    for model in ("stored", "dithered"):
+        np.testing.assert_allclose(rounding.tables(model).chance.sum(axis=1), 1.0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ counts
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_counts_are_those_of_a_loop_over_entries(dtype):
+    """Entries, changes and energy by binade of the base, by frexp in float64."""
+    base, tuned, _ = stored_pair(dtype, 2e-3)
+    counts = counted(base, tuned, dtype)
+    b, D = wide(base), wide(tuned) - wide(base)
+    top = math.frexp(np.abs(b).max())[1] - 1
+    exponent = np.maximum(np.frexp(b)[1] - 1, FLOATS[dtype].min_exponent)
+    binade = np.minimum(np.where(b == 0, 99, top - exponent), rounding.BINADES - 1)
+    if dtype == "F16":
+        binade = np.where(b == 0, top - FLOATS[dtype].min_exponent, binade)
+    entries, changed, energy = counts.by_binade
+    assert entries.sum() == b.size
+    for k in range(rounding.BINADES):
+        assert entries[k] == (binade == k).sum()
+        assert changed[k] == ((D != 0) & (binade == k)).sum()
+        if changed[k] > 500:
+            true = (D[binade == k] ** 2).sum()
+            assert energy[k] * counts.unit**2 == pytest.approx(true, rel=0.03)  # of levels, not of each entry
+    assert counts.away == (D * b > 0).sum()
+    assert counts.toward == (D * b < 0).sum()
+
+
+def test_counts_do_not_depend_on_blocks(monkeypatch):
+    """Cut into small blocks, a matrix has the same counts."""
+    base, tuned, _ = stored_pair("BF16", 2e-3)
+    whole = counted(base, tuned)
+    monkeypatch.setattr("shadow.spectra.spectrum.BLOCK", 4096)
+    assert (counted(base, tuned).entries == whole.entries).all()
+
+
+def test_a_sample_of_lines_stands_for_all(monkeypatch):
+    """Counting a quarter of the rows gives kept and norm as counting all does, to a few percent."""
+    base, tuned, _ = stored_pair("BF16", 2e-3, shape=(1024, 256))
+    whole = undo(base, tuned)
+    monkeypatch.setattr(rounding, "SAMPLE", 1 << 16)
+    counts = counted(base, tuned)
+    assert counts.sampled <= 1 << 16
+    assert counts.entries.sum() == pytest.approx(base.numel())
+    part = undo(base, tuned)
+    assert part.kept == pytest.approx(whole.kept, rel=0.03)
+    assert part.norm == pytest.approx(whole.norm, rel=0.03)
+
+
+def test_classes_follow_energy_and_keep_ties_together():
+    """Lines without energy are a class of their own, equal ones share one, and order does not matter."""
+    energies = np.concatenate([np.zeros(50), np.full(60, 2.0), np.geomspace(3, 9, 146)])
+    found = rounding.classes(energies)
+    assert set(found[:50]) == {0}
+    assert len(set(found[50:110])) == 1
+    assert (np.diff(found) >= 0).all()
+    assert found.max() <= rounding.CLASSES
+    order = np.random.default_rng(0).permutation(len(energies))
+    assert (rounding.classes(energies[order]) == found[order]).all()
+    assert (rounding.classes(4 * energies) == found).all()
+
+
+# ------------------------------------------------------------------------------------------------------ verdicts
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [("BF16", 4e-3), ("BF16", 1.5e-3), ("F16", 5e-4), ("F16", 2e-4)])
+def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dtype, relative):
+    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X comes out to 12 %."""
+    base, tuned, d = stored_pair(dtype, relative)
+    D = wide(tuned) - wide(base)
+    found = undo(base, tuned, (dtype, dtype))
+    assert found.history == "stored_base"
+    assert found.reason is None
+    assert found.kept == pytest.approx((D * d).sum() ** 2 / (D**2).sum() / (d**2).sum(), rel=0.06)
+    assert found.norm == pytest.approx(np.linalg.norm(d), rel=0.03)
+    assert purity(D) / found.kept**2 == pytest.approx(purity(d), rel=0.12)
+    assert abs(purity(D) / purity(d) - 1) > 0.2  # as stored it is far off
+
+
+def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
+    """zero_share_expected is the share that did not change; with most entries masked, there are more."""
+    base, tuned, d = stored_pair("BF16", 2e-3)
+    zeros = (wide(tuned) == wide(base)).mean()
+    assert undo(base, tuned).zeros == pytest.approx(zeros, abs=0.01)
+    mask = np.random.default_rng(1).random(d.shape) < 0.2
+    masked = narrow(wide(base) + 4 * d * mask, "BF16")
+    found = undo(base, masked)
+    assert found.zeros is None or found.zeros < (wide(masked) == wide(base)).mean() - 0.05
+
+
+def test_rank_one_is_undone_by_the_fitted_shape():
+    """Entries of one size in a cell are far from normal: kept is right to 10 %, a normal shape is off by 20 % more."""
+    W, d = update(rank=1, share=1.0, relative=1e-3)
+    base = narrow(W, "BF16")
+    tuned = narrow(wide(base) + d, "BF16")
+    found = undo(base, tuned)
+    D = wide(tuned) - wide(base)
+    counts = counted(base, tuned)
+    normal_shape = purity(D) / rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2
+    assert purity(D) / found.kept**2 == pytest.approx(purity(d), rel=0.12)
+    assert normal_shape < 0.8 * purity(d)
+
+
+@pytest.mark.parametrize("relative", [4e-3, 2e-3, 1e-3, 5e-4])
+def test_a_master_copy_that_nobody_stored_is_refused(relative):
+    """Both sides rounded from float32: the storage model would give up to three times the norm, so it gives none."""
+    W, d = update(relative=relative)
+    found = undo(narrow(W, "BF16"), narrow(W + d, "BF16"))
+    assert found.kept is None
+    assert found.norm is None
+    assert found.reason == "rounding_unexplained"
+    assert found.alternative < found.misfit
+
+
+@pytest.mark.parametrize("relative", [2e-3, 1e-3])
+def test_an_update_in_proportion_to_the_weights_is_refused(relative):
+    """The size of its entries depends on the binade, which the model excludes."""
+    W, d = update(relative=relative)
+    d = d * np.abs(W) * np.linalg.norm(d) / np.linalg.norm(d * W)
+    base = narrow(W, "BF16")
+    found = undo(base, narrow(wide(base) + d, "BF16"))
+    assert found.kept is None
+    assert found.reason == "rounding_unexplained"
+
+
+def test_decay_is_refused_by_the_signs_of_its_changes():
+    """A fifth of the energy in decay moves most changed entries toward 0."""
+    W, d = update(relative=1e-3)
+    d = math.sqrt(0.8) * d - math.sqrt(0.2) * W * np.linalg.norm(d) / np.linalg.norm(W)
+    base = narrow(W, "BF16")
+    found = undo(base, narrow(wide(base) + d, "BF16"))
+    assert found.kept is None
+    assert found.lopsided < -rounding.LOPSIDED
+
+
+def test_a_base_loaded_in_fewer_bits_is_undone_from_there():
+    """An F32 base that was rounded before training: kept and norm are those of tuned - round(base)."""
+    W, d = update()
+    base = torch.from_numpy(W).float()
+    started = wide(narrow(W, "BF16"))
+    found = undo(base, narrow(started + d, "BF16"), ("F32", "BF16"))
+    assert (found.history, found.of_rounded_base) == ("base_rounded", True)
+    assert found.norm == pytest.approx(np.linalg.norm(d), rel=0.03)
+
+
+def test_a_base_kept_in_more_bits_has_even_errors():
+    """tuned = round(F32 base + d): kept = 1 - 1 / floor_ratio², and |d|² = kept |D|²."""
+    W, d = update()
+    base = torch.from_numpy(W).float()
+    tuned = narrow(wide(base) + d, "BF16")
+    found = undo(base, tuned, ("F32", "BF16"))
+    D = wide(tuned) - wide(base)
+    assert found.history == "base_kept"
+    assert found.kept == pytest.approx((D * d).sum() ** 2 / (D**2).sum() / (d**2).sum(), rel=0.03)
+    assert found.norm == pytest.approx(np.linalg.norm(d), rel=0.03)
+    assert found.zeros is None
+
+
+def test_the_format_is_that_of_the_values_not_of_the_file():
+    """An F32 file of BF16 numbers is undone as a BF16 one is."""
+    base, tuned, _ = stored_pair("BF16", 2e-3)
+    assert undo(base.float(), tuned.float(), ("F32", "F32")).kept == pytest.approx(undo(base, tuned).kept, rel=1e-6)
+    space = Workspace()
+    assert rounding.coarser_grid(tuned.float(), "F32", torch.float64, space, "tuned") == "BF16"
+    assert rounding.coarser_grid(torch.full((4, 4), 1 / 3), "F32", torch.float64, space, "tuned") == "F32"
+    assert rounding.coarser_grid(torch.full((4, 4), 2.0**-30), "F32", torch.float64, space, "tuned") == "BF16"
+
+
+def test_what_was_not_rounded_has_no_kept():
+    """An F32 tuned side over a BF16 base, and an adapter: nothing_rounded; scaled 8-bit floats: unexplained."""
+    W, d = update(shape=(64, 96))
+    base = narrow(W, "BF16")
+    found = undo(base, torch.from_numpy(wide(base) + d).float(), ("BF16", "F32"))
+    assert (found.kept, found.reason) == (None, "nothing_rounded")
+    adapter = Updated(base, torch.ones(64, 1), torch.ones(1, 96), 1e-4)
+    lines = (np.ones(64), np.ones(96))
+    space = Workspace()
+    assert rounding.undo(base, adapter, ("BF16", "F32"), lines, 1.0, torch.float64, space).reason == "nothing_rounded"
+    scaled = BlockScaled(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
+    found = rounding.undo(base, scaled, ("BF16", "F8_E4M3"), lines, 1.0, torch.float32, space)
+    assert (found.kept, found.reason) == (None, "rounding_unexplained")
+
+
+def test_far_above_its_rounding_no_history_matters():
+    """From 30 times its rounding on, kept is 1 - 1 / floor_ratio², in F32 too."""
+    base, tuned, d = stored_pair("BF16", 0.3)
+    found = undo(base, tuned)
+    assert found.kept == pytest.approx(1, abs=2e-3)
+    assert found.norm == pytest.approx(np.linalg.norm(d), rel=2e-3)
+    W, d = update()
+    full = torch.from_numpy(W).float()
+    found = undo(full, (full.double() + torch.from_numpy(d)).float(), ("F32", "F32"))
+    assert found.kept == pytest.approx(1, abs=1e-6)
+
+
+def test_what_is_mostly_rounded_away_says_so():
+    """At a relative norm of 3e-4 in BF16, kept is below a quarter, and nothing corrected is given."""
+    base, tuned, d = stored_pair("BF16", 3e-4)
+    D = wide(tuned) - wide(base)
+    found = undo(base, tuned)
+    assert found.reason == "rounded_away"
+    assert found.kept < rounding.ROUNDED_AWAY
+    assert found.kept == pytest.approx((D * d).sum() ** 2 / (D**2).sum() / (d**2).sum(), abs=0.05)
+    assert rounding.values(found, 1.0)["relative_norm_unrounded"] is None
+
+
+# ------------------------------------------------------------------------------------------------------ invariance
+
+
+@pytest.mark.parametrize("change", ["rows", "columns", "transposed", "up", "down", "signs"])
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
+    """Permuted, transposed, with other signs or (BF16, whose exponents reach) scaled by 2^k: the same verdict."""
+    base, tuned, _ = stored_pair(dtype, 2e-3 if dtype == "BF16" else 3e-4)
+    plain = undo(base, tuned, (dtype, dtype))
+    rng, factor = np.random.default_rng(0), 1.0
+    if change == "rows":
+        order = torch.from_numpy(rng.permutation(len(base)))
+        other = base[order], tuned[order]
+    elif change == "columns":
+        order = torch.from_numpy(rng.permutation(base.shape[1]))
+        other = base[:, order], tuned[:, order]
+    elif change == "transposed":
+        other = base.T, tuned.T
+    elif change == "signs":
+        signs = torch.from_numpy(rng.choice([-1.0, 1.0], base.shape)).to(base.dtype)
+        other = base * signs, tuned * signs
+    else:
+        factor = 2.0 ** {"BF16": {"up": 60, "down": -90}, "F16": {"up": 1, "down": -1}}[dtype][change]
+        other = base * factor, tuned * factor
+    found = undo(*other, (dtype, dtype))
+    rel = 1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3  # of F16, subnormal numbers move
+    assert found.kept == pytest.approx(plain.kept, rel=rel)
+    assert found.norm == pytest.approx(plain.norm * factor, rel=rel)
+    assert found.misfit == pytest.approx(plain.misfit, rel=1e-6 if rel < 1e-6 else 0.1)
+
+
+def test_values_are_columns():
+    """kept, relative_norm_unrounded and zero_share_expected, None where kept is."""
+    known = rounding.Undone("stored_base", 0.5, None, 2.0, 0.7)
+    assert rounding.values(known, 8.0) == {
+        "kept": 0.5,
+        "relative_norm_unrounded": 0.25,
+        "zero_share_expected": 0.7,
+    }
+    refused = rounding.Undone(None, None, "rounding_unexplained")
+    assert set(rounding.values(refused, 8.0).values()) == {None}
+
+
+def test_a_few_changed_entries_say_nothing():
+    """Of 98,304 entries a hundred changed: nothing to hold the model against, so there is no kept."""
+    W, _ = update()
+    base = narrow(W, "BF16")
+    tuned = base.clone()
+    tuned.view(-1)[:: tuned.numel() // 100] *= 1.0625
+    assert undo(base, tuned).kept is None
