@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal
 
 from shadow.bootstrap import Interval
 from shadow.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
@@ -134,6 +135,8 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     identical = sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
     if not len(inside) + identical:
         return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
+    import pandas as pd
+
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
     passed = figure >= LINEAGE
     if deltas["rank_ceiling"].notna().any():

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from shadow.architecture import name_rules
@@ -46,6 +45,9 @@ from shadow.spread import (
 )
 from shadow.summary_file import SUMMARISED, believed, fits
 from shadow.tables import absent, absent_note, read_tables
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes half a second to import, and a summary that is believed needs none of it
 
 MEDIANS = (
     "relative_norm", "concentration", "participation_ratio", "null_participation_ratio", "participation_share",
@@ -285,6 +287,8 @@ def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame)
 
 
 def _number(value: Any) -> float | None:
+    import pandas as pd
+
     return None if pd.isna(value) or not math.isfinite(value) else float(value)
 
 
@@ -390,6 +394,8 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
 
 
 def _figures(rows: Rows) -> tuple[Figures, Intervals]:
+    import pandas as pd
+
     tensors, deltas = rows.tensors, rows.deltas
     sides = {side: own.assign(size=own["shape"].map(_size)) for side, own in tensors.groupby("side")}
     larger = max(sides.values(), key=lambda own: int(own["size"].sum()))  # of an adapter, that is the base
