@@ -102,7 +102,8 @@ def _energy_share(measurement: Measurement, energy: float) -> float | None:
     """The share of the pair's delta energy that one delta has; None for the other subjects and where there is none."""
     if measurement.subject != "delta" or energy <= 0:
         return None
-    return null_if_undefined((measurement.number("frobenius_norm") or 0.0) ** 2 / energy)
+    share = (measurement.number("frobenius_norm") or 0.0) ** 2 / energy
+    return share if math.isfinite(share) else None
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:

@@ -84,7 +84,7 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         if not source.is_local
     }
     if not remote:
-        return Schedule((tuple(pairs),), ())
+        return Schedule((tuple(sorted(pairs, key=lambda pair: pair.key)),), ())  # one step: any order does
     steps: list[list[MatrixPair]] = [[]]
     first: dict[ShardKey, int] = {}
     last: dict[ShardKey, int] = {}

@@ -26,7 +26,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, ndtri, stdtrit
 
 LEVEL = 0.95
 DRAWS = 10_000  # of layers; where there are no more ways than that to draw them (up to 5 layers), every one is taken
@@ -147,6 +146,8 @@ def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float,
 
 def corrected_tails(statistic: Statistic, values: NDArray[np.float64], n: int, tail: float) -> tuple[float, float]:
     """The shares that BCa cuts off at each end, from the bias of the draws and the jackknife's skewness over layers."""
+    from scipy.special import ndtr, ndtri  # a fifth of a second
+
     figure = statistic(np.ones((1, n), dtype=np.int32))[0]
     without = statistic(1 - np.eye(n, dtype=np.int32))
     off = without.mean() - without
@@ -180,8 +181,11 @@ def draws(sizes: tuple[int, ...]) -> Counts:
     return counts
 
 
+@lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
     """The probability that is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded percentile."""
+    from scipy.special import ndtr, stdtrit
+
     t = stdtrit(layers - 1, (1.0 - LEVEL) / 2)
     return float(ndtr(t * np.sqrt(layers / (layers - 1))))
 

@@ -8,12 +8,15 @@ draw with every layer once, and `shadow.findings.bootstrap.interval` takes them 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from shadow.findings.bootstrap import Counts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Energies = NDArray[np.float64]
 LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim any
@@ -39,6 +42,8 @@ def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
 
 def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
     """The place of each row's layer in layers, -1 outside them."""
+    import pandas as pd
+
     known = pd.MultiIndex.from_frame(layers.astype({"layer": float}))
     own = pd.MultiIndex.from_arrays([rows["component"], rows["layer"].astype(float)])
     return np.asarray(known.get_indexer(own), dtype=np.intp)

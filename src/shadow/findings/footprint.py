@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.bootstrap import Interval
 from shadow.findings.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
 from shadow.findings.summary_rows import Claims
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
@@ -141,6 +142,8 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     identical = _identical(weights, OUTSIDE)
     if not len(inside) + identical:
         return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
+    import pandas as pd
+
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
     passed = figure >= LINEAGE
     if deltas["rank_ceiling"].notna().any():

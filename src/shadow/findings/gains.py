@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,8 +127,13 @@ def fit(model: str, commit: str | None, side: ScoredSide) -> int:
 
 def _as_folder(model: str) -> str:
     """An absolute folder; a relative one is taken from here."""
+    return _resolved(model, str(Path.cwd()))
+
+
+@lru_cache(maxsize=4096)  # every model of a file is held against every side of every report
+def _resolved(model: str, here: str) -> str:
     try:
-        return str(Path(model).expanduser().resolve())
+        return str(Path(here, Path(model).expanduser()).resolve())
     except (OSError, ValueError, RuntimeError):  # no name of a file: too long, a NUL, no such user
         return ""
 

@@ -7,11 +7,12 @@ of it and of them at once.
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from shadow.findings.summary_rows import OutsideRow, row_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INSIDE = (
     "kept", "relative_norm", "relative_norm_unrounded", "excess_purity", "excess_purity_unrounded",

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from shadow.errors import ShadowError
@@ -67,6 +66,9 @@ from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
 from shadow.reports.provenance import required_metadata
 from shadow.reports.tables import absent, absent_note, read_tables
+
+if TYPE_CHECKING:
+    import pandas as pd  # takes half a second to import, and a summary that is believed needs none of it
 
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 EXAMPLES = 3  # tensors named for each reason
@@ -276,6 +278,8 @@ def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame)
 
 
 def _number(value: Any) -> float | None:
+    import pandas as pd
+
     return None if pd.isna(value) or not math.isfinite(value) else float(value)
 
 
@@ -381,6 +385,8 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
 
 
 def _figures(rows: Rows) -> tuple[Figures, Intervals]:
+    import pandas as pd
+
     tensors, deltas = rows.tensors, rows.deltas
     sides = {side: own.assign(size=own["shape"].map(_size)) for side, own in tensors.groupby("side")}
     larger = max(sides.values(), key=lambda own: int(own["size"].sum()))  # of an adapter, that is the base

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import overload
 
 from shadow.reports.columns import Type
 
@@ -37,9 +37,14 @@ STORED_TYPES: dict[Type, StoredType] = {
 }
 
 
-Cell = TypeVar("Cell", float, int, str)
+@overload
+def null_if_undefined(value: float | None) -> float | None: ...
 
 
-def null_if_undefined(value: Cell | None) -> Cell | None:
+@overload
+def null_if_undefined(value: float | int | str | None) -> float | int | str | None: ...
+
+
+def null_if_undefined(value: float | int | str | None) -> float | int | str | None:
     """Null instead of NaN or infinity: a number that overflowed is no number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -143,7 +143,8 @@ def _layer_counts(tensors: pd.DataFrame) -> dict[str, int]:
 
 def _present(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
     """The columns that have any value in rows."""
-    return [name for name in names if rows[name].notna().any()]
+    there = rows[list(names)].notna().any()
+    return [name for name in names if there[name]]
 
 
 def _listed(found: pd.Series, cells: int) -> list[float | int | None]:
@@ -194,13 +195,14 @@ def _by_group(rows: pd.DataFrame, place: Mapping[tuple[str, str], int], names: S
         layers = group["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         blocks = blocks_of(group["component"].tolist(), layers)
         columns = group[names].to_numpy(dtype=np.float64, na_value=np.nan)
-        for name, values in zip(names, columns.T, strict=True):
-            if np.isnan(values).all():
-                continue
+        known = np.flatnonzero(~np.isnan(columns).all(axis=0))
+        medians = np.nanmedian(columns[:, known], axis=0)
+        for index, median in zip(known, medians, strict=True):
+            name, values = names[index], columns[:, index]
             told = interval_of_median(values, blocks)
             bounds = None if told.bounds is None else [short(bound) for bound in told.bounds]
             found[name][place[str(component), str(module)]] = [
-                short(np.nanmedian(values)),
+                short(median),
                 bounds,
                 told.layers,
                 told.level,
