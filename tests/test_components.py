@@ -84,8 +84,8 @@ def test_each_component_is_compared_with_its_own_base(audited):
     assert set(compared["status"]) <= {"identical", "skipped"}
     assert (compared["status"] == "identical").sum() == 2 * 6 + 2
     assert (compared[compared["status"] == "skipped"]["reason"] == "not_a_matrix").all()
-    assert [row["component"] for row in result.summary.without_base] == ["projector"]
-    told = {row["component"]: (row["matrices"], row["identical"]) for row in result.summary.components}
+    assert [row.component for row in result.summary.without_base] == ["projector"]
+    told = {row.component: (row.matrices, row.identical) for row in result.summary.components}
     assert told == {"language": (16, 0), "vision": (0, 14), "projector": (0, 0)}
 
 
