@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -41,7 +41,7 @@ Model = Literal["stored", "dithered"]
 CLASSES = 16  # of rows and of columns
 LINES_PER_CLASS = 8  # rows or columns that a class has at least: with fewer, their own noise is what is classed
 BINADES = 24  # of the base that are told apart, below its largest entry; smaller entries count to the last
-SAMPLE = 1 << 20  # entries that are counted, about, in a larger matrix
+SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
 OCTAVE = 8  # steps of the grid of scales in a factor of two
 BIN_OCTAVE = 4  # bins of the shape in a factor of two
 SHAPE_FROM, SHAPE_TO = -7, 7  # log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0
@@ -92,6 +92,16 @@ class Counts:
     sampled: int
     away: int
     toward: int
+
+    @cached_property
+    def by_cell(self) -> Floats:
+        """(row classes, column classes, BINADES): entries."""
+        return np.asarray(self.entries.sum(axis=3))
+
+    @cached_property
+    def energies(self) -> Floats:
+        """(row classes, column classes), in units of unit²."""
+        return np.asarray((self.entries @ levels().squares) @ steps() ** 2)
 
     @property
     def by_binade(self) -> tuple[Floats, Floats, Floats]:
@@ -205,7 +215,10 @@ def count(
             total += torch.bincount(place.view(-1), minlength=size)
         start += length
     by_raw = total.numpy().reshape(*kinds, BINADES, raw_levels)
-    entries = np.add.reduceat(by_raw, levels().first_raw, axis=3).astype(np.float64)
+    first_raw = levels().first_raw
+    entries = by_raw.take(first_raw, axis=3).astype(np.float64)
+    for several in np.flatnonzero(np.diff(first_raw) > 1):  # small levels are of several raw ones
+        entries[..., several] = by_raw[..., first_raw[several] : first_raw[several + 1]].sum(axis=3)
     entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
     return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), int(by_raw.sum()), away, toward)
 
@@ -334,7 +347,6 @@ class Fit:
     scales: (row classes, column classes), log2 of s in units of unit on the grid of scales (in steps), NaN without a
     change. shape: (bins,). update, product, stored: (row classes, column classes) energy of d, sum of D d, and energy
     of D. changed, energy: (BINADES,) expected. zeros: expected entries that do not change, were the shape normal.
-    log_likelihood: of an entry.
     """
 
     scales: Floats
@@ -344,13 +356,12 @@ class Fit:
     stored: Floats
     changed: Floats
     energy: Floats
-    log_likelihood: float
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
     """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone where rounds is 0."""
-    entries = counts.entries.sum(axis=3)
-    stored = (counts.entries * levels().squares * steps()[:, None] ** 2).sum(axis=(2, 3))
+    entries = counts.by_cell
+    stored = counts.energies
     known = tables(model)
     shape = half_normal()
     scales = _solve(entries, stored, known, shape)
@@ -420,8 +431,6 @@ def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shap
 
     weight = entries * steps() ** 2
     squared = np.exp2(2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE) * float(mean_squares() @ shape)
-    ratio, level, number = _active(counts.entries, scales)
-    likely = np.log(np.maximum(known.chance[ratio, level] @ shape, TINY))
     return Fit(
         scales=scales,
         shape=shape,
@@ -430,7 +439,6 @@ def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shap
         stored=stored,
         changed=(entries * expected(known.changed @ shape)).sum(axis=(0, 1)),
         energy=(weight * expected(known.second @ shape)).sum(axis=(0, 1)),
-        log_likelihood=float(number @ likely / max(number.sum(), 1.0)),
     )
 
 
