@@ -52,7 +52,7 @@ TOLERANCE = 1e-4  # relative; CPUs and versions of BLAS differ by 1e-6 in what i
 NOTHING = 1e-9  # smaller numbers are zero but for rounding
 LARGE = 4_000  # bytes of text; longer ones are told by their hash in goldens
 MASKED = re.compile(  # keys of JSON, and columns; files count as keys where their sizes are told
-    r"seconds|started|libraries|version|disk_free|.+\.(parquet|arrow|csv|jsonl)"
+    r"seconds|started|libraries|version|disk_free|memory_free|seal|.+\.(parquet|arrow|csv|jsonl)"
 )
 LIBRARIES = (  # imported once, before the forks
     "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather", "pyarrow.pandas_compat",
@@ -261,7 +261,8 @@ def masked(text: str) -> str:
     text = re.sub(r"time    .* of computing on this machine *", "time    <pace of this machine>", text)
     text = re.sub(r'(\btime=)"[\d.e-]+"', r'\1"<seconds>"', text)
     text = re.sub(r"sha256 [0-9a-f]{64}", "sha256 <hash>", text)  # of files that hold times
-    text = re.sub(r'("disk_free": )\d+', r"\1<bytes>", text)
+    text = re.sub(r"[\d.]+ [kMGT]B may be had", "<memory> may be had", text)
+    text = re.sub(r'("(?:disk|memory)_free": )\d+', r"\1<bytes>", text)
     text = re.sub(r'("[^"\n]+\.(?:parquet|arrow|csv|jsonl)": )\d+', r"\1<bytes>", text)
     return text.replace(VERSION, "<shadow>") if VERSION else text
 
