@@ -440,7 +440,7 @@ def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
     assert shadow("gate", "list", *rules).code == 0
     index = read_index(tmp_path / "list")
     row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
-    write_index(tmp_path / "list", replace(index.with_row(row), shards=("1/2",)))
+    write_index(tmp_path / "list", replace(index.with_rows({row.key: row}), shards=("1/2",)))
     assert shadow("gate", "list", *rules).code == 1  # of the shard alone: the report is there, whatever the index says
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)
