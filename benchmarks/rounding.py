@@ -29,10 +29,12 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from scipy.linalg import eigh
 from torch import nn
 from torch.nn import functional
 
+import shadow
 from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
 from shadow.spectra import rounding
@@ -606,6 +608,80 @@ def cost_part(shapes: Sequence[tuple[int, int]]) -> str:
     return table(["shape", "audit, ms", "`undo`, ms", "sharp edge, ms", "added"], map(cost, shapes))
 
 
+# ---------------------------------------------------------------------------------------------------- made copies
+
+LAYERS = 4  # of the models that go through the whole command
+
+
+def copies(W: Array, rng: np.random.Generator) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Base and tuned matrices of what is published beside tuned models: copies, merges, adapters, strangers."""
+    base = torch.from_numpy(W).bfloat16()
+    stored = base.double().numpy()
+    scale = np.abs(stored).max(1, keepdims=True) / 127
+    norm = np.linalg.norm(stored)
+
+    def moved(update: Array, relative: float) -> torch.Tensor:
+        return torch.from_numpy(stored + relative * norm * update / np.linalg.norm(update)).bfloat16()
+
+    adapter, learnt = coherent(rng, 8, 1.0), coherent(rng, 4, 0.3)
+    left, right = np.linalg.svd(rng.standard_normal(SHAPE), full_matrices=False)[::2]
+    other = moved(learnt, 1e-2).double().numpy()
+    return {
+        "frozen": (base, base.clone()),
+        "BF16 copy of an F32 base": (torch.from_numpy(W).float(), base),
+        "int8 round trip": (base, torch.from_numpy(np.rint(stored / scale) * scale).bfloat16()),
+        "rank 8, merged, 0.002": (base, moved(adapter, 2e-3)),
+        "rank 8, merged, 0.0005": (base, moved(adapter, 5e-4)),
+        "tuned, 0.01": (base, moved(learnt, 1e-2)),
+        "50:50 merge of that": (base, torch.from_numpy((stored + other) / 2).bfloat16()),
+        "flat update, 0.01": (base, moved(left @ right, 1e-2)),
+        "unrelated": (base, torch.from_numpy(0.02 * rng.standard_normal(SHAPE)).bfloat16()),
+    }
+
+
+def copies_part() -> str:
+    """Each through the whole command, as models of a few layers; medians of the report."""
+    models: dict[str, list[dict[str, torch.Tensor]]] = {}
+    for layer in range(LAYERS):
+        rng = np.random.default_rng([11, layer])
+        for name, sides in copies(0.02 * rng.standard_normal(SHAPE), rng).items():
+            found = models.setdefault(name, [{}, {}])
+            for side, matrix in zip(found, sides, strict=True):
+                side[f"model.layers.{layer}.mlp.down_proj.weight"] = matrix
+    return table(
+        [
+            "model", "relative norm", "`kept`", "unrounded", "`kept_history`", "zeros", "expected",
+            "`purity_z`", "`equivalent_directions`", "`concentration`", "`decay_cosine`", "`levels_tuned`", "warnings",
+        ],
+        (copy_row(name, *sides) for name, sides in models.items()),
+    )  # fmt: skip
+
+
+def copy_row(name: str, base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        for side, tensors in (("base", base), ("tuned", tuned)):
+            path = Path(folder) / side
+            path.mkdir()
+            save_file(tensors, path / "model.safetensors")
+        report = shadow.audit(base=f"{folder}/base", tuned=f"{folder}/tuned", output=f"{folder}/out", jobs=1)
+        deltas, warnings = report.deltas, report.summary.warnings
+        if deltas.empty:
+            return [name, "identical", *[""] * 11]
+
+        def median(column: str) -> str:
+            known = deltas[column].dropna()
+            return f"{float(known.median()):.3g}" if len(known) else "-"
+
+        def word(column: str) -> str:
+            return ", ".join(sorted(set(deltas[column].dropna()))) or "-"
+
+        kept = f"{median('kept')} {word('kept_reason')}".replace(" -", "").strip("- ")
+        numbers = [median(column) for column in ("zero_share", "zero_share_expected", "purity_z")]
+        rest = [median(c) for c in ("equivalent_directions", "concentration", "decay_cosine", "levels_tuned")]
+        sizes = median("relative_norm"), kept, median("relative_norm_unrounded"), word("kept_history")
+        return [name, *sizes, *numbers, *rest, ", ".join(one.code for one in warnings) or "-"]
+
+
 def paragraph(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
@@ -661,6 +737,9 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
         both histories give the same figures.""",
         gate_part(found),
+        "## Copies, merges and strangers",
+        f"""{LAYERS} matrices of each through the whole of `shadow audit`; medians.""",
+        copies_part(),
         "## Cost",
         """Beside the audit of a pair, one thread, best of three, on a machine that others used as well. One more pass
         over at most a million entries of both sides, and some hundred small sums.""",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shadow.spectra import edge
+from shadow.spectra import edge, levels
 from shadow.spectra.spectrum import Spectrum
 
 
@@ -121,14 +121,14 @@ def test_levels_tell_a_round_trip(kind, name, length):
     """The share of distinct values is the expected one to a tenth, and names the round trip at every length."""
     W = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
     share = edge.levels(stored(W, kind))
-    assert edge.round_trip(share, length) == name
+    assert levels.round_trip(share, length) == name
     if kind in ("BF16", "INT4"):
-        assert share == pytest.approx(edge.expected_levels(kind, length), rel=0.1)
+        assert share == pytest.approx(levels.expected_levels(kind, length), rel=0.1)
 
 
 def test_levels_of_short_rows_name_nothing():
     """Below 256 entries BF16 and 8 bits are too close."""
-    assert edge.round_trip(0.5, 128) is None
+    assert levels.round_trip(0.5, 128) is None
 
 
 def test_levels_look_at_rows_spread_over_the_matrix():

@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from shadow.findings.summary_rows import OutsideRow, row_of
+from shadow.spectra.levels import round_trip
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,6 +19,7 @@ INSIDE = (
     "kept", "relative_norm", "relative_norm_unrounded", "excess_purity", "excess_purity_unrounded",
     "equivalent_directions", "spikes_sharp", "decay_cosine", "energy_share",
 )  # fmt: skip
+SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
@@ -53,3 +55,21 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
 def _median(values: pd.Series) -> float | None:
     found = float(values.astype(float).median()) if values.notna().any() else math.nan
     return found if math.isfinite(found) else None
+
+
+def few_values(deltas: pd.DataFrame) -> list[str]:
+    """A sentence for each side of which most matrices have so few distinct values that it went through fewer bits."""
+    told = []
+    for side in ("base", "tuned"):
+        rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
+        pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
+        named = [round_trip(share, int(cols)) for share, cols in pairs]
+        for bits in ("INT4", "8 bits"):
+            count = named.count(bits)
+            if count > len(named) / 2:
+                what = "4 bits" if bits == "INT4" else "8 bits"
+                told.append(
+                    f"{count} of {len(named)} matrices of {side} have as few distinct values in a row as a copy that "
+                    f"went through {what} or was pruned, and figures of the delta may be those of that copy"
+                )
+    return told

@@ -40,7 +40,7 @@ from shadow.findings.depth import (
 )
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
-from shadow.findings.inside import inside_layers, outside_layers
+from shadow.findings.inside import few_values, inside_layers, outside_layers
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -251,7 +251,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         outside_layers=outside_layers(rows.deltas),
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
-        warnings=_renumbered_experts(rows.deltas),
+        warnings=[
+            *_renumbered_experts(rows.deltas),
+            *(ReportWarning("few_values", text) for text in few_values(rows.deltas)),
+        ],
         gates=held,
         label=told.label,
         label_reason=told.reason,

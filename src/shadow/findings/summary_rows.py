@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 Bounds = tuple[float, float] | None
-WarningCode = Literal["experts_renumbered", "older_report", "scores_unreadable"]
+WarningCode = Literal["experts_renumbered", "few_values", "older_report", "scores_unreadable"]
 
 
 class CheckpointSide(TypedDict):

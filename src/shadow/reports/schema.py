@@ -44,8 +44,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "without_base": "a list, a row for each component that has matrices without a base: their number and medians",
         "skipped": "a list, a row for each reason: tensors, those of base and of tuned, examples, detail",
         "warnings": "a list of what makes the figures doubtful",
-        "warning_codes": "a list of a code for each of them, in the same order: experts_renumbered, older_report, "
-        "scores_unreadable",
+        "warning_codes": "a list of a code for each of them, in the same order: experts_renumbered, few_values, "
+        "older_report, scores_unreadable",
         "gates": "a list, a row for each gate: name, figure, threshold, passed, reason",
         "label": "what may be said of the footprint, one of five words",
         "label_reason": "what the label rests on",

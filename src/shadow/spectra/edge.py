@@ -17,13 +17,13 @@ from torch import Tensor
 
 from shadow.dtypes import FLOATS
 from shadow.spectra.lazy import Matrix
+from shadow.spectra.levels import LEVELS_OF
 from shadow.spectra.measurement import Values
 from shadow.spectra.spectrum import Spectrum
 
 Floats = NDArray[np.float64]
 
 SAME = 0.002  # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
-LEVELS_OF = 1024  # entries of a row that are looked at for distinct values
 LEVELS_ROWS = 64  # rows, evenly spaced
 TOP = 20
 
@@ -114,44 +114,3 @@ def stored_levels(matrix: Matrix, stored: str) -> float | None:
     each = grouped.shape[1]
     rows = torch.from_numpy(levels_rows(grouped.shape[0] * each))
     return levels(grouped[:, :, :LEVELS_OF][rows // each, rows % each])
-
-
-def expected_levels(kind: str, length: int) -> float:
-    """The share of distinct values among `length` normal entries stored in a format, by its cells' chances.
-
-    BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to max of a row.
-    """
-    if kind in ("INT8", "INT4"):
-        half = 127 if kind == "INT8" else 7
-        largest = math.sqrt(2) * _inverse_erf(1.0 - 1.0 / length)
-        edges = (np.arange(half + 1) + 0.5) / half * largest
-        edges[-1] = math.inf
-    else:
-        bits = {"BF16": 7, "FP8": 3}[kind]
-        lows = (1.0 + np.arange(1 << bits) / (1 << bits)) * np.exp2(np.arange(-24, 4))[:, None]
-        edges = lows.ravel()
-    below = np.array([math.erf(edge / math.sqrt(2)) for edge in edges])
-    chances = np.diff(np.append(0.0, below)) / 2  # of either sign
-    chances[0] *= 1 if kind in ("BF16", "FP8") else 2  # 0 has no sign
-    signs = np.full(len(chances), 2.0)
-    signs[0] = 2.0 if kind in ("BF16", "FP8") else 1.0
-    return float((signs * -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))).sum()) / length
-
-
-def _inverse_erf(value: float) -> float:
-    return float(brentq(lambda x: math.erf(x) - value, 0.0, 6.0))
-
-
-def round_trip(share: float, length: int) -> str | None:
-    """INT4, or 8 bits, where a share of distinct values among `length` entries is that of a copy that went through it.
-
-    Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits. None below 256
-    entries, where BF16 and 8 bits are too close, and for more.
-    """
-    length = min(length, LEVELS_OF)
-    if length < 256:
-        return None
-    fine, eight, four = (expected_levels(kind, length) for kind in ("BF16", "INT8", "INT4"))
-    if share < math.sqrt(eight * four):
-        return "INT4"
-    return "8 bits" if share < math.sqrt(fine * eight) else None
