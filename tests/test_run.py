@@ -173,10 +173,20 @@ def test_a_filter_gives_the_same_rows_as_the_full_run(llama, tmp_path):
     full = run(*llama, tmp_path / "full")
     part = run(*llama, tmp_path / "part", Settings(Method(), Filter(layers=(0,))))
     rows = tables(full.folder)["matrices"].to_pandas().query("layer == 0").reset_index(drop=True)
-    pd.testing.assert_frame_equal(rows, tables(part.folder)["matrices"].to_pandas(), check_dtype=False)
+    found = tables(part.folder)["matrices"].to_pandas()
+    assert found.pop("energy_share").isna().all()  # of a whole that was not measured
+    assert rows.pop("energy_share").sum() < 1
+    pd.testing.assert_frame_equal(rows, found, check_dtype=False)
     reasons = tables(part.folder)["tensors"].to_pandas().query("status == 'skipped'")["reason"].value_counts()
     assert reasons["filtered"] > 0
     assert len(tables(part.folder)["tensors"]) == len(tables(full.folder)["tensors"])
+
+
+def test_shares_of_energy_add_up_to_one(llama, tmp_path):
+    """Over all deltas of a pair: norm(D)² over their sum."""
+    deltas = tables(run(*llama, tmp_path / "full").folder)["matrices"].to_pandas().query("subject == 'delta'")
+    squares = deltas["frobenius_norm"] ** 2
+    assert deltas["energy_share"].tolist() == pytest.approx((squares / squares.sum()).tolist(), rel=1e-12)
 
 
 class StoppedError(Exception):

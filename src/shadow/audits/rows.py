@@ -40,6 +40,8 @@ def report_tables(
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     measured = [(pair, outcomes[pair.key]) for pair in ordered]
     energy = math.fsum((one.number("frobenius_norm") or 0.0) ** 2 for _, outcome in measured for one in outcome.deltas)
+    if any(skip.reason == "filtered" for skip in skipped):
+        energy = 0.0  # that of the pair is not known
     tables = {
         "tensors": _table(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
         "residual": _table(RESIDUAL, _residual_rows(measured)),
@@ -73,7 +75,7 @@ def _place_columns(place: Place) -> dict[str, Any]:
 
 
 def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy: float) -> Iterator[dict[str, Any]]:
-    """energy: that of all deltas of the pair."""
+    """energy: that of all deltas of the pair, 0 where it is not known."""
     base = pair.base.info if pair.base else None
     tuned = pair.tuned.info
     both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
@@ -99,7 +101,7 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy:
 
 
 def _energy_share(measurement: Measurement, energy: float) -> float | None:
-    """The share of the pair's delta energy that one delta has; None for the other subjects and where there is none."""
+    """The share of the pair's delta energy that one delta has; None for the other subjects and where it is 0 or unknown."""
     if measurement.subject != "delta" or energy <= 0:
         return None
     share = (measurement.number("frobenius_norm") or 0.0) ** 2 / energy

@@ -366,8 +366,8 @@ DELTA = (
     ),
     Column("top20_energy", "float", "share of energy in the first 20 directions", "q_1 + ... + q_min(20, m)", "", "(0, 1]", "D = 0"),
     Column(
-        "energy_share", "float", "share of the pair's energy of change that is in this matrix", "norm(D)_F^2 / sum norm(D)_F^2 over the matrices of the report", "",
-        "[0, 1]", "", "", "Large matrices have more.",
+        "energy_share", "float", "share of the pair's energy of change that is in this matrix", "norm(D)_F^2 / sum norm(D)_F^2 over the matrices of the pair", "",
+        "[0, 1]", "matrices were left out by --component, --layer or --module", "", "Large matrices have more.",
     ),
 )  # fmt: skip
 
