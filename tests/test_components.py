@@ -154,7 +154,14 @@ def drawn(table, width):
     return console.file.getvalue()
 
 
-@pytest.mark.parametrize("width", [80, 81, 90, 99, 100, 110, 120, 140, 180])
+FEW_WIDTHS = (80, 99, 120)
+WIDTHS = [
+    pytest.param(width, marks=() if width in FEW_WIDTHS else pytest.mark.slow)
+    for width in (80, 81, 90, 99, 100, 110, 120, 140, 180)
+]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_the_longest_names_and_figures_are_not_cut(width):
     """Every module and component there is, with counts and figures as long as they get: nothing is cut off."""
     figures = {

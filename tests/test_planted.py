@@ -33,7 +33,7 @@ def test_below_the_gate_concentration_is_too_low_and_never_too_high():
         assert one.off < (0.01 if rank == 0 else -0.1)
 
 
-@pytest.mark.parametrize("norm", [0.75, 0.25, 0.1])
+@pytest.mark.parametrize("norm", [0.25, *(pytest.param(norm, marks=pytest.mark.slow) for norm in (0.75, 0.1))])
 @pytest.mark.parametrize("plant", planted.SUBSPACES)
 def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
     """The closed forms are the columns by NumPy's SVDs of base and sum in float64; the norm is the one asked for."""

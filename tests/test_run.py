@@ -319,6 +319,7 @@ def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
     assert not unpacked()
 
 
+@pytest.mark.slow
 def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
     """Of a `.bin` of the Hub nothing is known before all of it is here: meanwhile the progress tells its bytes."""
     from shadow.checkpoints.hub import RemoteFile, Snapshot
