@@ -79,6 +79,8 @@ def test_the_audit_of_an_update_is_that_of_the_dense_sum(shape):
     )
     for one, other in zip(found, expected, strict=True):
         for column, value in other.values.items():
+            if column.startswith("levels_"):
+                continue  # of what is stored: an update has no stored sum
             if column == "floor_ratio":
                 assert one.values[column] is None or one.subject != "delta"
             elif value is None:

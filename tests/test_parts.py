@@ -156,8 +156,8 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     lost = base[name].numel() * len(slices(kind)["attn.k"]) // len(base[f"{FUSED[kind][0]}.bias"])
     assert rows[name, "tuned"]["compared"] == base[name].numel() - lost
     total = sum(tensor.numel() for tensor in base.values())
-    assert gate(result, "paired")["figure"] == pytest.approx(1 - lost / total)
-    assert "100.0 %" not in gate(result, "paired")["reason"]
+    assert gate(result, "paired").figure == pytest.approx(1 - lost / total)
+    assert "100.0 %" not in gate(result, "paired").reason
     (told,) = (row for row in result.summary.skipped if row.reason == "nonfinite")
     assert told["examples"] == [name]
     assert result.should_not_have_skipped == ["nonfinite"]
@@ -185,7 +185,7 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
     assert list(deltas["expert"]) == [e for e in range(16) if e not in (3, 11)]
     assert result.summary.figures["depth_layers"] == 1
     assert result.summary.figures["parameters_measured"] == 14 * 8 * 4
-    assert gate(result, "paired")["figure"] == pytest.approx(14 / 16)
+    assert gate(result, "paired").figure == pytest.approx(14 / 16)
     done = shadow("audit", "--base", "./base", "--tuned", "./tuned", "-o", "again", "--strict")
     assert done.code == 3
     assert "nonfinite" in done.out
@@ -201,7 +201,7 @@ def test_a_stack_of_which_the_other_experts_are_identical_was_compared(tmp_path)
     result, rows = audited(tmp_path, base, tuned, {"model_type": "qwen3_moe", "hidden_size": 8})
     assert rows[name, "base"]["compared"] == 3 * 8 * 4
     assert result.summary.figures["attention_to_mlp"] is None, "over an energy of 0"
-    assert gate(result, "paired")["figure"] == pytest.approx((96 + 64) / (128 + 64))
+    assert gate(result, "paired").figure == pytest.approx((96 + 64) / (128 + 64))
 
 
 def test_what_a_filter_leaves_out_of_a_fused_tensor_is_no_fault(tmp_path):
@@ -226,8 +226,8 @@ def test_vectors_whose_base_is_zero_were_compared(tmp_path):
     tuned = {name: tensor + 0.1 for name, tensor in base.items()}
     result, rows = audited(tmp_path, base, tuned, {"model_type": "qwen2"})
     assert rows["model.layers.0.self_attn.q_proj.bias", "tuned"]["relative_norm"] is None
-    assert gate(result, "paired")["figure"] == 1.0
-    assert gate(result, "paired")["reason"].startswith("100.0 %")
+    assert gate(result, "paired").figure == 1.0
+    assert gate(result, "paired").reason.startswith("100.0 %")
 
 
 def test_a_grown_vocabulary_counts_with_its_common_rows(tmp_path):
@@ -238,7 +238,7 @@ def test_a_grown_vocabulary_counts_with_its_common_rows(tmp_path):
             "model.embed_tokens.weight": torch.cat([base["model.embed_tokens.weight"] + change, torch.randn(25, 8)])
         }
         result, _ = audited(tmp_path / str(change), base, tuned, {"model_type": "llama"})
-        assert gate(result, "paired")["figure"] == pytest.approx(0.8)
+        assert gate(result, "paired").figure == pytest.approx(0.8)
 
 
 def test_a_head_that_does_not_fit_the_embedding_leaves_the_embedding_measured(tmp_path):

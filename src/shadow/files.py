@@ -207,7 +207,7 @@ def remove_empty(folder: Path, top: Path) -> None:
 def nearest_folder(path: Path) -> Path:
     """The absolute path if a folder is there, else the nearest one above it that is."""
     path = path.absolute()
-    return next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), path)  # noqa: PTH112 - no error
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), path)
 
 
 def open_regular(path: Path) -> IO[bytes] | None:
