@@ -159,7 +159,7 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     assert gate(result, "paired").figure == pytest.approx(1 - lost / total)
     assert "100.0 %" not in gate(result, "paired").reason
     (told,) = (row for row in result.summary.skipped if row.reason == "nonfinite")
-    assert told["examples"] == [name]
+    assert told.examples == [name]
     assert result.should_not_have_skipped == ["nonfinite"]
     deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
     measured = ["attn.q", "attn.v"] if what == "weight" else ["attn.q", "attn.k", "attn.v"]

@@ -101,7 +101,7 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy:
 
 
 def _energy_share(measurement: Measurement, energy: float) -> float | None:
-    """The share of the pair's delta energy that one delta has; None for the other subjects and where it is 0 or unknown."""
+    """The share of the pair's delta energy that one delta has; None for other subjects, or where it is 0 or unknown."""
     if measurement.subject != "delta" or energy <= 0:
         return None
     share = (measurement.number("frobenius_norm") or 0.0) ** 2 / energy
