@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 SECONDS = 120  # after which a command counts as hung
 
@@ -109,6 +110,8 @@ def zygote() -> subprocess.Popen[str]:
 class Started:
     """A command that runs while the test goes on; one at a time. After the fork it is as one of its own process."""
 
+    latest: ClassVar[Started | None] = None
+
     def __init__(
         self,
         *arguments: object,
@@ -119,6 +122,8 @@ class Started:
         seconds: int = SECONDS,
     ) -> None:
         """env: variables beside those of this process, None for one less. bare: no other variables than these."""
+        before = Started.latest
+        assert before is None or before.run, "the warm process answers for one command at a time"
         variables = {} if bare else os.environ | {"COLUMNS": "200"}
         variables |= env or {}
         job = {
@@ -134,6 +139,7 @@ class Started:
         pipe.flush()
         self.pid = int(self._line())
         self.run: Run | None = None
+        Started.latest = self
 
     def _line(self) -> str:
         pipe = zygote().stdout

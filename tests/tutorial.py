@@ -18,7 +18,7 @@ import readme
 
 PAGE = readme.DOCS / "tutorial.md"
 RUN = re.compile(r"```console\n((?:\$ .*\n)+)```\n\n<!-- (tutorial-[\w-]+) -->\n")
-SOURCE = re.compile(r"(?m)^(base   |tuned  )(.+(?:\n {7}\S.*)*)")  # the line on a checkpoint, folded or not
+SOURCE = re.compile(r"(?m)^(base   |tuned  )(.+(?:\n {7} ?\S.*)*)")  # the line on a checkpoint, folded or not
 
 
 def fetch(folder: Path) -> Path:
@@ -75,7 +75,7 @@ def _same_everywhere(text: str, folder: Path, wheel: Path) -> str:
 def _one_line(told: str, place: str) -> str:
     """What is told of a checkpoint on one line, its folder shortened: where it was folded depends on that folder."""
     folded = "\0?".join(map(re.escape, f"{place}/rxnfp/models/transformers/"))
-    joined = re.sub(rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", told.replace("\n       ", "\0"))
+    joined = re.sub(rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", re.sub(r"\n {7} ?", "\0", told))
     return re.sub(r"(?<=\.\.\./)[\w\0]+", lambda match: match[0].replace("\0", ""), joined).replace("\0", " ")
 
 
