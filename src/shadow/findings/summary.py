@@ -41,6 +41,7 @@ from shadow.findings.depth import (
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
 from shadow.findings.inside import few_values, inside_layers, outside_layers
+from shadow.findings.published import published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -55,6 +56,7 @@ from shadow.findings.summary_rows import (
     LayerRow,
     ModuleRow,
     OutsideRow,
+    PublishedFigures,
     ReportWarning,
     SkippedRow,
     WarningCode,
@@ -129,6 +131,7 @@ class Summary:
     evidence: list[Evidence]  # the figures that the label rests on
     reference: Position | None  # where the pair lies among known trainings of about its size; None: there are none
     claims: Claims
+    published: PublishedFigures  # what others published of this pair, and its place among released ones
     scores: list[dict[str, Any]] = field(default_factory=list)
     score_groups: list[dict[str, Any]] = field(default_factory=list)
     score_files: list[dict[str, str]] = field(default_factory=list)
@@ -233,6 +236,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
     held = gates(rows.deltas, rows.tensors)
+    unrelated = any(gate.name == "lineage" for gate in failed(held))
     told = footprint(held, figures, intervals, metadata["settings"].get("optimizer"))
     return Summary(
         schema=SCHEMA,
@@ -261,6 +265,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         evidence=list(told.evidence),
         reference=told.position,
         claims=told.claims,
+        published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
     )
 
 

@@ -181,6 +181,53 @@ class OutsideRow:
     energy_share: float | None
 
 
+@dataclass(frozen=True)
+class PublishedCheck:
+    """A published figure of the pair, and ours by the same definition."""
+
+    figure: str  # of shadow.findings.published.DEFINITIONS
+    published: float
+    ours: float | None  # None: reason
+    tolerance: float  # the difference up to which they agree
+    agrees: bool | None  # None: not compared
+    reason: str | None  # why they are not of the same tensors
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """The pair as others measured it, whatever the commits."""
+
+    base: str  # as the table has it
+    tuned: str
+    agrees: bool | None  # all figures that are compared; None: none is
+    checks: list[PublishedCheck]
+
+
+@dataclass(frozen=True)
+class PublishedPlace:
+    """The rank of a figure among other families, each with the median of its pairs."""
+
+    value: float  # of the pair of the report
+    below: int  # families whose median is smaller
+    families: int  # all that it is ranked among, 1 or more
+    pairs: int  # of these families
+    least: float  # median of a family
+    most: float
+
+
+@dataclass(frozen=True)
+class PublishedFigures:
+    """What figures that others published of released pairs say beside a report's."""
+
+    source: str
+    pair: PublishedPair | None  # None: others have not published it
+    size: PublishedPlace | None  # by mean_relative_norm
+    no_size: str | None  # why there is none
+    top20: PublishedPlace | None  # by mean_top20_energy, among pairs of about its size
+    no_top20: str | None  # why there is none
+    within: float  # the factor that is about its size
+
+
 MEDIANS = tuple(field.name for field in fields(Medians))
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a LayerRow

@@ -53,6 +53,10 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "without any training), says",
         "reference": "where the pair lies among known trainings of about its size; null where there are none",
         "claims": "lists of what was measured, what it is consistent_with, and what is not_shown",
+        "published": "figures of released pairs that others published: source; pair (null where it is not among them), "
+        "with agrees and checks, a row for each figure: figure, published, ours, tolerance, agrees, reason; size and "
+        "top20, the ranks by mean_relative_norm and, among pairs within a factor of within, by mean_top20_energy: "
+        "value, below, families, pairs, least, most; no_size and no_top20 say why there is none",
         "scores": "a list, a row for each benchmark, as the table scores; empty where nobody gave any",
         "score_groups": "a list, a row for each group of benchmarks",
         "score_files": "a list of the files that the scores came from",
