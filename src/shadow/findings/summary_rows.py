@@ -114,7 +114,22 @@ class _Component:
 
 
 @dataclass(frozen=True)
-class ComponentRow(Intervals, DepthFigures, Energies, Medians, _Component):
+class ParameterShare:
+    """How large a group of matrices is, beside how much of the update it holds."""
+
+    parameter_share: float | None  # of the parameters of the matrices that changed, 0 to 1
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """Medians over a group of matrices of what is comparable over shapes."""
+
+    equivalent_directions: float | None  # as coherent as so many equal directions; no count of directions
+    coherent: int  # matrices that have it
+
+
+@dataclass(frozen=True)
+class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _Component):
     """What became of one component."""
 
 
@@ -127,7 +142,7 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class ModuleRow(Intervals, Energies, Medians, _Module):
+class ModuleRow(Coherence, ParameterShare, Intervals, Energies, Medians, _Module):
     """The figures of one module of a component."""
 
 
@@ -147,6 +162,26 @@ class LayerRow:
     up_effective_rank_shift: float | None  # of the MLP up-projections; the median of several experts
     reading_participation_ratio: float | None  # directions of the residual stream
     writing_participation_ratio: float | None  # directions of the residual stream
+
+
+@dataclass(frozen=True)
+class QuarterRow:
+    """A quarter of the depth of a component: its layers in order, as evenly divided as they can be."""
+
+    component: str
+    quarter: int  # 1 to 4
+    first_layer: int
+    last_layer: int
+    energy_share: float  # of the component's layers, 0 to 1
+
+
+@dataclass(frozen=True)
+class UnchangedRow:
+    """A module of which every matrix that was compared is identical."""
+
+    component: str
+    module: str
+    tensors: int
 
 
 @dataclass(frozen=True)
