@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,67 +25,66 @@ from shadow.audits.index import (
     report_folder,
     without_optimizer,
 )
-from shadow.audits.pair import AuditResult, Progress, Settings, run_pair
-from shadow.audits.plan import Access
-from shadow.errors import KeptError, ShadowError
+from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
+from shadow.audits.pairs import PairOutcome, Watch, audit_pairs
+from shadow.errors import ShadowError
 from shadow.findings.scores import ScoreFiles
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import ComponentBase, Reference
-from shadow.text import byte_size, took
-
-BUG = "a fault of shadow itself; its traceback follows at the end"
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """What became of one pair of a list: its row, and its report or what went wrong."""
-
-    row: Row
-    result: AuditResult | None
-    fault: Exception | None
 
 
 def audit_list(
     selection: Selection,
     settings: Settings,
     output: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
-    jobs: int | None = None,
-    access: Access = Access(),  # noqa: B008 - frozen
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
-    overwrite: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    watch: Callable[[str], Callable[[Progress], None]] = lambda name: lambda progress: None,
+    watch: Watch | None = None,
     audit: Callable[..., AuditResult] = run_pair,
-) -> Iterator[PairResult]:
-    """Audit the pairs of a selection in turn into one folder; yields what became of each.
+) -> Iterator[PairOutcome]:
+    """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
-    Whatever goes wrong with one pair, the others are tried. What is done, failed, kept and pending is on the disk
-    before the first pair and after each (see `Standing`). scores are those of the pairs that have any, overwrite is as
-    run_pair takes it. say gets a line now and then, watch the name of each pair when it begins, and gives who is told
-    its progress. audit is called as run_pair is.
+    What is done, failed, kept and pending is on the disk before the first pair and after each (see `Standing`).
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
         standing = Standing(output, begun(output, selection, settings))
-        count = len(selection.own)
+        outcomes = audit_pairs(
+            selection.own, settings, output, runtime, scores=scores, watch=watch, numbered=True, audit=audit
+        )
         try:
-            for number, pair in enumerate(selection.own, 1):
-                before = standing[pair.family, pair.name]
-                attempt = _Attempt(f"[{number}/{count}] {before.name}: ", say, watch(before.name))
-                told = {"say": attempt.say, "show": attempt.show, "scores": scores.get(pair), "overwrite": overwrite}
-                try:
-                    tried = attempt.of(before, partial(audit, pair, settings, output, jobs=jobs, access=access, **told))
-                except BaseException:  # interrupted: it stays as it was, but for what it took
-                    standing.set(attempt.spent(before))
-                    raise
-                standing.set(tried.row)
-                yield tried
+            for outcome in outcomes:
+                before = standing[outcome.pair.family, outcome.pair.name]
+                standing.set(_row_after(before, outcome))
+                if outcome.state != "stopped":  # which raises at the next step
+                    yield outcome
         finally:
             standing.finish()
+
+
+def _row_after(before: Row, outcome: PairOutcome) -> Row:
+    """The row of a pair after it was tried; what it took counts on top of what earlier runs took."""
+    seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
+    spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
+    if outcome.result is not None:
+        return _done_row_after(spent if outcome.began else before, outcome.result)
+    if outcome.state == "stopped":  # it stays as it was, but for what it took
+        return spent
+    error = outcome.error
+    assert error is not None
+    if outcome.state == "kept":  # nothing went into it, and its row tells nothing of the report that is there
+        return before.emptied("kept", error=error.message, hint=error.hint)
+    return spent.emptied("failed", error=error.message, hint=error.hint)
+
+
+def _done_row_after(taken: Row, result: AuditResult) -> Row:
+    """The row of a pair that is done; of a report that no list has made, with the time that the report tells."""
+    seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
+    return done_row(result.summary, result.provenance, position=taken.position, seconds=seconds, bytes=taken.bytes)
 
 
 def begun(output: Path, selection: Selection, settings: Settings) -> Index:
@@ -95,8 +92,14 @@ def begun(output: Path, selection: Selection, settings: Settings) -> Index:
 
     Of pairs that other shards audit there are rows where they were audited into this folder.
     """
-    told = json.loads(json.dumps(asdict(settings)))
-    index = Index(__version__, SCHEMA, told, selection.digest, (str(selection.shard),), ())
+    index = Index(
+        version=__version__,
+        schema=SCHEMA,
+        settings=json.loads(json.dumps(asdict(settings))),
+        digest=selection.digest,
+        shards=(str(selection.shard),),
+        rows=(),
+    )
     earlier = read_index(output)
     if earlier is None or earlier.numbers != index.numbers:
         earlier = index
@@ -136,43 +139,3 @@ def _is_there(output: Path, row: Row, index: Index) -> bool:
     if metadata is None or metadata["schema"] != SCHEMA:
         return False
     return without_optimizer(kind_of(metadata)) == index.numbers
-
-
-class _Attempt:
-    """One pair being audited: who hears of it, and what it takes."""
-
-    def __init__(self, prefix: str, say: Callable[[str], None], show: Callable[[Progress], None]) -> None:
-        self._prefix, self._say, self._show = prefix, say, show
-        self._started, self._moved, self._begun = time.monotonic(), 0, False
-
-    def say(self, text: str) -> None:
-        self._say(self._prefix + text)
-
-    def show(self, state: Progress) -> None:
-        self._moved, self._begun = state.moved, True
-        self._show(state)
-
-    def spent(self, before: Row) -> Row:
-        """The row with what this attempt took on top of what earlier ones took."""
-        seconds = (before.seconds or 0.0) + time.monotonic() - self._started
-        return replace(before, seconds=round(seconds, 3), bytes=(before.bytes or 0) + self._moved)
-
-    def of(self, before: Row, audit: Callable[[], AuditResult]) -> PairResult:
-        try:
-            result = audit()
-        except KeptError as error:  # nothing went into it, and its row tells nothing of the report that is there
-            return PairResult(before.emptied("kept", error=error.message, hint=error.hint), None, error)
-        except ShadowError as error:
-            return PairResult(self.spent(before).emptied("failed", error=error.message, hint=error.hint), None, error)
-        except Exception as error:  # a bug: the others are tried nevertheless, and it keeps its traceback
-            told = f"{type(error).__name__}: {error}"
-            return PairResult(self.spent(before).emptied("failed", error=told, hint=BUG), None, error)
-        taken = self.spent(before) if self._begun else before  # of a report that was there no progress is told
-        if taken.seconds is None:  # the report was there, and no list knows what it took
-            taken = replace(taken, seconds=result.provenance.get("seconds"))
-        told_of = {"position": before.position, "seconds": taken.seconds, "bytes": taken.bytes}
-        row = done_row(result.summary, result.provenance, **told_of)
-        if self._begun:
-            moved = f", {byte_size(self._moved)} fetched" if self._moved else ""
-            self.say(f"{row.label} in {took(time.monotonic() - self._started)}{moved}")
-        return PairResult(row, result, None)

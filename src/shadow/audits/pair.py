@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,20 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
-
-    optimizer: what the tuned side was trained with, as the user says; the label alone depends on it.
-    """
+    """Everything about an audit that its numbers or files depend on, except the two checkpoints."""
 
     method: Method
+    """How spectra are computed."""
+
     chosen: Filter
+    """Which matrices are measured."""
+
     spectra: bool = True
+    """Are singular values written?"""
+
     optimizer: str | None = None
+    """What the tuned side was trained with, as the user says: adamw, sgd, muon or None. The label alone depends on
+    it."""
 
 
 # what a report was made with that does not say so, being older than the setting
@@ -69,27 +74,69 @@ DEFAULTS = json.loads(json.dumps({**asdict(Settings(Method(), Filter())), "relat
 
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`.
-
-    While `.bin` files are fetched, of which nothing is known before, total is 0.
-    """
+    """Told before the first and after every matrix, and as bytes come."""
 
     done: int
+    """Tensors that are measured, 0 to total."""
+
     total: int
+    """Tensors to measure; 0 while `.bin` files are fetched, of which nothing is known before."""
+
     cost_done: int
+    """What the measured ones cost, in the units of `shadow.audits.workers.cost`, 0 to cost_total."""
+
     cost_total: int
+    """What all of them cost, in the same units."""
+
     moved: int = 0
+    """Bytes of weights that came over the network, 0 to to_move."""
+
     to_move: int = 0
+    """Bytes of weights that have to come over the network; 0 where all are on this machine."""
+
+
+def tell_nobody(_: object) -> None:
+    """Who is told where nobody wants to be. A function with a name, so that a Runtime can be pickled."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How an audit runs, and who is told of it. No number and no file depends on it.
+
+    It can be pickled where say and show can: as they stand here, or functions of a module.
+    """
+
+    jobs: int | None = None
+    """Workers, 1 or more; None: as many as there are cores, or as fit the memory."""
+
+    access: Access = field(default_factory=Access)
+    """How checkpoints may be read."""
+
+    overwrite: bool = False
+    """Is a finished report of other settings, files or another version replaced, when the new one is complete?"""
+
+    say: Callable[[str], None] = tell_nobody
+    """Gets one line for people now and then."""
+
+    show: Callable[[Progress], None] = tell_nobody
+    """Gets the progress."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """A finished report. measured is how many matrices this run measured itself; 0 when the report was there."""
+    """A finished report."""
 
     folder: Path
+    """Where it lies."""
+
     summary: Summary
+    """What its summary.json says."""
+
     measured: int
+    """Matrices that this run measured itself; 0 when the report was there."""
+
     provenance: dict[str, Any]
+    """The `shadow` key of its files, as JSON has it."""
 
     @property
     def should_not_have_skipped(self) -> list[str]:
@@ -111,13 +158,9 @@ def run_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
+    runtime: Runtime = Runtime(),
     *,
-    jobs: int | None = None,
-    access: Access = Access(),  # noqa: B008 - frozen
-    say: Callable[[str], None] = lambda text: None,
-    show: Callable[[Progress], None] = lambda progress: None,
     scores: ScoreFiles | None = None,
-    overwrite: bool = False,
 ) -> AuditResult:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
@@ -126,9 +169,8 @@ def run_pair(
     in processes or on machines that share the folder.
 
     Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
-    report is already there, also if another version made it. overwrite: a report of other settings or files, or of
-    another version, is replaced when the new one is complete. say gets one line for people now and then, show the
-    progress. scores and the optimiser of settings join the report beside its numbers, which do not depend on them.
+    report is already there, also if another version made it. scores and the optimiser of settings join the report
+    beside its numbers, which do not depend on them.
     Raises KeptError where a report of other settings or files is there and stays, UsageError where the model has
     nothing of what was chosen, and else ShadowError; whatever happens, no half-written report is left.
     """
@@ -138,14 +180,17 @@ def run_pair(
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
         with _client_for(pair):
-            return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
+            return _run(pair, settings, folder, scratch, runtime, scores)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
 
 
 def plan_pair(
-    pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    runtime: Runtime = Runtime(),
 ) -> PairPlan:
     """What `run_pair` would do and take, from headers alone.
 
@@ -154,17 +199,24 @@ def plan_pair(
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
         sides: dict[Side, Found] = {
-            "base": find_checkpoint(pair.base, access, Path(unpacked) / "base", say),
-            "tuned": find_checkpoint(pair.tuned, access, Path(unpacked) / "tuned", say),
+            "base": find_checkpoint(pair.base, runtime, Path(unpacked) / "base"),
+            "tuned": find_checkpoint(pair.tuned, runtime, Path(unpacked) / "tuned"),
         }
         for found in sides.values():
             for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
                 _refuse_pickles(part)
-        lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
-        filtered = settings.chosen != Filter()
-        plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
+        lined = line_up(sides["base"], sides["tuned"], settings.chosen, runtime, scratch=Path(unpacked))
+        plan = make_plan(
+            lined.base,
+            lined.tuned,
+            lined.pairs,
+            runtime.access,
+            filtered=settings.chosen != Filter(),
+            folder=folder,
+            scratch=folder,
+        )
         machine = room()
-        workers = jobs or default_jobs(lined.pairs, machine)
+        workers = runtime.jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
         needs = Needs(
             jobs=workers,
@@ -206,31 +258,27 @@ def _run(
     settings: Settings,
     folder: Path,
     scratch: Path,
-    jobs: int | None,
-    access: Access,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
+    runtime: Runtime,
     scores: ScoreFiles | None,
-    overwrite: bool,
 ) -> AuditResult:
-    base, tuned = (
-        find_checkpoint(side, access, scratch / name, say)
-        for name, side in (("base", pair.base), ("tuned", pair.tuned))
-    )
+    say = runtime.say
+    base = find_checkpoint(pair.base, runtime, scratch / "base")
+    tuned = find_checkpoint(pair.tuned, runtime, scratch / "tuned")
     told = {**asdict(settings), "relation": pair.relation}
     identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), told)
     scored = None if scores is None else _scored(scores, identity, pair)
     there, broken = _finished(folder)
     other = [] if there is None else differences(there, identity, DEFAULTS)
     if there is not None and not other:
-        done, broken = _already_done(folder, there, identity, overwrite, say)
+        done, broken = _already_done(folder, there, identity, runtime)
         if done is not None:
             return _renewed(done, identity, scored, say)
     # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
     lined = None
-    if not other or overwrite or (settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)):
-        lined = line_up(base, tuned, settings.chosen, access, scratch, say, show)
-    if lined is None or (other and not overwrite):
+    tells_of_filter = settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)
+    if not other or runtime.overwrite or tells_of_filter:
+        lined = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
+    if lined is None or (other and not runtime.overwrite):
         message = f"{folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if other or broken:
@@ -243,12 +291,11 @@ def _run(
             raise ShadowError(f"{folder}: another audit has just ended there", "run the same command again")
         _tell_afresh(journal, identity, say)
         todo = [one for one in lined.pairs if one.key not in journal.outcomes]
-        plan = _planned(lined, todo, settings, access, scratch, journal, say)
+        plan = _planned(lined, todo, settings, runtime, scratch, journal)
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        workers = jobs or default_jobs(lined.pairs, room())
-        _measure(plan, lined.pairs, settings.method, workers, journal, say, show)
+        _measure(plan, lined.pairs, settings.method, runtime, journal)
         provenance = _provenance(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         plain = summarise(tables, identity.as_json())
@@ -325,10 +372,9 @@ def _planned(
     lined: AlignedPair,
     todo: Sequence[MatrixPair],
     settings: Settings,
-    access: Access,
+    runtime: Runtime,
     scratch: Path,
     journal: Journal,
-    say: Callable[[str], None],
 ) -> Plan:
     """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
     for left in scratch.parent.glob(f"{SCRATCH}*"):
@@ -339,7 +385,7 @@ def _planned(
         lined.base,
         lined.tuned,
         todo,
-        access,
+        runtime.access,
         filtered=settings.chosen != Filter(),
         folder=journal.folder,
         scratch=scratch,
@@ -348,8 +394,9 @@ def _planned(
     plan.require_disk()
     if plan.to_move:
         freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time" if plan.frees else ""
-        why = "" if access.max_disk is not None or not plan.frees else f" ({byte_size(plan.free)} are free)"
-        say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
+        unasked = plan.frees and runtime.access.max_disk is None
+        why = f" ({byte_size(plan.free)} are free)" if unasked else ""
+        runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():
@@ -370,18 +417,26 @@ def _measure(
     plan: Plan,
     pairs: Sequence[MatrixPair],
     method: Method,
-    jobs: int,
+    runtime: Runtime,
     journal: Journal,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
 ) -> None:
     """Measure what the journal does not hold yet, into the journal."""
+    workers = runtime.jobs or default_jobs(pairs, room())
     costs = {one.key: cost(one) for one in pairs}
     total, moved = sum(costs.values()), 0
     spent = sum(costs.get(key, 0) for key in journal.outcomes)
 
     def tell() -> None:
-        show(Progress(len(journal.outcomes), len(costs), spent, total, moved, plan.to_move))
+        runtime.show(
+            Progress(
+                done=len(journal.outcomes),
+                total=len(costs),
+                cost_done=spent,
+                cost_total=total,
+                moved=moved,
+                to_move=plan.to_move,
+            )
+        )
 
     def report(count: int) -> None:
         nonlocal moved
@@ -393,25 +448,25 @@ def _measure(
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
     tell()
-    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
+    fetching = Fetching(runtime.say, report, note)
+    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, workers, fetching):
         journal.add(outcome)
         spent += costs[outcome.key]
         tell()
 
 
 @uncollected()
-def find_checkpoint(
-    reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]
-) -> Found:
+def find_checkpoint(reference: Reference | ComponentBase, runtime: Runtime, scratch: Path) -> Found:
     """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
     if isinstance(reference, ComponentBase):
         return Assembled(
-            tuple((component, _find(part, access, scratch / component, say)) for component, part in reference.parts)
+            tuple((component, _find(part, runtime, scratch / component)) for component, part in reference.parts)
         )
-    return _find(reference, access, scratch, say)
+    return _find(reference, runtime, scratch)
 
 
-def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
+def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
+    access, say = runtime.access, runtime.say
     if reference.is_folder:
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.checkpoints.hub import pin
@@ -421,41 +476,31 @@ def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[st
 
 
 @uncollected()
-def line_up(
-    base: Found,
-    tuned: Found,
-    chosen: Filter,
-    access: Access,
-    scratch: Path,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None] = lambda progress: None,
-) -> AlignedPair:
+def line_up(base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path) -> AlignedPair:
     """Read the headers and pair the tensors."""
-    opened = _open(base, access, scratch / "base", say, show), _open(tuned, access, scratch / "tuned", say, show)
+    opened = _open(base, runtime, scratch / "base"), _open(tuned, runtime, scratch / "tuned")
     if opened[0].adapter:
         raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
     return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
 
 
-def _open(
-    found: Found, access: Access, scratch: Path, say: Callable[[str], None], show: Callable[[Progress], None]
-) -> Checkpoint:
+def _open(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     if isinstance(found, Assembled):
-        parts = [(component, _open(part, access, scratch / component, say, show)) for component, part in found.parts]
+        parts = [(component, _open(part, runtime, scratch / component)) for component, part in found.parts]
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
-    to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
+    to_move = require_disk_for_pickles(found, runtime.access) if found.weights.pickled else 0
     if to_move:
-        say(f"fetching {byte_size(to_move)} of .bin files")
+        runtime.say(f"fetching {byte_size(to_move)} of .bin files")
     moved = 0
 
     def report(count: int) -> None:
         nonlocal moved
         moved += count
-        show(Progress(0, 0, 0, 1, moved, to_move))
+        runtime.show(Progress(done=0, total=0, cost_done=0, cost_total=1, moved=moved, to_move=to_move))
 
-    return open_located(found, scratch, say, report)
+    return open_located(found, scratch, runtime.say, report)
 
 
 def _side(checkpoint: Found) -> dict[str, str | None]:
@@ -482,7 +527,7 @@ def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _already_done(
-    folder: Path, metadata: Mapping[str, Any], identity: Identity, overwrite: bool, say: Callable[[str], None]
+    folder: Path, metadata: Mapping[str, Any], identity: Identity, runtime: Runtime
 ) -> tuple[AuditResult | None, str]:
     """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
     older = metadata["version"] != __version__
@@ -490,13 +535,13 @@ def _already_done(
         lacking = absent(folder)
         notes = [f"measured by shadow {metadata['version']}"] if older else []
         notes += [absent_note(lacking)] if lacking else []
-        if notes and overwrite:
+        if notes and runtime.overwrite:
             return None, "; ".join(notes)
         summary, provenance = read_summary(folder)
     except ShadowError as error:
         return None, error.message
     remove_journal_of(folder, identity)
-    say("; ".join(["nothing to measure: the report is already there", *notes]))
+    runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
     return AuditResult(folder, summary, 0, provenance), ""
 
 

@@ -9,7 +9,6 @@ import typer
 
 from shadow.cli import console
 from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
-from shadow.cli.scores import read_scores
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import one_report, reports_at, reports_below
 from shadow.text import several
@@ -35,8 +34,9 @@ def show(
     found = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.findings.gains import NO_SCORES, join, sides_of
+        from shadow.findings.score_files import scores_of_sides
 
-        given = read_scores(scores, [sides_of(provenance) for _, provenance, _ in found])
+        given = scores_of_sides(scores, [sides_of(provenance) for _, provenance, _ in found], console.say)
         found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
     if format is Format.json:
         summaries = [summary.as_json() for summary, _, _ in found]
@@ -93,9 +93,11 @@ def compare(
     given = None
     if scores:
         from shadow.findings.gains import sides_of
+        from shadow.findings.score_files import scores_of_sides
         from shadow.reports.provenance import required_metadata
 
-        given = read_scores(scores, [sides_of(required_metadata(folder)) for folder in folders])
+        known = [sides_of(required_metadata(folder)) for folder in folders]
+        given = scores_of_sides(scores, known, console.say)
     found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
     if output is not None and found.not_contrasted:
         raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")

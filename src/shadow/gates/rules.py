@@ -198,7 +198,7 @@ def parse_moved(text: str, **more: Any) -> Rule:
     return Rule(**{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None)
 
 
-def gather(fail_on: Sequence[str], policy: Path | None, against: bool, allow_missing: bool) -> tuple[Rule, ...]:
+def gather(fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool) -> tuple[Rule, ...]:
     """The rules of a command. against: a baseline is given; without `moved` rules no figure of the pair may have moved.
 
     allow_missing is that of the command: a rule of a policy file on a threshold says so itself. Raises ShadowError.

@@ -45,13 +45,27 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two stages of a family. relation: tuned (the second was trained from the first) or sibling."""
+    """Two stages of a family."""
 
     family: str
+    """The family, or the last name of the tuned model of a pair that was given by its checkpoints."""
+
     name: str
+    """The two stages, `base..instruct`."""
+
     base: Reference | ComponentBase
+    """The base checkpoint; one for each component where they come from several models."""
+
     tuned: Reference
+    """The tuned checkpoint."""
+
     relation: str = "tuned"
+    """`tuned`: the second was trained from the first; or `sibling`: both from something else."""
+
+    @property
+    def full_name(self) -> str:
+        """`qwen2.5-7b:base..instruct`."""
+        return f"{self.family}:{self.name}"
 
 
 @dataclass(frozen=True)
