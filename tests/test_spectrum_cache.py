@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from shadow.audits.spectrum_cache import SpectrumCache, key, make_room, size_of
+from shadow.audits.cache_folder import make_room, size_of
+from shadow.audits.spectrum_cache import SpectrumCache, key
 from shadow.spectra.delta import Method, extent, measure_pair
 from shadow.spectra.spectrum import Question, Spectrum, Workspace, solve_anew
 
@@ -150,3 +153,53 @@ def test_several_threads_share_a_folder(kept):
     for one, other in zip(found, plain, strict=True):
         same(one, other)
     assert not list(kept.folder.glob("*/*.tmp"))
+
+
+def checkpoint(folder, matrices):
+    folder.mkdir()
+    save_file(
+        {f"model.layers.{i}.mlp.up_proj.weight": one for i, one in enumerate(matrices)}, folder / "model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """Three checkpoints of a lineage, two matrices each."""
+    base = [stage(0), stage(1)]
+    middle = [stage(2, base[0]), stage(3, base[1])]
+    last = [stage(4, middle[0]), stage(5, middle[1])]
+    return [checkpoint(tmp_path / name, one) for name, one in (("base", base), ("middle", middle), ("last", last))]
+
+
+def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(stages, shadow, tmp_path):
+    """Two of four spectra are there: the base was the tuned side before. --no-cache neither reads nor writes."""
+    base, middle, last = stages
+    on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
+    shadow("audit", "--base", base, "--tuned", middle, "-o", "kept", **on)
+    second = shadow("audit", "--base", middle, "--tuned", last, "-o", "kept", **on)
+    assert "2 of 4 spectra came from the cache" in second.err
+    assert str(tmp_path / "home" / "shadow" / "spectra") in second.err.replace("\n", "")
+    plain = shadow(
+        "audit", "--base", middle, "--tuned", last, "-o", "plain", "--no-cache", "--cache-dir", "unused", **on
+    )
+    assert "cache" not in plain.err
+    assert not (tmp_path / "unused").exists()
+    for name in ("matrices", "spectra", "tensors", "residual"):
+        first, other = (next((tmp_path / top).rglob(f"middle..last*/{name}.parquet")) for top in ("kept", "plain"))
+        assert pq.read_table(first).equals(pq.read_table(other))
+
+
+def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_path):
+    """Only files of spectra go; reports stay."""
+    base, middle, _ = stages
+    options = ("--cache-dir", "kept")
+    shadow("audit", "--base", base, "--tuned", middle, "-o", "out", *options, env={"SHADOW_NO_CACHE": "0"})
+    (tmp_path / "kept" / "mine.txt").write_text("mine")
+    assert size_of(tmp_path / "kept") > 0
+    told = shadow("clean", "--cache", *options)
+    assert told.code == 0
+    assert "kB of spectra removed" in told.err or "MB of spectra removed" in told.err
+    assert size_of(tmp_path / "kept") == 0
+    assert (tmp_path / "kept" / "mine.txt").read_text() == "mine"
+    assert list((tmp_path / "out").rglob("summary.json"))

@@ -27,6 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from shadow.audits.cache_folder import SUFFIX, make_room, size_of
 from shadow.files import read_start
 from shadow.spectra import lazy, spectrum, tridiagonal
 from shadow.spectra.lazy import Matrix
@@ -37,13 +38,6 @@ BOUND = 10 << 30  # bytes of the folder: the leading vectors of a 70B pair take 
 ROOM_MADE = 0.9  # of the bound: what stays when the least recently used have gone
 SAME_NORM = 1e-3  # relative difference of sqrt(sum sigma²) and the norm of the entries, up to which a file is believed
 PRECISIONS = get_args(Precision)
-SUFFIX = ".safetensors"
-
-
-def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/shadow/spectra`, or `~/.cache/shadow/spectra`."""
-    top = os.environ.get("XDG_CACHE_HOME")
-    return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"
 
 
 @dataclass
@@ -162,31 +156,3 @@ def _read(path: Path, shape: tuple[int, int], norm: float) -> Spectrum | None:
     if not abs(float(np.sqrt((sigma**2).sum())) - norm) <= SAME_NORM * norm:
         return None
     return Spectrum(sigma, *shape, norm, floor, precision, vectors, shift)
-
-
-def _files(folder: Path) -> list[tuple[float, int, Path]]:
-    """(time of last use, bytes, path) of every spectrum, in any order."""
-    found = []
-    for path in folder.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}*"):
-        with contextlib.suppress(OSError):
-            stat = path.stat()
-            found.append((stat.st_mtime, stat.st_size, path))
-    return found
-
-
-def size_of(folder: Path) -> int:
-    """Bytes of the spectra in a folder; 0 where there is none."""
-    return sum(size for _, size, _ in _files(folder))
-
-
-def make_room(folder: Path, size: int) -> int:
-    """Remove the least recently used until no more than size bytes are left; returns how many are."""
-    found = sorted(_files(folder))
-    total = sum(one[1] for one in found)
-    for _, bytes_of, path in found:
-        if total <= size:
-            break
-        with contextlib.suppress(OSError):
-            path.unlink()
-            total -= bytes_of
-    return total
