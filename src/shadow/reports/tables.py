@@ -41,17 +41,22 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
     Raises KeyError for a column that is required, and what Arrow raises for text that is none or another type.
     """
     schema = arrow_schema(columns)
-    if missing := set(required) & set(schema.names) - set(table.column_names):
+    there = dict(zip(table.column_names, table.columns, strict=True))
+    if len(there) < table.num_columns:
+        raise KeyError("a column that is there twice")
+    if missing := set(required) & set(schema.names) - set(there):
         raise KeyError(*sorted(missing))
     arrays = [
-        finite(table[field.name].cast(field.type))
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
+        _finite_as(there[field.name], field.type) if field.name in there else pa.nulls(len(table), field.type)
         for field in schema
     ]
     found = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
     found.validate(full=True)
     return found
+
+
+def _finite_as(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    return finite(values if values.type == wanted else values.cast(wanted))
 
 
 def with_purity(table: pa.Table) -> pa.Table:
@@ -108,7 +113,8 @@ def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None)
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
-            there = [column.name for column in wanted if column.name in file.schema_arrow.names]
+            stored = set(file.schema_arrow.names)
+            there = [column.name for column in wanted if column.name in stored]
             found = conformed(file.read(columns=there), wanted, table.first)
             if name == "matrices" and columns is None and "excess_purity" not in there:
                 return with_purity(found)

@@ -64,7 +64,13 @@ def short(value: Any) -> float | int | None:
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
-    return [short(value) for value in np.asarray(values, dtype=np.float64).tolist()]
+    """`short` of each, all numbers written at once: a page of many reports has millions."""
+    numbers = np.asarray(values, dtype=np.float64).tolist()
+    rounded = map(float, ("%.4g " * len(numbers) % tuple(numbers)).split())
+    return [
+        short(number) if not math.isfinite(one) or abs(one) >= 1e15 else int(one) if one.is_integer() else one
+        for number, one in zip(numbers, rounded, strict=True)
+    ]
 
 
 def logarithmic(values: ArrayLike) -> list[float | int | None]:
