@@ -26,6 +26,7 @@ STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's fo
 LATER = ("residual",)  # tables that the first reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
+FEW_ROWS = 2_000  # up to which columns are read one after the other: handing them to threads takes as long
 UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
 PURITY_FROM = (
     "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio", "row_participation_ratio",
@@ -115,7 +116,8 @@ def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None)
                 raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
             stored = set(file.schema_arrow.names)
             there = [column.name for column in wanted if column.name in stored]
-            found = conformed(file.read(columns=there), wanted, table.first)
+            many = file.metadata.num_rows > FEW_ROWS
+            found = conformed(file.read(columns=there, use_threads=many), wanted, table.first)
             if name == "matrices" and columns is None and "excess_purity" not in there:
                 return with_purity(found)
             return found

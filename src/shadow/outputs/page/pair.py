@@ -93,7 +93,6 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
     curves = len(set(zip(rows.places, rows.subjects, strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
     spectra = thinned_spectra(folder / "spectra.parquet", place, edges, points_for(curves * pairs), metadata)
-    told = summary.as_json()
     known = reference_distributions(summary.reference, runs())
     drawn = {
         "name": f"{summary.family} {summary.pair}",
@@ -105,9 +104,9 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
             "interval": _shorter(summary.intervals.get("concentration")),
         },
         "references": [{"name": name, "values": [short(value) for value in values]} for name, values in known.items()],
-        "components": _rounded(told["components"]),
-        "modules_table": _rounded(told["modules"]),
-        "depth": _rounded([row for row in told["depth"] if row["layer"] < LAYERS]),
+        "components": [_rounded(vars(row)) for row in summary.components],
+        "modules_table": [_rounded(vars(row)) for row in summary.modules],
+        "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
     }
     return PairSection(
         number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn)
