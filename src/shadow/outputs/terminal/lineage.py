@@ -113,8 +113,8 @@ def chance_text(before: Step, step: Step) -> str:
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:
         parts.append(
-            f"down to {fixed(master)} for unrelated updates if a master copy in more bits went on over {step.start}, as "
-            "both steps share its rounding"
+            f"down to {fixed(master)} for unrelated updates if a master copy in more bits went on over {step.start}, "
+            "as both steps share its rounding"
         )
     factor = shrinking(step, before)
     if factor is not None and factor < 1 - NO_CHANCE:
