@@ -108,6 +108,7 @@ class FigureKind(StrEnum):
     spectrum = "spectrum"
     heatmap = "heatmap"
     modules = "modules"
+    lineage = "lineage"
 
 
 Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from shadow.findings.depth import LAYERS
+from shadow.findings.lineage import Step, step_of
 from shadow.findings.reference import OPTIMIZERS, Position, runs
 from shadow.findings.summary import Summary, read_summary
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
@@ -29,7 +30,8 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 class PairSection:
     """One pair on the page. where is its folder below the one that was asked for; data is JSON for the charts.
 
-    skipped are tensors that were not measured, as many as the page has room for.
+    skipped are tensors that were not measured, as many as the page has room for. step: the pair as a step of a lineage;
+    None for siblings.
     """
 
     number: int
@@ -38,6 +40,7 @@ class PairSection:
     provenance: Mapping[str, Any]
     skipped: list[dict[str, Any]]
     data: Markup
+    step: Step | None = None
 
     @property
     def name(self) -> str:
@@ -108,9 +111,10 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
         "modules_table": [_rounded(vars(row)) for row in summary.modules],
         "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
     }
-    return PairSection(
-        number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn)
-    )
+    skipped = _skipped(tensors, max(40, LISTED // pairs))
+    is_step = provenance["settings"].get("relation") != "sibling"
+    step = step_of(summary, provenance, rows, where) if is_step else None
+    return PairSection(number, where, summary, provenance, skipped, script_json(drawn), step)
 
 
 def reference_distributions(place: Position | None, table: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
