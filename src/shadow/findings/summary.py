@@ -145,6 +145,11 @@ class Summary:
     def failed_gates(self) -> list[Gate]:
         return failed(self.gates)
 
+    @property
+    def has_label(self) -> bool:
+        """Does the reference of the lab apply, so that the label says something of the pair?"""
+        return self.reference is not None and not self.failed_gates
+
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
         told: dict[str, Any] = {}
