@@ -543,9 +543,7 @@ def _coherence(told: _Told) -> str:
     of = f" of {whole(side)}" if side is not None else ""
     text = f"The median matrix is as coherent as {about(value)} equal directions{of} would be"
     rows = [
-        row
-        for row in summary.modules
-        if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices and not _is_outside(row.module)
+        row for row in summary.coherence if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
     ]
     if len(rows) < 2:
         return f"{text}."
@@ -556,7 +554,7 @@ def _coherence(told: _Told) -> str:
         return f"{text}, and its modules are alike in this."
     names = [_named_in(row.component, row.module, several) for row in (least, most)]
     for row, value in ((least, low), (most, high)):
-        told.figures[f"modules.{row.component}.{row.module}.equivalent_directions"] = value
+        told.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
     return f"{text}, from {about(low)} in {names[0]} to {about(high)} in {names[1]}."
 
 
@@ -596,16 +594,11 @@ def _low_rank(told: _Told) -> Sentence:
     ceiling = told.summary.figures["rank_ceiling"]
     if ceiling is not None:
         rank = told.write(ceiling, "figures.rank_ceiling", whole)
-        return told.sentence(
-            "low_rank",
-            f"It is an adapter: no matrix changes along more than {rank} of {whole(side)} directions.",
-            _alignment(told),
-        )
+        text = f"It is an adapter: no matrix changes along more than {rank} of {whole(side)} directions."
+        return told.sentence("low_rank", text, _alignment(told))
     rank_90 = told.inside("rank_90") or 0
-    text = f"It has low rank: in the median matrix {about(rank_90)} of {whole(side)} directions hold 90 % of the change"
-    return told.sentence(
-        "low_rank", f"{text} as stored, and the others no more than rounding leaves.", _alignment(told)
-    )
+    text = f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold 90 % of what is "
+    return told.sentence("low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(told))
 
 
 # ------------------------------------------------------------------------------------------------ storage
@@ -621,7 +614,7 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         return found
     if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
         size = told.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
-        text = f"It is {size} times the rounding of its storage, as a copy in this format, with nothing else done, would be."
+        text = f"It is {size} times the rounding of its storage, as of a copy in this format with nothing else done."
         return [*found, told.sentence("rounding", text)]
     if 2 * rounded >= judged:
         many = told.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
@@ -641,12 +634,8 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         return [*found, told.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
         text = told.write(kept, "inside_layers.kept", percent)
-        return [
-            *found,
-            told.sentence(
-                "kept", f"Inside layers {text} of the stored change's energy is the update's; the rest is rounding."
-            ),
-        ]
+        text = f"Inside layers only {text} of the energy of what is stored is the update's; the rest is rounding."
+        return [*found, told.sentence("kept", text)]
     if not gates["rounding"].passed:
         size = told.write(floor, "figures.floor_ratio", times)
         text = f"The stored change is only {size} times the rounding of its storage, and may be nothing else."

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from shadow.findings.summary_rows import OutsideRow, UnchangedRow, row_of
+import numpy as np
+
+from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import LEAST_KEPT, NOISE
 
@@ -66,6 +68,20 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
     ]
 
 
+def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
+    """How coherent each module inside layers is."""
+    return [
+        CoherenceRow(
+            str(component),
+            str(module),
+            len(rows),
+            int(rows["equivalent_directions"].notna().sum()),
+            _median(rows["equivalent_directions"]),
+        )
+        for (component, module), rows in deltas[deltas["layer"].notna()].groupby(["component", "module"], sort=False)
+    ]
+
+
 def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
     matrices = tensors[(tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)]
@@ -85,8 +101,6 @@ def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
     (Benaych-Georges & Nadakuditi 2012): rank_most is the least k of TOPS that do, or numerical_rank. None where K is
     unknown, below LEAST_KEPT or of another difference.
     """
-    import numpy as np
-
     kept = inside["kept"].astype(float).where(inside["kept_reason"] != "nothing_rounded", 1.0)
     kept = kept.where((inside["kept_history"] != "base_rounded") & (kept >= LEAST_KEPT))
     rows, cols = (inside[name].astype(float) for name in ("rows", "cols"))

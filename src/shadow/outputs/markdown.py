@@ -73,11 +73,13 @@ def explanation_lines(summary: Summary) -> list[str]:
 def _modules(summary: Summary) -> list[str]:
     several_components = len({row.component for row in summary.modules}) > 1
     ordered = sorted(summary.modules, key=lambda row: -(row.energy_share or 0.0))
+    directions = {(row.component, row.module): row.equivalent_directions for row in summary.outside_layers}
+    directions |= {(row.component, row.module): row.equivalent_directions for row in summary.coherence}
     shown = {id(row) for row in ordered[:MODULES]}
     rows = [
         [
             cell(f"{row.component} {row.module}" if several_components else row.module), number(row.matrices),
-            share(row.relative_norm), share(row.energy_share), number(row.equivalent_directions, 2),
+            share(row.relative_norm), share(row.energy_share), number(directions[row.component, row.module], 2),
         ]
         for row in summary.modules
         if id(row) in shown

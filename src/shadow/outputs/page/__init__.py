@@ -21,8 +21,10 @@ from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
+from shadow.findings.finding import ANSWERS
 from shadow.findings.footprint import GATES, MARGIN
-from shadow.findings.reference import runs
+from shadow.findings.gains import MEASURED_BY_OTHERS
+from shadow.findings.reference import bases_of, runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
@@ -108,6 +110,9 @@ def page_bytes(
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
+        answers=ANSWERS,
+        measured_by_others=MEASURED_BY_OTHERS,
+        bases_of=bases_of,
         reasons={name: reason.text for name, reason in REASONS.items()},
         regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,
