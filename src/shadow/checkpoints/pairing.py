@@ -7,10 +7,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
-from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.opening import Checkpoint, Config
 from shadow.checkpoints.quantized import owner_of, packed_modules
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS
@@ -31,8 +31,13 @@ class Factor:
     """
 
     info: TensorInfo
+    """The second factor."""
+
     scaling: float
+    """What the product is multiplied by, above 0."""
+
     transposed: bool
+    """Are both stored transposed?"""
 
     @property
     def rank(self) -> int:
@@ -41,17 +46,22 @@ class Factor:
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of a matrix pair: a part of a tensor.
-
-    scales: the tensor is 8-bit floats, which this one scales in blocks of `block` entries. factor: the operand is the
-    pair's base with a low-rank update.
-    """
+    """One side of a matrix pair: a part of a tensor."""
 
     info: TensorInfo
+    """The tensor; of a low-rank update its first factor."""
+
     part: Part
+    """Which part of the tensor it is."""
+
     scales: TensorInfo | None = None
+    """The tensor that scales 8-bit floats; None where they are none."""
+
     block: tuple[int, int] = (1, 1)
+    """Rows and columns that share one scale."""
+
     factor: Factor | None = None
+    """Where the operand is the pair's base with a low-rank update: the second factor; None elsewhere."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -73,19 +83,28 @@ class Operand:
 
 @dataclass(frozen=True)
 class MatrixPair:
-    """Two matrices at one place, or two vectors (is_matrix False; then only their relative norm is taken).
-
-    rows and cols are those that are compared: the common rows where a vocabulary grew, as detail says. base is
-    None where the tuned side has a component that the base lacks altogether, such as a projector.
-    """
+    """Two matrices at one place, or two vectors."""
 
     place: Place
+    """Where in the model they are."""
+
     base: Operand | None
+    """None where the tuned side has a component that the base lacks altogether, such as a projector."""
+
     tuned: Operand
+    """The tuned side."""
+
     rows: int
+    """Rows that are compared, 1 or more: the common ones where a vocabulary grew."""
+
     cols: int
+    """Columns, 1 or more."""
+
     is_matrix: bool
+    """False for vectors, of which only the relative norm is taken."""
+
     detail: str = ""
+    """What a person should know of how they were paired."""
 
     @cached_property
     def key(self) -> str:
@@ -102,20 +121,36 @@ class Skipped:
     """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is (identical)."""
 
     side: Side
+    """base or tuned."""
+
     info: TensorInfo
+    """The tensor."""
+
     place: Place
+    """Where in the model it is."""
+
     reason: str | None
+    """A word of `shadow.reasons`; None where it is identical."""
+
     detail: str = ""
+    """More, for people."""
+
     status: Status = "skipped"
+    """skipped or identical."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What to measure: empty means all. layers are of every component; nothing outside layers passes a layer filter."""
+    """What to measure."""
 
     components: tuple[str, ...] = ()
+    """Only these; empty for all."""
+
     layers: tuple[int, ...] = ()
+    """Only these of every component, from 0, and nothing outside layers; empty for all."""
+
     modules: tuple[str, ...] = ()
+    """Only these; empty for all."""
 
     def passes(self, place: Place) -> bool:
         return (
@@ -262,9 +297,7 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[S
     return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
 
 
-def _operands(
-    side: Side, checkpoint: Checkpoint, config: Mapping[str, Any]
-) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
     """Usable matrices and vectors of one side by place, and the tensors that are not usable, with reasons."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
@@ -286,7 +319,7 @@ def _operands(
     return operands, unusable
 
 
-def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
     """The base's operands; where it was put together, of each part those of the component that it is the base of."""
     if not base.parts:
         return _operands("base", base, config)
@@ -313,7 +346,7 @@ def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Pl
     return operands, skipped
 
 
-def _scale_block(config: Mapping[str, Any]) -> tuple[int, int]:
+def _scale_block(config: Config) -> tuple[int, int]:
     """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
     said = config.get("quantization_config")
     block = said.get("weight_block_size") if isinstance(said, dict) else None
@@ -337,7 +370,7 @@ def _block_scales(
 
 
 def _adapter_operands(
-    checkpoint: Checkpoint, adapter: Adapter, config: Mapping[str, Any]
+    checkpoint: Checkpoint, adapter: Adapter, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be used."""
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
