@@ -489,3 +489,27 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
     for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
         assert audit_module.default_jobs([pair], Room(16, "", memory, "")) == jobs
+
+
+def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
+    """BF16 over BF16: lists of one length on delta rows alone, weighted by entries they give 1 - zero_share."""
+    rng = np.random.default_rng(0)
+    base = torch.from_numpy(0.02 * rng.standard_normal((64, 96))).to(torch.bfloat16)
+    tuned = (base.double() + 4e-5 * torch.from_numpy(rng.standard_normal((64, 96)))).to(torch.bfloat16)
+    name = "model.layers.0.mlp.up_proj.weight"
+    for side, matrix in (("base", base), ("tuned", tuned)):
+        (tmp_path / side).mkdir()
+        save_file({name: matrix}, tmp_path / side / "model.safetensors")
+    folder = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out").folder
+    spectra = tables(folder)["spectra"].to_pylist()
+    lists = ("binade_entries", "binade_changed", "binade_expected")
+    for row in spectra:
+        if row["subject"] != "delta":
+            assert all(row[name] is None for name in lists)
+    (delta,) = [row for row in spectra if row["subject"] == "delta"]
+    entries, changed, expected = (delta[name] for name in lists)
+    assert len(entries) == len(changed) == len(expected)
+    both = [(share, part) for share, part in zip(entries, changed, strict=True) if part is not None]
+    whole = sum(share * part for share, part in both)
+    assert whole == pytest.approx((base != tuned).double().mean().item(), abs=1e-6)
+    assert whole > 0.1

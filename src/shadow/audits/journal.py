@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shadow.audits.outcome import Outcome
 from shadow.errors import ShadowError
@@ -156,13 +157,22 @@ def _lock(file: IO[bytes], folder: Path) -> None:
         raise ShadowError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
 
 
+def _to_text(numbers: NDArray[np.float64]) -> str:
+    return base64.b64encode(numbers.astype("<f8").tobytes()).decode()
+
+
+def _from_text(text: str) -> NDArray[np.float64]:
+    return np.frombuffer(base64.b64decode(text), dtype="<f8")
+
+
 def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     measurements = [
         {
             "subject": one.subject,
             "precision": one.precision,
             "values": {name: null_if_undefined(value) for name, value in one.values.items()},
-            "sigma": base64.b64encode(one.sigma.astype("<f8").tobytes()).decode(),
+            "sigma": _to_text(one.sigma),
+            "lists": {name: _to_text(numbers) for name, numbers in one.lists.items()},
         }
         for one in outcome.measurements
     ]
@@ -176,7 +186,8 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
             one["subject"],
             one["precision"],
             one["values"],
-            np.frombuffer(base64.b64decode(one["sigma"]), dtype="<f8"),
+            _from_text(one["sigma"]),
+            {name: _from_text(text) for name, text in one.get("lists", {}).items()},
         )
         for one in entry.pop("measurements")
     )

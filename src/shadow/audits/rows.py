@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.outcome import Outcome
@@ -123,7 +124,12 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any
             **place,
             "subject": one.subject,
             "sigma": one.sigma.astype(np.float32),
+            **{name: _with_nulls(numbers) for name, numbers in one.lists.items()},
         }
+
+
+def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
+    return [float(number) if math.isfinite(number) else None for number in numbers]
 
 
 def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def families(
 
 def explain(
     column: Annotated[
-        str | None, typer.Argument(help="A column or figure of the report, or `label`; none lists all.")
+        str | None, typer.Argument(help="A column or figure of the report, `label` or `published`; none lists all.")
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
@@ -68,8 +68,14 @@ def explain(
     if column == "label":
         console.display(label_view(calibration()))
         return
+    if column == "published":
+        from shadow.findings.published import released
+        from shadow.outputs.terminal.published import published_view
+
+        console.display(published_view(released()))
+        return
     if column not in columns:
-        hint = nearest(column, [*columns, "label"]) or "`shadow explain` lists them"
+        hint = nearest(column, [*columns, "label", "published"]) or "`shadow explain` lists them"
         raise UsageError(f"no column {column!r}", hint)
     console.display(column_view(columns[column]))
 

@@ -9,17 +9,26 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from shadow.findings.summary_rows import OutsideRow, row_of
+from shadow.findings.summary_rows import OutsideRow, UnchangedRow, row_of
 from shadow.spectra.levels import round_trip
+from shadow.spectra.purity import NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 INSIDE = (
     "kept", "relative_norm", "relative_norm_unrounded", "excess_purity", "excess_purity_unrounded",
     "equivalent_directions", "spikes_sharp", "decay_cosine", "energy_share",
 )  # fmt: skip
+BESIDE = (  # medians of inside_layers that OutsideRow has not
+    "purity_z", "numerical_rank", "rank_90", "alignment_left", "alignment_left_null", "alignment_right",
+    "alignment_right_null",
+)  # fmt: skip
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
+TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
+NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
+OF_ROUNDING = 0.15  # and how much further for what was, as a share of it
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
@@ -31,7 +40,12 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
         "unexplained": int((inside["kept_reason"] == "rounding_unexplained").sum()),
         "rounded_away": int((inside["kept_reason"] == "rounded_away").sum()),
         "coherent": int(inside["equivalent_directions"].notna().sum()),
-        **{name: _median(inside[name]) for name in INSIDE},
+        "judged": int(inside["purity_z"].notna().sum()),
+        "beyond_noise": int((inside["purity_z"] > NOISE).sum()),
+        "flatter_than_noise": int((inside["purity_z"] < -NOISE).sum()),
+        **{name: _median(inside[name]) for name in (*INSIDE, *BESIDE)},
+        **_ranks(inside),
+        **_few(inside),
         **{
             f"alignment_{side}_excess": _median(inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"])
             for side in ("left", "right")
@@ -52,6 +66,38 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
     ]
 
 
+def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
+    """The modules of the tuned side of which every matrix that was compared is identical."""
+    matrices = tensors[(tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)]
+    return [
+        UnchangedRow(str(component), str(module), len(rows))
+        for (component, module), rows in matrices.groupby(["component", "module"], sort=False)
+        if (rows["status"] == "identical").all()
+    ]
+
+
+def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
+    """Medians of bounds of the rank of the updates: an update of low rank has its energy in as many directions.
+
+    The first k directions of the stored delta hold at least the share that is the update's, kept, if its rank is k or
+    less. rank_least: the rank is this or more, from rank_90, rank_95, rank_99 and the energies of TOPS. rank_most: so
+    few directions hold that share, or are all that there are. None where kept is unknown, or of another difference.
+    """
+    kept = inside["kept"].astype(float).where(inside["kept_reason"] != "nothing_rounded", 1.0)
+    kept = kept.where(inside["kept_history"] != "base_rounded")
+    slack = NEARLY_KEPT + OF_ROUNDING * (1.0 - kept)
+    least, most = kept.where(kept.isna(), 1.0), inside["numerical_rank"].astype(float).where(kept.notna())
+    for percent in (90, 95, 99):
+        rank = inside[f"rank_{percent}"].astype(float)
+        least = least.where(~(kept - slack >= percent / 100), rank)
+    for k in sorted(TOPS, reverse=True):
+        energy = inside[f"top{k}_energy"].astype(float)
+        holds = energy >= kept - slack
+        most = most.where(~holds, most.clip(upper=k))
+        least = least.where(holds | energy.isna() | kept.isna(), least.clip(lower=k + 1))
+    return {"rank_least": _median(least), "rank_most": _median(most)}
+
+
 def _median(values: pd.Series) -> float | None:
     found = float(values.astype(float).median()) if values.notna().any() else math.nan
     return found if math.isfinite(found) else None
@@ -61,9 +107,7 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
     """A sentence for each side of which most matrices have so few distinct values that it went through fewer bits."""
     told = []
     for side in ("base", "tuned"):
-        rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
-        pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
-        named = [round_trip(share, int(cols)) for share, cols in pairs]
+        named = _bits(deltas, side)
         for bits in ("INT4", "8 bits"):
             count = named.count(bits)
             if count > len(named) / 2:
@@ -73,3 +117,20 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
                     f"went through {what} or was pruned, and figures of the delta may be those of that copy"
                 )
     return told
+
+
+def _bits(deltas: pd.DataFrame, side: str) -> list[str | None]:
+    """What the matrices of a side went through by their distinct values; those of short rows are left out."""
+    rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
+    pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
+    return [round_trip(share, int(cols)) for share, cols in pairs]
+
+
+def _few(inside: pd.DataFrame) -> dict[str, int]:
+    """How many matrices of each side have the distinct values of a copy through 8 or 4 bits, of how many."""
+    counts = {}
+    for side in ("base", "tuned"):
+        named = _bits(inside, side)
+        counts[f"levels_{side}_judged"] = len(named)
+        counts[f"levels_{side}_few"] = len(named) - named.count(None)
+    return counts

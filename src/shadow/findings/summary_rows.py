@@ -114,7 +114,22 @@ class _Component:
 
 
 @dataclass(frozen=True)
-class ComponentRow(Intervals, DepthFigures, Energies, Medians, _Component):
+class ParameterShare:
+    """How large a group of matrices is, beside how much of the update it holds."""
+
+    parameter_share: float | None  # of the parameters of the matrices that changed, 0 to 1
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """Medians over a group of matrices of what is comparable over shapes."""
+
+    equivalent_directions: float | None  # as coherent as so many equal directions; no count of directions
+    coherent: int  # matrices that have it
+
+
+@dataclass(frozen=True)
+class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _Component):
     """What became of one component."""
 
 
@@ -127,7 +142,7 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class ModuleRow(Intervals, Energies, Medians, _Module):
+class ModuleRow(Coherence, ParameterShare, Intervals, Energies, Medians, _Module):
     """The figures of one module of a component."""
 
 
@@ -147,6 +162,26 @@ class LayerRow:
     up_effective_rank_shift: float | None  # of the MLP up-projections; the median of several experts
     reading_participation_ratio: float | None  # directions of the residual stream
     writing_participation_ratio: float | None  # directions of the residual stream
+
+
+@dataclass(frozen=True)
+class QuarterRow:
+    """A quarter of the depth of a component: its layers in order, as evenly divided as they can be."""
+
+    component: str
+    quarter: int  # 1 to 4
+    first_layer: int
+    last_layer: int
+    energy_share: float  # of the component's layers, 0 to 1
+
+
+@dataclass(frozen=True)
+class UnchangedRow:
+    """A module of which every matrix that was compared is identical."""
+
+    component: str
+    module: str
+    tensors: int
 
 
 @dataclass(frozen=True)
@@ -179,6 +214,53 @@ class OutsideRow:
     spikes_sharp: float | None
     decay_cosine: float | None
     energy_share: float | None
+
+
+@dataclass(frozen=True)
+class PublishedCheck:
+    """A published figure of the pair, and ours by the same definition."""
+
+    figure: str  # of shadow.findings.published.DEFINITIONS
+    published: float
+    ours: float | None  # None: reason
+    tolerance: float  # the difference up to which they agree
+    agrees: bool | None  # None: not compared
+    reason: str | None  # why they are not of the same tensors
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """The pair as others measured it, whatever the commits."""
+
+    base: str  # as the table has it
+    tuned: str
+    agrees: bool | None  # all figures that are compared; None: none is
+    checks: list[PublishedCheck]
+
+
+@dataclass(frozen=True)
+class PublishedPlace:
+    """The rank of a figure among other families, each with the median of its pairs."""
+
+    value: float  # of the pair of the report
+    below: int  # families whose median is smaller
+    families: int  # all that it is ranked among, 1 or more
+    pairs: int  # of these families
+    least: float  # median of a family
+    most: float
+
+
+@dataclass(frozen=True)
+class PublishedFigures:
+    """What figures that others published of released pairs say beside a report's."""
+
+    source: str
+    pair: PublishedPair | None  # None: others have not published it
+    size: PublishedPlace | None  # by mean_relative_norm
+    no_size: str | None  # why there is none
+    top20: PublishedPlace | None  # by mean_top20_energy, among pairs of about its size
+    no_top20: str | None  # why there is none
+    within: float  # the factor that is about its size
 
 
 MEDIANS = tuple(field.name for field in fields(Medians))

@@ -234,8 +234,18 @@ def measure_pair(
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
-        Measurement("delta", delta.precision, {**delta_values, **told}, delta.sigma),
+        Measurement("delta", delta.precision, {**delta_values, **told}, delta.sigma, _binade_lists(found)),
     )
+
+
+def _binade_lists(found: Undone) -> dict[str, NDArray[np.float64]]:
+    if found.binades is None:
+        return {}
+    return {
+        "binade_entries": found.binades.entries,
+        "binade_changed": found.binades.changed,
+        "binade_expected": found.binades.expected,
+    }
 
 
 def _as_float(value: float | int | None) -> float | None:
