@@ -78,7 +78,12 @@ class Operand:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        return (self.info, *([self.scales] if self.scales else []), *([self.factor.info] if self.factor else []))
+        infos = [self.info]
+        if self.scales is not None:
+            infos.append(self.scales)
+        if self.factor is not None:
+            infos.append(self.factor.info)
+        return tuple(infos)
 
 
 @dataclass(frozen=True)
@@ -184,15 +189,18 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
         elif place.component not in components_with_base and operand.factor is None:
             why = f"no base for {place.component}"
             if _is_matrix(operand):
-                outcomes.append(MatrixPair(place, None, operand, *operand.shape, True, why))
+                rows, cols = operand.shape
+                outcomes.append(MatrixPair(place, None, operand, rows=rows, cols=cols, is_matrix=True, detail=why))
             else:
                 skipped += _skips("tuned", operand, place, "not_a_matrix", why)
         else:
             skipped += _skips("tuned", operand, place, "only_in_tuned")
     for place, operand in base_operands.items():
         if tuned.adapter:
-            left_alone = Skipped("base", operand.info, place, None, "the adapter leaves it as it is", "identical")
-            skipped += [replace(left_alone, info=info) for info in operand.infos]
+            why = "the adapter leaves it as it is"
+            skipped += [
+                Skipped("base", info, place, reason=None, detail=why, status="identical") for info in operand.infos
+            ]
         else:
             skipped += _skips("base", operand, place, "only_in_base")
     if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
@@ -201,8 +209,8 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
             "are they a base and a model tuned from it?",
         )
     places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
-    places += [one.place for one in skipped]
-    places += [one.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for one in outcome]
+    places += [tensor.place for tensor in skipped]
+    places += [tensor.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for tensor in outcome]
     _require_chosen(chosen, places, tuned.reference)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)]
     for outcome in outcomes:
@@ -255,7 +263,7 @@ def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detai
 def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
     if operand.part.place != place:  # an embedding that is the other side's tied head: told by what it is itself
         return []
-    return [Skipped(side, info, place, reason, detail) for info in operand.infos]
+    return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
 
 
 def _is_matrix(operand: Operand) -> bool:
@@ -283,17 +291,17 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[S
     if not (_is_matrix(base) and _is_matrix(tuned)):
         if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
             return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
-        return MatrixPair(place, base, tuned, 1, math.prod(tuned.shape), False)
+        return MatrixPair(place, base, tuned, rows=1, cols=math.prod(tuned.shape), is_matrix=False)
     if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
         return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
     (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
     if base_cols == tuned_cols and base_rows == tuned_rows:
-        return MatrixPair(place, base, tuned, tuned_rows, tuned_cols, True)
+        return MatrixPair(place, base, tuned, rows=tuned_rows, cols=tuned_cols, is_matrix=True)
     common = min(base_rows, tuned_rows)
     if base_cols == tuned_cols and _grows(place) and common > 1:
         side = "tuned" if tuned_rows > base_rows else "base"
         detail = f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are compared"
-        return MatrixPair(place, base, tuned, common, tuned_cols, True, detail)
+        return MatrixPair(place, base, tuned, rows=common, cols=tuned_cols, is_matrix=True, detail=detail)
     return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
 
 
@@ -389,7 +397,7 @@ def _adapter_operands(
             skipped += [Skipped("tuned", info, found[0].place, *fault) for info in (left, right)]
         elif any(part.experts for part in found):
             why = "a low-rank update of stacked experts"
-            skipped += [Skipped("tuned", info, found[0].place, "adapter", why) for info in (left, right)]
+            skipped += [Skipped("tuned", info, found[0].place, reason="adapter", detail=why) for info in (left, right)]
         else:
             operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in found}
     for name, info in whole.items():
@@ -398,7 +406,8 @@ def _adapter_operands(
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
     other = Place("other", None, "other")
-    skipped += [Skipped("tuned", info, replace(other, slot=info.name), "adapter", why) for info, why in unusable]
+    for info, why in unusable:
+        skipped.append(Skipped("tuned", info, replace(other, slot=info.name), reason="adapter", detail=why))
     return operands, skipped
 
 
@@ -445,7 +454,8 @@ def _tied_heads(
     for side, checkpoint, operands in sides:
         own[side] = operands.get(head)
         if _ties(checkpoint) and head in operands and embed in operands:
-            skipped.append(Skipped(side, operands.pop(head).info, head, "tied", "config.json ties it to the embedding"))
+            why = "config.json ties it to the embedding"
+            skipped.append(Skipped(side, operands.pop(head).info, head, reason="tied", detail=why))
             own[side] = None
     if (own["base"] is None) == (own["tuned"] is None):
         return None, skipped
