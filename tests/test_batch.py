@@ -25,7 +25,7 @@ from shadow import cli, files
 from shadow.audits import index as batch_index
 from shadow.audits import listing as batch
 from shadow.audits import pair as shadow_run
-from shadow.audits.index import Index, Row, Standing, read_index, report_folder, write_index
+from shadow.audits.index import Index, Kind, Row, Standing, read_index, report_folder, write_index
 from shadow.audits.listing import audit_list
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
@@ -247,7 +247,7 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
     """Killed after the last matrix: the next run measures none, writes the report, says so, and counts what it took."""
     selection = select_toys(toys, "toy-c:*")
     with monkeypatch.context() as patched:
-        patched.setattr(shadow_run, "write_report", lambda *told: sys.exit(9))
+        patched.setattr(shadow_run, "write_report", lambda *told, **options: sys.exit(9))
         with pytest.raises(SystemExit):
             run_pair(selection.pairs[0], EVERYTHING, toys / "out", Runtime(jobs=1))
     said = []
@@ -589,7 +589,7 @@ HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
 
 
 def index_of(*rows):
-    return Index("0.1.0", 1, {}, None, (), rows)
+    return Index("0.1.0", Kind(1, {}), None, (), rows)
 
 
 def row(position, family, pair="base..instruct", **columns):

@@ -454,7 +454,7 @@ def test_an_optimizer_renews_the_labels_of_a_list(toys):
     again = audited(toys, replace(EVERYTHING, optimizer="sgd"))
     assert [outcome.result.measured for outcome in again] == [0, 0]
     assert [row.seconds for row in read_index(toys / "out").rows] == [row.seconds for row in first]
-    assert merge(toys / "out", []).index.settings["optimizer"] == "sgd"
+    assert merge(toys / "out", []).index.kind.settings["optimizer"] == "sgd"
 
 
 # what the model does not have

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from shadow.audits.index import Index, Row
+from shadow.audits.index import Index, Kind, Row
 from shadow.errors import ShadowError
 from shadow.findings.reference import NearTraining, Position
 from shadow.findings.summary import read_summary
@@ -658,7 +658,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
             ("base..d", "/etc/elsewhere", "pending", None),  # which no list writes
         )
     ]
-    index = Index("0.1.0", 1, {}, None, (), tuple(rows))
+    index = Index("0.1.0", Kind(1, {}), None, (), tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert shadow("report", "run", "-o", "page.html").code == 0
     told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())

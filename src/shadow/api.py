@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.reports.folders import one_report, reports_at, reports_below
-from shadow.reports.provenance import required_metadata
+from shadow.reports.provenance import report_metadata
 from shadow.reports.report import Report
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
@@ -208,7 +208,7 @@ def pairs(*targets: str, tags: Sequence[str] = (), registry: Place | None = None
 
     """
     named = targets or (() if tags else ("*",))
-    return select(named, (), _path(registry), None, tags, None).pairs
+    return select(named, registry=_path(registry), tags=tags).pairs
 
 
 def plan(
@@ -297,7 +297,7 @@ def _scores_of_reports(files: Sequence[Path], folders: Sequence[Path], say: Call
     from shadow.findings.gains import sides_of
     from shadow.findings.score_files import scores_of_sides
 
-    return scores_of_sides(files, [sides_of(required_metadata(folder)) for folder in folders], say)
+    return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 
 
 def judge(
@@ -450,7 +450,8 @@ def _settings(
     if seed < 0:
         raise UsageError(f"seed={seed}", "0 or more")
     chosen = filter_of(_words(components), [str(layer) for layer in layers], _words(modules))
-    return Settings(Method(precision, nulls, seed, subspaces), chosen, spectra, optimizer)
+    method = Method(precision=precision, nulls=nulls, seed=seed, subspaces=subspaces)
+    return Settings(method, chosen, spectra=spectra, optimizer=optimizer)
 
 
 def _words(words: Sequence[str]) -> list[str]:
@@ -463,7 +464,7 @@ def _access(*, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | 
 
     _require("fetch", fetch, ("auto", "shards", "ranges"))
     most = bytes_of(max_disk) if isinstance(max_disk, str) else max_disk
-    return Access(allow_pickle, offline, fetch, most)
+    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=most)
 
 
 def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:

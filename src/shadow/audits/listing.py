@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from shadow import __version__
 from shadow.audits.index import (
     Index,
+    Kind,
     Row,
     Standing,
     alone_in,
@@ -23,7 +23,6 @@ from shadow.audits.index import (
     kind_of,
     read_index,
     report_folder,
-    without_optimizer,
 )
 from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Watch, audit_pairs
@@ -84,7 +83,7 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
 def _done_row_after(taken: Row, result: AuditResult) -> Row:
     """The row of a pair that is done; of a report that no list has made, with the time that the report tells."""
     seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
-    return done_row(result.summary, result.provenance, position=taken.position, seconds=seconds, bytes=taken.bytes)
+    return done_row(result.summary, result.provenance, position=taken.position, seconds=seconds, moved=taken.bytes)
 
 
 def begun(output: Path, selection: Selection, settings: Settings) -> Index:
@@ -94,34 +93,45 @@ def begun(output: Path, selection: Selection, settings: Settings) -> Index:
     """
     index = Index(
         version=__version__,
-        schema=SCHEMA,
-        settings=json.loads(json.dumps(asdict(settings))),
+        kind=Kind(SCHEMA, settings.as_json()),
         digest=selection.digest,
         shards=(str(selection.shard),),
         rows=(),
     )
     earlier = read_index(output)
-    if earlier is None or earlier.numbers != index.numbers:
+    if earlier is None or earlier.kind.of_numbers != index.kind.of_numbers:
         earlier = index
     known = {row.key: row for row in earlier.rows}
-    own = {(pair.family, pair.name) for pair in selection.own}
+    of_this_shard = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):
-        new = pending_row(pair, position)
+        new = _pending_row(pair, position)
         row = known.get(new.key)
-        if row is not None:
-            row = replace(row, position=position)
-            stands = _is_there(output, row, index) if row.state == "done" else new.key not in own
-            rows.append(row if stands else new.emptied("pending", seconds=row.seconds, bytes=row.bytes))
-        elif new.key in own:
-            rows.append(new)
-    shards = {*index.shards, *(earlier.shards if earlier.digest == index.digest else ())}
+        if row is None:
+            if new.key in of_this_shard:
+                rows.append(new)
+            continue
+        stands = _is_there(output, row, index.kind) if row.state == "done" else new.key not in of_this_shard
+        if stands:
+            rows.append(replace(row, position=position))
+        else:
+            rows.append(replace(new, seconds=row.seconds, bytes=row.bytes))
+    shards = set(index.shards)
+    if earlier.digest == index.digest:
+        shards.update(earlier.shards)
     return replace(index, rows=in_order(rows), shards=tuple(sorted(shards)))
 
 
-def pending_row(pair: Pair, position: int | None) -> Row:
-    folder = report_folder(pair.family, pair.name)
-    return Row(position, pair.family, pair.name, pair.relation, folder, _said(pair.base), _said(pair.tuned))
+def _pending_row(pair: Pair, position: int) -> Row:
+    return Row(
+        position=position,
+        family=pair.family,
+        pair=pair.name,
+        relation=pair.relation,
+        folder=report_folder(pair.family, pair.name),
+        base=_said(pair.base),
+        tuned=_said(pair.tuned),
+    )
 
 
 def _said(reference: Reference | ComponentBase) -> str:
@@ -130,7 +140,7 @@ def _said(reference: Reference | ComponentBase) -> str:
     return str(reference)
 
 
-def _is_there(output: Path, row: Row, index: Index) -> bool:
+def _is_there(output: Path, row: Row, kind: Kind) -> bool:
     """Is there still the report that a row tells of?"""
     try:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
@@ -138,4 +148,4 @@ def _is_there(output: Path, row: Row, index: Index) -> bool:
         return False
     if metadata is None or metadata["schema"] != SCHEMA:
         return False
-    return without_optimizer(kind_of(metadata)) == index.numbers
+    return kind_of(metadata).of_numbers == kind.of_numbers

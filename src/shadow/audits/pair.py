@@ -9,11 +9,10 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pyarrow.parquet as pq
@@ -36,9 +35,10 @@ from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary, summarise, with_scores
-from shadow.findings.summary_file import SEAL, SUMMARISED, seal, summary_bytes
+from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
 from shadow.reports.columns import SCHEMA
+from shadow.reports.metadata import CheckpointMetadata, JudgedMetadata, ReportMetadata, RunMetadata, SettingsMetadata
 from shadow.reports.parquet import stored, write_report
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
@@ -70,9 +70,14 @@ class Settings:
     """What the tuned side was trained with, as the user says: adamw, sgd, muon or None. The label alone depends on
     it."""
 
+    def as_json(self) -> SettingsMetadata:
+        """What a report says of them."""
+        told: SettingsMetadata = json.loads(json.dumps(asdict(self)))
+        return told
+
 
 # what a report was made with that does not say so, being older than the setting
-DEFAULTS = json.loads(json.dumps({**asdict(Settings(Method(), Filter())), "relation": "tuned"}))
+DEFAULTS: SettingsMetadata = {**Settings(Method(), Filter()).as_json(), "relation": "tuned"}
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,8 @@ class AuditResult:
     measured: int
     """Matrices that this run measured itself; 0 when the report was there."""
 
-    provenance: dict[str, Any]
-    """The `shadow` key of its files, as JSON has it."""
+    provenance: ReportMetadata
+    """The `shadow` key of its files."""
 
     @property
     def should_not_have_skipped(self) -> list[str]:
@@ -270,8 +275,15 @@ def _run(
     say = runtime.say
     base = find_checkpoint(pair.base, runtime, scratch / "base")
     tuned = find_checkpoint(pair.tuned, runtime, scratch / "tuned")
-    told = {**asdict(settings), "relation": pair.relation}
-    identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), told)
+    identity = Identity(
+        version=__version__,
+        schema=SCHEMA,
+        family=pair.family,
+        pair=pair.name,
+        base=_side(base),
+        tuned=_side(tuned),
+        settings={**settings.as_json(), "relation": pair.relation},
+    )
     scored = None if scores is None else _scored(scores, identity, pair)
     there, broken = _finished(folder)
     other = [] if there is None else differences(there, identity, DEFAULTS)
@@ -302,15 +314,20 @@ def _run(
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
         _measure(plan, lined.pairs, settings.method, runtime, journal)
-        provenance = _provenance(settings, started, time.monotonic() - clock)
+        run = _run_metadata(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         plain = summarise(tables, identity.as_json())
         if scored is None:
             scored = _kept(folder, identity, say)
         summary = with_scores(plain, scored)
-        provenance |= _judged(plain) | {SEAL: seal(plain.as_json(), tables, identity.as_json())}
+        metadata: ReportMetadata = {
+            **identity.as_json(),
+            **run,
+            **_judged(plain),
+            "seal": seal(plain.as_json(), tables, identity.as_json()),
+        }
         kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-        write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()), kept)
+        write_report(folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept)
     except BaseException:
         if journal.is_empty:
             journal.remove()
@@ -318,50 +335,60 @@ def _run(
             journal.close()
         raise
     journal.remove()
-    return AuditResult(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
+    return AuditResult(folder, summary, measured=len(matrices) - resumed, provenance=metadata)
 
 
 def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
     """The scores of this pair. Raises ShadowError, before anything is measured, where they name neither side."""
     sides = sides_of(identity.as_json(), pair)
-    if (found := join(scores, sides)) is None:
+    scored = join(scores, sides)
+    if scored is None:
         raise neither(scores, [sides])
-    return found
+    return scored
 
 
-def _judged(summary: Summary) -> dict[str, Any]:
+def _judged(summary: Summary) -> JudgedMetadata:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
     told = summary.as_json()
-    return {key: told[key] for key in ("label", "label_reason", "gates", "claims")}
+    return {
+        "label": told["label"],
+        "label_reason": told["label_reason"],
+        "gates": told["gates"],
+        "claims": told["claims"],
+    }
 
 
 def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
     """A finished report with the label and the scores that are asked for; none of its numbers is measured anew."""
-    had, now = done.provenance["settings"].get("optimizer"), identity.settings["optimizer"]
+    had = done.provenance["settings"].get("optimizer")
+    now = identity.settings.get("optimizer")
     if had == now and scored is None:
         return done
-    folder, metadata = done.folder, done.provenance
+    folder = done.folder
+    metadata = done.provenance
     if had != now:
         say(f"the label is renewed: --optimizer {had or 'not told'}, now {now or 'not told'}")
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
-    sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
-    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
-    if lacking := absent(folder):
+    # the keys of both sides are in the order of a new report
+    as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
+    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), as_new)
+    lacking = absent(folder)
+    if lacking:
         plain = plain.with_warning("older_report", absent_note(lacking))
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
     with alone_at(folder), replacing(folder) as put:
         if had != now:
-            stored_tables = {
-                name: pq.read_table(path) for name in TABLES_OF_A_PAIR if (path := folder / f"{name}.parquet").is_file()
-            }
+            paths = {name: folder / f"{name}.parquet" for name in TABLES_OF_A_PAIR}
+            stored_tables = {name: pq.read_table(path) for name, path in paths.items() if path.is_file()}
             if stored_tables.keys() >= set(SUMMARISED):
-                metadata = {**metadata, SEAL: seal(plain.as_json(), stored_tables, metadata)}
+                metadata = {**metadata, "seal": seal(plain.as_json(), stored_tables, metadata)}
             for name, table in stored_tables.items():
                 put(f"{name}.parquet", stored(table, metadata))
         put("summary.json", summary_bytes(summary.as_json()))
-        put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
+        as_new = {**metadata, "base": identity.base, "tuned": identity.tuned}
+        put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 
 
@@ -514,7 +541,7 @@ def _open(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     return open_located(found, scratch, runtime.say, report)
 
 
-def _side(checkpoint: Found) -> dict[str, str | None]:
+def _side(checkpoint: Found) -> CheckpointMetadata:
     return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
 
 
@@ -524,7 +551,7 @@ def _is_pickled(found: Found) -> bool:
     return any(isinstance(part, Located) and part.weights.pickled for part in parts)
 
 
-def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def _finished(folder: Path) -> tuple[ReportMetadata | None, str]:
     """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken one is no report.
 
     Raises ShadowError where the system does not let it be read: it may be whole.
@@ -538,7 +565,7 @@ def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _already_done(
-    folder: Path, metadata: Mapping[str, Any], identity: Identity, runtime: Runtime
+    folder: Path, metadata: ReportMetadata, identity: Identity, runtime: Runtime
 ) -> tuple[AuditResult | None, str]:
     """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
     older = metadata["version"] != __version__
@@ -548,12 +575,12 @@ def _already_done(
         notes += [absent_note(lacking)] if lacking else []
         if notes and runtime.overwrite:
             return None, "; ".join(notes)
-        summary, provenance = read_summary(folder)
+        summary, _ = read_summary(folder)
     except ShadowError as error:
         return None, error.message
     remove_journal_of(folder, identity)
     runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
-    return AuditResult(folder, summary, 0, provenance), ""
+    return AuditResult(folder, summary, measured=0, provenance=metadata), ""
 
 
 def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None]) -> None:
@@ -569,15 +596,18 @@ def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None
     say(f"starting afresh: the unfinished audit there differs: {named(other) or 'in its first line'}")
 
 
-def _provenance(settings: Settings, started: datetime, seconds: float) -> dict[str, Any]:
+COMPUTE_DTYPES = {  # by precision
+    "default": "float32 Gram, float64 eigenvalues",
+    "exact": "float64 Gram, float64 eigenvalues",
+    "fast": "float32 Gram, float32 eigenvalues",
+}
+
+
+def _run_metadata(settings: Settings, started: datetime, seconds: float) -> RunMetadata:
+    vectors = ", float64 vectors" if settings.method.subspaces else ""
     return {
         "seed": settings.method.seed,
-        "compute_dtype": {
-            "default": "float32 Gram, float64 eigenvalues",
-            "exact": "float64 Gram, float64 eigenvalues",
-            "fast": "float32 Gram, float32 eigenvalues",
-        }[settings.method.precision]
-        + (", float64 vectors" if settings.method.subspaces else ""),
+        "compute_dtype": COMPUTE_DTYPES[settings.method.precision] + vectors,
         "device": "cpu",
         "libraries": {
             "python": platform.python_version(),

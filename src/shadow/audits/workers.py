@@ -180,13 +180,15 @@ def worker_memory(pairs: Sequence[MatrixPair]) -> int:
 
 
 def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
-    verified = _verified(pair.base, base) if pair.base else None, _verified(pair.tuned, tuned)
-    return replace(_measured(pair, base, tuned, method, remember), verified=verified)
+    base_verified = _verified(pair.base, base) if pair.base else None
+    tuned_verified = _verified(pair.tuned, tuned)
+    return replace(_measured(pair, base, tuned, method, remember), verified=(base_verified, tuned_verified))
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
-    found = {checkpoint.sources[info.shard].verified for info in operand.infos}
-    return found.pop() if len(found) == 1 else False
+    """What all its shards say, or False where they do not agree."""
+    answers = {checkpoint.sources[info.shard].verified for info in operand.infos}
+    return answers.pop() if len(answers) == 1 else False
 
 
 def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
@@ -196,9 +198,9 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
-            return Outcome(pair.key, "skipped", "nonfinite", "in the tuned tensor")
+            return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
         alone = measure_alone(only, stored, largest, method, space, remember)
-        return Outcome(pair.key, "measured", "only_in_tuned", pair.detail, measurements=(alone,))
+        return Outcome(pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,))
     base_matrix, matrix = _views(pair, pair.base, base, tuned)
     detail = pair.detail or None
     formats = pair.base.info.dtype, stored
@@ -209,20 +211,33 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
     size = extent(base_matrix, matrix, working_dtype(*formats), space)
     if not size.finite:
         sides = [side for side, value in (("base", size.base), ("tuned", size.tuned)) if not Extent(value, 0, 0).finite]
-        return Outcome(pair.key, "skipped", "nonfinite", f"in the {' and the '.join(sides)} tensor")
+        return Outcome(pair.key, "skipped", reason="nonfinite", detail=f"in the {' and the '.join(sides)} tensor")
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
-        return Outcome(pair.key, "skipped", "not_a_matrix", detail, delta_norm, base_norm)
+        return Outcome(
+            pair.key, "skipped", reason="not_a_matrix", detail=detail, delta_norm=delta_norm, base_norm=base_norm
+        )
     if size.delta == 0:
         differ = pair.tuned.factor is None and pair.base.info.dtype != stored
         note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
-        return Outcome(pair.key, "identical", None, note, 0.0, norm)
-    found = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space, remember)
-    norms = {one.subject: one.number("frobenius_norm") for one in found}
-    direction, norm = direction_of(pair.place.module), norms["delta"] or 0.0
-    kept = direction and delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
-    return Outcome(pair.key, "measured", None, detail, norm, norms["base"], found, residual=kept)
+        return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
+    measurements = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space, remember)
+    norms = {measurement.subject: measurement.number("frobenius_norm") for measurement in measurements}
+    norm = norms["delta"] or 0.0
+    direction = direction_of(pair.place.module)
+    residual = None
+    if direction is not None:
+        residual = delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
+    return Outcome(
+        pair.key,
+        "measured",
+        detail=detail,
+        delta_norm=norm,
+        base_norm=norms["base"],
+        measurements=measurements,
+        residual=residual,
+    )
 
 
 def _own_workspace() -> Workspace:

@@ -68,4 +68,5 @@ def access_of(*, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: 
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    return Access(allow_pickle, offline, fetch.value, None if max_disk is None else bytes_of(max_disk))
+    most = None if max_disk is None else bytes_of(max_disk)
+    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch.value, max_disk=most)

@@ -132,7 +132,7 @@ def audit(
     request = AuditRequest(
         selection=selection,
         settings=Settings(
-            method=Method(precision.value, nulls, seed, subspaces),
+            method=Method(precision=precision.value, nulls=nulls, seed=seed, subspaces=subspaces),
             chosen=chosen,
             spectra=spectra,
             optimizer=None if optimizer is None else optimizer.value,

@@ -45,7 +45,7 @@ def gate(
         raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
     from shadow.audits.index import read_index
     from shadow.outputs.terminal.rules import rules_view
-    from shadow.reports.provenance import required_metadata
+    from shadow.reports.provenance import report_metadata
 
     folders_of = {run: reports_below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
@@ -53,7 +53,7 @@ def gate(
     names: dict[Path, tuple[str, str]] = {}
     for folder in _each_once(folders_of, indexes):
         try:
-            metadata = required_metadata(folder)
+            metadata = report_metadata(folder)
             names[folder] = metadata["family"], metadata["pair"]
         except ShadowError as error:
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))

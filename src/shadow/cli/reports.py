@@ -112,9 +112,9 @@ def compare(
     if scores:
         from shadow.findings.gains import sides_of
         from shadow.findings.score_files import scores_of_sides
-        from shadow.reports.provenance import required_metadata
+        from shadow.reports.provenance import report_metadata
 
-        known = [sides_of(required_metadata(folder)) for folder in folders]
+        known = [sides_of(report_metadata(folder)) for folder in folders]
         given = scores_of_sides(scores, known, console.say)
     found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
     if output is not None and found.not_contrasted:

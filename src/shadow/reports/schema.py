@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 from shadow import __version__
 from shadow.reports.column_types import STORED_TYPES
@@ -87,7 +86,7 @@ FILES = {  # the JSON files beside the tables: what each key holds
 }  # fmt: skip
 
 
-def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, Any]:
+def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, object]:
     """What `shadow schema --format json` prints; with files also of the JSON files beside the tables."""
     return {
         "schema": SCHEMA,
@@ -109,7 +108,7 @@ def null_cases(column: Column) -> list[str]:
     return ["base and tuned rows"] * (column in DELTA) + [column.null] * bool(column.null)
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, object]:
     return {
         "file": table.file,
         "row": table.row,
