@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from shadow.findings.summary import Summary, read_summary
 from shadow.findings.summary_rows import CheckpointSide
 from shadow.places.groups import ATTENTION, MLP
-from shadow.reports.provenance import Provenance
+from shadow.reports.provenance import Provenance, ReportMetadata
 from shadow.reports.tables import read_tables
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def read_step(folder: Path) -> Step | None:
     return step_of(summary, metadata, read_tables(folder, ["matrices"])["matrices"].to_pandas(), str(folder))
 
 
-def step_of(summary: Summary, metadata: Mapping[str, Any], matrices: pd.DataFrame, folder: str) -> Step:
+def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, folder: str) -> Step:
     """A report as a step, from its summary, its provenance and its matrices."""
     start, end = _stages_of(summary.pair)
     inside = summary.inside_layers
