@@ -35,6 +35,7 @@ from shadow.cli.options import (
     OptimizerOption,
     Output,
     Overwrite,
+    OwnName,
     Pickle,
     PolicyFile,
     Precision,
@@ -63,6 +64,7 @@ def audit(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    name: OwnName = None,
     listed: ListFile = None,
     tag: Tag = None,
     shard: ShardOption = None,
@@ -117,6 +119,7 @@ def audit(
             listed=listed,
             tags=tag or [],
             shard=shard,
+            name=name,
         )
     )
     from shadow.checkpoints.choosing import filter_of

@@ -27,7 +27,8 @@ DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        help="Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*' in quotes. Or two "
+        "checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or one org/name of the registry.",
         metavar="[TARGET]...",
     ),
 ]
@@ -35,6 +36,14 @@ BaseReference = Annotated[
     str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF")
 ]
 TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
+OwnName = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        help="Name of a pair that is given by its checkpoints, and so its folder: family:base..tuned.",
+        metavar="NAME",
+    ),
+]
 ListFile = Annotated[
     str | None,
     typer.Option("--list", help="List of targets: YAML, or one a line; - for standard input.", metavar="FILE"),

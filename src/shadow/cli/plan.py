@@ -24,6 +24,7 @@ from shadow.cli.options import (
     Module,
     Offline,
     Output,
+    OwnName,
     Pickle,
     Precision,
     PrecisionName,
@@ -44,6 +45,7 @@ def plan(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    name: OwnName = None,
     listed: ListFile = None,
     tag: Tag = None,
     shard: ShardOption = None,
@@ -73,6 +75,7 @@ def plan(
             listed=listed,
             tags=tag or [],
             shard=shard,
+            name=name,
         )
     )
     pairs = selection.own

@@ -20,6 +20,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
 from shadow.targets.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
+from shadow.targets.typed import is_reference, pairs_of_references
 from shadow.text import nearest
 
 ENTRY_KEYS = {
@@ -96,6 +97,7 @@ def select(
 ) -> Selection:
     """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are pairs as they are.
 
+    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up (shadow.targets.typed).
     Tags narrow what the rest names; without any name they choose from the whole registry. What several entries name
     is audited once. Raises UsageError for anything wrong with a list, a glob, a tag or a shard, and ShadowError for an
     exact target that the registry does not know.
@@ -104,10 +106,13 @@ def select(
     listing = [] if listed is None else read_list(listed)
     if listed is not None and not listing:
         raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
-    entries = dict.fromkeys([*(ListEntry("", target) for target in targets), *listing])
+    typed = any(map(is_reference, targets))
+    entries = dict.fromkeys([*(ListEntry("", target) for target in targets if not typed), *listing])
     named = [entry for entry in entries if isinstance(entry.names, str)]
-    families = load_families(registry) if named or tags else {}
+    families = load_families(registry) if named or tags or typed else {}
     found: dict[Pair, None] = dict.fromkeys(given)
+    if typed:
+        found |= dict.fromkeys(pairs_of_references(targets, families))
     passed: dict[str, None] = {}
     looked_up: dict[str, Matches] = {}
     for entry in entries:
