@@ -24,7 +24,9 @@ from shadow.cli.options import (
     FetchOption,
     Format,
     FormatOption,
+    Full,
     Jobs,
+    Json,
     Junit,
     Layer,
     ListFile,
@@ -50,6 +52,8 @@ from shadow.cli.options import (
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from shadow.audits.pair import AuditResult, Runtime, Settings
     from shadow.audits.pairs import PairOutcome
     from shadow.cli.console import Watch
@@ -98,6 +102,8 @@ def audit(
     allow_missing: AllowMissing = False,
     junit: Junit = None,
     format: FormatOption = Format.table,
+    json: Json = False,
+    full: Full = False,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
@@ -146,7 +152,8 @@ def audit(
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own]),
         strict=strict,
-        format=format,
+        format=Format.json if json else format,
+        full=full,
     )
     if selection.is_list:
         tell_left_out(selection)
@@ -184,6 +191,9 @@ class AuditRequest:
 
     format: Format
     """What is printed."""
+
+    full: bool
+    """Is every figure of a pair shown?"""
 
     @property
     def is_alone(self) -> bool:
@@ -242,15 +252,21 @@ def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
 def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
     from shadow.outputs.terminal.rules import rules_view
-    from shadow.outputs.terminal.summary import summary_view
 
     if request.shows_each:
-        console.display(summary_view(result.summary, result.provenance, result.folder, console.out.options))
+        console.display(_view(request, result))
     baseline = request.baselines.get((result.summary.family, result.summary.pair))
     judgement = judged_of(result, request.rules, baseline, strict=request.strict)
     if request.shows_each and request.rules:
         console.display(rules_view(judgement))
     return judgement
+
+
+def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
+    from shadow.outputs.terminal.summary import summary_view
+
+    options = console.out.options
+    return summary_view(result.summary, result.provenance, result.folder, options, full=request.full)
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:

@@ -14,6 +14,7 @@ from shadow.cli.options import (
     Format,
     FormatOption,
     Jobs,
+    Json,
     Output,
     Pickle,
     Registry,
@@ -45,6 +46,7 @@ def lineage(
     jobs: Jobs = None,
     allow_pickle: Pickle = False,
     format: FormatOption = Format.table,
+    json: Json = False,
     registry: Registry = None,
 ) -> None:
     """Tell the stages of one base in order, from finished reports: what each step changed beside the step before.
@@ -56,6 +58,8 @@ def lineage(
 
     Exit codes: 0 done, also where the order has gaps, which are told; 1 could not; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.findings.lineage import MOST_REPORTS, read_step, stage_names, successions, unaudited, with_joint
     from shadow.findings.lineage import lineage as ordered
     from shadow.outputs.terminal.lineage import lineage_view

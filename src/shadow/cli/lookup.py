@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Format, FormatOption, Registry
+from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
 from shadow.text import nearest
 
@@ -24,10 +24,13 @@ def families(
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
+    if json:
+        format = Format.json
     from shadow.targets.families import filter_families, load_families
 
     if schema:
@@ -89,8 +92,11 @@ def explain(
 def schema(
     table: Annotated[str | None, typer.Argument(help="A table of the report; none lists them.")] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Tell the schema of a report's files: tables, columns, types, units, null cases."""
+    if json:
+        format = Format.json
     from shadow.reports.columns import TABLES
 
     if table is not None and table not in TABLES:

@@ -82,6 +82,8 @@ class ShowFormat(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
 
 
 class PrecisionName(StrEnum):

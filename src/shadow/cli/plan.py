@@ -18,6 +18,7 @@ from shadow.cli.options import (
     Format,
     FormatOption,
     Jobs,
+    Json,
     Layer,
     ListFile,
     MaxDisk,
@@ -60,12 +61,15 @@ def plan(
     max_disk: MaxDisk = None,
     offline: Offline = False,
     format: FormatOption = Format.table,
+    json: Json = False,
     registry: Registry = None,
 ) -> None:
     """Tell what an audit would measure and take, from headers alone: nothing is measured, no weight is fetched.
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     selection = selected(
         NamedTargets(
             targets=targets or [],

@@ -13,6 +13,8 @@ from shadow.cli.options import (
     CacheFolder,
     Format,
     FormatOption,
+    Full,
+    Json,
     Output,
     RunFolders,
     Scores,
@@ -31,6 +33,8 @@ def show(
         ShowFormat,
         typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
     ] = ShowFormat.table,
+    json: Json = False,
+    full: Full = False,
 ) -> None:
     """Show finished reports again; of a list first how its pairs stand. Scores given here are not kept."""
     from shadow.audits.index import read_index
@@ -38,6 +42,8 @@ def show(
     from shadow.outputs.terminal.batch import batch_view
     from shadow.outputs.terminal.summary import summary_view
 
+    if json:
+        format = ShowFormat.json
     folders = reports_below(run)
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
@@ -61,7 +67,7 @@ def show(
         console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
         return
     for summary, provenance, folder in found:
-        console.display(summary_view(summary, provenance, folder, console.out.options))
+        console.display(summary_view(summary, provenance, folder, console.out.options, full=full))
 
 
 def compare(
@@ -87,6 +93,7 @@ def compare(
         ),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Tell whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
 
@@ -96,6 +103,8 @@ def compare(
 
     Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.findings import comparison as comparing
     from shadow.outputs.terminal.comparison import comparison_view
     from shadow.reports.columns import COMPARISON
@@ -139,6 +148,7 @@ def merge(
         ),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
 
@@ -148,6 +158,8 @@ def merge(
 
     Exit codes: 0 done; 1 could not, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.audits.merging import merge as merged
     from shadow.outputs.terminal.batch import batch_view
 
