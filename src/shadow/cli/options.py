@@ -188,7 +188,7 @@ Against = Annotated[
     Path | None,
     typer.Option(
         "--against",
-        help="Finished reports: exit with 4 when a figure lies outside the interval that they give it.",
+        help="Finished reports: exit with 4 when a figure lies outside the spread over layers that they give it.",
         metavar="RUN",
         file_okay=False,
         callback=on_this_machine,

@@ -81,6 +81,9 @@ def compare(
         bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
     ] = False,
     scores: Scores = None,
+    p_values: Annotated[
+        bool, typer.Option("--p-values", help="Also show p, which says nothing of other runs; JSON has it always.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +100,7 @@ def compare(
 ) -> None:
     """Tell whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
 
-    Differences are paired over the same matrices, with an interval over layers and a margin.
+    Differences are paired over the same matrices, with their spread over layers and a margin.
 
     With --scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
 
@@ -134,7 +137,7 @@ def compare(
     if format is Format.json:
         console.show_json(found.as_json())
     else:
-        console.display(comparison_view(found, console.out.options))
+        console.display(comparison_view(found, console.out.options, p_values=p_values))
 
 
 def merge(

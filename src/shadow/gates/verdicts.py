@@ -296,7 +296,7 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     found += settings_apart(before, after)
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
-        found.append(f"the baseline's intervals are {100 * summary.interval_level:.3g} % over {summary.layers} layers")
+        found.append(f"the baseline's spread is {100 * summary.interval_level:.3g} % over {summary.layers} layers")
     return found
 
 
@@ -365,7 +365,11 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
         for name in names:
             before = baseline.figure(at, name)
             if before.bounds is None:
-                why = "null in the baseline" if before.value is None else f"no interval in the baseline: {before.why}"
+                why = (
+                    "null in the baseline"
+                    if before.value is None
+                    else f"no spread over layers in the baseline: {before.why}"
+                )
                 left[why].append(before.name)
                 continue
             low, high = before.bounds
@@ -381,9 +385,9 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     moved = [_move(finding) for finding in findings if finding.met]
     if moved:
         return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", tuple(findings))
-    what = f"{findings[0].figure} is inside its interval"
+    what = f"{findings[0].figure} is inside its spread over layers"
     if len(findings) > 1:
-        what = f"{len(findings)} figures are inside their intervals"
+        what = f"{len(findings)} figures are inside their spread over layers"
     return Verdict(rule, "passed", f"{what} in the baseline{rest}", tuple(findings))
 
 
