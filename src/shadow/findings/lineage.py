@@ -499,8 +499,8 @@ def shrinking(step: Step, before: Step) -> float | None:
     """The least factor by which storage may have shrunk the cosine of two updates, from kept of both; at most 1.
 
     As stored, a cosine is that of the updates times a factor between sqrt(kept_1 kept_2) and 1. It is the lower bound
-    where what each storage kept has nothing to do with what the other did. As the same entries are kept in both (those
-    of small weights, whose steps are small), it is nearer to 1.
+    where one of the two was hardly rounded. Where both were, both keep the same entries, those of small weights, whose
+    steps are small, and it is nearer to 1.
     """
     if step.kept is None or before.kept is None:
         return None
