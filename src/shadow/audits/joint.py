@@ -18,7 +18,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.machine import room
-from shadow.audits.pair import _open, client_for, find_checkpoint
+from shadow.audits.pair import Runtime, _open, client_for, find_checkpoint
 from shadow.audits.plan import Access
 from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
 from shadow.checkpoints.opening import Checkpoint
@@ -46,11 +46,11 @@ def hold_against(
 
     Raises ShadowError with the reason where one of them is not at hand, or nothing lines up.
     """
-    access = Access(allow_pickle=allow_pickle, offline=True)
+    runtime = Runtime(access=Access(allow_pickle=allow_pickle, offline=True), say=say)
     references = [_reference(side) for side in sides]
     with tempfile.TemporaryDirectory() as folder, client_for(references):
         opened = [
-            _opened(side, reference, access, Path(folder) / str(number), say)
+            _opened(side, reference, runtime, Path(folder) / str(number))
             for number, (side, reference) in enumerate(zip(sides, references, strict=True))
         ]
         first, middle, last = opened
@@ -81,13 +81,11 @@ def _reference(side: CheckpointSide) -> Reference:
     return Reference(f"{owner}/{name}", False, side["commit"], subfolder or None)
 
 
-def _opened(
-    side: CheckpointSide, reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]
-) -> Checkpoint:
-    found = find_checkpoint(reference, access, scratch, say)
+def _opened(side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint:
+    found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
         raise ShadowError(f"{side['repo']} is not what it was when it was audited")
-    return _open(found, access, scratch, say, lambda progress: None)
+    return _open(found, runtime, scratch)
 
 
 Match = tuple[MatrixPair, MatrixPair]

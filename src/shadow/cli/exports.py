@@ -10,6 +10,7 @@ import typer
 from shadow.cli import console
 from shadow.cli.options import ExportName, FigureKind, RunFolders, on_this_machine
 from shadow.errors import UsageError
+from shadow.extras import require
 from shadow.reports.folders import reports_below
 
 
@@ -26,6 +27,7 @@ def report(
 
     Exit codes: 0 done, also when there is no finished report, which the page then says; 1 a report cannot be read.
     """
+    require("report")
     from shadow.outputs.page import write_page
 
     folders = [folder for folder in reports_below(run) if (folder / "matrices.parquet").is_file()]

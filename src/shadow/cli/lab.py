@@ -9,6 +9,7 @@ import typer
 
 from shadow.cli import console
 from shadow.cli.options import Format, FormatOption, PresetName, on_this_machine
+from shadow.extras import require
 
 
 def lab_run(
@@ -29,6 +30,7 @@ def lab_run(
 
     Exit codes: 0 done, whatever was found; 1 could not; 2 wrong usage.
     """
+    require("lab")
     from shadow.lab.run import run
     from shadow.lab.view import view
 

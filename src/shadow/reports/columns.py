@@ -400,6 +400,8 @@ TENSORS = (
     ),
 )  # fmt: skip
 
+_BINADES_NULL = "base and tuned rows; kept_history is far_above or nothing_rounded; fewer than 200 changed entries"
+
 SPECTRA = (
     Column("tensor", "string", "as in matrices.parquet"),
     Column("component", "string", "as in matrices.parquet"),
@@ -408,7 +410,23 @@ SPECTRA = (
     Column("expert", "int", "as in matrices.parquet", null="not an expert"),
     Column("subject", "string", "base, tuned or delta"),
     Column("sigma", "floats", "singular values, descending; those below sigma_floor are 0"),
-)
+    Column(
+        "binade_entries", "floats",
+        "share of the entries in each binade of W_base, from that of its largest entry down; a binade is half the one before",
+        range="[0, 1]", null=_BINADES_NULL,
+    ),
+    Column(
+        "binade_changed", "floats", "share of the entries of each of these binades that changed",
+        range="[0, 1]", null=f"{_BINADES_NULL}; a binade without entries", source="docs/rounding.md",
+        pitfalls="Counted over a sample of about half a million entries.",
+    ),
+    Column(
+        "binade_expected", "floats", "the same by the storage model that kept rests on",
+        range="[0, 1]", null=f"{_BINADES_NULL}; a binade without entries", source="docs/rounding.md",
+        pitfalls="Of two histories the one that kept_history names; that of a stored base where kept is refused. What is held "
+        "against the model is where the energy lies (kept_misfit), not these counts.",
+    ),
+)  # fmt: skip
 
 _PAIRED = (
     "concentration", "stable_rank", "top4_energy", "participation_ratio", "null_participation_ratio", "spike_energy",
@@ -571,6 +589,12 @@ FIGURES = (  # of summary.json, beside the medians of columns
     Column(
         "relative_norm_overall", "float", "relative norm of all changed matrices as one vector",
         "sqrt(sum norm(D)_F^2 / sum norm(W_base)_F^2)", "", ">= 0", "nothing changed",
+    ),
+    Column(
+        "relative_norm_overall_unrounded", "float", "relative norm of all changed matrices before they were stored",
+        "sqrt(sum (relative_norm_unrounded norm(W_base)_F)^2 / sum norm(W_base)_F^2)", "", "> 0",
+        "nothing changed, or relative_norm_unrounded of a matrix is unknown", "docs/rounding.md",
+        "Where a matrix is not rounded at all, its relative_norm counts.",
     ),
     Column(
         "participation_share", "float", "share of the null's directions that the change is about, the median",

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from shadow import __version__
 from shadow.errors import ShadowError
+from shadow.extras import require
 from shadow.files import read_start
 from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
 from shadow.reports.column_types import STORED_TYPES
@@ -169,10 +170,9 @@ def _is_untouched(execute: Callable[[str], Any]) -> bool:
 
 
 def _duckdb() -> Any:
-    try:
-        import duckdb
-    except ImportError as error:
-        raise ShadowError("DuckDB is not installed", "pip install duckdb") from error
+    require("duckdb")
+    import duckdb
+
     return duckdb
 
 
