@@ -346,13 +346,19 @@ def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
 
 
 def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
-    """Which of several pairs, (base, tuned) each, begin where another ends, or end where another begins."""
+    """Which of several pairs, (base, tuned) each, are in a chain of two or more: as a step, or as the whole of some."""
     begun = {key for base, _ in sides for key in _keys(base)}
     ended = {key for _, tuned in sides for key in _keys(tuned)}
+    steps = [
+        (base, tuned)
+        for base, tuned in sides
+        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
+    ]
+    stages = {key for pair in steps for side in pair for key in _keys(side)}
     return [
         number
         for number, (base, tuned) in enumerate(sides)
-        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
+        if not stages.isdisjoint(_keys(base)) and not stages.isdisjoint(_keys(tuned))
     ]
 
 
