@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chains
 import pages
 import pandas as pd
 import picture
@@ -83,6 +84,16 @@ def compared_demo() -> str:
         shadow("audit", "demo", "-o", folder)
         text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
+
+
+def planted_lineage() -> str:
+    """The stages of a planted chain, as a person sees them."""
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        stages = chains.plant(top)
+        own = chains.registry(top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
+        shadow("audit", "toy", "--registry", own, "-o", top / "reports")
+        return shadow("lineage", "toy", "--registry", own, "-o", top / "reports")
 
 
 def row_of_demo() -> str:
@@ -207,6 +218,7 @@ def schema_document() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
+    "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "modules": pages.modules,
     "cost": pages.cost,

@@ -245,7 +245,12 @@ def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
     """The Hub's client, held for both sides of a pair; it is not even imported where all is in folders."""
     sides = (pair.base, pair.tuned)
     parts = [dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides]
-    if all(one.is_folder for group in parts for one in group):
+    return client_for([one for group in parts for one in group])
+
+
+def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
+    """The Hub's client, held while these are read; it is not even imported where all are folders."""
+    if all(one.is_folder for one in references):
         return contextlib.nullcontext()
     try:
         from shadow.checkpoints.hub import own_client

@@ -38,12 +38,12 @@ from shadow.findings.depth import (
     ratio,
     summed,
 )
-from shadow.findings.finding import Finding, finding
+from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
 from shadow.findings.grid import grid
 from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
-from shadow.findings.published import published_figures
+from shadow.findings.published import context_sentence, published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -290,7 +290,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
         finding=Finding([], [], []),
     )
-    return replace(found, finding=finding(found, metadata["settings"]))
+    published = context_sentence(found.published)
+    known = None if published is None else Sentence("published", *published)
+    return replace(found, finding=finding(found, metadata["settings"], known))
 
 
 def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
