@@ -423,7 +423,7 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
     shared.chmod(0o644)
     shared.write_bytes(content)
     done = run(*PAIR, "-o", "out2", "--max-disk", "1GB", HF_HUB_CACHE=tmp_path / "home" / "0")
-    assert "the cached model-00002-of-00002.safetensors is damaged; fetching it again" in done.err
+    assert "the cached model-00002-of-00002.safetensors is damaged; downloading it again" in done.err
     assert_equal(tmp_path / "out2", wanted)
     assert len(blobs(tmp_path)) == 5
 
@@ -506,7 +506,7 @@ def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     assert len(blobs(tmp_path)) > 3
     done = run("clean", "-o", "out")
     done.assert_done()
-    assert "removed the unfinished work of 1 audits" in done.err
+    assert "removed the unfinished work of 1 audit\n" in done.err
     assert blobs(tmp_path) == before
     assert not list((tmp_path / "out").iterdir())
 
@@ -530,7 +530,7 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
     assert done.code == 130
     assert "Traceback" not in done.err
     if where != "plan":
-        assert done.err.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert done.err.splitlines()[-1] == "stopped; run the same command again to continue"
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -965,14 +965,14 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the cache."""
     fault = hub.fail(f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL)
     done = found_by(run, tmp_path, small)
-    assert f"org/small-tuned: {file} came damaged; fetching it again" in done.err
+    assert f"org/small-tuned: {file} arrived damaged; downloading it again" in done.err
     assert fault.fired == 1
     hub.reset()
     fault = hub.fail(
         f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL, times=None
     )
     done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other")
-    assert said(done, f"{file} is not what its checksum says")
+    assert said(done, f"{file} does not match its checksum")
     assert not list((tmp_path / "out2").rglob("*.parquet"))
     assert not list((tmp_path / "other").rglob(f"models--org--small-tuned/snapshots/*/{file}"))
     assert fault.fired == 2
@@ -997,7 +997,7 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     blob.write_bytes(content)
     told(run(*SMALL, "-o", "out2", "--offline"), "small-tuned" if position == 15_000 else MODEL)
     done = run(*SMALL, "-o", "out3", *disk)
-    assert f"org/small-tuned: the cached {MODEL} is damaged; fetching it again" in done.err
+    assert f"org/small-tuned: the cached {MODEL} is damaged; downloading it again" in done.err
     if position == 30:
         assert said(done, "another header than was read before", "run the same command again")
         done = run(*SMALL, "-o", "out3", *disk)
@@ -1026,7 +1026,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     assert fault.fired
     fault.skip = 2  # the headers are right
     done = run(*SMALL, "-o", "out2", "--module", "mlp.up", HF_HUB_CACHE=tmp_path / "other")
-    assert said(done, "another range came than asked for", "--fetch shards")
+    assert said(done, "the server sent another range than requested", "--fetch shards")
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def audit(
     max_disk: MaxDisk = None,
     offline: Offline = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
+        bool, typer.Option("--strict", help="Exit with 3 if a tensor was skipped that should have been measured.")
     ] = False,
     fail_on: FailOn = None,
     policy: PolicyFile = None,
@@ -94,9 +94,9 @@ def audit(
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
+    With a list, a glob, --tag or --shard, index.json and batch.parquet say how each pair stands.
 
-    A finished report of other settings, files or commits stays as it is (exit code 1); --overwrite replaces it.
+    If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite replaces it.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
@@ -130,7 +130,7 @@ def audit(
             result = _audit_one(pair, settings, output, jobs, access, overwrite, show=show, scores=given.get(pair))
             judged.append(judged_of(result, rules, baselines.get((pair.family, pair.name)), strict))
         except KeyboardInterrupt:
-            console.say("stopped; the same command goes on from here")
+            console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None
         except ShadowError as error:  # one failing pair does not stop the others
             if isinstance(error, UsageError) and len(pairs) == 1:
@@ -186,7 +186,7 @@ def _audit_list(
                     bugs.append(tried.fault)
                     judged.append(Judgement(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
         except KeyboardInterrupt:
-            console.say("stopped; the same command goes on from here")
+            console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None
     index = read_index(output)
     assert index is not None

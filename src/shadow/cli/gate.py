@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def gate(
-    runs: Annotated[list[Path], typer.Argument(help="Finished reports: pairs' folders, or some above.", metavar="RUN")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished reports: their folders, or folders above them.", metavar="RUN")
+    ],
     fail_on: FailOn = None,
     policy: PolicyFile = None,
     against: Against = None,
@@ -30,15 +32,15 @@ def gate(
     junit: Junit = None,
     format: FormatOption = Format.table,
 ) -> None:
-    """Hold finished reports against rules and a baseline, for CI: what `audit` does with the same options.
+    """Check finished reports against rules and a baseline, for CI, as `audit` does with the same options.
 
-    A pair or a shard that the folder of a list lacks is a fault: what is not there is no pass.
+    A missing pair or shard of a list is an error, and does not pass.
 
     Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
     """
     rules = rules_of(fail_on, policy, against, allow_missing, junit)
     if not rules:
-        raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
+        raise UsageError("nothing to check the reports against", "add --fail-on, --policy or --against")
     from shadow.audits.index import read_index
     from shadow.gates.verdicts import judge_report, read_measured
     from shadow.outputs.terminal.rules import rules_view
