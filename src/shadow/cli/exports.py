@@ -113,7 +113,7 @@ def export(
 ) -> None:
     """Export finished reports to another format: one set of tables for all of them.
 
-    An export is written completely or not at all. It replaces only an export of the same format that nobody has changed.
+    An export is written completely or not at all. It replaces only an unchanged export of the same format.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage.
     """
