@@ -726,7 +726,7 @@ def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_
     run(*command).assert_done()
     hub.add("org/model", folders["small-tuned"])
     assert "the finished report there differs: commit of tuned" in run(*command).assert_refused()
-    assert "measuring anew" in run(*command, "--overwrite").err
+    assert "measuring again" in run(*command, "--overwrite").err
     assert_equal(tmp_path / "out", small)
 
 
@@ -771,7 +771,7 @@ def test_refusals_say_how_to_get_access(run, hub, folders):
         refused(name, f"{name} is not on the Hub, or it is private", "the token of HF_TOKEN is in use")
     refused("org/small-tuned@none", "has no revision 'none'", "org/small-tuned/tree/main")
     refused(f"org/small-tuned@{'0' * 40}", "has no revision")
-    refused("org/small-tuned", "does not know who asks (401)", "the token of HF_TOKEN is in use", HF_TOKEN="hf_wrong")
+    refused("org/small-tuned", "requires a valid login (401)", "the token of HF_TOKEN is in use", HF_TOKEN="hf_wrong")
     hub.granted |= {"org/gated", "org/private"}
     for name in ("org/gated", "org/private"):
         run(*SMALL[:-1], name, "-o", "out").assert_done()
@@ -950,7 +950,7 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
     """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about 20 seconds."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
-    assert said(run(*SMALL, "-o", "out"), "came cut short, also after 6 tries")
+    assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -1164,7 +1164,7 @@ def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
 def test_an_address_that_is_no_hub(run, hub, tmp_path):
     """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
-    told(run(*SMALL, "-o", "out", seconds=10), "does not answer as a Hub does", "is HF_ENDPOINT a Hub?")
+    told(run(*SMALL, "-o", "out", seconds=10), "does not answer like a Hub", "is HF_ENDPOINT a Hub?")
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
         told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
     told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
@@ -1203,7 +1203,7 @@ def broken_by(action, path, folder, origin=None):
 @pytest.mark.parametrize("path", ["config.json", MODEL])
 def test_an_answer_that_ends_early_is_told_as_that(folders, path, action):
     """The line broke within a file: not `cannot be reached`, since the Hub had answered."""
-    assert "came cut short" in broken_by(action, path, folder=folders["small-base"]).message
+    assert "arrived incomplete" in broken_by(action, path, folder=folders["small-base"]).message
 
 
 @pytest.mark.parametrize("origin", ["hub", "cdn"])

@@ -689,7 +689,7 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ShadowError(f"{what} is not in the cache, and this run is offline", "run once without HF_HUB_OFFLINE")
     if isinstance(error, errors.FileMetadataError):
-        return ShadowError(f"{what}: the server's answer is not that of a Hub", "is HF_ENDPOINT a Hub?")
+        return ShadowError(f"{what}: the server does not answer like a Hub", "is HF_ENDPOINT a Hub?")
     if isinstance(error, errors.HFValidationError):
         return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
     if type(error).__name__ in CIRCLES:
@@ -717,7 +717,7 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         return ShadowError(f"{what} arrived incomplete, also after {ATTEMPTS} tries", again)
     if not isinstance(error, FAILURES) or isinstance(error, ValueError):
         return ShadowError(
-            f"{what}: the server's answer is not that of a Hub ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
+            f"{what}: the server does not answer like a Hub ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
         )
     return ShadowError(
         f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
