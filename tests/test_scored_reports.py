@@ -127,7 +127,7 @@ def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
     assert "narrow gain +0.105" in shadow("audit", "demo:base..narrow").assert_done()
     again = shadow("audit", "demo:base..narrow", "--precision", "exact", "--overwrite")
     assert "narrow gain +0.105" in again.assert_done()
-    assert "measuring anew" in again.err
+    assert "measuring again" in again.err
     assert told(folder)["scores"] == kept
     write(tmp_path / "other.csv", "model,benchmark,score\nbase,x,10\nnarrow,x,22\n")
     assert "x gain +12, concentration" in shadow("audit", "demo:base..narrow", "--precision", "exact",

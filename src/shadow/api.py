@@ -279,7 +279,7 @@ def compare(
     from shadow.findings import comparison
 
     if not 0 <= margin <= 1:
-        raise UsageError(f"a margin of {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
+        raise UsageError(f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
     files = _paths(scores)
     if files:
         folders = list(dict.fromkeys(folder for report in (first, *others) for folder in _folders(report)))
@@ -335,7 +335,7 @@ def judge(
         listed = list(rules)
     gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
-        raise UsageError("nothing to hold the report against", "name a rule, a policy file or a baseline")
+        raise UsageError("nothing to check the report against", "name a rule, a policy file or a baseline")
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(_folder(against), "the baseline")

@@ -255,8 +255,8 @@ def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextMan
     try:
         from shadow.checkpoints.hub import own_client
     except ValueError as error:  # of the client, which reads them when it is imported
-        hint = "look at HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
-        raise ShadowError(f"a setting of the Hub's client makes no sense: {error}", hint) from error
+        hint = "check HF_ENDPOINT, HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT"
+        raise ShadowError(f"the Hub's client cannot use a setting: {error}", hint) from error
     return own_client()
 
 
@@ -264,8 +264,8 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
     if isinstance(found, Located) and found.weights.pickled:
         need = sum(found.snapshot.files[shard].size for shard in found.weights.shards)
         raise ShadowError(
-            f"{found.reference}: what is in its .bin files cannot be told without fetching {byte_size(need)}",
-            "shadow audit --allow-pickle does",
+            f"{found.reference}: listing its .bin files needs a download of {byte_size(need)}",
+            "`shadow audit --allow-pickle` downloads and reads them",
         )
 
 
@@ -305,7 +305,7 @@ def _run(
         message = f"{folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if other or broken:
-        say(f"measuring anew, and the report there stays until that is done: {named(other) or broken}")
+        say(f"measuring again; the old report stays until that is done: {named(other) or broken}")
     started, clock = datetime.now(UTC), time.monotonic()
     matrices = {one.key for one in lined.pairs if one.is_matrix}
     journal = Journal(folder, identity)
@@ -372,7 +372,7 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
     folder = done.folder
     metadata = done.provenance
     if had != now:
-        say(f"the label is renewed: --optimizer {had or 'not told'}, now {now or 'not told'}")
+        say(f"the label is made again: --optimizer was {had or 'not given'}, is now {now or 'not given'}")
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
     # the keys of both sides are in the order of a new report
     as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
@@ -523,7 +523,9 @@ def line_up(base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scra
     """Read the headers and pair the tensors."""
     opened = _open(base, runtime, scratch / "base"), _open(tuned, runtime, scratch / "tuned")
     if opened[0].adapter:
-        raise ShadowError(f"{opened[0].reference}: the base is an adapter", "name the model that it was made for")
+        raise ShadowError(
+            f"{opened[0].reference}: the base is an adapter", "name the model that the adapter was trained from"
+        )
     return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
 
 

@@ -308,22 +308,22 @@ def fetch_whole(
     if path is None or _right(path, file, stop) is False:
         if path is not None:
             if snapshot.offline:
-                raise _damaged(snapshot, file, "run once without --offline: it is fetched again")
-            say(f"{snapshot.repo}: the cached {file.path} is damaged; fetching it again")
+                raise _damaged(snapshot, file, "run once without --offline, to download it again")
+            say(f"{snapshot.repo}: the cached {file.path} is damaged; downloading it again")
             _remove_bytes(snapshot, path)
         path = _download(snapshot, file, path is not None, report, stop, say)
         if _right(path, file, stop) is False:
-            say(f"{snapshot.repo}: {file.path} came damaged; fetching it again")
+            say(f"{snapshot.repo}: {file.path} arrived damaged; downloading it again")
             _remove_bytes(snapshot, path)
             path = _download(snapshot, file, True, report, stop, say)
             if _right(path, file, stop) is False:
                 _remove_bytes(snapshot, path)
-                raise _damaged(snapshot, file, "what lies between here and the Hub changes bytes; try another line")
+                raise _damaged(snapshot, file, "a proxy or the connection changes downloads; try another network")
     return path, file.checksum is not None
 
 
 def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
-    return ShadowError(f"{snapshot.repo}: {file.path} is not what its checksum says", hint)
+    return ShadowError(f"{snapshot.repo}: {file.path} does not match its checksum", hint)
 
 
 def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: OnBytes, stop: Event | None, say: Say) -> Path:
@@ -544,10 +544,12 @@ def _ranged(
             if response.status_code == 206 and stop is not None:
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
-                    raise RangeIgnoredError(f"{snapshot.repo}: another range came than asked for", "use --fetch shards")
+                    raise RangeIgnoredError(
+                        f"{snapshot.repo}: the server sent another range than requested", "use --fetch shards"
+                    )
             yield response.iter_bytes(), response.status_code == 206  # in pieces as they come: a cut loses little
             return
-    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected without an end", "is HF_ENDPOINT a Hub?")
+    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -662,7 +664,7 @@ def _came_short(error: BaseException | None) -> bool:
 
 
 def _nowhere(what: str) -> ShadowError:
-    return ShadowError(f"{what} is redirected to no web address", "is HF_ENDPOINT a Hub?")
+    return ShadowError(f"{what} is redirected to something that is no web address", "is HF_ENDPOINT a Hub?")
 
 
 def _problem(error: BaseException | None) -> str:
@@ -678,7 +680,7 @@ def _problem(error: BaseException | None) -> str:
 def _in_words(error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None) -> ShadowError:
     """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
     error = _cause(error)
-    again = "run the same command again: it goes on from here"
+    again = "run the same command again: it continues from here"
     what = f"{repo}: {path}" if path else repo
     address = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.GatedRepoError):
@@ -696,16 +698,16 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ShadowError(f"{what} is not in the cache, and this run is offline", "run once without HF_HUB_OFFLINE")
     if isinstance(error, errors.FileMetadataError):
-        return ShadowError(f"{what}: the server does not answer as a Hub does", "is HF_ENDPOINT a Hub?")
+        return ShadowError(f"{what}: the server does not answer like a Hub", "is HF_ENDPOINT a Hub?")
     if isinstance(error, errors.HFValidationError):
         return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
     if type(error).__name__ in CIRCLES:
-        return ShadowError(f"{what} is redirected without an end", "is HF_ENDPOINT a Hub?")
+        return ShadowError(f"{what} is redirected in a circle", "is HF_ENDPOINT a Hub?")
     if type(error).__name__ in NOWHERE:
         return _nowhere(what)
     status = _status(error)
     if status == 401:
-        return ShadowError(f"{what}: the Hub does not know who asks (401)", f"{token_in_use()}; is it still valid?")
+        return ShadowError(f"{what}: the Hub requires a valid login (401)", f"{token_in_use()}; is it still valid?")
     if status == 403:
         return ShadowError(f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}")
     if status == 429:
@@ -721,25 +723,25 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         reason = getattr(error, "strerror", None)
         return ShadowError(f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder")
     if _came_short(error):
-        return ShadowError(f"{what} came cut short, also after {ATTEMPTS} tries", again)
+        return ShadowError(f"{what} arrived incomplete, also after {ATTEMPTS} tries", again)
     if not isinstance(error, FAILURES) or isinstance(error, ValueError):
         return ShadowError(
-            f"{what}: the server does not answer as a Hub does ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
+            f"{what}: the server does not answer like a Hub ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
         )
     return ShadowError(
         f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-        f"check the line, then {again}; --offline uses what is in the cache",
+        f"check the connection, then {again}; --offline uses what is in the cache",
     )
 
 
 def _require_usable_settings() -> None:
     """Refuse an address and a token that no request can have, before the HTTP library does in its own words."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
-        raise ShadowError(f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT is to begin with https://")
+        raise ShadowError(f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://")
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     except Exception as error:
-        raise ShadowError(f"there is no token to be had ({type(error).__name__})", token_in_use()) from error
+        raise ShadowError(f"cannot get a token ({type(error).__name__})", token_in_use()) from error
     if token and not re.fullmatch(r"[!-~]+", token):
         raise ShadowError(
             "the token has spaces, control characters or letters beyond ASCII: it cannot be one",

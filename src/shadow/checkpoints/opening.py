@@ -222,7 +222,7 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
     digest = hashlib.sha256()
     for shard in weights.shards:
         if not usable_name(shard):
-            raise ShadowError(f"{reference}: a file name that is no text: {shard!r}", "rename the file")
+            raise ShadowError(f"{reference}: a file name that is not text: {shard!r}", "rename the file")
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
@@ -311,7 +311,7 @@ def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple
     file = snapshot.files[shard]
     if path := cached(snapshot, file):
         try:
-            with naming(snapshot.name, "run once without --offline: it is fetched again"):
+            with naming(snapshot.name, "run once without --offline, to download it again"):
                 header = read_header(path, shard)
             return header, WholeFile(snapshot, file, header[0]), True
         except ShadowError:  # damaged: it is fetched again when its turn comes

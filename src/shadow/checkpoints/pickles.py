@@ -97,7 +97,7 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
         tensors = {entry["name"]: _checked(entry, shard, size) for entry in answer["tensors"]}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raw.unlink(missing_ok=True)
-        raise FileError(f"{shard}: its layout makes no sense ({error})", hint) from error
+        raise FileError(f"{shard}: its layout is invalid ({error})", hint) from error
     return tensors, data
 
 

@@ -208,7 +208,7 @@ def _mapped(path: Path, info: TensorInfo) -> Tensor:
     except (OSError, ValueError) as error:  # another program, or another audit under --max-disk, took it away or cut it
         raise ShadowError(
             f"{path} is not what it was when the audit began ({type(error).__name__})",
-            "run the same command again: it goes on from here",
+            "run the same command again: it continues from here",
         ) from error
 
 

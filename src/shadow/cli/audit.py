@@ -94,7 +94,7 @@ def audit(
     max_disk: MaxDisk = None,
     offline: Offline = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
+        bool, typer.Option("--strict", help="Exit with 3 if a tensor was skipped that should have been measured.")
     ] = False,
     fail_on: FailOn = None,
     policy: PolicyFile = None,
@@ -108,9 +108,9 @@ def audit(
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
+    With a list, a glob, --tag or --shard, index.json and batch.parquet say how each pair stands.
 
-    A finished report of other settings, files or commits stays as it is (exit code 1); --overwrite replaces it.
+    If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite replaces it.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
@@ -231,7 +231,7 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
                     bugs.append(bug)
                     judged.append(Judgement(outcome.pair.family, outcome.pair.name, fault=outcome.error.message))
     except KeyboardInterrupt:
-        console.say("stopped; the same command goes on from here")
+        console.say("stopped; run the same command again to continue")
         raise typer.Exit(130) from None
     _show(request, judged)
     if bugs:

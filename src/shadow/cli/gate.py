@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def gate(
-    runs: Annotated[list[Path], typer.Argument(help="Finished reports: pairs' folders, or some above.", metavar="RUN")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished reports: their folders, or folders above them.", metavar="RUN")
+    ],
     fail_on: FailOn = None,
     policy: PolicyFile = None,
     against: Against = None,
@@ -32,9 +34,9 @@ def gate(
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
-    """Hold finished reports against rules and a baseline, for CI: what `audit` does with the same options.
+    """Check finished reports against rules and a baseline, for CI, as `audit` does with the same options.
 
-    A pair or a shard that the folder of a list lacks is a fault: what is not there is no pass.
+    A missing pair or shard of a list is an error, and does not pass.
 
     Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
     """
@@ -45,7 +47,7 @@ def gate(
     )
     rules = rules_of(options)
     if not rules:
-        raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
+        raise UsageError("nothing to check the reports against", "add --fail-on, --policy or --against")
     from shadow.audits.index import read_index
     from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata

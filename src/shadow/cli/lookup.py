@@ -16,13 +16,16 @@ def families(
     word: Annotated[
         str | None,
         typer.Argument(
-            help="A family's name shows it; any other word filters names, checkpoints and tags.", metavar="[NAME|WORD]"
+            help="Name of a family to show, or a word to filter names, checkpoints and tags.", metavar="[NAME|WORD]"
         ),
     ] = None,
     component: Annotated[
         str | None, typer.Option(help="Only families that have this component: vision, projector, audio.")
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Only families with this tag; repeat it for families with all of several tags."),
+    ] = None,
     format: FormatOption = Format.table,
     json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
@@ -55,7 +58,7 @@ def families(
 def explain(
     column: Annotated[
         str | None,
-        typer.Argument(help="A column or figure of the report, `label`, `finding` or `published`; none lists all."),
+        typer.Argument(help="A column or figure of a report, `label`, `finding` or `published`; without it, list all."),
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
@@ -90,11 +93,11 @@ def explain(
 
 
 def schema(
-    table: Annotated[str | None, typer.Argument(help="A table of the report; none lists them.")] = None,
+    table: Annotated[str | None, typer.Argument(help="A table of a report; without it, list all.")] = None,
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
-    """Tell the schema of a report's files: tables, columns, types, units, null cases."""
+    """Show the schema of report files: tables, columns, types, units, null cases."""
     if json:
         format = Format.json
     from shadow.reports.columns import TABLES

@@ -64,7 +64,7 @@ def plan(
     json: Json = False,
     registry: Registry = None,
 ) -> None:
-    """Tell what an audit would measure and take, from headers alone: nothing is measured, no weight is fetched.
+    """Show what an audit would measure, download and need. Only headers are read.
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
