@@ -1,4 +1,4 @@
-"""Writes registry/schema.json, docs/schema.md and the generated parts of the README and docs/; --check: are they new?
+"""Writes registry/schema.json, docs/schema.md, the README's picture and generated parts; --check: are they new?
 
 In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import pages
 import pandas as pd
+import picture
 
 from shadow.findings.footprint import GATES
 from shadow.findings.reference import calibration
@@ -85,13 +86,20 @@ def compared_demo() -> str:
 
 
 def row_of_demo() -> str:
-    """One row of the demo's report: the MLP up-projection of layer 1, some of its columns."""
+    """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what they say."""
     names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo:base..narrow", "-o", folder)
         rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
     row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[[*names, "concentration", "spikes"]]
-    return row.to_string(index=False, float_format="{:.3g}".format)
+    told = row.iloc[0]
+    words = (
+        f"In words: training moved the up-projection of layer {told['layer']:.0f} by {told['relative_norm']:.1%} "
+        f"of its norm.\nThe change has about {told['participation_ratio']:.0f} directions. The same entries with "
+        f"random signs would have about {told['null_participation_ratio']:.0f}."
+    )
+    shown = row.to_string(index=False, float_format="{:.3g}".format)
+    return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"
 
 
 PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
@@ -199,12 +207,11 @@ def schema_document() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
-    "opening": pages.opening,
     "commands": pages.command_line,
     "modules": pages.modules,
     "cost": pages.cost,
     "pitfalls": pages.pitfalls,
-    "row": lambda: fenced(row_of_demo()),
+    "row": row_of_demo,
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "identity": lambda: table(IDENTITY, formulas=False),
@@ -265,7 +272,8 @@ def written() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    new = {**written(), SCHEMA: shadow("families", "--schema") + "\n", TABLES_OF_REPORTS: schema_document()}
+    new = {**written(), **picture.pictures()}
+    new |= {SCHEMA: shadow("families", "--schema") + "\n", TABLES_OF_REPORTS: schema_document()}
     if "--check" in sys.argv:
         stale = [
             file.name for file, text in new.items() if not file.is_file() or file.read_text(encoding="utf-8") != text

@@ -211,7 +211,7 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tm
     measured, said = [], []
     original = audit_module._outcome
     monkeypatch.setattr(
-        audit_module, "_outcome", lambda pair, *rest: measured.append(pair.key) or original(pair, *rest)
+        audit_module, "_outcome", lambda pair, **rest: measured.append(pair.key) or original(pair, **rest)
     )
     result = run(*llama, tmp_path / "out", runtime=Runtime(say=said.append))
     journalled = [line for line in said if line.startswith("resuming: ")]

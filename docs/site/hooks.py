@@ -15,7 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 PAGES = {  # page of the site, and the file that it shows
-    "guide.md": "README.md",
+    "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "benchmarks.md": "benchmarks/README.md",
     "notebook.md": "docs/notebook.ipynb",
@@ -64,4 +64,6 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
             return f"{match['picture']}[{match['text']}]({there}{anchor})"
         return match[0] if path.startswith("docs/") and not path.endswith("/") else match["text"]
 
+    if of == "README.md":  # its picture is HTML
+        markdown = re.sub(r'(?<=(?:src|set)=")docs/', "", markdown)
     return LINK.sub(link, markdown)

@@ -54,6 +54,7 @@ class AuditOptions(TypedDict, total=False):
     scores: Place | Sequence[Place]
     overwrite: bool
     jobs: int | None
+    cache: Place | bool
     allow_pickle: bool
     offline: bool
     fetch: Fetch
@@ -98,6 +99,7 @@ def audit(
     scores: Place | Sequence[Place] = (),
     overwrite: bool = False,
     jobs: int | None = None,
+    cache: Place | bool = True,
     allow_pickle: bool = False,
     offline: bool = False,
     fetch: Fetch = "auto",
@@ -128,6 +130,7 @@ def audit(
             of such. They join the report beside its numbers.
         overwrite: Replace a finished report of other settings or files.
         jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit the memory.
+        cache: A folder of spectra that were solved before; True: the one of the command; False: none are kept or used.
         allow_pickle: Read `.bin` files of torch.
         offline: Use what is in the Hub's cache.
         fetch: How weights come from the Hub: auto, shards or ranges.
@@ -154,7 +157,14 @@ def audit(
         subspaces=subspaces, spectra=spectra, optimizer=optimizer,
     )  # fmt: skip
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    runtime = Runtime(jobs=jobs, access=access, overwrite=overwrite, say=say or _ignore, show=progress or _ignore)
+    runtime = Runtime(
+        jobs=jobs,
+        access=access,
+        overwrite=overwrite,
+        cache=_cache_folder(cache),
+        say=say or _ignore,
+        show=progress or _ignore,
+    )
     scored = scores_of_pairs(_paths(scores), chosen, runtime.say)
     reports: list[AuditReport] = []
     faults: dict[str, ShadowError] = {}
@@ -385,6 +395,14 @@ def _reference(place: Place) -> Reference:
     if isinstance(place, str):
         return parse_reference(place)
     return parse_reference(str(Path(place).expanduser().absolute()))
+
+
+def _cache_folder(cache: Place | bool) -> Path | None:
+    from shadow.audits.cache_folder import default_folder
+
+    if isinstance(cache, bool):
+        return default_folder() if cache else None
+    return Path(cache)
 
 
 def _path(place: Place | None) -> Path | None:

@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from shadow import __version__
+from shadow.audits.cache_folder import size_of
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine import room, uncollected
 from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.audits.rows import report_tables
+from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
@@ -42,6 +44,7 @@ from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.tables import absent, absent_note, read_tables
 from shadow.spectra.delta import Method
+from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size
@@ -119,6 +122,9 @@ class Runtime:
 
     overwrite: bool = False
     """Is a finished report of other settings, files or another version replaced, when the new one is complete?"""
+
+    cache: Path | None = None
+    """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none are remembered."""
 
     say: Callable[[str], None] = tell_nobody
     """Gets one line for people now and then."""
@@ -476,10 +482,15 @@ def _measure(
 
     tell()
     fetching = Fetching(runtime.say, report, note)
-    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, workers, fetching):
+    kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
+    remember = solve_anew if kept is None else kept.remember
+    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, workers, fetching, remember):
         journal.add(outcome)
         spent += costs[outcome.key]
         tell()
+    if kept is not None and kept.tally.there:
+        size = byte_size(size_of(kept.folder))
+        runtime.say(f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder}, {size})")
 
 
 @uncollected()

@@ -17,6 +17,7 @@ from shadow.cli.options import (
     Against,
     AllowMissing,
     BaseReference,
+    CacheFolder,
     Component,
     FailOn,
     FetchName,
@@ -29,6 +30,7 @@ from shadow.cli.options import (
     ListFile,
     MaxDisk,
     Module,
+    NoCache,
     Offline,
     OptimizerOption,
     Output,
@@ -75,6 +77,8 @@ def audit(
         bool, typer.Option("--subspaces/--no-subspaces", help="Compare the leading singular subspaces.")
     ] = True,
     jobs: Jobs = None,
+    no_cache: NoCache = False,
+    cache_dir: CacheFolder = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     overwrite: Overwrite = False,
     optimizer: OptimizerOption = None,
@@ -118,10 +122,12 @@ def audit(
     from shadow.checkpoints.choosing import filter_of
 
     chosen = filter_of(component or [], layer or [], module or [])
+    from shadow.audits.cache_folder import default_folder
     from shadow.audits.pair import Runtime, Settings
     from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
 
+    cache = None if no_cache else cache_dir or default_folder()
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     request = AuditRequest(
         selection=selection,
@@ -132,7 +138,7 @@ def audit(
             optimizer=None if optimizer is None else optimizer.value,
         ),
         output=output,
-        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, say=console.say),
+        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say),
         scores=scores_of_pairs(scores or [], selection.own, console.say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own]),

@@ -108,6 +108,7 @@ class FigureKind(StrEnum):
     spectrum = "spectrum"
     heatmap = "heatmap"
     modules = "modules"
+    lineage = "lineage"
 
 
 Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
@@ -121,6 +122,22 @@ OptimizerOption = Annotated[
     ),
 ]
 Jobs = Annotated[int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Solve every spectrum anew, and keep none for later.", envvar="SHADOW_NO_CACHE"),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        help="Folder of the spectra of single checkpoints that were solved before, 10 GB at most.",
+        show_default="~/.cache/shadow/spectra",
+        envvar="SHADOW_CACHE_DIR",
+        metavar="DIR",
+        file_okay=False,
+        callback=on_this_machine,
+    ),
+]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
 FetchOption = Annotated[
     FetchName, typer.Option("--fetch", help="Take whole shards from the Hub, or byte ranges (unverified).")

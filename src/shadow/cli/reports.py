@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
+from shadow.cli.options import (
+    DEFAULT_OUTPUT,
+    CacheFolder,
+    Format,
+    FormatOption,
+    Output,
+    RunFolders,
+    Scores,
+    on_this_machine,
+)
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import one_report, reports_at, reports_below
 from shadow.text import several
@@ -147,11 +156,20 @@ def merge(
         raise ShadowError(f"{output} lacks {which} of its list", "merge all shards")
 
 
-def clean(output: Output = DEFAULT_OUTPUT) -> None:
+def clean(
+    output: Output = DEFAULT_OUTPUT,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Remove the spectra that were kept for later audits instead.")
+    ] = False,
+    cache_dir: CacheFolder = None,
+) -> None:
     """Remove what unfinished audits left: their folders, and shards that they fetched to free them after use.
 
     Finished reports stay, and so does everything else in the Hub's cache.
     """
+    if cache:
+        _clean_cache(cache_dir)
+        return
     from shadow.audits.journal import remove_unfinished
 
     removed = remove_unfinished(output)
@@ -165,3 +183,15 @@ def clean(output: Output = DEFAULT_OUTPUT) -> None:
                 remove_leftovers(one.repo, one.checksum)
                 if not one.keep:
                     forget(one.repo, one.commit, one.path, one.checksum)
+
+
+def _clean_cache(folder: Path | None) -> None:
+    from shadow.audits.cache_folder import default_folder, make_room, size_of
+    from shadow.text import byte_size
+
+    folder = folder or default_folder()
+    size = size_of(folder)
+    left = make_room(folder, 0)
+    console.say(f"{folder}: {byte_size(size - left)} of spectra removed")
+    if left:
+        raise ShadowError(f"{folder}: {byte_size(left)} could not be removed", "look at who owns the files")

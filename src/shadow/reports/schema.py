@@ -38,8 +38,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "energy_share of the component's layers, medians, up_effective_rank_shift (of the up-projections), and the "
         "participation ratios of residual.parquet",
         "inside_layers": "matrices inside layers that changed: how many; of these known (kept is), unexplained, "
-        "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise and flatter_than_noise; "
-        "medians of columns, and of alignments less null; rank_least and rank_most, medians of bounds of the update's "
+        "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise, flatter_than_noise;"
+        " medians of columns, and of alignments less null; rank_least and rank_most, medians of bounds of the update's "
         "rank; levels_SIDE_few of levels_SIDE_judged, matrices with as few values as a copy through 8 or 4 bits",
         "outside_layers": "a list, a row for each module outside the layers, as embed and head: matrices, medians",
         "quarters": "a list, a row for each quarter of the layers of a component: quarter, first_layer, last_layer, "

@@ -228,7 +228,7 @@ class _FaultError(Exception):
 
 
 def _read_file(file: Path) -> list[Family]:
-    hint = "see the README on registry files"
+    hint = "docs/registry.md describes registry files"
     data, lines = read_plain_file(file, hint)
     if data == "":
         return []

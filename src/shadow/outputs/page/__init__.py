@@ -22,6 +22,7 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
 from shadow.findings.footprint import GATES, MARGIN
+from shadow.findings.lineage import lineage
 from shadow.findings.reference import runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
@@ -96,11 +97,14 @@ def page_bytes(
         "layers": LAYERS,
         "overview": [one.overview() for one in ranked],
     }
+    followed = lineage([one.step for one in found if one.step is not None])
     html = environment().get_template("page.html.j2").render(
         title=found[0].name if len(found) == 1 else title,
         pairs=found,
         ranked=ranked,
         missing=missing,
+        lineage=followed if followed.is_one else None,
+        numbers={one.where: one.number for one in found},
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
