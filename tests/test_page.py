@@ -405,11 +405,14 @@ def test_the_page_loads_nothing(small):
 
 
 def test_the_page_without_scripts_tells_what_matters(vision):
-    """Headline, claims, gates, modules, components, skipped tensors with reasons and provenance are plain HTML."""
+    """Finding, other explanations, gates, modules, components, skipped tensors and provenance are plain HTML."""
     page = Elements(page_of(vision.parent))
     summary = json.loads((vision / "summary.json").read_text())
-    for told in summary["claims"].values():
-        assert all(text in page.text for text in told)
+    finding = summary["finding"]
+    assert finding["sentences"]
+    for one in (*finding["sentences"], *finding["other_explanations"]):
+        assert one.get("text", one.get("reason")) in page.text
+    assert all(text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"]))
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
     for text in (

@@ -19,7 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.machine import room
-from shadow.audits.pair import _open, find_checkpoint
+from shadow.audits.pair import Runtime, _open, find_checkpoint
 from shadow.audits.plan import Access
 from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
 from shadow.checkpoints.opening import Checkpoint
@@ -47,9 +47,9 @@ def hold_against(
 
     Raises ShadowError with the reason where one of them is not at hand, or nothing lines up.
     """
-    access = Access(allow_pickle=allow_pickle, offline=True)
+    runtime = Runtime(access=Access(allow_pickle=allow_pickle, offline=True), say=say)
     with tempfile.TemporaryDirectory() as folder, _client_for(sides):
-        opened = [_opened(side, access, Path(folder) / str(number), say) for number, side in enumerate(sides)]
+        opened = [_opened(side, runtime, Path(folder) / str(number)) for number, side in enumerate(sides)]
         first, middle, last = opened
         if middle.adapter:
             raise ShadowError(f"{middle.reference} is an adapter, which no delta begins at")
@@ -84,11 +84,11 @@ def _reference(side: CheckpointSide) -> Reference:
     return Reference(f"{owner}/{name}", False, side["commit"], subfolder or None)
 
 
-def _opened(side: CheckpointSide, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint:
-    found = find_checkpoint(_reference(side), access, scratch, say)
+def _opened(side: CheckpointSide, runtime: Runtime, scratch: Path) -> Checkpoint:
+    found = find_checkpoint(_reference(side), runtime, scratch)
     if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
         raise ShadowError(f"{side['repo']} is not what it was when it was audited")
-    return _open(found, access, scratch, say, lambda progress: None)
+    return _open(found, runtime, scratch)
 
 
 Match = tuple[MatrixPair, MatrixPair]

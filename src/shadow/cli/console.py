@@ -47,6 +47,11 @@ def show_json(value: Any) -> None:
     print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
+def show_text(text: str) -> None:
+    """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
+    print(text if _is_watched(out) else inert(text), end="")
+
+
 def say(text: str) -> None:
     """One line of talk, on stderr."""
     _print(err, escape(visible(text)))

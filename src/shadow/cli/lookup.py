@@ -51,7 +51,8 @@ def families(
 
 def explain(
     column: Annotated[
-        str | None, typer.Argument(help="A column or figure of the report, `label` or `published`; none lists all.")
+        str | None,
+        typer.Argument(help="A column or figure of the report, `label`, `finding` or `published`; none lists all."),
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
@@ -74,8 +75,13 @@ def explain(
 
         console.display(published_view(released()))
         return
+    if column == "finding":
+        from shadow.outputs.terminal.finding import finding_view
+
+        console.display(finding_view())
+        return
     if column not in columns:
-        hint = nearest(column, [*columns, "label", "published"]) or "`shadow explain` lists them"
+        hint = nearest(column, [*columns, "label", "finding", "published"]) or "`shadow explain` lists them"
         raise UsageError(f"no column {column!r}", hint)
     console.display(column_view(columns[column]))
 

@@ -66,6 +66,12 @@ class Format(StrEnum):
     json = "json"
 
 
+class ShowFormat(StrEnum):
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
 
 

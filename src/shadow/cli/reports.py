@@ -16,6 +16,7 @@ from shadow.cli.options import (
     Output,
     RunFolders,
     Scores,
+    ShowFormat,
     on_this_machine,
 )
 from shadow.errors import ShadowError, UsageError
@@ -26,7 +27,10 @@ from shadow.text import several
 def show(
     run: RunFolders,
     scores: Scores = None,
-    format: FormatOption = Format.table,
+    format: Annotated[
+        ShowFormat,
+        typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
+    ] = ShowFormat.table,
 ) -> None:
     """Show finished reports again; of a list first how its pairs stand. Scores given here are not kept."""
     from shadow.audits.index import read_index
@@ -38,7 +42,7 @@ def show(
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
-    if index is not None and format is Format.table:
+    if index is not None and format is ShowFormat.table:
         console.display(batch_view(index, console.out.options))
     found = [(*read_summary(folder), folder) for folder in folders]
     if scores:
@@ -47,9 +51,14 @@ def show(
 
         given = scores_of_sides(scores, [sides_of(provenance) for _, provenance, _ in found], console.say)
         found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
-    if format is Format.json:
+    if format is ShowFormat.json:
         summaries = [summary.as_json() for summary, _, _ in found]
         console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
+        return
+    if format is ShowFormat.markdown:
+        from shadow.outputs.markdown import report_markdown
+
+        console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
         return
     for summary, provenance, folder in found:
         console.display(summary_view(summary, provenance, folder, console.out.options))

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from shadow.findings.reference import choose_runs, runs
-from shadow.findings.summary_rows import ModuleRow, QuarterRow
+from shadow.findings.summary_rows import QuarterRow
+from shadow.spectra.purity import ENOUGH_KEPT
 
 if TYPE_CHECKING:
     from shadow.findings.footprint import Gate
@@ -25,11 +26,13 @@ Figure = float | int
 ANSWERS: Mapping[Answer, str] = {"no": "no", "fits": "fits", "cannot_be_excluded": "cannot be excluded"}
 
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
+CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NAMED = 3
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")  # modules, or how their names begin
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
+DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
 TURNED = 0.25  # alignment over its null, in units of an even spread, from which it is more than chance and rounding
@@ -120,13 +123,13 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "published": "where it lies among published pairs",
 }
 EXPLANATIONS: Mapping[str, str] = {
-    "merged_adapter": "a merged adapter of low rank",
-    "orthogonalised_optimiser": "an orthogonalised optimiser (Muon)",
-    "quantised_copy": "a copy through fewer bits",
-    "merge": "a merge of several models",
-    "short_run": "a small learning rate or a short run",
-    "novel_data": "data new to the base",
-    "weight_decay": "weight decay alone",
+    "merged_adapter": "merged adapter",
+    "orthogonalised_optimiser": "orthogonalised optimiser",
+    "quantised_copy": "copy through fewer bits",
+    "merge": "merge of models",
+    "short_run": "short or slow training",
+    "novel_data": "novel data",
+    "weight_decay": "weight decay",
 }
 
 
@@ -137,11 +140,12 @@ def finding(summary: Summary, settings: Mapping[str, Any], published: Sentence |
     first = _gates(summary, gates, bool(_chosen(settings)))
     if first and first[-1].code in ("nothing_compared", "identical"):
         return Finding(first, [], list(NOT_SHOWN))
-    sentences = [*first, _size(summary, "unrelated" in {one.code for one in first} or relation == "sibling")]
-    if not first or first[0].code != "unrelated":
+    unrelated = any(one.code == "unrelated" for one in first)
+    sentences = [*first, _size(summary, unrelated or relation == "sibling", not unrelated)]
+    if not unrelated:
         sentences += [*_structure(summary), *_storage(summary, gates), *_context(summary, relation)]
     sentences += [published] if published is not None else []
-    others = [] if not gates["lineage"].passed and first else _explanations(summary)
+    others = [] if unrelated else _explanations(summary)
     return Finding(sentences, others, list(NOT_SHOWN))
 
 
@@ -167,6 +171,11 @@ def about(value: float) -> str:
         return f"{value:.0f}"
     scale = 10 ** (int(math.log10(value)) - 1)
     return f"{round(value / scale) * scale:,}"
+
+
+def whole(value: float) -> str:
+    """A count or a size, as it is."""
+    return f"{value:,.0f}"
 
 
 def times(value: float) -> str:
@@ -275,9 +284,10 @@ def _unread(formats: Gate) -> list[Sentence]:
 # ------------------------------------------------------------------------------------------------ size and place
 
 
-def _size(summary: Summary, apart: bool) -> Sentence:
+def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
+    """apart: the two are no base and tuned; alike: where the difference lies says something."""
     told = _Told(summary)
-    parts = [_norm(told, apart), _modules(told), _outside(told), _depth(told), *_unchanged(told)]
+    parts = [_norm(told, apart), *([_modules(told), _depth(told), *_unchanged(told)] if alike else [])]
     return told.sentence("size", *parts)
 
 
@@ -285,12 +295,14 @@ def _norm(told: _Told, apart: bool) -> str:
     what = "difference" if apart else "change"
     stored = told.summary.figures["relative_norm_overall"]
     if stored is None:
-        return "How large the change is cannot be said, as the base's matrices are 0."
+        return f"How large the {what} is cannot be said, as the base's matrices are 0."
     of = "of the norm of the weights that changed" if _frozen(told.summary) else "of the base's norm"
     text = told.write(stored, "figures.relative_norm_overall", percent)
     unrounded = told.summary.figures.get("relative_norm_overall_unrounded")
-    if unrounded is None or percent(unrounded) == text or apart:
-        return f"The {what} is {text} {of}."
+    if unrounded is None or abs(unrounded - stored) < DIFFERENT * stored or apart:
+        inside = told.summary.inside_layers
+        lost = 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices"))
+        return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
     before = told.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
@@ -301,114 +313,114 @@ def _frozen(summary: Summary) -> bool:
     return (figures["parameters_identical"] or 0) > 0.01 * (figures["parameters"] or 1)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A part of the model whose share is told: a module of the main component, or another component as a whole."""
+
+    name: str
+    place: str  # of its row
+    energy: float  # its share
+    size: float | None  # its share of the parameters
+    outside: bool  # of the layers: named where it holds more than its share
+
+    @property
+    def holds_more(self) -> bool:
+        return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
+
+    def told(self, told: _Told) -> str:
+        """`46 %`, and its share of the parameters where it holds more than that."""
+        text = told.write(self.energy, f"{self.place}.energy_share", percent)
+        if not self.holds_more:
+            return text
+        return (
+            f"{text}, with {told.write(self.size or 0.0, f'{self.place}.parameter_share', percent)} of the parameters"
+        )
+
+
+def _parts(summary: Summary) -> list[_Part]:
+    main = _main(summary)
+    modules = [
+        _Part(_module(row.module), f"modules.{row.component}.{row.module}", row.energy_share, row.parameter_share,
+              _is_outside(row.module))
+        for row in summary.modules
+        if row.component == main and row.energy_share is not None
+    ]  # fmt: skip
+    components = [
+        _Part(_component(row.component), f"components.{row.component}", row.energy_share, row.parameter_share, True)
+        for row in summary.components
+        if row.component != main and row.matrices and row.energy_share is not None
+    ]
+    return [*modules, *components]
+
+
+def _main(summary: Summary) -> str | None:
+    """The component whose modules are named: language, or the one with most matrices that changed."""
+    changed = [row for row in summary.components if row.matrices]
+    if any(row.component == "language" for row in changed):
+        return "language"
+    return max(changed, key=lambda row: row.matrices).component if changed else None
+
+
 def _is_outside(module: str) -> bool:
     return module.partition(".")[0] in OUTSIDE
 
 
-def module_name(component: str, module: str, several: bool) -> str:
-    """What a module is called in a sentence."""
+def _module(module: str) -> str:
+    """What a module is called in a sentence. Only a forged report has a name that is not of lower case."""
     plain = {"embed": "the embeddings", "head": "the head", "position": "the position embeddings"}
-    if component == "projector":
-        return "the projector" if module == "projector" else f"the projector's {module.removeprefix('projector.')}"
-    name = plain.get(module, module)
-    if not several or component == "language":
-        return name
-    return f"{component} {module}" if module not in plain else f"{name} of {component}"
-
-
-def _place_of(row: ModuleRow, name: str) -> str:
-    return f"modules.{row.component}.{row.module}.{name}"
-
-
-def _share(told: _Told, row: ModuleRow) -> str:
-    """`46 %`, and its share of the parameters where a part outside layers holds more than that."""
-    text = told.write(row.energy_share or 0.0, _place_of(row, "energy_share"), percent)
-    if not _holds_more(row):
-        return text
-    of = told.write(row.parameter_share or 0.0, _place_of(row, "parameter_share"), percent)
-    return f"{text}, with {of} of the parameters"
-
-
-def _holds_more(row: ModuleRow) -> bool:
-    energy, size = row.energy_share or 0.0, row.parameter_share
-    outside = _is_outside(row.module) or row.component == "projector"
-    return outside and size is not None and energy >= max(MORE * size, WORTH_NAMING)
-
-
-def _named(rows: Sequence[ModuleRow]) -> list[ModuleRow]:
-    """The modules of most energy that together hold MOST of it, NAMED at most."""
-    ordered = sorted(rows, key=lambda row: -(row.energy_share or 0.0))[:NAMED]
-    found: list[ModuleRow] = []
-    for row in ordered:
-        if sum(one.energy_share or 0.0 for one in found) >= MOST:
-            break
-        found.append(row)
-    return found
-
-
-def _modules(told: _Told) -> str:
-    rows = [row for row in told.summary.modules if row.energy_share is not None]
-    if not rows:
-        return ""
-    several = len({row.component for row in rows}) > 1
-    named = _named(rows)
-    names = [f"{module_name(row.component, row.module, several)} ({_share(told, row)})" for row in named]
-    if len(rows) == 1:
-        return f"All of it is in {module_name(rows[0].component, rows[0].module, several)}."
-    if sum(row.energy_share or 0.0 for row in named) >= MOST:
-        return f"Most of it is in {listed(names)}."
-    return f"The largest shares are in {listed(names)}."
-
-
-def _outside(told: _Told) -> str:
-    """Embeddings, head and projector that hold more than their share, and towers beside the language model."""
-    rows, parts = told.summary.modules, []
-    named = _named([row for row in rows if row.energy_share is not None])
-    several = len({row.component for row in rows}) > 1
-    for row in rows:
-        if _holds_more(row) and row not in named:
-            name = module_name(row.component, row.module, several)
-            holds = "hold" if name.endswith("embeddings") else "holds"
-            parts.append(f"{name} {holds} {_share(told, row)}")
-    for component in told.summary.components:
-        energy, size = component.energy_share, component.parameter_share
-        if component.component in ("language", "projector") or not several or energy is None or size is None:
-            continue
-        if energy >= max(MORE * size, WORTH_NAMING):
-            place = f"components.{component.component}"
-            text = told.write(energy, f"{place}.energy_share", percent)
-            of = told.write(size, f"{place}.parameter_share", percent)
-            parts.append(f"the {_component(component.component)} holds {text}, with {of} of the parameters")
-    return f"{_capital(listed(parts))}." if parts else ""
+    known = module.isascii() and all(letter.isalnum() or letter in "._" for letter in module)
+    return plain.get(module, module) if known else "another module"
 
 
 def _component(name: str) -> str:
-    return {"vision": "vision tower", "audio": "audio tower", "language": "language model"}.get(name, name)
+    plain = {"vision": "the vision tower", "audio": "the audio tower", "language": "the language model"}
+    return plain.get(name, f"the {name}" if name == "projector" else "another part")
 
 
 def _capital(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
+def _modules(told: _Told) -> str:
+    """The parts of most energy, until they hold MOST of it; then those outside layers of more than their share."""
+    parts = sorted(_parts(told.summary), key=lambda part: -part.energy)
+    if len(parts) < 2:
+        return f"All of it is in {parts[0].name}." if parts else ""
+    named: list[_Part] = []
+    for part in parts[:NAMED]:
+        if sum(one.energy for one in named) < MOST:
+            named.append(part)
+    names = listed([f"{part.name} ({part.told(told)})" for part in named])
+    most = sum(part.energy for part in named) >= MOST
+    first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
+    rest = [
+        f"{part.name} {_verb(part.name)} {part.told(told)}" for part in parts if part.holds_more and part not in named
+    ]
+    return f"{first} {_capital(listed(rest))}." if rest else first
+
+
+def _verb(name: str) -> str:
+    return "hold" if name.endswith("embeddings") else "holds"
+
+
 def _depth(told: _Told) -> str:
     """The quarter of the depth that holds most, or that none does."""
-    components = list(dict.fromkeys(row.component for row in told.summary.quarters))
-    main = "language" if "language" in components else components[0] if components else None
+    main = _main(told.summary)
     rows = [row for row in told.summary.quarters if row.component == main]
     if not rows:
         return ""
-    where = "Inside the layers" if main == "language" or len(components) == 1 else f"Inside the {_component(str(main))}"
-    layers = int(told.summary.figures["depth_layers"] or 0)
+    where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
             told.write(row.energy_share, _place_of_quarter(row), percent)
-        return f"{where} it is spread evenly over all {told.write(layers, 'figures.depth_layers', about)}."
+        layers = told.write(told.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole)
+        return f"{where} it is spread evenly over all {layers}."
     text = told.write(most.energy_share, _place_of_quarter(most), percent)
     which = ("first", "second", "third", "last")[most.quarter - 1]
     first, last = most.first_layer, most.last_layer
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
-    much = "most" if most.energy_share >= MOST else "the largest part"
+    much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
 
 
@@ -417,42 +429,53 @@ def _place_of_quarter(row: QuarterRow) -> str:
 
 
 def _unchanged(told: _Told) -> list[str]:
-    """What is frozen: whole components, then modules, then layers."""
-    summary, parts = told.summary, []
-    whole = [row.component for row in summary.components if row.tensors and row.identical == row.tensors]
-    parts += [f"the {_component(name)}" for name in whole]
+    """What is frozen: whole components, then modules, then layers; and what has no base."""
+    summary = told.summary
+    whole_ones = [row.component for row in summary.components if row.tensors and row.identical == row.tensors]
     several = len({row.component for row in summary.components}) > 1
-    rest = [row for row in summary.unchanged if row.component not in whole]
-    parts += [module_name(row.component, row.module, several) for row in rest]
+    parts = [_component(name) for name in whole_ones]
+    modules = [row for row in summary.unchanged if row.component not in whole_ones]
+    parts += [_named_in(row.component, row.module, several) for row in modules]
     if len(parts) > 2 * NAMED:
         parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
     layers: dict[str, list[int]] = {}
     for row in summary.depth:
-        if row.matrices == 0 and row.component not in whole:
+        if row.matrices == 0 and row.component not in whole_ones:
             layers.setdefault(row.component, []).append(row.layer)
     for component, numbers in layers.items():
-        of = f" of {component}" if several else ""
-        parts.append(f"{len(numbers)} {'layer' if len(numbers) == 1 else 'layers'}{of} ({_runs(numbers)})")
+        of = f" of {_component(component)}" if several else ""
+        parts.append(f"{'layer' if len(numbers) == 1 else 'layers'} {_spans(numbers)}{of}")
     found = [f"{_capital(listed(parts))} {'is' if _is_one(parts) else 'are'} unchanged."] if parts else []
-    for alone in summary.without_base:
-        found.append(f"The {_component(alone.component)} has no base, so nothing is said of its change.")
-    return found
+    alone = [
+        f"{_capital(_component(row.component))} has no base, so nothing is said of its change."
+        for row in summary.without_base
+    ]
+    return [*found, *alone]
+
+
+def _named_in(component: str, module: str, several: bool) -> str:
+    """A module, and of which component it is where that is not clear."""
+    if not several or component in ("language", "projector"):
+        return _module(module)
+    return f"{_module(module)} of {_component(component)}"
 
 
 def _is_one(parts: Sequence[str]) -> bool:
-    return len(parts) == 1 and not parts[0].endswith("embeddings") and " layers" not in parts[0]
+    return len(parts) == 1 and "embeddings" not in parts[0] and not parts[0].startswith("layers")
 
 
-def _runs(numbers: Sequence[int]) -> str:
-    """`0 to 3 and 7`."""
+def _spans(numbers: Sequence[int]) -> str:
+    """`0 to 3, 5 and 7`."""
     spans: list[list[int]] = []
     for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
         else:
-            spans.append([number, number])
-    texts = [str(low) if low == high else f"{low} to {high}" for low, high in spans]
-    return listed(texts if len(texts) <= NAMED else [*texts[:NAMED], "more"])
+            spans.append([number])
+    texts: list[str] = []
+    for span in spans:
+        texts += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
+    return listed(texts if len(texts) <= 2 * NAMED else [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"])
 
 
 # ------------------------------------------------------------------------------------------------ structure
@@ -510,18 +533,17 @@ def _coherence(told: _Told) -> str:
     """As coherent as how many equal directions, and how that compares across modules."""
     inside, summary = told.summary.inside_layers, told.summary
     judged, coherent, value = _count(inside, "judged"), _count(inside, "coherent"), inside.get("equivalent_directions")
-    if value is None or 2 * coherent < judged:
-        if 2 * (_count(inside, "unexplained") + _count(inside, "rounded_away")) >= judged:
-            return "How coherent the update was before it was stored is unknown."
-        return "It is not coherent enough for a number of directions, or that number is unknown."
-    told.write(value, "inside_layers.equivalent_directions", about)
     side = told.overall("short_side")
-    of = f" of {about(side)}" if side is not None else ""
+    if value is None or 2 * coherent < judged:
+        unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
+        if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
+            return "How coherent the update was before it was stored is unknown."
+        return "" if side is None else f"It is less coherent than {whole(side)} equal directions, as many as there are."
+    told.write(value, "inside_layers.equivalent_directions", about)
+    of = f" of {whole(side)}" if side is not None else ""
     text = f"The median matrix is as coherent as {about(value)} equal directions{of} would be"
     rows = [
-        row
-        for row in summary.modules
-        if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices and not _is_outside(row.module)
+        row for row in summary.coherence if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
     ]
     if len(rows) < 2:
         return f"{text}."
@@ -529,17 +551,18 @@ def _coherence(told: _Told) -> str:
     low, high = (row.equivalent_directions or 0.0 for row in (least, most))
     several = len({row.component for row in rows}) > 1
     if high < APART * low:
-        return f"{text}; its modules are alike in this."
-    names = [module_name(row.component, row.module, several) for row in (least, most)]
-    first, last = (told.write(v, _place_of(r, "equivalent_directions"), about) for v, r in ((low, least), (high, most)))
-    return f"{text}, from {first} in {names[0]} to {last} in {names[1]}."
+        return f"{text}, and its modules are alike in this."
+    names = [_named_in(row.component, row.module, several) for row in (least, most)]
+    for row, value in ((least, low), (most, high)):
+        told.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
+    return f"{text}, from {about(low)} in {names[0]} to {about(high)} in {names[1]}."
 
 
 def _alignment(told: _Told) -> str:
     """Does it follow the directions in which the base is strongest, more than its rows and columns alone would?"""
     inside = told.summary.inside_layers
-    follows: list[tuple[str, str, str]] = []
-    avoids: list[tuple[str, str, str]] = []
+    follows: list[tuple[str, float, float]] = []
+    avoids: list[tuple[str, float, float]] = []
     for side, what in (("left", "outputs"), ("right", "inputs")):
         value, null, excess = (inside.get(f"alignment_{side}{more}") for more in ("", "_null", "_excess"))
         if value is None or null is None or excess is None:
@@ -547,13 +570,18 @@ def _alignment(told: _Told) -> str:
         for name, figure in (("", value), ("_null", null), ("_excess", excess)):
             told.figures[f"inside_layers.alignment_{side}{name}"] = figure
         if abs(excess) >= TURNED:
-            (follows if excess > 0 else avoids).append((what, times(value), times(null)))
+            (follows if excess > 0 else avoids).append((what, value, null))
     if not follows and not avoids:
         return "It neither follows nor avoids the base's leading directions."
     verb, sides = ("follows", follows) if follows else ("avoids", avoids)
-    spread = listed([f"{value} times an even spread among {what}" for what, value, _ in sides])
-    alone = listed([null for _, _, null in sides])
-    return f"It {verb} the base's leading directions: they hold {spread}, where its profile alone would give {alone}."
+    alone = listed(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
+    if len(sides) == 1:
+        which, share = f"leading {sides[0][0]}", f"{sides[0][1]:.1f}"
+    else:
+        which = "leading directions"
+        share = listed([f"{value:.1f} ({what})" for what, value, _ in sides])
+    text = f"It {verb} the base's {which}, which hold {share} times an even share of it"
+    return f"{text}; the sizes of its rows and columns alone would make that {alone}."
 
 
 def _is_low_rank(summary: Summary) -> bool:
@@ -565,17 +593,12 @@ def _low_rank(told: _Told) -> Sentence:
     side = told.overall("short_side") or 0
     ceiling = told.summary.figures["rank_ceiling"]
     if ceiling is not None:
-        rank = told.write(ceiling, "figures.rank_ceiling", about)
-        return told.sentence(
-            "low_rank",
-            f"It is an adapter: no matrix changes along more than {rank} of {about(side)} directions.",
-            _alignment(told),
-        )
+        rank = told.write(ceiling, "figures.rank_ceiling", whole)
+        text = f"It is an adapter: no matrix changes along more than {rank} of {whole(side)} directions."
+        return told.sentence("low_rank", text, _alignment(told))
     rank_90 = told.inside("rank_90") or 0
-    text = f"It has low rank: in the median matrix {about(rank_90)} of {about(side)} directions hold 90 % of the change"
-    return told.sentence(
-        "low_rank", f"{text} as stored, and the others no more than rounding leaves.", _alignment(told)
-    )
+    text = f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold 90 % of what is "
+    return told.sentence("low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(told))
 
 
 # ------------------------------------------------------------------------------------------------ storage
@@ -589,6 +612,10 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
     found = _few_values(summary)
     if not judged or floor is None:
         return found
+    if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
+        size = told.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
+        text = f"It is {size} times the rounding of its storage, as of a copy in this format with nothing else done."
+        return [*found, told.sentence("rounding", text)]
     if 2 * rounded >= judged:
         many = told.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
         told.write(judged, "inside_layers.matrices", str)
@@ -607,12 +634,8 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         return [*found, told.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
         text = told.write(kept, "inside_layers.kept", percent)
-        return [
-            *found,
-            told.sentence(
-                "kept", f"Inside layers {text} of the stored change's energy is the update's; the rest is rounding."
-            ),
-        ]
+        text = f"Inside layers only {text} of the energy of what is stored is the update's; the rest is rounding."
+        return [*found, told.sentence("kept", text)]
     if not gates["rounding"].passed:
         size = told.write(floor, "figures.floor_ratio", times)
         text = f"The stored change is only {size} times the rounding of its storage, and may be nothing else."
@@ -653,12 +676,18 @@ def _context(summary: Summary, relation: Any) -> list[Sentence]:
 
 def _explanations(summary: Summary) -> list[Explanation]:
     return [
-        _merged_adapter(_Told(summary)), _orthogonalised(_Told(summary)), _quantised(_Told(summary)),
-        _explained("merge", "cannot_be_excluded", "the mean of several models leaves a change like any other", {}),
+        _merged_adapter(_Told(summary)),
+        _orthogonalised(_Told(summary)),
+        _quantised(_Told(summary)),
+        _always("merge", "the mean of several models differs from a base as one model does"),
         _short_run(_Told(summary)),
-        _explained("novel_data", "cannot_be_excluded", "new data leave the structure that narrow data leave", {}),
+        _always("novel_data", "data new to the base leave such changes as narrow data do"),
         _weight_decay(_Told(summary)),
-    ]  # fmt: skip
+    ]
+
+
+def _always(code: str, reason: str) -> Explanation:
+    return _explained(code, "cannot_be_excluded", reason, {})
 
 
 def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
@@ -671,20 +700,21 @@ def _merged_adapter(told: _Told) -> Explanation:
     least, most = (summary.inside_layers.get(name) for name in ("rank_least", "rank_most"))
     ceiling = summary.figures["rank_ceiling"]
     if ceiling is not None:
-        rank = told.write(ceiling, "figures.rank_ceiling", about)
+        rank = told.write(ceiling, "figures.rank_ceiling", whole)
         return _explained(code, "fits", f"the tuned side is an adapter, of rank {rank} at most", told.figures)
     if side is None or least is None or most is None:
         return _explained(code, "cannot_be_excluded", "the rank of the update is unknown", {})
     told.overall("short_side")
     if _is_low_rank(summary):
-        rank = told.write(most, "inside_layers.rank_most", about)
-        return _explained(code, "fits", f"{rank} directions of {about(side)} hold the update", told.figures)
-    rank = told.write(least, "inside_layers.rank_least", about)
+        told.inside("rank_most")
+        rank = whole(told.inside("rank_90") or 0)
+        return _explained(code, "fits", f"{rank} of {whole(side)} directions hold 90 % of what is stored", told.figures)
+    rank = told.write(least, "inside_layers.rank_least", whole)
     if least > min(USUAL_RANK, HIGH * side):
-        return _explained(code, "no", f"the median update has rank {rank} or more, of {about(side)}", told.figures)
+        return _explained(code, "no", f"the median update has rank {rank} or more, of {whole(side)}", told.figures)
     if least > 1:
         return _explained(
-            code, "cannot_be_excluded", f"only a rank below {rank} of {about(side)} is excluded", told.figures
+            code, "cannot_be_excluded", f"only a rank below {rank} of {whole(side)} is excluded", told.figures
         )
     return _explained(code, "cannot_be_excluded", "its rank cannot be told", {})
 
@@ -707,8 +737,8 @@ def _orthogonalised(told: _Told) -> Explanation:
             size = told.write(value, "figures.concentration", lambda x: f"{x:.2f}")
             among = f"{len(known)} trainings of the lab with Muon on {bases} {'base' if bases == 1 else 'bases'}"
             return _explained(code, "no", f"concentration is {size}, and at most {most:.2f} in {among}", told.figures)
-    reason = "many such steps can add up to a change with structure, and none of this size is known"
-    return _explained(code, "cannot_be_excluded", reason, {})
+    compared = "the lab's trainings with Muon are like it" if known else "the lab has no such training of this size"
+    return _explained(code, "cannot_be_excluded", f"many such steps can add up to structure, and {compared}", {})
 
 
 def _quantised(told: _Told) -> Explanation:
@@ -728,7 +758,7 @@ def _quantised(told: _Told) -> Explanation:
         )
     judged = _count(inside, "levels_tuned_judged")
     if not judged:
-        return _explained(code, "cannot_be_excluded", "rows are too short, or of 8 bits, to tell by their values", {})
+        return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
     few = _count(inside, "levels_tuned_few")
     told.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
     which = "none" if not few else f"only {few:,}"
@@ -748,7 +778,7 @@ def _short_run(told: _Told) -> Explanation:
         return _explained(code, "fits", f"the change is but {size} of the base's norm", told.figures)
     if value > LARGE:
         return _explained(code, "no", f"the change is {size} of the base's norm", told.figures)
-    reason = f"the size of the change, {size}, does not tell few large steps from many small ones"
+    reason = f"a change of {size} may be few large steps or many small ones"
     return _explained(code, "cannot_be_excluded", reason, told.figures)
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from shadow.findings.summary_rows import OutsideRow, UnchangedRow, row_of
+import numpy as np
+
+from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 from shadow.spectra.levels import round_trip
-from shadow.spectra.purity import NOISE
+from shadow.spectra.purity import LEAST_KEPT, NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +30,7 @@ BESIDE = (  # medians of inside_layers that OutsideRow has not
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
 TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
 NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
-OF_ROUNDING = 0.15  # and how much further for what was, as a share of it
+OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
@@ -66,6 +68,20 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
     ]
 
 
+def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
+    """How coherent each module inside layers is."""
+    return [
+        CoherenceRow(
+            str(component),
+            str(module),
+            len(rows),
+            int(rows["equivalent_directions"].notna().sum()),
+            _median(rows["equivalent_directions"]),
+        )
+        for (component, module), rows in deltas[deltas["layer"].notna()].groupby(["component", "module"], sort=False)
+    ]
+
+
 def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
     """The modules of the tuned side of which every matrix that was compared is identical."""
     matrices = tensors[(tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)]
@@ -77,24 +93,27 @@ def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
 
 
 def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
-    """Medians of bounds of the rank of the updates: an update of low rank has its energy in as many directions.
+    """Medians of bounds of the rank of the updates, from how much of the stored delta its first directions hold.
 
-    The first k directions of the stored delta hold at least the share that is the update's, kept, if its rank is k or
-    less. rank_least: the rank is this or more, from rank_90, rank_95, rank_99 and the energies of TOPS. rank_most: so
-    few directions hold that share, or are all that there are. None where kept is unknown, or of another difference.
+    With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or less: rank_least is
+    one more than the largest k of TOPS that do not, or rank_90, rank_95, rank_99 where K is above that share. Where its
+    directions stand out of the rounding they hold K + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more
+    (Benaych-Georges & Nadakuditi 2012): rank_most is the least k of TOPS that do, or numerical_rank. None where K is
+    unknown, below LEAST_KEPT or of another difference.
     """
     kept = inside["kept"].astype(float).where(inside["kept_reason"] != "nothing_rounded", 1.0)
-    kept = kept.where(inside["kept_history"] != "base_rounded")
-    slack = NEARLY_KEPT + OF_ROUNDING * (1.0 - kept)
+    kept = kept.where((inside["kept_history"] != "base_rounded") & (kept >= LEAST_KEPT))
+    rows, cols = (inside[name].astype(float) for name in ("rows", "cols"))
+    lost, short = 1.0 - kept, np.minimum(rows, cols)
+    slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
     least, most = kept.where(kept.isna(), 1.0), inside["numerical_rank"].astype(float).where(kept.notna())
     for percent in (90, 95, 99):
-        rank = inside[f"rank_{percent}"].astype(float)
-        least = least.where(~(kept - slack >= percent / 100), rank)
+        least = least.where(~(kept - slack >= percent / 100), inside[f"rank_{percent}"].astype(float))
     for k in sorted(TOPS, reverse=True):
         energy = inside[f"top{k}_energy"].astype(float)
-        holds = energy >= kept - slack
-        most = most.where(~holds, most.clip(upper=k))
-        least = least.where(holds | energy.isna() | kept.isna(), least.clip(lower=k + 1))
+        of_low_rank = kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
+        most = most.where(~(energy >= of_low_rank - slack), most.clip(upper=k))
+        least = least.where(~(energy < kept + lost * k / short - slack), least.clip(lower=k + 1))
     return {"rank_least": _median(least), "rank_most": _median(most)}
 
 

@@ -339,6 +339,17 @@ def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
     return found or [("name", side["repo"])]
 
 
+def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
+    """Which of several pairs, (base, tuned) each, begin where another ends, or end where another begins."""
+    begun = {key for base, _ in sides for key in _keys(base)}
+    ended = {key for _, tuned in sides for key in _keys(tuned)}
+    return [
+        number
+        for number, (base, tuned) in enumerate(sides)
+        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
+    ]
+
+
 def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
     """A number for both checkpoints of each step, equal for equal checkpoints."""
     parent: dict[tuple[str, ...], tuple[str, ...]] = {}

@@ -160,6 +160,18 @@ def choose_runs(
     ]
 
 
+def bases_of(short_side: int, optimizer: str | None) -> int:
+    """How many bases the trainings of a size and optimiser (None: any of OPTIMIZERS) began with."""
+    optimizers = (optimizer,) if optimizer else OPTIMIZERS
+    return len(
+        {
+            row["base"]
+            for row in runs()
+            if row["short_side"] == short_side and row["optimizer"] in optimizers and row["data"] in ("narrow", "broad")
+        }
+    )
+
+
 def points(name: str, value: float, bound: Bound) -> int:
     """+1 beyond every broad training, -1 beyond every narrow one, else 0."""
     way = VOTES[name]

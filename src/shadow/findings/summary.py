@@ -41,7 +41,7 @@ from shadow.findings.depth import (
 from shadow.findings.finding import Finding, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
-from shadow.findings.inside import few_values, inside_layers, outside_layers, unchanged_modules
+from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
 from shadow.findings.published import published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
@@ -53,6 +53,7 @@ from shadow.findings.summary_rows import (
     Bounds,
     CheckpointSide,
     Claims,
+    CoherenceRow,
     ComponentRow,
     LayerRow,
     ModuleRow,
@@ -126,6 +127,7 @@ class Summary:
     depth: list[LayerRow]
     inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
     outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
+    coherence: list[CoherenceRow]  # of the modules inside layers
     quarters: list[QuarterRow]  # of the depth of each component of four layers or more
     unchanged: list[UnchangedRow]  # modules that are identical on both sides
     without_base: list[AloneRow]
@@ -147,6 +149,11 @@ class Summary:
     @property
     def failed_gates(self) -> list[Gate]:
         return failed(self.gates)
+
+    @property
+    def has_label(self) -> bool:
+        """Does the reference of the lab apply, so that the label says something of the pair?"""
+        return self.reference is not None and not self.failed_gates
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
@@ -261,6 +268,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         depth=depth,
         inside_layers=inside_layers(rows.deltas),
         outside_layers=outside_layers(rows.deltas),
+        coherence=coherence(rows.deltas),
         quarters=_quarters(depth),
         unchanged=unchanged_modules(rows.tensors),
         without_base=_without_base(rows.alone),
@@ -545,8 +553,6 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
             "parameters": int(group["parameters"].sum()),
             "energy": _number(group["energy"].sum()),
             "parameter_share": _parameter_share(group, rows),
-            "equivalent_directions": _number(group["equivalent_directions"].astype(float).median()),
-            "coherent": int(group["equivalent_directions"].notna().sum()),
         }
         bounds = _bounds(intervals | whole.intervals, blocks)
         found.append(row_of(ModuleRow, medians, counted, whole.figures, bounds))

@@ -121,14 +121,6 @@ class ParameterShare:
 
 
 @dataclass(frozen=True)
-class Coherence:
-    """Medians over a group of matrices of what is comparable over shapes."""
-
-    equivalent_directions: float | None  # as coherent as so many equal directions; no count of directions
-    coherent: int  # matrices that have it
-
-
-@dataclass(frozen=True)
 class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _Component):
     """What became of one component."""
 
@@ -142,7 +134,7 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class ModuleRow(Coherence, ParameterShare, Intervals, Energies, Medians, _Module):
+class ModuleRow(ParameterShare, Intervals, Energies, Medians, _Module):
     """The figures of one module of a component."""
 
 
@@ -162,6 +154,17 @@ class LayerRow:
     up_effective_rank_shift: float | None  # of the MLP up-projections; the median of several experts
     reading_participation_ratio: float | None  # directions of the residual stream
     writing_participation_ratio: float | None  # directions of the residual stream
+
+
+@dataclass(frozen=True)
+class CoherenceRow:
+    """How coherent the changes of one module inside layers are, comparable over shapes."""
+
+    component: str
+    module: str
+    matrices: int  # that changed
+    coherent: int  # of these, matrices that have equivalent_directions
+    equivalent_directions: float | None  # median; as coherent as so many equal directions, no count of directions
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -21,9 +21,11 @@ from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
+from shadow.findings.finding import ANSWERS
 from shadow.findings.footprint import GATES, MARGIN
-from shadow.findings.lineage import lineage
-from shadow.findings.reference import runs
+from shadow.findings.gains import MEASURED_BY_OTHERS
+from shadow.findings.lineage import following, lineage, read_step
+from shadow.findings.reference import bases_of, runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
@@ -77,6 +79,10 @@ def write_page(
             if list(folders) == [run]:
                 raise
             unreadable.append((where, error))
+    read = [folder for folder in folders if _below(folder, run) not in dict(unreadable)]
+    for number in following([(one.summary.base, one.summary.tuned) for one in found]):
+        step = read_step(read[number])
+        found[number] = replace(found[number], step=step and replace(step, folder=found[number].where))
     missing = [Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable]
     content = page_bytes(found, _title(run), [*missing, *_missing(run, folders)])
     with writing(output.parent):
@@ -112,6 +118,9 @@ def page_bytes(
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
+        answers=ANSWERS,
+        measured_by_others=MEASURED_BY_OTHERS,
+        bases_of=bases_of,
         reasons={name: reason.text for name, reason in REASONS.items()},
         regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from shadow.findings.depth import LAYERS
-from shadow.findings.lineage import Step, step_of
+from shadow.findings.lineage import Step
 from shadow.findings.reference import OPTIMIZERS, Position, runs
 from shadow.findings.summary import Summary, read_summary
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
@@ -112,9 +112,7 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
         "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
     }
     skipped = _skipped(tensors, max(40, LISTED // pairs))
-    is_step = provenance["settings"].get("relation") != "sibling"
-    step = step_of(summary, provenance, rows, where) if is_step else None
-    return PairSection(number, where, summary, provenance, skipped, script_json(drawn), step)
+    return PairSection(number, where, summary, provenance, skipped, script_json(drawn))
 
 
 def reference_distributions(place: Position | None, table: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
