@@ -334,8 +334,8 @@ CARD = """---
 # Spectra of model weights and of their deltas
 
 Written by shadow {version} (the Python package shadow-audit), schema {schema}. For every pair of a base model and a
-model tuned from it: the spectrum of every weight matrix of both and of its delta (tuned - base), and diagnostics of these
-spectra. `shadow schema` and the metadata of every column say what the columns are.
+model tuned from it: the spectrum of every weight matrix of both and of its delta (tuned - base), and diagnostics of
+these spectra. `shadow schema` and the metadata of every column say what the columns are.
 
 ```python
 from datasets import load_dataset
