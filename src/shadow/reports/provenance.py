@@ -244,7 +244,7 @@ def _check_metadata(metadata: Any) -> None:
     if not all(isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))):
         raise TypeError
     mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    if type(metadata["schema"]) is not int or not all(isinstance(one, dict) for one in mappings):
+    if type(metadata["schema"]) is not int or not all(isinstance(mapping, dict) for mapping in mappings):
         raise TypeError
     seconds = metadata.get("seconds") or 0.0
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
