@@ -15,11 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from shadow.findings.summary import Summary, read_summary
 from shadow.findings.summary_rows import CheckpointSide
 from shadow.places.groups import ATTENTION, MLP
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Provenance
 from shadow.reports.tables import read_tables
 
@@ -151,10 +152,15 @@ def read_step(folder: Path) -> Step | None:
     summary, metadata = read_summary(folder)
     if metadata["settings"].get("relation") == "sibling":
         return None
-    return step_of(summary, metadata, read_tables(folder, ["matrices"])["matrices"].to_pandas(), str(folder))
+    return step_of(
+        summary,
+        cast("ReportMetadata", metadata),
+        read_tables(folder, ["matrices"])["matrices"].to_pandas(),
+        str(folder),
+    )
 
 
-def step_of(summary: Summary, metadata: Mapping[str, Any], matrices: pd.DataFrame, folder: str) -> Step:
+def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, folder: str) -> Step:
     """A report as a step, from its summary, its provenance and its matrices."""
     start, end = _stages_of(summary.pair)
     inside = summary.inside_layers
