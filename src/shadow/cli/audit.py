@@ -292,9 +292,14 @@ def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
 
 def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     """The summaries of what was audited, with what came of the rules where there are any."""
-    return [
-        one.summary.as_json() | ({"judged": one.as_json()} if one.verdicts else {}) for one in judged if one.summary
-    ]
+    summaries = []
+    for judgement in judged:
+        if judgement.summary is not None:
+            summary = judgement.summary.as_json()
+            if judgement.verdicts:
+                summary["judged"] = judgement.as_json()
+            summaries.append(summary)
+    return summaries
 
 
 def tell_left_out(selection: Selection) -> None:

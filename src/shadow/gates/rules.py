@@ -121,10 +121,10 @@ def parse_rule(text: str, **more: Any) -> Rule:
     """
     if len(text) > LONGEST:
         raise UsageError(f"{text[:40]!r}... is too long for a rule", HINT)
-    found = EXPRESSION.fullmatch(text)
-    if not found:
+    match = EXPRESSION.fullmatch(text)
+    if not match:
         raise UsageError(f"{text!r} is not a rule", HINT)
-    figure, comparison, wanted = found.groups()
+    figure, comparison, wanted = match.groups()
     if comparison not in COMPARISONS:
         close = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
         hint = f"did you mean {close!r}?" if close else f"one of {' '.join(COMPARISONS)}"

@@ -110,21 +110,21 @@ def select(
     entries = dict.fromkeys([*(ListEntry("", target) for target in targets if not typed), *listing])
     named = [entry for entry in entries if isinstance(entry.names, str)]
     families = load_families(registry) if named or tags or typed else {}
-    found: dict[Pair, None] = dict.fromkeys(given)
+    chosen: dict[Pair, None] = dict.fromkeys(given)
     if typed:
-        found |= dict.fromkeys(pairs_of_references(targets, families))
+        chosen |= dict.fromkeys(pairs_of_references(targets, families))
     passed: dict[str, None] = {}
     looked_up: dict[str, Matches] = {}
     for entry in entries:
         if isinstance(entry.names, Pair):
-            found[entry.names] = None
+            chosen[entry.names] = None
             continue
         if entry.names not in looked_up:
             with _asked(entry):
                 looked_up[entry.names] = find_targets(entry.names, families)
-        found |= dict.fromkeys(looked_up[entry.names].pairs)
+        chosen |= dict.fromkeys(looked_up[entry.names].pairs)
         passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
-    pairs = tuple(found)
+    pairs = tuple(chosen)
     if tags:
         if given or len(named) < len(entries):
             raise UsageError("--tag is about families of the registry", "a pair given by its checkpoints has no tags")
@@ -200,12 +200,12 @@ def _tagged(pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[st
     """Those of the pairs that are of the tagged families; all of these where nothing was named."""
     names = {family.name for family in tagged}
     kept = [pair for pair in pairs if pair.family in names]
-    found = kept if named else [pair for family in tagged for pair in family.pairs]
-    if not found:
+    chosen = kept if named else [pair for family in tagged for pair in family.pairs]
+    if not chosen:
         which = f"the {'tags' if len(tags) > 1 else 'tag'} {' and '.join(map(short, tags))}"
-        told = f"none of what was named has {which}" if named else f"no family with {which} has a pair to compare"
-        raise UsageError(told, "`shadow families --tag` lists those that do")
-    return tuple(found)
+        message = f"none of what was named has {which}" if named else f"no family with {which} has a pair to compare"
+        raise UsageError(message, "`shadow families --tag` lists those that do")
+    return tuple(chosen)
 
 
 def shown(listed: str) -> str:
