@@ -398,6 +398,11 @@ def test_a_copy_in_another_format_fits(tmp_path):
     assert "1.00 times the rounding of its storage" in found["quantised_copy"].reason
 
 
+def test_decay_is_not_excluded_where_it_would_have_been_rounded_away(tmp_path):
+    """A cosine of 0 says nothing of an update that storage took."""
+    assert answers(told(tmp_path, model(**ROUNDED)))["weight_decay"].answer == "cannot_be_excluded"
+
+
 def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
     """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
     own = [one for one in runs() if one["optimizer"] == "muon" and one["short_side"] == 64]

@@ -693,6 +693,13 @@ def _always(code: str, reason: str) -> Explanation:
     return _explained(code, "cannot_be_excluded", reason, {})
 
 
+def _is_lost(summary: Summary) -> bool:
+    """Was so much rounded away, or may have been, that what is stored does not tell of the update?"""
+    inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
+    unknown = _count(inside, "rounded_away") + (_count(inside, "unexplained") if floor is None or floor < CLEAR else 0)
+    return 2 * unknown >= max(1, _count(inside, "matrices"))
+
+
 def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
     return Explanation(code, EXPLANATIONS[code], answer, reason, figures)
 
@@ -786,9 +793,14 @@ def _short_run(told: _Told) -> Explanation:
 
 
 def _weight_decay(told: _Told) -> Explanation:
-    code, value = "weight_decay", told.inside("decay_cosine")
+    summary, code, value = told.summary, "weight_decay", told.summary.inside_layers.get("decay_cosine")
     if value is None:
         return _explained(code, "cannot_be_excluded", "the report does not say whether the weights shrank", {})
+    if _is_lost(summary):
+        return _explained(
+            code, "cannot_be_excluded", "decay of less than half a step of the format leaves no trace", {}
+        )
+    told.inside("decay_cosine")
     cosine = f"{value:.2f}".replace("-0.00", "0.00")
     if value <= SHRINKS:
         return _explained(code, "fits", f"the change points against the weights (median cosine {cosine})", told.figures)
