@@ -97,9 +97,3 @@ def cost() -> str:
     names = {"wall, s": "seconds", "CPU, s": "CPU seconds", "resident, GiB": "resident memory, GiB"}
     names |= {"anonymous, GiB": "of it not file cache, GiB"}
     return "\n".join([*out, *(f"| {what} | {' | '.join(rows[name])} |" for name, what in names.items())])
-
-
-def opening() -> str:
-    """What the README says before its first heading of a part, for the first page of the site."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return text.partition("\n## ")[0].partition("\n")[2].strip().replace("](#", "](../README.md#")

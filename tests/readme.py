@@ -1,4 +1,4 @@
-"""Writes registry/schema.json, docs/schema.md and the generated parts of the README and docs/; --check: are they new?
+"""Writes registry/schema.json, docs/schema.md, the README's picture and generated parts; --check: are they new?
 
 In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
 """
@@ -16,8 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chains
 import pages
 import pandas as pd
+import picture
 
 from shadow.findings.footprint import GATES
 from shadow.findings.reference import calibration
@@ -84,14 +86,31 @@ def compared_demo() -> str:
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
 
 
+def planted_lineage() -> str:
+    """The stages of a planted chain, as a person sees them."""
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        stages = chains.plant(top)
+        own = chains.registry(top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
+        shadow("audit", "toy", "--registry", own, "-o", top / "reports")
+        return shadow("lineage", "toy", "--registry", own, "-o", top / "reports")
+
+
 def row_of_demo() -> str:
-    """One row of the demo's report: the MLP up-projection of layer 1, some of its columns."""
+    """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what they say."""
     names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo:base..narrow", "-o", folder)
         rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
     row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[[*names, "concentration", "spikes"]]
-    return row.to_string(index=False, float_format="{:.3g}".format)
+    told = row.iloc[0]
+    words = (
+        f"In words: training moved the up-projection of layer {told['layer']:.0f} by {told['relative_norm']:.1%} "
+        f"of its norm.\nThe change has about {told['participation_ratio']:.0f} directions. The same entries with "
+        f"random signs would have about {told['null_participation_ratio']:.0f}."
+    )
+    shown = row.to_string(index=False, float_format="{:.3g}".format)
+    return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"
 
 
 PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out": "held-out"}
@@ -112,8 +131,8 @@ def scored_demo() -> str:
         file = Path(folder) / "scores.csv"
         file.write_text(demo_scores(), encoding="utf-8")
         text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(str(file), file.name)
-    line = text[text.index("\nscores ") : text.index("\ngates ")]
-    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('By module')].strip()}"
+    line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
+    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('How far each')].strip()}"
 
 
 def score_columns() -> str:
@@ -199,12 +218,12 @@ def schema_document() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
-    "opening": pages.opening,
+    "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "modules": pages.modules,
     "cost": pages.cost,
     "pitfalls": pages.pitfalls,
-    "row": lambda: fenced(row_of_demo()),
+    "row": row_of_demo,
     "families": lambda: fenced(shadow("families", "--tag", "stages")),
     "notation": lambda: NOTATION,
     "identity": lambda: table(IDENTITY, formulas=False),
@@ -265,7 +284,8 @@ def written() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    new = {**written(), SCHEMA: shadow("families", "--schema") + "\n", TABLES_OF_REPORTS: schema_document()}
+    new = {**written(), **picture.pictures()}
+    new |= {SCHEMA: shadow("families", "--schema") + "\n", TABLES_OF_REPORTS: schema_document()}
     if "--check" in sys.argv:
         stale = [
             file.name for file, text in new.items() if not file.is_file() or file.read_text(encoding="utf-8") != text

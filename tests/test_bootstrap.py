@@ -17,11 +17,13 @@ from shadow.findings.bootstrap import (
     Blocks,
     blocks_of,
     cut,
+    distinct_draws,
     draws,
     expanded_tail,
     holm,
     interval,
     interval_of_median,
+    intervals_of_medians,
     medians,
     sign_flip_p,
 )
@@ -51,7 +53,7 @@ def test_medians_are_those_of_the_repeated_rows(components, modules):
     values, names, layers = table(6, modules, components)
     blocks = blocks_of(names, layers)
     counts = draws(blocks.sizes)[:200]
-    found = medians(values, blocks.codes, counts)
+    found = medians(values[:, None], blocks.codes, counts)[0]
     for count, median in zip(counts, found, strict=True):
         times = np.where(blocks.codes < 0, 1, count[blocks.codes])
         assert median == np.median(np.repeat(values, times))
@@ -75,13 +77,36 @@ def test_components_keep_their_numbers_of_layers(sizes):
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
 
 
+@pytest.mark.parametrize("sizes", [(4,), (6,), (2, 3), (12,)])
+def test_draws_that_repeat_are_taken_as_often_as_they_were_drawn(sizes):
+    """Written out again, distinct draws are the draws, in another order; of 12 layers they are as they were."""
+    counts, times = distinct_draws(sizes)
+    again, every = np.repeat(counts, times, axis=0), draws(sizes)
+    np.testing.assert_array_equal(again[np.lexsort(again.T)], every[np.lexsort(every.T)])
+    assert len(counts) == (DRAWS if sizes == (12,) else len(np.unique(every, axis=0)))
+
+
+@pytest.mark.parametrize(("layers", "modules"), [(3, 2), (4, 1), (6, 3), (9, 1), (20, 10)])
+def test_intervals_of_many_columns_are_those_of_each(layers, modules):
+    """The bounds of each column are those over all its draws, also where rows are null in some columns only."""
+    _, names, places = table(layers, modules)
+    columns = RNG.standard_normal((len(names), 7))
+    columns[:2, 1] = columns[-1, 2] = columns[:2, 3] = columns[:, 4] = np.nan
+    columns[0, 5] = np.inf
+    blocks = blocks_of(names, places)
+    for values, found in zip(columns.T, intervals_of_medians(columns, blocks), strict=True):
+        kept = ~np.isnan(values)
+        own = blocks.where(kept)
+        assert found == interval(lambda k, v=values[kept], own=own: medians(v[:, None], own.codes, k)[0], own)
+
+
 @pytest.mark.parametrize("layers", [4, 5])
 def test_few_layers_are_drawn_in_every_way(layers):
     """The medians are those of NumPy over every ordered draw of layers, and the bounds are their whole range."""
     values = np.random.default_rng(1).normal(size=(layers, 3))
     expected = [np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)]
     flat, blocks = by_layer(values)
-    found = medians(flat, blocks.codes, draws((layers,)))
+    found = medians(flat[:, None], blocks.codes, draws((layers,)))[0]
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))
     assert interval_of_median(flat, blocks).bounds == (
         np.median(values, axis=1).min(),

@@ -8,16 +8,18 @@ import sys
 from math import prod
 
 import pytest
+from reports import uniform
 
 from shadow.audits import pair as run_module
-from shadow.audits.pair import Settings, plan_pair, run_pair
-from shadow.audits.plan import Access
+from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
 from shadow.audits.schedule import Schedule, Visit
 from shadow.checkpoints.opening import _weight_map
 from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges
+from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.places.names import name_rules
+from shadow.reports.tables import read_table, read_tables
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -85,10 +87,10 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
     def work(folder):
         pair = Pair("f", "p", *(Reference(str(folder / side), True) for side in ("base", "tuned")))
         if what == "plan":
-            plan_pair(pair, settings, tmp_path / "out", jobs=1, access=Access(), say=lambda text: None)
+            plan_pair(pair, settings, tmp_path / "out", Runtime(jobs=1))
             return
         with pytest.raises(BegunError):
-            run_pair(pair, settings, tmp_path / folder.name / "out", jobs=1, show=begin)
+            run_pair(pair, settings, tmp_path / folder.name / "out", Runtime(jobs=1, show=begin))
 
     counts = []
     for experts in (20, 40, 80):
@@ -150,3 +152,20 @@ def test_shard_names_of_an_index_are_looked_at_once_each():
     )
     many = {"weight_map": {str(n): f"a{n}.safetensors" for n in range(100)}}
     assert few < 0.5 * steps(lambda: _weight_map(many, "i", ".safetensors"))
+
+
+def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
+    """12 matrices in 4 layers: 50,000 instructions where data frames and single bootstraps took 1,500,000.
+
+    And reading their table takes no look through all columns for each of them.
+    """
+    folder = uniform(tmp_path / "x", 0.3, layers=4)
+    tables = read_tables(folder, ("matrices", "tensors"))
+    rows = Matrices(tables["matrices"])
+
+    def draw():
+        return drawn_cells(rows, cells_of(rows, tables["tensors"]), pairs=300)
+
+    assert draw()["modules"]["delta"]["concentration"][0] == [0.3, [0.3, 0.3], 4, 0.875]
+    assert steps(draw) < 100_000
+    assert steps(lambda: read_table(folder, "matrices")) < 19_000

@@ -15,9 +15,12 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
+import models
 import pages
 import pandas as pd
+import picture
 import pytest
 import readme
 import tutorial
@@ -30,7 +33,11 @@ from shadow.targets.families import load_families
 from shadow.targets.lists import read_list
 
 ROOT = readme.ROOT
-PAGES = (*readme.MARKED, ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md")
+PAGES = (
+    *readme.MARKED,
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+)
+START = ROOT / "docs" / "start.md"
 RUN_ELSEWHERE = {"ci.md", "tutorial.md"}  # tests/test_workflow.py, and tests/test_real.py with the weights
 SITE = ROOT / "docs" / "site" / "mkdocs.yml"
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
@@ -99,7 +106,7 @@ def test_anchors_are_those_of_github():
     """Code and punctuation in a heading, and the words between."""
     found = anchors(ROOT / "docs" / "compare.md")
     assert {"compare-reports", "the-file-of-compare--o"} <= set(found)
-    assert "exit-codes-and-variables" in anchors(readme.README)
+    assert {"how-to-read-the-result", "cite"} <= set(anchors(readme.README))
 
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
@@ -139,6 +146,7 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
     """In its order, with the demo's checkpoints where others are named; but those that are marked as not run."""
     demo = ROOT / "registry" / "demo"
     here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
+    here |= {"./base": demo / "base", "./tuned": demo / "narrow"}
     with Hub() as hub:
         for base, tuned in (("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"), ("org/base", "org/tuned")):
             hub.add(base, demo / "base", revisions={"v1.0": demo / "base"})
@@ -152,9 +160,72 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
         assert json.loads(summary.read_text())["figures"]["matrices"] == 30
 
 
-def test_the_session_of_the_readme_needs_nothing_that_is_not_there():
+def test_the_readme_is_read_in_one_go():
+    """At most 150 lines, and one sentence before the picture."""
+    text = readme.README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    title, sentence, rest = text.split("\n\n", 2)
+    assert title == "# shadow"
+    assert re.fullmatch(r"[^.]+\.", sentence)
+    assert rest.startswith("<picture>")
+
+
+def test_counts_of_the_pages_are_those_of_the_code():
+    """Families of released models (all but the demo), and kinds of models that the tests save and pair."""
+    families = len(load_families()) - 1
+    assert f"lists {families} families" in readme.README.read_text(encoding="utf-8")
+    kinds = f"{len(models.FAMILIES | models.KINDS)} kinds of models"
+    assert kinds in (ROOT / "docs" / "registry.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("file", picture.FILES, ids=lambda file: file.stem)
+def test_pictures_are_legible_and_load_nothing(file):
+    """Every colour of text has a contrast of at least 4.5 with the background; no address but the namespace's."""
+    text = file.read_text(encoding="utf-8")
+    assert file.name in readme.README.read_text(encoding="utf-8")
+    root = ElementTree.fromstring(text)
+    assert picture.COMMAND in root.attrib["aria-label"]
+    assert set(re.findall(r"[\w.:-]*//[^\s\"']*", text)) == {"http://www.w3.org/2000/svg"}
+    (background,) = re.findall(r'<rect fill="(#\w{6})" stroke', text)
+    colours = set(re.findall(r"fill: (#\w{6})", text))
+    assert len(colours) >= 3
+    assert min(contrast(colour, background) for colour in colours) >= 4.5
+
+
+def contrast(*colours):
+    """The ratio of relative luminances by WCAG 2, from 1 to 21."""
+    levels = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in colours]
+    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in level] for level in levels]
+    dark, light = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_black_on_white_has_the_greatest_contrast():
+    """21, as WCAG defines it; a colour has 1 with itself."""
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#0969da", "#0969da") == 1
+
+
+@pytest.mark.slow
+def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
+    """The README's first block in a fresh shell: what `make demo` runs once it has installed, then each line below."""
+    bin = Path(sys.executable).parent
+    if not (bin / "activate").is_file():
+        pytest.skip("this Python is not of a virtual environment")
+    first, *others = blocks(readme.README, "console")[0].splitlines()
+    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndemo: setup")[2].splitlines()[1].strip()
+    assert first.startswith("$ make demo ")
+    (tmp_path / ".venv").symlink_to(bin.parent)
+    lines = [recipe.replace("$(BIN)", ".venv/bin"), *(line.removeprefix("$ ") for line in others)]
+    command = ["env", "-i", "PATH=/usr/bin:/bin", f"HOME={tmp_path}", "bash", "-ec", "\n".join(lines)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("base..narrow") >= 2  # of the audit, and of the command after it
+
+
+def test_the_session_of_the_start_needs_nothing_that_is_not_there():
     """It has over a dozen commands, begins with the audit that the others read, and names no file of the reader's."""
-    text = readme.README.read_text(encoding="utf-8").partition("These run as they stand")[2]
+    text = START.read_text(encoding="utf-8").partition("These run as they stand")[2]
     lines = [shlex.split(line[2:], comments=True)[1:] for line in BLOCK.search(text)[3].splitlines()]
     assert len(lines) > 12
     assert lines[0] == ["audit", "demo"]
@@ -207,8 +278,9 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
     """Both run as they stand on the demo's report."""
     import duckdb
 
-    assert "attn.q" in printed_by(blocks(readme.README, "python")[0])
-    (sql,) = blocks(readme.README, "sql")
+    for page in (readme.README, START):
+        assert "attn.q" in printed_by(blocks(page, "python")[0])
+    (sql,) = blocks(START, "sql")
     with duckdb.connect() as connection:
         rows = connection.sql(sql).fetchall()
     assert len(rows) == 5
@@ -280,10 +352,11 @@ def test_the_pool_outlives_a_worker(tmp_path):
 
 
 def test_family_files_that_are_shown_load(tmp_path):
-    """The one of the README and the tutorial's, with the pairs that the text speaks of."""
+    """The one of the registry's page and the tutorial's, with the pairs that the text speaks of."""
     found = {}
-    for name, text in (("a", blocks(readme.README, "yaml")[0]), ("b", blocks(tutorial.PAGE, "yaml")[0])):
-        (tmp_path / f"{name}.yaml").write_text(text)
+    pages_of = {"a": ROOT / "docs" / "registry.md", "b": tutorial.PAGE}
+    for name, page in pages_of.items():
+        (tmp_path / f"{name}.yaml").write_text(blocks(page, "yaml")[0])
     for family in ("my-7b", "rxnfp"):
         found[family] = [pair.name for pair in load_families(tmp_path)[family].pairs]
     assert found == {"my-7b": ["base..sft", "sft..dpo"], "rxnfp": ["base..ft", "base..ft-10k"]}
@@ -303,12 +376,12 @@ def test_every_source_of_a_column_is_cited():
     assert not [(author, year) for author, year in named if not re.search(rf"{author}\b.* {year}", text)]
 
 
-def test_every_variable_that_is_read_is_in_the_readme():
+def test_every_variable_that_is_read_is_on_the_page_of_commands():
     """Of the names that the package reads from its environment."""
     source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
     read = set(re.findall(r"environ(?:\.get\(|\.setdefault\(|\[)\"(\w+)\"", source))
     read |= set(re.findall(r'"(HF_\w+|HUGGING_FACE_\w+)"', source)) | set(re.findall(r'envvar="(\w+)"', source))
-    told = readme.README.read_text(encoding="utf-8").partition("## Exit codes and variables")[2]
+    told = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Variables")[2]
     assert {"SHADOW_REGISTRY", "HF_TOKEN", "GITHUB_STEP_SUMMARY"} <= read
     assert not [name for name in read if f"`{name}`" not in told]
 
@@ -324,7 +397,7 @@ def test_every_page_is_in_the_navigation():
     """And nothing else but the pages that the hooks add."""
     text = SITE.read_text(encoding="utf-8")
     nav = set(re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE))
-    added = {"guide.md", "changelog.md", "benchmarks.md"}
+    added = {"index.md", "changelog.md", "benchmarks.md"}
     assert nav == {file.name for file in (ROOT / "docs").glob("*.md")} | added
     assert "font: false" in text
 
@@ -360,6 +433,17 @@ def test_the_site_has_every_module_and_command(site):
         assert f'id="{name}"' in python
     commands = (folder / "cli" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="{path.replace(" ", "-")}"' in commands for path, _ in pages.commands())
+
+
+@pytest.mark.slow
+def test_the_site_shows_the_notebook_with_what_its_cells_made(site):
+    """A page in the navigation: prose, code, the report's heat map, the printed verdict; api.md leads there."""
+    page = (site[0] / "notebook" / "index.html").read_text(encoding="utf-8")
+    assert "<h1" in page
+    assert "<svg" in page
+    assert ">more concentrated" in page.replace("\n", "")
+    python = (site[0] / "api" / "index.html").read_text(encoding="utf-8")
+    assert 'href="../notebook/"' in python.partition("<article")[2]
 
 
 @pytest.mark.slow

@@ -62,9 +62,13 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
     metadata = pq.read_schema(folder / "matrices.parquet").metadata
     matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
     if spectra:
-        kept = [column.name for column in SPECTRA if column.name != "sigma"]
+        kept = [column.name for column in SPECTRA if column.type != "floats"]
         found = [{name: row[name] for name in kept} | {"sigma": random.random(5).tolist()} for row in matrices]
-        found[0]["sigma"] = [1.0, math.nan, 0.0]
+        found[0] |= {
+            "sigma": [1.0, math.nan, 0.0],
+            "binade_entries": [0.5, 0.0, 0.5],
+            "binade_changed": [1.0, None, 0.5],
+        }
         put(folder / "spectra.parquet", found, SPECTRA, metadata)
     if residual:
         row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2, "energy": 0.1}
@@ -416,7 +420,7 @@ def test_without_duckdb_the_hint_says_what_to_install(folders, tmp_path, monkeyp
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
     with pytest.raises(ShadowError, match="not installed") as caught:
         export(folders, "duckdb", tmp_path / "x.duckdb")
-    assert caught.value.hint == "pip install duckdb"
+    assert caught.value.hint == "pip install 'shadow-audit[duckdb]'"
     assert not list(tmp_path.iterdir())
 
 

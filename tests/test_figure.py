@@ -52,7 +52,7 @@ def toy(folder, layers=6, modules=MODULES, experts=0, spectra=True, component="l
     write(folder, rows, **told)
     if spectra:
         metadata = pq.read_schema(folder / "matrices.parquet").metadata
-        kept = [column.name for column in SPECTRA if column.name != "sigma"]
+        kept = [column.name for column in SPECTRA if column.type != "floats"]
         found = []
         for row in pq.read_table(folder / "matrices.parquet").to_pylist():
             sigma = np.sort(random.random(40))[::-1] * (0.2 if row["subject"] == "delta" else 2)

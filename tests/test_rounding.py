@@ -181,6 +181,34 @@ def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dty
     assert abs(purity(D) / purity(d) - 1) > 0.2  # as stored it is far off
 
 
+def test_changes_by_binade_are_those_of_a_loop_and_of_upper_tails():
+    """entries and changed are counted; of a normal update of scale s, 2 Q(ulp / 2 s) of a binade change."""
+    base, tuned, d = stored_pair("BF16", 2e-3, share=0.0)
+    found = undo(base, tuned).binades
+    b, D = wide(base), wide(tuned) - wide(base)
+    top = math.frexp(np.abs(b).max())[1] - 1
+    binade = np.minimum(top - (np.frexp(b)[1] - 1), rounding.BINADES - 1)
+    assert found.entries.sum() == pytest.approx(1.0)
+    s = np.linalg.norm(d) / math.sqrt(d.size)
+    for k in range(len(found.entries)):
+        own = D[binade == k]
+        assert found.entries[k] == pytest.approx(len(own) / D.size)
+        if not len(own):
+            assert math.isnan(found.changed[k])
+            continue
+        assert found.changed[k] == pytest.approx((own != 0).mean())
+        ulp = math.ldexp(1.0, top - k - 7)
+        assert found.expected[k] == pytest.approx(math.erfc(ulp / 2 / s / math.sqrt(2)), abs=0.02)
+
+
+def test_a_master_copy_changes_more_of_the_large_binades_than_a_stored_base_would():
+    """Both sides rounded from float32: large weights change that a stored base would leave."""
+    W, d = update(relative=1e-3)
+    found = undo(narrow(W, "BF16"), narrow(W + d, "BF16")).binades
+    largest = int(np.argmax(found.entries > 0.05))
+    assert found.changed[largest] > 1.3 * found.expected[largest]
+
+
 def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
     """zero_share_expected is the share that did not change; with most entries masked, there are more."""
     base, tuned, d = stored_pair("BF16", 2e-3)

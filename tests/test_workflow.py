@@ -14,6 +14,7 @@ import junitparser
 import pytest
 import yaml
 
+from shadow import __version__
 from shadow.gates.rules import read_policy
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +66,12 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def workflow():
-    return yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
+    """The example, with the installed package in place of the wheel, which would be installed over it."""
+    told = yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
+    (job,) = told["jobs"].values()
+    assert job["env"]["SHADOW"].endswith(f"/shadow_audit-{__version__}-py3-none-any.whl")
+    job["env"]["SHADOW"] = "shadow-audit"
+    return told
 
 
 @pytest.mark.slow

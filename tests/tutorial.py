@@ -64,11 +64,11 @@ def _run(command: list[str], folder: Path) -> str:
 
 
 def _same_everywhere(text: str, folder: Path, wheel: Path) -> str:
-    """Without what differs from machine to machine: folders, seconds, memory."""
+    """Without what differs from machine to machine: folders, seconds, memory, cores."""
     text = SOURCE.sub(lambda match: match[1] + _one_line(match[2], str(wheel.resolve())), text)
     for place in (str(wheel.resolve()), str(folder)):
         text = text.replace(f"{place}/rxnfp/models/transformers", "...").replace(f"{place}/", "")
-    text = re.sub(r"(?m)^(memory|time  ) .*\n?", "", text).rstrip("\n")
+    text = re.sub(r"(?m)^(memory|cores |time  ) .*\n?", "", text).rstrip("\n")
     return re.sub(r", [\d.]+ s$", ", 18 s", text, flags=re.MULTILINE)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import INTEGERS
@@ -27,7 +26,7 @@ def owner_of(name: str) -> tuple[str, str]:
     return owner, piece
 
 
-def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, str]:
+def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> dict[str, str]:
     """The format of every module that holds packed integers, by the module's name."""
     rules = name_rules()
     said = _said_format(config)
@@ -43,17 +42,17 @@ def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
             ranks[owner] = min(rank, ranks.get(owner, rank))
         elif info.dtype in PACKING and (piece == "weight" or (said and len(info.shape) >= 2)):
             unnamed[owner if piece == "weight" else name] = said or "packed integers of an unknown format"
-    found = {owner: rules.packed[rank].format for owner, rank in ranks.items()}
+    formats = {owner: rules.packed[rank].format for owner, rank in ranks.items()}
     if said:  # the config knows which of two formats of the same names it is
-        found = {owner: said if said in name.split(" or ") else name for owner, name in found.items()}
-    return unnamed | found
+        formats = {owner: said if said in name.split(" or ") else name for owner, name in formats.items()}
+    return unnamed | formats
 
 
 def _integers(*infos: TensorInfo | None) -> bool:
     return any(info is not None and info.dtype in INTEGERS for info in infos)
 
 
-def _said_format(config: Mapping[str, Any]) -> str | None:
+def _said_format(config: Mapping[str, object]) -> str | None:
     """What the config calls its quantisation, in known words; MLX writes no method."""
     rules = name_rules()
     facts = Facts(config)

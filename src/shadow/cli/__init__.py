@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import audit, console, exports, gate, lab, lookup, plan, reports
+from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports
 from shadow.errors import ShadowError, UsageError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 _lab = typer.Typer(
-    name="lab", help="Controlled interventions on tiny models, whose truth is known.", no_args_is_help=True
+    name="lab", help="Experiments with small models that are trained on known data.", no_args_is_help=True
 )
 
 app.add_typer(_lab)
@@ -50,6 +50,7 @@ for _command in (
     exports.report,
     reports.merge,
     reports.compare,
+    lineage.lineage,
     gate.gate,
     exports.export,
     exports.figure,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,34 +16,65 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 
-def selected(
-    targets: list[str] | None,
-    base: str | None,
-    tuned: str | None,
-    registry: Path | None,
-    listed: str | None,
-    tags: list[str] | None,
-    shard: str | None,
-) -> Selection:
+@dataclass(frozen=True)
+class NamedTargets:
+    """What was typed to name pairs."""
+
+    targets: Sequence[str]
+    """Families, `family:from..to`, or globs over these."""
+
+    base: str | None
+    """A checkpoint, which goes with tuned."""
+
+    tuned: str | None
+    """The model tuned from it."""
+
+    registry: Path | None
+    """A folder with more families."""
+
+    listed: str | None
+    """A file of targets; `-` for standard input."""
+
+    tags: Sequence[str]
+    """Only families that have all of these."""
+
+    shard: str | None
+    """The share of this job, such as `2/4`."""
+
+    name: str | None = None
+    """What a pair that is given by its checkpoints is called, `family:base..tuned`."""
+
+
+def selected(named: NamedTargets) -> Selection:
+    """The pairs that are named. Raises UsageError where there is none."""
+    from shadow.targets import typed
     from shadow.targets.families import given_pair
     from shadow.targets.lists import select
     from shadow.targets.references import parse_reference
 
-    if (base is None) != (tuned is None):
+    if (named.base is None) != (named.tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    given = (
-        [given_pair(parse_reference(base), parse_reference(tuned))] if base is not None and tuned is not None else []
-    )
-    selection = select(targets or [], given, registry, listed, tags or [], shard)
+    targets, sides = named.targets, [side for side in (named.base, named.tuned) if side is not None]
+    if not sides and len(targets) == 2 and all(map(typed.is_reference, targets)):
+        targets, sides = [], list(targets)
+    given = [given_pair(*map(parse_reference, sides))] if sides else []
+    if named.name is not None:
+        if not given or targets or named.listed or named.tags:
+            raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
+        given = [typed.named(given[0], named.name)]
+    selection = select(targets, given, registry=named.registry, listed=named.listed, tags=named.tags, shard=named.shard)
     if not selection.pairs:
-        raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
+        hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
+        raise UsageError("nothing to audit", hint)
     return selection
 
 
-def access_of(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+def access_of(*, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+    """How checkpoints may be reached."""
     from shadow.audits.plan import Access
     from shadow.text import bytes_of
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    return Access(allow_pickle, offline, fetch.value, None if max_disk is None else bytes_of(max_disk))
+    most = None if max_disk is None else bytes_of(max_disk)
+    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch.value, max_disk=most)

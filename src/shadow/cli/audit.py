@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of, selected
-from shadow.cli.gate import at_fault, baselines_of, finish, judged_of, rules_of
+from shadow.cli.arguments import NamedTargets, access_of, selected
+from shadow.cli.gate import GateOptions, at_fault, baselines_of, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     Against,
     AllowMissing,
     BaseReference,
+    CacheFolder,
     Component,
     FailOn,
     FetchName,
     FetchOption,
     Format,
     FormatOption,
+    Full,
     Jobs,
+    Json,
     Junit,
     Layer,
     ListFile,
     MaxDisk,
     Module,
+    NoCache,
     Offline,
     OptimizerOption,
     Output,
     Overwrite,
+    OwnName,
     Pickle,
     PolicyFile,
     Precision,
@@ -43,14 +49,17 @@ from shadow.cli.options import (
     Targets,
     TunedReference,
 )
-from shadow.cli.scores import scores_of_pairs
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
-    from shadow.audits.pair import AuditResult, Settings
-    from shadow.audits.plan import Access
+    from rich.console import RenderableType
+
+    from shadow.audits.pair import AuditResult, Runtime, Settings
+    from shadow.audits.pairs import PairOutcome
+    from shadow.cli.console import Watch
     from shadow.findings.scores import ScoreFiles
-    from shadow.gates.verdicts import Judgement
+    from shadow.gates.rules import Rule
+    from shadow.gates.verdicts import Judgement, Measured
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -59,6 +68,7 @@ def audit(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    name: OwnName = None,
     listed: ListFile = None,
     tag: Tag = None,
     shard: ShardOption = None,
@@ -73,6 +83,8 @@ def audit(
         bool, typer.Option("--subspaces/--no-subspaces", help="Compare the leading singular subspaces.")
     ] = True,
     jobs: Jobs = None,
+    no_cache: NoCache = False,
+    cache_dir: CacheFolder = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     overwrite: Overwrite = False,
     optimizer: OptimizerOption = None,
@@ -82,7 +94,7 @@ def audit(
     max_disk: MaxDisk = None,
     offline: Offline = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 when something was skipped that should not be.")
+        bool, typer.Option("--strict", help="Exit with 3 if a tensor was skipped that should have been measured.")
     ] = False,
     fail_on: FailOn = None,
     policy: PolicyFile = None,
@@ -90,147 +102,204 @@ def audit(
     allow_missing: AllowMissing = False,
     junit: Junit = None,
     format: FormatOption = Format.table,
+    json: Json = False,
+    full: Full = False,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
 
-    A list, a glob, --tag or --shard also writes index.json and batch.parquet: how each pair stands.
+    With a list, a glob, --tag or --shard, index.json and batch.parquet say how each pair stands.
 
-    A finished report of other settings, files or commits stays as it is (exit code 1); --overwrite replaces it.
+    If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite replaces it.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
-    rules = rules_of(fail_on, policy, against, allow_missing, junit)
-    selection = selected(targets, base, tuned, registry, listed, tag, shard)
-    pairs = selection.own
+    held = GateOptions(fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit)
+    rules = rules_of(held)
+    selection = selected(
+        NamedTargets(
+            targets=targets or [],
+            base=base,
+            tuned=tuned,
+            registry=registry,
+            listed=listed,
+            tags=tag or [],
+            shard=shard,
+            name=name,
+        )
+    )
     from shadow.checkpoints.choosing import filter_of
 
     chosen = filter_of(component or [], layer or [], module or [])
-    from shadow.audits.pair import Settings
-    from shadow.outputs.terminal.rules import rules_view
+    from shadow.audits.cache_folder import default_folder
+    from shadow.audits.pair import Runtime, Settings
+    from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
 
-    method = Method(precision.value, nulls, seed, subspaces)
-    settings = Settings(method, chosen, spectra, None if optimizer is None else optimizer.value)
-    access = access_of(allow_pickle, offline, fetch, max_disk)
-    given = scores_of_pairs(scores or [], pairs)
-    baselines = baselines_of(against, [(pair.family, pair.name) for pair in pairs], allow_missing)
-
-    def judge(result: AuditResult) -> Judgement:
-        return judged_of(result, rules, baselines.get((result.summary.family, result.summary.pair)), strict)
-
+    cache = None if no_cache else cache_dir or default_folder()
+    access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    request = AuditRequest(
+        selection=selection,
+        settings=Settings(
+            method=Method(precision=precision.value, nulls=nulls, seed=seed, subspaces=subspaces),
+            chosen=chosen,
+            spectra=spectra,
+            optimizer=None if optimizer is None else optimizer.value,
+        ),
+        output=output,
+        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say),
+        scores=scores_of_pairs(scores or [], selection.own, console.say),
+        rules=rules,
+        baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own]),
+        strict=strict,
+        format=Format.json if json else format,
+        full=full,
+    )
     if selection.is_list:
-        judged, wrong = _audit_list(selection, settings, output, jobs, access, given, overwrite, judge, format)
-        finish(judged, junit, wrong_usage=wrong)
-        return
-    judged, faults = [], 0
-    for pair in pairs:
-        try:
-            show = format is Format.table
-            result = _audit_one(pair, settings, output, jobs, access, overwrite, show=show, scores=given.get(pair))
-            judged.append(judged_of(result, rules, baselines.get((pair.family, pair.name)), strict))
-        except KeyboardInterrupt:
-            console.say("stopped; the same command goes on from here")
-            raise typer.Exit(130) from None
-        except ShadowError as error:  # one failing pair does not stop the others
-            if isinstance(error, UsageError) and len(pairs) == 1:
-                raise
-            faults += isinstance(error, UsageError)
-            judged.append(at_fault(pair.family, pair.name, of_pair(error, pair, pairs)))
-            continue
-        if rules and format is Format.table:
-            console.display(rules_view(judged[-1]))
-    if format is Format.json:
-        console.show_json(_told(judged))
-    finish(judged, junit, wrong_usage=faults == len(pairs))
+        tell_left_out(selection)
+    judged, wrong_usage = _audit(request)
+    finish(judged, junit, wrong_usage=wrong_usage)
 
 
-def _audit_list(
-    selection: Selection,
-    settings: Settings,
-    output: Path,
-    jobs: int | None,
-    access: Access,
-    scores: Mapping[Pair, ScoreFiles],
-    overwrite: bool,
-    judge: Callable[[AuditResult], Judgement],
-    form: Format,
-) -> tuple[list[Judgement], bool]:
-    """Audit the pairs of a list, every one, and show how they stand; what came of each, and has none what was asked?"""
-    from shadow.audits.index import read_index
-    from shadow.audits.listing import audit_list
+@dataclass(frozen=True)
+class AuditRequest:
+    """What `shadow audit` is asked for."""
+
+    selection: Selection
+    """The pairs, and whether they make a list, which has an index."""
+
+    settings: Settings
+    """What the numbers depend on."""
+
+    output: Path
+    """The folder that reports are written below."""
+
+    runtime: Runtime
+    """How the audit runs."""
+
+    scores: Mapping[Pair, ScoreFiles]
+    """Benchmark scores, of the pairs that have any."""
+
+    rules: Sequence[Rule]
+    """The rules that reports are held against."""
+
+    baselines: Mapping[tuple[str, str], Measured]
+    """By family and pair: the earlier reports that figures must not have moved from."""
+
+    strict: bool
+    """Is it an objection that something was skipped that should not be?"""
+
+    format: Format
+    """What is printed."""
+
+    full: bool
+    """Is every figure of a pair shown?"""
+
+    @property
+    def is_alone(self) -> bool:
+        """Is this one pair that is no list? Then its fault is the fault of the command."""
+        return len(self.selection.own) == 1 and not self.selection.is_list
+
+    @property
+    def shows_each(self) -> bool:
+        """Is every report shown when it is finished?"""
+        return self.format is Format.table and not self.selection.is_list
+
+
+def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
+    """Audit every pair and show what came of it: the judgements, and whether no pair has what was asked for."""
     from shadow.gates.verdicts import Judgement
-    from shadow.outputs.terminal.batch import batch_view
-    from shadow.outputs.terminal.rules import rules_view
 
-    tell_left_out(selection)
+    pairs = request.selection.own
     judged: list[Judgement] = []
     bugs: list[Exception] = []
     wrong = 0
-    with console.list_progress(len(selection.own)) as watch:
-        try:
-            for tried in audit_list(
-                selection, settings, output, jobs=jobs, access=access, scores=scores, overwrite=overwrite,
-                say=console.say, watch=watch,
-            ):  # fmt: skip
-                wrong += isinstance(tried.fault, UsageError)
-                if tried.result is not None:
-                    try:
-                        judged.append(judge(tried.result))
-                    except ShadowError as fault:  # does not stop the others
-                        judged.append(at_fault(tried.row.family, tried.row.pair, fault))
-                elif isinstance(tried.fault, ShadowError):
-                    error = ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint)
-                    judged.append(at_fault(tried.row.family, tried.row.pair, error))
-                elif tried.fault is not None:
-                    bugs.append(tried.fault)
-                    judged.append(Judgement(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
-        except KeyboardInterrupt:
-            console.say("stopped; the same command goes on from here")
-            raise typer.Exit(130) from None
-    index = read_index(output)
-    assert index is not None
-    if form is Format.json:
-        console.show_json({**index.as_json(), "reports": _told(judged)})
-    else:
-        console.display(batch_view(index, console.out.options))
-        for one in judged:
-            if one.verdicts:
-                console.display(rules_view(one, titled=True))
+    try:
+        with console.pairs_progress(len(pairs), is_list=request.selection.is_list) as watch:
+            for outcome in _outcomes(request, watch):
+                try:
+                    judged.append(_judgement(request, outcome.finished()))
+                except ShadowError as error:  # one failing pair does not stop the others
+                    if isinstance(error, UsageError) and request.is_alone:
+                        raise
+                    wrong += isinstance(error, UsageError)
+                    named = error if request.is_alone else of_pair(error, outcome.pair)
+                    judged.append(at_fault(outcome.pair.family, outcome.pair.name, named))
+                except Exception as bug:
+                    if not request.selection.is_list or outcome.error is None:
+                        raise
+                    bugs.append(bug)
+                    judged.append(Judgement(outcome.pair.family, outcome.pair.name, fault=outcome.error.message))
+    except KeyboardInterrupt:
+        console.say("stopped; run the same command again to continue")
+        raise typer.Exit(130) from None
+    _show(request, judged)
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
-    return judged, 0 < wrong == len(selection.own)
+    return judged, 0 < wrong == len(pairs)
 
 
-def _audit_one(
-    pair: Pair,
-    settings: Settings,
-    output: Path,
-    jobs: int | None,
-    access: Access,
-    overwrite: bool,
-    *,
-    show: bool,
-    scores: ScoreFiles | None,
-) -> AuditResult:
-    from shadow.audits.pair import run_pair
+def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
+    from shadow.audits.listing import audit_list
+    from shadow.audits.pairs import audit_pairs
+
+    settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
+    if request.selection.is_list:
+        return audit_list(request.selection, settings, output, runtime, scores=scores, watch=watch)
+    return audit_pairs(request.selection.own, settings, output, runtime, scores=scores, watch=watch)
+
+
+def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
+    """What came of one report; outside of a list both are shown at once."""
+    from shadow.outputs.terminal.rules import rules_view
+
+    if request.shows_each:
+        console.display(_view(request, result))
+    baseline = request.baselines.get((result.summary.family, result.summary.pair))
+    judgement = judged_of(result, request.rules, baseline, strict=request.strict)
+    if request.shows_each and request.rules:
+        console.display(rules_view(judgement))
+    return judgement
+
+
+def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
     from shadow.outputs.terminal.summary import summary_view
 
-    with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(
-            pair, settings, output, jobs=jobs, access=access, say=console.say, show=update, scores=scores,
-            overwrite=overwrite,
-        )  # fmt: skip
-    if show:
-        console.display(summary_view(result.summary, result.provenance, result.folder, console.out.options))
-    return result
+    options = console.out.options
+    return summary_view(result.summary, result.provenance, result.folder, options, full=request.full)
+
+
+def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
+    """At the end: of a list how its pairs stand, and all that is told as JSON."""
+    from shadow.audits.index import read_index
+    from shadow.outputs.terminal.batch import batch_view
+    from shadow.outputs.terminal.rules import rules_view
+
+    if not request.selection.is_list:
+        if request.format is Format.json:
+            console.show_json(_told(judged))
+        return
+    index = read_index(request.output)
+    assert index is not None
+    if request.format is Format.json:
+        console.show_json({**index.as_json(), "reports": _told(judged)})
+        return
+    console.display(batch_view(index, console.out.options))
+    for judgement in judged:
+        if judgement.verdicts:
+            console.display(rules_view(judgement, titled=True))
 
 
 def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     """The summaries of what was audited, with what came of the rules where there are any."""
-    return [
-        one.summary.as_json() | ({"judged": one.as_json()} if one.verdicts else {}) for one in judged if one.summary
-    ]
+    summaries = []
+    for judgement in judged:
+        if judgement.summary is not None:
+            summary = judgement.summary.as_json()
+            if judgement.verdicts:
+                summary["judged"] = judgement.as_json()
+            summaries.append(summary)
+    return summaries
 
 
 def tell_left_out(selection: Selection) -> None:
@@ -242,6 +311,6 @@ def tell_left_out(selection: Selection) -> None:
         console.say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
 
 
-def of_pair(error: ShadowError, pair: Pair, pairs: tuple[Pair, ...]) -> ShadowError:
+def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
     """The fault of one pair among several."""
-    return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
+    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)

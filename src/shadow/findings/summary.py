@@ -38,10 +38,12 @@ from shadow.findings.depth import (
     ratio,
     summed,
 )
-from shadow.findings.finding import Finding, finding
+from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.grid import grid
 from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
+from shadow.findings.published import context_sentence, published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -54,9 +56,11 @@ from shadow.findings.summary_rows import (
     Claims,
     CoherenceRow,
     ComponentRow,
+    GridRow,
     LayerRow,
     ModuleRow,
     OutsideRow,
+    PublishedFigures,
     QuarterRow,
     ReportWarning,
     SkippedRow,
@@ -123,6 +127,7 @@ class Summary:
     components: list[ComponentRow]
     modules: list[ModuleRow]
     depth: list[LayerRow]
+    grid: list[GridRow]  # modules by layers
     inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
     outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
     coherence: list[CoherenceRow]  # of the modules inside layers
@@ -137,6 +142,7 @@ class Summary:
     evidence: list[Evidence]  # the figures that the label rests on
     reference: Position | None  # where the pair lies among known trainings of about its size; None: there are none
     claims: Claims
+    published: PublishedFigures  # what others published of this pair, and its place among released ones
     finding: Finding  # the answer in words, what else it may be, and what weights do not show
     scores: list[dict[str, Any]] = field(default_factory=list)
     score_groups: list[dict[str, Any]] = field(default_factory=list)
@@ -247,6 +253,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
     held = gates(rows.deltas, rows.tensors)
+    unrelated = any(gate.name == "lineage" for gate in failed(held))
     told = footprint(held, figures, intervals, metadata["settings"].get("optimizer"))
     depth = _by_layer(rows)
     found = Summary(
@@ -262,6 +269,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         components=_by_component(rows),
         modules=_by_module(rows),
         depth=depth,
+        grid=grid(rows.deltas, rows.tensors),
         inside_layers=inside_layers(rows.deltas),
         outside_layers=outside_layers(rows.deltas),
         coherence=coherence(rows.deltas),
@@ -279,9 +287,12 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         evidence=list(told.evidence),
         reference=told.position,
         claims=told.claims,
+        published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
         finding=Finding([], [], []),
     )
-    return replace(found, finding=finding(found, metadata["settings"]))
+    published = context_sentence(found.published)
+    known = None if published is None else Sentence("published", *published)
+    return replace(found, finding=finding(found, metadata["settings"], known))
 
 
 def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:

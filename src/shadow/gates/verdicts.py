@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,7 +30,8 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.provenance import finished_metadata, required_metadata
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import finished_metadata, report_metadata
 from shadow.text import several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -65,40 +67,60 @@ class RuleFigure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one rule on one report.
-
-    outcome: `met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that. detail
-    is a sentence, findings are the figures that were judged.
-    """
+    """What came of one rule on one report."""
 
     rule: Rule
+    """The rule."""
+
     outcome: Verdicts
+    """`met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
+
     detail: str
+    """A sentence for people."""
+
     findings: tuple[RuleFigure, ...] = ()
+    """The figures that were judged."""
 
     @property
     def code(self) -> int:
         """The exit code it asks for: 4 met, 1 missing; 0 if the rule is but a warning."""
-        return {"met": 4, "missing": 1}.get(self.outcome, 0) if self.rule.severity == "error" else 0
+        if self.rule.severity != "error":
+            return 0
+        return {"met": 4, "missing": 1}.get(self.outcome, 0)
 
     def as_json(self) -> dict[str, Any]:
         told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
-        figures = [asdict(one) for one in self.findings]
+        figures = [asdict(figure) for figure in self.findings]
         return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of one pair. fault: why there is no report of it. objections: reasons that --strict objects to."""
+    """What came of one pair."""
 
     family: str
+    """The family, or the last name of the tuned model."""
+
     pair: str
+    """The two stages compared, `base..tuned`."""
+
     summary: Summary | None = None
+    """The summary of its report; None where there is no report."""
+
     seconds: float | None = None
+    """How long its audit took, 0 or more; None where nothing was audited now."""
+
     verdicts: tuple[Verdict, ...] = ()
+    """What came of each rule."""
+
     notes: tuple[str, ...] = ()
+    """What a person should know of the baseline."""
+
     fault: str | None = None
+    """Why there is no report; None where there is one."""
+
     objections: tuple[str, ...] = ()
+    """Reasons for skipping that `--strict` objects to."""
 
     @property
     def name(self) -> str:
@@ -107,11 +129,16 @@ class Judgement:
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is what `show --format json` prints."""
         told = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**told, "notes": list(self.notes), "rules": [one.as_json() for one in self.verdicts]}
+        return {**told, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
 
     @property
     def code(self) -> int:
-        codes = {1 if self.fault is not None else 0, 3 if self.objections else 0, *(one.code for one in self.verdicts)}
+        """The exit code that it asks for."""
+        codes = {verdict.code for verdict in self.verdicts}
+        if self.fault is not None:
+            codes.add(1)
+        if self.objections:
+            codes.add(3)
         return first_code(codes)
 
 
@@ -140,7 +167,7 @@ class Measured:
 
     folder: Path
     label: str
-    metadata: Mapping[str, Any]
+    metadata: ReportMetadata
     summary: Summary
 
     @cached_property
@@ -195,8 +222,8 @@ class Measured:
         values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
         layers = rows["layer"].where(rows["layer"] >= 0).to_numpy(dtype=np.float64, na_value=np.nan)
-        found = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
-        return JudgedFigure(name, median, found.bounds if median is not None else None, found.reason or "")
+        interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
+        return JudgedFigure(name, median, interval.bounds if median is not None else None, interval.reason or "")
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
@@ -205,27 +232,29 @@ class Measured:
         tensors = self.report.tensors
         modules = [None] * len(tensors) if name.module is None else tensors["module"]
         covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]
-        own = tensors[np.array(covered, dtype=np.bool_)]
+        of_scope = tensors[np.array(covered, dtype=np.bool_)]
         what = ".".join(filter(None, (name.component, name.module)))
-        if own.empty:
+        if of_scope.empty:
             return f"the report has no {what}"
-        if (own["status"] == "identical").any():
+        if (of_scope["status"] == "identical").any():
             return f"{what} is identical to the base's"
-        reasons = ", ".join(sorted(set(own.loc[own["status"] == "skipped", "reason"])))
+        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"])))
         return f"{what} was not measured ({reasons})" if reasons else f"{what} has no base to differ from"
 
 
 def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    found, metadata = (summary, required_metadata(folder)) if summary is not None else read_summary(folder)
-    return Measured(folder, label, metadata, found)
+    metadata = report_metadata(folder)
+    if summary is None:
+        summary, _ = read_summary(folder)
+    return Measured(folder=folder, label=label, metadata=metadata, summary=summary)
 
 
 def _whole(folder: Path) -> Measured:
     """A baseline, all of which is read now: what is measured next may be written over it."""
-    found = read_measured(folder, "the baseline")
-    assert found.report is not None
-    return found
+    baseline = read_measured(folder, "the baseline")
+    assert baseline.report is not None
+    return baseline
 
 
 # The baseline
@@ -241,14 +270,14 @@ def read_baselines(
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
         return {pairs[0]: _whole(against)}
-    found = {}
+    baselines = {}
     for folder in folders:
         metadata = finished_metadata(folder)
         if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
-            if which in found:
+            if which in baselines:
                 raise ShadowError(f"{against} has two reports of {':'.join(which)}", "name the folder of one of them")
-            found[which] = _whole(folder)
-    return found
+            baselines[which] = _whole(folder)
+    return baselines
 
 
 def notes_on(baseline: Measured, now: Measured) -> list[str]:
@@ -256,19 +285,19 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
         return ["the baseline is this very report: nothing can have moved"]
-    found = []
-    which, this = (":".join(str(one.metadata[key]) for key in ("family", "pair")) for one in (before, after))
+    notes = []
+    which, this = (":".join(str(measured.metadata[key]) for key in ("family", "pair")) for measured in (before, after))
     if which != this:
-        found.append(f"the baseline is of another pair: {which}")
+        notes.append(f"the baseline is of another pair: {which}")
     relation, why = relate(before, after)
     if relation not in ("the same pair", "one base"):
         how = f": {why}" if relation == "different bases" else ""
-        found.append(f"the baseline does not start from the same base{how}")
-    found += settings_apart(before, after)
+        notes.append(f"the baseline does not start from the same base{how}")
+    notes += settings_apart(before, after)
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
-        found.append(f"the baseline's spread is {100 * summary.interval_level:.3g} % over {summary.layers} layers")
-    return found
+        notes.append(f"the baseline's spread is {100 * summary.interval_level:.3g} % over {summary.layers} layers")
+    return notes
 
 
 # Judging
@@ -285,7 +314,15 @@ def judge_report(
     """What comes of every rule on a report; seconds and objections are those of its audit."""
     notes = tuple(notes_on(baseline, now)) if baseline is not None else ()
     family, pair = now.summary.family, now.summary.pair
-    return Judgement(family, pair, now.summary, seconds, judge(rules, now, baseline), notes, None, objections)
+    return Judgement(
+        family,
+        pair,
+        summary=now.summary,
+        seconds=seconds,
+        verdicts=judge(rules, now, baseline),
+        notes=notes,
+        objections=objections,
+    )
 
 
 def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None) -> tuple[Verdict, ...]:
@@ -296,57 +333,62 @@ def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
     figures = [now.figure(at, rule.figure.metric) for at in places]
-    known = [(one.name, one.value) for one in figures if one.value is not None]
+    known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
     if not known and not any(now.changed(at) for at in places):
         return _missing(rule, now.why_absent(rule.figure))
     if not known:
         when = NULLS.get(rule.figure.metric)
         why = f" (null when: {when})" if when else ""
-        return _missing(rule, f"{several([one.name for one in figures], NAMED)} is null{why}")
+        return _missing(rule, f"{several([figure.name for figure in figures], NAMED)} is null{why}")
     findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
-    if met := [f"{one.figure} is {_text(one.value, rule.holds)}" for one in findings if one.met]:
-        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings)
+    if met := [f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met]:
+        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings=findings)
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
-        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings)
-    told = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
-    return Verdict(rule, "passed", told, findings)
+        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings=findings)
+    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
+    return Verdict(rule, "passed", sentence, findings=findings)
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     if baseline is None:
         return _missing(rule, "the baseline has no report of this pair")
     findings: list[RuleFigure] = []
-    left: dict[str, list[str]] = {}  # figures that cannot be judged, by the reason
+    left = defaultdict[str, list[str]](list)  # figures that cannot be judged, by the reason
     for at in baseline.places(rule.figure):
         metric = rule.figure.metric
-        for one in fnmatch.filter(baseline.with_intervals(at), metric) if {"*", "?"} & set(metric) else [metric]:
-            before = baseline.figure(at, one)
+        names = [metric]
+        if {"*", "?"} & set(metric):
+            names = fnmatch.filter(baseline.with_intervals(at), metric)
+        for name in names:
+            before = baseline.figure(at, name)
             if before.bounds is None:
                 why = (
                     "null in the baseline"
                     if before.value is None
                     else f"no spread over layers in the baseline: {before.why}"
                 )
-                left.setdefault(why, []).append(before.name)
+                left[why].append(before.name)
                 continue
-            (low, high), value = before.bounds, now.figure(at, one).value
+            low, high = before.bounds
+            value = now.figure(at, name).value
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
-            findings.append(RuleFigure(before.name, value, outside, _number(before.value), low, high))
-    rest = "; ".join(f"not judged are {several(names, NAMED)} ({why})" for why, names in left.items())
+            findings.append(RuleFigure(before.name, value, outside, before=_number(before.value), low=low, high=high))
+    rest = "; ".join(f"not judged are {several(figures, NAMED)} ({why})" for why, figures in left.items())
     if not findings:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
     rest = f"; {rest}" if rest else ""
     findings.sort(key=_distance, reverse=True)
-    if moved := [_move(one) for one in findings if one.met]:
-        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", tuple(findings))
+    moved = [_move(finding) for finding in findings if finding.met]
+    if moved:
+        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
     what = f"{findings[0].figure} is inside its spread over layers"
     if len(findings) > 1:
         what = f"{len(findings)} figures are inside their spread over layers"
-    return Verdict(rule, "passed", f"{what} in the baseline{rest}", tuple(findings))
+    return Verdict(rule, "passed", f"{what} in the baseline{rest}", findings=tuple(findings))
 
 
 def _number(value: float | str | None) -> float | None:
@@ -363,7 +405,9 @@ def _distance(finding: RuleFigure) -> float:
         return math.inf
     low, high = finding.low or 0.0, finding.high or 0.0
     outside = max(low - finding.value, finding.value - high, 0.0)
-    return outside / (high - low) if high > low else math.inf if outside else 0.0
+    if high > low:
+        return outside / (high - low)
+    return math.inf if outside else 0.0
 
 
 def _move(finding: RuleFigure) -> str:

@@ -8,18 +8,18 @@ it (undefined is null in the files). Columns that an older report lacks are miss
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from shadow.reports.columns import TABLES
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in, required_metadata
+from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in, report_metadata
 from shadow.reports.tables import of_different_audits, read_table
 
 FRAMES = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
@@ -38,7 +38,7 @@ class Report:
 
         Raises ShadowError when the folder holds no finished report, a broken one, or one of another schema.
         """
-        return Provenance.of(required_metadata(self.folder))
+        return Provenance.of(report_metadata(self.folder))
 
     @cached_property
     def matrices(self) -> pd.DataFrame:
@@ -65,18 +65,18 @@ class Report:
 
         Raises ShadowError when the file is missing, broken, or of another audit than the report.
         """
-        told = self.provenance.told  # first, as this completes a replacement that was killed half-way
+        metadata = self.provenance.told  # first, as this completes a replacement that was killed half-way
         known = TABLES[table].columns
         chosen = [column for column in known if names is None or column.name in names]
-        found = read_table(self.folder, table, chosen)
-        if found is None:
+        stored = read_table(self.folder, table, chosen)
+        if stored is None:
             return frame_of(arrow_schema(chosen).empty_table())
-        if not _says(found, told):
+        if not _says(stored, metadata):
             raise of_different_audits(self.folder)
-        return frame_of(found)
+        return frame_of(stored)
 
 
-def _says(table: pa.Table, told: Mapping[str, Any]) -> bool:
+def _says(table: pa.Table, told: ReportMetadata) -> bool:
     """Does a table tell the same of how it was made?"""
     try:
         return bool(metadata_in((table.schema.metadata or {})[METADATA_KEY]) == told)

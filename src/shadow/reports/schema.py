@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
 
 from shadow import __version__
 from shadow.reports.column_types import STORED_TYPES
@@ -14,7 +13,7 @@ RULES = (
     "The schema is raised when a column changes its meaning or goes, not when one is added: readers pass over columns "
     "that they do not know, and take a column that is absent for null.",
     "Undefined is null, never NaN.",
-    "A column that says `later` was added after reports had been made: an older report of this schema lacks it.",
+    "A column marked `later` was added to this schema later: older reports do not have it.",
     "A report of another schema is refused, with both versions and what to do.",
 )
 
@@ -39,6 +38,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "depth": "a list, a row for each compared layer of a component: matrices, relative_norm as one vector, energy, "
         "energy_share of the component's layers, medians, up_effective_rank_shift (of the up-projections), and the "
         "participation ratios of residual.parquet",
+        "grid": "a list, a row for each module of a component: layers, and by layer the medians relative_norm (0 where "
+        "its matrices are identical) and concentration",
         "inside_layers": "matrices inside layers that changed: how many; of these known (kept is), unexplained, "
         "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise and "
         "flatter_than_noise; medians of columns, and of alignments less null; rank_least and rank_most, medians of "
@@ -56,12 +57,16 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "warning_codes": "a list of a code for each of them, in the same order: experts_renumbered, few_values, "
         "older_report, scores_unreadable",
         "gates": "a list, a row for each gate: name, figure, threshold, passed, reason",
-        "label": "what may be said of the footprint, one of five words",
+        "label": "label of the pair, one of five words",
         "label_reason": "what the label rests on",
         "evidence": "a list, a row for each figure that the label rests on: name, figure, interval, without (its value "
         "without any training), says",
         "reference": "where the pair lies among known trainings of about its size; null where there are none",
         "claims": "lists of what was measured, what it is consistent_with, and what is not_shown",
+        "published": "figures of released pairs that others published: source; pair (null where it is not among them), "
+        "with agrees and checks, a row for each figure: figure, published, ours, tolerance, agrees, reason; size and "
+        "top20, the ranks by mean_relative_norm and, among pairs within a factor of within, by mean_top20_energy: "
+        "value, below, families, pairs, least, most; no_size and no_top20 say why there is none",
         "finding": "the answer in words: sentences (code, text, figures), other_explanations (code, name, answer: no, "
         "fits or cannot_be_excluded, reason, figures) and not_shown; each figure by its place in this file, as "
         "`inside_layers.kept` or `modules.language.mlp.up.energy_share`",
@@ -83,7 +88,7 @@ FILES = {  # the JSON files beside the tables: what each key holds
 }  # fmt: skip
 
 
-def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, Any]:
+def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, object]:
     """What `shadow schema --format json` prints; with files also of the JSON files beside the tables."""
     return {
         "schema": SCHEMA,
@@ -105,7 +110,7 @@ def null_cases(column: Column) -> list[str]:
     return ["base and tuned rows"] * (column in DELTA) + [column.null] * bool(column.null)
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(table: Table) -> dict[str, object]:
     return {
         "file": table.file,
         "row": table.row,

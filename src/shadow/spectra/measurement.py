@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -17,12 +17,16 @@ Cells = Mapping[str, float | int | str | None]  # the same with columns of text
 
 @dataclass(frozen=True)
 class Measurement:
-    """One subject's numbers, by column name, and its singular values (descending, units of the weights)."""
+    """One subject's numbers, by column name, and its singular values (descending, units of the weights).
+
+    lists: columns of spectra.parquet that hold several numbers each, beside sigma; NaN is a number that is undefined.
+    """
 
     subject: Subject
     precision: Precision
     values: Cells
     sigma: NDArray[np.float64]
+    lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def number(self, column: str) -> float | None:
         """A column that holds numbers."""

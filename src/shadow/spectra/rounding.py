@@ -455,6 +455,20 @@ FEWEST = 200  # changed entries that were counted, below which nothing can be he
 LEAST = 1e-250  # energies below it, or above its inverse, have parts that vanish in float64, or overflow
 SLOPE_Z = 5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
 
+
+@dataclass(frozen=True)
+class Binades:
+    """Changes by binade of the base, from that of its largest entry down: one binade is half the one before.
+
+    entries: (k,) share of all entries, k <= BINADES. changed: (k,) share of the binade's entries that changed, NaN
+    without an entry. expected: (k,) the same by the fitted storage model.
+    """
+
+    entries: Floats
+    changed: Floats
+    expected: Floats
+
+
 History = Literal["stored_base", "base_rounded", "base_kept", "far_above", "nothing_rounded"]
 Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
 
@@ -469,7 +483,7 @@ class Undone:
     misfit: share of the stored energy that lies in other binades than the model has it; alternative: the same if both
     sides had been rounded from numbers in between. fourth: mean y⁴ over squared mean y² of the shape. lopsided: (away -
     toward) / changed. of_rounded_base: kept and norm are of tuned - round(base). grid: what the tuned side was rounded
-    to, None where that was not asked.
+    to, None where that was not asked. binades: what was counted, None where nothing was.
     """
 
     history: History | None
@@ -483,6 +497,7 @@ class Undone:
     lopsided: float | None = None
     of_rounded_base: bool = False
     grid: FloatFormat | None = None
+    binades: Binades | None = None
 
 
 class Evidence(TypedDict):
@@ -492,6 +507,16 @@ class Evidence(TypedDict):
     alternative: float
     fourth: float
     lopsided: float
+    binades: Binades
+
+
+def changes_by_binade(counts: Counts, fitted: Fit) -> Binades:
+    """What the gate of the fit compares, down to the last binade that has entries."""
+    entries, changed, _ = counts.by_binade
+    last = int(np.flatnonzero(entries)[-1]) + 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share, expected = (part[:last] / entries[:last] for part in (changed, fitted.changed))
+    return Binades(entries[:last] / entries.sum(), share, expected)
 
 
 def kept_share(fitted: Fit) -> float:
@@ -547,7 +572,8 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     kept_between = float(between.update.sum() / between.stored.sum())
     fourth = tails(fitted.shape)
     lopsided = (counts.away - counts.toward) / changed
-    known = Evidence(misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided)
+    binades = changes_by_binade(counts, fitted)
+    known = Evidence(misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided, binades=binades)
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
@@ -626,10 +652,11 @@ def _counted(
     counts = count(started, tuned, grid, from_rounded, largest, dtype)
     if slope_z(base, tuned, grid, dtype, space) <= SLOPE_Z:
         return undo_counts(counts, float(from_rounded[0].sum()), "base_rounded")
-    wrong = misfit(counts, fit(counts, "dithered"))
+    dithered = fit(counts, "dithered")
+    wrong, binades = misfit(counts, dithered), changes_by_binade(counts, dithered)
     if wrong > MISFIT:
-        return Undone(None, None, "rounding_unexplained", alternative=wrong)
-    return base_kept(energy, _even_error(counts))
+        return Undone(None, None, "rounding_unexplained", alternative=wrong, binades=binades)
+    return replace(base_kept(energy, _even_error(counts)), binades=binades)
 
 
 def slope_z(base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace) -> float:

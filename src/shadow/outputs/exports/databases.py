@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from shadow import __version__
 from shadow.errors import ShadowError
+from shadow.extras import require
 from shadow.files import read_start
 from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
 from shadow.reports.column_types import STORED_TYPES
@@ -161,18 +162,17 @@ def is_our_sqlite(path: Path) -> bool:
 
 
 def _is_untouched(execute: Callable[[str], Any]) -> bool:
-    found = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()}
-    if "about" not in found:
+    objects = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()}
+    if "about" not in objects:
         return False
-    told = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
-    return told.get("export") == "shadow export" and found == _objects(str(told.get("tables")).split(","))
+    about = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
+    return about.get("export") == "shadow export" and objects == _objects(str(about.get("tables")).split(","))
 
 
 def _duckdb() -> Any:
-    try:
-        import duckdb
-    except ImportError as error:
-        raise ShadowError("DuckDB is not installed", "pip install duckdb") from error
+    require("duckdb")
+    import duckdb
+
     return duckdb
 
 

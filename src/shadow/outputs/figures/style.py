@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shadow.errors import ShadowError
+from shadow.extras import require
 from shadow.outputs.figures.source import Choice, FigureData, component_of, shown
 from shadow.reports.columns import SPECTRAL
 
@@ -67,10 +67,9 @@ STYLE: dict[Any, Any] = {
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """The style of figures, whatever a user's own settings are; they are back afterwards."""
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ShadowError("matplotlib is not installed", "pip install matplotlib") from error
+    require("figure")
+    import matplotlib as mpl
+
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     with warnings.catch_warnings(), mpl.rc_context():
         warnings.simplefilter("ignore")  # of letters that the font lacks

@@ -1,0 +1,32 @@
+"""Packages that only some commands need: each is installed with an extra of the package `shadow-audit`."""
+
+from __future__ import annotations
+
+import importlib
+
+from shadow.errors import ShadowError
+
+EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
+    "duckdb": ("duckdb",),
+    "figure": ("matplotlib",),
+    "lab": ("matplotlib", "transformers"),
+    "report": ("jinja2", "plotly"),
+}
+
+
+def require(extra: str) -> None:
+    """Raises ShadowError, with the command that installs them, if packages of the extra are missing."""
+    missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise ShadowError(f"{' and '.join(missing)} {verb} not installed", f"pip install 'shadow-audit[{extra}]'")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the package is there and lacks one of its own: its traceback says more
+            raise
+        return False
+    return True
