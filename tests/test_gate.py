@@ -269,7 +269,7 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
-    assert "concentration (no spread over layers in the baseline: only 2 layers, an interval takes 4)" in found.detail
+    assert "concentration (no spread over layers in the baseline: only 2 layers, it takes 4)" in found.detail
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(6)]
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
