@@ -234,8 +234,8 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     text, figures = context_sentence(found)
     assert text == (
         "The mean relative norm of a tensor is 15 %; published figures of 3 other families of models are 1.0 % to "
-        "50 %, 1 of them smaller. The first 20 directions of a matrix hold 20 % of its energy; in 1 family with pairs of "
-        "about this size they hold 17 % to 17 %, 1 of them less."
+        "50 %, 1 of them smaller. The first 20 directions of a matrix hold 20 % of its energy; in 1 family with pairs "
+        "of about this size they hold 17 % to 17 %, 1 of them less."
     )
     assert (figures["published.size.families"], figures["published.top20.below"]) == (3, 1)
 
