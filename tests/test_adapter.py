@@ -167,7 +167,7 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     [
         ({"peft_type": "IA3"}, "only LORA"),
         ({"use_dora": True}, "DoRA"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changing its base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "initialisation changes the base"),
         ({"lora_alpha": "8"}, "lora_alpha"),
         ({"lora_alpha": -1}, "lora_alpha"),
         ({"lora_alpha": float("nan")}, "lora_alpha"),

@@ -375,7 +375,7 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     stopped = child.kill(how)
     if how == signal.SIGINT:
         assert (stopped.code, stopped.out) == (130, "")
-        assert stopped.err.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert stopped.err.splitlines()[-1] == "stopped; run the same command again to continue"
     rows = read_index(tmp_path / "out").rows
     assert [row.state for row in rows] == ["done", "pending", "pending"]
     if how == signal.SIGINT:  # else batch.parquet is of a few seconds before

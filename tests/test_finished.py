@@ -321,7 +321,7 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
     done = run_pair(pair, told, tmp_path / "out", Runtime(say=said.append))
     fresh = run_pair(pair, told, tmp_path / "fresh")
     assert done.measured == 0
-    assert said[1:] == ["the label is renewed: --optimizer not told, now adamw"]
+    assert said[1:] == ["the label is made again: --optimizer was not given, is now adamw"]
     assert files(folder)["summary.json"] == files(fresh.folder)["summary.json"]
     assert done.summary == fresh.summary
     assert done.summary.reference.optimizer == "adamw"
@@ -349,7 +349,7 @@ def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shado
     shadow(*command, "-o", "out").assert_done()
     assert stored_metadata(folder) == plain
     done = shadow(*command, "-o", "out", "--optimizer", "adamw")
-    assert "the label is renewed" in done.err
+    assert "the label is made again" in done.err
     done.assert_done()
     shadow(*command, "-o", "fresh", "--optimizer", "adamw").assert_done()
     fresh = tmp_path / "fresh/demo/base..narrow"

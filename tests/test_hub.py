@@ -423,7 +423,7 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
     shared.chmod(0o644)
     shared.write_bytes(content)
     done = run(*PAIR, "-o", "out2", "--max-disk", "1GB", HF_HUB_CACHE=tmp_path / "home" / "0")
-    assert "the cached model-00002-of-00002.safetensors is damaged; fetching it again" in done.err
+    assert "the cached model-00002-of-00002.safetensors is damaged; downloading it again" in done.err
     assert_equal(tmp_path / "out2", wanted)
     assert len(blobs(tmp_path)) == 5
 
@@ -506,7 +506,7 @@ def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
     assert len(blobs(tmp_path)) > 3
     done = run("clean", "-o", "out")
     done.assert_done()
-    assert "removed the unfinished work of 1 audits" in done.err
+    assert "removed the unfinished work of 1 audit\n" in done.err
     assert blobs(tmp_path) == before
     assert not list((tmp_path / "out").iterdir())
 
@@ -530,7 +530,7 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
     assert done.code == 130
     assert "Traceback" not in done.err
     if where != "plan":
-        assert done.err.splitlines()[-1] == "stopped; the same command goes on from here"
+        assert done.err.splitlines()[-1] == "stopped; run the same command again to continue"
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -726,7 +726,7 @@ def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_
     run(*command).assert_done()
     hub.add("org/model", folders["small-tuned"])
     assert "the finished report there differs: commit of tuned" in run(*command).assert_refused()
-    assert "measuring anew" in run(*command, "--overwrite").err
+    assert "measuring again" in run(*command, "--overwrite").err
     assert_equal(tmp_path / "out", small)
 
 
@@ -771,7 +771,7 @@ def test_refusals_say_how_to_get_access(run, hub, folders):
         refused(name, f"{name} is not on the Hub, or it is private", "the token of HF_TOKEN is in use")
     refused("org/small-tuned@none", "has no revision 'none'", "org/small-tuned/tree/main")
     refused(f"org/small-tuned@{'0' * 40}", "has no revision")
-    refused("org/small-tuned", "does not know who asks (401)", "the token of HF_TOKEN is in use", HF_TOKEN="hf_wrong")
+    refused("org/small-tuned", "requires a valid login (401)", "the token of HF_TOKEN is in use", HF_TOKEN="hf_wrong")
     hub.granted |= {"org/gated", "org/private"}
     for name in ("org/gated", "org/private"):
         run(*SMALL[:-1], name, "-o", "out").assert_done()
@@ -950,7 +950,7 @@ def test_endless_faults_are_given_up(run, hub, tmp_path, place):
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
     """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about 20 seconds."""
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
-    assert said(run(*SMALL, "-o", "out"), "came cut short, also after 6 tries")
+    assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -965,14 +965,14 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the cache."""
     fault = hub.fail(f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL)
     done = found_by(run, tmp_path, small)
-    assert f"org/small-tuned: {file} came damaged; fetching it again" in done.err
+    assert f"org/small-tuned: {file} arrived damaged; downloading it again" in done.err
     assert fault.fired == 1
     hub.reset()
     fault = hub.fail(
         f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL, times=None
     )
     done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other")
-    assert said(done, f"{file} is not what its checksum says")
+    assert said(done, f"{file} does not match its checksum")
     assert not list((tmp_path / "out2").rglob("*.parquet"))
     assert not list((tmp_path / "other").rglob(f"models--org--small-tuned/snapshots/*/{file}"))
     assert fault.fired == 2
@@ -997,7 +997,7 @@ def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
     blob.write_bytes(content)
     told(run(*SMALL, "-o", "out2", "--offline"), "small-tuned" if position == 15_000 else MODEL)
     done = run(*SMALL, "-o", "out3", *disk)
-    assert f"org/small-tuned: the cached {MODEL} is damaged; fetching it again" in done.err
+    assert f"org/small-tuned: the cached {MODEL} is damaged; downloading it again" in done.err
     if position == 30:
         assert said(done, "another header than was read before", "run the same command again")
         done = run(*SMALL, "-o", "out3", *disk)
@@ -1026,7 +1026,7 @@ def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):
     assert fault.fired
     fault.skip = 2  # the headers are right
     done = run(*SMALL, "-o", "out2", "--module", "mlp.up", HF_HUB_CACHE=tmp_path / "other")
-    assert said(done, "another range came than asked for", "--fetch shards")
+    assert said(done, "the server sent another range than requested", "--fetch shards")
 
 
 @pytest.mark.slow
@@ -1164,7 +1164,7 @@ def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
 def test_an_address_that_is_no_hub(run, hub, tmp_path):
     """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
-    told(run(*SMALL, "-o", "out", seconds=10), "does not answer as a Hub does", "is HF_ENDPOINT a Hub?")
+    told(run(*SMALL, "-o", "out", seconds=10), "does not answer like a Hub", "is HF_ENDPOINT a Hub?")
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
         told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
     told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
@@ -1203,7 +1203,7 @@ def broken_by(action, path, folder, origin=None):
 @pytest.mark.parametrize("path", ["config.json", MODEL])
 def test_an_answer_that_ends_early_is_told_as_that(folders, path, action):
     """The line broke within a file: not `cannot be reached`, since the Hub had answered."""
-    assert "came cut short" in broken_by(action, path, folder=folders["small-base"]).message
+    assert "arrived incomplete" in broken_by(action, path, folder=folders["small-base"]).message
 
 
 @pytest.mark.parametrize("origin", ["hub", "cdn"])

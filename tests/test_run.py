@@ -265,7 +265,7 @@ def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
     other = Settings(Method("exact"), Filter(), spectra=False)
     third = run(*llama, tmp_path, other, runtime=Runtime(say=said.append, overwrite=True))
     assert third.measured == 16
-    assert said[-1].startswith("measuring anew, and the report there stays until that is done: --precision default")
+    assert said[-1].startswith("measuring again; the old report stays until that is done: --precision default")
     assert not (third.folder / "spectra.parquet").exists()
 
 
@@ -356,7 +356,7 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     ):
         time.sleep(0.01)
     done = child.kill(signal.SIGINT)
-    assert (done.code, done.out, done.err) == (130, "", "stopped; the same command goes on from here\n")
+    assert (done.code, done.out, done.err) == (130, "", "stopped; run the same command again to continue\n")
     assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
     assert not list(tmp_path.glob("out/**/*.parquet"))
 

@@ -179,7 +179,7 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
     assert absent(run)
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")
     done.assert_done()
-    assert "measuring anew" in done.err
+    assert "measuring again" in done.err
     assert absent(run) == []
     assert "nothing to measure" in shadow("audit", "demo:base..narrow", "-o", "out").err
 

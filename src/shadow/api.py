@@ -279,7 +279,7 @@ def compare(
     from shadow.findings import comparison
 
     if not 0 <= margin <= 1:
-        raise UsageError(f"a margin of {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
+        raise UsageError(f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
     files = _paths(scores)
     if files:
         folders = list(dict.fromkeys(folder for report in (first, *others) for folder in _folders(report)))
@@ -335,7 +335,7 @@ def judge(
         listed = list(rules)
     gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
-        raise UsageError("nothing to hold the report against", "name a rule, a policy file or a baseline")
+        raise UsageError("nothing to check the report against", "name a rule, a policy file or a baseline")
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(_folder(against), "the baseline")
@@ -379,15 +379,15 @@ def _chosen(
     if (base is None) != (tuned is None):
         raise UsageError("base and tuned go together", "name both checkpoints, or a family")
     listed = [target] if isinstance(target, str | Pair) else list(target or ())
-    given = [one for one in listed if isinstance(one, Pair)]
+    given = [name for name in listed if isinstance(name, Pair)]
     if base is not None and tuned is not None:
         if listed:
             raise UsageError("a target, and base and tuned too", "name one or the other")
         given = [given_pair(_reference(base), _reference(tuned))]
-    found = select([one for one in listed if isinstance(one, str)], given, _path(registry)).pairs
-    if not found:
+    pairs = select([name for name in listed if isinstance(name, str)], given, _path(registry)).pairs
+    if not pairs:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
-    return found
+    return pairs
 
 
 def _reference(place: Place) -> Reference:
@@ -474,8 +474,8 @@ def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:
 
 def _failed(faults: Mapping[str, ShadowError], asked: int) -> ShadowError:
     """What is raised where some of several pairs could not be audited."""
-    told = several([f"{name}: {error.message}" for name, error in faults.items()], shown=5)
+    what = several([f"{name}: {error.message}" for name, error in faults.items()], shown=5)
     hint = next((error.hint for error in faults.values() if error.hint), None)
-    error = ShadowError(f"{len(faults)} of {asked} pairs could not be audited: {told}", hint)
+    error = ShadowError(f"{len(faults)} of {asked} pairs could not be audited: {what}", hint)
     error.__cause__ = next(iter(faults.values()))
     return error

@@ -138,7 +138,7 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
         free = False
     if not free:
         raise ShadowError(
-            f"{output} is there already, and is not or not only {what}", "move it away, or choose another place with -o"
+            f"{output} already exists, and is not, or not only, {what}", "move it away, or choose another place with -o"
         )
 
 
@@ -186,7 +186,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = (
-            "free some space and run the same command again: it goes on from here"
+            "free some space and run the same command again: it continues from here"
             if error.errno == errno.ENOSPC
             else None
         )

@@ -26,9 +26,9 @@ REASONS = {
     "quantized": Reason("packed or scaled weights", strict=True),
     "unknown_dtype": Reason("a dtype this version does not know", strict=True),
     "nonfinite": Reason("NaN or infinite entries", strict=True),
-    "filtered": Reason("left out: not asked for, or of a component that has another base"),
+    "filtered": Reason("left out by --layer, --module or --component, or part of a component with another base"),
     "adapter": Reason("parts of an adapter that are not applied"),
-    "unreadable": Reason("announced by the index, found in no shard", strict=True),
+    "unreadable": Reason("listed in the index, but in no shard", strict=True),
 }
 STRICT = frozenset(name for name, reason in REASONS.items() if reason.strict)
 

@@ -116,7 +116,7 @@ def _read(folder: Path, *, links: bool = True) -> _Source:
         try:
             linked = [entry for entry in (report.parent, report, *report.iterdir()) if entry.is_symlink()]
         except OSError as error:
-            raise ShadowError(f"{report}: {error.strerror or error}", "may it be read?") from error
+            raise ShadowError(f"{report}: {error.strerror or error}", "check its permissions") from error
         if linked and not links:
             raise ShadowError(f"{linked[0]} is a link", "a merge copies only what lies in the folders that it is given")
         metadata = finished_metadata(report)

@@ -64,7 +64,7 @@ def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(CHANGING_BASE):
         raise ShadowError(
-            f"{where}: an adapter that began by changing its base ({start[:20]!r}): B @ A is not its delta",
+            f"{where}: an adapter whose initialisation changes the base ({start[:20]!r}): B @ A is not its delta",
             "merge it into its base, and audit the result",
         )
     patterns = config.get("alpha_pattern") or {}

@@ -124,7 +124,7 @@ def _taken_over() -> _Before:
         # Not by set_client_factory, which closes the session that is there and does not tell its factory.
         session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
         _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
-    return _Before(session, factory, level, own_blobs, added)
+    return _Before(session=session, factory=factory, level=level, own_blobs=own_blobs, added=added)
 
 
 def _give_back(found: _Before) -> None:
@@ -284,8 +284,8 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
     """The cache's copy of a file, if it has one."""
-    found = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
-    return Path(found) if isinstance(found, str) else None
+    path = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
+    return Path(path) if isinstance(path, str) else None
 
 
 def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
@@ -308,25 +308,27 @@ def fetch_whole(
     if path is None or _right(path, file, stop) is False:
         if path is not None:
             if snapshot.offline:
-                raise _damaged(snapshot, file, "run once without --offline: it is fetched again")
-            say(f"{snapshot.repo}: the cached {file.path} is damaged; fetching it again")
+                raise _damaged(snapshot, file, "run once without --offline, to download it again")
+            say(f"{snapshot.repo}: the cached {file.path} is damaged; downloading it again")
             _remove_bytes(snapshot, path)
-        path = _download(snapshot, file, path is not None, report, stop, say)
+        path = _download(snapshot, file, force=path is not None, report=report, stop=stop, say=say)
         if _right(path, file, stop) is False:
-            say(f"{snapshot.repo}: {file.path} came damaged; fetching it again")
+            say(f"{snapshot.repo}: {file.path} arrived damaged; downloading it again")
             _remove_bytes(snapshot, path)
-            path = _download(snapshot, file, True, report, stop, say)
+            path = _download(snapshot, file, force=True, report=report, stop=stop, say=say)
             if _right(path, file, stop) is False:
                 _remove_bytes(snapshot, path)
-                raise _damaged(snapshot, file, "what lies between here and the Hub changes bytes; try another line")
+                raise _damaged(snapshot, file, "a proxy or the connection changes downloads; try another network")
     return path, file.checksum is not None
 
 
 def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
-    return ShadowError(f"{snapshot.repo}: {file.path} is not what its checksum says", hint)
+    return ShadowError(f"{snapshot.repo}: {file.path} does not match its checksum", hint)
 
 
-def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: OnBytes, stop: Event | None, say: Say) -> Path:
+def _download(
+    snapshot: Snapshot, file: RemoteFile, *, force: bool, report: OnBytes, stop: Event | None, say: Say
+) -> Path:
     if snapshot.offline:
         raise ShadowError(
             f"{snapshot.repo}: {file.path} is not in the cache, and this run is offline",
@@ -403,7 +405,7 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     with contextlib.suppress(OSError):
         digest = (checksum or "").partition(":")[2]
         blob = pointer.resolve() if pointer.is_symlink() or not digest else (root / "blobs").resolve() / digest
-        names = (one for one in (root / "snapshots").rglob("*") if one.is_symlink() and one != pointer)
+        names = (link for link in (root / "snapshots").rglob("*") if link.is_symlink() and link != pointer)
         if blob.parent == (root / "blobs").resolve() and blob not in (name.resolve() for name in names):
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
@@ -465,14 +467,14 @@ def read_start(
     def begin() -> tuple[bytes, bool]:
         stop = min(count, file.size)
         with _ranged(snapshot, file, 0, None if whole else stop) as (chunks, honoured):
-            found = b""
+            content = b""
             for chunk in chunks:
-                found += chunk
-                if len(found) >= stop:
+                content += chunk
+                if len(content) >= stop:
                     break
-        if len(found) < stop:
+        if len(content) < stop:
             raise OSError(errno.EPIPE, "cut short")
-        return found[:stop], honoured
+        return content[:stop], honoured
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
     return _trying(attempt, words, say, stopped)
@@ -527,11 +529,11 @@ def _ranged(
     stop None asks for the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
-    own = {"Accept-Encoding": "identity", **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"})}
+    ours = {"Accept-Encoding": "identity", **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"})}
     session = get_session()
     for _ in range(8):
         # Redirects are followed here, as the token belongs to the Hub and the file often lies elsewhere.
-        headers = own | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
+        headers = ours | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
         with session.stream(
             "GET", url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
@@ -544,10 +546,12 @@ def _ranged(
             if response.status_code == 206 and stop is not None:
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
-                    raise RangeIgnoredError(f"{snapshot.repo}: another range came than asked for", "use --fetch shards")
+                    raise RangeIgnoredError(
+                        f"{snapshot.repo}: the server sent another range than requested", "use --fetch shards"
+                    )
             yield response.iter_bytes(), response.status_code == 206  # in pieces as they come: a cut loses little
             return
-    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected without an end", "is HF_ENDPOINT a Hub?")
+    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?")
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -662,7 +666,7 @@ def _came_short(error: BaseException | None) -> bool:
 
 
 def _nowhere(what: str) -> ShadowError:
-    return ShadowError(f"{what} is redirected to no web address", "is HF_ENDPOINT a Hub?")
+    return ShadowError(f"{what} is redirected to something that is no web address", "is HF_ENDPOINT a Hub?")
 
 
 def _problem(error: BaseException | None) -> str:
@@ -678,7 +682,7 @@ def _problem(error: BaseException | None) -> str:
 def _in_words(error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None) -> ShadowError:
     """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
     error = _cause(error)
-    again = "run the same command again: it goes on from here"
+    again = "run the same command again: it continues from here"
     what = f"{repo}: {path}" if path else repo
     address = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.GatedRepoError):
@@ -696,16 +700,16 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
     if isinstance(error, errors.OfflineModeIsEnabled):
         return ShadowError(f"{what} is not in the cache, and this run is offline", "run once without HF_HUB_OFFLINE")
     if isinstance(error, errors.FileMetadataError):
-        return ShadowError(f"{what}: the server does not answer as a Hub does", "is HF_ENDPOINT a Hub?")
+        return ShadowError(f"{what}: the server does not answer like a Hub", "is HF_ENDPOINT a Hub?")
     if isinstance(error, errors.HFValidationError):
         return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
     if type(error).__name__ in CIRCLES:
-        return ShadowError(f"{what} is redirected without an end", "is HF_ENDPOINT a Hub?")
+        return ShadowError(f"{what} is redirected in a circle", "is HF_ENDPOINT a Hub?")
     if type(error).__name__ in NOWHERE:
         return _nowhere(what)
     status = _status(error)
     if status == 401:
-        return ShadowError(f"{what}: the Hub does not know who asks (401)", f"{token_in_use()}; is it still valid?")
+        return ShadowError(f"{what}: the Hub requires a valid login (401)", f"{token_in_use()}; is it still valid?")
     if status == 403:
         return ShadowError(f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}")
     if status == 429:
@@ -721,25 +725,25 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         reason = getattr(error, "strerror", None)
         return ShadowError(f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder")
     if _came_short(error):
-        return ShadowError(f"{what} came cut short, also after {ATTEMPTS} tries", again)
+        return ShadowError(f"{what} arrived incomplete, also after {ATTEMPTS} tries", again)
     if not isinstance(error, FAILURES) or isinstance(error, ValueError):
         return ShadowError(
-            f"{what}: the server does not answer as a Hub does ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
+            f"{what}: the server does not answer like a Hub ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
         )
     return ShadowError(
         f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-        f"check the line, then {again}; --offline uses what is in the cache",
+        f"check the connection, then {again}; --offline uses what is in the cache",
     )
 
 
 def _require_usable_settings() -> None:
     """Refuse an address and a token that no request can have, before the HTTP library does in its own words."""
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
-        raise ShadowError(f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT is to begin with https://")
+        raise ShadowError(f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://")
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     except Exception as error:
-        raise ShadowError(f"there is no token to be had ({type(error).__name__})", token_in_use()) from error
+        raise ShadowError(f"cannot get a token ({type(error).__name__})", token_in_use()) from error
     if token and not re.fullmatch(r"[!-~]+", token):
         raise ShadowError(
             "the token has spaces, control characters or letters beyond ASCII: it cannot be one",

@@ -156,8 +156,8 @@ class Assembled:
 
     @property
     def access(self) -> str | None:
-        found = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
-        return next((access for access in ("private", "gated", "open") if access in found), None)
+        of_parts = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
+        return next((access for access in ("private", "gated", "open") if access in of_parts), None)
 
     def _said(self, texts: Iterable[str]) -> str:
         return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
@@ -222,7 +222,7 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
     digest = hashlib.sha256()
     for shard in weights.shards:
         if not usable_name(shard):
-            raise ShadowError(f"{reference}: a file name that is no text: {shard!r}", "rename the file")
+            raise ShadowError(f"{reference}: a file name that is not text: {shard!r}", "rename the file")
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
@@ -311,7 +311,7 @@ def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple
     file = snapshot.files[shard]
     if path := cached(snapshot, file):
         try:
-            with naming(snapshot.name, "run once without --offline: it is fetched again"):
+            with naming(snapshot.name, "run once without --offline, to download it again"):
                 header = read_header(path, shard)
             return header, WholeFile(snapshot, file, header[0]), True
         except ShadowError:  # damaged: it is fetched again when its turn comes
@@ -343,8 +343,8 @@ def _open_pickled(
 def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
     """The tensors of all shards by name; those that only the index knows have their problem with them."""
     tensors: dict[str, TensorInfo] = {}
-    for found, _ in headers:
-        for name, info in found.items():
+    for of_shard, _ in headers:
+        for name, info in of_shard.items():
             if name in tensors:
                 raise FileError(
                     f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}",

@@ -141,8 +141,8 @@ def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
 
 def _too_many(shard: str) -> FileError:
     return FileError(
-        f"{shard}: its header names more than {MAX_ENTRIES:,} tensors, or holds as much else",
-        "no released model has a tenth of that in one file; cut it into shards",
+        f"{shard}: its header has more than {MAX_ENTRIES:,} entries",
+        "split the file into shards",
     )
 
 

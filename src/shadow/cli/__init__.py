@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 
 _lab = typer.Typer(
-    name="lab", help="Controlled interventions on tiny models, whose truth is known.", no_args_is_help=True
+    name="lab", help="Experiments with small models that are trained on known data.", no_args_is_help=True
 )
 
 app.add_typer(_lab)

@@ -23,9 +23,9 @@ def report(
         ),
     ] = Path("report.html"),
 ) -> None:
-    """Write one web page of finished reports that loads nothing from anywhere: charts, tables, light and dark.
+    """Write finished reports as one web page that works offline: charts and tables, light and dark.
 
-    Exit codes: 0 done, also when there is no finished report, which the page then says; 1 a report cannot be read.
+    Exit codes: 0 done, also if there is no finished report (the page says so); 1 a report cannot be read.
     """
     require("report")
     from shadow.outputs.page import write_page
@@ -55,7 +55,7 @@ def figure(
             callback=on_this_machine,
         ),
     ],
-    component: Annotated[str | None, typer.Option(help="Of this component.", show_default="language")] = None,
+    component: Annotated[str | None, typer.Option(help="Component to draw.", show_default="language")] = None,
     module: Annotated[list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")] = None,
     layer: Annotated[
         int | None, typer.Option(help="The layer of a spectrum.", min=0, show_default="the middle")
@@ -63,7 +63,9 @@ def figure(
     expert: Annotated[int | None, typer.Option(help="The expert of a spectrum.", min=0)] = None,
     metric: Annotated[str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")] = None,
     width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
-    title: Annotated[bool, typer.Option("--title/--no-title", help="Say above it which report it is.")] = True,
+    title: Annotated[
+        bool, typer.Option("--title/--no-title", help="Write above the figure which report it shows.")
+    ] = True,
 ) -> None:
     """Draw a figure for a paper.
 
@@ -83,7 +85,7 @@ def figure(
     given = {"component": component, "module": module, "layer": layer, "expert": expert, "metric": metric}
     for name, kinds in OPTIONS.items():
         if given[name] not in (None, []) and kind.value not in kinds:
-            raise UsageError(f"--{name} says nothing of a {kind.value}", f"it is for --kind {' and '.join(kinds)}")
+            raise UsageError(f"--{name} does not apply to a {kind.value}", f"it is for --kind {' and '.join(kinds)}")
     if component is not None:
         from shadow.places.names import check_component
 
@@ -111,9 +113,9 @@ def export(
         list[str] | None, typer.Option(help="Only this table: matrices, tensors, residual, spectra; may be repeated.")
     ] = None,
 ) -> None:
-    """Write finished reports in the format of another tool: one set of tables, however many reports.
+    """Export finished reports to another format: one set of tables for all of them.
 
-    It appears whole or not at all. At PATH, only an export to the same format that nobody has touched is replaced.
+    An export is written completely or not at all. It replaces only an unchanged export of the same format.
 
     Exit codes: 0 done; 1 could not; 2 wrong usage.
     """

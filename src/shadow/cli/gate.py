@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Against, AllowMissing, FailOn, Format, FormatOption, Junit, PolicyFile
+from shadow.cli.options import Against, AllowMissing, FailOn, Format, FormatOption, Json, Junit, PolicyFile
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below
 
@@ -23,26 +23,31 @@ if TYPE_CHECKING:
 
 
 def gate(
-    runs: Annotated[list[Path], typer.Argument(help="Finished reports: pairs' folders, or some above.", metavar="RUN")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Finished reports: their folders, or folders above them.", metavar="RUN")
+    ],
     fail_on: FailOn = None,
     policy: PolicyFile = None,
     against: Against = None,
     allow_missing: AllowMissing = False,
     junit: Junit = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
-    """Hold finished reports against rules and a baseline, for CI: what `audit` does with the same options.
+    """Check finished reports against rules and a baseline, for CI, as `audit` does with the same options.
 
-    A pair or a shard that the folder of a list lacks is a fault: what is not there is no pass.
+    A missing pair or shard of a list is an error, and does not pass.
 
     Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
     """
+    if json:
+        format = Format.json
     options = GateOptions(
         fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit
     )
     rules = rules_of(options)
     if not rules:
-        raise UsageError("nothing to hold the reports against", "add --fail-on, --policy or --against")
+        raise UsageError("nothing to check the reports against", "add --fail-on, --policy or --against")
     from shadow.audits.index import read_index
     from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata

@@ -19,14 +19,12 @@ def lab_run(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False, callback=on_this_machine)
     ] = Path("lab"),
-    jobs: Annotated[
-        int, typer.Option(help="Processes of one thread; numbers do not depend on it.", min=1, max=256)
-    ] = 2,
+    jobs: Annotated[int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)] = 2,
     format: FormatOption = Format.table,
 ) -> None:
-    """Train tiny models on known data, audit every one, and say what the data left in their weights.
+    """Train small models on known data, audit each one, and report what the data left in their weights.
 
-    Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. Interrupted, the same command goes on.
+    Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. After an interruption, the same command continues.
 
     Exit codes: 0 done, whatever was found; 1 could not; 2 wrong usage.
     """
@@ -40,7 +38,7 @@ def lab_run(
                 preset.value, output, jobs=jobs, show=lambda done: update(done.finished, done.total, done.what)
             )
         except KeyboardInterrupt:
-            console.say("stopped; the same command goes on from here")
+            console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None
     if format is Format.json:
         console.show_json({"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)})

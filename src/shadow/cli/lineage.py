@@ -14,6 +14,7 @@ from shadow.cli.options import (
     Format,
     FormatOption,
     Jobs,
+    Json,
     Output,
     Pickle,
     Registry,
@@ -45,6 +46,7 @@ def lineage(
     jobs: Jobs = None,
     allow_pickle: Pickle = False,
     format: FormatOption = Format.table,
+    json: Json = False,
     registry: Registry = None,
 ) -> None:
     """Show the stages of one base in order, and what each step changed.
@@ -56,6 +58,8 @@ def lineage(
 
     Exit codes: 0 done, also if the order has gaps, which are listed; 1 could not; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.findings.lineage import MOST_REPORTS, read_step, stage_names, successions, unaudited, with_joint
     from shadow.findings.lineage import lineage as ordered
     from shadow.outputs.terminal.lineage import lineage_view

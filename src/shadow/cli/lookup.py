@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Format, FormatOption, Registry
+from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
 from shadow.text import nearest
 
@@ -16,18 +16,24 @@ def families(
     word: Annotated[
         str | None,
         typer.Argument(
-            help="A family's name shows it; any other word filters names, checkpoints and tags.", metavar="[NAME|WORD]"
+            help="Name of a family to show, or a word to filter names, checkpoints and tags.", metavar="[NAME|WORD]"
         ),
     ] = None,
     component: Annotated[
         str | None, typer.Option(help="Only families that have this component: vision, projector, audio.")
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(help="Only families with this tag; repeat it for families with all of several tags."),
+    ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
+    if json:
+        format = Format.json
     from shadow.targets.families import filter_families, load_families
 
     if schema:
@@ -52,7 +58,7 @@ def families(
 def explain(
     column: Annotated[
         str | None,
-        typer.Argument(help="A column or figure of the report, `label`, `finding` or `published`; none lists all."),
+        typer.Argument(help="A column or figure of a report, `label`, `finding` or `published`; without it, list all."),
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
@@ -87,10 +93,13 @@ def explain(
 
 
 def schema(
-    table: Annotated[str | None, typer.Argument(help="A table of the report; none lists them.")] = None,
+    table: Annotated[str | None, typer.Argument(help="A table of a report; without it, list all.")] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
-    """Tell the schema of a report's files: tables, columns, types, units, null cases."""
+    """Show the schema of report files: tables, columns, types, units, null cases."""
+    if json:
+        format = Format.json
     from shadow.reports.columns import TABLES
 
     if table is not None and table not in TABLES:

@@ -27,33 +27,44 @@ DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        help="Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*' in quotes. Or two "
+        "checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or one org/name of the registry.",
         metavar="[TARGET]...",
     ),
 ]
 BaseReference = Annotated[
     str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF")
 ]
-TunedReference = Annotated[str | None, typer.Option(help="Model tuned from it.", metavar="REF")]
+TunedReference = Annotated[
+    str | None, typer.Option(help="Checkpoint that was tuned from it, in the same form.", metavar="REF")
+]
+OwnName = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        help="Name of a pair that is given by its checkpoints, and so its folder: family:base..tuned.",
+        metavar="NAME",
+    ),
+]
 ListFile = Annotated[
     str | None,
-    typer.Option("--list", help="List of targets: YAML, or one a line; - for standard input.", metavar="FILE"),
+    typer.Option("--list", help="File of targets: YAML, or one per line; - reads standard input.", metavar="FILE"),
 ]
-Tag = Annotated[list[str] | None, typer.Option(help="Only families with this tag; repeated: with all.")]
+Tag = Annotated[
+    list[str] | None, typer.Option(help="Only families with this tag; repeat it for families with all of several tags.")
+]
 ShardOption = Annotated[
-    str | None, typer.Option("--shard", help="This job's share of the list: 2/4 is the second of four.", metavar="I/N")
+    str | None, typer.Option("--shard", help="Part of the list for this job: 2/4 is the second of four.", metavar="I/N")
 ]
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False, callback=on_this_machine)
 ]
 RunFolders = Annotated[
-    Path, typer.Argument(help="A pair's folder, or one above it.", metavar="RUN", callback=on_this_machine)
+    Path, typer.Argument(help="Folder of a report, or a folder above it.", metavar="RUN", callback=on_this_machine)
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option(
-        "--overwrite", help="Replace finished reports of other settings, files, commits or versions; no equal one."
-    ),
+    typer.Option("--overwrite", help="Replace finished reports whose settings, files, commits or version differ."),
 ]
 Registry = Annotated[
     Path | None,
@@ -73,6 +84,8 @@ class ShowFormat(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
 
 
 class PrecisionName(StrEnum):
@@ -120,14 +133,16 @@ class FigureKind(StrEnum):
 Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
 Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
 Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
-Precision = Annotated[PrecisionName, typer.Option(help="How spectra are computed.")]
+Precision = Annotated[PrecisionName, typer.Option(help="Precision of the spectra, against time.")]
 OptimizerOption = Annotated[
     OptimizerName | None,
     typer.Option(
-        "--optimizer", help="What the tuned model was trained with, if you know: the label is held against it."
+        "--optimizer", help="Optimiser of the tuned model, if you know it: the label uses trainings with that one."
     ),
 ]
-Jobs = Annotated[int | None, typer.Option(help="Worker threads; numbers do not depend on it.", min=1, max=1024)]
+Jobs = Annotated[
+    int | None, typer.Option(help="Number of worker threads; results do not depend on it.", min=1, max=1024)
+]
 NoCache = Annotated[
     bool,
     typer.Option("--no-cache", help="Solve every spectrum anew, and keep none for later.", envvar="SHADOW_NO_CACHE"),
@@ -146,11 +161,11 @@ CacheFolder = Annotated[
 ]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
 FetchOption = Annotated[
-    FetchName, typer.Option("--fetch", help="Take whole shards from the Hub, or byte ranges (unverified).")
+    FetchName, typer.Option("--fetch", help="Download whole shards, or byte ranges, which cannot be verified.")
 ]
 MaxDisk = Annotated[
     str | None,
-    typer.Option("--max-disk", help="Most disk for fetched shards, such as 40GB: each is freed after use."),
+    typer.Option("--max-disk", help="Disk limit for downloads, such as 40GB; each shard is removed after use."),
 ]
 Scores = Annotated[
     list[Path] | None,
@@ -161,12 +176,12 @@ Scores = Annotated[
         metavar="FILE",
     ),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Use what is in the Hub's cache, and no network.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use the Hub's cache only, without a network.")]
 FailOn = Annotated[
     list[str] | None,
     typer.Option(
         "--fail-on",
-        help="Exit with 4 when this holds of a figure, such as 'concentration > 0.5'; may be repeated.",
+        help="Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be repeated.",
         metavar="RULE",
     ),
 ]
@@ -177,7 +192,7 @@ Against = Annotated[
     Path | None,
     typer.Option(
         "--against",
-        help="Finished reports: exit with 4 when a figure lies outside the interval that they give it.",
+        help="Accepted reports: exit with 4 if a figure lies outside its spread over layers there.",
         metavar="RUN",
         file_okay=False,
         callback=on_this_machine,
@@ -185,13 +200,13 @@ Against = Annotated[
 ]
 AllowMissing = Annotated[
     bool,
-    typer.Option("--allow-missing", help="What --fail-on names may be absent, and what --against lacks."),
+    typer.Option("--allow-missing", help="Do not fail if a figure of --fail-on or a report of --against is missing."),
 ]
 Junit = Annotated[
     Path | None,
     typer.Option(
         "--junit",
-        help="JUnit XML of the pairs and rules.",
+        help="Write the result for each pair and rule as JUnit XML.",
         metavar="FILE",
         dir_okay=False,
         callback=on_this_machine,

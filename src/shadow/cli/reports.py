@@ -13,6 +13,8 @@ from shadow.cli.options import (
     CacheFolder,
     Format,
     FormatOption,
+    Full,
+    Json,
     Output,
     RunFolders,
     Scores,
@@ -21,7 +23,7 @@ from shadow.cli.options import (
 )
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import one_report, reports_at, reports_below
-from shadow.text import several
+from shadow.text import counted, several
 
 
 def show(
@@ -31,13 +33,17 @@ def show(
         ShowFormat,
         typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
     ] = ShowFormat.table,
+    json: Json = False,
+    full: Full = False,
 ) -> None:
-    """Show finished reports again; of a list first how its pairs stand. Scores given here are not kept."""
+    """Show finished reports again. For a list, first show how its pairs stand. Scores given here are not kept."""
     from shadow.audits.index import read_index
     from shadow.findings.summary import read_summary, with_scores
     from shadow.outputs.terminal.batch import batch_view
     from shadow.outputs.terminal.summary import summary_view
 
+    if json:
+        format = ShowFormat.json
     folders = reports_below(run)
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
@@ -61,20 +67,26 @@ def show(
         console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
         return
     for summary, provenance, folder in found:
-        console.display(summary_view(summary, provenance, folder, console.out.options))
+        console.display(summary_view(summary, provenance, folder, console.out.options, full=full))
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Two reports or more: a pair's folder, or one above it.", metavar="RUN")
+        list[Path], typer.Argument(help="Two or more reports: their folders, or a folder above each.", metavar="RUN")
     ],
     margin: Annotated[
-        float, typer.Option(help="Least difference of concentration that counts; the other figures get its like.")
+        float,
+        typer.Option(
+            help="Smallest difference of concentration that counts. The margins of the other figures follow from it."
+        ),
     ] = 0.05,
     allow_different_base: Annotated[
         bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
     ] = False,
     scores: Scores = None,
+    p_values: Annotated[
+        bool, typer.Option("--p-values", help="Also show p, which says nothing of other runs; JSON has it always.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,15 +99,18 @@ def compare(
         ),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
-    """Tell whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
+    """Compare whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
 
-    Differences are paired over the same matrices, with an interval over layers and a margin.
+    Differences are paired over the same matrices, with their spread over layers and a margin.
 
-    With --scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
+    With --scores, also correlate gains with concentrations, over up to 200 reports of any bases.
 
     Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.findings import comparison as comparing
     from shadow.outputs.terminal.comparison import comparison_view
     from shadow.reports.columns import COMPARISON
@@ -106,7 +121,7 @@ def compare(
     if not 2 <= len(folders) <= most:
         raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
     if not 0 <= margin <= 1:
-        raise UsageError(f"--margin {margin:g} is no difference of concentration", "between 0 and 1, such as 0.05")
+        raise UsageError(f"--margin {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
     folders = folders if scores else [one_report(run) for run in runs]
     given = None
     if scores:
@@ -125,7 +140,7 @@ def compare(
     if format is Format.json:
         console.show_json(found.as_json())
     else:
-        console.display(comparison_view(found, console.out.options))
+        console.display(comparison_view(found, console.out.options, p_values=p_values))
 
 
 def merge(
@@ -135,27 +150,33 @@ def merge(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders given to `shadow audit -o`; none makes the index of OUT anew.", metavar="[DIR]..."
+            help="Folders given to `shadow audit -o`; without any, only the index of OUT is rebuilt.",
+            metavar="[DIR]...",
         ),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
-    """Join the reports of several jobs, such as the shards of a list, in one folder, and make its index anew.
+    """Merge the reports of several jobs, such as the shards of a list, into one folder, and rebuild its index.
 
-    All must be of the same settings, and reports of one pair must hold the same numbers.
+    All reports must have the same settings, and two reports of one pair the same numbers.
 
-    Last digits may differ as two kinds of CPU round them: the first report is taken.
+    Last digits may differ, because kinds of CPU round differently; then the first report is kept.
 
     Exit codes: 0 done; 1 could not, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.audits.merging import merge as merged
     from shadow.outputs.terminal.batch import batch_view
 
     found = merged(output, folders or [])
-    console.say(f"{found.copied} reports copied to {output}, {found.there} were there")
+    console.say(f"{found.copied} reports copied to {output}, {found.there} were already there")
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
-        console.say(f"last digits differ, as between two kinds of CPU, of {names}: kept is the first report of each")
+        console.say(
+            f"the last digits of {names} differ, as kinds of CPU round differently: the first report of each is kept"
+        )
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:
@@ -172,7 +193,7 @@ def clean(
     ] = False,
     cache_dir: CacheFolder = None,
 ) -> None:
-    """Remove what unfinished audits left: their folders, and shards that they fetched to free them after use.
+    """Remove what unfinished audits left: partial results, and shards that were to be removed after use.
 
     Finished reports stay, and so does everything else in the Hub's cache.
     """
@@ -182,7 +203,8 @@ def clean(
     from shadow.audits.journal import remove_unfinished
 
     removed = remove_unfinished(output)
-    console.say(f"removed the unfinished work of {len(removed)} audits" if removed else "nothing unfinished there")
+    audits = counted(len(removed), "audit", "audits")
+    console.say(f"removed the unfinished work of {audits}" if removed else "no unfinished audits there")
     for folder, fetched in removed.items():
         console.say(f"  {folder}")
         if fetched:

@@ -77,7 +77,7 @@ def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[TaskResult]
         try:
             _perform_all(preset, out, pool, show)
         except BrokenProcessPool as error:
-            hint = "out of memory? the same command goes on from here"
+            hint = "out of memory? run the same command again to continue"
             raise ShadowError("a process of the lab was ended from outside", hint) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

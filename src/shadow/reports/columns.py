@@ -70,21 +70,21 @@ SPECTRAL = (
         "Rudelson & Vershynin 2007", "One large singular value hides all others.",
     ),
     Column(
-        "effective_rank", "float", "directions, weighted by singular value", "exp(-sum p ln p)", "", "[1, m]", _RANK_NULL,
+        "effective_rank", "float", "effective number of directions, by the entropy of the singular values", "exp(-sum p ln p)", "", "[1, m]", _RANK_NULL,
         "Roy & Vetterli 2007",
         "Follows the many small values: rounding a rank-one update to bf16 makes it look full-rank. Grows with m. Right to "
         "2.6e-4 of itself in `default`, 2e-7 in `exact`, 2e-3 in `fast`.",
     ),
     Column(
-        "energy_rank", "float", "directions, weighted by energy", "exp(-sum q ln q)", "", "[1, m]", _RANK_NULL,
+        "energy_rank", "float", "effective number of directions, by the entropy of the energies", "exp(-sum q ln q)", "", "[1, m]", _RANK_NULL,
         "von Neumann entropy of q", "Robust to rounding. Grows with m.",
     ),
     Column(
-        "spectral_entropy", "float", "evenness of the energies", "-sum q ln q / ln m", "", "[0, 1]", "W = 0 or m = 1", "",
+        "spectral_entropy", "float", "how evenly the energy is spread over the directions", "-sum q ln q / ln m", "", "[0, 1]", "W = 0 or m = 1", "",
         "Divided by ln m, yet noise of another shape still has another value.",
     ),
     Column(
-        "participation_ratio", "float", "number of directions that carry the energy", "1 / sum q^2", "", "[1, m]",
+        "participation_ratio", "float", "about how many directions have most of the energy", "1 / sum q^2", "", "[1, m]",
         _RANK_NULL, "", "Compare with null_participation_ratio, not across shapes.",
     ),
     Column(
@@ -188,7 +188,7 @@ DELTA = (
         "Keeps row and column profile, sparsity and quantisation of the real D.",
     ),
     Column(
-        "concentration", "float", "how much fewer directions carry D than its null",
+        "concentration", "float", "how few directions D has beside its null: 0 as many, 1 a single one",
         "ln(null_participation_ratio / participation_ratio) / ln(null_participation_ratio)", "", "(-inf, 1]",
         "null_participation_ratio < 2", "",
         "0: like noise of the same profile; 1: rank one; below 0: flatter than noise. At fixed rank it grows with the size "
@@ -216,14 +216,14 @@ DELTA = (
     ),
     Column("sigma_scale_iqr", "float", "spread of that factor", "interquartile range", "", ">= 0", "as sigma_scale"),
     Column(
-        "overlap_left", "float", "how little the leading output directions turned",
+        "overlap_left", "float", "how far the leading output directions of base and tuned agree",
         "norm(U_base^T U_tuned)_F^2 / k, U the leading k = min(16, m) left singular vectors", "", "[0, 1]", _UNRESOLVED,
         "mean squared cosine of the principal angles, Bjorck & Golub 1973",
         "1: the same subspace; k / rows on average for two random ones. Near 1 whatever was tuned where norm(D) is well "
         "below the gap. Arbitrary where a subspace_gap is near 0, and 1 by definition where k = rows.",
     ),
     Column(
-        "overlap_right", "float", "how little the leading input directions turned",
+        "overlap_right", "float", "how far the leading input directions of base and tuned agree",
         "norm(V_base^T V_tuned)_F^2 / k, V the leading k right singular vectors", "", "[0, 1]", _UNRESOLVED,
         "as overlap_left", "As overlap_left, with cols.",
     ),
@@ -258,11 +258,11 @@ DELTA = (
         "sigma_k of W_tuned is not resolved; --no-subspaces", "as subspace_gap_base",
     ),
     Column(
-        "row_participation_ratio", "float", "number of rows (outputs) that carry the change", "(sum r_i)^2 / sum r_i^2", "",
+        "row_participation_ratio", "float", "about how many rows (outputs) have most of the change", "(sum r_i)^2 / sum r_i^2", "",
         "[1, rows]", "", "", "In an embedding or a head the rows are tokens: how many tokens the change is about.",
     ),
     Column(
-        "col_participation_ratio", "float", "number of columns (inputs) that carry the change", "(sum c_j)^2 / sum c_j^2",
+        "col_participation_ratio", "float", "about how many columns (inputs) have most of the change", "(sum c_j)^2 / sum c_j^2",
         "", "[1, cols]",
     ),
     Column(
@@ -270,7 +270,7 @@ DELTA = (
         "", "", "Of an embedding: the tokens that were trained on, if there was no weight decay, which changes all rows.",
     ),
     Column(
-        "kept", "float", "share of the stored delta's energy that is the update's, the rest being the rounding of its storage",
+        "kept", "float", "share of the stored delta's energy that belongs to the update; the rest is the rounding of its storage",
         "<D, d>^2 / (norm(D)_F^2 norm(d)_F^2), d the update before it was stored, estimated from the counts of |D| / ulp in cells of rows, columns and binades of W_base", "", "[0, 1]",
         "kept_reason is nothing_rounded or rounding_unexplained",
         "Bussgang 1952; Turnbull 1976; docs/rounding.md",
@@ -289,7 +289,7 @@ DELTA = (
         "rounding_unexplained does not say that anything is wrong with the model.",
     ),
     Column(
-        "kept_history", "string", "how the tuned side came to be stored, by the values",
+        "kept_history", "string", "how the tuned side was stored, judged by its values",
         "stored_base: all values of the base lie on the tuned side's grid, training began with them; base_rounded: the base "
         "was rounded to that grid first (kept, relative_norm_unrounded, excess_purity_unrounded and equivalent_directions are of tuned - round(W_base)); base_kept: it was not rounded before training, so kept = 1 - 1 / floor_ratio^2; far_above: floor_ratio >= 10, where "
         "no history matters and kept is the same; nothing_rounded", "", "", "kept_reason is rounding_unexplained", "docs/rounding.md",
@@ -328,7 +328,7 @@ DELTA = (
         "kept is null or below 0.25; or below 0.75 with one direction that has 0.7 of X", "docs/rounding.md", "As kept. Of tuned - round(W_base) where kept_history is base_rounded.",
     ),
     Column(
-        "equivalent_directions", "float", "as coherent as so many equal directions would be",
+        "equivalent_directions", "float", "how many equally strong directions would give this excess_purity",
         "1 / excess_purity_unrounded; 1 / excess_purity where kept is null and nothing was rounded, or floor_ratio >= 4", "", "[1, m]",
         "purity_z <= 5, above m, or the update is unknown (kept_reason, excess_purity_unrounded)", "",
         "Not a count of directions: four with a tenth of the energy give about 400. Goes with the width where the rank of what is learned does. "
@@ -385,17 +385,17 @@ TENSORS = (
     Column("expert", "int", "as in matrices.parquet", null="not an expert, or a stack of them"),
     Column(
         "status", "string",
-        "measured, identical or skipped: that also where only a part of it (an expert, q of a fused projection) could not be measured",
+        "measured, identical or skipped; skipped also if only a part of it (an expert, q of a fused projection) could not be measured",
     ),
     Column("reason", "string", "why it was skipped, or measured without a partner", null="nothing to explain"),
-    Column("detail", "string", "the reason in particulars; of several parts, those that were not measured: the others are in matrices.parquet", null="nothing to add"),
+    Column("detail", "string", "details of the reason; for a tensor of several parts, those that were not measured (the others are in matrices.parquet)", null="nothing to add"),
     Column(
         "relative_norm", "float", "norm(tuned - base) / norm(base), of vectors too",
         null="no partner, a part that was not measured, or base = 0",
     ),
     Column(
         "compared", "int",
-        "entries that were compared with a partner's: not those of parts that were not measured, nor the rows that a vocabulary grew by",
+        "entries that were compared with a partner's, without parts that were not measured and rows that a vocabulary grew by",
         range=">= 0",
     ),
 )  # fmt: skip
@@ -484,8 +484,7 @@ BATCH = (
     Column("tuned_commit", "string", "the commit that was read", null=f"a folder, or {_UNFINISHED}"),
     Column(
         "state", "string",
-        "done: its report is there; failed: error says why; kept: a finished report is there that differs from what was "
-        "asked for, and was left as it is; pending: not reached yet",
+        "done: its report is there; failed: error says why; kept: a finished report differs from the request and was not replaced; pending: not reached yet",
     ),
     Column("label", "string", "label of the report", null=_UNFINISHED),
     Column("matrices", "int", "matrices that changed", null=_UNFINISHED),
@@ -494,15 +493,15 @@ BATCH = (
         for name in HEADLINE
     ),
     Column(
-        "seconds", "float", "time that went into the pair, over all runs of the list that did not merely read its report",
+        "seconds", "float", "time spent on the pair, over all runs of the list that measured it",
         "", "s", ">= 0", "not reached yet",
     ),
     Column(
-        "bytes", "int", "bytes of weights that came over the network for it, over all runs of the list", "", "bytes",
+        "bytes", "int", "bytes of weights downloaded for it, over all runs of the list", "", "bytes",
         ">= 0", "not reached yet, or measured outside of a list",
     ),
     Column(
-        "error", "string", "what went wrong in the last run, or how the report that was kept differs",
+        "error", "string", "what went wrong in the last run, or how the kept report differs",
         null="neither failed nor kept",
     ),
     Column("hint", "string", "what to do about it", null="neither failed nor kept, or nothing known"),
@@ -520,7 +519,7 @@ RESIDUAL = (
     Column("matrices", "int", "deltas that are stacked"),
     Column("energy", "float", "size of the stacked change, squared", "sum norm(D)_F^2", "weights^2", "> 0"),
     Column(
-        "participation_ratio", "float", "number of residual directions that the stacked change is about",
+        "participation_ratio", "float", "about how many directions of the residual stream the stacked change has",
         "(tr G)^2 / norm(G)_F^2, G = sum D^T D over the readers, sum D D^T over the writers", "", "[1, width]", "", "",
         "Smaller where modules change along the same directions. Exact for a width up to 128; above it from a random "
         "projection, with an error of 1 % where the deltas share all or nothing and up to 9 % in between: "
@@ -597,7 +596,7 @@ FIGURES = (  # of summary.json, beside the medians of columns
         "Where a matrix is not rounded at all, its relative_norm counts.",
     ),
     Column(
-        "participation_share", "float", "share of the null's directions that the change is about, the median",
+        "participation_share", "float", "participation ratio of the change over that of its null, the median",
         "participation_ratio / null_participation_ratio", "", "(0, ~1]", "nothing changed", "",
         "The second energy metric beside concentration, without its logarithm.",
     ),
@@ -649,7 +648,7 @@ FIGURES = (  # of summary.json, beside the medians of columns
         "", "(0, 1]", "the embedding is identical or absent", "", "Weight decay changes all of them.",
     ),
     Column(
-        "embedding_row_participation_ratio", "float", "number of tokens that carry the change of the embedding",
+        "embedding_row_participation_ratio", "float", "about how many tokens have most of the change of the embedding",
         "row_participation_ratio of the embedding", "", "[1, rows]", "as embedding_rows_changed",
     ),
 )  # fmt: skip
@@ -657,10 +656,10 @@ FIGURES = (  # of summary.json, beside the medians of columns
 REPORTS = (  # of exports, and of nothing else: one row for each report that went into them
     Column("family", "string", "family, or the tuned model's last name"),
     Column("pair", "string", "the two stages compared, `base..tuned`"),
-    Column("relation", "string", "tuned, or sibling where neither came from the other", null="not told"),
-    Column("label", "string", "what may be said of the footprint, one of five words", null="not told"),
-    Column("label_reason", "string", "what the label rests on", null="not told"),
-    Column("gates", "string", "the gates: JSON text, a list", null="not told"),
+    Column("relation", "string", "tuned, or sibling where neither came from the other", null="unknown"),
+    Column("label", "string", "label of the pair, one of five words", null="unknown"),
+    Column("label_reason", "string", "what the label rests on", null="unknown"),
+    Column("gates", "string", "the gates: JSON text, a list", null="unknown"),
     *(
         column
         for side, text in (("base", "the base checkpoint"), ("tuned", "the tuned checkpoint"))
@@ -668,19 +667,19 @@ REPORTS = (  # of exports, and of nothing else: one row for each report that wen
             Column(f"{side}_repo", "string", f"{text}: a folder, or a repository of the Hub"),
             Column(f"{side}_commit", "string", f"{text}: its commit", null="a folder"),
             Column(f"{side}_fingerprint", "string", f"{text}: hash of its files' names, sizes, times and headers",
-                   null="not told"),
+                   null="unknown"),
         )
     ),
     Column("precision", "string", "--precision of the audit: default, exact or fast"),
-    Column("nulls", "int", "--nulls of the audit", null="not told"),
-    Column("seed", "int", "--seed of the audit", null="not told"),
-    Column("subspaces", "bool", "were leading subspaces compared", null="not told"),
-    Column("chosen", "string", "--component, --layer and --module of the audit: JSON text", null="not told"),
+    Column("nulls", "int", "--nulls of the audit", null="unknown"),
+    Column("seed", "int", "--seed of the audit", null="unknown"),
+    Column("subspaces", "bool", "were leading subspaces compared", null="unknown"),
+    Column("chosen", "string", "--component, --layer and --module of the audit: JSON text", null="unknown"),
     Column("version", "string", "version of shadow that made the report"),
     Column("schema", "int", "schema of the report"),
-    Column("started", "string", "when the audit started, ISO 8601", null="not told"),
-    Column("seconds", "float", "how long its last run took", unit="s", null="not told"),
-    Column("metadata", "string", "all that the report says of how it was made: JSON text"),
+    Column("started", "string", "when the audit started, ISO 8601", null="unknown"),
+    Column("seconds", "float", "how long its last run took", unit="s", null="unknown"),
+    Column("metadata", "string", "everything that the report says about how it was made: JSON text"),
 )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def _put_in_place(folder: Path) -> None:
                     (ready / name).unlink()
     except OSError as error:
         message = f"{folder}: its new report is written, but cannot take the old one's place"
-        raise ShadowError(f"{message}: {error.strerror or error}", "may the folder be written to?") from error
+        raise ShadowError(f"{message}: {error.strerror or error}", "check the permissions of the folder") from error
     with contextlib.suppress(OSError):
         ready.rmdir()
         ready.parent.rmdir()

@@ -13,7 +13,7 @@ RULES = (
     "The schema is raised when a column changes its meaning or goes, not when one is added: readers pass over columns "
     "that they do not know, and take a column that is absent for null.",
     "Undefined is null, never NaN.",
-    "A column that says `later` was added after reports had been made: an older report of this schema lacks it.",
+    "A column marked `later` was added to this schema later: older reports do not have it.",
     "A report of another schema is refused, with both versions and what to do.",
 )
 
@@ -38,6 +38,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "depth": "a list, a row for each compared layer of a component: matrices, relative_norm as one vector, energy, "
         "energy_share of the component's layers, medians, up_effective_rank_shift (of the up-projections), and the "
         "participation ratios of residual.parquet",
+        "grid": "a list, a row for each module of a component: layers, and by layer the medians relative_norm (0 where "
+        "its matrices are identical) and concentration",
         "inside_layers": "matrices inside layers that changed: how many; of these known (kept is), unexplained, "
         "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise and "
         "flatter_than_noise; medians of columns, and of alignments less null; rank_least and rank_most, medians of "
@@ -55,7 +57,7 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "warning_codes": "a list of a code for each of them, in the same order: experts_renumbered, few_values, "
         "older_report, scores_unreadable",
         "gates": "a list, a row for each gate: name, figure, threshold, passed, reason",
-        "label": "what may be said of the footprint, one of five words",
+        "label": "label of the pair, one of five words",
         "label_reason": "what the label rests on",
         "evidence": "a list, a row for each figure that the label rests on: name, figure, interval, without (its value "
         "without any training), says",

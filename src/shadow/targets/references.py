@@ -63,7 +63,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
     repo, at, revision = text.partition("@")
     if at and (not re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) or ".." in revision):
         raise UsageError(
-            f"{text[:80]!r}: no such thing as revision {revision[:40]!r}", "write org/name@branch, a tag or a commit"
+            f"{text[:80]!r}: {revision[:40]!r} is not a valid revision", "write org/name@branch, a tag or a commit"
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         if written := as_folder(text, folder):

@@ -49,7 +49,9 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
     """
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
-        raise UsageError(f"{output.name!r} is no figure", f"end its name in {', '.join(f'.{one}' for one in FORMATS)}")
+        raise UsageError(
+            f"cannot draw to {output.name!r}", f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
+        )
     content, notes = draw(kind, folders, suffix, choice or Choice())
     with placing(output, is_our_figure, "a figure of shadow") as aside:
         aside.write_bytes(content)
@@ -65,9 +67,11 @@ def is_our_figure(path: Path) -> bool:
 def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:
     """The bytes of a figure, and what was chosen."""
     if choice.metric is not None and choice.metric not in metrics():
-        raise UsageError(f"no metric {choice.metric!r} of a delta", "a number of `shadow schema matrices`")
+        raise UsageError(f"no metric {choice.metric!r} of a delta", "`shadow schema matrices` lists the columns")
     if kind in ("spectrum", "heatmap") and len(folders) > 1:
-        raise ShadowError(f"{len(folders)} reports: a {kind} is of one", f"name one of them, such as {folders[0]}")
+        raise ShadowError(
+            f"a {kind} shows one report, and there are {len(folders)}", f"name one of them, such as {folders[0]}"
+        )
     most = MOST_STEPS if kind == "lineage" else MOST_REPORTS
     if len(folders) > most:
         raise ShadowError(f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {most}")
