@@ -55,7 +55,7 @@ def write_checkpoint(folder: Path, layers: int, seed: int | None) -> None:
 
 def make(folder: Path, reports: int, layers: int) -> None:
     """The reports below folder/reports, and folder/scores.csv."""
-    from shadow.audits.pair import Settings, run_pair
+    from shadow.audits.pair import Runtime, Settings, run_pair
     from shadow.checkpoints.pairing import Filter
     from shadow.spectra.delta import Method
     from shadow.targets.families import Pair
@@ -67,7 +67,7 @@ def make(folder: Path, reports: int, layers: int) -> None:
         tuned = folder / f"tuned-{number:03d}"
         write_checkpoint(tuned, layers, number + 1)
         pair = Pair("many", tuned.name, Reference(str(folder / "base"), True), Reference(str(tuned), True))
-        run_pair(pair, Settings(Method(), Filter()), folder / "reports", jobs=1)
+        run_pair(pair, Settings(Method(), Filter()), folder / "reports", Runtime(jobs=1))
         scores += [f"{tuned.name},{name},{2 + number * step % 97}" for name, step in (("one", 7), ("two", 13))]
     scores += ["base,one,40", "base,two,50"]
     (folder / "scores.csv").write_text("\n".join(scores) + "\n")

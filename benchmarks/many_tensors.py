@@ -112,8 +112,7 @@ class _BegunError(Exception):
 
 def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
     """Print the CPU seconds, and the memory in bytes, of one step in this process, imports left out."""
-    from shadow.audits.pair import Settings, plan_pair, run_pair
-    from shadow.audits.plan import Access
+    from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
     from shadow.checkpoints.pairing import Filter
     from shadow.spectra.delta import Method
     from shadow.targets.families import Pair
@@ -128,10 +127,10 @@ def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
     def work() -> None:
         with tempfile.TemporaryDirectory() as out:
             if what == "plan":
-                plan_pair(pair, settings, Path(out), jobs=1, access=Access(), say=lambda text: None)
+                plan_pair(pair, settings, Path(out), Runtime(jobs=1))
                 return
             with contextlib.suppress(_BegunError):
-                run_pair(pair, settings, Path(out), jobs=1, show=stop)
+                run_pair(pair, settings, Path(out), Runtime(jobs=1, show=stop))
 
     profiler = cProfile.Profile()
     before = resource.getrusage(resource.RUSAGE_SELF)

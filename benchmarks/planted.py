@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.pair import Settings, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.dtypes import FLOATS
 from shadow.findings.bootstrap import (
@@ -336,7 +336,8 @@ def audited(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> di
             save_file(tensors, folder / side / "model.safetensors")
             (folder / side / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": HIDDEN}))
         pair = given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))
-        return dict(run_pair(pair, Settings(Method(), Filter(), spectra=False), folder / "out", jobs=1).summary.figures)
+        settings = Settings(Method(), Filter(), spectra=False)
+        return dict(run_pair(pair, settings, folder / "out", Runtime(jobs=1)).summary.figures)
 
 
 # ---------------------------------------------------------------------------------------------------- intervals

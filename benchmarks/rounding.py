@@ -39,7 +39,8 @@ from shadow.dtypes import FLOATS
 from shadow.spectra import purity as purity_module
 from shadow.spectra import rounding
 from shadow.spectra.delta import Method, extent, measure_pair
-from shadow.spectra.edge import sharp_edge
+from shadow.spectra.edge import levels, sharp_edge
+from shadow.spectra.levels import round_trip
 from shadow.spectra.purity import NOISE, budget, dominated, purity_z
 from shadow.spectra.spectrum import Workspace
 
@@ -500,6 +501,61 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
     return table(heads, rows)
 
 
+# ---------------------------------------------------------------------------------------------------- levels
+
+DRAWS = 200  # matrices of noise of each kind
+LENGTHS = (256, 512, 1024, 4096)  # of rows
+WEIGHTS = ("normal", "t3", "uneven columns")
+ROUTES = ("nothing", "INT8, rows", "INT8, groups of 128", "FP8 E4M3", "INT4, groups of 128", "half pruned")
+
+
+def through(W: Array, route: str) -> Array:
+    """Weights after a round trip through a narrow format, or with the smaller half of their entries set to 0."""
+    if route == "nothing":
+        return W
+    if route == "half pruned":
+        return W * (np.abs(W) > np.median(np.abs(W)))
+    if route == "FP8 E4M3":
+        scale = np.abs(W).max() / 448
+        return torch.from_numpy(W / scale).float().to(torch.float8_e4m3fn).double().numpy() * scale
+    grouped = W.reshape(len(W), -1, 128) if "groups" in route else W[:, None]
+    scale = np.abs(grouped).max(2, keepdims=True) / (7 if "INT4" in route else 127)
+    back: Array = np.rint(grouped / scale) * scale
+    return back.reshape(W.shape)
+
+
+def weights(kind: str, rng: np.random.Generator, length: int) -> Array:
+    """(64, length): as many rows as are looked at."""
+    W = 0.02 * (rng.standard_t(3, (64, length)) if kind == "t3" else rng.standard_normal((64, length)))
+    return W * np.exp(0.5 * rng.standard_normal(length)) if kind == "uneven columns" else W
+
+
+def named(kind: str, route: str, dtype: torch.dtype, length: int, draws: int) -> tuple[int, int]:
+    """Of that many matrices, how many are said to have gone through INT4, and how many through 8 bits."""
+    told = []
+    for draw in range(draws):
+        rng = np.random.default_rng([draw, length, len(kind)])
+        rows = torch.from_numpy(through(weights(kind, rng, length), route)).to(dtype)
+        told.append(round_trip(levels(rows), length))
+    return told.count("INT4"), told.count("8 bits")
+
+
+def told_as(four: int, eight: int) -> str:
+    """`20 as INT4, 1 as 8 bits`, without what did not occur."""
+    parts = [f"{count} as {name}" for count, name in ((four, "INT4"), (eight, "8 bits")) if count]
+    return ", ".join(parts) or "none"
+
+
+def levels_part(lengths: Sequence[int], draws: int) -> str:
+    rows = []
+    for kind in WEIGHTS:
+        for dtype, stored in ((torch.bfloat16, "BF16"), (torch.float16, "F16")):
+            for route in ROUTES:
+                cells = [told_as(*named(kind, route, dtype, length, draws)) for length in lengths]
+                rows.append([kind, stored, route, *cells])
+    return table(["weights", "stored", "went through", *(f"rows of {length}" for length in lengths)], rows)
+
+
 # ---------------------------------------------------------------------------------------------------- the document
 
 
@@ -755,6 +811,12 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         counted above it times 1 + m^(-2/3). Both it and `purity_z` hold for flat, separable, sparse and heavy-tailed
         profiles; profiles of blocks give some false spikes, and a larger spread of `purity_z`.""",
         edge_part(shapes, draws),
+        "## Levels",
+        f"""Which of {draws} matrices of 64 rows are said to have gone through 4 or 8 bits, by `levels_base` and
+        `levels_tuned` and the thresholds of the warning `few_values`. Where nothing was gone through, these are false
+        alarms. Groups of 128 have a scale each, so that in long rows 8 bits in groups cannot be told from BF16. A
+        pruned matrix has few values too.""",
+        levels_part(LENGTHS, draws),
     ]
     return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"
 
@@ -768,7 +830,7 @@ def main(
     if quick:
         sys.stdout.write(document(list(entries(None, ("even rows",))), (64,), ((64, 64),), 5))
         return
-    text = document(kept_entries(cache), (64, 256, 1024), ((16, 16), (64, 64), (32, 256), (256, 256)), 40)
+    text = document(kept_entries(cache), (64, 256, 1024), ((16, 16), (8, 32), (64, 64), (32, 256), (256, 256)), DRAWS)
     DOCUMENT.write_text(text, encoding="utf-8")
 
 

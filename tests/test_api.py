@@ -6,6 +6,7 @@ import ast
 import json
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from readme import demo_scores
 from reports import delta, identity, place, uniform, write
 from safetensors.torch import load_file
 
@@ -439,6 +441,50 @@ def test_reports_are_compared_as_objects_or_folders(audited):
         shadow.compare(narrow, broad, margin=2)
 
 
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory):
+    """A CSV of what the demo's models scored on their probes."""
+    path = tmp_path_factory.mktemp("scores") / "scores.csv"
+    path.write_text(demo_scores())
+    return path
+
+
+def test_an_audit_takes_scores_that_others_measured(audited, scores, tmp_path):
+    """The summary has what the command would say: the gain of each benchmark is the difference of the file's scores."""
+    shutil.copytree(audited[0].folder.parents[1], tmp_path / "reports")
+    said = []
+    report = shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores=scores, say=said.append)
+    file = pd.read_csv(scores).pivot(index="benchmark", columns="model", values="score")
+    expected = file["demo:narrow"] - file["demo:base"]
+    gains = {row["benchmark"]: row["gain"] for row in report.summary.as_json()["scores"]}
+    assert gains == pytest.approx(dict(expected))
+    assert any("scores of models that are not audited here: demo:broad" in text for text in said)
+    assert shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores=[str(scores)]) == report
+    with pytest.raises(shadow.ShadowError, match=r"no\.csv"):
+        shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores="no.csv")
+
+
+def test_scores_that_name_no_model_are_refused_before_anything_is_measured(tmp_path):
+    """One line that names the models of the file, and no report."""
+    (tmp_path / "scores.csv").write_text("model,benchmark,score\norg/other,arc,0.5\n")
+    with pytest.raises(shadow.ShadowError, match="org/other"):
+        shadow.audit("demo:base..narrow", output=tmp_path / "out", scores=tmp_path / "scores.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gains_of_reports_are_held_against_their_concentrations(audited, scores):
+    """Of reports, of their folders or of the folder above: what `shadow compare --scores` prints."""
+    narrow, broad = audited
+    compared = shadow.compare(broad, narrow.folder, scores=scores)
+    rows = compared.as_json()["scores"]["reports"]
+    assert [row["pair"] for row in rows] == ["demo:base..broad", "demo:base..narrow"]
+    assert {row["benchmark"] for row in rows[0]["scores"]} == {"narrow", "original", "broad", "held_out"}
+    assert shadow.compare(narrow.folder.parent, scores=scores).as_json() == compared.as_json()
+    assert shadow.compare(*audited).scores is None
+    with pytest.raises(shadow.UsageError, match="1 reports"):
+        shadow.compare(audited[0], scores=scores)
+
+
 def test_a_report_is_judged_by_rules_a_policy_and_a_baseline(narrow, audited, tmp_path):
     """The outcomes and exit codes of `shadow gate`."""
     assert shadow.judge(narrow, "concentration > 0.1").code == 4
@@ -474,11 +520,11 @@ EXAMPLES = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "api.md").
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch, capsys):
     """Each on its own, with the demo's reports where the page has them."""
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-    wanted = ["concentrated 0.33", "", "base..narrow ", "lm_head.weight [", "more concentrated\n0 ["]
+    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight [", "more concentrated\n0 ["]
     assert wanted[number] in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import io
 import json
@@ -24,10 +25,10 @@ from shadow import cli, files
 from shadow.audits import index as batch_index
 from shadow.audits import listing as batch
 from shadow.audits import pair as shadow_run
-from shadow.audits.index import Index, Row, Standing, read_index, report_folder, write_index
+from shadow.audits.index import Index, Kind, Row, Standing, read_index, report_folder, write_index
 from shadow.audits.listing import audit_list
 from shadow.audits.merging import merge
-from shadow.audits.pair import Settings, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.cli import console
 from shadow.errors import ShadowError
@@ -231,7 +232,7 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
     first = {row.name: row for row in read_index(toys / "out").rows}
     models.write(toys / "gone", matrices(5), {"model_type": "llama"})
     said = []
-    tried = run(selection, toys / "out", say=said.append)
+    tried = run(selection, toys / "out", runtime=Runtime(say=said.append))
     assert [one.result.measured for one in tried] == [0, 0, 2, 0]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for row in read_index(toys / "out").rows:
@@ -246,12 +247,13 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
     """Killed after the last matrix: the next run measures none, writes the report, says so, and counts what it took."""
     selection = select_toys(toys, "toy-c:*")
     with monkeypatch.context() as patched:
-        patched.setattr(shadow_run, "write_report", lambda *told: sys.exit(9))
+        patched.setattr(shadow_run, "write_report", lambda *told, **options: sys.exit(9))
         with pytest.raises(SystemExit):
-            run_pair(selection.pairs[0], EVERYTHING, toys / "out", jobs=1)
+            run_pair(selection.pairs[0], EVERYTHING, toys / "out", Runtime(jobs=1))
     said = []
-    (tried,) = run(selection, toys / "out", say=said.append)
-    assert (tried.result.measured, tried.row.state, tried.row.bytes) == (0, "done", 0)
+    (tried,) = run(selection, toys / "out", runtime=Runtime(say=said.append))
+    (row,) = read_index(toys / "out").rows
+    assert (tried.result.measured, tried.state, row.state, row.bytes) == (0, "done", "done", 0)
     assert [text.split(": ")[-1].split(" ")[0] for text in said] == ["2", "not"]
     assert said[0].endswith("resuming: 2 of 2 matrices already measured")
 
@@ -278,7 +280,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
     assert {row.name: row.state for row in index.rows} == expected.get(
         change, {"toy-a:base..one": "pending", "toy-a:base..two": "done"}
     )
-    run(selection, toys / "out", settings, overwrite=True)
+    run(selection, toys / "out", settings, runtime=Runtime(overwrite=True))
     assert set(states(toys / "out").values()) == {"done"}
 
 
@@ -407,7 +409,7 @@ def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
     fault with its hint; and `merge` makes the same index from them."""
     selection = select_toys(toys, "toy-a", "toy-bad", "toy-c*")
     settings = Settings(Method(), Filter())
-    audit = functools.partial(run_pair, settings=settings, output=toys / "pool", jobs=1)
+    audit = functools.partial(run_pair, settings=settings, output=toys / "pool", runtime=Runtime(jobs=1))
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
         futures = [pool.submit(audit, pair) for pair in selection.pairs]
@@ -587,7 +589,7 @@ HOSTILE = "::error file=x::y ##[error]z \x1b[31m [red]<b>|`=1+1 \ud800"
 
 
 def index_of(*rows):
-    return Index("0.1.0", 1, {}, None, (), rows)
+    return Index("0.1.0", Kind(1, {}), None, (), rows)
 
 
 def row(position, family, pair="base..instruct", **columns):
@@ -677,8 +679,8 @@ def test_progress_of_a_list_is_two_bars(monkeypatch):
         monkeypatch.setattr(console, "err", Console(file=file, force_terminal=terminal, width=100, color_system=None))
         with console.list_progress(3) as watch:
             for name in ("a:x", "\x1b]0;b\a:y"):
-                told = watch(name)
-                told(Progress(5, 10, 50, 100))
+                with watch(name) as show:
+                    show(Progress(5, 10, 50, 100))
             time.sleep(0.2)
         text = file.getvalue()
         assert ("1/3" in text and "5/10" in text and "left" in text) == terminal
@@ -709,9 +711,10 @@ def test_an_audit_of_a_list_tells_its_bars(toys):
     """audit_list names each pair when it begins, and tells the matrices of each that is measured."""
     told = {}
 
+    @contextlib.contextmanager
     def watch(name):
         told[name] = []
-        return lambda state: told[name].append(state.done)
+        yield lambda state: told[name].append(state.done)
 
     run(select_toys(toys, "toy-a*"), toys / "out", watch=watch)
     assert told == {"toy-a:base..one": [0, 1, 2], "toy-a:base..two": [0, 1, 2]}

@@ -50,7 +50,7 @@ def test_medians_are_those_of_the_repeated_rows(components, modules):
     values, names, layers = table(6, modules, components)
     blocks = blocks_of(names, layers)
     counts = draws(blocks.sizes)[:200]
-    found = medians(values, blocks.codes, counts)
+    found = medians(values[:, None], blocks.codes, counts)[0]
     for count, median in zip(counts, found, strict=True):
         times = np.where(blocks.codes < 0, 1, count[blocks.codes])
         assert median == np.median(np.repeat(values, times))
@@ -80,7 +80,7 @@ def test_few_layers_are_drawn_in_every_way(layers):
     values = np.random.default_rng(1).normal(size=(layers, 3))
     expected = [np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)]
     flat, blocks = by_layer(values)
-    found = medians(flat, blocks.codes, draws((layers,)))
+    found = medians(flat[:, None], blocks.codes, draws((layers,)))[0]
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))
     assert interval_of_median(flat, blocks).bounds == (
         np.median(values, axis=1).min(),

@@ -10,8 +10,7 @@ from math import prod
 import pytest
 
 from shadow.audits import pair as run_module
-from shadow.audits.pair import Settings, plan_pair, run_pair
-from shadow.audits.plan import Access
+from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
 from shadow.audits.schedule import Schedule, Visit
 from shadow.checkpoints.opening import _weight_map
 from shadow.checkpoints.pairing import Filter
@@ -85,10 +84,10 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
     def work(folder):
         pair = Pair("f", "p", *(Reference(str(folder / side), True) for side in ("base", "tuned")))
         if what == "plan":
-            plan_pair(pair, settings, tmp_path / "out", jobs=1, access=Access(), say=lambda text: None)
+            plan_pair(pair, settings, tmp_path / "out", Runtime(jobs=1))
             return
         with pytest.raises(BegunError):
-            run_pair(pair, settings, tmp_path / folder.name / "out", jobs=1, show=begin)
+            run_pair(pair, settings, tmp_path / folder.name / "out", Runtime(jobs=1, show=begin))
 
     counts = []
     for experts in (20, 40, 80):

@@ -436,6 +436,17 @@ def test_the_site_has_every_module_and_command(site):
 
 
 @pytest.mark.slow
+def test_the_site_shows_the_notebook_with_what_its_cells_made(site):
+    """A page in the navigation: prose, code, the report's heat map, the printed verdict; api.md leads there."""
+    page = (site[0] / "notebook" / "index.html").read_text(encoding="utf-8")
+    assert "<h1" in page
+    assert "<svg" in page
+    assert ">more concentrated" in page.replace("\n", "")
+    python = (site[0] / "api" / "index.html").read_text(encoding="utf-8")
+    assert 'href="../notebook/"' in python.partition("<article")[2]
+
+
+@pytest.mark.slow
 def test_the_site_needs_and_tells_nothing_of_elsewhere(site):
     """No script, style, font or image comes from another host, and no page holds a path of this machine."""
     for file in site[0].rglob("*.html"):

@@ -136,7 +136,7 @@ def test_the_mark_beside_depth_is_the_summary(run):
     assert line.get_ydata()[0] == row.concentration
     low, high = segments.get_segments()[0][:, 1]
     assert (low, high) == pytest.approx(row.intervals["concentration"])
-    assert "95 % intervals over layers" in texts(drawn("depth", [run]))
+    assert "with their spread over layers (95 %)" in texts(drawn("depth", [run]))
 
 
 def test_depth_of_two_reports_has_a_curve_each(two):

@@ -18,7 +18,7 @@ from shadow.audits import pair as shadow_run
 from shadow.audits.index import read_index
 from shadow.audits.listing import audit_list
 from shadow.audits.merging import merge
-from shadow.audits.pair import Settings, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.findings.summary import read_summary
@@ -98,7 +98,7 @@ def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
     """Every table and the summary are those of an audit that found nothing there; then nothing is measured again."""
     settings, _ = OTHER[change]
     run_pair(pair, EVERYTHING, toys / "out")
-    done = run_pair(pair, settings, toys / "out", overwrite=True)
+    done = run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
     fresh = run_pair(pair, settings, toys / "fresh")
     assert done.measured == fresh.measured == 2
     assert files(done.folder).keys() == files(fresh.folder).keys()
@@ -108,7 +108,7 @@ def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
         else:
             assert content == files(fresh.folder)[name]
     before = files(done.folder)
-    assert run_pair(pair, settings, toys / "out", overwrite=True).measured == 0
+    assert run_pair(pair, settings, toys / "out", Runtime(overwrite=True)).measured == 0
     assert files(done.folder) == before
 
 
@@ -123,7 +123,7 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
     with pytest.raises(KeptError, match=f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"):
         run_pair(other, EVERYTHING, toys / "out")
     assert files(first.folder) == before
-    assert run_pair(pair, EVERYTHING, toys / "out", overwrite=True).measured == 2
+    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
     now = finished_metadata(first.folder)["tuned"]["fingerprint"]
     assert now != had
     assert stored_metadata(first.folder)["tuned"]["fingerprint"] == now
@@ -160,13 +160,13 @@ def test_another_version_alone_keeps_the_report(pair, toys):
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
-    kept = run_pair(pair, EVERYTHING, toys / "out", say=said.append)
+    kept = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
     assert (kept.measured, said) == (0, ["nothing to measure: the report is already there; measured by shadow 0.0.9"])
     assert kept.summary == first.summary
     assert files(first.folder) == before
     with pytest.raises(KeptError, match="--precision"):
         run_pair(pair, OTHER["precision"][0], toys / "out")
-    assert run_pair(pair, EVERYTHING, toys / "out", overwrite=True).measured == 2
+    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
     assert stored_metadata(first.folder)["version"] == first.provenance["version"]
 
 
@@ -187,7 +187,7 @@ def test_another_schema_is_never_replaced_unasked(pair, toys):
     with pytest.raises(KeptError, match=r"differs: schema 2, now 1$"):
         run_pair(pair, EVERYTHING, toys / "out")
     assert files(first.folder) == before
-    assert run_pair(pair, EVERYTHING, toys / "out", overwrite=True).measured == 2
+    assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
 
 
 class StoppedError(Exception):
@@ -204,11 +204,11 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], toys / "out", overwrite=True, show=stopping, jobs=1)
+        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, show=stopping, jobs=1))
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
     assert run_pair(pair, EVERYTHING, toys / "out").measured == 0, "and it does not take the unfinished work away"
-    done = run_pair(pair, OTHER["nulls"][0], toys / "out", overwrite=True, jobs=1)
+    done = run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, jobs=1))
     assert done.measured == 1
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
@@ -231,7 +231,7 @@ def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkey
 
     monkeypatch.setattr(os, "replace", killed)
     try:
-        run_pair(pair, settings, toys / "out", overwrite=True)
+        run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
     except KeyboardInterrupt:
         assert kills < 4  # summary.json, tensors, residual and matrices move
     else:
@@ -260,10 +260,10 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monk
 
     monkeypatch.setattr(report_module, "parquet_bytes", full)
     with pytest.raises(ShadowError, match="No space left"):
-        run_pair(pair, OTHER["nulls"][0], toys / "out", overwrite=True)
+        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True))
     assert files(first.folder) == before
     monkeypatch.undo()
-    assert run_pair(pair, OTHER["nulls"][0], toys / "out", overwrite=True).measured == 0, "only written"
+    assert run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True)).measured == 0, "only written"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -279,10 +279,10 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
     """Two audits of one folder, of other settings: the one that comes second finds the report of the first."""
     line_up = shadow_run.line_up
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         monkeypatch.setattr(shadow_run, "line_up", line_up)
         run_pair(pair, EVERYTHING, toys / "out")
-        return line_up(*arguments)
+        return line_up(*arguments, **options)
 
     monkeypatch.setattr(shadow_run, "line_up", slow)
     with pytest.raises(ShadowError, match="another audit has just ended there"):
@@ -294,13 +294,13 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, toys):
     """Settings are named with both values; the optimiser, on which no number depends, does not count."""
     with pytest.raises(StoppedError):
-        run_pair(pair, EVERYTHING, toys / "out", show=stopping, jobs=1)
+        run_pair(pair, EVERYTHING, toys / "out", Runtime(show=stopping, jobs=1))
     said = []
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], toys / "out", show=stopping, jobs=1, say=said.append)
+        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(show=stopping, jobs=1, say=said.append))
     assert said == ["starting afresh: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
-    assert run_pair(pair, told, toys / "out", jobs=1, say=said.append).measured == 1
+    assert run_pair(pair, told, toys / "out", Runtime(jobs=1, say=said.append)).measured == 1
     assert said[1] == "resuming: 1 of 2 matrices already measured"
 
 
@@ -318,7 +318,7 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
     pair, folder = demo
     before = {name: pq.read_table(folder / name) for name in files(folder) if name.endswith(".parquet")}
     told, said = replace(EVERYTHING, optimizer="adamw"), []
-    done = run_pair(pair, told, tmp_path / "out", say=said.append)
+    done = run_pair(pair, told, tmp_path / "out", Runtime(say=said.append))
     fresh = run_pair(pair, told, tmp_path / "fresh")
     assert done.measured == 0
     assert said[1:] == ["the label is made again: --optimizer was not given, is now adamw"]
@@ -334,7 +334,7 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
     assert found == wanted
     assert found["settings"]["optimizer"] == "adamw"
     again = []
-    assert run_pair(pair, told, tmp_path / "out", say=again.append).measured == 0
+    assert run_pair(pair, told, tmp_path / "out", Runtime(say=again.append)).measured == 0
     assert again == ["nothing to measure: the report is already there"]
     run_pair(pair, EVERYTHING, tmp_path / "out")
     assert stored_metadata(folder)["settings"]["optimizer"] is None
@@ -422,15 +422,16 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
 
 def test_a_list_keeps_reports_of_another_version(toys):
     """After an upgrade a nightly list measures what is missing and nothing else; each row has its own version."""
-    first = audited(toys, EVERYTHING, "toy-a:*")
-    with_metadata(first[0].result.folder, version="0.0.9")
+    (first,) = audited(toys, EVERYTHING, "toy-a:*")
+    with_metadata(first.result.folder, version="0.0.9")
+    (row,) = read_index(toys / "out").rows
     index = toys / "out" / "index.json"
-    index.write_text(index.read_text().replace(f'"{first[0].row.version}"', '"0.0.9"'))
-    found = audited(toys)
-    assert [one.result.measured for one in found] == [0, 4]
-    assert [row.version for row in read_index(toys / "out").rows] == ["0.0.9", first[0].row.version]
-    assert found[0].row.seconds == first[0].row.seconds
-    assert [row.version for row in merge(toys / "out", []).index.rows] == ["0.0.9", first[0].row.version]
+    index.write_text(index.read_text().replace(f'"{row.version}"', '"0.0.9"'))
+    assert [outcome.result.measured for outcome in audited(toys)] == [0, 4]
+    rows = read_index(toys / "out").rows
+    assert [other.version for other in rows] == ["0.0.9", row.version]
+    assert rows[0].seconds == row.seconds
+    assert [other.version for other in merge(toys / "out", []).index.rows] == ["0.0.9", row.version]
     with_metadata(shutil.copytree(toys / "out", toys / "copy") / "toy-a/base..one", version="0.0.8")
     assert merge(toys / "out", [toys / "copy"]).there == 2, "numbers are the same, whatever measured them"
 
@@ -439,20 +440,21 @@ def test_a_merge_does_not_take_a_kept_report_for_what_was_asked_for(toys):
     """Files changed since: the shard's row stays `kept` where reports are joined."""
     audited(toys)
     models.write(toys / "one", matrices(8), {"model_type": "llama"})
-    assert [one.row.state for one in audited(toys)] == ["kept", "done"]
+    assert [outcome.state for outcome in audited(toys)] == ["kept", "done"]
     assert [row.state for row in merge(toys / "all", [toys / "out"]).index.rows] == ["kept", "done"]
     assert [row.state for row in merge(toys / "out", []).index.rows] == ["kept", "done"]
-    audited(toys, overwrite=True)
+    audited(toys, runtime=Runtime(overwrite=True))
     assert [row.state for row in merge(toys / "out", []).index.rows] == ["done", "done"]
 
 
 def test_an_optimizer_renews_the_labels_of_a_list(toys):
     """Nothing is measured, what each pair took stays, and the rows say what the reports say."""
-    first = audited(toys)
+    audited(toys)
+    first = read_index(toys / "out").rows
     again = audited(toys, replace(EVERYTHING, optimizer="sgd"))
-    assert [one.result.measured for one in again] == [0, 0]
-    assert [one.row.seconds for one in again] == [one.row.seconds for one in first]
-    assert merge(toys / "out", []).index.settings["optimizer"] == "sgd"
+    assert [outcome.result.measured for outcome in again] == [0, 0]
+    assert [row.seconds for row in read_index(toys / "out").rows] == [row.seconds for row in first]
+    assert merge(toys / "out", []).index.kind.settings["optimizer"] == "sgd"
 
 
 # what the model does not have
@@ -477,7 +479,7 @@ def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
     before = files(first.folder)
     for output, overwrite in (("out", False), ("out", True), ("new", False)):
         with pytest.raises(UsageError) as caught:
-            run_pair(pair, replace(EVERYTHING, chosen=chosen), toys / output, overwrite=overwrite)
+            run_pair(pair, replace(EVERYTHING, chosen=chosen), toys / output, Runtime(overwrite=overwrite))
         assert (caught.value.message, caught.value.hint) == (f"{toys / 'one'}: {told}", hint)
     assert files(first.folder) == before
     assert not (toys / "new").exists()

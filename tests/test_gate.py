@@ -292,7 +292,7 @@ def test_a_baseline_that_lacks_the_pair_is_an_error(tmp_path):
     """Nothing to compare with is no pass, unless it is allowed."""
     folder = reports.uniform(tmp_path / "a", 0.4)
     for allow_missing, outcome in ((False, "missing"), (True, "skipped")):
-        (found,) = judge(gather([], None, True, allow_missing), read_measured(folder))
+        (found,) = judge(gather([], None, against=True, allow_missing=allow_missing), read_measured(folder))
         assert (found.outcome, found.detail) == (outcome, "nothing to judge: the baseline has no report of this pair")
 
 
@@ -329,7 +329,9 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     another = read_measured(reports.uniform(tmp_path / "d" / "x..z", 0.4), "the baseline")
     assert "the baseline is of another pair: toy:x..z" in notes_on(another, now)
     assert notes_on(now, now) == ["the baseline is this very report: nothing can have moved"]
-    assert judge_report(gather([], None, True, False), now, same).notes == tuple(notes_on(same, now))
+    assert judge_report(gather([], None, against=True, allow_missing=False), now, same).notes == tuple(
+        notes_on(same, now)
+    )
 
 
 # The commands

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from shadow.findings.inside import INSIDE, few_values, inside_layers, outside_layers
+from shadow.findings.inside import BESIDE, INSIDE, TOPS, few_values, inside_layers, outside_layers
 
 
 def rows(*given):
-    columns = dict.fromkeys((*INSIDE, "kept_reason", "component", "module", "layer"))
+    columns = dict.fromkeys((*INSIDE, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer", "rows"))
+    columns |= dict.fromkeys(("cols", "levels_base", "levels_tuned", "rank_95", "rank_99"))
+    columns |= {f"top{k}_energy": None for k in TOPS}
     columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}
     return pd.DataFrame([{**columns, "component": "language", **one} for one in given])
 

@@ -13,7 +13,7 @@ import pytest
 import reports
 
 from shadow.audits import merging
-from shadow.audits.index import INDEX, TABLE, Index, Row, kind_of, read_index, report_folder, write_index
+from shadow.audits.index import INDEX, TABLE, Index, Kind, Row, kind_of, read_index, report_folder, write_index
 from shadow.audits.merging import merge
 from shadow.errors import ShadowError
 from shadow.reports.columns import RESIDUAL
@@ -43,11 +43,11 @@ def indexed(output, rows, shards=("1/1",), digest=DIGEST):
     """The index of a folder, of the kind of its first report."""
     found = sorted(output.glob("*/*/matrices.parquet"))
     kind = kind_of(finished_metadata(found[0].parent)) if found else KIND
-    write_index(output, Index("0.1.0", **kind, digest=digest, shards=shards, rows=tuple(rows)))
+    write_index(output, Index("0.1.0", kind, digest=digest, shards=shards, rows=tuple(rows)))
     return output
 
 
-KIND = {"schema": 1, "settings": {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}}}  # fmt: skip
+KIND = Kind(1, {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}})
 
 
 def row(number, state="done", **columns):
@@ -263,7 +263,7 @@ def test_reports_of_two_versions_join(shards, tmp_path):
 
 def test_an_index_of_other_settings_is_refused_too(shards, tmp_path):
     """A shard of which every pair failed still says how it was audited."""
-    index = replace(read_index(shards[1]), settings={"method": METHOD}, rows=(row(4, "failed"),))
+    index = replace(read_index(shards[1]), kind=Kind(1, {"method": METHOD}), rows=(row(4, "failed"),))
     write_index(tmp_path / "failed", index)
     with pytest.raises(ShadowError, match=r"differ in settings\.method\.precision"):
         merge(tmp_path / "out", [*shards, tmp_path / "failed"])
@@ -271,7 +271,7 @@ def test_an_index_of_other_settings_is_refused_too(shards, tmp_path):
 
 def test_siblings_and_tuned_pairs_join(shards, tmp_path):
     """How a pair is related is its own, not a setting of the audit."""
-    settings = {**KIND["settings"], "relation": "sibling"}
+    settings = {**KIND.settings, "relation": "sibling"}
     written(tmp_path / "s", "new", "a..b", settings=settings)
     index = merge(tmp_path / "out", [*shards, tmp_path / "s"]).index
     assert {one.relation for one in index.rows} == {"tuned", "sibling"}

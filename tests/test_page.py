@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
-from shadow.audits.index import Index, Row
+from shadow.audits.index import Index, Kind, Row
 from shadow.errors import ShadowError
 from shadow.findings.reference import NearTraining, Position
 from shadow.findings.summary import read_summary
@@ -405,11 +405,14 @@ def test_the_page_loads_nothing(small):
 
 
 def test_the_page_without_scripts_tells_what_matters(vision):
-    """Headline, claims, gates, modules, components, skipped tensors with reasons and provenance are plain HTML."""
+    """Finding, other explanations, gates, modules, components, skipped tensors and provenance are plain HTML."""
     page = Elements(page_of(vision.parent))
     summary = json.loads((vision / "summary.json").read_text())
-    for told in summary["claims"].values():
-        assert all(text in page.text for text in told)
+    finding = summary["finding"]
+    assert finding["sentences"]
+    for one in (*finding["sentences"], *finding["other_explanations"]):
+        assert one.get("text", one.get("reason")) in page.text
+    assert all(text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"]))
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
     for text in (
@@ -655,7 +658,7 @@ def test_pairs_of_a_list_without_a_report_are_named_with_the_reason(small, tmp_p
             ("base..d", "/etc/elsewhere", "pending", None),  # which no list writes
         )
     ]
-    index = Index("0.1.0", 1, {}, None, (), tuple(rows))
+    index = Index("0.1.0", Kind(1, {}), None, (), tuple(rows))
     (run / "index.json").write_text(json.dumps(index.as_json()))
     assert shadow("report", "run", "-o", "page.html").code == 0
     told = " ".join(Elements((tmp_path / "page.html").read_bytes()).text.split())

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from safetensors.torch import load_file
 from test_architecture import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
 
-from shadow.audits.pair import Settings, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.checkpoints.safetensors_files import TensorInfo
@@ -66,7 +66,7 @@ def audited(tmp_path, base, tuned, config, jobs=None, chosen=None):
         if not (tmp_path / name).exists():
             models.write(tmp_path / name, tensors, config)
     pair = given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
-    result = run_pair(pair, Settings(Method(), chosen or Filter()), tmp_path / f"out-{jobs}", jobs=jobs)
+    result = run_pair(pair, Settings(Method(), chosen or Filter()), tmp_path / f"out-{jobs}", Runtime(jobs=jobs))
     rows = pq.read_table(result.folder / "tensors.parquet").to_pylist()
     return result, {(row["tensor"], row["side"]): row for row in rows}
 

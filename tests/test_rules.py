@@ -271,12 +271,12 @@ def test_a_command_gathers_its_rules(tmp_path):
     """--fail-on, the policy, then the baseline unless the policy says what may not move; the same rule counts once."""
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\n")
-    rules = gather(["concentration>1", "concentration>1"], file, True, False)
+    rules = gather(["concentration>1", "concentration>1"], file, against=True, allow_missing=False)
     assert [rule.name for rule in rules] == ["concentration > 1", "a", "baseline"]
     file.write_text("a:\n  moved: spiked\n")
-    assert [rule.name for rule in gather([], file, True, False)] == ["a"]
+    assert [rule.name for rule in gather([], file, against=True, allow_missing=False)] == ["a"]
     with pytest.raises(UsageError, match=r"policy\.yaml:1: rule 'a' needs a baseline"):
-        gather([], file, False, False)
+        gather([], file, against=False, allow_missing=False)
 
 
 def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
@@ -284,6 +284,6 @@ def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\nb:\n  moved: spiked\n")
     for flag in (False, True):
-        rules = gather(["concentration > 1"], file, True, flag)
+        rules = gather(["concentration > 1"], file, against=True, allow_missing=flag)
         assert {rule.name: rule.allow_missing for rule in rules} == {"concentration > 1": flag, "a": False, "b": flag}
-    assert gather([], None, True, True)[0].allow_missing
+    assert gather([], None, against=True, allow_missing=True)[0].allow_missing

@@ -23,7 +23,7 @@ from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
 from shadow.audits import workers as audit_module
-from shadow.audits.pair import Settings, line_up, run_pair
+from shadow.audits.pair import Runtime, Settings, line_up, run_pair
 from shadow.audits.plan import Access
 from shadow.checkpoints.opening import Located, Weights, open_folder
 from shadow.checkpoints.pairing import Filter
@@ -40,8 +40,8 @@ def pair_of(base, tuned):
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
 
 
-def run(base, tuned, output, settings=EVERYTHING, **options):
-    return run_pair(pair_of(base, tuned), settings, output, **options)
+def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
+    return run_pair(pair_of(base, tuned), settings, output, runtime)
 
 
 def tables(folder):
@@ -150,8 +150,8 @@ def test_parquet_holds_null_and_never_nan(llama, tmp_path):
 
 def test_numbers_do_not_depend_on_jobs_or_shards(llama, tmp_path):
     """One worker or four, one file or three: the same bytes of data."""
-    one = tables(run(*llama, tmp_path / "1", jobs=1).folder)
-    four = tables(run(*llama, tmp_path / "4", jobs=4).folder)
+    one = tables(run(*llama, tmp_path / "1", runtime=Runtime(jobs=1)).folder)
+    four = tables(run(*llama, tmp_path / "4", runtime=Runtime(jobs=4)).folder)
     split = tmp_path / "split"
     split.mkdir()
     tensors = load_file(llama[1] / "model.safetensors")
@@ -205,15 +205,15 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tm
     """What the journal holds is not measured again, and the result is that of an uninterrupted run."""
     whole = tables(run(*llama, tmp_path / "whole").folder)
     with pytest.raises(StoppedError):
-        run(*llama, tmp_path / "out", show=interrupted(9), jobs=1)
+        run(*llama, tmp_path / "out", runtime=Runtime(show=interrupted(9), jobs=1))
     folder = next((tmp_path / "out").glob("*/*"))
     assert list(folder.glob("*.parquet")) == list(folder.glob("**/*.parquet")) == []
     measured, said = [], []
     original = audit_module._outcome
     monkeypatch.setattr(
-        audit_module, "_outcome", lambda pair, *rest: measured.append(pair.key) or original(pair, *rest)
+        audit_module, "_outcome", lambda pair, **rest: measured.append(pair.key) or original(pair, **rest)
     )
-    result = run(*llama, tmp_path / "out", say=said.append)
+    result = run(*llama, tmp_path / "out", runtime=Runtime(say=said.append))
     journalled = [line for line in said if line.startswith("resuming: ")]
     assert len(journalled) == 1
     assert len(measured) == 21 - 9, "21 tensors, 9 of them done"
@@ -225,11 +225,11 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tm
 def test_a_journal_cut_in_the_middle_of_a_line_is_good_up_to_there(llama, tmp_path):
     """A line that was not written whole is measured again; the rest counts."""
     with pytest.raises(StoppedError):
-        run(*llama, tmp_path, show=interrupted(9), jobs=1)
+        run(*llama, tmp_path, runtime=Runtime(show=interrupted(9), jobs=1))
     journal = next(tmp_path.glob("*/*/.partial/journal.jsonl"))
     journal.write_bytes(journal.read_bytes()[:-50])
     states = []
-    run(*llama, tmp_path, show=states.append)
+    run(*llama, tmp_path, runtime=Runtime(show=states.append))
     assert states[0].done == 8
     assert states[-1].done == 21
 
@@ -239,7 +239,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     """Outcomes of other files or settings are never mixed in."""
     tuned = models.write(tmp_path / "tuned", load_file(llama[1] / "model.safetensors"))
     with pytest.raises(StoppedError):
-        run(llama[0], tuned, tmp_path / "out", show=interrupted(9))
+        run(llama[0], tuned, tmp_path / "out", runtime=Runtime(show=interrupted(9)))
     settings = EVERYTHING
     if change == "tuned":
         models.write(tuned, {name: 2 * t for name, t in load_file(tuned / "model.safetensors").items()})
@@ -248,7 +248,7 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
     else:
         next(tmp_path.glob("out/*/*/.partial/journal.jsonl")).write_bytes(b"\x00garbage\n" * 5)
     states, said = [], []
-    run(llama[0], tuned, tmp_path / "out", settings, show=states.append, say=said.append)
+    run(llama[0], tuned, tmp_path / "out", settings, runtime=Runtime(show=states.append, say=said.append))
     assert states[0].done == 0
     assert not any("resuming" in line for line in said)
 
@@ -258,12 +258,12 @@ def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
     first = run(*llama, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     said = []
-    second = run(*llama, tmp_path, say=said.append)
+    second = run(*llama, tmp_path, runtime=Runtime(say=said.append))
     assert (second.measured, said) == (0, ["nothing to measure: the report is already there"])
     assert second.summary == first.summary
     assert {path: path.stat().st_mtime_ns for path in first.folder.iterdir()} == before
     other = Settings(Method("exact"), Filter(), spectra=False)
-    third = run(*llama, tmp_path, other, say=said.append, overwrite=True)
+    third = run(*llama, tmp_path, other, runtime=Runtime(say=said.append, overwrite=True))
     assert third.measured == 16
     assert said[-1].startswith("measuring again; the old report stays until that is done: --precision default")
     assert not (third.folder / "spectra.parquet").exists()
@@ -289,7 +289,7 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
                 run(*llama, tmp_path)
             refused.append(caught)
 
-    run(*llama, tmp_path, show=again)
+    run(*llama, tmp_path, runtime=Runtime(show=again))
     assert refused
 
 
@@ -311,10 +311,10 @@ def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
         if not kept:
             kept.append(unpacked())
             with pytest.raises(ShadowError, match="another audit"):
-                run(*folders, out, access=access)
+                run(*folders, out, runtime=Runtime(access=access))
             assert unpacked() == kept[0]
 
-    assert run(*folders, out, access=access, show=again).measured == 1
+    assert run(*folders, out, runtime=Runtime(access=access, show=again)).measured == 1
     assert len(kept[0]) == 2
     assert not unpacked()
 
@@ -336,9 +336,10 @@ def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
     monkeypatch.setattr("shadow.checkpoints.hub.fetch_whole", fetch_whole)
     files = {file.name: RemoteFile(file.name, size, None)}
     remote = Located(Snapshot("org/bin", "0" * 40, None, files, "open"), Weights((file.name,), {}, True), {})
-    access, scratch = Access(allow_pickle=True), tmp_path / "scratch"
+    runtime = Runtime(access=Access(allow_pickle=True), say=said.append, show=shown.append)
+    scratch = tmp_path / "scratch"
     local = open_folder(str(tmp_path), allow_pickle=True, scratch=scratch)
-    assert line_up(local, remote, Filter(), access, scratch, said.append, shown.append).pairs
+    assert line_up(local, remote, Filter(), runtime, scratch=scratch).pairs
     assert [(one.moved, one.to_move, one.total) for one in shown] == [(1000, size, 0), (0, size, 0), (size, size, 0)]
     assert said == [f"fetching {decimal(size)} of .bin files"]
 
@@ -375,7 +376,7 @@ def test_a_killed_audit_resumes(llama, tmp_path):
     child.kill()
     assert not list(tmp_path.glob("out/**/*.parquet"))
     said = []
-    result = run(base, tuned, tmp_path / "out", say=said.append)
+    result = run(base, tuned, tmp_path / "out", runtime=Runtime(say=said.append))
     assert said[0].startswith("resuming: ")
     assert 0 < result.measured < 24
     whole = run(base, tuned, tmp_path / "whole")
@@ -473,7 +474,7 @@ def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
 def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
     """Every pair is told once; costs add up."""
     states = []
-    run(*llama, tmp_path, show=states.append)
+    run(*llama, tmp_path, runtime=Runtime(show=states.append))
     assert [state.done for state in states] == list(range(22))
     assert states[-1].cost_done == states[-1].cost_total > 0
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("audit")], "no worker is left"

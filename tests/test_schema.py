@@ -12,7 +12,7 @@ import pytest
 from command import run_shadow
 from reports import uniform
 
-from shadow.audits.index import Index
+from shadow.audits.index import Index, Kind
 from shadow.reports.column_types import STORED_TYPES, null_if_undefined
 from shadow.reports.columns import DELTA, MATRICES, TABLES, Column
 from shadow.reports.parquet import arrow_type
@@ -126,7 +126,7 @@ def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
     listed = {column["name"] for column in told["tables"]["summary"]["columns"]}
     columns = {column.name for column in MATRICES}
     assert summary["figures"].keys() - columns <= listed <= summary["figures"].keys()
-    index = Index("0.1.0", 1, {}, None, (), ())
+    index = Index("0.1.0", Kind(1, {}), None, (), ())
     assert list(told["files"]["index.json"]) == list(index.as_json())
     assert "files" not in json.loads(shadow("schema", "spectra", "--format", "json").assert_done())
     shadow("explain", "concentration_q25").assert_done()

@@ -1,10 +1,13 @@
-"""MkDocs hooks: files outside docs/ as pages of the site, and links between them as they are on disk."""
+"""MkDocs hooks: pages from files outside docs/ and from the notebook, and links between pages as they are on disk."""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -15,15 +18,35 @@ PAGES = {  # page of the site, and the file that it shows
     "index.md": "README.md",
     "changelog.md": "CHANGELOG.md",
     "benchmarks.md": "benchmarks/README.md",
+    "notebook.md": "docs/notebook.ipynb",
 }
 LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are not in docs/."""
+    """Adds the pages that are not Markdown in docs/."""
     for page, name in PAGES.items():
-        files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
+        content = (ROOT / name).read_text(encoding="utf-8")
+        if name.endswith(".ipynb"):
+            content = "\n\n".join(notebook_blocks(json.loads(content))) + "\n"
+        files.append(File.generated(config, page, content=content))
     return files
+
+
+def notebook_blocks(notebook: dict[str, Any]) -> Iterator[str]:
+    """The cells of a notebook as Markdown, with what they show: HTML where there is any, else text."""
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            yield source
+            continue
+        yield f"```python\n{source}\n```"
+        for output in cell["outputs"]:
+            shown = output.get("data", {"text/plain": output.get("text", "")})
+            if "text/html" in shown:
+                yield "".join(shown["text/html"])
+            else:
+                yield f"```text\n{''.join(shown['text/plain']).rstrip()}\n```"
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:

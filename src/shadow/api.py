@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
-from shadow.reports.folders import one_report, reports_below
+from shadow.reports.folders import one_report, reports_at, reports_below
+from shadow.reports.provenance import report_metadata
 from shadow.reports.report import Report
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from shadow.audits.pair import Progress, Settings
     from shadow.audits.plan import Access, PairPlan
     from shadow.findings.comparison import Comparison
+    from shadow.findings.scores import ScoreFiles
     from shadow.gates.verdicts import Judgement, Measured
     from shadow.outputs.exports import ExportResult
 
@@ -49,8 +51,10 @@ class AuditOptions(TypedDict, total=False):
     subspaces: bool
     spectra: bool
     optimizer: Literal["adamw", "sgd", "muon"] | None
+    scores: Place | Sequence[Place]
     overwrite: bool
     jobs: int | None
+    cache: Place | bool
     allow_pickle: bool
     offline: bool
     fetch: Fetch
@@ -92,8 +96,10 @@ def audit(
     subspaces: bool = True,
     spectra: bool = True,
     optimizer: Literal["adamw", "sgd", "muon"] | None = None,
+    scores: Place | Sequence[Place] = (),
     overwrite: bool = False,
     jobs: int | None = None,
+    cache: Place | bool = True,
     allow_pickle: bool = False,
     offline: bool = False,
     fetch: Fetch = "auto",
@@ -120,8 +126,11 @@ def audit(
         subspaces: Compare the leading singular subspaces.
         spectra: Write singular values, which `report.spectrum` needs.
         optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only the label needs it.
+        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list
+            of such. They join the report beside its numbers.
         overwrite: Replace a finished report of other settings or files.
         jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit the memory.
+        cache: A folder of spectra that were solved before; True: the one of the command; False: none are kept or used.
         allow_pickle: Read `.bin` files of torch.
         offline: Use what is in the Hub's cache.
         fetch: How weights come from the Hub: auto, shards or ranges.
@@ -137,8 +146,10 @@ def audit(
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited first.
 
     """
-    from shadow.audits.pair import run_pair
+    from shadow.audits.pair import Runtime
+    from shadow.audits.pairs import audit_pairs
     from shadow.audits.workers import single_threads
+    from shadow.findings.score_files import scores_of_pairs
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(
@@ -146,32 +157,30 @@ def audit(
         subspaces=subspaces, spectra=spectra, optimizer=optimizer,
     )  # fmt: skip
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
-    found: list[AuditReport] = []
+    runtime = Runtime(
+        jobs=jobs,
+        access=access,
+        overwrite=overwrite,
+        cache=_cache_folder(cache),
+        say=say or _ignore,
+        show=progress or _ignore,
+    )
+    scored = scores_of_pairs(_paths(scores), chosen, runtime.say)
+    reports: list[AuditReport] = []
     faults: dict[str, ShadowError] = {}
     with single_threads():
-        for pair in chosen:
+        for outcome in audit_pairs(chosen, settings, Path(output), runtime, scores=scored):
             try:
-                result = run_pair(
-                    pair,
-                    settings,
-                    Path(output),
-                    jobs=jobs,
-                    access=access,
-                    say=say or _ignore,
-                    show=progress or _ignore,
-                    overwrite=overwrite,
-                )
+                reports.append(AuditReport(outcome.finished().folder))
             except ShadowError as error:
                 if len(chosen) == 1:
                     raise
-                faults[f"{pair.family}:{pair.name}"] = error
-            else:
-                found.append(AuditReport(result.folder))
+                faults[outcome.pair.full_name] = error
     if faults:
         raise _failed(faults, len(chosen))
-    if len(found) == 1 and (target is None or isinstance(target, str | Pair)):
-        return found[0]
-    return AuditReports(found)
+    if len(reports) == 1 and (target is None or isinstance(target, str | Pair)):
+        return reports[0]
+    return AuditReports(reports)
 
 
 def read(folder: Place) -> AuditReport:
@@ -199,7 +208,7 @@ def pairs(*targets: str, tags: Sequence[str] = (), registry: Place | None = None
 
     """
     named = targets or (() if tags else ("*",))
-    return select(named, (), _path(registry), None, tags, None).pairs
+    return select(named, registry=_path(registry), tags=tags).pairs
 
 
 def plan(
@@ -230,47 +239,65 @@ def plan(
         ShadowError: Where an audit would fail before it measures.
 
     """
-    from shadow.audits.pair import plan_pair
+    from shadow.audits.pair import Runtime, plan_pair
     from shadow.audits.workers import single_threads
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(components=components, layers=layers, modules=modules, precision=precision)
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    runtime = Runtime(jobs=jobs, access=access, say=say or _ignore)
     with single_threads():
-        return tuple(
-            plan_pair(pair, settings, Path(output), jobs=jobs, access=access, say=say or _ignore) for pair in chosen
-        )
+        return tuple(plan_pair(pair, settings, Path(output), runtime) for pair in chosen)
 
 
 def compare(
     first: Report | Place,
-    second: Report | Place,
     /,
-    *more: Report | Place,
+    *others: Report | Place,
     margin: float = 0.05,
     allow_different_base: bool = False,
+    scores: Place | Sequence[Place] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Whose delta is more concentrated, over the same matrices: of two reports or more, every two of them.
 
+    With scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
+
     Args:
-        first: A report, or its folder.
-        second: Another one.
-        more: Others.
+        first: A report, or its folder; with scores also a folder above several.
+        others: Others, at least one but for a folder above several.
         margin: The least difference of concentration that counts, 0 to 1.
         allow_different_base: Also compare deltas from different bases.
+        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list
+            of such.
+        say: Gets a line of text on what the scores lack.
 
     Raises:
-        ShadowError: Where a report cannot be read, or two have nothing in common.
+        ShadowError: Where a report cannot be read, two have nothing in common, or scores name none of the models.
 
     """
     from shadow.findings import comparison
 
     if not 0 <= margin <= 1:
         raise UsageError(f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
-    folders = [_folder(report) for report in (first, second, *more)]
-    if len(folders) > comparison.MAX_REPORTS:
-        raise UsageError(f"{len(folders)} reports", f"name two, or up to {comparison.MAX_REPORTS}")
-    return comparison.compare(folders, margin=margin, allow_different_base=allow_different_base)
+    files = _paths(scores)
+    if files:
+        folders = list(dict.fromkeys(folder for report in (first, *others) for folder in _folders(report)))
+        most = comparison.MAX_SCORED
+    else:
+        folders = [_folder(report) for report in (first, *others)]
+        most = comparison.MAX_REPORTS
+    if not 2 <= len(folders) <= most:
+        raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
+    given = _scores_of_reports(files, folders, say or _ignore) if files else None
+    return comparison.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+
+
+def _scores_of_reports(files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]) -> ScoreFiles:
+    from shadow.findings.gains import sides_of
+    from shadow.findings.score_files import scores_of_sides
+
+    return scores_of_sides(files, [sides_of(report_metadata(folder)) for folder in folders], say)
 
 
 def judge(
@@ -306,7 +333,7 @@ def judge(
         policy = Path(rules)
     else:
         listed = list(rules)
-    gathered = gather(listed, policy, against is not None, allow_missing)
+    gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
         raise UsageError("nothing to check the report against", "name a rule, a policy file or a baseline")
     baseline: Measured | None = None
@@ -336,11 +363,8 @@ def export(
         raise UsageError(f"no format {to!r}", f"one of {', '.join(exports.FORMATS)}")
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
     folders: list[Path] = []
-    for one in listed:
-        if isinstance(one, Report):
-            folders.append(one.folder)
-        else:
-            folders += reports_below(Path(one))
+    for report in listed:
+        folders += [report.folder] if isinstance(report, Report) else reports_below(Path(report))
     return exports.export(folders, to, Path(path), tables)
 
 
@@ -373,8 +397,27 @@ def _reference(place: Place) -> Reference:
     return parse_reference(str(Path(place).expanduser().absolute()))
 
 
+def _cache_folder(cache: Place | bool) -> Path | None:
+    from shadow.audits.cache_folder import default_folder
+
+    if isinstance(cache, bool):
+        return default_folder() if cache else None
+    return Path(cache)
+
+
 def _path(place: Place | None) -> Path | None:
     return None if place is None else Path(place)
+
+
+def _paths(places: Place | Sequence[Place]) -> list[Path]:
+    """One place may stand for a list of one."""
+    listed = [places] if isinstance(places, str | PathLike) else places
+    return [Path(place) for place in listed]
+
+
+def _folders(report: Report | Place) -> list[Path]:
+    """The folder of a report, else those of all reports below a folder."""
+    return [report.folder] if isinstance(report, Report) else reports_at(Path(report))
 
 
 def _folder(report: Report | Place) -> Path:
@@ -407,7 +450,8 @@ def _settings(
     if seed < 0:
         raise UsageError(f"seed={seed}", "0 or more")
     chosen = filter_of(_words(components), [str(layer) for layer in layers], _words(modules))
-    return Settings(Method(precision, nulls, seed, subspaces), chosen, spectra, optimizer)
+    method = Method(precision=precision, nulls=nulls, seed=seed, subspaces=subspaces)
+    return Settings(method, chosen, spectra=spectra, optimizer=optimizer)
 
 
 def _words(words: Sequence[str]) -> list[str]:
@@ -420,7 +464,7 @@ def _access(*, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | 
 
     _require("fetch", fetch, ("auto", "shards", "ranges"))
     most = bytes_of(max_disk) if isinstance(max_disk, str) else max_disk
-    return Access(allow_pickle, offline, fetch, most)
+    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=most)
 
 
 def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:

@@ -23,6 +23,8 @@ def inert(text: str) -> str:
 
 def visible(text: str) -> str:
     """Text from files, with control characters, which could drive the terminal, made visible and on one line."""
+    if text.isprintable():  # nearly all
+        return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 

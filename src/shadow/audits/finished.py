@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from shadow.checkpoints.pairing import in_ranges
 from shadow.reports.columns import SCHEMA
+from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata, SettingsMetadata, Side
 from shadow.reports.provenance import Identity
 from shadow.text import and_more
 
@@ -26,7 +26,7 @@ NAMES = {  # settings, by the option that sets them
 }
 
 
-def differences(metadata: Mapping[str, Any], asked: Identity, defaults: Mapping[str, Any]) -> list[str]:
+def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMetadata) -> list[str]:
     """What makes a report another one than was asked for, each with both values; empty where nothing does.
 
     The version that measured it does not, nor the optimiser, on which no number depends. What its settings do not say
@@ -35,12 +35,17 @@ def differences(metadata: Mapping[str, Any], asked: Identity, defaults: Mapping[
     if metadata["schema"] != SCHEMA:
         return [_both("schema", metadata["schema"], SCHEMA)]
     wanted = asked.as_json()
-    found = [_both(key, metadata[key], wanted[key]) for key in ("family", "pair") if metadata[key] != wanted[key]]
-    for side in ("base", "tuned"):
-        found += _of_side(side, metadata[side], wanted[side])
-    had, now = _flat(defaults) | _flat(metadata["settings"]), _flat(wanted["settings"])
-    found += [_both(name, had.get(key), now[key]) for key, name in NAMES.items() if had.get(key) != now[key]]
-    return found
+    differing = []
+    if metadata["family"] != wanted["family"]:
+        differing.append(_both("family", metadata["family"], wanted["family"]))
+    if metadata["pair"] != wanted["pair"]:
+        differing.append(_both("pair", metadata["pair"], wanted["pair"]))
+    for side in SIDES:
+        differing += _of_side(side, metadata[side], wanted[side])
+    had = _flat(defaults) | _flat(metadata["settings"])
+    now = _flat(wanted["settings"])
+    differing += [_both(name, had.get(key), now[key]) for key, name in NAMES.items() if had.get(key) != now[key]]
+    return differing
 
 
 def named(found: list[str]) -> str:
@@ -48,7 +53,7 @@ def named(found: list[str]) -> str:
     return "; ".join(filter(None, [*found[:MANY], and_more(len(found) - MANY)]))
 
 
-def _of_side(side: str, had: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:
     """A checkpoint that differs, told by the first of its name, its commit and its files that does."""
     if had["repo"] != now["repo"]:
         yield f"{side} {_end(had['repo'])}, now {_end(now['repo'])}"
@@ -67,22 +72,26 @@ def _end(repo: str) -> str:
     return repo if len(repo) <= LONGEST else f"...{repo[3 - LONGEST :]}"
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Settings by their path: `method.seed`."""
+    flat: dict[str, object] = {}
     for key, value in settings.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
-def _both(name: str, had: Any, now: Any) -> str:
+def _both(name: str, had: object, now: object) -> str:
     return f"{name} {_said(had)}, now {_said(now)}"
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        numbers = all(type(one) is int for one in value)
-        value = (in_ranges(value) if numbers else ", ".join(map(str, value))) or "all"
+        are_numbers = all(type(item) is int for item in value)
+        value = (in_ranges(value) if are_numbers else ", ".join(map(str, value))) or "all"
     text = str(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

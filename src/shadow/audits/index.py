@@ -27,7 +27,8 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, lock, nearest_folder, read_start, remove_empty, safe_name, write_whole, writing
 from shadow.findings.summary import Summary
 from shadow.reports.column_types import null_if_undefined
-from shadow.reports.columns import BATCH, HEADLINE, SCHEMA, Column
+from shadow.reports.columns import BATCH, SCHEMA, Column
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
 
@@ -81,35 +82,62 @@ class Row:
     def name(self) -> str:
         return f"{self.family}:{self.pair}"
 
-    def emptied(self, state: State, **columns: Any) -> Row:
-        """The same pair in another state, with nothing of a report but what columns say. What it took stays."""
-        names = ("position", "family", "pair", "relation", "folder", "base", "tuned", "seconds", "bytes")
-        return Row(**{**{name: getattr(self, name) for name in names}, "state": state, **columns})
+    def emptied(self, state: State, *, error: str | None = None, hint: str | None = None) -> Row:
+        """The same pair in another state, with nothing of a report. What it took stays."""
+        return Row(
+            position=self.position,
+            family=self.family,
+            pair=self.pair,
+            relation=self.relation,
+            folder=self.folder,
+            base=self.base,
+            tuned=self.tuned,
+            state=state,
+            seconds=self.seconds,
+            bytes=self.bytes,
+            error=error,
+            hint=hint,
+        )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What reports must agree in to stand in one table."""
+
+    schema: int
+    """The number of the schema of their files."""
+
+    settings: Mapping[str, object]
+    """The settings of their audits, as JSON has them."""
+
+    @property
+    def of_numbers(self) -> Kind:
+        """What they must agree in for their numbers to be of one kind: no number depends on the optimiser."""
+        settings = {name: value for name, value in self.settings.items() if name != "optimizer"}
+        return replace(self, settings=settings)
+
+    def as_json(self) -> dict[str, object]:
+        return {"schema": self.schema, "settings": self.settings}
 
 
 @dataclass(frozen=True)
 class Index:
-    """The rows of an output folder, in the order of the list, and what they have in common.
-
-    digest says which list it was (Selection.digest; None: none, or several), shards which shares of it are here.
-    """
+    """The rows of an output folder, in the order of the list, and what they have in common."""
 
     version: str
-    schema: int
-    settings: Mapping[str, Any]
+    """The version of shadow that wrote it."""
+
+    kind: Kind
+    """What all reports agree in."""
+
     digest: str | None
+    """Which list it was (Selection.digest); None: none, or several."""
+
     shards: tuple[str, ...]
+    """Which shares of the list are here, such as `1/4`."""
+
     rows: tuple[Row, ...]
-
-    @property
-    def kind(self) -> dict[str, Any]:
-        """What reports must agree in to stand in one table."""
-        return {"schema": self.schema, "settings": self.settings}
-
-    @property
-    def numbers(self) -> dict[str, Any]:
-        """What reports must agree in for their numbers to be of one kind: no number depends on the optimiser."""
-        return without_optimizer(self.kind)
+    """One for each pair."""
 
     @property
     def missing_shards(self) -> list[str]:
@@ -128,7 +156,7 @@ class Index:
         return {
             "shadow": MARK,
             "version": self.version,
-            **self.kind,
+            **self.kind.as_json(),
             "list": self.digest,
             "shards": list(self.shards),
             "counts": {state: sum(row.state == state for row in self.rows) for state in STATES},
@@ -141,45 +169,49 @@ def report_folder(family: str, pair: str) -> str:
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
-def done_row(summary: Summary, provenance: Mapping[str, Any], **columns: Any) -> Row:
-    """The row of a finished report; columns are what a report does not know."""
-    figures = {name: null_if_undefined(summary.figures.get(name)) for name in HEADLINE}
-    own = {
-        "position": None,
-        "relation": str(provenance["settings"].get("relation", "tuned")),
-        "matrices": summary.figures["matrices"],
-        **figures,
-    }
+def done_row(
+    summary: Summary, metadata: ReportMetadata, *, position: int | None, seconds: float | None, moved: int | None
+) -> Row:
+    """The row of a finished report; its place in the list, and what it took, are what a report does not know."""
+
+    def figure(name: str) -> float | None:
+        return null_if_undefined(summary.figures.get(name))
+
+    matrices = summary.figures["matrices"]
     return Row(
-        **{
-            "family": summary.family,
-            "pair": summary.pair,
-            "folder": report_folder(summary.family, summary.pair),
-            "base": summary.base["repo"],
-            "tuned": summary.tuned["repo"],
-            "base_commit": summary.base.get("commit"),
-            "tuned_commit": summary.tuned.get("commit"),
-            "state": "done",
-            "label": summary.label,
-            "version": provenance["version"],
-            **own,
-            **columns,
-        }
+        position=position,
+        family=summary.family,
+        pair=summary.pair,
+        relation=str(metadata["settings"].get("relation", "tuned")),
+        folder=report_folder(summary.family, summary.pair),
+        base=summary.base["repo"],
+        tuned=summary.tuned["repo"],
+        base_commit=summary.base.get("commit"),
+        tuned_commit=summary.tuned.get("commit"),
+        state="done",
+        label=summary.label,
+        matrices=None if matrices is None else int(matrices),
+        relative_norm_overall=figure("relative_norm_overall"),
+        concentration=figure("concentration"),
+        participation_ratio=figure("participation_ratio"),
+        null_participation_ratio=figure("null_participation_ratio"),
+        spikes=figure("spikes"),
+        floor_ratio=figure("floor_ratio"),
+        effective_layers=figure("effective_layers"),
+        attention_to_mlp=figure("attention_to_mlp"),
+        seconds=seconds,
+        bytes=moved,
+        version=metadata["version"],
     )
 
 
-def kind_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def kind_of(metadata: ReportMetadata) -> Kind:
     """What reports must agree in to stand in one table, from a report's metadata.
 
     The version that measured them is not among it: a report stays when shadow is upgraded.
     """
     settings = {name: value for name, value in metadata["settings"].items() if name != "relation"}
-    return {"schema": metadata["schema"], "settings": settings}
-
-
-def without_optimizer(kind: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {name: value for name, value in kind["settings"].items() if name != "optimizer"}
-    return {**kind, "settings": settings}
+    return Kind(metadata["schema"], settings)
 
 
 def write_index(output: Path, index: Index) -> None:
@@ -303,10 +335,16 @@ def _index(told: Any) -> Index:
     rows = tuple(_row(row) for row in told["pairs"])
     if len({row.key for row in rows}) < len(rows):
         raise ValueError
-    return Index(told["version"], told["schema"], dict(told["settings"]), told["list"], shards, rows)
+    return Index(
+        version=told["version"],
+        kind=Kind(told["schema"], dict(told["settings"])),
+        digest=told["list"],
+        shards=shards,
+        rows=rows,
+    )
 
 
-def _row(told: Mapping[str, Any]) -> Row:
+def _row(told: Any) -> Row:
     row = Row(**{column.name: _checked(column, told.get(column.name)) for column in BATCH})
     if row.state not in STATES:
         raise ValueError
@@ -359,19 +397,20 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def different(first: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first key by which two kinds differ and both values, for people; None when they are equal."""
+def different(first: Mapping[str, object], other: Mapping[str, object], prefix: str = "") -> str | None:
+    """The first key by which two JSON objects differ and both values, for people; None when they are equal."""
     for key in dict.fromkeys([*first, *other]):
-        one, two = first.get(key), other.get(key)
-        if one == two:
+        its_value = first.get(key)
+        other_value = other.get(key)
+        if its_value == other_value:
             continue
-        if isinstance(one, Mapping) and isinstance(two, Mapping):
-            return different(one, two, f"{prefix}{key}.")
-        return f"{prefix}{key}: {_said(one)} and {_said(two)}"
+        if isinstance(its_value, Mapping) and isinstance(other_value, Mapping):
+            return different(its_value, other_value, f"{prefix}{key}.")
+        return f"{prefix}{key}: {_said(its_value)} and {_said(other_value)}"
     return None
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:56]}..."
 

@@ -19,6 +19,7 @@ from shadow.audits.outcome import Outcome
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, lock, remove_empty, writing
 from shadow.reports.column_types import null_if_undefined
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 
@@ -27,27 +28,37 @@ JOURNAL = "journal.jsonl"
 
 @dataclass(frozen=True)
 class Fetched:
-    """A shard that an unfinished audit fetched from the Hub. keep: it was to stay in the Hub's cache."""
+    """A shard that an unfinished audit fetched from the Hub."""
 
     repo: str
+    """`org/name`."""
+
     commit: str
+    """40 hexadecimal digits."""
+
     path: str
+    """The shard's path in the repository."""
+
     checksum: str | None
+    """Its sha256; None where the Hub has none."""
+
     keep: bool
+    """Was it to stay in the Hub's cache?"""
 
 
 def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
     """The shards that a journal tells of; what makes no sense is passed over."""
-    found = []
+    shards = []
     for line in lines:
+        if not line.startswith(b'{"fetched"'):
+            continue
         with contextlib.suppress(ValueError, TypeError):
-            entry = json.loads(line) if line.startswith(b'{"fetched"') else {}
-            if entry:
-                one = Fetched(**entry["fetched"])
-                plain = all(isinstance(text, str) for text in (one.repo, one.commit, one.path, one.checksum or ""))
-                if plain and re.fullmatch(r"[0-9a-f]{40}", one.commit) and ".." not in f"{one.repo}/{one.path}":
-                    found.append(one)
-    return found
+            shard = Fetched(**json.loads(line)["fetched"])
+            texts = shard.repo, shard.commit, shard.path, shard.checksum or ""
+            plain = all(isinstance(text, str) for text in texts)
+            if plain and re.fullmatch(r"[0-9a-f]{40}", shard.commit) and ".." not in f"{shard.repo}/{shard.path}":
+                shards.append(shard)
+    return shards
 
 
 class Journal:
@@ -61,7 +72,7 @@ class Journal:
         self.folder = folder
         self.outcomes: dict[str, Outcome] = {}
         self.fetched: list[Fetched] = []
-        self.other: dict[str, Any] | None = None
+        self.other: ReportMetadata | None = None  # as its first line has it, which may be broken
         with writing(folder):
             partial = folder / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
@@ -83,9 +94,10 @@ class Journal:
         good = 0
         for number, line in enumerate(self._file):
             try:
-                entry: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+                entry: Any = json.loads(line) if line.endswith(b"\n") else {}
                 if number == 0 and not identity.is_that_of(entry):
-                    self.other = entry if entry else None
+                    if entry:
+                        self.other = entry
                     return 0
                 if number > 0 and "fetched" not in entry:
                     outcome = _outcome_from_json(entry)
@@ -111,7 +123,7 @@ class Journal:
             self._write(_outcome_to_json(outcome))
         self.outcomes[outcome.key] = outcome
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
+    def _write(self, entry: Mapping[str, object]) -> None:
         self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         self._file.flush()
 
@@ -168,13 +180,13 @@ def _from_text(text: str) -> NDArray[np.float64]:
 def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     measurements = [
         {
-            "subject": one.subject,
-            "precision": one.precision,
-            "values": {name: null_if_undefined(value) for name, value in one.values.items()},
-            "sigma": _to_text(one.sigma),
-            "lists": {name: _to_text(numbers) for name, numbers in one.lists.items()},
+            "subject": measurement.subject,
+            "precision": measurement.precision,
+            "values": {name: null_if_undefined(value) for name, value in measurement.values.items()},
+            "sigma": _to_text(measurement.sigma),
+            "lists": {name: _to_text(numbers) for name, numbers in measurement.lists.items()},
         }
-        for one in outcome.measurements
+        for measurement in outcome.measurements
     ]
     residual = None if outcome.residual is None else base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
     return {**vars(outcome), "measurements": measurements, "residual": residual}
@@ -183,13 +195,13 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     measurements = tuple(
         Measurement(
-            one["subject"],
-            one["precision"],
-            one["values"],
-            _from_text(one["sigma"]),
-            {name: _from_text(text) for name, text in one.get("lists", {}).items()},
+            subject=told["subject"],
+            precision=told["precision"],
+            values=told["values"],
+            sigma=_from_text(told["sigma"]),
+            lists={name: _from_text(text) for name, text in told.get("lists", {}).items()},
         )
-        for one in entry.pop("measurements")
+        for told in entry.pop("measurements")
     )
     base_verified, tuned_verified = entry.pop("verified")
     kept = entry.pop("residual")

@@ -6,17 +6,15 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from shadow import __version__
 from shadow.audits.index import (
     Index,
+    Kind,
     Row,
     Standing,
     alone_in,
@@ -25,69 +23,67 @@ from shadow.audits.index import (
     kind_of,
     read_index,
     report_folder,
-    without_optimizer,
 )
-from shadow.audits.pair import AuditResult, Progress, Settings, run_pair
-from shadow.audits.plan import Access
-from shadow.errors import KeptError, ShadowError
+from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
+from shadow.audits.pairs import PairOutcome, Watch, audit_pairs
+from shadow.errors import ShadowError
 from shadow.findings.scores import ScoreFiles
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import ComponentBase, Reference
-from shadow.text import byte_size, took
-
-BUG = "a fault of shadow itself; its traceback follows at the end"
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """What became of one pair of a list: its row, and its report or what went wrong."""
-
-    row: Row
-    result: AuditResult | None
-    fault: Exception | None
 
 
 def audit_list(
     selection: Selection,
     settings: Settings,
     output: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
-    jobs: int | None = None,
-    access: Access = Access(),  # noqa: B008 - frozen
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
-    overwrite: bool = False,
-    say: Callable[[str], None] = lambda text: None,
-    watch: Callable[[str], Callable[[Progress], None]] = lambda name: lambda progress: None,
+    watch: Watch | None = None,
     audit: Callable[..., AuditResult] = run_pair,
-) -> Iterator[PairResult]:
-    """Audit the pairs of a selection in turn into one folder; yields what became of each.
+) -> Iterator[PairOutcome]:
+    """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
-    Whatever goes wrong with one pair, the others are tried. What is done, failed, kept and pending is on the disk
-    before the first pair and after each (see `Standing`). scores are those of the pairs that have any, overwrite is as
-    run_pair takes it. say gets a line now and then, watch the name of each pair when it begins, and gives who is told
-    its progress. audit is called as run_pair is.
+    What is done, failed, kept and pending is on the disk before the first pair and after each (see `Standing`).
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
         standing = Standing(output, begun(output, selection, settings))
-        count = len(selection.own)
+        outcomes = audit_pairs(
+            selection.own, settings, output, runtime, scores=scores, watch=watch, numbered=True, audit=audit
+        )
         try:
-            for number, pair in enumerate(selection.own, 1):
-                before = standing[pair.family, pair.name]
-                attempt = _Attempt(f"[{number}/{count}] {before.name}: ", say, watch(before.name))
-                told = {"say": attempt.say, "show": attempt.show, "scores": scores.get(pair), "overwrite": overwrite}
-                try:
-                    tried = attempt.of(before, partial(audit, pair, settings, output, jobs=jobs, access=access, **told))
-                except BaseException:  # interrupted: it stays as it was, but for what it took
-                    standing.set(attempt.spent(before))
-                    raise
-                standing.set(tried.row)
-                yield tried
+            for outcome in outcomes:
+                before = standing[outcome.pair.family, outcome.pair.name]
+                standing.set(_row_after(before, outcome))
+                if outcome.state != "stopped":  # which raises at the next step
+                    yield outcome
         finally:
             standing.finish()
+
+
+def _row_after(before: Row, outcome: PairOutcome) -> Row:
+    """The row of a pair after it was tried; what it took counts on top of what earlier runs took."""
+    seconds = round((before.seconds or 0.0) + outcome.seconds, 3)
+    spent = replace(before, seconds=seconds, bytes=(before.bytes or 0) + outcome.moved)
+    if outcome.result is not None:
+        return _done_row_after(spent if outcome.began else before, outcome.result)
+    if outcome.state == "stopped":  # it stays as it was, but for what it took
+        return spent
+    error = outcome.error
+    assert error is not None
+    if outcome.state == "kept":  # nothing went into it, and its row tells nothing of the report that is there
+        return before.emptied("kept", error=error.message, hint=error.hint)
+    return spent.emptied("failed", error=error.message, hint=error.hint)
+
+
+def _done_row_after(taken: Row, result: AuditResult) -> Row:
+    """The row of a pair that is done; of a report that no list has made, with the time that the report tells."""
+    seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
+    return done_row(result.summary, result.provenance, position=taken.position, seconds=seconds, moved=taken.bytes)
 
 
 def begun(output: Path, selection: Selection, settings: Settings) -> Index:
@@ -95,30 +91,47 @@ def begun(output: Path, selection: Selection, settings: Settings) -> Index:
 
     Of pairs that other shards audit there are rows where they were audited into this folder.
     """
-    told = json.loads(json.dumps(asdict(settings)))
-    index = Index(__version__, SCHEMA, told, selection.digest, (str(selection.shard),), ())
+    index = Index(
+        version=__version__,
+        kind=Kind(SCHEMA, settings.as_json()),
+        digest=selection.digest,
+        shards=(str(selection.shard),),
+        rows=(),
+    )
     earlier = read_index(output)
-    if earlier is None or earlier.numbers != index.numbers:
+    if earlier is None or earlier.kind.of_numbers != index.kind.of_numbers:
         earlier = index
     known = {row.key: row for row in earlier.rows}
-    own = {(pair.family, pair.name) for pair in selection.own}
+    of_this_shard = {(pair.family, pair.name) for pair in selection.own}
     rows = []
     for position, pair in enumerate(selection.pairs, 1):
-        new = pending_row(pair, position)
+        new = _pending_row(pair, position)
         row = known.get(new.key)
-        if row is not None:
-            row = replace(row, position=position)
-            stands = _is_there(output, row, index) if row.state == "done" else new.key not in own
-            rows.append(row if stands else new.emptied("pending", seconds=row.seconds, bytes=row.bytes))
-        elif new.key in own:
-            rows.append(new)
-    shards = {*index.shards, *(earlier.shards if earlier.digest == index.digest else ())}
+        if row is None:
+            if new.key in of_this_shard:
+                rows.append(new)
+            continue
+        stands = _is_there(output, row, index.kind) if row.state == "done" else new.key not in of_this_shard
+        if stands:
+            rows.append(replace(row, position=position))
+        else:
+            rows.append(replace(new, seconds=row.seconds, bytes=row.bytes))
+    shards = set(index.shards)
+    if earlier.digest == index.digest:
+        shards.update(earlier.shards)
     return replace(index, rows=in_order(rows), shards=tuple(sorted(shards)))
 
 
-def pending_row(pair: Pair, position: int | None) -> Row:
-    folder = report_folder(pair.family, pair.name)
-    return Row(position, pair.family, pair.name, pair.relation, folder, _said(pair.base), _said(pair.tuned))
+def _pending_row(pair: Pair, position: int) -> Row:
+    return Row(
+        position=position,
+        family=pair.family,
+        pair=pair.name,
+        relation=pair.relation,
+        folder=report_folder(pair.family, pair.name),
+        base=_said(pair.base),
+        tuned=_said(pair.tuned),
+    )
 
 
 def _said(reference: Reference | ComponentBase) -> str:
@@ -127,7 +140,7 @@ def _said(reference: Reference | ComponentBase) -> str:
     return str(reference)
 
 
-def _is_there(output: Path, row: Row, index: Index) -> bool:
+def _is_there(output: Path, row: Row, kind: Kind) -> bool:
     """Is there still the report that a row tells of?"""
     try:
         metadata = finished_metadata(output / report_folder(row.family, row.pair))
@@ -135,44 +148,4 @@ def _is_there(output: Path, row: Row, index: Index) -> bool:
         return False
     if metadata is None or metadata["schema"] != SCHEMA:
         return False
-    return without_optimizer(kind_of(metadata)) == index.numbers
-
-
-class _Attempt:
-    """One pair being audited: who hears of it, and what it takes."""
-
-    def __init__(self, prefix: str, say: Callable[[str], None], show: Callable[[Progress], None]) -> None:
-        self._prefix, self._say, self._show = prefix, say, show
-        self._started, self._moved, self._begun = time.monotonic(), 0, False
-
-    def say(self, text: str) -> None:
-        self._say(self._prefix + text)
-
-    def show(self, state: Progress) -> None:
-        self._moved, self._begun = state.moved, True
-        self._show(state)
-
-    def spent(self, before: Row) -> Row:
-        """The row with what this attempt took on top of what earlier ones took."""
-        seconds = (before.seconds or 0.0) + time.monotonic() - self._started
-        return replace(before, seconds=round(seconds, 3), bytes=(before.bytes or 0) + self._moved)
-
-    def of(self, before: Row, audit: Callable[[], AuditResult]) -> PairResult:
-        try:
-            result = audit()
-        except KeptError as error:  # nothing went into it, and its row tells nothing of the report that is there
-            return PairResult(before.emptied("kept", error=error.message, hint=error.hint), None, error)
-        except ShadowError as error:
-            return PairResult(self.spent(before).emptied("failed", error=error.message, hint=error.hint), None, error)
-        except Exception as error:  # a bug: the others are tried nevertheless, and it keeps its traceback
-            told = f"{type(error).__name__}: {error}"
-            return PairResult(self.spent(before).emptied("failed", error=told, hint=BUG), None, error)
-        taken = self.spent(before) if self._begun else before  # of a report that was there no progress is told
-        if taken.seconds is None:  # the report was there, and no list knows what it took
-            taken = replace(taken, seconds=result.provenance.get("seconds"))
-        told_of = {"position": before.position, "seconds": taken.seconds, "bytes": taken.bytes}
-        row = done_row(result.summary, result.provenance, **told_of)
-        if self._begun:
-            moved = f", {byte_size(self._moved)} fetched" if self._moved else ""
-            self.say(f"{row.label} in {took(time.monotonic() - self._started)}{moved}")
-        return PairResult(row, result, None)
+    return kind_of(metadata).of_numbers == kind.of_numbers

@@ -21,15 +21,19 @@ ENDLESS = 1 << 60  # bytes, where no system says; version 1 writes a little less
 
 @dataclass(frozen=True)
 class Room:
-    """What may be used: cores, and bytes of memory without swapping, file cache included. Each with what limits it.
-
-    A part of a core counts as one: workers share what there is, and no time of it is lost.
-    """
+    """What may be used of the machine."""
 
     cores: int
+    """1 or more. A part of a core counts as one: workers share what there is, and no time of it is lost."""
+
     cores_by: str
+    """What limits them, in words."""
+
     memory: int
+    """Bytes without swapping, file cache included."""
+
     memory_by: str
+    """What limits it, in words."""
 
 
 def room(root: Path = Path("/")) -> Room:
@@ -44,7 +48,7 @@ def room(root: Path = Path("/")) -> Room:
         left = _memory_left(folder)
         if left is not None and left < memory:
             memory, memory_by = left, f"the control group {name}"
-    return Room(cores, cores_by, memory, memory_by)
+    return Room(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
 
 
 def _processors() -> tuple[int, str]:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from shadow import __version__
 from shadow.audits.index import (
     Index,
     Key,
+    Kind,
     Row,
     alone_in,
     different,
@@ -33,11 +33,11 @@ from shadow.files import PARTIAL, write_whole, writing
 from shadow.findings.matching import SPECTRA
 from shadow.findings.summary import read_summary
 from shadow.reports.columns import IDENTITY
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import check_schema, finished_metadata
 from shadow.reports.tables import STORED
 
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
-WRITTEN = ("schema", "family", "pair", "base", "tuned", "settings")  # metadata that equal reports share
 # Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within a relative
 # tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the smallest singular values differs
 # far more (`condition_number` by 20 %) and decides nothing.
@@ -46,24 +46,36 @@ CLOSE = {**SPECTRA, "null_participation_ratio": 5e-6, "relative_norm": 1e-6}
 
 @dataclass(frozen=True)
 class Merged:
-    """The index of a merged folder, how many reports were copied into it, and how many were there already.
-
-    rounded are pairs of which two reports differ as two kinds of CPU do: the first was taken.
-    """
+    """What became of a merge."""
 
     index: Index
+    """The index of the merged folder."""
+
     copied: int
+    """Reports that were copied into it, 0 or more."""
+
     there: int
+    """Reports that were there already, 0 or more."""
+
     rounded: tuple[Key, ...] = ()
+    """Pairs of which two reports differ as two kinds of CPU do: the first was taken."""
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A finished report in a source."""
+
+    folder: Path
+    metadata: ReportMetadata
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One output folder: its index, if it has one, and the folder and the metadata of each finished report."""
+    """One output folder: its index, if it has one, and its finished reports."""
 
     folder: Path
     index: Index | None
-    reports: Mapping[Key, tuple[Path, dict[str, Any]]]
+    reports: Mapping[Key, _Finished]
 
 
 def merge(output: Path, folders: Sequence[Path]) -> Merged:
@@ -81,28 +93,28 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
                 raise ShadowError(f"{source.folder}: neither a report nor an index in it", hint)
         kind = _common_kind(sources)
         chosen, rounded = _chosen(sources)
-        rows = {key: _row(key, path, sources) for key, (path, _) in chosen.items()}
+        rows = {key: _row(key, report, sources) for key, report in chosen.items()}
         rows |= {row.key: row for row in _unfinished(sources, rows)}
         here = sources[0].reports
-        copies = {output / report_folder(*key): path for key, (path, _) in chosen.items() if key not in here}
+        copies = {output / report_folder(*key): report.folder for key, report in chosen.items() if key not in here}
         for target, path in copies.items():
             _require_room(target, path)
         for target, path in copies.items():
             _copy(path, target)
         index = _index(kind, sources, rows)
         write_index(output, index)
-    return Merged(index, len(copies), len(here), rounded)
+    return Merged(index, copied=len(copies), there=len(here), rounded=rounded)
 
 
 def _read(folder: Path, *, links: bool = True) -> _Source:
     """What is in an output folder. links: may it hold links? What one points to is not to be copied."""
     if not folder.is_dir():
         raise ShadowError(f"no such folder: {folder}", "name the folder given to `shadow audit -o`")
-    reports: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    reports: dict[Key, _Finished] = {}
     for path in sorted(folder.glob("*/*/matrices.parquet")):
         report = path.parent
         try:
-            linked = [one for one in (report.parent, report, *report.iterdir()) if one.is_symlink()]
+            linked = [entry for entry in (report.parent, report, *report.iterdir()) if entry.is_symlink()]
         except OSError as error:
             raise ShadowError(f"{report}: {error.strerror or error}", "check its permissions") from error
         if linked and not links:
@@ -113,59 +125,62 @@ def _read(folder: Path, *, links: bool = True) -> _Source:
         check_schema(report, metadata)
         key = metadata["family"], metadata["pair"]
         if key in reports:
-            raise ShadowError(
-                f"{report} and {reports[key][0]} are both reports of {key[0]}:{key[1]}", "keep one of them"
-            )
-        reports[key] = report, metadata
+            other = reports[key].folder
+            raise ShadowError(f"{report} and {other} are both reports of {key[0]}:{key[1]}", "keep one of them")
+        reports[key] = _Finished(report, metadata)
     return _Source(folder, read_index(folder), reports)
 
 
-def _common_kind(sources: Sequence[_Source]) -> dict[str, Any]:
+def _common_kind(sources: Sequence[_Source]) -> Kind:
     """Schema and settings, which all reports and indexes must agree in."""
-    kinds: list[tuple[Path, dict[str, Any]]] = []
+    kinds: list[tuple[Path, Kind]] = []
     for source in sources:
-        kinds += [(path, kind_of(metadata)) for path, metadata in source.reports.values()]
-        kinds += [(source.folder, source.index.kind)] if source.index else []
+        kinds += [(report.folder, kind_of(report.metadata)) for report in source.reports.values()]
+        if source.index:
+            kinds.append((source.folder, source.index.kind))
     if not kinds:
         raise ShadowError(f"{sources[0].folder}: no report in it", "name the folder given to `shadow audit -o`")
     first, kind = kinds[0]
     for where, other in kinds[1:]:
-        if told := different(kind, other):
+        difference = different(kind.as_json(), other.as_json())
+        if difference:
             hint = "audit all shards with the same options"
-            raise ShadowError(f"{first} and {where} differ in {told}", hint)
+            raise ShadowError(f"{first} and {where} differ in {difference}", hint)
     return kind
 
 
-def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, tuple[Path, dict[str, Any]]], tuple[Key, ...]]:
+def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, _Finished], tuple[Key, ...]]:
     """One report for each pair, the first, and the pairs of which another report has other last digits."""
-    chosen: dict[Key, tuple[Path, dict[str, Any]]] = {}
+    chosen: dict[Key, _Finished] = {}
     rounded: dict[Key, None] = {}
     for source in sources:
-        for key, (path, metadata) in source.reports.items():
-            first, known = chosen.setdefault(key, (path, metadata))
-            if path == first:
+        for key, report in source.reports.items():
+            if key not in chosen:
+                chosen[key] = report
                 continue
-            told, apart = _difference(first, known, path, metadata)
-            if told:
-                message = f"{first} and {path} are different reports of {key[0]}:{key[1]}: {told}"
+            first = chosen[key]
+            if report.folder == first.folder:
+                continue
+            difference, apart = _difference(first, report)
+            if difference:
+                message = f"{first.folder} and {report.folder} are different reports of {key[0]}:{key[1]}: {difference}"
                 raise ShadowError(message, "keep one of them")
-            rounded |= {key: None} if apart else {}
+            if apart:
+                rounded[key] = None
     return chosen, tuple(rounded)
 
 
-def _difference(
-    first: Path, known: Mapping[str, Any], other: Path, metadata: Mapping[str, Any]
-) -> tuple[str | None, bool]:
+def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:
     """In what two reports of one pair differ, None when they say the same; and whether they were rounded differently.
 
     When each was made does not matter.
     """
-    one, two = ({name: told[name] for name in WRITTEN} for told in (known, metadata))
-    if told := different(one, two):
-        return told, False
+    difference = different(_written(first.metadata), _written(other.metadata))
+    if difference:
+        return difference, False
     rounded = False
-    for name in sorted({name for name in (*_files(first), *_files(other)) if name.endswith(".parquet")}):
-        files = [report / name for report in (first, other)]
+    for name in sorted({name for name in (*_files(first.folder), *_files(other.folder)) if name.endswith(".parquet")}):
+        files = [report.folder / name for report in (first, other)]
         if not all(file.is_file() for file in files):
             return f"only one has {name}", False
         try:
@@ -178,6 +193,18 @@ def _difference(
             return f"the numbers in {name}", False
         rounded = True
     return None, rounded
+
+
+def _written(metadata: ReportMetadata) -> dict[str, object]:
+    """What equal reports share of their metadata."""
+    return {
+        "schema": metadata["schema"],
+        "family": metadata["family"],
+        "pair": metadata["pair"],
+        "base": metadata["base"],
+        "tuned": metadata["tuned"],
+        "settings": metadata["settings"],
+    }
 
 
 def _is_close(name: str, one: pa.Table, two: pa.Table) -> bool:
@@ -222,33 +249,35 @@ def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
     return [(source, row) for source in sources if source.index for row in source.index.rows if row.key == key]
 
 
-def _row(key: Key, path: Path, sources: Sequence[_Source]) -> Row:
+def _row(key: Key, report: _Finished, sources: Sequence[_Source]) -> Row:
     """The row of a report, with what an index beside it, or beside one that is equal to it, says that it took.
 
     A report that was kept though another one was asked for stays that until the list is run again.
     """
-    summary, provenance = read_summary(path)
+    summary, _ = read_summary(report.folder)
     rows = _rows_of(key, sources)
-    if kept := next((row for source, row in rows if key in source.reports and row.state == "kept"), None):
-        return kept
-    position = next((row.position for _, row in rows if row.position is not None), None)
     beside = [row for source, row in rows if key in source.reports]
-    seconds, moved = (beside[0].seconds, beside[0].bytes) if beside else (provenance.get("seconds"), None)
-    return done_row(summary, provenance, position=position, seconds=seconds, bytes=moved)
+    for row in beside:
+        if row.state == "kept":
+            return row
+    position = next((row.position for _, row in rows if row.position is not None), None)
+    seconds = beside[0].seconds if beside else report.metadata.get("seconds")
+    moved = beside[0].bytes if beside else None
+    return done_row(summary, report.metadata, position=position, seconds=seconds, moved=moved)
 
 
 def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row]:
     """The rows of pairs that no folder has a report of. What failed is told before what was never reached."""
-    found: dict[Key, Row] = {}
+    unfinished: dict[Key, Row] = {}
     for source in sources:
         for row in source.index.rows if source.index else ():
             if row.key in done:
                 continue
             if row.state == "done":  # its report was lost on the way
                 row = row.emptied("pending")
-            if row.key not in found or (found[row.key].state, row.state) == ("pending", "failed"):
-                found[row.key] = row
-    return list(found.values())
+            if row.key not in unfinished or (unfinished[row.key].state, row.state) == ("pending", "failed"):
+                unfinished[row.key] = row
+    return list(unfinished.values())
 
 
 def _require_room(target: Path, report: Path) -> None:
@@ -257,8 +286,9 @@ def _require_room(target: Path, report: Path) -> None:
     What a merge that was killed left there is no report, and is written again.
     """
     with writing(target):
-        if blocked := next((one for one in (target.parent, target) if os.path.lexists(one) and not one.is_dir()), None):
-            raise ShadowError(f"{blocked} is no folder", "merge into another folder")
+        for folder in (target.parent, target):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise ShadowError(f"{folder} is no folder", "merge into another folder")
         if (target / PARTIAL / JOURNAL).exists():
             hint = "finish it, or `shadow clean -o` its folder"
             raise ShadowError(f"{target}: an audit into it is not finished", hint)
@@ -277,13 +307,13 @@ def _copy(report: Path, target: Path) -> None:
             (target / PARTIAL).rmdir()
 
 
-def _index(kind: Mapping[str, Any], sources: Sequence[_Source], rows: Mapping[Key, Row]) -> Index:
+def _index(kind: Kind, sources: Sequence[_Source], rows: Mapping[Key, Row]) -> Index:
     """Places in the list, and which shares of it are here, are kept where all is of one list."""
     indexes = [source.index for source in sources if source.index]
     digests = {index.digest for index in indexes}
     if len(digests) == 1 and None not in digests:
         shards = sorted({shard for index in indexes for shard in index.shards})
         ordered = in_order(list(rows.values()))
-        return Index(__version__, **kind, digest=digests.pop(), shards=tuple(shards), rows=ordered)
+        return Index(__version__, kind, digest=digests.pop(), shards=tuple(shards), rows=ordered)
     unplaced = [replace(row, position=None) for row in rows.values()]
-    return Index(__version__, **kind, digest=None, shards=(), rows=in_order(unplaced))
+    return Index(__version__, kind, digest=None, shards=(), rows=in_order(unplaced))

@@ -13,25 +13,36 @@ from shadow.spectra.measurement import Measurement
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one pair; when it was skipped, reason and detail say why.
-
-    delta_norm and base_norm are Frobenius norms (None where there is no base or nothing finite). measurements
-    has three entries for a measured matrix pair, one for a matrix without a base, none otherwise. verified says of
-    the base's and of the tuned side's bytes whether they were checked against a checksum of the Hub (None: a folder).
-    residual is the delta's Gram on the side of the residual stream, as shadow.spectra.residual keeps it.
-    """
+    """What became of one pair of matrices or vectors."""
 
     key: str
+    """The key of the pair."""
+
     status: Status
+    """measured, identical or skipped."""
+
     reason: str | None = None
+    """A word of `shadow.reasons` that says why it was skipped, or measured alone."""
+
     detail: str | None = None
+    """More, for people."""
+
     delta_norm: float | None = None
+    """The Frobenius norm of the delta, 0 or more; None where there is no base or nothing finite."""
+
     base_norm: float | None = None
+    """That of the base, 0 or more; None likewise."""
+
     measurements: tuple[Measurement, ...] = ()
+    """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none otherwise."""
+
     verified: tuple[bool | None, bool | None] = (None, None)
+    """Of the base's and of the tuned side's bytes: were they checked against a checksum of the Hub? None: a folder."""
+
     residual: NDArray[np.float32] | None = None
+    """The delta's Gram on the side of the residual stream, as `shadow.spectra.residual` keeps it."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:
         """The measurement of the delta, if there is one."""
-        return tuple(one for one in self.measurements if one.subject == "delta")
+        return tuple(measurement for measurement in self.measurements if measurement.subject == "delta")

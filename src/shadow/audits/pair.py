@@ -9,22 +9,23 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pyarrow.parquet as pq
 import torch
 
 from shadow import __version__
+from shadow.audits.cache_folder import size_of
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine import room, uncollected
 from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.audits.rows import report_tables
+from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
@@ -34,14 +35,16 @@ from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary, summarise, with_scores
-from shadow.findings.summary_file import SEAL, SUMMARISED, seal, summary_bytes
+from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
 from shadow.reports.columns import SCHEMA
+from shadow.reports.metadata import CheckpointMetadata, JudgedMetadata, ReportMetadata, RunMetadata, SettingsMetadata
 from shadow.reports.parquet import stored, write_report
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.tables import absent, absent_note, read_tables
 from shadow.spectra.delta import Method
+from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size
@@ -52,44 +55,99 @@ PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything about an audit that its numbers or files depend on, except the two checkpoints.
-
-    optimizer: what the tuned side was trained with, as the user says; the label alone depends on it.
-    """
+    """Everything about an audit that its numbers or files depend on, except the two checkpoints."""
 
     method: Method
+    """How spectra are computed."""
+
     chosen: Filter
+    """Which matrices are measured."""
+
     spectra: bool = True
+    """Are singular values written?"""
+
     optimizer: str | None = None
+    """What the tuned side was trained with, as the user says: adamw, sgd, muon or None. The label alone depends on
+    it."""
+
+    def as_json(self) -> SettingsMetadata:
+        """What a report says of them."""
+        told: SettingsMetadata = json.loads(json.dumps(asdict(self)))
+        return told
 
 
 # what a report was made with that does not say so, being older than the setting
-DEFAULTS = json.loads(json.dumps({**asdict(Settings(Method(), Filter())), "relation": "tuned"}))
+DEFAULTS: SettingsMetadata = {**Settings(Method(), Filter()).as_json(), "relation": "tuned"}
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Told before the first and after every matrix, and as bytes come. costs are in the units of `audit.cost`.
-
-    While `.bin` files are fetched, of which nothing is known before, total is 0.
-    """
+    """Told before the first and after every matrix, and as bytes come."""
 
     done: int
+    """Tensors that are measured, 0 to total."""
+
     total: int
+    """Tensors to measure; 0 while `.bin` files are fetched, of which nothing is known before."""
+
     cost_done: int
+    """What the measured ones cost, in the units of `shadow.audits.workers.cost`, 0 to cost_total."""
+
     cost_total: int
+    """What all of them cost, in the same units."""
+
     moved: int = 0
+    """Bytes of weights that came over the network, 0 to to_move."""
+
     to_move: int = 0
+    """Bytes of weights that have to come over the network; 0 where all are on this machine."""
+
+
+def tell_nobody(_: object) -> None:
+    """Who is told where nobody wants to be. A function with a name, so that a Runtime can be pickled."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How an audit runs, and who is told of it. No number and no file depends on it.
+
+    It can be pickled where say and show can: as they stand here, or functions of a module.
+    """
+
+    jobs: int | None = None
+    """Workers, 1 or more; None: as many as there are cores, or as fit the memory."""
+
+    access: Access = field(default_factory=Access)
+    """How checkpoints may be read."""
+
+    overwrite: bool = False
+    """Is a finished report of other settings, files or another version replaced, when the new one is complete?"""
+
+    cache: Path | None = None
+    """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none are remembered."""
+
+    say: Callable[[str], None] = tell_nobody
+    """Gets one line for people now and then."""
+
+    show: Callable[[Progress], None] = tell_nobody
+    """Gets the progress."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """A finished report. measured is how many matrices this run measured itself; 0 when the report was there."""
+    """A finished report."""
 
     folder: Path
+    """Where it lies."""
+
     summary: Summary
+    """What its summary.json says."""
+
     measured: int
-    provenance: dict[str, Any]
+    """Matrices that this run measured itself; 0 when the report was there."""
+
+    provenance: ReportMetadata
+    """The `shadow` key of its files."""
 
     @property
     def should_not_have_skipped(self) -> list[str]:
@@ -111,13 +169,9 @@ def run_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
+    runtime: Runtime = Runtime(),
     *,
-    jobs: int | None = None,
-    access: Access = Access(),  # noqa: B008 - frozen
-    say: Callable[[str], None] = lambda text: None,
-    show: Callable[[Progress], None] = lambda progress: None,
     scores: ScoreFiles | None = None,
-    overwrite: bool = False,
 ) -> AuditResult:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
@@ -126,9 +180,8 @@ def run_pair(
     in processes or on machines that share the folder.
 
     Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
-    report is already there, also if another version made it. overwrite: a report of other settings or files, or of
-    another version, is replaced when the new one is complete. say gets one line for people now and then, show the
-    progress. scores and the optimiser of settings join the report beside its numbers, which do not depend on them.
+    report is already there, also if another version made it. scores and the optimiser of settings join the report
+    beside its numbers, which do not depend on them.
     Raises KeptError where a report of other settings or files is there and stays, UsageError where the model has
     nothing of what was chosen, and else ShadowError; whatever happens, no half-written report is left.
     """
@@ -138,14 +191,17 @@ def run_pair(
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
     try:
         with _client_for(pair):
-            return _run(pair, settings, folder, scratch, jobs, access, say, show, scores, overwrite)
+            return _run(pair, settings, folder, scratch, runtime, scores)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
 
 
 def plan_pair(
-    pair: Pair, settings: Settings, output: Path, *, jobs: int | None, access: Access, say: Callable[[str], None]
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    runtime: Runtime = Runtime(),
 ) -> PairPlan:
     """What `run_pair` would do and take, from headers alone.
 
@@ -154,17 +210,24 @@ def plan_pair(
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
         sides: dict[Side, Found] = {
-            "base": find_checkpoint(pair.base, access, Path(unpacked) / "base", say),
-            "tuned": find_checkpoint(pair.tuned, access, Path(unpacked) / "tuned", say),
+            "base": find_checkpoint(pair.base, runtime, Path(unpacked) / "base"),
+            "tuned": find_checkpoint(pair.tuned, runtime, Path(unpacked) / "tuned"),
         }
         for found in sides.values():
             for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
                 _refuse_pickles(part)
-        lined = line_up(sides["base"], sides["tuned"], settings.chosen, access, Path(unpacked), say)
-        filtered = settings.chosen != Filter()
-        plan = make_plan(lined.base, lined.tuned, lined.pairs, access, filtered=filtered, folder=folder, scratch=folder)
+        lined = line_up(sides["base"], sides["tuned"], settings.chosen, runtime, scratch=Path(unpacked))
+        plan = make_plan(
+            lined.base,
+            lined.tuned,
+            lined.pairs,
+            runtime.access,
+            filtered=settings.chosen != Filter(),
+            folder=folder,
+            scratch=folder,
+        )
         machine = room()
-        workers = jobs or default_jobs(lined.pairs, machine)
+        workers = runtime.jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
         needs = Needs(
             jobs=workers,
@@ -206,31 +269,34 @@ def _run(
     settings: Settings,
     folder: Path,
     scratch: Path,
-    jobs: int | None,
-    access: Access,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
+    runtime: Runtime,
     scores: ScoreFiles | None,
-    overwrite: bool,
 ) -> AuditResult:
-    base, tuned = (
-        find_checkpoint(side, access, scratch / name, say)
-        for name, side in (("base", pair.base), ("tuned", pair.tuned))
+    say = runtime.say
+    base = find_checkpoint(pair.base, runtime, scratch / "base")
+    tuned = find_checkpoint(pair.tuned, runtime, scratch / "tuned")
+    identity = Identity(
+        version=__version__,
+        schema=SCHEMA,
+        family=pair.family,
+        pair=pair.name,
+        base=_side(base),
+        tuned=_side(tuned),
+        settings={**settings.as_json(), "relation": pair.relation},
     )
-    told = {**asdict(settings), "relation": pair.relation}
-    identity = Identity(__version__, SCHEMA, pair.family, pair.name, _side(base), _side(tuned), told)
     scored = None if scores is None else _scored(scores, identity, pair)
     there, broken = _finished(folder)
     other = [] if there is None else differences(there, identity, DEFAULTS)
     if there is not None and not other:
-        done, broken = _already_done(folder, there, identity, overwrite, say)
+        done, broken = _already_done(folder, there, identity, runtime)
         if done is not None:
             return _renewed(done, identity, scored, say)
     # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
     lined = None
-    if not other or overwrite or (settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)):
-        lined = line_up(base, tuned, settings.chosen, access, scratch, say, show)
-    if lined is None or (other and not overwrite):
+    tells_of_filter = settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)
+    if not other or runtime.overwrite or tells_of_filter:
+        lined = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
+    if lined is None or (other and not runtime.overwrite):
         message = f"{folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if other or broken:
@@ -243,21 +309,25 @@ def _run(
             raise ShadowError(f"{folder}: another audit has just ended there", "run the same command again")
         _tell_afresh(journal, identity, say)
         todo = [one for one in lined.pairs if one.key not in journal.outcomes]
-        plan = _planned(lined, todo, settings, access, scratch, journal, say)
+        plan = _planned(lined, todo, settings, runtime, scratch, journal)
         resumed = len(journal.outcomes.keys() & matrices)
         if resumed:
             say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        workers = jobs or default_jobs(lined.pairs, room())
-        _measure(plan, lined.pairs, settings.method, workers, journal, say, show)
-        provenance = _provenance(settings, started, time.monotonic() - clock)
+        _measure(plan, lined.pairs, settings.method, runtime, journal)
+        run = _run_metadata(settings, started, time.monotonic() - clock)
         tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
         plain = summarise(tables, identity.as_json())
         if scored is None:
             scored = _kept(folder, identity, say)
         summary = with_scores(plain, scored)
-        provenance |= _judged(plain) | {SEAL: seal(plain.as_json(), tables, identity.as_json())}
+        metadata: ReportMetadata = {
+            **identity.as_json(),
+            **run,
+            **_judged(plain),
+            "seal": seal(plain.as_json(), tables, identity.as_json()),
+        }
         kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-        write_report(folder, identity, provenance, tables, summary_bytes(summary.as_json()), kept)
+        write_report(folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept)
     except BaseException:
         if journal.is_empty:
             journal.remove()
@@ -265,50 +335,60 @@ def _run(
             journal.close()
         raise
     journal.remove()
-    return AuditResult(folder, summary, len(matrices) - resumed, {**identity.as_json(), **provenance})
+    return AuditResult(folder, summary, measured=len(matrices) - resumed, provenance=metadata)
 
 
 def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
     """The scores of this pair. Raises ShadowError, before anything is measured, where they name neither side."""
     sides = sides_of(identity.as_json(), pair)
-    if (found := join(scores, sides)) is None:
+    scored = join(scores, sides)
+    if scored is None:
         raise neither(scores, [sides])
-    return found
+    return scored
 
 
-def _judged(summary: Summary) -> dict[str, Any]:
+def _judged(summary: Summary) -> JudgedMetadata:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
     told = summary.as_json()
-    return {key: told[key] for key in ("label", "label_reason", "gates", "claims")}
+    return {
+        "label": told["label"],
+        "label_reason": told["label_reason"],
+        "gates": told["gates"],
+        "claims": told["claims"],
+    }
 
 
 def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
     """A finished report with the label and the scores that are asked for; none of its numbers is measured anew."""
-    had, now = done.provenance["settings"].get("optimizer"), identity.settings["optimizer"]
+    had = done.provenance["settings"].get("optimizer")
+    now = identity.settings.get("optimizer")
     if had == now and scored is None:
         return done
-    folder, metadata = done.folder, done.provenance
+    folder = done.folder
+    metadata = done.provenance
     if had != now:
         say(f"the label is made again: --optimizer was {had or 'not given'}, is now {now or 'not given'}")
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
-    sides = {side: dict(getattr(identity, side)) for side in ("base", "tuned")}  # in the order of a new report
-    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), {**metadata, **sides})
-    if lacking := absent(folder):
+    # the keys of both sides are in the order of a new report
+    as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
+    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), as_new)
+    lacking = absent(folder)
+    if lacking:
         plain = plain.with_warning("older_report", absent_note(lacking))
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
     with alone_at(folder), replacing(folder) as put:
         if had != now:
-            stored_tables = {
-                name: pq.read_table(path) for name in TABLES_OF_A_PAIR if (path := folder / f"{name}.parquet").is_file()
-            }
+            paths = {name: folder / f"{name}.parquet" for name in TABLES_OF_A_PAIR}
+            stored_tables = {name: pq.read_table(path) for name, path in paths.items() if path.is_file()}
             if stored_tables.keys() >= set(SUMMARISED):
-                metadata = {**metadata, SEAL: seal(plain.as_json(), stored_tables, metadata)}
+                metadata = {**metadata, "seal": seal(plain.as_json(), stored_tables, metadata)}
             for name, table in stored_tables.items():
                 put(f"{name}.parquet", stored(table, metadata))
         put("summary.json", summary_bytes(summary.as_json()))
-        put(KEPT, kept_bytes(given, {**metadata, **sides}) if given.gains else b"")
+        as_new = {**metadata, "base": identity.base, "tuned": identity.tuned}
+        put(KEPT, kept_bytes(given, as_new) if given.gains else b"")
     return replace(done, summary=summary, provenance=metadata)
 
 
@@ -325,10 +405,9 @@ def _planned(
     lined: AlignedPair,
     todo: Sequence[MatrixPair],
     settings: Settings,
-    access: Access,
+    runtime: Runtime,
     scratch: Path,
     journal: Journal,
-    say: Callable[[str], None],
 ) -> Plan:
     """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
     for left in scratch.parent.glob(f"{SCRATCH}*"):
@@ -339,7 +418,7 @@ def _planned(
         lined.base,
         lined.tuned,
         todo,
-        access,
+        runtime.access,
         filtered=settings.chosen != Filter(),
         folder=journal.folder,
         scratch=scratch,
@@ -348,8 +427,9 @@ def _planned(
     plan.require_disk()
     if plan.to_move:
         freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time" if plan.frees else ""
-        why = "" if access.max_disk is not None or not plan.frees else f" ({byte_size(plan.free)} are free)"
-        say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
+        unasked = plan.frees and runtime.access.max_disk is None
+        why = f" ({byte_size(plan.free)} are free)" if unasked else ""
+        runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():
@@ -370,18 +450,26 @@ def _measure(
     plan: Plan,
     pairs: Sequence[MatrixPair],
     method: Method,
-    jobs: int,
+    runtime: Runtime,
     journal: Journal,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
 ) -> None:
     """Measure what the journal does not hold yet, into the journal."""
+    workers = runtime.jobs or default_jobs(pairs, room())
     costs = {one.key: cost(one) for one in pairs}
     total, moved = sum(costs.values()), 0
     spent = sum(costs.get(key, 0) for key in journal.outcomes)
 
     def tell() -> None:
-        show(Progress(len(journal.outcomes), len(costs), spent, total, moved, plan.to_move))
+        runtime.show(
+            Progress(
+                done=len(journal.outcomes),
+                total=len(costs),
+                cost_done=spent,
+                cost_total=total,
+                moved=moved,
+                to_move=plan.to_move,
+            )
+        )
 
     def report(count: int) -> None:
         nonlocal moved
@@ -393,25 +481,30 @@ def _measure(
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
     tell()
-    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, jobs, Fetching(say, report, note)):
+    fetching = Fetching(runtime.say, report, note)
+    kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
+    remember = solve_anew if kept is None else kept.remember
+    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, workers, fetching, remember):
         journal.add(outcome)
         spent += costs[outcome.key]
         tell()
+    if kept is not None and kept.tally.there:
+        size = byte_size(size_of(kept.folder))
+        runtime.say(f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder}, {size})")
 
 
 @uncollected()
-def find_checkpoint(
-    reference: Reference | ComponentBase, access: Access, scratch: Path, say: Callable[[str], None]
-) -> Found:
+def find_checkpoint(reference: Reference | ComponentBase, runtime: Runtime, scratch: Path) -> Found:
     """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
     if isinstance(reference, ComponentBase):
         return Assembled(
-            tuple((component, _find(part, access, scratch / component, say)) for component, part in reference.parts)
+            tuple((component, _find(part, runtime, scratch / component)) for component, part in reference.parts)
         )
-    return _find(reference, access, scratch, say)
+    return _find(reference, runtime, scratch)
 
 
-def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[str], None]) -> Checkpoint | Located:
+def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint | Located:
+    access, say = runtime.access, runtime.say
     if reference.is_folder:
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.checkpoints.hub import pin
@@ -421,17 +514,9 @@ def _find(reference: Reference, access: Access, scratch: Path, say: Callable[[st
 
 
 @uncollected()
-def line_up(
-    base: Found,
-    tuned: Found,
-    chosen: Filter,
-    access: Access,
-    scratch: Path,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None] = lambda progress: None,
-) -> AlignedPair:
+def line_up(base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path) -> AlignedPair:
     """Read the headers and pair the tensors."""
-    opened = _open(base, access, scratch / "base", say, show), _open(tuned, access, scratch / "tuned", say, show)
+    opened = _open(base, runtime, scratch / "base"), _open(tuned, runtime, scratch / "tuned")
     if opened[0].adapter:
         raise ShadowError(
             f"{opened[0].reference}: the base is an adapter", "name the model that the adapter was trained from"
@@ -439,28 +524,26 @@ def line_up(
     return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
 
 
-def _open(
-    found: Found, access: Access, scratch: Path, say: Callable[[str], None], show: Callable[[Progress], None]
-) -> Checkpoint:
+def _open(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     if isinstance(found, Assembled):
-        parts = [(component, _open(part, access, scratch / component, say, show)) for component, part in found.parts]
+        parts = [(component, _open(part, runtime, scratch / component)) for component, part in found.parts]
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
-    to_move = require_disk_for_pickles(found, access) if found.weights.pickled else 0
+    to_move = require_disk_for_pickles(found, runtime.access) if found.weights.pickled else 0
     if to_move:
-        say(f"fetching {byte_size(to_move)} of .bin files")
+        runtime.say(f"fetching {byte_size(to_move)} of .bin files")
     moved = 0
 
     def report(count: int) -> None:
         nonlocal moved
         moved += count
-        show(Progress(0, 0, 0, 1, moved, to_move))
+        runtime.show(Progress(done=0, total=0, cost_done=0, cost_total=1, moved=moved, to_move=to_move))
 
-    return open_located(found, scratch, say, report)
+    return open_located(found, scratch, runtime.say, report)
 
 
-def _side(checkpoint: Found) -> dict[str, str | None]:
+def _side(checkpoint: Found) -> CheckpointMetadata:
     return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
 
 
@@ -470,7 +553,7 @@ def _is_pickled(found: Found) -> bool:
     return any(isinstance(part, Located) and part.weights.pickled for part in parts)
 
 
-def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def _finished(folder: Path) -> tuple[ReportMetadata | None, str]:
     """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken one is no report.
 
     Raises ShadowError where the system does not let it be read: it may be whole.
@@ -484,7 +567,7 @@ def _finished(folder: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _already_done(
-    folder: Path, metadata: Mapping[str, Any], identity: Identity, overwrite: bool, say: Callable[[str], None]
+    folder: Path, metadata: ReportMetadata, identity: Identity, runtime: Runtime
 ) -> tuple[AuditResult | None, str]:
     """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
     older = metadata["version"] != __version__
@@ -492,14 +575,14 @@ def _already_done(
         lacking = absent(folder)
         notes = [f"measured by shadow {metadata['version']}"] if older else []
         notes += [absent_note(lacking)] if lacking else []
-        if notes and overwrite:
+        if notes and runtime.overwrite:
             return None, "; ".join(notes)
-        summary, provenance = read_summary(folder)
+        summary, _ = read_summary(folder)
     except ShadowError as error:
         return None, error.message
     remove_journal_of(folder, identity)
-    say("; ".join(["nothing to measure: the report is already there", *notes]))
-    return AuditResult(folder, summary, 0, provenance), ""
+    runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
+    return AuditResult(folder, summary, measured=0, provenance=metadata), ""
 
 
 def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None]) -> None:
@@ -515,15 +598,18 @@ def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None
     say(f"starting afresh: the unfinished audit there differs: {named(other) or 'in its first line'}")
 
 
-def _provenance(settings: Settings, started: datetime, seconds: float) -> dict[str, Any]:
+COMPUTE_DTYPES = {  # by precision
+    "default": "float32 Gram, float64 eigenvalues",
+    "exact": "float64 Gram, float64 eigenvalues",
+    "fast": "float32 Gram, float32 eigenvalues",
+}
+
+
+def _run_metadata(settings: Settings, started: datetime, seconds: float) -> RunMetadata:
+    vectors = ", float64 vectors" if settings.method.subspaces else ""
     return {
         "seed": settings.method.seed,
-        "compute_dtype": {
-            "default": "float32 Gram, float64 eigenvalues",
-            "exact": "float64 Gram, float64 eigenvalues",
-            "fast": "float32 Gram, float32 eigenvalues",
-        }[settings.method.precision]
-        + (", float64 vectors" if settings.method.subspaces else ""),
+        "compute_dtype": COMPUTE_DTYPES[settings.method.precision] + vectors,
         "device": "cpu",
         "libraries": {
             "python": platform.python_version(),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from shadow.audits.machine import uncollected
 from shadow.audits.schedule import Schedule, ShardKey, schedule, source_of
-from shadow.checkpoints.opening import Checkpoint, Found, Located
+from shadow.checkpoints.opening import Checkpoint, Config, Found, Located
 from shadow.checkpoints.pairing import MatrixPair, Side, Skipped
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges, Source, WholeFile, coalesced
@@ -31,34 +31,51 @@ WORTH_IT = 0.9  # ranges must save at least a tenth of a shard: they cannot be v
 
 @dataclass(frozen=True)
 class Access:
-    """How checkpoints may be read: what one run decides and no number depends on.
-
-    max_disk is the most disk in bytes that fetched shards may take at any time (None: what is free).
-    """
+    """How checkpoints may be read: what one run decides and no number depends on."""
 
     allow_pickle: bool = False
+    """May `.bin` files of torch be read?"""
+
     offline: bool = False
+    """Is only what is in the Hub's cache used?"""
+
     fetch: Fetch = "auto"
+    """Whole shards or byte ranges from the Hub; auto: ranges where a filter makes them much smaller."""
+
     max_disk: int | None = None
+    """The most disk in bytes that fetched shards may take at any time; None: what is free."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is left to do, and what it takes. All sizes are bytes.
-
-    frees: fetched shards are removed from the Hub's cache at their last use. peak is the most disk that fetched
-    bytes take at any time, report about what the report will, free what there is.
-    """
+    """What is left to do, and what it takes."""
 
     base: Checkpoint
+    """The base, with the source of each shard."""
+
     tuned: Checkpoint
+    """The tuned side, with the source of each shard."""
+
     work: Schedule
+    """The order of the work."""
+
     to_move: int
+    """Bytes that come over the network."""
+
     frees: bool
+    """Are fetched shards removed from the Hub's cache at their last use?"""
+
     peak: int
+    """The most disk in bytes that they take at any time."""
+
     report: int
+    """About how many bytes the report takes."""
+
     free: int
+    """Bytes of disk that are free."""
+
     problem: str | None
+    """Why the disk does not suffice; None where it does."""
 
     def require_disk(self) -> None:
         """Raises ShadowError, with the numbers, when the disk does not suffice."""
@@ -153,12 +170,22 @@ def make_plan(
     if access.max_disk is None:
         ways.insert(0, (False, work.eager()))
     fitting = (way for way in ways if not places.lacks(way[1], way[0], access))
-    frees, chosen = next(fitting, ways[-1])
+    frees, chosen = next(fitting, ways[-1])  # the last, where none fits: its problem is told
     problem = places.lacks(chosen, frees, access)
     if frees:
         base, tuned = _freeing(base, ours), _freeing(tuned, ours)
     peak = sum(places.peaks(chosen, frees))
-    return Plan(base, tuned, chosen, to_move, frees and bool(whole), peak, report, places.free(), problem)
+    return Plan(
+        base=base,
+        tuned=tuned,
+        work=chosen,
+        to_move=to_move,
+        frees=frees and bool(whole),
+        peak=peak,
+        report=report,
+        free=places.free(),
+        problem=problem,
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +210,7 @@ def describe(
     needs: Needs,
 ) -> PairPlan:
     """What `shadow plan` shows."""
-    matrices = [one for one in pairs if one.is_matrix]
+    matrices = [pair for pair in pairs if pair.is_matrix]
     sources = [source_of(plan.base, plan.tuned, visit.shard) for visit in plan.work.visits]
     return PairPlan(
         family=pair.family,
@@ -232,24 +259,29 @@ TELLING = (
 )  # fmt: skip
 
 
-def config_differences(base: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, list[str]]:
+def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:
     """What two configs say differently of what tells architectures apart: the first sign of a wrong pair."""
-
-    def said(config: Mapping[str, Any]) -> dict[str, Any]:
-        text = config.get("text_config")
-        return {**config, **text} if isinstance(text, dict) else dict(config)
-
-    b, t = said(base), said(tuned)
+    first = _with_text_config(base)
+    second = _with_text_config(tuned)
+    if not first or not second:
+        return {}
     return {
-        key: [str(b.get(key, "not said"))[:60], str(t.get(key, "not said"))[:60]]
+        key: [str(first.get(key, "not said"))[:60], str(second.get(key, "not said"))[:60]]
         for key in TELLING
-        if b and t and b.get(key) != t.get(key)
+        if first.get(key) != second.get(key)
     }
+
+
+def _with_text_config(config: Config) -> Config:
+    """What a wrapper says of its language model counts before its own word."""
+    text = config.get("text_config")
+    return {**config, **text} if isinstance(text, dict) else config
 
 
 def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
     """By component and module: how many matrices, in which layers, of which shapes."""
-    rules, groups = name_rules(), defaultdict[tuple[str, str], list[MatrixPair]](list)
+    rules = name_rules()
+    groups = defaultdict[tuple[str, str], list[MatrixPair]](list)
     for pair in matrices:
         groups[pair.place.component, pair.place.module].append(pair)
     order = sorted(groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1])))
@@ -274,16 +306,16 @@ def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
 def _reasons(skipped: Sequence[Skipped]) -> list[SkippedRow]:
     """Counts by reason, with a few names and the first detail: as in a summary."""
     groups = defaultdict[str, list[Skipped]](list)
-    for one in skipped:
-        groups[one.reason or one.status].append(one)
+    for tensor in skipped:
+        groups[tensor.reason or tensor.status].append(tensor)
     return [
         SkippedRow(
             reason=reason,
             tensors=len(group),
-            base=sum(one.side == "base" for one in group),
-            tuned=sum(one.side == "tuned" for one in group),
-            examples=list(dict.fromkeys(one.info.name for one in group))[:EXAMPLES],
-            detail=next((one.detail for one in group if one.detail), None),
+            base=sum(tensor.side == "base" for tensor in group),
+            tuned=sum(tensor.side == "tuned" for tensor in group),
+            examples=list(dict.fromkeys(tensor.info.name for tensor in group))[:EXAMPLES],
+            detail=next((tensor.detail for tensor in group if tensor.detail), None),
         )
         for reason, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
@@ -297,8 +329,10 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
     from shadow.checkpoints.hub import cache_folder
 
     sources = [WholeFile(located.snapshot, located.snapshot.files[shard]) for shard in located.weights.shards]
-    need, free = sum(source.bytes_to_move() for source in sources), _free(cache_folder())
-    limit = free if access.max_disk is None else min(free, access.max_disk)
+    need = sum(source.bytes_to_move() for source in sources)
+    limit = _free(cache_folder())
+    if access.max_disk is not None:
+        limit = min(limit, access.max_disk)
     if need > limit:
         there = byte_size(limit)
         raise ShadowError(
@@ -312,11 +346,11 @@ def _with_sources(
     checkpoint: Checkpoint, side: Side, pairs: Sequence[MatrixPair], access: Access, filtered: bool, scratch: Path
 ) -> Checkpoint:
     """The checkpoint with byte ranges in the place of whole shards where those move clearly less."""
-    wanted: dict[str, list[TensorInfo]] = {}
+    wanted = defaultdict[str, list[TensorInfo]](list)
     for pair in pairs:
         operand = pair.base if side == "base" else pair.tuned
         for info in operand.infos if operand is not None else ():
-            wanted.setdefault(info.shard, []).append(info)
+            wanted[info.shard].append(info)
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
         source = sources[shard]

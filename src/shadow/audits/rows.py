@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +18,9 @@ from shadow.places.architecture import Place
 from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
-from shadow.reports.column_types import null_if_undefined
+from shadow.reports.column_types import Cell, null_if_undefined
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
-from shadow.reports.parquet import _table
+from shadow.reports.parquet import table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 from shadow.spectra.residual import overlaps, overlaps_left_out, stacked_participation, stacked_stderr
@@ -40,22 +39,29 @@ def report_tables(
     """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     measured = [(pair, outcomes[pair.key]) for pair in ordered]
-    energy = math.fsum((one.number("frobenius_norm") or 0.0) ** 2 for _, outcome in measured for one in outcome.deltas)
+    deltas = [delta for _, outcome in measured for delta in outcome.deltas]
+    energy = math.fsum((delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
     tables = {
-        "tensors": _table(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
-        "residual": _table(RESIDUAL, _residual_rows(measured)),
-        "matrices": _table(MATRICES, [row for one in measured for row in _matrix_rows(*one, identity, energy)]),
+        "tensors": table_of(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
+        "residual": table_of(RESIDUAL, _residual_rows(measured)),
+        "matrices": table_of(
+            MATRICES, [row for pair, outcome in measured for row in _matrix_rows(pair, outcome, identity, energy)]
+        ),
     }
-    sigmas = (row for one in measured for row in _spectrum_rows(*one))
-    return {"spectra": _table(SPECTRA, list(sigmas)), **tables} if spectra else tables
+    if spectra:
+        rows = [row for pair, outcome in measured for row in _spectrum_rows(pair, outcome)]
+        return {"spectra": table_of(SPECTRA, rows), **tables}
+    return tables
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
     """Components and modules in the order of names.yaml, what lies before the blocks first."""
     rules = name_rules()
-    layer = place.layer if place.layer is not None else (1 << 30 if place.module == "head" else -1)
+    layer = place.layer
+    if layer is None:
+        layer = 1 << 30 if place.module == "head" else -1
     expert = -1 if place.expert is None else place.expert
     return (
         rules.components.index(place.component),
@@ -66,7 +72,7 @@ def _order(place: Place) -> tuple[int, int, int, int, str]:
     )
 
 
-def _place_columns(place: Place) -> dict[str, Any]:
+def _place_columns(place: Place) -> dict[str, Cell]:
     return {
         "component": place.component,
         "layer": place.layer,
@@ -75,29 +81,32 @@ def _place_columns(place: Place) -> dict[str, Any]:
     }
 
 
-def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy: float) -> Iterator[dict[str, Any]]:
+def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy: float) -> Iterator[dict[str, Cell]]:
     """energy: that of all deltas of the pair, 0 where it is not known."""
     base = pair.base.info if pair.base else None
     tuned = pair.tuned.info
     both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
     dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": both}
-    for one in outcome.measurements:
+    for measurement in outcome.measurements:
+        ceiling = None
+        if measurement.subject == "delta" and pair.tuned.factor is not None:
+            ceiling = pair.tuned.factor.rank
         yield {
             "family": identity.family,
             "pair": identity.pair,
             **_place_columns(pair.place),
             "tensor": tuned.name,
             "base_tensor": base.name if base else None,
-            "subject": one.subject,
+            "subject": measurement.subject,
             "rows": pair.rows,
             "cols": pair.cols,
-            "dtype": dtypes[one.subject],
+            "dtype": dtypes[measurement.subject],
             "parameters": pair.rows * pair.cols,
-            "precision": one.precision,
-            "rank_ceiling": factor.rank if one.subject == "delta" and (factor := pair.tuned.factor) else None,
-            "verified": _verified(one.subject, *outcome.verified),
-            **{name: null_if_undefined(value) for name, value in one.values.items()},
-            "energy_share": _energy_share(one, energy),
+            "precision": measurement.precision,
+            "rank_ceiling": ceiling,
+            "verified": _verified(measurement.subject, *outcome.verified),
+            **{name: null_if_undefined(value) for name, value in measurement.values.items()},
+            "energy_share": _energy_share(measurement, energy),
         }
 
 
@@ -111,20 +120,25 @@ def _energy_share(measurement: Measurement, energy: float) -> float | None:
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
     """A delta is as good as the worse of its sides; a side in a folder is neither checked nor unchecked."""
-    if subject != "delta":
-        return base if subject == "base" else tuned
-    return False if False in (base, tuned) else None if None in (base, tuned) else True
+    if subject == "base":
+        return base
+    if subject == "tuned":
+        return tuned
+    if base is False or tuned is False:
+        return False
+    if base is None or tuned is None:
+        return None
+    return True
 
 
-def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Any]]:
-    for one in outcome.measurements:
-        place = _place_columns(pair.place)
+def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cell]]:
+    for measurement in outcome.measurements:
         yield {
             "tensor": pair.tuned.info.name,
-            **place,
-            "subject": one.subject,
-            "sigma": one.sigma.astype(np.float32),
-            **{name: _with_nulls(numbers) for name, numbers in one.lists.items()},
+            **_place_columns(pair.place),
+            "subject": measurement.subject,
+            "sigma": measurement.sigma.astype(np.float32),
+            **{name: _with_nulls(numbers) for name, numbers in measurement.lists.items()},
         }
 
 
@@ -132,43 +146,46 @@ def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
     return [float(number) if math.isfinite(number) else None for number in numbers]
 
 
-def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Any]]:
+def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Cell]]:
     """The stacked deltas of every layer, and of all layers, of each component in each direction.
 
     Only matrices on a residual stream of the component's usual width are stacked.
     """
-    found: dict[tuple[str, Direction], list[tuple[MatrixPair, Outcome]]] = {}
+    stacks: defaultdict[tuple[str, Direction], list[tuple[MatrixPair, Outcome]]] = defaultdict(list)
     for pair, outcome in measured:
-        if (direction := direction_of(pair.place.module)) and outcome.residual is not None:
-            found.setdefault((pair.place.component, direction), []).append((pair, outcome))
-    rows = []
-    for (component, direction), members in found.items():
-        widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in members]
+        direction = direction_of(pair.place.module)
+        if direction is not None and outcome.residual is not None:
+            stacks[pair.place.component, direction].append((pair, outcome))
+    rows: list[dict[str, Cell]] = []
+    for (component, direction), candidates in stacks.items():
+        widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in candidates]
         width = Counter(widths).most_common(1)[0][0]
-        members = [one for one, own in zip(members, widths, strict=True) if own == width]
+        members = [member for member, its_width in zip(candidates, widths, strict=True) if its_width == width]
         layers = np.array([-1 if pair.place.layer is None else pair.place.layer for pair, _ in members])
         deltas = [outcome.measurements[-1] for _, outcome in members]
-        energies = np.array([(one.number("frobenius_norm") or 0.0) ** 2 for one in deltas])
-        participation = np.array([one.number("participation_ratio") or 1.0 for one in deltas])
+        energies = np.array([(delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas])
+        participation = np.array([delta.number("participation_ratio") or 1.0 for delta in deltas])
         with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
             kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
             cosines = overlaps(kept, participation, width)
             left_out = overlaps_left_out(kept, participation, width)
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
-            own = np.flatnonzero(layers == layer) if layer is not None else np.arange(len(members))
-            both = np.ix_(own, own)
-            ratio = stacked_participation(cosines[both], energies[own], participation[own])
-            without = [one[both] for one in left_out]
+            chosen = np.arange(len(members)) if layer is None else np.flatnonzero(layers == layer)
+            both = np.ix_(chosen, chosen)
+            ratio = stacked_participation(cosines[both], energies[chosen], participation[chosen])
+            without = [overlap[both] for overlap in left_out]
             rows.append(
                 {
                     "component": component,
                     "direction": direction,
                     "layer": layer,
                     "width": width,
-                    "matrices": len(own),
-                    "energy": float(energies[own].sum()),
+                    "matrices": len(chosen),
+                    "energy": float(energies[chosen].sum()),
                     "participation_ratio": ratio,
-                    "participation_ratio_stderr": stacked_stderr(without, energies[own], participation[own], ratio),
+                    "participation_ratio_stderr": stacked_stderr(
+                        without, energies[chosen], participation[chosen], ratio
+                    ),
                 }
             )
     return rows
@@ -176,51 +193,44 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
 
 def _tensor_rows(
     pairs: Sequence[MatrixPair], skipped: Sequence[Skipped], outcomes: Mapping[str, Outcome]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Cell]]:
     """Exactly one row per tensor and side, whatever number of matrices it holds."""
-    found: dict[tuple[str, str], list[_Part]] = {}
+    parts_of: defaultdict[tuple[str, str], list[_Part]] = defaultdict(list)
     infos = {}
     for pair in pairs:
         for side, operand in (("base", pair.base), ("tuned", pair.tuned)):
             for info in operand.infos if operand is not None else ():
                 infos[side, info.name] = info
                 entries = pair.rows * pair.cols if pair.base is not None else 0
-                part = _Part(operand, pair.place, outcomes[pair.key], entries)
-                found.setdefault((side, info.name), []).append(part)
+                parts_of[side, info.name].append(_Part(operand, pair.place, outcomes[pair.key], entries))
     for skip in skipped:
         infos[skip.side, skip.info.name] = skip.info
-        outcome = Outcome("", skip.status, skip.reason, skip.detail or None)
-        part = _Part(None, skip.place, outcome, math.prod(skip.info.shape))
-        found.setdefault((skip.side, skip.info.name), []).append(part)
-    rows = []
-    for (side, name), parts in found.items():
+        outcome = Outcome("", skip.status, reason=skip.reason, detail=skip.detail or None)
+        parts_of[skip.side, skip.info.name].append(_Part(None, skip.place, outcome, math.prod(skip.info.shape)))
+    rows: list[tuple[tuple[object, ...], dict[str, Cell]]] = []
+    for (side, name), every_part in parts_of.items():
         info = infos[side, name]
         # an embedding that is also the other side's tied head is told by what it is itself
-        parts = [part for part in parts if part.operand is None or part.operand.part.place == part.place] or parts
+        own_parts = [part for part in every_part if part.operand is None or part.operand.part.place == part.place]
+        parts = own_parts or every_part
         place, status, reason, detail = _merged(parts)
         compared = sum(part.entries for part in parts if part.is_compared)
-        rows.append(
-            {
-                "tensor": name,
-                "side": side,
-                "shape": list(info.shape),
-                "dtype": info.dtype,
-                "shard": info.shard,
-                **_place_columns(place),
-                "status": status,
-                "reason": reason,
-                "detail": detail,
-                "relative_norm": _relative_norm([part.outcome for part in parts]),
-                # scales and the factors of an update have fewer entries than the matrix that they make
-                "compared": min(compared, math.prod(info.shape)),
-            }
-        )
-    return sorted(rows, key=lambda row: (row["side"], _row_order(row)))
-
-
-def _row_order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    place = Place(row["component"], row["layer"], row["module"], row["expert"])
-    return (*_order(place), row["tensor"])
+        row: dict[str, Cell] = {
+            "tensor": name,
+            "side": side,
+            "shape": list(info.shape),
+            "dtype": info.dtype,
+            "shard": info.shard,
+            **_place_columns(place),
+            "status": status,
+            "reason": reason,
+            "detail": detail,
+            "relative_norm": _relative_norm([part.outcome for part in parts]),
+            # scales and the factors of an update have fewer entries than the matrix that they make
+            "compared": min(compared, math.prod(info.shape)),
+        }
+        rows.append(((side, *_order(replace(place, slot="")), name), row))
+    return [row for _, row in sorted(rows, key=lambda keyed: keyed[0])]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ tuned shards come nearly in their own order. The stretches between the arrivals 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,22 +24,32 @@ ShardKey = tuple[Side, str]
 class Visit:
     """The stay of one shard on the disk.
 
-    It is needed from step first to step last, and may be fetched once every step before `after` is finished: when
-    the work has reached the shard before it of the same side, so that each side is at most one shard ahead.
+    It may be fetched when the work has reached the shard before it of the same side, so that each side is at most one
+    shard ahead.
     """
 
     shard: ShardKey
+    """The side, and the shard's name."""
+
     first: int
+    """The first step that needs it, from 0."""
+
     last: int
+    """The last step that needs it."""
+
     after: int
+    """It may be fetched once every step before this one is finished."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """steps in their order; visits in the order of fetching. Shards in folders have no visit."""
+    """The order of the work and of the shards that it needs."""
 
     steps: tuple[tuple[MatrixPair, ...], ...]
+    """The pairs that are measured while the same shards are there, step by step."""
+
     visits: tuple[Visit, ...]
+    """In the order of fetching; shards in folders have none."""
 
     def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
         """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
@@ -118,11 +129,11 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
 
 def _ordered(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     """By base shard, then by name as people count; what has no base comes when its tuned shard is last there."""
-    beside: dict[str, set[str]] = {}  # base shards by the tuned shard that they meet
+    beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
     for pair in pairs:
         if pair.base:
-            beside.setdefault(pair.tuned.info.shard, set()).add(pair.base.info.shard)
-    latest = {shard: max(found, key=natural) for shard, found in beside.items()}
+            beside[pair.tuned.info.shard].add(pair.base.info.shard)
+    latest = {shard: max(base_shards, key=natural) for shard, base_shards in beside.items()}
     sorts_as = cache(natural)  # of shards: there are few, and each is in many pairs
 
     def key(pair: MatrixPair) -> tuple[object, ...]:

@@ -10,9 +10,10 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from shadow.spectra.delta import (
     working_dtype,
 )
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.spectrum import BLOCK, Workspace
+from shadow.spectra.spectrum import BLOCK, Remember, Workspace, solve_anew
 
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -61,20 +62,27 @@ def single_threads() -> Iterator[None]:
 
 
 def measure_pairs(
-    base: Checkpoint, tuned: Checkpoint, work: Schedule, method: Method, jobs: int, fetching: Fetching
+    base: Checkpoint,
+    tuned: Checkpoint,
+    work: Schedule,
+    method: Method,
+    jobs: int,
+    fetching: Fetching,
+    remember: Remember = solve_anew,
 ) -> Iterator[Outcome]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
 
     One more thread fetches the shards, as far ahead as the schedule allows. Within a step the largest pairs come
     first. The numbers do not depend on jobs: each matrix is one thread's work with one BLAS thread. Each source is
-    freed when its last outcome has been taken. Closing the generator gives up what has not begun, a running
-    download included.
+    freed when its last outcome has been taken. remember: how the spectrum of one side is had. Closing the generator
+    gives up what has not begun, a running download included.
     """
     # Two threads of one BLAS thread each are 1.3-1.7 times faster than one of two (measured on 2 cores).
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="audit", initializer=torch.set_num_threads, initargs=(1,))
     with threadpool_limits(limits=1, user_api="blas"):
         try:
-            yield from _run(base, tuned, work, method, jobs, pool, fetching)
+            measure = partial(_outcome, base=base, tuned=tuned, method=method, remember=remember)
+            yield from _run(base, tuned, work, measure, jobs, pool, fetching)
         finally:
             fetching.stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -84,7 +92,7 @@ def _run(
     base: Checkpoint,
     tuned: Checkpoint,
     work: Schedule,
-    method: Method,
+    measure: Callable[[MatrixPair], Outcome],
     jobs: int,
     pool: ThreadPoolExecutor,
     fetching: Fetching,
@@ -111,7 +119,7 @@ def _run(
             entered += 1
         while ready and len(computing) < 2 * jobs:
             step, pair = ready.popleft()
-            computing[pool.submit(_outcome, pair, base, tuned, method)] = step
+            computing[pool.submit(measure, pair)] = step
         if download is None and not computing:
             return
         running: list[Future[Any]] = [*computing, *([download] if download else [])]
@@ -171,26 +179,28 @@ def worker_memory(pairs: Sequence[MatrixPair]) -> int:
     return 3 * 8 * side**2 + 4 * 8 * BLOCK
 
 
-def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method) -> Outcome:
-    verified = _verified(pair.base, base) if pair.base else None, _verified(pair.tuned, tuned)
-    return replace(_measured(pair, base, tuned, method), verified=verified)
+def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
+    base_verified = _verified(pair.base, base) if pair.base else None
+    tuned_verified = _verified(pair.tuned, tuned)
+    return replace(_measured(pair, base, tuned, method, remember), verified=(base_verified, tuned_verified))
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
-    found = {checkpoint.sources[info.shard].verified for info in operand.infos}
-    return found.pop() if len(found) == 1 else False
+    """What all its shards say, or False where they do not agree."""
+    answers = {checkpoint.sources[info.shard].verified for info in operand.infos}
+    return answers.pop() if len(answers) == 1 else False
 
 
-def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method) -> Outcome:
+def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
     space = _own_workspace()
     stored = pair.tuned.info.dtype
     if pair.base is None:
         only = _view(pair, pair.tuned, tuned)
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
-            return Outcome(pair.key, "skipped", "nonfinite", "in the tuned tensor")
-        alone = measure_alone(only, stored, largest, method, space)
-        return Outcome(pair.key, "measured", "only_in_tuned", pair.detail, measurements=(alone,))
+            return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
+        alone = measure_alone(only, stored, largest, method, space, remember)
+        return Outcome(pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,))
     base_matrix, matrix = _views(pair, pair.base, base, tuned)
     detail = pair.detail or None
     formats = pair.base.info.dtype, stored
@@ -201,20 +211,33 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
     size = extent(base_matrix, matrix, working_dtype(*formats), space)
     if not size.finite:
         sides = [side for side, value in (("base", size.base), ("tuned", size.tuned)) if not Extent(value, 0, 0).finite]
-        return Outcome(pair.key, "skipped", "nonfinite", f"in the {' and the '.join(sides)} tensor")
+        return Outcome(pair.key, "skipped", reason="nonfinite", detail=f"in the {' and the '.join(sides)} tensor")
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
-        return Outcome(pair.key, "skipped", "not_a_matrix", detail, delta_norm, base_norm)
+        return Outcome(
+            pair.key, "skipped", reason="not_a_matrix", detail=detail, delta_norm=delta_norm, base_norm=base_norm
+        )
     if size.delta == 0:
         differ = pair.tuned.factor is None and pair.base.info.dtype != stored
         note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
-        return Outcome(pair.key, "identical", None, note, 0.0, norm)
-    found = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space)
-    norms = {one.subject: one.number("frobenius_norm") for one in found}
-    direction, norm = direction_of(pair.place.module), norms["delta"] or 0.0
-    kept = direction and delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
-    return Outcome(pair.key, "measured", None, detail, norm, norms["base"], found, residual=kept)
+        return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
+    measurements = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space, remember)
+    norms = {measurement.subject: measurement.number("frobenius_norm") for measurement in measurements}
+    norm = norms["delta"] or 0.0
+    direction = direction_of(pair.place.module)
+    residual = None
+    if direction is not None:
+        residual = delta_sketch(base_matrix, matrix, formats, size, norm, direction, space)
+    return Outcome(
+        pair.key,
+        "measured",
+        detail=detail,
+        delta_norm=norm,
+        base_norm=norms["base"],
+        measurements=measurements,
+        residual=residual,
+    )
 
 
 def _own_workspace() -> Workspace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,23 +27,30 @@ PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 
 @dataclass(frozen=True)
 class Adapter:
-    """What scales an adapter's factors. alpha_pattern: module name, or its end -> alpha of that module.
+    """What scales an adapter's factors.
 
     `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is (out, in) always.
     """
 
     alpha: float
+    """Above 0, at most MAX_ALPHA."""
+
     alpha_pattern: Mapping[str, float]
+    """By the name of a module, or its end: the alpha of that module."""
+
     rank_stabilised: bool
+    """Is alpha divided by the square root of the rank, rather than by the rank?"""
 
     def scaling(self, module: str, rank: int) -> float:
         """What B @ A of a module is multiplied by."""
-        own = (alpha for name, alpha in self.alpha_pattern.items() if module == name or module.endswith(f".{name}"))
-        alpha = next(own, self.alpha)
-        return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+        divisor = math.sqrt(rank) if self.rank_stabilised else rank
+        for name, alpha in self.alpha_pattern.items():
+            if module == name or module.endswith(f".{name}"):
+                return alpha / divisor
+        return self.alpha / divisor
 
 
-def read_adapter(where: str, config: Mapping[str, Any]) -> Adapter:
+def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
     """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain LoRA."""
     kind = config.get("peft_type")
     if kind != "LORA":
@@ -63,9 +71,9 @@ def read_adapter(where: str, config: Mapping[str, Any]) -> Adapter:
     if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
         raise ShadowError(f"{where}: alpha_pattern has keys that are no module names", "merge it into its base first")
     return Adapter(
-        _alpha(where, config.get("lora_alpha")),
-        {name: _alpha(where, alpha) for name, alpha in patterns.items()},
-        config.get("use_rslora") is True,
+        alpha=_alpha(where, config.get("lora_alpha")),
+        alpha_pattern={name: _alpha(where, alpha) for name, alpha in patterns.items()},
+        rank_stabilised=config.get("use_rslora") is True,
     )
 
 
@@ -77,14 +85,14 @@ def adapter_factors(
     Returns by module the (left, right, transposed) factors of its update, by name in the model the tensors that the
     adapter holds whole (`modules_to_save`, biases), and the rest with what is wrong with it.
     """
-    found: dict[str, dict[str, TensorInfo]] = {}
+    sides_of: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)  # by module: A and B
     embeddings: set[str] = set()
     whole: dict[str, TensorInfo] = {}
     rest: list[tuple[TensorInfo, str]] = []
     for name, info in tensors.items():
         match = FACTOR.fullmatch(name)
-        if match and match["which"] not in found.get(match["module"], {}):
-            found.setdefault(match["module"], {})[match["which"]] = info
+        if match and match["which"] not in sides_of[match["module"]]:
+            sides_of[match["module"]][match["which"]] = info
             if match["embedding"]:
                 embeddings.add(match["module"])
         elif ".base_layer." in name:
@@ -94,10 +102,11 @@ def adapter_factors(
         else:
             whole[name.removeprefix(PREFIX).replace(".modules_to_save.", ".")] = info
     factors: dict[str, Factors] = {}
-    for module, sides in found.items():
-        a, b, swap = sides.get("A"), sides.get("B"), module in embeddings
+    for module, sides in sides_of.items():
+        a = sides.get("A")
+        b = sides.get("B")
         if a and b and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0:
-            factors[module.removeprefix(PREFIX)] = (a, b, True) if swap else (b, a, False)
+            factors[module.removeprefix(PREFIX)] = (a, b, True) if module in embeddings else (b, a, False)
         else:
             rest += [(info, "factors that do not multiply to a matrix") for info in sides.values()]
     return factors, whole, rest

@@ -206,12 +206,14 @@ def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool
     offline = offline or constants.HF_HUB_OFFLINE
     asked = partial(_in_words, repo=repo, revision=revision)
     if offline:
-        access, commit = None, _cached_commit(repo, revision)
+        access = None
+        commit = _cached_commit(repo, revision)
         listed = _cached_files(repo, commit)
     else:
         _require_usable_settings()
         info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), asked, say)
-        access, commit = "private" if info.private else "gated" if info.gated else "open", str(info.sha)
+        access = _access(info)
+        commit = str(info.sha)
         if not COMMIT.fullmatch(commit):
             raise ShadowError(f"{repo}: the Hub names no commit for it", "is HF_ENDPOINT a Hub?")
         with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
@@ -219,7 +221,14 @@ def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool
         listed = _trying(lambda: _listed_files(repo, commit), asked, say)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     inside = {path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)}
-    return Snapshot(repo, commit, subfolder, inside, access)
+    return Snapshot(repo, commit, subfolder=subfolder, files=inside, access=access)
+
+
+def _access(info: hf.ModelInfo) -> str:
+    """Who may read a repository."""
+    if info.private:
+        return "private"
+    return "gated" if info.gated else "open"
 
 
 def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.checkpoints.adapters import CONFIG as ADAPTER_CONFIG
 from shadow.checkpoints.adapters import Adapter, read_adapter
@@ -41,28 +41,40 @@ PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors 
 OWNER = "the Hub has it so: tell its owner, or name another revision (org/name@revision)"
 CONNECTIONS = 8  # headers read at a time
 
+Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
 Header = tuple[dict[str, TensorInfo], str]  # tensors by name, and the text for fingerprints
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One side of a pair.
-
-    reference is what was asked for, commit the resolved 40-hex commit (None for a folder), fingerprint a sha256
-    that changes when any file does. sources has the bytes of each shard by its name. ranges: may parts of a shard
-    be asked for? adapter: the tensors are those of a LoRA adapter, which this scales. parts: (component, checkpoint
-    of which that component is the base), where a base was put together.
-    """
+    """One side of a pair."""
 
     reference: str
+    """What was asked for."""
+
     commit: str | None
+    """The 40 hexadecimal digits of the commit; None for a folder."""
+
     fingerprint: str
-    config: dict[str, Any]
+    """A sha256 that changes when any file does."""
+
+    config: Config
+    """What its config.json says; empty where there is none."""
+
     tensors: dict[str, TensorInfo]
+    """By name, in the order of the shards."""
+
     sources: Mapping[str, Source]
+    """By the name of a shard: its bytes."""
+
     ranges: bool = False
+    """May parts of a shard be asked for?"""
+
     adapter: Adapter | None = None
+    """What scales the tensors where they are those of a LoRA adapter; None elsewhere."""
+
     parts: tuple[tuple[str, Checkpoint], ...] = ()
+    """Of a base that was put together: each component, and the checkpoint of which it is the base."""
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """The tensor as a view of the mapped shard: (shape as stored), nothing read yet."""
@@ -71,12 +83,19 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Weights:
-    """Which files hold the weights, in reading order. weight_map is an index's tensor -> shard: a hint."""
+    """Which files hold the weights."""
 
     shards: tuple[str, ...]
+    """The names of the files, in reading order."""
+
     weight_map: Mapping[str, str]
+    """What an index says: tensor -> shard. A hint; empty without an index."""
+
     pickled: bool
+    """Are they `.bin` files of torch?"""
+
     adapter: Adapter | None = None
+    """What scales the tensors where they are those of a LoRA adapter; None elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +103,13 @@ class Located:
     """A checkpoint of the Hub of which the files are known and no header has been read yet."""
 
     snapshot: Snapshot
+    """The commit, and its files."""
+
     weights: Weights
-    config: dict[str, Any]
+    """Which of these hold the weights."""
+
+    config: Config
+    """What its config.json says; empty where there is none."""
 
     @property
     def reference(self) -> str:
@@ -115,6 +139,7 @@ class Assembled:
     """A base that is another checkpoint for each component."""
 
     parts: tuple[tuple[str, Checkpoint | Located], ...]
+    """Each component, and the checkpoint of which it is the base."""
 
     @property
     def reference(self) -> str:
@@ -152,9 +177,17 @@ def combine(found: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkp
     }
     sources = {shard: source for _, part in renamed for shard, source in part.sources.items()}
     config = next((part.config for component, part in renamed if component == "language"), renamed[0][1].config)
-    ranges = all(part.ranges or all(one.is_local for one in part.sources.values()) for _, part in renamed)
-    told = found.reference, found.commit, found.fingerprint
-    return Checkpoint(*told, config, tensors, sources, ranges, parts=tuple(renamed))
+    ranges = all(part.ranges or all(source.is_local for source in part.sources.values()) for _, part in renamed)
+    return Checkpoint(
+        reference=found.reference,
+        commit=found.commit,
+        fingerprint=found.fingerprint,
+        config=config,
+        tensors=tensors,
+        sources=sources,
+        ranges=ranges,
+        parts=tuple(renamed),
+    )
 
 
 def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
@@ -202,7 +235,15 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
     tensors = _joined(headers, weights)
     if weights.adapter:
         digest.update(repr(weights.adapter).encode())
-    return Checkpoint(reference, None, digest.hexdigest(), config, tensors, sources, adapter=weights.adapter)
+    return Checkpoint(
+        reference=reference,
+        commit=None,
+        fingerprint=digest.hexdigest(),
+        config=config,
+        tensors=tensors,
+        sources=sources,
+        adapter=weights.adapter,
+    )
 
 
 def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
@@ -212,7 +253,7 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     """
     from shadow.checkpoints.hub import fetch_whole
 
-    def read(name: str) -> dict[str, Any]:
+    def read(name: str) -> Config:
         return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
 
     names = {name for name in snapshot.files if "/" not in name and usable_name(name)}
@@ -221,8 +262,11 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     with naming(snapshot.name, OWNER):
         weights = _choose_weights(snapshot.name, names, read, allow_pickle)
         config = read(CONFIG) if CONFIG in names else {}
-    if missing := [shard for shard in weights.shards if shard not in snapshot.files]:
-        where, hint = ("repository", "tell its owner") if not snapshot.offline else ("cache", "run without --offline")
+    missing = [shard for shard in weights.shards if shard not in snapshot.files]
+    if missing:
+        where, hint = "repository", "tell its owner"
+        if snapshot.offline:
+            where, hint = "cache", "run without --offline"
         raise ShadowError(
             f"{snapshot.name}: {len(missing)} of {len(weights.shards)} shards are not in the {where}: "
             f"{several(missing, 3)}",
@@ -237,15 +281,27 @@ def open_located(located: Located, scratch: Path | None, say: Say, report: OnByt
     `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must be. report is told of
     their bytes as they come.
     """
-    snapshot, shards = located.snapshot, located.weights.shards
-    one = partial(_open_pickled, scratch=scratch, report=report) if located.weights.pickled else _open_remote
-    opened = in_threads(partial(one, snapshot, say), shards, 1 if located.weights.pickled else CONNECTIONS)
+    snapshot = located.snapshot
+    shards = located.weights.shards
+    if located.weights.pickled:
+        open_one = partial(_open_pickled, snapshot, say, scratch=scratch, report=report)
+        opened = in_threads(open_one, shards, 1)
+    else:
+        opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
     sources: dict[str, Source] = {shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)}
     with naming(snapshot.name, OWNER):
         tensors = _joined([header for header, _, _ in opened], located.weights)
     ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
-    adapter, commit = located.weights.adapter, snapshot.commit
-    return Checkpoint(snapshot.name, commit, located.fingerprint, located.config, tensors, sources, ranges, adapter)
+    return Checkpoint(
+        reference=snapshot.name,
+        commit=snapshot.commit,
+        fingerprint=located.fingerprint,
+        config=located.config,
+        tensors=tensors,
+        sources=sources,
+        ranges=ranges,
+        adapter=located.weights.adapter,
+    )
 
 
 def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple[Header, Source, bool]:
@@ -302,9 +358,8 @@ def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo
 
 
 def _lost(name: str, shard: str) -> TensorInfo:
-    return TensorInfo(
-        name, "unknown", (), shard, 0, 0, problem=f"the index puts it in {shard}, which has no such tensor"
-    )
+    problem = f"the index puts it in {shard}, which has no such tensor"
+    return TensorInfo(name=name, dtype="unknown", shape=(), shard=shard, start=0, end=0, problem=problem)
 
 
 def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, Path]:
@@ -316,15 +371,18 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
     if scratch is None:
         raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
     tensors, data = layout(path, shard, scratch)
-    canonical: dict[tuple[object, ...], str] = {}  # a tied head is the same bytes under a second name
+    first_names: dict[tuple[object, ...], str] = {}  # a tied head is the same bytes under a second name
     for name, info in tensors.items():
-        first = canonical.setdefault((info.dtype, info.start, info.end, info.shape, info.strides), name)
-        if first != name and info.end > info.start:
-            tensors[name] = replace(info, alias_of=first)
-    return (tensors, json.dumps([[i.name, i.dtype, i.shape, i.start] for i in tensors.values()])), data
+        lies = info.dtype, info.start, info.end, info.shape, info.strides
+        if lies not in first_names:
+            first_names[lies] = name
+        elif info.end > info.start:
+            tensors[name] = replace(info, alias_of=first_names[lies])
+    text = json.dumps([[info.name, info.dtype, info.shape, info.start] for info in tensors.values()])
+    return (tensors, text), data
 
 
-def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str, Any]], allow_pickle: bool) -> Weights:
+def _choose_weights(where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool) -> Weights:
     """The weight files among the names of a folder: an index's, `model.safetensors`, all safetensors, or `.bin`."""
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEXES[0] in names:
@@ -351,7 +409,7 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], dict[str,
     return Weights(tuple(bins), {}, pickled=True)
 
 
-def _choose_adapter(where: str, names: set[str], read: Callable[[str], dict[str, Any]], allow_pickle: bool) -> Weights:
+def _choose_adapter(where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool) -> Weights:
     adapter = read_adapter(where, read(ADAPTER_CONFIG))
     if "adapter_model.safetensors" in names:
         return Weights(("adapter_model.safetensors",), {}, pickled=False, adapter=adapter)
@@ -362,7 +420,7 @@ def _choose_adapter(where: str, names: set[str], read: Callable[[str], dict[str,
     return Weights(("adapter_model.bin",), {}, pickled=True, adapter=adapter)
 
 
-def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, str]:
+def _weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
     """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -384,7 +442,7 @@ def _weight_map(content: dict[str, Any], index: str, suffix: str) -> dict[str, s
     return weight_map
 
 
-def _read_json(path: Path, name: str) -> dict[str, Any]:
+def _read_json(path: Path, name: str) -> Config:
     hint = "fetch the file again"
     try:
         raw = read_start(path, MAX_JSON + 1)

@@ -7,10 +7,10 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from shadow.checkpoints.adapters import Adapter, adapter_factors, product_shape
-from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.opening import Checkpoint, Config
 from shadow.checkpoints.quantized import owner_of, packed_modules
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import FLOATS, INTEGERS
@@ -31,8 +31,13 @@ class Factor:
     """
 
     info: TensorInfo
+    """The second factor."""
+
     scaling: float
+    """What the product is multiplied by, above 0."""
+
     transposed: bool
+    """Are both stored transposed?"""
 
     @property
     def rank(self) -> int:
@@ -41,17 +46,22 @@ class Factor:
 
 @dataclass(frozen=True)
 class Operand:
-    """One side of a matrix pair: a part of a tensor.
-
-    scales: the tensor is 8-bit floats, which this one scales in blocks of `block` entries. factor: the operand is the
-    pair's base with a low-rank update.
-    """
+    """One side of a matrix pair: a part of a tensor."""
 
     info: TensorInfo
+    """The tensor; of a low-rank update its first factor."""
+
     part: Part
+    """Which part of the tensor it is."""
+
     scales: TensorInfo | None = None
+    """The tensor that scales 8-bit floats; None where they are none."""
+
     block: tuple[int, int] = (1, 1)
+    """Rows and columns that share one scale."""
+
     factor: Factor | None = None
+    """Where the operand is the pair's base with a low-rank update: the second factor; None elsewhere."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -68,24 +78,38 @@ class Operand:
     @property
     def infos(self) -> tuple[TensorInfo, ...]:
         """Every tensor that is read for this operand, the one it is named after first."""
-        return (self.info, *([self.scales] if self.scales else []), *([self.factor.info] if self.factor else []))
+        infos = [self.info]
+        if self.scales is not None:
+            infos.append(self.scales)
+        if self.factor is not None:
+            infos.append(self.factor.info)
+        return tuple(infos)
 
 
 @dataclass(frozen=True)
 class MatrixPair:
-    """Two matrices at one place, or two vectors (is_matrix False; then only their relative norm is taken).
-
-    rows and cols are those that are compared: the common rows where a vocabulary grew, as detail says. base is
-    None where the tuned side has a component that the base lacks altogether, such as a projector.
-    """
+    """Two matrices at one place, or two vectors."""
 
     place: Place
+    """Where in the model they are."""
+
     base: Operand | None
+    """None where the tuned side has a component that the base lacks altogether, such as a projector."""
+
     tuned: Operand
+    """The tuned side."""
+
     rows: int
+    """Rows that are compared, 1 or more: the common ones where a vocabulary grew."""
+
     cols: int
+    """Columns, 1 or more."""
+
     is_matrix: bool
+    """False for vectors, of which only the relative norm is taken."""
+
     detail: str = ""
+    """What a person should know of how they were paired."""
 
     @cached_property
     def key(self) -> str:
@@ -102,20 +126,36 @@ class Skipped:
     """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is (identical)."""
 
     side: Side
+    """base or tuned."""
+
     info: TensorInfo
+    """The tensor."""
+
     place: Place
+    """Where in the model it is."""
+
     reason: str | None
+    """A word of `shadow.reasons`; None where it is identical."""
+
     detail: str = ""
+    """More, for people."""
+
     status: Status = "skipped"
+    """skipped or identical."""
 
 
 @dataclass(frozen=True)
 class Filter:
-    """What to measure: empty means all. layers are of every component; nothing outside layers passes a layer filter."""
+    """What to measure."""
 
     components: tuple[str, ...] = ()
+    """Only these; empty for all."""
+
     layers: tuple[int, ...] = ()
+    """Only these of every component, from 0, and nothing outside layers; empty for all."""
+
     modules: tuple[str, ...] = ()
+    """Only these; empty for all."""
 
     def passes(self, place: Place) -> bool:
         return (
@@ -149,15 +189,18 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
         elif place.component not in components_with_base and operand.factor is None:
             why = f"no base for {place.component}"
             if _is_matrix(operand):
-                outcomes.append(MatrixPair(place, None, operand, *operand.shape, True, why))
+                rows, cols = operand.shape
+                outcomes.append(MatrixPair(place, None, operand, rows=rows, cols=cols, is_matrix=True, detail=why))
             else:
                 skipped += _skips("tuned", operand, place, "not_a_matrix", why)
         else:
             skipped += _skips("tuned", operand, place, "only_in_tuned")
     for place, operand in base_operands.items():
         if tuned.adapter:
-            left_alone = Skipped("base", operand.info, place, None, "the adapter leaves it as it is", "identical")
-            skipped += [replace(left_alone, info=info) for info in operand.infos]
+            why = "the adapter leaves it as it is"
+            skipped += [
+                Skipped("base", info, place, reason=None, detail=why, status="identical") for info in operand.infos
+            ]
         else:
             skipped += _skips("base", operand, place, "only_in_base")
     if not any(isinstance(outcome, MatrixPair) and outcome.base for outcome in outcomes):
@@ -166,8 +209,8 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
             "are they a base and a model tuned from it?",
         )
     places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
-    places += [one.place for one in skipped]
-    places += [one.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for one in outcome]
+    places += [tensor.place for tensor in skipped]
+    places += [tensor.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for tensor in outcome]
     _require_chosen(chosen, places, tuned.reference)
     pairs = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)]
     for outcome in outcomes:
@@ -220,7 +263,7 @@ def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detai
 def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
     if operand.part.place != place:  # an embedding that is the other side's tied head: told by what it is itself
         return []
-    return [Skipped(side, info, place, reason, detail) for info in operand.infos]
+    return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
 
 
 def _is_matrix(operand: Operand) -> bool:
@@ -248,23 +291,21 @@ def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[S
     if not (_is_matrix(base) and _is_matrix(tuned)):
         if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
             return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
-        return MatrixPair(place, base, tuned, 1, math.prod(tuned.shape), False)
+        return MatrixPair(place, base, tuned, rows=1, cols=math.prod(tuned.shape), is_matrix=False)
     if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
         return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
     (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
     if base_cols == tuned_cols and base_rows == tuned_rows:
-        return MatrixPair(place, base, tuned, tuned_rows, tuned_cols, True)
+        return MatrixPair(place, base, tuned, rows=tuned_rows, cols=tuned_cols, is_matrix=True)
     common = min(base_rows, tuned_rows)
     if base_cols == tuned_cols and _grows(place) and common > 1:
         side = "tuned" if tuned_rows > base_rows else "base"
         detail = f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are compared"
-        return MatrixPair(place, base, tuned, common, tuned_cols, True, detail)
+        return MatrixPair(place, base, tuned, rows=common, cols=tuned_cols, is_matrix=True, detail=detail)
     return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
 
 
-def _operands(
-    side: Side, checkpoint: Checkpoint, config: Mapping[str, Any]
-) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
     """Usable matrices and vectors of one side by place, and the tensors that are not usable, with reasons."""
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
@@ -286,7 +327,7 @@ def _operands(
     return operands, unusable
 
 
-def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Place, Operand], list[Skipped]]:
+def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
     """The base's operands; where it was put together, of each part those of the component that it is the base of."""
     if not base.parts:
         return _operands("base", base, config)
@@ -313,7 +354,7 @@ def _base_operands(base: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[Pl
     return operands, skipped
 
 
-def _scale_block(config: Mapping[str, Any]) -> tuple[int, int]:
+def _scale_block(config: Config) -> tuple[int, int]:
     """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
     said = config.get("quantization_config")
     block = said.get("weight_block_size") if isinstance(said, dict) else None
@@ -337,7 +378,7 @@ def _block_scales(
 
 
 def _adapter_operands(
-    checkpoint: Checkpoint, adapter: Adapter, config: Mapping[str, Any]
+    checkpoint: Checkpoint, adapter: Adapter, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
     """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be used."""
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
@@ -356,7 +397,7 @@ def _adapter_operands(
             skipped += [Skipped("tuned", info, found[0].place, *fault) for info in (left, right)]
         elif any(part.experts for part in found):
             why = "a low-rank update of stacked experts"
-            skipped += [Skipped("tuned", info, found[0].place, "adapter", why) for info in (left, right)]
+            skipped += [Skipped("tuned", info, found[0].place, reason="adapter", detail=why) for info in (left, right)]
         else:
             operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in found}
     for name, info in whole.items():
@@ -365,7 +406,8 @@ def _adapter_operands(
         else:
             operands |= {part.place: Operand(info, part) for part in parts[name]}
     other = Place("other", None, "other")
-    skipped += [Skipped("tuned", info, replace(other, slot=info.name), "adapter", why) for info, why in unusable]
+    for info, why in unusable:
+        skipped.append(Skipped("tuned", info, replace(other, slot=info.name), reason="adapter", detail=why))
     return operands, skipped
 
 
@@ -412,7 +454,8 @@ def _tied_heads(
     for side, checkpoint, operands in sides:
         own[side] = operands.get(head)
         if _ties(checkpoint) and head in operands and embed in operands:
-            skipped.append(Skipped(side, operands.pop(head).info, head, "tied", "config.json ties it to the embedding"))
+            why = "config.json ties it to the embedding"
+            skipped.append(Skipped(side, operands.pop(head).info, head, reason="tied", detail=why))
             own[side] = None
     if (own["base"] is None) == (own["tuned"] is None):
         return None, skipped

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypedDict
 
 from shadow.checkpoints.safetensors_files import MAX_ENTRIES, MAX_OFFSET, TensorInfo, usable_name
 from shadow.dtypes import FLOATS
@@ -29,6 +29,25 @@ from shadow.errors import FileError, ShadowError
 
 if TYPE_CHECKING:
     import torch
+
+
+class _Described(TypedDict):
+    """A tensor in the answer of the child."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    strides: list[int]  # in elements
+    itemsize: int  # bytes of an element
+    start: int  # byte offset in the file that layout names
+
+
+class _Layout(TypedDict):
+    """The answer of the child."""
+
+    raw: bool  # do the offsets refer to the copy of the storages?
+    tensors: list[_Described]
+
 
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
@@ -75,7 +94,7 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
         answer = json.loads(child.stdout)
         data = raw if answer["raw"] else path
         size = data.stat().st_size
-        tensors = {e["name"]: _checked(e, shard, size) for e in answer["tensors"]}
+        tensors = {entry["name"]: _checked(entry, shard, size) for entry in answer["tensors"]}
     except (ValueError, KeyError, TypeError, OSError) as error:
         raw.unlink(missing_ok=True)
         raise FileError(f"{shard}: its layout is invalid ({error})", hint) from error
@@ -92,7 +111,7 @@ def _environment(own: str) -> dict[str, str]:
     return {**kept, **homes, **threads, "LOGNAME": "shadow"}  # torch asks for the user's name, which not every user has
 
 
-def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
+def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
     """The child's word is no better than the file it read: every range must lie within the file."""
     name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
     if not usable_name(name):
@@ -103,7 +122,9 @@ def _checked(entry: dict[str, Any], shard: str, size: int) -> TensorInfo:
     end = entry["start"] + reach * entry["itemsize"]
     if end > size:
         raise ValueError(f"tensor {name!r} reaches beyond the file")
-    return TensorInfo(name, entry["dtype"], shape, shard, entry["start"], end, strides)
+    return TensorInfo(
+        name=name, dtype=entry["dtype"], shape=shape, shard=shard, start=entry["start"], end=end, strides=strides
+    )
 
 
 def _dtype_names() -> dict[str, str]:
@@ -165,7 +186,7 @@ def _state(loaded: Any) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _load_zip(file: IO[bytes]) -> dict[str, Any]:
+def _load_zip(file: IO[bytes]) -> _Layout:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -183,7 +204,7 @@ def _load_zip(file: IO[bytes]) -> dict[str, Any]:
     return {"raw": False, "tensors": [_described(name, state[name], offsets[name]) for name in state]}
 
 
-def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
+def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
     import ctypes
 
     import torch
@@ -202,7 +223,7 @@ def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> dict[str, Any]:
     return {"raw": True, "tensors": [_described(name, state[name], starts[name]) for name in state]}
 
 
-def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> dict[str, Any]:
+def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _Described:
     if storage_start is None:
         raise ValueError(f"this torch does not tell where tensor {name[:80]!r} lies")
     return {
@@ -211,7 +232,7 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> di
         "shape": list(tensor.shape),
         "strides": list(tensor.stride()),
         "itemsize": tensor.dtype.itemsize,
-        "start": storage_start + tensor.storage_offset() * tensor.dtype.itemsize,
+        "start": storage_start + int(tensor.storage_offset()) * tensor.dtype.itemsize,
     }
 
 
@@ -226,7 +247,10 @@ def _prepare(zipped: bool) -> None:
     small = io.BytesIO()
     torch.save({"a": torch.zeros(1)}, small, _use_new_zipfile_serialization=zipped)
     small.seek(0)
-    _load_zip(small) if zipped else _load_legacy(small, io.BytesIO())
+    if zipped:
+        _load_zip(small)
+    else:
+        _load_legacy(small, io.BytesIO())
 
 
 def main() -> None:
@@ -243,7 +267,8 @@ def main() -> None:
         try:
             answer = _load_zip(file) if out is None else _load_legacy(file, out)
         except Exception as error:  # whatever a hostile file does is this file's fault, in one line
-            text = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+            lines = str(error).strip().splitlines()
+            text = lines[0][:200] if lines else ""
             if type(error).__name__ == "UnpicklingError":
                 text = "the pickle asks for more than tensors (weights_only), or is no pickle"
             sys.exit(f"{type(error).__name__}: {text}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.dtypes import INTEGERS
@@ -27,7 +26,7 @@ def owner_of(name: str) -> tuple[str, str]:
     return owner, piece
 
 
-def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> dict[str, str]:
+def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> dict[str, str]:
     """The format of every module that holds packed integers, by the module's name."""
     rules = name_rules()
     said = _said_format(config)
@@ -53,7 +52,7 @@ def _integers(*infos: TensorInfo | None) -> bool:
     return any(info is not None and info.dtype in INTEGERS for info in infos)
 
 
-def _said_format(config: Mapping[str, Any]) -> str | None:
+def _said_format(config: Mapping[str, object]) -> str | None:
     """What the config calls its quantisation, in known words; MLX writes no method."""
     rules = name_rules()
     facts = Facts(config)

@@ -34,23 +34,34 @@ MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One named entry of a shard.
-
-    shard is the file's path relative to the checkpoint's folder, start and end are byte offsets in that file.
-    strides (in elements) is None for the C-contiguous tensors that safetensors holds; a torch `.bin` may hold
-    others. problem says why an entry that an index announces cannot be read at all; alias_of names the tensor
-    whose very bytes this one is (a tied head in a `.bin`).
-    """
+    """One named entry of a shard."""
 
     name: str
+    """As the file has it."""
+
     dtype: str
+    """As safetensors writes it, such as BF16; another word where the file has one."""
+
     shape: tuple[int, ...]
+    """As stored, each size 0 or more."""
+
     shard: str
+    """The file's path relative to the checkpoint's folder."""
+
     start: int
+    """The byte offset in that file at which the tensor begins, 0 or more."""
+
     end: int
+    """The byte offset at which it ends, start or more."""
+
     strides: tuple[int, ...] | None = None
+    """In elements; None for the C-contiguous tensors that safetensors holds. A torch `.bin` may hold others."""
+
     problem: str | None = None
+    """Why an entry that an index announces cannot be read at all; None where it can."""
+
     alias_of: str | None = None
+    """The tensor whose very bytes this one is, as a tied head in a `.bin`; None where they are its own."""
 
     @property
     def parameters(self) -> int:
@@ -86,7 +97,8 @@ def header_length(prefix: bytes, file_size: int, shard: str) -> int:
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
     """Tensors by name, and the header's text, of the header (without its length) of a file of file_size bytes."""
-    header, start = _parse_json(raw, shard), 8 + len(raw)
+    header = _parse_json(raw, shard)
+    start = 8 + len(raw)
     tensors = {name: _entry(name, entry, shard, start) for name, entry in header.items() if name != "__metadata__"}
     _check_layout(tensors, shard, start, file_size)
     return tensors, raw.decode()
@@ -107,8 +119,8 @@ def has_too_many_values(raw: bytes) -> bool:
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 
-def _parse_json(raw: bytes, shard: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, object]:
         keys = dict(pairs)
         if len(keys) != len(pairs):
             raise ValueError("a name occurs twice")
@@ -150,7 +162,14 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
         raise _untrusted(shard, f"{where}: dtype and shape do not fill its data_offsets")
-    return TensorInfo(name, dtype, tuple(shape), shard, data_start + offsets[0], data_start + offsets[1])
+    return TensorInfo(
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        shard=shard,
+        start=data_start + offsets[0],
+        end=data_start + offsets[1],
+    )
 
 
 def usable_name(name: str) -> bool:

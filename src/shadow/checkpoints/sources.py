@@ -79,22 +79,34 @@ class LocalFile:
 
 @dataclass
 class WholeFile:
-    """A shard of the Hub, in the Hub's cache.
-
-    tensors is what its header said when the checkpoint was opened. fetched: it was brought then already. keep: it was
-    in the cache before, or is wanted there afterwards. unpacked is the file that the offsets of a `.bin` of the old
-    format refer to.
-    """
+    """A shard of the Hub, in the Hub's cache."""
 
     snapshot: Snapshot
+    """The commit that it is of."""
+
     file: RemoteFile
+    """Its name, size and checksum there."""
+
     tensors: Mapping[str, TensorInfo] | None = None
+    """What its header said when the checkpoint was opened; None for a `.bin`."""
+
     fetched: bool = False
+    """Was it brought when the checkpoint was opened?"""
+
     keep: bool = True
+    """Was it in the cache before, or is it wanted there afterwards?"""
+
     unpacked: Path | None = None
+    """The file that the offsets of a `.bin` of the old format refer to."""
+
     verified: bool | None = None
+    """Were its bytes checked against the Hub's checksum? None before they are here."""
+
     is_local: bool = False
+    """There may be something to fetch and to free."""
+
     path: Path | None = field(default=None, repr=False)
+    """Where it lies; None before it is here."""
 
     @property
     def identity(self) -> tuple[str, str, str]:

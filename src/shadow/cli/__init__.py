@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import audit, console, exports, gate, lab, lookup, plan, reports
+from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports
 from shadow.errors import ShadowError, UsageError
 
 app = typer.Typer(
@@ -50,6 +50,7 @@ for _command in (
     exports.report,
     reports.merge,
     reports.compare,
+    lineage.lineage,
     gate.gate,
     exports.export,
     exports.figure,

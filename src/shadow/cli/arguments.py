@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,34 +16,57 @@ if TYPE_CHECKING:
     from shadow.targets.lists import Selection
 
 
-def selected(
-    targets: list[str] | None,
-    base: str | None,
-    tuned: str | None,
-    registry: Path | None,
-    listed: str | None,
-    tags: list[str] | None,
-    shard: str | None,
-) -> Selection:
+@dataclass(frozen=True)
+class NamedTargets:
+    """What was typed to name pairs."""
+
+    targets: Sequence[str]
+    """Families, `family:from..to`, or globs over these."""
+
+    base: str | None
+    """A checkpoint, which goes with tuned."""
+
+    tuned: str | None
+    """The model tuned from it."""
+
+    registry: Path | None
+    """A folder with more families."""
+
+    listed: str | None
+    """A file of targets; `-` for standard input."""
+
+    tags: Sequence[str]
+    """Only families that have all of these."""
+
+    shard: str | None
+    """The share of this job, such as `2/4`."""
+
+
+def selected(named: NamedTargets) -> Selection:
+    """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets.families import given_pair
     from shadow.targets.lists import select
     from shadow.targets.references import parse_reference
 
-    if (base is None) != (tuned is None):
+    if (named.base is None) != (named.tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    given = (
-        [given_pair(parse_reference(base), parse_reference(tuned))] if base is not None and tuned is not None else []
+    given = []
+    if named.base is not None and named.tuned is not None:
+        given.append(given_pair(parse_reference(named.base), parse_reference(named.tuned)))
+    selection = select(
+        named.targets, given, registry=named.registry, listed=named.listed, tags=named.tags, shard=named.shard
     )
-    selection = select(targets or [], given, registry, listed, tags or [], shard)
     if not selection.pairs:
         raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
     return selection
 
 
-def access_of(allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+def access_of(*, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+    """How checkpoints may be reached."""
     from shadow.audits.plan import Access
     from shadow.text import bytes_of
 
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
-    return Access(allow_pickle, offline, fetch.value, None if max_disk is None else bytes_of(max_disk))
+    most = None if max_disk is None else bytes_of(max_disk)
+    return Access(allow_pickle=allow_pickle, offline=offline, fetch=fetch.value, max_disk=most)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of, selected
-from shadow.cli.gate import at_fault, baselines_of, finish, judged_of, rules_of
+from shadow.cli.arguments import NamedTargets, access_of, selected
+from shadow.cli.gate import GateOptions, at_fault, baselines_of, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     Against,
     AllowMissing,
     BaseReference,
+    CacheFolder,
     Component,
     FailOn,
     FetchName,
@@ -28,6 +30,7 @@ from shadow.cli.options import (
     ListFile,
     MaxDisk,
     Module,
+    NoCache,
     Offline,
     OptimizerOption,
     Output,
@@ -43,14 +46,15 @@ from shadow.cli.options import (
     Targets,
     TunedReference,
 )
-from shadow.cli.scores import scores_of_pairs
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
-    from shadow.audits.pair import AuditResult, Settings
-    from shadow.audits.plan import Access
+    from shadow.audits.pair import AuditResult, Runtime, Settings
+    from shadow.audits.pairs import PairOutcome
+    from shadow.cli.console import Watch
     from shadow.findings.scores import ScoreFiles
-    from shadow.gates.verdicts import Judgement
+    from shadow.gates.rules import Rule
+    from shadow.gates.verdicts import Judgement, Measured
     from shadow.targets.families import Pair
     from shadow.targets.lists import Selection
 
@@ -73,6 +77,8 @@ def audit(
         bool, typer.Option("--subspaces/--no-subspaces", help="Compare the leading singular subspaces.")
     ] = True,
     jobs: Jobs = None,
+    no_cache: NoCache = False,
+    cache_dir: CacheFolder = None,
     spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
     overwrite: Overwrite = False,
     optimizer: OptimizerOption = None,
@@ -100,130 +106,169 @@ def audit(
 
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
-    rules = rules_of(fail_on, policy, against, allow_missing, junit)
-    selection = selected(targets, base, tuned, registry, listed, tag, shard)
-    pairs = selection.own
+    held = GateOptions(fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit)
+    rules = rules_of(held)
+    selection = selected(
+        NamedTargets(
+            targets=targets or [],
+            base=base,
+            tuned=tuned,
+            registry=registry,
+            listed=listed,
+            tags=tag or [],
+            shard=shard,
+        )
+    )
     from shadow.checkpoints.choosing import filter_of
 
     chosen = filter_of(component or [], layer or [], module or [])
-    from shadow.audits.pair import Settings
-    from shadow.outputs.terminal.rules import rules_view
+    from shadow.audits.cache_folder import default_folder
+    from shadow.audits.pair import Runtime, Settings
+    from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
 
-    method = Method(precision.value, nulls, seed, subspaces)
-    settings = Settings(method, chosen, spectra, None if optimizer is None else optimizer.value)
-    access = access_of(allow_pickle, offline, fetch, max_disk)
-    given = scores_of_pairs(scores or [], pairs)
-    baselines = baselines_of(against, [(pair.family, pair.name) for pair in pairs], allow_missing)
-
-    def judge(result: AuditResult) -> Judgement:
-        return judged_of(result, rules, baselines.get((result.summary.family, result.summary.pair)), strict)
-
+    cache = None if no_cache else cache_dir or default_folder()
+    access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    request = AuditRequest(
+        selection=selection,
+        settings=Settings(
+            method=Method(precision=precision.value, nulls=nulls, seed=seed, subspaces=subspaces),
+            chosen=chosen,
+            spectra=spectra,
+            optimizer=None if optimizer is None else optimizer.value,
+        ),
+        output=output,
+        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say),
+        scores=scores_of_pairs(scores or [], selection.own, console.say),
+        rules=rules,
+        baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own]),
+        strict=strict,
+        format=format,
+    )
     if selection.is_list:
-        judged, wrong = _audit_list(selection, settings, output, jobs, access, given, overwrite, judge, format)
-        finish(judged, junit, wrong_usage=wrong)
-        return
-    judged, faults = [], 0
-    for pair in pairs:
-        try:
-            show = format is Format.table
-            result = _audit_one(pair, settings, output, jobs, access, overwrite, show=show, scores=given.get(pair))
-            judged.append(judged_of(result, rules, baselines.get((pair.family, pair.name)), strict))
-        except KeyboardInterrupt:
-            console.say("stopped; run the same command again to continue")
-            raise typer.Exit(130) from None
-        except ShadowError as error:  # one failing pair does not stop the others
-            if isinstance(error, UsageError) and len(pairs) == 1:
-                raise
-            faults += isinstance(error, UsageError)
-            judged.append(at_fault(pair.family, pair.name, of_pair(error, pair, pairs)))
-            continue
-        if rules and format is Format.table:
-            console.display(rules_view(judged[-1]))
-    if format is Format.json:
-        console.show_json(_told(judged))
-    finish(judged, junit, wrong_usage=faults == len(pairs))
+        tell_left_out(selection)
+    judged, wrong_usage = _audit(request)
+    finish(judged, junit, wrong_usage=wrong_usage)
 
 
-def _audit_list(
-    selection: Selection,
-    settings: Settings,
-    output: Path,
-    jobs: int | None,
-    access: Access,
-    scores: Mapping[Pair, ScoreFiles],
-    overwrite: bool,
-    judge: Callable[[AuditResult], Judgement],
-    form: Format,
-) -> tuple[list[Judgement], bool]:
-    """Audit the pairs of a list, every one, and show how they stand; what came of each, and has none what was asked?"""
-    from shadow.audits.index import read_index
-    from shadow.audits.listing import audit_list
+@dataclass(frozen=True)
+class AuditRequest:
+    """What `shadow audit` is asked for."""
+
+    selection: Selection
+    """The pairs, and whether they make a list, which has an index."""
+
+    settings: Settings
+    """What the numbers depend on."""
+
+    output: Path
+    """The folder that reports are written below."""
+
+    runtime: Runtime
+    """How the audit runs."""
+
+    scores: Mapping[Pair, ScoreFiles]
+    """Benchmark scores, of the pairs that have any."""
+
+    rules: Sequence[Rule]
+    """The rules that reports are held against."""
+
+    baselines: Mapping[tuple[str, str], Measured]
+    """By family and pair: the earlier reports that figures must not have moved from."""
+
+    strict: bool
+    """Is it an objection that something was skipped that should not be?"""
+
+    format: Format
+    """What is printed."""
+
+    @property
+    def is_alone(self) -> bool:
+        """Is this one pair that is no list? Then its fault is the fault of the command."""
+        return len(self.selection.own) == 1 and not self.selection.is_list
+
+    @property
+    def shows_each(self) -> bool:
+        """Is every report shown when it is finished?"""
+        return self.format is Format.table and not self.selection.is_list
+
+
+def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
+    """Audit every pair and show what came of it: the judgements, and whether no pair has what was asked for."""
     from shadow.gates.verdicts import Judgement
-    from shadow.outputs.terminal.batch import batch_view
-    from shadow.outputs.terminal.rules import rules_view
 
-    tell_left_out(selection)
+    pairs = request.selection.own
     judged: list[Judgement] = []
     bugs: list[Exception] = []
     wrong = 0
-    with console.list_progress(len(selection.own)) as watch:
-        try:
-            for tried in audit_list(
-                selection, settings, output, jobs=jobs, access=access, scores=scores, overwrite=overwrite,
-                say=console.say, watch=watch,
-            ):  # fmt: skip
-                wrong += isinstance(tried.fault, UsageError)
-                if tried.result is not None:
-                    try:
-                        judged.append(judge(tried.result))
-                    except ShadowError as fault:  # does not stop the others
-                        judged.append(at_fault(tried.row.family, tried.row.pair, fault))
-                elif isinstance(tried.fault, ShadowError):
-                    error = ShadowError(f"{tried.row.name}: {tried.fault.message}", tried.fault.hint)
-                    judged.append(at_fault(tried.row.family, tried.row.pair, error))
-                elif tried.fault is not None:
-                    bugs.append(tried.fault)
-                    judged.append(Judgement(tried.row.family, tried.row.pair, fault=str(tried.row.error)))
-        except KeyboardInterrupt:
-            console.say("stopped; run the same command again to continue")
-            raise typer.Exit(130) from None
-    index = read_index(output)
-    assert index is not None
-    if form is Format.json:
-        console.show_json({**index.as_json(), "reports": _told(judged)})
-    else:
-        console.display(batch_view(index, console.out.options))
-        for one in judged:
-            if one.verdicts:
-                console.display(rules_view(one, titled=True))
+    try:
+        with console.pairs_progress(len(pairs), is_list=request.selection.is_list) as watch:
+            for outcome in _outcomes(request, watch):
+                try:
+                    judged.append(_judgement(request, outcome.finished()))
+                except ShadowError as error:  # one failing pair does not stop the others
+                    if isinstance(error, UsageError) and request.is_alone:
+                        raise
+                    wrong += isinstance(error, UsageError)
+                    named = error if request.is_alone else of_pair(error, outcome.pair)
+                    judged.append(at_fault(outcome.pair.family, outcome.pair.name, named))
+                except Exception as bug:
+                    if not request.selection.is_list or outcome.error is None:
+                        raise
+                    bugs.append(bug)
+                    judged.append(Judgement(outcome.pair.family, outcome.pair.name, fault=outcome.error.message))
+    except KeyboardInterrupt:
+        console.say("stopped; run the same command again to continue")
+        raise typer.Exit(130) from None
+    _show(request, judged)
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
-    return judged, 0 < wrong == len(selection.own)
+    return judged, 0 < wrong == len(pairs)
 
 
-def _audit_one(
-    pair: Pair,
-    settings: Settings,
-    output: Path,
-    jobs: int | None,
-    access: Access,
-    overwrite: bool,
-    *,
-    show: bool,
-    scores: ScoreFiles | None,
-) -> AuditResult:
-    from shadow.audits.pair import run_pair
+def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
+    from shadow.audits.listing import audit_list
+    from shadow.audits.pairs import audit_pairs
+
+    settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
+    if request.selection.is_list:
+        return audit_list(request.selection, settings, output, runtime, scores=scores, watch=watch)
+    return audit_pairs(request.selection.own, settings, output, runtime, scores=scores, watch=watch)
+
+
+def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
+    """What came of one report; outside of a list both are shown at once."""
+    from shadow.outputs.terminal.rules import rules_view
     from shadow.outputs.terminal.summary import summary_view
 
-    with console.progress(f"{pair.family}:{pair.name}") as update:
-        result = run_pair(
-            pair, settings, output, jobs=jobs, access=access, say=console.say, show=update, scores=scores,
-            overwrite=overwrite,
-        )  # fmt: skip
-    if show:
+    if request.shows_each:
         console.display(summary_view(result.summary, result.provenance, result.folder, console.out.options))
-    return result
+    baseline = request.baselines.get((result.summary.family, result.summary.pair))
+    judgement = judged_of(result, request.rules, baseline, strict=request.strict)
+    if request.shows_each and request.rules:
+        console.display(rules_view(judgement))
+    return judgement
+
+
+def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
+    """At the end: of a list how its pairs stand, and all that is told as JSON."""
+    from shadow.audits.index import read_index
+    from shadow.outputs.terminal.batch import batch_view
+    from shadow.outputs.terminal.rules import rules_view
+
+    if not request.selection.is_list:
+        if request.format is Format.json:
+            console.show_json(_told(judged))
+        return
+    index = read_index(request.output)
+    assert index is not None
+    if request.format is Format.json:
+        console.show_json({**index.as_json(), "reports": _told(judged)})
+        return
+    console.display(batch_view(index, console.out.options))
+    for judgement in judged:
+        if judgement.verdicts:
+            console.display(rules_view(judgement, titled=True))
 
 
 def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
@@ -242,6 +287,6 @@ def tell_left_out(selection: Selection) -> None:
         console.say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
 
 
-def of_pair(error: ShadowError, pair: Pair, pairs: tuple[Pair, ...]) -> ShadowError:
+def of_pair(error: ShadowError, pair: Pair) -> ShadowError:
     """The fault of one pair among several."""
-    return error if len(pairs) == 1 else ShadowError(f"{pair.family}:{pair.name}: {error.message}", error.hint)
+    return ShadowError(f"{pair.full_name}: {error.message}", error.hint)

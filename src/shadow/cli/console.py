@@ -47,6 +47,11 @@ def show_json(value: Any) -> None:
     print(text.replace("##", "#\\u0023"))  # only strings hold it: see inert
 
 
+def show_text(text: str) -> None:
+    """Data as it is, such as Markdown, on stdout: never wrapped or coloured."""
+    print(text if _is_watched(out) else inert(text), end="")
+
+
 def say(text: str) -> None:
     """One line of talk, on stderr."""
     _print(err, escape(visible(text)))
@@ -91,6 +96,7 @@ def _is_watched(console: Console) -> bool:
 
 
 Update = Callable[["Progress"], None]
+Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 
 
 @contextlib.contextmanager
@@ -104,14 +110,21 @@ def progress(title: str) -> Iterator[Update]:
         yield begin(title)
 
 
+def pairs_progress(total: int, *, is_list: bool) -> contextlib.AbstractContextManager[Watch]:
+    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited."""
+    if is_list:
+        return list_progress(total)
+    return contextlib.nullcontext(progress)
+
+
 @contextlib.contextmanager
-def list_progress(total: int) -> Iterator[Callable[[str], Update]]:
+def list_progress(total: int) -> Iterator[Watch]:
     """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the current pair.
 
-    Yields what begins the next pair, by its title, and ends the one before. Silent when stderr is not a terminal.
+    Yields what begins the next pair, by its title. Silent when stderr is not a terminal.
     """
     if not _is_watched(err):
-        yield lambda title: lambda state: None
+        yield progress
         return
     from rich.console import Group
     from rich.live import Live
@@ -129,7 +142,8 @@ def list_progress(total: int) -> Iterator[Callable[[str], Update]]:
     )
     task = overall.add_task("pairs", total=total, left="")
 
-    def begin(title: str) -> Update:
+    @contextlib.contextmanager
+    def begin(title: str) -> Iterator[Update]:
         overall.update(task, completed=pace.begun)
         pace.begin()
         update = begin_pair(title)
@@ -139,7 +153,7 @@ def list_progress(total: int) -> Iterator[Callable[[str], Update]]:
             left = pace.left(state.cost_done / state.cost_total if state.cost_total else 1.0)
             overall.update(task, left="" if left is None else f"{duration(left)} left")
 
-        return told
+        yield told
 
     with Live(Group(overall, bar), console=err, transient=True):
         yield begin

@@ -75,6 +75,8 @@ def figure(
 
     modules: concentration by module against its null, of up to four reports.
 
+    lineage: size, storage and place of each step from one stage of a base to the next.
+
     Exit codes: 0 done; 1 could not; 2 wrong usage.
     """
     from shadow.outputs.figures import OPTIONS, write_figure

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,120 +39,148 @@ def gate(
 
     Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
     """
-    rules = rules_of(fail_on, policy, against, allow_missing, junit)
+    options = GateOptions(
+        fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit
+    )
+    rules = rules_of(options)
     if not rules:
         raise UsageError("nothing to check the reports against", "add --fail-on, --policy or --against")
     from shadow.audits.index import read_index
-    from shadow.gates.verdicts import judge_report, read_measured
     from shadow.outputs.terminal.rules import rules_view
-    from shadow.reports.provenance import required_metadata
+    from shadow.reports.provenance import report_metadata
 
+    folders_of = {run: reports_below(run) for run in runs}
+    indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     judged: list[Judgement] = []
     names: dict[Path, tuple[str, str]] = {}
-    found = {run: reports_below(run) for run in runs}
-    indexes = {run: index for run in runs if (index := read_index(run)) is not None}
-    for folder in {
-        folder.resolve(): folder
-        for run, folders in found.items()
-        for folder in folders
-        if folder != run or run not in indexes  # a list of which no pair is done
-    }.values():
+    for folder in _each_once(folders_of, indexes):
         try:
-            metadata = required_metadata(folder)
+            metadata = report_metadata(folder)
             names[folder] = metadata["family"], metadata["pair"]
         except ShadowError as error:
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
     for run, index in indexes.items():
         judged += _not_there(run, index, set(names.values()))
-    baselines = baselines_of(against, list(names.values()), allow_missing)
+    baselines = baselines_of(options, list(names.values()))
     for folder, name in names.items():
         try:
-            baseline = baselines.get(name)
-            if baseline and baseline.report.folder.resolve() == folder.resolve():
-                raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
-            judged.append(judge_report(rules, read_measured(folder), baseline))
+            judged.append(_judgement(folder, rules, baselines.get(name)))
         except ShadowError as error:
             judged.append(at_fault(*name, error))
             continue
         if format is Format.table:
             console.display(rules_view(judged[-1], titled=True))
     if format is Format.json:
-        console.show_json([one.as_json() for one in judged])
+        console.show_json([judgement.as_json() for judgement in judged])
     finish(judged, junit)
+
+
+def _each_once(folders_of: Mapping[Path, list[Path]], indexes: Mapping[Path, Index]) -> Iterable[Path]:
+    """The folders of the reports; the last way to write each, where several paths lead to it."""
+    written: dict[Path, Path] = {}
+    for run, folders in folders_of.items():
+        for folder in folders:
+            if folder != run or run not in indexes:  # else a list of which no pair is done
+                written[folder.resolve()] = folder
+    return written.values()
+
+
+def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -> Judgement:
+    from shadow.gates.verdicts import judge_report, read_measured
+
+    if baseline is not None and baseline.folder.resolve() == folder.resolve():
+        raise ShadowError(f"{folder} is its own baseline", "name an earlier report with --against")
+    return judge_report(rules, read_measured(folder), baseline)
 
 
 def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judgement]:
     """The faults of a list's folder: pairs that have no report or another one, and shards that are elsewhere."""
-    kept = [
-        at_fault(row.family, row.pair, ShadowError(f"{row.name}: {row.error}", "run the list again, with --overwrite"))
-        for row in index.rows
-        if row.state == "kept"
-    ]
-    hint = "finish the list, or name the folders of its families"
-    missing = [
-        at_fault(row.family, row.pair, ShadowError(f"{row.name} has no report: {row.error or row.state}", hint))
-        for row in index.rows
-        if row.key not in there and row.state != "kept"
-    ]
-    return (
-        kept
-        + missing
-        + [
-            at_fault(
-                str(run), f"shard {shard}", ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
-            )
-            for shard in index.missing_shards
-        ]
-    )
+    judged = []
+    for row in index.rows:
+        if row.state == "kept":
+            error = ShadowError(f"{row.name}: {row.error}", "run the list again, with --overwrite")
+            judged.append(at_fault(row.family, row.pair, error))
+    for row in index.rows:
+        if row.state != "kept" and row.key not in there:
+            hint = "finish the list, or name the folders of its families"
+            error = ShadowError(f"{row.name} has no report: {row.error or row.state}", hint)
+            judged.append(at_fault(row.family, row.pair, error))
+    for shard in index.missing_shards:
+        error = ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
+        judged.append(at_fault(str(run), f"shard {shard}", error))
+    return judged
 
 
-def judged_of(result: AuditResult, rules: Sequence[Rule], baseline: Measured | None, strict: bool) -> Judgement:
+def judged_of(result: AuditResult, rules: Sequence[Rule], baseline: Measured | None, *, strict: bool) -> Judgement:
+    """What came of an audit; strict: it objects to what was skipped and should not be."""
     from shadow.gates.verdicts import Judgement, judge_report, read_measured
 
-    summary, seconds = result.summary, result.provenance.get("seconds") if result.measured else 0.0
+    summary = result.summary
+    seconds = result.provenance.get("seconds") if result.measured else 0.0
     objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
     if not rules:
-        return Judgement(summary.family, summary.pair, summary, seconds, objections=objections)
+        return Judgement(summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections)
     now = read_measured(result.folder, summary=summary)
     return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
 
 
-def rules_of(
-    fail_on: list[str] | None, policy: Path | None, against: Path | None, allow_missing: bool, junit: Path | None
-) -> tuple[Rule, ...]:
+@dataclass(frozen=True)
+class GateOptions:
+    """What was typed to hold reports against."""
+
+    fail_on: Sequence[str]
+    """Rules, such as `concentration > 0.5`."""
+
+    policy: Path | None
+    """A file of named rules."""
+
+    against: Path | None
+    """A folder with earlier reports, which figures must not have moved from."""
+
+    allow_missing: bool
+    """May what a rule names be absent, and what the baseline lacks?"""
+
+    junit: Path | None
+    """The file that JUnit XML is written to."""
+
+
+def rules_of(options: GateOptions) -> tuple[Rule, ...]:
     """The rules of a command; refuses a file for JUnit that may not be written over."""
-    if junit is not None:
+    if options.junit is not None:
         from shadow.outputs.ci import check_junit
 
-        check_junit(junit)
-    if not fail_on and policy is None and against is None:
+        check_junit(options.junit)
+    if not options.fail_on and options.policy is None and options.against is None:
         return ()
     from shadow.gates.rules import gather
 
-    return gather(fail_on or [], policy, against is not None, allow_missing)
+    return gather(
+        options.fail_on, options.policy, against=options.against is not None, allow_missing=options.allow_missing
+    )
 
 
 def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
+    """What came of a pair that has no report; its fault is told at once."""
     from shadow.gates.verdicts import Judgement
 
     console.complain(error)
     return Judgement(family, pair, fault=error.message)
 
 
-def baselines_of(
-    against: Path | None, pairs: list[tuple[str, str]], allow_missing: bool
-) -> dict[tuple[str, str], Measured]:
+def baselines_of(options: GateOptions, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Measured]:
+    """The earlier reports of pairs, by family and pair."""
     from shadow.gates.verdicts import read_baselines
 
+    against = options.against
     if against is None:
         return {}
-    if not against.is_dir():
-        if not allow_missing:
-            hint = "name finished reports, or add --allow-missing for a first run"
-            raise ShadowError(f"no such folder: {against}", hint)
-        console.say(f"no baseline: there is no folder {against}")
-        return {}
-    return read_baselines(against, reports_below(against), pairs)
+    if against.is_dir():
+        return read_baselines(against, reports_below(against), pairs)
+    if not options.allow_missing:
+        hint = "name finished reports, or add --allow-missing for a first run"
+        raise ShadowError(f"no such folder: {against}", hint)
+    console.say(f"no baseline: there is no folder {against}")
+    return {}
 
 
 def finish(judged: list[Judgement], junit: Path | None, *, wrong_usage: bool = False) -> None:
@@ -176,5 +205,6 @@ def finish(judged: list[Judgement], junit: Path | None, *, wrong_usage: bool = F
             console.say(f"no summary of the step: cannot write {summary}: {error.strerror or error}")
     if junit is not None:
         ci.write_junit(junit, judged)
-    if code := 2 if wrong_usage else first_code({one.code for one in judged}):
+    code = 2 if wrong_usage else first_code({judgement.code for judgement in judged})
+    if code:
         raise typer.Exit(code)

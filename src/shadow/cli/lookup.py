@@ -54,7 +54,8 @@ def families(
 
 def explain(
     column: Annotated[
-        str | None, typer.Argument(help="A column or figure of a report, or `label`; without it, list all.")
+        str | None,
+        typer.Argument(help="A column or figure of a report, `label`, `finding` or `published`; without it, list all."),
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
@@ -71,8 +72,19 @@ def explain(
     if column == "label":
         console.display(label_view(calibration()))
         return
+    if column == "published":
+        from shadow.findings.published import released
+        from shadow.outputs.terminal.published import published_view
+
+        console.display(published_view(released()))
+        return
+    if column == "finding":
+        from shadow.outputs.terminal.finding import finding_view
+
+        console.display(finding_view())
+        return
     if column not in columns:
-        hint = nearest(column, [*columns, "label"]) or "`shadow explain` lists them"
+        hint = nearest(column, [*columns, "label", "finding", "published"]) or "`shadow explain` lists them"
         raise UsageError(f"no column {column!r}", hint)
     console.display(column_view(columns[column]))
 

@@ -68,6 +68,12 @@ class Format(StrEnum):
     json = "json"
 
 
+class ShowFormat(StrEnum):
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+
+
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
 
 
@@ -110,12 +116,13 @@ class FigureKind(StrEnum):
     spectrum = "spectrum"
     heatmap = "heatmap"
     modules = "modules"
+    lineage = "lineage"
 
 
 Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
 Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
 Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
-Precision = Annotated[PrecisionName, typer.Option(help="Precision of the spectra, against time.")]
+Precision = Annotated[PrecisionName, typer.Option(help="How precisely to compute spectra.")]
 OptimizerOption = Annotated[
     OptimizerName | None,
     typer.Option(
@@ -124,6 +131,22 @@ OptimizerOption = Annotated[
 ]
 Jobs = Annotated[
     int | None, typer.Option(help="Number of worker threads; results do not depend on it.", min=1, max=1024)
+]
+NoCache = Annotated[
+    bool,
+    typer.Option("--no-cache", help="Compute every spectrum again, and keep none for later.", envvar="SHADOW_NO_CACHE"),
+]
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        help="Folder for cached spectra of checkpoints, 10 GB at most.",
+        show_default="~/.cache/shadow/spectra",
+        envvar="SHADOW_CACHE_DIR",
+        metavar="DIR",
+        file_okay=False,
+        callback=on_this_machine,
+    ),
 ]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
 FetchOption = Annotated[

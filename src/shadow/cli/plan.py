@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import access_of, selected
+from shadow.cli.arguments import NamedTargets, access_of, selected
 from shadow.cli.audit import of_pair, tell_left_out
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -33,6 +35,10 @@ from shadow.cli.options import (
 )
 from shadow.errors import ShadowError, UsageError
 
+if TYPE_CHECKING:
+    from shadow.audits.plan import PairPlan
+    from shadow.targets.families import Pair
+
 
 def plan(
     targets: Targets = None,
@@ -58,37 +64,53 @@ def plan(
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
-    selection = selected(targets, base, tuned, registry, listed, tag, shard)
+    selection = selected(
+        NamedTargets(
+            targets=targets or [],
+            base=base,
+            tuned=tuned,
+            registry=registry,
+            listed=listed,
+            tags=tag or [],
+            shard=shard,
+        )
+    )
     pairs = selection.own
     from shadow.checkpoints.choosing import filter_of
 
     chosen = filter_of(component or [], layer or [], module or [])
-    access = access_of(allow_pickle, offline, fetch, max_disk)
-    from shadow.audits.pair import Settings, plan_pair
+    access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    from shadow.audits.pair import Runtime, Settings, plan_pair
     from shadow.audits.plan import DISK_HINT
     from shadow.outputs.terminal.plan import plan_view
     from shadow.spectra.delta import Method
 
     tell_left_out(selection)
     settings = Settings(Method(precision.value), chosen)
-    plans, faults, wrong = [], [], 0
+    runtime = Runtime(jobs=jobs, access=access, say=console.say)
+    plans: list[PairPlan] = []
+    faults, wrong = 0, 0
+
+    def complain(error: ShadowError, pair: Pair) -> None:
+        nonlocal faults
+        faults += 1
+        console.complain(error if len(pairs) == 1 else of_pair(error, pair))
+
     for pair in pairs:
         try:
-            found = plan_pair(pair, settings, output, jobs=jobs, access=access, say=console.say)
+            planned = plan_pair(pair, settings, output, runtime)
         except ShadowError as error:
             if isinstance(error, UsageError) and len(pairs) == 1:
                 raise
             wrong += isinstance(error, UsageError)
-            faults.append(of_pair(error, pair, pairs))
-            console.complain(faults[-1])
+            complain(error, pair)
             continue
-        plans.append(found)
+        plans.append(planned)
         if format is Format.table:
-            console.display(plan_view(found, console.out.options.max_width))
-        if found.problem:
-            faults.append(of_pair(ShadowError(found.problem, DISK_HINT), pair, pairs))
-            console.complain(faults[-1])
+            console.display(plan_view(planned, console.out.options.max_width))
+        if planned.problem:
+            complain(ShadowError(planned.problem, DISK_HINT), pair)
     if format is Format.json:
-        console.show_json([found.as_json() for found in plans])
+        console.show_json([planned.as_json() for planned in plans])
     if faults:
         raise typer.Exit(2 if wrong == len(pairs) else 1)

@@ -8,8 +8,17 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import DEFAULT_OUTPUT, Format, FormatOption, Output, RunFolders, Scores, on_this_machine
-from shadow.cli.scores import read_scores
+from shadow.cli.options import (
+    DEFAULT_OUTPUT,
+    CacheFolder,
+    Format,
+    FormatOption,
+    Output,
+    RunFolders,
+    Scores,
+    ShowFormat,
+    on_this_machine,
+)
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import one_report, reports_at, reports_below
 from shadow.text import counted, several
@@ -18,7 +27,10 @@ from shadow.text import counted, several
 def show(
     run: RunFolders,
     scores: Scores = None,
-    format: FormatOption = Format.table,
+    format: Annotated[
+        ShowFormat,
+        typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
+    ] = ShowFormat.table,
 ) -> None:
     """Show finished reports again. For a list, first show how its pairs stand. Scores given here are not kept."""
     from shadow.audits.index import read_index
@@ -30,17 +42,23 @@ def show(
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
         folders = []
-    if index is not None and format is Format.table:
+    if index is not None and format is ShowFormat.table:
         console.display(batch_view(index, console.out.options))
     found = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.findings.gains import NO_SCORES, join, sides_of
+        from shadow.findings.score_files import scores_of_sides
 
-        given = read_scores(scores, [sides_of(provenance) for _, provenance, _ in found])
+        given = scores_of_sides(scores, [sides_of(provenance) for _, provenance, _ in found], console.say)
         found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
-    if format is Format.json:
+    if format is ShowFormat.json:
         summaries = [summary.as_json() for summary, _, _ in found]
         console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
+        return
+    if format is ShowFormat.markdown:
+        from shadow.outputs.markdown import report_markdown
+
+        console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
         return
     for summary, provenance, folder in found:
         console.display(summary_view(summary, provenance, folder, console.out.options))
@@ -96,9 +114,11 @@ def compare(
     given = None
     if scores:
         from shadow.findings.gains import sides_of
-        from shadow.reports.provenance import required_metadata
+        from shadow.findings.score_files import scores_of_sides
+        from shadow.reports.provenance import report_metadata
 
-        given = read_scores(scores, [sides_of(required_metadata(folder)) for folder in folders])
+        known = [sides_of(report_metadata(folder)) for folder in folders]
+        given = scores_of_sides(scores, known, console.say)
     found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
     if output is not None and found.not_contrasted:
         raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")
@@ -139,9 +159,7 @@ def merge(
     console.say(f"{found.copied} reports copied to {output}, {found.there} were already there")
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
-        console.say(
-            f"the last digits of {names} differ, as kinds of CPU round differently: the first report of each is kept"
-        )
+        console.say(f"the last digits of {names} differ, as kinds of CPU round differently: of each, the first is kept")
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:
@@ -151,11 +169,20 @@ def merge(
         raise ShadowError(f"{output} lacks {which} of its list", "merge all shards")
 
 
-def clean(output: Output = DEFAULT_OUTPUT) -> None:
+def clean(
+    output: Output = DEFAULT_OUTPUT,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Instead remove the spectra that are kept for later audits.")
+    ] = False,
+    cache_dir: CacheFolder = None,
+) -> None:
     """Remove what unfinished audits left: partial results, and shards that were to be removed after use.
 
     Finished reports stay, and so does everything else in the Hub's cache.
     """
+    if cache:
+        _clean_cache(cache_dir)
+        return
     from shadow.audits.journal import remove_unfinished
 
     removed = remove_unfinished(output)
@@ -170,3 +197,15 @@ def clean(output: Output = DEFAULT_OUTPUT) -> None:
                 remove_leftovers(one.repo, one.checksum)
                 if not one.keep:
                     forget(one.repo, one.commit, one.path, one.checksum)
+
+
+def _clean_cache(folder: Path | None) -> None:
+    from shadow.audits.cache_folder import default_folder, make_room, size_of
+    from shadow.text import byte_size
+
+    folder = folder or default_folder()
+    size = size_of(folder)
+    left = make_room(folder, 0)
+    console.say(f"{folder}: {byte_size(size - left)} of spectra removed")
+    if left:
+        raise ShadowError(f"{folder}: {byte_size(left)} could not be removed", "check who owns the files")

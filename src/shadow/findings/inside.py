@@ -9,17 +9,28 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from shadow.findings.summary_rows import OutsideRow, row_of
+import numpy as np
+
+from shadow.findings.summary_rows import CoherenceRow, OutsideRow, UnchangedRow, row_of
 from shadow.spectra.levels import round_trip
+from shadow.spectra.purity import LEAST_KEPT, NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 INSIDE = (
     "kept", "relative_norm", "relative_norm_unrounded", "excess_purity", "excess_purity_unrounded",
     "equivalent_directions", "spikes_sharp", "decay_cosine", "energy_share",
 )  # fmt: skip
+BESIDE = (  # medians of inside_layers that OutsideRow has not
+    "purity_z", "numerical_rank", "rank_90", "alignment_left", "alignment_left_null", "alignment_right",
+    "alignment_right_null",
+)  # fmt: skip
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing
+TOPS = (1, 4, 16, 20, 64)  # directions whose share of the energy is known
+NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where nothing was rounded away
+OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
@@ -31,7 +42,12 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
         "unexplained": int((inside["kept_reason"] == "rounding_unexplained").sum()),
         "rounded_away": int((inside["kept_reason"] == "rounded_away").sum()),
         "coherent": int(inside["equivalent_directions"].notna().sum()),
-        **{name: _median(inside[name]) for name in INSIDE},
+        "judged": int(inside["purity_z"].notna().sum()),
+        "beyond_noise": int((inside["purity_z"] > NOISE).sum()),
+        "flatter_than_noise": int((inside["purity_z"] < -NOISE).sum()),
+        **{name: _median(inside[name]) for name in (*INSIDE, *BESIDE)},
+        **_ranks(inside),
+        **_few(inside),
         **{
             f"alignment_{side}_excess": _median(inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"])
             for side in ("left", "right")
@@ -52,6 +68,55 @@ def outside_layers(deltas: pd.DataFrame) -> list[OutsideRow]:
     ]
 
 
+def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
+    """How coherent each module inside layers is."""
+    return [
+        CoherenceRow(
+            str(component),
+            str(module),
+            len(rows),
+            int(rows["equivalent_directions"].notna().sum()),
+            _median(rows["equivalent_directions"]),
+        )
+        for (component, module), rows in deltas[deltas["layer"].notna()].groupby(["component", "module"], sort=False)
+    ]
+
+
+def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
+    """The modules of the tuned side of which every matrix that was compared is identical."""
+    matrices = tensors[(tensors["side"] == "tuned") & (tensors["shape"].map(len) > 1)]
+    return [
+        UnchangedRow(str(component), str(module), len(rows))
+        for (component, module), rows in matrices.groupby(["component", "module"], sort=False)
+        if (rows["status"] == "identical").all()
+    ]
+
+
+def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
+    """Medians of bounds of the rank of the updates, from how much of the stored delta its first directions hold.
+
+    With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or less: rank_least is
+    one more than the largest k of TOPS that do not, or rank_90, rank_95, rank_99 where K is above that share. Where its
+    directions stand out of the rounding they hold K + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more
+    (Benaych-Georges & Nadakuditi 2012): rank_most is the least k of TOPS that do, or numerical_rank. None where K is
+    unknown, below LEAST_KEPT or of another difference.
+    """
+    kept = inside["kept"].astype(float).where(inside["kept_reason"] != "nothing_rounded", 1.0)
+    kept = kept.where((inside["kept_history"] != "base_rounded") & (kept >= LEAST_KEPT))
+    rows, cols = (inside[name].astype(float) for name in ("rows", "cols"))
+    lost, short = 1.0 - kept, np.minimum(rows, cols)
+    slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
+    least, most = kept.where(kept.isna(), 1.0), inside["numerical_rank"].astype(float).where(kept.notna())
+    for percent in (90, 95, 99):
+        least = least.where(~(kept - slack >= percent / 100), inside[f"rank_{percent}"].astype(float))
+    for k in sorted(TOPS, reverse=True):
+        energy = inside[f"top{k}_energy"].astype(float)
+        of_low_rank = kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
+        most = most.where(~(energy >= of_low_rank - slack), most.clip(upper=k))
+        least = least.where(~(energy < kept + lost * k / short - slack), least.clip(lower=k + 1))
+    return {"rank_least": _median(least), "rank_most": _median(most)}
+
+
 def _median(values: pd.Series) -> float | None:
     found = float(values.astype(float).median()) if values.notna().any() else math.nan
     return found if math.isfinite(found) else None
@@ -61,9 +126,7 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
     """A sentence for each side of which most matrices have so few distinct values that it went through fewer bits."""
     told = []
     for side in ("base", "tuned"):
-        rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
-        pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
-        named = [round_trip(share, int(cols)) for share, cols in pairs]
+        named = _bits(deltas, side)
         for bits in ("INT4", "8 bits"):
             count = named.count(bits)
             if count > len(named) / 2:
@@ -73,3 +136,20 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
                     f"went through {what} or was pruned, and figures of the delta may be those of that copy"
                 )
     return told
+
+
+def _bits(deltas: pd.DataFrame, side: str) -> list[str | None]:
+    """What the matrices of a side went through by their distinct values; those of short rows are left out."""
+    rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
+    pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
+    return [round_trip(share, int(cols)) for share, cols in pairs]
+
+
+def _few(inside: pd.DataFrame) -> dict[str, int]:
+    """How many matrices of each side have the distinct values of a copy through 8 or 4 bits, of how many."""
+    counts = {}
+    for side in ("base", "tuned"):
+        named = _bits(inside, side)
+        counts[f"levels_{side}_judged"] = len(named)
+        counts[f"levels_{side}_few"] = len(named) - named.count(None)
+    return counts

@@ -149,6 +149,29 @@ def _value(key: str, text: str) -> str | float | int:
     return float(text) if key in VOTES or key == "relative_norm" else text
 
 
+def choose_runs(
+    short_side: float | None, optimizer: str, table: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The trainings of a table like `runs()` with an optimiser, of matrices of about this size."""
+    if short_side is None:
+        return []
+    return [
+        row for row in table if row["optimizer"] == optimizer and abs(math.log2(short_side / row["short_side"])) <= NEAR
+    ]
+
+
+def bases_of(short_side: int, optimizer: str | None) -> int:
+    """How many bases the trainings of a size and optimiser (None: any of OPTIMIZERS) began with."""
+    optimizers = (optimizer,) if optimizer else OPTIMIZERS
+    return len(
+        {
+            row["base"]
+            for row in runs()
+            if row["short_side"] == short_side and row["optimizer"] in optimizers and row["data"] in ("narrow", "broad")
+        }
+    )
+
+
 def points(name: str, value: float, bound: Bound) -> int:
     """+1 beyond every broad training, -1 beyond every narrow one, else 0."""
     way = VOTES[name]

@@ -38,9 +38,11 @@ from shadow.findings.depth import (
     ratio,
     summed,
 )
+from shadow.findings.finding import Finding, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
-from shadow.findings.inside import few_values, inside_layers, outside_layers
+from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
+from shadow.findings.published import published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -51,12 +53,16 @@ from shadow.findings.summary_rows import (
     Bounds,
     CheckpointSide,
     Claims,
+    CoherenceRow,
     ComponentRow,
     LayerRow,
     ModuleRow,
     OutsideRow,
+    PublishedFigures,
+    QuarterRow,
     ReportWarning,
     SkippedRow,
+    UnchangedRow,
     WarningCode,
     read_as,
     row_of,
@@ -71,6 +77,7 @@ if TYPE_CHECKING:
     import pandas as pd  # takes half a second to import, and a summary that is believed needs none of it
 
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
+QUARTERS = 4  # of the depth
 EXAMPLES = 3  # tensors named for each reason
 UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
 INTERVALS: Mapping[str, str | float] = {
@@ -120,6 +127,9 @@ class Summary:
     depth: list[LayerRow]
     inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
     outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
+    coherence: list[CoherenceRow]  # of the modules inside layers
+    quarters: list[QuarterRow]  # of the depth of each component of four layers or more
+    unchanged: list[UnchangedRow]  # modules that are identical on both sides
     without_base: list[AloneRow]
     skipped: list[SkippedRow]  # a row for each reason, the most tensors first
     warnings: list[ReportWarning]  # what makes the figures doubtful
@@ -129,6 +139,8 @@ class Summary:
     evidence: list[Evidence]  # the figures that the label rests on
     reference: Position | None  # where the pair lies among known trainings of about its size; None: there are none
     claims: Claims
+    published: PublishedFigures  # what others published of this pair, and its place among released ones
+    finding: Finding  # the answer in words, what else it may be, and what weights do not show
     scores: list[dict[str, Any]] = field(default_factory=list)
     score_groups: list[dict[str, Any]] = field(default_factory=list)
     score_files: list[dict[str, str]] = field(default_factory=list)
@@ -137,6 +149,11 @@ class Summary:
     @property
     def failed_gates(self) -> list[Gate]:
         return failed(self.gates)
+
+    @property
+    def has_label(self) -> bool:
+        """Does the reference of the lab apply, so that the label says something of the pair?"""
+        return self.reference is not None and not self.failed_gates
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
@@ -233,8 +250,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
     held = gates(rows.deltas, rows.tensors)
+    unrelated = any(gate.name == "lineage" for gate in failed(held))
     told = footprint(held, figures, intervals, metadata["settings"].get("optimizer"))
-    return Summary(
+    depth = _by_layer(rows)
+    found = Summary(
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
@@ -246,9 +265,12 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         resampling=INTERVALS,
         components=_by_component(rows),
         modules=_by_module(rows),
-        depth=_by_layer(rows),
+        depth=depth,
         inside_layers=inside_layers(rows.deltas),
         outside_layers=outside_layers(rows.deltas),
+        coherence=coherence(rows.deltas),
+        quarters=_quarters(depth),
+        unchanged=unchanged_modules(rows.tensors),
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
         warnings=[
@@ -261,7 +283,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         evidence=list(told.evidence),
         reference=told.position,
         claims=told.claims,
+        published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
+        finding=Finding([], [], []),
     )
+    return replace(found, finding=finding(found, metadata["settings"]))
 
 
 def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
@@ -322,6 +347,14 @@ def _whole_norm(rows: pd.DataFrame) -> float | None:
     """sqrt(sum norm(D)²) / sqrt(sum norm(W_base)²): the relative norm of all of rows as one vector."""
     total = math.hypot(*rows["base_norm"]) if len(rows) else 0.0
     return _number(math.hypot(*rows["frobenius_norm"]) / total) if total else None
+
+
+def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
+    """relative_norm_overall of the updates before they were stored; None unless that is known of every matrix."""
+    stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
+    norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
+    total = math.hypot(*deltas["base_norm"]) if len(deltas) else 0.0
+    return _number(math.hypot(*(norms * deltas["base_norm"])) / total) if total else None
 
 
 class _Sums:
@@ -418,6 +451,7 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
         + int(larger.loc[is_partial(larger), "compared"].sum()),
         "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),
         "relative_norm_overall": _whole_norm(deltas),
+        "relative_norm_overall_unrounded": _unrounded_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
         "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False here
         **medians,
@@ -470,6 +504,7 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
             "relative_norm": _whole_norm(own),
             "energy": _number(own["energy"].sum()) if compared else None,
             "energy_share": whole.figures["energy_share"] if compared else None,
+            "parameter_share": _parameter_share(own, rows),
         }
         bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
         found.append(row_of(ComponentRow, medians, counted, depth, bounds))
@@ -517,6 +552,7 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
             "matrices": len(group),
             "parameters": int(group["parameters"].sum()),
             "energy": _number(group["energy"].sum()),
+            "parameter_share": _parameter_share(group, rows),
         }
         bounds = _bounds(intervals | whole.intervals, blocks)
         found.append(row_of(ModuleRow, medians, counted, whole.figures, bounds))
@@ -557,6 +593,25 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
             for direction in ("reading", "writing")
         }
         found.append(row_of(LayerRow, counted, medians, directions))
+    return found
+
+
+def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
+    total = int(rows.deltas["parameters"].sum())
+    return int(group["parameters"].sum()) / total if total else None
+
+
+def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
+    """The share of each quarter of a component's layers in the energy of all of them."""
+    found = []
+    for component in dict.fromkeys(row.component for row in depth):
+        own = [row for row in depth if row.component == component]
+        if len(own) < QUARTERS or any(row.energy_share is None for row in own):
+            continue
+        for quarter in range(QUARTERS):
+            part = own[quarter * len(own) // QUARTERS : (quarter + 1) * len(own) // QUARTERS]
+            share = math.fsum(row.energy_share or 0.0 for row in part)
+            found.append(QuarterRow(component, quarter + 1, part[0].layer, part[-1].layer, share))
     return found
 
 

@@ -7,11 +7,11 @@ inherits from them, and a dataclass has the fields of its last base first: hence
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
-from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, TypedDict, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 Bounds = tuple[float, float] | None
 WarningCode = Literal["experts_renumbered", "few_values", "older_report", "scores_unreadable"]
@@ -114,7 +114,14 @@ class _Component:
 
 
 @dataclass(frozen=True)
-class ComponentRow(Intervals, DepthFigures, Energies, Medians, _Component):
+class ParameterShare:
+    """How large a group of matrices is, beside how much of the update it holds."""
+
+    parameter_share: float | None  # of the parameters of the matrices that changed, 0 to 1
+
+
+@dataclass(frozen=True)
+class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _Component):
     """What became of one component."""
 
 
@@ -127,7 +134,7 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class ModuleRow(Intervals, Energies, Medians, _Module):
+class ModuleRow(ParameterShare, Intervals, Energies, Medians, _Module):
     """The figures of one module of a component."""
 
 
@@ -147,6 +154,37 @@ class LayerRow:
     up_effective_rank_shift: float | None  # of the MLP up-projections; the median of several experts
     reading_participation_ratio: float | None  # directions of the residual stream
     writing_participation_ratio: float | None  # directions of the residual stream
+
+
+@dataclass(frozen=True)
+class CoherenceRow:
+    """How coherent the changes of one module inside layers are, comparable over shapes."""
+
+    component: str
+    module: str
+    matrices: int  # that changed
+    coherent: int  # of these, matrices that have equivalent_directions
+    equivalent_directions: float | None  # median; as coherent as so many equal directions, no count of directions
+
+
+@dataclass(frozen=True)
+class QuarterRow:
+    """A quarter of the depth of a component: its layers in order, as evenly divided as they can be."""
+
+    component: str
+    quarter: int  # 1 to 4
+    first_layer: int
+    last_layer: int
+    energy_share: float  # of the component's layers, 0 to 1
+
+
+@dataclass(frozen=True)
+class UnchangedRow:
+    """A module of which every matrix that was compared is identical."""
+
+    component: str
+    module: str
+    tensors: int
 
 
 @dataclass(frozen=True)
@@ -181,6 +219,53 @@ class OutsideRow:
     energy_share: float | None
 
 
+@dataclass(frozen=True)
+class PublishedCheck:
+    """A published figure of the pair, and ours by the same definition."""
+
+    figure: str  # of shadow.findings.published.DEFINITIONS
+    published: float
+    ours: float | None  # None: reason
+    tolerance: float  # the difference up to which they agree
+    agrees: bool | None  # None: not compared
+    reason: str | None  # why they are not of the same tensors
+
+
+@dataclass(frozen=True)
+class PublishedPair:
+    """The pair as others measured it, whatever the commits."""
+
+    base: str  # as the table has it
+    tuned: str
+    agrees: bool | None  # all figures that are compared; None: none is
+    checks: list[PublishedCheck]
+
+
+@dataclass(frozen=True)
+class PublishedPlace:
+    """The rank of a figure among other families, each with the median of its pairs."""
+
+    value: float  # of the pair of the report
+    below: int  # families whose median is smaller
+    families: int  # all that it is ranked among, 1 or more
+    pairs: int  # of these families
+    least: float  # median of a family
+    most: float
+
+
+@dataclass(frozen=True)
+class PublishedFigures:
+    """What figures that others published of released pairs say beside a report's."""
+
+    source: str
+    pair: PublishedPair | None  # None: others have not published it
+    size: PublishedPlace | None  # by mean_relative_norm
+    no_size: str | None  # why there is none
+    top20: PublishedPlace | None  # by mean_top20_energy, among pairs of about its size
+    no_top20: str | None  # why there is none
+    within: float  # the factor that is about its size
+
+
 MEDIANS = tuple(field.name for field in fields(Medians))
 ALONE = ("stable_rank", "effective_rank", "participation_ratio")
 BY_LAYER = ("concentration", "effective_rank_shift", "spikes")  # the medians of a LayerRow
@@ -202,47 +287,91 @@ def read_as(kind: type[Row], value: object) -> Row:
     The types of the fields say what the shape is: no key may lack or be too many, but for fields that have a default;
     a float may be a whole number, a number is finite, and a boolean is none.
     """
-    found: Row = _read(kind, value)
+    found: Row = _reader(cast(Any, kind))(value)
     return found
 
 
-def _read(kind: Any, value: Any) -> Any:
-    if kind in (str, bool, int, NoneType):
-        return _checked(value, type(value) is kind)
+@cache
+def _reader(kind: Any) -> Callable[[Any], Any]:
+    """What reads values of a type: it is looked at once, and a summary has a thousand values of a dozen types."""
     if kind is float:
-        return _checked(value, type(value) in (int, float) and math.isfinite(value))
+        return _read_number
+    if kind in (str, bool, int, NoneType):
+        return partial(_read_exactly, kind)
     if is_dataclass(kind) or is_typeddict(kind):
         types, required = _fields(kind)
-        _checked(value, isinstance(value, dict) and required <= value.keys() <= types.keys())
-        return kind(**{name: _read(types[name], one) for name, one in value.items()})
+        return partial(_read_fields, kind, {name: _reader(one) for name, one in types.items()}, required)
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return _checked(value, type(value) is str and value in parts)
+        return partial(_read_choice, parts)
+    readers = [_reader(part) for part in parts if part is not NoneType]
     if origin in (Union, UnionType):
-        return _read_union(parts, value)
+        return partial(_read_union, readers, NoneType in parts)
     if origin is list:
-        _checked(value, isinstance(value, list))
-        return [_read(parts[0], one) for one in value]
+        return partial(_read_list, readers[0])
     if origin is tuple:
-        _checked(value, isinstance(value, list) and len(value) == len(parts))
-        return tuple(_read(part, one) for part, one in zip(parts, value, strict=True))
-    _checked(value, origin is Mapping and isinstance(value, dict))
-    return {name: _read(parts[1], one) for name, one in value.items()}
+        return partial(_read_tuple, readers)
+    if origin is Mapping:
+        return partial(_read_mapping, readers[1])
+    return _read_nothing
 
 
-def _read_union(kinds: tuple[Any, ...], value: Any) -> Any:
-    for kind in kinds:
+def _read_nothing(value: Any) -> Any:
+    """Of the scores, which are not read here."""
+    raise TypeError
+
+
+def _read_exactly(kind: type, value: Any) -> Any:
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _read_number(value: Any) -> Any:
+    if type(value) not in (int, float) or not -math.inf < value < math.inf:
+        raise TypeError
+    return value
+
+
+def _read_fields(kind: Any, readers: Mapping[str, Callable[[Any], Any]], required: frozenset[str], value: Any) -> Any:
+    if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
+        raise TypeError
+    return kind(**{name: readers[name](one) for name, one in value.items()})
+
+
+def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
+    if type(value) is not str or value not in choices:
+        raise TypeError
+    return value
+
+
+def _read_union(readers: Sequence[Callable[[Any], Any]], may_be_none: bool, value: Any) -> Any:
+    if value is None and may_be_none:
+        return None
+    for reader in readers:
         try:
-            return _read(kind, value)
+            return reader(value)
         except TypeError:
             continue
     raise TypeError
 
 
-def _checked(value: Any, fits: bool) -> Any:
-    if not fits:
+def _read_list(reader: Callable[[Any], Any], value: Any) -> Any:
+    if not isinstance(value, list):
         raise TypeError
-    return value
+    return [reader(one) for one in value]
+
+
+def _read_tuple(readers: Sequence[Callable[[Any], Any]], value: Any) -> Any:
+    if not isinstance(value, list) or len(value) != len(readers):
+        raise TypeError
+    return tuple(reader(one) for reader, one in zip(readers, value, strict=True))
+
+
+def _read_mapping(reader: Callable[[Any], Any], value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise TypeError
+    return {name: reader(one) for name, one in value.items()}
 
 
 @cache

@@ -43,8 +43,9 @@ LABELS: tuple[str, ...] = get_args(Label)
 # Every delta has these; of a set of matrices the median is meant, unless the summary has a figure of that name for it.
 COLUMNS = tuple(column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float"))
 DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
-OF_A_MODULE = ("participation_share", "matrices", "parameters", "energy", "energy_share")
-OF_A_COMPONENT = ("participation_share", "tensors", "identical", "matrices", "energy", "energy_share", *DEPTH)
+OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
+OF_A_MODULE = (*OF_BOTH, "parameters")
+OF_A_COMPONENT = (*OF_BOTH, "tensors", "identical", *DEPTH)
 OF_THE_PAIR = tuple(column.name for column in (*FIGURES, *COUNTS))
 EXPRESSION = re.compile(r"\s*([^\s<>=!]+)\s*([<>=!]+)\s*(.*?)\s*", re.DOTALL)
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -161,7 +162,8 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
         raise UsageError(f"{text[:80]!r} is not the name of a figure", "such as language.mlp.up.concentration")
     *place, metric = text.split(".")
-    component, module = (place[0], ".".join(place[1:]) or None) if place else (None, None)
+    component = place[0] if place else None
+    module = ".".join(place[1:]) or None
     rules = name_rules()
     if component is not None and not _known(component, rules.components):
         if _known(".".join(place), rules.modules):
@@ -169,7 +171,12 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
         _unknown("component", component, rules.components)
     if module is not None and not _known(module, rules.modules):
         _unknown("module", module, rules.modules)
-    metrics = (*COLUMNS, *(OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE))
+    if component is None:
+        metrics = (*COLUMNS, *OF_THE_PAIR)
+    elif module is None:
+        metrics = (*COLUMNS, *OF_A_COMPONENT)
+    else:
+        metrics = (*COLUMNS, *OF_A_MODULE)
     known = (*metrics, LABEL) if component is None and not many else metrics
     if not (_known(metric, known) if many else metric in known):
         if not many and _known(metric, known):
@@ -198,7 +205,7 @@ def parse_moved(text: str, **more: Any) -> Rule:
     return Rule(**{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None)
 
 
-def gather(fail_on: Sequence[str], policy: Path | None, against: bool, allow_missing: bool) -> tuple[Rule, ...]:
+def gather(fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool) -> tuple[Rule, ...]:
     """The rules of a command. against: a baseline is given; without `moved` rules no figure of the pair may have moved.
 
     allow_missing is that of the command: a rule of a policy file on a threshold says so itself. Raises ShadowError.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -29,7 +30,8 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.provenance import finished_metadata, required_metadata
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import finished_metadata, report_metadata
 from shadow.text import several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -65,40 +67,60 @@ class RuleFigure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one rule on one report.
-
-    outcome: `met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that. detail
-    is a sentence, findings are the figures that were judged.
-    """
+    """What came of one rule on one report."""
 
     rule: Rule
+    """The rule."""
+
     outcome: Verdicts
+    """`met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
+
     detail: str
+    """A sentence for people."""
+
     findings: tuple[RuleFigure, ...] = ()
+    """The figures that were judged."""
 
     @property
     def code(self) -> int:
         """The exit code it asks for: 4 met, 1 missing; 0 if the rule is but a warning."""
-        return {"met": 4, "missing": 1}.get(self.outcome, 0) if self.rule.severity == "error" else 0
+        if self.rule.severity != "error":
+            return 0
+        return {"met": 4, "missing": 1}.get(self.outcome, 0)
 
     def as_json(self) -> dict[str, Any]:
         told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
-        figures = [asdict(one) for one in self.findings]
+        figures = [asdict(figure) for figure in self.findings]
         return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What came of one pair. fault: why there is no report of it. objections: reasons that --strict objects to."""
+    """What came of one pair."""
 
     family: str
+    """The family, or the last name of the tuned model."""
+
     pair: str
+    """The two stages compared, `base..tuned`."""
+
     summary: Summary | None = None
+    """The summary of its report; None where there is no report."""
+
     seconds: float | None = None
+    """How long its audit took, 0 or more; None where nothing was audited now."""
+
     verdicts: tuple[Verdict, ...] = ()
+    """What came of each rule."""
+
     notes: tuple[str, ...] = ()
+    """What a person should know of the baseline."""
+
     fault: str | None = None
+    """Why there is no report; None where there is one."""
+
     objections: tuple[str, ...] = ()
+    """Reasons for skipping that `--strict` objects to."""
 
     @property
     def name(self) -> str:
@@ -107,11 +129,16 @@ class Judgement:
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is what `show --format json` prints."""
         told = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**told, "notes": list(self.notes), "rules": [one.as_json() for one in self.verdicts]}
+        return {**told, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
 
     @property
     def code(self) -> int:
-        codes = {1 if self.fault is not None else 0, 3 if self.objections else 0, *(one.code for one in self.verdicts)}
+        """The exit code that it asks for."""
+        codes = {verdict.code for verdict in self.verdicts}
+        if self.fault is not None:
+            codes.add(1)
+        if self.objections:
+            codes.add(3)
         return first_code(codes)
 
 
@@ -140,7 +167,7 @@ class Measured:
 
     folder: Path
     label: str
-    metadata: Mapping[str, Any]
+    metadata: ReportMetadata
     summary: Summary
 
     @cached_property
@@ -217,8 +244,10 @@ class Measured:
 
 def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    found, metadata = (summary, required_metadata(folder)) if summary is not None else read_summary(folder)
-    return Measured(folder, label, metadata, found)
+    metadata = report_metadata(folder)
+    if summary is None:
+        summary, _ = read_summary(folder)
+    return Measured(folder, label, metadata, summary)
 
 
 def _whole(folder: Path) -> Measured:
@@ -285,7 +314,15 @@ def judge_report(
     """What comes of every rule on a report; seconds and objections are those of its audit."""
     notes = tuple(notes_on(baseline, now)) if baseline is not None else ()
     family, pair = now.summary.family, now.summary.pair
-    return Judgement(family, pair, now.summary, seconds, judge(rules, now, baseline), notes, None, objections)
+    return Judgement(
+        family,
+        pair,
+        summary=now.summary,
+        seconds=seconds,
+        verdicts=judge(rules, now, baseline),
+        notes=notes,
+        objections=objections,
+    )
 
 
 def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None) -> tuple[Verdict, ...]:
@@ -319,25 +356,30 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     if baseline is None:
         return _missing(rule, "the baseline has no report of this pair")
     findings: list[RuleFigure] = []
-    left: dict[str, list[str]] = {}  # figures that cannot be judged, by the reason
+    left = defaultdict[str, list[str]](list)  # figures that cannot be judged, by the reason
     for at in baseline.places(rule.figure):
         metric = rule.figure.metric
-        for one in fnmatch.filter(baseline.with_intervals(at), metric) if {"*", "?"} & set(metric) else [metric]:
-            before = baseline.figure(at, one)
+        names = [metric]
+        if {"*", "?"} & set(metric):
+            names = fnmatch.filter(baseline.with_intervals(at), metric)
+        for name in names:
+            before = baseline.figure(at, name)
             if before.bounds is None:
                 why = "null in the baseline" if before.value is None else f"no interval in the baseline: {before.why}"
-                left.setdefault(why, []).append(before.name)
+                left[why].append(before.name)
                 continue
-            (low, high), value = before.bounds, now.figure(at, one).value
+            low, high = before.bounds
+            value = now.figure(at, name).value
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
-            findings.append(RuleFigure(before.name, value, outside, _number(before.value), low, high))
-    rest = "; ".join(f"not judged are {several(names, NAMED)} ({why})" for why, names in left.items())
+            findings.append(RuleFigure(before.name, value, outside, before=_number(before.value), low=low, high=high))
+    rest = "; ".join(f"not judged are {several(figures, NAMED)} ({why})" for why, figures in left.items())
     if not findings:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
     rest = f"; {rest}" if rest else ""
     findings.sort(key=_distance, reverse=True)
-    if moved := [_move(one) for one in findings if one.met]:
+    moved = [_move(finding) for finding in findings if finding.met]
+    if moved:
         return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", tuple(findings))
     what = f"{findings[0].figure} is inside its interval"
     if len(findings) > 1:
@@ -359,7 +401,9 @@ def _distance(finding: RuleFigure) -> float:
         return math.inf
     low, high = finding.low or 0.0, finding.high or 0.0
     outside = max(low - finding.value, finding.value - high, 0.0)
-    return outside / (high - low) if high > low else math.inf if outside else 0.0
+    if high > low:
+        return outside / (high - low)
+    return math.inf if outside else 0.0
 
 
 def _move(finding: RuleFigure) -> str:

@@ -32,7 +32,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from shadow import __version__
-from shadow.audits.pair import Settings, run_pair
+from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.findings.comparison import compare
@@ -318,7 +318,7 @@ def _finished(run: Run, out: Path) -> Row:
 
 def _figures(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
     pair = Pair(family, name, Reference(str(base), True), Reference(str(tuned), True))
-    done = run_pair(pair, SETTINGS, reports, jobs=1, overwrite=True)
+    done = run_pair(pair, SETTINGS, reports, Runtime(jobs=1, overwrite=True))
     return {"figures": dict(done.summary.figures), "columns": _medians(done.folder)}
 
 

@@ -7,7 +7,6 @@ none.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -15,6 +14,7 @@ from xml.etree import ElementTree as ET
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
 from shadow.gates.verdicts import Judgement, Verdict, first_code
+from shadow.outputs.markdown import cell, plain
 from shadow.text import visible
 
 SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
@@ -48,12 +48,6 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
             file.write(markdown(judged, room).encode())
 
 
-def cell(text: str) -> str:
-    """Any text as a cell of a Markdown table that shows it as it is: one line, no markup, no links, no mentions."""
-    shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
-    return f"<code>{shown}</code>" if shown.strip() else ""
-
-
 def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
     """A table of the pairs and one of the rules of each, in at most so many bytes; what does not fit is counted."""
     code = first_code({one.code for one in judged})
@@ -62,12 +56,15 @@ def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
     rows = [_pair_row(one) for one in judged]
     rules = [row for one in judged for row in _rule_rows(one)]
     notes = [f"- {cell(one.name)}: {cell(note)}" for one in judged for note in one.notes]
-    parts = [*head, *_fitting(rows, limit // 3, "| and {} more pairs |||||")]
+    found = [line for one in judged for line in _found(one)]
+    parts = [*head, *_fitting(rows, limit // 4, "| and {} more pairs |||||")]
+    if found:
+        parts += ["", *_fitting(found, limit // 4, "- and {} more findings")]
     if rules:
         parts += ["", "| pair | rule | outcome | what was found |", "|---|---|---|---|"]
-        parts += _fitting(rules, limit // 3, "| and {} more rules ||||")
+        parts += _fitting(rules, limit // 4, "| and {} more rules ||||")
     if notes:
-        parts += ["", *_fitting(notes, limit // 4, "- and {} more notes")]
+        parts += ["", *_fitting(notes, limit // 5, "- and {} more notes")]
     return "\n".join(parts) + "\n\n"
 
 
@@ -88,7 +85,13 @@ def _pair_row(one: Judgement) -> str:
     if one.summary is None:
         return f"| {cell(one.name)} | ❌ {cell(one.fault or '')} | | | |"
     figures = [_figure(one.summary.figures[name], one.summary.intervals.get(name)) for name in FIGURES]
-    return f"| {cell(one.name)} | {told} | {cell(one.summary.label)} | {' | '.join(figures)} |"
+    label = cell(one.summary.label) if one.summary.has_label else ""
+    return f"| {cell(one.name)} | {told} | {label} | {' | '.join(figures)} |"
+
+
+def _found(one: Judgement) -> list[str]:
+    """What the report says of its pair, in words."""
+    return [] if one.summary is None else [f"- {cell(one.name)}: {plain(one.summary.finding.text)}"]
 
 
 def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
@@ -232,7 +235,11 @@ def _audit_case(suite: ET.Element, one: Judgement) -> None:
         _said(case, "failure", f"skipped because of {', '.join(one.objections)}", "--strict")
     if one.summary is not None:
         counts = ", ".join(f"{count} {status}" for status, count in one.summary.counts.items())
-        lines = [f"tensors: {counts}", f"label: {one.summary.label}: {one.summary.label_reason}"]
+        lines = [
+            *(sentence.text for sentence in one.summary.finding.sentences),
+            f"tensors: {counts}",
+            f"label: {one.summary.label}: {one.summary.label_reason}",
+        ]
         lines += [f"skipped: {row.tensors} {row.reason}" for row in one.summary.skipped]
         lines += [f"warning: {warning.text}" for warning in one.summary.warnings]
         lines += [f"note: {text}" for text in one.notes]

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shadow.reports.columns import Type
+
+Cell = str | float | Sequence[float | None] | NDArray[np.float32] | None  # float stands for int and bool too
 
 
 @dataclass(frozen=True)
 class StoredType:
-    """The names that formats have for a type. arrow is that of one value, also of a list.
-
-    json is of JSON Schema and of Data Package.
-    """
+    """The names that formats have for a type."""
 
     arrow: str
+    """In Arrow; of one value, also of a list."""
+
     sqlite: str
+    """In SQLite."""
+
     duckdb: str
+    """In DuckDB."""
+
     json: str
+    """In JSON Schema and in Data Package."""
+
     is_list: bool = False
+    """Is it a list of such values?"""
 
     @property
     def arrow_text(self) -> str:

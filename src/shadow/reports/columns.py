@@ -590,6 +590,12 @@ FIGURES = (  # of summary.json, beside the medians of columns
         "sqrt(sum norm(D)_F^2 / sum norm(W_base)_F^2)", "", ">= 0", "nothing changed",
     ),
     Column(
+        "relative_norm_overall_unrounded", "float", "relative norm of all changed matrices before they were stored",
+        "sqrt(sum (relative_norm_unrounded norm(W_base)_F)^2 / sum norm(W_base)_F^2)", "", "> 0",
+        "nothing changed, or relative_norm_unrounded of a matrix is unknown", "docs/rounding.md",
+        "Where a matrix is not rounded at all, its relative_norm counts.",
+    ),
+    Column(
         "participation_share", "float", "participation ratio of the change over that of its null, the median",
         "participation_ratio / null_participation_ratio", "", "(0, ~1]", "nothing changed", "",
         "The second energy metric beside concentration, without its logarithm.",

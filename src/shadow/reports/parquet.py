@@ -5,33 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.files import write_beside, writing
-from shadow.reports.column_types import STORED_TYPES
+from shadow.reports.column_types import STORED_TYPES, Cell
 from shadow.reports.columns import Column
-from shadow.reports.provenance import METADATA_KEY, Identity
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import METADATA_KEY
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
 
 
 def write_report(
-    folder: Path,
-    identity: Identity,
-    provenance: Mapping[str, Any],
-    tables: Mapping[str, pa.Table],
-    summary: bytes,
-    scores: bytes,
+    folder: Path, metadata: ReportMetadata, tables: Mapping[str, pa.Table], *, summary: bytes, scores: bytes
 ) -> None:
-    """Write the files of a finished audit; provenance joins the metadata of each table.
+    """Write the files of a finished audit; each table has the metadata.
 
     An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
     none.
     """
-    metadata = {**identity.as_json(), **provenance}
     with replacing(folder) as put:
         put("summary.json", summary)
         put(KEPT, scores)
@@ -39,20 +33,20 @@ def write_report(
             put(f"{name}.parquet", stored(tables[name], metadata) if name in tables else b"")
 
 
-def stored(table: pa.Table, metadata: Mapping[str, Any]) -> bytes:
+def stored(table: pa.Table, metadata: ReportMetadata) -> bytes:
     """A table of a report as the bytes of its file."""
     return parquet_bytes(table, {METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
 
 
 def write_rows(
-    path: Path, columns: Sequence[Column], rows: list[dict[str, Any]], provenance: Mapping[str, Any]
+    path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]], provenance: Mapping[str, object]
 ) -> None:
     """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
 
     Raises ShadowError when there is a file that was not written so: a report must not be lost to a slip.
     """
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
-    content = parquet_bytes(_table(columns, rows), metadata)
+    content = parquet_bytes(table_of(columns, rows), metadata)
     with writing(path.parent):
         if path.exists() and not _is_comparison(path):
             raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
@@ -79,8 +73,9 @@ def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
     return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
 
 
-def _table(columns: Sequence[Column], rows: list[dict[str, Any]]) -> pa.Table:
-    return pa.Table.from_pylist(rows, schema=arrow_schema(columns))
+def table_of(columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]) -> pa.Table:
+    """Rows as a table with these columns; null where a row has no such key."""
+    return pa.Table.from_pylist(list(rows), schema=arrow_schema(columns))
 
 
 def parquet_bytes(table: pa.Table, metadata: dict[bytes, bytes]) -> bytes:

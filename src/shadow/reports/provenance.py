@@ -15,6 +15,7 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.reports.columns import SCHEMA, TABLES
+from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
 from shadow.reports.replacement import _put_in_place
 
 METADATA_KEY = b"shadow"
@@ -26,15 +27,30 @@ class Identity:
     """What the numbers of a report depend on: equal identities give equal data."""
 
     version: str
-    schema: int
-    family: str
-    pair: str
-    base: Mapping[str, str | None]
-    tuned: Mapping[str, str | None]
-    settings: Mapping[str, Any]
+    """The version of shadow."""
 
-    def as_json(self) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+    schema: int
+    """The number of the schema of its files."""
+
+    family: str
+    """The family, or the last name of the tuned model."""
+
+    pair: str
+    """The two stages compared, `base..tuned`."""
+
+    base: CheckpointMetadata
+    """The base checkpoint."""
+
+    tuned: CheckpointMetadata
+    """The tuned checkpoint."""
+
+    settings: SettingsMetadata
+    """All settings of the audit, and how the two are related."""
+
+    def as_json(self) -> ReportMetadata:
+        """What the files say of it: every value as JSON has it."""
+        told: ReportMetadata = json.loads(json.dumps(asdict(self)))
+        return told
 
     def is_that_of(self, header: Any) -> bool:
         """Are the numbers of a journal with this first line ours? No number depends on the optimiser."""
@@ -127,7 +143,7 @@ class Provenance:
     libraries: Mapping[str, str] = field(hash=False)
     """The versions of the libraries that made the numbers, by name."""
 
-    told: Mapping[str, Any] = field(hash=False, repr=False)
+    told: ReportMetadata = field(hash=False, repr=False)
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 
     def as_json(self) -> dict[str, Any]:
@@ -135,7 +151,7 @@ class Provenance:
         return json.loads(json.dumps(self.told), parse_constant=lambda _: None)  # type: ignore[no-any-return]
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Provenance:
+    def of(cls, metadata: ReportMetadata) -> Provenance:
         """The provenance in the metadata of a report, which `required_metadata` has checked."""
         settings = metadata["settings"]
         method = settings["method"]
@@ -166,30 +182,30 @@ class Provenance:
         )
 
 
-def _checkpoint(told: Mapping[str, Any]) -> CheckpointIdentity:
+def _checkpoint(told: CheckpointMetadata) -> CheckpointIdentity:
     return CheckpointIdentity(repo=told["repo"], commit=told["commit"], fingerprint=told["fingerprint"])
 
 
-def _if_is(kind: type[Value], value: Any) -> Value | None:
+def _if_is(kind: type[Value], value: object) -> Value | None:
     """The value if it is of exactly this type: True is no number here."""
     if type(value) is kind:
         return value
     return None
 
 
-def _all_that_are(kind: type[Value], values: Any) -> tuple[Value, ...]:
+def _all_that_are(kind: type[Value], values: object) -> tuple[Value, ...]:
     if not isinstance(values, list):
         return ()
     return tuple(value for value in values if type(value) is kind)
 
 
-def _seconds(value: Any) -> float | None:
+def _seconds(value: float | None) -> float | None:
     if value is None:
         return None
     return float(value)
 
 
-def finished_metadata(folder: Path) -> dict[str, Any] | None:
+def finished_metadata(folder: Path) -> ReportMetadata | None:
     """The provenance of the finished report in a folder; None when there is none.
 
     Of a report of another schema only the schema is checked. Raises ShadowError for a report that cannot be read.
@@ -201,16 +217,16 @@ def finished_metadata(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         schema = pq.read_schema(path)
-        metadata = metadata_in((schema.metadata or {})[METADATA_KEY])
+        metadata: ReportMetadata = metadata_in((schema.metadata or {})[METADATA_KEY])
         if type(metadata["schema"]) is int and metadata["schema"] != SCHEMA:
-            return dict(metadata)  # another version's; check_schema says so
+            return metadata  # another version's; check_schema says so
         _check_metadata(metadata)
         if missing := TABLES["matrices"].first - set(schema.names):
             raise KeyError(*missing)
     except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
         message = f"{path}: not a report of shadow ({type(error).__name__})"
         raise ShadowError(message, "name a folder that `shadow audit` made") from error
-    return dict(metadata)
+    return metadata
 
 
 def metadata_in(content: bytes) -> Any:
@@ -236,6 +252,11 @@ def _check_metadata(metadata: Any) -> None:
 
 
 def required_metadata(folder: Path) -> dict[str, Any]:
+    """`report_metadata` for those who do not know its type."""
+    return dict(report_metadata(folder))
+
+
+def report_metadata(folder: Path) -> ReportMetadata:
     """The provenance of the finished report in a folder.
 
     Raises ShadowError when the folder holds no finished report, a broken one, or one of another schema.
@@ -252,18 +273,18 @@ def required_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def check_schema(folder: Path, metadata: Mapping[str, Any]) -> None:
+def check_schema(folder: Path, metadata: ReportMetadata) -> None:
     """Refuse a report whose columns mean something else than this version's."""
     if metadata["schema"] != SCHEMA:
-        newer = metadata["schema"] > SCHEMA
         maker = metadata.get("version")
-        made = (
-            f"shadow {maker}"
-            if isinstance(maker, str) and len(maker) < 40 and maker.isprintable()
-            else "another version of shadow"
-        )
+        made = "another version of shadow"
+        if isinstance(maker, str) and len(maker) < 40 and maker.isprintable():
+            made = f"shadow {maker}"
+        hint = f"audit the pair again, or read it with {made}"
+        if metadata["schema"] > SCHEMA:
+            hint = "pip install --upgrade shadow-audit"
         raise ShadowError(
             f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is shadow "
             f"{__version__}, which reads schema {SCHEMA}",
-            "pip install --upgrade shadow-audit" if newer else f"audit the pair again, or read it with {made}",
+            hint,
         )

@@ -8,18 +8,18 @@ it (undefined is null in the files). Columns that an older report lacks are miss
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
 from shadow.reports.columns import TABLES
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in, required_metadata
+from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in, report_metadata
 from shadow.reports.tables import of_different_audits, read_table
 
 FRAMES = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
@@ -38,7 +38,7 @@ class Report:
 
         Raises ShadowError when the folder holds no finished report, a broken one, or one of another schema.
         """
-        return Provenance.of(required_metadata(self.folder))
+        return Provenance.of(report_metadata(self.folder))
 
     @cached_property
     def matrices(self) -> pd.DataFrame:
@@ -76,7 +76,7 @@ class Report:
         return frame_of(found)
 
 
-def _says(table: pa.Table, told: Mapping[str, Any]) -> bool:
+def _says(table: pa.Table, told: ReportMetadata) -> bool:
     """Does a table tell the same of how it was made?"""
     try:
         return bool(metadata_in((table.schema.metadata or {})[METADATA_KEY]) == told)

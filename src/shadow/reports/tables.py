@@ -26,6 +26,7 @@ STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's fo
 LATER = ("residual",)  # tables that the first reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
+FEW_ROWS = 2_000  # up to which columns are read one after the other: handing them to threads takes as long
 UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
 PURITY_FROM = (
     "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio", "row_participation_ratio",
@@ -41,17 +42,22 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
     Raises KeyError for a column that is required, and what Arrow raises for text that is none or another type.
     """
     schema = arrow_schema(columns)
-    if missing := set(required) & set(schema.names) - set(table.column_names):
+    there = dict(zip(table.column_names, table.columns, strict=True))
+    if len(there) < table.num_columns:
+        raise KeyError("a column that is there twice")
+    if missing := set(required) & set(schema.names) - set(there):
         raise KeyError(*sorted(missing))
     arrays = [
-        finite(table[field.name].cast(field.type))
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
+        _finite_as(there[field.name], field.type) if field.name in there else pa.nulls(len(table), field.type)
         for field in schema
     ]
     found = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
     found.validate(full=True)
     return found
+
+
+def _finite_as(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
+    return finite(values if values.type == wanted else values.cast(wanted))
 
 
 def with_purity(table: pa.Table) -> pa.Table:
@@ -108,8 +114,10 @@ def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None)
         with pq.ParquetFile(path) as file:
             if file.metadata.num_rows > MAX_ROWS:
                 raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
-            there = [column.name for column in wanted if column.name in file.schema_arrow.names]
-            found = conformed(file.read(columns=there), wanted, table.first)
+            stored = set(file.schema_arrow.names)
+            there = [column.name for column in wanted if column.name in stored]
+            many = file.metadata.num_rows > FEW_ROWS
+            found = conformed(file.read(columns=there, use_threads=many), wanted, table.first)
             if name == "matrices" and columns is None and "excess_purity" not in there:
                 return with_purity(found)
             return found

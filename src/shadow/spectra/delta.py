@@ -28,6 +28,8 @@ from shadow.spectra.residual import Direction, sketch
 from shadow.spectra.rounding import Undone, undo
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
+    Question,
+    Remember,
     Spectrum,
     Workspace,
     blocks,
@@ -35,9 +37,10 @@ from shadow.spectra.spectrum import (
     read_block,
     scaled_blocks,
     shape_of,
+    solve_anew,
     spectrum,
 )
-from shadow.spectra.subspace import BASE_VECTORS, NO_SUBSPACES, TUNED_VECTORS, subspace_values
+from shadow.spectra.subspace import NO_SUBSPACES, VECTORS, subspace_values
 from shadow.spectra.tail import hill, marchenko_pastur, power_law
 
 FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good to float64's rounding
@@ -180,12 +183,19 @@ def delta_blocks(base: Matrix, tuned: Matrix, scale: float, space: Workspace, dt
 
 
 def measure_pair(
-    base: Matrix, tuned: Matrix, formats: tuple[str, str], size: Extent, method: Method, key: str, space: Workspace
+    base: Matrix,
+    tuned: Matrix,
+    formats: tuple[str, str],
+    size: Extent,
+    method: Method,
+    key: str,
+    space: Workspace,
+    remember: Remember = solve_anew,
 ) -> tuple[Measurement, Measurement, Measurement]:
     """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows / groups, cols).
 
     formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key names the
-    matrix for the sampled null.
+    matrix for the sampled null. remember: how the spectra of base and of tuned are had.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
     if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
@@ -194,9 +204,9 @@ def measure_pair(
     dtype = working_dtype(*formats)
     total = sums(base, tuned, coarser, size, dtype, space)
     base_norm, tuned_norm = math.sqrt(total.base) / total.scale, math.sqrt(total.tuned) / total.scale
-    vectors = (BASE_VECTORS, TUNED_VECTORS) if method.subspaces else (0, 0)
-    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space, vectors[0])
-    tuned_spectrum = _weight_spectrum(tuned, tuned_norm, size.tuned, formats[1], method, space, vectors[1])
+    vectors = VECTORS if method.subspaces else 0
+    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space, remember, vectors)
+    tuned_spectrum = _weight_spectrum(tuned, tuned_norm, size.tuned, formats[1], method, space, remember, vectors)
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
@@ -288,10 +298,12 @@ def _difference(base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype,
     }
 
 
-def measure_alone(matrix: Matrix, stored: str, largest: float, method: Method, space: Workspace) -> Measurement:
+def measure_alone(
+    matrix: Matrix, stored: str, largest: float, method: Method, space: Workspace, remember: Remember = solve_anew
+) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector)."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
-    found = _weight_spectrum(matrix, norm, largest, stored, method, space)
+    found = _weight_spectrum(matrix, norm, largest, stored, method, space, remember)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
 
@@ -317,13 +329,24 @@ def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Wo
 
 
 def _weight_spectrum(
-    matrix: Matrix, norm: float, largest: float, stored: str, method: Method, space: Workspace, vectors: int = 0
+    matrix: Matrix,
+    norm: float,
+    largest: float,
+    stored: str,
+    method: Method,
+    space: Workspace,
+    remember: Remember,
+    vectors: int = 0,
 ) -> Spectrum:
     """The spectrum of one side, with that many leading singular vectors of its short side."""
-    scale = power_of_two_scale(largest)
-    wide_format = working_dtype(stored) == torch.float64
-    read = partial(scaled_blocks, matrix, scale, space=space)
-    return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors)
+
+    def solve() -> Spectrum:
+        scale = power_of_two_scale(largest)
+        wide_format = working_dtype(stored) == torch.float64
+        read = partial(scaled_blocks, matrix, scale, space=space)
+        return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors)
+
+    return remember(matrix, Question(stored, method.precision, vectors), norm, solve)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:

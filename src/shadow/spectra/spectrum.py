@@ -80,6 +80,27 @@ class Spectrum:
         return max(self.rows, self.cols)
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the spectrum of a matrix depends on besides the matrix: the same answer for the same question.
+
+    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for.
+    """
+
+    stored: str
+    precision: Precision
+    vectors: int
+
+
+# How the spectrum of one side is had, its Frobenius norm being known: solved, or remembered.
+Remember = Callable[[Matrix, Question, float, Callable[[], Spectrum]], Spectrum]
+
+
+def solve_anew(matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]) -> Spectrum:
+    """Remember nothing."""
+    return solve()
+
+
 class Workspace:
     """Buffers that one worker reuses from matrix to matrix; not shared between threads."""
 
@@ -255,6 +276,8 @@ def spectrum(
         if unresolved <= UNRESOLVED_SHARE * side and effective_rank_error(values, shift) <= RANK_ERROR[precision]:
             break
         precision = "exact"
+    if leading is not None:  # one layout in memory: the last bits of products depend on it
+        leading = np.ascontiguousarray(leading)
     return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift)
 
 

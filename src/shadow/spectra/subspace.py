@@ -23,7 +23,9 @@ from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, sha
 SMALL_BLOCK = 1 << 19  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
 INTRUDERS = 10  # leading left vectors of the tuned side that may be intruders
-BASE_VECTORS, TUNED_VECTORS = 64, SUBSPACE  # leading vectors of either side that are needed
+# Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of a base cost it 4 %
+# more, and make its spectrum that of the base of the next stage.
+VECTORS = 64
 SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of the base's, moved
 
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
@@ -63,7 +65,7 @@ def subspace_values(
     m = len(base.sigma)
     k = min(SUBSPACE, m)
     found: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
-    u_b, u_t = _resolved(base), _resolved(tuned)
+    u_b, u_t = _resolved(base), _resolved(tuned)[:, :SUBSPACE]
     known_b, known_t = u_b.shape[1], u_t.shape[1]
     if known_b < k:
         return found
@@ -83,7 +85,7 @@ def subspace_values(
         between = _whitened(streamed.tuned, _whitened(streamed.base, streamed.between).T)
         found[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
         found[f"overlap_{long}"] = _mean_square(between)
-    if known_b >= min(BASE_VECTORS, m) and known_t >= min(INTRUDERS, m):
+    if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
         cosines = u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
         found["intruders"] = int(np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR))
     return found

@@ -6,24 +6,42 @@ It never refuses what the reader takes. The reader refuses more: what a file ref
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from shadow.places.names import name_rules
 from shadow.targets.families import NAME, PAIR_KEYS, REFERENCE_KEYS, RELATIONS, RESERVED
 
+Schema = dict[str, object]  # a JSON Schema
+
 # An editor takes 1.10 and `yes` for a number and a boolean; the reader takes them for the text that they are.
-TEXT: dict[str, Any] = {"type": ["string", "number", "boolean", "null"]}
-WORD: dict[str, Any] = {"anyOf": [{"type": "string", "pattern": f"^{NAME.pattern}$"}, {"type": ["number", "boolean"]}]}
+TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
+WORD: Schema = {"anyOf": [{"type": "string", "pattern": f"^{NAME.pattern}$"}, {"type": ["number", "boolean"]}]}
 STAGE = f"^(?!.*\\.\\.){NAME.pattern}$"
 FOLDER = r"^(\.{1,2}$|\.{1,2}/|/|~)"
 ON_THE_HUB = r"^(?![^@]*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@|$)"
 
 
-def family_schema() -> dict[str, Any]:
+def family_schema() -> Schema:
     """JSON Schema, draft 7, which every editor knows."""
     components = name_rules().components
-    reference = {"$ref": "#/definitions/reference"}
-    by_component = {"$ref": "#/definitions/base_per_component"}
+    reference: Schema = {"$ref": "#/definitions/reference"}
+    by_component: Schema = {"$ref": "#/definitions/base_per_component"}
+    base: Schema = {
+        "description": "The base model; one for each component where the model was put together.",
+        "anyOf": [reference, by_component],
+    }
+    parts: Schema = {
+        "description": "Where each component came from; one that is not named has no base.",
+        **_closed(dict.fromkeys(components, reference)),
+        "minProperties": 1,
+    }
+    reserved = _described(
+        RESERVED,
+        pairs={"type": "array", "items": {"$ref": "#/definitions/pair"}, "uniqueItems": True},
+        tags={"type": "array", "items": WORD, "uniqueItems": True},
+        source=TEXT,
+        note=TEXT,
+    )
+    properties: Schema = {"base": base, **reserved}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Families of a registry of shadow",
@@ -36,19 +54,7 @@ def family_schema() -> dict[str, Any]:
                 "description": "Named stages of one lineage, and the pairs of them that are worth comparing.",
                 "type": "object",
                 "propertyNames": {"pattern": STAGE, "not": {"enum": [*REFERENCE_KEYS, *PAIR_KEYS]}},
-                "properties": {
-                    "base": {
-                        "description": "The base model; one for each component where the model was put together.",
-                        "anyOf": [reference, by_component],
-                    },
-                    **_described(
-                        RESERVED,
-                        pairs={"type": "array", "items": {"$ref": "#/definitions/pair"}, "uniqueItems": True},
-                        tags={"type": "array", "items": WORD, "uniqueItems": True},
-                        source=TEXT,
-                        note=TEXT,
-                    ),
-                },
+                "properties": properties,
                 "additionalProperties": reference,
                 "anyOf": [{"required": ["base"]}, {"required": ["pairs"]}],
                 "if": {"properties": {"pairs": {"maxItems": 0}}, "required": ["pairs"]},
@@ -62,11 +68,7 @@ def family_schema() -> dict[str, Any]:
                 ],
             },
             "name": {"type": "string", "anyOf": [{"pattern": FOLDER}, {"pattern": ON_THE_HUB}]},
-            "base_per_component": {
-                "description": "Where each component came from; one that is not named has no base.",
-                **_closed(dict.fromkeys(components, reference)),
-                "minProperties": 1,
-            },
+            "base_per_component": parts,
             "pair": {
                 "anyOf": [
                     {"type": "string", "pattern": r"^[A-Za-z0-9].*\.\."},
@@ -84,18 +86,18 @@ def family_schema() -> dict[str, Any]:
     }
 
 
-def _ref(name: str) -> dict[str, Any]:
+def _ref(name: str) -> Schema:
     return {"$ref": f"#/definitions/{name}"}
 
 
-def _described(texts: Mapping[str, str], **schemas: dict[str, Any]) -> dict[str, Any]:
+def _described(texts: Mapping[str, str], **schemas: Schema) -> Schema:
     """Each key with its description; a key without a schema, or a schema without a key, is an error here."""
     assert list(texts) == list(schemas)
     return {key: {"description": text, **schemas[key]} for key, text in texts.items()}
 
 
-def _closed(properties: Mapping[str, Any], required: list[str] | None = None) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "object", "properties": dict(properties), "additionalProperties": False}
+def _closed(properties: Mapping[str, object], required: list[str] | None = None) -> Schema:
+    schema: Schema = {"type": "object", "properties": dict(properties), "additionalProperties": False}
     return {**schema, "required": required} if required else schema
 
 

@@ -45,27 +45,56 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 @dataclass(frozen=True)
 class Pair:
-    """Two stages of a family. relation: tuned (the second was trained from the first) or sibling."""
+    """Two stages of a family."""
 
     family: str
+    """The family, or the last name of the tuned model of a pair that was given by its checkpoints."""
+
     name: str
+    """The two stages, `base..instruct`."""
+
     base: Reference | ComponentBase
+    """The base checkpoint; one for each component where they come from several models."""
+
     tuned: Reference
+    """The tuned checkpoint."""
+
     relation: str = "tuned"
+    """`tuned`: the second was trained from the first; or `sibling`: both from something else."""
+
+    @property
+    def full_name(self) -> str:
+        """`qwen2.5-7b:base..instruct`."""
+        return f"{self.family}:{self.name}"
 
 
 @dataclass(frozen=True)
 class Family:
-    """One lineage: named stages and the pairs of them that are worth comparing. Only `base` may be a ComponentBase."""
+    """One lineage: named stages and the pairs of them that are worth comparing."""
 
     name: str
+    """What a person types."""
+
     stages: Mapping[str, Reference | ComponentBase]
+    """By name: where each checkpoint is. Only `base` may be a ComponentBase."""
+
     pairs: tuple[Pair, ...]
+    """In the order of the file; empty where a note says why."""
+
     tags: tuple[str, ...]
+    """Words to filter by."""
+
     source: str | None
+    """Where it says that these checkpoints belong together."""
+
     note: str | None
+    """What a person who audits the family should know."""
+
     file: str
+    """The file that it stands in."""
+
     line: int
+    """The line of its name there, from 1."""
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -76,20 +105,16 @@ class Family:
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
         """(stage, component, checkpoint) of every checkpoint; the component is None but for a base per component."""
-        found: list[tuple[str, str | None, Reference]] = []
+        checkpoints: list[tuple[str, str | None, Reference]] = []
         for stage, value in self.stages.items():
             parts = value.parts if isinstance(value, ComponentBase) else [(None, value)]
-            found += [(stage, component, reference) for component, reference in parts]
-        return found
+            checkpoints += [(stage, component, reference) for component, reference in parts]
+        return checkpoints
 
-    def as_json(self) -> dict[str, Any]:
-        stages: dict[str, Any] = {}
-        for stage, component, reference in self.references():
-            place = stages if component is None else stages.setdefault(stage, {})
-            place[stage if component is None else component] = reference.as_json()
+    def as_json(self) -> dict[str, object]:
         return {
             "name": self.name,
-            "stages": stages,
+            "stages": {name: _stage_as_json(stage) for name, stage in self.stages.items()},
             "pairs": [{"name": pair.name, "relation": pair.relation} for pair in self.pairs],
             "tags": list(self.tags),
             "components": list(self.components),
@@ -97,6 +122,12 @@ class Family:
             "note": self.note,
             "file": self.file,
         }
+
+
+def _stage_as_json(stage: Reference | ComponentBase) -> dict[str, object]:
+    if isinstance(stage, ComponentBase):
+        return {component: part.as_json() for component, part in stage.parts}
+    return {**stage.as_json()}
 
 
 def load_families(extra: Path | None = None) -> dict[str, Family]:
@@ -184,7 +215,8 @@ def _listed(what: str, words: Iterable[str]) -> str:
 def given_pair(base: Reference, tuned: Reference) -> Pair:
     """The pair of `--base` and `--tuned`, named so that two forks of one name never share a folder."""
     digest = hashlib.sha256(repr((base, tuned)).encode()).hexdigest()[:8]
-    return Pair(tuned.last_name, f"{base.last_name}..{tuned.last_name}-{digest}", base, tuned)
+    name = f"{base.last_name}..{tuned.last_name}-{digest}"
+    return Pair(family=tuned.last_name, name=name, base=base, tuned=tuned)
 
 
 class _FaultError(Exception):
@@ -228,10 +260,10 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
         _check_stage_name((name, stage), stage)
     stages = {stage: _stage((name, stage), stage, entry[stage], file.parent) for stage in names}
     if "base" not in stages and "pairs" not in entry:
+        hint = "add `base: org/name`, or say which stages to compare: `pairs`"
         close = nearest("base", stages)
-        hint = (
-            f"rename the stage: {close}" if close else "add `base: org/name`, or say which stages to compare: `pairs`"
-        )
+        if close:
+            hint = f"rename the stage: {close}"
         raise _FaultError((name,), "it has no stage `base`", hint)
     if len(stages) < 2:
         only = f"besides `{names[0]}`" if names else "at all"
@@ -242,7 +274,16 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
         hint = "say in `note` why there is nothing to compare, or leave `pairs` out"
         raise _FaultError((name, "pairs"), "`pairs` is empty and no `note` says why", hint)
     source = _text((name, "source"), entry.get("source"))
-    return Family(name, stages, pairs, _tags((name, "tags"), entry.get("tags")), source, note, str(file), line)
+    return Family(
+        name=name,
+        stages=stages,
+        pairs=pairs,
+        tags=_tags((name, "tags"), entry.get("tags")),
+        source=source,
+        note=note,
+        file=str(file),
+        line=line,
+    )
 
 
 def _check_stage_name(path: Place, stage: str) -> None:
@@ -311,7 +352,8 @@ def _reference(
         raise _FaultError((*path, "subfolder"), f"subfolder {short(subfolder)} leaves the checkpoint")
     if reference.is_folder and subfolder:
         return Reference(str(Path(reference.repo) / subfolder), True)
-    return Reference(reference.repo, reference.is_folder, texts.get("revision", reference.revision), subfolder)
+    revision = texts.get("revision", reference.revision)
+    return Reference(reference.repo, reference.is_folder, revision=revision, subfolder=subfolder)
 
 
 def _parsed(path: Place, what: str, text: str, folder: Path) -> Reference:
@@ -370,7 +412,7 @@ def _pair(path: Place, stages: Mapping[str, Reference | ComponentBase], start: T
         raise _FaultError(path, f"a pair of {start!r} with itself")
     if isinstance(tuned, ComponentBase):
         raise _FaultError(path, f"`{end}` is one per component and cannot be the tuned side", f"write {end}..{start}")
-    return Pair(str(path[0]), f"{start}..{end}", stages[start], tuned, relation)
+    return Pair(family=str(path[0]), name=f"{start}..{end}", base=stages[start], tuned=tuned, relation=relation)
 
 
 def _tags(path: Place, value: Tree | None) -> tuple[str, ...]:

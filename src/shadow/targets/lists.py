@@ -37,18 +37,24 @@ ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 @dataclass(frozen=True)
 class ListEntry:
-    """One entry of a list: a target, or a pair that was given by its checkpoints. where is FILE:LINE."""
+    """One entry of a list."""
 
     where: str
+    """`FILE:LINE`; empty for a target of the command."""
+
     names: str | Pair
+    """A target, or a pair that was given by its checkpoints."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """One of several jobs that share a list; number counts from 1."""
+    """One of several jobs that share a list."""
 
     number: int = 1
+    """From 1 to of."""
+
     of: int = 1
+    """How many jobs there are, 1 or more."""
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -56,16 +62,22 @@ class Share:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for: every pair once, in the order of the request, and those that this shard is to audit.
-
-    is_list: by more than exact names, so that an index belongs to it. passed_over are matching families without a pair.
-    """
+    """What was asked for."""
 
     pairs: tuple[Pair, ...]
+    """Every pair once, in the order of the request."""
+
     own: tuple[Pair, ...]
+    """Those of them that this shard is to audit."""
+
     shard: Share = Share()
+    """Which share that is."""
+
     is_list: bool = False
+    """Was it named by more than exact names, so that an index belongs to it?"""
+
     passed_over: tuple[str, ...] = ()
+    """Matching families without a pair."""
 
     @property
     def digest(self) -> str:
@@ -88,7 +100,7 @@ def select(
     is audited once. Raises UsageError for anything wrong with a list, a glob, a tag or a shard, and ShadowError for an
     exact target that the registry does not know.
     """
-    own = Share() if shard is None else parse_shard(shard)
+    shard_of = Share() if shard is None else parse_shard(shard)
     listing = [] if listed is None else read_list(listed)
     if listed is not None and not listing:
         raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
@@ -117,7 +129,9 @@ def select(
         passed = {name: None for name in _pairless(tagged) if name in passed or not named}
     _require_names(pairs)
     is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
-    return Selection(pairs, share(pairs, own), own, is_list, tuple(passed))
+    return Selection(
+        pairs=pairs, own=share(pairs, shard_of), shard=shard_of, is_list=is_list, passed_over=tuple(passed)
+    )
 
 
 def _require_names(pairs: Iterable[Pair]) -> None:

@@ -14,9 +14,16 @@ class Reference:
     """A checkpoint as it was named: a folder, or `org/name` on the Hub with a revision if one was asked for."""
 
     repo: str
+    """`org/name` on the Hub, or an absolute folder."""
+
     is_folder: bool
+    """Is it a folder of this machine?"""
+
     revision: str | None = None
+    """A branch, tag or commit on the Hub; None for the default branch, and for a folder."""
+
     subfolder: str | None = None
+    """The folder in the repository that holds it; None for the repository itself."""
 
     @property
     def last_name(self) -> str:
@@ -32,12 +39,10 @@ class Reference:
 
 @dataclass(frozen=True)
 class ComponentBase:
-    """A base per component, of a model that was put together: (component, where that came from) in the file's order.
-
-    A component that is not named has no base.
-    """
+    """A base per component, of a model that was put together."""
 
     parts: tuple[tuple[str, Reference], ...]
+    """Each component and where it came from, in the file's order. One that is not named has no base."""
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:

@@ -28,9 +28,11 @@ from shadow.outputs.exports.formats import (
     write_json,
     write_parquet,
 )
-from shadow.reports.columns import REPORTS, TABLES
+from shadow.reports.column_types import Cell
+from shadow.reports.columns import REPORTS, TABLES, Type
+from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.provenance import required_metadata
+from shadow.reports.provenance import report_metadata
 from shadow.reports.tables import STORED, absent, read_tables
 
 ALWAYS = "reports"  # the table that says where the rows of the others come from
@@ -38,16 +40,22 @@ ALWAYS = "reports"  # the table that says where the rows of the others come from
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format. suffix ends the name that an export gets when none is given.
-
-    what is that for people, opens a line of Python that opens the export of a folder `reports`.
-    """
+    """A format."""
 
     write: Callable[[Path, Export], None]
+    """Writes an export to a path."""
+
     is_ours: Callable[[Path], bool]
+    """Is what lies at a path such an export, which nobody has touched?"""
+
     suffix: str
+    """The end of the name that an export gets when none is given."""
+
     what: str
+    """What it is, for people."""
+
     opens: str
+    """A line of Python that opens the export of a folder `reports`."""
 
 
 FORMATS = {
@@ -84,13 +92,22 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: rows of each table, how many reports went in, and what some of them lack."""
+    """What was written."""
 
     output: Path
+    """The file or folder."""
+
     rows: Mapping[str, int]
+    """By table: its rows, 0 or more."""
+
     reports: int
+    """Reports that went in, 1 or more."""
+
     older: int
+    """Those of them that lack columns or tables, 0 or more."""
+
     absent: tuple[str, ...]
+    """What these lack."""
 
 
 def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()) -> ExportResult:
@@ -101,13 +118,13 @@ def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str]
     if unknown := sorted({*tables} - {*STORED, ALWAYS}):
         raise UsageError(f"no table {unknown[0]!r} to export", f"one of {', '.join((ALWAYS, *STORED))}")
     names = (ALWAYS, *(name for name in STORED if name in tables or not tables))
-    found = [(folder, required_metadata(folder)) for folder in folders]
-    _refuse_twins(found)
+    reports = [(folder, report_metadata(folder)) for folder in folders]
+    _refuse_twins(reports)
     missing = [absent(folder) for folder in folders]
     rows = dict.fromkeys(names, 0)
 
     def parts() -> Iterator[TablePart]:
-        for folder, metadata in found:
+        for folder, metadata in reports:
             part = _part(folder, metadata, names)
             for name, table in part.tables.items():
                 rows[name] += len(table)
@@ -115,9 +132,14 @@ def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str]
 
     form = FORMATS[to]
     with placing(output, form.is_ours, f"an export to {to}") as aside:
-        form.write(aside, Export(names, tuple(_plain(metadata) for _, metadata in found), parts()))
-    lacking = tuple(dict.fromkeys(name for one in missing for name in one))
-    return ExportResult(output, rows, len(found), sum(map(bool, missing)), lacking)
+        form.write(aside, Export(names, tuple(_plain(metadata) for _, metadata in reports), parts()))
+    return ExportResult(
+        output=output,
+        rows=rows,
+        reports=len(reports),
+        older=sum(bool(lacking) for lacking in missing),
+        absent=tuple(dict.fromkeys(name for lacking in missing for name in lacking)),
+    )
 
 
 def default_output(run: Path, to: str) -> Path:
@@ -125,9 +147,9 @@ def default_output(run: Path, to: str) -> Path:
     return Path(f"{run.absolute().resolve().name or 'reports'}{FORMATS[to].suffix}")
 
 
-def _refuse_twins(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
+def _refuse_twins(reports: Sequence[tuple[Path, ReportMetadata]]) -> None:
     seen: dict[tuple[str, str], Path] = {}
-    for folder, metadata in found:
+    for folder, metadata in reports:
         key = text_of(metadata["family"]), text_of(metadata["pair"])
         if key in seen:
             raise ShadowError(
@@ -137,7 +159,7 @@ def _refuse_twins(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
         seen[key] = folder
 
 
-def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> TablePart:
+def _part(folder: Path, metadata: ReportMetadata, names: Sequence[str]) -> TablePart:
     """A report's tables with family and pair as their first columns."""
     stored = read_tables(folder, [name for name in names if name != ALWAYS])
     family, pair = text_of(metadata["family"]), text_of(metadata["pair"])
@@ -148,37 +170,44 @@ def _part(folder: Path, metadata: Mapping[str, Any], names: Sequence[str]) -> Ta
         known = {"family": pa.repeat(family, len(table)), "pair": pa.repeat(pair, len(table))}
         arrays = [known[field.name] if field.name in known else table[field.name] for field in schema]
         tables[name] = pa.Table.from_arrays(arrays, schema=schema)
-    return TablePart(family, pair, _plain(metadata), {name: tables[name] for name in names})
+    ordered = {name: tables[name] for name in names}
+    return TablePart(family=family, pair=pair, metadata=_plain(metadata), tables=ordered)
 
 
-def report_row(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def report_row(metadata: ReportMetadata) -> dict[str, Cell]:
     """The row of a report in the table `reports`: what its metadata say, null where they say nothing of the kind."""
     settings = metadata["settings"]
     method = settings["method"]
-    sides = {
-        f"{side}_{key}": metadata[side].get(key)
-        for side in ("base", "tuned")
-        for key in ("repo", "commit", "fingerprint")
-    }
-    told = {
-        **{
-            name: metadata.get(name)
-            for name in ("family", "pair", "label", "label_reason", "gates", "version", "schema")
-        },
-        **{name: metadata.get(name) for name in ("started", "seconds")},
-        **{name: method.get(name) for name in ("precision", "nulls", "seed", "subspaces")},
-        **sides,
+    told: dict[str, object] = {
+        "family": metadata["family"],
+        "pair": metadata["pair"],
+        "label": metadata.get("label"),
+        "label_reason": metadata.get("label_reason"),
+        "gates": metadata.get("gates"),
+        "version": metadata["version"],
+        "schema": metadata["schema"],
+        "started": metadata.get("started"),
+        "seconds": metadata.get("seconds"),
+        "precision": method["precision"],
+        "nulls": method.get("nulls"),
+        "seed": method.get("seed"),
+        "subspaces": method.get("subspaces"),
         "relation": settings.get("relation"),
         "chosen": settings.get("chosen"),
         "metadata": _plain(metadata),
     }
+    for side in SIDES:
+        for key, value in metadata[side].items():
+            told[f"{side}_{key}"] = value
     return {column.name: _as(column.type, told[column.name]) for column in REPORTS}
 
 
-def _as(kind: str, value: Any) -> Any:
+def _as(kind: Type, value: object) -> Cell:
     """The value if it is of that kind; what is no text becomes JSON text where text is wanted."""
+    if value is None:
+        return None
     if kind == "string":
-        return value if value is None else text_of(value) if isinstance(value, str) else json.dumps(_plain(value))
+        return text_of(value) if isinstance(value, str) else json.dumps(_plain(value))
     if kind == "bool":
         return value if isinstance(value, bool) else None
     if isinstance(value, bool) or not isinstance(value, int | float):

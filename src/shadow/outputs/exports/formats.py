@@ -11,10 +11,11 @@ import contextlib
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.reports.column_types import STORED_TYPES
 from shadow.reports.columns import SCHEMA, TABLES, Column
+from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_type
 from shadow.reports.provenance import METADATA_KEY
 from shadow.reports.schema import null_cases, schema_json
@@ -38,21 +40,33 @@ LONGEST = 255  # bytes of a folder's name
 
 @dataclass(frozen=True)
 class TablePart:
-    """What one report adds: its tables by name. metadata is how the report was made."""
+    """What one report adds."""
 
     family: str
+    """The family of its pair."""
+
     pair: str
-    metadata: Mapping[str, Any]
+    """The name of its pair."""
+
+    metadata: ReportMetadata
+    """How it was made."""
+
     tables: Mapping[str, pa.Table]
+    """Its tables by name."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What is to be written: tables by name, how each report was made, and the parts, which can be read once."""
+    """What is to be written."""
 
     names: tuple[str, ...]
-    provenance: tuple[Mapping[str, Any], ...]
+    """The tables, `reports` first."""
+
+    provenance: tuple[ReportMetadata, ...]
+    """How each report was made."""
+
     parts: Iterable[TablePart]
+    """What each report adds; can be read once."""
 
     @property
     def default(self) -> str:
@@ -203,7 +217,7 @@ def write_json(folder: Path, export: Export) -> None:
 # Arrow and Parquet
 
 
-def _arrow_schema(name: str, columns: Sequence[Column], provenance: Sequence[Mapping[str, Any]]) -> pa.Schema:
+def _arrow_schema(name: str, columns: Sequence[Column], provenance: Sequence[ReportMetadata]) -> pa.Schema:
     """Of a table: metadata on every column, and under the key `shadow` how each report was made."""
     told = {"version": __version__, "schema": SCHEMA, "table": name, "row": TABLES[name].row, "reports": provenance}
     return pa.schema(fields(columns), metadata={METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
@@ -255,7 +269,7 @@ def write_dataset_folder(folder: Path, export: Export) -> None:
     """`data/TABLE-*.parquet` and a dataset card, whose configs are the tables."""
     (folder / "data").mkdir(parents=True)
     counts = dict.fromkeys(export.names, 0)
-    reports: list[dict[str, Any]] = []
+    reports: list[_ReportRow] = []
     with contextlib.ExitStack() as stack:
         files = {}
         for name in export.names:
@@ -282,9 +296,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _card(
-    default: str, counts: Mapping[str, int], digests: Mapping[str, str], reports: Sequence[Mapping[str, Any]]
-) -> str:
+def _card(default: str, counts: Mapping[str, int], digests: Mapping[str, str], reports: Sequence[_ReportRow]) -> str:
     """The dataset card. Names from files stand in YAML that is dumped, and in code spans.
 
     Each config has the sha256 of its file: `datasets` knows what it loaded before by the name of the folder and by
@@ -321,9 +333,9 @@ CARD = """---
 
 # Spectra of model weights and of their deltas
 
-Written by shadow {version} (package `shadow-audit`), schema {schema}. For every pair of a base model and a model
-tuned from it: the spectrum of every weight matrix of both and of its delta (tuned - base), and diagnostics of these
-spectra. `shadow schema` and the metadata of every column say what the columns are.
+Written by shadow {version} (package `shadow-audit`), schema {schema}. For every pair of a base model and a
+model tuned from it: the spectrum of every weight matrix of both and of its delta (tuned - base), and diagnostics of
+these spectra. `shadow schema` and the metadata of every column say what the columns are.
 
 ```python
 from datasets import load_dataset
@@ -352,12 +364,29 @@ None is set here: put `license:` into the front matter before you publish this, 
 """
 
 
-def _told(row: Mapping[str, Any]) -> Iterator[str]:
-    yield from (row["family"], row["pair"])
-    for side in ("base", "tuned"):
-        commit, repo = row[f"{side}_commit"], row[f"{side}_repo"]
-        yield f"{repo}@{commit[:12]}" if commit else f".../{Path(repo).name}"  # a folder's path is nobody's business
+class _ReportRow(TypedDict):
+    """What the card tells of a row of the table `reports`."""
+
+    family: str
+    pair: str
+    base_repo: str
+    base_commit: str | None
+    tuned_repo: str
+    tuned_commit: str | None
+    label: str | None
+
+
+def _told(row: _ReportRow) -> Iterator[str]:
+    """The cells of a report in the table of the card."""
+    yield row["family"]
+    yield row["pair"]
+    yield _reference(row["base_repo"], row["base_commit"])
+    yield _reference(row["tuned_repo"], row["tuned_commit"])
     yield row["label"] or ""
+
+
+def _reference(repo: str, commit: str | None) -> str:
+    return f"{repo}@{commit[:12]}" if commit else f".../{Path(repo).name}"  # a folder's path is nobody's business
 
 
 def code_span(text: str) -> str:
@@ -370,11 +399,7 @@ def code_span(text: str) -> str:
 
 def _longest_run(text: str) -> int:
     """Of backticks."""
-    longest = run = 0
-    for letter in text:
-        run = run + 1 if letter == "`" else 0
-        longest = max(longest, run)
-    return longest
+    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def _size_category(rows: int) -> str:

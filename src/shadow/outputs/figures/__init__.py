@@ -1,4 +1,4 @@
-"""Finished reports -> a figure for a paper: depth, spectrum, heatmap, modules.
+"""Finished reports -> a figure for a paper: depth, spectrum, heatmap, modules, lineage.
 
 Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe & Ito's, which the
 colour-blind tell apart; maps get darker all the way), and are the same bytes for the same reports and version. Text of
@@ -17,6 +17,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.files import placing, read_start
 from shadow.outputs.figures.depth import draw_depth
 from shadow.outputs.figures.heatmap import draw_heatmap
+from shadow.outputs.figures.lineage import draw_lineage
 from shadow.outputs.figures.modules import draw_modules
 from shadow.outputs.figures.source import Choice, FigureData, metrics, read_source
 from shadow.outputs.figures.spectrum import draw_spectrum
@@ -31,6 +32,7 @@ FORMATS = ("svg", "pdf", "png")
 MARK = "shadow-audit figure"  # in the metadata of every file, by which an own figure is known again
 LARGEST = 100_000_000  # bytes of a file that may be such a figure
 MOST_REPORTS = 4  # in one figure
+MOST_STEPS = 40  # of a lineage, which need not be one chain
 OPTIONS = {  # of the command line, and the kinds that they are for
     "component": ("depth", "spectrum", "heatmap", "modules"),
     "module": ("depth", "spectrum", "heatmap", "modules"),
@@ -70,10 +72,9 @@ def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tup
         raise ShadowError(
             f"a {kind} shows one report, and there are {len(folders)}", f"name one of them, such as {folders[0]}"
         )
-    if len(folders) > MOST_REPORTS:
-        raise ShadowError(
-            f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {MOST_REPORTS}"
-        )
+    most = MOST_STEPS if kind == "lineage" else MOST_REPORTS
+    if len(folders) > most:
+        raise ShadowError(f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {most}")
     sources = [read_source(folder, choice.component) for folder in folders]
     with styled():
         figure, notes = compose(kind, sources, choice)
@@ -105,5 +106,6 @@ DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {
     "spectrum": draw_spectrum,
     "heatmap": draw_heatmap,
     "modules": draw_modules,
+    "lineage": draw_lineage,
 }
 KINDS = tuple(DRAWN)

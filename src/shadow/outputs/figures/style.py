@@ -104,7 +104,7 @@ def told_interval(sources: Sequence[FigureData]) -> str:
     """What the bars are, where there are any."""
     levels = {source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval}
     told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
-    return f" with {told} % intervals over layers" if levels else ""
+    return f" with their spread over layers ({told} %)" if levels else ""
 
 
 def legend_above(labels: Sequence[str]) -> dict[str, Any]:

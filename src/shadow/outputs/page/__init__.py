@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from markupsafe import Markup
@@ -21,8 +21,11 @@ from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
+from shadow.findings.finding import ANSWERS
 from shadow.findings.footprint import GATES, MARGIN
-from shadow.findings.reference import runs
+from shadow.findings.gains import MEASURED_BY_OTHERS
+from shadow.findings.lineage import following, lineage, read_step
+from shadow.findings.reference import bases_of, runs
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
@@ -76,6 +79,10 @@ def write_page(
             if list(folders) == [run]:
                 raise
             unreadable.append((where, error))
+    read = [folder for folder in folders if _below(folder, run) not in dict(unreadable)]
+    for number in following([(one.summary.base, one.summary.tuned) for one in found]):
+        step = read_step(read[number])
+        found[number] = replace(found[number], step=step and replace(step, folder=found[number].where))
     missing = [Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable]
     content = page_bytes(found, _title(run), [*missing, *_missing(run, folders)])
     with writing(output.parent):
@@ -96,11 +103,14 @@ def page_bytes(
         "layers": LAYERS,
         "overview": [one.overview() for one in ranked],
     }
+    followed = lineage([one.step for one in found if one.step is not None])
     html = environment().get_template("page.html.j2").render(
         title=found[0].name if len(found) == 1 else title,
         pairs=found,
         ranked=ranked,
         missing=missing,
+        lineage=followed if followed.is_one else None,
+        numbers={one.where: one.number for one in found},
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -108,6 +118,9 @@ def page_bytes(
         generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
+        answers=ANSWERS,
+        measured_by_others=MEASURED_BY_OTHERS,
+        bases_of=bases_of,
         reasons={name: reason.text for name, reason in REASONS.items()},
         regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
         notation=NOTATION,

@@ -1,26 +1,30 @@
 """A report -> the cells of its heat map and what is drawn from them, as JSON.
 
 A cell is a component, a layer and a module. It holds one matrix, or several: the experts of a layer. What is drawn of a
-cell is the median over its matrices, and the range where there are several.
+cell is the median over its matrices, and the range where there are several. Arrays rather than data frames: a page of
+300 small reports has two million numbers in tables of a few rows, where a frame costs more than its numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from shadow.findings.bootstrap import blocks_of, interval_of_median
-from shadow.findings.depth import LAYERS, compared_layers
+from shadow.findings.bootstrap import blocks_of, intervals_of_medians
+from shadow.findings.depth import LAYERS
 from shadow.findings.summary_rows import MEDIANS
-from shadow.outputs.page.curves import Key, short, shortened
+from shadow.outputs.page.curves import Key, shortened
 from shadow.places.names import name_rules
 from shadow.reports.columns import DELTA, SPECTRAL
 from shadow.text import visible
 
-PLACE = ["component", "layer", "module"]
+PLACE = ("component", "layer", "module")
 SUBJECTS = ("delta", "base", "tuned")
 FIRST = ("concentration", "relative_norm", "participation_ratio", "effective_rank_shift", "stable_rank")
 UNDER_NULL: dict[str, str | float] = {  # what a column of a delta would be with random signs: a column, or a number
@@ -44,6 +48,9 @@ SIGNED = (
 DRAWN = tuple(column for column in DELTA if column.type in ("int", "float"))  # not words
 EXPERTS = 10_000  # as spread.LAYERS
 EXPERT_VALUES = 250_000  # numbers of single experts on a page, about 1.5 MB
+
+Numbers = NDArray[np.float64]
+Listed = list[float | int | None]
 
 
 def columns_of(subject: str) -> tuple[str, ...]:
@@ -72,155 +79,268 @@ def metric_texts() -> dict[str, dict[str, Any]]:
     }
 
 
-def cell_table(matrices: pd.DataFrame, tensors: pd.DataFrame) -> pd.DataFrame:
-    """One row for each place that has a matrix: PLACE, state, reason. In the order of reports, layers ascending.
+@dataclass(frozen=True)
+class Cell:
+    """One place that has a matrix.
 
     state is measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or skipped, with the
     reason in words of tensors.parquet.
     """
+
+    place: Key
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """The rows of matrices.parquet: their places, and their numbers as they are asked for."""
+
+    table: pa.Table
+
+    @cached_property
+    def places(self) -> list[Key]:
+        return places(self.table)
+
+    @cached_property
+    def subjects(self) -> list[str]:
+        return list(self.table["subject"].to_pylist())
+
+    @property
+    def names(self) -> set[str]:
+        """Its columns."""
+        return set(self.table.column_names)
+
+    @cached_property
+    def tensors(self) -> list[str | None]:
+        return list(self.table["tensor"].to_pylist())
+
+    def numbers(self, name: str) -> Numbers:
+        """A column, NaN where it is null."""
+        return np.asarray(self.table[name].to_numpy(), dtype=np.float64)
+
+    def columns(self, names: Sequence[str]) -> Numbers:
+        """(rows, columns)"""
+        return np.stack([self.numbers(name) for name in names], axis=1)
+
+    def of(self, subject: str) -> NDArray[np.intp]:
+        """Where its rows are."""
+        return np.flatnonzero([one == subject for one in self.subjects])
+
+
+def places(table: pa.Table) -> list[Key]:
+    """The place of each row."""
+    return list(zip(*(table[name].to_pylist() for name in PLACE), strict=True))
+
+
+def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
+    """One for each place that has a matrix, in the order of reports, layers ascending."""
     rules = name_rules()
-    measured = matrices.groupby(PLACE, dropna=False, sort=False)["subject"].agg(set).reset_index()
-    measured["state"] = ["measured" if "delta" in found else "alone" for found in measured["subject"]]
-    others = tensors[
-        (tensors["side"] == "tuned")
-        & tensors["status"].isin(["identical", "skipped"])
-        & ~tensors["module"].isin(["norm", "bias"])
-        & ~tensors["reason"].isin(["not_a_matrix", "not_float"])
-    ]
-    found = pd.concat(
-        [measured.assign(reason=None)[[*PLACE, "state", "reason"]],
-         others.assign(state=others["status"])[[*PLACE, "state", "reason"]]],
-        ignore_index=True,
-    ).drop_duplicates(PLACE)  # fmt: skip
+    subjects: dict[Key, set[str]] = {}
+    for place, subject in zip(matrices.places, matrices.subjects, strict=True):
+        subjects.setdefault(place, set()).add(subject)
+    found = {place: Cell(place, "measured" if "delta" in there else "alone", None) for place, there in subjects.items()}
+    others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
+    for place, side, status, reason in zip(places(tensors), *others, strict=True):
+        unmeasured = side == "tuned" and status in ("identical", "skipped")
+        if unmeasured and place[2] not in ("norm", "bias") and reason not in ("not_a_matrix", "not_float"):
+            found.setdefault(place, Cell(place, status, reason))
     known = {name: number for number, name in enumerate((*rules.components, *rules.modules))}
-    order = [
-        (known.get(component, 999), known.get(module, 999), -1 if layer is None else layer)
-        for component, layer, module in cell_keys(found)
-    ]
-    return found.iloc[sorted(range(len(found)), key=order.__getitem__)].reset_index(drop=True)
+
+    def order(cell: Cell) -> tuple[int, int, int]:
+        component, layer, module = cell.place
+        return known.get(component, 999), known.get(module, 999), -1 if layer is None else layer
+
+    return sorted(found.values(), key=order)
 
 
-def cell_keys(cells: pd.DataFrame) -> list[Key]:
-    return [
-        (component, None if pd.isna(layer) else int(layer), module)
-        for component, layer, module in cells[PLACE].itertuples(index=False)
-    ]
-
-
-def drawn_cells(matrices: pd.DataFrame, tensors: pd.DataFrame, cells: pd.DataFrame, pairs: int) -> dict[str, Any]:
+def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> dict[str, Any]:
     """Places, values, ranges, intervals by module and experts of a report that shares a page with pairs - 1 others."""
-    keys = cell_keys(cells)
-    number = {key: index for index, key in enumerate(keys)}
-    rows = matrices.assign(cell=[number[key] for key in cell_keys(matrices)])
-    groups = list(dict.fromkeys((component, module) for component, _, module in keys))
-    place = {group: index for index, group in enumerate(groups)}
-    firsts = rows.drop_duplicates("cell").set_index("cell").reindex(range(len(keys)))
-    counts = rows.groupby("cell")["tensor"].count() // rows.groupby("cell")["subject"].nunique()
-    counts = counts.reindex(range(len(keys)), fill_value=0)
-    by_subject = {subject: rows[rows["subject"] == subject] for subject in SUBJECTS}
+    number = {cell.place: index for index, cell in enumerate(cells)}
+    cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
+    groups = list(dict.fromkeys((one.place[0], one.place[2]) for one in cells))
+    index = {group: number for number, group in enumerate(groups)}
+    first: list[int | None] = [None] * len(cells)
+    held: list[set[str]] = [set() for _ in cells]
+    for row, (one, subject) in enumerate(zip(cell.tolist(), matrices.subjects, strict=True)):
+        held[one].add(subject)
+        first[one] = row if first[one] is None else first[one]
+    sizes = np.bincount(cell, minlength=len(cells)).tolist()
+    names = [None if row is None else matrices.tensors[row] for row in first]
+    parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
     return {
         "groups": [[visible(component), visible(module)] for component, module in groups],
-        "group": [place[component, module] for component, _, module in keys],
-        "layer": [layer for _, layer, _ in keys],
-        "state": cells["state"].tolist(),
-        "reason": [None if pd.isna(reason) else visible(str(reason)) for reason in cells["reason"]],
-        "matrices": counts.astype(int).tolist(),
-        "tensor": [None if pd.isna(name) else visible(name) for name in firsts["tensor"]],
-        "rows": shortened(firsts["rows"].to_numpy(dtype=np.float64, na_value=np.nan)),
-        "cols": shortened(firsts["cols"].to_numpy(dtype=np.float64, na_value=np.nan)),
-        "values": {subject: _medians(own, columns_of(subject), len(keys)) for subject, own in by_subject.items()},
-        "shift": _shifts(rows, len(keys)),
-        "ranges": _ranges(by_subject["delta"], len(keys)),
-        "modules": {subject: _by_group(own, place, columns_of(subject)) for subject, own in by_subject.items()},
-        "experts": _experts(by_subject["delta"], EXPERT_VALUES // pairs),
-        "layers": _layer_counts(tensors),
+        "group": [index[one.place[0], one.place[2]] for one in cells],
+        "layer": [one.place[1] for one in cells],
+        "state": [one.state for one in cells],
+        "reason": [None if one.reason is None else visible(one.reason) for one in cells],
+        "matrices": [size // max(1, len(there)) for size, there in zip(sizes, held, strict=True)],
+        "tensor": [None if name is None else visible(name) for name in names],
+        "rows": _of_first(matrices.numbers("rows"), first),
+        "cols": _of_first(matrices.numbers("cols"), first),
+        "values": {subject: _medians(part, len(cells)) for subject, part in parts.items()},
+        "shift": _shifts(matrices, parts, len(cells)),
+        "ranges": _ranges(parts["delta"], len(cells)),
+        "modules": _by_group(matrices, parts, index),
+        "experts": _experts(matrices, cell, EXPERT_VALUES // pairs),
     }
 
 
-def _layer_counts(tensors: pd.DataFrame) -> dict[str, int]:
-    return {visible(str(name)): int(n) for name, n in compared_layers(tensors)["component"].value_counts().items()}
+@dataclass(frozen=True)
+class _Part:
+    """The rows of one subject: which they are, their cells, and those of its columns that have any value."""
+
+    rows: NDArray[np.intp]
+    cell: NDArray[np.intp]
+    names: list[str]
+    values: Numbers  # (rows, names)
 
 
-def _present(rows: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """The columns that have any value in rows."""
-    there = rows[list(names)].notna().any()
-    return [name for name in names if there[name]]
+def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
+    rows = matrices.of(subject)
+    names, values = _present(columns_of(subject), matrices.columns(columns_of(subject))[rows])
+    return _Part(rows, cell[rows], names, values)
 
 
-def _listed(found: pd.Series, cells: int) -> list[float | int | None]:
-    return shortened(found.reindex(range(cells)).to_numpy(dtype=np.float64, na_value=np.nan))
+def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
+    """The columns of (rows, names) that have any value."""
+    there = np.flatnonzero(np.any(~np.isnan(values), axis=0))
+    return [names[place] for place in there.tolist()], values[:, there]
 
 
-def _medians(rows: pd.DataFrame, names: Sequence[str], cells: int) -> dict[str, list[float | int | None]]:
-    """The median of every column by cell; columns that are null everywhere are left out."""
-    names = _present(rows, names)
-    found = rows[["cell", *names]].astype(dict.fromkeys(names, float)).groupby("cell").median()
-    return {name: _listed(found[name], cells) for name in names}
+def _of_first(values: Numbers, first: Sequence[int | None]) -> Listed:
+    return shortened([np.nan if row is None else values[row] for row in first])
 
 
-def _shifts(rows: pd.DataFrame, cells: int) -> dict[str, list[float | int | None]]:
-    """tuned - base of every spectral column by cell, from the unrounded rows; of several matrices the median."""
-    names = [column.name for column in SPECTRAL]
-    keys = ["cell", "tensor", "expert"]
-    sides = [
-        rows.loc[rows["subject"] == subject, [*keys, *names]]
-        .astype({"expert": float, **dict.fromkeys(names, float)})
-        .fillna({"expert": -1.0})
-        .set_index(keys)
-        for subject in ("tuned", "base")
-    ]
-    if sides[1].empty:
-        return {}
-    found = (sides[0][~sides[0].index.duplicated()] - sides[1][~sides[1].index.duplicated()]).groupby("cell").median()
-    return {name: _listed(found[name], cells) for name in names if found[name].notna().any()}
+def _median(values: Numbers) -> Numbers:
+    """The median of each column of (rows, columns) over the rows that are not NaN."""
+    ordered = np.sort(values, axis=0)  # NaN last
+    known = (~np.isnan(values)).sum(axis=0)
+    low, high = (np.take_along_axis(ordered, middle[None, :], axis=0)[0] for middle in ((known - 1) // 2, known // 2))
+    return np.asarray((low + high) / 2)
 
 
-def _ranges(deltas: pd.DataFrame, cells: int) -> dict[str, dict[str, list[float | int | None]]]:
-    """Least and largest value of every column of deltas in the cells that hold several matrices."""
-    sizes = deltas.groupby("cell")["cell"].transform("size")
-    several = deltas[sizes > 1]
-    if several.empty:
-        return {}
-    names = _present(several, columns_of("delta"))
-    found = several[["cell", *names]].astype(dict.fromkeys(names, float)).groupby("cell")
-    low, high = found.min(), found.max()
-    return {name: {"low": _listed(low[name], cells), "high": _listed(high[name], cells)} for name in names}
-
-
-def _by_group(rows: pd.DataFrame, place: Mapping[tuple[str, str], int], names: Sequence[str]) -> dict[str, Any]:
-    """The median of every column over the matrices of a module, its interval over layers, and over how many."""
-    names = _present(rows, names)
-    found: dict[str, Any] = {name: [None] * len(place) for name in names}
-    for (component, module), group in rows.groupby(["component", "module"], sort=False):
-        layers = group["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
-        blocks = blocks_of(group["component"].tolist(), layers)
-        columns = group[names].to_numpy(dtype=np.float64, na_value=np.nan)
-        known = np.flatnonzero(~np.isnan(columns).all(axis=0))
-        medians = np.nanmedian(columns[:, known], axis=0)
-        for index, median in zip(known, medians, strict=True):
-            name, values = names[index], columns[:, index]
-            told = interval_of_median(values, blocks)
-            bounds = None if told.bounds is None else [short(bound) for bound in told.bounds]
-            found[name][place[str(component), str(module)]] = [
-                short(median),
-                bounds,
-                told.layers,
-                told.level,
-            ]
+def _by_cell(
+    values: Numbers, cell: NDArray[np.intp], cells: int, reduce: Callable[[Numbers], Numbers] = _median
+) -> Numbers:
+    """What reduce makes of the rows of each cell: (rows, columns) -> (cells, columns), NaN for a cell without rows."""
+    found = np.full((cells, values.shape[1]), np.nan)
+    order = np.argsort(cell, kind="stable")
+    own, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
+    single = sizes == 1
+    found[own[single]] = values[order[starts[single]]]
+    for place, start, size in zip(own[~single], starts[~single], sizes[~single], strict=True):
+        found[place] = reduce(values[order[start : start + size]])
     return found
 
 
-def _experts(deltas: pd.DataFrame, most: int) -> dict[str, Any]:
+def _listed(names: Sequence[str], values: Numbers) -> dict[str, Listed]:
+    """(rows, names) as lists by name."""
+    rows, numbers = len(values), shortened(values.T.ravel())
+    return {name: numbers[place * rows : (place + 1) * rows] for place, name in enumerate(names)}
+
+
+def _medians(part: _Part, cells: int) -> dict[str, Listed]:
+    """The median of every column by cell; columns that are null everywhere are left out."""
+    return _listed(part.names, _by_cell(part.values, part.cell, cells))
+
+
+def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
+    """tuned - base of every spectral column by cell, from the unrounded rows; of several matrices the median."""
+    names = [column.name for column in SPECTRAL]
+    experts = matrices.table["expert"].to_pylist()
+    base, tuned = (
+        {(cell, matrices.tensors[row], experts[row]): row for row, cell in reversed(_rows_of(parts[subject]))}
+        for subject in ("base", "tuned")
+    )
+    both = [key for key in tuned if key in base]
+    if not both:
+        return {}
+    values = matrices.columns(names)
+    shifts = values[[tuned[key] for key in both]] - values[[base[key] for key in both]]
+    names, shifts = _present(names, shifts)
+    return _listed(names, _by_cell(shifts, np.array([cell for cell, _, _ in both]), cells))
+
+
+def _rows_of(part: _Part) -> list[tuple[int, int]]:
+    """(row, cell) of each row of a subject."""
+    return list(zip(part.rows.tolist(), part.cell.tolist(), strict=True))
+
+
+def _ranges(deltas: _Part, cells: int) -> dict[str, dict[str, Listed]]:
+    """Least and largest value of every column of deltas in the cells that hold several matrices."""
+    several = np.bincount(deltas.cell, minlength=cells)[deltas.cell] > 1
+    if not several.any():
+        return {}
+    names, values = _present(deltas.names, deltas.values[several])
+    low, high = (
+        _listed(names, _by_cell(values, deltas.cell[several], cells, reduce))
+        for reduce in (np.fmin.reduce, np.fmax.reduce)
+    )
+    return {name: {"low": low[name], "high": high[name]} for name in names}
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The matrices of a module that are of one subject: where its figures go, and their values."""
+
+    lists: list[list[Any]]  # of each column that has any value here
+    place: int  # in these lists
+    values: Numbers  # (rows, columns)
+
+
+def _by_group(
+    matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
+) -> dict[str, dict[str, list[Any]]]:
+    """The median of every column over the matrices of a module, its interval over layers, and over how many.
+
+    By subject and column. Modules whose matrices lie in the same layers are resampled at once.
+    """
+    found = {subject: {name: [None] * len(index) for name in part.names} for subject, part in parts.items()}
+    layers = matrices.numbers("layer")
+    alike: dict[bytes, list[_Group]] = {}
+    for subject, part in parts.items():
+        own: dict[tuple[str, str], list[int]] = {}
+        for number, row in enumerate(part.rows.tolist()):
+            component, _, module = matrices.places[row]
+            own.setdefault((component, module), []).append(number)
+        for group, numbers in own.items():
+            names, values = _present(part.names, part.values[numbers])
+            told = _Group([found[subject][name] for name in names], index[group], values)
+            alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(told)
+    for key, several in alike.items():
+        _tell(several, np.frombuffer(key))
+    return found
+
+
+def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
+    """Put [median, interval, layers, level] of every column of every group into its list."""
+    values = np.concatenate([group.values for group in groups], axis=1)
+    medians = shortened(_median(values))
+    intervals = intervals_of_medians(values, blocks_of([""] * len(layers), layers))
+    bounds = iter(shortened([bound for one in intervals for bound in one.bounds or ()]))
+    told = zip(medians, intervals, strict=True)
+    for group in groups:
+        for cells, (median, one) in zip(group.lists, told, strict=False):
+            pair = None if one.bounds is None else [next(bounds), next(bounds)]
+            cells[group.place] = [median, pair, one.layers, one.level]
+
+
+def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> dict[str, Any]:
     """The single experts of every cell that has several, in as many columns as the page has room for."""
-    rows = deltas[(deltas["expert"] < EXPERTS) & (deltas["layer"].isna() | (deltas["layer"] < LAYERS))]
-    wanted = dict.fromkeys([*FIRST, *MEDIANS, *columns_of("delta")])
-    names = _present(rows, [name for name in wanted if name in rows.columns])
-    names = names[: most // len(rows)] if len(rows) else []
+    experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
+    rows = matrices.of("delta")
+    rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]
+    if not len(rows):
+        return {}
+    wanted = [name for name in dict.fromkeys([*FIRST, *MEDIANS, *columns_of("delta")]) if name in matrices.names]
+    names, values = _present(wanted, matrices.columns(wanted)[rows])
+    names = names[: most // len(rows)]
     if not names:
         return {}
-    ordered = rows.sort_values(["cell", "expert"], kind="stable")
+    order = np.lexsort((experts[rows], cell[rows]))
     return {
-        "cell": ordered["cell"].tolist(),
-        "expert": ordered["expert"].astype(int).tolist(),
-        "values": {name: shortened(ordered[name].to_numpy(dtype=np.float64, na_value=np.nan)) for name in names},
+        "cell": cell[rows][order].tolist(),
+        "expert": experts[rows][order].astype(int).tolist(),
+        "values": _listed(names, values[order, : len(names)]),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ BATCH = 1024  # spectra in memory at once
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
 MOST, FEWEST = 112, 32  # of one curve
 
+EXACT = 18  # powers of ten up to it are exact
+POWERS = 10.0 ** np.arange(EXACT + 1)
+LARGE = 1e14  # from ten times this on whole numbers are no longer written as such
+TIE = 1e-6  # how near the middle of two roundings is left to decimal arithmetic
+
 Key = tuple[str, int | None, str]  # component, layer, module
 Sigma = NDArray[np.float32]
 
@@ -35,6 +41,7 @@ def points_for(curves: int) -> int:
     return min(MOST, max(FEWEST, POINTS // max(1, curves)))
 
 
+@lru_cache(maxsize=256)
 def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
     """0-based ranks to keep of so many: the first ones, the last, and at most points in all.
 
@@ -64,7 +71,20 @@ def short(value: Any) -> float | int | None:
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
-    return [short(value) for value in np.asarray(values, dtype=np.float64).tolist()]
+    """`short` of each, rounded all at once where that is safe: a page of many reports has millions."""
+    numbers = np.asarray(values, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = 3.0 - np.floor(np.log10(np.abs(numbers)))  # of ten, which leaves four digits before the point
+        safe = (power <= EXACT) & (np.abs(numbers) < LARGE)
+        places = np.where(safe, power, 0.0).astype(np.intp)
+        up, down = POWERS[np.maximum(places, 0)], POWERS[np.maximum(-places, 0)]
+        scaled = numbers * up / down
+        safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
+    rounded = np.rint(scaled) / up * down
+    found = [int(one) if one.is_integer() else one for one in np.where(safe, rounded, 0.5).tolist()]
+    for place in np.flatnonzero(~safe).tolist():
+        found[place] = short(float(numbers[place]))
+    return found
 
 
 def logarithmic(values: ArrayLike) -> list[float | int | None]:
@@ -115,7 +135,7 @@ def _rows(path: Path, metadata: bytes | None) -> Iterator[tuple[Key, str, Sigma]
         if (file.schema_arrow.metadata or {}).get(METADATA_KEY) != metadata:
             raise ShadowError(f"{path.parent}: its files are of different audits", "run the audit again")
         columns = ["component", "layer", "module", "subject", "sigma"]
-        for batch in file.iter_batches(BATCH, columns=columns):
+        for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
             places = [batch.column(name).to_pylist() for name in columns[:4]]
             sigmas = batch.column("sigma")
             values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
@@ -127,7 +147,7 @@ def _curve(stack: _Stack) -> dict[str, Any]:
     deltas = stack.rows.get("delta", [])
     curve: dict[str, Any] = {"size": stack.size, "matrices": max(map(len, stack.rows.values()))}
     for subject, rows in stack.rows.items():
-        curve[subject] = logarithmic(np.median(np.stack(rows), axis=0))
+        curve[subject] = logarithmic(rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0))
     if len(deltas) > 1:
         curve["low"], curve["high"] = (logarithmic(one) for one in np.quantile(np.stack(deltas), BAND, axis=0))
     elif stack.spikes is not None:

@@ -19,6 +19,7 @@ from shadow.outputs.terminal.typeset import fixed, number, share
 from shadow.text import visible
 
 OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")  # our script, in this order
+DELETE = "\x7f"
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -36,7 +37,9 @@ def script_json(value: Any) -> Markup:
 
     Keys keep their order, so equal values give equal text. NaN and infinity are refused.
     """
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    if "\\" in text or DELETE in text:  # JSON escapes all but plain ASCII, and of that all control characters but this
+        text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
     return Markup("".join(UNSAFE.get(char, char) for char in text) if any(c in text for c in UNSAFE) else text)  # noqa: S704
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 
 from shadow.findings.depth import LAYERS
+from shadow.findings.lineage import Step
 from shadow.findings.reference import OPTIMIZERS, Position, runs
 from shadow.findings.summary import Summary, read_summary
-from shadow.outputs.page.cells import PLACE, cell_keys, cell_table, drawn_cells
+from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
 from shadow.reports.provenance import METADATA_KEY
 from shadow.reports.tables import read_tables
+from shadow.text import visible
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
 
@@ -26,7 +30,8 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 class PairSection:
     """One pair on the page. where is its folder below the one that was asked for; data is JSON for the charts.
 
-    skipped are tensors that were not measured, as many as the page has room for.
+    skipped are tensors that were not measured, as many as the page has room for. step: the pair as a step of a lineage;
+    None for siblings.
     """
 
     number: int
@@ -35,6 +40,7 @@ class PairSection:
     provenance: Mapping[str, Any]
     skipped: list[dict[str, Any]]
     data: Markup
+    step: Step | None = None
 
     @property
     def name(self) -> str:
@@ -82,33 +88,31 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
     """Read a finished report for a page of so many pairs. Raises ShadowError when it cannot be read."""
     summary, provenance = read_summary(folder)
     tables = read_tables(folder, ("matrices", "tensors"))
-    rows, tensors = (tables[name].to_pandas() for name in ("matrices", "tensors"))
-    metadata = tables["matrices"].schema.metadata[METADATA_KEY]
-    cells = cell_table(rows, tensors)
-    keys = cell_keys(cells)
-    deltas = rows[rows["subject"] == "delta"]
-    edges = {key: edge for key, edge in zip(cell_keys(deltas), deltas["null_edge"], strict=True) if edge > 0}
-    curves = len(rows.drop_duplicates([*PLACE, "subject"]))
-    place = {key: index for index, key in enumerate(keys)}
+    rows, tensors = Matrices(tables["matrices"]), tables["tensors"]
+    metadata = rows.table.schema.metadata[METADATA_KEY]
+    cells = cells_of(rows, tensors)
+    nulls = zip(rows.places, rows.subjects, rows.numbers("null_edge").tolist(), strict=True)
+    edges = {place: edge for place, subject, edge in nulls if subject == "delta" and edge > 0}
+    curves = len(set(zip(rows.places, rows.subjects, strict=True)))
+    place = {cell.place: index for index, cell in enumerate(cells)}
     spectra = thinned_spectra(folder / "spectra.parquet", place, edges, points_for(curves * pairs), metadata)
-    told = summary.as_json()
     known = reference_distributions(summary.reference, runs())
     drawn = {
         "name": f"{summary.family} {summary.pair}",
-        **drawn_cells(rows, tensors, cells, pairs),
+        **drawn_cells(rows, cells, pairs),
+        "layers": _layer_counts(summary),
         "spectra": spectra,
         "overall": {
             "concentration": summary.figures["concentration"],
             "interval": _shorter(summary.intervals.get("concentration")),
         },
         "references": [{"name": name, "values": [short(value) for value in values]} for name, values in known.items()],
-        "components": _rounded(told["components"]),
-        "modules_table": _rounded(told["modules"]),
-        "depth": _rounded([row for row in told["depth"] if row["layer"] < LAYERS]),
+        "components": [_rounded(vars(row)) for row in summary.components],
+        "modules_table": [_rounded(vars(row)) for row in summary.modules],
+        "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
     }
-    return PairSection(
-        number, where, summary, provenance, _skipped(tensors, max(40, LISTED // pairs)), script_json(drawn)
-    )
+    skipped = _skipped(tensors, max(40, LISTED // pairs))
+    return PairSection(number, where, summary, provenance, skipped, script_json(drawn))
 
 
 def reference_distributions(place: Position | None, table: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
@@ -141,15 +145,17 @@ def _rounded(value: Any) -> Any:
     return short(value) if isinstance(value, float) else value
 
 
-def _skipped(tensors: pd.DataFrame, most: int) -> list[dict[str, Any]]:
+def _layer_counts(summary: Summary) -> dict[str, int]:
+    """How many layers of each component were compared, the most first."""
+    return dict(Counter(visible(row.component) for row in summary.depth).most_common())
+
+
+def _skipped(tensors: pa.Table, most: int) -> list[dict[str, Any]]:
     """The first skipped tensors by reason, with what is null as None."""
-    rows = tensors[tensors["status"] == "skipped"]
     wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
-    named = rows.sort_values("reason", kind="stable")[wanted].head(most)
-    return [
-        {str(key): value if key == "shape" or not pd.isna(value) else None for key, value in row.items()}
-        for row in named.assign(shape=[" × ".join(map(str, shape)) for shape in named["shape"]]).to_dict("records")
-    ]
+    skipped = tensors.select(wanted).filter(pc.equal(tensors["status"], "skipped")).to_pylist()
+    named = sorted(skipped, key=lambda row: (row["reason"] is None, row["reason"]))[:most]
+    return [{**row, "shape": " × ".join(map(str, row["shape"]))} for row in named]
 
 
 def _origins(where: str, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:

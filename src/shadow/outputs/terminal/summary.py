@@ -13,6 +13,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from shadow.findings.gains import MEASURED_BY_OTHERS
+from shadow.findings.reference import bases_of
+from shadow.outputs.terminal.finding import explanations_table, sentences
 from shadow.outputs.terminal.scores import scores_line, scores_table
 from shadow.outputs.terminal.skipped import skipped_table
 from shadow.outputs.terminal.typeset import (
@@ -44,7 +47,7 @@ def summary_view(
 ) -> RenderableType:
     """Everything `audit` and `show` print about one pair."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
-    parts: list[RenderableType] = [_title(summary), "", _headline(summary), ""]
+    parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), "", _headline(summary), ""]
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0)) for warning in summary.warnings
     ]
@@ -62,6 +65,8 @@ def summary_view(
         parts += [_without_base(summary.without_base), ""]
     if summary.skipped:
         parts += [skipped_table(summary.skipped, width), ""]
+    if summary.finding.other_explanations:
+        parts += [explanations_table(summary.finding.other_explanations), ""]
     parts.append(_footer(summary, provenance, folder))
     return Group(*parts)
 
@@ -77,7 +82,7 @@ def _title(summary: Summary) -> RenderableType:
 
 
 def _headline(summary: Summary) -> RenderableType:
-    """What changed, how much, how concentrated against its null, where; gates and label last."""
+    """What changed, how much, how concentrated against its null, where; gates and, where it means something, label."""
     f = summary.figures
     rows = Table.grid(padding=(0, 2))
     changed = f"{counted(int(f['matrices'] or 0), 'matrix', 'matrices')} changed"
@@ -103,9 +108,8 @@ def _headline(summary: Summary) -> RenderableType:
     stopped = [gate.name for gate in summary.failed_gates]
     told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
     rows.add_row(Text("gates", "dim"), told)
-    reason = "" if stopped else f": {summary.label_reason}"
-    rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(reason)))
-    if summary.reference and not stopped:
+    if summary.reference and summary.has_label:
+        rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(f": {summary.label_reason}")))
         rows.add_row(Text("reference", "dim"), _reference_line(summary.reference))
     return rows
 
@@ -115,7 +119,8 @@ def _reference_line(reference: Position) -> str:
     whose = f"with {reference.optimizer}" if reference.optimizer else "with any optimiser"
     line = (
         f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data and "
-        f"{100 * reference.broad_below:.0f} % of {reference.broad} on broad data, {whose}, of tiny decoders"
+        f"{100 * reference.broad_below:.0f} % of {reference.broad} on broad data, {whose}, of tiny decoders on "
+        f"{counted(bases_of(reference.short_side, reference.optimizer), 'base', 'bases')}"
     )
     if reference.nearest:
         nearest = reference.nearest[0]
@@ -206,9 +211,9 @@ def _tokens(f: Mapping[str, float | int | None]) -> str:
 
 def _about_intervals(summary: Summary) -> str:
     if summary.no_interval:
-        return f"no intervals: {summary.no_interval}"
+        return f"no spread over layers: {summary.no_interval}"
     level = 100 * (summary.interval_level or 0)
-    return f"{level:.3g} % intervals over {summary.layers} layers: not over other runs or seeds"
+    return f"the spread over {summary.layers} layers ({level:.3g} %), which is not that over other runs or seeds"
 
 
 def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
@@ -242,7 +247,7 @@ def component_table(components: Sequence[ComponentRow], width: int) -> Renderabl
         ("conc.", [fixed(row.concentration) for row in components]),
         ("spikes", [number(row.spikes) for row in components]),
     ]
-    return text_table("By component", columns, [(6, "interval", _intervals(components))], width)
+    return text_table("By component", columns, [(6, "spread", _intervals(components))], width)
 
 
 def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
@@ -258,7 +263,7 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
         (99, "PR", [number(row.participation_ratio) for row in modules]),
         (99, "null PR", [number(row.null_participation_ratio) for row in modules]),
         (99, "spikes", [number(row.spikes) for row in modules]),
-        (4 + several, "interval", _intervals(modules)),
+        (4 + several, "spread", _intervals(modules)),
         (99, "energy", [share(row.energy_share) for row in modules]),
         (99, "shift", [fixed(row.effective_rank_shift, 3) for row in modules]),
         (99, "spike energy", [fixed(row.spike_energy) for row in modules]),
@@ -324,11 +329,14 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
-    for title, claims in (
-        ("measured", summary.claims.measured),
-        ("consistent with", summary.claims.consistent_with),
-        ("not shown", summary.claims.not_shown),
-    ):
-        if claims:
-            rows.add_row(Text(title, "dim"), Text("; ".join(claims), "dim"))
+    if not summary.has_label:
+        told = summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
+        rows.add_row(Text("label", "dim"), Text(visible(told), "dim"))
+    not_shown = [
+        *summary.finding.not_shown,
+        *(f"{text}." for text in summary.claims.not_shown if text == MEASURED_BY_OTHERS),
+    ]
+    for title, text in (("measured", "; ".join(summary.claims.measured)), ("not shown", " ".join(not_shown))):
+        if text:
+            rows.add_row(Text(title, "dim"), Text(visible(text), "dim"))
     return rows

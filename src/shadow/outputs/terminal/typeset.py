@@ -86,7 +86,8 @@ def text_table(
 ) -> RenderableType:
     """A table of texts, with gap (2 or 3) between columns.
 
-    wider are (place, head, cells) for as long as the terminal is wide enough, in that order.
+    wider are (place, head, cells) for as long as the terminal is wide enough, in that order. Components and modules are
+    names, or else the first column.
     """
     columns = list(columns)
     for place, head, cells in wider:
@@ -94,7 +95,7 @@ def text_table(
             break
         columns.insert(place, (head, cells))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, gap - 2))
-    named = [name for name, _ in columns if name in ("component", "module")]
+    named = [name for name, _ in columns if name in ("component", "module")] or [columns[0][0]]
     for name, _ in columns:
         style = "cyan" if name == named[-1] else None
         table.add_column(name, justify="left" if name in named else "right", no_wrap=True, style=style)

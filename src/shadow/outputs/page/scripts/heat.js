@@ -34,8 +34,8 @@ Object.assign(Pair.prototype, {
       ? null
       : `median of ${safe(cell.module)} ${number(module[0])}${
         module[1]
-          ? ` (${range(module[1])}, ${number(100 * module[3])} % interval over ${module[2]} layers)`
-          : ", no interval"
+          ? ` (${range(module[1])}, ${number(100 * module[3])} % spread over ${module[2]} layers)`
+          : ", no spread over layers"
       }`;
     const several = cell.matrices > 1 ? `median of ${cell.matrices} matrices${spread ? `, ${spread}` : ""}` : null;
     const shape = cell.rows === null

@@ -1,0 +1,172 @@
+"""Three checkpoints that follow one another -> how their two deltas stand to each other.
+
+Nothing is fetched: checkpoints are those in folders, or in the Hub's cache at the commit that a report names, and they
+must be what the report says. Of each matrix a few blocks are in memory, and one Gram.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from threading import Event
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from shadow.audits.machine import room
+from shadow.audits.pair import Runtime, _open, find_checkpoint
+from shadow.audits.plan import Access
+from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
+from shadow.checkpoints.opening import Checkpoint
+from shadow.checkpoints.pairing import Filter, MatrixPair, pair_checkpoints
+from shadow.errors import ShadowError
+from shadow.findings.lineage import Joint
+from shadow.findings.summary_rows import CheckpointSide
+from shadow.places.architecture import Place
+from shadow.spectra.joint import JointValues, Pairs, joint_values
+from shadow.targets.references import Reference
+
+Show = Callable[[int, int], None]
+
+
+def hold_against(
+    sides: Sequence[CheckpointSide],
+    *,
+    jobs: int | None = None,
+    allow_pickle: bool = False,
+    chosen: Filter = Filter(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = lambda text: None,
+    show: Show = lambda done, total: None,
+) -> Joint:
+    """The deltas of first, middle and last checkpoint, as reports name them, against each other.
+
+    Raises ShadowError with the reason where one of them is not at hand, or nothing lines up.
+    """
+    runtime = Runtime(access=Access(allow_pickle=allow_pickle, offline=True), say=say)
+    with tempfile.TemporaryDirectory() as folder, _client_for(sides):
+        opened = [_opened(side, runtime, Path(folder) / str(number)) for number, side in enumerate(sides)]
+        first, middle, last = opened
+        if middle.adapter:
+            raise ShadowError(f"{middle.reference} is an adapter, which no delta begins at")
+        old, new = pair_checkpoints(first, middle, chosen)[0], pair_checkpoints(middle, last, chosen)[0]
+        matched, left_out = _matched(old, new)
+        if not matched:
+            raise ShadowError("no matrix is in all three checkpoints")
+        for source in {id(one): one for checkpoint in opened for one in checkpoint.sources.values()}.values():
+            source.fetch(say=say, report=lambda count: None, stop=Event())
+        found = _measured(matched, (first, middle, last), jobs, show)
+    left_out += sum(one is None for one in found)
+    return summed([one for one in found if one is not None], left_out)
+
+
+def _client_for(sides: Sequence[CheckpointSide]) -> contextlib.AbstractContextManager[None]:
+    if all(_reference(side).is_folder for side in sides):
+        return contextlib.nullcontext()
+    from shadow.checkpoints.hub import own_client
+
+    return own_client()
+
+
+def _reference(side: CheckpointSide) -> Reference:
+    """The checkpoint that a report names. Raises ShadowError for a base that was put together."""
+    repo = side["repo"]
+    if "=" in repo.partition("/")[0]:
+        raise ShadowError("the base is another checkpoint for each component")
+    if side["commit"] is None:
+        return Reference(str(Path(repo).expanduser()), True)
+    owner, _, rest = repo.partition("/")
+    name, _, subfolder = rest.partition("/")
+    return Reference(f"{owner}/{name}", False, side["commit"], subfolder or None)
+
+
+def _opened(side: CheckpointSide, runtime: Runtime, scratch: Path) -> Checkpoint:
+    found = find_checkpoint(_reference(side), runtime, scratch)
+    if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
+        raise ShadowError(f"{side['repo']} is not what it was when it was audited")
+    return _open(found, runtime, scratch)
+
+
+Match = tuple[MatrixPair, MatrixPair]
+
+
+def _matched(old: Sequence[MatrixPair], new: Sequence[MatrixPair]) -> tuple[list[Match], int]:
+    """The matrices that both deltas have, of one tensor of the middle checkpoint; and how many only one has."""
+    by_place: dict[Place, MatrixPair] = {pair.place: pair for pair in new if pair.is_matrix and pair.base is not None}
+    matched = []
+    mine = [pair for pair in old if pair.is_matrix and pair.base is not None]
+    for pair in mine:
+        other = by_place.get(pair.place)
+        if other is None or other.base is None or other.base.info.name != pair.tuned.info.name:
+            continue
+        if (pair.rows, pair.cols) == (other.rows, other.cols):
+            matched.append((pair, other))
+    return matched, len(mine) + len(by_place) - 2 * len(matched)
+
+
+def _measured(
+    matched: Sequence[Match], checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], jobs: int | None, show: Show
+) -> list[JointValues | None]:
+    """The values of every match, in their order; None where its entries are not finite or cut in other ways."""
+    workers = jobs or default_jobs([pair for pair, _ in matched], room())
+    order = sorted(range(len(matched)), key=lambda number: -cost(matched[number][0]))
+    found: list[JointValues | None] = [None] * len(matched)
+    one = partial(_values, checkpoints)
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        try:
+            values = pool.map(one, (matched[number] for number in order))
+            for done, (number, value) in enumerate(zip(order, values, strict=True), 1):
+                found[number] = value
+                show(done, len(matched))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return found
+
+
+def _values(checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match) -> JointValues | None:
+    first, middle, last = checkpoints
+    old, new = match
+    assert old.base is not None, "matched"
+    assert new.base is not None, "matched"
+    pairs: Pairs = _views(old, old.base, first, middle), _views(new, new.base, middle, last)
+    shapes = {tuple(matrix.shape) for pair in pairs for matrix in pair}
+    if len(shapes) > 1:
+        return None
+    formats = old.base.info.dtype, old.tuned.info.dtype, new.tuned.info.dtype
+    found = joint_values(pairs, formats, _own_workspace())
+    return found if found.finite else None
+
+
+def summed(values: Sequence[JointValues], left_out: int) -> Joint:
+    """All matrices as one vector: sums, and the ratios of sums."""
+    first, second, inner, spread = (
+        math.fsum(getattr(one, name) for one in values) for name in ("first", "second", "inner", "spread")
+    )
+    whole = math.sqrt(first) * math.sqrt(second)
+    within = [one.inside for one in values if one.inside.directions]
+    energy = math.fsum(one.energy for one in within)
+    shared = [one.shared for one in values]
+    rounded = math.sqrt(math.fsum(one.first for one in shared)) * math.sqrt(math.fsum(one.second for one in shared))
+    shares = {
+        name: math.fsum(getattr(one, name) for one in within) / energy if energy else None
+        for name in ("left", "right", "chance_left", "chance_right")
+    }
+    return Joint(
+        matrices=len(values),
+        left_out=left_out,
+        cosine=inner / whole if whole else None,
+        chance_cosine=math.sqrt(spread) / whole if whole else None,
+        chance_cosine_master=math.fsum(one.inner for one in shared) / rounded if rounded else None,
+        directions=max((one.directions for one in within), default=0),
+        inside_left=shares["left"],
+        inside_right=shares["right"],
+        chance_inside_left=shares["chance_left"],
+        chance_inside_right=shares["chance_right"],
+    )

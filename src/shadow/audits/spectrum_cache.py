@@ -1,0 +1,158 @@
+"""Spectra of single checkpoints that were solved before: a bounded folder of files, keyed by the content of a matrix.
+
+The spectrum of one side does not depend on its partner. Twenty models tuned from one base pay for the base once, and in
+a lineage the tuned side of one stage is the base of the next. Nothing else is kept: sums over entries, the delta and
+everything that is compared are made anew from the weights.
+
+A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), of how it is solved, and of what
+solves it: code, libraries and processor. So the numbers are, to the last bit, those that would be computed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import scipy
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from shadow.audits.cache_folder import SUFFIX, make_room, size_of
+from shadow.files import read_start
+from shadow.spectra import lazy, spectrum, tridiagonal
+from shadow.spectra.lazy import Matrix
+from shadow.spectra.measurement import Precision
+from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_is_at_home, shape_of
+
+BOUND = 10 << 30  # bytes of the folder: the leading vectors of a 70B pair take 4 GB
+ROOM_MADE = 0.9  # of the bound: what stays when the least recently used have gone
+SAME_NORM = 1e-3  # relative difference of sqrt(sum sigma²) and the norm of the entries, up to which a file is believed
+PRECISIONS = get_args(Precision)
+
+
+@dataclass
+class Tally:
+    """How many spectra were asked for, and how many of them were there."""
+
+    asked: int = 0
+    there: int = 0
+
+
+class SpectrumCache:
+    """Solved spectra in a folder. Safe for several threads and processes; whatever goes wrong, a spectrum is solved.
+
+    tally: what this object was asked for.
+    """
+
+    def __init__(self, folder: Path, bound: int = BOUND) -> None:
+        self.folder = folder
+        self.bound = bound
+        self.tally = Tally()
+        self._lock = threading.Lock()
+        self._size: int | None = None  # of the folder, as far as this process knows
+
+    def remember(self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]) -> Spectrum:
+        """What solve() returns for a matrix, from the folder if it is there.
+
+        norm: the Frobenius norm of the matrix, by which a file is checked. Small matrices are solved faster than their
+        files are read.
+        """
+        if min(shape_of(matrix)) <= EXACT_SIDE:
+            return solve()
+        path = self._path(key(matrix, question))
+        known = _read(path, shape_of(matrix), norm)
+        with self._lock:
+            self.tally.asked += 1
+            self.tally.there += known is not None
+        if known is not None:
+            with contextlib.suppress(OSError):
+                os.utime(path)  # used last
+            return known
+        solved = solve()
+        with contextlib.suppress(OSError):  # a full disk, a folder that may not be written
+            self._write(path, solved)
+        return solved
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name[2:]}{SUFFIX}"
+
+    def _write(self, path: Path, solved: Spectrum) -> None:
+        content = _to_bytes(solved)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            beside.write_bytes(content)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+        with self._lock:
+            self._size = size_of(self.folder) if self._size is None else self._size + len(content)
+            if self._size > self.bound:
+                self._size = make_room(self.folder, int(ROOM_MADE * self.bound))
+
+
+def key(matrix: Matrix, question: Question) -> str:
+    """The name of a spectrum: hexadecimal sha256 of the matrix, the question and what answers it."""
+    digest = hashlib.sha256(f"{_solver()} {question} {shape_of(matrix)} {_kind(matrix)}\n".encode())
+    for index in blocks(matrix):
+        part = matrix[index].contiguous()
+        digest.update(part.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _kind(matrix: Matrix) -> str:
+    return str(matrix.dtype) if isinstance(matrix, torch.Tensor) else type(matrix).__name__
+
+
+@cache
+def _solver() -> str:
+    """What a spectrum's last bits depend on besides the matrix."""
+    code = hashlib.sha256()
+    for module in (spectrum, tridiagonal, lazy):
+        code.update(Path(str(module.__file__)).read_bytes())
+    processor = torch.backends.cpu.get_cpu_capability()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor += next((line for line in lines if line.startswith("model name")), "")
+    libraries = f"torch {torch.__version__} numpy {np.__version__} scipy {scipy.__version__}"
+    return f"{code.hexdigest()} {libraries} {processor} {mkl_is_at_home()}"
+
+
+def _to_bytes(solved: Spectrum) -> bytes:
+    numbers = np.array([solved.floor, solved.shift, PRECISIONS.index(solved.precision)], dtype=np.float64)
+    arrays = {"sigma": solved.sigma, "numbers": numbers}
+    if solved.vectors is not None:
+        arrays["vectors"] = np.ascontiguousarray(solved.vectors)
+    return bytes(save(arrays))
+
+
+def _read(path: Path, shape: tuple[int, int], norm: float) -> Spectrum | None:
+    """A spectrum that was kept, None where there is none or it cannot be that of a matrix of that shape and norm."""
+    try:
+        content = read_start(path, path.stat().st_size)
+        if content is None:
+            return None
+        arrays = load(content)
+        sigma, (floor, shift, place) = arrays["sigma"], arrays["numbers"].tolist()
+        vectors = arrays.get("vectors")
+        precision: Precision = PRECISIONS[int(place)]
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError):
+        return None
+    side = min(shape)
+    if sigma.shape != (side,) or sigma.dtype != np.float64:
+        return None
+    if vectors is not None and (vectors.ndim != 2 or len(vectors) != side or vectors.dtype != np.float64):
+        return None
+    if not abs(float(np.sqrt((sigma**2).sum())) - norm) <= SAME_NORM * norm:
+        return None
+    return Spectrum(sigma, *shape, norm, floor, precision, vectors, shift)

@@ -1,0 +1,133 @@
+"""`shadow lineage`: the stages of one base in order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shadow.cli import console
+from shadow.cli.options import (
+    DEFAULT_OUTPUT,
+    Format,
+    FormatOption,
+    Jobs,
+    Output,
+    Pickle,
+    Registry,
+    on_this_machine,
+)
+from shadow.errors import ShadowError
+from shadow.reports.folders import reports_at
+from shadow.text import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from shadow.findings.lineage import Joint, Lineage
+    from shadow.targets.families import Family
+
+
+def lineage(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="A family, with its reports below the folder of -o; or the folder of a report, or one above it.",
+            metavar="FAMILY|RUN...",
+        ),
+    ],
+    output: Output = DEFAULT_OUTPUT,
+    joint: Annotated[
+        bool, typer.Option("--joint/--no-joint", help="Compare deltas with each other, from the checkpoints.")
+    ] = True,
+    jobs: Jobs = None,
+    allow_pickle: Pickle = False,
+    format: FormatOption = Format.table,
+    registry: Registry = None,
+) -> None:
+    """Show the stages of one base in order, from finished reports: what each step changed, beside the step before.
+
+    The order is that of the checkpoints: the tuned side of one report is the base of the next.
+
+    If the checkpoints are on this machine, compare deltas too: cosine, and share in the leading directions of the last.
+
+    Exit codes: 0 done, also if the order has gaps, which are named; 1 could not; 2 wrong usage.
+    """
+    from shadow.findings.lineage import MOST_REPORTS, read_step, stage_names, successions, unaudited, with_joint
+    from shadow.findings.lineage import lineage as ordered
+    from shadow.outputs.terminal.lineage import lineage_view
+    from shadow.targets.families import load_families
+
+    families = load_families(registry)
+    named = [families[target] for target in targets if _is_family(target, families)]
+    folders = list(dict.fromkeys(folder for target in targets for folder in _folders(target, families, output)))
+    if len(folders) > MOST_REPORTS:
+        raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
+    steps = [step for step in map(read_step, folders) if step is not None]
+    if not steps:
+        raise ShadowError("all of these reports are of siblings, of which neither was tuned from the other")
+    found = ordered(steps, stage_names(named))
+    found = found.noting([note for family in named for note in unaudited(family, steps)])
+    after = successions(found)
+    if joint and after:
+        found = with_joint(found, _held(found, jobs, allow_pickle))
+    elif after:
+        found = with_joint(found, {(one.folder, two.folder): "left out by --no-joint" for one, two in after})
+    if format is Format.json:
+        console.show_json(found.as_json())
+    else:
+        console.display(lineage_view(found, console.out.options))
+
+
+def _is_family(target: str, families: Mapping[str, Family]) -> bool:
+    """A folder of a family's name is written with a slash, as is one that is a checkpoint."""
+    return target in families
+
+
+def _folders(target: str, families: Mapping[str, Family], output: Path) -> list[Path]:
+    """The finished reports that an argument stands for."""
+    if _is_family(target, families):
+        from shadow.files import safe_name
+
+        folder = output / safe_name(target)
+        found = [one for one in reports_at(folder) if (one / "matrices.parquet").is_file()] if folder.is_dir() else []
+        if not found:
+            raise ShadowError(f"no finished report of {target} below {output}", f"shadow audit {target}, or name -o")
+        return found
+    path = on_this_machine(Path(target))
+    assert path is not None, "given"
+    if not os.path.lexists(path):
+        name, _, pair = target.partition(":")
+        hint = f"name the family {name}" if pair and name in families else nearest(target, families)
+        raise ShadowError(f"no family and no folder {target[:80]!r}", hint or "name a folder that `shadow audit` made")
+    return reports_at(path)
+
+
+def _held(found: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[str, str], Joint | str]:
+    """Every two deltas that follow one another, held against each other; or the reason why they are not."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
+    from shadow.audits.joint import hold_against
+    from shadow.checkpoints.pairing import Filter
+    from shadow.findings.lineage import successions
+
+    held: dict[tuple[str, str], Joint | str] = {}
+    for before, step in successions(found):
+        chosen = Filter(**{name: tuple(values) for name, values in step.chosen.items()})
+        title = f"{before.start}..{before.end} and {step.start}..{step.end}"
+        try:
+            if step.chosen != before.chosen:
+                raise ShadowError("the two audits were restricted in different ways")
+            with console.steps("lineage") as update:
+                held[before.folder, step.folder] = hold_against(
+                    (before.base, before.tuned, step.tuned),
+                    jobs=jobs,
+                    allow_pickle=allow_pickle,
+                    chosen=chosen,
+                    say=console.say,
+                    show=lambda done, total, title=title: update(done, total, title),  # type: ignore[misc]
+                )
+        except ShadowError as error:
+            held[before.folder, step.folder] = error.message
+    return held

@@ -1,0 +1,796 @@
+"""Summary -> Finding: the answer in words that a report gives of any pair. Pure.
+
+Sentences are made of measured figures alone, in a fixed order: what makes the pair another one than base and tuned
+(gates), size and place, structure, storage, context. Each carries a code, and the figures that it rests on, unrounded,
+by their place in summary.json: `inside_layers.kept`, `modules.language.mlp.up.energy_share`. Texts round them to what
+they are worth. No name but those of components and modules gets into a text; who shows one escapes it all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from shadow.findings.reference import choose_runs, runs
+from shadow.findings.summary_rows import QuarterRow
+from shadow.spectra.purity import ENOUGH_KEPT
+
+if TYPE_CHECKING:
+    from shadow.findings.footprint import Gate
+    from shadow.findings.summary import Summary
+
+Answer = Literal["no", "fits", "cannot_be_excluded"]
+Figure = float | int
+ANSWERS: Mapping[Answer, str] = {"no": "no", "fits": "fits", "cannot_be_excluded": "cannot be excluded"}
+
+UNRELATED = 0.1  # a median cosine below which two models have nothing in common
+CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
+MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
+NAMED = 3
+OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")  # modules, or how their names begin
+MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
+WORTH_NAMING = 0.05  # of the energy
+DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
+EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
+APART = 2.0  # ratio of the most and the least coherent module from which they are named
+TURNED = 0.25  # alignment over its null, in units of an even spread, from which it is more than chance and rounding
+WELL_KEPT = 0.9  # share of the stored energy that is the update's, above which storage does not matter
+CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
+USUAL_RANK = 256  # of adapters
+LOW = 0.25  # of the short side: what counts as low rank
+HIGH = 0.5  # of the short side: more than any adapter of that width has
+SMALL, LARGE = 2e-3, 0.1  # relative norms: below, of most preference and RL stages; above, of no short run
+SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
+ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
+LIKE_NOISE = 0.03  # concentration within which a pair is like noise
+
+KINDS: Mapping[str, str] = {  # of stages that families name
+    "sft": "supervised fine-tuning",
+    "dpo": "preference tuning (DPO)",
+    "mpo": "preference tuning (MPO)",
+    "rl": "reinforcement learning",
+    "rlvr": "reinforcement learning with checked answers",
+    "instruct": "instruction tuning",
+    "chat": "chat tuning",
+    "thinking": "training to reason",
+    "reasoning": "training to reason",
+    "distill": "distillation",
+}
+NOT_SHOWN = (
+    "Weights do not show whether benchmark data were in the training, what the model can do, or what anyone intended.",
+    "Different data, optimisers and learning rates can leave the same figures.",
+)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A measured statement. figures: what its numbers are in full, by their place in summary.json."""
+
+    code: str
+    text: str
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Something else that may have left these figures, whether it did, and why that is known."""
+
+    code: str
+    name: str
+    answer: Answer
+    reason: str
+    figures: Mapping[str, Figure]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a report says of its pair."""
+
+    sentences: list[Sentence]
+    other_explanations: list[Explanation]
+    not_shown: list[str]
+
+    @property
+    def text(self) -> str:
+        """The sentences as one paragraph."""
+        return " ".join(sentence.text for sentence in self.sentences)
+
+
+CODES: Mapping[str, str] = {  # what each sentence says, in the order in which they stand
+    "nothing_compared": "no matrix has a partner, so there is no difference to speak of",
+    "identical": "every matrix that was compared is the same on both sides",
+    "unrelated": "the two are unrelated models of one shape",
+    "hardly_related": "the two have less in common than a base and a model tuned from it",
+    "part_asked_for": "a filter left out a part of the model",
+    "part_shared": "only a part of the larger side has a partner in the other",
+    "unread_formats": "a part is stored in a format that is not read",
+    "size": "how large the change is, and where it lies",
+    "coherent": "it has more structure than noise; how much, where, and whether it follows the base's directions",
+    "low_rank": "few directions hold it",
+    "flat": "it is flatter than noise",
+    "noise": "nothing tells it from noise",
+    "mixed": "some matrices have more structure than noise",
+    "concentration": "how concentrated it is, in a report that lacks what the others need",
+    "few_values": "a side has as few distinct values as a copy through 8 or 4 bits",
+    "rounded_away": "storage rounded most of it away",
+    "rounding": "what is stored is about as large as its rounding",
+    "unexplained": "what is stored is not what rounding leaves of an update, so what was lost is unknown",
+    "kept": "how much of the stored change is the update's",
+    "siblings": "neither was tuned from the other",
+    "stage": "which stage of training it is, by the names in its family file",
+    "published": "where it lies among published pairs",
+}
+EXPLANATIONS: Mapping[str, str] = {
+    "merged_adapter": "merged adapter",
+    "orthogonalised_optimiser": "orthogonalised optimiser",
+    "quantised_copy": "copy through fewer bits",
+    "merge": "merge of models",
+    "short_run": "short or slow training",
+    "novel_data": "novel data",
+    "weight_decay": "weight decay",
+}
+
+
+def finding(summary: Summary, settings: Mapping[str, Any], published: Sentence | None = None) -> Finding:
+    """The finding of a summary. settings are those of its audit; published is what is known of other pairs."""
+    gates = {gate.name: gate for gate in summary.gates}
+    relation = settings.get("relation")
+    first = _gates(summary, gates, bool(_chosen(settings)))
+    if first and first[-1].code in ("nothing_compared", "identical"):
+        return Finding(first, [], list(NOT_SHOWN))
+    unrelated = any(one.code == "unrelated" for one in first)
+    sentences = [*first, _size(summary, unrelated or relation == "sibling", not unrelated)]
+    if not unrelated:
+        sentences += [*_structure(summary), *_storage(summary, gates), *_context(summary, relation)]
+    sentences += [published] if published is not None else []
+    others = [] if unrelated else _explanations(summary)
+    return Finding(sentences, others, list(NOT_SHOWN))
+
+
+def _chosen(settings: Mapping[str, Any]) -> list[str]:
+    chosen = settings.get("chosen")
+    return [str(name) for name, values in chosen.items() if values] if isinstance(chosen, Mapping) else []
+
+
+# ------------------------------------------------------------------------------------------------ numbers as words
+
+
+def percent(value: float) -> str:
+    """`1.2 %`, two significant digits; whole above 10 %."""
+    percents = 100 * value
+    if percents >= 9.95 or percents == 0:
+        return f"{percents:.0f} %"
+    return f"{percents:#.2g} %" if percents >= 0.01 else f"{percents:.1g} %"
+
+
+def about(value: float) -> str:
+    """A number of directions, two significant digits: `10`, `57`, `1,200`."""
+    if value < 100:
+        return f"{value:.0f}"
+    scale = 10 ** (int(math.log10(value)) - 1)
+    return f"{round(value / scale) * scale:,}"
+
+
+def whole(value: float) -> str:
+    """A count or a size, as it is."""
+    return f"{value:,.0f}"
+
+
+def times(value: float) -> str:
+    """A ratio, two significant digits: `0.52`, `2.1`, `35`."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:#.2g}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _all_of(count: int, total: int) -> str:
+    if count != total:
+        return f"{count:,} of {total:,} matrices"
+    return {1: "the only matrix", 2: "both matrices"}.get(total, f"all {total:,} matrices")
+
+
+@dataclass
+class _Told:
+    """A sentence in the making: figures are noted when their numbers are written."""
+
+    summary: Summary
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+    def write(self, value: Figure, place: str, form: Callable[[float], str]) -> str:
+        self.figures[place] = value
+        return form(value)
+
+    def inside(self, name: str) -> Figure | None:
+        """A figure of the matrices inside layers, noted if there is one."""
+        value = self.summary.inside_layers.get(name)
+        if value is not None:
+            self.figures[f"inside_layers.{name}"] = value
+        return value
+
+    def overall(self, name: str) -> Figure | None:
+        value = self.summary.figures.get(name)
+        if value is not None:
+            self.figures[f"figures.{name}"] = value
+        return value
+
+    def sentence(self, code: str, *parts: str) -> Sentence:
+        return Sentence(code, " ".join(part for part in parts if part), self.figures)
+
+
+# ------------------------------------------------------------------------------------------------ gates
+
+
+def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
+    """What has to be said before any figure: that these are not base and tuned, or not all of them."""
+    changed, lineage, paired, formats = (gates[name] for name in ("changed", "lineage", "paired", "formats"))
+    if changed.figure is None:
+        of = "of what was asked for" if filtered else "of the two"
+        return [Sentence("nothing_compared", f"Nothing was compared: no matrix {of} has a partner.", {})]
+    found = [
+        *_relation(lineage),
+        *(_part(paired, filtered) if not changed.passed or not paired.passed or filtered else []),
+        *_unread(formats),
+    ]
+    if not changed.passed:
+        place, told = "counts.identical", _Told(summary)
+        count = told.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
+        text = f"The weights are the same: every matrix that was compared is identical ({count} tensors)."
+        found = [one for one in found if one.code != "unrelated"]
+        return [*found, told.sentence("identical", text)]
+    return found
+
+
+def _relation(lineage: Gate) -> list[Sentence]:
+    if lineage.passed or lineage.figure is None:
+        return []
+    figures = {"gates.lineage.figure": lineage.figure}
+    cosine = f"median cosine {lineage.figure:.2f}".replace("-0.00", "0.00")
+    if abs(lineage.figure) < UNRELATED:
+        return [
+            Sentence(
+                "unrelated",
+                f"These are two unrelated models of one shape ({cosine}, where a model and its base have nearly 1).",
+                figures,
+            )
+        ]
+    text = f"These have less in common than a model and its base do ({cosine}), so read what follows with care."
+    return [Sentence("hardly_related", text, figures)]
+
+
+def _part(paired: Gate, filtered: bool) -> list[Sentence]:
+    if paired.figure is None or paired.figure >= 1.0:
+        return []
+    figures = {"gates.paired.figure": paired.figure}
+    part = percent(math.floor(1000 * paired.figure) / 1000)
+    if filtered:
+        text = f"Only a part of the model was asked for, {part} of the parameters. What follows is of this part."
+        return [Sentence("part_asked_for", text, figures)]
+    text = f"The two share only {part} of the larger model's parameters. What follows is of this part."
+    return [Sentence("part_shared", text, figures)]
+
+
+def _unread(formats: Gate) -> list[Sentence]:
+    if formats.passed or formats.figure is None:
+        return []
+    text = f"{percent(formats.figure)} of the parameters are stored in a format that is not read, and are left out."
+    return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]
+
+
+# ------------------------------------------------------------------------------------------------ size and place
+
+
+def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
+    """apart: the two are no base and tuned; alike: where the difference lies says something."""
+    told = _Told(summary)
+    parts = [_norm(told, apart), *([_modules(told), _depth(told), *_unchanged(told)] if alike else [])]
+    return told.sentence("size", *parts)
+
+
+def _norm(told: _Told, apart: bool) -> str:
+    what = "difference" if apart else "change"
+    stored = told.summary.figures["relative_norm_overall"]
+    if stored is None:
+        return f"How large the {what} is cannot be said, as the base's matrices are 0."
+    of = "of the norm of the weights that changed" if _frozen(told.summary) else "of the base's norm"
+    text = told.write(stored, "figures.relative_norm_overall", percent)
+    unrounded = told.summary.figures.get("relative_norm_overall_unrounded")
+    if unrounded is None or abs(unrounded - stored) < DIFFERENT * stored or apart:
+        inside = told.summary.inside_layers
+        lost = 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices"))
+        return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
+    before = told.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
+    return f"Before it was stored, the change was {before} {of} (as stored {text})."
+
+
+def _frozen(summary: Summary) -> bool:
+    """Is so much unchanged that a norm of what changed is not one of the model?"""
+    figures = summary.figures
+    return (figures["parameters_identical"] or 0) > 0.01 * (figures["parameters"] or 1)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the model whose share is told: a module of the main component, or another component as a whole."""
+
+    name: str
+    place: str  # of its row
+    energy: float  # its share
+    size: float | None  # its share of the parameters
+    outside: bool  # of the layers: named where it holds more than its share
+
+    @property
+    def holds_more(self) -> bool:
+        return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
+
+    def told(self, told: _Told) -> str:
+        """`46 %`, and its share of the parameters where it holds more than that."""
+        text = told.write(self.energy, f"{self.place}.energy_share", percent)
+        if not self.holds_more:
+            return text
+        return (
+            f"{text}, with {told.write(self.size or 0.0, f'{self.place}.parameter_share', percent)} of the parameters"
+        )
+
+
+def _parts(summary: Summary) -> list[_Part]:
+    main = _main(summary)
+    modules = [
+        _Part(_module(row.module), f"modules.{row.component}.{row.module}", row.energy_share, row.parameter_share,
+              _is_outside(row.module))
+        for row in summary.modules
+        if row.component == main and row.energy_share is not None
+    ]  # fmt: skip
+    components = [
+        _Part(_component(row.component), f"components.{row.component}", row.energy_share, row.parameter_share, True)
+        for row in summary.components
+        if row.component != main and row.matrices and row.energy_share is not None
+    ]
+    return [*modules, *components]
+
+
+def _main(summary: Summary) -> str | None:
+    """The component whose modules are named: language, or the one with most matrices that changed."""
+    changed = [row for row in summary.components if row.matrices]
+    if any(row.component == "language" for row in changed):
+        return "language"
+    return max(changed, key=lambda row: row.matrices).component if changed else None
+
+
+def _is_outside(module: str) -> bool:
+    return module.partition(".")[0] in OUTSIDE
+
+
+def _module(module: str) -> str:
+    """What a module is called in a sentence. Only a forged report has a name that is not of lower case."""
+    plain = {"embed": "the embeddings", "head": "the head", "position": "the position embeddings"}
+    known = module.isascii() and all(letter.isalnum() or letter in "._" for letter in module)
+    return plain.get(module, module) if known else "another module"
+
+
+def _component(name: str) -> str:
+    plain = {"vision": "the vision tower", "audio": "the audio tower", "language": "the language model"}
+    return plain.get(name, f"the {name}" if name == "projector" else "another part")
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def _modules(told: _Told) -> str:
+    """The parts of most energy, until they hold MOST of it; then those outside layers of more than their share."""
+    parts = sorted(_parts(told.summary), key=lambda part: -part.energy)
+    if len(parts) < 2:
+        return f"All of it is in {parts[0].name}." if parts else ""
+    named: list[_Part] = []
+    for part in parts[:NAMED]:
+        if sum(one.energy for one in named) < MOST:
+            named.append(part)
+    names = listed([f"{part.name} ({part.told(told)})" for part in named])
+    most = sum(part.energy for part in named) >= MOST
+    first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
+    rest = [
+        f"{part.name} {_verb(part.name)} {part.told(told)}" for part in parts if part.holds_more and part not in named
+    ]
+    return f"{first} {_capital(listed(rest))}." if rest else first
+
+
+def _verb(name: str) -> str:
+    return "hold" if name.endswith("embeddings") else "holds"
+
+
+def _depth(told: _Told) -> str:
+    """The quarter of the depth that holds most, or that none does."""
+    main = _main(told.summary)
+    rows = [row for row in told.summary.quarters if row.component == main]
+    if not rows:
+        return ""
+    where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
+    most = max(rows, key=lambda row: row.energy_share)
+    if most.energy_share < EVEN:
+        for row in rows:
+            told.write(row.energy_share, _place_of_quarter(row), percent)
+        layers = told.write(told.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole)
+        return f"{where} it is spread evenly over all {layers}."
+    text = told.write(most.energy_share, _place_of_quarter(most), percent)
+    which = ("first", "second", "third", "last")[most.quarter - 1]
+    first, last = most.first_layer, most.last_layer
+    span = f"layer {first}" if first == last else f"layers {first} to {last}"
+    much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
+    return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
+
+
+def _place_of_quarter(row: QuarterRow) -> str:
+    return f"quarters.{row.component}.{row.quarter}.energy_share"
+
+
+def _unchanged(told: _Told) -> list[str]:
+    """What is frozen: whole components, then modules, then layers; and what has no base."""
+    summary = told.summary
+    whole_ones = [row.component for row in summary.components if row.tensors and row.identical == row.tensors]
+    several = len({row.component for row in summary.components}) > 1
+    parts = [_component(name) for name in whole_ones]
+    modules = [row for row in summary.unchanged if row.component not in whole_ones]
+    parts += [_named_in(row.component, row.module, several) for row in modules]
+    if len(parts) > 2 * NAMED:
+        parts = [*parts[: 2 * NAMED], f"{len(parts) - 2 * NAMED} more modules"]
+    layers: dict[str, list[int]] = {}
+    for row in summary.depth:
+        if row.matrices == 0 and row.component not in whole_ones:
+            layers.setdefault(row.component, []).append(row.layer)
+    for component, numbers in layers.items():
+        of = f" of {_component(component)}" if several else ""
+        parts.append(f"{'layer' if len(numbers) == 1 else 'layers'} {_spans(numbers)}{of}")
+    found = [f"{_capital(listed(parts))} {'is' if _is_one(parts) else 'are'} unchanged."] if parts else []
+    alone = [
+        f"{_capital(_component(row.component))} has no base, so nothing is said of its change."
+        for row in summary.without_base
+    ]
+    return [*found, *alone]
+
+
+def _named_in(component: str, module: str, several: bool) -> str:
+    """A module, and of which component it is where that is not clear."""
+    if not several or component in ("language", "projector"):
+        return _module(module)
+    return f"{_module(module)} of {_component(component)}"
+
+
+def _is_one(parts: Sequence[str]) -> bool:
+    return len(parts) == 1 and "embeddings" not in parts[0] and not parts[0].startswith("layers")
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """`0 to 3, 5 and 7`."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    texts: list[str] = []
+    for span in spans:
+        texts += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
+    return listed(texts if len(texts) <= 2 * NAMED else [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"])
+
+
+# ------------------------------------------------------------------------------------------------ structure
+
+
+def _structure(summary: Summary) -> list[Sentence]:
+    inside = summary.inside_layers
+    judged, rounded = _count(inside, "judged"), _count(inside, "rounded_away")
+    beyond, flatter = _count(inside, "beyond_noise"), _count(inside, "flatter_than_noise")
+    told = _Told(summary)
+    if not judged:
+        return _by_concentration(told)
+    if 2 * rounded >= judged and 2 * beyond < judged:
+        return []  # the figures are those of rounding, which the next sentence says
+    told.write(judged, "inside_layers.judged", str)
+    if 2 * flatter >= judged:
+        many = told.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
+        text = f"In {many} inside layers it is flatter than noise: spread over more directions than random changes are."
+        return [told.sentence("flat", text)]
+    if _is_low_rank(summary):
+        return [_low_rank(told)]
+    many = told.write(beyond, "inside_layers.beyond_noise", lambda _: _all_of(beyond, judged))
+    if 2 * beyond >= judged:
+        text = f"In {many} inside layers it has more structure than noise."
+        return [told.sentence("coherent", text, _coherence(told), _alignment(told))]
+    if 10 * (beyond + flatter) >= judged:
+        text = f"In {many} inside layers it has more structure than noise; in most, nothing tells it from noise."
+        return [told.sentence("mixed", text)]
+    which = f"{many} inside layers {'have' if beyond > 1 else 'has'}" if beyond else "no matrix inside layers has"
+    text = f"Nothing tells it from noise: {which} more structure than random changes of the same rows and columns."
+    return [told.sentence("noise", text)]
+
+
+def _count(inside: Mapping[str, Figure | None], name: str) -> int:
+    return int(inside.get(name) or 0)
+
+
+def _by_concentration(told: _Told) -> list[Sentence]:
+    """For reports that lack the columns of purity, and models without layers."""
+    value = told.overall("concentration")
+    if value is None:
+        return []
+    says = (
+        "like noise"
+        if abs(value) <= LIKE_NOISE
+        else "fewer directions than noise"
+        if value > 0
+        else "flatter than noise"
+    )
+    text = f"The median concentration is {value:.2f}, where noise has 0 and rank one 1: {says}."
+    return [told.sentence("concentration", text.replace("-0.00", "0.00"))]
+
+
+def _coherence(told: _Told) -> str:
+    """As coherent as how many equal directions, and how that compares across modules."""
+    inside, summary = told.summary.inside_layers, told.summary
+    judged, coherent, value = _count(inside, "judged"), _count(inside, "coherent"), inside.get("equivalent_directions")
+    side = told.overall("short_side")
+    if value is None or 2 * coherent < judged:
+        unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
+        if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
+            return "How coherent the update was before it was stored is unknown."
+        return "" if side is None else f"It is less coherent than {whole(side)} equal directions, as many as there are."
+    told.write(value, "inside_layers.equivalent_directions", about)
+    of = f" of {whole(side)}" if side is not None else ""
+    text = f"The median matrix is as coherent as {about(value)} equal directions{of} would be"
+    rows = [
+        row for row in summary.coherence if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
+    ]
+    if len(rows) < 2:
+        return f"{text}."
+    least, most = (pick(rows, key=lambda row: row.equivalent_directions or 0.0) for pick in (min, max))
+    low, high = (row.equivalent_directions or 0.0 for row in (least, most))
+    several = len({row.component for row in rows}) > 1
+    if high < APART * low:
+        return f"{text}, and its modules are alike in this."
+    names = [_named_in(row.component, row.module, several) for row in (least, most)]
+    for row, value in ((least, low), (most, high)):
+        told.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
+    return f"{text}, from {about(low)} in {names[0]} to {about(high)} in {names[1]}."
+
+
+def _alignment(told: _Told) -> str:
+    """Does it follow the directions in which the base is strongest, more than its rows and columns alone would?"""
+    inside = told.summary.inside_layers
+    follows: list[tuple[str, float, float]] = []
+    avoids: list[tuple[str, float, float]] = []
+    for side, what in (("left", "outputs"), ("right", "inputs")):
+        value, null, excess = (inside.get(f"alignment_{side}{more}") for more in ("", "_null", "_excess"))
+        if value is None or null is None or excess is None:
+            return ""
+        for name, figure in (("", value), ("_null", null), ("_excess", excess)):
+            told.figures[f"inside_layers.alignment_{side}{name}"] = figure
+        if abs(excess) >= TURNED:
+            (follows if excess > 0 else avoids).append((what, value, null))
+    if not follows and not avoids:
+        return "It neither follows nor avoids the base's leading directions."
+    verb, sides = ("follows", follows) if follows else ("avoids", avoids)
+    alone = listed(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
+    if len(sides) == 1:
+        which, share = f"leading {sides[0][0]}", f"{sides[0][1]:.1f}"
+    else:
+        which = "leading directions"
+        share = listed([f"{value:.1f} ({what})" for what, value, _ in sides])
+    text = f"It {verb} the base's {which}, which hold {share} times an even share of it"
+    return f"{text}; the sizes of its rows and columns alone would make that {alone}."
+
+
+def _is_low_rank(summary: Summary) -> bool:
+    most, side = summary.inside_layers.get("rank_most"), summary.figures["short_side"]
+    return most is not None and side is not None and most <= min(USUAL_RANK, LOW * side)
+
+
+def _low_rank(told: _Told) -> Sentence:
+    side = told.overall("short_side") or 0
+    ceiling = told.summary.figures["rank_ceiling"]
+    if ceiling is not None:
+        rank = told.write(ceiling, "figures.rank_ceiling", whole)
+        text = f"It is an adapter: no matrix changes along more than {rank} of {whole(side)} directions."
+        return told.sentence("low_rank", text, _alignment(told))
+    rank_90 = told.inside("rank_90") or 0
+    text = f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold 90 % of what is "
+    return told.sentence("low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(told))
+
+
+# ------------------------------------------------------------------------------------------------ storage
+
+
+def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
+    told = _Told(summary)
+    inside = summary.inside_layers
+    judged, rounded, unexplained = (_count(inside, name) for name in ("matrices", "rounded_away", "unexplained"))
+    kept, floor = inside.get("kept"), summary.figures["floor_ratio"]
+    found = _few_values(summary)
+    if not judged or floor is None:
+        return found
+    if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
+        size = told.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
+        text = f"It is {size} times the rounding of its storage, as of a copy in this format with nothing else done."
+        return [*found, told.sentence("rounding", text)]
+    if 2 * rounded >= judged:
+        many = told.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
+        told.write(judged, "inside_layers.matrices", str)
+        text = f"Storage rounded most of it away: in {many} inside layers less than a quarter of what is stored is the"
+        return [*found, told.sentence("rounded_away", f"{text} update's, so that its size and structure are unknown.")]
+    if 2 * unexplained >= judged and floor < CLEAR:
+        told.inside("unexplained")
+        told.write(judged, "inside_layers.matrices", str)
+        text = (
+            f"In {_all_of(unexplained, judged)} inside layers, what is stored is not what rounding leaves of an update"
+        )
+        text += " (a copy in more bits may have been kept between stages), so what was lost is unknown."
+        if not gates["rounding"].passed:
+            size = told.write(floor, "figures.floor_ratio", times)
+            text += f" The stored change is {size} times its rounding."
+        return [*found, told.sentence("unexplained", text)]
+    if kept is not None and kept < WELL_KEPT:
+        text = told.write(kept, "inside_layers.kept", percent)
+        text = f"Inside layers only {text} of the energy of what is stored is the update's; the rest is rounding."
+        return [*found, told.sentence("kept", text)]
+    if not gates["rounding"].passed:
+        size = told.write(floor, "figures.floor_ratio", times)
+        text = f"The stored change is only {size} times the rounding of its storage, and may be nothing else."
+        return [*found, told.sentence("rounding", text)]
+    return found
+
+
+def _few_values(summary: Summary) -> list[Sentence]:
+    for side in ("tuned", "base"):
+        told = _Told(summary)
+        few, judged = (_count(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged"))
+        if few and 2 * few > judged:
+            told.inside(f"levels_{side}_few")
+            told.inside(f"levels_{side}_judged")
+            text = f"In {_all_of(few, judged)} inside layers the {side} side has as few distinct values in a row as "
+            text += "a copy through 8 or 4 bits, so the change may be the rounding of that copy."
+            return [told.sentence("few_values", text)]
+    return []
+
+
+# ------------------------------------------------------------------------------------------------ context
+
+
+def _context(summary: Summary, relation: Any) -> list[Sentence]:
+    if relation == "sibling":
+        return [
+            Sentence("siblings", "Neither side was tuned from the other: this is the difference of two siblings.", {})
+        ]
+    first, _, last = summary.pair.partition("..")
+    if last not in KINDS:
+        return []
+    after = f" after {KINDS[first]}" if first in KINDS else ""
+    return [Sentence("stage", f"By its family file this stage is {KINDS[last]}{after}.", {})]
+
+
+# ------------------------------------------------------------------------------------------------ other explanations
+
+
+def _explanations(summary: Summary) -> list[Explanation]:
+    return [
+        _merged_adapter(_Told(summary)),
+        _orthogonalised(_Told(summary)),
+        _quantised(_Told(summary)),
+        _always("merge", "the mean of several models differs from a base as one model does"),
+        _short_run(_Told(summary)),
+        _always("novel_data", "data new to the base leave such changes as narrow data do"),
+        _weight_decay(_Told(summary)),
+    ]
+
+
+def _always(code: str, reason: str) -> Explanation:
+    return _explained(code, "cannot_be_excluded", reason, {})
+
+
+def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
+    return Explanation(code, EXPLANATIONS[code], answer, reason, figures)
+
+
+def _merged_adapter(told: _Told) -> Explanation:
+    summary = told.summary
+    code, side = "merged_adapter", summary.figures["short_side"]
+    least, most = (summary.inside_layers.get(name) for name in ("rank_least", "rank_most"))
+    ceiling = summary.figures["rank_ceiling"]
+    if ceiling is not None:
+        rank = told.write(ceiling, "figures.rank_ceiling", whole)
+        return _explained(code, "fits", f"the tuned side is an adapter, of rank {rank} at most", told.figures)
+    if side is None or least is None or most is None:
+        return _explained(code, "cannot_be_excluded", "the rank of the update is unknown", {})
+    told.overall("short_side")
+    if _is_low_rank(summary):
+        told.inside("rank_most")
+        rank = whole(told.inside("rank_90") or 0)
+        return _explained(code, "fits", f"{rank} of {whole(side)} directions hold 90 % of what is stored", told.figures)
+    rank = told.write(least, "inside_layers.rank_least", whole)
+    if least > min(USUAL_RANK, HIGH * side):
+        return _explained(code, "no", f"the median update has rank {rank} or more, of {whole(side)}", told.figures)
+    if least > 1:
+        return _explained(
+            code, "cannot_be_excluded", f"only a rank below {rank} of {whole(side)} is excluded", told.figures
+        )
+    return _explained(code, "cannot_be_excluded", "its rank cannot be told", {})
+
+
+def _orthogonalised(told: _Told) -> Explanation:
+    summary, code = told.summary, "orthogonalised_optimiser"
+    judged, flatter = (_count(summary.inside_layers, name) for name in ("judged", "flatter_than_noise"))
+    if judged and 2 * flatter >= judged:
+        told.inside("flatter_than_noise")
+        told.inside("judged")
+        return _explained(
+            code, "fits", f"{_all_of(flatter, judged)} inside layers are flatter than noise", told.figures
+        )
+    value = summary.figures["concentration"]
+    known = choose_runs(summary.figures["short_side"], "muon", runs())
+    if value is not None and known:
+        most = max(row["concentration"] for row in known)
+        bases = len({row["base"] for row in known})
+        if value > most + LIKE_NOISE:
+            size = told.write(value, "figures.concentration", lambda x: f"{x:.2f}")
+            among = f"{len(known)} trainings of the lab with Muon on {bases} {'base' if bases == 1 else 'bases'}"
+            return _explained(code, "no", f"concentration is {size}, and at most {most:.2f} in {among}", told.figures)
+    compared = "the lab's trainings with Muon are like it" if known else "the lab has no such training of this size"
+    return _explained(code, "cannot_be_excluded", f"many such steps can add up to structure, and {compared}", {})
+
+
+def _quantised(told: _Told) -> Explanation:
+    summary, code, inside = told.summary, "quantised_copy", told.summary.inside_layers
+    for side in ("tuned", "base"):
+        few, judged = (_count(inside, f"levels_{side}_{name}") for name in ("few", "judged"))
+        if few and 2 * few > judged:
+            told.inside(f"levels_{side}_few")
+            told.inside(f"levels_{side}_judged")
+            return _explained(code, "fits", f"{_all_of(few, judged)} of {side} have few distinct values", told.figures)
+    floor = summary.figures["floor_ratio"]
+    low, high = ONE_ROUNDING
+    if floor is not None and low <= floor <= high and 2 * _count(inside, "beyond_noise") < _count(inside, "judged"):
+        size = told.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
+        return _explained(
+            code, "fits", f"the change is {size} times the rounding of its storage, as of a copy", told.figures
+        )
+    judged = _count(inside, "levels_tuned_judged")
+    if not judged:
+        return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
+    few = _count(inside, "levels_tuned_few")
+    told.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
+    which = "none" if not few else f"only {few:,}"
+    reason = f"{which} of {judged:,} matrices of tuned {'have' if few > 1 else 'has'} few distinct values in a row"
+    return _explained(code, "no", reason, told.figures)
+
+
+def _short_run(told: _Told) -> Explanation:
+    code, figures = "short_run", told.summary.figures
+    unrounded = figures.get("relative_norm_overall_unrounded")
+    name = "relative_norm_overall" if unrounded is None else "relative_norm_overall_unrounded"
+    value = figures[name]
+    if value is None:
+        return _explained(code, "cannot_be_excluded", "the size of the change is unknown", {})
+    size = told.write(value, f"figures.{name}", percent)
+    if value < SMALL:
+        return _explained(code, "fits", f"the change is but {size} of the base's norm", told.figures)
+    if value > LARGE:
+        return _explained(code, "no", f"the change is {size} of the base's norm", told.figures)
+    reason = f"a change of {size} may be few large steps or many small ones"
+    return _explained(code, "cannot_be_excluded", reason, told.figures)
+
+
+def _weight_decay(told: _Told) -> Explanation:
+    code, value = "weight_decay", told.inside("decay_cosine")
+    if value is None:
+        return _explained(code, "cannot_be_excluded", "the report does not say whether the weights shrank", {})
+    cosine = f"{value:.2f}".replace("-0.00", "0.00")
+    if value <= SHRINKS:
+        return _explained(code, "fits", f"the change points against the weights (median cosine {cosine})", told.figures)
+    if value < STILL:
+        reason = f"a part of the change points against the weights (median cosine {cosine})"
+        return _explained(code, "cannot_be_excluded", reason, told.figures)
+    reason = f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
+    return _explained(code, "no", reason, told.figures)

@@ -1,0 +1,524 @@
+"""Finished reports -> the stages of one base in order, and what each step changed beside the step before.
+
+A report says which checkpoint is its base and which its tuned side: by commit on the Hub, by fingerprint everywhere.
+Two reports follow one another where the tuned side of one is the base of the other, by these and not by name: another
+commit of a repository is another checkpoint. Reports that pass over stages (base..instruct beside base..sft and
+sft..instruct) are no steps; they stand below the chain that they span. Stages of one base need no reference: they have
+one set of shapes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary_rows import CheckpointSide
+from shadow.places.groups import ATTENTION, MLP
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import Provenance
+from shadow.reports.tables import read_tables
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from shadow.targets.families import Family
+
+MOST_REPORTS = 200  # of one lineage
+MOST_CHAINS = 40  # that are told
+KNOWN = 0.9  # of the parameters: less of them with a known update, and the whole update's norm is not known
+QUARTERS = 4
+SUFFIX = re.compile(r"-[0-9a-f]{8}$")  # of the name of a pair that was given by two references
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group of modules: its share of the energy of the change, and of the parameters that changed."""
+
+    name: str
+    energy_share: float
+    parameter_share: float
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Two deltas that follow one another, held against each other matrix by matrix: see shadow.spectra.joint.
+
+    All matrices count as one vector. cosine: of the two deltas as stored. chance_cosine: its standard deviation if all
+    signs were random. chance_cosine_master: what it is on average for unrelated updates where a master copy in more
+    bits went on over the middle stage, whose rounding both deltas share; where training began from the stored stage
+    that is 0. None where it cannot be told. inside_left and inside_right: share of the new delta's energy in the
+    leading singular directions of the old one (at most `directions` of each matrix; outputs and inputs), with what
+    chance gives by the new delta's own rows and columns; None where no matrix has such directions.
+    """
+
+    matrices: int
+    left_out: int  # that one of the two reports has alone, or in another shape
+    cosine: float | None
+    chance_cosine: float | None
+    chance_cosine_master: float | None
+    directions: int
+    inside_left: float | None
+    inside_right: float | None
+    chance_inside_left: float | None
+    chance_inside_right: float | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One report as a step of a lineage. Norms are over all matrices that changed, as one vector.
+
+    norm and norm_unrounded are in units of the weights, and ratio is of two of them: relative norms of two steps may
+    have other bases. excess_purity is unrounded where that is known, as are equivalent_directions; both are medians
+    over the matrices inside layers.
+    """
+
+    family: str
+    pair: str
+    folder: str
+    base: CheckpointSide
+    tuned: CheckpointSide
+    start: str  # names of the stages
+    end: str
+    matrices: int
+    failed_gates: list[str]
+    relative_norm: float | None
+    relative_norm_unrounded: float | None
+    no_unrounded: str | None  # why it is not known
+    norm: float | None
+    norm_unrounded: float | None
+    kept: float | None  # share of the stored change's energy that is the update's
+    zero_share: float | None
+    rounded_away: int  # matrices of which less than a quarter is the update's
+    unexplained: int  # matrices whose rounding is not that of one training from the stored base
+    groups: list[Group]  # the most energy first
+    quarters: list[float] | None  # shares of the energy inside layers, by depth; None below four layers
+    equivalent_directions: float | None
+    excess_purity: float | None
+    coherent: int  # matrices inside layers that have equivalent_directions
+    inside: int  # matrices inside layers that changed
+    chosen: Mapping[str, list[Any]]  # components, layers and modules that the audit was restricted to
+    ratio: float | None = None  # of this step's norm to the one before
+    ratio_of: str | None = None  # unrounded, or stored
+    no_ratio: str | None = None
+    joint: Joint | None = None
+    no_joint: str | None = None  # why there is none
+
+    @property
+    def size(self) -> float | None:
+        """The relative norm: unrounded where it is known."""
+        return self.relative_norm if self.relative_norm_unrounded is None else self.relative_norm_unrounded
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages that follow one another, a step between each two. whole: reports that pass over stages of it."""
+
+    stages: list[str]
+    steps: list[Step]
+    whole: list[Step]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The chains of some reports, and what is to be said of their order: gaps, and what could not be told."""
+
+    chains: list[Chain]
+    notes: list[str]
+
+    @property
+    def is_one(self) -> bool:
+        """Does any step follow another?"""
+        return any(len(chain.steps) > 1 for chain in self.chains)
+
+    def noting(self, notes: Sequence[str]) -> Lineage:
+        """The same with more notes."""
+        return replace(self, notes=[*self.notes, *notes])
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_step(folder: Path) -> Step | None:
+    """A finished report as a step; None for one of siblings, of which neither came from the other.
+
+    Raises ShadowError when it cannot be read.
+    """
+    summary, metadata = read_summary(folder)
+    if metadata["settings"].get("relation") == "sibling":
+        return None
+    return step_of(
+        summary,
+        cast("ReportMetadata", metadata),
+        read_tables(folder, ["matrices"])["matrices"].to_pandas(),
+        str(folder),
+    )
+
+
+def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, folder: str) -> Step:
+    """A report as a step, from its summary, its provenance and its matrices."""
+    start, end = _stages_of(summary.pair)
+    inside = summary.inside_layers
+    purity = inside["excess_purity_unrounded"]
+    told = Provenance.of(metadata)
+    chosen = {"components": told.components, "layers": told.layers, "modules": told.modules}
+    return Step(
+        family=summary.family,
+        pair=summary.pair,
+        folder=folder,
+        base=summary.base,
+        tuned=summary.tuned,
+        start=start,
+        end=end,
+        matrices=int(summary.figures["matrices"] or 0),
+        failed_gates=[gate.name for gate in summary.failed_gates],
+        relative_norm=summary.figures["relative_norm_overall"],
+        **_norms(matrices),
+        zero_share=summary.figures["zero_share"],
+        groups=_groups(summary),
+        quarters=_quarters(summary),
+        equivalent_directions=inside["equivalent_directions"],
+        excess_purity=inside["excess_purity"] if purity is None else purity,
+        coherent=int(inside["coherent"] or 0),
+        inside=int(inside["matrices"] or 0),
+        chosen={name: list(values) for name, values in chosen.items() if values},
+    )
+
+
+def _stages_of(pair: str) -> tuple[str, str]:
+    """The names of the two stages in the name of a pair."""
+    start, _, end = SUFFIX.sub("", pair).partition("..")
+    return start, end
+
+
+def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
+    """Norms of the change as one vector, as stored and unrounded, and how much of it is the update's."""
+    keys = ["component", "layer", "tensor", "module", "expert"]
+    bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
+    rows = matrices[matrices["subject"] == "delta"].merge(
+        bases.rename(columns={"frobenius_norm": "base_norm"}), on=keys, how="left"
+    )
+    reasons = rows["kept_reason"]
+    counts = {
+        "rounded_away": int((reasons == "rounded_away").sum()),
+        "unexplained": int((reasons == "rounding_unexplained").sum()),
+    }
+    stored, base = rows["frobenius_norm"].astype(float), rows["base_norm"].astype(float)
+    whole = math.hypot(*stored) if len(rows) else None
+    # of what was not rounded, the stored change is the update
+    update = (rows["relative_norm_unrounded"].astype(float) * base).where(reasons != "nothing_rounded", stored)
+    kept = rows["kept"].astype(float).where(reasons != "nothing_rounded", 1.0)
+    known = update.notna() & base.notna()
+    share = _share(rows.loc[known, "parameters"].sum(), rows["parameters"].sum())
+    unrounded = None
+    if share is not None and share >= KNOWN:
+        unrounded = _share(math.hypot(*update[known]), math.hypot(*base[known]))
+    energies = (stored**2)[kept.notna()]
+    enough = kept.notna().any() and energies.sum() >= KNOWN * (stored**2).sum()
+    return {
+        "norm": whole,
+        "relative_norm_unrounded": unrounded,
+        "norm_unrounded": None if unrounded is None else unrounded * math.hypot(*base[base.notna()]),
+        "no_unrounded": _no_unrounded(len(rows), counts) if unrounded is None else None,
+        "kept": _share((kept[kept.notna()] * energies).sum(), energies.sum()) if enough else None,
+        **counts,
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return float(part / whole) if whole > 0 else None
+
+
+def _no_unrounded(matrices: int, counts: Mapping[str, int]) -> str:
+    if not matrices:
+        return "nothing changed"
+    told = [f"{name} in {count} of {matrices} matrices" for name, count in counts.items() if count]
+    return "; ".join(told).replace("rounded_away", "rounded away").replace("unexplained", "rounding unexplained") or (
+        "the report does not have it"
+    )
+
+
+def main_component(summary: Summary) -> str | None:
+    """The component whose depth is told: language, or the one of most layers."""
+    names = [row.component for row in summary.depth]
+    return None if not names else "language" if "language" in names else max(names, key=names.count)
+
+
+def _groups(summary: Summary) -> list[Group]:
+    """Groups of modules by their energy: attention, MLP, embedding, head; another component is a group of its own."""
+    main = main_component(summary)
+    sums: dict[str, tuple[float, int]] = {}
+    for row in summary.modules:
+        name = _group(row.module) if row.component in (main, "language") else row.component
+        energy, parameters = sums.get(name, (0.0, 0))
+        sums[name] = energy + (row.energy or 0.0), parameters + row.parameters
+    whole, every = math.fsum(energy for energy, _ in sums.values()), sum(size for _, size in sums.values())
+    if not whole:
+        return []
+    found = [Group(name, own / whole, size / every) for name, (own, size) in sums.items()]
+    return sorted(found, key=lambda group: (-group.energy_share, group.name))
+
+
+def _group(module: str) -> str:
+    if module.startswith(ATTENTION):
+        return "attention"
+    if module.startswith(MLP):
+        return "MLP"
+    return {"embed": "embedding"}.get(module, module)
+
+
+def _quarters(summary: Summary) -> list[float] | None:
+    """Shares of the energy of the main component's layers, in quarters of its depth."""
+    main = main_component(summary)
+    energies = [row.energy or 0.0 for row in sorted(summary.depth, key=lambda row: row.layer) if row.component == main]
+    total = math.fsum(energies)
+    if len(energies) < QUARTERS or not total:
+        return None
+    place = [QUARTERS * number // len(energies) for number in range(len(energies))]
+    return [
+        math.fsum(energy for energy, own in zip(energies, place, strict=True) if own == quarter) / total
+        for quarter in range(QUARTERS)
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- order
+
+
+def stage_names(families: Iterable[Family]) -> dict[str, str]:
+    """The names of stages by repository, in lower case, as the registry has them."""
+    return {
+        reference.repo.lower(): stage
+        for family in families
+        for stage, component, reference in family.references()
+        if component is None
+    }
+
+
+def unaudited(family: Family, steps: Iterable[Step]) -> list[str]:
+    """A note for each declared pair of a family, one trained from the other, that has no report."""
+    there = {step.pair for step in steps if step.family == family.name}
+    missing = [pair.name for pair in family.pairs if pair.relation == "tuned" and pair.name not in there]
+    return [f"no report of {name}: shadow audit {family.name}:{name}" for name in missing]
+
+
+def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> Lineage:
+    """The chains that steps make, in the order of the steps. stages: names of stages by repository, in lower case."""
+    notes: list[str] = []
+    nodes = _nodes(steps)
+    edges: dict[tuple[int, int], Step] = {}
+    for step, ends in zip(steps, nodes, strict=True):
+        if ends[0] == ends[1]:
+            notes.append(f"{step.folder}: base and tuned are the same files, which is no step")
+        elif ends in edges:
+            notes.append(f"{step.folder}: of the same two checkpoints as {edges[ends].folder}, which is shown")
+        else:
+            edges[ends] = step
+    names = _names(edges, stages or {})
+    edges = {ends: replace(step, start=names[ends[0]], end=names[ends[1]]) for ends, step in edges.items()}
+    notes += _gaps(edges)
+    circle = _in_circles(edges)
+    for ends in circle:
+        notes.append(f"{edges[ends].folder}: {edges[ends].start} and {edges[ends].end} come from each other: no order")
+    open_edges = [ends for ends in edges if ends not in circle]
+    direct = [ends for ends in open_edges if not _has_detour(ends, open_edges)]
+    notes += _merges(direct, edges)
+    paths = _paths(direct)
+    if len(paths) > MOST_CHAINS:
+        notes.append(f"{len(paths)} chains, of which the first {MOST_CHAINS} are shown")
+    chains = [_chain(path, edges, names, open_edges) for path in paths[:MOST_CHAINS]]
+    chains += [_chain(list(ends), edges, names, []) for ends in circle]
+    return Lineage(chains, notes)
+
+
+def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
+    """What a checkpoint is known by: equal in one of these, equal."""
+    found: list[tuple[str, ...]] = []
+    if side["fingerprint"]:
+        found.append(("files", side["fingerprint"]))
+    if side["commit"]:
+        found.append(("commit", side["repo"].lower(), side["commit"]))
+    return found or [("name", side["repo"])]
+
+
+def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
+    """Which of several pairs, (base, tuned) each, begin where another ends, or end where another begins."""
+    begun = {key for base, _ in sides for key in _keys(base)}
+    ended = {key for _, tuned in sides for key in _keys(tuned)}
+    return [
+        number
+        for number, (base, tuned) in enumerate(sides)
+        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
+    ]
+
+
+def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
+    """A number for both checkpoints of each step, equal for equal checkpoints."""
+    parent: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def top(key: tuple[str, ...]) -> tuple[str, ...]:
+        while parent.setdefault(key, key) != key:
+            key = parent[key]
+        return key
+
+    sides = [(step.base, step.tuned) for step in steps]
+    for pair in sides:
+        for side in pair:
+            first, *others = _keys(side)
+            for other in others:
+                parent[top(other)] = top(first)
+    numbers: dict[tuple[str, ...], int] = {}
+    found = [tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair) for pair in sides]
+    return [(first, second) for first, second in found]
+
+
+def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:
+    """What each checkpoint is called: its stage, or the last of its repository's name where two have one stage."""
+    names: dict[int, str] = {}
+    repos: dict[int, str] = {}
+    for (first, second), step in edges.items():
+        for node, name, side in ((first, step.start, step.base), (second, step.end, step.tuned)):
+            repos.setdefault(node, side["repo"])
+            names.setdefault(node, stages.get(side["repo"].lower(), name or side["repo"]))
+    taken = list(names.values())
+    for node, name in names.items():
+        if taken.count(name) > 1:
+            names[node] = repos[node].rstrip("/").rpartition("/")[2] or repos[node]
+    return names
+
+
+def _gaps(edges: Mapping[tuple[int, int], Step]) -> list[str]:
+    """Where a step begins at another commit, or at other files, of what a step ends at by its name."""
+    notes = []
+    ends = {step.tuned["repo"].lower(): (node, step) for (_, node), step in edges.items()}
+    for (node, _), step in edges.items():
+        last = ends.get(step.base["repo"].lower())
+        if last is not None and last[0] != node and not any(second == node for _, second in edges):
+            notes.append(
+                f"{step.pair} begins at {_version(step.base)} of {step.base['repo']}, and {last[1].pair} ends at "
+                f"{_version(last[1].tuned)}: other files, so that one does not follow the other"
+            )
+    return notes
+
+
+def _version(side: CheckpointSide) -> str:
+    return f"commit {side['commit'][:7]}" if side["commit"] else f"files {(side['fingerprint'] or 'unknown')[:7]}"
+
+
+def _in_circles(edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Edges between checkpoints that come from each other, in any number of steps."""
+    edges = list(edges)
+    return [(first, second) for first, second in edges if _reaches(second, first, edges)]
+
+
+def _reaches(start: int, end: int, edges: Sequence[tuple[int, int]]) -> bool:
+    following: dict[int, list[int]] = {}
+    for first, second in edges:
+        following.setdefault(first, []).append(second)
+    seen, waiting = {start}, [start]
+    while waiting:
+        for node in following.get(waiting.pop(), ()):
+            if node == end:
+                return True
+            if node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    return False
+
+
+def _has_detour(ends: tuple[int, int], edges: Sequence[tuple[int, int]]) -> bool:
+    """Is there another way from one to the other, over stages between them?"""
+    return _reaches(*ends, [one for one in edges if one != ends])
+
+
+def _merges(direct: Sequence[tuple[int, int]], edges: Mapping[tuple[int, int], Step]) -> list[str]:
+    notes = []
+    for node in dict.fromkeys(second for _, second in direct):
+        into = [edges[ends] for ends in direct if ends[1] == node]
+        if len(into) > 1:
+            starts = " and ".join(step.start for step in into)
+            notes.append(f"{into[0].end} is the end of steps from {starts}: in each of their chains it is the last")
+    return notes
+
+
+def _paths(direct: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Every way from a checkpoint that no step ends at to one that none begins at; one more than are told, at most."""
+    ends = {second for _, second in direct}
+    paths: list[list[int]] = []
+    for root in dict.fromkeys(first for first, _ in direct if first not in ends):
+        waiting = [[root]]
+        while waiting and len(paths) <= MOST_CHAINS:
+            path = waiting.pop()
+            following = [second for first, second in direct if first == path[-1]]
+            if not following:
+                paths.append(path)
+            waiting += [[*path, second] for second in reversed(following)]
+    return paths
+
+
+def _chain(
+    path: Sequence[int],
+    edges: Mapping[tuple[int, int], Step],
+    names: Mapping[int, str],
+    every: Sequence[tuple[int, int]],
+) -> Chain:
+    between = list(pairwise(path))
+    steps: list[Step] = []
+    for ends in between:
+        steps.append(_beside(edges[ends], steps[-1] if steps else None))
+    whole = [edges[ends] for ends in every if ends not in between and set(ends) <= set(path)]
+    return Chain([names[node] for node in path], steps, whole)
+
+
+def _beside(step: Step, before: Step | None) -> Step:
+    """The step with the ratio of its norm to the one before: of unrounded norms where both are known."""
+    if before is None:
+        return replace(step, no_ratio="the first step", no_joint="the first step")
+    if step.chosen != before.chosen:
+        return replace(step, no_ratio="the two audits were restricted in different ways")
+    for kind, own, last in (
+        ("unrounded", step.norm_unrounded, before.norm_unrounded),
+        ("stored", step.norm, before.norm),
+    ):
+        if own is not None and last:
+            return replace(step, ratio=own / last, ratio_of=kind)
+    return replace(step, no_ratio="nothing changed in one of the two")
+
+
+def successions(found: Lineage) -> list[tuple[Step, Step]]:
+    """Every step with the one before it, each two once."""
+    pairs = {
+        (before.folder, step.folder): (before, step) for chain in found.chains for before, step in pairwise(chain.steps)
+    }
+    return list(pairs.values())
+
+
+def with_joint(found: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
+    """The same with what two deltas say of each other, or why nothing does, by the folders of their reports."""
+    chains = []
+    for chain in found.chains:
+        steps = chain.steps[:1]
+        for before, step in pairwise(chain.steps):
+            told = held.get((before.folder, step.folder))
+            if isinstance(told, Joint):
+                steps.append(replace(step, joint=told, no_joint=None))
+            else:
+                steps.append(replace(step, no_joint=told))
+        chains.append(replace(chain, steps=steps))
+    return replace(found, chains=chains)
+
+
+def shrinking(step: Step, before: Step) -> float | None:
+    """The least factor by which storage may have shrunk the cosine of two updates, from kept of both; at most 1.
+
+    As stored, a cosine is that of the updates times a factor between sqrt(kept_1 kept_2) and 1. It is the lower bound
+    where what each storage kept has nothing to do with what the other did. As the same entries are kept in both (those
+    of small weights, whose steps are small), it is nearer to 1.
+    """
+    if step.kept is None or before.kept is None:
+        return None
+    return math.sqrt(step.kept * before.kept)

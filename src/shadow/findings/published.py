@@ -1,0 +1,364 @@
+"""Figures of released pairs that others published: does an audit of one agree, and where does another pair lie.
+
+`registry/reference/published.csv` has 52 pairs as modeldelta measured them (MIT, Nikolay Yudin, 2026), and
+`published.md` beside it their source, licence and definitions. Nothing of it is a verdict. Families are counted and
+not pairs, as pairs of one base are not independent: all models that come from one base are a family, a value of it is
+the median of its pairs, and a pair's own family is left out. There are fewer than 20 families, so a place is a rank
+among them and never a percentile. Models of one vendor that differ in size are families of their own, and alike.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
+
+from shadow.files import registry_folder
+from shadow.findings.summary_rows import PublishedCheck, PublishedFigures, PublishedPair, PublishedPlace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
+SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out
+# both tools were run on one released pair, and no figure differed by more than 2e-4: five times that
+TOLERANCE = 1e-3  # of the published figure; of a cosine as it is
+LAST_DIGIT = 5e-7  # half a unit of the last digit that is published
+WITHIN = 3.0  # pairs whose relative norm is within this factor are of about the size of another
+NARROWEST = 896  # short side of the smallest published model: energy in 20 directions says other things below it
+# where the table begins with a model that was itself made from another; by the model cards of both
+ORIGINS = {
+    "allenai/Llama-3.1-Tulu-3-8B-SFT": "meta-llama/Llama-3.1-8B",
+    "meta-llama/Llama-3.1-70B-Instruct": "meta-llama/Llama-3.1-70B",
+    "Qwen/Qwen2.5-Math-1.5B": "Qwen/Qwen2.5-1.5B",
+}
+UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: their norm is not known
+DEFINITIONS = {
+    "mean_relative_norm": "mean of norm(tuned - base) / norm(base) over the tensors that both sides have under one "
+    f"name and in one shape, of {SMALLEST:,} entries or more: norms and biases too",
+    "mean_cosine": "mean of the cosine of base and tuned over the same tensors",
+    "mean_top20_energy": "mean of the share of the energy of tuned - base in its 20 largest singular values, over "
+    "those of two dimensions that changed",
+    "oq_ratio": "mean over layers of the relative norm of the weights attn.o, over the same mean of attn.q (of "
+    "attn.qkv where that is stored fused)",
+}
+
+
+@dataclass(frozen=True)
+class Released:
+    """A pair of the table. modules: tensors that its means are over; with_spectrum: those of two dimensions."""
+
+    base: str
+    tuned: str
+    mean_relative_norm: float | None
+    mean_cosine: float | None
+    mean_top20_energy: float | None
+    oq_ratio: float
+    modules: int | None
+    with_spectrum: int | None
+
+
+@lru_cache
+def released() -> tuple[Released, ...]:
+    """The shipped table, in its order."""
+    with (registry_folder() / "reference" / "published.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Released(
+                row["base"],
+                row["tuned"],
+                _float(row["mean_relative_norm"]),
+                _float(row["mean_cosine"]),
+                _float(row["mean_top20_energy"]),
+                float(row["oq_ratio"]),
+                _int(row["modules"]),
+                _int(row["modules_with_spectrum"]),
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+def _float(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _int(text: str) -> int | None:
+    return int(text) if text else None
+
+
+def family_of(repo: str, table: Iterable[Released]) -> str:
+    """The base that a model comes from, in lower case, as far as the table and ORIGINS tell; itself where they do not.
+
+    Stages follow one another: of OLMo-2-7B, base -> SFT -> DPO -> Instruct, all are of the family of the base.
+    """
+    parents = {tuned.lower(): base.lower() for tuned, base in ORIGINS.items()}
+    parents |= {one.tuned.lower(): one.base.lower() for one in table}
+    found = repo.lower()
+    seen = {found}
+    while (parent := parents.get(found)) is not None and parent not in seen:
+        found = parent
+        seen.add(found)
+    return found
+
+
+def published_figures(
+    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: Mapping[str, Any], unrelated: bool
+) -> PublishedFigures:
+    """What the published figures say of a report; metadata is what Identity has, unrelated: its lineage gate failed.
+
+    tensors and deltas are the rows of tensors.parquet, and those of deltas in matrices.parquet.
+    """
+    table = released()
+    base, tuned = metadata["base"]["repo"], metadata["tuned"]["repo"]
+    fault = _not_whole(tensors, metadata)
+    own = find(table, base, tuned)
+    paired = _paired(tensors)
+    no_size = fault or _no_pair(metadata, unrelated) or _no_norm(paired)
+    no_top20 = no_size or _no_top20(deltas)
+    families = {family_of(base, table), family_of(tuned, table)}
+    others = [one for one in table if family_of(one.base, table) not in families]
+    size = top20 = None
+    norm = mean_relative_norm(paired)
+    if no_size is None and norm is not None:
+        size = place("mean_relative_norm", norm, others)
+        if no_top20 is None:
+            near = [one for one in others if _is_near(one, norm)]
+            top20 = place("mean_top20_energy", _mean(deltas["top20_energy"]), near)
+            no_top20 = None if top20 else "no other family has a pair of about its size"
+    pair = None if own is None else _agreement(own, tensors, deltas, fault)
+    return PublishedFigures(SOURCE, pair, size, no_size, top20, no_top20, WITHIN)
+
+
+def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
+    """The published pair of two repositories, whatever the case of their names; None where there is none."""
+    names = base.lower(), tuned.lower()
+    return next((one for one in table if (one.base.lower(), one.tuned.lower()) == names), None)
+
+
+def _not_whole(tensors: pd.DataFrame, metadata: Mapping[str, Any]) -> str | None:
+    """Why means over the tensors of a report are not those over the tensors of the pair; None where they are."""
+    chosen = metadata["settings"].get("chosen") or {}
+    if any(chosen.get(name) for name in ("components", "layers", "modules")):
+        return "only a part of the pair was audited"
+    missing = tensors["reason"].isin(list(UNKNOWN)) & (tensors["status"] == "skipped")
+    return f"{int(missing.sum())} tensors could not be measured" if missing.any() else None
+
+
+def _no_pair(metadata: Mapping[str, Any], unrelated: bool) -> str | None:
+    if metadata["settings"].get("relation") == "sibling":
+        return "neither side was trained from the other"
+    return "the two sides are not of one lineage" if unrelated else None
+
+
+def _no_norm(paired: pd.DataFrame) -> str | None:
+    if paired.empty:
+        return f"no tensor of {SMALLEST:,} entries or more has a partner"
+    return None if (paired["relative_norm"] > 0).any() else "nothing changed"
+
+
+def _paired(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The base's tensors that were compared whole and are large enough, whatever the name of their partner."""
+    base = tensors[(tensors["side"] == "base") & tensors["relative_norm"].notna()]
+    sizes = base["shape"].map(_entries)
+    return base[(sizes >= SMALLEST) & (base["compared"] == sizes)]
+
+
+def _entries(shape: Iterable[int]) -> int:
+    return math.prod(int(size) for size in shape)
+
+
+def _of_one_name(tensors: pd.DataFrame) -> pd.DataFrame:
+    """The tensors that both sides have under one name and in one shape, of SMALLEST entries or more: modeldelta's."""
+    base, tuned = (tensors[tensors["side"] == side] for side in ("base", "tuned"))
+    shapes = {name: tuple(shape) for name, shape in zip(tuned["tensor"], tuned["shape"], strict=True)}
+    keep = [
+        shapes.get(name) == tuple(shape) and _entries(shape) >= SMALLEST
+        for name, shape in zip(base["tensor"], base["shape"], strict=True)
+    ]
+    return base[keep]
+
+
+def mean_relative_norm(tensors: pd.DataFrame) -> float | None:
+    """The mean over tensors; null where one has none, as of a base that is 0."""
+    norms = tensors["relative_norm"]
+    return _mean(norms) if len(norms) and norms.notna().all() else None
+
+
+def _mean(values: pd.Series) -> float:
+    return fmean(values.astype(float))
+
+
+def oq_ratio(tensors: pd.DataFrame) -> float | None:
+    """Mean over layers of the relative norm of attn.o over that of attn.q, weights alone; null where either is absent.
+
+    Of a fused attn.qkv where that is stored, as modeldelta has it.
+    """
+    weights = tensors[(tensors["component"] == "language") & tensors["layer"].notna()]
+    weights = weights[weights["shape"].map(len) > 1]
+    norms = {name: mean_relative_norm(weights[weights["module"] == f"attn.{name}"]) for name in ("o", "q", "qkv")}
+    below = norms["q"] if norms["q"] is not None else norms["qkv"]
+    return norms["o"] / below if norms["o"] is not None and below else None
+
+
+def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, float] | None:
+    """The least and the most that the mean cosine over tensors can be.
+
+    A report has the cosine of every matrix that changed; a tensor that is identical has 1, and a vector whose relative
+    norm is r at least sqrt(1 - r^2), from 1 on -1. None where a matrix is stored in parts.
+    """
+    cosines = dict(zip(deltas["base_tensor"], deltas["cosine"].astype(float), strict=True))
+    if tensors["relative_norm"].isna().any():
+        return None
+    least, most = [], []
+    for name, shape, norm in zip(tensors["tensor"], tensors["shape"], tensors["relative_norm"], strict=True):
+        if norm > 0 and len(shape) > 1:
+            found = cosines.get(name, math.nan)
+            least.append(found)
+            most.append(found)
+        else:
+            least.append(math.sqrt(1 - norm * norm) if norm < 1 else -1.0)
+            most.append(1.0)
+    bounds = fmean(least), fmean(most)
+    return None if math.isnan(bounds[0]) else bounds
+
+
+def _no_top20(deltas: pd.DataFrame) -> str | None:
+    """Why the energy in 20 directions is not held against the table's; None where it is."""
+    if not deltas["top20_energy"].notna().any():
+        return "top20_energy is not in the report, or nothing changed"
+    if deltas["top20_energy"].isna().any():
+        return "a matrix has no top20_energy"
+    if _has_parts(deltas):
+        return "matrices that are stored as one were measured apart"
+    inside = deltas[deltas["layer"].notna()]
+    if inside.empty:
+        return "no matrix inside a layer changed"
+    short = inside[["rows", "cols"]].min(axis=1).median()
+    return None if short >= NARROWEST else f"its matrices are smaller than the {NARROWEST} of the smallest model there"
+
+
+def _has_parts(deltas: pd.DataFrame) -> bool:
+    """Was any tensor cut into several matrices: a fused projection, a stack of experts?"""
+    return bool(deltas["base_tensor"].duplicated().any())
+
+
+def _is_near(one: Released, norm: float) -> bool:
+    return one.mean_relative_norm is not None and norm / WITHIN <= one.mean_relative_norm <= norm * WITHIN
+
+
+def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPlace | None:
+    """The rank of a value among families, each with the median of its pairs; None where there is no other family."""
+    table = released()
+    families: dict[str, list[float]] = {}
+    for one in others:
+        if (known := getattr(one, figure)) is not None:
+            families.setdefault(family_of(one.base, table), []).append(known)
+    if not families:
+        return None
+    medians = [median(values) for values in families.values()]
+    return PublishedPlace(
+        value=value,
+        below=sum(one < value for one in medians),
+        families=len(medians),
+        pairs=sum(len(values) for values in families.values()),
+        least=min(medians),
+        most=max(medians),
+    )
+
+
+def _agreement(own: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None) -> PublishedPair:
+    """Every published figure of a pair beside ours, where both are of the same tensors."""
+    named = _of_one_name(tensors)
+    whole = fault or _other_count(len(named), own.modules, "tensors of one name and shape")
+    matrices = named[named["shape"].map(len) > 1]
+    changed = deltas[deltas["base_tensor"].isin(matrices["tensor"])]
+    spectra = whole or _other_count(len(matrices), own.with_spectrum, "of them with two dimensions")
+    if spectra is None and _has_parts(changed):
+        spectra = "stored there as one, measured here apart: fused projections or stacked experts"
+    checks = [_check("mean_relative_norm", own, whole, mean_relative_norm(named))]
+    cosines = None if whole else mean_cosine(named, changed)
+    slack = (cosines[1] - cosines[0]) / 2 if cosines else 0.0
+    unsure = "the cosines of vectors, which a report does not have, could move it by more than the tolerance"
+    middle = sum(cosines) / 2 if cosines else None
+    no_cosine = spectra or (unsure if slack > TOLERANCE else None)
+    checks.append(_check("mean_cosine", own, no_cosine, middle, TOLERANCE + LAST_DIGIT + slack))
+    energies = changed["top20_energy"]
+    top20 = _mean(energies) if len(energies) and energies.notna().all() else None
+    checks.append(_check("mean_top20_energy", own, spectra, top20))
+    checks.append(_check("oq_ratio", own, fault, oq_ratio(named)))
+    found = [one for one in checks if one is not None]
+    compared = [one.agrees for one in found if one.agrees is not None]
+    return PublishedPair(own.base, own.tuned, all(compared) if compared else None, found)
+
+
+def _other_count(ours: int, theirs: int | None, what: str) -> str | None:
+    return None if theirs is None or ours == theirs else f"{theirs} {what} there, {ours} here"
+
+
+def _check(
+    figure: str, own: Released, fault: str | None, ours: float | None, tolerance: float | None = None
+) -> PublishedCheck | None:
+    """One figure; None where it was not published. fault: why it cannot be compared."""
+    theirs = getattr(own, figure)
+    if theirs is None:
+        return None
+    if fault is None and ours is None:
+        fault = "the report does not have it"
+    if tolerance is None:
+        tolerance = TOLERANCE * theirs + LAST_DIGIT
+    agrees = None if fault or ours is None else abs(ours - theirs) <= tolerance
+    return PublishedCheck(figure, theirs, None if fault else ours, tolerance, agrees, fault)
+
+
+WORDS = {
+    "mean_relative_norm": "mean relative norm",
+    "mean_cosine": "mean cosine",
+    "mean_top20_energy": "mean top-20 energy",
+    "oq_ratio": "o/q ratio",
+}
+
+
+def context_sentence(found: PublishedFigures) -> tuple[str, dict[str, float | int]] | None:
+    """What is to be said of the published figures, and the numbers in it; None where nothing is."""
+    if found.pair is not None and found.pair.agrees is not None:
+        return _of_pair(found.pair)
+    if found.size is None:
+        return None
+    size = found.size
+    text = (
+        f"Of {size.families} other families of released pairs whose figures are published, {size.below} changed less "
+        f"than this pair by the mean relative norm over tensors ({size.value:.3g}; theirs {size.least:.3g} to "
+        f"{size.most:.3g})"
+    )
+    figures: dict[str, float | int] = {
+        "mean_relative_norm": size.value, "families": size.families, "families_below": size.below,
+    }  # fmt: skip
+    if found.top20 is not None:
+        top20 = found.top20
+        text += (
+            f"; of the {top20.families} with pairs within a factor of {found.within:g} of its size, {top20.below} have "
+            f"less of their energy in 20 directions ({top20.value:.3g}; theirs {top20.least:.3g} to {top20.most:.3g})"
+        )
+        figures |= {
+            "mean_top20_energy": top20.value, "families_of_its_size": top20.families,
+            "families_of_its_size_below": top20.below,
+        }  # fmt: skip
+    return f"{text}.", figures
+
+
+def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
+    told: list[str] = []
+    figures: dict[str, float | int] = {}
+    for check in pair.checks:
+        if check.ours is not None:
+            told.append(f"{WORDS[check.figure]} {check.ours:.4g} (theirs {check.published:.4g})")
+            figures |= {check.figure: check.ours, f"published_{check.figure}": check.published}
+    differing = [WORDS[check.figure] for check in pair.checks if check.agrees is False]
+    verdict = f"they differ in {' and '.join(differing)}" if differing else "they agree"
+    text = (
+        f"Others published figures of this pair, of a commit that they do not tell, and {verdict}: {', '.join(told)}."
+    )
+    return text, figures

@@ -1,0 +1,106 @@
+"""A report as Markdown, for a model card or a pull request: finding, modules, other explanations, how it was made.
+
+Names and texts of a report are hostile: `cell` shows names as code, and `plain` lets no text be markup, a link, a
+mention or a reference on GitHub.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from shadow.findings.finding import ANSWERS
+from shadow.outputs.terminal.typeset import number, share
+from shadow.text import several, visible
+
+if TYPE_CHECKING:
+    from shadow.findings.summary import Summary
+
+MODULES = 24  # rows of the table, those of most energy; the rest is counted
+APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
+
+
+def cell(text: str) -> str:
+    """Any text as a cell of a Markdown table that shows it as it is: one line, no markup, no links, no mentions."""
+    shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
+    return f"<code>{shown}</code>" if shown.strip() else ""
+
+
+def plain(text: str) -> str:
+    """Any text in a paragraph or cell: one line, that reads as usual and is no markup, link or mention."""
+    shown = re.sub(r"[\\`*_{}\[\]<>|!~&$\"]", lambda match: f"&#{ord(match[0])};", visible(text))
+    shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown)
+    shown = re.sub(r"[@#]", lambda match: f"{match[0]}{APART}", shown)
+    return re.sub(r"(?i)(www\.|:(?=//))", lambda match: f"{match[1]}{APART}", shown)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table; figures are what every column but the first has."""
+    return [
+        f"| {' | '.join(heads)} |",
+        f"|---|{'---:|' * (len(heads) - 1)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def report_markdown(summary: Summary, provenance: Mapping[str, Any]) -> str:
+    """The finding of a pair, a row for each module, the other explanations, and how it was measured."""
+    lines = [f"### {cell(summary.family)} {cell(summary.pair)}", "", *finding_lines(summary), ""]
+    lines += [f"**Warning.** {plain(warning.text)}\n" for warning in summary.warnings]
+    if summary.modules:
+        lines += [*_modules(summary), ""]
+    lines += explanation_lines(summary)
+    lines += [f"Not shown: {plain(' '.join(summary.finding.not_shown))}", "", *_made(summary, provenance)]
+    return "\n".join(lines) + "\n"
+
+
+def finding_lines(summary: Summary) -> list[str]:
+    """The sentences as one paragraph, the first of them strong."""
+    texts = [plain(one.text) for one in summary.finding.sentences]
+    return [" ".join([f"**{texts[0]}**", *texts[1:]])] if texts else []
+
+
+def explanation_lines(summary: Summary) -> list[str]:
+    """A table of the other explanations; nothing where there are none."""
+    others = summary.finding.other_explanations
+    if not others:
+        return []
+    rows = [f"| {plain(one.name)} | {ANSWERS[one.answer]} | {plain(one.reason)} |" for one in others]
+    return ["| other explanation | answer | because |", "|---|---|---|", *rows, ""]
+
+
+def _modules(summary: Summary) -> list[str]:
+    several_components = len({row.component for row in summary.modules}) > 1
+    ordered = sorted(summary.modules, key=lambda row: -(row.energy_share or 0.0))
+    directions = {(row.component, row.module): row.equivalent_directions for row in summary.outside_layers}
+    directions |= {(row.component, row.module): row.equivalent_directions for row in summary.coherence}
+    shown = {id(row) for row in ordered[:MODULES]}
+    rows = [
+        [
+            cell(f"{row.component} {row.module}" if several_components else row.module), number(row.matrices),
+            share(row.relative_norm), share(row.energy_share), number(directions[row.component, row.module], 2),
+        ]
+        for row in summary.modules
+        if id(row) in shown
+    ]  # fmt: skip
+    if len(summary.modules) > MODULES:
+        rows.append([f"and {len(summary.modules) - MODULES} more", "", "", "", ""])
+    return table(("module", "matrices", "relative norm", "share of the change", "as coherent as"), rows)
+
+
+def _made(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
+    settings = provenance["settings"]
+    chosen = settings.get("chosen")
+    filters = [
+        f"only {name}: {several([str(value) for value in values])}"
+        for name, values in (chosen.items() if isinstance(chosen, Mapping) else ())
+        if isinstance(values, list) and values
+    ]
+    sides = [
+        f"{side} {cell(which['repo'])}" + (f" at {cell(which['commit'])}" if which["commit"] else "")
+        for side, which in (("base", summary.base), ("tuned", summary.tuned))
+    ]
+    how = [f"shadow {plain(str(provenance['version']))}", f"schema {summary.schema}"]
+    how += [f"precision {plain(str(settings['method']['precision']))}", *map(plain, filters)]
+    return [f"<sub>{'; '.join(sides)}. Measured by {', '.join(how)}. As coherent as: so many equal directions.</sub>"]

@@ -1,0 +1,127 @@
+"""What `lineage` prints: a table for each chain of stages, and what its figures may be held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from rich.console import ConsoleOptions, Group, RenderableType
+from rich.rule import Rule
+from rich.text import Text
+
+from shadow.outputs.terminal.typeset import WIDE, fixed, number, share, text_table
+from shadow.text import visible
+
+if TYPE_CHECKING:
+    from shadow.findings.lineage import Chain, Lineage, Step
+
+LETTERS = 16, 44  # of a step's name, in a narrow terminal and in a wide one
+SHORT = {"attention": "attn", "embedding": "embed"}
+PLACES = ("1st", "2nd", "3rd", "4th")
+NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
+LEGEND = (
+    "size: norm of the change over that of the weights, before it was rounded to be stored, or as stored (*). ratio: "
+    "norm of the change over that of the step before. kept: share of the stored change that is the update's, the rest "
+    "being rounding. dirs.: as coherent as so many equal directions. cosine: of the change with the one before. "
+    "inside: share of the change in the leading directions of the one before, by outputs / inputs."
+)
+
+
+def lineage_view(found: Lineage, options: ConsoleOptions) -> RenderableType:
+    """Every chain, then the gaps."""
+    width, arrow = options.max_width, "->" if options.ascii_only else "→"
+    parts: list[RenderableType] = [Rule(Text("lineage", "bold"), align="left", style="dim")]
+    for chain in found.chains:
+        stages = f" {arrow} ".join(visible(name) for name in chain.stages)
+        parts += [Text(stages, "bold cyan", overflow="fold"), chain_view(chain, width), *_notes(chain), ""]
+    parts += [Text(visible(f"note: {note}"), "yellow") for note in found.notes]
+    parts += [""] * bool(found.notes)
+    return Group(*parts, Text(LEGEND, "dim"))
+
+
+def chain_view(chain: Chain, width: int) -> RenderableType:
+    """A row for each step, and below them the reports that span several."""
+    rows = [*chain.steps, *chain.whole]
+    letters = LETTERS[width >= WIDE]
+    columns = [
+        ("step", [_cut(f"{visible(step.start)}..{visible(step.end)}", letters) for step in rows]),
+        ("size", [f"{number(step.size, 2)}{'' if step.relative_norm_unrounded is not None else '*'}" for step in rows]),
+        ("ratio", [number(step.ratio, 2) for step in rows]),
+        ("kept", [fixed(step.kept) for step in rows]),
+        ("most in", [most_in(step) for step in rows]),
+        ("dirs.", [number(step.equivalent_directions) for step in rows]),
+        ("cosine", [fixed(step.joint.cosine, 3) if step.joint else "-" for step in rows]),
+        ("inside", [_both(step) for step in rows]),
+    ]
+    wider = [
+        (5, "depth", [deepest(step) for step in rows]),
+        (6, "coherent", [f"{step.coherent} of {step.inside}" for step in rows]),
+        (4, "unchanged", [share(step.zero_share) for step in rows]),
+    ]
+    return text_table("", columns, wider, width, 2)
+
+
+def _cut(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
+
+
+def most_in(step: Step) -> str:
+    """The group of modules that holds the most energy: `MLP 61 %`."""
+    if not step.groups:
+        return "-"
+    group = step.groups[0]
+    return f"{SHORT.get(group.name, visible(group.name)[:12])} {share(group.energy_share)}"
+
+
+def deepest(step: Step) -> str:
+    """The quarter of the depth that holds the most energy: `4th 41 %`."""
+    if step.quarters is None:
+        return "-"
+    most = max(range(len(step.quarters)), key=step.quarters.__getitem__)
+    return f"{PLACES[most]} {share(step.quarters[most])}"
+
+
+def _both(step: Step) -> str:
+    joint = step.joint
+    if joint is None or joint.inside_left is None:
+        return "-"
+    return f"{share(joint.inside_left).removesuffix(' %')} / {share(joint.inside_right)}"
+
+
+def _notes(chain: Chain) -> list[RenderableType]:
+    """Chance levels of every step, and what is missing."""
+    told: list[tuple[Step, str]] = []
+    for before, step in pairwise(chain.steps):
+        told.append((step, chance_text(before, step)))
+    for step in (*chain.steps, *chain.whole):
+        if "lineage" in step.failed_gates:
+            told.append((step, "these two are not of one lineage: one was not trained from the other"))
+        if step.no_unrounded is not None and step.matrices:
+            told.append((step, f"size as stored: {step.no_unrounded}"))
+    return [Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in told if text]
+
+
+def chance_text(before: Step, step: Step) -> str:
+    """What cosine and shares of a step are by chance, and what rounding does to them; or what is missing."""
+    from shadow.findings.lineage import shrinking
+
+    joint = step.joint
+    if joint is None:
+        return f"not held against the step before: {step.no_joint}" if step.no_joint else ""
+    parts = [f"by chance the cosine is 0 ± {number(joint.chance_cosine, 2)}"]
+    master = joint.chance_cosine_master
+    if master is not None and master < -NO_CHANCE:
+        parts.append(
+            f"down to {fixed(master)} for unrelated updates if a master copy in more bits went on over {step.start}, "
+            "as both steps share its rounding"
+        )
+    factor = shrinking(step, before)
+    if factor is not None and factor < 1 - NO_CHANCE:
+        parts.append(f"storage has shrunk it by a factor between {fixed(factor)} and 1")
+    if joint.chance_inside_left is not None:
+        shares: Sequence[float | None] = (joint.chance_inside_left, joint.chance_inside_right)
+        parts.append("inside by chance " + " / ".join(share(one).removesuffix(" %") for one in shares) + " %")
+    if joint.left_out:
+        parts.append(f"{joint.left_out} matrices are not in both")
+    return "; ".join(parts)

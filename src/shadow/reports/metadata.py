@@ -1,0 +1,72 @@
+"""What the `shadow` key of a report's files holds: the types that `shadow.reports.provenance` has checked.
+
+Of a key that is not required no reader may rely on the type: another program may have written it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NotRequired, TypedDict
+
+Side = Literal["base", "tuned"]
+SIDES: tuple[Side, Side] = ("base", "tuned")
+
+
+class CheckpointMetadata(TypedDict):
+    """Which checkpoint one side is."""
+
+    repo: str
+    commit: str | None  # None for a folder
+    fingerprint: str | None
+
+
+class MethodMetadata(TypedDict):
+    """How spectra were computed."""
+
+    precision: str
+    nulls: NotRequired[object]
+    seed: NotRequired[object]
+    subspaces: NotRequired[object]
+
+
+class SettingsMetadata(TypedDict):
+    """What the numbers depend on, besides the checkpoints and the version."""
+
+    method: MethodMetadata
+    chosen: NotRequired[Mapping[str, object] | None]
+    spectra: NotRequired[object]
+    optimizer: NotRequired[object]
+    relation: NotRequired[object]
+
+
+class RunMetadata(TypedDict):
+    """How a report was made: what no number depends on."""
+
+    seed: NotRequired[object]
+    compute_dtype: NotRequired[object]
+    device: NotRequired[object]
+    libraries: NotRequired[Mapping[str, object] | None]
+    started: NotRequired[object]
+    seconds: NotRequired[float | None]  # 0 or more
+
+
+class JudgedMetadata(TypedDict):
+    """What the summary said when the report was written."""
+
+    label: NotRequired[object]
+    label_reason: NotRequired[object]
+    gates: NotRequired[object]
+    claims: NotRequired[object]
+    seal: NotRequired[object]
+
+
+class ReportMetadata(RunMetadata, JudgedMetadata):
+    """All of it."""
+
+    version: str
+    schema: int
+    family: str
+    pair: str
+    base: CheckpointMetadata
+    tuned: CheckpointMetadata
+    settings: SettingsMetadata

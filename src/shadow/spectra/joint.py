@@ -1,0 +1,271 @@
+"""Two deltas that follow one another, from the three matrices that they lie between.
+
+D1 = middle - first, D2 = last - middle. One pass sums their inner product, and a second holds D2 against the leading
+singular directions of D1. Formed block by block in float64: in memory are four blocks and one Gram matrix.
+
+What a cosine of two updates that have nothing to do with one another is, depends on the rounding of the middle matrix,
+which both deltas share with opposite signs. Where the second training began from the stored matrix, the cosine is 0 on
+average. Where a master copy in more bits went on, it is below 0: see `shared_rounding`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shadow.dtypes import FLOATS, FloatFormat
+from shadow.spectra.delta import delta_blocks, working_dtype
+from shadow.spectra.lazy import BlockScaled, Matrix, Updated
+from shadow.spectra.rounding import coarser_grid
+from shadow.spectra.spectrum import (
+    Spectrum,
+    Workspace,
+    blocks,
+    power_of_two_scale,
+    read_block,
+    shape_of,
+    spectrum,
+)
+from shadow.spectra.subspace import SMALL_BLOCK, SUBSPACE, _resolved, _whitened
+
+SAMPLE = 1 << 18  # entries of a matrix that the share of rounding is counted from
+FEWEST = 64  # entries of a binade of these, below which it tells nothing
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What rounding alone does to <D1, D2>, ||D1||² and ||D2||² where a master copy went on, in units of weights²."""
+
+    inner: float = 0.0
+    first: float = 0.0
+    second: float = 0.0
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How D2 lies in the leading singular directions of D1.
+
+    directions: k = min(16, m), or as many as are resolved; energy: ||D2||², 0 where there are none. left and right:
+    energy of D2 in the leading k left (outputs) and right (inputs) singular directions of D1; chance_left and
+    chance_right: what D2's rows and columns give with random signs.
+    """
+
+    directions: int = 0
+    energy: float = 0.0
+    left: float = 0.0
+    right: float = 0.0
+    chance_left: float = 0.0
+    chance_right: float = 0.0
+
+
+@dataclass(frozen=True)
+class JointValues:
+    """Sums over the entries of a matrix.
+
+    inner: <D1, D2>; first, second: ||D1||², ||D2||²; spread: sum of (D1_ij D2_ij)², the variance of inner if all signs
+    were random.
+    """
+
+    inner: float
+    first: float
+    second: float
+    spread: float
+    inside: Inside
+    shared: Shared
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, (self.inner, self.first, self.second, self.spread)))
+
+
+Pairs = tuple[tuple[Matrix, Matrix], tuple[Matrix, Matrix]]  # (first, middle), (middle, last)
+
+
+def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
+    """Both deltas held against one another. formats are the stored dtypes of first, middle and last.
+
+    All four matrices have one shape, dimension by dimension.
+    """
+    sums = _sums(pairs, _grid(pairs[1][0], formats, space), space)
+    found = Inside()
+    if sums.finite and sums.first > 0 and sums.second > 0:
+        found = _inside(pairs[0], pairs[1], formats, math.sqrt(sums.first), sums, space)
+    return JointValues(sums.inner, sums.first, sums.second, sums.spread, found, sums.shared)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    inner: float
+    first: float
+    second: float
+    spread: float
+    largest: float  # absolute entry of D1
+    rows: Array  # energies of D2
+    cols: Array
+    shared: Shared
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.first) and math.isfinite(self.second)
+
+
+def _triples(pairs: Pairs, space: Workspace) -> Iterator[tuple[tuple[int, int], Tensor, Tensor, Tensor]]:
+    """((row, column) of its first entry, the middle, D1 and D2) of every block, in float64."""
+    (first, middle), (again, last) = pairs
+    row = col = 0
+    for index in blocks(middle, SMALL_BLOCK):
+        a = read_block(first, index, "base", torch.float64, space)
+        b = read_block(middle, index, "tuned", torch.float64, space)
+        d2 = read_block(last, index, "last", torch.float64, space)
+        d2.sub_(read_block(again, index, "work", torch.float64, space))
+        yield (row, col), b, torch.sub(b, a, out=a), d2
+        row, col = (row, col + b.shape[1]) if len(index) == middle.ndim else (row + b.shape[0], col)
+
+
+def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
+    size = shape_of(pairs[0][1])
+    rows, cols = np.zeros(size[0]), np.zeros(size[1])
+    totals = dict.fromkeys(("inner", "first", "second", "spread"), 0.0)
+    largest, step = 0.0, max(1, size[0] * size[1] // SAMPLE)
+    kept: list[tuple[Array, Array, Array]] = []
+    for (row, col), b, d1, d2 in _triples(pairs, space):
+        if grid is not None:
+            kept.append(tuple(one.reshape(-1)[::step].numpy().copy() for one in (b, d1, d2)))  # type: ignore[arg-type]
+        product = torch.mul(d1, d2, out=b)
+        totals["inner"] += float(product.sum())
+        totals["spread"] += float(torch.vdot(product.reshape(-1), product.reshape(-1)))
+        totals["first"] += float(torch.vdot(d1.reshape(-1), d1.reshape(-1)))
+        largest = max(largest, float(d1.abs().max()))
+        energies = d2.square_()
+        totals["second"] += float(energies.sum())
+        rows[row : row + len(d2)] += energies.sum(1).numpy()
+        cols[col : col + d2.shape[1]] += energies.sum(0).numpy()
+    shared = Shared()
+    if grid is not None and math.isfinite(totals["first"] + totals["second"]):
+        values = [np.concatenate(one) for one in zip(*kept, strict=True)]
+        scale = size[0] * size[1] / len(values[0])
+        found = shared_rounding(values[0], values[1], values[2], grid)
+        shared = Shared(found.inner * scale, found.first * scale, found.second * scale)
+    return _Sums(**totals, largest=largest, rows=rows, cols=cols, shared=shared)
+
+
+def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
+    """The format whose rounding both deltas share; None where the middle was not rounded to steps of its values."""
+    if isinstance(middle, BlockScaled | Updated):
+        return None
+    return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space, "tuned")]
+
+
+def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> Shared:
+    """What a master copy in more bits makes of two unrelated updates, each rounded when it is stored.
+
+    Let Q round to steps of u, and x lie anywhere between two of them. A normal update of standard deviation s moves the
+    stored value by V(s) = E (Q(x + d) - Q(x))² = s² + u² g(s / u) on average, g(t) = E f (1 - f) with f the fractional
+    part of |t z|, z standard normal. Q(x + d1) - Q(x) and Q(x + d1 + d2) - Q(x + d1) add up to a move by d1 + d2, so
+    the mean of their product is (V(hypot(s1, s2)) - V(s1) - V(s2)) / 2 = u² (g12 - g1 - g2) / 2, at most 0: what is
+    rounded up is rounded down again. The cosine of the two falls from 0 for large updates to -0.293 for small ones. s1
+    and s2 are found from the stored energies, in each binade of the middle, as u is another in each.
+    """
+    _, exponents = np.frexp(middle)
+    steps = np.maximum(exponents - 1, grid.min_exponent) - grid.mantissa_bits
+    inner = first = second = 0.0
+    for exponent in np.unique(steps[middle != 0]):
+        own = (steps == exponent) & (middle != 0)
+        count = int(own.sum())
+        if count < FEWEST:
+            continue
+        energies = float(d1[own] @ d1[own]), float(d2[own] @ d2[own])
+        first, second = first + energies[0], second + energies[1]
+        unit = math.ldexp(1.0, 2 * int(exponent)) * count
+        widths = [_width(energy / unit) for energy in energies]
+        if min(widths) > 0:
+            inner += unit * (_moved(math.hypot(*widths)) - _moved(widths[0]) - _moved(widths[1])) / 2
+    return Shared(inner, first, second)
+
+
+def _moved(width: float) -> float:
+    """g(t) = 1/6 - sum over k of exp(-2 pi² k² t²) / (pi² k²), the Fourier series of f (1 - f)."""
+    if width >= 2:
+        return 1 / 6
+    k = np.arange(1, max(8, math.ceil(1.5 / width)) + 1, dtype=np.float64)
+    # the terms left out are below 1e-19; for narrow updates the series is that of sqrt(2 / pi) t - t²
+    return max(0.0, 1 / 6 - float((np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2).sum()))
+
+
+@cache
+def _widths() -> tuple[Array, Array]:
+    """(t² + g(t), t) on a grid of t, both in logarithms."""
+    widths = np.geomspace(1e-3, 4.0, 1200)
+    return np.log([t * t + _moved(t) for t in widths]), np.log(widths)
+
+
+def _width(energy: float) -> float:
+    """t with t² + g(t) = energy, the energy of stored moves in units of u²; 0 where nothing moved."""
+    if energy <= 0:
+        return 0.0
+    if energy > 9:
+        return math.sqrt(energy - 1 / 6)
+    logarithms, widths = _widths()
+    if math.log(energy) < logarithms[0]:  # of t the first term, sqrt(2 / pi) t
+        return energy / math.sqrt(2 / math.pi)
+    return math.exp(float(np.interp(math.log(energy), logarithms, widths)))
+
+
+def _inside(
+    old: tuple[Matrix, Matrix],
+    new: tuple[Matrix, Matrix],
+    formats: tuple[str, str, str],
+    norm: float,
+    sums: _Sums,
+    space: Workspace,
+) -> Inside:
+    """The spectrum of D1, norm its Frobenius norm, and one more pass over both deltas."""
+    scale = power_of_two_scale(sums.largest)
+    wide = working_dtype(*formats) == torch.float64 or isinstance(old[1], Updated)
+    read = partial(delta_blocks, *old, scale, space)
+    leading = spectrum(read, shape_of(old[1]), norm, scale, "default", wide, min(SUBSPACE, *shape_of(old[1])))
+    basis = _resolved(leading)
+    k = basis.shape[1]
+    if k == 0:
+        return Inside()
+    wide_shape = leading.rows <= leading.cols
+    energies = (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)  # of the short side, and of the long
+    short, long, long_chance = _against(basis, leading, (old, new), energies[1], space)
+    short_chance = float(energies[0] @ (basis**2).sum(axis=1))
+    if wide_shape:
+        return Inside(k, sums.second, short, long, short_chance, long_chance)
+    return Inside(k, sums.second, long, short, long_chance, short_chance)
+
+
+def _against(
+    basis: Array, leading: Spectrum, pairs: Pairs, energies: Array, space: Workspace
+) -> tuple[float, float, float]:
+    """Energies of D2 in the short side's basis, in the long side's, and what its profile gives in the latter.
+
+    The long side's directions Y = D1ᵀ U / sigma are formed block by block and made orthonormal in the sums.
+    """
+    m, k = basis.shape
+    left = np.ascontiguousarray(basis.T)
+    onto = left / leading.sigma[:k, None]
+    own, weighted, images = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, m))
+    inside, start = 0.0, 0
+    for _, _, d1, d2 in _triples(pairs, space):
+        old, new = (d1.numpy(), d2.numpy()) if leading.rows <= leading.cols else (d1.numpy().T, d2.numpy().T)
+        y, inner = onto @ old, left @ new
+        part = energies[start : start + y.shape[1]]
+        start += len(part)
+        own += y @ y.T
+        weighted += (y * part) @ y.T
+        images += y @ new.T
+        inside += float(np.vdot(inner, inner))
+    long = float((_whitened(own, images) ** 2).sum())
+    return inside, long, float(_whitened(own, _whitened(own, weighted).T).trace())

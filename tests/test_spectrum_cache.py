@@ -1,0 +1,205 @@
+"""Spectra that were solved before: the same numbers, and nothing that cannot be theirs."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shadow.audits.cache_folder import make_room, size_of
+from shadow.audits.spectrum_cache import SpectrumCache, key
+from shadow.spectra.delta import Method, extent, measure_pair
+from shadow.spectra.spectrum import Question, Spectrum, Workspace, solve_anew
+
+SHAPE = (300, 320)
+BF16 = ("BF16", "BF16")
+ASKED = Question("BF16", "default", 64)
+
+
+def stage(seed, before=None):
+    """A checkpoint's matrix: noise, or a small change of the one before."""
+    g = torch.Generator().manual_seed(seed)
+    noise = torch.randn(SHAPE, generator=g)
+    return (0.02 * noise if before is None else before.float() + 1e-3 * noise).bfloat16()
+
+
+def measured(base, tuned, remember=solve_anew):
+    size = extent(base, tuned, torch.float32, Workspace())
+    return measure_pair(base, tuned, BF16, size, Method(), "", Workspace(), remember)
+
+
+def same(first, second):
+    for one, other in zip(first, second, strict=True):
+        assert one.values == other.values
+        assert one.sigma.tobytes() == other.sigma.tobytes()
+
+
+@pytest.fixture
+def kept(tmp_path):
+    return SpectrumCache(tmp_path / "spectra")
+
+
+def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
+    """Of three stages' four sides one is there already; a second audit of both pairs solves no side."""
+    base = stage(0)
+    middle = stage(1, base)
+    last = stage(2, middle)
+    for pair in ((base, middle), (middle, last)):
+        same(measured(*pair, kept.remember), measured(*pair))
+    assert (kept.tally.asked, kept.tally.there) == (4, 1)
+    again = SpectrumCache(kept.folder)
+    for pair in ((base, middle), (middle, last)):
+        same(measured(*pair, again.remember), measured(*pair))
+    assert (again.tally.asked, again.tally.there) == (4, 4)
+
+
+def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
+    """Equal views have one key; other rows, a transpose, another dtype, question or shape have others."""
+    matrix = stage(0)
+    fused = torch.cat([stage(1), matrix])
+    assert key(fused[len(matrix) :], ASKED) == key(matrix, ASKED)
+    assert key(matrix.T.contiguous().T, ASKED) == key(matrix, ASKED)
+    others = [
+        key(matrix[:-1], ASKED),
+        key(matrix.T, ASKED),
+        key(matrix.view(torch.float16), ASKED),
+        key(matrix.reshape(320, 300), ASKED),
+        key(matrix, replace(ASKED, precision="exact")),
+        key(matrix, replace(ASKED, vectors=0)),
+        key(matrix, replace(ASKED, stored="F16")),
+    ]
+    assert len({key(matrix, ASKED), *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "of another shape", "of another norm", "not a number", "a folder"])
+def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
+    """Whatever lies there, the numbers are those of the matrix."""
+    base, tuned = stage(0), stage(1, stage(0))
+    measured(base, tuned, kept.remember)
+    for path in kept.folder.glob("*/*.safetensors"):
+        content = path.read_bytes()
+        if fault == "cut":
+            path.write_bytes(content[:-9])
+        elif fault == "empty":
+            path.write_bytes(b"")
+        elif fault == "a folder":
+            path.unlink()
+            path.mkdir()
+        else:
+            sigma = {
+                "of another shape": np.ones(7),
+                "of another norm": np.ones(300),
+                "not a number": np.full(300, np.nan),
+            }
+            _put(path, sigma[fault])
+    again = SpectrumCache(kept.folder)
+    same(measured(base, tuned, again.remember), measured(base, tuned))
+    assert again.tally.there == 0
+
+
+def _put(path, sigma):
+    from shadow.audits.spectrum_cache import _to_bytes
+
+    path.write_bytes(_to_bytes(Spectrum(sigma, *SHAPE, 1.0, 0.0, "default", np.zeros((len(sigma), 64)))))
+
+
+def test_small_matrices_are_not_kept(kept):
+    """They are solved faster than a file is read."""
+    small = torch.randn(40, 400).bfloat16()
+    measured(small, (small.float() + 0.01).bfloat16(), kept.remember)
+    assert kept.tally.asked == 0
+    assert size_of(kept.folder) == 0
+
+
+def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_path):
+    """Room for about four spectra: of six matrices the last ones are there, and one that was used meanwhile."""
+    one = SpectrumCache(tmp_path / "one")
+    measured(stage(0), stage(1), one.remember)
+    each = size_of(one.folder) // 2
+    kept = SpectrumCache(tmp_path / "kept", bound=4 * each + each // 2)
+    for seed in range(0, 6, 2):
+        measured(stage(seed), stage(seed + 1), kept.remember)
+        assert size_of(kept.folder) <= kept.bound
+        for path in kept.folder.glob("*/*.safetensors"):  # older than what comes next
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 100))
+    again = SpectrumCache(kept.folder, kept.bound)
+    measured(stage(4), stage(5), again.remember)
+    assert again.tally.there == 2
+    assert make_room(kept.folder, 0) == 0
+    assert size_of(kept.folder) == 0
+
+
+def test_where_nothing_can_be_written_spectra_are_solved(tmp_path):
+    """A file stands where the folder should be."""
+    (tmp_path / "spectra").write_text("")
+    kept = SpectrumCache(tmp_path / "spectra")
+    base, tuned = stage(0), stage(1)
+    same(measured(base, tuned, kept.remember), measured(base, tuned))
+    assert (tmp_path / "spectra").read_text() == ""
+
+
+def test_several_threads_share_a_folder(kept):
+    """Four threads with the same pairs: the same numbers, whole files only."""
+    pairs = [(stage(0), stage(seed)) for seed in (1, 2)] * 2
+    plain = [measured(*pair) for pair in pairs]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: measured(*pair, kept.remember), pairs))
+    for one, other in zip(found, plain, strict=True):
+        same(one, other)
+    assert not list(kept.folder.glob("*/*.tmp"))
+
+
+def checkpoint(folder, matrices):
+    folder.mkdir()
+    save_file(
+        {f"model.layers.{i}.mlp.up_proj.weight": one for i, one in enumerate(matrices)}, folder / "model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """Three checkpoints of a lineage, two matrices each."""
+    base = [stage(0), stage(1)]
+    middle = [stage(2, base[0]), stage(3, base[1])]
+    last = [stage(4, middle[0]), stage(5, middle[1])]
+    return [checkpoint(tmp_path / name, one) for name, one in (("base", base), ("middle", middle), ("last", last))]
+
+
+def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(stages, shadow, tmp_path):
+    """Two of four spectra are there: the base was the tuned side before. --no-cache neither reads nor writes."""
+    base, middle, last = stages
+    on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
+    shadow("audit", "--base", base, "--tuned", middle, "-o", "kept", **on)
+    second = shadow("audit", "--base", middle, "--tuned", last, "-o", "kept", **on)
+    assert "2 of 4 spectra came from the cache" in second.err
+    assert str(tmp_path / "home" / "shadow" / "spectra") in second.err.replace("\n", "")
+    plain = shadow(
+        "audit", "--base", middle, "--tuned", last, "-o", "plain", "--no-cache", "--cache-dir", "unused", **on
+    )
+    assert "cache" not in plain.err
+    assert not (tmp_path / "unused").exists()
+    for name in ("matrices", "spectra", "tensors", "residual"):
+        first, other = (next((tmp_path / top).rglob(f"middle..last*/{name}.parquet")) for top in ("kept", "plain"))
+        assert pq.read_table(first).equals(pq.read_table(other))
+
+
+def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_path):
+    """Only files of spectra go; reports stay."""
+    base, middle, _ = stages
+    options = ("--cache-dir", "kept")
+    shadow("audit", "--base", base, "--tuned", middle, "-o", "out", *options, env={"SHADOW_NO_CACHE": "0"})
+    (tmp_path / "kept" / "mine.txt").write_text("mine")
+    assert size_of(tmp_path / "kept") > 0
+    told = shadow("clean", "--cache", *options)
+    assert told.code == 0
+    assert "kB of spectra removed" in told.err or "MB of spectra removed" in told.err
+    assert size_of(tmp_path / "kept") == 0
+    assert (tmp_path / "kept" / "mine.txt").read_text() == "mine"
+    assert list((tmp_path / "out").rglob("summary.json"))
