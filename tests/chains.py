@@ -69,16 +69,16 @@ def save(folder: Path, weights: Weights, dtype: torch.dtype) -> Path:
 def plant(folder: Path, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02) -> dict[str, Weights]:
     """base, sft, dpo and rl below a folder, each trained from the stored one before; returned as they are stored.
 
-    sft moves everything by .05, half of that in eight directions; dpo everything by .001; rl the attention by .01, half
-    of its energy along what sft did.
+    sft moves everything by .05, half of its energy in eight directions; dpo everything by .001; rl the attention by
+    .01, half of its energy along what dpo did.
     """
     base = stored({name: scale * weight for name, weight in drawn(0).items()}, dtype)
     noise, eight = drawn(1), of_rank(8, 2)
     mixed = {name: noise[name] / noise[name].norm() + eight[name] / eight[name].norm() for name in noise}
     sft = stored(added(base, mixed, 0.05), dtype)
-    dpo = stored(added(sft, drawn(3), 0.001), dtype)
-    fresh = drawn(4)
-    along = {name: mixed[name] / mixed[name].norm() + fresh[name] / fresh[name].norm() for name in mixed}
+    moved, fresh = drawn(3), drawn(4)
+    dpo = stored(added(sft, moved, 0.001), dtype)
+    along = {name: moved[name] / moved[name].norm() + fresh[name] / fresh[name].norm() for name in moved}
     rl = stored(added(dpo, along, 0.01, "self_attn"), dtype)
     stages = {"base": base, "sft": sft, "dpo": dpo, "rl": rl}
     for name, weights in stages.items():

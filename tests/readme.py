@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chains
 import pages
 import pandas as pd
 import picture
@@ -85,6 +86,16 @@ def compared_demo() -> str:
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
 
 
+def planted_lineage() -> str:
+    """The stages of a planted chain, as a person sees them."""
+    with tempfile.TemporaryDirectory() as folder:
+        top = Path(folder)
+        stages = chains.plant(top)
+        own = chains.registry(top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
+        shadow("audit", "toy", "--registry", own, "-o", top / "reports")
+        return shadow("lineage", "toy", "--registry", own, "-o", top / "reports")
+
+
 def row_of_demo() -> str:
     """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what they say."""
     names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
@@ -119,7 +130,9 @@ def scored_demo() -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scores.csv"
         file.write_text(demo_scores(), encoding="utf-8")
-        text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(str(file), file.name)
+        text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file, "--full").replace(
+            str(file), file.name
+        )
     line = text[text.index("\nscores ") : text.index("\ngates ")]
     return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('By module')].strip()}"
 
@@ -207,6 +220,7 @@ def schema_document() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "demo": lambda: fenced(audited_demo()),
     "compare": lambda: fenced(compared_demo()),
+    "lineage": lambda: fenced(planted_lineage()),
     "commands": pages.command_line,
     "modules": pages.modules,
     "cost": pages.cost,

@@ -17,10 +17,13 @@ from shadow.findings.bootstrap import (
     Blocks,
     blocks_of,
     cut,
+    distinct_draws,
     draws,
     expanded_tail,
+    holm,
     interval,
     interval_of_median,
+    intervals_of_medians,
     medians,
     sign_flip_p,
 )
@@ -72,6 +75,29 @@ def test_components_keep_their_numbers_of_layers(sizes):
     assert (counts[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
     assert (counts[:, sizes[0] :].sum(axis=1) == sizes[1]).all()
     np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.05)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (6,), (2, 3), (12,)])
+def test_draws_that_repeat_are_taken_as_often_as_they_were_drawn(sizes):
+    """Written out again, distinct draws are the draws, in another order; of 12 layers they are as they were."""
+    counts, times = distinct_draws(sizes)
+    again, every = np.repeat(counts, times, axis=0), draws(sizes)
+    np.testing.assert_array_equal(again[np.lexsort(again.T)], every[np.lexsort(every.T)])
+    assert len(counts) == (DRAWS if sizes == (12,) else len(np.unique(every, axis=0)))
+
+
+@pytest.mark.parametrize(("layers", "modules"), [(3, 2), (4, 1), (6, 3), (9, 1), (20, 10)])
+def test_intervals_of_many_columns_are_those_of_each(layers, modules):
+    """The bounds of each column are those over all its draws, also where rows are null in some columns only."""
+    _, names, places = table(layers, modules)
+    columns = RNG.standard_normal((len(names), 7))
+    columns[:2, 1] = columns[-1, 2] = columns[:2, 3] = columns[:, 4] = np.nan
+    columns[0, 5] = np.inf
+    blocks = blocks_of(names, places)
+    for values, found in zip(columns.T, intervals_of_medians(columns, blocks), strict=True):
+        kept = ~np.isnan(values)
+        own = blocks.where(kept)
+        assert found == interval(lambda k, v=values[kept], own=own: medians(v[:, None], own.codes, k)[0], own)
 
 
 @pytest.mark.parametrize("layers", [4, 5])
@@ -304,3 +330,10 @@ def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(
     spread_of_rate = 3 * np.sqrt(nominal * (1 - nominal) / pairs)
     assert excluded == pytest.approx(nominal, abs=spread_of_rate)
     assert significant <= 0.05 + spread_of_rate
+
+
+def test_p_of_several_figures_is_adjusted_as_holm_does():
+    """Three p by hand: the least times 3, the next times 2, none below one before it; null stays null."""
+    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06], nan_ok=True)
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []

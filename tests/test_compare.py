@@ -488,7 +488,7 @@ def test_output_fits_the_terminal(shadow, audited, width, count):
     assert done.err == ""
     for word in (
         "more concentrated",
-        "87.5 % interval",
+        "spread, 87.5 %",
         "PR / null PR",
         "x 0.83",
         "+0.065",
@@ -650,3 +650,11 @@ def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
     else:
         assert "\\x1b[31m" in text
         assert all(word in text for word in ("[bold]", "[red]x[/red]", "[blue]y"))
+
+
+def test_p_is_shown_on_request_alone(shadow, audited):
+    """JSON has it always; a table only with --p-values, adjusted over the figures."""
+    runs = [audited / "base..narrow", audited / "base..broad"]
+    plain, asked = (shadow("compare", *runs, *more).assert_done() for more in ((), ("--p-values",)))
+    assert "p is within this pair" not in plain
+    assert "p is within this pair, adjusted over the figures" in " ".join(asked.split())

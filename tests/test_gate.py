@@ -269,7 +269,7 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
-    assert "concentration (no interval in the baseline: only 2 layers, an interval takes 4)" in found.detail
+    assert "concentration (no spread over layers in the baseline: only 2 layers, an interval takes 4)" in found.detail
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(6)]
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
@@ -320,7 +320,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
             ("c", {"version": "0.0.9", "settings": settings, "base": reports.identity(7), "weights": 3.0}),
         )
     )
-    assert notes_on(same, now) == ["the baseline's intervals are 87.5 % over 4 layers"]
+    assert notes_on(same, now) == ["the baseline's spread is 87.5 % over 4 layers"]
     notes = "\n".join(notes_on(other, now))
     assert "does not start from the same base: the spectra of" in notes
     assert "different versions of shadow: the baseline by 0.0.9, this report by 0.1.0" in notes
@@ -488,7 +488,7 @@ def test_against_another_pair(shadow, demo):
     assert done.code == 4
     (one,) = json.loads(done.out)
     assert "the baseline is of another pair: demo:base..broad" in one["notes"]
-    assert "the baseline's intervals are 87.5 % over 4 layers" in one["notes"]
+    assert "the baseline's spread is 87.5 % over 4 layers" in one["notes"]
 
 
 def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):

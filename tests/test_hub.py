@@ -1269,3 +1269,24 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
                 assert_same(frame(tmp_path / f"out-layer{number}"), wanted["matrices"].query("layer == 0"))
         finally:
             mirror.terminate()
+
+
+def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody(run, hub, folders, tmp_path):
+    """Deltas are held against each other as in folders, without a request; a commit that is gone is told."""
+    hub.add("org/small-next", write(tmp_path / "next", tensors(FEW, 2)))
+    assert run(*SMALL, "-o", "out").code == 0
+    assert run("audit", "--base", "org/small-tuned", "--tuned", "org/small-next", "-o", "out").code == 0
+    hub.add("org/small-next", folders["small-base"])  # its main has moved since
+    hub.reset()
+
+    def last() -> dict[str, object]:
+        done = run("lineage", "out", "--format", "json")
+        assert done.code == 0, done.err
+        return json.loads(done.out)["chains"][0]["steps"][1]
+
+    a, b, c = (torch.cat([one.double().reshape(-1) for one in tensors(FEW, seed).values()]) for seed in (0, 1, 2))
+    cosine = float((b - a) @ (c - b) / (b - a).norm() / (c - b).norm())
+    assert last()["joint"]["cosine"] == pytest.approx(cosine)
+    shutil.rmtree(tmp_path / "home" / "hub" / "models--org--small-next")
+    assert "org/small-next" in last()["no_joint"]
+    assert not hub.requests

@@ -16,6 +16,7 @@ import pytest
 import torch
 from command import run_shadow
 from reports import delta, identity, place, write
+from safetensors.torch import save_file
 
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
@@ -354,22 +355,49 @@ def test_planted_deltas_are_held_against_each_other(planted, told):
     assert steps[0]["no_joint"] == "the first step"
 
 
-def test_a_step_along_an_earlier_one_shows(planted, tmp_path):
-    """rl takes half its energy from what sft did: with dpo left out, its cosine is 1/sqrt(2) in the attention."""
-    top, stages = planted
-    again = chains.stored(chains.added(stages["sft"], {
-        name: stages["rl"][name] - stages["dpo"][name] + 1e-12 for name in chains.SHAPES}, 0.01, "self_attn"),
-        torch.bfloat16)  # fmt: skip
-    chains.save(tmp_path / "again", again, torch.bfloat16)
-    for base, tuned in ((top / "base", top / "sft"), (top / "sft", tmp_path / "again")):
-        done = shadow("audit", "--base", base, "--tuned", tuned, "--module", "attn.*", "-o", "reports", cwd=tmp_path)
+def test_a_step_along_the_one_before_shows(planted, tmp_path):
+    """rl takes half its energy from what dpo did: 1/sqrt(2) in the attention, shrunk by storage within its bounds."""
+    top, _ = planted
+    for base, tuned in (("sft", "dpo"), ("dpo", "rl")):
+        sides = ("--base", top / base, "--tuned", top / tuned)
+        done = shadow("audit", *sides, "--module", "attn.*", "-o", "reports", cwd=tmp_path)
         assert done.code == 0, done.err
     done = shadow("lineage", "reports", "--format", "json", cwd=tmp_path)
     (chain,) = json.loads(done.out)["chains"]
-    found = chain["steps"][1]["joint"]
-    assert found["cosine"] == pytest.approx(1 / math.sqrt(2), abs=0.02)
+    assert chain["stages"] == ["sft", "dpo", "rl"]
+    first, second = chain["steps"]
+    found = second["joint"]
+    least = math.sqrt(first["kept"] * second["kept"] / 2)
+    assert least - 0.02 < found["cosine"] < 1 / math.sqrt(2) + 0.02
     assert found["matrices"] == 8
-    assert found["inside_left"] > 1.5 * found["chance_inside_left"]
+    assert found["inside_left"] > 1.2 * found["chance_inside_left"]
+
+
+def test_an_adapter_is_a_last_step(planted, tmp_path):
+    """LoRA on the query projections of sft: its cosine with what sft did there, from the product of its factors."""
+    top, stages = planted
+    adapter, generator = tmp_path / "adapter", torch.Generator().manual_seed(7)
+    adapter.mkdir()
+    factors, products = {}, []
+    for layer in range(chains.LAYERS):
+        left, right = (torch.randn(size, generator=generator) for size in ((chains.WIDTH, 2), (2, chains.WIDTH)))
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        factors |= {f"{name}.lora_A.weight": right, f"{name}.lora_B.weight": left}
+        products.append(2 * (left.double() @ right.double()).reshape(-1))
+    save_file(factors, adapter / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for base, tuned in ((top / "base", top / "sft"), (top / "sft", adapter)):
+        done = shadow("audit", "--base", base, "--tuned", tuned, "-o", "reports", cwd=tmp_path)
+        assert done.code == 0, done.err
+    done = shadow("lineage", "reports", "--format", "json", cwd=tmp_path)
+    found = json.loads(done.out)["chains"][0]["steps"][1]
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(chains.LAYERS)]
+    old = np.concatenate([(stages["sft"][name] - stages["base"][name]).numpy().reshape(-1) for name in names])
+    assert found["joint"]["cosine"] == pytest.approx(cosine(old, torch.cat(products).numpy()), abs=1e-6)
+    assert (found["joint"]["matrices"], found["joint"]["left_out"]) == (chains.LAYERS, 13)
+    assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
+    assert found["kept"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -222,7 +222,7 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     assert "layer 5 · mlp.up" in text
     assert f"concentration {row['concentration']:.4g}" in text
     assert "under the null 0" in text
-    assert re.search(r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % interval over 8 layers\)", text)
+    assert re.search(r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % spread over 8 layers\)", text)
     assert "172 × 64" in text
     page.locator("[data-control=metric]").select_option("participation_ratio")
     point_at(page, "attn.q", 2)

@@ -137,8 +137,8 @@ def test_a_published_pair_agrees_figure_by_figure(table):
     assert "vectors" in checks(found)["mean_cosine"].reason
     text, figures = context_sentence(found)
     assert "they agree" in text
-    assert "0.1475 (theirs 0.1475)" in text
-    assert figures["mean_relative_norm"] == pytest.approx(figures["published_mean_relative_norm"])
+    assert "mean relative norm 0.1475 here, 0.1475 there" in text
+    assert figures["published.pair.checks.mean_relative_norm.ours"] == pytest.approx(0.1475)
 
 
 def test_cosines_are_compared_where_vectors_hardly_moved(table):
@@ -232,10 +232,12 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     assert (top20.value, top20.below, top20.families, top20.pairs) == (pytest.approx(0.2), 1, 1, 2)
     assert top20.most == pytest.approx(0.17)
     text, figures = context_sentence(found)
-    assert text.startswith("Of 3 other families of released pairs whose figures are published, 1 changed less")
-    assert "percent" not in text
-    assert figures["families"] == 3
-    assert figures["families_of_its_size_below"] == 1
+    assert text == (
+        "The mean relative norm of a tensor is 15 %; published figures of 3 other families of models are 1.0 % to "
+        "50 %, 1 of them smaller. The first 20 directions of a matrix hold 20 % of its energy; in 1 family with pairs "
+        "of about this size they hold 17 % to 17 %, 1 of them less."
+    )
+    assert (figures["published.size.families"], figures["published.top20.below"]) == (3, 1)
 
 
 def test_ties_are_not_below():

@@ -145,7 +145,7 @@ def test_show_takes_scores_and_keeps_none(reports, shadow):
     (found,) = json.loads(done.assert_done())
     assert found["score_groups"][0]["gain"] == 0.105
     assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
-    assert "gain" not in shadow("show", "reports").assert_done()
+    assert " gain" not in shadow("show", "reports").assert_done()
 
 
 def test_scores_of_other_checkpoints_are_not_taken_over(shadow, tmp_path):
@@ -157,7 +157,7 @@ def test_scores_of_other_checkpoints_are_not_taken_over(shadow, tmp_path):
     assert "narrow gain +0.105" in shadow(*pair, "--scores", "scores.csv").assert_done()
     shutil.copy(DEMO / "broad/model.safetensors", tmp_path / "narrow")
     done = shadow(*pair, "--overwrite")
-    assert "gain" not in done.assert_done()
+    assert " gain" not in done.assert_done()
     assert "scores of other checkpoints than the report's: removed" in done.err
     assert not list(tmp_path.rglob("scores.json"))
     assert not told(next(tmp_path.glob("reports/narrow/*")))["scores"]

@@ -379,15 +379,15 @@ def _chosen(
     if (base is None) != (tuned is None):
         raise UsageError("base and tuned go together", "name both checkpoints, or a family")
     listed = [target] if isinstance(target, str | Pair) else list(target or ())
-    given = [one for one in listed if isinstance(one, Pair)]
+    given = [name for name in listed if isinstance(name, Pair)]
     if base is not None and tuned is not None:
         if listed:
             raise UsageError("a target, and base and tuned too", "name one or the other")
         given = [given_pair(_reference(base), _reference(tuned))]
-    found = select([one for one in listed if isinstance(one, str)], given, _path(registry)).pairs
-    if not found:
+    pairs = select([name for name in listed if isinstance(name, str)], given, _path(registry)).pairs
+    if not pairs:
         raise UsageError("nothing to audit", "name a family, such as 'demo', or base and tuned")
-    return found
+    return pairs
 
 
 def _reference(place: Place) -> Reference:
@@ -474,8 +474,8 @@ def _require(name: str, value: str | None, known: Sequence[str | None]) -> None:
 
 def _failed(faults: Mapping[str, ShadowError], asked: int) -> ShadowError:
     """What is raised where some of several pairs could not be audited."""
-    told = several([f"{name}: {error.message}" for name, error in faults.items()], shown=5)
+    what = several([f"{name}: {error.message}" for name, error in faults.items()], shown=5)
     hint = next((error.hint for error in faults.values() if error.hint), None)
-    error = ShadowError(f"{len(faults)} of {asked} pairs could not be audited: {told}", hint)
+    error = ShadowError(f"{len(faults)} of {asked} pairs could not be audited: {what}", hint)
     error.__cause__ = next(iter(faults.values()))
     return error

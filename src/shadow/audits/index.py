@@ -224,13 +224,13 @@ def write_index(output: Path, index: Index) -> None:
 
 def _write_whole_index(output: Path, index: Index) -> bytes:
     """The content of index.json."""
-    told = index.as_json()
-    rows = [{name: _plain(value) for name, value in row.items()} for row in told.pop("pairs")]
+    as_json = index.as_json()
+    rows = [{name: _plain(value) for name, value in row.items()} for row in as_json.pop("pairs")]
     table = pa.Table.from_pylist(rows, schema=arrow_schema(BATCH))
-    content = json.dumps({**told, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
+    content = json.dumps({**as_json, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / TABLE, parquet_bytes(table, {METADATA_KEY: json.dumps(told, sort_keys=True).encode()}))
+        write_whole(output / TABLE, parquet_bytes(table, {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}))
         write_whole(output / INDEX, content)
     return content
 

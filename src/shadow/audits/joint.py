@@ -6,7 +6,6 @@ must be what the report says. Of each matrix a few blocks are in memory, and one
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from shadow.audits.machine import room
-from shadow.audits.pair import Runtime, _open, find_checkpoint
+from shadow.audits.pair import Runtime, _open, client_for, find_checkpoint
 from shadow.audits.plan import Access
 from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
 from shadow.checkpoints.opening import Checkpoint
@@ -48,8 +47,12 @@ def hold_against(
     Raises ShadowError with the reason where one of them is not at hand, or nothing lines up.
     """
     runtime = Runtime(access=Access(allow_pickle=allow_pickle, offline=True), say=say)
-    with tempfile.TemporaryDirectory() as folder, _client_for(sides):
-        opened = [_opened(side, runtime, Path(folder) / str(number)) for number, side in enumerate(sides)]
+    references = [_reference(side) for side in sides]
+    with tempfile.TemporaryDirectory() as folder, client_for(references):
+        opened = [
+            _opened(side, reference, runtime, Path(folder) / str(number))
+            for number, (side, reference) in enumerate(zip(sides, references, strict=True))
+        ]
         first, middle, last = opened
         if middle.adapter:
             raise ShadowError(f"{middle.reference} is an adapter, which no delta begins at")
@@ -64,19 +67,13 @@ def hold_against(
     return summed([one for one in found if one is not None], left_out)
 
 
-def _client_for(sides: Sequence[CheckpointSide]) -> contextlib.AbstractContextManager[None]:
-    if all(_reference(side).is_folder for side in sides):
-        return contextlib.nullcontext()
-    from shadow.checkpoints.hub import own_client
-
-    return own_client()
-
-
 def _reference(side: CheckpointSide) -> Reference:
-    """The checkpoint that a report names. Raises ShadowError for a base that was put together."""
+    """The checkpoint that a report names. Raises ShadowError for one that cannot be known again."""
     repo = side["repo"]
     if "=" in repo.partition("/")[0]:
         raise ShadowError("the base is another checkpoint for each component")
+    if side["commit"] is None and side["fingerprint"] is None:
+        raise ShadowError(f"the report does not say which files of {repo} were read")
     if side["commit"] is None:
         return Reference(str(Path(repo).expanduser()), True)
     owner, _, rest = repo.partition("/")
@@ -84,8 +81,8 @@ def _reference(side: CheckpointSide) -> Reference:
     return Reference(f"{owner}/{name}", False, side["commit"], subfolder or None)
 
 
-def _opened(side: CheckpointSide, runtime: Runtime, scratch: Path) -> Checkpoint:
-    found = find_checkpoint(_reference(side), runtime, scratch)
+def _opened(side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint:
+    found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
         raise ShadowError(f"{side['repo']} is not what it was when it was audited")
     return _open(found, runtime, scratch)

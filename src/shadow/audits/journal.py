@@ -195,13 +195,13 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
 def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     measurements = tuple(
         Measurement(
-            subject=told["subject"],
-            precision=told["precision"],
-            values=told["values"],
-            sigma=_from_text(told["sigma"]),
-            lists={name: _from_text(text) for name, text in told.get("lists", {}).items()},
+            subject=measurement["subject"],
+            precision=measurement["precision"],
+            values=measurement["values"],
+            sigma=_from_text(measurement["sigma"]),
+            lists={name: _from_text(text) for name, text in measurement.get("lists", {}).items()},
         )
-        for told in entry.pop("measurements")
+        for measurement in entry.pop("measurements")
     )
     base_verified, tuned_verified = entry.pop("verified")
     kept = entry.pop("residual")

@@ -54,8 +54,8 @@ def room(root: Path = Path("/")) -> Room:
 def _processors() -> tuple[int, str]:
     """The processors that this process may run on: all, or those of its affinity, which a cpuset limits too."""
     every = os.cpu_count() or 1
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
-    return own, "the machine" if own == every else "the processors of this process"
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return allowed, "the machine" if allowed == every else "the processors of this process"
 
 
 def _free_memory(root: Path) -> int:
@@ -74,17 +74,19 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
         if controllers and controller not in controllers.split(","):
             continue
         for tree, top in _trees(root, controller, version=1 if controllers else 2):
-            own = PurePosixPath(group)
-            within = own.relative_to(top) if own.is_relative_to(top) and ".." not in own.parts else PurePosixPath()
-            # in a container the names may be the host's, and the tree its own part of the host's
-            found = within if (tree / within).is_dir() else PurePosixPath()
-            for one in (found, *found.parents):
-                yield tree / one, str(PurePosixPath(top) / one)
+            of_process = PurePosixPath(group)
+            visible = PurePosixPath()  # in a container the names may be the host's, and the tree a part of the host's
+            if of_process.is_relative_to(top) and ".." not in of_process.parts:
+                within = of_process.relative_to(top)
+                if (tree / within).is_dir():
+                    visible = within
+            for ancestor in (visible, *visible.parents):
+                yield tree / ancestor, str(PurePosixPath(top) / ancestor)
 
 
 def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
     """Where a version's tree with a controller is mounted, and the name of the group that is its top."""
-    found = []
+    trees = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.partition(" ")
@@ -92,8 +94,8 @@ def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
         if len(words) < 5 or kind != ("cgroup" if version == 1 else "cgroup2"):
             continue
         if version == 2 or controller in options.split()[-1].split(","):
-            found.append((root / words[4].lstrip("/"), words[3]))
-    return found
+            trees.append((root / words[4].lstrip("/"), words[3]))
+    return trees
 
 
 def _cpu_limit(folder: Path) -> float | None:
@@ -126,8 +128,9 @@ def _file_cache(folder: Path) -> int:
 
     The weights of a checkpoint are mapped files: without this a second audit would seem to have no room.
     """
-    told = dict(line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
-    text = told.get("total_inactive_file", told.get("inactive_file", "0"))  # of version 1, with the groups below
+    counters = dict(line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    of_group = counters.get("inactive_file", "0")
+    text = counters.get("total_inactive_file", of_group)  # of version 1, with the groups below
     return int(text) if text.strip().isdecimal() else 0
 
 

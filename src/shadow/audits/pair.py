@@ -72,8 +72,8 @@ class Settings:
 
     def as_json(self) -> SettingsMetadata:
         """What a report says of them."""
-        told: SettingsMetadata = json.loads(json.dumps(asdict(self)))
-        return told
+        as_in_files: SettingsMetadata = json.loads(json.dumps(asdict(self)))
+        return as_in_files
 
 
 # what a report was made with that does not say so, being older than the setting
@@ -189,12 +189,25 @@ def run_pair(
     there = nearest_folder(output)
     # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
     scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
+    audit = _Audit(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
     try:
         with _client_for(pair):
-            return _run(pair, settings, folder, scratch, runtime, scores)
+            return _run(audit)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
+
+
+@dataclass(frozen=True)
+class _Audit:
+    """What `run_pair` was asked for, and where it works."""
+
+    pair: Pair
+    settings: Settings
+    runtime: Runtime
+    scores: ScoreFiles | None
+    folder: Path  # of the report
+    scratch: Path  # for byte ranges and raw copies, removed at the end
 
 
 def plan_pair(
@@ -213,8 +226,8 @@ def plan_pair(
             "base": find_checkpoint(pair.base, runtime, Path(unpacked) / "base"),
             "tuned": find_checkpoint(pair.tuned, runtime, Path(unpacked) / "tuned"),
         }
-        for found in sides.values():
-            for part in dict(found.parts).values() if isinstance(found, Assembled) else [found]:
+        for side in sides.values():
+            for part in dict(side.parts).values() if isinstance(side, Assembled) else [side]:
                 _refuse_pickles(part)
         lined = line_up(sides["base"], sides["tuned"], settings.chosen, runtime, scratch=Path(unpacked))
         plan = make_plan(
@@ -228,7 +241,7 @@ def plan_pair(
         )
         machine = room()
         workers = runtime.jobs or default_jobs(lined.pairs, machine)
-        seconds = sum(cost(one) for one in lined.pairs if one.is_matrix) / pace(settings.method, workers)
+        seconds = sum(cost(matrix) for matrix in lined.pairs if matrix.is_matrix) / pace(settings.method, workers)
         needs = Needs(
             jobs=workers,
             cores=machine.cores,
@@ -238,14 +251,19 @@ def plan_pair(
             memory=PROCESS + workers * worker_memory(lined.pairs),
             seconds=round(seconds, 1),
         )
-        return describe(pair, sides, plan, lined.pairs, lined.skipped, needs)
+        return describe(pair, sides, plan, pairs=lined.pairs, skipped=lined.skipped, needs=needs)
 
 
 def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
     """The Hub's client, held for both sides of a pair; it is not even imported where all is in folders."""
     sides = (pair.base, pair.tuned)
     parts = [dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides]
-    if all(one.is_folder for group in parts for one in group):
+    return client_for([one for group in parts for one in group])
+
+
+def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:
+    """The Hub's client, held while these are read; it is not even imported where all are folders."""
+    if all(reference.is_folder for reference in references):
         return contextlib.nullcontext()
     try:
         from shadow.checkpoints.hub import own_client
@@ -264,17 +282,10 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
-def _run(
-    pair: Pair,
-    settings: Settings,
-    folder: Path,
-    scratch: Path,
-    runtime: Runtime,
-    scores: ScoreFiles | None,
-) -> AuditResult:
-    say = runtime.say
-    base = find_checkpoint(pair.base, runtime, scratch / "base")
-    tuned = find_checkpoint(pair.tuned, runtime, scratch / "tuned")
+def _run(audit: _Audit) -> AuditResult:
+    pair, settings, runtime = audit.pair, audit.settings, audit.runtime
+    base = find_checkpoint(pair.base, runtime, audit.scratch / "base")
+    tuned = find_checkpoint(pair.tuned, runtime, audit.scratch / "tuned")
     identity = Identity(
         version=__version__,
         schema=SCHEMA,
@@ -284,50 +295,34 @@ def _run(
         tuned=_side(tuned),
         settings={**settings.as_json(), "relation": pair.relation},
     )
-    scored = None if scores is None else _scored(scores, identity, pair)
-    there, broken = _finished(folder)
+    scored = None if audit.scores is None else _scored(audit.scores, identity, pair)
+    there, broken = _finished(audit.folder)
     other = [] if there is None else differences(there, identity, DEFAULTS)
     if there is not None and not other:
-        done, broken = _already_done(folder, there, identity, runtime)
+        done, broken = _already_done(audit.folder, there, identity, runtime)
         if done is not None:
-            return _renewed(done, identity, scored, say)
+            return _renewed(done, identity, scored, runtime.say)
     # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
     lined = None
     tells_of_filter = settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)
     if not other or runtime.overwrite or tells_of_filter:
-        lined = line_up(base, tuned, settings.chosen, runtime, scratch=scratch)
+        lined = line_up(base, tuned, settings.chosen, runtime, scratch=audit.scratch)
     if lined is None or (other and not runtime.overwrite):
-        message = f"{folder}: the finished report there differs: {named(other)}"
+        message = f"{audit.folder}: the finished report there differs: {named(other)}"
         raise KeptError(message, "replace it with --overwrite, or choose another folder with -o")
     if other or broken:
-        say(f"measuring again; the old report stays until that is done: {named(other) or broken}")
-    started, clock = datetime.now(UTC), time.monotonic()
-    matrices = {one.key for one in lined.pairs if one.is_matrix}
-    journal = Journal(folder, identity)
+        reason = named(other) or broken
+        runtime.say(f"measuring again; the old report stays until that is done: {reason}")
+    clock = _Clock()
+    journal = Journal(audit.folder, identity)
     try:
-        if _finished(folder)[0] != there:
-            raise ShadowError(f"{folder}: another audit has just ended there", "run the same command again")
-        _tell_afresh(journal, identity, say)
-        todo = [one for one in lined.pairs if one.key not in journal.outcomes]
-        plan = _planned(lined, todo, settings, runtime, scratch, journal)
-        resumed = len(journal.outcomes.keys() & matrices)
-        if resumed:
-            say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
-        _measure(plan, lined.pairs, settings.method, runtime, journal)
-        run = _run_metadata(settings, started, time.monotonic() - clock)
-        tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, settings.spectra)
-        plain = summarise(tables, identity.as_json())
+        if _finished(audit.folder)[0] != there:
+            raise ShadowError(f"{audit.folder}: another audit has just ended there", "run the same command again")
+        _tell_afresh(journal, identity, runtime.say)
+        measured = _measure(audit, lined, journal)
         if scored is None:
-            scored = _kept(folder, identity, say)
-        summary = with_scores(plain, scored)
-        metadata: ReportMetadata = {
-            **identity.as_json(),
-            **run,
-            **_judged(plain),
-            "seal": seal(plain.as_json(), tables, identity.as_json()),
-        }
-        kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-        write_report(folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept)
+            scored = _kept(audit.folder, identity, runtime.say)
+        summary, metadata = _write(audit, identity, lined, journal, scored=scored, clock=clock)
     except BaseException:
         if journal.is_empty:
             journal.remove()
@@ -335,7 +330,37 @@ def _run(
             journal.close()
         raise
     journal.remove()
-    return AuditResult(folder, summary, measured=len(matrices) - resumed, provenance=metadata)
+    return AuditResult(audit.folder, summary, measured=measured, provenance=metadata)
+
+
+class _Clock:
+    """When a run began, and how long it has taken."""
+
+    def __init__(self) -> None:
+        self.began = datetime.now(UTC)
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+
+def _write(
+    audit: _Audit, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
+) -> tuple[Summary, ReportMetadata]:
+    """Write the report of an audit whose journal holds every outcome."""
+    run = _run_metadata(audit.settings, clock)
+    tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, spectra=audit.settings.spectra)
+    plain = summarise(tables, identity.as_json())
+    summary = with_scores(plain, scored)
+    metadata: ReportMetadata = {
+        **identity.as_json(),
+        **run,
+        **_judged(plain),
+        "seal": seal(plain.as_json(), tables, identity.as_json()),
+    }
+    kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
+    write_report(audit.folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept)
+    return summary, metadata
 
 
 def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
@@ -349,12 +374,12 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 def _judged(summary: Summary) -> JudgedMetadata:
     """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
-    told = summary.as_json()
+    stated = summary.as_json()
     return {
-        "label": told["label"],
-        "label_reason": told["label_reason"],
-        "gates": told["gates"],
-        "claims": told["claims"],
+        "label": stated["label"],
+        "label_reason": stated["label_reason"],
+        "gates": stated["gates"],
+        "claims": stated["claims"],
     }
 
 
@@ -401,35 +426,28 @@ def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Score
         return NO_SCORES
 
 
-def _planned(
-    lined: AlignedPair,
-    todo: Sequence[MatrixPair],
-    settings: Settings,
-    runtime: Runtime,
-    scratch: Path,
-    journal: Journal,
-) -> Plan:
+def _planned(audit: _Audit, lined: AlignedPair, journal: Journal) -> Plan:
     """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
-    for left in scratch.parent.glob(f"{SCRATCH}*"):
-        if left != scratch:
+    for left in audit.scratch.parent.glob(f"{SCRATCH}*"):
+        if left != audit.scratch:
             shutil.rmtree(left, ignore_errors=True)
     _remove_leftovers(journal.fetched)
     plan = make_plan(
         lined.base,
         lined.tuned,
-        todo,
-        runtime.access,
-        filtered=settings.chosen != Filter(),
+        [pair for pair in lined.pairs if pair.key not in journal.outcomes],
+        audit.runtime.access,
+        filtered=audit.settings.chosen != Filter(),
         folder=journal.folder,
-        scratch=scratch,
-        ours={(one.repo, one.commit, one.path) for one in journal.fetched if not one.keep},
+        scratch=audit.scratch,
+        ours={(shard.repo, shard.commit, shard.path) for shard in journal.fetched if not shard.keep},
     )
     plan.require_disk()
     if plan.to_move:
         freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time" if plan.frees else ""
-        unasked = plan.frees and runtime.access.max_disk is None
+        unasked = plan.frees and audit.runtime.access.max_disk is None
         why = f" ({byte_size(plan.free)} are free)" if unasked else ""
-        runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
+        audit.runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
     needed = {visit.shard for visit in plan.work.visits}
     for side, checkpoint in (("base", plan.base), ("tuned", plan.tuned)):
         for shard, source in checkpoint.sources.items():
@@ -442,21 +460,21 @@ def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
     if fetched:
         from shadow.checkpoints.hub import remove_leftovers
 
-        for one in fetched:
-            remove_leftovers(one.repo, one.checksum)
+        for shard in fetched:
+            remove_leftovers(shard.repo, shard.checksum)
 
 
-def _measure(
-    plan: Plan,
-    pairs: Sequence[MatrixPair],
-    method: Method,
-    runtime: Runtime,
-    journal: Journal,
-) -> None:
-    """Measure what the journal does not hold yet, into the journal."""
-    workers = runtime.jobs or default_jobs(pairs, room())
-    costs = {one.key: cost(one) for one in pairs}
-    total, moved = sum(costs.values()), 0
+def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
+    """Measure what the journal does not hold yet, into the journal; how many matrices those were."""
+    runtime = audit.runtime
+    plan = _planned(audit, lined, journal)
+    matrices = {pair.key for pair in lined.pairs if pair.is_matrix}
+    resumed = len(journal.outcomes.keys() & matrices)
+    if resumed:
+        runtime.say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
+    costs = {pair.key: cost(pair) for pair in lined.pairs}
+    total = sum(costs.values())
+    moved = 0
     spent = sum(costs.get(key, 0) for key in journal.outcomes)
 
     def tell() -> None:
@@ -484,13 +502,24 @@ def _measure(
     fetching = Fetching(runtime.say, report, note)
     kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if kept is None else kept.remember
-    for outcome in measure_pairs(plan.base, plan.tuned, plan.work, method, workers, fetching, remember):
-        journal.add(outcome)
-        spent += costs[outcome.key]
-        tell()
+    outcomes = measure_pairs(
+        plan.base,
+        plan.tuned,
+        plan.work,
+        method=audit.settings.method,
+        jobs=runtime.jobs or default_jobs(lined.pairs, room()),
+        fetching=fetching,
+        remember=remember,
+    )
+    with contextlib.closing(outcomes):  # what has not begun is given up as soon as anything goes wrong
+        for outcome in outcomes:
+            journal.add(outcome)
+            spent += costs[outcome.key]
+            tell()
     if kept is not None and kept.tally.there:
         size = byte_size(size_of(kept.folder))
         runtime.say(f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder}, {size})")
+    return len(matrices) - resumed
 
 
 @uncollected()
@@ -605,7 +634,7 @@ COMPUTE_DTYPES = {  # by precision
 }
 
 
-def _run_metadata(settings: Settings, started: datetime, seconds: float) -> RunMetadata:
+def _run_metadata(settings: Settings, clock: _Clock) -> RunMetadata:
     vectors = ", float64 vectors" if settings.method.subspaces else ""
     return {
         "seed": settings.method.seed,
@@ -616,6 +645,6 @@ def _run_metadata(settings: Settings, started: datetime, seconds: float) -> RunM
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
+        "started": clock.began.isoformat(timespec="seconds"),
+        "seconds": round(clock.seconds(), 3),
     }

@@ -157,15 +157,15 @@ def make_plan(
     folder is where the report goes, scratch where byte ranges may lie meanwhile. ours are the (repository, commit,
     path) of shards that an earlier run of this audit fetched to free them: they count as fetched by this one.
     """
-    base = _with_sources(base, "base", pairs, access, filtered, scratch)
-    tuned = _with_sources(tuned, "tuned", pairs, access, filtered, scratch)
+    base = _with_sources(base, "base", pairs, access=access, filtered=filtered, scratch=scratch)
+    tuned = _with_sources(tuned, "tuned", pairs, access=access, filtered=filtered, scratch=scratch)
     work = schedule(pairs, base, tuned)
     sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
     to_move = sum(source.bytes_to_move() for source in sources.values())
     there = {shard for shard, source in sources.items() if _is_ours(source, ours) and not source.bytes_to_move()}
     whole, ranges = _sizes(sources, there)
     report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)  # journal and Parquet of three spectra
-    places = _Places(whole, ranges, there, report, folder)
+    places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
         ways.insert(0, (False, work.eager()))
@@ -205,6 +205,7 @@ def describe(
     pair: Pair,
     sides: Mapping[Side, Found],
     plan: Plan,
+    *,
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     needs: Needs,
@@ -343,7 +344,7 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
 
 
 def _with_sources(
-    checkpoint: Checkpoint, side: Side, pairs: Sequence[MatrixPair], access: Access, filtered: bool, scratch: Path
+    checkpoint: Checkpoint, side: Side, pairs: Sequence[MatrixPair], *, access: Access, filtered: bool, scratch: Path
 ) -> Checkpoint:
     """The checkpoint with byte ranges in the place of whole shards where those move clearly less."""
     wanted = defaultdict[str, list[TensorInfo]](list)
@@ -354,14 +355,14 @@ def _with_sources(
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
         source = sources[shard]
-        if isinstance(source, WholeFile) and _takes_ranges(source, infos, checkpoint, access, filtered):
+        if isinstance(source, WholeFile) and _takes_ranges(source, infos, checkpoint, access=access, filtered=filtered):
             part = scratch / f"{side}-{number}.part"
-            sources[shard] = ByteRanges(source.snapshot, source.file, tuple(infos), part)
+            sources[shard] = ByteRanges(source.snapshot, source.file, wanted=tuple(infos), path=part)
     return replace(checkpoint, sources=sources)
 
 
 def _takes_ranges(
-    source: WholeFile, infos: Sequence[TensorInfo], checkpoint: Checkpoint, access: Access, filtered: bool
+    source: WholeFile, infos: Sequence[TensorInfo], checkpoint: Checkpoint, *, access: Access, filtered: bool
 ) -> bool:
     size = source.bytes_to_move()
     if access.fetch == "shards" or size == 0:

@@ -34,6 +34,7 @@ def report_tables(
     pairs: Sequence[MatrixPair],
     skipped: Sequence[Skipped],
     outcomes: Mapping[str, Outcome],
+    *,
     spectra: bool,
 ) -> dict[str, pa.Table]:
     """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
@@ -277,8 +278,8 @@ def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]
     status = "skipped" if missed else next(s for s in ("measured", "identical", "skipped") if s in statuses)
     chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
     if missed and len(missed) < len(parts):
-        told = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
-        detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(told)}"
+        descriptions = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
+        detail = f"{len(missed)} of {len(parts)} parts not measured: {_listed(descriptions)}"
     elif missed:
         detail = chosen.detail or ""
     else:

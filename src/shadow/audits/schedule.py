@@ -53,7 +53,8 @@ class Schedule:
 
     def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
         """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
-        most, held = 0, sum(sizes[one.shard] for one in self.visits if one.shard in there)
+        most = 0
+        held = sum(sizes[stay.shard] for stay in self.visits if stay.shard in there)
         leaving: list[tuple[int, int]] = []  # (last step, bytes) of what has come, the first to go on top
         for visit, reached in zip(self.visits, _reached(self.visits), strict=True):
             size = sizes[visit.shard]
@@ -109,7 +110,7 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         steps[-1].append(pair)
     visits, previous = [], {"base": 0, "tuned": 0}
     for shard, step in first.items():
-        visits.append(Visit(shard, step, last[shard], previous[shard[0]]))
+        visits.append(Visit(shard, first=step, last=last[shard], after=previous[shard[0]]))
         previous[shard[0]] = step
     return Schedule(tuple(tuple(step) for step in steps), tuple(visits))
 

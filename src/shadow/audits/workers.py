@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
@@ -69,7 +69,7 @@ def measure_pairs(
     jobs: int,
     fetching: Fetching,
     remember: Remember = solve_anew,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
 
     One more thread fetches the shards, as far ahead as the schedule allows. Within a step the largest pairs come

@@ -22,12 +22,12 @@ def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterabl
         check_component(component)
     matching: set[str] = set()
     for pattern in modules:
-        found = [module for module in rules.modules if fnmatchcase(module, pattern)]
-        if not found:
+        named = [module for module in rules.modules if fnmatchcase(module, pattern)]
+        if not named:
             close = difflib.get_close_matches(pattern, rules.modules, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "such as mlp.up or attn.*"
             raise UsageError(f"no module {pattern!r}", hint)
-        matching.update(found)
+        matching.update(named)
     return Filter(tuple(sorted(chosen)), tuple(sorted(set(_layers(list(layers))))), tuple(sorted(matching)))
 
 

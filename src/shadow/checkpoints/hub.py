@@ -124,7 +124,7 @@ def _taken_over() -> _Before:
         # Not by set_client_factory, which closes the session that is there and does not tell its factory.
         session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
         _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
-    return _Before(session, factory, level, own_blobs, added)
+    return _Before(session=session, factory=factory, level=level, own_blobs=own_blobs, added=added)
 
 
 def _give_back(found: _Before) -> None:
@@ -284,8 +284,8 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
 
 def cached(snapshot: Snapshot, file: RemoteFile) -> Path | None:
     """The cache's copy of a file, if it has one."""
-    found = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
-    return Path(found) if isinstance(found, str) else None
+    path = hf.try_to_load_from_cache(snapshot.repo, file.path, revision=snapshot.commit)
+    return Path(path) if isinstance(path, str) else None
 
 
 def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
@@ -311,11 +311,11 @@ def fetch_whole(
                 raise _damaged(snapshot, file, "run once without --offline, to download it again")
             say(f"{snapshot.repo}: the cached {file.path} is damaged; downloading it again")
             _remove_bytes(snapshot, path)
-        path = _download(snapshot, file, path is not None, report, stop, say)
+        path = _download(snapshot, file, force=path is not None, report=report, stop=stop, say=say)
         if _right(path, file, stop) is False:
             say(f"{snapshot.repo}: {file.path} arrived damaged; downloading it again")
             _remove_bytes(snapshot, path)
-            path = _download(snapshot, file, True, report, stop, say)
+            path = _download(snapshot, file, force=True, report=report, stop=stop, say=say)
             if _right(path, file, stop) is False:
                 _remove_bytes(snapshot, path)
                 raise _damaged(snapshot, file, "a proxy or the connection changes downloads; try another network")
@@ -326,7 +326,9 @@ def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
     return ShadowError(f"{snapshot.repo}: {file.path} does not match its checksum", hint)
 
 
-def _download(snapshot: Snapshot, file: RemoteFile, force: bool, report: OnBytes, stop: Event | None, say: Say) -> Path:
+def _download(
+    snapshot: Snapshot, file: RemoteFile, *, force: bool, report: OnBytes, stop: Event | None, say: Say
+) -> Path:
     if snapshot.offline:
         raise ShadowError(
             f"{snapshot.repo}: {file.path} is not in the cache, and this run is offline",
@@ -403,7 +405,7 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     with contextlib.suppress(OSError):
         digest = (checksum or "").partition(":")[2]
         blob = pointer.resolve() if pointer.is_symlink() or not digest else (root / "blobs").resolve() / digest
-        names = (one for one in (root / "snapshots").rglob("*") if one.is_symlink() and one != pointer)
+        names = (link for link in (root / "snapshots").rglob("*") if link.is_symlink() and link != pointer)
         if blob.parent == (root / "blobs").resolve() and blob not in (name.resolve() for name in names):
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
@@ -465,14 +467,14 @@ def read_start(
     def begin() -> tuple[bytes, bool]:
         stop = min(count, file.size)
         with _ranged(snapshot, file, 0, None if whole else stop) as (chunks, honoured):
-            found = b""
+            content = b""
             for chunk in chunks:
-                found += chunk
-                if len(found) >= stop:
+                content += chunk
+                if len(content) >= stop:
                     break
-        if len(found) < stop:
+        if len(content) < stop:
             raise OSError(errno.EPIPE, "cut short")
-        return found[:stop], honoured
+        return content[:stop], honoured
 
     words = partial(_in_words, repo=snapshot.repo, revision=snapshot.commit, path=file.path)
     return _trying(attempt, words, say, stopped)
@@ -527,11 +529,11 @@ def _ranged(
     stop None asks for the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
-    own = {"Accept-Encoding": "identity", **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"})}
+    ours = {"Accept-Encoding": "identity", **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"})}
     session = get_session()
     for _ in range(8):
         # Redirects are followed here, as the token belongs to the Hub and the file often lies elsewhere.
-        headers = own | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
+        headers = ours | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
         with session.stream(
             "GET", url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:

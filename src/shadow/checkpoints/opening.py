@@ -156,8 +156,8 @@ class Assembled:
 
     @property
     def access(self) -> str | None:
-        found = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
-        return next((access for access in ("private", "gated", "open") if access in found), None)
+        of_parts = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
+        return next((access for access in ("private", "gated", "open") if access in of_parts), None)
 
     def _said(self, texts: Iterable[str]) -> str:
         return " ".join(f"{name}={text}" for (name, _), text in zip(self.parts, texts, strict=True))
@@ -343,8 +343,8 @@ def _open_pickled(
 def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
     """The tensors of all shards by name; those that only the index knows have their problem with them."""
     tensors: dict[str, TensorInfo] = {}
-    for found, _ in headers:
-        for name, info in found.items():
+    for of_shard, _ in headers:
+        for name, info in of_shard.items():
             if name in tensors:
                 raise FileError(
                     f"tensor {name!r} is in {tensors[name].shard} and in {info.shard}",

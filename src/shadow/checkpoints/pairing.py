@@ -230,16 +230,16 @@ def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> No
     if absent := [component for component in chosen.components if component not in known]:
         there = [component for component in name_rules().components if component in known]
         raise UsageError(f"{model}: no component {absent[0]}", f"it has {', '.join(there)}")
-    own = [place for place in places if not chosen.components or place.component in chosen.components]
+    of_components = [place for place in places if not chosen.components or place.component in chosen.components]
     where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
-    layers = {place.layer for place in own if place.layer is not None}
+    layers = {place.layer for place in of_components if place.layer is not None}
     if wrong := set(chosen.layers) - layers:
         named = f"no layer{'s' if len(wrong) > 1 else ''} {in_ranges(wrong)}"
         hint = f"the layers{where} are {in_ranges(layers)}" if layers else f"nothing{where} lies in layers"
         raise UsageError(f"{model}: {named}", hint)
-    if not any(chosen.passes(place) for place in own):
+    if not any(chosen.passes(place) for place in of_components):
         in_layers = replace(chosen, modules=())
-        modules = {place.module for place in own if in_layers.passes(place)}
+        modules = {place.module for place in of_components if in_layers.passes(place)}
         there = [module for module in name_rules().modules if module in modules]
         raise UsageError(f"{model}: no module {', '.join(chosen.modules)[:80]} there", f"it has {', '.join(there)}")
 
@@ -311,8 +311,12 @@ def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> tuple[dict[
     parts = place_tensors(shapes, config)
     packed = packed_modules(checkpoint.tensors, config)
     block = _scale_block(config)
-    scales = {name: found for name in shapes if (found := _block_scales(checkpoint.tensors, name, block, parts[name]))}
-    applied = {found.name for found in scales.values()}
+    scales: dict[str, TensorInfo] = {}
+    for name in shapes:
+        info_of_scales = _block_scales(checkpoint.tensors, name, block, parts[name])
+        if info_of_scales is not None:
+            scales[name] = info_of_scales
+    applied = {info.name for info in scales.values()}
     operands: dict[Place, Operand] = {}
     unusable: list[Skipped] = []
     for name, info in checkpoint.tensors.items():
@@ -340,11 +344,11 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
     operands: dict[Place, Operand] = {}
     skipped: list[Skipped] = []
     for component, part in base.parts:
-        found, unusable = _operands("base", part, part.config)
-        skipped += [replace(one, info=unique(one.info)) for one in unusable]
+        of_part, unusable = _operands("base", part, part.config)
+        skipped += [replace(tensor, info=unique(tensor.info)) for tensor in unusable]
         # a tower published alone has no names that say what it is
-        alone = all(place.component != component for place in found)
-        for place, operand in found.items():
+        alone = all(place.component != component for place in of_part)
+        for place, operand in of_part.items():
             here = replace(place, component=component) if alone else place
             named = replace(operand, info=unique(operand.info), part=replace(operand.part, place=here))
             if here.component == component:
@@ -391,15 +395,17 @@ def _adapter_operands(
     operands: dict[Place, Operand] = {}
     skipped: list[Skipped] = []
     for module, (left, right, swap) in pairs.items():
-        found = parts[f"{module}.weight"]
+        matrices = parts[f"{module}.weight"]
         factor = Factor(right, adapter.scaling(module, right.shape[1 if swap else 0]), swap)
         if fault := next(filter(None, (_fault(info, checkpoint.tensors, {}) for info in (left, right))), None):
-            skipped += [Skipped("tuned", info, found[0].place, *fault) for info in (left, right)]
-        elif any(part.experts for part in found):
+            skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
+        elif any(part.experts for part in matrices):
             why = "a low-rank update of stacked experts"
-            skipped += [Skipped("tuned", info, found[0].place, reason="adapter", detail=why) for info in (left, right)]
+            skipped += [
+                Skipped("tuned", info, matrices[0].place, reason="adapter", detail=why) for info in (left, right)
+            ]
         else:
-            operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in found}
+            operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in matrices}
     for name, info in whole.items():
         if fault := _fault(info, checkpoint.tensors, {}):
             skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
@@ -449,19 +455,19 @@ def _tied_heads(
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
-    own: dict[Side, Operand | None] = {}
+    untied: dict[Side, Operand | None] = {}
     sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...] = (("base", *base), ("tuned", *tuned))
     for side, checkpoint, operands in sides:
-        own[side] = operands.get(head)
+        untied[side] = operands.get(head)
         if _ties(checkpoint) and head in operands and embed in operands:
             why = "config.json ties it to the embedding"
             skipped.append(Skipped(side, operands.pop(head).info, head, reason="tied", detail=why))
-            own[side] = None
-    if (own["base"] is None) == (own["tuned"] is None):
+            untied[side] = None
+    if (untied["base"] is None) == (untied["tuned"] is None):
         return None, skipped
-    if own["tuned"] is not None and _ties(base[0]) and embed in base[1]:
+    if untied["tuned"] is not None and _ties(base[0]) and embed in base[1]:
         return _line_up(head, base[1][embed], tuned[1].pop(head)), skipped
-    if own["base"] is not None and _ties(tuned[0]) and embed in tuned[1]:
+    if untied["base"] is not None and _ties(tuned[0]) and embed in tuned[1]:
         return _line_up(head, base[1].pop(head), tuned[1][embed]), skipped
     return None, skipped
 

@@ -77,10 +77,10 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
     try:
-        with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as own:
+        with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
             child = subprocess.run(
                 command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,
-                env=_environment(own),
+                env=_environment(home),
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raw.unlink(missing_ok=True)

@@ -42,10 +42,10 @@ def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, objec
             ranks[owner] = min(rank, ranks.get(owner, rank))
         elif info.dtype in PACKING and (piece == "weight" or (said and len(info.shape) >= 2)):
             unnamed[owner if piece == "weight" else name] = said or "packed integers of an unknown format"
-    found = {owner: rules.packed[rank].format for owner, rank in ranks.items()}
+    formats = {owner: rules.packed[rank].format for owner, rank in ranks.items()}
     if said:  # the config knows which of two formats of the same names it is
-        found = {owner: said if said in name.split(" or ") else name for owner, name in found.items()}
-    return unnamed | found
+        formats = {owner: said if said in name.split(" or ") else name for owner, name in formats.items()}
+    return unnamed | formats
 
 
 def _integers(*infos: TensorInfo | None) -> bool:

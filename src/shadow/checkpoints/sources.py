@@ -128,8 +128,8 @@ class WholeFile:
         path, self.verified = fetch_whole(self.snapshot, self.file, say=say, report=report, stop=stop)
         if self.tensors is not None:
             with naming(self.snapshot.name):
-                found, _ = read_header(path, next(iter(self.tensors.values())).shard)
-            if found != self.tensors:
+                header, _ = read_header(path, next(iter(self.tensors.values())).shard)
+            if header != self.tensors:
                 raise ShadowError(
                     f"{self.snapshot.repo}: {self.file.path} has another header than was read before",
                     "run the same command again; if that does not help, the server does not serve one commit",

@@ -41,23 +41,31 @@ class NamedTargets:
     shard: str | None
     """The share of this job, such as `2/4`."""
 
+    name: str | None = None
+    """What a pair that is given by its checkpoints is called, `family:base..tuned`."""
+
 
 def selected(named: NamedTargets) -> Selection:
     """The pairs that are named. Raises UsageError where there is none."""
+    from shadow.targets import typed
     from shadow.targets.families import given_pair
     from shadow.targets.lists import select
     from shadow.targets.references import parse_reference
 
     if (named.base is None) != (named.tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    given = []
-    if named.base is not None and named.tuned is not None:
-        given.append(given_pair(parse_reference(named.base), parse_reference(named.tuned)))
-    selection = select(
-        named.targets, given, registry=named.registry, listed=named.listed, tags=named.tags, shard=named.shard
-    )
+    targets, sides = named.targets, [side for side in (named.base, named.tuned) if side is not None]
+    if not sides and len(targets) == 2 and all(map(typed.is_reference, targets)):
+        targets, sides = [], list(targets)
+    given = [given_pair(*map(parse_reference, sides))] if sides else []
+    if named.name is not None:
+        if not given or targets or named.listed or named.tags:
+            raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
+        given = [typed.named(given[0], named.name)]
+    selection = select(targets, given, registry=named.registry, listed=named.listed, tags=named.tags, shard=named.shard)
     if not selection.pairs:
-        raise UsageError("nothing to audit", "name a family (try: shadow audit demo), or --base and --tuned")
+        hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
+        raise UsageError("nothing to audit", hint)
     return selection
 
 

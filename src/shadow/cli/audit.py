@@ -24,7 +24,9 @@ from shadow.cli.options import (
     FetchOption,
     Format,
     FormatOption,
+    Full,
     Jobs,
+    Json,
     Junit,
     Layer,
     ListFile,
@@ -35,6 +37,7 @@ from shadow.cli.options import (
     OptimizerOption,
     Output,
     Overwrite,
+    OwnName,
     Pickle,
     PolicyFile,
     Precision,
@@ -49,6 +52,8 @@ from shadow.cli.options import (
 from shadow.errors import ShadowError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from shadow.audits.pair import AuditResult, Runtime, Settings
     from shadow.audits.pairs import PairOutcome
     from shadow.cli.console import Watch
@@ -63,6 +68,7 @@ def audit(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    name: OwnName = None,
     listed: ListFile = None,
     tag: Tag = None,
     shard: ShardOption = None,
@@ -96,6 +102,8 @@ def audit(
     allow_missing: AllowMissing = False,
     junit: Junit = None,
     format: FormatOption = Format.table,
+    json: Json = False,
+    full: Full = False,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
@@ -117,6 +125,7 @@ def audit(
             listed=listed,
             tags=tag or [],
             shard=shard,
+            name=name,
         )
     )
     from shadow.checkpoints.choosing import filter_of
@@ -143,7 +152,8 @@ def audit(
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own]),
         strict=strict,
-        format=format,
+        format=Format.json if json else format,
+        full=full,
     )
     if selection.is_list:
         tell_left_out(selection)
@@ -181,6 +191,9 @@ class AuditRequest:
 
     format: Format
     """What is printed."""
+
+    full: bool
+    """Is every figure of a pair shown?"""
 
     @property
     def is_alone(self) -> bool:
@@ -239,15 +252,21 @@ def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
 def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
     """What came of one report; outside of a list both are shown at once."""
     from shadow.outputs.terminal.rules import rules_view
-    from shadow.outputs.terminal.summary import summary_view
 
     if request.shows_each:
-        console.display(summary_view(result.summary, result.provenance, result.folder, console.out.options))
+        console.display(_view(request, result))
     baseline = request.baselines.get((result.summary.family, result.summary.pair))
     judgement = judged_of(result, request.rules, baseline, strict=request.strict)
     if request.shows_each and request.rules:
         console.display(rules_view(judgement))
     return judgement
+
+
+def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
+    from shadow.outputs.terminal.summary import summary_view
+
+    options = console.out.options
+    return summary_view(result.summary, result.provenance, result.folder, options, full=request.full)
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
@@ -273,9 +292,14 @@ def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
 
 def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     """The summaries of what was audited, with what came of the rules where there are any."""
-    return [
-        one.summary.as_json() | ({"judged": one.as_json()} if one.verdicts else {}) for one in judged if one.summary
-    ]
+    summaries = []
+    for judgement in judged:
+        if judgement.summary is not None:
+            summary = judgement.summary.as_json()
+            if judgement.verdicts:
+                summary["judged"] = judgement.as_json()
+            summaries.append(summary)
+    return summaries
 
 
 def tell_left_out(selection: Selection) -> None:

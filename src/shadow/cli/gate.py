@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Against, AllowMissing, FailOn, Format, FormatOption, Junit, PolicyFile
+from shadow.cli.options import Against, AllowMissing, FailOn, Format, FormatOption, Json, Junit, PolicyFile
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below
 
@@ -32,6 +32,7 @@ def gate(
     allow_missing: AllowMissing = False,
     junit: Junit = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same options.
 
@@ -39,6 +40,8 @@ def gate(
 
     Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
     """
+    if json:
+        format = Format.json
     options = GateOptions(
         fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit
     )

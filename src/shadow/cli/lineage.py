@@ -14,6 +14,7 @@ from shadow.cli.options import (
     Format,
     FormatOption,
     Jobs,
+    Json,
     Output,
     Pickle,
     Registry,
@@ -45,16 +46,19 @@ def lineage(
     jobs: Jobs = None,
     allow_pickle: Pickle = False,
     format: FormatOption = Format.table,
+    json: Json = False,
     registry: Registry = None,
 ) -> None:
     """Show the stages of one base in order, from finished reports: what each step changed, beside the step before.
 
     The order is that of the checkpoints: the tuned side of one report is the base of the next.
 
-    If the checkpoints are on this machine, compare deltas too: cosine, and share in the leading directions of the last.
+    With --joint, deltas of checkpoints on this machine are compared: their cosine, and the directions they share.
 
     Exit codes: 0 done, also if the order has gaps, which are named; 1 could not; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.findings.lineage import MOST_REPORTS, read_step, stage_names, successions, unaudited, with_joint
     from shadow.findings.lineage import lineage as ordered
     from shadow.outputs.terminal.lineage import lineage_view

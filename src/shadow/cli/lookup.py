@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Format, FormatOption, Registry
+from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
 from shadow.text import nearest
 
@@ -27,10 +27,13 @@ def families(
         typer.Option(help="Only families with this tag; repeat it for families with all of several tags."),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
+    if json:
+        format = Format.json
     from shadow.targets.families import filter_families, load_families
 
     if schema:
@@ -92,8 +95,11 @@ def explain(
 def schema(
     table: Annotated[str | None, typer.Argument(help="A table of a report; without it, list all.")] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Show the schema of report files: tables, columns, types, units, null cases."""
+    if json:
+        format = Format.json
     from shadow.reports.columns import TABLES
 
     if table is not None and table not in TABLES:

@@ -27,7 +27,8 @@ DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Families of the registry, `family` or `family:from..to`; a glob such as 'qwen2.5-*' in quotes.",
+        help="Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*' in quotes. Or two "
+        "checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or one org/name of the registry.",
         metavar="[TARGET]...",
     ),
 ]
@@ -36,6 +37,14 @@ BaseReference = Annotated[
 ]
 TunedReference = Annotated[
     str | None, typer.Option(help="Checkpoint that was tuned from it, in the same form.", metavar="REF")
+]
+OwnName = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        help="Name of a pair that is given by its checkpoints, and so its folder: family:base..tuned.",
+        metavar="NAME",
+    ),
 ]
 ListFile = Annotated[
     str | None,
@@ -75,6 +84,8 @@ class ShowFormat(StrEnum):
 
 
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
+Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
 
 
 class PrecisionName(StrEnum):
@@ -181,7 +192,7 @@ Against = Annotated[
     Path | None,
     typer.Option(
         "--against",
-        help="Accepted reports: exit with 4 if a figure lies outside its interval there.",
+        help="Accepted reports: exit with 4 if a figure lies outside its spread over layers there.",
         metavar="RUN",
         file_okay=False,
         callback=on_this_machine,

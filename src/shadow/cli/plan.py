@@ -18,12 +18,14 @@ from shadow.cli.options import (
     Format,
     FormatOption,
     Jobs,
+    Json,
     Layer,
     ListFile,
     MaxDisk,
     Module,
     Offline,
     Output,
+    OwnName,
     Pickle,
     Precision,
     PrecisionName,
@@ -44,6 +46,7 @@ def plan(
     targets: Targets = None,
     base: BaseReference = None,
     tuned: TunedReference = None,
+    name: OwnName = None,
     listed: ListFile = None,
     tag: Tag = None,
     shard: ShardOption = None,
@@ -58,12 +61,15 @@ def plan(
     max_disk: MaxDisk = None,
     offline: Offline = False,
     format: FormatOption = Format.table,
+    json: Json = False,
     registry: Registry = None,
 ) -> None:
     """Show what an audit would measure, download and need. Only headers are read.
 
     Exit codes: 0 it can be done; 1 it cannot; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     selection = selected(
         NamedTargets(
             targets=targets or [],
@@ -73,6 +79,7 @@ def plan(
             listed=listed,
             tags=tag or [],
             shard=shard,
+            name=name,
         )
     )
     pairs = selection.own

@@ -13,6 +13,8 @@ from shadow.cli.options import (
     CacheFolder,
     Format,
     FormatOption,
+    Full,
+    Json,
     Output,
     RunFolders,
     Scores,
@@ -31,6 +33,8 @@ def show(
         ShowFormat,
         typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
     ] = ShowFormat.table,
+    json: Json = False,
+    full: Full = False,
 ) -> None:
     """Show finished reports again. For a list, first show how its pairs stand. Scores given here are not kept."""
     from shadow.audits.index import read_index
@@ -38,6 +42,8 @@ def show(
     from shadow.outputs.terminal.batch import batch_view
     from shadow.outputs.terminal.summary import summary_view
 
+    if json:
+        format = ShowFormat.json
     folders = reports_below(run)
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
@@ -61,7 +67,7 @@ def show(
         console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
         return
     for summary, provenance, folder in found:
-        console.display(summary_view(summary, provenance, folder, console.out.options))
+        console.display(summary_view(summary, provenance, folder, console.out.options, full=full))
 
 
 def compare(
@@ -78,6 +84,9 @@ def compare(
         bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
     ] = False,
     scores: Scores = None,
+    p_values: Annotated[
+        bool, typer.Option("--p-values", help="Also show p, which says nothing of other runs; JSON has it always.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -90,15 +99,18 @@ def compare(
         ),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Compare whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
 
-    Differences are paired over the same matrices, with an interval over layers and a margin.
+    Differences are paired over the same matrices, with their spread over layers and a margin.
 
     With --scores, also correlate gains with concentrations, over up to 200 reports of any bases.
 
     Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.findings import comparison as comparing
     from shadow.outputs.terminal.comparison import comparison_view
     from shadow.reports.columns import COMPARISON
@@ -128,7 +140,7 @@ def compare(
     if format is Format.json:
         console.show_json(found.as_json())
     else:
-        console.display(comparison_view(found, console.out.options))
+        console.display(comparison_view(found, console.out.options, p_values=p_values))
 
 
 def merge(
@@ -143,6 +155,7 @@ def merge(
         ),
     ] = None,
     format: FormatOption = Format.table,
+    json: Json = False,
 ) -> None:
     """Merge the reports of several jobs, such as the shards of a list, into one folder, and rebuild its index.
 
@@ -152,6 +165,8 @@ def merge(
 
     Exit codes: 0 done; 1 could not, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
     """
+    if json:
+        format = Format.json
     from shadow.audits.merging import merge as merged
     from shadow.outputs.terminal.batch import batch_view
 

@@ -50,7 +50,7 @@ MAX_SCORED = 200  # reports of which scores are correlated
 CLAIMS = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
-        "whether two more runs would differ: interval and p cover the matrices of these runs, not training runs",
+        "whether two more runs would differ: the spread is over layers of these runs, not over training runs",
         "why they differ: optimiser, adapters, learning rate and novelty of the data move these figures as much as "
         "narrowness does",
         "what the models can or cannot do",
@@ -560,7 +560,7 @@ def _warn_of_coverage(
         yield f"{apart.sum()} matrices are stored in different dtypes: {one} in {first.label}, {two} in {second.label}"
     if own.level is not None and own.level < LEVEL:
         yield (
-            f"only {own.layers} layers: no interval over them covers more than {100 * own.level:.3g} %, and p cannot "
+            f"only {own.layers} layers: no spread over them covers more than {100 * own.level:.3g} %, and p cannot "
             f"be below {2.0 ** (1 - own.layers):.3g}"
         )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import QuarterRow
 from shadow.spectra.purity import ENOUGH_KEPT
+from shadow.text import counted
 
 if TYPE_CHECKING:
     from shadow.findings.footprint import Gate
@@ -367,7 +368,12 @@ def _is_outside(module: str) -> bool:
 
 def _module(module: str) -> str:
     """What a module is called in a sentence. Only a forged report has a name that is not of lower case."""
-    plain = {"embed": "the embeddings", "head": "the head", "position": "the position embeddings"}
+    plain = {
+        "embed": "the embeddings",
+        "head": "the head",
+        "position": "the position embeddings",
+        "patch_embed": "the patch embeddings",
+    }
     known = module.isascii() and all(letter.isalnum() or letter in "._" for letter in module)
     return plain.get(module, module) if known else "another module"
 
@@ -445,7 +451,7 @@ def _unchanged(told: _Told) -> list[str]:
     for component, numbers in layers.items():
         of = f" of {_component(component)}" if several else ""
         parts.append(f"{'layer' if len(numbers) == 1 else 'layers'} {_spans(numbers)}{of}")
-    found = [f"{_capital(listed(parts))} {'is' if _is_one(parts) else 'are'} unchanged."] if parts else []
+    found = [f"Unchanged: {listed(parts)}."] if parts else []
     alone = [
         f"{_capital(_component(row.component))} has no base, so nothing is said of its change."
         for row in summary.without_base
@@ -458,10 +464,6 @@ def _named_in(component: str, module: str, several: bool) -> str:
     if not several or component in ("language", "projector"):
         return _module(module)
     return f"{_module(module)} of {_component(component)}"
-
-
-def _is_one(parts: Sequence[str]) -> bool:
-    return len(parts) == 1 and "embeddings" not in parts[0] and not parts[0].startswith("layers")
 
 
 def _spans(numbers: Sequence[int]) -> str:
@@ -569,7 +571,8 @@ def _alignment(told: _Told) -> str:
             return ""
         for name, figure in (("", value), ("_null", null), ("_excess", excess)):
             told.figures[f"inside_layers.alignment_{side}{name}"] = figure
-        if abs(excess) >= TURNED:
+        least = min(abs(excess), abs(value - null))  # the median of the differences, and the difference of medians
+        if least >= TURNED and (excess > 0) == (value > null):
             (follows if excess > 0 else avoids).append((what, value, null))
     if not follows and not avoids:
         return "It neither follows nor avoids the base's leading directions."
@@ -761,8 +764,8 @@ def _quantised(told: _Told) -> Explanation:
         return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
     few = _count(inside, "levels_tuned_few")
     told.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
-    which = "none" if not few else f"only {few:,}"
-    reason = f"{which} of {judged:,} matrices of tuned {'have' if few > 1 else 'has'} few distinct values in a row"
+    which = f"{few:,} {'has' if few == 1 else 'have'}" if few else "none has"
+    reason = f"of {counted(judged, 'matrix', 'matrices')} of tuned {which} few distinct values in a row"
     return _explained(code, "no", reason, told.figures)
 
 

@@ -346,13 +346,19 @@ def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
 
 
 def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
-    """Which of several pairs, (base, tuned) each, begin where another ends, or end where another begins."""
+    """Which of several pairs, (base, tuned) each, are in a chain of two or more: as a step, or as the whole of some."""
     begun = {key for base, _ in sides for key in _keys(base)}
     ended = {key for _, tuned in sides for key in _keys(tuned)}
+    steps = [
+        (base, tuned)
+        for base, tuned in sides
+        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
+    ]
+    stages = {key for pair in steps for side in pair for key in _keys(side)}
     return [
         number
         for number, (base, tuned) in enumerate(sides)
-        if not ended.isdisjoint(_keys(base)) or not begun.isdisjoint(_keys(tuned))
+        if not stages.isdisjoint(_keys(base)) and not stages.isdisjoint(_keys(tuned))
     ]
 
 
@@ -516,8 +522,8 @@ def shrinking(step: Step, before: Step) -> float | None:
     """The least factor by which storage may have shrunk the cosine of two updates, from kept of both; at most 1.
 
     As stored, a cosine is that of the updates times a factor between sqrt(kept_1 kept_2) and 1. It is the lower bound
-    where what each storage kept has nothing to do with what the other did. As the same entries are kept in both (those
-    of small weights, whose steps are small), it is nearer to 1.
+    where one of the two was hardly rounded. Where both were, both keep the same entries, those of small weights, whose
+    steps are small, and it is nearer to 1.
     """
     if step.kept is None or before.kept is None:
         return None

@@ -18,7 +18,9 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from shadow.files import registry_folder
+from shadow.findings.finding import percent
 from shadow.findings.summary_rows import PublishedCheck, PublishedFigures, PublishedPair, PublishedPlace
+from shadow.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -322,31 +324,31 @@ WORDS = {
 
 
 def context_sentence(found: PublishedFigures) -> tuple[str, dict[str, float | int]] | None:
-    """What is to be said of the published figures, and the numbers in it; None where nothing is."""
+    """What is to be said of the published figures, and its numbers by their place in summary.json; None: nothing."""
     if found.pair is not None and found.pair.agrees is not None:
         return _of_pair(found.pair)
     if found.size is None:
         return None
     size = found.size
+    families = counted(size.families, "other family", "other families")
     text = (
-        f"Of {size.families} other families of released pairs whose figures are published, {size.below} changed less "
-        f"than this pair by the mean relative norm over tensors ({size.value:.3g}; theirs {size.least:.3g} to "
-        f"{size.most:.3g})"
+        f"The mean relative norm of a tensor is {percent(size.value)}; published figures of {families} of models are "
+        f"{percent(size.least)} to {percent(size.most)}, {size.below} of them smaller."
     )
-    figures: dict[str, float | int] = {
-        "mean_relative_norm": size.value, "families": size.families, "families_below": size.below,
-    }  # fmt: skip
+    figures = _numbers("published.size", size)
     if found.top20 is not None:
         top20 = found.top20
+        near = counted(top20.families, "family", "families")
         text += (
-            f"; of the {top20.families} with pairs within a factor of {found.within:g} of its size, {top20.below} have "
-            f"less of their energy in 20 directions ({top20.value:.3g}; theirs {top20.least:.3g} to {top20.most:.3g})"
+            f" The first 20 directions of a matrix hold {percent(top20.value)} of its energy; in {near} with pairs of "
+            f"about this size they hold {percent(top20.least)} to {percent(top20.most)}, {top20.below} of them less."
         )
-        figures |= {
-            "mean_top20_energy": top20.value, "families_of_its_size": top20.families,
-            "families_of_its_size_below": top20.below,
-        }  # fmt: skip
-    return f"{text}.", figures
+        figures |= _numbers("published.top20", top20)
+    return text, figures
+
+
+def _numbers(where: str, place: PublishedPlace) -> dict[str, float | int]:
+    return {f"{where}.{name}": getattr(place, name) for name in ("value", "below", "families", "least", "most")}
 
 
 def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
@@ -354,11 +356,12 @@ def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
     figures: dict[str, float | int] = {}
     for check in pair.checks:
         if check.ours is not None:
-            told.append(f"{WORDS[check.figure]} {check.ours:.4g} (theirs {check.published:.4g})")
-            figures |= {check.figure: check.ours, f"published_{check.figure}": check.published}
+            told.append(f"{WORDS[check.figure]} {check.ours:.4g} here, {check.published:.4g} there")
+            place = f"published.pair.checks.{check.figure}"
+            figures |= {f"{place}.ours": check.ours, f"{place}.published": check.published}
     differing = [WORDS[check.figure] for check in pair.checks if check.agrees is False]
     verdict = f"they differ in {' and '.join(differing)}" if differing else "they agree"
     text = (
-        f"Others published figures of this pair, of a commit that they do not tell, and {verdict}: {', '.join(told)}."
+        f"Others published figures of this pair, at a commit that they do not name, and {verdict}: {'; '.join(told)}."
     )
     return text, figures

@@ -160,16 +160,15 @@ def choose_runs(
     ]
 
 
-def bases_of(short_side: int, optimizer: str | None) -> int:
-    """How many bases the trainings of a size and optimiser (None: any of OPTIMIZERS) began with."""
+def bases_of(short_side: int, optimizer: str | None, data: str | None = None) -> int:
+    """How many bases the trainings of a size and optimiser (None: any of OPTIMIZERS) began with.
+
+    data: narrow or broad; None for both.
+    """
     optimizers = (optimizer,) if optimizer else OPTIMIZERS
-    return len(
-        {
-            row["base"]
-            for row in runs()
-            if row["short_side"] == short_side and row["optimizer"] in optimizers and row["data"] in ("narrow", "broad")
-        }
-    )
+    kinds = (data,) if data else ("narrow", "broad")
+    own = (row for row in runs() if row["short_side"] == short_side and row["optimizer"] in optimizers)
+    return len({row["base"] for row in own if row["data"] in kinds})
 
 
 def points(name: str, value: float, bound: Bound) -> int:
@@ -197,19 +196,28 @@ def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
             else ("narrow", trainings.narrow, bound.distributed)
         )
         how = "more" if own > 0 else "less"
+        bases = _resting(bases_of(trainings.short_side, trainings.optimizer, kind))
         reason = f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {how} concentrated than "
-        reason += f"in all {count} {kind} {against} (bound {limit:.3f})"
+        reason += f"in all {count} {kind} {against} (bound {limit:.3f}, {bases})"
         return ("concentrated" if own > 0 else "distributed"), reason
+    bases = _resting(bases_of(trainings.short_side, trainings.optimizer))
     if own:
         more = "more" if own > 0 else "less"
         return "mixed", (
             f"concentration {value:.3f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
-            f"agree and {oppose} point the other way ({against})"
+            f"agree and {oppose} point the other way ({against}; {bases})"
         )
     return "mixed", (
         f"concentration {value:.3f} lies where narrow and broad {against} both lie "
-        f"({bound.distributed:.3f} to {bound.concentrated:.3f})"
+        f"({bound.distributed:.3f} to {bound.concentrated:.3f}, {bases})"
     )
+
+
+def _resting(bases: int) -> str:
+    """What a bound that no training of so many exchangeable bases passes can promise of a new one."""
+    if bases < 2:
+        return "on one base, which promises nothing of another"
+    return f"on {bases} bases, so that one new base in {bases + 1} passes it by chance"
 
 
 def position(concentration: float, trainings: Trainings, table: Sequence[Mapping[str, Any]]) -> Position:

@@ -38,11 +38,12 @@ from shadow.findings.depth import (
     ratio,
     summed,
 )
-from shadow.findings.finding import Finding, finding
+from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.grid import grid
 from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
-from shadow.findings.published import published_figures
+from shadow.findings.published import context_sentence, published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
 from shadow.findings.summary_rows import (
@@ -55,6 +56,7 @@ from shadow.findings.summary_rows import (
     Claims,
     CoherenceRow,
     ComponentRow,
+    GridRow,
     LayerRow,
     ModuleRow,
     OutsideRow,
@@ -125,6 +127,7 @@ class Summary:
     components: list[ComponentRow]
     modules: list[ModuleRow]
     depth: list[LayerRow]
+    grid: list[GridRow]  # modules by layers
     inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
     outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
     coherence: list[CoherenceRow]  # of the modules inside layers
@@ -266,6 +269,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         components=_by_component(rows),
         modules=_by_module(rows),
         depth=depth,
+        grid=grid(rows.deltas, rows.tensors),
         inside_layers=inside_layers(rows.deltas),
         outside_layers=outside_layers(rows.deltas),
         coherence=coherence(rows.deltas),
@@ -286,7 +290,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
         published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
         finding=Finding([], [], []),
     )
-    return replace(found, finding=finding(found, metadata["settings"]))
+    published = context_sentence(found.published)
+    known = None if published is None else Sentence("published", *published)
+    return replace(found, finding=finding(found, metadata["settings"], known))
 
 
 def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:

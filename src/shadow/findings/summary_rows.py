@@ -43,6 +43,17 @@ class Claims:
 
 
 @dataclass(frozen=True)
+class GridRow:
+    """One module over the layers of a component."""
+
+    component: str
+    module: str
+    layers: list[int]  # that have it, ascending
+    relative_norm: list[float | None]  # of each layer, the median over its matrices; 0 where they are identical
+    concentration: list[float | None]  # the same; None where nothing changed or there is no null
+
+
+@dataclass(frozen=True)
 class SkippedRow:
     """The tensors that were not measured for one reason."""
 

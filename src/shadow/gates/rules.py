@@ -52,7 +52,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNOREC
 LONGEST = 200  # characters of an expression
 KEYS = {  # of a rule in a policy file, and what each says
     "fail_on": "What must not hold, as after --fail-on: language.mlp.up.concentration > 0.5.",
-    "moved": "A figure that must stay inside its interval in the report of --against.",
+    "moved": "A figure that must stay inside its spread over layers in the report of --against.",
     "severity": "error, or warning: shown, and never changes the exit code.",
     "message": "What a person should know when the rule is met.",
     "allow_missing": "true: nothing to judge is no error.",
@@ -99,7 +99,7 @@ class Rule:
     def condition(self) -> str:
         """`language.mlp.up.concentration > 0.5`."""
         if self.comparison == MOVED:
-            return f"{self.figure} moved out of its interval"
+            return f"{self.figure} moved out of its spread over layers"
         return f"{self.figure} {self.comparison} {_written(self.threshold)}"
 
     def holds(self, value: float | str) -> bool:
@@ -121,10 +121,10 @@ def parse_rule(text: str, **more: Any) -> Rule:
     """
     if len(text) > LONGEST:
         raise UsageError(f"{text[:40]!r}... is too long for a rule", HINT)
-    found = EXPRESSION.fullmatch(text)
-    if not found:
+    match = EXPRESSION.fullmatch(text)
+    if not match:
         raise UsageError(f"{text!r} is not a rule", HINT)
-    figure, comparison, wanted = found.groups()
+    figure, comparison, wanted = match.groups()
     if comparison not in COMPARISONS:
         close = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
         hint = f"did you mean {close!r}?" if close else f"one of {' '.join(COMPARISONS)}"

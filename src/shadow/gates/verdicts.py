@@ -222,8 +222,8 @@ class Measured:
         values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
         layers = rows["layer"].where(rows["layer"] >= 0).to_numpy(dtype=np.float64, na_value=np.nan)
-        found = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
-        return JudgedFigure(name, median, found.bounds if median is not None else None, found.reason or "")
+        interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
+        return JudgedFigure(name, median, interval.bounds if median is not None else None, interval.reason or "")
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
@@ -232,13 +232,13 @@ class Measured:
         tensors = self.report.tensors
         modules = [None] * len(tensors) if name.module is None else tensors["module"]
         covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]
-        own = tensors[np.array(covered, dtype=np.bool_)]
+        of_scope = tensors[np.array(covered, dtype=np.bool_)]
         what = ".".join(filter(None, (name.component, name.module)))
-        if own.empty:
+        if of_scope.empty:
             return f"the report has no {what}"
-        if (own["status"] == "identical").any():
+        if (of_scope["status"] == "identical").any():
             return f"{what} is identical to the base's"
-        reasons = ", ".join(sorted(set(own.loc[own["status"] == "skipped", "reason"])))
+        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"])))
         return f"{what} was not measured ({reasons})" if reasons else f"{what} has no base to differ from"
 
 
@@ -247,14 +247,14 @@ def read_measured(folder: Path, label: str = "this report", summary: Summary | N
     metadata = report_metadata(folder)
     if summary is None:
         summary, _ = read_summary(folder)
-    return Measured(folder, label, metadata, summary)
+    return Measured(folder=folder, label=label, metadata=metadata, summary=summary)
 
 
 def _whole(folder: Path) -> Measured:
     """A baseline, all of which is read now: what is measured next may be written over it."""
-    found = read_measured(folder, "the baseline")
-    assert found.report is not None
-    return found
+    baseline = read_measured(folder, "the baseline")
+    assert baseline.report is not None
+    return baseline
 
 
 # The baseline
@@ -270,14 +270,14 @@ def read_baselines(
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
         return {pairs[0]: _whole(against)}
-    found = {}
+    baselines = {}
     for folder in folders:
         metadata = finished_metadata(folder)
         if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
-            if which in found:
+            if which in baselines:
                 raise ShadowError(f"{against} has two reports of {':'.join(which)}", "name the folder of one of them")
-            found[which] = _whole(folder)
-    return found
+            baselines[which] = _whole(folder)
+    return baselines
 
 
 def notes_on(baseline: Measured, now: Measured) -> list[str]:
@@ -285,19 +285,19 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     before, after = baseline.report, now.report
     if before.metadata == after.metadata:
         return ["the baseline is this very report: nothing can have moved"]
-    found = []
-    which, this = (":".join(str(one.metadata[key]) for key in ("family", "pair")) for one in (before, after))
+    notes = []
+    which, this = (":".join(str(measured.metadata[key]) for key in ("family", "pair")) for measured in (before, after))
     if which != this:
-        found.append(f"the baseline is of another pair: {which}")
+        notes.append(f"the baseline is of another pair: {which}")
     relation, why = relate(before, after)
     if relation not in ("the same pair", "one base"):
         how = f": {why}" if relation == "different bases" else ""
-        found.append(f"the baseline does not start from the same base{how}")
-    found += settings_apart(before, after)
+        notes.append(f"the baseline does not start from the same base{how}")
+    notes += settings_apart(before, after)
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
-        found.append(f"the baseline's intervals are {100 * summary.interval_level:.3g} % over {summary.layers} layers")
-    return found
+        notes.append(f"the baseline's spread is {100 * summary.interval_level:.3g} % over {summary.layers} layers")
+    return notes
 
 
 # Judging
@@ -333,23 +333,23 @@ def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
     figures = [now.figure(at, rule.figure.metric) for at in places]
-    known = [(one.name, one.value) for one in figures if one.value is not None]
+    known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
     if not known and not any(now.changed(at) for at in places):
         return _missing(rule, now.why_absent(rule.figure))
     if not known:
         when = NULLS.get(rule.figure.metric)
         why = f" (null when: {when})" if when else ""
-        return _missing(rule, f"{several([one.name for one in figures], NAMED)} is null{why}")
+        return _missing(rule, f"{several([figure.name for figure in figures], NAMED)} is null{why}")
     findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
-    if met := [f"{one.figure} is {_text(one.value, rule.holds)}" for one in findings if one.met]:
-        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings)
+    if met := [f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met]:
+        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings=findings)
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
-        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings)
-    told = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
-    return Verdict(rule, "passed", told, findings)
+        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings=findings)
+    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
+    return Verdict(rule, "passed", sentence, findings=findings)
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
@@ -365,7 +365,11 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
         for name in names:
             before = baseline.figure(at, name)
             if before.bounds is None:
-                why = "null in the baseline" if before.value is None else f"no interval in the baseline: {before.why}"
+                why = (
+                    "null in the baseline"
+                    if before.value is None
+                    else f"no spread over layers in the baseline: {before.why}"
+                )
                 left[why].append(before.name)
                 continue
             low, high = before.bounds
@@ -380,11 +384,11 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in findings if finding.met]
     if moved:
-        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", tuple(findings))
-    what = f"{findings[0].figure} is inside its interval"
+        return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
+    what = f"{findings[0].figure} is inside its spread over layers"
     if len(findings) > 1:
-        what = f"{len(findings)} figures are inside their intervals"
-    return Verdict(rule, "passed", f"{what} in the baseline{rest}", tuple(findings))
+        what = f"{len(findings)} figures are inside their spread over layers"
+    return Verdict(rule, "passed", f"{what} in the baseline{rest}", findings=tuple(findings))
 
 
 def _number(value: float | str | None) -> float | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from shadow.findings.summary import Summary
 
 MODULES = 24  # rows of the table, those of most energy; the rest is counted
+LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
+ACTIVE = re.compile(r"[\\`*_{}\[\]<>|!~&$\"@#]")
 APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows nothing
 
 
@@ -29,9 +31,10 @@ def cell(text: str) -> str:
 
 def plain(text: str) -> str:
     """Any text in a paragraph or cell: one line, that reads as usual and is no markup, link or mention."""
-    shown = re.sub(r"[\\`*_{}\[\]<>|!~&$\"]", lambda match: f"&#{ord(match[0])};", visible(text))
+    shown = ACTIVE.sub(
+        lambda match: f"{match[0]}{APART}" if match[0] in LINKING else f"&#{ord(match[0])};", visible(text)
+    )
     shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown)
-    shown = re.sub(r"[@#]", lambda match: f"{match[0]}{APART}", shown)
     return re.sub(r"(?i)(www\.|:(?=//))", lambda match: f"{match[1]}{APART}", shown)
 
 

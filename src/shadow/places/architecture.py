@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.places.names import Facts, Reading, RowOrder, name_rules, numbered, read, weight_stem
 
@@ -92,7 +92,7 @@ def aligned(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     return one.reshape(other.shape), other
 
 
-def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, tuple[Part, ...]]:
+def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]) -> dict[str, tuple[Part, ...]]:
     """The matrices in every tensor of one checkpoint, by tensor name; no tensor is without at least one part.
 
     Two tensors that would land on one place both fall back to their own names, so that neither is lost.

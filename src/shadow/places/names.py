@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -232,16 +233,16 @@ def _row_order(rule: Mapping[str, Any]) -> RowOrder:
 class Facts:
     """What a checkpoint as a whole says: its config, and which names there are."""
 
-    def __init__(self, config: Mapping[str, Any], texts: Iterable[str] = (), rules: NameRules | None = None) -> None:
+    def __init__(self, config: Mapping[str, object], texts: Iterable[str] = (), rules: NameRules | None = None) -> None:
         self.rules = rules or name_rules()
         self._config = config
         self._texts = list(texts)
-        self._sections: dict[str, dict[str, Any]] = {}
+        self._sections: dict[str, dict[str, object]] = {}
         self._types: dict[str, frozenset[str]] = {}
         self._beside: dict[re.Pattern[str], bool] = {}
         self.found_type = ""  # what stands for a model type where the config names none
 
-    def section(self, component: str) -> dict[str, Any]:
+    def section(self, component: str) -> dict[str, object]:
         """The config as it is for a component: its own part of the config has the last word."""
         if component not in self._sections:
             merged = dict(self._config)
@@ -264,11 +265,9 @@ class Facts:
         section = self.section(component)
         for keys in self.rules.counts[name]:
             values = [section.get(key) for key in keys]
-            if all(type(value) is int and 1 <= value <= MAX_COUNT for value in values):
-                product = 1
-                for value in values:
-                    product *= int(value)  # type: ignore[arg-type]
-                return product
+            counts = [value for value in values if type(value) is int and 1 <= value <= MAX_COUNT]
+            if len(counts) == len(values):
+                return math.prod(counts)
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:

@@ -13,10 +13,10 @@ def reports_below(run: Path) -> list[Path]:
     try:
         if not run.is_dir():
             raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
-        found = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
+        folders = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
-    return found or [run]
+    return folders or [run]
 
 
 def reports_at(run: Path) -> list[Path]:
@@ -29,8 +29,8 @@ def reports_at(run: Path) -> list[Path]:
 
 def one_report(run: Path) -> Path:
     """The only report at or below a path."""
-    found = reports_at(run)
-    if len(found) > 1:
-        names = several([str(folder) for folder in found], 5)
-        raise ShadowError(f"{run} holds {len(found)} reports: {names}", "name one of them")
-    return found[0]
+    folders = reports_at(run)
+    if len(folders) > 1:
+        names = several([str(folder) for folder in folders], 5)
+        raise ShadowError(f"{run} holds {len(folders)} reports: {names}", "name one of them")
+    return folders[0]

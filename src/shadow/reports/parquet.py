@@ -57,10 +57,10 @@ def _is_comparison(path: Path) -> bool:
     if not path.is_file():  # opening a FIFO would wait for ever
         return False
     try:
-        found = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
+        metadata = json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return False
-    return isinstance(found, dict) and "comparison" in found
+    return isinstance(metadata, dict) and "comparison" in metadata
 
 
 def arrow_type(column: Column) -> pa.DataType:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,7 +151,7 @@ class Provenance:
         return json.loads(json.dumps(self.told), parse_constant=lambda _: None)  # type: ignore[no-any-return]
 
     @classmethod
-    def of(cls, metadata: ReportMetadata) -> Provenance:
+    def of(cls, metadata: ReportMetadata | Mapping[str, Any]) -> Provenance:
         """The provenance in the metadata of a report, which `required_metadata` has checked."""
         settings = metadata["settings"]
         method = settings["method"]
@@ -178,7 +178,7 @@ class Provenance:
             seconds=_seconds(metadata.get("seconds")),
             device=_if_is(str, metadata.get("device")),
             libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
-            told=metadata,
+            told=cast(ReportMetadata, metadata),
         )
 
 
@@ -244,7 +244,7 @@ def _check_metadata(metadata: Any) -> None:
     if not all(isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))):
         raise TypeError
     mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    if type(metadata["schema"]) is not int or not all(isinstance(one, dict) for one in mappings):
+    if type(metadata["schema"]) is not int or not all(isinstance(mapping, dict) for mapping in mappings):
         raise TypeError
     seconds = metadata.get("seconds") or 0.0
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:

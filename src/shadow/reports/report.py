@@ -65,15 +65,15 @@ class Report:
 
         Raises ShadowError when the file is missing, broken, or of another audit than the report.
         """
-        told = self.provenance.told  # first, as this completes a replacement that was killed half-way
+        metadata = self.provenance.told  # first, as this completes a replacement that was killed half-way
         known = TABLES[table].columns
         chosen = [column for column in known if names is None or column.name in names]
-        found = read_table(self.folder, table, chosen)
-        if found is None:
+        stored = read_table(self.folder, table, chosen)
+        if stored is None:
             return frame_of(arrow_schema(chosen).empty_table())
-        if not _says(found, told):
+        if not _says(stored, metadata):
             raise of_different_audits(self.folder)
-        return frame_of(found)
+        return frame_of(stored)
 
 
 def _says(table: pa.Table, told: ReportMetadata) -> bool:

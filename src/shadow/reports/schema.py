@@ -38,6 +38,8 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "depth": "a list, a row for each compared layer of a component: matrices, relative_norm as one vector, energy, "
         "energy_share of the component's layers, medians, up_effective_rank_shift (of the up-projections), and the "
         "participation ratios of residual.parquet",
+        "grid": "a list, a row for each module of a component: layers, and by layer the medians relative_norm (0 where "
+        "its matrices are identical) and concentration",
         "inside_layers": "matrices inside layers that changed: how many; of these known (kept is), unexplained, "
         "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise and "
         "flatter_than_noise; medians of columns, and of alignments less null; rank_least and rank_most, medians of "

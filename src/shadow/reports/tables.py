@@ -51,9 +51,9 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
         _finite_as(there[field.name], field.type) if field.name in there else pa.nulls(len(table), field.type)
         for field in schema
     ]
-    found = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
-    found.validate(full=True)
-    return found
+    like_today = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
+    like_today.validate(full=True)
+    return like_today
 
 
 def _finite_as(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
@@ -74,9 +74,13 @@ def with_purity(table: pa.Table) -> pa.Table:
         directions = 1.0 / purity
         short = np.minimum(columns["rows"], columns["cols"])
         unrounded = (columns["floor_ratio"] >= UNTOUCHED) | ~np.isnan(columns["rank_ceiling"].astype(float))
-        told = (z > NOISE) & (directions <= short) & unrounded
-    found = {"excess_purity": purity, "purity_z": z, "equivalent_directions": np.where(told, directions, np.nan)}
-    for name, values in found.items():
+        countable = (z > NOISE) & (directions <= short) & unrounded
+    computed = {
+        "excess_purity": purity,
+        "purity_z": z,
+        "equivalent_directions": np.where(countable, directions, np.nan),
+    }
+    for name, values in computed.items():
         values = np.where(np.isfinite(values), values, np.nan)
         place = table.schema.get_field_index(name)
         table = table.set_column(
@@ -117,10 +121,10 @@ def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None)
             stored = set(file.schema_arrow.names)
             there = [column.name for column in wanted if column.name in stored]
             many = file.metadata.num_rows > FEW_ROWS
-            found = conformed(file.read(columns=there, use_threads=many), wanted, table.first)
+            rows = conformed(file.read(columns=there, use_threads=many), wanted, table.first)
             if name == "matrices" and columns is None and "excess_purity" not in there:
-                return with_purity(found)
-            return found
+                return with_purity(rows)
+            return rows
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
@@ -131,15 +135,15 @@ def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
     Raises ShadowError when a file is missing, broken, or of another audit than the others.
     """
     tables = {name: read_table(folder, name) for name in names}
-    found = {name: table for name, table in tables.items() if table is not None}
-    provenances = {(table.schema.metadata or {}).get(METADATA_KEY) for table in found.values()}
+    stored = {name: table for name, table in tables.items() if table is not None}
+    provenances = {(table.schema.metadata or {}).get(METADATA_KEY) for table in stored.values()}
     if len(provenances) > 1:
         raise of_different_audits(folder)
-    metadata = dict.fromkeys([METADATA_KEY], provenances.pop()) if found else None
+    metadata = dict.fromkeys([METADATA_KEY], provenances.pop()) if stored else None
     for name in LATER:
-        if name in names and name not in found:
-            found[name] = arrow_schema(TABLES[name].columns).with_metadata(metadata).empty_table()
-    return found
+        if name in names and name not in stored:
+            stored[name] = arrow_schema(TABLES[name].columns).with_metadata(metadata).empty_table()
+    return stored
 
 
 def of_different_audits(folder: Path) -> ShadowError:
@@ -157,7 +161,7 @@ def absent(folder: Path) -> list[str]:
 
     Raises ShadowError when a file is broken.
     """
-    found = []
+    lacking = []
     for name in STORED:
         path = folder / f"{name}.parquet"
         try:
@@ -165,10 +169,11 @@ def absent(folder: Path) -> list[str]:
         except (OSError, ValueError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
         if there is not None:
-            found += [one.name for one in TABLES[name].columns if one.name not in there and one.name not in PURITY]
+            known = [column.name for column in TABLES[name].columns if column.name not in PURITY]
+            lacking += [column for column in known if column not in there]
         elif name in LATER:
-            found.append(path.name)
-    return list(dict.fromkeys(found))
+            lacking.append(path.name)
+    return list(dict.fromkeys(lacking))
 
 
 def absent_note(missing: Sequence[str]) -> str:

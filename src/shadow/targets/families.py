@@ -194,13 +194,13 @@ def filter_families(
         raise ShadowError(f"no {those} in the registry", "`shadow families` lists them")
     if word is None:
         return left
-    found = [family for family in left if family.name == word] or [f for f in left if _has_word(f, word.casefold())]
-    if not found:
+    matching = [family for family in left if family.name == word] or [f for f in left if _has_word(f, word.casefold())]
+    if not matching:
         names = [family.name for family in left]
         lines = {match[0] for name in names if (match := re.match(r"[a-z]{3,}", name))}  # qwen of qwen2.5-7b
         hint = nearest(word.lower(), [*names, *sorted(lines)]) or "`shadow families` lists them"
         raise ShadowError(f"no {those} has {word!r} in its name, checkpoints or tags", hint)
-    return found
+    return matching
 
 
 def _has_word(family: Family, word: str) -> bool:
@@ -307,7 +307,7 @@ def _stage(path: Place, stage: str, value: Tree, folder: Path) -> Reference | Co
     if isinstance(value, dict) and any(key in components for key in value):
         return _component_base(path, stage, value, folder)
     known = (*REFERENCE_KEYS, *components) if stage == "base" else tuple(REFERENCE_KEYS)
-    return _reference(path, f"stage {stage!r}", value, folder, known)
+    return _reference(path, f"stage {stage!r}", value, folder, known=known)
 
 
 def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Path) -> ComponentBase:
@@ -324,7 +324,7 @@ def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Pat
             hint = nearest(key, components) or _listed("components", components)
             raise _FaultError((*path, key), f"unknown component {short(key)} in the base", hint)
     return ComponentBase(
-        tuple((key, _reference((*path, key), f"the base of {key}", one, folder)) for key, one in value.items())
+        tuple((key, _reference((*path, key), f"the base of {key}", part, folder)) for key, part in value.items())
     )
 
 
@@ -366,7 +366,7 @@ def _parsed(path: Place, what: str, text: str, folder: Path) -> Reference:
 def _pairs(family: str, stages: Mapping[str, Reference | ComponentBase], listed: Tree | None) -> tuple[Pair, ...]:
     path = (family, "pairs")
     if listed is None:
-        return tuple(_pair(path, stages, "base", stage, "tuned") for stage in stages if stage != "base")
+        return tuple(_pair(path, stages, "base", stage, relation="tuned") for stage in stages if stage != "base")
     if not isinstance(listed, list):
         raise _FaultError(path, "`pairs` is not a list", "write pairs: [base..sft, sft..dpo]")
     pairs: dict[str, Pair] = {}
@@ -381,7 +381,7 @@ def _pairs(family: str, stages: Mapping[str, Reference | ComponentBase], listed:
 def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], item: Tree) -> Pair:
     if isinstance(item, str) and item.count("..") == 1:
         start, _, end = item.partition("..")
-        return _pair(path, stages, start, end, "tuned")
+        return _pair(path, stages, start, end, relation="tuned")
     if not isinstance(item, dict):
         raise _FaultError(path, f"{short(item)} is not a pair", "write from..to")
     for key in item:
@@ -396,10 +396,12 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
         close = nearest(relation, RELATIONS) if isinstance(relation, str) else None
         hint = close or f"one of {', '.join(RELATIONS)}"
         raise _FaultError((*path, "relation"), f"unknown relation {short(relation)}", hint)
-    return _pair(path, stages, item["from"], item["to"], relation)
+    return _pair(path, stages, item["from"], item["to"], relation=relation)
 
 
-def _pair(path: Place, stages: Mapping[str, Reference | ComponentBase], start: Tree, end: Tree, relation: str) -> Pair:
+def _pair(
+    path: Place, stages: Mapping[str, Reference | ComponentBase], start: Tree, end: Tree, *, relation: str
+) -> Pair:
     for key, stage in (("from", start), ("to", end)):
         if not isinstance(stage, str) or stage not in stages:
             close = nearest(stage, stages) if isinstance(stage, str) else None

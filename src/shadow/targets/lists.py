@@ -20,6 +20,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
 from shadow.targets.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
+from shadow.targets.typed import is_reference, pairs_of_references
 from shadow.text import nearest
 
 ENTRY_KEYS = {
@@ -96,6 +97,7 @@ def select(
 ) -> Selection:
     """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are pairs as they are.
 
+    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up (shadow.targets.typed).
     Tags narrow what the rest names; without any name they choose from the whole registry. What several entries name
     is audited once. Raises UsageError for anything wrong with a list, a glob, a tag or a shard, and ShadowError for an
     exact target that the registry does not know.
@@ -104,22 +106,25 @@ def select(
     listing = [] if listed is None else read_list(listed)
     if listed is not None and not listing:
         raise UsageError(f"{shown(listed)}: the list names nothing", ONE_A_LINE)
-    entries = dict.fromkeys([*(ListEntry("", target) for target in targets), *listing])
+    typed = any(map(is_reference, targets))
+    entries = dict.fromkeys([*(ListEntry("", target) for target in targets if not typed), *listing])
     named = [entry for entry in entries if isinstance(entry.names, str)]
-    families = load_families(registry) if named or tags else {}
-    found: dict[Pair, None] = dict.fromkeys(given)
+    families = load_families(registry) if named or tags or typed else {}
+    chosen: dict[Pair, None] = dict.fromkeys(given)
+    if typed:
+        chosen |= dict.fromkeys(pairs_of_references(targets, families))
     passed: dict[str, None] = {}
     looked_up: dict[str, Matches] = {}
     for entry in entries:
         if isinstance(entry.names, Pair):
-            found[entry.names] = None
+            chosen[entry.names] = None
             continue
         if entry.names not in looked_up:
             with _asked(entry):
                 looked_up[entry.names] = find_targets(entry.names, families)
-        found |= dict.fromkeys(looked_up[entry.names].pairs)
+        chosen |= dict.fromkeys(looked_up[entry.names].pairs)
         passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
-    pairs = tuple(found)
+    pairs = tuple(chosen)
     if tags:
         if given or len(named) < len(entries):
             raise UsageError("--tag is about families of the registry", "a pair given by its checkpoints has no tags")
@@ -195,12 +200,12 @@ def _tagged(pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[st
     """Those of the pairs that are of the tagged families; all of these where nothing was named."""
     names = {family.name for family in tagged}
     kept = [pair for pair in pairs if pair.family in names]
-    found = kept if named else [pair for family in tagged for pair in family.pairs]
-    if not found:
+    chosen = kept if named else [pair for family in tagged for pair in family.pairs]
+    if not chosen:
         which = f"the {'tags' if len(tags) > 1 else 'tag'} {' and '.join(map(short, tags))}"
-        told = f"none of what was named has {which}" if named else f"no family with {which} has a pair to compare"
-        raise UsageError(told, "`shadow families --tag` lists those that do")
-    return tuple(found)
+        message = f"none of what was named has {which}" if named else f"no family with {which} has a pair to compare"
+        raise UsageError(message, "`shadow families --tag` lists those that do")
+    return tuple(chosen)
 
 
 def shown(listed: str) -> str:

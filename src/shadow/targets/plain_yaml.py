@@ -58,9 +58,9 @@ def read_plain(raw: bytes) -> tuple[Tree, dict[KeyPath, int]]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NotPlainError("not UTF-8", raw[: error.start].count(b"\n") + 1) from error
-    if found := yaml.reader.Reader.NON_PRINTABLE.search(text):
-        message = f"not YAML: the character U+{ord(found[0]):04X}"
-        raise NotPlainError(message, text.count("\n", 0, found.start()) + 1)
+    if unprintable := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        message = f"not YAML: the character U+{ord(unprintable[0]):04X}"
+        raise NotPlainError(message, text.count("\n", 0, unprintable.start()) + 1)
     try:
         return _parsed(text, FAST)
     except NotPlainError:  # the parser in Python has the last word: every machine says the same of a fault

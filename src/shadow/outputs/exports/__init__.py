@@ -178,7 +178,7 @@ def report_row(metadata: ReportMetadata) -> dict[str, Cell]:
     """The row of a report in the table `reports`: what its metadata say, null where they say nothing of the kind."""
     settings = metadata["settings"]
     method = settings["method"]
-    told: dict[str, object] = {
+    values: dict[str, object] = {
         "family": metadata["family"],
         "pair": metadata["pair"],
         "label": metadata.get("label"),
@@ -198,8 +198,8 @@ def report_row(metadata: ReportMetadata) -> dict[str, Cell]:
     }
     for side in SIDES:
         for key, value in metadata[side].items():
-            told[f"{side}_{key}"] = value
-    return {column.name: _as(column.type, told[column.name]) for column in REPORTS}
+            values[f"{side}_{key}"] = value
+    return {column.name: _as(column.type, values[column.name]) for column in REPORTS}
 
 
 def _as(kind: Type, value: object) -> Cell:

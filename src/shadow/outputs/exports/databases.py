@@ -162,11 +162,11 @@ def is_our_sqlite(path: Path) -> bool:
 
 
 def _is_untouched(execute: Callable[[str], Any]) -> bool:
-    found = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()}
-    if "about" not in found:
+    objects = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()}
+    if "about" not in objects:
         return False
-    told = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
-    return told.get("export") == "shadow export" and found == _objects(str(told.get("tables")).split(","))
+    about = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
+    return about.get("export") == "shadow export" and objects == _objects(str(about.get("tables")).split(","))
 
 
 def _duckdb() -> Any:

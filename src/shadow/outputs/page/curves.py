@@ -71,8 +71,10 @@ def short(value: Any) -> float | int | None:
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
-    """`short` of each, rounded all at once where that is safe: a page of many reports has millions."""
+    """`short` of each; of many, rounded all at once where that is safe, as a page of many reports has millions."""
     numbers = np.asarray(values, dtype=np.float64)
+    if len(numbers) < FEWEST:
+        return [short(number) for number in numbers.tolist()]
     with np.errstate(divide="ignore", invalid="ignore"):
         power = 3.0 - np.floor(np.log10(np.abs(numbers)))  # of ten, which leaves four digits before the point
         safe = (power <= EXACT) & (np.abs(numbers) < LARGE)
@@ -83,7 +85,8 @@ def shortened(values: ArrayLike) -> list[float | int | None]:
     rounded = np.rint(scaled) / up * down
     found = [int(one) if one.is_integer() else one for one in np.where(safe, rounded, 0.5).tolist()]
     for place in np.flatnonzero(~safe).tolist():
-        found[place] = short(float(numbers[place]))
+        number = numbers.item(place)
+        found[place] = short(number) if math.isfinite(number) else None
     return found
 
 

@@ -41,10 +41,10 @@ MODULE_FIGURES = {  # columns of the table by module: name, title, scale
 }
 
 
-def comparison_view(comparison: Comparison, options: ConsoleOptions) -> RenderableType:
+def comparison_view(comparison: Comparison, options: ConsoleOptions, *, p_values: bool = False) -> RenderableType:
     """Everything `compare` prints: who is compared, then every report against the first.
 
-    Of two reports it also tells in which modules and layers they differ.
+    Of two reports it also tells in which modules and layers they differ. p_values: also show p.
     """
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     first = comparison.reports[0]["label"]
@@ -56,11 +56,11 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions) -> Renderab
         told = comparison.not_contrasted
         parts += [Text(visible(f"{told[:1].upper()}{told[1:]}."), "yellow"), ""]
     if comparison.scores is not None:
-        parts += scored_set_view(comparison.scores, width)
+        parts += scored_set_view(comparison.scores, width, p_values=p_values)
     for contrast in against_first:
         if len(against_first) > 1:
             parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
-        parts += _contrast(contrast, width)
+        parts += _contrast(contrast, width, p_values)
         if len(against_first) == 1:
             parts += [modules_apart(contrast, width), "", *_layers_apart(contrast, width, bars)]
     parts.append(_not_shown(comparison, against_first))
@@ -92,7 +92,7 @@ def _ranking(comparison: Comparison) -> RenderableType:
     return table
 
 
-def _contrast(contrast: Contrast, width: int) -> list[RenderableType]:
+def _contrast(contrast: Contrast, width: int, p_values: bool) -> list[RenderableType]:
     """The verdict, the figures behind it and what makes it doubtful."""
     facts, matched = Table.grid(padding=(0, 2)), contrast.matched
     known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
@@ -106,30 +106,35 @@ def _contrast(contrast: Contrast, width: int) -> list[RenderableType]:
     sure = contrast.verdict in ("more concentrated", "less concentrated")
     parts: list[RenderableType] = [facts, "", Text(f"{told[:1].upper()}{told[1:]}.", "bold" if sure else "yellow"), ""]
     parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in contrast.warnings]
-    return [*parts, _figures_apart(contrast, width), ""]
+    return [*parts, _figures_apart(contrast, width, p_values), ""]
 
 
-def _figures_apart(contrast: Contrast, width: int) -> RenderableType:
-    """A row for each figure: both medians, the paired difference with its interval, p, and what it says."""
+def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> RenderableType:
+    """A row for each figure: both medians, the paired difference with its spread over layers, and what it says."""
+    from shadow.findings.bootstrap import holm
     from shadow.findings.comparison import FIGURES
 
     titles = {figure.name: figure.title for figure in FIGURES}
     wide = width >= WIDE
     levels = [one.level for one in contrast.figures if one.level is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
-    table.title = "Medians over matrices, and of paired differences; p is within this pair"
+    table.title = "Medians over matrices, and of paired differences with their spread over layers"
+    adjusted = holm([one.p_within_pair for one in contrast.figures]) if p_values else []
+    if p_values:
+        table.title += "; p is within this pair, adjusted over the figures"
     table.add_column("figure", style="cyan", no_wrap=True)
     heads = [contrast.first, contrast.second, f"{contrast.first} - {contrast.second}"]
-    heads.append(f"{100 * min(levels):.3g} % interval" if levels else "interval")
-    for head in [*heads, *(["margin"] if wide else []), "p"]:
+    heads.append(f"spread, {100 * min(levels):.3g} %" if levels else "spread")
+    for head in [*heads, *(["margin"] if wide else []), *(["p"] if p_values else [])]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for one in contrast.figures:
+    for at, one in enumerate(contrast.figures):
         values = [share(v) if one.figure == "relative_norm" else number(v) for v in (one.first, one.second)]
         bounds = f"{apart(one.low, one.scale)} to {apart(one.high, one.scale)}" if one.low is not None else "-"
         margin = apart(one.margin, one.scale).replace("+", "")
         cells = [*values, apart(one.difference, one.scale), bounds, *([margin] if wide else [])]
-        table.add_row(titles[one.figure], *cells, number(one.p_within_pair), one.verdict or "has no vote")
+        cells += [number(adjusted[at])] if p_values else []
+        table.add_row(titles[one.figure], *cells, one.verdict or "has no vote")
     return table
 
 

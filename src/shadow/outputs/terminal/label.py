@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from shadow.findings.reference import bases_of
 from shadow.outputs.terminal.typeset import fixed
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ LABEL_RULE = (
     "each beyond its own bound. The reference is of the pair's size, with its optimiser (--optimizer) or with all it "
     "has. A word says where a spectrum lies, never what data did it: data new to the base look as narrow data do."
 )
+BOUNDS = (
+    "A bound that no training of n bases passes is passed by one new base in n + 1; with one base of a size it "
+    "promises nothing of another."
+)
 
 
 def label_view(shipped: Calibration) -> RenderableType:
@@ -35,11 +40,13 @@ def label_view(shipped: Calibration) -> RenderableType:
     words = Table.grid(padding=(0, 2))
     for word, text in WORDS.items():
         words.add_row(Text(word, "bold"), Text(text))
-    bounds = _figures_table("short side, optimiser", "narrow", "broad", "concentrated above", "distributed below")
+    heads = ("short side, optimiser", "narrow", "broad", "bases", "concentrated above", "distributed below")
+    bounds = _figures_table(*heads)
     for one in shipped.trainings:
         own = one.bounds["concentration"]
         bounds.add_row(
             f"{one.short_side}, {one.optimizer or 'not told'}", str(one.narrow), str(one.broad),
+            str(bases_of(one.short_side, one.optimizer)),
             fixed(own.concentrated, 3), fixed(own.distributed, 3),
         )  # fmt: skip
     rates = _figures_table("how often it errs", "cases", "bases", "95 %, of bases")
@@ -53,6 +60,7 @@ def label_view(shipped: Calibration) -> RenderableType:
         Text.assemble(("label", "bold cyan"), "  what may be said of one pair, gates first"),
         Padding(words, (1, 0, 1, 2)),
         Text(LABEL_RULE, "dim"),
+        Text(BOUNDS, "dim"),
         Padding(bounds, (1, 0)),
         rates,
         Padding(Text(f"Trainings of shadow lab, in registry/reference: {made}", "dim"), (1, 0, 0, 0)),

@@ -45,7 +45,7 @@ def chain_view(chain: Chain, width: int) -> RenderableType:
     rows = [*chain.steps, *chain.whole]
     letters = LETTERS[width >= WIDE]
     columns = [
-        ("step", [_cut(f"{visible(step.start)}..{visible(step.end)}", letters) for step in rows]),
+        ("step", [_name(step, letters) for step in rows]),
         ("size", [f"{number(step.size, 2)}{'' if step.relative_norm_unrounded is not None else '*'}" for step in rows]),
         ("ratio", [number(step.ratio, 2) for step in rows]),
         ("kept", [fixed(step.kept) for step in rows]),
@@ -62,7 +62,12 @@ def chain_view(chain: Chain, width: int) -> RenderableType:
     return text_table("", columns, wider, width, 2)
 
 
-def _cut(text: str, letters: int) -> str:
+def _name(step: Step, letters: int) -> str:
+    """`sft..dpo`; where that is too long `..dpo`, as the stages stand above the table."""
+    start, end = visible(step.start), visible(step.end)
+    text = f"{start}..{end}"
+    if len(text) > letters:
+        text = f"..{end}"
     return text if len(text) <= letters else f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
 
 
@@ -96,7 +101,7 @@ def _notes(chain: Chain) -> list[RenderableType]:
         told.append((step, chance_text(before, step)))
     for step in (*chain.steps, *chain.whole):
         if "lineage" in step.failed_gates:
-            told.append((step, "these two are not of one lineage: one was not trained from the other"))
+            told.append((step, "base and tuned have little in common: a long training, or no stages of one model"))
         if step.no_unrounded is not None and step.matrices:
             told.append((step, f"size as stored: {step.no_unrounded}"))
     return [Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in told if text]

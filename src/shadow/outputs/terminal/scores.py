@@ -83,7 +83,7 @@ def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
     return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in told]
 
 
-def scored_set_view(scored: ScoredSet, width: int) -> list[RenderableType]:
+def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) -> list[RenderableType]:
     """The reports with concentration and gains, then the correlations."""
     parts: list[RenderableType] = [Text("Concentration, and gains in scores that others measured", "italic")]
     keys, cells = _gains_shown(scored, 2 if width < WIDE else 4)
@@ -95,7 +95,7 @@ def scored_set_view(scored: ScoredSet, width: int) -> list[RenderableType]:
     for entry in scored.entries[:ROWS]:
         own = [signed(cells.get((entry.label, key))) for key in keys]
         table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *own)
-    parts += [table, *_left_out(scored), _correlations(scored.correlations), ""]
+    parts += [table, *_left_out(scored), _correlations(scored.correlations, p_values), ""]
     return parts
 
 
@@ -134,22 +134,21 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
     return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
 
 
-def _correlations(found: Sequence[Correlation]) -> RenderableType:
-    """A row for each: n, rank correlation, interval and p, or the reason why there is none."""
+def _correlations(found: Sequence[Correlation], p_values: bool) -> RenderableType:
+    """A row for each: n, rank correlation and interval, or the reason why there is none."""
     if all(one.rho is None for one in found):
         reasons = list(dict.fromkeys(one.reason for one in found if one.reason))
         return Text(f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     table.add_column("gain in", style="cyan", overflow="fold")
-    for name in ("n", "bases", "rho", "95 % interval", "p"):
+    for name in ("n", "bases", "rho", "95 % interval", *(["p"] if p_values else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for one in found[:ROWS]:
         bounds = "-" if one.low is None or one.high is None else f"{one.low:+.2f} to {one.high:+.2f}"
         rho = "-" if one.rho is None else f"{one.rho:+.2f}"
-        table.add_row(
-            Text(visible(_what(one))), str(one.n), str(one.bases), rho, bounds, number(one.p), one.reason or ""
-        )
+        cells = [str(one.n), str(one.bases), rho, bounds, *([number(one.p)] if p_values else [])]
+        table.add_row(Text(visible(_what(one))), *cells, one.reason or "")
     rest = [Text(f"{len(found) - ROWS} more are in --format json", "dim")] if len(found) > ROWS else []
     return Group(Text("Rank correlation of gain and concentration over these reports", "italic"), table, *rest)
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.reference import bases_of
 from shadow.outputs.terminal.finding import explanations_table, sentences
+from shadow.outputs.terminal.heat import heat_maps
 from shadow.outputs.terminal.scores import scores_line, scores_table
 from shadow.outputs.terminal.skipped import skipped_table
 from shadow.outputs.terminal.typeset import (
@@ -30,6 +31,7 @@ from shadow.outputs.terminal.typeset import (
     sparkline,
     text_table,
 )
+from shadow.reasons import STRICT
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
@@ -39,15 +41,17 @@ if TYPE_CHECKING:
     from shadow.findings.summary_rows import AloneRow, ComponentRow, LayerRow, ModuleRow
 
 
+ALL = 0.95  # share of the layers from which the change is said to fill all of them
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
 
 def summary_view(
-    summary: Summary, provenance: Mapping[str, Any], folder: Path, options: ConsoleOptions
+    summary: Summary, provenance: Mapping[str, Any], folder: Path, options: ConsoleOptions, *, full: bool = False
 ) -> RenderableType:
-    """Everything `audit` and `show` print about one pair."""
+    """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules; or everything."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
-    parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), "", _headline(summary), ""]
+    parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
+    parts += [_headline(summary) if full else _three_figures(summary), ""]
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0)) for warning in summary.warnings
     ]
@@ -55,20 +59,60 @@ def summary_view(
         parts += [scores_table(summary), ""]
     if summary.failed_gates:
         parts += [_gate_table(summary.failed_gates), ""]
-    if len(summary.components) > 1:
+    for picture in heat_maps(summary.grid):
+        parts += [picture, ""]
+    if full and len(summary.components) > 1:
         parts += [component_table(summary.components, width), ""]
     if summary.modules:
         parts += [module_table(summary.modules, width), ""]
-    if profile := _depth(summary.depth, width, bars):
+    if full and (profile := _depth(summary.depth, width, bars)):
         parts += [profile, ""]
-    if summary.without_base:
+    if full and summary.without_base:
         parts += [_without_base(summary.without_base), ""]
-    if summary.skipped:
+    if summary.skipped and (full or _is_missed(summary)):
         parts += [skipped_table(summary.skipped, width), ""]
-    if summary.finding.other_explanations:
+    if full and summary.finding.other_explanations:
         parts += [explanations_table(summary.finding.other_explanations), ""]
-    parts.append(_footer(summary, provenance, folder))
+    parts.append(_footer(summary, provenance, folder) if full else _next_step(summary, folder))
     return Group(*parts)
+
+
+def _is_missed(summary: Summary) -> bool:
+    """Is there a tensor that should have been measured, and was not?"""
+    return any(row.reason in STRICT for row in summary.skipped)
+
+
+def _three_figures(summary: Summary) -> RenderableType:
+    """How much, how coherent, where: each with its scale."""
+    f, inside = summary.figures, summary.inside_layers
+    rows = Table.grid(padding=(0, 2))
+    if not f["matrices"]:
+        return rows
+    unrounded = inside["relative_norm_unrounded"]
+    rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), "of the base's norm")
+    if unrounded is not None and summary.figures["floor_ratio"] is not None and summary.figures["floor_ratio"] < FAR:
+        rows.add_row("", "", f"{share(unrounded)} inside layers before rounding to the stored format")
+    if f["concentration"] is not None:
+        scale = "0 is noise of the same profile, 1 is rank one"
+        rows.add_row(Text("concentration", "dim"), Text(fixed(f["concentration"]), "bold"), scale)
+    if f["effective_layers"] is not None:
+        rows.add_row(Text("layers", "dim"), Text(_layers_told(f), "bold"), "hold the change, as if it were even")
+    if stopped := [gate.name for gate in summary.failed_gates]:
+        rows.add_row(Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow"))
+    return rows
+
+
+def _layers_told(f: Mapping[str, float | int | None]) -> str:
+    """`all 28`, or `19 of 28`: no more digits than a number of layers is worth."""
+    effective, layers = f["effective_layers"] or 0.0, int(f["depth_layers"] or 0)
+    return f"all {layers}" if effective >= ALL * layers else f"{round(effective)} of {layers}"
+
+
+def _next_step(summary: Summary, folder: Path) -> RenderableType:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
+    rows.add_row(Text("more", "dim"), Text("shadow show --full, shadow report for a page, shadow explain WORD", "dim"))
+    return rows
 
 
 def _title(summary: Summary) -> RenderableType:

@@ -1,0 +1,586 @@
+"""The finding says what was measured, and no more: each sentence and explanation where it must and must not stand."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reports
+from typer.testing import CliRunner
+
+from shadow.cli import app
+from shadow.findings import finding as words
+from shadow.findings.finding import ANSWERS, CODES, EXPLANATIONS, NOT_SHOWN, Finding, Sentence, about, finding, percent
+from shadow.findings.inside import TOPS
+from shadow.findings.reference import runs
+from shadow.findings.summary import read_summary, summary_from_json
+from shadow.gates.verdicts import Judgement
+from shadow.outputs.ci import markdown as ci_markdown
+from shadow.outputs.markdown import plain, report_markdown
+
+SETTINGS = {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}, "relation": "tuned"}
+LEVELS = {"bf16": 0.70, "int8": 0.14}
+WIDE = {"rows": 1024, "cols": 1024}
+
+
+def row(layer, module, /, **figures):
+    """A delta of a fine-tune that is far above its rounding and has structure, but for what is told otherwise."""
+    usual = {
+        "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0, "numerical_rank": 64,
+        "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30, "rank_95": 40, "rank_99": 55,
+        "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
+        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, **{f"top{k}_energy": k / 64 for k in TOPS},
+    }  # fmt: skip
+    return reports.delta(0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures})
+
+
+def model(layers=4, **figures):
+    return [row(layer, module, **figures) for layer in range(layers) for module in reports.MODULES]
+
+
+def summary_of(folder, deltas, **more):
+    return read_summary(reports.write(folder / "base..tuned", deltas, **more))[0]
+
+
+def told(folder, deltas, **more):
+    return summary_of(folder, deltas, **more).finding
+
+
+def same(module="mlp.up", layer=9, component="language"):
+    """The two sides of a tensor that is identical."""
+    where = {"component": component, "layer": layer, "module": module, "status": "identical", "shape": [64, 96]}
+    return tuple({**where, "tensor": f"{component}.{layer}.{module}", "side": side} for side in ("base", "tuned"))
+
+
+def alone(count):
+    """Tensors of the base that have no partner."""
+    return tuple(
+        {"component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}", "status": "skipped",
+         "reason": "only_in_base"}
+        for at in range(count)
+    )  # fmt: skip
+
+
+def with_head(share):
+    """A model, and a head of a share of the energy that has as many parameters as one matrix of twelve."""
+    energy = 12 * 0.05**2
+    return [*model(), row(None, "head", frobenius_norm=math.sqrt(energy * share / (1 - share)))]
+
+
+ROUNDED = {"kept": 0.1, "kept_reason": "rounded_away", "kept_history": "stored_base", "floor_ratio": 0.05}
+ROUNDED |= {"relative_norm_unrounded": None, "equivalent_directions": None, "purity_z": 1.0}
+UNKNOWN = {"kept": None, "kept_reason": "rounding_unexplained", "kept_history": None, "floor_ratio": 1.5}
+UNKNOWN |= {"relative_norm_unrounded": None, "equivalent_directions": None}
+RANK_8 = {"rank_90": 8, "rank_95": 8, "rank_99": 8, "numerical_rank": 64}
+RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
+
+MUST = {  # by code: what a report has to be of for the sentence to stand there
+    "identical": lambda at: told(at, [], extra_tensors=same()),
+    "unrelated": lambda at: told(at, model(cosine=0.01, relative_norm=1.4)),
+    "hardly_related": lambda at: told(at, model(cosine=0.3)),
+    "part_asked_for": lambda at: told(
+        at, model(), settings={**SETTINGS, "chosen": {"layers": [0]}}, extra_tensors=alone(12)
+    ),
+    "part_shared": lambda at: told(at, model(), extra_tensors=alone(12)),
+    "unread_formats": lambda at: told(
+        at, model(), extra_tensors=tuple({**one, "reason": "quantized"} for one in alone(1))
+    ),
+    "size": lambda at: told(at, model()),
+    "coherent": lambda at: told(at, model()),
+    "low_rank": lambda at: told(at, model(**RANK_8)),
+    "flat": lambda at: told(at, model(purity_z=-20.0)),
+    "noise": lambda at: told(at, model(purity_z=0.5)),
+    "mixed": lambda at: told(at, [*model(3, purity_z=0.5), *model(4)[9:]]),
+    "concentration": lambda at: told(at, model(purity_z=None)),
+    "few_values": lambda at: told(at, model(levels_tuned=LEVELS["int8"], **WIDE)),
+    "rounded_away": lambda at: told(at, model(**ROUNDED)),
+    "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 1.0})),
+    "unexplained": lambda at: told(at, model(**UNKNOWN)),
+    "kept": lambda at: told(at, model(kept=0.5, floor_ratio=0.8)),
+    "siblings": lambda at: told(at, model(), settings={**SETTINGS, "relation": "sibling"}),
+}
+MUST_NOT = {  # a near miss of the same code
+    "identical": lambda at: told(at, model(1), extra_tensors=same()),
+    "unrelated": lambda at: told(at, model(cosine=0.3)),
+    "hardly_related": lambda at: told(at, model(cosine=0.6)),
+    "part_asked_for": lambda at: told(at, model(), extra_tensors=alone(12)),
+    "part_shared": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "unread_formats": lambda at: told(at, model(), extra_tensors=alone(1)),
+    "size": lambda at: told(at, [], extra_tensors=same()),
+    "coherent": lambda at: told(at, model(purity_z=4.9)),
+    "low_rank": lambda at: told(at, model(**{**RANK_8, **{f"top{k}_energy": 0.98 for k in TOPS}})),
+    "flat": lambda at: told(at, model(purity_z=-4.9)),
+    "noise": lambda at: told(at, model(purity_z=5.1)),
+    "mixed": lambda at: told(at, [*model(3), *model(4, purity_z=0.5)[9:]]),
+    "concentration": lambda at: told(at, model()),
+    "few_values": lambda at: told(at, model(levels_tuned=LEVELS["bf16"], **WIDE)),
+    "rounded_away": lambda at: told(at, model(kept=0.3, floor_ratio=0.3)),
+    "rounding": lambda at: told(at, model(**{**ROUNDED, "floor_ratio": 0.5})),
+    "unexplained": lambda at: told(at, model(**{**UNKNOWN, "floor_ratio": 5.0})),
+    "kept": lambda at: told(at, model(kept=0.95)),
+    "siblings": lambda at: told(at, model()),
+}
+
+
+def codes(found):
+    return [one.code for one in found.sentences]
+
+
+def sentence(found, code):
+    return next(one.text for one in found.sentences if one.code == code)
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_a_sentence_stands_where_it_is_true_and_only_there(tmp_path, code):
+    """Of each code a report that needs the sentence, and a near miss that must not have it."""
+    assert code in codes(MUST[code](tmp_path / "must"))
+    assert code not in codes(MUST_NOT[code](tmp_path / "not"))
+
+
+def test_every_code_has_a_case_and_a_text():
+    """nothing_compared, stage and published have tests of their own."""
+    assert set(MUST) | {"nothing_compared", "stage", "published"} == set(CODES)
+    assert set(MUST) == set(MUST_NOT)
+
+
+def test_where_nothing_was_compared_nothing_is_said(tmp_path):
+    """All tensors of one side alone: no size, no structure, no explanation."""
+    found = told(tmp_path, [], extra_tensors=alone(3))
+    assert codes(found) == ["nothing_compared"]
+    assert (found.other_explanations, found.not_shown) == ([], list(NOT_SHOWN))
+
+
+def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
+    """A cosine near 0: two unrelated models, the size of their difference, and no word of an update."""
+    found = MUST["unrelated"](tmp_path)
+    assert codes(found) == ["unrelated", "size"]
+    assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
+    assert "The difference is" in found.text
+    assert found.other_explanations == []
+
+
+@pytest.mark.parametrize("code", ["hardly_related", "part_shared", "part_asked_for", "unread_formats"])
+def test_a_failed_gate_is_the_first_sentence(tmp_path, code):
+    """What limits the rest is read before it."""
+    assert codes(MUST[code](tmp_path))[0] == code
+
+
+@pytest.mark.parametrize(
+    ("pair", "text"),
+    [
+        ("base..sft", "supervised fine-tuning."),
+        ("sft..dpo", "preference tuning (DPO) after supervised fine-tuning."),
+        ("base..tuned", None),
+        ("base..narrow", None),
+    ],
+)
+def test_a_stage_is_told_where_its_name_says_what_it_is(tmp_path, pair, text):
+    """Names of stages come from family files; those that say nothing are left out."""
+    summary = replace(summary_of(tmp_path, model()), pair=pair)
+    found = finding(summary, SETTINGS)
+    assert ("stage" in codes(found)) == (text is not None)
+    if text:
+        assert sentence(found, "stage").endswith(text)
+
+
+def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
+    """Given as a sentence by who knows them; without it there is none."""
+    summary = summary_of(tmp_path, model())
+    given = Sentence("published", "The norm is the 3rd of 45.", {})
+    assert finding(summary, SETTINGS, given).sentences[-1] == given
+    assert "published" not in codes(finding(summary, SETTINGS))
+
+
+# size and place
+
+
+def test_a_head_of_more_than_its_share_is_named_with_both_shares(tmp_path):
+    """46 % of the energy with a thirteenth of the parameters; with its share it is a module like any other."""
+    assert "the head (46 %, with 7.7 % of the parameters)" in sentence(told(tmp_path / "a", with_head(0.46)), "size")
+    assert "head" not in sentence(told(tmp_path / "b", with_head(1 / 13)), "size")
+
+
+def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
+    """12 % with 7.7 % of the parameters, where the layers have 88 %."""
+    assert "The head holds 12 %, with 7.7 % of the parameters." in sentence(told(tmp_path, with_head(0.12)), "size")
+
+
+def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
+    """Of eight layers the last two have four times the norm; and none is named where all are alike."""
+    deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
+    assert "the last quarter of the depth (layers 6 to 7) holds most, 84 %" in sentence(
+        told(tmp_path / "a", deltas), "size"
+    )
+    assert "spread evenly over all 8" in sentence(told(tmp_path / "b", model(8)), "size")
+
+
+def test_what_is_frozen_is_named(tmp_path):
+    """The embeddings, a layer; and the norm is said to be that of what changed."""
+    text = sentence(told(tmp_path, model(), extra_tensors=(*same("embed", None), *same(layer=9))), "size")
+    assert "Unchanged: the embeddings and layer 9." in text
+    assert "of the norm of the weights that changed" in text
+    assert "Unchanged" not in sentence(told(tmp_path / "not", model()), "size")
+
+
+def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
+    """Every matrix of vision is identical: the tower, and not its modules and layers."""
+    frozen = tuple(one for at in range(3) for one in same(layer=at, component="vision"))
+    text = sentence(told(tmp_path, model(), extra_tensors=frozen), "size")
+    assert "Unchanged: the vision tower." in text
+
+
+def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
+    """0.2 % as stored and 0.14 % before; and once where rounding changed it by less than a twentieth."""
+    sizes = {"frobenius_norm": 0.002, "relative_norm": 0.002}
+    deltas = [{**one, **sizes, "relative_norm_unrounded": 0.001} for one in model(kept=0.5)]
+    summary = summary_of(tmp_path, deltas)
+    before = percent(summary.figures["relative_norm_overall_unrounded"])
+    stored = percent(summary.figures["relative_norm_overall"])
+    assert before != stored
+    text = sentence(summary.finding, "size")
+    assert text.startswith(f"Before it was stored, the change was {before} of the base's norm (as stored {stored}).")
+    one = told(tmp_path / "not", model(relative_norm_unrounded=None))
+    assert sentence(one, "size").startswith("The change is ")
+
+
+def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path):
+    """sqrt(sum (r W)²) / sqrt(sum W²) by plain Python; null where it is unknown of one matrix."""
+    deltas = [{**one, "relative_norm_unrounded": 0.01 * (at + 1)} for at, one in enumerate(model(1))]
+    sizes = [1 + (at % 17) / 7 for at in range(len(deltas))]
+    expected = math.hypot(*(0.01 * (at + 1) * size for at, size in enumerate(sizes))) / math.hypot(*sizes)
+    figures = summary_of(tmp_path / "a", deltas).figures
+    assert figures["relative_norm_overall_unrounded"] == pytest.approx(expected)
+    deltas[0]["relative_norm_unrounded"] = None
+    assert summary_of(tmp_path / "b", deltas).figures["relative_norm_overall_unrounded"] is None
+    deltas[0]["kept_reason"] = "nothing_rounded"
+    deltas[0]["relative_norm"] = 0.01
+    assert summary_of(tmp_path / "c", deltas).figures["relative_norm_overall_unrounded"] == pytest.approx(expected)
+
+
+# structure
+
+
+def test_modules_are_compared_where_they_differ(tmp_path):
+    """Twelve directions and thirty; alike where the ratio is below two."""
+    deltas = [{**one, "equivalent_directions": 30.0 if one["module"] == "mlp.up" else 12.0} for one in model()]
+    assert "from 12 in attn.q to 30 in mlp.up" in sentence(told(tmp_path / "a", deltas), "coherent")
+    assert "its modules are alike in this" in sentence(told(tmp_path / "b", model()), "coherent")
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({"alignment_right": 2.1}, "It follows the base's leading inputs, which hold 2.1 times an even share"),
+        ({"alignment_left": 0.5}, "It avoids the base's leading outputs, which hold 0.5 times an even share"),
+        ({"alignment_left": 1.5, "alignment_right": 2.1}, "hold 1.5 (outputs) and 2.1 (inputs) times an even share"),
+        ({"alignment_right": 1.2}, "It neither follows nor avoids"),
+        ({"alignment_right": 2.1, "alignment_right_null": 2.0}, "It neither follows nor avoids"),
+    ],
+)
+def test_alignment_is_held_against_that_of_its_own_profile(tmp_path, figures, text):
+    """What rows and columns alone give is no alignment."""
+    assert text in sentence(told(tmp_path, model(**figures)), "coherent")
+
+
+def test_nothing_is_said_of_alignment_where_it_was_not_measured(tmp_path):
+    """As with --no-subspaces."""
+    assert "leading" not in told(tmp_path, model(alignment_left=None, alignment_right=None)).text
+
+
+def test_no_number_of_directions_where_the_update_is_unknown(tmp_path):
+    """Structure beyond noise, of which rounding is not explained."""
+    text = sentence(told(tmp_path, model(**UNKNOWN)), "coherent")
+    assert "How coherent the update was before it was stored is unknown." in text
+    assert "equal directions" not in text
+
+
+def test_an_adapter_is_called_one(tmp_path):
+    """A ceiling of 8 ranks, whatever its spectrum."""
+    figures = {**RANK_8, "rank_ceiling": 8, "kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+    found = told(tmp_path, model(**figures))
+    assert sentence(found, "low_rank").startswith("It is an adapter: no matrix changes along more than 8 of 64")
+    assert answers(found)["merged_adapter"].answer == "fits"
+
+
+# bounds of the rank
+
+
+@pytest.mark.parametrize(("rank", "noise"), [(8, 0.0), (8, 0.05), (8, 0.4), (16, 0.3), (64, 0.05), (128, 0.02)])
+def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, noise):
+    """NumPy's own spectra of an update of known rank in noise of a known share of the energy."""
+    rng = np.random.default_rng([rank, int(1000 * noise)])
+    m, n = 256, 320
+    S = rng.standard_normal((m, rank)) @ rng.standard_normal((rank, n))
+    N = rng.standard_normal((m, n))
+    D = math.sqrt(1 - noise) * S / np.linalg.norm(S) + math.sqrt(noise) * N / np.linalg.norm(N)
+    sigma = np.linalg.svd(D, compute_uv=False)
+    q = np.cumsum(sigma**2) / (sigma**2).sum()
+    figures = {f"rank_{t}": int(np.searchsorted(q, t / 100) + 1) for t in (90, 95, 99)}
+    figures |= {f"top{k}_energy": float(q[k - 1]) for k in TOPS}
+    figures |= {"numerical_rank": int((sigma > 3e-4 * sigma[0]).sum()), "rows": m, "cols": n, "kept": 1 - noise}
+    inside = summary_of(tmp_path, model(1, **figures)).inside_layers
+    assert inside["rank_least"] <= rank <= inside["rank_most"]
+    if rank <= 16:
+        assert inside["rank_most"] <= 20
+    else:
+        assert inside["rank_least"] > 20
+
+
+def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
+    """64 directions with half of an update of which storage kept a third: no bound below the short side."""
+    rng = np.random.default_rng(3)
+    S = rng.standard_normal((256, 64)) * np.arange(1, 65) ** -0.5 @ rng.standard_normal((64, 256))
+    N = rng.standard_normal((256, 256))
+    D = math.sqrt(0.16) * S / np.linalg.norm(S) + math.sqrt(0.84) * N / np.linalg.norm(N)
+    sigma = np.linalg.svd(D, compute_uv=False)
+    q = np.cumsum(sigma**2) / (sigma**2).sum()
+    figures = {f"top{k}_energy": float(q[k - 1]) for k in TOPS} | {"kept": 0.32, "numerical_rank": 256}
+    inside = summary_of(tmp_path, model(1, rows=256, cols=256, **figures)).inside_layers
+    assert inside["rank_most"] == 256
+
+
+# other explanations
+
+FITS = {
+    "merged_adapter": RANK_8,
+    "orthogonalised_optimiser": {"purity_z": -20.0, "concentration": -0.05},
+    "quantised_copy": {"levels_tuned": LEVELS["int8"], **WIDE},
+    "short_run": {"frobenius_norm": 5e-4, "relative_norm_unrounded": 5e-4},
+    "weight_decay": {"decay_cosine": -0.9},
+}
+EXCLUDED = {
+    "merged_adapter": {},
+    "orthogonalised_optimiser": {},
+    "quantised_copy": {"levels_tuned": LEVELS["bf16"], **WIDE},
+    "short_run": {"frobenius_norm": 0.6, "relative_norm_unrounded": 0.3},
+    "weight_decay": {"decay_cosine": 0.01},
+}
+OPEN = {
+    "merged_adapter": UNKNOWN,
+    "orthogonalised_optimiser": {"rows": 4096, "cols": 4096},
+    "quantised_copy": {"levels_tuned": None},
+    "short_run": {},
+    "weight_decay": {"decay_cosine": -0.3},
+    "merge": {},
+    "novel_data": {},
+}
+
+
+def answers(found):
+    return {one.code: one for one in found.other_explanations}
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "figures"),
+    [
+        (code, answer, figures)
+        for answer, given in (("fits", FITS), ("no", EXCLUDED), ("cannot_be_excluded", OPEN))
+        for code, figures in given.items()
+    ],
+)
+def test_another_explanation_is_answered_by_its_figure(tmp_path, code, answer, figures):
+    """`no` and `fits` stand with the figure that they rest on."""
+    found = answers(told(tmp_path, model(**figures)))
+    assert list(found) == list(EXPLANATIONS)
+    assert found[code].answer == answer
+    if answer != "cannot_be_excluded":
+        assert found[code].figures
+
+
+def test_a_copy_in_another_format_fits(tmp_path):
+    """As large as its rounding and without structure."""
+    found = answers(MUST["rounding"](tmp_path))
+    assert found["quantised_copy"].answer == "fits"
+    assert "1.00 times the rounding of its storage" in found["quantised_copy"].reason
+
+
+def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
+    """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
+    own = [one for one in runs() if one["optimizer"] == "muon" and one["short_side"] == 64]
+    reason = answers(told(tmp_path, model()))["orthogonalised_optimiser"].reason
+    assert f"in {len(own)} trainings of the lab with Muon on {len({one['base'] for one in own})} bases" in reason
+
+
+# numbers
+
+PLACES = re.compile(r"layers? [\d, toand]+|8 or 4 bits|90 % of what|noise has 0|rank one 1|have nearly 1\b")
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
+
+
+def tables(summary):
+    """Every figure of a summary by its place, got from the JSON."""
+    told = summary.as_json()
+    found = {
+        f"{key}.{name}": value for key in ("figures", "inside_layers", "counts") for name, value in told[key].items()
+    }
+    found |= {f"gates.{gate['name']}.figure": gate["figure"] for gate in told["gates"]}
+    for key, names in (
+        ("modules", ("component", "module")),
+        ("coherence", ("component", "module")),
+        ("components", ("component",)),
+        ("quarters", ("component", "quarter")),
+    ):
+        for one in told[key]:
+            place = ".".join(str(one[name]) for name in names)
+            found |= {f"{key}.{place}.{name}": value for name, value in one.items()}
+    return found
+
+
+def written(value):
+    forms = (percent, about, words.whole, words.times, "{:.1f}".format, "{:.2f}".format)
+    texts = {form(value).removesuffix(" %") for form in forms if value >= 0 or form not in (about, words.times)}
+    return texts | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")} if 0 <= value <= 1 else texts
+
+
+def check(summary):
+    """Every figure is the table's, and every number of a sentence is a figure's."""
+    known = tables(summary)
+    parts = [*summary.finding.sentences, *summary.finding.other_explanations]
+    for one in parts:
+        for place, value in one.figures.items():
+            assert known[place] == value, place
+    for one in summary.finding.sentences:
+        allowed = set().union(*(written(value) for value in one.figures.values())) if one.figures else set()
+        text = PLACES.sub("", one.text)
+        for number in NUMBER.findall(text):
+            assert number.lstrip("-").rstrip(",") in allowed | {text.lstrip("-") for text in allowed}, (number, one)
+
+
+@pytest.mark.parametrize("code", MUST)
+def test_no_sentence_has_a_number_that_the_tables_lack(tmp_path, code, monkeypatch):
+    """In every case of every code."""
+    found = []
+    monkeypatch.setitem(globals(), "told", lambda *given, **more: found.append(summary_of(*given, **more)))
+    MUST[code](tmp_path)
+    check(found[0])
+
+
+def drawn(rng):
+    """A model of random figures, some of which are null."""
+
+    def one(low, high, null=0.2):
+        return None if rng.random() < null else float(rng.uniform(low, high))
+
+    deltas = []
+    for layer in [None, *range(rng.integers(0, 6))]:
+        for module in ("embed", "head") if layer is None else reports.MODULES:
+            kept = one(0, 1)
+            reasons = ("rounding_unexplained", "nothing_rounded") if kept is None else (None, "rounded_away")
+            figures = {
+                "frobenius_norm": float(rng.exponential()), "kept": kept, "kept_reason": str(rng.choice(reasons)),
+                "kept_history": str(rng.choice(["stored_base", "base_rounded"])), "floor_ratio": one(0, 20),
+                "purity_z": one(-30, 60), "equivalent_directions": one(1, 64), "cosine": one(-1, 1, 0.05),
+                "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1), "levels_tuned": one(0, 1),
+                "concentration": one(-1, 1), "rank_ceiling": 8 if rng.random() < 0.1 else None,
+                **{f"alignment_{name}": one(0, 4) for name in ("left", "right", "left_null", "right_null")},
+                **(WIDE if rng.random() < 0.3 else {}),
+            }  # fmt: skip
+            figures["kept_reason"] = None if figures["kept_reason"] == "None" else figures["kept_reason"]
+            if rng.random() < 0.8:
+                deltas.append(row(layer, module, **figures))
+    return deltas
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_tables_have_a_finding_whose_figures_are_theirs(tmp_path, seed):
+    """Whatever is null: no error, one sentence at least, and only numbers of the tables."""
+    rng = np.random.default_rng(seed)
+    extra = alone(int(rng.integers(0, 9))) + (same() if rng.random() < 0.5 else ()) + same("embed", None)
+    summary = summary_of(tmp_path, drawn(rng), extra_tensors=extra)
+    assert summary.finding.sentences
+    check(summary)
+    assert summary_from_json(json.loads(json.dumps(summary.as_json()))) == summary
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0801, "8.0 %"), (0.4564, "46 %"), (0.00094, "0.094 %"), (0.0995, "10 %"), (0.00003, "0.003 %"), (1.4, "140 %"),
+     (0, "0 %")],
+)  # fmt: skip
+def test_shares_have_the_digits_that_they_are_worth(value, text):
+    """Two, and whole percents from ten on."""
+    assert percent(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(9.89, "10"), (57.3, "57"), (99.9, "100"), (1234.5, "1,200"), (387, "390")]
+)
+def test_directions_are_rounded(value, text):
+    """Ten directions, not 9.89."""
+    assert about(value) == text
+
+
+# outputs
+
+HOSTILE = Finding(
+    [Sentence("size", "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$", {})],
+    [words.Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
+    ["not\nshown"],
+)
+
+
+def test_no_text_becomes_markdown():
+    """Markup, tables, links, images, mentions and references stay text, on one line."""
+    text = plain(HOSTILE.sentences[0].text)
+    assert "\n" not in text
+    for active in ("<b>", "|", "`", "[l]", "](", "![", "@team", "#7421", "http://", "www.e", "**", "$", "\x1b"):
+        assert active not in text
+    assert plain("- item").startswith("<!-- -->")
+    assert plain("The change is 8.0 % of the base's norm (as stored 9 %).") == (
+        "The change is 8.0 % of the base's norm (as stored 9 %)."
+    )
+
+
+def test_hostile_findings_are_harmless_in_every_output(tmp_path):
+    """Of a forged summary: Markdown of a report and of CI show it as text."""
+    summary = replace(summary_of(tmp_path, model()), finding=HOSTILE, family="<f>|@x", pair="`p`")
+    metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
+    judged = Judgement("f", "p", summary=summary)
+    for text in (report_markdown(summary, metadata), ci_markdown([judged])):
+        for active in ("<b>", "<i>", "<f>", "@team", "@you", "@x", "@m", "#7421", "http://", "`a`", "`p`", "\x1b"):
+            assert active not in text
+        assert "x" in text
+
+
+def test_every_output_opens_with_the_same_sentences(tmp_path):
+    """Terminal, JSON, Markdown and the summary of CI have the sentences of summary.json, in their order."""
+    folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
+    summary, _ = read_summary(folder)
+    texts = [one.text for one in summary.finding.sentences]
+    show = {
+        form: CliRunner().invoke(app, ["show", str(folder), "--format", form]).stdout
+        for form in ("table", "json", "markdown")
+    }
+    (told,) = json.loads(show["json"])
+    assert [one["text"] for one in told["finding"]["sentences"]] == texts
+    for text in (
+        show["table"],
+        show["markdown"].replace("**", ""),
+        ci_markdown([Judgement("f", "p", summary=summary)]),
+    ):
+        flat = " ".join(text.split())
+        places = [flat.index(" ".join(one.split())) for one in texts]
+        assert places == sorted(places)
+    table = " ".join(show["table"].split())
+    assert table.index(texts[0]) < table.index("matrices changed")
+
+
+def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
+    """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands with its reference."""
+    for wide, quiet in (({}, False), (WIDE, True)):
+        folder = reports.write(tmp_path / str(quiet), model(**wide))
+        text = CliRunner().invoke(app, ["show", str(folder)]).stdout
+        assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
+        assert ("\nreference " in text) != quiet
+        assert "Label" not in ci_markdown([Judgement("f", "p", summary=read_summary(folder)[0])])
+
+
+def test_explain_finding_lists_every_code():
+    """`shadow explain finding`: sentences and other explanations."""
+    text = CliRunner().invoke(app, ["explain", "finding"]).stdout
+    assert all(code in text for code in (*CODES, *EXPLANATIONS))
+    assert set(ANSWERS) == {"no", "fits", "cannot_be_excluded"}

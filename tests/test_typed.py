@@ -1,0 +1,96 @@
+"""Checkpoints that are typed where families are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shadow.errors import UsageError
+from shadow.targets.families import given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import parse_reference
+
+FAMILIES = """
+toy:
+  base: org/toy
+  sft: org/toy-sft
+  chat: org/toy-chat@v2
+  pairs: [base..sft, base..chat, sft..chat]
+  tags: [language]
+cousin:
+  base: org/toy-chat
+  better: org/better
+  tags: [language]
+twin:
+  base: org/other
+  better: org/better
+  tags: [language]
+"""
+
+
+@pytest.fixture
+def registry(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "toy.yaml").write_text(FAMILIES)
+    return tmp_path / "own"
+
+
+def names(targets, registry):
+    return [pair.full_name for pair in select(targets, registry=registry).pairs]
+
+
+def test_two_checkpoints_are_base_and_tuned(registry):
+    """The same pair as with --base and --tuned; no list, whatever they are."""
+    selection = select(["./a", "org/b@main"], registry=registry)
+    assert selection.pairs == (given_pair(parse_reference("./a"), parse_reference("org/b@main")),)
+    assert not selection.is_list
+
+
+def test_one_model_of_the_hub_is_looked_up(registry):
+    """As tuned its pairs, whatever the case of its name; as a base all pairs from it, where no pair has it as tuned."""
+    assert names(["org/toy-sft"], registry) == ["toy:base..sft"]
+    assert names(["Org/Toy-SFT"], registry) == ["toy:base..sft"]
+    assert names(["org/toy"], registry) == ["toy:base..sft", "toy:base..chat"]
+    assert names(["org/toy-chat@v2"], registry) == ["toy:base..chat", "toy:sft..chat"]
+    assert names(["org/toy-chat"], registry) == ["toy:base..chat", "toy:sft..chat"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "message", "hint"),
+    [
+        (["org/better"], "'org/better' is in 2 families", "name one of them: cousin, twin"),
+        (["org/toy-sfft"], "no family has a pair with 'org/toy-sfft'", "did you mean 'org/toy-sft'?"),
+        (["org/toy-sft@v9"], "no family has a pair with 'org/toy-sft @ v9'", "write two checkpoints"),
+        (["./mine"], "'./mine' is one checkpoint, and a pair has two", "write two checkpoints, BASE TUNED"),
+        (["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint", "a folder is written ./NAME"),
+        (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(targets, message, hint, registry):
+    """With what to write instead."""
+    with pytest.raises(UsageError) as caught:
+        select(targets, registry=registry)
+    assert caught.value.message == message
+    assert hint in caught.value.hint
+
+
+def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
+    """--name makes the folder; it is refused beside families, and where it names no pair."""
+    g = torch.Generator().manual_seed(0)
+    for side in ("one", "two"):
+        (tmp_path / side).mkdir()
+        save_file(
+            {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6, generator=g)}, tmp_path / side / "model.safetensors"
+        )
+    shadow("audit", "./one", "./two", "-o", "out").assert_done()
+    (given,) = (tmp_path / "out" / "two").iterdir()
+    assert given.name.startswith("one..two-")
+    shadow("audit", "./one", "./two", "-o", "out", "--name", "mine:base..v2").assert_done()
+    assert (tmp_path / "out" / "mine" / "base..v2" / "summary.json").is_file()
+    for arguments, words in (
+        (("plan", "demo", "--name", "mine:a..b"), "--name is for one pair"),
+        (("plan", "./one", "./two", "--name", "mine"), "names no pair"),
+        (("plan", "./one", "./two", "--name", "../up:a..b"), "names no pair"),
+    ):
+        assert words in shadow(*arguments).assert_refused(2)
