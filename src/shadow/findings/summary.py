@@ -81,7 +81,7 @@ if TYPE_CHECKING:
 
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 QUARTERS = 4  # of the depth
-UNREAD = ("family", "pair", "precision", "kept_history", "shard")  # texts on which no figure rests
+UNREAD = ("family", "pair", "precision", "shard")  # texts on which no figure rests
 EXAMPLES = 3  # tensors named for each reason
 UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
 INTERVALS: Mapping[str, str | float] = {
