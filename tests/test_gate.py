@@ -377,8 +377,8 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
         "spiky:\n  fail_on: spikes > 1\n  severity: warning\n"
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
-    for word in ("met", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)", "Look at the data.",
-                 "met (warning)"):  # fmt: skip
+    for word in ("FAILED", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)", "Look at the data.",
+                 "FAILED (warning)"):  # fmt: skip
         assert word in text
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
     assert "Look at the data." not in text
