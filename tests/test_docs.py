@@ -102,7 +102,7 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or anchor in anchors(target), href
 
 
-@pytest.mark.parametrize("file", (*readme.MARKED, *picture.FILES), ids=named)
+@pytest.mark.parametrize("file", [*readme.MARKED, *picture.FILES], ids=named)
 def test_no_page_has_a_path_of_the_machine_that_made_it(file):
     """Neither the folder of the checkout nor one for temporary files."""
     text = file.read_text(encoding="utf-8")
