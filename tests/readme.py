@@ -74,7 +74,7 @@ def audited_demo() -> str:
     with tempfile.TemporaryDirectory() as folder:
         text = shadow("audit", "demo:base..narrow", "-o", folder)
     text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
-    text = re.sub(r"(?m)^report     .*$", "report     reports/demo/base..narrow/", text)
+    text = re.sub(r"(?m)^(report +)/.*$", r"\1reports/demo/base..narrow/", text)
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
 
 
@@ -131,8 +131,8 @@ def scored_demo() -> str:
         file = Path(folder) / "scores.csv"
         file.write_text(demo_scores(), encoding="utf-8")
         text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(str(file), file.name)
-    line = text[text.index("\nscores ") : text.index("\ngates ")]
-    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('By module')].strip()}"
+    line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
+    return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('How far each')].strip()}"
 
 
 def score_columns() -> str:

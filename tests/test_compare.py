@@ -193,7 +193,7 @@ def test_too_few_layers_are_no_interval(tmp_path):
         assert own.p_within_pair == 2.0 ** (1 - layers)
         assert found.verdict == own.verdict == "not distinguished"
         assert own.no_interval in found.sentence
-        assert own.no_interval == f"only {layers} layer{'s' * (layers > 1)}, an interval takes 4"
+        assert own.no_interval == f"only {layers} layer{'s' * (layers > 1)}, it takes 4"
 
 
 def test_a_report_against_itself_shows_no_difference(tmp_path):
@@ -401,7 +401,7 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
 def test_what_is_not_shown_is_said(tmp_path):
     """JSON carries the claims: what was measured, what it is consistent with, what it does not show."""
     told = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)]).as_json()
-    assert any("not training runs" in text for text in told["claims"]["not_shown"])
+    assert any("not over training runs" in text for text in told["claims"]["not_shown"])
     assert any("optimiser" in text for text in told["claims"]["not_shown"])
     (contrast,) = told["contrasts"]
     assert "narrower data" in contrast["consistent_with"][0]

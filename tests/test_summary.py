@@ -110,8 +110,12 @@ def test_show_prints_what_audit_printed(audited):
 @pytest.mark.parametrize("width", [80, 120])
 def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
     """No line is longer than the terminal, nothing is cut off, no escape reaches a pipe, talk is on stderr."""
-    done = shadow("show", audited[0], COLUMNS=str(width))
+    short = shadow("show", audited[0], COLUMNS=str(width)).out.splitlines()
+    assert max(map(len, short)) <= width
+    assert not any("…" in line or "\x1b" in line for line in short)
+    done = shadow("show", audited[0], "--full", COLUMNS=str(width))
     lines = done.out.splitlines()
+    assert len(lines) > len(short)
     assert max(map(len, lines)) <= width
     assert "\x1b" not in done.out
     assert "…" not in done.out
@@ -131,7 +135,7 @@ def test_one_singular_value_stands_out(audited, spikes, said):
     summary, provenance = read_summary(audited[0])
     console = Console(file=io.StringIO(), width=1000)
     one = replace(summary, figures={**summary.figures, "spikes": spikes})
-    console.print(summary_view(one, provenance, audited[0], console.options))
+    console.print(summary_view(one, provenance, audited[0], console.options, full=True))
     assert said in console.file.getvalue()
 
 
@@ -158,7 +162,7 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
     models.write(tmp_path / "base", base | tower)
     models.write(tmp_path / "tuned", wrapped | tower | projector)
-    done = shadow("audit", "--base", tmp_path / "base", "--tuned", tmp_path / "tuned", "-o", tmp_path / "out")
+    done = shadow("audit", "--base", tmp_path / "base", "--tuned", tmp_path / "tuned", "-o", tmp_path / "out", "--full")
     assert done.code == 0, done.err
     (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json"))
     assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
@@ -170,7 +174,7 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
 
 def test_a_frozen_model_says_so(tmp_path):
     """Nothing changed: no medians, no division by nothing, and the words for it."""
-    done = shadow("audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path)
+    done = shadow("audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path, "--full")
     assert done.code == 0, done.err
     assert "0 matrices changed" in done.out
     assert "99.7 % are identical" in done.out

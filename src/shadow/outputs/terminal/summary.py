@@ -55,6 +55,8 @@ def summary_view(
     parts += [
         Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0)) for warning in summary.warnings
     ]
+    if summary.scores and not full:
+        parts += [Text.assemble(("scores  ", "dim"), visible(scores_line(summary))), ""]
     if summary.scores:
         parts += [scores_table(summary), ""]
     if summary.failed_gates:
