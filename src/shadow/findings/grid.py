@@ -27,9 +27,13 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
     for (component, module, layer), norm, concentration in medians.itertuples(name=None):
         places.setdefault((component, module), {})[int(layer)] = (_known(norm), _known(concentration))
     rules = name_rules()
+    components = {name: number for number, name in enumerate(rules.components)}
+    modules = {name: number for number, name in enumerate(rules.modules)}
 
-    def order(place: tuple[str, str]) -> tuple[int, int]:
-        return rules.components.index(place[0]), rules.modules.index(place[1])
+    def order(place: tuple[str, str]) -> tuple[int, int, str, str]:
+        """A report that somebody else wrote may hold any names: they come last."""
+        component, module = place
+        return components.get(component, len(components)), modules.get(module, len(modules)), component, module
 
     rows = []
     for component, module in sorted(places, key=order):
