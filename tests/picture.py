@@ -21,7 +21,7 @@ FILES = (DOCS / "session-light.svg", DOCS / "session-dark.svg")
 SHADOW = Path(sys.executable).parent / "shadow"
 COMMAND = "shadow show reports/demo/base..narrow"
 WIDTH = 80
-MOST_LINES = 44  # more would not fit a screen: the picture says how many are left out
+MOST_LINES = 50  # more would not fit a screen: the picture says how many are left out
 
 
 def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
@@ -82,7 +82,13 @@ def session() -> list[str]:
         audit = [SHADOW, "audit", "demo", "-o", "reports"]
         subprocess.run(audit, cwd=folder, capture_output=True, check=True)
         leader, follower = pty.openpty()
-        variables = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": str(WIDTH), "LINES": "200"}
+        variables = {
+            "PATH": os.environ["PATH"],
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+            "COLUMNS": str(WIDTH),
+            "LINES": "200",
+        }
         if "PYTHONPATH" in os.environ:
             variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
         words = [SHADOW, *COMMAND.split()[1:]]

@@ -397,7 +397,7 @@ def test_every_page_is_in_the_navigation():
     """And nothing else but the pages that the hooks add."""
     text = SITE.read_text(encoding="utf-8")
     nav = set(re.findall(r": ([\w-]+\.md)$", text, re.MULTILINE))
-    added = {"index.md", "changelog.md", "benchmarks.md"}
+    added = {"index.md", "notebook.md", "changelog.md", "benchmarks.md"}
     assert nav == {file.name for file in (ROOT / "docs").glob("*.md")} | added
     assert "font: false" in text
 

@@ -525,7 +525,7 @@ def test_an_export_to_another_format_is_not_replaced(folders, tmp_path):
     """`--to json` over a folder of CSV: refused, and the CSV is still there."""
     export(folders[:1], "csv", tmp_path / "out")
     before = tree(tmp_path)
-    with pytest.raises(ShadowError, match="not only an export to json"):
+    with pytest.raises(ShadowError, match="something other than an export to json"):
         export(folders[:1], "json", tmp_path / "out")
     assert tree(tmp_path) == before
 
@@ -545,7 +545,7 @@ def test_what_is_somebody_elses_is_refused_and_stays(folders, tmp_path, to, spoi
     """A file, a folder, an empty folder, a link at the place: one line, and all is as before."""
     spoil(tmp_path / "out")
     before = tree(tmp_path), (tmp_path / "out").is_symlink()
-    with pytest.raises(ShadowError, match="is there already"):
+    with pytest.raises(ShadowError, match="already exists"):
         export(folders[:1], to, tmp_path / "out")
     assert (tree(tmp_path), (tmp_path / "out").is_symlink()) == before
 
@@ -569,7 +569,7 @@ def test_an_export_that_somebody_touched_is_not_replaced(folders, tmp_path, to, 
     export(folders[:1], to, tmp_path / "out")
     touch(tmp_path / "out")
     before = tree(tmp_path)
-    with pytest.raises(ShadowError, match="not only an export"):
+    with pytest.raises(ShadowError, match="something other than an export"):
         export(folders[:1], to, tmp_path / "out")
     assert tree(tmp_path) == before
 
@@ -582,14 +582,14 @@ def test_a_database_with_more_in_it_is_not_replaced(folders, tmp_path, to, state
     base = (sqlite3 if to == "sqlite" else duckdb).connect(str(tmp_path / "out"))
     base.execute(statement)
     base.close()
-    with pytest.raises(ShadowError, match="not only an export"):
+    with pytest.raises(ShadowError, match="something other than an export"):
         export(folders[:1], to, tmp_path / "out")
 
 
 @pytest.mark.parametrize("to", ["sqlite", "duckdb"])
 def test_a_pipe_in_the_place_of_a_database_is_refused_without_waiting(folders, tmp_path, to):
     os.mkfifo(tmp_path / "x")
-    with pytest.raises(ShadowError, match="is there already"):
+    with pytest.raises(ShadowError, match="already exists"):
         export(folders[:1], to, tmp_path / "x")
 
 
@@ -607,7 +607,7 @@ def test_what_cannot_be_read_is_not_replaced(tmp_path):
         raise PermissionError
 
     (tmp_path / "x").write_text("mine")
-    with pytest.raises(ShadowError, match="is there already"), placing(tmp_path / "x", unreadable, "ours") as aside:
+    with pytest.raises(ShadowError, match="already exists"), placing(tmp_path / "x", unreadable, "ours") as aside:
         aside.write_text("ours")
     assert (tmp_path / "x").read_text() == "mine"
 

@@ -428,7 +428,7 @@ def test_nothing_foreign_is_overwritten(run, tmp_path):
         write_figure("modules", [run], path)
         write_figure("heatmap", [run], path)
         path.write_bytes(b"mine")
-        with pytest.raises(ShadowError, match="is there already"):
+        with pytest.raises(ShadowError, match="already exists"):
             write_figure("modules", [run], path)
         assert path.read_bytes() == b"mine"
     assert len(list(tmp_path.iterdir())) == 3
@@ -443,16 +443,16 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
         ([run], "depth", Choice(component="vision"), "no matrix of vision changed"),
         ([run], "depth", Choice(modules=("nothing",)), "no such module changed: nothing"),
         ([bare], "spectrum", Choice(), "--no-spectra"),
-        (two, "heatmap", Choice(), "2 reports: a heatmap is of one"),
+        (two, "heatmap", Choice(), "a heatmap shows one report, and there are 2"),
         ([*two, *two, run], "depth", Choice(), "5 reports are more"),
     ):
         with pytest.raises(ShadowError, match=words):
             write_figure(kind, folders, tmp_path / "x.svg", choice)
     for arguments, words in (
-        (("--kind", "depth", "-o", "x.gif"), "no figure"),
+        (("--kind", "depth", "-o", "x.gif"), "cannot draw to 'x.gif'"),
         (("--kind", "depth", "-o", "x.svg", "--metric", "weight"), "no metric 'weight'"),
-        (("--kind", "heatmap", "-o", "x.svg", "--layer", "1"), "--layer says nothing of a heatmap"),
-        (("--kind", "modules", "-o", "x.svg", "--metric", "alpha"), "--metric says nothing of a modules"),
+        (("--kind", "heatmap", "-o", "x.svg", "--layer", "1"), "--layer does not apply to a heatmap"),
+        (("--kind", "modules", "-o", "x.svg", "--metric", "alpha"), "--metric does not apply to a modules"),
         (("--kind", "depth", "-o", "x.svg", "--component", "visoin"), "no component"),
     ):
         assert words in shadow("figure", run, *arguments).assert_refused(code=2)

@@ -213,7 +213,9 @@ def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounde
     for name, order in (("one", ["s1", "s2", "other"]), ("two", ["other", "s1", "s2"])):
         done = shadow("merge", name, *order)
         assert done.assert_done()
-        told = "last digits differ, as between two kinds of CPU, of toy-7b:base..sft: kept is the first report of each"
+        told = (
+            "the last digits of toy-7b:base..sft differ, as kinds of CPU round differently: of each, the first is kept"
+        )
         assert told in done.err.splitlines()
         kept = (tmp_path / name / report_folder(*PAIRS[2]) / "matrices.parquet").read_bytes()
         first = other if name == "two" else shards[1] / report_folder(*PAIRS[2])
@@ -401,7 +403,7 @@ def test_merge_on_the_command_line(shards, tmp_path, shadow):
     """What was copied and what is missing goes to stderr, the table or the index as JSON to stdout; faults exit 1."""
     done = shadow("merge", "out", "s1")
     assert done.err.splitlines() == [
-        "2 reports copied to out, 0 were there",
+        "2 reports copied to out, 0 were already there",
         "error: out lacks shard 2/2 of its list",
         "hint:  merge all shards",
     ]

@@ -133,7 +133,7 @@ class FigureKind(StrEnum):
 Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
 Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
 Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
-Precision = Annotated[PrecisionName, typer.Option(help="Precision of the spectra, against time.")]
+Precision = Annotated[PrecisionName, typer.Option(help="How precisely to compute spectra.")]
 OptimizerOption = Annotated[
     OptimizerName | None,
     typer.Option(
@@ -145,13 +145,13 @@ Jobs = Annotated[
 ]
 NoCache = Annotated[
     bool,
-    typer.Option("--no-cache", help="Solve every spectrum anew, and keep none for later.", envvar="SHADOW_NO_CACHE"),
+    typer.Option("--no-cache", help="Compute every spectrum again, and keep none for later.", envvar="SHADOW_NO_CACHE"),
 ]
 CacheFolder = Annotated[
     Path | None,
     typer.Option(
         "--cache-dir",
-        help="Folder of the spectra of single checkpoints that were solved before, 10 GB at most.",
+        help="Folder for cached spectra of checkpoints, 10 GB at most.",
         show_default="~/.cache/shadow/spectra",
         envvar="SHADOW_CACHE_DIR",
         metavar="DIR",

@@ -174,9 +174,7 @@ def merge(
     console.say(f"{found.copied} reports copied to {output}, {found.there} were already there")
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
-        console.say(
-            f"the last digits of {names} differ, as kinds of CPU round differently: the first report of each is kept"
-        )
+        console.say(f"the last digits of {names} differ, as kinds of CPU round differently: of each, the first is kept")
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:
@@ -189,7 +187,7 @@ def merge(
 def clean(
     output: Output = DEFAULT_OUTPUT,
     cache: Annotated[
-        bool, typer.Option("--cache", help="Remove the spectra that were kept for later audits instead.")
+        bool, typer.Option("--cache", help="Instead remove the spectra that are kept for later audits.")
     ] = False,
     cache_dir: CacheFolder = None,
 ) -> None:
@@ -225,4 +223,4 @@ def _clean_cache(folder: Path | None) -> None:
     left = make_room(folder, 0)
     console.say(f"{folder}: {byte_size(size - left)} of spectra removed")
     if left:
-        raise ShadowError(f"{folder}: {byte_size(left)} could not be removed", "look at who owns the files")
+        raise ShadowError(f"{folder}: {byte_size(left)} could not be removed", "check who owns the files")

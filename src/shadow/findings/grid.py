@@ -28,8 +28,10 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
         places.setdefault((component, module), {})[int(layer)] = (_known(norm), _known(concentration))
     rules = name_rules()
 
-    def order(place: tuple[str, str]) -> tuple[int, int]:
-        return rules.components.index(place[0]), rules.modules.index(place[1])
+    def order(place: tuple[str, str]) -> list[tuple[int, str]]:
+        """In the order of names.yaml; what only another version or a forged report has comes last."""
+        known = zip((rules.components, rules.modules), place, strict=True)
+        return [(names.index(name) if name in names else len(names), name) for names, name in known]
 
     rows = []
     for component, module in sorted(places, key=order):
