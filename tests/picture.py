@@ -113,8 +113,8 @@ def drawn(lines: list[str], colours: TerminalTheme) -> str:
     console.print(Text.assemble(("$ ", "dim"), (COMMAND, "bold")))
     for line in lines[:MOST_LINES]:
         console.print(Text.from_ansi(line), no_wrap=True, crop=True)
-    if left := len(lines) - MOST_LINES:
-        console.print(Text(f"... and {left} more lines" if left > 0 else "", style="dim"))
+    if len(lines) > MOST_LINES:
+        console.print(Text(f"... and {len(lines) - MOST_LINES} more lines", style="dim"))
     svg = console.export_svg(title="", theme=colours, code_format=FORMAT, unique_id="session")
     width, height = (float(number) for number in re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
     height -= CHROME

@@ -102,6 +102,14 @@ def test_every_link_leads_somewhere(file):
         assert not anchor or anchor in anchors(target), href
 
 
+@pytest.mark.parametrize("file", [*readme.MARKED, *picture.FILES], ids=named)
+def test_no_page_has_a_path_of_the_machine_that_made_it(file):
+    """Neither the folder of the checkout nor one for temporary files."""
+    text = file.read_text(encoding="utf-8")
+    assert str(ROOT) not in text
+    assert not re.search(r"/tmp/tmp\w", text)
+
+
 def test_anchors_are_those_of_github():
     """Code and punctuation in a heading, and the words between."""
     found = anchors(ROOT / "docs" / "compare.md")

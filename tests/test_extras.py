@@ -53,6 +53,7 @@ BASIC = (
     ("gate", "reports", "--fail-on", "concentration > 0.9"),
     ("export", "reports", "--to", "parquet"),
     ("plan", "demo"),
+    ("lineage", "reports"),
     ("explain", "concentration"),
 )
 MORE = {

@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import reports
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from shadow.findings.summary import read_summary, summary_from_json
 from shadow.gates.verdicts import Judgement
 from shadow.outputs.ci import markdown as ci_markdown
 from shadow.outputs.markdown import plain, report_markdown
+from shadow.reports.columns import TABLES
 
 SETTINGS = {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}, "relation": "tuned"}
 LEVELS = {"bf16": 0.70, "int8": 0.14}
@@ -602,3 +604,19 @@ def test_explain_finding_lists_every_code():
     text = CliRunner().invoke(app, ["explain", "finding"]).stdout
     assert all(code in text for code in (*CODES, *EXPLANATIONS))
     assert set(ANSWERS) == {"no", "fits", "cannot_be_excluded"}
+
+
+def test_an_older_report_says_what_its_columns_carry(tmp_path):
+    """Only the columns that every report of the schema has: size and concentration, and no figure that it lacks."""
+    folder = reports.write(tmp_path / "base..tuned", model())
+    path = folder / "matrices.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.select([name for name in table.column_names if name in TABLES["matrices"].first]), path)
+    summary, _ = read_summary(folder)
+    check(summary)
+    assert codes(summary.finding)[:2] == ["size", "concentration"]
+    assert "directions of" not in summary.finding.text
+    found = answers(summary.finding)
+    assert {found[code].answer for code in ("merged_adapter", "quantised_copy", "weight_decay")} == {
+        "cannot_be_excluded"
+    }

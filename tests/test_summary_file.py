@@ -21,7 +21,7 @@ from shadow.findings import summary_file
 from shadow.findings.summary import read_summary, summary_from_json
 from shadow.findings.summary_file import believed
 from shadow.findings.summary_rows import read_as
-from shadow.reports.provenance import METADATA_KEY, required_metadata
+from shadow.reports.provenance import METADATA_KEY, report_metadata
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -78,7 +78,7 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
 
 def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
     """Of the summary itself, of its figures, of a side and of a row of every list: the fields say which there are."""
-    sealed = believed(report, required_metadata(report))
+    sealed = believed(report, report_metadata(report))
     lists = ("components", "modules", "depth", "skipped", "gates", "evidence")
     parts = {"summary": lambda told: told, "figures": lambda told: told["figures"], "base": lambda told: told["base"]}
     parts |= {name: lambda told, name=name: told[name][0] for name in lists if sealed[name]}
@@ -186,7 +186,7 @@ def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
     path.write_bytes(content)
     assert pq.read_metadata(path).num_rows
     assert footer < len(content) - 16
-    assert believed(report, required_metadata(report)) is None
+    assert believed(report, report_metadata(report)) is None
 
 
 def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
@@ -195,7 +195,7 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
     def forge(change):
         edit(report, change)
         told = json.loads((report / "summary.json").read_text())
-        metadata = required_metadata(report)
+        metadata = report_metadata(report)
         sealed = metadata["seal"] | {"summary": summary_file._summary_digest(told, metadata)}
         for name in ("matrices", "tensors", "residual"):
             rewrite(report / f"{name}.parquet", metadata=lambda at: at.update(seal=sealed))
@@ -220,7 +220,7 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
 
 def test_scores_are_not_sealed(report, again, tmp_path):
     """Scores renewed beside a report leave its seal as it is; scores written into summary.json are not believed."""
-    metadata = required_metadata(report)
+    metadata = report_metadata(report)
     scored = families.Scored((("scores.csv", "0" * 64),), (families.gain("mmlu", 0.5, 0.6),), ())
     (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
     found, _ = read_summary(report)

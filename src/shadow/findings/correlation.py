@@ -21,6 +21,7 @@ from shadow.findings.bootstrap import LEVEL
 from shadow.findings.gains import Gain, Scored, group_gain, join, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
 from shadow.reports.column_types import null_if_undefined
+from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
 
 if TYPE_CHECKING:
     from shadow.findings.matching import ComparedReport
@@ -120,7 +121,7 @@ def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -
     for report, scored in zip(reports, named, strict=True):
         deltas = report.subject("delta")
         middle = float(deltas["concentration"].median()) if len(deltas) else math.nan
-        sides = [_identity(report.metadata[side]) for side in ("base", "tuned")]
+        sides = [_identity(report.metadata[side]) for side in SIDES]
         before = seen.setdefault(" ".join(sides), report.label)
         entries.append(
             ScoredReport(
@@ -142,11 +143,11 @@ def _kept(report: ComparedReport) -> Scored:
         return Scored((), (), (error.message,))
 
 
-def _identity(side: Mapping[str, Any]) -> str:
+def _identity(side: CheckpointMetadata) -> str:
     return str(side.get("commit") or side.get("fingerprint") or side["repo"])
 
 
-def _left_out(metadata: Mapping[str, Any], concentration: float, before: str | None) -> str | None:
+def _left_out(metadata: ReportMetadata, concentration: float, before: str | None) -> str | None:
     gates = metadata.get("gates")  # a report of an earlier version has none
     known = [gate for gate in gates if isinstance(gate, Mapping)] if isinstance(gates, list) else []
     if failed := [str(gate.get("name")) for gate in known if gate.get("passed") is False]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.findings.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
+from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
 from shadow.reports.replacement import KEPT
 from shadow.text import VERY_LIKE, closest, nearest, several
 
@@ -60,7 +61,7 @@ class ScoredSide:
 Sides = tuple[ScoredSide, ScoredSide]
 
 
-def sides_of(metadata: Mapping[str, Any], pair: Pair | None = None) -> Sides:
+def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
     """The sides of a report by its metadata; pair tells the revisions that were asked for."""
     start, end = _stages(metadata["family"], metadata["pair"])
     return (
@@ -69,7 +70,7 @@ def sides_of(metadata: Mapping[str, Any], pair: Pair | None = None) -> Sides:
     )
 
 
-def _reported(role: Role, told: Mapping[str, Any], asked: Reference | ComponentBase | None, stage: str) -> ScoredSide:
+def _reported(role: Role, told: CheckpointMetadata, asked: Reference | ComponentBase | None, stage: str) -> ScoredSide:
     commit = told["commit"] if isinstance(told.get("commit"), str) else None
     is_folder = commit is None and Path(told["repo"]).is_absolute()
     return ScoredSide(role, told["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
@@ -495,17 +496,20 @@ def _few(names: Sequence[str]) -> str:
 # Kept beside a report
 
 
-def kept_bytes(scored: Scored, metadata: Mapping[str, Any]) -> bytes:
+def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
     """`scores.json` of a report whose metadata these are."""
     told = {
         "schema": KEPT_SCHEMA,
-        **{key: metadata[key] for key in ("family", "pair", "base", "tuned")},
+        "family": metadata["family"],
+        "pair": metadata["pair"],
+        "base": metadata["base"],
+        "tuned": metadata["tuned"],
         **scored.as_json(),
     }
     return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def read_kept(folder: Path, metadata: Mapping[str, Any]) -> Scored:
+def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
     """The scores that are kept beside a report; none where there is no such file.
 
     Raises ShadowError when the file is broken, or is of other checkpoints than the report.
@@ -523,7 +527,7 @@ def read_kept(folder: Path, metadata: Mapping[str, Any]) -> Scored:
         gains = tuple(_kept_gain(row) for row in told["scores"])
         files = tuple((_kept_text(one["name"]), _kept_text(one["sha256"])) for one in told["score_files"])
         notes = tuple(_kept_text(text) for text in told["score_notes"])
-        same = all(told[side] == metadata[side] for side in ("base", "tuned"))
+        same = all(told[side] == metadata[side] for side in SIDES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShadowError(f"{path}: not scores kept by shadow ({type(error).__name__})", hint) from error
     if not same:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from shadow.findings.summary import Summary, read_summary
 from shadow.findings.summary_rows import CheckpointSide
@@ -154,7 +154,7 @@ def read_step(folder: Path) -> Step | None:
         return None
     return step_of(
         summary,
-        cast("ReportMetadata", metadata),
+        metadata,
         read_tables(folder, ["matrices"])["matrices"].to_pandas(),
         str(folder),
     )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from shadow.reports.metadata import ReportMetadata, Side
 from shadow.reports.report import Report
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
@@ -42,7 +43,7 @@ class ComparedReport:
 
     label: str
     folder: Path
-    metadata: Mapping[str, Any]
+    metadata: ReportMetadata
     matrices: pd.DataFrame
     tensors: pd.DataFrame
 
@@ -62,7 +63,14 @@ class ComparedReport:
 
     def as_json(self) -> dict[str, Any]:
         """Where the report lies, of what it is and how it was made."""
-        told = {key: self.metadata[key] for key in ("version", "family", "pair", "base", "tuned", "settings")}
+        told = {
+            "version": self.metadata["version"],
+            "family": self.metadata["family"],
+            "pair": self.metadata["pair"],
+            "base": self.metadata["base"],
+            "tuned": self.metadata["tuned"],
+            "settings": self.metadata["settings"],
+        }
         plain = json.loads(json.dumps(told), parse_constant=lambda _: None)  # no NaN, whatever the file says
         return {"label": self.label, "folder": str(self.folder), **plain}
 
@@ -138,7 +146,7 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
     return "different bases", apart
 
 
-def _same(first: ComparedReport, side: str, second: ComparedReport, other: str) -> str | None:
+def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
     """How a checkpoint of one report and one of another are known to be the same; None when they are not."""
     one, two = first.metadata[side], second.metadata[other]
     for key, pattern, how in (("commit", "[0-9a-f]{40}", "commit"), ("fingerprint", "[0-9a-f]{64}", "content")):

@@ -73,7 +73,8 @@ from shadow.findings.summary_rows import (
 from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
-from shadow.reports.provenance import required_metadata
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import report_metadata
 from shadow.reports.tables import absent, absent_note, read_tables
 
 if TYPE_CHECKING:
@@ -197,13 +198,13 @@ class Rows:
         return None if counts.empty else "language" if "language" in counts.index else str(counts.index[0])
 
 
-def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
+def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
     """The summary of a finished report, and the report's provenance.
 
     What an older report lacks is null, and a warning of the summary.
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
-    metadata = required_metadata(folder)
+    metadata = report_metadata(folder)
     sealed = believed(folder, metadata)
     try:
         summary = summary_from_json(sealed) if sealed is not None else _made_again(folder, metadata)
@@ -215,7 +216,7 @@ def read_summary(folder: Path) -> tuple[Summary, dict[str, Any]]:
         return summary.with_warning("scores_unreadable", error.message), metadata
 
 
-def _made_again(folder: Path, metadata: Mapping[str, Any]) -> Summary:
+def _made_again(folder: Path, metadata: ReportMetadata) -> Summary:
     tables = read_tables(folder, SUMMARISED)
     if not len(tables["tensors"]):
         raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
@@ -249,7 +250,7 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
     return replace(summary, claims=claims, **scored.as_json())
 
 
-def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:
+def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
     """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity has."""
     matrices, tensors, residual = (_frame(tables[name]) for name in SUMMARISED)
     rows = _rows(matrices, tensors, residual)
@@ -257,7 +258,8 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
     figures, intervals = _figures(rows)
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
-    told = footprint(held, figures, intervals, metadata["settings"].get("optimizer"))
+    optimizer = metadata["settings"].get("optimizer")
+    told = footprint(held, figures, intervals, optimizer if isinstance(optimizer, str) else None)
     depth = _by_layer(rows)
     found = Summary(
         schema=SCHEMA,

@@ -244,9 +244,10 @@ class Measured:
 
 def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    metadata = report_metadata(folder)
     if summary is None:
-        summary, _ = read_summary(folder)
+        summary, metadata = read_summary(folder)
+    else:
+        metadata = report_metadata(folder)
     return Measured(folder=folder, label=label, metadata=metadata, summary=summary)
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -151,8 +151,8 @@ class Provenance:
         return json.loads(json.dumps(self.told), parse_constant=lambda _: None)  # type: ignore[no-any-return]
 
     @classmethod
-    def of(cls, metadata: ReportMetadata | Mapping[str, Any]) -> Provenance:
-        """The provenance in the metadata of a report, which `required_metadata` has checked."""
+    def of(cls, metadata: ReportMetadata) -> Provenance:
+        """The provenance in the metadata of a report, which `report_metadata` has checked."""
         settings = metadata["settings"]
         method = settings["method"]
         chosen = settings.get("chosen") or {}
@@ -178,7 +178,7 @@ class Provenance:
             seconds=_seconds(metadata.get("seconds")),
             device=_if_is(str, metadata.get("device")),
             libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
-            told=cast(ReportMetadata, metadata),
+            told=metadata,
         )
 
 
@@ -249,11 +249,6 @@ def _check_metadata(metadata: Any) -> None:
     seconds = metadata.get("seconds") or 0.0
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
         raise TypeError
-
-
-def required_metadata(folder: Path) -> dict[str, Any]:
-    """`report_metadata` for those who do not know its type."""
-    return dict(report_metadata(folder))
 
 
 def report_metadata(folder: Path) -> ReportMetadata:
