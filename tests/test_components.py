@@ -127,7 +127,7 @@ def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
     """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns if none are told."""
     folder, reports = tuned_whole
     commands = {
-        ("show", reports[0]): (
+        ("show", reports[0], "--full"): (
             "By component",
             "By module",
             "vision",
