@@ -18,12 +18,15 @@ $(STAMP): pyproject.toml
 demo: setup  ## audit the demo family, offline
 	$(BIN)/shadow audit demo --output reports
 
-# A file of tests stays on one worker, so that its fixtures are made once.
+# A file of tests stays on one worker, so that its fixtures are made once. Bytecode is kept whatever the environment says:
+# every process that the tests start would compile the package anew.
+TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
 test: setup  ## the fast tests: under three minutes on two cores
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(TESTS)
 
 test-slow: setup  ## the slow tests, and those of properties with many examples
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "(slow or hypothesis) and not real" --hypothesis-profile thorough
+	$(TESTS) -m "(slow or hypothesis) and not real" --hypothesis-profile thorough
 
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py

@@ -16,12 +16,19 @@ SECONDS = 120  # after which a command counts as hung
 
 # Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
 ZYGOTE = """
-import gc, importlib, json, os, resource, signal, sys, traceback
+import functools, gc, importlib, json, os, resource, signal, sys, traceback
+import typer.main
 import pyarrow.pandas_compat, shadow.places.names, shadow.cli, shadow.audits.pair
 import shadow.outputs.terminal.summary
+import shadow.checkpoints.choosing, shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
 import shadow.outputs.ci, shadow.findings.comparison, shadow.outputs.exports
 import shadow.gates.verdicts, shadow.targets.lists
 shadow.places.names.name_rules()
+shadow.findings.summary_file._maker()
+# Commands are built from their signatures once, not in every fork; and `plan` does not measure the machine for a second
+# each time (test_api.py has a plan that does).
+typer.main.get_command = functools.cache(typer.main.get_command)
+shadow.audits.pair.pace = lambda method, jobs: 1e10
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout

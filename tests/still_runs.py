@@ -505,6 +505,10 @@ REPORTS = (
     Run("compare-scores", ("compare", "taught", "--scores", "scores.csv")),
     Run("compare-one", ("compare", ONE)),
     Run("compare-margin", ("compare", ONE, TWO, "--margin", "7")),
+    audit("chained", "--base", "./one", "--tuned", "./two", "-o", "chained", columns=(120,)),
+    Run("lineage", ("lineage", "chain", "chained")),
+    Run("lineage-family", ("lineage", "toy-chain", *REGISTRY, "-o", "chain", "--no-joint", "--format", "json"), (120,)),
+    Run("lineage-none", ("lineage", "toy-broken", *REGISTRY, "-o", "chain")),
     Run("gate-met", ("gate", ONE, "--fail-on", RELATIVE, "--junit", "gate.xml")),
     Run("gate-not-met", ("gate", "out", "--fail-on", NEVER)),
     Run("gate-json", ("gate", ONE, "--fail-on", RELATIVE, "--format", "json"), (120,)),
@@ -546,6 +550,7 @@ OUTPUTS = (
         Run(f"figure-{kind}", ("figure", ONE, "--kind", kind, "-o", f"{kind}.svg"), (120,))
         for kind in ("depth", "spectrum", "heatmap", "modules")
     ),
+    Run("figure-lineage", ("figure", "chain", "--kind", "lineage", "-o", "lineage.svg"), (120,)),
     Run("figure-several", ("figure", "out", "--kind", "depth", "-o", "several.svg", "--width", "6"), (120,)),
     Run("figure-metric", ("figure", ONE, "--kind", "heatmap", "-o", "m.svg", "--metric", "stable_rank"), (120,)),
     Run("figure-expert", (
@@ -587,6 +592,7 @@ LOOKUPS = (
     words("explain-column", "explain", "effective_rank"),
     words("explain-figure", "explain", "spiked"),
     words("explain-label", "explain", "label"),
+    words("explain-published", "explain", "published"),
     words("explain-none", "explain", "effective_rang"),
     words("schema", "schema"),
     words("schema-table", "schema", "matrices"),

@@ -63,10 +63,10 @@ def raw_file(path, header, data=b""):
 
 
 def test_the_command_itself_audits_and_refuses(folders, tmp_path):
-    """The installed script, a process of its own: 0 and a report; for a folder that is not there 1 and two lines."""
+    """The installed script, a process of its own: 0 and a report; for a folder of reports that is not there 1."""
     good, bad = (
-        subprocess.run([SHADOW, *PAIR[:4], tuned, "-o", "out"], cwd=tmp_path, capture_output=True, text=True)
-        for tuned in ("./tuned", "./none")
+        subprocess.run([SHADOW, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        for arguments in (PAIR, ("show", "none"))
     )
     Run(good.returncode, good.stdout, good.stderr).assert_done()
     assert {path.name for path in report(tmp_path).iterdir()} >= {"matrices.parquet", "tensors.parquet", "summary.json"}
@@ -186,6 +186,7 @@ def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow  # test_pickles.py has the fast one
 def test_a_malicious_pickle_is_refused_and_not_run(shadow, folders, tmp_path):
     """`os.system` in a `.bin` with --allow-pickle: refused in a line, nothing run, nothing left."""
 

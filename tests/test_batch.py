@@ -355,7 +355,7 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
 # killed and stopped
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     """Stopped in the second of three pairs: done, pending, pending. The rerun reads, resumes, measures;
     its numbers are those of a run that was not stopped."""

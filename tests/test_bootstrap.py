@@ -152,7 +152,7 @@ def test_bounds_for_unevenness_are_scipys_bca(layers):
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
     assert ours.bounds == pytest.approx(theirs.confidence_interval, abs=0.15 * width)
     fewer = interval(spread, blocks_of(["language"] * 15, range(15)), unevenness=True)
-    assert (fewer.bounds, fewer.reason) == (None, "only 15 layers, an interval takes 16")
+    assert (fewer.bounds, fewer.reason) == (None, "only 15 layers, it takes 16")
 
 
 @pytest.mark.parametrize("layers", [4, 12, 40])
@@ -189,8 +189,8 @@ def test_few_layers_claim_less_and_three_claim_nothing():
     """Of n draws the whole range holds the median with probability 1 - 2^(1-n); three give no interval."""
     found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}
     assert [found[n].bounds for n in (0, 1, 2, 3)] == [None] * 4
-    assert found[1].reason == "only 1 layer, an interval takes 4"
-    assert found[3].reason == "only 3 layers, an interval takes 4"
+    assert found[1].reason == "only 1 layer, it takes 4"
+    assert found[3].reason == "only 3 layers, it takes 4"
     assert found[0].reason == "outside the layers"
     assert [found[n].level for n in (3, 4, 5, 6, 40)] == [None, 0.875, 0.9375, 0.95, 0.95]
     assert [found[n].layers for n in found] == list(found)
@@ -211,7 +211,7 @@ def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
     assert (found.layers, found.level) == (sum(sizes), level)
     if level is None:
         assert found.bounds is None
-        assert found.reason == f"only 4 layers in {len(sizes)} components, an interval takes {3 + len(sizes)}"
+        assert found.reason == f"only 4 layers in {len(sizes)} components, it takes {3 + len(sizes)}"
     else:
         assert found.bounds[0] < found.bounds[1]
 

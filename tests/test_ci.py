@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from shadow.cli import console
 from shadow.gates.rules import parse_rule, read_policy
 from shadow.gates.verdicts import Judgement, Verdict
-from shadow.outputs.ci import cell, junit, markdown, workflow_commands
+from shadow.outputs.ci import cell, counts, junit, markdown, workflow_commands
 from shadow.text import inert, visible
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
@@ -347,3 +347,15 @@ def test_a_fault_is_in_every_format(shadow, tmp_path):
     assert "no such folder" in (tmp_path / "summary.md").read_text()
     (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
     assert [(case.name, [one.message for one in case.result]) for case in suite] == [("audit", [data])]
+
+
+def test_the_last_line_counts_the_rules():
+    """What passed, failed and could not be judged, and which of these only warn; nothing without rules."""
+    judged = [
+        made("f", "a", "one", "", "", outcome="passed"),
+        made("f", "b", "two", "", ""),
+        made("f", "c", "three", "", "", severity="warning"),
+        made("f", "d", "four", "", "", outcome="missing"),
+    ]
+    assert counts(judged) == "1 rule passed, 2 FAILED (1 warning), 1 not judged"
+    assert counts([Judgement("f", "a")]) == ""

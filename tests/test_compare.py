@@ -193,7 +193,7 @@ def test_too_few_layers_are_no_interval(tmp_path):
         assert own.p_within_pair == 2.0 ** (1 - layers)
         assert found.verdict == own.verdict == "not distinguished"
         assert own.no_interval in found.sentence
-        assert own.no_interval == f"only {layers} layer{'s' * (layers > 1)}, an interval takes 4"
+        assert own.no_interval == f"only {layers} layer{'s' * (layers > 1)}, it takes 4"
 
 
 def test_a_report_against_itself_shows_no_difference(tmp_path):

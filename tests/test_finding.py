@@ -12,6 +12,7 @@ import pytest
 import reports
 from typer.testing import CliRunner
 
+import shadow
 from shadow.cli import app
 from shadow.findings import finding as words
 from shadow.findings.finding import ANSWERS, CODES, EXPLANATIONS, NOT_SHOWN, Finding, Sentence, about, finding, percent
@@ -398,6 +399,11 @@ def test_a_copy_in_another_format_fits(tmp_path):
     assert "1.00 times the rounding of its storage" in found["quantised_copy"].reason
 
 
+def test_decay_is_not_excluded_where_it_would_have_been_rounded_away(tmp_path):
+    """A cosine of 0 says nothing of an update that storage took."""
+    assert answers(told(tmp_path, model(**ROUNDED)))["weight_decay"].answer == "cannot_be_excluded"
+
+
 def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
     """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
     own = [one for one in runs() if one["optimizer"] == "muon" and one["short_side"] == 64]
@@ -427,6 +433,8 @@ def tables(summary):
         for one in told[key]:
             place = ".".join(str(one[name]) for name in names)
             found |= {f"{key}.{place}.{name}": value for name, value in one.items()}
+    for name, place in (("size", told["published"]["size"]), ("top20", told["published"]["top20"])):
+        found |= {f"published.{name}.{key}": value for key, value in (place or {}).items()}
     return found
 
 
@@ -494,6 +502,15 @@ def test_random_tables_have_a_finding_whose_figures_are_theirs(tmp_path, seed):
     assert summary.finding.sentences
     check(summary)
     assert summary_from_json(json.loads(json.dumps(summary.as_json()))) == summary
+
+
+def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(tmp_path):
+    """Two really trained pairs: the head of the narrow one holds 46 % of the change."""
+    found = {one.summary.pair: one.summary for one in shadow.audit("demo", output=tmp_path)}
+    for summary in found.values():
+        check(summary)
+        assert codes(summary.finding)[:2] == ["size", "coherent"]
+    assert "the head (46 %, with 3.0 % of the parameters)" in found["base..narrow"].finding.text
 
 
 @pytest.mark.parametrize(
@@ -566,14 +583,15 @@ def test_every_output_opens_with_the_same_sentences(tmp_path):
         places = [flat.index(" ".join(one.split())) for one in texts]
         assert places == sorted(places)
     table = " ".join(show["table"].split())
-    assert table.index(texts[0]) < table.index("matrices changed")
+    assert table.index(texts[0]) < table.index("By module")
 
 
 def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
     """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands with its reference."""
     for wide, quiet in (({}, False), (WIDE, True)):
         folder = reports.write(tmp_path / str(quiet), model(**wide))
-        text = CliRunner().invoke(app, ["show", str(folder)]).stdout
+        text = CliRunner().invoke(app, ["show", str(folder), "--full"]).stdout
+        assert "\nlabel" not in CliRunner().invoke(app, ["show", str(folder)]).stdout
         assert (text.index("\nlabel ") > text.index("\nreport ")) == quiet
         assert ("\nreference " in text) != quiet
         assert "Label" not in ci_markdown([Judgement("f", "p", summary=read_summary(folder)[0])])

@@ -269,7 +269,7 @@ def test_few_layers_are_said_and_are_no_pass(tmp_path):
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
-    assert "concentration (no spread over layers in the baseline: only 2 layers, an interval takes 4)" in found.detail
+    assert "concentration (no spread over layers in the baseline: only 2 layers, it takes 4)" in found.detail
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(6)]
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
@@ -377,8 +377,8 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
         "spiky:\n  fail_on: spikes > 1\n  severity: warning\n"
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
-    for word in ("met", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)", "Look at the data.",
-                 "met (warning)"):  # fmt: skip
+    for word in ("FAILED", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)", "Look at the data.",
+                 "FAILED (warning)"):  # fmt: skip
         assert word in text
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
     assert "Look at the data." not in text

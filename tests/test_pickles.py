@@ -58,7 +58,7 @@ def opened(folder, scratch):
     return open_folder(str(folder), allow_pickle=True, scratch=scratch)
 
 
-@pytest.fixture(scope="module", params=["zip", "legacy"])
+@pytest.fixture(scope="module", params=["zip", pytest.param("legacy", marks=pytest.mark.slow)])
 def read(request, tmp_path_factory):
     """The checkpoint of `state()` in one of torch's two file formats."""
     folder, scratch = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("scratch")
@@ -162,7 +162,7 @@ BAD = {
 }
 
 
-FAST = ("malicious zip", "malicious legacy", "empty")  # every other one is a process that imports torch
+FAST = ("malicious zip", "empty")  # every other one is a process that imports torch
 BAD_BINS = [pytest.param(bad, marks=() if bad in FAST else pytest.mark.slow) for bad in BAD]
 
 
@@ -261,6 +261,7 @@ def test_a_confined_process_can_but_read(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
 
 
+@pytest.mark.slow
 def test_the_child_finds_what_was_installed_with_user(tmp_path):
     """A Python that has shadow and torch in the user's home alone reads a `.bin`, though the child has another home."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"

@@ -67,7 +67,10 @@ def undone(kind, name, W, module):
     return W
 
 
-@pytest.mark.parametrize("kind", models.KINDS)
+FAST = ("llama", "gpt2", "gpt_neox")  # a layout each; the others have that of the first
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in models.KINDS])
 def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
     """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout; every tensor is
     measured but the vectors, whose relative norm is there."""

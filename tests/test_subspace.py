@@ -199,17 +199,18 @@ def test_a_scaled_matrix_has_not_turned(seed, shape, factor):
     assert found["intruders"] == 0
 
 
-def test_the_null_of_an_alignment_is_its_mean_over_random_signs():
-    """Over 400 sign flips of D with outlier rows, the alignments are what its profile says, not 1; both ways round."""
+@pytest.mark.parametrize(("count", "near"), [(50, 0.06), pytest.param(400, 0.03, marks=pytest.mark.slow)])
+def test_the_null_of_an_alignment_is_its_mean_over_random_signs(count, near):
+    """Over sign flips of D with outlier rows, the alignments are what its profile says, not 1; both ways round."""
     rng = np.random.default_rng(0)
     scales = np.exp(0.8 * rng.standard_normal(40))[:, None]
     base = scales * rng.standard_normal((40, 60))
     D = 1e-3 * scales * rng.standard_normal((40, 60))
     for W, d in ((base, D), (base.T.copy(), D.T.copy())):
-        flips = [values(W, W + d * rng.choice([-1, 1], d.shape)) for _ in range(400)]
+        flips = [values(W, W + d * rng.choice([-1, 1], d.shape)) for _ in range(count)]
         for name in ALIGNMENTS:
             mean = np.mean([one[name] for one in flips])
-            assert flips[0][f"{name}_null"] == pytest.approx(mean, rel=0.03)
+            assert flips[0][f"{name}_null"] == pytest.approx(mean, rel=near)
     assert flips[0]["alignment_right_null"] > 1.5
 
 

@@ -138,7 +138,8 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
         free = False
     if not free:
         raise ShadowError(
-            f"{output} already exists and holds something other than {what}", "move it away, or choose another place with -o"
+            f"{output} already exists and holds something other than {what}",
+            "move it away, or choose another place with -o",
         )
 
 

@@ -208,6 +208,8 @@ def finish(judged: list[Judgement], junit: Path | None, *, wrong_usage: bool = F
             console.say(f"no summary of the step: cannot write {summary}: {error.strerror or error}")
     if junit is not None:
         ci.write_junit(junit, judged)
+    if total := ci.counts(judged):
+        console.say(total)
     code = 2 if wrong_usage else first_code({judgement.code for judgement in judged})
     if code:
         raise typer.Exit(code)

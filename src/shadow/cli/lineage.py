@@ -1,4 +1,4 @@
-"""`shadow lineage`: the stages of one base in order."""
+"""`shadow lineage`: the stages of one base in order, from finished reports."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def lineage(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="A family, with its reports below the folder of -o; or the folder of a report, or one above it.",
+            help="A family, which has its reports in the folder of -o; or a report's folder, or a folder above it.",
             metavar="FAMILY|RUN...",
         ),
     ],
     output: Output = DEFAULT_OUTPUT,
     joint: Annotated[
-        bool, typer.Option("--joint/--no-joint", help="Compare deltas with each other, from the checkpoints.")
+        bool, typer.Option("--joint/--no-joint", help="Compare deltas that follow one another; reads the checkpoints.")
     ] = True,
     jobs: Jobs = None,
     allow_pickle: Pickle = False,
@@ -49,13 +49,14 @@ def lineage(
     json: Json = False,
     registry: Registry = None,
 ) -> None:
-    """Show the stages of one base in order, from finished reports: what each step changed, beside the step before.
+    """Show the stages of one base in order, and what each step changed.
 
-    The order is that of the checkpoints: the tuned side of one report is the base of the next.
+    The order comes from the checkpoints that finished reports name: the tuned side of one is the base of the next.
 
-    With --joint, deltas of checkpoints on this machine are compared: their cosine, and the directions they share.
+    If the checkpoints are on this machine (in folders, or in the Hub's cache), two deltas that follow one another are
+    compared as well: their cosine, and the share of the new one in the leading directions of the old one.
 
-    Exit codes: 0 done, also if the order has gaps, which are named; 1 could not; 2 wrong usage.
+    Exit codes: 0 done, also if the order has gaps, which are listed; 1 could not; 2 wrong usage.
     """
     if json:
         format = Format.json
@@ -86,7 +87,7 @@ def lineage(
 
 
 def _is_family(target: str, families: Mapping[str, Family]) -> bool:
-    """A folder of a family's name is written with a slash, as is one that is a checkpoint."""
+    """Is it a family of the registry? A folder of the same name is written with a slash."""
     return target in families
 
 
@@ -110,7 +111,7 @@ def _folders(target: str, families: Mapping[str, Family], output: Path) -> list[
 
 
 def _held(found: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[str, str], Joint | str]:
-    """Every two deltas that follow one another, held against each other; or the reason why they are not."""
+    """What the joint pass finds for every two steps that follow one another; or why it cannot be made."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow.audits.joint import hold_against
     from shadow.checkpoints.pairing import Filter

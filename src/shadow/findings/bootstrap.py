@@ -170,7 +170,7 @@ def _too_few(blocks: Blocks, fewest: int) -> str:
     if not layers:
         return "outside the layers"
     among = f" in {components} components" if components > 1 else ""
-    return f"only {layers} layer{'' if layers == 1 else 's'}{among}, an interval takes {fewest + components - 1}"
+    return f"only {layers} layer{'' if layers == 1 else 's'}{among}, it takes {fewest + components - 1}"
 
 
 def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float, float]:

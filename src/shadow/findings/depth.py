@@ -42,11 +42,9 @@ def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
 
 def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
     """The place of each row's layer in layers, -1 outside them."""
-    import pandas as pd
-
-    known = pd.MultiIndex.from_frame(layers.astype({"layer": float}))
-    own = pd.MultiIndex.from_arrays([rows["component"], rows["layer"].astype(float)])
-    return np.asarray(known.get_indexer(own), dtype=np.intp)
+    known = {place: number for number, place in enumerate(layers.itertuples(index=False, name=None))}
+    own = zip(rows["component"], rows["layer"].astype(float), strict=True)
+    return np.array([known.get(place, -1) for place in own], dtype=np.intp)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NAMED = 3
+ALIKE = 0.9  # of the last that was named, from which the next is named too
 OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")  # modules, or how their names begin
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
@@ -394,7 +395,7 @@ def _modules(told: _Told) -> str:
         return f"All of it is in {parts[0].name}." if parts else ""
     named: list[_Part] = []
     for part in parts[:NAMED]:
-        if sum(one.energy for one in named) < MOST:
+        if sum(one.energy for one in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
     names = listed([f"{part.name} ({part.told(told)})" for part in named])
     most = sum(part.energy for part in named) >= MOST
@@ -693,6 +694,13 @@ def _always(code: str, reason: str) -> Explanation:
     return _explained(code, "cannot_be_excluded", reason, {})
 
 
+def _is_lost(summary: Summary) -> bool:
+    """Was so much rounded away, or may have been, that what is stored does not tell of the update?"""
+    inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
+    unknown = _count(inside, "rounded_away") + (_count(inside, "unexplained") if floor is None or floor < CLEAR else 0)
+    return 2 * unknown >= max(1, _count(inside, "matrices"))
+
+
 def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
     return Explanation(code, EXPLANATIONS[code], answer, reason, figures)
 
@@ -751,7 +759,7 @@ def _quantised(told: _Told) -> Explanation:
         if few and 2 * few > judged:
             told.inside(f"levels_{side}_few")
             told.inside(f"levels_{side}_judged")
-            return _explained(code, "fits", f"{_all_of(few, judged)} of {side} have few distinct values", told.figures)
+            return _explained(code, "fits", _with_few_values(side, few, judged), told.figures)
     floor = summary.figures["floor_ratio"]
     low, high = ONE_ROUNDING
     if floor is not None and low <= floor <= high and 2 * _count(inside, "beyond_noise") < _count(inside, "judged"):
@@ -764,9 +772,13 @@ def _quantised(told: _Told) -> Explanation:
         return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
     few = _count(inside, "levels_tuned_few")
     told.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
-    which = f"{few:,} {'has' if few == 1 else 'have'}" if few else "none has"
-    reason = f"of {counted(judged, 'matrix', 'matrices')} of tuned {which} few distinct values in a row"
+    reason = _with_few_values("tuned", few, judged)
     return _explained(code, "no", reason, told.figures)
+
+
+def _with_few_values(side: str, few: int, judged: int) -> str:
+    have = "has" if judged == 1 else "have"
+    return f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the {side} side {have} few distinct values in a row"
 
 
 def _short_run(told: _Told) -> Explanation:
@@ -786,9 +798,14 @@ def _short_run(told: _Told) -> Explanation:
 
 
 def _weight_decay(told: _Told) -> Explanation:
-    code, value = "weight_decay", told.inside("decay_cosine")
+    summary, code, value = told.summary, "weight_decay", told.summary.inside_layers.get("decay_cosine")
     if value is None:
         return _explained(code, "cannot_be_excluded", "the report does not say whether the weights shrank", {})
+    if _is_lost(summary):
+        return _explained(
+            code, "cannot_be_excluded", "decay of less than half a step of the format leaves no trace", {}
+        )
+    told.inside("decay_cosine")
     cosine = f"{value:.2f}".replace("-0.00", "0.00")
     if value <= SHRINKS:
         return _explained(code, "fits", f"the change points against the weights (median cosine {cosine})", told.figures)

@@ -313,9 +313,9 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
     edges: dict[tuple[int, int], Step] = {}
     for step, ends in zip(steps, nodes, strict=True):
         if ends[0] == ends[1]:
-            notes.append(f"{step.folder}: base and tuned are the same files, which is no step")
+            notes.append(f"{step.folder}: left out, since base and tuned are the same files")
         elif ends in edges:
-            notes.append(f"{step.folder}: of the same two checkpoints as {edges[ends].folder}, which is shown")
+            notes.append(f"{step.folder}: left out, since {edges[ends].folder} is of the same two checkpoints")
         else:
             edges[ends] = step
     names = _names(edges, stages or {})
@@ -323,13 +323,15 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
     notes += _gaps(edges)
     circle = _in_circles(edges)
     for ends in circle:
-        notes.append(f"{edges[ends].folder}: {edges[ends].start} and {edges[ends].end} come from each other: no order")
+        notes.append(
+            f"{edges[ends].folder}: no order, since {edges[ends].start} and {edges[ends].end} lead to each other"
+        )
     open_edges = [ends for ends in edges if ends not in circle]
     direct = [ends for ends in open_edges if not _has_detour(ends, open_edges)]
     notes += _merges(direct, edges)
     paths = _paths(direct)
     if len(paths) > MOST_CHAINS:
-        notes.append(f"{len(paths)} chains, of which the first {MOST_CHAINS} are shown")
+        notes.append(f"more than {MOST_CHAINS} chains: the first {MOST_CHAINS} are shown")
     chains = [_chain(path, edges, names, open_edges) for path in paths[:MOST_CHAINS]]
     chains += [_chain(list(ends), edges, names, []) for ends in circle]
     return Lineage(chains, notes)
@@ -405,8 +407,8 @@ def _gaps(edges: Mapping[tuple[int, int], Step]) -> list[str]:
         last = ends.get(step.base["repo"].lower())
         if last is not None and last[0] != node and not any(second == node for _, second in edges):
             notes.append(
-                f"{step.pair} begins at {_version(step.base)} of {step.base['repo']}, and {last[1].pair} ends at "
-                f"{_version(last[1].tuned)}: other files, so that one does not follow the other"
+                f"{step.pair} begins at {_version(step.base)} of {step.base['repo']}, but {last[1].pair} ends at "
+                f"{_version(last[1].tuned)}: the files differ, so the two are not one chain"
             )
     return notes
 
@@ -447,7 +449,7 @@ def _merges(direct: Sequence[tuple[int, int]], edges: Mapping[tuple[int, int], S
         into = [edges[ends] for ends in direct if ends[1] == node]
         if len(into) > 1:
             starts = " and ".join(step.start for step in into)
-            notes.append(f"{into[0].end} is the end of steps from {starts}: in each of their chains it is the last")
+            notes.append(f"{into[0].end} is the tuned side of steps from {starts}: each has a chain of its own")
     return notes
 
 

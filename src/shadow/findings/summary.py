@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import (
@@ -23,7 +24,7 @@ from shadow.findings.bootstrap import (
     Statistic,
     blocks_of,
     interval,
-    interval_of_median,
+    intervals_of_medians,
 )
 from shadow.findings.depth import (
     Sum,
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
 
 TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
 QUARTERS = 4  # of the depth
+UNREAD = ("family", "pair", "precision", "shard")  # texts on which no figure rests
 EXAMPLES = 3  # tensors named for each reason
 UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
 INTERVALS: Mapping[str, str | float] = {
@@ -178,7 +180,8 @@ class Rows:
     """The tables of a report as the figures need them.
 
     deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the place of their layer
-    in layers (-1 outside); layers: (component, layer) of every layer that was compared.
+    in layers (-1 outside); tensors: all of them, with was_compared; layers: (component, layer) of every layer that was
+    compared.
     """
 
     deltas: pd.DataFrame
@@ -248,7 +251,7 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
 
 def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Summary:
     """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity has."""
-    matrices, tensors, residual = (tables[name].to_pandas() for name in SUMMARISED)
+    matrices, tensors, residual = (_frame(tables[name]) for name in SUMMARISED)
     rows = _rows(matrices, tensors, residual)
     statuses = rows.tensors["status"].value_counts()
     figures, intervals = _figures(rows)
@@ -295,20 +298,42 @@ def summarise(tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> Su
     return replace(found, finding=finding(found, metadata["settings"], known))
 
 
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """A table without the texts that no figure needs. Small tables compare texts of Python in half the time."""
+    import pandas as pd
+
+    texts = {pa.string(): pd.StringDtype("python", na_value=np.nan)}
+    needed = table.drop_columns([name for name in UNREAD if name in table.column_names])
+    frame: pd.DataFrame = needed.to_pandas(types_mapper=texts.get)
+    return frame
+
+
 def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame) -> Rows:
-    keys = ["component", "layer", "tensor", "module", "expert"]
-    bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
-    deltas = matrices[matrices["subject"] == "delta"].merge(
-        bases.rename(columns={"frobenius_norm": "base_norm"}), on=keys, how="left"
-    )
+    deltas = matrices[matrices["subject"] == "delta"].reset_index(drop=True)
+    base_norms = _base_norms(matrices, deltas)
     deltas = deltas.assign(
+        base_norm=base_norms,
         energy=deltas["frobenius_norm"] ** 2,
-        base_energy=deltas["base_norm"] ** 2,
+        base_energy=base_norms**2,
         participation_share=deltas["participation_ratio"] / deltas["null_participation_ratio"],
     )
+    tensors = tensors.assign(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
     alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
     return Rows(deltas.assign(at=layer_of(layers, deltas)), alone, tensors, residual, layers)
+
+
+def _base_norms(matrices: pd.DataFrame, deltas: pd.DataFrame) -> NDArray[np.float64]:
+    """The norm of the base of each delta, NaN where it has none."""
+    bases = matrices[matrices["subject"] == "base"]
+    known = dict(zip(_keys(bases), bases["frobenius_norm"], strict=True))
+    return np.array([known.get(key, np.nan) for key in _keys(deltas)], dtype=np.float64)
+
+
+def _keys(rows: pd.DataFrame) -> Iterable[tuple[object, ...]]:
+    """What a matrix is known by, whatever its subject."""
+    numbers = (rows[name].fillna(-1) for name in ("layer", "expert"))
+    return zip(*(rows[name] for name in ("component", "tensor", "module")), *numbers, strict=True)
 
 
 def _number(value: Any) -> float | None:
@@ -344,9 +369,18 @@ Intervals = dict[str, Interval]
 
 def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
     """Medians over rows, each counted once, and their intervals over layers."""
-    figures = {name: _number(rows[name].median()) for name in names}
-    values = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in figures}
-    return figures, {name: interval_of_median(values[name], blocks) for name in figures if figures[name] is not None}
+    columns = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
+    figures: Figures = {name: _median(values) for name, values in columns.items()}
+    known = [name for name, figure in figures.items() if figure is not None]
+    if not known:
+        return figures, {}
+    told = intervals_of_medians(np.stack([columns[name] for name in known], axis=1), blocks)
+    return figures, dict(zip(known, told, strict=True))
+
+
+def _median(values: NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return _number(np.median(known)) if len(known) else None
 
 
 def _whole_norm(rows: pd.DataFrame) -> float | None:
@@ -399,7 +433,7 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
     energies = depth.of(own).layers
     for name, statistic in UNEVENNESS.items():
         depth.add(name, partial(statistic, energies), unevenness=True)
-    compared = rows.tensors[has_compared(rows.tensors)]
+    compared = rows.tensors[rows.tensors["was_compared"]]
     modules = compared.loc[compared["component"] == component, "module"]
     attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
     if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
@@ -474,7 +508,7 @@ def _figures(rows: Rows) -> tuple[Figures, Intervals]:
 
 def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
     """The energy of a component's update over the language model's; null where either was not compared."""
-    with_base = set(rows.tensors.loc[has_compared(rows.tensors), "component"])
+    with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
     if {component, "language"} <= with_base:
         part, language = (rows.deltas[rows.deltas["component"] == name] for name in (component, "language"))
         whole.add_ratio(f"{component}_to_language", whole.of(part), whole.of(language))
@@ -501,7 +535,7 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
         depth, depth_intervals = _depth_figures(rows, str(component))
         whole = _Sums(rows)
         whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
-        compared = bool(has_compared(group).any())
+        compared = bool(group["was_compared"].any())
         counted = {
             "component": component,
             "tensors": len(group),
@@ -575,25 +609,25 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the MLP up-projections
     (of several experts, the median), the curve of arXiv:2604.07363. A layer that is identical has a relative norm of 0.
     """
-    inside = rows.deltas.dropna(subset=["layer"]).astype({"layer": int})
-    groups = dict(iter(inside.groupby(["component", "layer"])))
-    totals = inside.groupby("component")["energy"].sum()
+    deltas, layers = rows.deltas, list(rows.layers.itertuples(index=False, name=None))
+    at, up = deltas["at"].to_numpy(), deltas["module"].isin(UP).to_numpy()
+    numbers = {name: deltas[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in (*BY_LAYER, "energy")}
+    totals = deltas[deltas["layer"].notna()].groupby("component")["energy"].sum()
     stacks = {(row.component, row.layer, row.direction): row.participation_ratio for row in rows.residual.itertuples()}
     found = []
-    for component, layer in rows.layers.itertuples(index=False):
-        group = groups.get((component, layer), inside.head(0))
-        energy, total = float(group["energy"].sum()), float(totals.get(component, 0.0))
-        up = group.loc[group["module"].isin(UP), "effective_rank_shift"]
+    for place, (component, layer) in enumerate(layers):
+        own = np.flatnonzero(at == place)
+        energy, total = float(numbers["energy"][own].sum()), float(totals.get(component, 0.0))
         counted = {
             "component": component,
             "layer": int(layer),
-            "matrices": len(group),
-            "relative_norm": _whole_norm(group) if len(group) else 0.0,
+            "matrices": len(own),
+            "relative_norm": _whole_norm(deltas.iloc[own]) if len(own) else 0.0,
             "energy": _number(energy),
             "energy_share": _number(energy / total) if total else None,
-            "up_effective_rank_shift": _number(up.median()),
+            "up_effective_rank_shift": _median(numbers["effective_rank_shift"][own[up[own]]]),
         }
-        medians = {name: _number(group[name].median()) for name in BY_LAYER}
+        medians = {name: _median(numbers[name][own]) for name in BY_LAYER}
         directions = {
             f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
             for direction in ("reading", "writing")

@@ -15,7 +15,7 @@ from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
 from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.outputs.markdown import cell, plain
-from shadow.text import visible
+from shadow.text import counted, visible
 
 SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
@@ -35,6 +35,22 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
     if reasons := sorted({reason for one in judged for reason in one.objections}):
         found.append(f"--strict: skipped because of {', '.join(reasons)}")
     return found
+
+
+def counts(judged: Sequence[Judgement]) -> str:
+    """`2 rules passed, 1 FAILED, 1 not judged`, with how many of these are but warnings; empty without rules."""
+    verdicts = [verdict for one in judged for verdict in one.verdicts]
+    if not verdicts:
+        return ""
+    passed = sum(verdict.outcome == "passed" for verdict in verdicts)
+    parts = [counted(passed, "rule passed", "rules passed")]
+    for outcome, word in (("met", "FAILED"), ("missing", "not judged"), ("skipped", "skipped")):
+        found = [verdict for verdict in verdicts if verdict.outcome == outcome]
+        warnings = sum(verdict.rule.severity != "error" for verdict in found if outcome != "skipped")
+        if found:
+            note = f" ({counted(warnings, 'warning', 'warnings')})" if warnings else ""
+            parts.append(f"{len(found)} {word}{note}")
+    return ", ".join(parts)
 
 
 # GitHub's Markdown

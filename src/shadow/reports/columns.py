@@ -637,7 +637,7 @@ FIGURES = (  # of summary.json, beside the medians of columns
     ),
     Column(
         "reading_participation_ratio_stacked", "float", "the same with the readers of all layers as one stack", "", "",
-        "[1, width]", "as reading_participation_ratio", "", "One figure of all layers: it has no interval over them.",
+        "[1, width]", "as reading_participation_ratio", "", "One figure of all layers: it has no spread over them.",
     ),
     Column(
         "writing_participation_ratio_stacked", "float", "the same with the writers of all layers as one stack", "", "",

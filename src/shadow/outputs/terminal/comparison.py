@@ -118,7 +118,7 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     wide = width >= WIDE
     levels = [one.level for one in contrast.figures if one.level is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
-    table.title = "Medians over matrices, and of paired differences with their spread over layers"
+    table.title = "Medians over matrices, and of paired differences"
     adjusted = holm([one.p_within_pair for one in contrast.figures]) if p_values else []
     if p_values:
         table.title += "; p is within this pair, adjusted over the figures"

@@ -11,7 +11,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from shadow.outputs.terminal.typeset import WIDE, fixed, number, share, text_table
-from shadow.text import visible
+from shadow.text import counted, visible
 
 if TYPE_CHECKING:
     from shadow.findings.lineage import Chain, Lineage, Step
@@ -21,10 +21,10 @@ SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
 LEGEND = (
-    "size: norm of the change over that of the weights, before it was rounded to be stored, or as stored (*). ratio: "
-    "norm of the change over that of the step before. kept: share of the stored change that is the update's, the rest "
-    "being rounding. dirs.: as coherent as so many equal directions. cosine: of the change with the one before. "
-    "inside: share of the change in the leading directions of the one before, by outputs / inputs."
+    "size: relative norm of the update before it was rounded for storage; * as stored. ratio: norm of the delta "
+    "divided by that of the step before. kept: share of the stored delta's energy that is the update's; the rest is "
+    "rounding. dirs.: as coherent as so many equal directions. cosine: with the delta of the step before. inside: "
+    "share of the energy in the leading directions of the step before, outputs / inputs."
 )
 
 
@@ -101,7 +101,7 @@ def _notes(chain: Chain) -> list[RenderableType]:
         told.append((step, chance_text(before, step)))
     for step in (*chain.steps, *chain.whole):
         if "lineage" in step.failed_gates:
-            told.append((step, "base and tuned have little in common: a long training, or no stages of one model"))
+            told.append((step, "base and tuned have little in common: a long training, or unrelated models"))
         if step.no_unrounded is not None and step.matrices:
             told.append((step, f"size as stored: {step.no_unrounded}"))
     return [Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in told if text]
@@ -113,20 +113,20 @@ def chance_text(before: Step, step: Step) -> str:
 
     joint = step.joint
     if joint is None:
-        return f"not held against the step before: {step.no_joint}" if step.no_joint else ""
+        return f"no cosine: {step.no_joint}" if step.no_joint else ""
     parts = [f"by chance the cosine is 0 ± {number(joint.chance_cosine, 2)}"]
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:
         parts.append(
-            f"down to {fixed(master)} for unrelated updates if a master copy in more bits went on over {step.start}, "
+            f"down to {fixed(master)} if training continued from a copy in more bits than {step.start} is stored in, "
             "as both steps share its rounding"
         )
     factor = shrinking(step, before)
     if factor is not None and factor < 1 - NO_CHANCE:
-        parts.append(f"storage has shrunk it by a factor between {fixed(factor)} and 1")
+        parts.append(f"rounding has multiplied it by {fixed(factor)} to 1")
     if joint.chance_inside_left is not None:
         shares: Sequence[float | None] = (joint.chance_inside_left, joint.chance_inside_right)
         parts.append("inside by chance " + " / ".join(share(one).removesuffix(" %") for one in shares) + " %")
     if joint.left_out:
-        parts.append(f"{joint.left_out} matrices are not in both")
+        parts.append(f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the steps has")
     return "; ".join(parts)

@@ -15,12 +15,11 @@ from shadow.outputs.terminal.typeset import number
 
 COLUMNS = ("mean_relative_norm", "mean_top20_energy", "oq_ratio")
 RULE = (
-    "An audit of one of these pairs says whether it agrees: each figure by the same definition, within "
-    f"{TOLERANCE:.1%} (a cosine within {TOLERANCE:g}), and not compared where it would be of other tensors. Which "
-    "commit others read is not told. Any other pair gets its rank among the families, its own left out: by "
-    f"mean_relative_norm among all, by mean_top20_energy among those with pairs within a factor of {WITHIN:g} of its "
-    "size, as that energy falls with the size. A family is all that comes from one base, its value the median of its "
-    "pairs. A rank is no verdict."
+    f"One of these pairs: each figure is compared with yours and agrees within {100 * TOLERANCE:g} % (a cosine within "
+    f"{TOLERANCE:g}). A figure of other tensors is not compared. Which commits were read is not published. Any other "
+    "pair gets its rank among the families, without its own: by mean_relative_norm among all, by mean_top20_energy "
+    f"among those with pairs within a factor of {WITHIN:g} of its size, since this energy falls with the size. A "
+    "family is every model that comes from one base; its value is the median of its pairs. A rank is no verdict."
 )
 
 

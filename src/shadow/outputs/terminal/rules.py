@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from shadow.gates.verdicts import Judgement
 
 
+OUTCOMES = {"met": "FAILED", "missing": "not judged", "passed": "passed", "skipped": "skipped"}
+
+
 def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
     """What came of the rules of one pair; titled: with the name of the pair above it, where nothing else has it."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title="Rules")
@@ -25,7 +28,8 @@ def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
     for verdict in judged.verdicts:
         rule, grave = verdict.rule, verdict.rule.severity == "error"
         style = {"passed": "green", "skipped": "dim"}.get(verdict.outcome, "bold red" if grave else "yellow")
-        outcome = verdict.outcome if grave or style in ("green", "dim") else f"{verdict.outcome} (warning)"
+        word = OUTCOMES[verdict.outcome]
+        outcome = word if grave or style in ("green", "dim") else f"{word} (warning)"
         name = Text(visible(rule.name))
         if rule.condition != rule.name:
             name.append(f"\n{visible(rule.condition)}", "dim")
