@@ -53,8 +53,7 @@ def lineage(
 
     The order comes from the checkpoints that finished reports name: the tuned side of one is the base of the next.
 
-    If the checkpoints are on this machine (in folders, or in the Hub's cache), two deltas that follow one another are
-    compared as well: their cosine, and the share of the new one in the leading directions of the old one.
+    If the checkpoints are in folders or in the Hub's cache, the deltas of consecutive steps are compared as well.
 
     Exit codes: 0 done, also if the order has gaps, which are listed; 1 could not; 2 wrong usage.
     """
