@@ -53,7 +53,7 @@ def lineage(
 
     The order comes from the checkpoints that finished reports name: the tuned side of one is the base of the next.
 
-    If the checkpoints are on this machine, each delta is also compared with the one before: cosine, shared directions.
+    If the checkpoints are in folders or in the Hub's cache, the deltas of consecutive steps are compared as well.
 
     Exit codes: 0 done, also if the order has gaps, which are listed; 1 could not; 2 wrong usage.
     """
