@@ -406,6 +406,14 @@ def test_decay_is_not_excluded_where_it_would_have_been_rounded_away(tmp_path):
     assert answers(told(tmp_path, model(**ROUNDED)))["weight_decay"].answer == "cannot_be_excluded"
 
 
+@pytest.mark.parametrize(("dtype", "fits"), [("BF16/F8_E4M3", True), ("F8_E4M3", True), ("F32/BF16", False)])
+def test_a_side_in_8_bits_is_a_copy_through_fewer_bits(tmp_path, dtype, fits):
+    """FP8 has no distinct values to count, but says itself what it is."""
+    found = told(tmp_path, model(dtype=dtype, levels_tuned=None))
+    assert ("few_values" in codes(found)) == fits
+    assert (answers(found)["quantised_copy"].answer == "fits") == fits
+
+
 def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
     """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
     own = [one for one in runs() if one["optimizer"] == "muon" and one["short_side"] == 64]
@@ -415,7 +423,7 @@ def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
 
 # numbers
 
-PLACES = re.compile(r"layers? [\d, toand]+|8 or 4 bits|90 % of what|noise has 0|rank one 1|have nearly 1\b")
+PLACES = re.compile(r"layers? [\d, toand]+|8 or 4 bits|in 8 bits|90 % of what|noise has 0|rank one 1|have nearly 1\b")
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 
 

@@ -10,7 +10,7 @@ from shadow.findings.inside import BESIDE, INSIDE, TOPS, few_values, inside_laye
 
 def rows(*given):
     columns = dict.fromkeys((*INSIDE, *BESIDE, "kept_reason", "kept_history", "component", "module", "layer", "rows"))
-    columns |= dict.fromkeys(("cols", "levels_base", "levels_tuned", "rank_95", "rank_99"))
+    columns |= dict.fromkeys(("cols", "dtype", "levels_base", "levels_tuned", "rank_95", "rank_99"))
     columns |= {f"top{k}_energy": None for k in TOPS}
     columns |= {f"alignment_{side}": None for side in ("left", "right", "left_null", "right_null")}
     return pd.DataFrame([{**columns, "component": "language", **one} for one in given])

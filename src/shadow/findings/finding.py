@@ -115,7 +115,7 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "noise": "nothing tells it from noise",
     "mixed": "some matrices have more structure than noise",
     "concentration": "how concentrated it is, in a report that lacks what the others need",
-    "few_values": "a side has as few distinct values as a copy through 8 or 4 bits",
+    "few_values": "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits",
     "rounded_away": "storage rounded most of it away",
     "rounding": "what is stored is about as large as its rounding",
     "unexplained": "what is stored is not what rounding leaves of an update, so what was lost is unknown",
@@ -625,7 +625,7 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         told.write(judged, "inside_layers.matrices", str)
         text = f"Storage rounded most of it away: in {many} inside layers less than a quarter of what is stored is the"
         return [*found, told.sentence("rounded_away", f"{text} update's, so that its size and structure are unknown.")]
-    if 2 * unexplained >= judged and floor < CLEAR:
+    if 2 * unexplained >= judged and floor < CLEAR and not found:
         told.inside("unexplained")
         told.write(judged, "inside_layers.matrices", str)
         text = (
@@ -657,6 +657,13 @@ def _few_values(summary: Summary) -> list[Sentence]:
             text = f"In {_all_of(few, judged)} inside layers the {side} side has as few distinct values in a row as "
             text += "a copy through 8 or 4 bits, so the change may be the rounding of that copy."
             return [told.sentence("few_values", text)]
+    told = _Told(summary)
+    eight, matrices = (_count(summary.inside_layers, name) for name in ("in_8_bits", "matrices"))
+    if eight and 2 * eight > matrices:
+        told.inside("in_8_bits")
+        told.inside("matrices")
+        text = f"In {_all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change may be the "
+        return [told.sentence("few_values", f"{text}rounding of that format.")]
     return []
 
 
@@ -760,6 +767,11 @@ def _quantised(told: _Told) -> Explanation:
             told.inside(f"levels_{side}_few")
             told.inside(f"levels_{side}_judged")
             return _explained(code, "fits", _with_few_values(side, few, judged), told.figures)
+    eight, matrices = (_count(inside, name) for name in ("in_8_bits", "matrices"))
+    if eight and 2 * eight > matrices:
+        told.inside("in_8_bits")
+        told.inside("matrices")
+        return _explained(code, "fits", f"a side of {_all_of(eight, matrices)} is stored in 8 bits", told.figures)
     floor = summary.figures["floor_ratio"]
     low, high = ONE_ROUNDING
     if floor is not None and low <= floor <= high and 2 * _count(inside, "beyond_noise") < _count(inside, "judged"):

@@ -48,6 +48,7 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
         **{name: _median(inside[name]) for name in (*INSIDE, *BESIDE)},
         **_ranks(inside),
         **_few(inside),
+        "in_8_bits": int(inside["dtype"].astype("string").str.contains("F8").sum()),
         **{
             f"alignment_{side}_excess": _median(inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"])
             for side in ("left", "right")

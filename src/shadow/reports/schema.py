@@ -44,7 +44,7 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "rounded_away, coherent (with equivalent_directions), judged (with purity_z), beyond_noise and "
         "flatter_than_noise; medians of columns, and of alignments less null; rank_least and rank_most, medians of "
         "bounds of the update's rank; levels_SIDE_few of levels_SIDE_judged, matrices with as few values as a copy "
-        "through 8 or 4 bits",
+        "through 8 or 4 bits; in_8_bits, matrices of which a side is stored in FP8",
         "outside_layers": "a list, a row for each module outside the layers, as embed and head: matrices, medians",
         "coherence": "a list, a row for each module inside layers: component, module, matrices, coherent (with "
         "equivalent_directions), and the median of equivalent_directions",
