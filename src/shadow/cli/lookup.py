@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +11,9 @@ from shadow.cli import console
 from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
 from shadow.text import nearest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def families(
@@ -56,40 +60,61 @@ def families(
 
 
 def explain(
-    column: Annotated[
-        str | None,
-        typer.Argument(help="A column or figure of a report, `label`, `finding` or `published`; without it, list all."),
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="A column or figure of a report, the head of a table on the screen, `label`, `finding` or "
+            "`published`; without it, list all.",
+            metavar="WORD",
+        ),
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
-    from shadow.findings.reference import calibration
-    from shadow.outputs.terminal.columns import column_view, columns_view
-    from shadow.outputs.terminal.label import label_view
-    from shadow.reports.columns import BATCH, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
+    from shadow.outputs.terminal.columns import column_view, columns_view, head_view
+    from shadow.reports.columns import BATCH, COMPARISON, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
+    from shadow.reports.heads import HEADS, head_of
 
     # of columns with one name, that of matrices.parquet is meant
     columns = {one.name: one for one in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
-    if column is None:
+    word = " ".join(words or ())
+    if not word:
         console.display(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
-    if column == "label":
-        console.display(label_view(calibration()))
+    if word in TOPICS:
+        console.display(TOPICS[word]())
         return
-    if column == "published":
-        from shadow.findings.published import released
-        from shadow.outputs.terminal.published import published_view
+    columns = {one.name: one for one in (*COMPARISON, *columns.values())}
+    head = head_of(word)
+    if head is not None:
+        console.display(head_view(word, head, columns.get(head.column)))
+    elif word not in columns:
+        hint = nearest(word, [*columns, *HEADS, *TOPICS]) or "`shadow explain` lists them"
+        raise UsageError(f"no column {word!r}", hint)
+    if word in columns and (head is None or head.column != word):
+        console.display(column_view(columns[word]))
 
-        console.display(published_view(released()))
-        return
-    if column == "finding":
-        from shadow.outputs.terminal.finding import finding_view
 
-        console.display(finding_view())
-        return
-    if column not in columns:
-        hint = nearest(column, [*columns, "label", "finding", "published"]) or "`shadow explain` lists them"
-        raise UsageError(f"no column {column!r}", hint)
-    console.display(column_view(columns[column]))
+def _label() -> RenderableType:
+    from shadow.findings.reference import calibration
+    from shadow.outputs.terminal.label import label_view
+
+    return label_view(calibration())
+
+
+def _finding() -> RenderableType:
+    from shadow.outputs.terminal.finding import finding_view
+
+    return finding_view()
+
+
+def _published() -> RenderableType:
+    from shadow.findings.published import released
+    from shadow.outputs.terminal.published import published_view
+
+    return published_view(released())
+
+
+TOPICS: Mapping[str, Callable[[], RenderableType]] = {"label": _label, "finding": _finding, "published": _published}
 
 
 def schema(

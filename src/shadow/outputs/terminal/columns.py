@@ -13,6 +13,7 @@ from rich.text import Text
 
 from shadow.reports.columns import NOTATION, SCHEMA, Column
 from shadow.reports.columns import Table as ReportTable
+from shadow.reports.heads import Head
 from shadow.reports.schema import RULES, is_later, null_cases
 
 
@@ -48,6 +49,12 @@ def column_view(column: Column) -> RenderableType:
     if column.formula:
         parts.append(Padding(Text(NOTATION, "dim"), (1, 0, 0, 2)))
     return Group(*parts)
+
+
+def head_view(word: str, head: Head, column: Column | None) -> RenderableType:
+    """`explain HEAD`: what stands below a head of a table on the screen, and the column it comes from."""
+    told = Padding(Text.assemble((word, "bold cyan"), f"  {head.text}"), (0, 0, int(column is not None), 0))
+    return told if column is None else Group(told, column_view(column))
 
 
 def schema_view(tables: Sequence[ReportTable]) -> RenderableType:

@@ -1,0 +1,81 @@
+"""Words on the screen can be looked up as they stand there."""
+
+from __future__ import annotations
+
+import pytest
+from reports import uniform
+from rich.console import Console
+from rich.table import Table
+from typer.testing import CliRunner
+
+from shadow.cli import app
+from shadow.findings.comparison import FIGURES, compare
+from shadow.outputs.terminal.comparison import comparison_view
+from shadow.outputs.terminal.summary import component_table, module_table
+from shadow.reports import columns
+from shadow.reports.heads import HEADS
+
+WIDE = 400
+
+
+def explained(*words):
+    return CliRunner().invoke(app, ["explain", *words])
+
+
+def tables(view):
+    """Every table with heads in a view."""
+    parts = getattr(view, "renderables", [view])
+    return [part for part in parts if isinstance(part, Table) and part.show_header]
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """The tables by component and by module of a report, and those of a comparison, as wide as they get."""
+    options = Console(width=WIDE).options
+    compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
+    found = [component_table([], WIDE), module_table([], WIDE)]
+    return found + tables(comparison_view(compared, options, p_values=True))
+
+
+def test_every_head_of_a_table_is_explained(shown):
+    """By component, by module, the figures of a comparison and its modules."""
+    heads = [str(column.header) for table in shown for column in table.columns]
+    assert len(heads) > 25
+    assert {"PR", "null PR", "conc.", "rel. norm", "shift", "energy", "PR/null", "A - B", "margin"} <= set(heads)
+    assert [head for head in heads if explained(head).exit_code] == []
+
+
+def test_every_figure_of_a_comparison_is_explained():
+    """Their titles stand in the first column of the table."""
+    assert [figure.title for figure in FIGURES if explained(figure.title).exit_code] == []
+
+
+def test_a_head_names_a_column_that_there_is():
+    """Else `explain` would leave its formula out without a word."""
+    known = {column.name for table in columns.TABLES.values() for column in table.columns}
+    assert [head for head in HEADS.values() if head.column and head.column not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["PR"], "participation_ratio  "),
+        (["pr"], "participation_ratio  "),
+        (["conc."], "concentration  "),
+        (["conc. A"], "concentration  "),
+        (["null", "PR"], "null_participation_ratio  "),
+        (["eff. rank"], "effective_rank  "),
+        (["energy"], "energy_share  "),
+        (["energy"], "sum norm(D)_F^2"),  # the column of residual.parquet with the same name
+    ],
+)
+def test_a_head_shows_its_column(words, name):
+    """Written as one word or several, in any case, and with the letter of a report."""
+    assert name in explained(*words).stdout
+
+
+def test_a_misspelt_head_answers_with_the_nearest():
+    """Exit 2, as for a column."""
+    result = explained("conc,")
+    assert isinstance(result.exception, Exception)
+    assert result.exception.hint == "did you mean 'conc.'?"
