@@ -224,3 +224,19 @@ def test_renumbered_experts_are_warned_of(tmp_path):
         assert ("warning: " in done.out) == bool(warnings) == (name == "renumbered")
     assert warnings[0].startswith("4 expert matrices in 2 layers")
     assert json.loads(path.read_text())["warning_codes"] == ["experts_renumbered"]
+
+
+def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
+    """After the reports, which are screens apart; also a pair that failed has a row. One pair needs none."""
+    registry = tmp_path / "own"
+    registry.mkdir()
+    (registry / "toy.yaml").write_text(f"toy:\n  base: {DEMO}/base\n  good: {DEMO}/narrow\n  bad: {tmp_path}/none\n")
+    done = shadow("audit", "toy", "--registry", registry, "-o", tmp_path / "out")
+    assert done.code == 1
+    last = done.out[done.out.rindex("\npairs ") :].split("\n")
+    assert [line.split()[:3] for line in last if "base.." in line] == [
+        ["toy", "base..good", "done"],
+        ["toy", "base..bad", "failed"],
+    ]
+    alone = shadow("audit", "toy:base..good", "--registry", registry, "-o", tmp_path / "out")
+    assert "\npairs " not in alone.assert_done()

@@ -270,14 +270,16 @@ def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
-    """At the end: of a list how its pairs stand, and all that is told as JSON."""
+    """At the end: of several pairs how they stand, and all that is told as JSON."""
     from shadow.audits.index import read_index
-    from shadow.outputs.terminal.batch import batch_view
+    from shadow.outputs.terminal.batch import batch_view, pairs_view
     from shadow.outputs.terminal.rules import rules_view
 
     if not request.selection.is_list:
         if request.format is Format.json:
             console.show_json(_told(judged))
+        elif not request.is_alone:
+            console.display(pairs_view(judged))
         return
     index = read_index(request.output)
     assert index is not None

@@ -1,8 +1,9 @@
-"""How the pairs of a list stand."""
+"""How the pairs of a list stand, and those of a command that has no list."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -16,6 +17,7 @@ from shadow.text import byte_size, several, took, visible
 
 if TYPE_CHECKING:
     from shadow.audits.index import Index
+    from shadow.gates.verdicts import Judgement
 
 
 BATCH_WIDE = 110  # columns from which a list's table has one of errors
@@ -52,6 +54,26 @@ def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:
     parts: list[RenderableType] = [Rule(Text("list", "bold"), align="left", style="dim"), table]
     parts += [faults, ""] if faults.rows else []
     return Group(*parts, _batch_footer(index), "")
+
+
+def pairs_view(judged: Sequence[Judgement]) -> RenderableType:
+    """The pairs of a family, a row each, after their reports: those may be screens apart."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("family", overflow="fold")
+    table.add_column("pair", style="cyan", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("label")
+    for head in ("conc.", "norm"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for one in judged:
+        state = "failed" if one.summary is None else "done"
+        cells = [Text(visible(one.family)), Text(visible(one.pair)), Text(state, STATE_STYLES[state])]
+        if one.summary is not None:
+            figures = one.summary.figures
+            cells.append(Text(visible(one.summary.label)))
+            cells += [Text(fixed(figures["concentration"])), Text(share(figures["relative_norm_overall"]))]
+        table.add_row(*cells)
+    return Group(Rule(Text("pairs", "bold"), align="left", style="dim"), table)
 
 
 def _batch_footer(index: Index) -> RenderableType:
