@@ -10,10 +10,12 @@ import typer
 
 from shadow import __version__
 from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports
+from shadow.cli.usage import Commands, WrongUsage, as_usage_error
 from shadow.errors import ShadowError, UsageError
 
 app = typer.Typer(
     name="shadow",
+    cls=Commands,
     help="Audit open-source model families: the spectra of every weight matrix and of every tuned-minus-base delta.",
     no_args_is_help=True,
     add_completion=False,
@@ -22,7 +24,10 @@ app = typer.Typer(
 )
 
 _lab = typer.Typer(
-    name="lab", help="Experiments with small models that are trained on known data.", no_args_is_help=True
+    name="lab",
+    cls=Commands,
+    help="Experiments with small models that are trained on known data.",
+    no_args_is_help=True,
 )
 
 app.add_typer(_lab)
@@ -80,9 +85,18 @@ def main() -> None:
     _prepare_process()
     try:
         try:
-            app()
+            code = app(standalone_mode=False)
         finally:
             console.flush()
+        sys.exit(code)
+    except WrongUsage as fault:
+        wrong = as_usage_error(fault)
+        if wrong is not None:
+            console.complain(wrong)
+        sys.exit(2)
+    except typer.Abort:  # stdin ended where something was asked for
+        console.complain(ShadowError("stopped"))
+        sys.exit(1)
     except UsageError as error:
         console.complain(error)
         sys.exit(2)
