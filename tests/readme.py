@@ -206,6 +206,7 @@ def schema_document() -> str:
         for column in one.columns:
             code = f"`{column.formula}`" if column.formula else ""
             text = f"{column.text} (later)" if is_later(one, column) else column.text
+            text += " **Start here.**" if column.name in one.start_here else ""
             null = ", ".join(null_cases(column))
             cells = [f"`{column.name}`", column.type, column.unit, text, code, column.range, null]
             out.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")

@@ -689,7 +689,7 @@ class Table:
 
     first names the columns that every report of this schema has; the others were added later. Frozen: a column that is
     added to the tables above is one of those others by itself. family and pair are put before the columns of a table
-    that lacks them where reports are exported.
+    that lacks them where reports are exported. start_here names those that a reader needs first.
     """
 
     name: str
@@ -697,6 +697,7 @@ class Table:
     row: str
     columns: tuple[Column, ...]
     first: frozenset[str] = frozenset()
+    start_here: frozenset[str] = frozenset()
 
     @property
     def exported(self) -> tuple[Column, ...]:
@@ -722,6 +723,11 @@ TABLES = {
                 "mp_outliers relative_norm relative_spectral cosine effective_rank_shift stable_rank_shift zero_share "
                 "floor_ratio null_participation_ratio concentration null_edge spikes spike_energy null_edge_sampled "
                 "spikes_sampled null_participation_ratio_sampled sigma_scale sigma_scale_iqr"
+            ),
+            # which row it is; how much changed, how coherently, and how much of that is the update
+            _names(
+                "tensor component layer module subject relative_norm concentration participation_ratio "
+                "equivalent_directions kept"
             ),
         ),
         Table(

@@ -14,6 +14,7 @@ RULES = (
     "that they do not know, and take a column that is absent for null.",
     "Undefined is null, never NaN.",
     "A column marked `later` was added to this schema later: older reports do not have it.",
+    "Columns marked `start here` say which matrix a row is and what changed in it; the others can wait.",
     "A report of another schema is refused, with both versions and what to do.",
 )
 
@@ -120,6 +121,7 @@ def _table(table: Table) -> dict[str, object]:
                 "null": "; ".join(null_cases(column)),
                 "arrow": STORED_TYPES[column.type].arrow_text,
                 "later": is_later(table, column),
+                "start_here": column.name in table.start_here,
             }
             for column in table.columns
         ],

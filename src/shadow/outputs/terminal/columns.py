@@ -86,6 +86,7 @@ def table_view(table: ReportTable) -> RenderableType:
         null = "; null: " + ", ".join(null_cases(column)) if null_cases(column) else ""
         meaning.append(f"{column.unit and f'; in {column.unit}'}{null}", "dim")
         meaning.append("; later" if is_later(table, column) else "", "yellow")
+        meaning.append("; start here" if column.name in table.start_here else "", "bold green")
         shown.add_row(column.name, column.type, meaning)
     head = Text.assemble((table.name, "bold cyan"), f"  {table.file}, schema {SCHEMA}; one row is {table.row}")
     return Group(head, shown)
