@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +42,7 @@ from shadow.cli.options import (
     PolicyFile,
     Precision,
     PrecisionName,
+    Quiet,
     Registry,
     Scores,
     ShardOption,
@@ -104,6 +105,7 @@ def audit(
     format: FormatOption = Format.table,
     json: Json = False,
     full: Full = False,
+    quiet: Quiet = False,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
@@ -116,6 +118,7 @@ def audit(
     """
     held = GateOptions(fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit)
     rules = rules_of(held)
+    say = _say_nothing if quiet else console.say
     selection = selected(
         NamedTargets(
             targets=targets or [],
@@ -147,16 +150,17 @@ def audit(
             optimizer=None if optimizer is None else optimizer.value,
         ),
         output=output,
-        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say),
-        scores=scores_of_pairs(scores or [], selection.own, console.say),
+        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=say),
+        scores=scores_of_pairs(scores or [], selection.own, say),
         rules=rules,
-        baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own]),
+        baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
         strict=strict,
         format=Format.json if json else format,
         full=full,
+        quiet=quiet,
     )
     if selection.is_list:
-        tell_left_out(selection)
+        tell_left_out(selection, say)
     judged, wrong_usage = _audit(request)
     finish(judged, junit, wrong_usage=wrong_usage)
 
@@ -195,6 +199,9 @@ class AuditRequest:
     full: bool
     """Is every figure of a pair shown?"""
 
+    quiet: bool
+    """Is nothing told on stderr but errors and the count at the end?"""
+
     @property
     def is_alone(self) -> bool:
         """Is this one pair that is no list? Then its fault is the fault of the command."""
@@ -215,7 +222,7 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
     bugs: list[Exception] = []
     wrong = 0
     try:
-        with console.pairs_progress(len(pairs), is_list=request.selection.is_list) as watch:
+        with console.pairs_progress(len(pairs), is_list=request.selection.is_list, hidden=request.quiet) as watch:
             for outcome in _outcomes(request, watch):
                 try:
                     judged.append(_judgement(request, outcome.finished()))
@@ -304,13 +311,17 @@ def _told(judged: Sequence[Judgement]) -> list[dict[str, Any]]:
     return summaries
 
 
-def tell_left_out(selection: Selection) -> None:
+def _say_nothing(text: str) -> None:
+    """What `--quiet` does with a note."""
+
+
+def tell_left_out(selection: Selection, say: Callable[[str], None]) -> None:
     """What a list, a glob or a tag left out."""
     for name in selection.passed_over:
-        console.say(f"{name} has no pair to compare: `shadow families {name}` says why")
+        say(f"{name} has no pair to compare: `shadow families {name}` says why")
     if not selection.own:
         count = len(selection.pairs)
-        console.say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
+        say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
 
 
 def of_pair(error: ShadowError, pair: Pair) -> ShadowError:

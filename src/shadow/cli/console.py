@@ -103,15 +103,23 @@ Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 def progress(title: str) -> Iterator[Update]:
     """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a terminal."""
     if not _is_watched(err):
-        yield lambda state: None
+        with _no_progress(title) as update:
+            yield update
         return
     bar, begin = _matrix_bar()
     with bar:
         yield begin(title)
 
 
-def pairs_progress(total: int, *, is_list: bool) -> contextlib.AbstractContextManager[Watch]:
-    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited."""
+def _no_progress(title: str) -> contextlib.AbstractContextManager[Update]:
+    """A bar that nobody sees."""
+    return contextlib.nullcontext(lambda state: None)
+
+
+def pairs_progress(total: int, *, is_list: bool, hidden: bool = False) -> contextlib.AbstractContextManager[Watch]:
+    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden: neither."""
+    if hidden:
+        return contextlib.nullcontext(_no_progress)
     if is_list:
         return list_progress(total)
     return contextlib.nullcontext(progress)

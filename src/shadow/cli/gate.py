@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +64,7 @@ def gate(
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
     for run, index in indexes.items():
         judged += _not_there(run, index, set(names.values()))
-    baselines = baselines_of(options, list(names.values()))
+    baselines = baselines_of(options, list(names.values()), console.say)
     for folder, name in names.items():
         try:
             judged.append(_judgement(folder, rules, baselines.get(name)))
@@ -170,7 +170,9 @@ def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
     return Judgement(family, pair, fault=error.message)
 
 
-def baselines_of(options: GateOptions, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], Measured]:
+def baselines_of(
+    options: GateOptions, pairs: list[tuple[str, str]], say: Callable[[str], None]
+) -> dict[tuple[str, str], Measured]:
     """The earlier reports of pairs, by family and pair."""
     from shadow.gates.verdicts import read_baselines
 
@@ -182,7 +184,7 @@ def baselines_of(options: GateOptions, pairs: list[tuple[str, str]]) -> dict[tup
     if not options.allow_missing:
         hint = "name finished reports, or add --allow-missing for a first run"
         raise ShadowError(f"no such folder: {against}", hint)
-    console.say(f"no baseline: there is no folder {against}")
+    say(f"no baseline: there is no folder {against}")
     return {}
 
 

@@ -85,6 +85,9 @@ class ShowFormat(StrEnum):
 
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+Quiet = Annotated[
+    bool, typer.Option("-q", "--quiet", help="Only errors and the count of rules on stderr: no progress, no notes.")
+]
 Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
 
 

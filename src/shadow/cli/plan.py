@@ -92,7 +92,7 @@ def plan(
     from shadow.outputs.terminal.plan import plan_view
     from shadow.spectra.delta import Method
 
-    tell_left_out(selection)
+    tell_left_out(selection, console.say)
     settings = Settings(Method(precision.value), chosen)
     runtime = Runtime(jobs=jobs, access=access, say=console.say)
     plans: list[PairPlan] = []

@@ -1,0 +1,40 @@
+"""`shadow audit --quiet`: stderr has errors and the count of rules, and nothing else."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from shadow.audits.pair import Progress
+from shadow.cli import console
+
+PAIR = ("audit", "demo:base..narrow", "-o", "out")
+
+
+def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
+    """A second run has a note, a missing baseline another; rules have a count, a fault its line; stdout is the same."""
+    shadow(*PAIR).assert_done()
+    loud = shadow(*PAIR, "--against", "none", "--allow-missing")
+    assert "already there" in loud.err
+    assert "no baseline" in loud.err
+    quiet = shadow(*PAIR, "--against", "none", "--allow-missing", "-q")
+    assert (quiet.code, quiet.err, quiet.out) == (0, loud.err.splitlines()[-1] + "\n", loud.out)
+    assert shadow(*PAIR, "--quiet").err == ""
+    assert shadow(*PAIR, "-q", "--fail-on", "concentration > 2").err == "1 rule passed\n"
+    failed = shadow(*PAIR, "-q", "--precision", "exact")
+    assert failed.code == 1
+    assert failed.err.startswith("error: ")
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
+    """The bars of a pair and of a list."""
+    written = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=written, force_terminal=True, width=80))
+    monkeypatch.setattr(console, "_is_watched", lambda which: True)
+    with console.pairs_progress(2, is_list=is_list, hidden=hidden) as watch, watch("demo:base..narrow") as update:
+        update(Progress(done=1, total=2, cost_done=1, cost_total=2))
+    assert bool(written.getvalue()) != hidden
