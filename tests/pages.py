@@ -11,6 +11,7 @@ from typing import Any
 import typer.main
 
 from shadow.cli import app
+from shadow.cli.examples import EXAMPLES
 from shadow.reports.columns import DELTA, FIGURES, RESIDUAL, SCORES, SPECTRAL
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,8 @@ def command_line() -> str:
         if shown := [record for record in records if record]:
             out += ["| argument or option | what | without it |", "|---|---|---|"]
             out += [_row(*record) for record in shown] + [""]
+        if examples := EXAMPLES.get(path.removeprefix("shadow ")):
+            out += ["```sh", *examples, "```", ""]
         inner = getattr(command, "commands", {})
         out += [f"- `{path} {name}`: {one.get_short_help_str(200)}" for name, one in inner.items()]
         out += [""] if inner else []

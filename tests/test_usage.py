@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections import Counter
 
 import pytest
+import typer.main
+from typer.testing import CliRunner
 
-from shadow.cli import main
+from shadow.cli import GROUPS, app, main
+from shadow.cli.examples import EXAMPLES
+from shadow.cli.options import CHOICE, FILES, MEASURING, RULES
 
 
 @pytest.fixture
@@ -52,3 +58,24 @@ def test_help_is_no_error(shadow, arguments, code):
     assert found == code
     assert out + err
     assert "error" not in err.lower()
+
+
+@pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
+def test_examples_are_commands_of_this_version(command, line):
+    """Each line in the help of a command is read by that command without a fault, and fits a terminal."""
+    program, name, *arguments = shlex.split(line)
+    assert (program, name) == ("shadow", command)
+    assert len(line) < 76
+    known = typer.main.get_command(app).commands[command]
+    assert known.make_context(command, arguments) is not None
+    assert line in CliRunner().invoke(app, [command, "--help"]).output
+
+
+def test_help_has_groups():
+    """Commands by what they are for; options of an audit by what they change, fewer than thirteen in each."""
+    text = CliRunner().invoke(app, ["--help"]).output
+    assert [text.index(f"─ {group} ─") for group in GROUPS] == sorted(text.index(f"─ {group} ─") for group in GROUPS)
+    audit = typer.main.get_command(app).commands["audit"]
+    panels = Counter(one.rich_help_panel for one in audit.params)
+    assert {CHOICE, MEASURING, FILES, RULES} < set(panels)
+    assert max(panels.values()) < 13

@@ -10,6 +10,7 @@ import typer
 
 from shadow import __version__
 from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports
+from shadow.cli.examples import epilog_of
 from shadow.cli.usage import Commands, WrongUsage, as_usage_error
 from shadow.errors import ShadowError, UsageError
 
@@ -30,7 +31,7 @@ _lab = typer.Typer(
     no_args_is_help=True,
 )
 
-app.add_typer(_lab)
+app.add_typer(_lab, rich_help_panel="Experiments")
 
 
 def _version(wanted: bool) -> None:
@@ -48,23 +49,23 @@ def _shadow(
     pass
 
 
-for _command in (
-    audit.audit,
-    plan.plan,
-    reports.show,
-    exports.report,
-    reports.merge,
-    reports.compare,
-    lineage.lineage,
-    gate.gate,
-    exports.export,
-    exports.figure,
-    lookup.explain,
-    lookup.schema,
-    lookup.families,
-    reports.clean,
-):
-    app.command()(_command)
+GROUPS = {
+    "Measure": (audit.audit, plan.plan),
+    "Read reports": (
+        reports.show,
+        exports.report,
+        reports.compare,
+        lineage.lineage,
+        exports.export,
+        exports.figure,
+    ),
+    "Check and keep reports": (gate.gate, reports.merge, reports.clean),
+    "Look up": (lookup.explain, lookup.schema, lookup.families),
+}
+
+for _group, _members in GROUPS.items():
+    for _command in _members:
+        app.command(rich_help_panel=_group, epilog=epilog_of(_command.__name__))(_command)
 _lab.command("run")(lab.lab_run)
 
 

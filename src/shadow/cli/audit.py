@@ -14,6 +14,8 @@ from shadow.cli.arguments import NamedTargets, access_of, selected
 from shadow.cli.gate import GateOptions, at_fault, baselines_of, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
+    MEASURING,
+    RULES,
     Against,
     AllowMissing,
     BaseReference,
@@ -78,15 +80,25 @@ def audit(
     layer: Layer = None,
     module: Module = None,
     precision: Precision = PrecisionName.default,
-    nulls: Annotated[int, typer.Option(help="Also sample the null with this many sign flips.", min=0, max=1000)] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0)] = 0,
+    nulls: Annotated[
+        int,
+        typer.Option(
+            help="Also sample the null with this many sign flips.", min=0, max=1000, rich_help_panel=MEASURING
+        ),
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0, rich_help_panel=MEASURING)] = 0,
     subspaces: Annotated[
-        bool, typer.Option("--subspaces/--no-subspaces", help="Compare the leading singular subspaces.")
+        bool,
+        typer.Option(
+            "--subspaces/--no-subspaces", help="Compare the leading singular subspaces.", rich_help_panel=MEASURING
+        ),
     ] = True,
     jobs: Jobs = None,
     no_cache: NoCache = False,
     cache_dir: CacheFolder = None,
-    spectra: Annotated[bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.")] = True,
+    spectra: Annotated[
+        bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.", rich_help_panel=MEASURING)
+    ] = True,
     overwrite: Overwrite = False,
     optimizer: OptimizerOption = None,
     scores: Scores = None,
@@ -95,7 +107,12 @@ def audit(
     max_disk: MaxDisk = None,
     offline: Offline = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 3 if a tensor was skipped that should have been measured.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 3 if a tensor was skipped that should have been measured.",
+            rich_help_panel=RULES,
+        ),
     ] = False,
     fail_on: FailOn = None,
     policy: PolicyFile = None,

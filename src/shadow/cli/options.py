@@ -23,20 +23,30 @@ def on_this_machine(path: Path | None) -> Path | None:
     return path
 
 
+# Groups of options in the help
+CHOICE = "What is audited"
+MEASURING = "How it is measured"
+FILES = "Where checkpoints and spectra come from"
+RULES = "Rules"
+
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,
     typer.Argument(
         help="Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*' in quotes. Or two "
         "checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or one org/name of the registry.",
-        metavar="[TARGET]...",
+        metavar="TARGET",
     ),
 ]
 BaseReference = Annotated[
-    str | None, typer.Option(help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF")
+    str | None,
+    typer.Option(
+        help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF", rich_help_panel=CHOICE
+    ),
 ]
 TunedReference = Annotated[
-    str | None, typer.Option(help="Checkpoint that was tuned from it, in the same form.", metavar="REF")
+    str | None,
+    typer.Option(help="Checkpoint that was tuned from it, in the same form.", metavar="REF", rich_help_panel=CHOICE),
 ]
 OwnName = Annotated[
     str | None,
@@ -44,17 +54,32 @@ OwnName = Annotated[
         "--name",
         help="Name of a pair that is given by its checkpoints, and so its folder: family:base..tuned.",
         metavar="NAME",
+        rich_help_panel=CHOICE,
     ),
 ]
 ListFile = Annotated[
     str | None,
-    typer.Option("--list", help="File of targets: YAML, or one per line; - reads standard input.", metavar="FILE"),
+    typer.Option(
+        "--list",
+        help="File of targets: YAML, or one per line; - reads standard input.",
+        metavar="FILE",
+        rich_help_panel=CHOICE,
+    ),
 ]
 Tag = Annotated[
-    list[str] | None, typer.Option(help="Only families with this tag; repeat it for families with all of several tags.")
+    list[str] | None,
+    typer.Option(
+        help="Only families with this tag; repeat it for families with all of several tags.", rich_help_panel=CHOICE
+    ),
 ]
 ShardOption = Annotated[
-    str | None, typer.Option("--shard", help="Part of the list for this job: 2/4 is the second of four.", metavar="I/N")
+    str | None,
+    typer.Option(
+        "--shard",
+        help="Part of the list for this job: 2/4 is the second of four.",
+        metavar="I/N",
+        rich_help_panel=CHOICE,
+    ),
 ]
 Output = Annotated[
     Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False, callback=on_this_machine)
@@ -64,11 +89,19 @@ RunFolders = Annotated[
 ]
 Overwrite = Annotated[
     bool,
-    typer.Option("--overwrite", help="Replace finished reports whose settings, files, commits or version differ."),
+    typer.Option(
+        "--overwrite",
+        help="Replace finished reports whose settings, files, commits or version differ.",
+    ),
 ]
 Registry = Annotated[
     Path | None,
-    typer.Option("--registry", help="Folder of your own family files.", envvar="SHADOW_REGISTRY", file_okay=False),
+    typer.Option(
+        "--registry",
+        help="Folder of your own family files.",
+        envvar="SHADOW_REGISTRY",
+        file_okay=False,
+    ),
 ]
 
 
@@ -133,22 +166,39 @@ class FigureKind(StrEnum):
     lineage = "lineage"
 
 
-Component = Annotated[list[str] | None, typer.Option(help="Only this component; may be repeated.")]
-Layer = Annotated[list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.")]
-Module = Annotated[list[str] | None, typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.")]
-Precision = Annotated[PrecisionName, typer.Option(help="How precisely to compute spectra.")]
+Component = Annotated[
+    list[str] | None, typer.Option(help="Only this component; may be repeated.", rich_help_panel=CHOICE)
+]
+Layer = Annotated[
+    list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.", rich_help_panel=CHOICE)
+]
+Module = Annotated[
+    list[str] | None,
+    typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.", rich_help_panel=CHOICE),
+]
+Precision = Annotated[PrecisionName, typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING)]
 OptimizerOption = Annotated[
     OptimizerName | None,
     typer.Option(
-        "--optimizer", help="Optimiser of the tuned model, if you know it: the label uses trainings with that one."
+        "--optimizer",
+        help="Optimiser of the tuned model, if you know it: the label uses trainings with that one.",
+        rich_help_panel=MEASURING,
     ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(help="Number of worker threads; results do not depend on it.", min=1, max=1024)
+    int | None,
+    typer.Option(
+        help="Number of worker threads; results do not depend on it.", min=1, max=1024, rich_help_panel=MEASURING
+    ),
 ]
 NoCache = Annotated[
     bool,
-    typer.Option("--no-cache", help="Compute every spectrum again, and keep none for later.", envvar="SHADOW_NO_CACHE"),
+    typer.Option(
+        "--no-cache",
+        help="Compute every spectrum again, and keep none for later.",
+        envvar="SHADOW_NO_CACHE",
+        rich_help_panel=FILES,
+    ),
 ]
 CacheFolder = Annotated[
     Path | None,
@@ -160,15 +210,25 @@ CacheFolder = Annotated[
         metavar="DIR",
         file_okay=False,
         callback=on_this_machine,
+        rich_help_panel=FILES,
     ),
 ]
-Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.")]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.", rich_help_panel=FILES)
+]
 FetchOption = Annotated[
-    FetchName, typer.Option("--fetch", help="Download whole shards, or byte ranges, which cannot be verified.")
+    FetchName,
+    typer.Option(
+        "--fetch", help="Download whole shards, or byte ranges, which cannot be verified.", rich_help_panel=FILES
+    ),
 ]
 MaxDisk = Annotated[
     str | None,
-    typer.Option("--max-disk", help="Disk limit for downloads, such as 40GB; each shard is removed after use."),
+    typer.Option(
+        "--max-disk",
+        help="Disk limit for downloads, such as 40GB; each shard is removed after use.",
+        rich_help_panel=FILES,
+    ),
 ]
 Scores = Annotated[
     list[Path] | None,
@@ -179,17 +239,21 @@ Scores = Annotated[
         metavar="FILE",
     ),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Use the Hub's cache only, without a network.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Use the Hub's cache only, without a network.", rich_help_panel=FILES)
+]
 FailOn = Annotated[
     list[str] | None,
     typer.Option(
         "--fail-on",
         help="Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be repeated.",
         metavar="RULE",
+        rich_help_panel=RULES,
     ),
 ]
 PolicyFile = Annotated[
-    Path | None, typer.Option("--policy", help="YAML file of named rules.", metavar="FILE", dir_okay=False)
+    Path | None,
+    typer.Option("--policy", help="YAML file of named rules.", metavar="FILE", dir_okay=False, rich_help_panel=RULES),
 ]
 Against = Annotated[
     Path | None,
@@ -199,11 +263,16 @@ Against = Annotated[
         metavar="RUN",
         file_okay=False,
         callback=on_this_machine,
+        rich_help_panel=RULES,
     ),
 ]
 AllowMissing = Annotated[
     bool,
-    typer.Option("--allow-missing", help="Do not fail if a figure of --fail-on or a report of --against is missing."),
+    typer.Option(
+        "--allow-missing",
+        help="Do not fail if a figure of --fail-on or a report of --against is missing.",
+        rich_help_panel=RULES,
+    ),
 ]
 Junit = Annotated[
     Path | None,
@@ -213,5 +282,6 @@ Junit = Annotated[
         metavar="FILE",
         dir_okay=False,
         callback=on_this_machine,
+        rich_help_panel=RULES,
     ),
 ]
