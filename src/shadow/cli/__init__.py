@@ -19,7 +19,6 @@ app = typer.Typer(
     cls=Commands,
     help="Audit open-source model families: the spectra of every weight matrix and of every tuned-minus-base delta.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shadow.cli import console
+from shadow.cli import completion, console
 from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
 from shadow.text import nearest
@@ -20,7 +20,9 @@ def families(
     word: Annotated[
         str | None,
         typer.Argument(
-            help="Name of a family to show, or a word to filter names, checkpoints and tags.", metavar="[NAME|WORD]"
+            help="Name of a family to show, or a word to filter names, checkpoints and tags.",
+            metavar="[NAME|WORD]",
+            autocompletion=completion.families,
         ),
     ] = None,
     component: Annotated[
@@ -66,12 +68,13 @@ def explain(
             help="A column or figure of a report, the head of a table on the screen, `label`, `finding` or "
             "`published`; without it, list all.",
             metavar="WORD",
+            autocompletion=completion.words,
         ),
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
     from shadow.outputs.terminal.columns import column_view, columns_view, head_view
-    from shadow.reports.columns import BATCH, COMPARISON, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TENSORS
+    from shadow.reports.columns import BATCH, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TABLES, TENSORS
     from shadow.reports.heads import HEADS, head_of
 
     # of columns with one name, that of matrices.parquet is meant
@@ -83,7 +86,8 @@ def explain(
     if word in TOPICS:
         console.display(TOPICS[word]())
         return
-    columns = {one.name: one for one in (*COMPARISON, *columns.values())}
+    every = [one for table in TABLES.values() for one in table.columns]
+    columns = {one.name: one for one in (*every, *columns.values())}
     head = head_of(word)
     if head is not None:
         console.display(head_view(word, head, columns.get(head.column)))
@@ -114,11 +118,15 @@ def _published() -> RenderableType:
     return published_view(released())
 
 
-TOPICS: Mapping[str, Callable[[], RenderableType]] = {"label": _label, "finding": _finding, "published": _published}
+TOPICS: Mapping[str, Callable[[], RenderableType]] = dict(
+    zip(completion.TOPICS, (_label, _finding, _published), strict=True)
+)
 
 
 def schema(
-    table: Annotated[str | None, typer.Argument(help="A table of a report; without it, list all.")] = None,
+    table: Annotated[
+        str | None, typer.Argument(help="A table of a report; without it, list all.", autocompletion=completion.tables)
+    ] = None,
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:

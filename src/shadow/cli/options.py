@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from shadow.cli import completion
 from shadow.errors import UsageError
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")  # as a Path has it: `s3://x` has become `s3:/x`
@@ -36,6 +37,7 @@ Targets = Annotated[
         help="Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*' in quotes. Or two "
         "checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or one org/name of the registry.",
         metavar="TARGET",
+        autocompletion=completion.targets,
     ),
 ]
 BaseReference = Annotated[
@@ -167,14 +169,21 @@ class FigureKind(StrEnum):
 
 
 Component = Annotated[
-    list[str] | None, typer.Option(help="Only this component; may be repeated.", rich_help_panel=CHOICE)
+    list[str] | None,
+    typer.Option(
+        help="Only this component; may be repeated.", autocompletion=completion.components, rich_help_panel=CHOICE
+    ),
 ]
 Layer = Annotated[
     list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.", rich_help_panel=CHOICE)
 ]
 Module = Annotated[
     list[str] | None,
-    typer.Option(help="Only these modules: mlp.up, or attn.*; may be repeated.", rich_help_panel=CHOICE),
+    typer.Option(
+        help="Only these modules: mlp.up, or attn.*; may be repeated.",
+        autocompletion=completion.modules,
+        rich_help_panel=CHOICE,
+    ),
 ]
 Precision = Annotated[PrecisionName, typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING)]
 OptimizerOption = Annotated[

@@ -153,6 +153,16 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
     return families
 
 
+def family_names(extra: Path | None = None) -> list[str]:
+    """The names of the shipped families and of those in a folder, by their lines alone: nothing is checked.
+
+    For the shell, which waits: reading the files whole takes half a second. A folder that is not there has none.
+    """
+    folders = [registry_folder() / "families", *([] if extra is None else [extra])]
+    texts = [file.read_text("utf-8", "replace") for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    return [name for text in texts for name in re.findall(rf"(?m)^({NAME.pattern}):", text)]
+
+
 def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     """The pairs that `family` or `family:from..to` names."""
     name, colon, pair_name = target.partition(":")

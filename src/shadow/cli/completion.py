@@ -1,0 +1,90 @@
+"""What the shell offers when a word is begun: families and pairs, modules, components, columns, tables.
+
+Imports only what the word needs, and neither torch nor pandas: a person waits for it. A fault means that nothing is
+offered.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from shadow.errors import ShadowError
+
+TOPICS = ("label", "finding", "published")  # what `shadow explain` knows besides columns and heads
+
+
+def targets(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Families; after a colon the pairs of the family.
+
+    bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the last part alone.
+    """
+    before = [str(one) for one in ctx.params.get("targets") or ()]
+    registry = _registry(ctx)
+    try:
+        if before[-1:] == [":"] and len(before) > 1:
+            return _begun(_pairs(before[-2], registry), incomplete)
+        family, colon, _ = incomplete.partition(":")
+        if colon:
+            return _begun([f"{family}:{pair}" for pair in _pairs(family, registry)], incomplete)
+        return families(ctx, incomplete)
+    except (ShadowError, OSError):
+        return []
+
+
+def families(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Families by name."""
+    from shadow.targets.families import family_names
+
+    return _begun(family_names(_registry(ctx)), incomplete)
+
+
+def modules(incomplete: str) -> list[str]:
+    """Modules by name."""
+    from shadow.places.names import name_rules
+
+    return _begun(name_rules().modules, incomplete)
+
+
+def components(incomplete: str) -> list[str]:
+    """Components by name."""
+    from shadow.places.names import name_rules
+
+    return _begun(name_rules().components, incomplete)
+
+
+def words(incomplete: str) -> list[str]:
+    """What `shadow explain` knows and is one word."""
+    from shadow.reports.columns import TABLES
+    from shadow.reports.heads import HEADS
+
+    columns = [column.name for table in TABLES.values() for column in table.columns]
+    return _begun([word for word in (*columns, *HEADS, *TOPICS) if " " not in word], incomplete)
+
+
+def tables(incomplete: str) -> list[str]:
+    """Tables of a report."""
+    from shadow.reports.columns import TABLES
+
+    return _begun(TABLES, incomplete)
+
+
+def _pairs(family: str, registry: Path | None) -> list[str]:
+    from shadow.targets.families import load_families
+
+    known = load_families(registry).get(family)
+    return [] if known is None else [pair.name for pair in known.pairs]
+
+
+def _registry(ctx: typer.Context) -> Path | None:
+    """The folder that was typed before this word, or the variable's."""
+    typed: Any = ctx.params.get("registry") or os.environ.get("SHADOW_REGISTRY")
+    return Path(typed) if typed else None
+
+
+def _begun(known: Iterable[str], incomplete: str) -> list[str]:
+    return [word for word in dict.fromkeys(known) if word.startswith(incomplete)]

@@ -1,0 +1,97 @@
+"""What the shell offers when a word is begun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from shadow.cli import app, completion
+from shadow.places.names import name_rules
+from shadow.reports.columns import TABLES
+from shadow.targets.families import family_names, load_families
+
+OWN = "toy:\n  base: ./a\n  sft: ./b\n  'chat': ./c\n"
+
+
+def offered(line, **variables):
+    """The words that bash gets for the last word of a line; bash breaks words at colons."""
+    typed = line.replace(":", " : ").split(" ")
+    typed = [word for word in typed[:-1] if word] + typed[-1:]
+    told = {"COMP_WORDS": " ".join(typed), "COMP_CWORD": str(len(typed) - 1), "_SHADOW_COMPLETE": "complete_bash"}
+    return CliRunner().invoke(app, [], prog_name="shadow", env={**told, **variables}).stdout.split()
+
+
+def test_names_read_by_their_lines_are_those_of_the_families(tmp_path):
+    """All shipped families, and those of a folder; a folder that is not there has none."""
+    (tmp_path / "own.yaml").write_text(OWN)
+    assert family_names() == list(load_families())
+    assert family_names(tmp_path) == list(load_families(tmp_path))
+    assert family_names(tmp_path / "none") == list(load_families())
+
+
+def test_a_target_is_a_family_and_then_a_pair(tmp_path):
+    """Of the registry and of the folder that was typed or set before."""
+    (tmp_path / "own.yaml").write_text(OWN)
+    assert offered("shadow audit dem") == ["demo"]
+    assert offered("shadow audit demo:base..n") == ["base..narrow"]
+    assert offered(f"shadow plan --registry {tmp_path} to") == ["toy"]
+    assert offered("shadow audit toy:b", SHADOW_REGISTRY=str(tmp_path)) == ["base..sft", "base..chat"]
+    assert offered("shadow families dem") == ["demo"]
+
+
+def test_other_shells_take_a_pair_as_one_word():
+    """`family:pair`, which zsh and fish do not break."""
+    told = {"_TYPER_COMPLETE_ARGS": "shadow audit demo:", "_SHADOW_COMPLETE": "complete_zsh"}
+    shown = CliRunner().invoke(app, [], prog_name="shadow", env=told).stdout
+    assert "demo\\\\:base..narrow" in shown
+    assert "demo\\\\:base..broad" in shown
+
+
+@pytest.mark.parametrize(
+    ("line", "some"),
+    [
+        ("shadow audit --module attn.", [name for name in name_rules().modules if name.startswith("attn.")]),
+        ("shadow audit --component v", ["vision"]),
+        ("shadow explain null_part", ["null_participation_ratio", "null_participation_ratio_sampled"]),
+        ("shadow explain con", ["conc.", "concentration", "condition_number"]),
+        ("shadow schema matr", ["matrices"]),
+        ("shadow audi", ["audit"]),
+        ("shadow audit --fetch sh", ["shards"]),
+    ],
+)
+def test_words_are_offered_where_they_belong(line, some):
+    """Modules, components, columns and heads, tables, commands, choices."""
+    assert set(some) <= set(offered(line))
+
+
+def test_every_word_that_is_offered_is_explained():
+    """`shadow explain` knows a column of each table, every head and every topic."""
+    runner = CliRunner()
+    assert len(completion.words("")) > 100
+    known = [*(table.columns[-1].name for table in TABLES.values()), "label_reason", *completion.TOPICS]
+    assert set(known) <= set(completion.words(""))
+    assert [word for word in known if runner.invoke(app, ["explain", word]).exit_code] == []
+
+
+@pytest.mark.parametrize("line", ["shadow audit toy:b", "shadow audit x"])
+def test_a_fault_offers_nothing(tmp_path, line):
+    """A family file that cannot be read must not write into the line that is typed."""
+    (tmp_path / "own.yaml").write_text("toy: [\n")
+    assert offered(line, SHADOW_REGISTRY=str(tmp_path)) == []
+
+
+def test_a_begun_word_loads_nothing_heavy():
+    """No torch, pandas, NumPy, pyarrow or client of the Hub for families, modules and columns."""
+    code = (
+        "import sys; from types import SimpleNamespace; from shadow.cli import completion as c; "
+        "ctx = SimpleNamespace(params={}); "
+        "assert c.families(ctx, 'demo') and c.targets(ctx, 'demo:'); "
+        "assert c.modules('') and c.words('') and c.tables(''); "
+        "print(*{'torch', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    assert done.stdout.split() == []
