@@ -380,7 +380,8 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         codes = np.repeat(np.arange(layers), matrices)
-        return partial(medians, sample(rng, layers).ravel(), codes)
+        values = sample(rng, layers).reshape(-1, 1)
+        return lambda counts: medians(values, codes, counts)[0]
 
     return World(name, lambda layers: middle, draw)
 
