@@ -49,7 +49,7 @@ from shadow.findings.depth import Sum, depth_entropy, depth_gini, ratio
 from shadow.findings.footprint import MARGIN, ROUNDING
 from shadow.spectra.delta import Method, extent, measure_pair, working_dtype
 from shadow.spectra.spectrum import Workspace
-from shadow.spectra.subspace import BASE_VECTORS, INTRUDERS, SIMILAR, SUBSPACE
+from shadow.spectra.subspace import INTRUDERS, SIMILAR, SUBSPACE, VECTORS
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
@@ -154,7 +154,7 @@ COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right",
            "subspace_gap_tuned")  # fmt: skip
 TOLERANCE = {"overlap": 0.01, "subspace": 0.01, "alignment": 0.1, "intruders": 0.0}  # alignment: of it, at least of 1
 ANGLE = 0.1  # of it
-NEW = slice(200, 204)  # directions of the base that are none of its leading BASE_VECTORS
+NEW = slice(200, 204)  # directions of the base that are none of its leading VECTORS
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def along(where: slice, sigma: Array, size: float) -> Coefficients:
     true = {
         "overlap_left": overlap,
         "overlap_right": overlap,
-        "intruders": float(np.sum(order[:INTRUDERS] >= BASE_VECTORS)),
+        "intruders": float(np.sum(order[:INTRUDERS] >= VECTORS)),
         "subspace_gap_tuned": 1 - after[SUBSPACE] / after[SUBSPACE - 1],
     }
     return np.diag(longer), 0.0, true
@@ -380,7 +380,8 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         codes = np.repeat(np.arange(layers), matrices)
-        return partial(medians, sample(rng, layers).ravel(), codes)
+        values = sample(rng, layers).reshape(-1, 1)
+        return lambda counts: medians(values, codes, counts)[0]
 
     return World(name, lambda layers: middle, draw)
 

@@ -348,7 +348,7 @@ def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
     """Markup, emoji codes and the like in a tensor name are text, in the terminal and in the report."""
     for folder in folders:
         save_file(weights(int(folder.name == "tuned")) | {name: torch.arange(3)}, folder / "model.safetensors")
-    assert f"e.g. {name}" in shadow(*PAIR).assert_done()
+    assert f"e.g. {name}" in shadow(*PAIR, "--full").assert_done()
     assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from shadow.findings.grid import grid
 from shadow.findings.summary_rows import GridRow
+from shadow.outputs.page.cards import small_pictures
 from shadow.outputs.terminal.heat import heat_maps
 
 
@@ -99,3 +101,26 @@ def test_one_layer_or_nothing_that_moved_is_no_picture():
         "How far each module of language moved",
         "How far each module of vision moved",
     ]
+
+
+def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
+    """Classes by the logarithm of the norm; what lacks the module has none; text of a report is escaped."""
+    svg = small_pictures([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
+    rects = re.findall(r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg)
+    assert rects == [
+        ("heat-0", "0", "0", "2"),
+        ("heat-5", "2", "0", "1"),
+        ("unmoved", "4", "0", "1"),
+        ("heat-5", "0", "1", "5"),
+    ]
+    assert 'viewBox="0 0 5 2"' in svg
+    assert "<b>" not in svg
+    assert "1.0 % to 8.0 %" in svg
+
+
+def test_a_picture_of_many_layers_stays_small():
+    """300 layers of seven modules: at most 40 cells a row, whose medians a step keeps."""
+    norms = [0.01 * (1 + layer % 7) for layer in range(300)]
+    svg = small_pictures([row(norms, f"m{i}") for i in range(7)])
+    assert len(svg) < 25_000
+    assert max(int(x) + int(width) for x, width in re.findall(r' x="(\d+)" y="\d+" width="(\d+)"', svg)) == 40

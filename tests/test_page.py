@@ -20,12 +20,14 @@ import pytest
 from families import gain
 from hypothesis import given
 from hypothesis import strategies as st
+from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
 from shadow.audits.index import Index, Kind, Row
 from shadow.errors import ShadowError
 from shadow.findings.reference import NearTraining, Position
 from shadow.findings.summary import read_summary
+from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.cells import columns_of, metric_texts
 from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short, shortened
@@ -605,6 +607,18 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
         assert row["concentration"] == pytest.approx(medians[row["name"].split()[0]], rel=1e-3)
         assert page.json(f"data-{row['pair']}")["name"] == row["name"]
     assert "Ranking" in page.text
+
+
+def test_several_pairs_open_with_a_card_each(several, monkeypatch):
+    """What the finding says first, and a picture; more than MOST_CARDS pairs have none."""
+    html = page_of(several).decode()
+    cards = html[html.index('id="pairs"') : html.index('id="overview"')]
+    folders = [path.parent for path in several.glob("*/*/summary.json")]
+    assert cards.count('class="card"') == len(folders) == 4
+    for folder in folders:
+        assert str(escape(read_summary(folder)[0].finding.sentences[0].text)) in cards
+    monkeypatch.setattr(page, "MOST_CARDS", 3)
+    assert b'class="card"' not in page_of(several)
 
 
 def test_a_report_that_cannot_be_read_is_named_on_the_page(several, tmp_path, shadow):

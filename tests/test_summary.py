@@ -18,9 +18,10 @@ from command import Run, run_shadow
 from rich.console import Console
 from safetensors.torch import load_file
 
+from shadow.findings.finding import about
 from shadow.findings.summary import read_summary
 from shadow.outputs.terminal.summary import summary_view
-from shadow.outputs.terminal.typeset import fixed, number, share, sparkline
+from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share, sparkline
 
 DEMO = Path(__file__).parents[1] / "registry" / "demo"
 
@@ -178,6 +179,14 @@ def test_a_frozen_model_says_so(tmp_path):
     assert done.code == 0, done.err
     assert "0 matrices changed" in done.out
     assert "99.7 % are identical" in done.out
+
+
+def test_directions_and_layers_have_no_more_digits_than_they_are_worth():
+    """Directions as the finding says them; layers that hold all but a twentieth are all."""
+    assert [rounded(x) for x in (None, 9.89, 28.2)] == ["-", about(9.89), about(28.2)] == ["-", "10", "28"]
+    assert layers_filled(3.94, 4) == "all 4"
+    assert layers_filled(19.4, 28) == "19 of 28"
+    assert layers_filled(None, 28) == "-"
 
 
 def test_sparkline_levels_and_bins():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from shadow.findings.summary_rows import GridRow
@@ -11,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PLACE = ["component", "module", "layer"]
+FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are one
 
 
 def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
@@ -52,3 +57,66 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
 
 def _known(value: float) -> float | None:
     return float(value) if value == value else None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Relative norms by module and layer, as cells of a picture."""
+
+    modules: tuple[str, ...]
+    """The rows, as in the grid."""
+
+    first: int
+    """The first layer."""
+
+    last: int
+    """The last one."""
+
+    cells: tuple[tuple[float | None, ...], ...]
+    """(modules, columns): the median over the layers of a column; None where they lack the module."""
+
+    @property
+    def least(self) -> float:
+        """The smallest norm above 0."""
+        return min(value for row in self.cells for value in row if value)
+
+    @property
+    def largest(self) -> float:
+        return max(value for row in self.cells for value in row if value)
+
+    @property
+    def is_flat(self) -> bool:
+        """Are all norms the same, to a twentieth?"""
+        return self.largest <= FLAT * self.least
+
+    def level(self, value: float) -> float:
+        """Where a norm above 0 lies between the least and the largest, by its logarithm: 0 to 1, 1 if they are flat."""
+        if self.is_flat:
+            return 1.0
+        return math.log(value / self.least) / math.log(self.largest / self.least)
+
+
+def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
+    """A picture of the modules of one component; more layers than columns are binned. None where nothing moved."""
+    layers = sorted({layer for row in rows for layer in row.layers})
+    if len(layers) < 2 or not any(value for row in rows for value in row.relative_norm):
+        return None
+    columns = min(len(layers), columns)
+    bins = [layers[i * len(layers) // columns : (i + 1) * len(layers) // columns] for i in range(columns)]
+    cells = tuple(tuple(_binned(row, some) for some in bins) for row in rows)
+    return Picture(tuple(row.module for row in rows), layers[0], layers[-1], cells)
+
+
+def _binned(row: GridRow, layers: Sequence[int]) -> float | None:
+    """The median over some layers."""
+    known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
+    values = [value for layer in layers if (value := known.get(layer)) is not None]
+    return median(values) if values else None
+
+
+def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
+    """The rows of each component, in their order."""
+    found: dict[str, list[GridRow]] = {}
+    for row in rows:
+        found.setdefault(row.component, []).append(row)
+    return found

@@ -26,6 +26,7 @@ from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.lineage import following, lineage, read_step
 from shadow.findings.reference import bases_of, runs
+from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
@@ -119,6 +120,8 @@ def page_bytes(
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
         answers=ANSWERS,
+        most_cards=MOST_CARDS,
+        small_pictures=small_pictures,
         measured_by_others=MEASURED_BY_OTHERS,
         bases_of=bases_of,
         reasons={name: reason.text for name, reason in REASONS.items()},

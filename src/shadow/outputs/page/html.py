@@ -15,7 +15,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from shadow.outputs.terminal.scores import signed
-from shadow.outputs.terminal.typeset import fixed, number, share
+from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share
 from shadow.text import visible
 
 OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")  # our script, in this order
@@ -78,7 +78,13 @@ def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
     return lambda value: "–" if value is None else form(value).replace("-", "−")
 
 
-FORMS = {"number": _typeset(number), "fixed": _typeset(fixed), "percent": _typeset(share), "signed": _typeset(signed)}
+FORMS = {
+    "number": _typeset(number),
+    "fixed": _typeset(fixed),
+    "percent": _typeset(share),
+    "rounded": _typeset(rounded),
+    "signed": _typeset(signed),
+}
 
 
 def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
@@ -100,5 +106,5 @@ def environment() -> jinja2.Environment:
         finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
     found.filters |= {**FORMS, "bounds": bounds}
-    found.globals["forms"] = FORMS
+    found.globals |= {"forms": FORMS, "layers_filled": layers_filled}
     return found

@@ -25,6 +25,7 @@ from shadow.outputs.terminal.typeset import (
     SPARK,
     bounds_text,
     fixed,
+    layers_filled,
     number,
     percentage,
     share,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from shadow.findings.summary_rows import AloneRow, ComponentRow, LayerRow, ModuleRow
 
 
-ALL = 0.95  # share of the layers from which the change is said to fill all of them
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
 
@@ -98,16 +98,14 @@ def _three_figures(summary: Summary) -> RenderableType:
         scale = "0 is noise of the same profile, 1 is rank one"
         rows.add_row(Text("concentration", "dim"), Text(fixed(f["concentration"]), "bold"), scale)
     if f["effective_layers"] is not None:
-        rows.add_row(Text("layers", "dim"), Text(_layers_told(f), "bold"), "hold the change, as if it were even")
+        rows.add_row(
+            Text("layers", "dim"),
+            Text(layers_filled(f["effective_layers"], f["depth_layers"]), "bold"),
+            "hold the change, as if it were even",
+        )
     if stopped := [gate.name for gate in summary.failed_gates]:
         rows.add_row(Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow"))
     return rows
-
-
-def _layers_told(f: Mapping[str, float | int | None]) -> str:
-    """`all 28`, or `19 of 28`: no more digits than a number of layers is worth."""
-    effective, layers = f["effective_layers"] or 0.0, int(f["depth_layers"] or 0)
-    return f"all {layers}" if effective >= ALL * layers else f"{round(effective)} of {layers}"
 
 
 def _next_step(summary: Summary, folder: Path) -> RenderableType:

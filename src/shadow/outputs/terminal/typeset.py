@@ -10,9 +10,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from shadow.findings.finding import about
+
 BARS = "▁▂▃▄▅▆▇█"
 ASCII_BARS = "_.-=+*%#"
 WIDE = 100  # columns of terminal from which the wide tables fit
+ALL = 0.95  # share of the layers from which a change is said to fill all of them
 SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 
 
@@ -34,6 +37,18 @@ def _significant(value: float, digits: int) -> str:
 
 def fixed(value: float | None, places: int = 2) -> str:
     return "-" if value is None else f"{value:.{places}f}".replace("-0." + "0" * places, "0." + "0" * places)
+
+
+def rounded(value: float | int | None) -> str:
+    """About how many directions or layers, as the finding says it: `10`, `3.6`."""
+    return "-" if value is None else about(float(value))
+
+
+def layers_filled(effective: float | int | None, layers: float | int | None) -> str:
+    """`all 28`, or `19 of 28`."""
+    if effective is None or not layers:
+        return "-"
+    return f"all {layers:,.0f}" if effective >= ALL * layers else f"{effective:.0f} of {layers:,.0f}"
 
 
 def percentage(part: float | int | None, whole: float | int | None) -> str:
