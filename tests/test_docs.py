@@ -334,10 +334,10 @@ if any("multiprocessing.spawn" in word for word in sys.orig_argv):
     import shadow.audits.pair
     audit = shadow.audits.pair._run
 
-    def dies(pair, *rest):
-        if pair.name == "base..narrow":
+    def dies(asked):
+        if asked.pair.name == "base..narrow":
             os.kill(os.getpid(), signal.SIGKILL)
-        return audit(pair, *rest)
+        return audit(asked)
 
     shadow.audits.pair._run = dies
 """
