@@ -613,6 +613,11 @@ def make_older_again(here: Path) -> None:
 
 
 def command_names(help_text: str) -> list[str]:
-    """The commands that a help text lists in its box."""
-    _, _, box = help_text.partition("─ Commands ")
-    return re.findall(r"(?m)^│ ([a-z-]+) ", box)
+    """The commands that a help text lists, in the boxes of its groups: those that hold no options or arguments."""
+    boxes = re.findall(r"(?ms)^╭─ ([A-Z][\w ]*?) ─.*?╮\n(.*?)^╰", help_text)
+    return [
+        name
+        for title, box in boxes
+        if title not in ("Options", "Arguments") and not re.search(r"(?m)^│ *-{1,2}\w", box)
+        for name in re.findall(r"(?m)^│ ([a-z-]+) ", box)
+    ]
