@@ -611,7 +611,7 @@ def test_closed_streams_are_no_traceback(arguments, code, says):
 def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
     """NumPy and torch each have a fault of their own for it."""
 
-    def app():
+    def app(**options):
         raise fault
 
     monkeypatch.setattr(cli, "app", app)

@@ -456,7 +456,7 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
         (("demo",), 1, "no finished report of demo below reports"),
         (("demo:base..narrow",), 1, "no family and no folder"),
         (("empty",), 1, "no finished report in it"),
-        ((), 2, "Missing argument"),
+        ((), 2, "missing argument"),
         (("s3://bucket/x",), 2, "URLs are not supported"),
     ],
 )

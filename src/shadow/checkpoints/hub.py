@@ -732,7 +732,7 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         )
     return ShadowError(
         f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-        f"check the connection, then {again}; --offline uses what is in the cache",
+        as_folder(repo) or f"check the connection, then {again}; --offline uses what is in the cache",
     )
 
 

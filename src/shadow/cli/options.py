@@ -120,9 +120,7 @@ class ShowFormat(StrEnum):
 
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
-Quiet = Annotated[
-    bool, typer.Option("-q", "--quiet", help="Only errors and the count of rules on stderr: no progress, no notes.")
-]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Keep stderr to errors, rules that fail and their count.")]
 Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
 
 

@@ -374,6 +374,7 @@ def _module(module: str) -> str:
         "head": "the head",
         "position": "the position embeddings",
         "patch_embed": "the patch embeddings",
+        "other": "matrices whose role is not known",
     }
     known = module.isascii() and all(letter.isalnum() or letter in "._" for letter in module)
     return plain.get(module, module) if known else "another module"
@@ -414,7 +415,7 @@ def _depth(told: _Told) -> str:
     """The quarter of the depth that holds most, or that none does."""
     main = _main(told.summary)
     rows = [row for row in told.summary.quarters if row.component == main]
-    if not rows:
+    if not rows or main == "other":  # numbers in names that nothing is known of need not be those of blocks in order
         return ""
     where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
     most = max(rows, key=lambda row: row.energy_share)

@@ -158,8 +158,12 @@ class Summary:
 
     @property
     def has_label(self) -> bool:
-        """Does the reference of the lab apply, so that the label says something of the pair?"""
-        return self.reference is not None and not self.failed_gates
+        """Does the reference of the lab apply, so that the label says something of the pair?
+
+        It is of decoders: a model of which no attention or MLP is known is none of them, whatever its size.
+        """
+        decoder = any(row.component == "language" and row.module.startswith((*ATTENTION, *MLP)) for row in self.modules)
+        return decoder and self.reference is not None and not self.failed_gates
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""

@@ -77,7 +77,10 @@ def _modules(summary: Summary) -> list[str]:
     several_components = len({row.component for row in summary.modules}) > 1
     ordered = sorted(summary.modules, key=lambda row: -(row.energy_share or 0.0))
     directions = {(row.component, row.module): row.equivalent_directions for row in summary.outside_layers}
-    directions |= {(row.component, row.module): row.equivalent_directions for row in summary.coherence}
+    directions |= {  # a median over a few of the matrices is not the module's
+        (row.component, row.module): row.equivalent_directions if 2 * row.coherent >= row.matrices else None
+        for row in summary.coherence
+    }
     shown = {id(row) for row in ordered[:MODULES]}
     rows = [
         [

@@ -42,6 +42,13 @@ HEADS = {
         "bounds of the figure beside it when layers are resampled. Of one report the figure is the median "
         "concentration, of two the difference. Other runs or seeds are not in it"
     ),
+    # words of the finding
+    "other": Head("a part or a matrix whose role is not known from its name", "module"),
+    "as coherent as": Head("so many directions of equal size would be as coherent", "equivalent_directions"),
+    "coherent": Head("the more coherent, the fewer equal directions would do", "equivalent_directions"),
+    "noise": Head("a change with the same rows and columns and random signs; above 5 there is more", "purity_z"),
+    "structure": Head("what a change has beyond noise", "purity_z"),
+    "depth": Head("how evenly the change lies over the layers", "depth_entropy"),
     # two reports
     "figure": Head("what is compared: a median over the matrices that both reports have"),
     "report": Head("letter and pair of a report; the letters stand for the folders that are named first"),

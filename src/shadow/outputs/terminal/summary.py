@@ -91,7 +91,7 @@ def _three_figures(summary: Summary) -> RenderableType:
     if not f["matrices"]:
         return rows
     unrounded = inside["relative_norm_unrounded"]
-    rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), "of the base's norm")
+    rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), _of_what(f))
     if unrounded is not None and summary.figures["floor_ratio"] is not None and summary.figures["floor_ratio"] < FAR:
         rows.add_row("", "", f"{share(unrounded)} inside layers before rounding to the stored format")
     if f["concentration"] is not None:
@@ -106,6 +106,11 @@ def _three_figures(summary: Summary) -> RenderableType:
     if stopped := [gate.name for gate in summary.failed_gates]:
         rows.add_row(Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow"))
     return rows
+
+
+def _of_what(f: Mapping[str, float | int | None]) -> str:
+    """What the overall relative norm is of."""
+    return "of the norm of the weights that changed" if f["parameters_identical"] else "of the base's norm"
 
 
 def _next_step(summary: Summary, folder: Path) -> RenderableType:
