@@ -813,9 +813,9 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         edge_part(shapes, draws),
         "## Levels",
         f"""Which of {draws} matrices of 64 rows are said to have gone through 4 or 8 bits, by `levels_base` and
-        `levels_tuned` and the thresholds of the warning `few_values`. Where nothing was gone through, these are false
-        alarms. Groups of 128 have a scale each, so that in long rows 8 bits in groups cannot be told from BF16. A
-        pruned matrix has few values too.""",
+        `levels_tuned` and the thresholds of the warning `few_values`. A matrix that went through nothing and is named
+        all the same is a false alarm. Groups of 128 have a scale each: in long rows, 8 bits in groups cannot be told
+        from BF16, and INT4 in groups is taken for 8 bits. A pruned matrix has few values too.""",
         levels_part(LENGTHS, draws),
     ]
     return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"

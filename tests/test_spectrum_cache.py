@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load, save
 from safetensors.torch import save_file
 
-from shadow.audits.cache_folder import make_room, size_of
+from shadow.audits.cache_folder import default_folder, make_room, size_of
 from shadow.audits.spectrum_cache import SpectrumCache, key
 from shadow.spectra.delta import Method, extent, measure_pair
 from shadow.spectra.spectrum import Question, Spectrum, Workspace, solve_anew
@@ -77,7 +79,9 @@ def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
     assert len({key(matrix, ASKED), *others}) == 1 + len(others)
 
 
-@pytest.mark.parametrize("fault", ["cut", "empty", "of another shape", "of another norm", "not a number", "a folder"])
+@pytest.mark.parametrize(
+    "fault", ["cut", "empty", "of another shape", "of another norm", "not a number", "without vectors", "a folder"]
+)
 def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
     """Whatever lies there, the numbers are those of the matrix."""
     base, tuned = stage(0), stage(1, stage(0))
@@ -88,6 +92,10 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
             path.write_bytes(content[:-9])
         elif fault == "empty":
             path.write_bytes(b"")
+        elif fault == "without vectors":
+            arrays = load(content)
+            del arrays["vectors"]
+            path.write_bytes(save(arrays))
         elif fault == "a folder":
             path.unlink()
             path.mkdir()
@@ -195,11 +203,27 @@ def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_p
     base, middle, _ = stages
     options = ("--cache-dir", "kept")
     shadow("audit", "--base", base, "--tuned", middle, "-o", "out", *options, env={"SHADOW_NO_CACHE": "0"})
-    (tmp_path / "kept" / "mine.txt").write_text("mine")
+    mine = [tmp_path / "kept" / "mine.txt", tmp_path / "kept" / "ab" / "model.safetensors"]  # as in a folder of models
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
     assert size_of(tmp_path / "kept") > 0
     told = shadow("clean", "--cache", *options)
     assert told.code == 0
     assert "kB of spectra removed" in told.err or "MB of spectra removed" in told.err
     assert size_of(tmp_path / "kept") == 0
-    assert (tmp_path / "kept" / "mine.txt").read_text() == "mine"
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
     assert list((tmp_path / "out").rglob("summary.json"))
+
+
+def test_a_user_without_a_home_folder_has_no_cache(monkeypatch):
+    """As in a container with a user of its own; XDG_CACHE_HOME names a place all the same."""
+    monkeypatch.setattr(Path, "home", missing)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert default_folder() is None
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert default_folder() == Path("/x/shadow/spectra")
+
+
+def missing():
+    raise RuntimeError("Could not determine home directory.")

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
-SUFFIX = ".safetensors"
+# Of a spectrum, or of what a killed process left of one. Nothing of another name is ever removed: somebody may name a
+# folder of models.
+NAME = re.compile(r"[0-9a-f]{62}\.safetensors(\.[0-9a-f]{8}\.tmp)?")
 
 
-def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/shadow/spectra`, or `~/.cache/shadow/spectra`."""
+def default_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/shadow/spectra`, or `~/.cache/shadow/spectra`; None for a user without a home folder."""
     top = os.environ.get("XDG_CACHE_HOME")
-    return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"
+    try:
+        return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"
+    except RuntimeError:
+        return None
 
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
     """(time of last use, bytes, path) of every spectrum, in any order."""
     found = []
-    for path in folder.glob(f"[0-9a-f][0-9a-f]/*{SUFFIX}*"):
+    for path in folder.glob("[0-9a-f][0-9a-f]/*"):
+        if not NAME.fullmatch(path.name):
+            continue
         with contextlib.suppress(OSError):
             stat = path.stat()
             found.append((stat.st_mtime, stat.st_size, path))

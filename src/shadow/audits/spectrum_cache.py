@@ -27,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from shadow.audits.cache_folder import SUFFIX, make_room, size_of
+from shadow.audits.cache_folder import make_room, size_of
 from shadow.files import read_start
 from shadow.spectra import lazy, spectrum, tridiagonal
 from shadow.spectra.lazy import Matrix
@@ -70,7 +70,7 @@ class SpectrumCache:
         if min(shape_of(matrix)) <= EXACT_SIDE:
             return solve()
         path = self._path(key(matrix, question))
-        known = _read(path, shape_of(matrix), norm)
+        known = _read(path, shape_of(matrix), question.vectors, norm)
         with self._lock:
             self.tally.asked += 1
             self.tally.there += known is not None
@@ -84,7 +84,7 @@ class SpectrumCache:
         return solved
 
     def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / f"{name[2:]}{SUFFIX}"
+        return self.folder / name[:2] / f"{name[2:]}.safetensors"
 
     def _write(self, path: Path, solved: Spectrum) -> None:
         content = _to_bytes(solved)
@@ -136,8 +136,8 @@ def _to_bytes(solved: Spectrum) -> bytes:
     return bytes(save(arrays))
 
 
-def _read(path: Path, shape: tuple[int, int], norm: float) -> Spectrum | None:
-    """A spectrum that was kept, None where there is none or it cannot be that of a matrix of that shape and norm."""
+def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectrum | None:
+    """A spectrum that was kept, with so many vectors; None where there is none, or none of that shape and norm."""
     try:
         content = read_start(path, path.stat().st_size)
         if content is None:
@@ -151,7 +151,8 @@ def _read(path: Path, shape: tuple[int, int], norm: float) -> Spectrum | None:
     side = min(shape)
     if sigma.shape != (side,) or sigma.dtype != np.float64:
         return None
-    if vectors is not None and (vectors.ndim != 2 or len(vectors) != side or vectors.dtype != np.float64):
+    has = (0,) if vectors is None else vectors.shape
+    if has != ((side, min(count, side)) if count else (0,)) or (vectors is not None and vectors.dtype != np.float64):
         return None
     if not abs(float(np.sqrt((sigma**2).sum())) - norm) <= SAME_NORM * norm:
         return None

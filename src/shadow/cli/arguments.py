@@ -48,17 +48,18 @@ class NamedTargets:
 def selected(named: NamedTargets) -> Selection:
     """The pairs that are named. Raises UsageError where there is none."""
     from shadow.targets import typed
-    from shadow.targets.families import given_pair
+    from shadow.targets.families import Pair, given_pair
     from shadow.targets.lists import select
     from shadow.targets.references import parse_reference
 
     if (named.base is None) != (named.tuned is None):
         raise UsageError("--base and --tuned go together", "name both checkpoints, or a family")
-    targets, sides = named.targets, [side for side in (named.base, named.tuned) if side is not None]
-    if not sides and len(targets) == 2 and all(map(typed.is_reference, targets)):
-        targets, sides = [], list(targets)
-    given = [given_pair(*map(parse_reference, sides))] if sides else []
+    targets, given = named.targets, list[Pair]()
+    if named.base is not None and named.tuned is not None:
+        given = [given_pair(parse_reference(named.base), parse_reference(named.tuned))]
     if named.name is not None:
+        if not given and len(targets) == 2 and all(map(typed.is_reference, targets)):
+            targets, given = [], list(typed.pairs_of_references(targets, {}))
         if not given or targets or named.listed or named.tags:
             raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
         given = [typed.named(given[0], named.name)]

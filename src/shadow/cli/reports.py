@@ -219,6 +219,8 @@ def _clean_cache(folder: Path | None) -> None:
     from shadow.text import byte_size
 
     folder = folder or default_folder()
+    if folder is None:
+        raise ShadowError("there is no home folder that could hold a cache", "name the folder with --cache-dir")
     size = size_of(folder)
     left = make_room(folder, 0)
     console.say(f"{folder}: {byte_size(size - left)} of spectra removed")

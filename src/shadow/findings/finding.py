@@ -298,7 +298,7 @@ def _norm(told: _Told, apart: bool) -> str:
     stored = told.summary.figures["relative_norm_overall"]
     if stored is None:
         return f"How large the {what} is cannot be said, as the base's matrices are 0."
-    of = "of the norm of the weights that changed" if _frozen(told.summary) else "of the base's norm"
+    of = of_what(told.summary)
     text = told.write(stored, "figures.relative_norm_overall", percent)
     unrounded = told.summary.figures.get("relative_norm_overall_unrounded")
     if unrounded is None or abs(unrounded - stored) < DIFFERENT * stored or apart:
@@ -307,6 +307,11 @@ def _norm(told: _Told, apart: bool) -> str:
         return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
     before = told.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
+
+
+def of_what(summary: Summary) -> str:
+    """What the overall relative norm is relative to, in words."""
+    return "of the norm of the weights that changed" if _frozen(summary) else "of the base's norm"
 
 
 def _frozen(summary: Summary) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,7 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
 
 
 def _known(value: float) -> float | None:
-    return float(value) if value == value else None
+    return None if math.isnan(value) else float(value)
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,16 @@ class Picture:
     cells: tuple[tuple[float | None, ...], ...]
     """(modules, columns): the median over the layers of a column; None where they lack the module."""
 
-    @property
+    @cached_property
     def least(self) -> float:
         """The smallest norm above 0."""
         return min(value for row in self.cells for value in row if value)
 
-    @property
+    @cached_property
     def largest(self) -> float:
         return max(value for row in self.cells for value in row if value)
 
-    @property
+    @cached_property
     def is_flat(self) -> bool:
         """Are all norms the same, to a twentieth?"""
         return self.largest <= FLAT * self.least
@@ -103,15 +104,15 @@ def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
         return None
     columns = min(len(layers), columns)
     bins = [layers[i * len(layers) // columns : (i + 1) * len(layers) // columns] for i in range(columns)]
-    cells = tuple(tuple(_binned(row, some) for some in bins) for row in rows)
+    cells = tuple(_binned(row, bins) for row in rows)
     return Picture(tuple(row.module for row in rows), layers[0], layers[-1], cells)
 
 
-def _binned(row: GridRow, layers: Sequence[int]) -> float | None:
-    """The median over some layers."""
+def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
+    """The median over the layers of each bin that have the module."""
     known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
-    values = [value for layer in layers if (value := known.get(layer)) is not None]
-    return median(values) if values else None
+    values = [[value for layer in layers if (value := known.get(layer)) is not None] for layers in bins]
+    return tuple(median(some) if some else None for some in values)
 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:

@@ -109,4 +109,5 @@ def _made(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
     ]
     how = [f"shadow {plain(str(provenance['version']))}", f"schema {summary.schema}"]
     how += [f"precision {plain(str(settings['method']['precision']))}", *map(plain, filters)]
-    return [f"<sub>{'; '.join(sides)}. Measured by {', '.join(how)}. As coherent as: so many equal directions.</sub>"]
+    coherent = "As coherent as: that many equal directions; empty if most of the matrices have no such number."
+    return [f"<sub>{'; '.join(sides)}. Measured by {', '.join(how)}. {coherent}</sub>"]

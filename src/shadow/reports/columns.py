@@ -400,7 +400,7 @@ TENSORS = (
     ),
 )  # fmt: skip
 
-_BINADES_NULL = "base and tuned rows; kept_history is far_above or nothing_rounded; fewer than 200 changed entries"
+_BINADES_NULL = "base and tuned rows; nothing was counted, as where kept_history is far_above or nothing_rounded, or fewer than 200 entries changed"
 
 SPECTRA = (
     Column("tensor", "string", "as in matrices.parquet"),

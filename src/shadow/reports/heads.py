@@ -37,17 +37,17 @@ HEADS = {
     "eff. rank shift": Head("median over the matrices of each layer", "effective_rank_shift"),
     "MLP up shift": Head("median over the up-projections of each layer", "effective_rank_shift"),
     "directions read": Head("one figure for each layer", "reading_participation_ratio"),
-    "layers": Head("number of layers that hold the change, as if it were even over them", "effective_layers"),
+    "layers": Head("effective number of layers that hold the change", "effective_layers"),
     "spread": Head(
         "bounds of the figure beside it when layers are resampled. Of one report the figure is the median "
         "concentration, of two the difference. Other runs or seeds are not in it"
     ),
     # words of the finding
     "other": Head("a part or a matrix whose role is not known from its name", "module"),
-    "as coherent as": Head("so many directions of equal size would be as coherent", "equivalent_directions"),
-    "coherent": Head("the more coherent, the fewer equal directions would do", "equivalent_directions"),
-    "noise": Head("a change with the same rows and columns and random signs; above 5 there is more", "purity_z"),
-    "structure": Head("what a change has beyond noise", "purity_z"),
+    "as coherent as": Head("number of equal directions that are as coherent", "equivalent_directions"),
+    "coherent": Head("how few equal directions are as coherent as the change", "equivalent_directions"),
+    "noise": Head("random signs, with the row and column sizes of the change", "purity_z"),
+    "structure": Head("what tells a change from noise: purity_z is above 5", "purity_z"),
     "depth": Head("how evenly the change lies over the layers", "depth_entropy"),
     # two reports
     "figure": Head("what is compared: a median over the matrices that both reports have"),

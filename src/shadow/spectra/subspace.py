@@ -23,8 +23,8 @@ from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, sha
 SMALL_BLOCK = 1 << 19  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
 INTRUDERS = 10  # leading left vectors of the tuned side that may be intruders
-# Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of a base cost it 4 %
-# more, and make its spectrum that of the base of the next stage.
+# Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of a base cost the
+# pair 3 to 8 % more, and make its spectrum that of the base of the next stage.
 VECTORS = 64
 SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of the base's, moved
 

@@ -21,7 +21,7 @@ from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
-from shadow.findings.finding import ANSWERS
+from shadow.findings.finding import ANSWERS, of_what
 from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.lineage import following, lineage, read_step
@@ -120,6 +120,7 @@ def page_bytes(
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
         answers=ANSWERS,
+        of_what=of_what,
         most_cards=MOST_CARDS,
         small_pictures=small_pictures,
         measured_by_others=MEASURED_BY_OTHERS,

@@ -13,6 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from shadow.findings.finding import of_what
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.reference import bases_of
 from shadow.outputs.terminal.finding import explanations_table, sentences
@@ -91,7 +92,7 @@ def _three_figures(summary: Summary) -> RenderableType:
     if not f["matrices"]:
         return rows
     unrounded = inside["relative_norm_unrounded"]
-    rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), _of_what(f))
+    rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), of_what(summary))
     if unrounded is not None and summary.figures["floor_ratio"] is not None and summary.figures["floor_ratio"] < FAR:
         rows.add_row("", "", f"{share(unrounded)} inside layers before rounding to the stored format")
     if f["concentration"] is not None:
@@ -101,16 +102,11 @@ def _three_figures(summary: Summary) -> RenderableType:
         rows.add_row(
             Text("layers", "dim"),
             Text(layers_filled(f["effective_layers"], f["depth_layers"]), "bold"),
-            "hold the change, as if it were even",
+            "hold the change (effective number)",
         )
     if stopped := [gate.name for gate in summary.failed_gates]:
         rows.add_row(Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow"))
     return rows
-
-
-def _of_what(f: Mapping[str, float | int | None]) -> str:
-    """What the overall relative norm is of."""
-    return "of the norm of the weights that changed" if f["parameters_identical"] else "of the base's norm"
 
 
 def _next_step(summary: Summary, folder: Path) -> RenderableType:
@@ -180,7 +176,7 @@ def _reference_line(reference: Position) -> str:
 def _size_line(summary: Summary) -> str:
     f = summary.figures
     size = f"the delta's norm is {share(f['relative_norm_overall'])}{_within(summary, 'relative_norm_overall', share)}"
-    size += " of the base's over all matrices"
+    size += f" {of_what(summary)}"
     if f["floor_ratio"] is not None:
         times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
         size += f", {times} the rounding of its storage"
