@@ -755,8 +755,8 @@ def _orthogonalised(told: _Told) -> Explanation:
     value = summary.figures["concentration"]
     known = choose_runs(summary.figures["short_side"], "muon", runs())
     if value is not None and known:
-        most = max(row["concentration"] for row in known)
-        bases = len({row["base"] for row in known})
+        most = max(run.concentration for run in known)
+        bases = len({run.base for run in known})
         if value > most + LIKE_NOISE:
             size = told.write(value, "figures.concentration", lambda x: f"{x:.2f}")
             among = f"{len(known)} trainings of the lab with Muon on {bases} {'base' if bases == 1 else 'bases'}"

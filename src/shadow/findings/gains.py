@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -201,19 +201,41 @@ class Gain:
     tuned_model: str | None
     base_file: str | None
     tuned_file: str | None
-    others: tuple[str, ...] = ()
+    others: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class GroupGain:
-    """The mean of the gains of a group's benchmarks; null with the reason where they cannot be averaged."""
+    """The mean of the gains of a group's benchmarks."""
 
     group: str | None
+    """Its name; None for the benchmarks of no group."""
+
     benchmarks: int
+    """Benchmarks of both sides, over which the mean is, 0 or more."""
+
     gain: float | None
+    """The mean, in `unit`; None where `reason` says why."""
+
     gain_stderr: float | None
+    """Its standard error as if the benchmarks were independent, 0 or more; None unless each of them has one."""
+
     unit: str | None
+    """That of its benchmarks; None where they have different ones or there are none."""
+
     reason: str | None
+    """Why they cannot be averaged; None where they can."""
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """A file that scores came from."""
+
+    name: str
+    """Its name, without its folder."""
+
+    sha256: str
+    """64 hexadecimal digits: of its content."""
 
 
 @dataclass(frozen=True)
@@ -231,12 +253,17 @@ class Scored:
         ordered = [name for name in names if name is not None] + ([None] if None in names else [])
         return [group_gain(name, [one for one in self.gains if one.group == name]) for name in ordered]
 
+    @property
+    def named_files(self) -> list[ScoreFile]:
+        """The files, as a summary has them."""
+        return [ScoreFile(name, digest) for name, digest in self.files]
+
     def as_json(self) -> dict[str, Any]:
         """The keys that summary.json has of scores."""
         return {
-            "scores": [asdict(gain) | {"others": list(gain.others)} for gain in self.gains],
+            "scores": [asdict(gain) for gain in self.gains],
             "score_groups": [asdict(group) for group in self.groups],
-            "score_files": [{"name": name, "sha256": digest} for name, digest in self.files],
+            "score_files": [asdict(file) for file in self.named_files],
             "score_notes": list(self.notes),
         }
 
@@ -405,7 +432,7 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
         tuned_model=other.model if other else None,
         base_file=one.where if one else None,
         tuned_file=other.where if other else None,
-        others=tuple(sorted(name for name in common if name is not None and name != chosen)),
+        others=sorted(name for name in common if name is not None and name != chosen),
     )
 
 
@@ -551,7 +578,7 @@ def _kept_gain(row: Mapping[str, Any]) -> Gain:
     for name in (one.name for one in fields(Gain)):
         value = row[name]
         if name == "others":
-            value = tuple(_kept_text(text) for text in value)
+            value = [_kept_text(text) for text in value]
         elif value is None and name not in _NEVER_NULL:
             pass
         elif name in _TEXTS:

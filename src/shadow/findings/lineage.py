@@ -14,15 +14,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import CheckpointSide
 from shadow.places.groups import ATTENTION, MLP
-from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Provenance
-from shadow.reports.tables import read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +31,14 @@ MOST_CHAINS = 40  # that are told
 KNOWN = 0.9  # of the parameters: less of them with a known update, and the whole update's norm is not known
 QUARTERS = 4
 SUFFIX = re.compile(r"-[0-9a-f]{8}$")  # of the name of a pair that was given by two references
+
+
+class Chosen(TypedDict, total=False):
+    """What an audit was restricted to; without a key where it was not."""
+
+    components: list[str]
+    layers: list[int]  # from 0
+    modules: list[str]
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class Step:
     excess_purity: float | None
     coherent: int  # matrices inside layers that have equivalent_directions
     inside: int  # matrices inside layers that changed
-    chosen: Mapping[str, list[Any]]  # components, layers and modules that the audit was restricted to
+    chosen: Chosen
     ratio: float | None = None  # of this step's norm to the one before
     ratio_of: str | None = None  # unrounded, or stored
     no_ratio: str | None = None
@@ -144,33 +149,24 @@ class Lineage:
         return asdict(self)
 
 
-def read_step(folder: Path) -> Step | None:
+def read_step(report: SummarisedReport, where: str | None = None) -> Step | None:
     """A finished report as a step; None for one of siblings, of which neither came from the other.
 
-    Raises ShadowError when it cannot be read.
+    where: its folder, as the step tells it. Raises ShadowError when the report cannot be read.
     """
-    summary, metadata = read_summary(folder)
-    if metadata["settings"].get("relation") == "sibling":
+    provenance, summary = report.provenance, report.summary
+    if provenance.relation == "sibling":
         return None
-    return step_of(
-        summary,
-        metadata,
-        read_tables(folder, ["matrices"])["matrices"].to_pandas(),
-        str(folder),
-    )
-
-
-def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, folder: str) -> Step:
-    """A report as a step, from its summary, its provenance and its matrices."""
     start, end = _stages_of(summary.pair)
     inside = summary.inside_layers
     purity = inside["excess_purity_unrounded"]
-    told = Provenance.of(metadata)
-    chosen = {"components": told.components, "layers": told.layers, "modules": told.modules}
+    if purity is None:
+        purity = inside["excess_purity"]
+    norms = _norms(report.matrices)
     return Step(
         family=summary.family,
         pair=summary.pair,
-        folder=folder,
+        folder=str(report.folder) if where is None else where,
         base=summary.base,
         tuned=summary.tuned,
         start=start,
@@ -178,16 +174,33 @@ def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, 
         matrices=int(summary.figures["matrices"] or 0),
         failed_gates=[gate.name for gate in summary.failed_gates],
         relative_norm=summary.figures["relative_norm_overall"],
-        **_norms(matrices),
+        relative_norm_unrounded=norms.relative_unrounded,
+        no_unrounded=norms.no_unrounded,
+        norm=norms.stored,
+        norm_unrounded=norms.unrounded,
+        kept=norms.kept,
+        rounded_away=norms.rounded_away,
+        unexplained=norms.unexplained,
         zero_share=summary.figures["zero_share"],
         groups=_groups(summary),
         quarters=_quarters(summary),
         equivalent_directions=inside["equivalent_directions"],
-        excess_purity=inside["excess_purity"] if purity is None else purity,
+        excess_purity=purity,
         coherent=int(inside["coherent"] or 0),
         inside=int(inside["matrices"] or 0),
-        chosen={name: list(values) for name, values in chosen.items() if values},
+        chosen=_chosen(provenance),
     )
+
+
+def _chosen(provenance: Provenance) -> Chosen:
+    chosen: Chosen = {}
+    if provenance.components:
+        chosen["components"] = list(provenance.components)
+    if provenance.layers:
+        chosen["layers"] = list(provenance.layers)
+    if provenance.modules:
+        chosen["modules"] = list(provenance.modules)
+    return chosen
 
 
 def _stages_of(pair: str) -> tuple[str, str]:
@@ -196,18 +209,29 @@ def _stages_of(pair: str) -> tuple[str, str]:
     return start, end
 
 
-def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
-    """Norms of the change as one vector, as stored and unrounded, and how much of it is the update's."""
+@dataclass(frozen=True)
+class _Norms:
+    """Norms of the change as one vector, as stored and unrounded, and how much of it is the update's: see Step."""
+
+    stored: float | None
+    unrounded: float | None
+    relative_unrounded: float | None
+    no_unrounded: str | None
+    kept: float | None
+    rounded_away: int
+    unexplained: int
+
+
+def _norms(matrices: pd.DataFrame) -> _Norms:
+    """See `_Norms`."""
     keys = ["component", "layer", "tensor", "module", "expert"]
     bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
     rows = matrices[matrices["subject"] == "delta"].merge(
         bases.rename(columns={"frobenius_norm": "base_norm"}), on=keys, how="left"
     )
-    reasons = rows["kept_reason"]
-    counts = {
-        "rounded_away": int((reasons == "rounded_away").sum()),
-        "unexplained": int((reasons == "rounding_unexplained").sum()),
-    }
+    reasons = rows["kept_reason"].fillna("")
+    rounded_away = int((reasons == "rounded_away").sum())
+    unexplained = int((reasons == "rounding_unexplained").sum())
     stored, base = rows["frobenius_norm"].astype(float), rows["base_norm"].astype(float)
     whole = math.hypot(*stored) if len(rows) else None
     # of what was not rounded, the stored change is the update
@@ -215,38 +239,48 @@ def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
     kept = rows["kept"].astype(float).where(reasons != "nothing_rounded", 1.0)
     known = update.notna() & base.notna()
     share = _share(rows.loc[known, "parameters"].sum(), rows["parameters"].sum())
-    unrounded = None
+    relative = unrounded = no_unrounded = None
     if share is not None and share >= KNOWN:
-        unrounded = _share(math.hypot(*update[known]), math.hypot(*base[known]))
+        relative = _share(math.hypot(*update[known]), math.hypot(*base[known]))
+    if relative is None:
+        no_unrounded = _no_unrounded(len(rows), rounded_away, unexplained)
+    else:
+        unrounded = relative * math.hypot(*base[base.notna()])
     energies = (stored**2)[kept.notna()]
     enough = kept.notna().any() and energies.sum() >= KNOWN * (stored**2).sum()
-    return {
-        "norm": whole,
-        "relative_norm_unrounded": unrounded,
-        "norm_unrounded": None if unrounded is None else unrounded * math.hypot(*base[base.notna()]),
-        "no_unrounded": _no_unrounded(len(rows), counts) if unrounded is None else None,
-        "kept": _share((kept[kept.notna()] * energies).sum(), energies.sum()) if enough else None,
-        **counts,
-    }
+    return _Norms(
+        stored=whole,
+        unrounded=unrounded,
+        relative_unrounded=relative,
+        no_unrounded=no_unrounded,
+        kept=_share((kept[kept.notna()] * energies).sum(), energies.sum()) if enough else None,
+        rounded_away=rounded_away,
+        unexplained=unexplained,
+    )
 
 
 def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole > 0 else None
 
 
-def _no_unrounded(matrices: int, counts: Mapping[str, int]) -> str:
+def _no_unrounded(matrices: int, rounded_away: int, unexplained: int) -> str:
+    """Why the norm of the whole update is not known."""
     if not matrices:
         return "nothing changed"
-    told = [f"{name} in {count} of {matrices} matrices" for name, count in counts.items() if count]
-    return "; ".join(told).replace("rounded_away", "rounded away").replace("unexplained", "rounding unexplained") or (
-        "the report does not have it"
-    )
+    reasons = []
+    if rounded_away:
+        reasons.append(f"rounded away in {rounded_away} of {matrices} matrices")
+    if unexplained:
+        reasons.append(f"rounding unexplained in {unexplained} of {matrices} matrices")
+    return "; ".join(reasons) or "the report does not have it"
 
 
 def main_component(summary: Summary) -> str | None:
     """The component whose depth is told: language, or the one of most layers."""
     names = [row.component for row in summary.depth]
-    return None if not names else "language" if "language" in names else max(names, key=names.count)
+    if not names:
+        return None
+    return "language" if "language" in names else max(names, key=names.count)
 
 
 def _groups(summary: Summary) -> list[Group]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from shadow.findings.depth import (
 )
 from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
-from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
 from shadow.findings.grid import grid
 from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
 from shadow.findings.published import context_sentence, published_figures
@@ -58,6 +58,7 @@ from shadow.findings.summary_rows import (
     CoherenceRow,
     ComponentRow,
     GridRow,
+    Intervals,
     LayerRow,
     ModuleRow,
     OutsideRow,
@@ -74,8 +75,8 @@ from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import report_metadata
-from shadow.reports.tables import absent, absent_note, read_tables
+from shadow.reports.report import Report
+from shadow.reports.tables import absent_note
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second to import, and a summary that is believed needs none of it
@@ -147,10 +148,10 @@ class Summary:
     claims: Claims
     published: PublishedFigures  # what others published of this pair, and its place among released ones
     finding: Finding  # the answer in words, what else it may be, and what weights do not show
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    score_groups: list[dict[str, Any]] = field(default_factory=list)
-    score_files: list[dict[str, str]] = field(default_factory=list)
-    score_notes: list[str] = field(default_factory=list)
+    scores: list[Gain] = field(default_factory=list)  # one for each benchmark
+    score_groups: list[GroupGain] = field(default_factory=list)
+    score_files: list[ScoreFile] = field(default_factory=list)
+    score_notes: list[str] = field(default_factory=list)  # what was left out of the scores, or makes them doubtful
 
     @property
     def failed_gates(self) -> list[Gate]:
@@ -199,7 +200,9 @@ class Rows:
     def main(self) -> str | None:
         """The component whose depth is told: language, or the one of most layers."""
         counts = self.layers["component"].value_counts(sort=True)
-        return None if counts.empty else "language" if "language" in counts.index else str(counts.index[0])
+        if counts.empty:
+            return None
+        return "language" if "language" in counts.index else str(counts.index[0])
 
 
 def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
@@ -208,28 +211,49 @@ def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
     What an older report lacks is null, and a warning of the summary.
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
-    metadata = report_metadata(folder)
-    sealed = believed(folder, metadata)
+    report = SummarisedReport(folder)
+    return report.summary, report.provenance.told
+
+
+@dataclass(frozen=True)
+class SummarisedReport(Report):
+    """A finished report and its summary: whoever shows, judges or draws a report reads it through this."""
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The figures a person wants first: label, medians with intervals, components, modules, depth.
+
+        What an older report lacks is null, and a warning of the summary.
+        Raises ShadowError when the folder holds no finished report, or one of another schema.
+        """
+        summary = _believed_or_made(self)
+        try:
+            return with_scores(summary, read_kept(self.folder, self.provenance.told))
+        except ShadowError as error:  # the numbers do not rest on them
+            return summary.with_warning("scores_unreadable", error.message)
+
+
+def _believed_or_made(report: Report) -> Summary:
+    sealed = believed(report)
+    if sealed is None:
+        return _made_again(report)
     try:
-        summary = summary_from_json(sealed) if sealed is not None else _made_again(folder, metadata)
+        return summary_from_json(sealed)
     except TypeError:  # sealed by somebody else: not of the shape that every reader of a summary may rely on
-        summary = _made_again(folder, metadata)
-    try:
-        return with_scores(summary, read_kept(folder, metadata)), metadata
-    except ShadowError as error:  # the numbers do not rest on them
-        return summary.with_warning("scores_unreadable", error.message), metadata
+        return _made_again(report)
 
 
-def _made_again(folder: Path, metadata: ReportMetadata) -> Summary:
-    tables = read_tables(folder, SUMMARISED)
+def _made_again(report: Report) -> Summary:
+    tables = {name: report.table(name) for name in SUMMARISED}
     if not len(tables["tensors"]):
-        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
-    summary = summarise(tables, metadata)
-    missing = absent(folder)
-    return summary.with_warning("older_report", absent_note(missing)) if missing else summary
+        raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")
+    summary = summarise(tables, report.provenance.told)
+    if not report.absent:
+        return summary
+    return summary.with_warning("older_report", absent_note(report.absent))
 
 
-def summary_from_json(told: Mapping[str, Any]) -> Summary:
+def summary_from_json(told: Mapping[str, object]) -> Summary:
     """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
     columns = dict(told)
     codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
@@ -250,8 +274,14 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
     if not scored.gains:
         return summary
     not_shown = dict.fromkeys([*summary.claims.not_shown, MEASURED_BY_OTHERS])
-    claims = replace(summary.claims, not_shown=list(not_shown))
-    return replace(summary, claims=claims, **scored.as_json())
+    return replace(
+        summary,
+        claims=replace(summary.claims, not_shown=list(not_shown)),
+        scores=list(scored.gains),
+        score_groups=scored.groups,
+        score_files=scored.named_files,
+        score_notes=list(scored.notes),
+    )
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
@@ -265,6 +295,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     optimizer = metadata["settings"].get("optimizer")
     told = footprint(held, figures, intervals, optimizer if isinstance(optimizer, str) else None)
     depth = _by_layer(rows)
+    bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
     found = Summary(
         schema=SCHEMA,
         family=metadata["family"],
@@ -273,7 +304,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in STATUSES},
         figures=figures,
-        **_bounds(intervals, _delta_blocks(rows, rows.deltas)),
+        intervals=bounds.intervals,
+        layers=bounds.layers,
+        interval_level=bounds.interval_level,
+        no_interval=bounds.no_interval,
         resampling=INTERVALS,
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -358,22 +392,22 @@ def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
     return whole.where(np.ones(len(deltas), dtype=np.bool_))
 
 
-def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> dict[str, Any]:
-    """The keys of a row of the summary that tell its intervals."""
-    told = interval(lambda counts: np.zeros(len(counts)), blocks)
-    return {
-        "intervals": {name: found.bounds for name, found in intervals.items()},
-        "layers": told.layers,
-        "interval_level": told.level,
-        "no_interval": told.reason,
-    }
+def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> Intervals:
+    """What a row of the summary tells of its intervals."""
+    any_of_them = interval(lambda counts: np.zeros(len(counts)), blocks)
+    return Intervals(
+        intervals={name: of_figure.bounds for name, of_figure in intervals.items()},
+        layers=any_of_them.layers,
+        interval_level=any_of_them.level,
+        no_interval=any_of_them.reason,
+    )
 
 
 Figures = dict[str, float | int | None]
-Intervals = dict[str, Interval]
+IntervalsByName = dict[str, Interval]
 
 
-def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
+def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, IntervalsByName]:
     """Medians over rows, each counted once, and their intervals over layers."""
     columns = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
     figures: Figures = {name: _median(values) for name, values in columns.items()}
@@ -413,7 +447,7 @@ class _Sums:
             self.kept = (rows.layers["component"] == component).to_numpy()
         self.blocks = _blocks(rows.layers[self.kept])
         self.figures: Figures = {}
-        self.intervals: Intervals = {}
+        self.intervals: IntervalsByName = {}
 
     def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
@@ -432,7 +466,7 @@ class _Sums:
         self.add(name, partial(ratio, part, whole))
 
 
-def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
     """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
     depth = _Sums(rows, component or "")
     own = rows.deltas[rows.deltas["component"] == component]
@@ -449,10 +483,10 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
     return {"depth_layers": depth.blocks.layers, **depth.figures}, depth.intervals
 
 
-def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
     """Directions of the residual stream that stacked deltas are about: of a layer, the median, and of all layers."""
     figures: Figures = {}
-    intervals: Intervals = {}
+    intervals: IntervalsByName = {}
     own = rows.residual[rows.residual["component"] == component]
     for direction in ("reading", "writing"):
         stacks = own[own["direction"] == direction]
@@ -466,7 +500,7 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
     return figures, intervals
 
 
-def _figures(rows: Rows) -> tuple[Figures, Intervals]:
+def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     import pandas as pd
 
     tensors, deltas = rows.tensors, rows.deltas
@@ -553,7 +587,7 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
             "parameter_share": _parameter_share(own, rows),
         }
         bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
-        found.append(row_of(ComponentRow, medians, counted, depth, bounds))
+        found.append(row_of(ComponentRow, medians, counted, depth, vars(bounds)))
     return sorted(found, key=lambda row: _place(rules.components, row.component))
 
 
@@ -562,7 +596,7 @@ def _place(known: Sequence[str], name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _without_overall(intervals: Intervals) -> Intervals:
+def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
     """A component's relative norm is that of all its matrices as one vector: the median's interval is not its own."""
     return {name: found for name, found in intervals.items() if name != "relative_norm"}
 
@@ -601,7 +635,7 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
             "parameter_share": _parameter_share(group, rows),
         }
         bounds = _bounds(intervals | whole.intervals, blocks)
-        found.append(row_of(ModuleRow, medians, counted, whole.figures, bounds))
+        found.append(row_of(ModuleRow, medians, counted, whole.figures, vars(bounds)))
 
     def place(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
         return _place(rules.components, row.component), _place(rules.modules, row.module)

@@ -286,7 +286,7 @@ Row = TypeVar("Row")
 
 def row_of(kind: type[Row], *parts: Mapping[str, object]) -> Row:
     """A row from mappings that together have its fields; a later one goes before an earlier one."""
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     for part in parts:
         columns |= part
     return kind(**columns)
@@ -386,7 +386,7 @@ def _read_mapping(reader: Callable[[Any], Any], value: Any) -> Any:
 
 
 @cache
-def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+def _fields(kind: Any) -> tuple[dict[str, object], frozenset[str]]:
     """The types of the fields of a dataclass or a TypedDict, and which must be there."""
     types = get_type_hints(kind)
     if is_typeddict(kind):

@@ -6,10 +6,10 @@ Text takes the colour of the page around it, so that it is read in light and in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from shadow.errors import ShadowError, UsageError
 from shadow.findings.depth import LAYERS
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary import SummarisedReport, Summary
+from shadow.findings.summary_rows import Bounds, ModuleRow
 from shadow.outputs.terminal.typeset import bounds_text, fixed, number, percentage, share
 from shadow.places.names import name_rules
-from shadow.reports.report import Report
 from shadow.text import counted, nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]
@@ -33,14 +33,8 @@ CELL, LABEL_WIDTH, FOOT = 14, 110, 34  # pixels of the heat map
 
 
 @dataclass(frozen=True)
-class AuditReport(Report):
+class AuditReport(SummarisedReport):
     """A finished report: what `audit` and `read` return."""
-
-    @cached_property
-    def summary(self) -> Summary:
-        """The figures a person wants first: label, medians with intervals, components, modules, depth."""
-        summary, _ = read_summary(self.folder)
-        return summary
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -91,11 +85,10 @@ class AuditReport(Report):
     def _repr_html_(self) -> str:
         """Headline, module table and heat map, for notebooks."""
         try:
-            told = self.summary.as_json()
-            deltas = self.deltas
+            summary, deltas = self.summary, self.deltas
         except ShadowError as error:
             return str(Markup("<p><strong>{}</strong><br>{}</p>").format(visible(error.message), error.hint or ""))
-        parts = [self._headline(), _warnings(told), _module_table(told["modules"]), _heat_map(deltas)]
+        parts = [self._headline(), _warnings(summary), _module_table(summary.modules), _heat_map(deltas)]
         return str(Markup("<div>{}</div>").format(Markup("").join(parts)))
 
     def _headline(self) -> Markup:
@@ -153,33 +146,31 @@ def _alternatives(rows: pd.DataFrame) -> str | None:
 
 def _size(summary: Summary) -> str:
     """What changed, by how much, and how concentrated it is: one line."""
-    told = summary.as_json()
-    figures, intervals = told["figures"], told["intervals"]
-    matrices = figures["matrices"] or 0
+    figures = summary.figures
+    matrices = int(figures["matrices"] or 0)
     changed = f"{counted(matrices, 'matrix', 'matrices')} changed"
     if not matrices:
         return changed
     changed += f", {percentage(figures['parameters_measured'], figures['parameters'])} of the parameters"
     norm = f"relative norm {share(figures['relative_norm_overall'])}"
-    concentration = f"concentration {_within(figures, intervals, 'concentration')}"
+    concentration = f"concentration {_within(figures['concentration'], summary.intervals.get('concentration'))}"
     return f"{changed}; {norm}; {concentration}"
 
 
-def _within(figures: Mapping[str, Any], intervals: Mapping[str, Any], name: str) -> str:
+def _within(figure: float | None, bounds: Bounds) -> str:
     """A figure with two decimals and its interval, where it has one."""
-    bounds = intervals.get(name)
     if bounds is None:
-        return fixed(figures[name])
-    return f"{fixed(figures[name])} ({bounds_text(bounds, fixed)})"
+        return fixed(figure)
+    return f"{fixed(figure)} ({bounds_text(bounds, fixed)})"
 
 
-def _warnings(told: Mapping[str, Any]) -> Markup:
-    texts = [f"the gate {gate['name']} failed: {gate['reason']}" for gate in told["gates"] if not gate["passed"]]
-    texts += [str(one["text"] if isinstance(one, Mapping) else one) for one in told["warnings"]]
+def _warnings(summary: Summary) -> Markup:
+    texts = [f"the gate {gate.name} failed: {gate.reason}" for gate in summary.failed_gates]
+    texts += [warning.text for warning in summary.warnings]
     return Markup("").join(Markup("<p>⚠ {}</p>").format(visible(text)) for text in texts)
 
 
-def _module_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _module_table(rows: Sequence[ModuleRow]) -> Markup:
     """A row for each module that changed."""
     if not rows:
         return Markup("")
@@ -187,14 +178,14 @@ def _module_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
     lines = [_table_row("th", heads)]
     for row in rows[:MOST_ROWS]:
         cells = (
-            row["component"],
-            row["module"],
-            number(row["matrices"]),
-            share(row["relative_norm"]),
-            _within(row, row["intervals"], "concentration"),
-            number(row["participation_ratio"]),
-            number(row["null_participation_ratio"]),
-            number(row["spikes"]),
+            row.component,
+            row.module,
+            number(row.matrices),
+            share(row.relative_norm),
+            _within(row.concentration, row.intervals.get("concentration")),
+            number(row.participation_ratio),
+            number(row.null_participation_ratio),
+            number(row.spikes),
         )
         lines.append(_table_row("td", cells))
     more = Markup("")

@@ -137,8 +137,11 @@ class Provenance:
     seconds: float | None
     """How long that run took, 0 or more."""
 
+    compute_dtype: str | None
+    """The dtype that the numbers were computed in."""
+
     device: str | None
-    """What the numbers were computed on."""
+    """What they were computed on."""
 
     libraries: Mapping[str, str] = field(hash=False)
     """The versions of the libraries that made the numbers, by name."""
@@ -176,6 +179,7 @@ class Provenance:
             modules=_all_that_are(str, chosen.get("modules")),
             started=_if_is(str, metadata.get("started")),
             seconds=_seconds(metadata.get("seconds")),
+            compute_dtype=_if_is(str, metadata.get("compute_dtype")),
             device=_if_is(str, metadata.get("device")),
             libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
             told=metadata,

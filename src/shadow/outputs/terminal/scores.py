@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,6 +16,7 @@ from shadow.text import several, visible
 
 if TYPE_CHECKING:
     from shadow.findings.correlation import Correlation, ScoredSet
+    from shadow.findings.gains import Gain, GroupGain
     from shadow.findings.summary import Summary
 
 ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
@@ -28,13 +29,13 @@ def scores_line(summary: Summary) -> str:
     groups, parts = summary.score_groups, []
     only = len(groups) == 1
     for group in groups[:GROUPS]:
-        own = [row for row in summary.scores if row["group"] == group["group"] and row["gain"] is not None]
-        if group["group"] is None and only and 0 < len(own) <= NAMED:
-            parts += [f"{row['benchmark']} gain {_gain(row)}" for row in own]
+        scores = [row for row in summary.scores if row.group == group.group and row.gain is not None]
+        if group.group is None and only and 0 < len(scores) <= NAMED:
+            parts += [f"{row.benchmark} gain {_gain(row)}" for row in scores]
             continue
-        name = group["group"] or ("mean" if only else "other")
-        over = f" over {len(own)} benchmarks" if len(own) > 1 else ""
-        gain = f"none: {group['reason']}" if group["gain"] is None else f"{_gain(group)}{over}"
+        name = group.group or ("mean" if only else "other")
+        over = f" over {len(scores)} benchmarks" if len(scores) > 1 else ""
+        gain = f"none: {group.reason}" if group.gain is None else f"{_gain(group)}{over}"
         parts.append(f"{name} gain {gain}")
     if len(groups) > GROUPS:
         parts.append(f"{len(groups) - GROUPS} more groups")
@@ -43,9 +44,10 @@ def scores_line(summary: Summary) -> str:
     return ", ".join(parts)
 
 
-def _gain(row: Mapping[str, Any]) -> str:
-    error = row["gain_stderr"]
-    return signed(row["gain"]) + ("" if error is None else f" ± {number(error, 2)}")
+def _gain(row: Gain | GroupGain) -> str:
+    if row.gain_stderr is None:
+        return signed(row.gain)
+    return f"{signed(row.gain)} ± {number(row.gain_stderr, 2)}"
 
 
 def signed(value: float | None) -> str:
@@ -60,18 +62,26 @@ def scores_table(summary: Summary) -> RenderableType:
     rows = summary.scores[:ROWS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("benchmark", style="cyan", overflow="fold")
-    shown = [key for key in ("group", "metric") if any(row[key] for row in rows)]
-    for key in shown:
-        table.add_column(key, overflow="fold")
-    with_errors = any(row["gain_stderr"] is not None for row in rows)
+    with_groups = any(row.group for row in rows)
+    with_metrics = any(row.metric for row in rows)
+    with_errors = any(row.gain_stderr is not None for row in rows)
+    for name, shown in (("group", with_groups), ("metric", with_metrics)):
+        if shown:
+            table.add_column(name, overflow="fold")
     for name in ("base", "tuned", "gain", *(["±"] if with_errors else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        lower = " (less is better)" if row["higher_is_better"] is False else ""
-        cells = [Text(visible(row["benchmark"] + lower)), *(Text(visible(row[key] or "-")) for key in shown)]
-        cells += [Text(number(row[key], 4)) for key in ("base", "tuned")] + [Text(signed(row["gain"]))]
-        table.add_row(*cells, *([number(row["gain_stderr"], 2)] if with_errors else []))
-    named = several([file["name"] for file in summary.score_files], 3)
+        lower = " (less is better)" if row.higher_is_better is False else ""
+        cells = [Text(visible(f"{row.benchmark}{lower}"))]
+        if with_groups:
+            cells.append(Text(visible(row.group or "-")))
+        if with_metrics:
+            cells.append(Text(visible(row.metric or "-")))
+        cells += [Text(number(row.base, 4)), Text(number(row.tuned, 4)), Text(signed(row.gain))]
+        if with_errors:
+            cells.append(Text(number(row.gain_stderr, 2)))
+        table.add_row(*cells)
+    named = several([file.name for file in summary.score_files], 3)
     title = Text(f"Scores, measured by others: {visible(named)}", "italic", overflow="fold")
     return Group(title, table, *_notes(summary.score_notes, len(summary.scores)))
 
