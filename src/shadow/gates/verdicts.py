@@ -221,7 +221,7 @@ class Measured:
             rows = rows[rows[key] == wanted]
         values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
-        layers = rows["layer"].where(rows["layer"] >= 0).to_numpy(dtype=np.float64, na_value=np.nan)
+        layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
         return JudgedFigure(name, median, interval.bounds if median is not None else None, interval.reason or "")
 
@@ -230,15 +230,16 @@ class Measured:
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
-        modules = [None] * len(tensors) if name.module is None else tensors["module"]
-        covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]
+        components = tensors["component"].fillna("")
+        modules = [None] * len(tensors) if name.module is None else tensors["module"].fillna("")
+        covered = [name.covers(*place) for place in zip(components, modules, strict=True)]
         of_scope = tensors[np.array(covered, dtype=np.bool_)]
         what = ".".join(filter(None, (name.component, name.module)))
         if of_scope.empty:
             return f"the report has no {what}"
         if (of_scope["status"] == "identical").any():
             return f"{what} is identical to the base's"
-        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"])))
+        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())))
         return f"{what} was not measured ({reasons})" if reasons else f"{what} has no base to differ from"
 
 

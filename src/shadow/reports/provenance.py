@@ -149,9 +149,10 @@ class Provenance:
     told: ReportMetadata = field(hash=False, repr=False)
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ReportMetadata:
         """All that the report's files say of how it was made. A number that is not finite is None."""
-        return json.loads(json.dumps(self.told), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+        stored: ReportMetadata = json.loads(json.dumps(self.told), parse_constant=lambda _: None)
+        return stored
 
     @classmethod
     def of(cls, metadata: ReportMetadata) -> Provenance:

@@ -47,8 +47,8 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions, *, p_values
     Of two reports it also tells in which modules and layers they differ. p_values: also show p.
     """
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
-    first = comparison.reports[0]["label"]
-    against_first = [one for one in comparison.contrasts if one.first == first]
+    first = comparison.reports[0].label
+    against_first = [contrast for contrast in comparison.contrasts if contrast.first == first]
     parts: list[RenderableType] = [_compared(comparison), ""]
     if comparison.ranking:
         parts += [_ranking(comparison), ""]
@@ -71,24 +71,24 @@ def _compared(comparison: Comparison) -> RenderableType:
     """The reports by their letters, and where they lie."""
     rows = Table.grid(padding=(0, 2))
     for report in comparison.reports:
-        name = Text(overflow="fold").append(visible(report["pair"]), "bold cyan")
-        name.append(f" of {visible(report['family'])}  ").append(visible(f"{report['folder']}/"), "dim")
-        rows.add_row(Text(report["label"], "bold"), name)
+        name = Text(overflow="fold").append(visible(report.pair), "bold cyan")
+        name.append(f" of {visible(report.family)}  ").append(visible(f"{report.folder}/"), "dim")
+        rows.add_row(Text(report.label, "bold"), name)
     return Group(Rule(Text("compare", "bold"), align="left", style="dim"), rows)
 
 
 def _ranking(comparison: Comparison) -> RenderableType:
-    count = counted(comparison.ranking[0]["cells"], "matrix", "matrices")
+    count = counted(comparison.ranking[0].cells, "matrix", "matrices")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.title = f"By median concentration over the {count} in layers that all have changed"
     table.add_column("rank", justify="right")
     table.add_column("report", style="cyan", overflow="fold")
     table.add_column("conc.", justify="right", no_wrap=True)
     table.add_column("against the next")
-    pairs = {report["label"]: report["pair"] for report in comparison.reports}
+    pairs = {report.label: report.pair for report in comparison.reports}
     for row in comparison.ranking:
-        name = Text(visible(f"{row['label']} {pairs[row['label']]}"), overflow="fold")
-        table.add_row(str(row["rank"]), name, fixed(row["concentration"]), row["to_next"] or "")
+        name = Text(visible(f"{row.label} {pairs[row.label]}"), overflow="fold")
+        table.add_row(str(row.rank), name, fixed(row.concentration), row.to_next or "")
     return table
 
 
@@ -97,14 +97,15 @@ def _contrast(contrast: Contrast, width: int, p_values: bool) -> list[Renderable
     facts, matched = Table.grid(padding=(0, 2)), contrast.matched
     known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
     facts.add_row(Text("relation", "dim"), f"{contrast.relation}{known}")
-    votes = f"{matched['in_layers']:,} of them in {counted(int(matched['layers']), 'layer', 'layers')} vote"
-    facts.add_row(Text("over", "dim"), f"{counted(int(matched['matrices']), 'matrix', 'matrices')} of both; {votes}")
+    votes = f"{matched.in_layers:,} of them in {counted(matched.layers, 'layer', 'layers')} vote"
+    facts.add_row(Text("over", "dim"), f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}")
     for row in contrast.unmatched:
-        left = Text(f"{row['matrices']:,} {visible(row['reason'])} ", overflow="fold")
-        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row['examples'][0])}", "dim"))
-    told = visible(contrast.sentence)
+        left = Text(f"{row.matrices:,} {visible(row.reason)} ", overflow="fold")
+        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row.examples[0])}", "dim"))
+    sentence = visible(contrast.sentence)
     sure = contrast.verdict in ("more concentrated", "less concentrated")
-    parts: list[RenderableType] = [facts, "", Text(f"{told[:1].upper()}{told[1:]}.", "bold" if sure else "yellow"), ""]
+    verdict = Text(f"{sentence[:1].upper()}{sentence[1:]}.", "bold" if sure else "yellow")
+    parts: list[RenderableType] = [facts, "", verdict, ""]
     parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in contrast.warnings]
     return [*parts, _figures_apart(contrast, width, p_values), ""]
 
@@ -139,16 +140,20 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
 
 
 def modules_apart(contrast: Contrast, width: int) -> RenderableType:
+    """A row for each module: the concentration of both, and as many differences as there is room for."""
     rows = contrast.modules
-    several = len({row["component"] for row in rows}) > 1
     columns = [
-        *([("component", [visible(row["component"]) for row in rows])] if several else []),
-        ("module", [visible(row["module"]) for row in rows]),
-        ("n", [f"{row['matrices']:,}" for row in rows]),
-        (f"conc. {contrast.first}", [fixed(row["concentration_first"]) for row in rows]),
-        (contrast.second, [fixed(row["concentration_second"]) for row in rows]),
+        ("module", [visible(row.module) for row in rows]),
+        ("n", [f"{row.matrices:,}" for row in rows]),
+        (f"conc. {contrast.first}", [fixed(row.concentration_first) for row in rows]),
+        (contrast.second, [fixed(row.concentration_second) for row in rows]),
     ]
-    wider = [(99, title, [apart(row[name], scale) for row in rows]) for name, (title, scale) in MODULE_FIGURES.items()]
+    if len({row.component for row in rows}) > 1:
+        columns.insert(0, ("component", [visible(row.component) for row in rows]))
+    wider = [
+        (99, title, [apart(getattr(row, name), scale) for row in rows])
+        for name, (title, scale) in MODULE_FIGURES.items()
+    ]
     title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
     return text_table(title, columns, wider, width, gap=2)
 
@@ -156,10 +161,11 @@ def modules_apart(contrast: Contrast, width: int) -> RenderableType:
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
     """One sparkline by layer for each component and figure, scaled from its own least to its own largest value."""
     grid = Table.grid(padding=(0, 2))
-    components = list(dict.fromkeys(row["component"] for row in contrast.layers))
+    components = list(dict.fromkeys(row.component for row in contrast.layers))
     for component in components:
         for name in ("concentration", "stable_rank", "top4_energy"):
-            values = [row[name] for row in contrast.layers if row["component"] == component and row[name] is not None]
+            figures = [getattr(row, name) for row in contrast.layers if row.component == component]
+            values = [figure for figure in figures if figure is not None]
             if len(values) < 2:
                 continue
             title, scale = MODULE_FIGURES[name]
@@ -169,7 +175,7 @@ def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableT
             grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(span, "dim"))
     if not grid.rows:
         return []
-    layers = [row["layer"] for row in contrast.layers]
+    layers = [row.layer for row in contrast.layers]
     return [Text(f"By depth, layer {min(layers)} to {max(layers)}", "italic"), grid, ""]
 
 
