@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import QuarterRow
@@ -21,6 +21,7 @@ from shadow.text import counted
 if TYPE_CHECKING:
     from shadow.findings.footprint import Gate
     from shadow.findings.summary import Summary
+    from shadow.reports.metadata import SettingsMetadata
 
 Answer = Literal["no", "fits", "cannot_be_excluded"]
 Figure = float | int
@@ -135,7 +136,7 @@ EXPLANATIONS: Mapping[str, str] = {
 }
 
 
-def finding(summary: Summary, settings: Mapping[str, Any], published: Sentence | None = None) -> Finding:
+def finding(summary: Summary, settings: SettingsMetadata, published: Sentence | None = None) -> Finding:
     """The finding of a summary. settings are those of its audit; published is what is known of other pairs."""
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
@@ -151,9 +152,12 @@ def finding(summary: Summary, settings: Mapping[str, Any], published: Sentence |
     return Finding(sentences, others, list(NOT_SHOWN))
 
 
-def _chosen(settings: Mapping[str, Any]) -> list[str]:
+def _chosen(settings: SettingsMetadata) -> list[str]:
+    """What the audit was restricted by: components, layers, modules."""
     chosen = settings.get("chosen")
-    return [str(name) for name, values in chosen.items() if values] if isinstance(chosen, Mapping) else []
+    if not isinstance(chosen, Mapping):
+        return []
+    return [str(name) for name, values in chosen.items() if values]
 
 
 # ------------------------------------------------------------------------------------------------ numbers as words
@@ -676,7 +680,7 @@ def _few_values(summary: Summary) -> list[Sentence]:
 # ------------------------------------------------------------------------------------------------ context
 
 
-def _context(summary: Summary, relation: Any) -> list[Sentence]:
+def _context(summary: Summary, relation: object) -> list[Sentence]:
     if relation == "sibling":
         return [
             Sentence("siblings", "Neither side was tuned from the other: this is the difference of two siblings.", {})

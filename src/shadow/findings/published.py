@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.files import registry_folder
 from shadow.findings.finding import percent
@@ -24,6 +24,8 @@ from shadow.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from shadow.reports.metadata import ReportMetadata
 
 SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
 SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out
@@ -107,7 +109,7 @@ def family_of(repo: str, table: Iterable[Released]) -> str:
 
 
 def published_figures(
-    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: Mapping[str, Any], unrelated: bool
+    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: ReportMetadata, unrelated: bool
 ) -> PublishedFigures:
     """What the published figures say of a report; metadata is what Identity has, unrelated: its lineage gate failed.
 
@@ -140,7 +142,7 @@ def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
     return next((one for one in table if (one.base.lower(), one.tuned.lower()) == names), None)
 
 
-def _not_whole(tensors: pd.DataFrame, metadata: Mapping[str, Any]) -> str | None:
+def _not_whole(tensors: pd.DataFrame, metadata: ReportMetadata) -> str | None:
     """Why means over the tensors of a report are not those over the tensors of the pair; None where they are."""
     chosen = metadata["settings"].get("chosen") or {}
     if any(chosen.get(name) for name in ("components", "layers", "modules")):
@@ -149,7 +151,7 @@ def _not_whole(tensors: pd.DataFrame, metadata: Mapping[str, Any]) -> str | None
     return f"{int(missing.sum())} tensors could not be measured" if missing.any() else None
 
 
-def _no_pair(metadata: Mapping[str, Any], unrelated: bool) -> str | None:
+def _no_pair(metadata: ReportMetadata, unrelated: bool) -> str | None:
     if metadata["settings"].get("relation") == "sibling":
         return "neither side was trained from the other"
     return "the two sides are not of one lineage" if unrelated else None

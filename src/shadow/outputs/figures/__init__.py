@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing, read_start
@@ -94,11 +94,13 @@ def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figur
     return figure, DRAWN[kind](figure, sources, choice)
 
 
-def _metadata(suffix: str) -> dict[str, Any]:
+def _metadata(suffix: str) -> dict[str, str | None]:
     """Who drew it, and no date."""
     if suffix == "png":
         return {"Software": MARK}
-    return {"Creator": MARK, **({"Date": None} if suffix == "svg" else {"Producer": MARK, "CreationDate": None})}
+    if suffix == "svg":
+        return {"Creator": MARK, "Date": None}
+    return {"Creator": MARK, "Producer": MARK, "CreationDate": None}
 
 
 DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from shadow.outputs.figures.source import (
 from shadow.outputs.figures.style import (
     CURVES,
     GREY,
+    CurveStyle,
     annotate,
     axis_label,
     entitle,
@@ -108,21 +109,20 @@ def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str]
 
 def _depth_curves(
     sources: list[FigureData], modules: list[str], metric: str
-) -> Iterator[tuple[str, dict[str, Any], pd.Series[float]]]:
+) -> Iterator[tuple[str, CurveStyle, pd.Series[float]]]:
     """(label, style, values by layer): of several reports one each, of one report one for each module."""
     for place, source in enumerate(sources):
         for number, module in enumerate(modules):
-            own = source.inside[source.inside["module"] == module]
-            values = own.groupby("layer")[metric].median()
-            values = (
-                values.reindex(range(int(values.index.min()), int(values.index.max()) + 1)) if len(values) else values
-            )
+            rows = source.inside[source.inside["module"] == module]
+            values = rows.groupby("layer")[metric].median()
+            if len(values):
+                values = values.reindex(range(int(values.index.min()), int(values.index.max()) + 1))
             style = thinned(CURVES[place + number], len(values), place + number)
             style |= {"linewidth": 0.7, "markersize": 2.2} if number else {"zorder": 3}
             yield shown(module, 24) if len(sources) == 1 else names_of(sources)[place], style, values
 
 
-def _draw_concentration(axes: Axes, source: FigureData, style: Mapping[str, Any], place: int, *, alone: bool) -> None:
+def _draw_concentration(axes: Axes, source: FigureData, style: CurveStyle, place: int, *, alone: bool) -> None:
     """Medians by layer, with the quartiles of a layer's matrices; at the right the median of all with its interval."""
     by_layer = source.inside.groupby("layer")["concentration"]
     medians = by_layer.median()
@@ -135,5 +135,6 @@ def _draw_concentration(axes: Axes, source: FigureData, style: Mapping[str, Any]
         return
     axes.errorbar(
         [1.02 + 0.025 * place], [value], yerr=spread(value, bounds), clip_on=False,
-        transform=axes.get_yaxis_transform(), capsize=1.5, elinewidth=0.9, **{**style, "linestyle": "none"},
+        transform=axes.get_yaxis_transform(), capsize=1.5, elinewidth=0.9,
+        color=style["color"], marker=style["marker"], linestyle="none",
     )  # fmt: skip

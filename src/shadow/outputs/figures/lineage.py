@@ -111,4 +111,4 @@ def _draw_groups(axes: Axes, steps: Sequence[Step]) -> None:
     axes.set_ylabel("energy by\nmodules")
     if below.any():
         named = [name for name, share in zip(names, shares, strict=True) if share.any()]
-        axes.legend(**{**legend_above(named), "handlelength": 1.3})
+        axes.legend(**legend_above(named) | {"handlelength": 1.3})

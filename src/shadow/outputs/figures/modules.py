@@ -38,7 +38,10 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     if len(sources) > 1:
         from matplotlib.lines import Line2D
 
-        handles = [Line2D([], [], **{**CURVES[place], "linestyle": "none"}) for place in range(len(sources))]
+        handles = [
+            Line2D([], [], color=style["color"], marker=style["marker"], linestyle="none")
+            for style in CURVES[: len(sources)]
+        ]
         axes.legend(handles, names_of(sources), **legend_above(names_of(sources)))
     axes.tick_params(length=2, pad=2)
     axes.tick_params(axis="y", length=0)
@@ -60,6 +63,6 @@ def _draw_module_rows(axes: Axes, source: FigureData, modules: list[str], place:
         bounds = row.intervals.get("concentration")
         axes.errorbar(
             [row.concentration], [y + shift], xerr=spread(row.concentration, bounds), capsize=2, elinewidth=1.1,
-            zorder=3, **{**style, "linestyle": "none", "markersize": 3.6},
+            zorder=3, color=style["color"], marker=style["marker"], linestyle="none", markersize=3.6,
             markerfacecolor=style["color"] if bounds else "white",
         )  # fmt: skip

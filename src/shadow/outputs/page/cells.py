@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,22 @@ def columns_of(subject: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(name for name in FIRST if name in own), *own]))
 
 
-def metric_texts() -> dict[str, dict[str, Any]]:
+class MetricText(TypedDict):
+    """What `explain` says of a column, and how to draw it."""
+
+    text: str
+    formula: str
+    unit: str
+    range: str
+    null: str | None  # when it is missing
+    source: str
+    pitfalls: str
+    delta: bool  # have delta rows alone this column?
+    under_null: str | float | None  # what it would be with random signs: a column, or a number
+    signed: bool  # does its 0 divide?
+
+
+def metric_texts() -> dict[str, MetricText]:
     """What `explain` says of every column that can be drawn, and how to draw it."""
     delta_only = {column.name for column in DELTA}
     return {
@@ -154,7 +169,45 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     return sorted(found.values(), key=order)
 
 
-def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> dict[str, Any]:
+# What a column says of a module: median, its interval over layers, over how many layers, and the interval's level.
+ModuleFigure = list[float | int | list[float | int | None] | None]
+
+
+class Range(TypedDict):
+    """The least and the largest value of a column in each cell."""
+
+    low: Listed
+    high: Listed
+
+
+class Experts(TypedDict):
+    """The single experts of cells that have several."""
+
+    cell: list[int]  # of each expert matrix
+    expert: list[int]  # its number, from 0
+    values: dict[str, Listed]  # by column
+
+
+class DrawnCells(TypedDict):
+    """The cells of a report for the charts. Lists have a value for each cell unless it says otherwise."""
+
+    groups: list[list[str]]  # component and module of each group
+    group: list[int]  # the number of its group, from 0
+    layer: list[int | None]
+    state: list[str]
+    reason: list[str | None]
+    matrices: list[int]
+    tensor: list[str | None]  # the name of its first matrix
+    rows: Listed  # of its first matrix
+    cols: Listed
+    values: dict[str, dict[str, Listed]]  # medians, by subject and column
+    shift: dict[str, Listed]  # tuned - base, by column
+    ranges: dict[str, Range]  # by column
+    modules: dict[str, dict[str, list[ModuleFigure | None]]]  # by subject and column, a value for each group
+    experts: Experts | dict[str, Listed]  # empty where there are none
+
+
+def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnCells:
     """Places, values, ranges, intervals by module and experts of a report that shares a page with pairs - 1 others."""
     number = {cell.place: index for index, cell in enumerate(cells)}
     cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
@@ -267,7 +320,7 @@ def _rows_of(part: _Part) -> list[tuple[int, int]]:
     return list(zip(part.rows.tolist(), part.cell.tolist(), strict=True))
 
 
-def _ranges(deltas: _Part, cells: int) -> dict[str, dict[str, Listed]]:
+def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
     """Least and largest value of every column of deltas in the cells that hold several matrices."""
     several = np.bincount(deltas.cell, minlength=cells)[deltas.cell] > 1
     if not several.any():
@@ -284,33 +337,35 @@ def _ranges(deltas: _Part, cells: int) -> dict[str, dict[str, Listed]]:
 class _Group:
     """The matrices of a module that are of one subject: where its figures go, and their values."""
 
-    lists: list[list[Any]]  # of each column that has any value here
+    lists: list[list[ModuleFigure | None]]  # of each column that has any value here
     place: int  # in these lists
     values: Numbers  # (rows, columns)
 
 
 def _by_group(
     matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
-) -> dict[str, dict[str, list[Any]]]:
+) -> dict[str, dict[str, list[ModuleFigure | None]]]:
     """The median of every column over the matrices of a module, its interval over layers, and over how many.
 
     By subject and column. Modules whose matrices lie in the same layers are resampled at once.
     """
-    found = {subject: {name: [None] * len(index) for name in part.names} for subject, part in parts.items()}
+    figures: dict[str, dict[str, list[ModuleFigure | None]]] = {
+        subject: {name: [None] * len(index) for name in part.names} for subject, part in parts.items()
+    }
     layers = matrices.numbers("layer")
     alike: dict[bytes, list[_Group]] = {}
     for subject, part in parts.items():
-        own: dict[tuple[str, str], list[int]] = {}
+        rows_of: dict[tuple[str, str], list[int]] = {}
         for number, row in enumerate(part.rows.tolist()):
             component, _, module = matrices.places[row]
-            own.setdefault((component, module), []).append(number)
-        for group, numbers in own.items():
+            rows_of.setdefault((component, module), []).append(number)
+        for module_of, numbers in rows_of.items():
             names, values = _present(part.names, part.values[numbers])
-            told = _Group([found[subject][name] for name in names], index[group], values)
-            alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(told)
-    for key, several in alike.items():
-        _tell(several, np.frombuffer(key))
-    return found
+            group = _Group([figures[subject][name] for name in names], index[module_of], values)
+            alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(group)
+    for key, groups in alike.items():
+        _tell(groups, np.frombuffer(key))
+    return figures
 
 
 def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
@@ -326,7 +381,7 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
             cells[group.place] = [median, pair, one.layers, one.level]
 
 
-def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> dict[str, Any]:
+def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:
     """The single experts of every cell that has several, in as many columns as the page has room for."""
     experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
     rows = matrices.of("delta")

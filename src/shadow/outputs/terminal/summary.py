@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import ConsoleOptions, Group, RenderableType
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
     from shadow.findings.reference import Position
     from shadow.findings.summary import Summary
     from shadow.findings.summary_rows import AloneRow, ComponentRow, LayerRow, ModuleRow
+    from shadow.reports.metadata import ReportMetadata
 
 
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
 
 def summary_view(
-    summary: Summary, provenance: Mapping[str, Any], folder: Path, options: ConsoleOptions, *, full: bool = False
+    summary: Summary, provenance: ReportMetadata, folder: Path, options: ConsoleOptions, *, full: bool = False
 ) -> RenderableType:
     """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules; or everything."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
@@ -366,7 +367,7 @@ def _without_base(rows: Iterable[AloneRow]) -> RenderableType:
     return table
 
 
-def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> RenderableType:
+def _footer(summary: Summary, provenance: ReportMetadata, folder: Path) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
     seconds = provenance.get("seconds")
