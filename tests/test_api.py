@@ -597,7 +597,8 @@ def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, m
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight [", "more concentrated\n0 ["]
+    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight [", "demo:base..broad 0.25"]
+    wanted.append("more concentrated\n0 [")
     assert wanted[number] in capsys.readouterr().out
 
 

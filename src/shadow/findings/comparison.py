@@ -375,12 +375,12 @@ class Comparison:
     def as_json(self) -> dict[str, Any]:
         """For machines; the rows of single matrices are left to the Parquet file."""
         without_rows = [replace(contrast, rows=[]) for contrast in self.contrasts]
-        told = asdict(replace(self, contrasts=without_rows, scores=None))
-        for contrast in told["contrasts"]:
+        as_dict = asdict(replace(self, contrasts=without_rows, scores=None))
+        for contrast in as_dict["contrasts"]:
             del contrast["rows"]
         if self.scores is not None:
-            told["scores"] = self.scores.as_json()
-        return told
+            as_dict["scores"] = self.scores.as_json()
+        return as_dict
 
     @property
     def rows(self) -> list[dict[str, Cell]]:
@@ -393,8 +393,8 @@ class Comparison:
         keys = ("first", "second", "relation", "verified", "verdict")
         contrasts = [{key: getattr(contrast, key) for key in keys} for contrast in self.contrasts]
         reports = [asdict(report) for report in self.reports]
-        told = {"schema": self.schema, "margin": self.margin, "reports": reports, "contrasts": contrasts}
-        return {"version": self.version, "comparison": told}
+        comparison = {"schema": self.schema, "margin": self.margin, "reports": reports, "contrasts": contrasts}
+        return {"version": self.version, "comparison": comparison}
 
 
 def compare(

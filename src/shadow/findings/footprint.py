@@ -90,8 +90,8 @@ def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
             _formats(deltas, weights)]  # fmt: skip
 
 
-def failed(found: Sequence[Gate]) -> list[Gate]:
-    return [gate for gate in found if not gate.passed]
+def failed(listed: Sequence[Gate]) -> list[Gate]:
+    return [gate for gate in listed if not gate.passed]
 
 
 def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
@@ -105,13 +105,13 @@ def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
     totals = sized.groupby("side")["size"].sum()
     side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
-    own = sized[sized["side"] == side]
+    rows = sized[sized["side"] == side]
     # a report made before `compared` was added says it by the status of whole tensors alone
-    paired = (own["status"] == "identical") | (
-        (own["status"] == "measured") & (own["reason"] != "only_in_tuned")
-        | (own["reason"] == "not_a_matrix") & own["relative_norm"].notna()
+    paired = (rows["status"] == "identical") | (
+        (rows["status"] == "measured") & (rows["reason"] != "only_in_tuned")
+        | (rows["reason"] == "not_a_matrix") & rows["relative_norm"].notna()
     )
-    return own.assign(compared=own["compared"].fillna(own["size"].where(paired, 0)))
+    return rows.assign(compared=rows["compared"].fillna(rows["size"].where(paired, 0)))
 
 
 def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
@@ -211,7 +211,7 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 
 def footprint(
-    found: Sequence[Gate],
+    held: Sequence[Gate],
     figures: Mapping[str, float | int | None],
     intervals: Mapping[str, Interval],
     optimizer: str | None = None,
@@ -221,11 +221,11 @@ def footprint(
     evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
     shipped = calibration()
     trainings = choose(shipped.trainings, figures["short_side"], optimizer)
-    given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
-    compared = next(gate for gate in found if gate.name == "changed").figure is not None
+    given, reason = label([gate.reason for gate in failed(held)], figures, trainings, _unlike(shipped))
+    compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
         measured=_measured(bool(figures["matrices"]), compared),
-        consistent_with=_consistent_with(found, given, figures),
+        consistent_with=_consistent_with(held, given, figures),
         not_shown=[
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
             "figures as much as narrowness does",
@@ -285,7 +285,9 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
         ("embedding_rows_changed", None, lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed"),
     )
     return [
-        Evidence(name, float(figure), found.bounds if (found := intervals.get(name)) else None, without, says(figure))
+        Evidence(
+            name, float(figure), interval.bounds if (interval := intervals.get(name)) else None, without, says(figure)
+        )
         for name, without, says in rows
         if (figure := figures.get(name)) is not None
     ]
@@ -300,8 +302,8 @@ CONSISTENT = {  # with a failed gate, by its name
 }
 
 
-def _consistent_with(found: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
-    if stopped := failed(found):
+def _consistent_with(held: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
+    if stopped := failed(held):
         if stopped[0].name == "changed" and stopped[0].figure is None:
             return []  # nothing was compared
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]

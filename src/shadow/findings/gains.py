@@ -70,10 +70,12 @@ def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
     )
 
 
-def _reported(role: Role, told: CheckpointMetadata, asked: Reference | ComponentBase | None, stage: str) -> ScoredSide:
-    commit = told["commit"] if isinstance(told.get("commit"), str) else None
-    is_folder = commit is None and Path(told["repo"]).is_absolute()
-    return ScoredSide(role, told["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
+def _reported(
+    role: Role, metadata: CheckpointMetadata, asked: Reference | ComponentBase | None, stage: str
+) -> ScoredSide:
+    commit = metadata["commit"] if isinstance(metadata.get("commit"), str) else None
+    is_folder = commit is None and Path(metadata["repo"]).is_absolute()
+    return ScoredSide(role, metadata["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
 
 
 def sides_of_pair(pair: Pair) -> Sides:
@@ -82,13 +84,13 @@ def sides_of_pair(pair: Pair) -> Sides:
     return _asked("base", pair.base, start), _asked("tuned", pair.tuned, end)
 
 
-def _asked(role: Role, one: Reference | ComponentBase, stage: str) -> ScoredSide:
+def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> ScoredSide:
     from shadow.targets.references import ComponentBase
 
-    if isinstance(one, ComponentBase):  # it has no name but its stage
+    if isinstance(reference, ComponentBase):  # it has no name but its stage
         return ScoredSide(role, "", False, None, None, stage)
-    repo = f"{one.repo}/{one.subfolder}" if one.subfolder else one.repo
-    return ScoredSide(role, repo, one.is_folder, None, one.revision, stage)
+    repo = f"{reference.repo}/{reference.subfolder}" if reference.subfolder else reference.repo
+    return ScoredSide(role, repo, reference.is_folder, None, reference.revision, stage)
 
 
 def _stages(family: str, pair: str) -> tuple[str, str]:
@@ -159,11 +161,11 @@ def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
 def _several_models(models: Sequence[str], sides: Iterable[ScoredSide]) -> str:
     """The first of many models, each with `(did you mean 'x'?)` where the name of a side is close."""
     known = [name for side in sides for name in side.names if name]
-    told = list(models)
+    names = list(models)
     for place, model in enumerate(models[:NAMED]):
         if question := nearest(model[:200], known, VERY_LIKE):
-            told[place] = f"{model} ({question})"
-    return several(told, NAMED)
+            names[place] = f"{model} ({question})"
+    return several(names, NAMED)
 
 
 def is_named(given: ScoreFiles, sides: Sides) -> bool:
@@ -251,7 +253,7 @@ class Scored:
         """In the order of the file; the benchmarks of no group together, last."""
         names = dict.fromkeys(gain.group for gain in self.gains)
         ordered = [name for name in names if name is not None] + ([None] if None in names else [])
-        return [group_gain(name, [one for one in self.gains if one.group == name]) for name in ordered]
+        return [group_gain(name, [gain for gain in self.gains if gain.group == name]) for name in ordered]
 
     @property
     def named_files(self) -> list[ScoreFile]:
@@ -273,15 +275,17 @@ NO_SCORES = Scored((), (), ())
 
 def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
     """The unweighted mean, of benchmarks of one unit; its standard error as if they were independent."""
-    known = [one for one in gains if one.gain is not None]
-    values = [one.gain for one in known if one.gain is not None]
-    units = sorted({one.unit for one in known})
+    known = [gain for gain in gains if gain.gain is not None]
+    values = [gain.gain for gain in known if gain.gain is not None]
+    units = sorted({gain.unit for gain in known})
     if not known:
         return GroupGain(name, 0, None, None, None, "no benchmark of both sides")
     if len(units) > 1:
         return GroupGain(name, len(known), None, None, None, f"scores in different units ({', '.join(units)[:100]})")
-    errors = [one.gain_stderr for one in known]
-    error = math.hypot(*(one for one in errors if one is not None)) / len(errors) if None not in errors else None
+    errors = [gain.gain_stderr for gain in known]
+    error = (
+        math.hypot(*(stderr for stderr in errors if stderr is not None)) / len(errors) if None not in errors else None
+    )
     return GroupGain(name, len(known), math.fsum(values) / len(values), error, units[0], None)
 
 
@@ -330,7 +334,7 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
         if unclear := [model for model, level in either.items() if level >= best]:
             names = " or ".join(_by_commit(side) for side in sides)
             raise ShadowError(f"{given.name}: {unclear[0][:80]!r} may be either side of the pair", f"write {names}")
-        taken = {one for one, level in fits[side.role].items() if level == best}
+        taken = {model for model, level in fits[side.role].items() if level == best}
         rows[side.role] = [row for row in given.rows if (row.model, row.commit) in taken]
         notes += _on_names(side, fits[side.role], best)
     return rows, notes
@@ -357,29 +361,29 @@ ByMetric = dict[str | None, Score]
 
 def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, str]) -> dict[str, ByMetric]:
     """Benchmark -> metric -> score. A row that says the same again counts once."""
-    found: dict[str, ByMetric] = {}
+    by_benchmark: dict[str, ByMetric] = {}
     for row in rows:
         if row.parent is not None and row.benchmark not in groups:
             continue
-        before = found.setdefault(row.benchmark, {}).setdefault(row.metric, row)
+        before = by_benchmark.setdefault(row.benchmark, {}).setdefault(row.metric, row)
         if (before.score, before.stderr) != (row.score, row.stderr):
             what = f"{row.benchmark[:80]!r}{f' ({row.metric[:40]})' if row.metric else ''} of the {side.role} side"
             two = f"{before.score:g} ({before.where}) and {row.score:g} ({row.where})"
             raise ShadowError(f"{what} has two scores: {two}", "leave one of them")
         for key in ("group", "unit", "higher_is_better"):
             _agree(before, row, key)
-    return found
+    return by_benchmark
 
 
-def _agree(one: Score, other: Score, key: str) -> Any:
+def _agree(score: Score, other: Score, key: str) -> Any:
     """What two rows of one benchmark say of it; where only one says anything, that."""
-    first, second = getattr(one, key), getattr(other, key)
+    first, second = getattr(score, key), getattr(other, key)
     harness = key == "unit" and HARNESS in (first, second)  # which gives shares as well as percentages
     if first is None or second is None or first == second or harness:
         return second if first is None or (harness and first == HARNESS) else first
     said = {"group": "in the groups", "unit": "in the units", "higher_is_better": "with higher_is_better"}[key]
     raise ShadowError(
-        f"{one.benchmark[:80]!r} is {said} {first} ({one.where}) and {second} ({other.where})", "make them agree"
+        f"{score.benchmark[:80]!r} is {said} {first} ({score.where}) and {second} ({other.where})", "make them agree"
     )
 
 
@@ -401,44 +405,46 @@ def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:
 def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, above_one: set[tuple[str, str]]) -> Gain:
     common = base.keys() & tuned.keys()
     chosen = min(common or base.keys() | tuned.keys(), key=_preference)
-    one, other = base.get(chosen), tuned.get(chosen)
-    own = other or one
-    assert own is not None
-    if one and other:
-        groups, unit, higher = (_agree(one, other, key) for key in ("group", "unit", "higher_is_better"))
-        _refuse_units(one, other, higher, above_one)
+    before, other = base.get(chosen), tuned.get(chosen)
+    either = other or before
+    assert either is not None
+    if before and other:
+        groups, unit, higher = (_agree(before, other, key) for key in ("group", "unit", "higher_is_better"))
+        _refuse_units(before, other, higher, above_one)
     else:
-        groups, unit, higher = own.group, own.unit, own.higher_is_better
+        groups, unit, higher = either.group, either.unit, either.higher_is_better
     if group and groups and group != groups:
-        raise ShadowError(f"{benchmark[:80]!r} is in the groups {group} and {groups} ({own.where})", "make them agree")
+        raise ShadowError(
+            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({either.where})", "make them agree"
+        )
     gain = error = None
-    if one and other and higher is not None:
-        gain = _apart(other.score, one.score) if higher else _apart(one.score, other.score)
-        if one.stderr is not None and other.stderr is not None:
-            error = math.hypot(one.stderr, other.stderr)
+    if before and other and higher is not None:
+        gain = _apart(other.score, before.score) if higher else _apart(before.score, other.score)
+        if before.stderr is not None and other.stderr is not None:
+            error = math.hypot(before.stderr, other.stderr)
     return Gain(
         benchmark=benchmark,
         group=group or groups,
         metric=chosen,
-        unit=_unit([row for row in (one, other) if row], unit, higher, above_one),
+        unit=_unit([row for row in (before, other) if row], unit, higher, above_one),
         higher_is_better=higher,
-        base=one.score if one else None,
+        base=before.score if before else None,
         tuned=other.score if other else None,
         gain=gain,
-        base_stderr=one.stderr if one else None,
+        base_stderr=before.stderr if before else None,
         tuned_stderr=other.stderr if other else None,
         gain_stderr=error,
-        base_model=one.model if one else None,
+        base_model=before.model if before else None,
         tuned_model=other.model if other else None,
-        base_file=one.where if one else None,
+        base_file=before.where if before else None,
         tuned_file=other.where if other else None,
         others=sorted(name for name in common if name is not None and name != chosen),
     )
 
 
-def _apart(one: float, other: float) -> float:
+def _apart(first: float, other: float) -> float:
     """one - other as the decimal numbers that they were written as: equal gains are then equal."""
-    return float(Decimal(repr(one)) - Decimal(repr(other)))
+    return float(Decimal(repr(first)) - Decimal(repr(other)))
 
 
 def _refuse_units(base: Score, tuned: Score, higher: bool | None, above_one: set[tuple[str, str]]) -> None:
@@ -505,10 +511,10 @@ def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[
         notes.append(f"of several metrics one was taken ({_few(chosen)}); acc_norm comes before acc, acc before others")
     differing: dict[str, list[str]] = {}
     for gain in both:
-        one, two = (dict(side[gain.benchmark][gain.metric].conditions) for side in (base, tuned))
-        for what in one.keys() & two.keys():
-            if one[what] != two[what]:
-                differing.setdefault(what, []).append(f"{gain.benchmark} {one[what]} and {two[what]}")
+        before, two = (dict(side[gain.benchmark][gain.metric].conditions) for side in (base, tuned))
+        for what in before.keys() & two.keys():
+            if before[what] != two[what]:
+                differing.setdefault(what, []).append(f"{gain.benchmark} {before[what]} and {two[what]}")
     notes += [f"{what} of base and tuned differ: {_few(names)}" for what, names in sorted(differing.items())]
     asked = {gain.benchmark: dict(tuned[gain.benchmark][gain.metric].conditions).get(QUESTIONS, "") for gain in both}
     if parts := [f"{name} {count}" for name, count in asked.items() if " of " in count]:
@@ -525,7 +531,7 @@ def _few(names: Sequence[str]) -> str:
 
 def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
     """`scores.json` of a report whose metadata these are."""
-    told = {
+    kept = {
         "schema": KEPT_SCHEMA,
         "family": metadata["family"],
         "pair": metadata["pair"],
@@ -533,7 +539,7 @@ def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
         "tuned": metadata["tuned"],
         **scored.as_json(),
     }
-    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
+    return json.dumps(kept, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
@@ -547,14 +553,14 @@ def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
         raw = read_start(path, MAX_FILE + 1)
         if raw is None:
             return NO_SCORES
-        told = json.loads(raw)
-        if told["schema"] != KEPT_SCHEMA:
-            found = str(told["schema"])[:20]
-            raise ShadowError(f"{path}: scores of schema {found!r}, this version reads {KEPT_SCHEMA}", hint)
-        gains = tuple(_kept_gain(row) for row in told["scores"])
-        files = tuple((_kept_text(one["name"]), _kept_text(one["sha256"])) for one in told["score_files"])
-        notes = tuple(_kept_text(text) for text in told["score_notes"])
-        same = all(told[side] == metadata[side] for side in SIDES)
+        stored = json.loads(raw)
+        if stored["schema"] != KEPT_SCHEMA:
+            schema = str(stored["schema"])[:20]
+            raise ShadowError(f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint)
+        gains = tuple(_kept_gain(row) for row in stored["scores"])
+        files = tuple((_kept_text(file["name"]), _kept_text(file["sha256"])) for file in stored["score_files"])
+        notes = tuple(_kept_text(text) for text in stored["score_notes"])
+        same = all(stored[side] == metadata[side] for side in SIDES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShadowError(f"{path}: not scores kept by shadow ({type(error).__name__})", hint) from error
     if not same:
@@ -575,7 +581,7 @@ def _kept_text(value: Any) -> str:
 def _kept_gain(row: Mapping[str, Any]) -> Gain:
     """A gain from JSON, every value of its type. Raises TypeError, KeyError or ValueError."""
     values: dict[str, Any] = {}
-    for name in (one.name for one in fields(Gain)):
+    for name in (column.name for column in fields(Gain)):
         value = row[name]
         if name == "others":
             value = [_kept_text(text) for text in value]

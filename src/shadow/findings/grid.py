@@ -117,7 +117,7 @@ def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
     """The rows of each component, in their order."""
-    found: dict[str, list[GridRow]] = {}
+    grouped: dict[str, list[GridRow]] = {}
     for row in rows:
-        found.setdefault(row.component, []).append(row)
-    return found
+        grouped.setdefault(row.component, []).append(row)
+    return grouped

@@ -294,8 +294,8 @@ def _groups(summary: Summary) -> list[Group]:
     whole, every = math.fsum(energy for energy, _ in sums.values()), sum(size for _, size in sums.values())
     if not whole:
         return []
-    found = [Group(name, own / whole, size / every) for name, (own, size) in sums.items()]
-    return sorted(found, key=lambda group: (-group.energy_share, group.name))
+    groups = [Group(name, energy / whole, size / every) for name, (energy, size) in sums.items()]
+    return sorted(groups, key=lambda group: (-group.energy_share, group.name))
 
 
 def _group(module: str) -> str:
@@ -315,7 +315,7 @@ def _quarters(summary: Summary) -> list[float] | None:
         return None
     place = [QUARTERS * number // len(energies) for number in range(len(energies))]
     return [
-        math.fsum(energy for energy, own in zip(energies, place, strict=True) if own == quarter) / total
+        math.fsum(energy for energy, number in zip(energies, place, strict=True) if number == quarter) / total
         for quarter in range(QUARTERS)
     ]
 
@@ -373,12 +373,12 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
 
 def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
     """What a checkpoint is known by: equal in one of these, equal."""
-    found: list[tuple[str, ...]] = []
+    stack: list[tuple[str, ...]] = []
     if side["fingerprint"]:
-        found.append(("files", side["fingerprint"]))
+        stack.append(("files", side["fingerprint"]))
     if side["commit"]:
-        found.append(("commit", side["repo"].lower(), side["commit"]))
-    return found or [("name", side["repo"])]
+        stack.append(("commit", side["repo"].lower(), side["commit"]))
+    return stack or [("name", side["repo"])]
 
 
 def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
@@ -414,8 +414,8 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
             for other in others:
                 parent[top(other)] = top(first)
     numbers: dict[tuple[str, ...], int] = {}
-    found = [tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair) for pair in sides]
-    return [(first, second) for first, second in found]
+    nodes = [tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair) for pair in sides]
+    return [(first, second) for first, second in nodes]
 
 
 def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:
@@ -474,7 +474,7 @@ def _reaches(start: int, end: int, edges: Sequence[tuple[int, int]]) -> bool:
 
 def _has_detour(ends: tuple[int, int], edges: Sequence[tuple[int, int]]) -> bool:
     """Is there another way from one to the other, over stages between them?"""
-    return _reaches(*ends, [one for one in edges if one != ends])
+    return _reaches(*ends, [edge for edge in edges if edge != ends])
 
 
 def _merges(direct: Sequence[tuple[int, int]], edges: Mapping[tuple[int, int], Step]) -> list[str]:
@@ -522,36 +522,36 @@ def _beside(step: Step, before: Step | None) -> Step:
         return replace(step, no_ratio="the first step", no_joint="the first step")
     if step.chosen != before.chosen:
         return replace(step, no_ratio="the two audits were restricted in different ways")
-    for kind, own, last in (
+    for kind, checkpoints, last in (
         ("unrounded", step.norm_unrounded, before.norm_unrounded),
         ("stored", step.norm, before.norm),
     ):
-        if own is not None and last:
-            return replace(step, ratio=own / last, ratio_of=kind)
+        if checkpoints is not None and last:
+            return replace(step, ratio=checkpoints / last, ratio_of=kind)
     return replace(step, no_ratio="nothing changed in one of the two")
 
 
-def successions(found: Lineage) -> list[tuple[Step, Step]]:
+def successions(known: Lineage) -> list[tuple[Step, Step]]:
     """Every step with the one before it, each two once."""
     pairs = {
-        (before.folder, step.folder): (before, step) for chain in found.chains for before, step in pairwise(chain.steps)
+        (before.folder, step.folder): (before, step) for chain in known.chains for before, step in pairwise(chain.steps)
     }
     return list(pairs.values())
 
 
-def with_joint(found: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
+def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
     """The same with what two deltas say of each other, or why nothing does, by the folders of their reports."""
     chains = []
-    for chain in found.chains:
+    for chain in known.chains:
         steps = chain.steps[:1]
         for before, step in pairwise(chain.steps):
-            told = held.get((before.folder, step.folder))
-            if isinstance(told, Joint):
-                steps.append(replace(step, joint=told, no_joint=None))
+            outcome = held.get((before.folder, step.folder))
+            if isinstance(outcome, Joint):
+                steps.append(replace(step, joint=outcome, no_joint=None))
             else:
-                steps.append(replace(step, no_joint=told))
+                steps.append(replace(step, no_joint=outcome))
         chains.append(replace(chain, steps=steps))
-    return replace(found, chains=chains)
+    return replace(known, chains=chains)
 
 
 def shrinking(step: Step, before: Step) -> float | None:

@@ -168,13 +168,13 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
-        told: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
         for key, value in asdict(self).items():
-            told[key] = value
+            columns[key] = value
             if key == "warnings":
-                told["warnings"] = [warning.text for warning in self.warnings]
-                told["warning_codes"] = [warning.code for warning in self.warnings]
-        return told
+                columns["warnings"] = [warning.text for warning in self.warnings]
+                columns["warning_codes"] = [warning.code for warning in self.warnings]
+        return columns
 
     def with_warning(self, code: WarningCode, text: str) -> Summary:
         """The same summary with one more warning."""
@@ -253,9 +253,9 @@ def _made_again(report: Report) -> Summary:
     return summary.with_warning("older_report", absent_note(report.absent))
 
 
-def summary_from_json(told: Mapping[str, object]) -> Summary:
+def summary_from_json(stored: Mapping[str, object]) -> Summary:
     """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
-    columns = dict(told)
+    columns = dict(stored)
     codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
     if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
         raise TypeError
@@ -293,10 +293,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
-    told = footprint(held, figures, intervals, optimizer if isinstance(optimizer, str) else None)
+    judged = footprint(held, figures, intervals, optimizer if isinstance(optimizer, str) else None)
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
-    found = Summary(
+    summary = Summary(
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
@@ -325,17 +325,17 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
             *(ReportWarning("few_values", text) for text in few_values(rows.deltas)),
         ],
         gates=held,
-        label=told.label,
-        label_reason=told.reason,
-        evidence=list(told.evidence),
-        reference=told.position,
-        claims=told.claims,
+        label=judged.label,
+        label_reason=judged.reason,
+        evidence=list(judged.evidence),
+        reference=judged.position,
+        claims=judged.claims,
         published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
         finding=Finding([], [], []),
     )
-    published = context_sentence(found.published)
+    published = context_sentence(summary.published)
     known = None if published is None else Sentence("published", *published)
-    return replace(found, finding=finding(found, metadata["settings"], known))
+    return replace(summary, finding=finding(summary, metadata["settings"], known))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -414,8 +414,8 @@ def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS)
     known = [name for name, figure in figures.items() if figure is not None]
     if not known:
         return figures, {}
-    told = intervals_of_medians(np.stack([columns[name] for name in known], axis=1), blocks)
-    return figures, dict(zip(known, told, strict=True))
+    bounds = intervals_of_medians(np.stack([columns[name] for name in known], axis=1), blocks)
+    return figures, dict(zip(known, bounds, strict=True))
 
 
 def _median(values: NDArray[np.float64]) -> float | None:
@@ -452,8 +452,8 @@ class _Sums:
     def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
         numbers = deltas[values] if isinstance(values, str) else values
-        found = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
-        return Sum(found.layers[self.kept], found.outside)
+        sums = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
+        return Sum(sums.layers[self.kept], sums.outside)
 
     def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
         figure = _number(statistic(once(self.blocks.layers))[0])
@@ -469,13 +469,13 @@ class _Sums:
 def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
     """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
     depth = _Sums(rows, component or "")
-    own = rows.deltas[rows.deltas["component"] == component]
-    energies = depth.of(own).layers
+    deltas = rows.deltas[rows.deltas["component"] == component]
+    energies = depth.of(deltas).layers
     for name, statistic in UNEVENNESS.items():
         depth.add(name, partial(statistic, energies), unevenness=True)
     compared = rows.tensors[rows.tensors["was_compared"]]
     modules = compared.loc[compared["component"] == component, "module"]
-    attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    attention, mlp = (deltas[deltas["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
     if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
         depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
     else:
@@ -487,9 +487,9 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
     """Directions of the residual stream that stacked deltas are about: of a layer, the median, and of all layers."""
     figures: Figures = {}
     intervals: IntervalsByName = {}
-    own = rows.residual[rows.residual["component"] == component]
+    stacked = rows.residual[rows.residual["component"] == component]
     for direction in ("reading", "writing"):
-        stacks = own[own["direction"] == direction]
+        stacks = stacked[stacked["direction"] == direction]
         by_layer = stacks[stacks["layer"].notna()]
         values, bounds = _medians(by_layer, _blocks(by_layer), ["participation_ratio"])
         name = f"{direction}_participation_ratio"
@@ -504,8 +504,8 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     import pandas as pd
 
     tensors, deltas = rows.tensors, rows.deltas
-    sides = {side: own.assign(size=own["shape"].map(_size)) for side, own in tensors.groupby("side")}
-    larger = max(sides.values(), key=lambda own: int(own["size"].sum()))  # of an adapter, that is the base
+    sides = {side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")}
+    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))  # of an adapter, that is the base
     sizes = larger["size"]
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
@@ -567,28 +567,28 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
     """
     rules = name_rules()
     matrices = rows.tensors[rows.tensors["shape"].map(lambda shape: len(shape) > 1)]
-    found = []
+    components = []
     for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
-        own = rows.deltas[rows.deltas["component"] == component]
-        blocks = _delta_blocks(rows, own)
-        medians, intervals = _medians(own, blocks)
+        deltas = rows.deltas[rows.deltas["component"] == component]
+        blocks = _delta_blocks(rows, deltas)
+        medians, intervals = _medians(deltas, blocks)
         depth, depth_intervals = _depth_figures(rows, str(component))
         whole = _Sums(rows)
-        whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
+        whole.add_ratio("energy_share", whole.of(deltas), whole.of(rows.deltas))
         compared = bool(group["was_compared"].any())
         counted = {
             "component": component,
             "tensors": len(group),
             "identical": int((group["status"] == "identical").sum()),
-            "matrices": len(own),
-            "relative_norm": _whole_norm(own),
-            "energy": _number(own["energy"].sum()) if compared else None,
+            "matrices": len(deltas),
+            "relative_norm": _whole_norm(deltas),
+            "energy": _number(deltas["energy"].sum()) if compared else None,
             "energy_share": whole.figures["energy_share"] if compared else None,
-            "parameter_share": _parameter_share(own, rows),
+            "parameter_share": _parameter_share(deltas, rows),
         }
         bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
-        found.append(row_of(ComponentRow, medians, counted, depth, vars(bounds)))
-    return sorted(found, key=lambda row: _place(rules.components, row.component))
+        components.append(row_of(ComponentRow, medians, counted, depth, vars(bounds)))
+    return sorted(components, key=lambda row: _place(rules.components, row.component))
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:
@@ -598,7 +598,7 @@ def _place(known: Sequence[str], name: str) -> tuple[int, str]:
 
 def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
     """A component's relative norm is that of all its matrices as one vector: the median's interval is not its own."""
-    return {name: found for name, found in intervals.items() if name != "relative_norm"}
+    return {name: interval for name, interval in intervals.items() if name != "relative_norm"}
 
 
 def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
@@ -620,7 +620,7 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
 def _by_module(rows: Rows) -> list[ModuleRow]:
     """Medians by component and module, in the order of names.yaml, and the module's share of the update's energy."""
     rules = name_rules()
-    found = []
+    modules = []
     for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
         blocks = _delta_blocks(rows, group)
         medians, intervals = _medians(group, blocks)
@@ -635,12 +635,12 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
             "parameter_share": _parameter_share(group, rows),
         }
         bounds = _bounds(intervals | whole.intervals, blocks)
-        found.append(row_of(ModuleRow, medians, counted, whole.figures, vars(bounds)))
+        modules.append(row_of(ModuleRow, medians, counted, whole.figures, vars(bounds)))
 
     def place(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
         return _place(rules.components, row.component), _place(rules.modules, row.module)
 
-    return sorted(found, key=place)
+    return sorted(modules, key=place)
 
 
 def _by_layer(rows: Rows) -> list[LayerRow]:
@@ -654,26 +654,26 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     numbers = {name: deltas[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in (*BY_LAYER, "energy")}
     totals = deltas[deltas["layer"].notna()].groupby("component")["energy"].sum()
     stacks = {(row.component, row.layer, row.direction): row.participation_ratio for row in rows.residual.itertuples()}
-    found = []
+    layer_rows = []
     for place, (component, layer) in enumerate(layers):
-        own = np.flatnonzero(at == place)
-        energy, total = float(numbers["energy"][own].sum()), float(totals.get(component, 0.0))
+        here = np.flatnonzero(at == place)
+        energy, total = float(numbers["energy"][here].sum()), float(totals.get(component, 0.0))
         counted = {
             "component": component,
             "layer": int(layer),
-            "matrices": len(own),
-            "relative_norm": _whole_norm(deltas.iloc[own]) if len(own) else 0.0,
+            "matrices": len(here),
+            "relative_norm": _whole_norm(deltas.iloc[here]) if len(here) else 0.0,
             "energy": _number(energy),
             "energy_share": _number(energy / total) if total else None,
-            "up_effective_rank_shift": _median(numbers["effective_rank_shift"][own[up[own]]]),
+            "up_effective_rank_shift": _median(numbers["effective_rank_shift"][here[up[here]]]),
         }
-        medians = {name: _median(numbers[name][own]) for name in BY_LAYER}
+        medians = {name: _median(numbers[name][here]) for name in BY_LAYER}
         directions = {
             f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
             for direction in ("reading", "writing")
         }
-        found.append(row_of(LayerRow, counted, medians, directions))
-    return found
+        layer_rows.append(row_of(LayerRow, counted, medians, directions))
+    return layer_rows
 
 
 def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
@@ -683,16 +683,16 @@ def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
 
 def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
     """The share of each quarter of a component's layers in the energy of all of them."""
-    found = []
+    quarters = []
     for component in dict.fromkeys(row.component for row in depth):
-        own = [row for row in depth if row.component == component]
-        if len(own) < QUARTERS or any(row.energy_share is None for row in own):
+        layers = [row for row in depth if row.component == component]
+        if len(layers) < QUARTERS or any(row.energy_share is None for row in layers):
             continue
         for quarter in range(QUARTERS):
-            part = own[quarter * len(own) // QUARTERS : (quarter + 1) * len(own) // QUARTERS]
+            part = layers[quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS]
             share = math.fsum(row.energy_share or 0.0 for row in part)
-            found.append(QuarterRow(component, quarter + 1, part[0].layer, part[-1].layer, share))
-    return found
+            quarters.append(QuarterRow(component, quarter + 1, part[0].layer, part[-1].layer, share))
+    return quarters
 
 
 def _without_base(alone: pd.DataFrame) -> list[AloneRow]:

@@ -43,18 +43,18 @@ SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
 
 
-def summary_bytes(told: Mapping[str, Any]) -> bytes:
+def summary_bytes(summary: Mapping[str, Any]) -> bytes:
     """`summary.json` of a summary as JSON."""
-    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
+    return json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def seal(told: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]) -> SealMetadata:
+def seal(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]) -> SealMetadata:
     """The seal of a summary as JSON that was made from these tables; metadata has what the report is of."""
     digests = {}
     for name in SUMMARISED:
         content = parquet_bytes(tables[name], {})
         digests[name] = _table_digest(content, pq.ParquetFile(pa.BufferReader(content)))
-    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(told, metadata)}
+    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(summary, metadata)}
 
 
 def believed(report: Report) -> dict[str, Any] | None:
@@ -69,27 +69,27 @@ def believed(report: Report) -> dict[str, Any] | None:
             return None
         with (report.folder / FILE).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        told: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
-        if _summary_digest(told, metadata) != sealed["summary"]:
+        stored: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        if _summary_digest(stored, metadata) != sealed["summary"]:
             return None
         digests = {name: _table_digest(report.content(name), report.parquet(name)) for name in SUMMARISED}
         if digests != sealed["tables"]:
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         return None  # such as of a report that was made before there were seals
-    return _unsealed(told)
+    return _unsealed(stored)
 
 
-def _unsealed(told: Mapping[str, Any]) -> dict[str, Any]:
+def _unsealed(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary as JSON without the scores that joined it, which are not sealed."""
-    kept = {name: value for name, value in told.items() if name not in SCORED}
+    kept = {name: value for name, value in summary.items() if name not in SCORED}
     not_shown = [text for text in kept["claims"]["not_shown"] if text != MEASURED_BY_OTHERS]
     return {**kept, "claims": {**kept["claims"], "not_shown": not_shown}}
 
 
-def _summary_digest(told: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
+def _summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
     """A sha256 of a summary, whatever scores joined it, and of what its report is of."""
-    whole = [_unsealed(told), {key: metadata[key] for key in IDENTITY}]
+    whole = [_unsealed(summary), {key: metadata[key] for key in IDENTITY}]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 

@@ -298,8 +298,8 @@ def read_as(kind: type[Row], value: object) -> Row:
     The types of the fields say what the shape is: no key may lack or be too many, but for fields that have a default;
     a float may be a whole number, a number is finite, and a boolean is none.
     """
-    found: Row = _reader(cast(Any, kind))(value)
-    return found
+    row: Row = _reader(cast(Any, kind))(value)
+    return row
 
 
 @cache
@@ -311,7 +311,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         return partial(_read_exactly, kind)
     if is_dataclass(kind) or is_typeddict(kind):
         types, required = _fields(kind)
-        return partial(_read_fields, kind, {name: _reader(one) for name, one in types.items()}, required)
+        return partial(_read_fields, kind, {name: _reader(hint) for name, hint in types.items()}, required)
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return partial(_read_choice, parts)
@@ -347,7 +347,7 @@ def _read_number(value: Any) -> Any:
 def _read_fields(kind: Any, readers: Mapping[str, Callable[[Any], Any]], required: frozenset[str], value: Any) -> Any:
     if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
         raise TypeError
-    return kind(**{name: readers[name](one) for name, one in value.items()})
+    return kind(**{name: readers[name](inner) for name, inner in value.items()})
 
 
 def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
@@ -370,19 +370,19 @@ def _read_union(readers: Sequence[Callable[[Any], Any]], may_be_none: bool, valu
 def _read_list(reader: Callable[[Any], Any], value: Any) -> Any:
     if not isinstance(value, list):
         raise TypeError
-    return [reader(one) for one in value]
+    return [reader(item) for item in value]
 
 
 def _read_tuple(readers: Sequence[Callable[[Any], Any]], value: Any) -> Any:
     if not isinstance(value, list) or len(value) != len(readers):
         raise TypeError
-    return tuple(reader(one) for reader, one in zip(readers, value, strict=True))
+    return tuple(reader(item) for reader, item in zip(readers, value, strict=True))
 
 
 def _read_mapping(reader: Callable[[Any], Any], value: Any) -> Any:
     if not isinstance(value, dict):
         raise TypeError
-    return {name: reader(one) for name, one in value.items()}
+    return {name: reader(inner) for name, inner in value.items()}
 
 
 @cache
@@ -391,5 +391,7 @@ def _fields(kind: Any) -> tuple[dict[str, object], frozenset[str]]:
     types = get_type_hints(kind)
     if is_typeddict(kind):
         return types, frozenset(types)
-    optional = {one.name for one in fields(kind) if one.default is not MISSING or one.default_factory is not MISSING}
+    optional = {
+        column.name for column in fields(kind) if column.default is not MISSING or column.default_factory is not MISSING
+    }
     return types, frozenset(types) - optional

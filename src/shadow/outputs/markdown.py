@@ -61,7 +61,7 @@ def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
 
 def finding_lines(summary: Summary) -> list[str]:
     """The sentences as one paragraph, the first of them strong."""
-    texts = [plain(one.text) for one in summary.finding.sentences]
+    texts = [plain(sentence.text) for sentence in summary.finding.sentences]
     return [" ".join([f"**{texts[0]}**", *texts[1:]])] if texts else []
 
 
@@ -70,7 +70,10 @@ def explanation_lines(summary: Summary) -> list[str]:
     others = summary.finding.other_explanations
     if not others:
         return []
-    rows = [f"| {plain(one.name)} | {ANSWERS[one.answer]} | {plain(one.reason)} |" for one in others]
+    rows = [
+        f"| {plain(explanation.name)} | {ANSWERS[explanation.answer]} | {plain(explanation.reason)} |"
+        for explanation in others
+    ]
     return ["| other explanation | answer | because |", "|---|---|---|", *rows, ""]
 
 

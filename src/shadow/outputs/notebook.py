@@ -55,19 +55,21 @@ class AuditReport(SummarisedReport):
         rows = self.spectra
         if rows.empty:
             raise ShadowError(f"{self.folder}: the report has no spectra", "audit the pair again with spectra=True")
-        own = rows[rows["tensor"] == tensor]
-        if own.empty:
+        of_tensor = rows[rows["tensor"] == tensor]
+        if of_tensor.empty:
             hint = nearest(tensor, rows["tensor"].unique()) or "`report.spectra` lists them"
             raise ShadowError(f"{self.folder}: no spectrum of a tensor {tensor[:200]!r}", hint)
         if module is not None:
-            own = own[own["module"] == module]
+            of_tensor = of_tensor[of_tensor["module"] == module]
         if expert is not None:
-            own = own[own["expert"] == expert]
-        chosen = own[own["subject"] == subject]
+            of_tensor = of_tensor[of_tensor["expert"] == expert]
+        chosen = of_tensor[of_tensor["subject"] == subject]
         if len(chosen) == 1:
             return np.asarray(chosen["sigma"].iloc[0], dtype=np.float64)
         if chosen.empty:
-            raise ShadowError(f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}", _alternatives(own))
+            raise ShadowError(
+                f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}", _alternatives(of_tensor)
+            )
         raise ShadowError(f"{tensor[:200]!r} holds {len(chosen)} matrices", _alternatives(chosen))
 
     @property
@@ -135,13 +137,13 @@ class AuditReports(Sequence[AuditReport]):
 def _alternatives(rows: pd.DataFrame) -> str | None:
     """What tells the matrices of a tensor apart, for a hint."""
     several = rows[["module", "expert", "subject"]].drop_duplicates().head(5)
-    told = []
+    choices = []
     for module, expert, subject in several.itertuples(index=False):
         which = f"subject={subject!r}, module={module!r}"
         if not pd.isna(expert):
             which += f", expert={expert}"
-        told.append(which)
-    return f"there is {'; '.join(told)}" if told else None
+        choices.append(which)
+    return f"there is {'; '.join(choices)}" if choices else None
 
 
 def _size(summary: Summary) -> str:
@@ -209,8 +211,8 @@ def _heat_map(deltas: pd.DataFrame) -> Markup:
         return Markup("")
     components = inside["component"].value_counts()
     component = "language" if "language" in components.index else str(components.index[0])
-    own = inside[inside["component"] == component]
-    cells = own.groupby(["module", "layer"])["concentration"].median()
+    of_component = inside[inside["component"] == component]
+    cells = of_component.groupby(["module", "layer"])["concentration"].median()
     layers = sorted({int(layer) for _, layer in cells.index})[:MOST_LAYERS]
     known = {name: place for place, name in enumerate(name_rules().modules)}
     named = {str(module) for module, _ in cells.index}
@@ -238,13 +240,13 @@ def _label(module: str, row: int) -> Markup:
 
 def _cell(row: int, column: int, place: str, value: float | None, low: float, high: float) -> Markup:
     """A square with its value as a tooltip; an empty frame where no matrix changed."""
-    fill, told = "none", "no value"
+    fill, text = "none", "no value"
     if value is not None:
-        fill, told = _colour(value, low, high), fixed(float(value), 3)
+        fill, text = _colour(value, low, high), fixed(float(value), 3)
     return Markup(
         '<rect x="{}" y="{}" width="{}" height="{}" fill="{}" stroke="currentColor" stroke-opacity=".25">'
         "<title>{}: {}</title></rect>"
-    ).format(LABEL_WIDTH + CELL * column, CELL * row, CELL - 1, CELL - 1, fill, visible(place), told)
+    ).format(LABEL_WIDTH + CELL * column, CELL * row, CELL - 1, CELL - 1, fill, visible(place), text)
 
 
 def _colour(value: float, low: float, high: float) -> str:
@@ -255,7 +257,7 @@ def _colour(value: float, low: float, high: float) -> str:
     before = min(int(place), len(CIVIDIS) - 2)
     rest = place - before
     pairs = zip(CIVIDIS[before], CIVIDIS[before + 1], strict=True)
-    return _hex([round(one + rest * (other - one)) for one, other in pairs])
+    return _hex([round(channel + rest * (other - channel)) for channel, other in pairs])
 
 
 def _hex(channels: Sequence[int]) -> str:
@@ -269,9 +271,9 @@ def _foot(layers: Sequence[int], rows: int, low: float, high: float) -> Markup:
     if len(layers) > 8:
         ends.append((LABEL_WIDTH + CELL * len(layers), "end", f"{layers[-1]}"))
     text = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
-    told = [text.format(x, top, anchor, words) for x, anchor, words in ends]
+    parts = [text.format(x, top, anchor, words) for x, anchor, words in ends]
     square = Markup('<rect x="{}" y="{}" width="10" height="10" fill="{}" stroke="currentColor" stroke-opacity=".25"/>')
     for x, value in ((LABEL_WIDTH, low), (LABEL_WIDTH + 60, high)):
-        told.append(square.format(x, top + 7, _colour(value, low, high)))
-        told.append(text.format(x + 14, top + 16, "start", fixed(value)))
-    return Markup("").join(told)
+        parts.append(square.format(x, top + 7, _colour(value, low, high)))
+        parts.append(text.format(x + 14, top + 16, "start", fixed(value)))
+    return Markup("").join(parts)

@@ -50,7 +50,8 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(
-            f"cannot draw to {output.name!r}", f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
+            f"cannot draw to {output.name!r}",
+            f"use a name that ends in {', '.join(f'.{suffix_of}' for suffix_of in FORMATS)}",
         )
     content, notes = draw(kind, folders, suffix, choice or Choice())
     with placing(output, is_our_figure, "a figure of shadow") as aside:

@@ -97,14 +97,14 @@ def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str]
     Of several reports it is one, of those that changed in all of them if there are any.
     """
     changed = [set(source.inside["module"]) for source in sources]
-    found = chosen_modules(sources[0], choice.modules, list(set.union(*changed)))
-    ups = [name for name in UP if name in found]
-    drawn = [*ups, *(name for name in found if name not in ups)]
+    chosen = chosen_modules(sources[0], choice.modules, list(set.union(*changed)))
+    ups = [name for name in UP if name in chosen]
+    drawn = [*ups, *(name for name in chosen if name not in ups)]
     if len(sources) > 1:
-        drawn = sorted(drawn, key=lambda name: not all(name in one for one in changed))[:1]
-    elif len(found) > MOST_CURVES:
+        drawn = sorted(drawn, key=lambda name: not all(name in modules_of for modules_of in changed))[:1]
+    elif len(chosen) > MOST_CURVES:
         drawn = ups if not choice.modules and ups else drawn[:MOST_CURVES]
-    return drawn, [name for name in found if name not in drawn]
+    return drawn, [name for name in chosen if name not in drawn]
 
 
 def _depth_curves(

@@ -131,13 +131,15 @@ def module_order(names: Sequence[str]) -> list[str]:
 def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     if not names:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
-    found = [name for name in module_order(names) if not patterns or any(fnmatchcase(name, one) for one in patterns)]
-    if not found:
+    chosen = [
+        name for name in module_order(names) if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+    if not chosen:
         raise ShadowError(
             f"{source.folder}: no such module changed: {', '.join(patterns)}",
             f"it has {', '.join(module_order(names))}",
         )
-    return found
+    return chosen
 
 
 def all_null(source: FigureData, metric: str) -> ShadowError:

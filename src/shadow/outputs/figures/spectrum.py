@@ -50,8 +50,8 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
     axes.tick_params(which="both", length=2, pad=2)
     zeros = int((delta <= 0).sum())
     unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""
-    told = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
-    entitle(figure, sources, choice, told)
+    subtitle = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
+    entitle(figure, sources, choice, subtitle)
     return [f"{row['tensor']}: {row['module']}, layer {_figure(row['layer'])}; {source.component}"]
 
 

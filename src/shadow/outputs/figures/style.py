@@ -129,8 +129,8 @@ def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more:
 def told_interval(sources: Sequence[FigureData]) -> str:
     """What the bars are, where there are any."""
     levels = {source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval}
-    told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
-    return f" with their spread over layers ({told} %)" if levels else ""
+    shown_levels = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
+    return f" with their spread over layers ({shown_levels} %)" if levels else ""
 
 
 def legend_above(labels: Sequence[str]) -> LegendPlace:

@@ -158,10 +158,10 @@ def page_bytes(
     return html.encode()
 
 
-def _rank(told: PairSection) -> tuple[bool, float, str]:
+def _rank(section: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
-    concentration = told.summary.figures["concentration"]
-    return bool(told.failed), math.inf if concentration is None else -concentration, told.name
+    concentration = section.summary.figures["concentration"]
+    return bool(section.failed), math.inf if concentration is None else -concentration, section.name
 
 
 def _title(run: Path) -> str:
@@ -176,17 +176,17 @@ def _below(folder: Path, run: Path) -> str:
 def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     """Pairs of the list of run, where it has one, that have no report, and audits that were begun and not finished."""
     index = read_index(run)
-    found = {}
+    missing = {}
     for row in index.rows if index is not None else ():
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
         if row.state == "kept" or (row.state != "done" and folder not in folders):
-            found[folder] = Missing(_below(folder, run), row.state, row.error or "", row.hint or "")
+            missing[folder] = Missing(_below(folder, run), row.state, row.error or "", row.hint or "")
     for depth in ("", "*/", "*/*/"):
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
             folder = journal.parent.parent
-            if folder not in folders and folder not in found:
-                found[folder] = Missing(_below(folder, run), "unfinished", "", "the same command goes on from there")
-    return list(found.values())
+            if folder not in folders and folder not in missing:
+                missing[folder] = Missing(_below(folder, run), "unfinished", "", "the same command goes on from there")
+    return list(missing.values())
 
 
 def _refuse_foreign(output: Path) -> None:

@@ -55,8 +55,8 @@ Listed = list[float | int | None]
 
 def columns_of(subject: str) -> tuple[str, ...]:
     """The columns that a row of a subject has, headline ones first."""
-    own = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
-    return tuple(dict.fromkeys([*(name for name in FIRST if name in own), *own]))
+    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
+    return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
 
 class MetricText(TypedDict):
@@ -140,7 +140,7 @@ class Matrices:
 
     def of(self, subject: str) -> NDArray[np.intp]:
         """Where its rows are."""
-        return np.flatnonzero([one == subject for one in self.subjects])
+        return np.flatnonzero([known == subject for known in self.subjects])
 
 
 def places(table: pa.Table) -> list[Key]:
@@ -154,19 +154,19 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     subjects: dict[Key, set[str]] = {}
     for place, subject in zip(matrices.places, matrices.subjects, strict=True):
         subjects.setdefault(place, set()).add(subject)
-    found = {place: Cell(place, "measured" if "delta" in there else "alone", None) for place, there in subjects.items()}
+    cells = {place: Cell(place, "measured" if "delta" in there else "alone", None) for place, there in subjects.items()}
     others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
     for place, side, status, reason in zip(places(tensors), *others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
         if unmeasured and place[2] not in ("norm", "bias") and reason not in ("not_a_matrix", "not_float"):
-            found.setdefault(place, Cell(place, status, reason))
+            cells.setdefault(place, Cell(place, status, reason))
     known = {name: number for number, name in enumerate((*rules.components, *rules.modules))}
 
     def order(cell: Cell) -> tuple[int, int, int]:
         component, layer, module = cell.place
         return known.get(component, 999), known.get(module, 999), -1 if layer is None else layer
 
-    return sorted(found.values(), key=order)
+    return sorted(cells.values(), key=order)
 
 
 # What a column says of a module: median, its interval over layers, over how many layers, and the interval's level.
@@ -211,22 +211,22 @@ def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnC
     """Places, values, ranges, intervals by module and experts of a report that shares a page with pairs - 1 others."""
     number = {cell.place: index for index, cell in enumerate(cells)}
     cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
-    groups = list(dict.fromkeys((one.place[0], one.place[2]) for one in cells))
+    groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
     index = {group: number for number, group in enumerate(groups)}
     first: list[int | None] = [None] * len(cells)
     held: list[set[str]] = [set() for _ in cells]
-    for row, (one, subject) in enumerate(zip(cell.tolist(), matrices.subjects, strict=True)):
-        held[one].add(subject)
-        first[one] = row if first[one] is None else first[one]
+    for row, (number_of, subject) in enumerate(zip(cell.tolist(), matrices.subjects, strict=True)):
+        held[number_of].add(subject)
+        first[number_of] = row if first[number_of] is None else first[number_of]
     sizes = np.bincount(cell, minlength=len(cells)).tolist()
     names = [None if row is None else matrices.tensors[row] for row in first]
     parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
     return {
         "groups": [[visible(component), visible(module)] for component, module in groups],
-        "group": [index[one.place[0], one.place[2]] for one in cells],
-        "layer": [one.place[1] for one in cells],
-        "state": [one.state for one in cells],
-        "reason": [None if one.reason is None else visible(one.reason) for one in cells],
+        "group": [index[drawn.place[0], drawn.place[2]] for drawn in cells],
+        "layer": [drawn.place[1] for drawn in cells],
+        "state": [drawn.state for drawn in cells],
+        "reason": [None if drawn.reason is None else visible(drawn.reason) for drawn in cells],
         "matrices": [size // max(1, len(there)) for size, there in zip(sizes, held, strict=True)],
         "tensor": [None if name is None else visible(name) for name in names],
         "rows": _of_first(matrices.numbers("rows"), first),
@@ -277,14 +277,14 @@ def _by_cell(
     values: Numbers, cell: NDArray[np.intp], cells: int, reduce: Callable[[Numbers], Numbers] = _median
 ) -> Numbers:
     """What reduce makes of the rows of each cell: (rows, columns) -> (cells, columns), NaN for a cell without rows."""
-    found = np.full((cells, values.shape[1]), np.nan)
+    reduced = np.full((cells, values.shape[1]), np.nan)
     order = np.argsort(cell, kind="stable")
-    own, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
+    filled, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
     single = sizes == 1
-    found[own[single]] = values[order[starts[single]]]
-    for place, start, size in zip(own[~single], starts[~single], sizes[~single], strict=True):
-        found[place] = reduce(values[order[start : start + size]])
-    return found
+    reduced[filled[single]] = values[order[starts[single]]]
+    for place, start, size in zip(filled[~single], starts[~single], sizes[~single], strict=True):
+        reduced[place] = reduce(values[order[start : start + size]])
+    return reduced
 
 
 def _listed(names: Sequence[str], values: Numbers) -> dict[str, Listed]:
@@ -373,12 +373,12 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
     values = np.concatenate([group.values for group in groups], axis=1)
     medians = shortened(_median(values))
     intervals = intervals_of_medians(values, blocks_of([""] * len(layers), layers))
-    bounds = iter(shortened([bound for one in intervals for bound in one.bounds or ()]))
-    told = zip(medians, intervals, strict=True)
+    bounds = iter(shortened([bound for interval in intervals for bound in interval.bounds or ()]))
+    figures = zip(medians, intervals, strict=True)
     for group in groups:
-        for cells, (median, one) in zip(group.lists, told, strict=False):
-            pair = None if one.bounds is None else [next(bounds), next(bounds)]
-            cells[group.place] = [median, pair, one.layers, one.level]
+        for cells, (median, interval) in zip(group.lists, figures, strict=False):
+            pair = None if interval.bounds is None else [next(bounds), next(bounds)]
+            cells[group.place] = [median, pair, interval.layers, interval.level]
 
 
 def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:

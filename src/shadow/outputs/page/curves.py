@@ -80,11 +80,11 @@ def shortened(values: ArrayLike) -> list[float | int | None]:
         scaled = numbers * up / down
         safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
     rounded = np.rint(scaled) / up * down
-    found = [int(one) if one.is_integer() else one for one in np.where(safe, rounded, 0.5).tolist()]
+    numbers_shown = [int(number) if number.is_integer() else number for number in np.where(safe, rounded, 0.5).tolist()]
     for place in np.flatnonzero(~safe).tolist():
         number = numbers.item(place)
-        found[place] = short(number) if math.isfinite(number) else None
-    return found
+        numbers_shown[place] = short(number) if math.isfinite(number) else None
+    return numbers_shown
 
 
 def logarithmic(values: ArrayLike) -> list[float | int | None]:

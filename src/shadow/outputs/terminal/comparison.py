@@ -53,8 +53,8 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions, *, p_values
     if comparison.ranking:
         parts += [_ranking(comparison), ""]
     if comparison.not_contrasted:
-        told = comparison.not_contrasted
-        parts += [Text(visible(f"{told[:1].upper()}{told[1:]}."), "yellow"), ""]
+        reason = comparison.not_contrasted
+        parts += [Text(visible(f"{reason[:1].upper()}{reason[1:]}."), "yellow"), ""]
     if comparison.scores is not None:
         parts += scored_set_view(comparison.scores, width, p_values=p_values)
     for contrast in against_first:
@@ -117,10 +117,10 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
 
     titles = {figure.name: figure.title for figure in FIGURES}
     wide = width >= WIDE
-    levels = [one.level for one in contrast.figures if one.level is not None]
+    levels = [figure.level for figure in contrast.figures if figure.level is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
     table.title = "Medians over matrices, and of paired differences"
-    adjusted = holm([one.p_within_pair for one in contrast.figures]) if p_values else []
+    adjusted = holm([figure.p_within_pair for figure in contrast.figures]) if p_values else []
     if p_values:
         table.title += "; p is within this pair, adjusted over the figures"
     table.add_column("figure", style="cyan", no_wrap=True)
@@ -129,13 +129,20 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     for head in [*heads, *(["margin"] if wide else []), *(["p"] if p_values else [])]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for at, one in enumerate(contrast.figures):
-        values = [share(v) if one.figure == "relative_norm" else number(v) for v in (one.first, one.second)]
-        bounds = f"{apart(one.low, one.scale)} to {apart(one.high, one.scale)}" if one.low is not None else "-"
-        margin = apart(one.margin, one.scale).replace("+", "")
-        cells = [*values, apart(one.difference, one.scale), bounds, *([margin] if wide else [])]
-        cells += [number(adjusted[at])] if p_values else []
-        table.add_row(titles[one.figure], *cells, one.verdict or "has no vote")
+    for place, of_figure in enumerate(contrast.figures):
+        values = [
+            share(value) if of_figure.figure == "relative_norm" else number(value)
+            for value in (of_figure.first, of_figure.second)
+        ]
+        bounds = (
+            f"{apart(of_figure.low, of_figure.scale)} to {apart(of_figure.high, of_figure.scale)}"
+            if of_figure.low is not None
+            else "-"
+        )
+        margin = apart(of_figure.margin, of_figure.scale).replace("+", "")
+        cells = [*values, apart(of_figure.difference, of_figure.scale), bounds, *([margin] if wide else [])]
+        cells += [number(adjusted[place])] if p_values else []
+        table.add_row(titles[of_figure.figure], *cells, of_figure.verdict or "has no vote")
     return table
 
 

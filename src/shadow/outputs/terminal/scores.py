@@ -87,10 +87,10 @@ def scores_table(summary: Summary) -> RenderableType:
 
 
 def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
-    told = list(notes)
+    texts = list(notes)
     if rows > ROWS:
-        told.append(f"{rows - ROWS} more benchmarks are in summary.json")
-    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in told]
+        texts.append(f"{rows - ROWS} more benchmarks are in summary.json")
+    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
 
 
 def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) -> list[RenderableType]:
@@ -103,8 +103,8 @@ def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) ->
     for key in keys:
         table.add_column(Text(visible(key)), justify="right", overflow="fold", max_width=22)
     for entry in scored.entries[:ROWS]:
-        own = [signed(cells.get((entry.label, key))) for key in keys]
-        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *own)
+        gains = [signed(cells.get((entry.label, key))) for key in keys]
+        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *gains)
     parts += [table, *_left_out(scored), _correlations(scored.correlations, p_values), ""]
     return parts
 
@@ -128,15 +128,15 @@ def _gains_shown(scored: ScoredSet, columns: int) -> tuple[list[str], dict[tuple
 
 
 def _left_out(scored: ScoredSet) -> list[RenderableType]:
-    told: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for entry in scored.entries:
         if entry.left_out is not None:
-            told.setdefault(entry.left_out, []).append(entry.label)
+            reasons.setdefault(entry.left_out, []).append(entry.label)
         elif not entry.scored.gains:
-            told.setdefault("no scores", []).append(entry.label)
+            reasons.setdefault("no scores", []).append(entry.label)
     hidden = len(scored.entries) - ROWS
     texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
-    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in told.items()]
+    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in reasons.items()]
     notes = dict.fromkeys(f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes)
     texts += list(notes)[:ROWS]
     if len(notes) > ROWS:
@@ -144,26 +144,40 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
     return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
 
 
-def _correlations(found: Sequence[Correlation], p_values: bool) -> RenderableType:
+def _correlations(correlations: Sequence[Correlation], p_values: bool) -> RenderableType:
     """A row for each: n, rank correlation and interval, or the reason why there is none."""
-    if all(one.rho is None for one in found):
-        reasons = list(dict.fromkeys(one.reason for one in found if one.reason))
+    if all(correlation.rho is None for correlation in correlations):
+        reasons = list(dict.fromkeys(correlation.reason for correlation in correlations if correlation.reason))
         return Text(f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     table.add_column("gain in", style="cyan", overflow="fold")
     for name in ("n", "bases", "rho", "95 % interval", *(["p"] if p_values else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    for one in found[:ROWS]:
-        bounds = "-" if one.low is None or one.high is None else f"{one.low:+.2f} to {one.high:+.2f}"
-        rho = "-" if one.rho is None else f"{one.rho:+.2f}"
-        cells = [str(one.n), str(one.bases), rho, bounds, *([number(one.p)] if p_values else [])]
-        table.add_row(Text(visible(_what(one))), *cells, one.reason or "")
-    rest = [Text(f"{len(found) - ROWS} more are in --format json", "dim")] if len(found) > ROWS else []
+    for correlation in correlations[:ROWS]:
+        bounds = (
+            "-"
+            if correlation.low is None or correlation.high is None
+            else f"{correlation.low:+.2f} to {correlation.high:+.2f}"
+        )
+        rho = "-" if correlation.rho is None else f"{correlation.rho:+.2f}"
+        cells = [
+            str(correlation.n),
+            str(correlation.bases),
+            rho,
+            bounds,
+            *([number(correlation.p)] if p_values else []),
+        ]
+        table.add_row(Text(visible(_what(correlation))), *cells, correlation.reason or "")
+    rest = [Text(f"{len(correlations) - ROWS} more are in --format json", "dim")] if len(correlations) > ROWS else []
     return Group(Text("Rank correlation of gain and concentration over these reports", "italic"), table, *rest)
 
 
-def _what(one: Correlation) -> str:
-    if one.benchmark is not None:
-        return f"{one.benchmark} ({one.metric})" if one.metric else one.benchmark
-    return f"group {one.group}" if one.less is None else f"group {one.group} less {one.less}"
+def _what(correlation: Correlation) -> str:
+    if correlation.benchmark is not None:
+        return f"{correlation.benchmark} ({correlation.metric})" if correlation.metric else correlation.benchmark
+    return (
+        f"group {correlation.group}"
+        if correlation.less is None
+        else f"group {correlation.group} less {correlation.less}"
+    )

@@ -152,8 +152,10 @@ def _headline(summary: Summary) -> RenderableType:
     if summary.scores:
         rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate.name for gate in summary.failed_gates]
-    told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
-    rows.add_row(Text("gates", "dim"), told)
+    outcome = (
+        Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
+    )
+    rows.add_row(Text("gates", "dim"), outcome)
     if summary.reference and summary.has_label:
         rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(f": {summary.label_reason}")))
         rows.add_row(Text("reference", "dim"), _reference_line(summary.reference))
@@ -376,8 +378,8 @@ def _footer(summary: Summary, provenance: ReportMetadata, folder: Path) -> Rende
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
     if not summary.has_label:
-        told = summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
-        rows.add_row(Text("label", "dim"), Text(visible(told), "dim"))
+        label = summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
+        rows.add_row(Text("label", "dim"), Text(visible(label), "dim"))
     not_shown = [
         *summary.finding.not_shown,
         *(f"{text}." for text in summary.claims.not_shown if text == MEASURED_BY_OTHERS),
