@@ -82,6 +82,7 @@ class ScoredReport:
     left_out: str | None
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: the report, and its scores as a summary has them."""
         report = {
             "label": self.label,
             "pair": self.pair,
@@ -104,6 +105,7 @@ class ScoredSet:
         return list(NOT_SHOWN) if any(correlation.rho is not None for correlation in self.correlations) else []
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: reports, correlations, and how these were made."""
         return {
             "reports": [entry.as_json() for entry in self.entries],
             "correlations": [asdict(correlation) for correlation in self.correlations],
@@ -203,20 +205,13 @@ def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
 
 def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
     """The gain of one group less that of the other: their ratio would have no meaning where the other is about 0."""
-    first_gains, other = _common(name, entries), _common(less, entries)
-    labels = first_gains.keys() & other.keys()
-    first_gains, other = (
-        {label: gains for label, gains in side.items() if label in labels} for side in (first_gains, other)
-    )
-    (first, count, reason), (second, more, why) = _means(name, first_gains), _means(less, other)
-    units = _units(
-        {
-            f"{label}{side}": gains
-            for side, by_label in enumerate((first_gains, other))
-            for label, gains in by_label.items()
-        }
-    )
-    values = {label: first[label] - second[label] for label in first if label in second}
+    with_first, with_second = _common(name, entries), _common(less, entries)
+    labels = [label for label in with_first if label in with_second]
+    of_first = {label: with_first[label] for label in labels}
+    of_second = {label: gains for label, gains in with_second.items() if label in of_first}
+    (first, count, reason), (second, more, why) = _means(name, of_first), _means(less, of_second)
+    units = _units({label: [*of_first[label], *of_second[label]] for label in labels})
+    values = {label: first[label] - second[label] for label in labels}
     return _correlation(values, entries, reason or why or units, group=name, less=less, benchmarks=count + more)
 
 

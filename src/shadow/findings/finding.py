@@ -517,7 +517,9 @@ def _structure(summary: Summary) -> list[Sentence]:
     if 10 * (beyond + flatter) >= judged:
         text = f"In {many} inside layers it has more structure than noise; in most, nothing tells it from noise."
         return [draft.sentence("mixed", text)]
-    which = f"{many} inside layers {'have' if beyond > 1 else 'has'}" if beyond else "no matrix inside layers has"
+    which = "no matrix inside layers has"
+    if beyond:
+        which = f"{many} inside layers {'have' if beyond > 1 else 'has'}"
     text = f"Nothing tells it from noise: {which} more structure than random changes of the same rows and columns."
     return [draft.sentence("noise", text)]
 
@@ -531,13 +533,9 @@ def _by_concentration(draft: _Draft) -> list[Sentence]:
     value = draft.overall("concentration")
     if value is None:
         return []
-    says = (
-        "like noise"
-        if abs(value) <= LIKE_NOISE
-        else "fewer directions than noise"
-        if value > 0
-        else "flatter than noise"
-    )
+    says = "fewer directions than noise" if value > 0 else "flatter than noise"
+    if abs(value) <= LIKE_NOISE:
+        says = "like noise"
     text = f"The median concentration is {value:.2f}, where noise has 0 and rank one 1: {says}."
     return [draft.sentence("concentration", text.replace("-0.00", "0.00"))]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from shadow.findings.bootstrap import Interval
 from shadow.findings.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
 from shadow.findings.summary_rows import Claims
+from shadow.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,11 +120,9 @@ def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     count = len(deltas)
     if not count and not _identical(weights):
         return Gate("changed", None, 1, False, "no matrix was compared")
-    reason = (
-        f"{count:,} matri{'x' if count == 1 else 'ces'} changed"
-        if count
-        else "nothing changed: every matrix that was compared is identical"
-    )
+    reason = "nothing changed: every matrix that was compared is identical"
+    if count:
+        reason = f"{counted(count, 'matrix', 'matrices')} changed"
     return Gate("changed", count, 1, count > 0, reason)
 
 
@@ -284,13 +283,13 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
         ("effective_layers", None, lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers"),
         ("embedding_rows_changed", None, lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed"),
     )
-    return [
-        Evidence(
-            name, float(figure), interval.bounds if (interval := intervals.get(name)) else None, without, says(figure)
-        )
-        for name, without, says in rows
-        if (figure := figures.get(name)) is not None
-    ]
+    evidence = []
+    for name, without, says in rows:
+        figure, interval = figures.get(name), intervals.get(name)
+        if figure is not None:
+            bounds = None if interval is None else interval.bounds
+            evidence.append(Evidence(name, float(figure), bounds, without, says(figure)))
+    return evidence
 
 
 CONSISTENT = {  # with a failed gate, by its name

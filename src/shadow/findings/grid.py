@@ -83,6 +83,7 @@ class Picture:
 
     @cached_property
     def largest(self) -> float:
+        """The largest value of all cells, 0 or more."""
         return max(value for row in self.cells for value in row if value)
 
     @cached_property

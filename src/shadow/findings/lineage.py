@@ -146,6 +146,7 @@ class Lineage:
         return replace(self, notes=[*self.notes, *notes])
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: every field, as `lineage --format json` prints it."""
         return asdict(self)
 
 
@@ -522,12 +523,12 @@ def _beside(step: Step, before: Step | None) -> Step:
         return replace(step, no_ratio="the first step", no_joint="the first step")
     if step.chosen != before.chosen:
         return replace(step, no_ratio="the two audits were restricted in different ways")
-    for kind, checkpoints, last in (
+    for kind, norm, last in (
         ("unrounded", step.norm_unrounded, before.norm_unrounded),
         ("stored", step.norm, before.norm),
     ):
-        if checkpoints is not None and last:
-            return replace(step, ratio=checkpoints / last, ratio_of=kind)
+        if norm is not None and last:
+            return replace(step, ratio=norm / last, ratio_of=kind)
     return replace(step, no_ratio="nothing changed in one of the two")
 
 

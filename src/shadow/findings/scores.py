@@ -386,7 +386,9 @@ def _direction(metric: str, said: Mapping[str, Any]) -> bool | None:
     name = metric.partition(",")[0]
     if name in said:
         return said[name] if isinstance(said[name], bool) else None  # null: the tasks of a group do not agree
-    return False if name in LOWER else True if name in PREFERRED else None
+    if name in LOWER:
+        return False
+    return True if name in PREFERRED else None
 
 
 def _parents(subtasks: Mapping[str, Any], scored: set[str]) -> dict[str, str]:

@@ -155,6 +155,7 @@ class Summary:
 
     @property
     def failed_gates(self) -> list[Gate]:
+        """The gates that the pair does not pass: its figures are then not those of a training."""
         return failed(self.gates)
 
     @property

@@ -89,6 +89,7 @@ class Verdict:
         return {"met": 4, "missing": 1}.get(self.outcome, 0)
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: the rule, what came of it, and its figures."""
         told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
         figures = [asdict(figure) for figure in self.findings]
         return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
@@ -124,6 +125,7 @@ class Judgement:
 
     @property
     def name(self) -> str:
+        """`family:base..tuned`."""
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
@@ -172,10 +174,12 @@ class Measured:
 
     @cached_property
     def report(self) -> ComparedReport:
+        """Its rows, with every column that a rule may name."""
         return read_report(self.folder, self.label, more=COLUMNS)
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
+        """The rows of its deltas."""
         return self.report.subject("delta")
 
     @cached_property

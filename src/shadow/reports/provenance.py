@@ -76,6 +76,7 @@ class CheckpointIdentity:
     """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell it."""
 
     def as_json(self) -> dict[str, str | None]:
+        """As the files of a report have it."""
         return {"repo": self.repo, "commit": self.commit, "fingerprint": self.fingerprint}
 
 

@@ -153,7 +153,7 @@ def chosen_components(sources: Sequence[FigureData]) -> str:
 def component_of(sources: Sequence[FigureData]) -> str:
     """The component of all, empty where they have different ones."""
     components = {source.component for source in sources}
-    return components.pop() if len(components) == 1 else ""
+    return "" if len(components) > 1 else sources[0].component
 
 
 def names_of(sources: Sequence[FigureData]) -> list[str]:

@@ -34,9 +34,11 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
         axes.axhline(edge, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=f"null edge, {edge:.3g}")
         spikes = delta[delta > edge]
         if len(spikes):
-            axes.plot(np.arange(1, len(spikes) + 1), spikes, linestyle="none", marker="o", markersize=3.5, color=RED,
-                      markeredgecolor=BLACK, markeredgewidth=0.5, label=f"{len(spikes)} spikes" if len(spikes) > 1
-                      else "1 spike")  # fmt: skip
+            label = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
+            axes.plot(
+                np.arange(1, len(spikes) + 1), spikes, label=label, linestyle="none",
+                marker="o", markersize=3.5, color=RED, markeredgecolor=BLACK, markeredgewidth=0.5,
+            )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     from matplotlib.ticker import FuncFormatter, NullFormatter

@@ -28,7 +28,7 @@ from shadow.outputs.terminal.typeset import (
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.comparison import Comparison, Contrast
+    from shadow.findings.comparison import Comparison, Contrast, Difference
 
 
 KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
@@ -129,21 +129,27 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     for head in [*heads, *(["margin"] if wide else []), *(["p"] if p_values else [])]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for place, of_figure in enumerate(contrast.figures):
-        values = [
-            share(value) if of_figure.figure == "relative_norm" else number(value)
-            for value in (of_figure.first, of_figure.second)
-        ]
-        bounds = (
-            f"{apart(of_figure.low, of_figure.scale)} to {apart(of_figure.high, of_figure.scale)}"
-            if of_figure.low is not None
-            else "-"
-        )
-        margin = apart(of_figure.margin, of_figure.scale).replace("+", "")
-        cells = [*values, apart(of_figure.difference, of_figure.scale), bounds, *([margin] if wide else [])]
-        cells += [number(adjusted[place])] if p_values else []
-        table.add_row(titles[of_figure.figure], *cells, of_figure.verdict or "has no vote")
+    for place, difference in enumerate(contrast.figures):
+        cells = [*_both(difference), apart(difference.difference, difference.scale), _spread(difference)]
+        if wide:
+            cells.append(apart(difference.margin, difference.scale).replace("+", ""))
+        if p_values:
+            cells.append(number(adjusted[place]))
+        table.add_row(titles[difference.figure], *cells, difference.verdict or "has no vote")
     return table
+
+
+def _both(difference: Difference) -> tuple[str, str]:
+    """The medians of a figure in both reports."""
+    form = share if difference.figure == "relative_norm" else number
+    return form(difference.first), form(difference.second)
+
+
+def _spread(difference: Difference) -> str:
+    """How far a difference would move with other layers."""
+    if difference.low is None:
+        return "-"
+    return f"{apart(difference.low, difference.scale)} to {apart(difference.high, difference.scale)}"
 
 
 def modules_apart(contrast: Contrast, width: int) -> RenderableType:

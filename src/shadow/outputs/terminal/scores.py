@@ -155,29 +155,22 @@ def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Render
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for correlation in correlations[:ROWS]:
-        bounds = (
-            "-"
-            if correlation.low is None or correlation.high is None
-            else f"{correlation.low:+.2f} to {correlation.high:+.2f}"
-        )
         rho = "-" if correlation.rho is None else f"{correlation.rho:+.2f}"
-        cells = [
-            str(correlation.n),
-            str(correlation.bases),
-            rho,
-            bounds,
-            *([number(correlation.p)] if p_values else []),
-        ]
+        bounds = "-"
+        if correlation.low is not None and correlation.high is not None:
+            bounds = f"{correlation.low:+.2f} to {correlation.high:+.2f}"
+        cells = [str(correlation.n), str(correlation.bases), rho, bounds]
+        if p_values:
+            cells.append(number(correlation.p))
         table.add_row(Text(visible(_what(correlation))), *cells, correlation.reason or "")
     rest = [Text(f"{len(correlations) - ROWS} more are in --format json", "dim")] if len(correlations) > ROWS else []
     return Group(Text("Rank correlation of gain and concentration over these reports", "italic"), table, *rest)
 
 
 def _what(correlation: Correlation) -> str:
+    """Of which gain a correlation is."""
     if correlation.benchmark is not None:
         return f"{correlation.benchmark} ({correlation.metric})" if correlation.metric else correlation.benchmark
-    return (
-        f"group {correlation.group}"
-        if correlation.less is None
-        else f"group {correlation.group} less {correlation.less}"
-    )
+    if correlation.less is not None:
+        return f"group {correlation.group} less {correlation.less}"
+    return f"group {correlation.group}"
