@@ -129,7 +129,7 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
     """The same where no row is NaN."""
     n, layers = blocks.free, blocks.layers
     if n < FEWEST:
-        return [Interval(None, layers, None, _too_few(blocks, FEWEST))] * columns.shape[1]
+        return [Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))] * columns.shape[1]
     counts, times = distinct_draws(blocks.sizes)
     tail, level = expanded_tail(n), _level(n)
     together = max(1, TOGETHER // len(counts))
@@ -140,7 +140,7 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
         defined_everywhere = np.all(np.isfinite(values), axis=1).tolist()
         for defined, first, last in zip(defined_everywhere, low.tolist(), high.tolist(), strict=True):
             bounded = Interval((first, last), layers, level)
-            intervals.append(bounded if defined else Interval(None, layers, None, UNDEFINED))
+            intervals.append(bounded if defined else Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED))
     return intervals
 
 
@@ -151,12 +151,12 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     """
     n, fewest = blocks.free, UNEVEN if unevenness else FEWEST
     if n < fewest:
-        return Interval(None, blocks.layers, None, _too_few(blocks, fewest))
+        return Interval(bounds=None, layers=blocks.layers, level=None, reason=_too_few(blocks, fewest))
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
-        return Interval(None, blocks.layers, None, UNDEFINED)
+        return Interval(bounds=None, layers=blocks.layers, level=None, reason=UNDEFINED)
     tail = expanded_tail(n)
-    tails = corrected_tails(statistic, values, blocks.layers, tail) if unevenness else (tail, tail)
+    tails = corrected_tails(statistic, values, n=blocks.layers, tail=tail) if unevenness else (tail, tail)
     return Interval(cut(values, tails), blocks.layers, _level(n))
 
 
@@ -278,7 +278,9 @@ def _median_of_many(values: NDArray[np.float64], codes: NDArray[np.intp], counts
     below[np.arange(1, n + 1), codes[order]] = 1
     np.cumsum(below, axis=0, out=below)
     total = weights @ below[-1]
-    middle = [_value_of_rank(ascending, below, weights, rank) for rank in ((total + 1) // 2, total // 2 + 1)]
+    middle = [
+        _value_of_rank(ascending, below, weights=weights, rank=rank) for rank in ((total + 1) // 2, total // 2 + 1)
+    ]
     return np.asarray((middle[0] + middle[1]) / 2)
 
 

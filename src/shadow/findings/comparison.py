@@ -102,19 +102,54 @@ class ComparedFigure:
 
 
 FIGURES = (
-    ComparedFigure("concentration", "concentration", ("concentration",), "difference", 1, "same"),
-    ComparedFigure("stable_rank", "stable rank", ("stable_rank",), "log ratio", -1, "power"),
-    ComparedFigure("top4_energy", "top-4 energy", ("top4_energy",), "difference", 1, "same"),
     ComparedFigure(
-        "participation_ratio_over_null",
-        "PR / null PR",
-        ("participation_ratio", "null_participation_ratio"),
-        "log ratio",
-        -1,
-        "power",
+        name="concentration",
+        title="concentration",
+        columns=("concentration",),
+        scale="difference",
+        direction=1,
+        margin="same",
     ),
-    ComparedFigure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
-    ComparedFigure("relative_norm", "relative norm", ("relative_norm",), "log ratio", 0, None),
+    ComparedFigure(
+        name="stable_rank",
+        title="stable rank",
+        columns=("stable_rank",),
+        scale="log ratio",
+        direction=-1,
+        margin="power",
+    ),
+    ComparedFigure(
+        name="top4_energy",
+        title="top-4 energy",
+        columns=("top4_energy",),
+        scale="difference",
+        direction=1,
+        margin="same",
+    ),
+    ComparedFigure(
+        name="participation_ratio_over_null",
+        title="PR / null PR",
+        columns=("participation_ratio", "null_participation_ratio"),
+        scale="log ratio",
+        direction=-1,
+        margin="power",
+    ),
+    ComparedFigure(
+        name="spike_energy",
+        title="spike energy",
+        columns=("spike_energy",),
+        scale="difference",
+        direction=1,
+        margin="same",
+    ),
+    ComparedFigure(
+        name="relative_norm",
+        title="relative norm",
+        columns=("relative_norm",),
+        scale="log ratio",
+        direction=0,
+        margin=None,
+    ),
 )
 
 
@@ -525,7 +560,7 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
         no_interval=interval.reason,
         p_within_pair=sign_flip_p(by_layer[column].median().to_numpy(float)),
         margin=asked,
-        verdict=_figure_verdict(figure, apart, low, high, asked),
+        verdict=_figure_verdict(figure, apart, low=low, high=high, margin=asked),
     )
 
 
@@ -564,7 +599,7 @@ def contrast(
     matched = _with_differences(rows)
     cells = _cells(matched)
     figures = [difference(figure, cells, margin) for figure in FIGURES]
-    counts = _counts(first, second, matched, cells)
+    counts = _counts(first, second, matched=matched, cells=cells)
     fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
     if fatal:
         figures = [replace(figure, verdict="not comparable" if figure.direction else None) for figure in figures]
@@ -581,14 +616,14 @@ def contrast(
         modules=_by_module(matched),
         layers=_by_layer(cells),
         verdict=verdict,
-        sentence=_sentence(first, second, verdict, figures, fatal=fatal, different=different),
+        sentence=_sentence(first, second, verdict=verdict, figures=figures, fatal=fatal, different=different),
         consistent_with=_consistent_with(first, second, verdict),
         not_comparable=fatal,
         warnings=[
-            *_warn_of_relation(first, second, relation, how),
+            *_warn_of_relation(first, second, relation=relation, how=how),
             *settings_apart(first, second),
-            *_warn_of_coverage(first, second, matched, counts=counts, concentration=figures[0]),
-            *_warn_of_deltas(first, second, matched, concentration=figures[0], norm=figures[-1]),
+            *_warn_of_coverage(first, second, matched=matched, counts=counts, concentration=figures[0]),
+            *_warn_of_deltas(first, second, matched=matched, concentration=figures[0], norm=figures[-1]),
         ],
         rows=_rows(first, second, matched),
     )

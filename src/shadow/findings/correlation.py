@@ -193,14 +193,16 @@ def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[ScoredRe
     known = {label: [gain] for label, gain in gains if gain.gain is not None}
     values = {label: gain.gain for label, gain in gains if gain.gain is not None}
     group = gains[0][1].group
-    return _correlation(values, entries, _units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1)
+    return _correlation(
+        values, entries, reason=_units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1
+    )
 
 
 def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
     """Over the benchmarks of the group that every report with any of them has: means over others do not compare."""
     known = _common(name, entries)
     values, count, reason = _means(name, known)
-    return _correlation(values, entries, reason, group=name, benchmarks=count)
+    return _correlation(values, entries, reason=reason, group=name, benchmarks=count)
 
 
 def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
@@ -212,7 +214,7 @@ def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Cor
     (first, count, reason), (second, more, why) = _means(name, of_first), _means(less, of_second)
     units = _units({label: [*of_first[label], *of_second[label]] for label in labels})
     values = {label: first[label] - second[label] for label in labels}
-    return _correlation(values, entries, reason or why or units, group=name, less=less, benchmarks=count + more)
+    return _correlation(values, entries, reason=reason or why or units, group=name, less=less, benchmarks=count + more)
 
 
 def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:

@@ -351,13 +351,24 @@ class _Part:
 def _parts(summary: Summary) -> list[_Part]:
     main = _main(summary)
     modules = [
-        _Part(_module(row.module), f"modules.{row.component}.{row.module}", row.energy_share, row.parameter_share,
-              _is_outside(row.module))
+        _Part(
+            name=_module(row.module),
+            place=f"modules.{row.component}.{row.module}",
+            energy=row.energy_share,
+            size=row.parameter_share,
+            outside=_is_outside(row.module),
+        )
         for row in summary.modules
         if row.component == main and row.energy_share is not None
-    ]  # fmt: skip
+    ]
     components = [
-        _Part(_component(row.component), f"components.{row.component}", row.energy_share, row.parameter_share, True)
+        _Part(
+            name=_component(row.component),
+            place=f"components.{row.component}",
+            energy=row.energy_share,
+            size=row.parameter_share,
+            outside=True,
+        )
         for row in summary.components
         if row.component != main and row.matrices and row.energy_share is not None
     ]
@@ -709,7 +720,7 @@ def _explanations(summary: Summary) -> list[Explanation]:
 
 
 def _always(code: str, reason: str) -> Explanation:
-    return _explained(code, "cannot_be_excluded", reason, {})
+    return _explained(code, "cannot_be_excluded", reason=reason, figures={})
 
 
 def _is_lost(summary: Summary) -> bool:
@@ -720,7 +731,7 @@ def _is_lost(summary: Summary) -> bool:
 
 
 def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
-    return Explanation(code, EXPLANATIONS[code], answer, reason, figures)
+    return Explanation(code=code, name=EXPLANATIONS[code], answer=answer, reason=reason, figures=figures)
 
 
 def _merged_adapter(draft: _Draft) -> Explanation:
@@ -730,24 +741,34 @@ def _merged_adapter(draft: _Draft) -> Explanation:
     ceiling = summary.figures["rank_ceiling"]
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
-        return _explained(code, "fits", f"the tuned side is an adapter, of rank {rank} at most", draft.figures)
+        return _explained(
+            code, "fits", reason=f"the tuned side is an adapter, of rank {rank} at most", figures=draft.figures
+        )
     if side is None or least is None or most is None:
-        return _explained(code, "cannot_be_excluded", "the rank of the update is unknown", {})
+        return _explained(code, "cannot_be_excluded", reason="the rank of the update is unknown", figures={})
     draft.overall("short_side")
     if _is_low_rank(summary):
         draft.inside("rank_most")
         rank = whole(draft.inside("rank_90") or 0)
         return _explained(
-            code, "fits", f"{rank} of {whole(side)} directions hold 90 % of what is stored", draft.figures
+            code,
+            "fits",
+            reason=f"{rank} of {whole(side)} directions hold 90 % of what is stored",
+            figures=draft.figures,
         )
     rank = draft.write(least, "inside_layers.rank_least", whole)
     if least > min(USUAL_RANK, HIGH * side):
-        return _explained(code, "no", f"the median update has rank {rank} or more, of {whole(side)}", draft.figures)
+        return _explained(
+            code, "no", reason=f"the median update has rank {rank} or more, of {whole(side)}", figures=draft.figures
+        )
     if least > 1:
         return _explained(
-            code, "cannot_be_excluded", f"only a rank below {rank} of {whole(side)} is excluded", draft.figures
+            code,
+            "cannot_be_excluded",
+            reason=f"only a rank below {rank} of {whole(side)} is excluded",
+            figures=draft.figures,
         )
-    return _explained(code, "cannot_be_excluded", "its rank cannot be told", {})
+    return _explained(code, "cannot_be_excluded", reason="its rank cannot be told", figures={})
 
 
 def _orthogonalised(draft: _Draft) -> Explanation:
@@ -757,7 +778,10 @@ def _orthogonalised(draft: _Draft) -> Explanation:
         draft.inside("flatter_than_noise")
         draft.inside("judged")
         return _explained(
-            code, "fits", f"{_all_of(flatter, judged)} inside layers are flatter than noise", draft.figures
+            code,
+            "fits",
+            reason=f"{_all_of(flatter, judged)} inside layers are flatter than noise",
+            figures=draft.figures,
         )
     value = summary.figures["concentration"]
     known = choose_runs(summary.figures["short_side"], "muon", runs())
@@ -767,9 +791,13 @@ def _orthogonalised(draft: _Draft) -> Explanation:
         if value > most + LIKE_NOISE:
             size = draft.write(value, "figures.concentration", lambda x: f"{x:.2f}")
             among = f"{len(known)} trainings of the lab with Muon on {bases} {'base' if bases == 1 else 'bases'}"
-            return _explained(code, "no", f"concentration is {size}, and at most {most:.2f} in {among}", draft.figures)
+            return _explained(
+                code, "no", reason=f"concentration is {size}, and at most {most:.2f} in {among}", figures=draft.figures
+            )
     compared = "the lab's trainings with Muon are like it" if known else "the lab has no such training of this size"
-    return _explained(code, "cannot_be_excluded", f"many such steps can add up to structure, and {compared}", {})
+    return _explained(
+        code, "cannot_be_excluded", reason=f"many such steps can add up to structure, and {compared}", figures={}
+    )
 
 
 def _quantised(draft: _Draft) -> Explanation:
@@ -779,26 +807,33 @@ def _quantised(draft: _Draft) -> Explanation:
         if few and 2 * few > judged:
             draft.inside(f"levels_{side}_few")
             draft.inside(f"levels_{side}_judged")
-            return _explained(code, "fits", _with_few_values(side, few, judged), draft.figures)
+            return _explained(code, "fits", reason=_with_few_values(side, few, judged), figures=draft.figures)
     eight, matrices = (_count(inside, name) for name in ("in_8_bits", "matrices"))
     if eight and 2 * eight > matrices:
         draft.inside("in_8_bits")
         draft.inside("matrices")
-        return _explained(code, "fits", f"a side of {_all_of(eight, matrices)} is stored in 8 bits", draft.figures)
+        return _explained(
+            code, "fits", reason=f"a side of {_all_of(eight, matrices)} is stored in 8 bits", figures=draft.figures
+        )
     floor = summary.figures["floor_ratio"]
     low, high = ONE_ROUNDING
     if floor is not None and low <= floor <= high and 2 * _count(inside, "beyond_noise") < _count(inside, "judged"):
         size = draft.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
         return _explained(
-            code, "fits", f"the change is {size} times the rounding of its storage, as of a copy", draft.figures
+            code,
+            "fits",
+            reason=f"the change is {size} times the rounding of its storage, as of a copy",
+            figures=draft.figures,
         )
     judged = _count(inside, "levels_tuned_judged")
     if not judged:
-        return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
+        return _explained(
+            code, "cannot_be_excluded", reason="its rows are too short to tell it by their values", figures={}
+        )
     few = _count(inside, "levels_tuned_few")
     draft.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
     reason = _with_few_values("tuned", few, judged)
-    return _explained(code, "no", reason, draft.figures)
+    return _explained(code, "no", reason=reason, figures=draft.figures)
 
 
 def _with_few_values(side: str, few: int, judged: int) -> str:
@@ -812,32 +847,40 @@ def _short_run(draft: _Draft) -> Explanation:
     name = "relative_norm_overall" if unrounded is None else "relative_norm_overall_unrounded"
     value = figures[name]
     if value is None:
-        return _explained(code, "cannot_be_excluded", "the size of the change is unknown", {})
+        return _explained(code, "cannot_be_excluded", reason="the size of the change is unknown", figures={})
     size = draft.write(value, f"figures.{name}", percent)
     if value < SMALL:
-        return _explained(code, "fits", f"the change is but {size} of the base's norm", draft.figures)
+        return _explained(code, "fits", reason=f"the change is but {size} of the base's norm", figures=draft.figures)
     if value > LARGE:
-        return _explained(code, "no", f"the change is {size} of the base's norm", draft.figures)
+        return _explained(code, "no", reason=f"the change is {size} of the base's norm", figures=draft.figures)
     reason = f"a change of {size} may be few large steps or many small ones"
-    return _explained(code, "cannot_be_excluded", reason, draft.figures)
+    return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
 
 
 def _weight_decay(draft: _Draft) -> Explanation:
     summary, code, value = draft.summary, "weight_decay", draft.summary.inside_layers.get("decay_cosine")
     if value is None:
-        return _explained(code, "cannot_be_excluded", "the report does not say whether the weights shrank", {})
+        return _explained(
+            code, "cannot_be_excluded", reason="the report does not say whether the weights shrank", figures={}
+        )
     if _is_lost(summary):
         return _explained(
-            code, "cannot_be_excluded", "decay of less than half a step of the format leaves no trace", {}
+            code,
+            "cannot_be_excluded",
+            reason="decay of less than half a step of the format leaves no trace",
+            figures={},
         )
     draft.inside("decay_cosine")
     cosine = f"{value:.2f}".replace("-0.00", "0.00")
     if value <= SHRINKS:
         return _explained(
-            code, "fits", f"the change points against the weights (median cosine {cosine})", draft.figures
+            code,
+            "fits",
+            reason=f"the change points against the weights (median cosine {cosine})",
+            figures=draft.figures,
         )
     if value < STILL:
         reason = f"a part of the change points against the weights (median cosine {cosine})"
-        return _explained(code, "cannot_be_excluded", reason, draft.figures)
+        return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
     reason = f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
-    return _explained(code, "no", reason, draft.figures)
+    return _explained(code, "no", reason=reason, figures=draft.figures)

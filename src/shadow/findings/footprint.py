@@ -119,11 +119,11 @@ def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     """How many matrices changed; None where none was compared, which says nothing of a change."""
     count = len(deltas)
     if not count and not _identical(weights):
-        return Gate("changed", None, 1, False, "no matrix was compared")
+        return Gate(name="changed", figure=None, threshold=1, passed=False, reason="no matrix was compared")
     reason = "nothing changed: every matrix that was compared is identical"
     if count:
         reason = f"{counted(count, 'matrix', 'matrices')} changed"
-    return Gate("changed", count, 1, count > 0, reason)
+    return Gate(name="changed", figure=count, threshold=1, passed=count > 0, reason=reason)
 
 
 def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
@@ -140,7 +140,13 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     inside = deltas.loc[~deltas["module"].isin(OUTSIDE), "cosine"].dropna()
     identical = _identical(weights, OUTSIDE)
     if not len(inside) + identical:
-        return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
+        return Gate(
+            name="lineage",
+            figure=None,
+            threshold=LINEAGE,
+            passed=False,
+            reason="no matrix outside embeddings and heads was compared",
+        )
     import pandas as pd
 
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
@@ -153,7 +159,7 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
         reason = (
             f"the tuned weights have little in common with the base's (median cosine {figure:.3f}): not its descendant"
         )
-    return Gate("lineage", figure, LINEAGE, passed, reason)
+    return Gate(name="lineage", figure=figure, threshold=LINEAGE, passed=passed, reason=reason)
 
 
 def _paired(weights: pd.DataFrame) -> Gate:
@@ -164,19 +170,25 @@ def _paired(weights: pd.DataFrame) -> Gate:
     reason = f"{percent:.1f} % of the larger side's parameters were compared"
     if share < PAIRED:
         reason += ": a part was asked for" if filtered else ": these are not two states of one model"
-    return Gate("paired", share, PAIRED, share >= PAIRED, reason)
+    return Gate(name="paired", figure=share, threshold=PAIRED, passed=share >= PAIRED, reason=reason)
 
 
 def _rounding(deltas: pd.DataFrame) -> Gate:
     ratios = deltas["floor_ratio"].dropna()
     if ratios.empty:
-        return Gate("rounding", None, ROUNDING, True, "nothing of the change was rounded to be stored")
+        return Gate(
+            name="rounding",
+            figure=None,
+            threshold=ROUNDING,
+            passed=True,
+            reason="nothing of the change was rounded to be stored",
+        )
     figure = float(ratios.median())
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
     reason = f"the change is {times} times the rounding of its storage"
     if figure < ROUNDING:
         reason += ": it is mostly rounding"
-    return Gate("rounding", figure, ROUNDING, figure >= ROUNDING, reason)
+    return Gate(name="rounding", figure=figure, threshold=ROUNDING, passed=figure >= ROUNDING, reason=reason)
 
 
 def _rank(deltas: pd.DataFrame) -> Gate:
@@ -185,14 +197,14 @@ def _rank(deltas: pd.DataFrame) -> Gate:
     ranks = inside["rank_ceiling"].fillna(math.inf).clip(upper=inside["numerical_rank"])
     shares = (ranks / inside[["rows", "cols"]].min(axis=1)).dropna()
     if shares.empty:
-        return Gate("rank", None, FULL_RANK, True, "no rank ceiling")
+        return Gate(name="rank", figure=None, threshold=FULL_RANK, passed=True, reason="no rank ceiling")
     figure, ceiling = float(shares.median()), inside["rank_ceiling"].max()
     if figure >= FULL_RANK:
         reason = f"the median delta has {100 * figure:.0f} % of its directions, those of rounding included"
     else:
         what = f"an adapter's rank {ceiling:.0f}" if ceiling > 0 else f"rank {inside['numerical_rank'].median():.0f}"
         reason = f"{what} bounds the spectrum of every delta: how concentrated it is says little of the training"
-    return Gate("rank", figure, FULL_RANK, figure >= FULL_RANK, reason)
+    return Gate(name="rank", figure=figure, threshold=FULL_RANK, passed=figure >= FULL_RANK, reason=reason)
 
 
 def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
@@ -206,7 +218,7 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
         reason = f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change holds a rounding"
     else:
         reason = "both sides are stored in one known format"
-    return Gate("formats", share, 0.0, not share, reason)
+    return Gate(name="formats", figure=share, threshold=0.0, passed=not share, reason=reason)
 
 
 def footprint(
@@ -232,7 +244,7 @@ def footprint(
         ],
     )
     lies = None if trainings is None or concentration is None else position(concentration, trainings, runs())
-    return Footprint(given, reason, evidence, claims, lies)
+    return Footprint(label=given, reason=reason, evidence=evidence, claims=claims, position=lies)
 
 
 def label(
@@ -288,7 +300,9 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
         figure, interval = figures.get(name), intervals.get(name)
         if figure is not None:
             bounds = None if interval is None else interval.bounds
-            evidence.append(Evidence(name, float(figure), bounds, without, says(figure)))
+            evidence.append(
+                Evidence(name=name, figure=float(figure), interval=bounds, without=without, says=says(figure))
+            )
     return evidence
 
 

@@ -65,8 +65,8 @@ def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
     """The sides of a report by its metadata; pair tells the revisions that were asked for."""
     start, end = _stages(metadata["family"], metadata["pair"])
     return (
-        _reported("base", metadata["base"], None if pair is None else pair.base, start),
-        _reported("tuned", metadata["tuned"], None if pair is None else pair.tuned, end),
+        _reported("base", metadata["base"], asked=None if pair is None else pair.base, stage=start),
+        _reported("tuned", metadata["tuned"], asked=None if pair is None else pair.tuned, stage=end),
     )
 
 
@@ -75,7 +75,14 @@ def _reported(
 ) -> ScoredSide:
     commit = metadata["commit"] if isinstance(metadata.get("commit"), str) else None
     is_folder = commit is None and Path(metadata["repo"]).is_absolute()
-    return ScoredSide(role, metadata["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
+    return ScoredSide(
+        role=role,
+        repo=metadata["repo"],
+        is_folder=is_folder,
+        commit=commit,
+        revision=getattr(asked, "revision", None),
+        stage=stage,
+    )
 
 
 def sides_of_pair(pair: Pair) -> Sides:
@@ -88,9 +95,11 @@ def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> Scor
     from shadow.targets.references import ComponentBase
 
     if isinstance(reference, ComponentBase):  # it has no name but its stage
-        return ScoredSide(role, "", False, None, None, stage)
+        return ScoredSide(role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage)
     repo = f"{reference.repo}/{reference.subfolder}" if reference.subfolder else reference.repo
-    return ScoredSide(role, repo, reference.is_folder, None, reference.revision, stage)
+    return ScoredSide(
+        role=role, repo=repo, is_folder=reference.is_folder, commit=None, revision=reference.revision, stage=stage
+    )
 
 
 def _stages(family: str, pair: str) -> tuple[str, str]:
@@ -279,14 +288,30 @@ def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
     values = [gain.gain for gain in known if gain.gain is not None]
     units = sorted({gain.unit for gain in known})
     if not known:
-        return GroupGain(name, 0, None, None, None, "no benchmark of both sides")
+        return GroupGain(
+            group=name, benchmarks=0, gain=None, gain_stderr=None, unit=None, reason="no benchmark of both sides"
+        )
     if len(units) > 1:
-        return GroupGain(name, len(known), None, None, None, f"scores in different units ({', '.join(units)[:100]})")
+        return GroupGain(
+            group=name,
+            benchmarks=len(known),
+            gain=None,
+            gain_stderr=None,
+            unit=None,
+            reason=f"scores in different units ({', '.join(units)[:100]})",
+        )
     errors = [gain.gain_stderr for gain in known]
     error = (
         math.hypot(*(stderr for stderr in errors if stderr is not None)) / len(errors) if None not in errors else None
     )
-    return GroupGain(name, len(known), math.fsum(values) / len(values), error, units[0], None)
+    return GroupGain(
+        group=name,
+        benchmarks=len(known),
+        gain=math.fsum(values) / len(values),
+        gain_stderr=error,
+        unit=units[0],
+        reason=None,
+    )
 
 
 def join(given: ScoreFiles, sides: Sides) -> Scored | None:
@@ -302,7 +327,15 @@ def join(given: ScoreFiles, sides: Sides) -> Scored | None:
     gains = []
     for name in dict.fromkeys(row.benchmark for row in given.rows):
         if name in base or name in tuned:
-            gains.append(_gain(name, base.get(name, {}), tuned.get(name, {}), given.groups.get(name), above_one))
+            gains.append(
+                _gain(
+                    name,
+                    base.get(name, {}),
+                    tuned=tuned.get(name, {}),
+                    group=given.groups.get(name),
+                    above_one=above_one,
+                )
+            )
     notes += [*_missing_side(given, rows, sides), *_left_out(rows, given), *_doubts(gains, base, tuned)]
     return Scored(given.files, tuple(gains), tuple(notes))
 
@@ -410,7 +443,7 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
     assert either is not None
     if before and other:
         groups, unit, higher = (_agree(before, other, key) for key in ("group", "unit", "higher_is_better"))
-        _refuse_units(before, other, higher, above_one)
+        _refuse_units(before, other, higher=higher, above_one=above_one)
     else:
         groups, unit, higher = either.group, either.unit, either.higher_is_better
     if group and groups and group != groups:
@@ -426,7 +459,7 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
         benchmark=benchmark,
         group=group or groups,
         metric=chosen,
-        unit=_unit([row for row in (before, other) if row], unit, higher, above_one),
+        unit=_unit([row for row in (before, other) if row], unit, higher=higher, above_one=above_one),
         higher_is_better=higher,
         base=before.score if before else None,
         tuned=other.score if other else None,

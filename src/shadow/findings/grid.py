@@ -106,7 +106,7 @@ def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
     columns = min(len(layers), columns)
     bins = [layers[i * len(layers) // columns : (i + 1) * len(layers) // columns] for i in range(columns)]
     cells = tuple(_binned(row, bins) for row in rows)
-    return Picture(tuple(row.module for row in rows), layers[0], layers[-1], cells)
+    return Picture(modules=tuple(row.module for row in rows), first=layers[0], last=layers[-1], cells=cells)
 
 
 def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:

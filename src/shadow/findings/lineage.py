@@ -367,8 +367,8 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
     paths = _paths(direct)
     if len(paths) > MOST_CHAINS:
         notes.append(f"more than {MOST_CHAINS} chains: the first {MOST_CHAINS} are shown")
-    chains = [_chain(path, edges, names, open_edges) for path in paths[:MOST_CHAINS]]
-    chains += [_chain(list(ends), edges, names, []) for ends in circle]
+    chains = [_chain(path, edges, names=names, every=open_edges) for path in paths[:MOST_CHAINS]]
+    chains += [_chain(list(ends), edges, names=names, every=[]) for ends in circle]
     return Lineage(chains, notes)
 
 

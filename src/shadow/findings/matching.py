@@ -158,17 +158,20 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
     By commit, by content (fingerprints), else by the measured spectra of the checkpoint that they should share.
     """
-    base = _same(first, "base", second, "base")
+    base = _same(first, "base", second=second, other="base")
     if base:
-        return ("the same pair", base) if _same(first, "tuned", second, "tuned") else ("one base", base)
-    step = _same(first, "tuned", second, "base") or _same(first, "base", second, "tuned")
+        return ("the same pair", base) if _same(first, "tuned", second=second, other="tuned") else ("one base", base)
+    step = _same(first, "tuned", second=second, other="base") or _same(first, "base", second=second, other="tuned")
     if step:
         return "consecutive stages", step
-    apart = _spectra_apart(first, "base", second, "base")
+    apart = _spectra_apart(first, "base", second=second, other="base")
     if apart is None:
-        tuned = _spectra_apart(first, "tuned", second, "tuned")
+        tuned = _spectra_apart(first, "tuned", second=second, other="tuned")
         return "the same pair" if tuned is None else "one base", "spectra"
-    if None in (_spectra_apart(first, "tuned", second, "base"), _spectra_apart(first, "base", second, "tuned")):
+    if None in (
+        _spectra_apart(first, "tuned", second=second, other="base"),
+        _spectra_apart(first, "base", second=second, other="tuned"),
+    ):
         return "consecutive stages", "spectra"
     return "different bases", apart
 
@@ -246,7 +249,7 @@ def unmatched(first: ComparedReport, second: ComparedReport, matched: pd.DataFra
     """Deltas of one report that the other has not, by reason, the most frequent first."""
     names: dict[str, list[str]] = {}
     for report, other, which in ((first, second, "first"), (second, first, "second")):
-        for tensor, reason in _alone(report, other, matched, which):
+        for tensor, reason in _alone(report, other, matched=matched, which=which):
             names.setdefault(f"{reason} {other.label}", []).append(tensor)
     ordered = sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
     return [

@@ -72,14 +72,14 @@ def released() -> tuple[Released, ...]:
     with (registry_folder() / "reference" / "published.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             Released(
-                row["base"],
-                row["tuned"],
-                _float(row["mean_relative_norm"]),
-                _float(row["mean_cosine"]),
-                _float(row["mean_top20_energy"]),
-                float(row["oq_ratio"]),
-                _int(row["modules"]),
-                _int(row["modules_with_spectrum"]),
+                base=row["base"],
+                tuned=row["tuned"],
+                mean_relative_norm=_float(row["mean_relative_norm"]),
+                mean_cosine=_float(row["mean_cosine"]),
+                mean_top20_energy=_float(row["mean_top20_energy"]),
+                oq_ratio=float(row["oq_ratio"]),
+                modules=_int(row["modules"]),
+                with_spectrum=_int(row["modules_with_spectrum"]),
             )
             for row in csv.DictReader(file)
         )
@@ -132,8 +132,10 @@ def published_figures(
             near = [pair for pair in others if _is_near(pair, norm)]
             top20 = place("mean_top20_energy", _mean(deltas["top20_energy"]), near)
             no_top20 = None if top20 else "no other family has a pair of about its size"
-    pair = None if published is None else _agreement(published, tensors, deltas, fault)
-    return PublishedFigures(SOURCE, pair, size, no_size, top20, no_top20, WITHIN)
+    pair = None if published is None else _agreement(published, tensors, deltas=deltas, fault=fault)
+    return PublishedFigures(
+        source=SOURCE, pair=pair, size=size, no_size=no_size, top20=top20, no_top20=no_top20, within=WITHIN
+    )
 
 
 def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
@@ -282,20 +284,24 @@ def _agreement(published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame,
     spectra = whole or _other_count(len(matrices), published.with_spectrum, "of them with two dimensions")
     if spectra is None and _has_parts(changed):
         spectra = "stored there as one, measured here apart: fused projections or stacked experts"
-    checks = [_check("mean_relative_norm", published, whole, mean_relative_norm(named))]
+    checks = [_check("mean_relative_norm", published, fault=whole, ours=mean_relative_norm(named))]
     cosines = None if whole else mean_cosine(named, changed)
     slack = (cosines[1] - cosines[0]) / 2 if cosines else 0.0
     unsure = "the cosines of vectors, which a report does not have, could move it by more than the tolerance"
     middle = sum(cosines) / 2 if cosines else None
     no_cosine = spectra or (unsure if slack > TOLERANCE else None)
-    checks.append(_check("mean_cosine", published, no_cosine, middle, TOLERANCE + LAST_DIGIT + slack))
+    checks.append(
+        _check("mean_cosine", published, fault=no_cosine, ours=middle, tolerance=TOLERANCE + LAST_DIGIT + slack)
+    )
     energies = changed["top20_energy"]
     top20 = _mean(energies) if len(energies) and energies.notna().all() else None
-    checks.append(_check("mean_top20_energy", published, spectra, top20))
-    checks.append(_check("oq_ratio", published, fault, oq_ratio(named)))
+    checks.append(_check("mean_top20_energy", published, fault=spectra, ours=top20))
+    checks.append(_check("oq_ratio", published, fault=fault, ours=oq_ratio(named)))
     known = [check for check in checks if check is not None]
     compared = [check.agrees for check in known if check.agrees is not None]
-    return PublishedPair(published.base, published.tuned, all(compared) if compared else None, known)
+    return PublishedPair(
+        base=published.base, tuned=published.tuned, agrees=all(compared) if compared else None, checks=known
+    )
 
 
 def _other_count(ours: int, theirs: int | None, what: str) -> str | None:
@@ -314,7 +320,9 @@ def _check(
     if tolerance is None:
         tolerance = TOLERANCE * theirs + LAST_DIGIT
     agrees = None if fault or ours is None else abs(ours - theirs) <= tolerance
-    return PublishedCheck(figure, theirs, None if fault else ours, tolerance, agrees, fault)
+    return PublishedCheck(
+        figure=figure, published=theirs, ours=None if fault else ours, tolerance=tolerance, agrees=agrees, reason=fault
+    )
 
 
 WORDS = {

@@ -243,7 +243,7 @@ def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Wor
     whose = f"with {trainings.optimizer}" if trainings.optimizer else "with any optimiser"
     against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
     if first and agree >= AGREEING and agree > oppose:
-        label, beyond = _beyond(first, trainings, against, bound)
+        label, beyond = _beyond(first, trainings, against=against, bound=bound)
         return label, f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {beyond}"
     bases = _resting(bases_of(trainings.short_side, trainings.optimizer))
     if first:

@@ -135,7 +135,7 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
     if not rows:
         where = ", ".join(str(path) for path in paths)
         raise ShadowError(f"{where}: no scores in it", f"a CSV has the columns {', '.join(NEEDED)}")
-    return ScoreFiles(tuple(files), tuple(rows), groups, tuple(notes))
+    return ScoreFiles(files=tuple(files), rows=tuple(rows), groups=groups, notes=tuple(notes))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:

@@ -294,7 +294,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
-    judged = footprint(held, figures, intervals, optimizer if isinstance(optimizer, str) else None)
+    judged = footprint(held, figures, intervals=intervals, optimizer=optimizer if isinstance(optimizer, str) else None)
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
     summary = Summary(
@@ -331,7 +331,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         evidence=list(judged.evidence),
         reference=judged.position,
         claims=judged.claims,
-        published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
+        published=published_figures(rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated),
         finding=Finding([], [], []),
     )
     published = context_sentence(summary.published)
@@ -361,7 +361,13 @@ def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame)
     tensors = tensors.assign(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
     alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
-    return Rows(deltas.assign(at=layer_of(layers, deltas)), alone, tensors, residual, layers)
+    return Rows(
+        deltas=deltas.assign(at=layer_of(layers, deltas)),
+        alone=alone,
+        tensors=tensors,
+        residual=residual,
+        layers=layers,
+    )
 
 
 def _base_norms(matrices: pd.DataFrame, deltas: pd.DataFrame) -> NDArray[np.float64]:
@@ -692,7 +698,15 @@ def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
         for quarter in range(QUARTERS):
             part = layers[quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS]
             share = math.fsum(row.energy_share or 0.0 for row in part)
-            quarters.append(QuarterRow(component, quarter + 1, part[0].layer, part[-1].layer, share))
+            quarters.append(
+                QuarterRow(
+                    component=component,
+                    quarter=quarter + 1,
+                    first_layer=part[0].layer,
+                    last_layer=part[-1].layer,
+                    energy_share=share,
+                )
+            )
     return quarters
 
 

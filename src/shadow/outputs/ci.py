@@ -150,7 +150,7 @@ def workflow_commands(judged: Sequence[Judgement], workspace: Path | None = None
                 rule = verdict.rule
                 said = f"{rule.message} " if rule.message and verdict.outcome == "met" else ""
                 at = _in_workspace(rule.file, rule.line, workspace)
-                line = _annotation(rule.severity, f"{judgement.name}: {rule.name}", said + verdict.detail, at)
+                line = _annotation(rule.severity, f"{judgement.name}: {rule.name}", text=said + verdict.detail, at=at)
                 texts[rule.severity].append(line)
     return [line for level, lines in texts.items() for line in _first(level, lines)]
 
@@ -246,11 +246,11 @@ def _count(element: ET.Element, over: ET.Element) -> None:
 
 
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
-    case = _case(suite, judgement, "audit", judgement.seconds or 0.0)
+    case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
-        _said(case, "error", judgement.fault, "could not")
+        _said(case, "error", message=judgement.fault, kind="could not")
     if judgement.objections:
-        _said(case, "failure", f"skipped because of {', '.join(judgement.objections)}", "--strict")
+        _said(case, "failure", message=f"skipped because of {', '.join(judgement.objections)}", kind="--strict")
     if judgement.summary is not None:
         counts = ", ".join(f"{count} {status}" for status, count in judgement.summary.counts.items())
         lines = [
@@ -265,13 +265,13 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
 
 
 def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> None:
-    case = _case(suite, judgement, verdict.rule.name, 0.0)
+    case = _case(suite, judgement, name=verdict.rule.name, seconds=0.0)
     said = [f"{verdict.rule.message}"] if verdict.rule.message and verdict.outcome == "met" else []
     if verdict.rule.severity == "warning" and verdict.outcome in ("met", "missing"):
         _output(case, [f"warning: {verdict.detail}", *said])
         return
     if tag := {"met": "failure", "missing": "error", "skipped": "skipped"}.get(verdict.outcome):
-        _said(case, tag, verdict.detail, verdict.rule.condition)
+        _said(case, tag, message=verdict.detail, kind=verdict.rule.condition)
     _output(case, [verdict.detail, *said])
 
 

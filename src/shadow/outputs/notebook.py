@@ -223,14 +223,16 @@ def _heat_map(deltas: pd.DataFrame) -> Markup:
         drawn.append(_label(module, row))
         for column, layer in enumerate(layers):
             value = cells.get((module, layer))
-            drawn.append(_cell(row, column, f"layer {layer}, {module}", value, low, high))
+            drawn.append(_cell(row, column, place=f"layer {layer}, {module}", value=value, low=low, high=high))
     width = LABEL_WIDTH + CELL * max(len(layers), 12) + 4
     height = CELL * len(modules) + FOOT
     title = f"Concentration of {component} by module and layer"
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" '
         'style="max-width:100%;font:11px sans-serif" fill="currentColor">{}{}</svg>'
-    ).format(visible(title), width, height, width, Markup("").join(drawn), _foot(layers, len(modules), low, high))
+    ).format(
+        visible(title), width, height, width, Markup("").join(drawn), _foot(layers, len(modules), low=low, high=high)
+    )
 
 
 def _label(module: str, row: int) -> Markup:

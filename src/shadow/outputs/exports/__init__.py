@@ -60,34 +60,55 @@ class ExportFormat:
 
 FORMATS = {
     "csv": ExportFormat(
-        write_csv, partial(is_our_folder, "csv"), "-csv", "a folder of CSV files",
-        'pd.read_csv("reports-csv/matrices.csv")',
+        write=write_csv,
+        is_ours=partial(is_our_folder, "csv"),
+        suffix="-csv",
+        what="a folder of CSV files",
+        opens='pd.read_csv("reports-csv/matrices.csv")',
     ),
     "json": ExportFormat(
-        write_json, partial(is_our_folder, "json"), "-json", "a folder of JSON Lines files",
-        'pd.read_json("reports-json/matrices.jsonl", lines=True)',
+        write=write_json,
+        is_ours=partial(is_our_folder, "json"),
+        suffix="-json",
+        what="a folder of JSON Lines files",
+        opens='pd.read_json("reports-json/matrices.jsonl", lines=True)',
     ),
     "arrow": ExportFormat(
-        write_arrow, partial(is_our_folder, "arrow"), "-arrow", "a folder of Arrow IPC (Feather 2) files",
-        'pl.read_ipc("reports-arrow/matrices.arrow")',
+        write=write_arrow,
+        is_ours=partial(is_our_folder, "arrow"),
+        suffix="-arrow",
+        what="a folder of Arrow IPC (Feather 2) files",
+        opens='pl.read_ipc("reports-arrow/matrices.arrow")',
     ),
     "parquet": ExportFormat(
-        write_parquet, partial(is_our_folder, "parquet"), "-parquet", "a Parquet dataset, partitioned as Hive does",
-        'pd.read_parquet("reports-parquet/matrices")',
+        write=write_parquet,
+        is_ours=partial(is_our_folder, "parquet"),
+        suffix="-parquet",
+        what="a Parquet dataset, partitioned as Hive does",
+        opens='pd.read_parquet("reports-parquet/matrices")',
     ),
     "duckdb": ExportFormat(
-        write_duckdb, is_our_duckdb, ".duckdb", "a DuckDB database",
-        'duckdb.connect("reports.duckdb").sql("FROM deltas")',
+        write=write_duckdb,
+        is_ours=is_our_duckdb,
+        suffix=".duckdb",
+        what="a DuckDB database",
+        opens='duckdb.connect("reports.duckdb").sql("FROM deltas")',
     ),
     "sqlite": ExportFormat(
-        write_sqlite, is_our_sqlite, ".sqlite", "a SQLite database",
-        'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
+        write=write_sqlite,
+        is_ours=is_our_sqlite,
+        suffix=".sqlite",
+        what="a SQLite database",
+        opens='pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
     ),
     "hf-dataset-folder": ExportFormat(
-        write_dataset_folder, partial(is_our_folder, "hf-dataset-folder"), "-dataset", "a dataset folder of the Hub",
-        'datasets.load_dataset("./reports-dataset", "matrices")',
+        write=write_dataset_folder,
+        is_ours=partial(is_our_folder, "hf-dataset-folder"),
+        suffix="-dataset",
+        what="a dataset folder of the Hub",
+        opens='datasets.load_dataset("./reports-dataset", "matrices")',
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from shadow.reports.columns import SCHEMA, TABLES, Column, Type
 
 APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
 KEY = ("family", "pair", "ordinal")
-ORDINAL = Column("ordinal", "int", "0-based place of the row in the report's file", range=">= 0")
+ORDINAL = Column(name="ordinal", type="int", text="0-based place of the row in the report's file", range=">= 0")
 HINT = "free some space, or choose another place with -o"
 INSERTED = 2_000  # rows that SQLite gets at a time
 DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit", "range", "null_when",

@@ -282,7 +282,7 @@ def write_dataset_folder(folder: Path, export: Export) -> None:
                 file.write_table(part.tables[name].cast(schema))
                 counts[name] += len(part.tables[name])
     digests = {name: _digest(folder / _data_file(name)) for name in export.names}
-    (folder / "README.md").write_text(_card(export.default, counts, digests, reports), encoding="utf-8")
+    (folder / "README.md").write_text(_card(export.default, counts, digests=digests, reports=reports), encoding="utf-8")
     _manifest(folder, "hf-dataset-folder")
 
 

@@ -53,7 +53,7 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
             f"cannot draw to {output.name!r}",
             f"use a name that ends in {', '.join(f'.{suffix_of}' for suffix_of in FORMATS)}",
         )
-    content, notes = draw(kind, folders, suffix, choice or Choice())
+    content, notes = draw(kind, folders, suffix=suffix, choice=choice or Choice())
     with placing(output, is_our_figure, "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes

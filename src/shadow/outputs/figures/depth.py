@@ -64,7 +64,7 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
         style = CURVES[place]
         depth = source.depth
         middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **thinned(style, len(depth), place))
-        _draw_concentration(bottom, source, style, place, alone=len(sources) == 1)
+        _draw_concentration(bottom, source, style=style, place=place, alone=len(sources) == 1)
     norms = np.concatenate([line.get_ydata() for line in middle.lines])
     middle.set_ylim(0, 1.1 * (norms[np.isfinite(norms)].max(initial=0) or 1))
     middle.set_ylabel("relative\nnorm, %")

@@ -24,7 +24,7 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     axes.axvspan(-MARGIN, MARGIN, color=PALE, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
     for place, source in enumerate(sources):
-        _draw_module_rows(axes, source, modules, place, len(sources))
+        _draw_module_rows(axes, source, modules=modules, place=place, many=len(sources))
     counts = sources[0].deltas["module"].value_counts()
     labels = [
         f"{shown(name, 24)} ({counts.get(name, 0)})" if len(sources) == 1 else shown(name, 24) for name in modules

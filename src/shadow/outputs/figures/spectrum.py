@@ -53,7 +53,7 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
     zeros = int((delta <= 0).sum())
     unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""
     subtitle = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
-    entitle(figure, sources, choice, subtitle)
+    entitle(figure, sources, choice=choice, more=subtitle)
     return [f"{row['tensor']}: {row['module']}, layer {_figure(row['layer'])}; {source.component}"]
 
 

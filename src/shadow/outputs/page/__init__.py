@@ -79,12 +79,15 @@ def write_page(
         show(done, len(folders), where)
         try:
             with_step = report.folder in in_chains
-            sections.append(read_pair(report, where, len(sections), len(folders), with_step=with_step))
+            sections.append(read_pair(report, where, number=len(sections), pairs=len(folders), with_step=with_step))
         except ShadowError as error:
             if list(folders) == [run]:
                 raise
             unreadable.append((where, error))
-    missing = [Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable]
+    missing = [
+        Missing(where=where, state="unreadable", why=error.message, hint=error.hint or "")
+        for where, error in unreadable
+    ]
     content = page_bytes(_chained(sections), _title(run), [*missing, *_missing(run, folders)])
     with writing(output.parent):
         write_beside(output, content)
@@ -180,12 +183,16 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     for row in index.rows if index is not None else ():
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
         if row.state == "kept" or (row.state != "done" and folder not in folders):
-            missing[folder] = Missing(_below(folder, run), row.state, row.error or "", row.hint or "")
+            missing[folder] = Missing(
+                where=_below(folder, run), state=row.state, why=row.error or "", hint=row.hint or ""
+            )
     for depth in ("", "*/", "*/*/"):
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
             folder = journal.parent.parent
             if folder not in folders and folder not in missing:
-                missing[folder] = Missing(_below(folder, run), "unfinished", "", "the same command goes on from there")
+                missing[folder] = Missing(
+                    where=_below(folder, run), state="unfinished", why="", hint="the same command goes on from there"
+                )
     return list(missing.values())
 
 

@@ -252,7 +252,7 @@ class _Part:
 def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
     rows = matrices.of(subject)
     names, values = _present(columns_of(subject), matrices.columns(columns_of(subject))[rows])
-    return _Part(rows, cell[rows], names, values)
+    return _Part(rows=rows, cell=cell[rows], names=names, values=values)
 
 
 def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
@@ -327,7 +327,7 @@ def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
         return {}
     names, values = _present(deltas.names, deltas.values[several])
     low, high = (
-        _listed(names, _by_cell(values, deltas.cell[several], cells, reduce))
+        _listed(names, _by_cell(values, deltas.cell[several], cells=cells, reduce=reduce))
         for reduce in (np.fmin.reduce, np.fmax.reduce)
     )
     return {name: {"low": low[name], "high": high[name]} for name in names}

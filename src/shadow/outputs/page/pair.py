@@ -133,7 +133,7 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int, *, 
     edges = {place: edge for place, subject, edge in nulls if subject == "delta" and edge > 0}
     curves = len(set(zip(rows.places, rows.subjects, strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
-    spectra = thinned_spectra(report, place, edges, points_for(curves * pairs))
+    spectra = thinned_spectra(report, place, edges=edges, points=points_for(curves * pairs))
     known = reference_distributions(summary.reference, runs())
     drawn = {
         "name": f"{summary.family} {summary.pair}",

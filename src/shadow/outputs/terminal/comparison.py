@@ -168,7 +168,7 @@ def modules_apart(contrast: Contrast, width: int) -> RenderableType:
         for name, (title, scale) in MODULE_FIGURES.items()
     ]
     title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
-    return text_table(title, columns, wider, width, gap=2)
+    return text_table(title, columns, wider=wider, width=width, gap=2)
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:

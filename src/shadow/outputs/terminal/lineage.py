@@ -59,7 +59,7 @@ def chain_view(chain: Chain, width: int) -> RenderableType:
         (6, "coherent", [f"{step.coherent} of {step.inside}" for step in rows]),
         (4, "unchanged", [share(step.zero_share) for step in rows]),
     ]
-    return text_table("", columns, wider, width, 2)
+    return text_table("", columns, wider=wider, width=width, gap=2)
 
 
 def _name(step: Step, letters: int) -> str:

@@ -295,7 +295,7 @@ def component_table(components: Sequence[ComponentRow], width: int) -> Renderabl
         ("conc.", [fixed(row.concentration) for row in components]),
         ("spikes", [number(row.spikes) for row in components]),
     ]
-    return text_table("By component", columns, [(6, "spread", _intervals(components))], width)
+    return text_table("By component", columns, wider=[(6, "spread", _intervals(components))], width=width)
 
 
 def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
@@ -318,7 +318,7 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
         (99, "stable rank", [number(row.stable_rank) for row in modules]),
         (99, "eff. rank", [number(row.effective_rank) for row in modules]),
     ]
-    return text_table("By module, medians over matrices", columns, wider, width)
+    return text_table("By module, medians over matrices", columns, wider=wider, width=width)
 
 
 def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType | None:
