@@ -48,38 +48,69 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class Correlation:
-    """The rank correlation of what was gained and of concentration.
-
-    benchmark is null for the mean over a group's benchmarks, and so is metric; less is the group whose gain was
-    subtracted. n are the reports that have both numbers, bases how many bases they rest on. rho, low, high and p are
-    null where reason says why.
-    """
+    """The rank correlation of what was gained and of concentration, over reports."""
 
     group: str | None
+    """The group of benchmarks; None for a benchmark of no group."""
+
     less: str | None
+    """The group whose gain was subtracted; None where none was."""
+
     benchmark: str | None
+    """The benchmark; None for the mean over those of a group."""
+
     metric: str | None
+    """Its metric; None for a mean, or where the file names none."""
+
     benchmarks: int
+    """Benchmarks that are averaged, 0 or more."""
+
     n: int
+    """Reports that have both numbers, 0 or more."""
+
     bases: int
+    """Bases that these rest on."""
+
     rho: float | None = None
+    """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
+
     low: float | None = None
+    """The lower bound of its interval."""
+
     high: float | None = None
+    """The upper bound."""
+
     level: float | None = None
+    """The confidence of the interval, 0 to 1."""
+
     p: float | None = None
+    """Two-sided, over orders of the gains, 0 to 1."""
+
     reason: str | None = None
+    """Why there is no correlation, or no interval."""
 
 
 @dataclass(frozen=True)
 class ScoredReport:
-    """One report of a set: its letter, base, median concentration and scores. left_out says why it has no part."""
+    """One report of a set, and what others measured of its models."""
 
     label: str
+    """Its letter in the comparison."""
+
     pair: str
+    """`family:base..tuned`."""
+
     base: str
+    """What its base is known by: commit, fingerprint or name."""
+
     concentration: float | None
+    """The median over its deltas; None where there is none."""
+
     scored: Scored
+    """Its scores."""
+
     left_out: str | None
+    """Why it has no part in the correlations; None where it has."""
 
     def as_json(self) -> dict[str, Any]:
         """For machines: the report, and its scores as a summary has them."""
@@ -97,7 +128,10 @@ class ScoredSet:
     """All reports of a comparison with their scores, and the correlations over those that are not left out."""
 
     entries: list[ScoredReport]
+    """The reports, in the order of the comparison."""
+
     correlations: list[Correlation]
+    """Of groups, of the difference of two groups, and of benchmarks."""
 
     @property
     def not_shown(self) -> list[str]:

@@ -72,8 +72,13 @@ class Sentence:
     """A measured statement. figures: what its numbers are in full, by their place in summary.json."""
 
     code: str
+    """One of CODES."""
+
     text: str
+    """The sentence."""
+
     figures: Mapping[str, Figure]
+    """The figures whose numbers stand in it, by their place in the summary."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +86,19 @@ class Explanation:
     """Something else that may have left these figures, whether it did, and why that is known."""
 
     code: str
+    """One of EXPLANATIONS."""
+
     name: str
+    """What people call it."""
+
     answer: Answer
+    """no, fits, or cannot be excluded."""
+
     reason: str
+    """Why."""
+
     figures: Mapping[str, Figure]
+    """The figures whose numbers stand in the reason, by their place in the summary."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +106,13 @@ class Finding:
     """What a report says of its pair."""
 
     sentences: list[Sentence]
+    """Two to four, in the order of CODES."""
+
     other_explanations: list[Explanation]
+    """What else it may be, in the order of EXPLANATIONS."""
+
     not_shown: list[str]
+    """What weights do not show."""
 
     @property
     def text(self) -> str:
@@ -329,10 +348,18 @@ class _Part:
     """A part of the model whose share is told: a module of the main component, or another component as a whole."""
 
     name: str
-    place: str  # of its row
-    energy: float  # its share
-    size: float | None  # its share of the parameters
-    outside: bool  # of the layers: named where it holds more than its share
+
+    place: str
+    """Of its row."""
+
+    energy: float
+    """Its share."""
+
+    size: float | None
+    """Its share of the parameters."""
+
+    outside: bool
+    """Of the layers: named where it holds more than its share."""
 
     @property
     def holds_more(self) -> bool:

@@ -53,10 +53,19 @@ class Gate:
     """A condition for calling the figures a footprint. figure is None where there is nothing to hold against it."""
 
     name: str
+    """One of GATES."""
+
     figure: float | None
+    """What it is judged by; None where that is unknown."""
+
     threshold: float
+    """What it must reach."""
+
     passed: bool
+    """Does it?"""
+
     reason: str
+    """A sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +73,19 @@ class Evidence:
     """One figure that a label would rest on, beside the value it has without any training."""
 
     name: str
+    """The figure's name in the summary."""
+
     figure: float
+    """Its value."""
+
     interval: tuple[float, float] | None
+    """(low, high) over layers; None where it has none."""
+
     without: float | None
+    """What it would be for noise of the same profile; None where that has no one value."""
+
     says: str
+    """What it says, for people."""
 
 
 @dataclass(frozen=True)

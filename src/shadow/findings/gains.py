@@ -39,18 +39,25 @@ UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"  # units that a file does not stat
 
 @dataclass(frozen=True)
 class ScoredSide:
-    """One side of a pair, as a file of scores may name it.
-
-    repo is `org/name` (with a subfolder behind it) or an absolute folder. revision is what was asked for, where that is
-    known; stage is `family:stage`.
-    """
+    """One side of a pair, as a file of scores may name it."""
 
     role: Role
+    """Which side it is."""
+
     repo: str
+    """`org/name` (with a subfolder behind it), or an absolute folder."""
+
     is_folder: bool
+    """Is it a folder?"""
+
     commit: str | None
+    """The commit that was read; None for a folder, or where it is not known."""
+
     revision: str | None
+    """What was asked for, where that is known."""
+
     stage: str
+    """`family:stage`."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -187,32 +194,58 @@ def is_named(given: ScoreFiles, sides: Sides) -> bool:
 
 @dataclass(frozen=True)
 class Gain:
-    """One benchmark of a pair.
-
-    base and tuned are scores in the unit of the file; null where a side has none. gain is tuned - base, with the sign
-    turned where less is better, so that more is a better model; null where a side is missing, or where nobody says
-    which way is better. gain_stderr is sqrt(base_stderr^2 + tuned_stderr^2), null without both. unit is what the file
-    states, else whether the scores exceed 1, else (less is better) the metric. others are metrics of the benchmark
-    that were not taken. base_model and tuned_model are the names in the files, base_file and tuned_file where they
-    stand.
-    """
+    """One benchmark of a pair. Scores are in the unit of the file, and None where a side has none."""
 
     benchmark: str
+    """Its name in the file."""
+
     group: str | None
+    """The group that the file puts it in; None for none."""
+
     metric: str | None
+    """The metric that was taken; None where the file names none."""
+
     unit: str
+    """What the file states, else whether the scores exceed 1, else (less is better) the metric."""
+
     higher_is_better: bool | None
+    """Which way is better; None where nobody says it."""
+
     base: float | None
+    """The score of the base."""
+
     tuned: float | None
+    """The score of the tuned model."""
+
     gain: float | None
+    """tuned - base, with the sign turned where less is better, so that more is a better model.
+
+    None where a side has no score, or where nobody says which way is better.
+    """
+
     base_stderr: float | None
+    """The standard error of the base's score, 0 or more."""
+
     tuned_stderr: float | None
+    """That of the tuned model's."""
+
     gain_stderr: float | None
+    """sqrt(base_stderr^2 + tuned_stderr^2); None without both."""
+
     base_model: str | None
+    """The name of the base in the file."""
+
     tuned_model: str | None
+    """The name of the tuned model."""
+
     base_file: str | None
+    """Where the score of the base stands."""
+
     tuned_file: str | None
+    """Where that of the tuned model stands."""
+
     others: list[str] = field(default_factory=list)
+    """Metrics of the benchmark that were not taken."""
 
 
 @dataclass(frozen=True)
@@ -251,11 +284,16 @@ class ScoreFile:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the scores say of a pair. files: (name, sha256); notes: what was left out or makes them doubtful."""
+    """What the scores say of a pair."""
 
     files: tuple[tuple[str, str], ...]
+    """(name, sha256) of the files that they came from."""
+
     gains: tuple[Gain, ...]
+    """A gain for each benchmark."""
+
     notes: tuple[str, ...]
+    """What was left out, or makes them doubtful."""
 
     @property
     def groups(self) -> list[GroupGain]:

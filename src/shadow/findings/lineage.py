@@ -46,8 +46,13 @@ class Group:
     """A group of modules: its share of the energy of the change, and of the parameters that changed."""
 
     name: str
+    """attention, MLP, embedding, head, or another component."""
+
     energy_share: float
+    """Share of energy, 0 to 1."""
+
     parameter_share: float
+    """Share of parameters, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,10 @@ class Joint:
     """
 
     matrices: int
-    left_out: int  # that one of the two reports has alone, or in another shape
+
+    left_out: int
+    """That one of the two reports has alone, or in another shape."""
+
     cosine: float | None
     chance_cosine: float | None
     chance_cosine_master: float | None
@@ -88,31 +96,61 @@ class Step:
     folder: str
     base: CheckpointSide
     tuned: CheckpointSide
-    start: str  # names of the stages
+
+    start: str
+    """Names of the stages."""
+
     end: str
     matrices: int
     failed_gates: list[str]
     relative_norm: float | None
     relative_norm_unrounded: float | None
-    no_unrounded: str | None  # why it is not known
+
+    no_unrounded: str | None
+    """Why it is not known."""
+
     norm: float | None
     norm_unrounded: float | None
-    kept: float | None  # share of the stored change's energy that is the update's
+
+    kept: float | None
+    """Share of the stored change's energy that is the update's."""
+
     zero_share: float | None
-    rounded_away: int  # matrices of which less than a quarter is the update's
-    unexplained: int  # matrices whose rounding is not that of one training from the stored base
-    groups: list[Group]  # the most energy first
-    quarters: list[float] | None  # shares of the energy inside layers, by depth; None below four layers
+
+    rounded_away: int
+    """Matrices of which less than a quarter is the update's."""
+
+    unexplained: int
+    """Matrices whose rounding is not that of one training from the stored base."""
+
+    groups: list[Group]
+    """The most energy first."""
+
+    quarters: list[float] | None
+    """Shares of the energy inside layers, by depth; None below four layers."""
+
     equivalent_directions: float | None
     excess_purity: float | None
-    coherent: int  # matrices inside layers that have equivalent_directions
-    inside: int  # matrices inside layers that changed
+
+    coherent: int
+    """Matrices inside layers that have equivalent_directions."""
+
+    inside: int
+    """Matrices inside layers that changed."""
+
     chosen: Chosen
-    ratio: float | None = None  # of this step's norm to the one before
-    ratio_of: str | None = None  # unrounded, or stored
+
+    ratio: float | None = None
+    """Of this step's norm to the one before."""
+
+    ratio_of: str | None = None
+    """Unrounded, or stored."""
+
     no_ratio: str | None = None
     joint: Joint | None = None
-    no_joint: str | None = None  # why there is none
+
+    no_joint: str | None = None
+    """Why there is none."""
 
     @property
     def size(self) -> float | None:
@@ -122,19 +160,27 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages that follow one another, a step between each two. whole: reports that pass over stages of it."""
+    """Stages that follow one another."""
 
     stages: list[str]
+    """The names of the stages, in order."""
+
     steps: list[Step]
+    """The steps between each two."""
+
     whole: list[Step]
+    """Reports that pass over stages of it."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The chains of some reports, and what is to be said of their order: gaps, and what could not be told."""
+    """The chains of some reports."""
 
     chains: list[Chain]
+    """The chains, in the order of the steps; MOST_CHAINS at most, and then those that end where they began."""
+
     notes: list[str]
+    """What is to be said of their order: gaps, and what could not be told."""
 
     @property
     def is_one(self) -> bool:

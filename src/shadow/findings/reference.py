@@ -35,38 +35,59 @@ Word = Literal["concentrated", "distributed", "mixed"]
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure more concentrated than `concentrated` is so beyond every broad training of the reference; one less so
-    than `distributed` is beyond every narrow one. Where the two kinds do not overlap both are halfway between them."""
+    """The bounds of a figure. Where the two kinds of training do not overlap, both are halfway between them."""
 
     concentrated: float
+    """More concentrated than this it is so beyond every broad training of the reference."""
+
     distributed: float
+    """Less concentrated than this it is so beyond every narrow one."""
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """The trainings of one size and optimiser (null: any of OPTIMIZERS): how many are narrow and broad, and bounds."""
+    """The trainings of one size and optimiser."""
 
     short_side: int
+    """The median smaller dimension of their matrices, 1 or more."""
+
     optimizer: str | None
+    """One of OPTIMIZERS; None for any of them."""
+
     narrow: int
+    """Trainings on narrow data, 0 or more."""
+
     broad: int
-    bounds: Mapping[str, Bound]  # by the names of VOTES
+    """Trainings on broad data, 0 or more."""
+
+    bounds: Mapping[str, Bound]
+    """By the names of VOTES."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often the label or a verdict errs: errors of cases, and (low, high) at 95 % for the share of bases with any.
-
-    bases counts the bases, affected those of them with an error: cases of one base are not independent.
-    """
+    """How often the label or a verdict errs. Cases of one base are not independent, so bases are counted too."""
 
     what: str
+    """What is counted."""
+
     errors: int
+    """Cases that err, 0 or more."""
+
     cases: int
+    """All of them."""
+
     affected: int
+    """Bases with any error, 0 or more."""
+
     bases: int
+    """All bases."""
+
     low: float
+    """The lower bound, at 95 %, of the share of bases with any error, 0 to 1."""
+
     high: float
+    """The upper bound."""
 
 
 @dataclass(frozen=True)
@@ -155,26 +176,48 @@ class ReferenceRun:
 
 @dataclass(frozen=True)
 class NearTraining:
-    """A training of the reference; concentration is the median over its matrices."""
+    """A training of the reference that is near a pair."""
 
     regime: str
+    """Which data it was trained on: see docs/lab.md."""
+
     treatment: str
+    """How it was trained."""
+
     base: str
+    """The base that it began with."""
+
     seed: int
+    """The seed of its data."""
+
     concentration: float
+    """The median over its matrices."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a pair lies: the shares of narrow and broad trainings that are less concentrated, and the nearest three."""
+    """Where a pair lies among the trainings that it is held against."""
 
     short_side: int
+    """The size of these, 1 or more."""
+
     optimizer: str | None
+    """Their optimiser; None for any."""
+
     narrow: int
+    """How many are on narrow data."""
+
     broad: int
+    """How many are on broad data."""
+
     narrow_below: float
+    """The share of those on narrow data that are less concentrated, 0 to 1."""
+
     broad_below: float
+    """The same of those on broad data."""
+
     nearest: list[NearTraining]
+    """The nearest three."""
 
 
 @lru_cache(maxsize=1)

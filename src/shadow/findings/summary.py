@@ -111,47 +111,117 @@ FIGURE_NAMES = {*(column.name for column in (*FIGURES, *COUNTS)), *MEDIANS, "zer
 class Summary:
     """What the terminal shows of one pair; `summary.json` is this as JSON.
 
-    figures are medians over all delta rows unless their name says otherwise; those of depth and of the residual stream
-    are of the main component, language where there is one. scores and score_* are what others measured (see
-    shadow.findings.gains): no figure rests on them, and they are empty where nobody gave any.
+    Figures are medians over all delta rows unless their name says otherwise; those of depth and of the residual stream
+    are of the main component, language where there is one.
     """
 
     schema: int
+    """The number of the schema of the report's files."""
+
     family: str
+    """The family, or the last name of the tuned model."""
+
     pair: str
+    """The two stages compared, `base..tuned`."""
+
     base: CheckpointSide
+    """The base checkpoint."""
+
     tuned: CheckpointSide
-    counts: Mapping[str, int]  # tensors of both sides by status
-    figures: Mapping[str, float | int | None]  # by name
-    intervals: Mapping[str, Bounds]  # (low, high) over layers of figures that have any; None: no_interval says why
-    layers: int  # how many layers the intervals are over
-    interval_level: float | None  # the probability that the intervals may claim, 0 to 1
-    no_interval: str | None  # why there are no intervals
-    resampling: Mapping[str, str | float]  # how the intervals were made
+    """The tuned checkpoint."""
+
+    counts: Mapping[str, int]
+    """Tensors of both sides by status: measured, identical, skipped."""
+
+    figures: Mapping[str, float | int | None]
+    """Figures of the pair by name: `shadow explain` tells unit and range of each. None where one is undefined."""
+
+    intervals: Mapping[str, Bounds]
+    """(low, high) over layers of figures that have any; None: no_interval says why."""
+
+    layers: int
+    """How many layers the intervals are over."""
+
+    interval_level: float | None
+    """The probability that the intervals may claim, 0 to 1."""
+
+    no_interval: str | None
+    """Why there are no intervals."""
+
+    resampling: Mapping[str, str | float]
+    """How the intervals were made."""
+
     components: list[ComponentRow]
+    """A row for each component."""
+
     modules: list[ModuleRow]
+    """A row for each module of a component that changed."""
+
     depth: list[LayerRow]
-    grid: list[GridRow]  # modules by layers
-    inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
-    outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
-    coherence: list[CoherenceRow]  # of the modules inside layers
-    quarters: list[QuarterRow]  # of the depth of each component of four layers or more
-    unchanged: list[UnchangedRow]  # modules that are identical on both sides
+    """A row for each layer that was compared."""
+
+    grid: list[GridRow]
+    """Modules by layers."""
+
+    inside_layers: Mapping[str, float | int | None]
+    """Counts, and medians over the matrices inside layers."""
+
+    outside_layers: list[OutsideRow]
+    """The same medians of embeddings, head and projectors."""
+
+    coherence: list[CoherenceRow]
+    """Of the modules inside layers."""
+
+    quarters: list[QuarterRow]
+    """Of the depth of each component of four layers or more."""
+
+    unchanged: list[UnchangedRow]
+    """Modules that are identical on both sides."""
+
     without_base: list[AloneRow]
-    skipped: list[SkippedRow]  # a row for each reason, the most tensors first
-    warnings: list[ReportWarning]  # what makes the figures doubtful
-    gates: list[Gate]  # what must hold before there is a label
+    """The matrices without a base, by component."""
+
+    skipped: list[SkippedRow]
+    """A row for each reason, the most tensors first."""
+
+    warnings: list[ReportWarning]
+    """What makes the figures doubtful."""
+
+    gates: list[Gate]
+    """What must hold before there is a label."""
+
     label: Label
+    """One of five words."""
+
     label_reason: str
-    evidence: list[Evidence]  # the figures that the label rests on
-    reference: Position | None  # where the pair lies among known trainings of about its size; None: there are none
+    """Why it is this label."""
+
+    evidence: list[Evidence]
+    """The figures that the label rests on."""
+
+    reference: Position | None
+    """Where the pair lies among known trainings of about its size; None: there are none."""
+
     claims: Claims
-    published: PublishedFigures  # what others published of this pair, and its place among released ones
-    finding: Finding  # the answer in words, what else it may be, and what weights do not show
-    scores: list[Gain] = field(default_factory=list)  # one for each benchmark
+    """What is measured, what would explain it, and what is not shown."""
+
+    published: PublishedFigures
+    """What others published of this pair, and its place among released ones."""
+
+    finding: Finding
+    """The answer in words, what else it may be, and what weights do not show."""
+
+    scores: list[Gain] = field(default_factory=list)
+    """What others measured, one for each benchmark. No figure rests on scores; empty where nobody gave any."""
+
     score_groups: list[GroupGain] = field(default_factory=list)
+    """The means of the gains, one for each group of benchmarks."""
+
     score_files: list[ScoreFile] = field(default_factory=list)
-    score_notes: list[str] = field(default_factory=list)  # what was left out of the scores, or makes them doubtful
+    """The files that the scores came from."""
+
+    score_notes: list[str] = field(default_factory=list)
+    """What was left out of the scores, or makes them doubtful."""
 
     @property
     def failed_gates(self) -> list[Gate]:

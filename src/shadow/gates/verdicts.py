@@ -45,24 +45,42 @@ NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 @dataclass(frozen=True)
 class JudgedFigure:
-    """One figure of a report: value None where it is null, bounds None where it has no interval (why says why)."""
+    """One figure of a report."""
 
     name: str
+    """Its name, with component and module before it."""
+
     value: float | str | None
+    """Its value; None where it is missing."""
+
     bounds: tuple[float, float] | None = None
+    """Its interval over layers; None where it has none."""
+
     why: str = ""
+    """Why it has none."""
 
 
 @dataclass(frozen=True)
 class RuleFigure:
-    """One figure that a rule was held against. low and high are the baseline's interval, before its figure."""
+    """One figure that a rule was held against."""
 
     figure: str
+    """Its name, with component and module before it."""
+
     value: float | str | None
+    """Its value; None where it is missing."""
+
     met: bool
+    """Is the rule met by it?"""
+
     before: float | None = None
+    """What the baseline has of it; None without one."""
+
     low: float | None = None
+    """The lower bound of the baseline's interval."""
+
     high: float | None = None
+    """The upper bound."""
 
 
 @dataclass(frozen=True)

@@ -40,22 +40,33 @@ TOP = 2000  # bytes within which it stands
 
 @dataclass(frozen=True)
 class Missing:
-    """A pair without the report that was asked for. state: failed, kept, pending or unfinished; why and hint where
-    they are known."""
+    """A pair without the report that was asked for."""
 
     where: str
+    """Its folder below the one that was asked for."""
+
     state: str
+    """failed, kept, pending, unfinished or unreadable."""
+
     why: str = ""
+    """Why, where that is known."""
+
     hint: str = ""
+    """What to do, where that is known."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a page: how many pairs it shows, its size in bytes, and (folder, fault) of unreadable reports."""
+    """What became of a page."""
 
     pairs: int
+    """How many pairs it shows, 0 or more."""
+
     size: int
+    """Its size in bytes."""
+
     unreadable: list[tuple[str, ShadowError]]
+    """(folder, fault) of the reports that could not be read."""
 
 
 def write_page(

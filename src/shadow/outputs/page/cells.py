@@ -96,15 +96,16 @@ def metric_texts() -> dict[str, MetricText]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place that has a matrix.
-
-    state is measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or skipped, with the
-    reason in words of tensors.parquet.
-    """
+    """One place that has a matrix."""
 
     place: Key
+    """Its component, layer and module."""
+
     state: str
+    """measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or skipped."""
+
     reason: str | None
+    """Why it was skipped, in words of tensors.parquet; None where it was not."""
 
 
 @dataclass(frozen=True)
