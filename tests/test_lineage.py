@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -514,6 +515,18 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
     apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
     write_page(top, apart, tmp_path / "apart.html")
     assert '<section id="lineage"' not in (tmp_path / "apart.html").read_text()
+
+
+def test_a_step_next_to_an_unreadable_report_stands_alone(planted, tmp_path):
+    """What follows it is told by its provenance, but a step is shown beside one that can be read."""
+    top = tmp_path / "toy"
+    for name in ("base..sft", "sft..dpo"):
+        shutil.copytree(planted[0] / "reports" / "toy" / name, top / name)
+    (top / "sft..dpo" / "tensors.parquet").write_bytes(b"PAR1 nothing")
+    (top / "sft..dpo" / "summary.json").write_bytes(b"{}")
+    written = write_page(top, sorted(top.iterdir()), tmp_path / "page.html")
+    assert (written.pairs, len(written.unreadable)) == (1, 1)
+    assert '<section id="lineage"' not in (tmp_path / "page.html").read_text()
 
 
 def test_shrinking_is_the_product_of_what_was_kept(planted):

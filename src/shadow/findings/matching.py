@@ -124,10 +124,14 @@ def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedR
 
     Raises ShadowError for a report that is broken or of another schema.
     """
-    report = Report(folder)
+    return compared(Report(folder), label, more)
+
+
+def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:
+    """`read_report` of a report that is open already."""
     return ComparedReport(
         label=label,
-        folder=folder,
+        folder=report.folder,
         provenance=report.provenance,
         matrices=report.columns("matrices", (*READ, *more)),
         tensors=report.columns("tensors", ("tensor", "side", *PLACE, "status", "reason")),

@@ -25,13 +25,13 @@ import pandas as pd
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
-from shadow.findings.matching import ComparedReport, read_report, relate
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.matching import ComparedReport, compared, relate
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import finished_metadata, report_metadata
+from shadow.reports.provenance import finished_metadata
+from shadow.reports.report import Report
 from shadow.text import several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -185,15 +185,24 @@ def _told(row: ComponentRow | ModuleRow) -> _Told:
 class Measured:
     """A finished report as rules see it. Its rows are read when a rule asks for more than the summary has."""
 
-    folder: Path
+    source: Report
+    """The report itself."""
+
     label: str
-    metadata: ReportMetadata
+    """What to call it: this report, or the baseline."""
+
     summary: Summary
+    """Its summary."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report lies."""
+        return self.source.folder
 
     @cached_property
     def report(self) -> ComparedReport:
         """Its rows, with every column that a rule may name."""
-        return read_report(self.folder, self.label, more=COLUMNS)
+        return compared(self.source, self.label, more=COLUMNS)
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -267,11 +276,9 @@ class Measured:
 
 def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    if summary is None:
-        summary, metadata = read_summary(folder)
-    else:
-        metadata = report_metadata(folder)
-    return Measured(folder=folder, label=label, metadata=metadata, summary=summary)
+    report = SummarisedReport(folder)
+    assert report.provenance  # read now, so that a folder without a report is told here
+    return Measured(source=report, label=label, summary=report.summary if summary is None else summary)
 
 
 def _whole(folder: Path) -> Measured:
@@ -310,7 +317,7 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     if before.metadata == after.metadata:
         return ["the baseline is this very report: nothing can have moved"]
     notes = []
-    which, this = (":".join(str(measured.metadata[key]) for key in ("family", "pair")) for measured in (before, after))
+    which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
     if which != this:
         notes.append(f"the baseline is of another pair: {which}")
     relation, why = relate(before, after)
