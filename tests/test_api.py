@@ -22,13 +22,14 @@ from reports import delta, identity, place, uniform, write
 from safetensors.torch import load_file
 
 import shadow
+from shadow.findings.summary_file import _maker
 from shadow.reports.columns import SPECTRA, TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import Provenance
 from shadow.reports.report import Report
 
 ROOT = Path(__file__).parents[1]
-FUNCTIONS = ("audit", "read", "plan", "pairs", "compare", "judge", "export")
+FUNCTIONS = ("audit", "read", "read_all", "plan", "pairs", "compare", "judge", "export")
 
 
 def in_a_child(script: str, *arguments: str | Path, cwd: Path | None = None) -> str:
@@ -64,6 +65,7 @@ print(loaded("torch"), loaded("pandas"), loaded("numpy"), loaded("rich"))
 report = shadow.read(sys.argv[1])
 print(repr(report).splitlines()[0])
 report.deltas, report.spectra, report._repr_html_()
+assert shadow.read_all(sys.argv[1])[0].deltas.equals(report.deltas)
 print(loaded("torch"), loaded("pandas"), loaded("plotly"), loaded("matplotlib"))
 """
 
@@ -217,25 +219,95 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
     assert list(report.spectra) == [column.name for column in TABLES["spectra"].columns]
 
 
-def test_each_file_is_read_once_and_when_asked(tmp_path, monkeypatch):
+@pytest.fixture
+def read_files(monkeypatch):
+    """The names of the files of tables that were read, in the order of reading."""
+    names = []
+    real_bytes, real_file = Path.read_bytes, pq.ParquetFile
+
+    def bytes_of(path):
+        names.append(path.name)
+        return real_bytes(path)
+
+    def file_of(source, **more):
+        if isinstance(source, str | Path):
+            names.append(Path(source).name)
+        return real_file(source, **more)
+
+    monkeypatch.setattr(Path, "read_bytes", bytes_of)
+    monkeypatch.setattr(pq, "ParquetFile", file_of)
+    return names
+
+
+def test_each_file_is_read_once_and_when_asked(tmp_path, read_files):
     """Every property of a report, twice: one reading of each table, none before."""
     report = shadow.read(uniform(tmp_path / "base..tuned", 0.4))
-    opened = []
-    real = pq.ParquetFile
-
-    def counted(path, **more):
-        opened.append(Path(path).name)
-        return real(path, **more)
-
-    monkeypatch.setattr("shadow.reports.tables.pq.ParquetFile", counted)
     for _ in range(2):
         assert report.provenance.family == "toy"
-    assert opened == []
+    assert read_files == []
     for _ in range(2):
         assert len(report.deltas) == 18
         assert len(report.matrices) == 54
         assert len(report.tensors) == 36
-    assert opened == ["matrices.parquet", "tensors.parquet"]
+        assert len(report.table("matrices")) == 54
+    assert read_files == ["matrices.parquet", "tensors.parquet"]
+
+
+def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
+    """Also where its summary is believed, its singular values are drawn, and it is a step of a lineage."""
+    from shadow.outputs.page.pair import read_pair
+
+    report = shadow.read(audited[0].folder)
+    _maker()  # which reads the code
+    read_files.clear()
+    section = read_pair(report, "here", 0, 1, with_step=True)
+    assert section.step is not None
+    assert report.summary.label
+    assert len(report.deltas) == report.summary.figures["matrices"]
+    tables = [name for name in read_files if name.endswith(".parquet")]
+    assert sorted(tables) == [f"{name}.parquet" for name in ("matrices", "residual", "spectra", "tensors")]
+
+
+def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):
+    """It follows from other columns: in the whole table, in some columns of it, and for the rules of a gate."""
+    folder = write(tmp_path / "base..tuned", [delta(0.4, place(0, "mlp.up"))])
+    table = pq.read_table(folder / "matrices.parquet")
+    pq.write_table(table.drop_columns(["excess_purity", "purity_z"]), folder / "matrices.parquet")
+    row = next(row for row in table.to_pylist() if row["subject"] == "delta")
+    expected = 1 / row["participation_ratio"] - 1 / row["null_participation_ratio"]
+    report = shadow.read(folder)
+    assert report.deltas["excess_purity"].tolist() == [pytest.approx(expected)]
+    some = Report(folder).columns("matrices", ["subject", "excess_purity"])
+    assert list(some) == ["subject", "excess_purity"]
+    assert some.loc[some["subject"] == "delta", "excess_purity"].tolist() == [pytest.approx(expected)]
+    (verdict,) = shadow.judge(report, "language.mlp.up.excess_purity > 0").verdicts
+    assert [figure.value for figure in verdict.findings] == [pytest.approx(expected)]
+
+
+def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
+    """As `show` and `export` find them: in the folder and up to two levels below it."""
+    for name in ("toy/b..c", "toy/a..b", "other"):
+        uniform(tmp_path / name, 0.4)
+    reports = shadow.read_all(tmp_path)
+    assert isinstance(reports, shadow.AuditReports)
+    assert [report.folder for report in reports] == [tmp_path / name for name in ("other", "toy/a..b", "toy/b..c")]
+    assert [report.folder for report in shadow.read_all(str(tmp_path / "toy"))] == [
+        tmp_path / "toy" / name for name in ("a..b", "b..c")
+    ]
+    assert [report.folder for report in shadow.read_all(tmp_path / "other")] == [tmp_path / "other"]
+
+
+def test_all_reports_are_read_or_none(tmp_path):
+    """An empty folder, one that is not there and one with a broken report are told at once."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(shadow.ShadowError, match="no finished report"):
+        shadow.read_all(tmp_path / "empty")
+    with pytest.raises(shadow.ShadowError, match="no such folder"):
+        shadow.read_all(tmp_path / "gone")
+    uniform(tmp_path / "a", 0.4)
+    (uniform(tmp_path / "b", 0.4) / "matrices.parquet").write_bytes(b"PAR1")
+    with pytest.raises(shadow.ShadowError, match="not a report of shadow"):
+        shadow.read_all(tmp_path)
 
 
 def test_files_of_another_audit_are_refused(tmp_path):
@@ -281,8 +353,9 @@ def test_a_folder_without_a_report_is_told_at_once(tmp_path):
     uniform(tmp_path / "a", 0.4)
     assert shadow.read(tmp_path).folder == tmp_path / "a"
     uniform(tmp_path / "b", 0.4)
-    with pytest.raises(shadow.ShadowError, match="holds 2 reports"):
+    with pytest.raises(shadow.ShadowError, match="holds 2 reports") as refused:
         shadow.read(tmp_path)
+    assert "shadow.read_all" in refused.value.hint
 
 
 def test_a_spectrum_is_an_array_of_what_numpy_finds(narrow):
@@ -520,11 +593,12 @@ EXAMPLES = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "api.md").
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, monkeypatch, capsys):
     """Each on its own, with the demo's reports where the page has them."""
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight [", "more concentrated\n0 ["]
+    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight [", "demo:base..broad 0.25"]
+    wanted.append("more concentrated\n0 [")
     assert wanted[number] in capsys.readouterr().out
 
 

@@ -53,7 +53,7 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert {one.verdict for one in found.figures} == {"more concentrated", None}
     assert found.verdict == "more concentrated"
     assert (own["concentration"].first, own["concentration"].second) == (0.40, 0.30)
-    assert found.matched["matrices"] == found.matched["in_layers"] == 18
+    assert found.matched.matrices == found.matched.in_layers == 18
     assert (found.relation, found.verified) == ("one base", "content")
     assert "A (a) is more concentrated than B (b): concentration differs by +0.100" in found.sentence
 
@@ -100,11 +100,13 @@ def test_figures_are_numpys(tmp_path):
         assert (own.first, own.second) == (np.median(values[0]), np.median(values[1]))
         assert own.difference == pytest.approx(np.median(apart), rel=1e-12)
         for row in found.modules:
-            assert row[figure.name] == pytest.approx(np.median(apart[first["module"] == row["module"]]), rel=1e-12)
+            assert getattr(row, figure.name) == pytest.approx(
+                np.median(apart[first["module"] == row.module]), rel=1e-12
+            )
         for row in found.layers:
-            assert row[figure.name] == pytest.approx(np.median(apart[first["layer"] == row["layer"]]), rel=1e-12)
-    assert [row["matrices"] for row in found.modules] == [8, 8, 8]
-    assert [row["layer"] for row in found.layers] == list(range(8))
+            assert getattr(row, figure.name) == pytest.approx(np.median(apart[first["layer"] == row.layer]), rel=1e-12)
+    assert [row.matrices for row in found.modules] == [8, 8, 8]
+    assert [row.layer for row in found.layers] == list(range(8))
 
 
 OPPOSITE = {"more concentrated": "less concentrated", "less concentrated": "more concentrated"}
@@ -125,8 +127,8 @@ def assert_mirrored(found, back):
             assert turned == (None if value is None else -value)
     assert back.verdict == OPPOSITE.get(found.verdict, found.verdict)
     for there, here in zip(found.layers + found.modules, back.layers + back.modules, strict=True):
-        assert all(here[figure.name] == -there[figure.name] for figure in FIGURES)
-    assert back.matched["matrices"] == found.matched["matrices"]
+        assert all(getattr(here, figure.name) == -getattr(there, figure.name) for figure in FIGURES)
+    assert back.matched.matrices == found.matched.matrices
 
 
 @settings(max_examples=examples(15))
@@ -170,8 +172,8 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
     ]
     second = write(tmp_path / "b", rows, extra_tensors=(same, left))
     found = one(compare([first, second]))
-    assert found.matched["matrices"] == 14
-    assert {row["reason"]: (row["matrices"], row["examples"][0]) for row in found.unmatched} == {
+    assert found.matched.matrices == 14
+    assert {row.reason: (row.matrices, row.examples[0]) for row in found.unmatched} == {
         "identical to the base in B": (1, "layers.0.attn.q"),
         "filtered in B": (1, "layers.1.attn.q"),
         "not in B": (1, "layers.2.attn.q"),
@@ -216,8 +218,8 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
     without, found = one(compare(plain)), one(compare(with_head))
     assert found.figures == without.figures
     assert found.verdict == "more concentrated"
-    assert found.matched["matrices"] == found.matched["in_layers"] + 1
-    assert {row["module"]: row["concentration"] for row in found.modules}["head"] == pytest.approx(-0.7)
+    assert found.matched.matrices == found.matched.in_layers + 1
+    assert {row.module: row.concentration for row in found.modules}["head"] == pytest.approx(-0.7)
     assert any("head (-0.700)" in text for text in found.warnings)
 
 
@@ -235,8 +237,8 @@ def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
         for name, attention, expert in (("a", 0.4, 0.3), ("b", 0.3, 0.4))
     }
     found = one(compare([write(tmp_path / name, own) for name, own in rows.items()]))
-    assert found.matched["matrices"] == 6 * 66
-    assert found.matched["cells"] == 6 * 3
+    assert found.matched.matrices == 6 * 66
+    assert found.matched.cells == 6 * 3
     assert figures(found)["concentration"].difference == pytest.approx(0.1)
 
 
@@ -331,15 +333,15 @@ def test_three_reports_are_ranked_over_what_all_have(tmp_path):
     folders = [noisy(tmp_path / name, c, seed) for seed, (name, c) in enumerate([("b", 0.3), ("a", 0.45), ("b2", 0.3)])]
     found = compare(folders)
     assert [(c.first, c.second) for c in found.contrasts] == [("A", "B"), ("A", "C"), ("B", "C")]
-    ranks = {row["label"]: (row["rank"], row["to_next"]) for row in found.ranking}
+    ranks = {row.label: (row.rank, row.to_next) for row in found.ranking}
     assert ranks["B"] == (1, "more concentrated")
     assert {label for label in ranks if ranks[label][0] > 1} == {"A", "C"}
-    assert found.ranking[1]["to_next"] in ("not distinguished", "different, below the margin")
-    assert found.ranking[2]["to_next"] is None
-    assert [row["concentration"] for row in found.ranking] == sorted(
-        (row["concentration"] for row in found.ranking), reverse=True
+    assert found.ranking[1].to_next in ("not distinguished", "different, below the margin")
+    assert found.ranking[2].to_next is None
+    assert [row.concentration for row in found.ranking] == sorted(
+        (row.concentration for row in found.ranking), reverse=True
     )
-    assert found.ranking[0]["cells"] == 24
+    assert found.ranking[0].cells == 24
     assert compare(folders[:2]).ranking == []
 
 

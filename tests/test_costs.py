@@ -19,7 +19,7 @@ from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.places.names import name_rules
-from shadow.reports.tables import read_table, read_tables
+from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -160,12 +160,14 @@ def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
     And reading their table takes no look through all columns for each of them.
     """
     folder = uniform(tmp_path / "x", 0.3, layers=4)
-    tables = read_tables(folder, ("matrices", "tensors"))
-    rows = Matrices(tables["matrices"])
+    report = Report(folder)
+    rows = Matrices(report.table("matrices"))
 
     def draw():
-        return drawn_cells(rows, cells_of(rows, tables["tensors"]), pairs=300)
+        return drawn_cells(rows, cells_of(rows, report.table("tensors")), pairs=300)
 
     assert draw()["modules"]["delta"]["concentration"][0] == [0.3, [0.3, 0.3], 4, 0.875]
     assert steps(draw) < 100_000
-    assert steps(lambda: read_table(folder, "matrices")) < 19_000
+    fresh = Report(folder)
+    assert fresh.provenance
+    assert steps(lambda: fresh.table("matrices")) < 19_000

@@ -416,9 +416,9 @@ def test_a_side_in_8_bits_is_a_copy_through_fewer_bits(tmp_path, dtype, fits):
 
 def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
     """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
-    own = [one for one in runs() if one["optimizer"] == "muon" and one["short_side"] == 64]
+    muon = [run for run in runs() if run.optimizer == "muon" and run.short_side == 64]
     reason = answers(told(tmp_path, model()))["orthogonalised_optimiser"].reason
-    assert f"in {len(own)} trainings of the lab with Muon on {len({one['base'] for one in own})} bases" in reason
+    assert f"in {len(muon)} trainings of the lab with Muon on {len({run.base for run in muon})} bases" in reason
 
 
 # numbers

@@ -299,7 +299,7 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
         "arc": "acc_norm", "gsm8k": "exact_match,strict-match", "sum": "rouge1", "only": "f1", "none": "acc",
         "open": "unknown",
     }  # fmt: skip
-    assert (found["arc"].others, found["only"].others) == (("acc",), ())
+    assert (found["arc"].others, found["only"].others) == (["acc"], [])
     assert (found["only"].gain, found["none"].gain, found["open"].gain) == (0.1, None, None)
     assert "no metric of both sides, so no gain: none" in joined.notes
     assert "nobody says whether more is better, so no gain: open" in joined.notes

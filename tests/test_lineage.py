@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from shadow.dtypes import FLOATS
 from shadow.errors import ShadowError
 from shadow.findings.lineage import MOST_CHAINS, Step, lineage, read_step, shrinking
+from shadow.findings.summary import SummarisedReport
 from shadow.findings.summary_rows import CheckpointSide
 from shadow.lab import training
 from shadow.lab.design import SCALES
@@ -160,7 +162,7 @@ def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
 def template(tmp_path_factory):
     """A report with one changed matrix in each of four layers, as a step."""
     rows = [delta(0.3, place(layer, "mlp.up"), frobenius_norm=0.1 + layer, parameters=6144) for layer in range(4)]
-    return read_step(write(tmp_path_factory.mktemp("template") / "a..b", rows))
+    return read_step(SummarisedReport(write(tmp_path_factory.mktemp("template") / "a..b", rows)))
 
 
 @pytest.fixture
@@ -284,7 +286,8 @@ def test_names_that_two_stages_share_are_those_of_repositories(step):
 def test_siblings_are_no_step(tmp_path):
     """Of two models of one base neither came from the other."""
     settings = {"method": {"precision": "default"}, "chosen": {}, "relation": "sibling"}
-    assert read_step(write(tmp_path / "sft..coder", [delta(0.3, place(0, "mlp.up"))], settings=settings)) is None
+    folder = write(tmp_path / "sft..coder", [delta(0.3, place(0, "mlp.up"))], settings=settings)
+    assert read_step(SummarisedReport(folder)) is None
 
 
 # ---------------------------------------------------------------------------------------------------- a planted chain
@@ -514,10 +517,22 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
     assert '<section id="lineage"' not in (tmp_path / "apart.html").read_text()
 
 
+def test_a_step_next_to_an_unreadable_report_stands_alone(planted, tmp_path):
+    """What follows it is told by its provenance, but a step is shown beside one that can be read."""
+    top = tmp_path / "toy"
+    for name in ("base..sft", "sft..dpo"):
+        shutil.copytree(planted[0] / "reports" / "toy" / name, top / name)
+    (top / "sft..dpo" / "tensors.parquet").write_bytes(b"PAR1 nothing")
+    (top / "sft..dpo" / "summary.json").write_bytes(b"{}")
+    written = write_page(top, sorted(top.iterdir()), tmp_path / "page.html")
+    assert (written.pairs, len(written.unreadable)) == (1, 1)
+    assert '<section id="lineage"' not in (tmp_path / "page.html").read_text()
+
+
 def test_shrinking_is_the_product_of_what_was_kept(planted):
     """sqrt(kept_1 kept_2), None where either is not known."""
     top = planted[0] / "reports" / "toy"
-    first, second = read_step(top / "base..sft"), read_step(top / "sft..dpo")
+    first, second = (read_step(SummarisedReport(top / pair)) for pair in ("base..sft", "sft..dpo"))
     assert shrinking(second, first) == pytest.approx(math.sqrt(first.kept * second.kept))
 
 

@@ -25,8 +25,8 @@ from plotly.offline import get_plotlyjs
 
 from shadow.audits.index import Index, Kind, Row
 from shadow.errors import ShadowError
-from shadow.findings.reference import NearTraining, Position
-from shadow.findings.summary import read_summary
+from shadow.findings.reference import NearTraining, Position, runs
+from shadow.findings.summary import SummarisedReport, read_summary
 from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.cells import columns_of, metric_texts
@@ -85,7 +85,7 @@ def page_of(run: Path) -> bytes:
 
 def drawn(folder: Path) -> dict:
     """The data of the charts of one report."""
-    return json.loads(read_pair(folder, "here", 0, 1).data)
+    return json.loads(read_pair(SummarisedReport(folder), "here", 0, 1).data)
 
 
 def rows(folder: Path, name: str = "matrices") -> list[dict]:
@@ -501,18 +501,29 @@ def held(short_side, optimizer=None, nearest=()):
     return Position(short_side, optimizer, narrow=2, broad=1, narrow_below=0.5, broad_below=1.0, nearest=list(nearest))
 
 
+def training(short_side, optimizer, data, concentration):
+    """A training of the reference, of which these alone matter here."""
+    return dataclasses.replace(
+        runs()[0], short_side=short_side, optimizer=optimizer, data=data, concentration=concentration
+    )
+
+
+def summarised(folder, **changes):
+    """A report whose summary says something else."""
+    report = SummarisedReport(folder)
+    vars(report)["summary"] = dataclasses.replace(report.summary, **changes)
+    return report
+
+
 def test_known_trainings_are_those_that_a_pair_is_held_against():
     """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that is like none."""
     table = [
-        {"short_side": side, "optimizer": optimizer, "data": data, "concentration": value}
-        for side, optimizer, data, value in (
-            (128, "adamw", "narrow", 0.44),
-            (128, "adamw", "broad", 0.29),
-            (128, "muon", "broad", 0.01),
-            (128, "lora", "broad", 0.69),
-            (128, "adamw", "original", 0.27),
-            (896, "adamw", "narrow", 0.5),
-        )
+        training(128, "adamw", "narrow", 0.44),
+        training(128, "adamw", "broad", 0.29),
+        training(128, "muon", "broad", 0.01),
+        training(128, "lora", "broad", 0.69),
+        training(128, "adamw", "original", 0.27),
+        training(896, "adamw", "narrow", 0.5),
     ]
     assert reference_distributions(None, table) == {}
     assert reference_distributions(held(128, "adamw"), table) == {
@@ -527,31 +538,23 @@ def test_known_trainings_reach_chart_and_words(small, monkeypatch):
     """A pair that has a place among them: their medians in the data of its charts, its place in the text."""
     nearest = NearTraining(regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41)
     place = held(128, nearest=[nearest])
-    table = [
-        {"short_side": 128, "optimizer": "adamw", "data": "narrow", "concentration": value} for value in (0.41, 0.5)
-    ]
-    summary, provenance = read_summary(small)
-    monkeypatch.setattr(
-        "shadow.outputs.page.pair.read_summary",
-        lambda folder: (dataclasses.replace(summary, reference=place), provenance),
-    )
+    table = [training(128, "adamw", "narrow", value) for value in (0.41, 0.5)]
     monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
-    page = Elements(page_bytes([read_pair(small, "here", 0, 1)], "t"))
+    report = summarised(small, reference=place)
+    page = Elements(page_bytes([read_pair(report, "here", 0, 1)], "t"))
     assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
     assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
 
 
-def test_figures_that_are_null_have_no_interval(small, monkeypatch):
+def test_figures_that_are_null_have_no_interval(small):
     """The summary of a figure without a value, such as the concentration of two-row matrices, has no interval."""
-    summary, provenance = read_summary(small)
+    summary, _ = read_summary(small)
     modules = [dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules]
-    without = dataclasses.replace(
-        summary, figures={**summary.figures, "concentration": None}, intervals={}, modules=modules
-    )
-    monkeypatch.setattr("shadow.outputs.page.pair.read_summary", lambda folder: (without, provenance))
-    found = [read_pair(small, "here", number, 2) for number in range(2)]
+    figures = {**summary.figures, "concentration": None}
+    without = summarised(small, figures=figures, intervals={}, modules=modules)
+    found = [read_pair(without, "here", number, 2) for number in range(2)]
     assert "Concentration–0 is noise" in Elements(page_bytes(found, "t")).text
 
 
@@ -651,7 +654,7 @@ def test_files_of_different_audits_are_refused(small, tmp_path):
     table = pq.read_table(folder / "spectra.parquet")
     pq.write_table(table.replace_schema_metadata({b"shadow": b"{}"}), folder / "spectra.parquet")
     with pytest.raises(ShadowError, match="different audits"):
-        read_pair(folder, "here", 0, 1)
+        read_pair(SummarisedReport(folder), "here", 0, 1)
 
 
 # ---- the command
@@ -762,7 +765,7 @@ def test_the_colour_scale_rises_evenly(theme):
 
 def test_pairs_know_what_they_are(small):
     """A Told is frozen, and its failed gates are those of the summary."""
-    pair = read_pair(small, "here", 0, 1)
+    pair = read_pair(SummarisedReport(small), "here", 0, 1)
     assert pair.failed == []
     with pytest.raises(dataclasses.FrozenInstanceError):
         pair.where = "elsewhere"

@@ -1,6 +1,7 @@
 """What is shipped of the lab says one thing in all its files, and labels follow from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -113,9 +114,9 @@ def test_a_pair_is_held_against_its_size_or_none() -> None:
 def test_a_position_is_counted() -> None:
     """Shares of the narrow and the broad trainings below, by hand, and the nearest three of the size and optimiser."""
     rows = [("narrow", 0.5), ("narrow", 0.7), ("broad", 0.2), ("broad", 0.3), ("broad", 0.6), ("other", 0.55)]
-    common = {"short_side": 64, "optimizer": "adamw", "treatment": "adamw", "regime": "x", "base": "b", "seed": 0}
-    table = [{**common, "data": data, "concentration": value} for data, value in rows]
-    table.append({**table[0], "short_side": 128, "concentration": 0.561})
+    first = replace(reference.runs()[0], short_side=64, optimizer="adamw")
+    table = [replace(first, data=data, concentration=value) for data, value in rows]
+    table.append(replace(table[0], short_side=128, concentration=0.561))
     found = position(0.56, Trainings(64, "adamw", 2, 3, BOUNDS), table)
     assert (found.narrow_below, found.broad_below) == (0.5, pytest.approx(2 / 3, abs=1e-4))
     assert [one.concentration for one in found.nearest] == [0.6, 0.5, 0.7]
@@ -135,5 +136,5 @@ def test_the_label_goes_gates_noise_reference() -> None:
 def test_the_demo_is_of_the_reference() -> None:
     """registry/demo/training.json names the runs of the lab that it is, and they are trainings of runs.csv."""
     told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))["lab"]
-    rows = {(row["base"], f"{row['regime']}, {row['treatment']}, {row['seed']}") for row in reference.runs()}
+    rows = {(run.base, f"{run.regime}, {run.treatment}, {run.seed}") for run in reference.runs()}
     assert {(told["base"], told["narrow"]), (told["base"], told["broad"])} <= rows

@@ -18,8 +18,9 @@ from shadow.audits.index import Index, Kind
 from shadow.reports.column_types import STORED_TYPES, null_if_undefined
 from shadow.reports.columns import DELTA, MATRICES, TABLES, Column
 from shadow.reports.parquet import arrow_type
+from shadow.reports.report import Report
 from shadow.reports.schema import is_later
-from shadow.reports.tables import STORED, absent, absent_note
+from shadow.reports.tables import STORED, absent_note
 
 LATER = (  # what schema 1 got after the first reports had been made
     "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
@@ -178,11 +179,11 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
     kept.assert_done()
     assert "nothing to measure: the report is already there; made before these were added" in kept.err
     assert "--overwrite" in kept.err
-    assert absent(run)
+    assert Report(run).absent
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")
     done.assert_done()
     assert "measuring again" in done.err
-    assert absent(run) == []
+    assert Report(run).absent == ()
     assert "nothing to measure" in shadow("audit", "demo:base..narrow", "-o", "out").err
 
 

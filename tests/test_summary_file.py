@@ -22,6 +22,7 @@ from shadow.findings.summary import read_summary, summary_from_json
 from shadow.findings.summary_file import believed
 from shadow.findings.summary_rows import read_as
 from shadow.reports.provenance import METADATA_KEY, report_metadata
+from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
@@ -47,7 +48,7 @@ def again(monkeypatch):
     """The folders of which a summary was made again."""
     folders = []
     original = summary_module._made_again
-    monkeypatch.setattr(summary_module, "_made_again", lambda at, told: folders.append(at) or original(at, told))
+    monkeypatch.setattr(summary_module, "_made_again", lambda report: folders.append(report.folder) or original(report))
     return folders
 
 
@@ -69,16 +70,16 @@ def rewrite(path, change=lambda table: table, metadata=lambda told: None):
 
 def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
     """It is equal to the one that is made again, to the last type; nothing but matrices.parquet is parsed for it."""
-    found, metadata = read_summary(report)
+    found, _ = read_summary(report)
     assert not again
-    assert found == summary_module._made_again(report, metadata)
+    assert found == summary_module._made_again(Report(report))
     told = json.loads((report / "summary.json").read_text())
     assert json.loads(json.dumps(found.as_json())) == {key: told[key] for key in found.as_json()}
 
 
 def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
     """Of the summary itself, of its figures, of a side and of a row of every list: the fields say which there are."""
-    sealed = believed(report, report_metadata(report))
+    sealed = believed(Report(report))
     lists = ("components", "modules", "depth", "skipped", "gates", "evidence")
     parts = {"summary": lambda told: told, "figures": lambda told: told["figures"], "base": lambda told: told["base"]}
     parts |= {name: lambda told, name=name: told[name][0] for name in lists if sealed[name]}
@@ -164,12 +165,12 @@ def test_tables_that_were_changed_are_believed_before_the_summary(report, again,
         first, second = [column.name for column in table.schema if str(column.type) == "string"][:2]
         return table.rename_columns({first: second, second: first})
 
-    before, metadata = read_summary(report)
+    before, _ = read_summary(report)
     content = (report / f"{name}.parquet").read_bytes()
     rewrite(report / f"{name}.parquet", renamed)
-    assert believed(report, metadata) is None
+    assert believed(Report(report)) is None
     (report / f"{name}.parquet").write_bytes(content)
-    assert believed(report, metadata) is not None
+    assert believed(Report(report)) is not None
     rewrite(report / f"{name}.parquet", halved)
     after = read_summary(report)[0]
     assert again == [report]
@@ -186,7 +187,7 @@ def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
     path.write_bytes(content)
     assert pq.read_metadata(path).num_rows
     assert footer < len(content) - 16
-    assert believed(report, report_metadata(report)) is None
+    assert believed(Report(report)) is None
 
 
 def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
@@ -225,9 +226,9 @@ def test_scores_are_not_sealed(report, again, tmp_path):
     (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))
     found, _ = read_summary(report)
     (report / "summary.json").write_bytes(summary_file.summary_bytes(found.as_json()))
-    assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]
+    assert [row.benchmark for row in read_summary(report)[0].scores] == ["mmlu"]
     edit(report, lambda told: told["scores"][0].update(benchmark="forged"))
-    assert [row["benchmark"] for row in read_summary(report)[0].scores] == ["mmlu"]
+    assert [row.benchmark for row in read_summary(report)[0].scores] == ["mmlu"]
     (report / families.KEPT).unlink()
     bare = read_summary(report)[0]
     assert bare.scores == []

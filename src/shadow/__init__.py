@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shadow.api import audit, compare, export, judge, pairs, plan, read
+    from shadow.api import audit, compare, export, judge, pairs, plan, read, read_all
     from shadow.errors import ShadowError, UsageError
     from shadow.outputs.notebook import AuditReport, AuditReports
 
@@ -34,6 +34,7 @@ __all__ = [
     "pairs",
     "plan",
     "read",
+    "read_all",
 ]
 
 _HOMES = {  # where each name is defined. No submodule has one of these names: importing it would replace the name here
@@ -48,6 +49,7 @@ _HOMES = {  # where each name is defined. No submodule has one of these names: i
     "pairs": "shadow.api",
     "plan": "shadow.api",
     "read": "shadow.api",
+    "read_all": "shadow.api",
 }
 
 

@@ -190,9 +190,24 @@ def read(folder: Place) -> AuditReport:
         ShadowError: Where there is none, or more than one; a broken one; or one of another schema.
 
     """
-    report = AuditReport(one_report(Path(folder)))
+    report = AuditReport(one_report(Path(folder), "name one of them, or read all with shadow.read_all"))
     assert report.provenance  # read now, so that a folder without a report is told here
     return report
+
+
+def read_all(folder: Place) -> AuditReports:
+    """The finished reports in a folder or up to two levels below it, such as an output folder, sorted by their paths.
+
+    Of each only what it is of is read now: its tables are read when you first ask for them.
+
+    Raises:
+        ShadowError: Where there is none; where one is broken, or of another schema.
+
+    """
+    reports = AuditReports(AuditReport(path) for path in reports_below(Path(folder)))
+    for report in reports:
+        assert report.provenance  # read now, as `read` does
+    return reports
 
 
 def pairs(*targets: str, tags: Sequence[str] = (), registry: Place | None = None) -> tuple[Pair, ...]:

@@ -42,7 +42,8 @@ from shadow.reports.metadata import CheckpointMetadata, JudgedMetadata, ReportMe
 from shadow.reports.parquet import stored, write_report
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
-from shadow.reports.tables import absent, absent_note, read_tables
+from shadow.reports.report import Report
+from shadow.reports.tables import absent_note
 from shadow.spectra.delta import Method
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
@@ -396,10 +397,10 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
     # the keys of both sides are in the order of a new report
     as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
-    plain = summarise(read_tables(folder, ("matrices", "tensors", "residual")), as_new)
-    lacking = absent(folder)
-    if lacking:
-        plain = plain.with_warning("older_report", absent_note(lacking))
+    report = Report(folder)
+    plain = summarise({name: report.table(name) for name in SUMMARISED}, as_new)
+    if report.absent:
+        plain = plain.with_warning("older_report", absent_note(report.absent))
     metadata = {**metadata, **_judged(plain)}
     given = _kept(folder, identity, say) if scored is None else scored
     summary = with_scores(plain, given)
@@ -601,7 +602,7 @@ def _already_done(
     """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
     older = metadata["version"] != __version__
     try:
-        lacking = absent(folder)
+        lacking = Report(folder).absent
         notes = [f"measured by shadow {metadata['version']}"] if older else []
         notes += [absent_note(lacking)] if lacking else []
         if notes and runtime.overwrite:

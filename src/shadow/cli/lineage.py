@@ -61,6 +61,7 @@ def lineage(
         format = Format.json
     from shadow.findings.lineage import MOST_REPORTS, read_step, stage_names, successions, unaudited, with_joint
     from shadow.findings.lineage import lineage as ordered
+    from shadow.findings.summary import SummarisedReport
     from shadow.outputs.terminal.lineage import lineage_view
     from shadow.targets.families import load_families
 
@@ -69,7 +70,7 @@ def lineage(
     folders = list(dict.fromkeys(folder for target in targets for folder in _folders(target, families, output)))
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
-    steps = [step for step in map(read_step, folders) if step is not None]
+    steps = [step for folder in folders if (step := read_step(SummarisedReport(folder))) is not None]
     if not steps:
         raise ShadowError("all of these reports are of siblings, of which neither was tuned from the other")
     found = ordered(steps, stage_names(named))
@@ -118,7 +119,11 @@ def _held(found: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[st
 
     held: dict[tuple[str, str], Joint | str] = {}
     for before, step in successions(found):
-        chosen = Filter(**{name: tuple(values) for name, values in step.chosen.items()})
+        chosen = Filter(
+            components=tuple(step.chosen.get("components", ())),
+            layers=tuple(step.chosen.get("layers", ())),
+            modules=tuple(step.chosen.get("modules", ())),
+        )
         title = f"{before.start}..{before.end} and {step.start}..{step.end}"
         try:
             if step.chosen != before.chosen:

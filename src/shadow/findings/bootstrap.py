@@ -97,10 +97,10 @@ def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
     numbers = np.asarray(layers, dtype=np.float64)
     places = list(zip(components, numbers, strict=True))
     known = {component: number for number, component in enumerate(sorted(set(components)))}
-    found = sorted({(known[component], layer) for component, layer in places if not np.isnan(layer)})
-    code = {place: number for number, place in enumerate(found)}
+    known_places = sorted({(known[component], layer) for component, layer in places if not np.isnan(layer)})
+    code = {place: number for number, place in enumerate(known_places)}
     codes = [-1 if np.isnan(layer) else code[known[component], layer] for component, layer in places]
-    return Blocks(np.array(codes, dtype=np.intp), np.array([stratum for stratum, _ in found], dtype=np.intp))
+    return Blocks(np.array(codes, dtype=np.intp), np.array([stratum for stratum, _ in known_places], dtype=np.intp))
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
@@ -114,34 +114,34 @@ def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[I
     alike: dict[bytes, list[int]] = {}
     for column, rows in enumerate(known):
         alike.setdefault(rows.tobytes(), []).append(column)
-    found: dict[int, Interval] = {}
+    intervals: dict[int, Interval] = {}
     for places in alike.values():
         kept = known[places[0]]
         if kept.all():
-            told = _intervals_of_known(columns[:, places], blocks)
+            of_columns = _intervals_of_known(columns[:, places], blocks)
         else:
-            told = _intervals_of_known(columns[np.ix_(kept, places)], blocks.where(kept))
-        found |= dict(zip(places, told, strict=True))
-    return [found[column] for column in range(columns.shape[1])]
+            of_columns = _intervals_of_known(columns[np.ix_(kept, places)], blocks.where(kept))
+        intervals |= dict(zip(places, of_columns, strict=True))
+    return [intervals[column] for column in range(columns.shape[1])]
 
 
 def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
     """The same where no row is NaN."""
     n, layers = blocks.free, blocks.layers
     if n < FEWEST:
-        return [Interval(None, layers, None, _too_few(blocks, FEWEST))] * columns.shape[1]
+        return [Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))] * columns.shape[1]
     counts, times = distinct_draws(blocks.sizes)
     tail, level = expanded_tail(n), _level(n)
     together = max(1, TOGETHER // len(counts))
-    found = []
+    intervals = []
     for start in range(0, columns.shape[1], together):
         values = medians(columns[:, start : start + together], blocks.codes, counts)
         low, high = cut_each(values, times, tail)
         defined_everywhere = np.all(np.isfinite(values), axis=1).tolist()
         for defined, first, last in zip(defined_everywhere, low.tolist(), high.tolist(), strict=True):
             bounded = Interval((first, last), layers, level)
-            found.append(bounded if defined else Interval(None, layers, None, UNDEFINED))
-    return found
+            intervals.append(bounded if defined else Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED))
+    return intervals
 
 
 def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) -> Interval:
@@ -151,12 +151,12 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     """
     n, fewest = blocks.free, UNEVEN if unevenness else FEWEST
     if n < fewest:
-        return Interval(None, blocks.layers, None, _too_few(blocks, fewest))
+        return Interval(bounds=None, layers=blocks.layers, level=None, reason=_too_few(blocks, fewest))
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
-        return Interval(None, blocks.layers, None, UNDEFINED)
+        return Interval(bounds=None, layers=blocks.layers, level=None, reason=UNDEFINED)
     tail = expanded_tail(n)
-    tails = corrected_tails(statistic, values, blocks.layers, tail) if unevenness else (tail, tail)
+    tails = corrected_tails(statistic, values, n=blocks.layers, tail=tail) if unevenness else (tail, tail)
     return Interval(cut(values, tails), blocks.layers, _level(n))
 
 
@@ -224,8 +224,8 @@ def draws(sizes: tuple[int, ...]) -> Counts:
     """
     if math.prod(size**size for size in sizes) <= DRAWS:
         ends = list(itertools.accumulate(sizes, initial=0))
-        own = [range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)]
-        every = np.array(list(itertools.product(*own)), dtype=np.intp)
+        groups = [range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)]
+        every = np.array(list(itertools.product(*groups)), dtype=np.intp)
         counts = np.zeros(every.shape, dtype=np.int32)
         np.add.at(counts, (np.arange(len(every))[:, None], every), 1)
     else:
@@ -278,7 +278,9 @@ def _median_of_many(values: NDArray[np.float64], codes: NDArray[np.intp], counts
     below[np.arange(1, n + 1), codes[order]] = 1
     np.cumsum(below, axis=0, out=below)
     total = weights @ below[-1]
-    middle = [_value_of_rank(ascending, below, weights, rank) for rank in ((total + 1) // 2, total // 2 + 1)]
+    middle = [
+        _value_of_rank(ascending, below, weights=weights, rank=rank) for rank in ((total + 1) // 2, total // 2 + 1)
+    ]
     return np.asarray((middle[0] + middle[1]) / 2)
 
 
@@ -314,12 +316,12 @@ def _value_of_rank(
 def holm(values: Sequence[float | None]) -> list[float | None]:
     """Several p, adjusted so that the chance of any wrong one below a level is that level. Source: Holm 1979."""
     known = sorted((value, at) for at, value in enumerate(values) if value is not None)
-    found: list[float | None] = [None] * len(values)
+    adjusted: list[float | None] = [None] * len(values)
     largest = 0.0
     for rank, (value, at) in enumerate(known):
         largest = max(largest, min(1.0, (len(known) - rank) * value))
-        found[at] = largest
-    return found
+        adjusted[at] = largest
+    return adjusted
 
 
 def sign_flip_p(per_layer: NDArray[np.float64]) -> float | None:

@@ -1,5 +1,9 @@
 """Finished reports -> Comparison: whose delta is more concentrated, over the same matrices. Reads, prints nothing.
 
+One system of names holds from the frames to the JSON and the Parquet file: `X_first` and `X_second` are of the two
+reports, `X_difference` is the difference on the scale of the figure X. The JSON, where a row has a figure's difference
+alone, calls that X.
+
 Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference. The median of the
 paired differences comes with an interval over layers, a sign-flip test and a declared margin: two runs of one regime
 differ "significantly" in every fourth case, by up to 0.021 in concentration, so an interval alone proves too much.
@@ -12,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -24,9 +28,19 @@ from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median, sign
 from shadow.findings.correlation import ScoredSet, score_reports
 from shadow.findings.footprint import FULL_RANK, LINEAGE, ROUNDING
 from shadow.findings.gains import MEASURED_BY_OTHERS
-from shadow.findings.matching import PLACE, ComparedReport, Relation, match, read_report, relations, unmatched
+from shadow.findings.matching import (
+    ComparedReport,
+    Relation,
+    ReportIdentity,
+    UnmatchedMatrices,
+    match,
+    read_report,
+    relations,
+    unmatched,
+)
 from shadow.findings.scores import ScoreFiles
 from shadow.places.names import name_rules
+from shadow.reports.column_types import Cell
 from shadow.reports.columns import COMPARISON
 
 ComparisonVerdict = Literal[
@@ -47,7 +61,7 @@ FAR_NORMS = 3.0  # relative norms further apart are warned of: concentration fal
 MOST = 0.9  # share of a report's measured parameters that should be compared
 MAX_REPORTS = 12
 MAX_SCORED = 200  # reports of which scores are correlated
-CLAIMS = {
+CLAIMS: ComparisonClaims = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
         "whether two more runs would differ: the spread is over layers of these runs, not over training runs",
@@ -56,6 +70,7 @@ CLAIMS = {
         "what the models can or cannot do",
     ],
 }
+SIDES = ("first", "second")  # of a contrast: the ends of the columns of its frames
 OPPOSITE: dict[ComparisonVerdict, ComparisonVerdict] = {
     "more concentrated": "less concentrated",
     "less concentrated": "more concentrated",
@@ -64,65 +79,128 @@ OPPOSITE: dict[ComparisonVerdict, ComparisonVerdict] = {
 
 @dataclass(frozen=True)
 class ComparedFigure:
-    """A figure that two reports are compared by.
-
-    Its value is columns[0], or columns[0] / columns[1]. Two values differ by first - second, or by ln(first / second)
-    where scale is "log ratio". direction: +1 where more of it is more concentrated, -1 where less of it is; 0 does not
-    vote. margin, for a margin M of concentration: "same" is M; "power" is M ln N with N the null participation ratio,
-    because at an equal null a concentration M higher means N^M times fewer directions.
-    """
+    """A figure that two reports are compared by."""
 
     name: str
+    """Its name in the JSON and in the Parquet file."""
+
     title: str
+    """Its name for people."""
+
     columns: tuple[str, ...]
+    """The columns that it is made of: its value is the first, or the first over the second."""
+
     scale: Literal["difference", "log ratio"]
+    """Two values differ by first - second, or by ln(first / second)."""
+
     direction: int
+    """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
+
     margin: Literal["same", "power"] | None
+    """For a margin M of concentration: `same` is M; `power` is M ln N with N the null participation ratio, because at
+    an equal null a concentration M higher means N^M times fewer directions; None: it has none."""
 
 
 FIGURES = (
-    ComparedFigure("concentration", "concentration", ("concentration",), "difference", 1, "same"),
-    ComparedFigure("stable_rank", "stable rank", ("stable_rank",), "log ratio", -1, "power"),
-    ComparedFigure("top4_energy", "top-4 energy", ("top4_energy",), "difference", 1, "same"),
     ComparedFigure(
-        "participation_ratio_over_null",
-        "PR / null PR",
-        ("participation_ratio", "null_participation_ratio"),
-        "log ratio",
-        -1,
-        "power",
+        name="concentration",
+        title="concentration",
+        columns=("concentration",),
+        scale="difference",
+        direction=1,
+        margin="same",
     ),
-    ComparedFigure("spike_energy", "spike energy", ("spike_energy",), "difference", 1, "same"),
-    ComparedFigure("relative_norm", "relative norm", ("relative_norm",), "log ratio", 0, None),
+    ComparedFigure(
+        name="stable_rank",
+        title="stable rank",
+        columns=("stable_rank",),
+        scale="log ratio",
+        direction=-1,
+        margin="power",
+    ),
+    ComparedFigure(
+        name="top4_energy",
+        title="top-4 energy",
+        columns=("top4_energy",),
+        scale="difference",
+        direction=1,
+        margin="same",
+    ),
+    ComparedFigure(
+        name="participation_ratio_over_null",
+        title="PR / null PR",
+        columns=("participation_ratio", "null_participation_ratio"),
+        scale="log ratio",
+        direction=-1,
+        margin="power",
+    ),
+    ComparedFigure(
+        name="spike_energy",
+        title="spike energy",
+        columns=("spike_energy",),
+        scale="difference",
+        direction=1,
+        margin="same",
+    ),
+    ComparedFigure(
+        name="relative_norm",
+        title="relative norm",
+        columns=("relative_norm",),
+        scale="log ratio",
+        direction=0,
+        margin=None,
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of two reports, over the matrices in layers.
-
-    cells are the matrices, the experts of one module and layer taken as one (their median), and layers how many layers
-    they lie in. first and second are medians of the figure itself. difference is the median of the paired differences
-    on the figure's scale; low and high bound it at the confidence that is level, or are null and no_interval says why.
-    p_within_pair is two-sided, of sign flips by layer, and says nothing of other runs. margin is on the same scale.
-    All are null where no matrix has the figure.
-    """
+    """One figure of two reports, over the matrices in layers. Numbers are None where no matrix has the figure."""
 
     figure: str
+    """The name of the figure."""
+
     scale: str
+    """difference or log ratio: of difference, low, high and margin."""
+
     direction: int
+    """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
+
     cells: int
+    """Matrices, the experts of one module and layer taken as one (their median), 0 or more."""
+
     layers: int
+    """How many layers they lie in, 0 or more."""
+
     first: float | None
+    """The median of the figure itself in the first report."""
+
     second: float | None
+    """The same of the second."""
+
     difference: float | None
+    """The median of the paired differences."""
+
     low: float | None
+    """The lower bound of its interval over layers; None where no_interval says why."""
+
     high: float | None
+    """The upper bound."""
+
     level: float | None
+    """The confidence that the interval may claim, 0 to 1."""
+
     no_interval: str | None
+    """Why there is no interval; None where there is one."""
+
     p_within_pair: float | None
+    """Two-sided, of sign flips by layer, 0 to 1; it says nothing of other runs."""
+
     margin: float | None
+    """The least difference that counts, above 0; None for a figure that has none."""
+
     verdict: ComparisonVerdict | None
+    """What this figure alone says; None for one that does not vote."""
 
     @property
     def points(self) -> int:
@@ -133,71 +211,225 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """The first report against the second: every difference is first - second, or first / second.
+class MatchedCounts:
+    """What two reports are compared over."""
 
-    verified says how the two are known to share the weights that relation says they share: by commit, content or
-    spectra. matched counts the matrices of both, unmatched those of one by reason. modules are medians over matrices,
-    layers medians over cells. verdict is about the first; sentence says it in words. not_comparable are reasons why no
-    verdict can be defended. rows are the matched matrices, one each, with the columns of diagnostics.COMPARISON.
-    """
+    matrices: int
+    """Matrices of both, 1 or more."""
+
+    in_layers: int
+    """Those of them that lie in layers, and so have a vote."""
+
+    cells: int
+    """The same, the experts of one module and layer taken as one."""
+
+    layers: int
+    """How many layers these lie in."""
+
+    parameters: int
+    """The entries of all of them."""
+
+    share_of_first: float
+    """The share of the first report's changed parameters that is compared, 0 to 1."""
+
+    share_of_second: float
+    """The same of the second."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Medians of the paired differences of every figure, on its scale; None where no matrix has it."""
+
+    concentration: float | None
+    """first - second."""
+
+    stable_rank: float | None
+    """ln(first / second)."""
+
+    top4_energy: float | None
+    """first - second."""
+
+    participation_ratio_over_null: float | None
+    """ln(first / second)."""
+
+    spike_energy: float | None
+    """first - second."""
+
+    relative_norm: float | None
+    """ln(first / second)."""
+
+
+@dataclass(frozen=True)
+class _Module:
+    component: str
+    """The component."""
+
+    module: str
+    """The module."""
+
+    matrices: int
+    """Matrices that are compared, 1 or more."""
+
+    concentration_first: float | None
+    """The median in the first report."""
+
+    concentration_second: float | None
+    """The median in the second report."""
+
+
+@dataclass(frozen=True)
+class ModuleDifferences(Differences, _Module):
+    """What two reports differ by in one module, over its matrices."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    component: str
+    """The component."""
+
+    layer: int
+    """The layer, from 0."""
+
+    cells: int
+    """Matrices that are compared, the experts of one module as one, 1 or more."""
+
+
+@dataclass(frozen=True)
+class LayerDifferences(Differences, _Layer):
+    """What two reports differ by in one layer, over its cells."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The first report against the second: every difference is first - second, or first / second."""
 
     first: str
+    """The letter of the first report."""
+
     second: str
+    """The letter of the second report."""
+
     relation: Relation
+    """How the two are related."""
+
     verified: str | None
-    matched: Mapping[str, int | float]
-    unmatched: list[dict[str, Any]]
+    """How they are known to share the weights that relation says they share: by commit, content or spectra."""
+
+    matched: MatchedCounts
+    """What is compared."""
+
+    unmatched: list[UnmatchedMatrices]
+    """What one of them has alone, by reason."""
+
     figures: list[Difference]
-    modules: list[dict[str, Any]]
-    layers: list[dict[str, Any]]
+    """Every figure, concentration first."""
+
+    modules: list[ModuleDifferences]
+    """By module, those outside layers too, in the order of names.yaml."""
+
+    layers: list[LayerDifferences]
+    """By layer."""
+
     verdict: ComparisonVerdict
+    """About the first report."""
+
     sentence: str
+    """The verdict in words."""
+
     consistent_with: list[str]
+    """What would explain the verdict; never what did."""
+
     not_comparable: list[str]
+    """Why no verdict can be defended; empty where one can."""
+
     warnings: list[str]
-    rows: list[dict[str, Any]]
+    """What makes the comparison doubtful, though not void."""
+
+    rows: list[dict[str, Cell]]
+    """The matched matrices, a row each, with the columns of `shadow.reports.columns.COMPARISON`."""
+
+
+@dataclass(frozen=True)
+class RankedReport:
+    """The place of a report among all of a comparison."""
+
+    rank: int
+    """1 is the most concentrated."""
+
+    label: str
+    """The letter of the report."""
+
+    concentration: float | None
+    """Its median over the cells that every report has."""
+
+    cells: int
+    """How many these are, 0 or more."""
+
+    to_next: ComparisonVerdict | None
+    """What the contrast with the next report says of it; None for the last."""
+
+
+class ComparisonClaims(TypedDict):
+    """What a comparison measures, and what it does not show."""
+
+    measured: list[str]
+    not_shown: list[str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two reports or more. contrasts has every pair of them, those with the first report first.
-
-    ranking orders all by their median concentration over the matrices that every report has; empty for two.
-    not_contrasted says why a set of which the scores are correlated has neither. scores are what others measured of the
-    models, null where nobody gave any.
-    """
+    """Two reports or more."""
 
     schema: int
+    """COMPARISON_SCHEMA."""
+
     version: str
+    """The version of shadow that compared them."""
+
     margin: float
-    reports: list[dict[str, Any]]
+    """The least difference of concentration that counts, 0 to 1."""
+
+    reports: list[ReportIdentity]
+    """The reports, in the order in which they were named."""
+
     contrasts: list[Contrast]
-    ranking: list[dict[str, Any]]
-    claims: Mapping[str, list[str]]
+    """Every two of them, those with the first report first."""
+
+    ranking: list[RankedReport]
+    """All by their median concentration over the matrices that every report has; empty for two."""
+
+    claims: ComparisonClaims
+    """What is measured, and what is not shown."""
+
     not_contrasted: str | None = None
+    """Why a set of which the scores are correlated has no contrasts."""
+
     scores: ScoredSet | None = None
+    """What others measured of the models; None where nobody gave any."""
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the rows of single matrices are left to the Parquet file."""
-        told = asdict(replace(self, contrasts=[replace(one, rows=[]) for one in self.contrasts], scores=None))
-        for contrast in told["contrasts"]:
+        without_rows = [replace(contrast, rows=[]) for contrast in self.contrasts]
+        as_dict = asdict(replace(self, contrasts=without_rows, scores=None))
+        for contrast in as_dict["contrasts"]:
             del contrast["rows"]
-        return told | {"scores": None if self.scores is None else self.scores.as_json()}
+        if self.scores is not None:
+            as_dict["scores"] = self.scores.as_json()
+        return as_dict
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Cell]]:
+        """The rows of all contrasts: those of the Parquet file."""
         return [row for contrast in self.contrasts for row in contrast.rows]
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, object]:
         """What the Parquet file says of how it was made."""
-        found = [
-            {key: getattr(one, key) for key in ("first", "second", "relation", "verified", "verdict")}
-            for one in self.contrasts
-        ]
-        told = {"schema": self.schema, "margin": self.margin, "reports": self.reports, "contrasts": found}
-        return {"version": self.version, "comparison": told}
+        keys = ("first", "second", "relation", "verified", "verdict")
+        contrasts = [{key: getattr(contrast, key) for key in keys} for contrast in self.contrasts]
+        reports = [asdict(report) for report in self.reports]
+        comparison = {"schema": self.schema, "margin": self.margin, "reports": reports, "contrasts": contrasts}
+        return {"version": self.version, "comparison": comparison}
 
 
 def compare(
@@ -214,96 +446,121 @@ def compare(
     concentrations of all are correlated, and matrices are not compared.
     """
     reports = [read_report(folder, report_label(index)) for index, folder in enumerate(folders)]
-    told = [report.as_json() for report in reports]
     scored = score_reports(reports, scores)
-    claims = CLAIMS
+    not_shown = list(CLAIMS["not_shown"])
     if scored is not None:
-        claims = CLAIMS | {"not_shown": [*CLAIMS["not_shown"], MEASURED_BY_OTHERS, *scored.not_shown]}
+        not_shown += [MEASURED_BY_OTHERS, *scored.not_shown]
+    comparison = Comparison(
+        schema=COMPARISON_SCHEMA,
+        version=__version__,
+        margin=margin,
+        reports=[report.identity for report in reports],
+        contrasts=[],
+        ranking=[],
+        claims={"measured": CLAIMS["measured"], "not_shown": not_shown},
+        scores=scored,
+    )
     if len(reports) > MAX_REPORTS:
         too_many = f"more than {MAX_REPORTS} reports are not compared matrix by matrix"
-        return Comparison(COMPARISON_SCHEMA, __version__, margin, told, [], [], claims, too_many, scored)
+        return replace(comparison, not_contrasted=too_many)
     pairs = list(itertools.combinations(range(len(reports)), 2))
     related = relations(reports, pairs)
-    if not allow_different_base:
-        for (one, other), (relation, why) in related.items():
-            if relation != "different bases":
-                continue
-            message = f"{reports[one].name} and {reports[other].name} have different bases: {why}"
-            if scores is None:
-                raise ShadowError(message, "compare models tuned from one base, or add --allow-different-base")
-            message += "; not compared matrix by matrix without --allow-different-base"
-            return Comparison(COMPARISON_SCHEMA, __version__, margin, told, [], [], claims, message, scored)
-    contrasts = [contrast(reports[i], reports[j], *related[i, j], margin) for i, j in pairs]
-    ranking = _ranking(reports, contrasts)
-    return Comparison(COMPARISON_SCHEMA, __version__, margin, told, contrasts, ranking, claims, scores=scored)
+    apart = None if allow_different_base else _different_bases(reports, related)
+    if apart is not None and scores is None:
+        raise ShadowError(apart, "compare models tuned from one base, or add --allow-different-base")
+    if apart is not None:
+        without = f"{apart}; not compared matrix by matrix without --allow-different-base"
+        return replace(comparison, not_contrasted=without)
+    contrasts = [contrast(reports[i], reports[j], *related[i, j], margin=margin) for i, j in pairs]
+    return replace(comparison, contrasts=contrasts, ranking=_ranking(reports, contrasts))
+
+
+def _different_bases(
+    reports: Sequence[ComparedReport], related: Mapping[tuple[int, int], tuple[Relation, str | None]]
+) -> str | None:
+    """The first two reports of different bases, in words; None where there are none."""
+    for (i, j), (relation, why) in related.items():
+        if relation == "different bases":
+            return f"{reports[i].name} and {reports[j].name} have different bases: {why}"
+    return None
 
 
 def report_label(index: int) -> str:
     """A to Z, then AA, AB and on."""
-    before, own = divmod(index, 26)
-    return (report_label(before - 1) if before else "") + chr(ord("A") + own)
+    before, letter = divmod(index, 26)
+    prefix = report_label(before - 1) if before else ""
+    return prefix + chr(ord("A") + letter)
 
 
 # From matched matrices to differences
 
 
-def _with_differences(found: pd.DataFrame) -> pd.DataFrame:
-    """Adds to matched deltas, for every figure, its two values (`name=1`, `name=2`) and their difference (`name`)."""
+def _with_differences(matched: pd.DataFrame) -> pd.DataFrame:
+    """Adds to matched deltas, for every figure X, X_first, X_second and X_difference, and null: ln N of both."""
     added: dict[str, NDArray[np.float64]] = {}
-    for figure in FIGURES:
-        values = []
-        for side in (1, 2):
-            parts = [found[f"{column}|{side}"].to_numpy(float) for column in figure.columns]
-            with np.errstate(all="ignore"):
-                values.append(parts[0] / parts[1] if len(parts) == 2 else parts[0])
-        with np.errstate(all="ignore"):
-            first, second = (np.log(value) for value in values) if figure.scale == "log ratio" else values
-            apart = first - second
-        added |= {f"{figure.name}=1": values[0], f"{figure.name}=2": values[1], figure.name: apart}
     with np.errstate(all="ignore"):
-        nulls = [found[f"null_participation_ratio|{side}"].to_numpy(float) for side in (1, 2)]
-        added["null"] = np.log(nulls[0]) / 2 + np.log(nulls[1]) / 2
-    added = {name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
-    return pd.concat([found, pd.DataFrame(added, index=found.index)], axis=1)
+        for figure in FIGURES:
+            values = [_values(figure, matched, side) for side in SIDES]
+            scaled = [np.log(value) for value in values] if figure.scale == "log ratio" else values
+            added |= {f"{figure.name}_{side}": value for side, value in zip(SIDES, values, strict=True)}
+            added[f"{figure.name}_difference"] = scaled[0] - scaled[1]
+        nulls = [np.log(matched[f"null_participation_ratio_{side}"].to_numpy(float)) for side in SIDES]
+        added["null"] = nulls[0] / 2 + nulls[1] / 2
+    finite = {name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
+    others = matched.drop(columns=[name for name in finite if name in matched])
+    return pd.concat([others, pd.DataFrame(finite, index=matched.index)], axis=1)
 
 
-def _cells(found: pd.DataFrame) -> pd.DataFrame:
+def _values(figure: ComparedFigure, matched: pd.DataFrame, side: str) -> NDArray[np.float64]:
+    """What the matrices of one report have of a figure."""
+    parts = [matched[f"{column}_{side}"].to_numpy(float) for column in figure.columns]
+    if len(parts) == 1:
+        return np.asarray(parts[0])
+    return np.asarray(parts[0] / parts[1])
+
+
+def _cells(matched: pd.DataFrame) -> pd.DataFrame:
     """The matrices inside layers, the experts of one module and layer as one, by the median of every column."""
-    inside = found[found["layer"] >= 0]
-    one = inside["slot"].where(inside["expert"] < 0, "")  # a number has nothing to do with what an expert does
-    names = [f"{figure.name}{suffix}" for figure in FIGURES for suffix in ("=1", "=2", "")]
+    inside = matched[matched["layer"].notna()]
+    # a number has nothing to do with what an expert does, so experts are told apart neither by it nor by name
+    cell = inside["slot"].where(inside["expert"].isna(), "").fillna("")
+    names = [f"{figure.name}_{what}" for figure in FIGURES for what in (*SIDES, "difference")]
     keys = ["component", "layer", "module", "cell"]
-    cells: pd.DataFrame = inside.assign(cell=one).groupby(keys, sort=True)[[*names, "null"]].median().reset_index()
+    medians = inside.assign(cell=cell).groupby(keys, sort=True)[[*names, "null"]].median()
+    cells: pd.DataFrame = medians.reset_index()
     return cells
 
 
 def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
     """The difference of one figure over cells that lie in layers; margin is that of concentration. See Difference."""
-    known = cells[cells[figure.name].notna()]
+    column = f"{figure.name}_difference"
+    known = cells[cells[column].notna()]
     by_layer = known.groupby(["component", "layer"])
-    found = interval_of_median(known[figure.name], blocks_of(known["component"].tolist(), known["layer"]))
-    low, high = found.bounds or (None, None)
-    apart = number(known[figure.name].median())
+    blocks = blocks_of(known["component"].tolist(), known["layer"].to_numpy(np.float64))
+    interval = interval_of_median(known[column], blocks)
+    low, high = interval.bounds or (None, None)
+    apart = number(known[column].median())
+    asked = None
     if figure.margin == "power":
         asked = number(margin * known["null"].median())
-    else:
-        asked = margin if figure.margin == "same" else None
+    elif figure.margin == "same":
+        asked = margin
     return Difference(
         figure=figure.name,
         scale=figure.scale,
         direction=figure.direction,
         cells=len(known),
         layers=by_layer.ngroups,
-        first=number(known[f"{figure.name}=1"].median()),
-        second=number(known[f"{figure.name}=2"].median()),
+        first=number(known[f"{figure.name}_first"].median()),
+        second=number(known[f"{figure.name}_second"].median()),
         difference=apart,
         low=low,
         high=high,
-        level=found.level,
-        no_interval=found.reason,
-        p_within_pair=sign_flip_p(by_layer[figure.name].median().to_numpy(float)),
+        level=interval.level,
+        no_interval=interval.reason,
+        p_within_pair=sign_flip_p(by_layer[column].median().to_numpy(float)),
         margin=asked,
-        verdict=_figure_verdict(figure, apart, low, high, asked),
+        verdict=_figure_verdict(figure, apart, low=low, high=high, margin=asked),
     )
 
 
@@ -329,23 +586,23 @@ def number(value: float) -> float | None:
 
 
 def contrast(
-    first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None, margin: float
+    first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None, *, margin: float
 ) -> Contrast:
     """The first report against the second. Raises ShadowError when they share no measured matrix."""
     by_base = relation in ("the same pair", "one base") and how in ("commit", "content")
-    matched = match(first.subject("delta"), second.subject("delta"), by_base=by_base)
-    if matched.empty:
+    rows = match(first.subject("delta"), second.subject("delta"), by_base=by_base)
+    if rows.empty:
         raise ShadowError(
             f"{first.name} and {second.name} have no changed matrix of one place and shape in common",
             "audit both without filters, and see `shadow show` for what is identical or skipped",
         )
-    found = _with_differences(matched)
-    cells = _cells(found)
+    matched = _with_differences(rows)
+    cells = _cells(matched)
     figures = [difference(figure, cells, margin) for figure in FIGURES]
-    counts = _counts(first, second, found, cells)
-    fatal = _not_comparable(first, second, found[found["layer"] >= 0])
+    counts = _counts(first, second, matched=matched, cells=cells)
+    fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
     if fatal:
-        figures = [replace(one, verdict="not comparable" if one.direction else None) for one in figures]
+        figures = [replace(figure, verdict="not comparable" if figure.direction else None) for figure in figures]
     verdict = "not comparable" if fatal else _verdict(figures)
     different = relation == "different bases"
     return Contrast(
@@ -354,34 +611,41 @@ def contrast(
         relation=relation,
         verified=None if different else how,
         matched=counts,
-        unmatched=unmatched(first, second, found),
+        unmatched=unmatched(first, second, matched),
         figures=figures,
-        modules=_by_module(found),
+        modules=_by_module(matched),
         layers=_by_layer(cells),
         verdict=verdict,
-        sentence=_sentence(first, second, verdict, figures, fatal, different),
+        sentence=_sentence(first, second, verdict=verdict, figures=figures, fatal=fatal, different=different),
         consistent_with=_consistent_with(first, second, verdict),
         not_comparable=fatal,
-        warnings=_warnings(first, second, relation, how, found, counts, figures),
-        rows=_rows(first, second, found),
+        warnings=[
+            *_warn_of_relation(first, second, relation=relation, how=how),
+            *settings_apart(first, second),
+            *_warn_of_coverage(first, second, matched=matched, counts=counts, concentration=figures[0]),
+            *_warn_of_deltas(first, second, matched=matched, concentration=figures[0], norm=figures[-1]),
+        ],
+        rows=_rows(first, second, matched),
     )
 
 
-def _counts(
-    first: ComparedReport, second: ComparedReport, found: pd.DataFrame, cells: pd.DataFrame
-) -> dict[str, int | float]:
+def _counts(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame, cells: pd.DataFrame) -> MatchedCounts:
     """What is compared: matrices, how many of them lie in layers and so have a vote, and their share of each report."""
-    parameters = int((found["rows"] * found["cols"]).sum())
-    shares = [parameters / max(int(one.subject("delta")["parameters"].sum()), 1) for one in (first, second)]
-    return {
-        "matrices": len(found),
-        "in_layers": int((found["layer"] >= 0).sum()),
-        "cells": len(cells),
-        "layers": cells.groupby(["component", "layer"]).ngroups,
-        "parameters": parameters,
-        "share_of_first": min(shares[0], 1.0),
-        "share_of_second": min(shares[1], 1.0),
-    }
+    parameters = int((matched["rows"] * matched["cols"]).sum())
+
+    def share_of(report: ComparedReport) -> float:
+        changed = int(report.subject("delta")["parameters"].sum())
+        return min(parameters / max(changed, 1), 1.0)
+
+    return MatchedCounts(
+        matrices=len(matched),
+        in_layers=int(matched["layer"].notna().sum()),
+        cells=len(cells),
+        layers=cells.groupby(["component", "layer"]).ngroups,
+        parameters=parameters,
+        share_of_first=share_of(first),
+        share_of_second=share_of(second),
+    )
 
 
 def _not_comparable(first: ComparedReport, second: ComparedReport, voting: pd.DataFrame) -> list[str]:
@@ -391,15 +655,16 @@ def _not_comparable(first: ComparedReport, second: ComparedReport, voting: pd.Da
     difference of two unrelated models is no update.
     """
     reasons = []
-    ceilings = voting[["rank_ceiling|1", "rank_ceiling|2"]].to_numpy()
-    if (apart := ceilings[:, 0] != ceilings[:, 1]).any():
-        kinds = [_ceiling(ceilings[apart, side]) for side in (0, 1)]
+    ceilings = [voting[f"rank_ceiling_{side}"].to_numpy(np.float64, na_value=math.inf) for side in SIDES]
+    apart = ceilings[0] != ceilings[1]
+    if apart.any():
+        kinds = [_ceiling(ranks[apart]) for ranks in ceilings]
         reasons.append(
             f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in {apart.sum()} matrices), and the rank that "
             "an update may have decides how many directions hold it"
         )
-    for side, report in ((1, first), (2, second)):
-        cosine, floor = voting[f"cosine|{side}"].median(), voting[f"floor_ratio|{side}"].median()
+    for side, report in zip(SIDES, (first, second), strict=True):
+        cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
         if cosine < LINEAGE:
             reasons.append(
                 f"the two sides of {report.name} have little in common (median cosine {cosine:.2f}): their difference "
@@ -412,20 +677,28 @@ def _not_comparable(first: ComparedReport, second: ComparedReport, voting: pd.Da
     return reasons
 
 
-def _ceiling(ranks: NDArray[np.int64]) -> str:
-    known = sorted({int(rank) for rank in ranks})
-    words = ["of full rank" if rank < 0 else f"an adapter of rank {rank}" for rank in known[:2]]
-    return " or ".join(words) + (" or more" if len(known) > 2 else "")
+def _ceiling(ranks: NDArray[np.float64]) -> str:
+    """What the ranks that updates may have say of them: infinity is no limit."""
+    kinds = []
+    if np.isinf(ranks).any():
+        kinds.append("of full rank")
+    kinds += [f"an adapter of rank {rank:.0f}" for rank in np.unique(ranks[np.isfinite(ranks)])]
+    more = " or more" if len(kinds) > 2 else ""
+    return " or ".join(kinds[:2]) + more
 
 
 def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
     """Concentration's own verdict, if at least two of the other four point its way, and more than point the other."""
-    own, others = figures[0], [one for one in figures[1:] if one.direction]
-    if own.verdict in ("more concentrated", "less concentrated"):
-        agree, oppose = (sum(one.points == way * own.points for one in others) for way in (1, -1))
-        return own.verdict if agree >= MIN_AGREEING and agree > oppose else "mixed evidence"
-    beyond = sum(one.verdict in ("more concentrated", "less concentrated") for one in others)
-    return "mixed evidence" if beyond >= MIN_AGREEING or own.verdict is None else own.verdict
+    concentration, others = figures[0], [figure for figure in figures[1:] if figure.direction]
+    directed = ("more concentrated", "less concentrated")
+    if concentration.verdict in directed:
+        agree = sum(figure.points == concentration.points for figure in others)
+        oppose = sum(figure.points == -concentration.points for figure in others)
+        return concentration.verdict if agree >= MIN_AGREEING and agree > oppose else "mixed evidence"
+    beyond = sum(figure.verdict in directed for figure in others)
+    if beyond >= MIN_AGREEING or concentration.verdict is None:
+        return "mixed evidence"
+    return concentration.verdict
 
 
 def _sentence(
@@ -433,49 +706,57 @@ def _sentence(
     second: ComparedReport,
     verdict: ComparisonVerdict,
     figures: Sequence[Difference],
+    *,
     fatal: Sequence[str],
     different: bool,
 ) -> str:
     """The verdict in words."""
     if fatal:
         return f"not comparable: {'; '.join(fatal)}"
-    own = figures[0]
-    titles = {figure.name: figure.title for figure in FIGURES}
-    others = {one.figure: one.points for one in figures[1:] if one.direction}
-    pointing = {way: _listed([titles[name] for name, points in others.items() if points == way]) for way in (1, -1)}
-    size = "" if own.difference is None else f"{own.difference:+.3f}"
-    than = f"{first.name} is {own.verdict} than {second.name}"
+    concentration = figures[0]
+    pointing = {way: _listed(_pointing(figures[1:], way)) for way in (1, -1)}
+    size = "" if concentration.difference is None else f"{concentration.difference:+.3f}"
+    than = f"{first.name} is {concentration.verdict} than {second.name}"
     whose = ", from different bases," if different else ""
+    way = concentration.points
     if verdict in ("more concentrated", "less concentrated"):
-        against = f"; {pointing[-own.points]} the other way" if pointing[-own.points] else ""
-        text = f"{than}{whose}: concentration differs by {size}, beyond the margin of {own.margin:g}"
-        return f"{text}; {pointing[own.points]} point the same way{against}"
+        against = f"; {pointing[-way]} the other way" if pointing[-way] else ""
+        text = f"{than}{whose}: concentration differs by {size}, beyond the margin of {concentration.margin:g}"
+        return f"{text}; {pointing[way]} point the same way{against}"
     both = f"{first.name} and {second.name}{whose}"
     if verdict == "different, below the margin":
-        least = f"less than the margin of {own.margin:g}"
+        least = f"less than the margin of {concentration.margin:g}"
         return (
             f"{both} differ, below the margin: concentration by {size}, {least}; two runs of one regime may do as much"
         )
     if verdict == "not distinguished":
-        if own.difference is None:
-            why = "no matrix in a layer has a concentration in both"
-        elif own.no_interval:
-            why = own.no_interval
-        else:
-            why = f"0 lies in the interval of the difference in concentration ({size})"
-        return f"{both} are not distinguished: {why}"
-    if own.verdict in ("more concentrated", "less concentrated"):
-        same, other = pointing[own.points] or "none", pointing[-own.points] or "none"
+        return f"{both} are not distinguished: {_why_not_distinguished(concentration, size)}"
+    if concentration.verdict in ("more concentrated", "less concentrated"):
+        same, other = pointing[way] or "none", pointing[-way] or "none"
         return (
             f"mixed evidence: by concentration {than}{whose} ({size}), but of the other four figures {same} point the "
             f"same way and {other} the other way"
         )
     more, less = pointing[1] or "none", pointing[-1] or "none"
-    what = "below the margin" if own.points else "not distinguished"
+    what = "below the margin" if way else "not distinguished"
     return (
         f"mixed evidence on {both}: the difference in concentration is {what}, but by {more} {first.label} is more "
         f"concentrated, and by {less} {second.label}"
     )
+
+
+def _pointing(figures: Sequence[Difference], way: int) -> list[str]:
+    """The titles of the voting figures that point one way: +1 to the first report as more concentrated, -1 to less."""
+    titles = {figure.name: figure.title for figure in FIGURES}
+    return [titles[figure.figure] for figure in figures if figure.direction and figure.points == way]
+
+
+def _why_not_distinguished(concentration: Difference, size: str) -> str:
+    if concentration.difference is None:
+        return "no matrix in a layer has a concentration in both"
+    if concentration.no_interval:
+        return concentration.no_interval
+    return f"0 lies in the interval of the difference in concentration ({size})"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -495,24 +776,6 @@ def _consistent_with(first: ComparedReport, second: ComparedReport, verdict: Com
     return []
 
 
-def _warnings(
-    first: ComparedReport,
-    second: ComparedReport,
-    relation: Relation,
-    how: str | None,
-    found: pd.DataFrame,
-    counts: Mapping[str, int | float],
-    figures: Sequence[Difference],
-) -> list[str]:
-    """What makes the comparison doubtful, though not void."""
-    return [
-        *_warn_of_relation(first, second, relation, how),
-        *settings_apart(first, second),
-        *_warn_of_coverage(first, second, found, counts, figures[0]),
-        *_warn_of_deltas(first, second, found, figures[0], figures[-1]),
-    ]
-
-
 def _warn_of_relation(
     first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None
 ) -> Iterator[str]:
@@ -523,50 +786,61 @@ def _warn_of_relation(
     elif relation == "the same pair":
         yield "both reports are of the same pair of checkpoints"
     for report in (first, second):
-        if report.setting("relation") == "sibling":
+        if report.provenance.relation == "sibling":
             yield f"{report.name} is a pair of siblings: neither side was tuned from the other"
 
 
 def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[str]:
     """How the making of two reports differs."""
-    one, two = (report.metadata["version"] for report in (first, second))
-    if one != two:
-        yield f"made by different versions of shadow: {first.label} by {one}, {second.label} by {two}"
-    for name, keys in (("precision", ("method", "precision")), ("nulls", ("method", "nulls"))):
-        one, two = (report.setting(*keys) for report in (first, second))
-        if one != two:
-            also = "; no figure here rests on it" if name == "nulls" else ""
-            yield f"measured with different settings: --{name} {one} in {first.label}, {two} in {second.label}{also}"
-    if first.setting("chosen") != second.setting("chosen"):
+    left, right = first.provenance, second.provenance
+    if left.version != right.version:
+        versions = f"{first.label} by {left.version}, {second.label} by {right.version}"
+        yield f"made by different versions of shadow: {versions}"
+    differ = "measured with different settings"
+    if left.precision != right.precision:
+        yield f"{differ}: --precision {left.precision} in {first.label}, {right.precision} in {second.label}"
+    if left.nulls != right.nulls:
+        nulls = f"--nulls {left.nulls} in {first.label}, {right.nulls} in {second.label}"
+        yield f"{differ}: {nulls}; no figure here rests on it"
+    chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
+    if chosen[0] != chosen[1]:
         yield "the audits were filtered differently (--component, --layer, --module): what both measured is compared"
 
 
 def _warn_of_coverage(
     first: ComparedReport,
     second: ComparedReport,
-    found: pd.DataFrame,
-    counts: Mapping[str, int | float],
-    own: Difference,
+    matched: pd.DataFrame,
+    *,
+    counts: MatchedCounts,
+    concentration: Difference,
 ) -> Iterator[str]:
-    for report, share in ((first, counts["share_of_first"]), (second, counts["share_of_second"])):
+    for report, share in ((first, counts.share_of_first), (second, counts.share_of_second)):
         if share < MOST:
             yield f"only {100 * share:.0f} % of the changed parameters of {report.name} are compared"
-    for side, report in ((1, first), (2, second)):
-        if unverified := int((found[f"verified|{side}"] == False).sum()):  # noqa: E712 - null is not False here
+    for side, report in zip(SIDES, (first, second), strict=True):
+        if unverified := int((~matched[f"verified_{side}"]).sum()):
             yield f"{unverified} matrices of {report.name} came as byte ranges, which no checksum covers"
-    types = [found[f"dtype|{side}"] for side in (1, 2)]
-    if (apart := types[0] != types[1]).any():
-        one, two = (" and ".join(sorted(set(types[side][apart]))[:3]) for side in (0, 1))
-        yield f"{apart.sum()} matrices are stored in different dtypes: {one} in {first.label}, {two} in {second.label}"
-    if own.level is not None and own.level < LEVEL:
+    dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
+    if (apart := dtypes[0] != dtypes[1]).any():
+        left, right = (" and ".join(sorted(set(names[apart]))[:3]) for names in dtypes)
         yield (
-            f"only {own.layers} layers: no spread over them covers more than {100 * own.level:.3g} %, and p cannot "
-            f"be below {2.0 ** (1 - own.layers):.3g}"
+            f"{apart.sum()} matrices are stored in different dtypes: {left} in {first.label}, {right} in {second.label}"
+        )
+    if concentration.level is not None and concentration.level < LEVEL:
+        yield (
+            f"only {concentration.layers} layers: no spread over them covers more than "
+            f"{100 * concentration.level:.3g} %, and p cannot be below {2.0 ** (1 - concentration.layers):.3g}"
         )
 
 
 def _warn_of_deltas(
-    first: ComparedReport, second: ComparedReport, found: pd.DataFrame, own: Difference, norm: Difference
+    first: ComparedReport,
+    second: ComparedReport,
+    matched: pd.DataFrame,
+    *,
+    concentration: Difference,
+    norm: Difference,
 ) -> Iterator[str]:
     if norm.difference is not None and abs(norm.difference) > math.log(FAR_NORMS):
         large, small = (first, second) if norm.difference > 0 else (second, first)
@@ -574,56 +848,60 @@ def _warn_of_deltas(
             f"relative to its base, the update of {large.name} is {math.exp(abs(norm.difference)):.2g} times as large "
             f"as that of {small.name}: concentration falls as an update grows"
         )
-    short = found[["rows", "cols"]].min(axis=1)
-    ranks = [(found[f"numerical_rank|{side}"] / short).median() for side in (1, 2)]
+    short = matched[["rows", "cols"]].to_numpy(np.float64).min(axis=1)
+    ranks = [
+        pd.Series(matched[f"numerical_rank_{side}"].to_numpy(np.float64, na_value=math.nan) / short).median()
+        for side in SIDES
+    ]
     if min(ranks) < FULL_RANK <= max(ranks):
         low = (first, second)[ranks.index(min(ranks))]
         yield (
             f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is possible): an adapter "
             "that was merged, perhaps"
         )
-    outside = found[found["layer"] < 0].groupby("module")["concentration"].median()
-    against = outside[outside * (own.difference or 0.0) < 0]
-    if own.verdict in OPPOSITE and (names := sorted(against.index[against.abs() >= (own.margin or 0.0)])):
-        sizes = _listed([f"{name} ({against[name]:+.3f})" for name in names])
+    outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
+    against = outside[outside * (concentration.difference or 0.0) < 0]
+    beyond = sorted(against.index[against.abs() >= (concentration.margin or 0.0)])
+    if concentration.verdict in OPPOSITE and beyond:
+        sizes = _listed([f"{name} ({against[name]:+.3f})" for name in beyond])
         yield f"outside the layers, where no vote is taken, the other way is found: concentration of {sizes}"
-    for side, report in ((1, first), (2, second)):
-        turned = found.groupby("module")[f"cosine|{side}"].median()
-        if names := sorted(turned.index[turned < LINEAGE]):
-            yield f"{_listed(names)} of {report.name}: little in common with the base's; replaced, or renumbered?"
+    for side, report in zip(SIDES, (first, second), strict=True):
+        cosines = matched.groupby("module")[f"cosine_{side}"].median()
+        if turned := sorted(cosines.index[cosines < LINEAGE]):
+            yield f"{_listed(turned)} of {report.name}: little in common with the base's; replaced, or renumbered?"
 
 
-def _by_module(found: pd.DataFrame) -> list[dict[str, Any]]:
+def _by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
     """Medians of the differences over matrices, those outside layers too, in the order of names.yaml."""
     rows = [
-        {
-            "component": component,
-            "module": module,
-            "matrices": len(group),
-            "concentration_first": number(group["concentration=1"].median()),
-            "concentration_second": number(group["concentration=2"].median()),
-            **{figure.name: number(group[figure.name].median()) for figure in FIGURES},
-        }
-        for (component, module), group in found.groupby(["component", "module"])
+        ModuleDifferences(
+            component=str(component),
+            module=str(module),
+            matrices=len(group),
+            concentration_first=number(group["concentration_first"].median()),
+            concentration_second=number(group["concentration_second"].median()),
+            **_medians(group),
+        )
+        for (component, module), group in matched.groupby(["component", "module"])
     ]
     rules = name_rules()
-    return sorted(
-        rows, key=lambda row: (_rank(row["component"], rules.components), _rank(row["module"], rules.modules))
-    )
+    return sorted(rows, key=lambda row: (_rank(row.component, rules.components), _rank(row.module, rules.modules)))
 
 
-def _by_layer(cells: pd.DataFrame) -> list[dict[str, Any]]:
+def _by_layer(cells: pd.DataFrame) -> list[LayerDifferences]:
     """Medians of the differences over the cells of each layer."""
     rows = [
-        {
-            "component": component,
-            "layer": int(group["layer"].iloc[0]),
-            "cells": len(group),
-            **{figure.name: number(group[figure.name].median()) for figure in FIGURES},
-        }
+        LayerDifferences(
+            component=str(component), layer=int(group["layer"].iloc[0]), cells=len(group), **_medians(group)
+        )
         for (component, _), group in cells.groupby(["component", "layer"])
     ]
-    return sorted(rows, key=lambda row: (_rank(row["component"], name_rules().components), row["layer"]))
+    return sorted(rows, key=lambda row: (_rank(row.component, name_rules().components), row.layer))
+
+
+def _medians(rows: pd.DataFrame) -> dict[str, float | None]:
+    """The fields of Differences."""
+    return {figure.name: number(rows[f"{figure.name}_difference"].median()) for figure in FIGURES}
 
 
 def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
@@ -631,59 +909,55 @@ def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name), "") if name in known else (len(known), name)
 
 
-def _rows(first: ComparedReport, second: ComparedReport, found: pd.DataFrame) -> list[dict[str, Any]]:
-    """The matched matrices with the columns of diagnostics.COMPARISON."""
-    told = pd.DataFrame({"first": first.label, "second": second.label}, index=found.index)
-    for name in (*PLACE, "rows", "cols"):
-        told[name] = found[name]
-    for side, which in ((1, "first"), (2, "second")):
-        told[f"tensor_{which}"] = found[f"tensor|{side}"]
-        for figure in FIGURES:
-            for column in figure.columns:
-                told[f"{column}_{which}"] = found[f"{column}|{side}"]
-    for figure in FIGURES:
-        told[f"{figure.name}_difference"] = found[figure.name]
-    told["votes"] = found["layer"] >= 0
-    rows = told[[column.name for column in COMPARISON]].to_dict("records")
-    return [{str(name): _null(str(name), value) for name, value in row.items()} for row in rows]
+def _rows(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame) -> list[dict[str, Cell]]:
+    """The matched matrices with the columns of COMPARISON."""
+    labelled = matched.assign(first=first.label, second=second.label, votes=matched["layer"].notna())
+    wanted = labelled[[column.name for column in COMPARISON]]
+    plain = wanted.astype(object).where(wanted.notna(), None)
+    return [{str(name): cell for name, cell in row.items()} for row in plain.to_dict("records")]
 
 
-def _null(name: str, value: Any) -> Any:
-    missing = value == -1 if name in ("layer", "expert") else isinstance(value, float) and math.isnan(value)
-    return None if missing else value
-
-
-def _ranking(reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]) -> list[dict[str, Any]]:
-    """All reports by median concentration over the cells that every one has, the most concentrated first.
-
-    to_next is what the contrast of a report with the next one says of it.
-    """
+def _ranking(reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]) -> list[RankedReport]:
+    """All reports by median concentration over the cells that every one has, the most concentrated first."""
     if len(reports) < 3:
         return []
+    medians = _shared_cells(contrasts[: len(reports) - 1])
+    typical = {str(label): number(medians[label].median()) for label in medians}
+    ordered = sorted(typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label))
+    verdicts = {(contrast.first, contrast.second): contrast.verdict for contrast in contrasts}
+    for contrast in contrasts:
+        verdicts[contrast.second, contrast.first] = OPPOSITE.get(contrast.verdict, contrast.verdict)
+    ranking = []
+    for place, label in enumerate(ordered):
+        following = ordered[place + 1 : place + 2]
+        ranked = RankedReport(
+            rank=place + 1,
+            label=label,
+            concentration=typical[label],
+            cells=len(medians),
+            to_next=verdicts[label, following[0]] if following else None,
+        )
+        ranking.append(ranked)
+    return ranking
+
+
+def _shared_cells(contrasts: Sequence[Contrast]) -> pd.DataFrame:
+    """The concentrations of all reports, a column each, over the cells that every one has.
+
+    contrasts: those of the first report with every other.
+    """
     keys = ["component", "layer", "module", "expert", "tensor_first"]
     shared: pd.DataFrame | None = None
-    for one in contrasts[: len(reports) - 1]:
-        rows = pd.DataFrame([row for row in one.rows if row["votes"]], columns=[column.name for column in COMPARISON])
-        own = rows.assign(expert=pd.to_numeric(rows["expert"]).fillna(-1)).set_index(keys)
-        values = own[["concentration_first", "concentration_second"]].set_axis([one.first, one.second], axis=1)
-        shared = values if shared is None else shared.join(values[[one.second]], how="inner")
+    for contrast in contrasts:
+        voting = [row for row in contrast.rows if row["votes"]]
+        rows = pd.DataFrame(voting, columns=[column.name for column in COMPARISON])
+        rows["expert"] = pd.to_numeric(rows["expert"]).astype("Int64")
+        values = rows.set_index(keys)[["concentration_first", "concentration_second"]].astype(float)
+        values = values.set_axis([contrast.first, contrast.second], axis=1)
+        shared = values if shared is None else shared.join(values[[contrast.second]], how="inner")
     assert shared is not None
     places = shared.reset_index()
-    cell = places["tensor_first"].where(places["expert"] < 0, "")
-    medians = (
-        shared.reset_index(drop=True).groupby([places["component"], places["layer"], places["module"], cell]).median()
-    )
-    typical = {label: number(medians[label].median()) for label in shared.columns}
-    ordered = sorted(typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label))
-    verdicts = {(one.first, one.second): one.verdict for one in contrasts}
-    verdicts |= {(one.second, one.first): OPPOSITE.get(one.verdict, one.verdict) for one in contrasts}
-    return [
-        {
-            "rank": rank,
-            "label": label,
-            "concentration": typical[label],
-            "cells": len(medians),
-            "to_next": verdicts[label, ordered[rank]] if rank < len(ordered) else None,
-        }
-        for rank, label in enumerate(ordered, 1)
-    ]
+    cell = places["tensor_first"].where(places["expert"].isna(), "")  # experts of one module and layer as one
+    keyed = [places["component"], places["layer"], places["module"], cell]
+    medians: pd.DataFrame = shared.reset_index(drop=True).groupby(keyed).median()
+    return medians

@@ -48,42 +48,79 @@ NOT_SHOWN = (
 
 @dataclass(frozen=True)
 class Correlation:
-    """The rank correlation of what was gained and of concentration.
-
-    benchmark is null for the mean over a group's benchmarks, and so is metric; less is the group whose gain was
-    subtracted. n are the reports that have both numbers, bases how many bases they rest on. rho, low, high and p are
-    null where reason says why.
-    """
+    """The rank correlation of what was gained and of concentration, over reports."""
 
     group: str | None
+    """The group of benchmarks; None for a benchmark of no group."""
+
     less: str | None
+    """The group whose gain was subtracted; None where none was."""
+
     benchmark: str | None
+    """The benchmark; None for the mean over those of a group."""
+
     metric: str | None
+    """Its metric; None for a mean, or where the file names none."""
+
     benchmarks: int
+    """Benchmarks that are averaged, 0 or more."""
+
     n: int
+    """Reports that have both numbers, 0 or more."""
+
     bases: int
+    """Bases that these rest on."""
+
     rho: float | None = None
+    """Spearman's rank correlation, -1 to 1; None where `reason` says why."""
+
     low: float | None = None
+    """The lower bound of its interval."""
+
     high: float | None = None
+    """The upper bound."""
+
     level: float | None = None
+    """The confidence of the interval, 0 to 1."""
+
     p: float | None = None
+    """Two-sided, over orders of the gains, 0 to 1."""
+
     reason: str | None = None
+    """Why there is no correlation, or no interval."""
 
 
 @dataclass(frozen=True)
 class ScoredReport:
-    """One report of a set: its letter, base, median concentration and scores. left_out says why it has no part."""
+    """One report of a set, and what others measured of its models."""
 
     label: str
+    """Its letter in the comparison."""
+
     pair: str
+    """`family:base..tuned`."""
+
     base: str
+    """What its base is known by: commit, fingerprint or name."""
+
     concentration: float | None
+    """The median over its deltas; None where there is none."""
+
     scored: Scored
+    """Its scores."""
+
     left_out: str | None
+    """Why it has no part in the correlations; None where it has."""
 
     def as_json(self) -> dict[str, Any]:
-        told = {"label": self.label, "pair": self.pair, "concentration": self.concentration, "left_out": self.left_out}
-        return told | self.scored.as_json()
+        """For machines: the report, and its scores as a summary has them."""
+        report = {
+            "label": self.label,
+            "pair": self.pair,
+            "concentration": self.concentration,
+            "left_out": self.left_out,
+        }
+        return report | self.scored.as_json()
 
 
 @dataclass(frozen=True)
@@ -91,17 +128,21 @@ class ScoredSet:
     """All reports of a comparison with their scores, and the correlations over those that are not left out."""
 
     entries: list[ScoredReport]
+    """The reports, in the order of the comparison."""
+
     correlations: list[Correlation]
+    """Of groups, of the difference of two groups, and of benchmarks."""
 
     @property
     def not_shown(self) -> list[str]:
         """What the correlations do not show; nothing where there are none."""
-        return list(NOT_SHOWN) if any(one.rho is not None for one in self.correlations) else []
+        return list(NOT_SHOWN) if any(correlation.rho is not None for correlation in self.correlations) else []
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: reports, correlations, and how these were made."""
         return {
             "reports": [entry.as_json() for entry in self.entries],
-            "correlations": [asdict(one) for one in self.correlations],
+            "correlations": [asdict(correlation) for correlation in self.correlations],
             "method": METHOD,
         }
 
@@ -164,12 +205,12 @@ def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
     taking = [entry for entry in entries if entry.left_out is None]
     groups = (gain.group for entry in taking for gain in entry.scored.gains)
     names = list(dict.fromkeys(group for group in groups if group is not None))
-    found = [_of_group(name, taking) for name in names]
+    correlations = [_of_group(name, taking) for name in names]
     if len(names) == 2:
         first, second = names
-        found.append(_of_difference(first, second, taking))
+        correlations.append(_of_difference(first, second, taking))
     keys = dict.fromkeys((gain.benchmark, gain.metric) for entry in taking for gain in entry.scored.gains)
-    return ScoredSet(list(entries), found + [_of_benchmark(*key, taking) for key in keys])
+    return ScoredSet(list(entries), correlations + [_of_benchmark(*key, taking) for key in keys])
 
 
 # What is ranked: a gain for each report that has one
@@ -180,55 +221,62 @@ Gains = Mapping[str, Sequence[Gain]]  # label -> the gains of one report
 
 def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[ScoredReport]) -> Correlation:
     key = (benchmark, metric)
-    own = [(entry.label, one) for entry in entries for one in entry.scored.gains if (one.benchmark, one.metric) == key]
-    known = {label: [one] for label, one in own if one.gain is not None}
-    values = {label: one.gain for label, one in own if one.gain is not None}
-    group = own[0][1].group
-    return _correlation(values, entries, _units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1)
+    gains = [
+        (entry.label, gain) for entry in entries for gain in entry.scored.gains if (gain.benchmark, gain.metric) == key
+    ]
+    known = {label: [gain] for label, gain in gains if gain.gain is not None}
+    values = {label: gain.gain for label, gain in gains if gain.gain is not None}
+    group = gains[0][1].group
+    return _correlation(
+        values, entries, reason=_units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1
+    )
 
 
 def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
     """Over the benchmarks of the group that every report with any of them has: means over others do not compare."""
     known = _common(name, entries)
     values, count, reason = _means(name, known)
-    return _correlation(values, entries, reason, group=name, benchmarks=count)
+    return _correlation(values, entries, reason=reason, group=name, benchmarks=count)
 
 
 def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
     """The gain of one group less that of the other: their ratio would have no meaning where the other is about 0."""
-    own, other = _common(name, entries), _common(less, entries)
-    labels = own.keys() & other.keys()
-    own, other = ({label: gains for label, gains in one.items() if label in labels} for one in (own, other))
-    (first, count, reason), (second, more, why) = _means(name, own), _means(less, other)
-    units = _units({f"{label}{side}": gains for side, one in enumerate((own, other)) for label, gains in one.items()})
-    values = {label: first[label] - second[label] for label in first if label in second}
-    return _correlation(values, entries, reason or why or units, group=name, less=less, benchmarks=count + more)
+    with_first, with_second = _common(name, entries), _common(less, entries)
+    labels = [label for label in with_first if label in with_second]
+    of_first = {label: with_first[label] for label in labels}
+    of_second = {label: gains for label, gains in with_second.items() if label in of_first}
+    (first, count, reason), (second, more, why) = _means(name, of_first), _means(less, of_second)
+    units = _units({label: [*of_first[label], *of_second[label]] for label in labels})
+    values = {label: first[label] - second[label] for label in labels}
+    return _correlation(values, entries, reason=reason or why or units, group=name, less=less, benchmarks=count + more)
 
 
 def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:
     """The gains of each report in the benchmarks of a group that all reports have which have any."""
-    own = {
-        entry.label: [one for one in entry.scored.gains if one.group == name and one.gain is not None]
+    by_label = {
+        entry.label: [gain for gain in entry.scored.gains if gain.group == name and gain.gain is not None]
         for entry in entries
     }
-    own = {label: gains for label, gains in own.items() if gains}
-    sets = [{(one.benchmark, one.metric) for one in gains} for gains in own.values()]
+    by_label = {label: gains for label, gains in by_label.items() if gains}
+    sets = [{(gain.benchmark, gain.metric) for gain in gains} for gains in by_label.values()]
     shared = set.intersection(*sets) if sets else set()
-    return {label: [one for one in gains if (one.benchmark, one.metric) in shared] for label, gains in own.items()}
+    return {
+        label: [gain for gain in gains if (gain.benchmark, gain.metric) in shared] for label, gains in by_label.items()
+    }
 
 
 def _means(name: str, known: Gains) -> tuple[dict[str, float], int, str | None]:
     """(mean gain by label, benchmarks averaged, why there are none)."""
-    found = {label: group_gain(name, gains) for label, gains in known.items()}
-    count = max((one.benchmarks for one in found.values()), default=0)
-    if found and not count:
-        return dict.fromkeys(found, 0.0), 0, "no benchmark that all of them have"
-    reason = next((one.reason for one in found.values() if one.reason), None) or _units(known)
-    return {label: one.gain if one.gain is not None else 0.0 for label, one in found.items()}, count, reason
+    means = {label: group_gain(name, gains) for label, gains in known.items()}
+    count = max((mean.benchmarks for mean in means.values()), default=0)
+    if means and not count:
+        return dict.fromkeys(means, 0.0), 0, "no benchmark that all of them have"
+    reason = next((mean.reason for mean in means.values() if mean.reason), None) or _units(known)
+    return {label: mean.gain if mean.gain is not None else 0.0 for label, mean in means.items()}, count, reason
 
 
 def _units(known: Gains) -> str | None:
-    units = sorted({one.unit for gains in known.values() for one in gains})
+    units = sorted({gain.unit for gains in known.values() for gain in gains})
     return f"scores in different units ({', '.join(units)[:100]})" if len(units) > 1 else None
 
 
@@ -239,18 +287,18 @@ def _correlation(
     rounded = {label: float(f"{value:.12g}") for label, value in values.items()}  # equal means, but for their last bits
     gains = np.array([rounded[entry.label] for entry in taking], np.float64)
     concentrations = np.array([entry.concentration for entry in taking], np.float64)
-    told = {"less": None, "benchmark": None, "metric": None} | key
+    identity = {"less": None, "benchmark": None, "metric": None} | key
     bases = len({entry.base for entry in taking})
     if reason is None and len(taking) < FEWEST:
         reason = f"{len(taking)} report{'s' if len(taking) != 1 else ''} with both, at least {FEWEST} are needed"
     if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
         reason = "all are equal"
     if reason is not None:
-        return Correlation(**told, n=len(taking), bases=bases, reason=reason)
+        return Correlation(**identity, n=len(taking), bases=bases, reason=reason)
     rho = spearman(gains, concentrations)
     low, high = interval(rho, len(taking))
     return Correlation(
-        **told,
+        **identity,
         n=len(taking),
         bases=bases,
         rho=rho,
@@ -265,9 +313,9 @@ def _correlation(
 # The numbers
 
 
-def spearman(one: Floats, other: Floats) -> float:
+def spearman(values: Floats, other: Floats) -> float:
     """Pearson's correlation of the ranks (n,), ties by mean ranks; neither may be constant."""
-    first, second = _ranks(one), _ranks(other)
+    first, second = _ranks(values), _ranks(other)
     return float(first @ second) / math.sqrt(float(first @ first) * float(second @ second))
 
 
@@ -290,13 +338,13 @@ def interval(rho: float, n: int) -> tuple[float | None, float | None]:
     return math.tanh(math.atanh(rho) - reach), math.tanh(math.atanh(rho) + reach)
 
 
-def permutation_p(one: Floats, other: Floats) -> float:
+def permutation_p(values: Floats, other: Floats) -> float:
     """Two-sided: the share of orders of `one` whose |rank correlation| with `other` is as large.
 
     Every order for n <= EXACT, so that p is at least 2 / n! without ties; else ORDERS random ones of a fixed seed
     beside the observed one.
     """
-    first, second = _ranks(one), _ranks(other)
+    first, second = _ranks(values), _ranks(other)
     observed = abs(int(first @ second))
     if len(first) <= EXACT:
         orders = np.array(list(itertools.permutations(range(len(first)))))

@@ -43,8 +43,8 @@ def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
 def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
     """The place of each row's layer in layers, -1 outside them."""
     known = {place: number for number, place in enumerate(layers.itertuples(index=False, name=None))}
-    own = zip(rows["component"], rows["layer"].astype(float), strict=True)
-    return np.array([known.get(place, -1) for place in own], dtype=np.intp)
+    places = zip(rows["component"], rows["layer"].astype(float), strict=True)
+    return np.array([known.get(place, -1) for place in places], dtype=np.intp)
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Sum:
 def summed(at: NDArray[np.intp], values: Energies, layers: int) -> Sum:
     """at: the layer of each row, -1 outside."""
     inside = at >= 0
-    found = np.bincount(at[inside], weights=values[inside], minlength=layers)
-    return Sum(found.astype(np.float64), float(values[~inside].sum()))
+    sums = np.bincount(at[inside], weights=values[inside], minlength=layers)
+    return Sum(sums.astype(np.float64), float(values[~inside].sum()))
 
 
 def once(layers: int) -> Counts:
@@ -75,8 +75,8 @@ def effective_layers(energies: Energies, counts: Counts) -> Energies:
     with np.errstate(divide="ignore", invalid="ignore"):
         total = counts @ energies
         logs = np.where(energies > 0, energies * np.log(energies), 0.0)
-        found = np.exp(np.log(total) - counts @ logs / total)
-        return np.asarray(np.minimum(found, counts.sum(axis=1)))  # but for rounding
+        effective = np.exp(np.log(total) - counts @ logs / total)
+        return np.asarray(np.minimum(effective, counts.sum(axis=1)))  # but for rounding
 
 
 def depth_entropy(energies: Energies, counts: Counts) -> Energies:

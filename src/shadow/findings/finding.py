@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import QuarterRow
@@ -21,6 +21,7 @@ from shadow.text import counted
 if TYPE_CHECKING:
     from shadow.findings.footprint import Gate
     from shadow.findings.summary import Summary
+    from shadow.reports.metadata import SettingsMetadata
 
 Answer = Literal["no", "fits", "cannot_be_excluded"]
 Figure = float | int
@@ -71,8 +72,13 @@ class Sentence:
     """A measured statement. figures: what its numbers are in full, by their place in summary.json."""
 
     code: str
+    """One of CODES."""
+
     text: str
+    """The sentence."""
+
     figures: Mapping[str, Figure]
+    """The figures whose numbers stand in it, by their place in the summary."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,19 @@ class Explanation:
     """Something else that may have left these figures, whether it did, and why that is known."""
 
     code: str
+    """One of EXPLANATIONS."""
+
     name: str
+    """What people call it."""
+
     answer: Answer
+    """no, fits, or cannot be excluded."""
+
     reason: str
+    """Why."""
+
     figures: Mapping[str, Figure]
+    """The figures whose numbers stand in the reason, by their place in the summary."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,13 @@ class Finding:
     """What a report says of its pair."""
 
     sentences: list[Sentence]
+    """Two to four, in the order of CODES."""
+
     other_explanations: list[Explanation]
+    """What else it may be, in the order of EXPLANATIONS."""
+
     not_shown: list[str]
+    """What weights do not show."""
 
     @property
     def text(self) -> str:
@@ -135,14 +155,14 @@ EXPLANATIONS: Mapping[str, str] = {
 }
 
 
-def finding(summary: Summary, settings: Mapping[str, Any], published: Sentence | None = None) -> Finding:
+def finding(summary: Summary, settings: SettingsMetadata, published: Sentence | None = None) -> Finding:
     """The finding of a summary. settings are those of its audit; published is what is known of other pairs."""
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
     first = _gates(summary, gates, bool(_chosen(settings)))
     if first and first[-1].code in ("nothing_compared", "identical"):
         return Finding(first, [], list(NOT_SHOWN))
-    unrelated = any(one.code == "unrelated" for one in first)
+    unrelated = any(sentence.code == "unrelated" for sentence in first)
     sentences = [*first, _size(summary, unrelated or relation == "sibling", not unrelated)]
     if not unrelated:
         sentences += [*_structure(summary), *_storage(summary, gates), *_context(summary, relation)]
@@ -151,9 +171,12 @@ def finding(summary: Summary, settings: Mapping[str, Any], published: Sentence |
     return Finding(sentences, others, list(NOT_SHOWN))
 
 
-def _chosen(settings: Mapping[str, Any]) -> list[str]:
+def _chosen(settings: SettingsMetadata) -> list[str]:
+    """What the audit was restricted by: components, layers, modules."""
     chosen = settings.get("chosen")
-    return [str(name) for name, values in chosen.items() if values] if isinstance(chosen, Mapping) else []
+    if not isinstance(chosen, Mapping):
+        return []
+    return [str(name) for name, values in chosen.items() if values]
 
 
 # ------------------------------------------------------------------------------------------------ numbers as words
@@ -197,7 +220,7 @@ def _all_of(count: int, total: int) -> str:
 
 
 @dataclass
-class _Told:
+class _Draft:
     """A sentence in the making: figures are noted when their numbers are written."""
 
     summary: Summary
@@ -233,18 +256,18 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
     if changed.figure is None:
         of = "of what was asked for" if filtered else "of the two"
         return [Sentence("nothing_compared", f"Nothing was compared: no matrix {of} has a partner.", {})]
-    found = [
+    sentences = [
         *_relation(lineage),
         *(_part(paired, filtered) if not changed.passed or not paired.passed or filtered else []),
         *_unread(formats),
     ]
     if not changed.passed:
-        place, told = "counts.identical", _Told(summary)
-        count = told.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
+        place, draft = "counts.identical", _Draft(summary)
+        count = draft.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
         text = f"The weights are the same: every matrix that was compared is identical ({count} tensors)."
-        found = [one for one in found if one.code != "unrelated"]
-        return [*found, told.sentence("identical", text)]
-    return found
+        sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
+        return [*sentences, draft.sentence("identical", text)]
+    return sentences
 
 
 def _relation(lineage: Gate) -> list[Sentence]:
@@ -288,24 +311,24 @@ def _unread(formats: Gate) -> list[Sentence]:
 
 def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
-    told = _Told(summary)
-    parts = [_norm(told, apart), *([_modules(told), _depth(told), *_unchanged(told)] if alike else [])]
-    return told.sentence("size", *parts)
+    draft = _Draft(summary)
+    parts = [_norm(draft, apart), *([_modules(draft), _depth(draft), *_unchanged(draft)] if alike else [])]
+    return draft.sentence("size", *parts)
 
 
-def _norm(told: _Told, apart: bool) -> str:
+def _norm(draft: _Draft, apart: bool) -> str:
     what = "difference" if apart else "change"
-    stored = told.summary.figures["relative_norm_overall"]
+    stored = draft.summary.figures["relative_norm_overall"]
     if stored is None:
         return f"How large the {what} is cannot be said, as the base's matrices are 0."
-    of = of_what(told.summary)
-    text = told.write(stored, "figures.relative_norm_overall", percent)
-    unrounded = told.summary.figures.get("relative_norm_overall_unrounded")
+    of = of_what(draft.summary)
+    text = draft.write(stored, "figures.relative_norm_overall", percent)
+    unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
     if unrounded is None or abs(unrounded - stored) < DIFFERENT * stored or apart:
-        inside = told.summary.inside_layers
+        inside = draft.summary.inside_layers
         lost = 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices"))
         return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
-    before = told.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
+    before = draft.write(unrounded, "figures.relative_norm_overall_unrounded", percent)
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
@@ -325,35 +348,54 @@ class _Part:
     """A part of the model whose share is told: a module of the main component, or another component as a whole."""
 
     name: str
-    place: str  # of its row
-    energy: float  # its share
-    size: float | None  # its share of the parameters
-    outside: bool  # of the layers: named where it holds more than its share
+
+    place: str
+    """Of its row."""
+
+    energy: float
+    """Its share."""
+
+    size: float | None
+    """Its share of the parameters."""
+
+    outside: bool
+    """Of the layers: named where it holds more than its share."""
 
     @property
     def holds_more(self) -> bool:
         return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
 
-    def told(self, told: _Told) -> str:
+    def told(self, draft: _Draft) -> str:
         """`46 %`, and its share of the parameters where it holds more than that."""
-        text = told.write(self.energy, f"{self.place}.energy_share", percent)
+        text = draft.write(self.energy, f"{self.place}.energy_share", percent)
         if not self.holds_more:
             return text
         return (
-            f"{text}, with {told.write(self.size or 0.0, f'{self.place}.parameter_share', percent)} of the parameters"
+            f"{text}, with {draft.write(self.size or 0.0, f'{self.place}.parameter_share', percent)} of the parameters"
         )
 
 
 def _parts(summary: Summary) -> list[_Part]:
     main = _main(summary)
     modules = [
-        _Part(_module(row.module), f"modules.{row.component}.{row.module}", row.energy_share, row.parameter_share,
-              _is_outside(row.module))
+        _Part(
+            name=_module(row.module),
+            place=f"modules.{row.component}.{row.module}",
+            energy=row.energy_share,
+            size=row.parameter_share,
+            outside=_is_outside(row.module),
+        )
         for row in summary.modules
         if row.component == main and row.energy_share is not None
-    ]  # fmt: skip
+    ]
     components = [
-        _Part(_component(row.component), f"components.{row.component}", row.energy_share, row.parameter_share, True)
+        _Part(
+            name=_component(row.component),
+            place=f"components.{row.component}",
+            energy=row.energy_share,
+            size=row.parameter_share,
+            outside=True,
+        )
         for row in summary.components
         if row.component != main and row.matrices and row.energy_share is not None
     ]
@@ -394,20 +436,20 @@ def _capital(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
 
 
-def _modules(told: _Told) -> str:
+def _modules(draft: _Draft) -> str:
     """The parts of most energy, until they hold MOST of it; then those outside layers of more than their share."""
-    parts = sorted(_parts(told.summary), key=lambda part: -part.energy)
+    parts = sorted(_parts(draft.summary), key=lambda part: -part.energy)
     if len(parts) < 2:
         return f"All of it is in {parts[0].name}." if parts else ""
     named: list[_Part] = []
     for part in parts[:NAMED]:
-        if sum(one.energy for one in named) < MOST or part.energy > ALIKE * named[-1].energy:
+        if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
-    names = listed([f"{part.name} ({part.told(told)})" for part in named])
+    names = listed([f"{part.name} ({part.told(draft)})" for part in named])
     most = sum(part.energy for part in named) >= MOST
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
-        f"{part.name} {_verb(part.name)} {part.told(told)}" for part in parts if part.holds_more and part not in named
+        f"{part.name} {_verb(part.name)} {part.told(draft)}" for part in parts if part.holds_more and part not in named
     ]
     return f"{first} {_capital(listed(rest))}." if rest else first
 
@@ -416,20 +458,20 @@ def _verb(name: str) -> str:
     return "hold" if name.endswith("embeddings") else "holds"
 
 
-def _depth(told: _Told) -> str:
+def _depth(draft: _Draft) -> str:
     """The quarter of the depth that holds most, or that none does."""
-    main = _main(told.summary)
-    rows = [row for row in told.summary.quarters if row.component == main]
+    main = _main(draft.summary)
+    rows = [row for row in draft.summary.quarters if row.component == main]
     if not rows or main == "other":  # numbers in names that nothing is known of need not be those of blocks in order
         return ""
     where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
-            told.write(row.energy_share, _place_of_quarter(row), percent)
-        layers = told.write(told.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole)
+            draft.write(row.energy_share, _place_of_quarter(row), percent)
+        layers = draft.write(draft.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole)
         return f"{where} it is spread evenly over all {layers}."
-    text = told.write(most.energy_share, _place_of_quarter(most), percent)
+    text = draft.write(most.energy_share, _place_of_quarter(most), percent)
     which = ("first", "second", "third", "last")[most.quarter - 1]
     first, last = most.first_layer, most.last_layer
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
@@ -441,9 +483,9 @@ def _place_of_quarter(row: QuarterRow) -> str:
     return f"quarters.{row.component}.{row.quarter}.energy_share"
 
 
-def _unchanged(told: _Told) -> list[str]:
+def _unchanged(draft: _Draft) -> list[str]:
     """What is frozen: whole components, then modules, then layers; and what has no base."""
-    summary = told.summary
+    summary = draft.summary
     whole_ones = [row.component for row in summary.components if row.tensors and row.identical == row.tensors]
     several = len({row.component for row in summary.components}) > 1
     parts = [_component(name) for name in whole_ones]
@@ -458,12 +500,12 @@ def _unchanged(told: _Told) -> list[str]:
     for component, numbers in layers.items():
         of = f" of {_component(component)}" if several else ""
         parts.append(f"{'layer' if len(numbers) == 1 else 'layers'} {_spans(numbers)}{of}")
-    found = [f"Unchanged: {listed(parts)}."] if parts else []
+    texts = [f"Unchanged: {listed(parts)}."] if parts else []
     alone = [
         f"{_capital(_component(row.component))} has no base, so nothing is said of its change."
         for row in summary.without_base
     ]
-    return [*found, *alone]
+    return [*texts, *alone]
 
 
 def _named_in(component: str, module: str, several: bool) -> str:
@@ -494,61 +536,59 @@ def _structure(summary: Summary) -> list[Sentence]:
     inside = summary.inside_layers
     judged, rounded = _count(inside, "judged"), _count(inside, "rounded_away")
     beyond, flatter = _count(inside, "beyond_noise"), _count(inside, "flatter_than_noise")
-    told = _Told(summary)
+    draft = _Draft(summary)
     if not judged:
-        return _by_concentration(told)
+        return _by_concentration(draft)
     if 2 * rounded >= judged and 2 * beyond < judged:
         return []  # the figures are those of rounding, which the next sentence says
-    told.write(judged, "inside_layers.judged", str)
+    draft.write(judged, "inside_layers.judged", str)
     if 2 * flatter >= judged:
-        many = told.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
+        many = draft.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
         text = f"In {many} inside layers it is flatter than noise: spread over more directions than random changes are."
-        return [told.sentence("flat", text)]
+        return [draft.sentence("flat", text)]
     if _is_low_rank(summary):
-        return [_low_rank(told)]
-    many = told.write(beyond, "inside_layers.beyond_noise", lambda _: _all_of(beyond, judged))
+        return [_low_rank(draft)]
+    many = draft.write(beyond, "inside_layers.beyond_noise", lambda _: _all_of(beyond, judged))
     if 2 * beyond >= judged:
         text = f"In {many} inside layers it has more structure than noise."
-        return [told.sentence("coherent", text, _coherence(told), _alignment(told))]
+        return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft))]
     if 10 * (beyond + flatter) >= judged:
         text = f"In {many} inside layers it has more structure than noise; in most, nothing tells it from noise."
-        return [told.sentence("mixed", text)]
-    which = f"{many} inside layers {'have' if beyond > 1 else 'has'}" if beyond else "no matrix inside layers has"
+        return [draft.sentence("mixed", text)]
+    which = "no matrix inside layers has"
+    if beyond:
+        which = f"{many} inside layers {'have' if beyond > 1 else 'has'}"
     text = f"Nothing tells it from noise: {which} more structure than random changes of the same rows and columns."
-    return [told.sentence("noise", text)]
+    return [draft.sentence("noise", text)]
 
 
 def _count(inside: Mapping[str, Figure | None], name: str) -> int:
     return int(inside.get(name) or 0)
 
 
-def _by_concentration(told: _Told) -> list[Sentence]:
+def _by_concentration(draft: _Draft) -> list[Sentence]:
     """For reports that lack the columns of purity, and models without layers."""
-    value = told.overall("concentration")
+    value = draft.overall("concentration")
     if value is None:
         return []
-    says = (
-        "like noise"
-        if abs(value) <= LIKE_NOISE
-        else "fewer directions than noise"
-        if value > 0
-        else "flatter than noise"
-    )
+    says = "fewer directions than noise" if value > 0 else "flatter than noise"
+    if abs(value) <= LIKE_NOISE:
+        says = "like noise"
     text = f"The median concentration is {value:.2f}, where noise has 0 and rank one 1: {says}."
-    return [told.sentence("concentration", text.replace("-0.00", "0.00"))]
+    return [draft.sentence("concentration", text.replace("-0.00", "0.00"))]
 
 
-def _coherence(told: _Told) -> str:
+def _coherence(draft: _Draft) -> str:
     """As coherent as how many equal directions, and how that compares across modules."""
-    inside, summary = told.summary.inside_layers, told.summary
+    inside, summary = draft.summary.inside_layers, draft.summary
     judged, coherent, value = _count(inside, "judged"), _count(inside, "coherent"), inside.get("equivalent_directions")
-    side = told.overall("short_side")
+    side = draft.overall("short_side")
     if value is None or 2 * coherent < judged:
         unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
         if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
             return "How coherent the update was before it was stored is unknown."
         return "" if side is None else f"It is less coherent than {whole(side)} equal directions, as many as there are."
-    told.write(value, "inside_layers.equivalent_directions", about)
+    draft.write(value, "inside_layers.equivalent_directions", about)
     of = f" of {whole(side)}" if side is not None else ""
     text = f"The median matrix is as coherent as {about(value)} equal directions{of} would be"
     rows = [
@@ -563,13 +603,13 @@ def _coherence(told: _Told) -> str:
         return f"{text}, and its modules are alike in this."
     names = [_named_in(row.component, row.module, several) for row in (least, most)]
     for row, value in ((least, low), (most, high)):
-        told.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
+        draft.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
     return f"{text}, from {about(low)} in {names[0]} to {about(high)} in {names[1]}."
 
 
-def _alignment(told: _Told) -> str:
+def _alignment(draft: _Draft) -> str:
     """Does it follow the directions in which the base is strongest, more than its rows and columns alone would?"""
-    inside = told.summary.inside_layers
+    inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []
     for side, what in (("left", "outputs"), ("right", "inputs")):
@@ -577,7 +617,7 @@ def _alignment(told: _Told) -> str:
         if value is None or null is None or excess is None:
             return ""
         for name, figure in (("", value), ("_null", null), ("_excess", excess)):
-            told.figures[f"inside_layers.alignment_{side}{name}"] = figure
+            draft.figures[f"inside_layers.alignment_{side}{name}"] = figure
         least = min(abs(excess), abs(value - null))  # the median of the differences, and the difference of medians
         if least >= TURNED and (excess > 0) == (value > null):
             (follows if excess > 0 else avoids).append((what, value, null))
@@ -599,84 +639,87 @@ def _is_low_rank(summary: Summary) -> bool:
     return most is not None and side is not None and most <= min(USUAL_RANK, LOW * side)
 
 
-def _low_rank(told: _Told) -> Sentence:
-    side = told.overall("short_side") or 0
-    ceiling = told.summary.figures["rank_ceiling"]
+def _low_rank(draft: _Draft) -> Sentence:
+    side = draft.overall("short_side") or 0
+    ceiling = draft.summary.figures["rank_ceiling"]
     if ceiling is not None:
-        rank = told.write(ceiling, "figures.rank_ceiling", whole)
+        rank = draft.write(ceiling, "figures.rank_ceiling", whole)
         text = f"It is an adapter: no matrix changes along more than {rank} of {whole(side)} directions."
-        return told.sentence("low_rank", text, _alignment(told))
-    rank_90 = told.inside("rank_90") or 0
+        return draft.sentence("low_rank", text, _alignment(draft))
+    rank_90 = draft.inside("rank_90") or 0
     text = f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold 90 % of what is "
-    return told.sentence("low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(told))
+    return draft.sentence("low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(draft))
 
 
 # ------------------------------------------------------------------------------------------------ storage
 
 
 def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
-    told = _Told(summary)
+    draft = _Draft(summary)
     inside = summary.inside_layers
     judged, rounded, unexplained = (_count(inside, name) for name in ("matrices", "rounded_away", "unexplained"))
     kept, floor = inside.get("kept"), summary.figures["floor_ratio"]
-    found = _few_values(summary)
+    sentences = _few_values(summary)
     if not judged or floor is None:
-        return found
+        return sentences
     if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
-        size = told.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
+        size = draft.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
         text = f"It is {size} times the rounding of its storage, as of a copy in this format with nothing else done."
-        return [*found, told.sentence("rounding", text)]
+        return [*sentences, draft.sentence("rounding", text)]
     if 2 * rounded >= judged:
-        many = told.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
-        told.write(judged, "inside_layers.matrices", str)
+        many = draft.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
+        draft.write(judged, "inside_layers.matrices", str)
         text = f"Storage rounded most of it away: in {many} inside layers less than a quarter of what is stored is the"
-        return [*found, told.sentence("rounded_away", f"{text} update's, so that its size and structure are unknown.")]
-    if 2 * unexplained >= judged and floor < CLEAR and not found:
-        told.inside("unexplained")
-        told.write(judged, "inside_layers.matrices", str)
+        return [
+            *sentences,
+            draft.sentence("rounded_away", f"{text} update's, so that its size and structure are unknown."),
+        ]
+    if 2 * unexplained >= judged and floor < CLEAR and not sentences:
+        draft.inside("unexplained")
+        draft.write(judged, "inside_layers.matrices", str)
         text = (
             f"In {_all_of(unexplained, judged)} inside layers, what is stored is not what rounding leaves of an update"
         )
         text += " (a copy in more bits may have been kept between stages), so what was lost is unknown."
         if not gates["rounding"].passed:
-            size = told.write(floor, "figures.floor_ratio", times)
+            size = draft.write(floor, "figures.floor_ratio", times)
             text += f" The stored change is {size} times its rounding."
-        return [*found, told.sentence("unexplained", text)]
+        return [*sentences, draft.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
-        text = told.write(kept, "inside_layers.kept", percent)
+        text = draft.write(kept, "inside_layers.kept", percent)
         text = f"Inside layers only {text} of the energy of what is stored is the update's; the rest is rounding."
-        return [*found, told.sentence("kept", text)]
+        return [*sentences, draft.sentence("kept", text)]
     if not gates["rounding"].passed:
-        size = told.write(floor, "figures.floor_ratio", times)
+        size = draft.write(floor, "figures.floor_ratio", times)
         text = f"The stored change is only {size} times the rounding of its storage, and may be nothing else."
-        return [*found, told.sentence("rounding", text)]
-    return found
+        return [*sentences, draft.sentence("rounding", text)]
+    return sentences
 
 
 def _few_values(summary: Summary) -> list[Sentence]:
     for side in ("tuned", "base"):
-        told = _Told(summary)
+        draft = _Draft(summary)
         few, judged = (_count(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged"))
         if few and 2 * few > judged:
-            told.inside(f"levels_{side}_few")
-            told.inside(f"levels_{side}_judged")
+            draft.inside(f"levels_{side}_few")
+            draft.inside(f"levels_{side}_judged")
             text = f"In {_all_of(few, judged)} inside layers the {side} side has as few distinct values in a row as "
             text += "a copy through 8 or 4 bits, so the change may be the rounding of that copy."
-            return [told.sentence("few_values", text)]
-    told = _Told(summary)
+            return [draft.sentence("few_values", text)]
+    draft = _Draft(summary)
     eight, matrices = (_count(summary.inside_layers, name) for name in ("in_8_bits", "matrices"))
     if eight and 2 * eight > matrices:
-        told.inside("in_8_bits")
-        told.inside("matrices")
+        draft.inside("in_8_bits")
+        draft.inside("matrices")
         text = f"In {_all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change may be the "
-        return [told.sentence("few_values", f"{text}rounding of that format.")]
+        return [draft.sentence("few_values", f"{text}rounding of that format.")]
     return []
 
 
 # ------------------------------------------------------------------------------------------------ context
 
 
-def _context(summary: Summary, relation: Any) -> list[Sentence]:
+def _context(summary: Summary, relation: object) -> list[Sentence]:
     if relation == "sibling":
         return [
             Sentence("siblings", "Neither side was tuned from the other: this is the difference of two siblings.", {})
@@ -693,18 +736,18 @@ def _context(summary: Summary, relation: Any) -> list[Sentence]:
 
 def _explanations(summary: Summary) -> list[Explanation]:
     return [
-        _merged_adapter(_Told(summary)),
-        _orthogonalised(_Told(summary)),
-        _quantised(_Told(summary)),
+        _merged_adapter(_Draft(summary)),
+        _orthogonalised(_Draft(summary)),
+        _quantised(_Draft(summary)),
         _always("merge", "the mean of several models differs from a base as one model does"),
-        _short_run(_Told(summary)),
+        _short_run(_Draft(summary)),
         _always("novel_data", "data new to the base leave such changes as narrow data do"),
-        _weight_decay(_Told(summary)),
+        _weight_decay(_Draft(summary)),
     ]
 
 
 def _always(code: str, reason: str) -> Explanation:
-    return _explained(code, "cannot_be_excluded", reason, {})
+    return _explained(code, "cannot_be_excluded", reason=reason, figures={})
 
 
 def _is_lost(summary: Summary) -> bool:
@@ -715,83 +758,109 @@ def _is_lost(summary: Summary) -> bool:
 
 
 def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
-    return Explanation(code, EXPLANATIONS[code], answer, reason, figures)
+    return Explanation(code=code, name=EXPLANATIONS[code], answer=answer, reason=reason, figures=figures)
 
 
-def _merged_adapter(told: _Told) -> Explanation:
-    summary = told.summary
+def _merged_adapter(draft: _Draft) -> Explanation:
+    summary = draft.summary
     code, side = "merged_adapter", summary.figures["short_side"]
     least, most = (summary.inside_layers.get(name) for name in ("rank_least", "rank_most"))
     ceiling = summary.figures["rank_ceiling"]
     if ceiling is not None:
-        rank = told.write(ceiling, "figures.rank_ceiling", whole)
-        return _explained(code, "fits", f"the tuned side is an adapter, of rank {rank} at most", told.figures)
+        rank = draft.write(ceiling, "figures.rank_ceiling", whole)
+        return _explained(
+            code, "fits", reason=f"the tuned side is an adapter, of rank {rank} at most", figures=draft.figures
+        )
     if side is None or least is None or most is None:
-        return _explained(code, "cannot_be_excluded", "the rank of the update is unknown", {})
-    told.overall("short_side")
+        return _explained(code, "cannot_be_excluded", reason="the rank of the update is unknown", figures={})
+    draft.overall("short_side")
     if _is_low_rank(summary):
-        told.inside("rank_most")
-        rank = whole(told.inside("rank_90") or 0)
-        return _explained(code, "fits", f"{rank} of {whole(side)} directions hold 90 % of what is stored", told.figures)
-    rank = told.write(least, "inside_layers.rank_least", whole)
+        draft.inside("rank_most")
+        rank = whole(draft.inside("rank_90") or 0)
+        return _explained(
+            code,
+            "fits",
+            reason=f"{rank} of {whole(side)} directions hold 90 % of what is stored",
+            figures=draft.figures,
+        )
+    rank = draft.write(least, "inside_layers.rank_least", whole)
     if least > min(USUAL_RANK, HIGH * side):
-        return _explained(code, "no", f"the median update has rank {rank} or more, of {whole(side)}", told.figures)
+        return _explained(
+            code, "no", reason=f"the median update has rank {rank} or more, of {whole(side)}", figures=draft.figures
+        )
     if least > 1:
         return _explained(
-            code, "cannot_be_excluded", f"only a rank below {rank} of {whole(side)} is excluded", told.figures
+            code,
+            "cannot_be_excluded",
+            reason=f"only a rank below {rank} of {whole(side)} is excluded",
+            figures=draft.figures,
         )
-    return _explained(code, "cannot_be_excluded", "its rank cannot be told", {})
+    return _explained(code, "cannot_be_excluded", reason="its rank cannot be told", figures={})
 
 
-def _orthogonalised(told: _Told) -> Explanation:
-    summary, code = told.summary, "orthogonalised_optimiser"
+def _orthogonalised(draft: _Draft) -> Explanation:
+    summary, code = draft.summary, "orthogonalised_optimiser"
     judged, flatter = (_count(summary.inside_layers, name) for name in ("judged", "flatter_than_noise"))
     if judged and 2 * flatter >= judged:
-        told.inside("flatter_than_noise")
-        told.inside("judged")
+        draft.inside("flatter_than_noise")
+        draft.inside("judged")
         return _explained(
-            code, "fits", f"{_all_of(flatter, judged)} inside layers are flatter than noise", told.figures
+            code,
+            "fits",
+            reason=f"{_all_of(flatter, judged)} inside layers are flatter than noise",
+            figures=draft.figures,
         )
     value = summary.figures["concentration"]
     known = choose_runs(summary.figures["short_side"], "muon", runs())
     if value is not None and known:
-        most = max(row["concentration"] for row in known)
-        bases = len({row["base"] for row in known})
+        most = max(run.concentration for run in known)
+        bases = len({run.base for run in known})
         if value > most + LIKE_NOISE:
-            size = told.write(value, "figures.concentration", lambda x: f"{x:.2f}")
+            size = draft.write(value, "figures.concentration", lambda x: f"{x:.2f}")
             among = f"{len(known)} trainings of the lab with Muon on {bases} {'base' if bases == 1 else 'bases'}"
-            return _explained(code, "no", f"concentration is {size}, and at most {most:.2f} in {among}", told.figures)
+            return _explained(
+                code, "no", reason=f"concentration is {size}, and at most {most:.2f} in {among}", figures=draft.figures
+            )
     compared = "the lab's trainings with Muon are like it" if known else "the lab has no such training of this size"
-    return _explained(code, "cannot_be_excluded", f"many such steps can add up to structure, and {compared}", {})
+    return _explained(
+        code, "cannot_be_excluded", reason=f"many such steps can add up to structure, and {compared}", figures={}
+    )
 
 
-def _quantised(told: _Told) -> Explanation:
-    summary, code, inside = told.summary, "quantised_copy", told.summary.inside_layers
+def _quantised(draft: _Draft) -> Explanation:
+    summary, code, inside = draft.summary, "quantised_copy", draft.summary.inside_layers
     for side in ("tuned", "base"):
         few, judged = (_count(inside, f"levels_{side}_{name}") for name in ("few", "judged"))
         if few and 2 * few > judged:
-            told.inside(f"levels_{side}_few")
-            told.inside(f"levels_{side}_judged")
-            return _explained(code, "fits", _with_few_values(side, few, judged), told.figures)
+            draft.inside(f"levels_{side}_few")
+            draft.inside(f"levels_{side}_judged")
+            return _explained(code, "fits", reason=_with_few_values(side, few, judged), figures=draft.figures)
     eight, matrices = (_count(inside, name) for name in ("in_8_bits", "matrices"))
     if eight and 2 * eight > matrices:
-        told.inside("in_8_bits")
-        told.inside("matrices")
-        return _explained(code, "fits", f"a side of {_all_of(eight, matrices)} is stored in 8 bits", told.figures)
+        draft.inside("in_8_bits")
+        draft.inside("matrices")
+        return _explained(
+            code, "fits", reason=f"a side of {_all_of(eight, matrices)} is stored in 8 bits", figures=draft.figures
+        )
     floor = summary.figures["floor_ratio"]
     low, high = ONE_ROUNDING
     if floor is not None and low <= floor <= high and 2 * _count(inside, "beyond_noise") < _count(inside, "judged"):
-        size = told.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
+        size = draft.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
         return _explained(
-            code, "fits", f"the change is {size} times the rounding of its storage, as of a copy", told.figures
+            code,
+            "fits",
+            reason=f"the change is {size} times the rounding of its storage, as of a copy",
+            figures=draft.figures,
         )
     judged = _count(inside, "levels_tuned_judged")
     if not judged:
-        return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
+        return _explained(
+            code, "cannot_be_excluded", reason="its rows are too short to tell it by their values", figures={}
+        )
     few = _count(inside, "levels_tuned_few")
-    told.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
+    draft.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
     reason = _with_few_values("tuned", few, judged)
-    return _explained(code, "no", reason, told.figures)
+    return _explained(code, "no", reason=reason, figures=draft.figures)
 
 
 def _with_few_values(side: str, few: int, judged: int) -> str:
@@ -799,36 +868,46 @@ def _with_few_values(side: str, few: int, judged: int) -> str:
     return f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the {side} side {have} few distinct values in a row"
 
 
-def _short_run(told: _Told) -> Explanation:
-    code, figures = "short_run", told.summary.figures
+def _short_run(draft: _Draft) -> Explanation:
+    code, figures = "short_run", draft.summary.figures
     unrounded = figures.get("relative_norm_overall_unrounded")
     name = "relative_norm_overall" if unrounded is None else "relative_norm_overall_unrounded"
     value = figures[name]
     if value is None:
-        return _explained(code, "cannot_be_excluded", "the size of the change is unknown", {})
-    size = told.write(value, f"figures.{name}", percent)
+        return _explained(code, "cannot_be_excluded", reason="the size of the change is unknown", figures={})
+    size = draft.write(value, f"figures.{name}", percent)
     if value < SMALL:
-        return _explained(code, "fits", f"the change is but {size} of the base's norm", told.figures)
+        return _explained(code, "fits", reason=f"the change is but {size} of the base's norm", figures=draft.figures)
     if value > LARGE:
-        return _explained(code, "no", f"the change is {size} of the base's norm", told.figures)
+        return _explained(code, "no", reason=f"the change is {size} of the base's norm", figures=draft.figures)
     reason = f"a change of {size} may be few large steps or many small ones"
-    return _explained(code, "cannot_be_excluded", reason, told.figures)
+    return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
 
 
-def _weight_decay(told: _Told) -> Explanation:
-    summary, code, value = told.summary, "weight_decay", told.summary.inside_layers.get("decay_cosine")
+def _weight_decay(draft: _Draft) -> Explanation:
+    summary, code, value = draft.summary, "weight_decay", draft.summary.inside_layers.get("decay_cosine")
     if value is None:
-        return _explained(code, "cannot_be_excluded", "the report does not say whether the weights shrank", {})
+        return _explained(
+            code, "cannot_be_excluded", reason="the report does not say whether the weights shrank", figures={}
+        )
     if _is_lost(summary):
         return _explained(
-            code, "cannot_be_excluded", "decay of less than half a step of the format leaves no trace", {}
+            code,
+            "cannot_be_excluded",
+            reason="decay of less than half a step of the format leaves no trace",
+            figures={},
         )
-    told.inside("decay_cosine")
+    draft.inside("decay_cosine")
     cosine = f"{value:.2f}".replace("-0.00", "0.00")
     if value <= SHRINKS:
-        return _explained(code, "fits", f"the change points against the weights (median cosine {cosine})", told.figures)
+        return _explained(
+            code,
+            "fits",
+            reason=f"the change points against the weights (median cosine {cosine})",
+            figures=draft.figures,
+        )
     if value < STILL:
         reason = f"a part of the change points against the weights (median cosine {cosine})"
-        return _explained(code, "cannot_be_excluded", reason, told.figures)
+        return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
     reason = f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
-    return _explained(code, "no", reason, told.figures)
+    return _explained(code, "no", reason=reason, figures=draft.figures)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from shadow.findings.bootstrap import Interval
 from shadow.findings.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
 from shadow.findings.summary_rows import Claims
+from shadow.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,10 +53,19 @@ class Gate:
     """A condition for calling the figures a footprint. figure is None where there is nothing to hold against it."""
 
     name: str
+    """One of GATES."""
+
     figure: float | None
+    """What it is judged by; None where that is unknown."""
+
     threshold: float
+    """What it must reach."""
+
     passed: bool
+    """Does it?"""
+
     reason: str
+    """A sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +73,19 @@ class Evidence:
     """One figure that a label would rest on, beside the value it has without any training."""
 
     name: str
+    """The figure's name in the summary."""
+
     figure: float
+    """Its value."""
+
     interval: tuple[float, float] | None
+    """(low, high) over layers; None where it has none."""
+
     without: float | None
+    """What it would be for noise of the same profile; None where that has no one value."""
+
     says: str
+    """What it says, for people."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +109,8 @@ def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
             _formats(deltas, weights)]  # fmt: skip
 
 
-def failed(found: Sequence[Gate]) -> list[Gate]:
-    return [gate for gate in found if not gate.passed]
+def failed(listed: Sequence[Gate]) -> list[Gate]:
+    return [gate for gate in listed if not gate.passed]
 
 
 def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
@@ -105,26 +124,24 @@ def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
     sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
     totals = sized.groupby("side")["size"].sum()
     side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
-    own = sized[sized["side"] == side]
+    rows = sized[sized["side"] == side]
     # a report made before `compared` was added says it by the status of whole tensors alone
-    paired = (own["status"] == "identical") | (
-        (own["status"] == "measured") & (own["reason"] != "only_in_tuned")
-        | (own["reason"] == "not_a_matrix") & own["relative_norm"].notna()
+    paired = (rows["status"] == "identical") | (
+        (rows["status"] == "measured") & (rows["reason"] != "only_in_tuned")
+        | (rows["reason"] == "not_a_matrix") & rows["relative_norm"].notna()
     )
-    return own.assign(compared=own["compared"].fillna(own["size"].where(paired, 0)))
+    return rows.assign(compared=rows["compared"].fillna(rows["size"].where(paired, 0)))
 
 
 def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     """How many matrices changed; None where none was compared, which says nothing of a change."""
     count = len(deltas)
     if not count and not _identical(weights):
-        return Gate("changed", None, 1, False, "no matrix was compared")
-    reason = (
-        f"{count:,} matri{'x' if count == 1 else 'ces'} changed"
-        if count
-        else "nothing changed: every matrix that was compared is identical"
-    )
-    return Gate("changed", count, 1, count > 0, reason)
+        return Gate(name="changed", figure=None, threshold=1, passed=False, reason="no matrix was compared")
+    reason = "nothing changed: every matrix that was compared is identical"
+    if count:
+        reason = f"{counted(count, 'matrix', 'matrices')} changed"
+    return Gate(name="changed", figure=count, threshold=1, passed=count > 0, reason=reason)
 
 
 def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
@@ -141,7 +158,13 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     inside = deltas.loc[~deltas["module"].isin(OUTSIDE), "cosine"].dropna()
     identical = _identical(weights, OUTSIDE)
     if not len(inside) + identical:
-        return Gate("lineage", None, LINEAGE, False, "no matrix outside embeddings and heads was compared")
+        return Gate(
+            name="lineage",
+            figure=None,
+            threshold=LINEAGE,
+            passed=False,
+            reason="no matrix outside embeddings and heads was compared",
+        )
     import pandas as pd
 
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
@@ -154,7 +177,7 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
         reason = (
             f"the tuned weights have little in common with the base's (median cosine {figure:.3f}): not its descendant"
         )
-    return Gate("lineage", figure, LINEAGE, passed, reason)
+    return Gate(name="lineage", figure=figure, threshold=LINEAGE, passed=passed, reason=reason)
 
 
 def _paired(weights: pd.DataFrame) -> Gate:
@@ -165,19 +188,25 @@ def _paired(weights: pd.DataFrame) -> Gate:
     reason = f"{percent:.1f} % of the larger side's parameters were compared"
     if share < PAIRED:
         reason += ": a part was asked for" if filtered else ": these are not two states of one model"
-    return Gate("paired", share, PAIRED, share >= PAIRED, reason)
+    return Gate(name="paired", figure=share, threshold=PAIRED, passed=share >= PAIRED, reason=reason)
 
 
 def _rounding(deltas: pd.DataFrame) -> Gate:
     ratios = deltas["floor_ratio"].dropna()
     if ratios.empty:
-        return Gate("rounding", None, ROUNDING, True, "nothing of the change was rounded to be stored")
+        return Gate(
+            name="rounding",
+            figure=None,
+            threshold=ROUNDING,
+            passed=True,
+            reason="nothing of the change was rounded to be stored",
+        )
     figure = float(ratios.median())
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
     reason = f"the change is {times} times the rounding of its storage"
     if figure < ROUNDING:
         reason += ": it is mostly rounding"
-    return Gate("rounding", figure, ROUNDING, figure >= ROUNDING, reason)
+    return Gate(name="rounding", figure=figure, threshold=ROUNDING, passed=figure >= ROUNDING, reason=reason)
 
 
 def _rank(deltas: pd.DataFrame) -> Gate:
@@ -186,14 +215,14 @@ def _rank(deltas: pd.DataFrame) -> Gate:
     ranks = inside["rank_ceiling"].fillna(math.inf).clip(upper=inside["numerical_rank"])
     shares = (ranks / inside[["rows", "cols"]].min(axis=1)).dropna()
     if shares.empty:
-        return Gate("rank", None, FULL_RANK, True, "no rank ceiling")
+        return Gate(name="rank", figure=None, threshold=FULL_RANK, passed=True, reason="no rank ceiling")
     figure, ceiling = float(shares.median()), inside["rank_ceiling"].max()
     if figure >= FULL_RANK:
         reason = f"the median delta has {100 * figure:.0f} % of its directions, those of rounding included"
     else:
         what = f"an adapter's rank {ceiling:.0f}" if ceiling > 0 else f"rank {inside['numerical_rank'].median():.0f}"
         reason = f"{what} bounds the spectrum of every delta: how concentrated it is says little of the training"
-    return Gate("rank", figure, FULL_RANK, figure >= FULL_RANK, reason)
+    return Gate(name="rank", figure=figure, threshold=FULL_RANK, passed=figure >= FULL_RANK, reason=reason)
 
 
 def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
@@ -207,11 +236,11 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
         reason = f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change holds a rounding"
     else:
         reason = "both sides are stored in one known format"
-    return Gate("formats", share, 0.0, not share, reason)
+    return Gate(name="formats", figure=share, threshold=0.0, passed=not share, reason=reason)
 
 
 def footprint(
-    found: Sequence[Gate],
+    held: Sequence[Gate],
     figures: Mapping[str, float | int | None],
     intervals: Mapping[str, Interval],
     optimizer: str | None = None,
@@ -221,11 +250,11 @@ def footprint(
     evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
     shipped = calibration()
     trainings = choose(shipped.trainings, figures["short_side"], optimizer)
-    given, reason = label([gate.reason for gate in failed(found)], figures, trainings, _unlike(shipped))
-    compared = next(gate for gate in found if gate.name == "changed").figure is not None
+    given, reason = label([gate.reason for gate in failed(held)], figures, trainings, _unlike(shipped))
+    compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
         measured=_measured(bool(figures["matrices"]), compared),
-        consistent_with=_consistent_with(found, given, figures),
+        consistent_with=_consistent_with(held, given, figures),
         not_shown=[
             "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
             "figures as much as narrowness does",
@@ -233,7 +262,7 @@ def footprint(
         ],
     )
     lies = None if trainings is None or concentration is None else position(concentration, trainings, runs())
-    return Footprint(given, reason, evidence, claims, lies)
+    return Footprint(label=given, reason=reason, evidence=evidence, claims=claims, position=lies)
 
 
 def label(
@@ -284,11 +313,15 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
         ("effective_layers", None, lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers"),
         ("embedding_rows_changed", None, lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed"),
     )
-    return [
-        Evidence(name, float(figure), found.bounds if (found := intervals.get(name)) else None, without, says(figure))
-        for name, without, says in rows
-        if (figure := figures.get(name)) is not None
-    ]
+    evidence = []
+    for name, without, says in rows:
+        figure, interval = figures.get(name), intervals.get(name)
+        if figure is not None:
+            bounds = None if interval is None else interval.bounds
+            evidence.append(
+                Evidence(name=name, figure=float(figure), interval=bounds, without=without, says=says(figure))
+            )
+    return evidence
 
 
 CONSISTENT = {  # with a failed gate, by its name
@@ -300,8 +333,8 @@ CONSISTENT = {  # with a failed gate, by its name
 }
 
 
-def _consistent_with(found: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
-    if stopped := failed(found):
+def _consistent_with(held: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
+    if stopped := failed(held):
         if stopped[0].name == "changed" and stopped[0].figure is None:
             return []  # nothing was compared
         return [CONSISTENT[gate.name] for gate in stopped if gate.name in CONSISTENT][:1]

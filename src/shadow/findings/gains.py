@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -39,18 +39,25 @@ UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"  # units that a file does not stat
 
 @dataclass(frozen=True)
 class ScoredSide:
-    """One side of a pair, as a file of scores may name it.
-
-    repo is `org/name` (with a subfolder behind it) or an absolute folder. revision is what was asked for, where that is
-    known; stage is `family:stage`.
-    """
+    """One side of a pair, as a file of scores may name it."""
 
     role: Role
+    """Which side it is."""
+
     repo: str
+    """`org/name` (with a subfolder behind it), or an absolute folder."""
+
     is_folder: bool
+    """Is it a folder?"""
+
     commit: str | None
+    """The commit that was read; None for a folder, or where it is not known."""
+
     revision: str | None
+    """What was asked for, where that is known."""
+
     stage: str
+    """`family:stage`."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -65,15 +72,24 @@ def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
     """The sides of a report by its metadata; pair tells the revisions that were asked for."""
     start, end = _stages(metadata["family"], metadata["pair"])
     return (
-        _reported("base", metadata["base"], None if pair is None else pair.base, start),
-        _reported("tuned", metadata["tuned"], None if pair is None else pair.tuned, end),
+        _reported("base", metadata["base"], asked=None if pair is None else pair.base, stage=start),
+        _reported("tuned", metadata["tuned"], asked=None if pair is None else pair.tuned, stage=end),
     )
 
 
-def _reported(role: Role, told: CheckpointMetadata, asked: Reference | ComponentBase | None, stage: str) -> ScoredSide:
-    commit = told["commit"] if isinstance(told.get("commit"), str) else None
-    is_folder = commit is None and Path(told["repo"]).is_absolute()
-    return ScoredSide(role, told["repo"], is_folder, commit, getattr(asked, "revision", None), stage)
+def _reported(
+    role: Role, metadata: CheckpointMetadata, asked: Reference | ComponentBase | None, stage: str
+) -> ScoredSide:
+    commit = metadata["commit"] if isinstance(metadata.get("commit"), str) else None
+    is_folder = commit is None and Path(metadata["repo"]).is_absolute()
+    return ScoredSide(
+        role=role,
+        repo=metadata["repo"],
+        is_folder=is_folder,
+        commit=commit,
+        revision=getattr(asked, "revision", None),
+        stage=stage,
+    )
 
 
 def sides_of_pair(pair: Pair) -> Sides:
@@ -82,13 +98,15 @@ def sides_of_pair(pair: Pair) -> Sides:
     return _asked("base", pair.base, start), _asked("tuned", pair.tuned, end)
 
 
-def _asked(role: Role, one: Reference | ComponentBase, stage: str) -> ScoredSide:
+def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> ScoredSide:
     from shadow.targets.references import ComponentBase
 
-    if isinstance(one, ComponentBase):  # it has no name but its stage
-        return ScoredSide(role, "", False, None, None, stage)
-    repo = f"{one.repo}/{one.subfolder}" if one.subfolder else one.repo
-    return ScoredSide(role, repo, one.is_folder, None, one.revision, stage)
+    if isinstance(reference, ComponentBase):  # it has no name but its stage
+        return ScoredSide(role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage)
+    repo = f"{reference.repo}/{reference.subfolder}" if reference.subfolder else reference.repo
+    return ScoredSide(
+        role=role, repo=repo, is_folder=reference.is_folder, commit=None, revision=reference.revision, stage=stage
+    )
 
 
 def _stages(family: str, pair: str) -> tuple[str, str]:
@@ -159,11 +177,11 @@ def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
 def _several_models(models: Sequence[str], sides: Iterable[ScoredSide]) -> str:
     """The first of many models, each with `(did you mean 'x'?)` where the name of a side is close."""
     known = [name for side in sides for name in side.names if name]
-    told = list(models)
+    names = list(models)
     for place, model in enumerate(models[:NAMED]):
         if question := nearest(model[:200], known, VERY_LIKE):
-            told[place] = f"{model} ({question})"
-    return several(told, NAMED)
+            names[place] = f"{model} ({question})"
+    return several(names, NAMED)
 
 
 def is_named(given: ScoreFiles, sides: Sides) -> bool:
@@ -176,67 +194,125 @@ def is_named(given: ScoreFiles, sides: Sides) -> bool:
 
 @dataclass(frozen=True)
 class Gain:
-    """One benchmark of a pair.
-
-    base and tuned are scores in the unit of the file; null where a side has none. gain is tuned - base, with the sign
-    turned where less is better, so that more is a better model; null where a side is missing, or where nobody says
-    which way is better. gain_stderr is sqrt(base_stderr^2 + tuned_stderr^2), null without both. unit is what the file
-    states, else whether the scores exceed 1, else (less is better) the metric. others are metrics of the benchmark
-    that were not taken. base_model and tuned_model are the names in the files, base_file and tuned_file where they
-    stand.
-    """
+    """One benchmark of a pair. Scores are in the unit of the file, and None where a side has none."""
 
     benchmark: str
+    """Its name in the file."""
+
     group: str | None
+    """The group that the file puts it in; None for none."""
+
     metric: str | None
+    """The metric that was taken; None where the file names none."""
+
     unit: str
+    """What the file states, else whether the scores exceed 1, else (less is better) the metric."""
+
     higher_is_better: bool | None
+    """Which way is better; None where nobody says it."""
+
     base: float | None
+    """The score of the base."""
+
     tuned: float | None
+    """The score of the tuned model."""
+
     gain: float | None
+    """tuned - base, with the sign turned where less is better, so that more is a better model.
+
+    None where a side has no score, or where nobody says which way is better.
+    """
+
     base_stderr: float | None
+    """The standard error of the base's score, 0 or more."""
+
     tuned_stderr: float | None
+    """That of the tuned model's."""
+
     gain_stderr: float | None
+    """sqrt(base_stderr^2 + tuned_stderr^2); None without both."""
+
     base_model: str | None
+    """The name of the base in the file."""
+
     tuned_model: str | None
+    """The name of the tuned model."""
+
     base_file: str | None
+    """Where the score of the base stands."""
+
     tuned_file: str | None
-    others: tuple[str, ...] = ()
+    """Where that of the tuned model stands."""
+
+    others: list[str] = field(default_factory=list)
+    """Metrics of the benchmark that were not taken."""
 
 
 @dataclass(frozen=True)
 class GroupGain:
-    """The mean of the gains of a group's benchmarks; null with the reason where they cannot be averaged."""
+    """The mean of the gains of a group's benchmarks."""
 
     group: str | None
+    """Its name; None for the benchmarks of no group."""
+
     benchmarks: int
+    """Benchmarks of both sides, over which the mean is, 0 or more."""
+
     gain: float | None
+    """The mean, in `unit`; None where `reason` says why."""
+
     gain_stderr: float | None
+    """Its standard error as if the benchmarks were independent, 0 or more; None unless each of them has one."""
+
     unit: str | None
+    """That of its benchmarks; None where they have different ones or there are none."""
+
     reason: str | None
+    """Why they cannot be averaged; None where they can."""
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """A file that scores came from."""
+
+    name: str
+    """Its name, without its folder."""
+
+    sha256: str
+    """64 hexadecimal digits: of its content."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the scores say of a pair. files: (name, sha256); notes: what was left out or makes them doubtful."""
+    """What the scores say of a pair."""
 
     files: tuple[tuple[str, str], ...]
+    """(name, sha256) of the files that they came from."""
+
     gains: tuple[Gain, ...]
+    """A gain for each benchmark."""
+
     notes: tuple[str, ...]
+    """What was left out, or makes them doubtful."""
 
     @property
     def groups(self) -> list[GroupGain]:
         """In the order of the file; the benchmarks of no group together, last."""
         names = dict.fromkeys(gain.group for gain in self.gains)
         ordered = [name for name in names if name is not None] + ([None] if None in names else [])
-        return [group_gain(name, [one for one in self.gains if one.group == name]) for name in ordered]
+        return [group_gain(name, [gain for gain in self.gains if gain.group == name]) for name in ordered]
+
+    @property
+    def named_files(self) -> list[ScoreFile]:
+        """The files, as a summary has them."""
+        return [ScoreFile(name, digest) for name, digest in self.files]
 
     def as_json(self) -> dict[str, Any]:
         """The keys that summary.json has of scores."""
         return {
-            "scores": [asdict(gain) | {"others": list(gain.others)} for gain in self.gains],
+            "scores": [asdict(gain) for gain in self.gains],
             "score_groups": [asdict(group) for group in self.groups],
-            "score_files": [{"name": name, "sha256": digest} for name, digest in self.files],
+            "score_files": [asdict(file) for file in self.named_files],
             "score_notes": list(self.notes),
         }
 
@@ -246,16 +322,34 @@ NO_SCORES = Scored((), (), ())
 
 def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
     """The unweighted mean, of benchmarks of one unit; its standard error as if they were independent."""
-    known = [one for one in gains if one.gain is not None]
-    values = [one.gain for one in known if one.gain is not None]
-    units = sorted({one.unit for one in known})
+    known = [gain for gain in gains if gain.gain is not None]
+    values = [gain.gain for gain in known if gain.gain is not None]
+    units = sorted({gain.unit for gain in known})
     if not known:
-        return GroupGain(name, 0, None, None, None, "no benchmark of both sides")
+        return GroupGain(
+            group=name, benchmarks=0, gain=None, gain_stderr=None, unit=None, reason="no benchmark of both sides"
+        )
     if len(units) > 1:
-        return GroupGain(name, len(known), None, None, None, f"scores in different units ({', '.join(units)[:100]})")
-    errors = [one.gain_stderr for one in known]
-    error = math.hypot(*(one for one in errors if one is not None)) / len(errors) if None not in errors else None
-    return GroupGain(name, len(known), math.fsum(values) / len(values), error, units[0], None)
+        return GroupGain(
+            group=name,
+            benchmarks=len(known),
+            gain=None,
+            gain_stderr=None,
+            unit=None,
+            reason=f"scores in different units ({', '.join(units)[:100]})",
+        )
+    errors = [gain.gain_stderr for gain in known]
+    error = (
+        math.hypot(*(stderr for stderr in errors if stderr is not None)) / len(errors) if None not in errors else None
+    )
+    return GroupGain(
+        group=name,
+        benchmarks=len(known),
+        gain=math.fsum(values) / len(values),
+        gain_stderr=error,
+        unit=units[0],
+        reason=None,
+    )
 
 
 def join(given: ScoreFiles, sides: Sides) -> Scored | None:
@@ -271,7 +365,15 @@ def join(given: ScoreFiles, sides: Sides) -> Scored | None:
     gains = []
     for name in dict.fromkeys(row.benchmark for row in given.rows):
         if name in base or name in tuned:
-            gains.append(_gain(name, base.get(name, {}), tuned.get(name, {}), given.groups.get(name), above_one))
+            gains.append(
+                _gain(
+                    name,
+                    base.get(name, {}),
+                    tuned=tuned.get(name, {}),
+                    group=given.groups.get(name),
+                    above_one=above_one,
+                )
+            )
     notes += [*_missing_side(given, rows, sides), *_left_out(rows, given), *_doubts(gains, base, tuned)]
     return Scored(given.files, tuple(gains), tuple(notes))
 
@@ -303,7 +405,7 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
         if unclear := [model for model, level in either.items() if level >= best]:
             names = " or ".join(_by_commit(side) for side in sides)
             raise ShadowError(f"{given.name}: {unclear[0][:80]!r} may be either side of the pair", f"write {names}")
-        taken = {one for one, level in fits[side.role].items() if level == best}
+        taken = {model for model, level in fits[side.role].items() if level == best}
         rows[side.role] = [row for row in given.rows if (row.model, row.commit) in taken]
         notes += _on_names(side, fits[side.role], best)
     return rows, notes
@@ -330,29 +432,29 @@ ByMetric = dict[str | None, Score]
 
 def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, str]) -> dict[str, ByMetric]:
     """Benchmark -> metric -> score. A row that says the same again counts once."""
-    found: dict[str, ByMetric] = {}
+    by_benchmark: dict[str, ByMetric] = {}
     for row in rows:
         if row.parent is not None and row.benchmark not in groups:
             continue
-        before = found.setdefault(row.benchmark, {}).setdefault(row.metric, row)
+        before = by_benchmark.setdefault(row.benchmark, {}).setdefault(row.metric, row)
         if (before.score, before.stderr) != (row.score, row.stderr):
             what = f"{row.benchmark[:80]!r}{f' ({row.metric[:40]})' if row.metric else ''} of the {side.role} side"
             two = f"{before.score:g} ({before.where}) and {row.score:g} ({row.where})"
             raise ShadowError(f"{what} has two scores: {two}", "leave one of them")
         for key in ("group", "unit", "higher_is_better"):
             _agree(before, row, key)
-    return found
+    return by_benchmark
 
 
-def _agree(one: Score, other: Score, key: str) -> Any:
+def _agree(score: Score, other: Score, key: str) -> Any:
     """What two rows of one benchmark say of it; where only one says anything, that."""
-    first, second = getattr(one, key), getattr(other, key)
+    first, second = getattr(score, key), getattr(other, key)
     harness = key == "unit" and HARNESS in (first, second)  # which gives shares as well as percentages
     if first is None or second is None or first == second or harness:
         return second if first is None or (harness and first == HARNESS) else first
     said = {"group": "in the groups", "unit": "in the units", "higher_is_better": "with higher_is_better"}[key]
     raise ShadowError(
-        f"{one.benchmark[:80]!r} is {said} {first} ({one.where}) and {second} ({other.where})", "make them agree"
+        f"{score.benchmark[:80]!r} is {said} {first} ({score.where}) and {second} ({other.where})", "make them agree"
     )
 
 
@@ -374,44 +476,46 @@ def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:
 def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, above_one: set[tuple[str, str]]) -> Gain:
     common = base.keys() & tuned.keys()
     chosen = min(common or base.keys() | tuned.keys(), key=_preference)
-    one, other = base.get(chosen), tuned.get(chosen)
-    own = other or one
-    assert own is not None
-    if one and other:
-        groups, unit, higher = (_agree(one, other, key) for key in ("group", "unit", "higher_is_better"))
-        _refuse_units(one, other, higher, above_one)
+    before, other = base.get(chosen), tuned.get(chosen)
+    either = other or before
+    assert either is not None
+    if before and other:
+        groups, unit, higher = (_agree(before, other, key) for key in ("group", "unit", "higher_is_better"))
+        _refuse_units(before, other, higher=higher, above_one=above_one)
     else:
-        groups, unit, higher = own.group, own.unit, own.higher_is_better
+        groups, unit, higher = either.group, either.unit, either.higher_is_better
     if group and groups and group != groups:
-        raise ShadowError(f"{benchmark[:80]!r} is in the groups {group} and {groups} ({own.where})", "make them agree")
+        raise ShadowError(
+            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({either.where})", "make them agree"
+        )
     gain = error = None
-    if one and other and higher is not None:
-        gain = _apart(other.score, one.score) if higher else _apart(one.score, other.score)
-        if one.stderr is not None and other.stderr is not None:
-            error = math.hypot(one.stderr, other.stderr)
+    if before and other and higher is not None:
+        gain = _apart(other.score, before.score) if higher else _apart(before.score, other.score)
+        if before.stderr is not None and other.stderr is not None:
+            error = math.hypot(before.stderr, other.stderr)
     return Gain(
         benchmark=benchmark,
         group=group or groups,
         metric=chosen,
-        unit=_unit([row for row in (one, other) if row], unit, higher, above_one),
+        unit=_unit([row for row in (before, other) if row], unit, higher=higher, above_one=above_one),
         higher_is_better=higher,
-        base=one.score if one else None,
+        base=before.score if before else None,
         tuned=other.score if other else None,
         gain=gain,
-        base_stderr=one.stderr if one else None,
+        base_stderr=before.stderr if before else None,
         tuned_stderr=other.stderr if other else None,
         gain_stderr=error,
-        base_model=one.model if one else None,
+        base_model=before.model if before else None,
         tuned_model=other.model if other else None,
-        base_file=one.where if one else None,
+        base_file=before.where if before else None,
         tuned_file=other.where if other else None,
-        others=tuple(sorted(name for name in common if name is not None and name != chosen)),
+        others=sorted(name for name in common if name is not None and name != chosen),
     )
 
 
-def _apart(one: float, other: float) -> float:
+def _apart(first: float, other: float) -> float:
     """one - other as the decimal numbers that they were written as: equal gains are then equal."""
-    return float(Decimal(repr(one)) - Decimal(repr(other)))
+    return float(Decimal(repr(first)) - Decimal(repr(other)))
 
 
 def _refuse_units(base: Score, tuned: Score, higher: bool | None, above_one: set[tuple[str, str]]) -> None:
@@ -478,10 +582,10 @@ def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[
         notes.append(f"of several metrics one was taken ({_few(chosen)}); acc_norm comes before acc, acc before others")
     differing: dict[str, list[str]] = {}
     for gain in both:
-        one, two = (dict(side[gain.benchmark][gain.metric].conditions) for side in (base, tuned))
-        for what in one.keys() & two.keys():
-            if one[what] != two[what]:
-                differing.setdefault(what, []).append(f"{gain.benchmark} {one[what]} and {two[what]}")
+        before, two = (dict(side[gain.benchmark][gain.metric].conditions) for side in (base, tuned))
+        for what in before.keys() & two.keys():
+            if before[what] != two[what]:
+                differing.setdefault(what, []).append(f"{gain.benchmark} {before[what]} and {two[what]}")
     notes += [f"{what} of base and tuned differ: {_few(names)}" for what, names in sorted(differing.items())]
     asked = {gain.benchmark: dict(tuned[gain.benchmark][gain.metric].conditions).get(QUESTIONS, "") for gain in both}
     if parts := [f"{name} {count}" for name, count in asked.items() if " of " in count]:
@@ -498,7 +602,7 @@ def _few(names: Sequence[str]) -> str:
 
 def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
     """`scores.json` of a report whose metadata these are."""
-    told = {
+    kept = {
         "schema": KEPT_SCHEMA,
         "family": metadata["family"],
         "pair": metadata["pair"],
@@ -506,7 +610,7 @@ def kept_bytes(scored: Scored, metadata: ReportMetadata) -> bytes:
         "tuned": metadata["tuned"],
         **scored.as_json(),
     }
-    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
+    return json.dumps(kept, indent=2, allow_nan=False).encode() + b"\n"
 
 
 def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
@@ -520,14 +624,14 @@ def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
         raw = read_start(path, MAX_FILE + 1)
         if raw is None:
             return NO_SCORES
-        told = json.loads(raw)
-        if told["schema"] != KEPT_SCHEMA:
-            found = str(told["schema"])[:20]
-            raise ShadowError(f"{path}: scores of schema {found!r}, this version reads {KEPT_SCHEMA}", hint)
-        gains = tuple(_kept_gain(row) for row in told["scores"])
-        files = tuple((_kept_text(one["name"]), _kept_text(one["sha256"])) for one in told["score_files"])
-        notes = tuple(_kept_text(text) for text in told["score_notes"])
-        same = all(told[side] == metadata[side] for side in SIDES)
+        stored = json.loads(raw)
+        if stored["schema"] != KEPT_SCHEMA:
+            schema = str(stored["schema"])[:20]
+            raise ShadowError(f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint)
+        gains = tuple(_kept_gain(row) for row in stored["scores"])
+        files = tuple((_kept_text(file["name"]), _kept_text(file["sha256"])) for file in stored["score_files"])
+        notes = tuple(_kept_text(text) for text in stored["score_notes"])
+        same = all(stored[side] == metadata[side] for side in SIDES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShadowError(f"{path}: not scores kept by shadow ({type(error).__name__})", hint) from error
     if not same:
@@ -548,10 +652,10 @@ def _kept_text(value: Any) -> str:
 def _kept_gain(row: Mapping[str, Any]) -> Gain:
     """A gain from JSON, every value of its type. Raises TypeError, KeyError or ValueError."""
     values: dict[str, Any] = {}
-    for name in (one.name for one in fields(Gain)):
+    for name in (column.name for column in fields(Gain)):
         value = row[name]
         if name == "others":
-            value = tuple(_kept_text(text) for text in value)
+            value = [_kept_text(text) for text in value]
         elif value is None and name not in _NEVER_NULL:
             pass
         elif name in _TEXTS:

@@ -83,6 +83,7 @@ class Picture:
 
     @cached_property
     def largest(self) -> float:
+        """The largest value of all cells, 0 or more."""
         return max(value for row in self.cells for value in row if value)
 
     @cached_property
@@ -105,7 +106,7 @@ def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
     columns = min(len(layers), columns)
     bins = [layers[i * len(layers) // columns : (i + 1) * len(layers) // columns] for i in range(columns)]
     cells = tuple(_binned(row, bins) for row in rows)
-    return Picture(tuple(row.module for row in rows), layers[0], layers[-1], cells)
+    return Picture(modules=tuple(row.module for row in rows), first=layers[0], last=layers[-1], cells=cells)
 
 
 def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
@@ -117,7 +118,7 @@ def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, 
 
 def by_component(rows: Sequence[GridRow]) -> dict[str, list[GridRow]]:
     """The rows of each component, in their order."""
-    found: dict[str, list[GridRow]] = {}
+    grouped: dict[str, list[GridRow]] = {}
     for row in rows:
-        found.setdefault(row.component, []).append(row)
-    return found
+        grouped.setdefault(row.component, []).append(row)
+    return grouped

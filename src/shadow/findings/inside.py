@@ -7,7 +7,7 @@ of it and of them at once.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,7 +33,7 @@ NEARLY_KEPT = 0.002  # how far a share of the energy may be from kept where noth
 OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
-def inside_layers(deltas: pd.DataFrame) -> dict[str, Any]:
+def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
     """Counts of matrices, of what is known of them, and medians of INSIDE and of alignments less their null."""
     inside = deltas[deltas["layer"].notna()]
     return {

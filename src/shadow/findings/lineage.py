@@ -14,15 +14,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import CheckpointSide
 from shadow.places.groups import ATTENTION, MLP
-from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Provenance
-from shadow.reports.tables import read_tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +33,26 @@ QUARTERS = 4
 SUFFIX = re.compile(r"-[0-9a-f]{8}$")  # of the name of a pair that was given by two references
 
 
+class Chosen(TypedDict, total=False):
+    """What an audit was restricted to; without a key where it was not."""
+
+    components: list[str]
+    layers: list[int]  # from 0
+    modules: list[str]
+
+
 @dataclass(frozen=True)
 class Group:
     """A group of modules: its share of the energy of the change, and of the parameters that changed."""
 
     name: str
+    """attention, MLP, embedding, head, or another component."""
+
     energy_share: float
+    """Share of energy, 0 to 1."""
+
     parameter_share: float
+    """Share of parameters, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,10 @@ class Joint:
     """
 
     matrices: int
-    left_out: int  # that one of the two reports has alone, or in another shape
+
+    left_out: int
+    """That one of the two reports has alone, or in another shape."""
+
     cosine: float | None
     chance_cosine: float | None
     chance_cosine_master: float | None
@@ -83,31 +96,61 @@ class Step:
     folder: str
     base: CheckpointSide
     tuned: CheckpointSide
-    start: str  # names of the stages
+
+    start: str
+    """Names of the stages."""
+
     end: str
     matrices: int
     failed_gates: list[str]
     relative_norm: float | None
     relative_norm_unrounded: float | None
-    no_unrounded: str | None  # why it is not known
+
+    no_unrounded: str | None
+    """Why it is not known."""
+
     norm: float | None
     norm_unrounded: float | None
-    kept: float | None  # share of the stored change's energy that is the update's
+
+    kept: float | None
+    """Share of the stored change's energy that is the update's."""
+
     zero_share: float | None
-    rounded_away: int  # matrices of which less than a quarter is the update's
-    unexplained: int  # matrices whose rounding is not that of one training from the stored base
-    groups: list[Group]  # the most energy first
-    quarters: list[float] | None  # shares of the energy inside layers, by depth; None below four layers
+
+    rounded_away: int
+    """Matrices of which less than a quarter is the update's."""
+
+    unexplained: int
+    """Matrices whose rounding is not that of one training from the stored base."""
+
+    groups: list[Group]
+    """The most energy first."""
+
+    quarters: list[float] | None
+    """Shares of the energy inside layers, by depth; None below four layers."""
+
     equivalent_directions: float | None
     excess_purity: float | None
-    coherent: int  # matrices inside layers that have equivalent_directions
-    inside: int  # matrices inside layers that changed
-    chosen: Mapping[str, list[Any]]  # components, layers and modules that the audit was restricted to
-    ratio: float | None = None  # of this step's norm to the one before
-    ratio_of: str | None = None  # unrounded, or stored
+
+    coherent: int
+    """Matrices inside layers that have equivalent_directions."""
+
+    inside: int
+    """Matrices inside layers that changed."""
+
+    chosen: Chosen
+
+    ratio: float | None = None
+    """Of this step's norm to the one before."""
+
+    ratio_of: str | None = None
+    """Unrounded, or stored."""
+
     no_ratio: str | None = None
     joint: Joint | None = None
-    no_joint: str | None = None  # why there is none
+
+    no_joint: str | None = None
+    """Why there is none."""
 
     @property
     def size(self) -> float | None:
@@ -117,19 +160,27 @@ class Step:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages that follow one another, a step between each two. whole: reports that pass over stages of it."""
+    """Stages that follow one another."""
 
     stages: list[str]
+    """The names of the stages, in order."""
+
     steps: list[Step]
+    """The steps between each two."""
+
     whole: list[Step]
+    """Reports that pass over stages of it."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The chains of some reports, and what is to be said of their order: gaps, and what could not be told."""
+    """The chains of some reports."""
 
     chains: list[Chain]
+    """The chains, in the order of the steps; MOST_CHAINS at most, and then those that end where they began."""
+
     notes: list[str]
+    """What is to be said of their order: gaps, and what could not be told."""
 
     @property
     def is_one(self) -> bool:
@@ -141,36 +192,28 @@ class Lineage:
         return replace(self, notes=[*self.notes, *notes])
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: every field, as `lineage --format json` prints it."""
         return asdict(self)
 
 
-def read_step(folder: Path) -> Step | None:
+def read_step(report: SummarisedReport, where: str | None = None) -> Step | None:
     """A finished report as a step; None for one of siblings, of which neither came from the other.
 
-    Raises ShadowError when it cannot be read.
+    where: its folder, as the step tells it. Raises ShadowError when the report cannot be read.
     """
-    summary, metadata = read_summary(folder)
-    if metadata["settings"].get("relation") == "sibling":
+    provenance, summary = report.provenance, report.summary
+    if provenance.relation == "sibling":
         return None
-    return step_of(
-        summary,
-        metadata,
-        read_tables(folder, ["matrices"])["matrices"].to_pandas(),
-        str(folder),
-    )
-
-
-def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, folder: str) -> Step:
-    """A report as a step, from its summary, its provenance and its matrices."""
     start, end = _stages_of(summary.pair)
     inside = summary.inside_layers
     purity = inside["excess_purity_unrounded"]
-    told = Provenance.of(metadata)
-    chosen = {"components": told.components, "layers": told.layers, "modules": told.modules}
+    if purity is None:
+        purity = inside["excess_purity"]
+    norms = _norms(report.matrices)
     return Step(
         family=summary.family,
         pair=summary.pair,
-        folder=folder,
+        folder=str(report.folder) if where is None else where,
         base=summary.base,
         tuned=summary.tuned,
         start=start,
@@ -178,16 +221,33 @@ def step_of(summary: Summary, metadata: ReportMetadata, matrices: pd.DataFrame, 
         matrices=int(summary.figures["matrices"] or 0),
         failed_gates=[gate.name for gate in summary.failed_gates],
         relative_norm=summary.figures["relative_norm_overall"],
-        **_norms(matrices),
+        relative_norm_unrounded=norms.relative_unrounded,
+        no_unrounded=norms.no_unrounded,
+        norm=norms.stored,
+        norm_unrounded=norms.unrounded,
+        kept=norms.kept,
+        rounded_away=norms.rounded_away,
+        unexplained=norms.unexplained,
         zero_share=summary.figures["zero_share"],
         groups=_groups(summary),
         quarters=_quarters(summary),
         equivalent_directions=inside["equivalent_directions"],
-        excess_purity=inside["excess_purity"] if purity is None else purity,
+        excess_purity=purity,
         coherent=int(inside["coherent"] or 0),
         inside=int(inside["matrices"] or 0),
-        chosen={name: list(values) for name, values in chosen.items() if values},
+        chosen=_chosen(provenance),
     )
+
+
+def _chosen(provenance: Provenance) -> Chosen:
+    chosen: Chosen = {}
+    if provenance.components:
+        chosen["components"] = list(provenance.components)
+    if provenance.layers:
+        chosen["layers"] = list(provenance.layers)
+    if provenance.modules:
+        chosen["modules"] = list(provenance.modules)
+    return chosen
 
 
 def _stages_of(pair: str) -> tuple[str, str]:
@@ -196,18 +256,29 @@ def _stages_of(pair: str) -> tuple[str, str]:
     return start, end
 
 
-def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
-    """Norms of the change as one vector, as stored and unrounded, and how much of it is the update's."""
+@dataclass(frozen=True)
+class _Norms:
+    """Norms of the change as one vector, as stored and unrounded, and how much of it is the update's: see Step."""
+
+    stored: float | None
+    unrounded: float | None
+    relative_unrounded: float | None
+    no_unrounded: str | None
+    kept: float | None
+    rounded_away: int
+    unexplained: int
+
+
+def _norms(matrices: pd.DataFrame) -> _Norms:
+    """See `_Norms`."""
     keys = ["component", "layer", "tensor", "module", "expert"]
     bases = matrices.loc[matrices["subject"] == "base", [*keys, "frobenius_norm"]]
     rows = matrices[matrices["subject"] == "delta"].merge(
         bases.rename(columns={"frobenius_norm": "base_norm"}), on=keys, how="left"
     )
-    reasons = rows["kept_reason"]
-    counts = {
-        "rounded_away": int((reasons == "rounded_away").sum()),
-        "unexplained": int((reasons == "rounding_unexplained").sum()),
-    }
+    reasons = rows["kept_reason"].fillna("")
+    rounded_away = int((reasons == "rounded_away").sum())
+    unexplained = int((reasons == "rounding_unexplained").sum())
     stored, base = rows["frobenius_norm"].astype(float), rows["base_norm"].astype(float)
     whole = math.hypot(*stored) if len(rows) else None
     # of what was not rounded, the stored change is the update
@@ -215,38 +286,48 @@ def _norms(matrices: pd.DataFrame) -> dict[str, Any]:
     kept = rows["kept"].astype(float).where(reasons != "nothing_rounded", 1.0)
     known = update.notna() & base.notna()
     share = _share(rows.loc[known, "parameters"].sum(), rows["parameters"].sum())
-    unrounded = None
+    relative = unrounded = no_unrounded = None
     if share is not None and share >= KNOWN:
-        unrounded = _share(math.hypot(*update[known]), math.hypot(*base[known]))
+        relative = _share(math.hypot(*update[known]), math.hypot(*base[known]))
+    if relative is None:
+        no_unrounded = _no_unrounded(len(rows), rounded_away, unexplained)
+    else:
+        unrounded = relative * math.hypot(*base[base.notna()])
     energies = (stored**2)[kept.notna()]
     enough = kept.notna().any() and energies.sum() >= KNOWN * (stored**2).sum()
-    return {
-        "norm": whole,
-        "relative_norm_unrounded": unrounded,
-        "norm_unrounded": None if unrounded is None else unrounded * math.hypot(*base[base.notna()]),
-        "no_unrounded": _no_unrounded(len(rows), counts) if unrounded is None else None,
-        "kept": _share((kept[kept.notna()] * energies).sum(), energies.sum()) if enough else None,
-        **counts,
-    }
+    return _Norms(
+        stored=whole,
+        unrounded=unrounded,
+        relative_unrounded=relative,
+        no_unrounded=no_unrounded,
+        kept=_share((kept[kept.notna()] * energies).sum(), energies.sum()) if enough else None,
+        rounded_away=rounded_away,
+        unexplained=unexplained,
+    )
 
 
 def _share(part: float, whole: float) -> float | None:
     return float(part / whole) if whole > 0 else None
 
 
-def _no_unrounded(matrices: int, counts: Mapping[str, int]) -> str:
+def _no_unrounded(matrices: int, rounded_away: int, unexplained: int) -> str:
+    """Why the norm of the whole update is not known."""
     if not matrices:
         return "nothing changed"
-    told = [f"{name} in {count} of {matrices} matrices" for name, count in counts.items() if count]
-    return "; ".join(told).replace("rounded_away", "rounded away").replace("unexplained", "rounding unexplained") or (
-        "the report does not have it"
-    )
+    reasons = []
+    if rounded_away:
+        reasons.append(f"rounded away in {rounded_away} of {matrices} matrices")
+    if unexplained:
+        reasons.append(f"rounding unexplained in {unexplained} of {matrices} matrices")
+    return "; ".join(reasons) or "the report does not have it"
 
 
 def main_component(summary: Summary) -> str | None:
     """The component whose depth is told: language, or the one of most layers."""
     names = [row.component for row in summary.depth]
-    return None if not names else "language" if "language" in names else max(names, key=names.count)
+    if not names:
+        return None
+    return "language" if "language" in names else max(names, key=names.count)
 
 
 def _groups(summary: Summary) -> list[Group]:
@@ -260,8 +341,8 @@ def _groups(summary: Summary) -> list[Group]:
     whole, every = math.fsum(energy for energy, _ in sums.values()), sum(size for _, size in sums.values())
     if not whole:
         return []
-    found = [Group(name, own / whole, size / every) for name, (own, size) in sums.items()]
-    return sorted(found, key=lambda group: (-group.energy_share, group.name))
+    groups = [Group(name, energy / whole, size / every) for name, (energy, size) in sums.items()]
+    return sorted(groups, key=lambda group: (-group.energy_share, group.name))
 
 
 def _group(module: str) -> str:
@@ -281,7 +362,7 @@ def _quarters(summary: Summary) -> list[float] | None:
         return None
     place = [QUARTERS * number // len(energies) for number in range(len(energies))]
     return [
-        math.fsum(energy for energy, own in zip(energies, place, strict=True) if own == quarter) / total
+        math.fsum(energy for energy, number in zip(energies, place, strict=True) if number == quarter) / total
         for quarter in range(QUARTERS)
     ]
 
@@ -332,19 +413,19 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
     paths = _paths(direct)
     if len(paths) > MOST_CHAINS:
         notes.append(f"more than {MOST_CHAINS} chains: the first {MOST_CHAINS} are shown")
-    chains = [_chain(path, edges, names, open_edges) for path in paths[:MOST_CHAINS]]
-    chains += [_chain(list(ends), edges, names, []) for ends in circle]
+    chains = [_chain(path, edges, names=names, every=open_edges) for path in paths[:MOST_CHAINS]]
+    chains += [_chain(list(ends), edges, names=names, every=[]) for ends in circle]
     return Lineage(chains, notes)
 
 
 def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
     """What a checkpoint is known by: equal in one of these, equal."""
-    found: list[tuple[str, ...]] = []
+    stack: list[tuple[str, ...]] = []
     if side["fingerprint"]:
-        found.append(("files", side["fingerprint"]))
+        stack.append(("files", side["fingerprint"]))
     if side["commit"]:
-        found.append(("commit", side["repo"].lower(), side["commit"]))
-    return found or [("name", side["repo"])]
+        stack.append(("commit", side["repo"].lower(), side["commit"]))
+    return stack or [("name", side["repo"])]
 
 
 def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
@@ -380,8 +461,8 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
             for other in others:
                 parent[top(other)] = top(first)
     numbers: dict[tuple[str, ...], int] = {}
-    found = [tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair) for pair in sides]
-    return [(first, second) for first, second in found]
+    nodes = [tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair) for pair in sides]
+    return [(first, second) for first, second in nodes]
 
 
 def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:
@@ -440,7 +521,7 @@ def _reaches(start: int, end: int, edges: Sequence[tuple[int, int]]) -> bool:
 
 def _has_detour(ends: tuple[int, int], edges: Sequence[tuple[int, int]]) -> bool:
     """Is there another way from one to the other, over stages between them?"""
-    return _reaches(*ends, [one for one in edges if one != ends])
+    return _reaches(*ends, [edge for edge in edges if edge != ends])
 
 
 def _merges(direct: Sequence[tuple[int, int]], edges: Mapping[tuple[int, int], Step]) -> list[str]:
@@ -488,36 +569,36 @@ def _beside(step: Step, before: Step | None) -> Step:
         return replace(step, no_ratio="the first step", no_joint="the first step")
     if step.chosen != before.chosen:
         return replace(step, no_ratio="the two audits were restricted in different ways")
-    for kind, own, last in (
+    for kind, norm, last in (
         ("unrounded", step.norm_unrounded, before.norm_unrounded),
         ("stored", step.norm, before.norm),
     ):
-        if own is not None and last:
-            return replace(step, ratio=own / last, ratio_of=kind)
+        if norm is not None and last:
+            return replace(step, ratio=norm / last, ratio_of=kind)
     return replace(step, no_ratio="nothing changed in one of the two")
 
 
-def successions(found: Lineage) -> list[tuple[Step, Step]]:
+def successions(known: Lineage) -> list[tuple[Step, Step]]:
     """Every step with the one before it, each two once."""
     pairs = {
-        (before.folder, step.folder): (before, step) for chain in found.chains for before, step in pairwise(chain.steps)
+        (before.folder, step.folder): (before, step) for chain in known.chains for before, step in pairwise(chain.steps)
     }
     return list(pairs.values())
 
 
-def with_joint(found: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
+def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
     """The same with what two deltas say of each other, or why nothing does, by the folders of their reports."""
     chains = []
-    for chain in found.chains:
+    for chain in known.chains:
         steps = chain.steps[:1]
         for before, step in pairwise(chain.steps):
-            told = held.get((before.folder, step.folder))
-            if isinstance(told, Joint):
-                steps.append(replace(step, joint=told, no_joint=None))
+            outcome = held.get((before.folder, step.folder))
+            if isinstance(outcome, Joint):
+                steps.append(replace(step, joint=outcome, no_joint=None))
             else:
-                steps.append(replace(step, no_joint=told))
+                steps.append(replace(step, no_joint=outcome))
         chains.append(replace(chain, steps=steps))
-    return replace(found, chains=chains)
+    return replace(known, chains=chains)
 
 
 def shrinking(step: Step, before: Step) -> float | None:

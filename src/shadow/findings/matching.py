@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from shadow.reports.metadata import ReportMetadata, Side
+from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata, Side
+from shadow.reports.provenance import CheckpointIdentity, Provenance
 from shadow.reports.report import Report
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
@@ -38,41 +39,84 @@ EXAMPLES = 3  # tensors named for each reason
 
 
 @dataclass(frozen=True)
-class ComparedReport:
-    """One of the reports that are compared: its letter, its folder, its provenance and its rows."""
+class ReportIdentity:
+    """Where a report that is compared lies, of what it is and how it was made."""
 
     label: str
+    """Its letter in the comparison: A to Z, then AA."""
+
+    folder: str
+    """Where it lies, as it was named."""
+
+    version: str
+    """The version of shadow that made it."""
+
+    family: str
+    """The family, or the last name of the tuned model."""
+
+    pair: str
+    """The two stages compared, `base..tuned`."""
+
+    base: CheckpointMetadata
+    """The base checkpoint."""
+
+    tuned: CheckpointMetadata
+    """The tuned checkpoint."""
+
+    settings: SettingsMetadata
+    """All settings of the audit, and how the two are related, as the report's files have them."""
+
+
+@dataclass(frozen=True)
+class ComparedReport:
+    """One of the reports that are compared: its provenance, and the columns of its rows that a comparison needs.
+
+    What is missing is missing as in every frame of a report: see `shadow.reports.report`.
+    """
+
+    label: str
+    """Its letter in the comparison: A to Z, then AA."""
+
     folder: Path
-    metadata: ReportMetadata
+    """Where it lies."""
+
+    provenance: Provenance
+    """What was measured, and how."""
+
     matrices: pd.DataFrame
+    """Columns READ of matrices.parquet, and those that were asked for besides."""
+
     tensors: pd.DataFrame
+    """tensor, side, PLACE, status and reason of tensors.parquet."""
+
+    @property
+    def metadata(self) -> ReportMetadata:
+        """What its files say of how it was made, as it stands there."""
+        return self.provenance.told
 
     @property
     def name(self) -> str:
         """`A (base..sft)`."""
-        return f"{self.label} ({self.metadata['pair']})"
+        return f"{self.label} ({self.provenance.pair})"
 
     def subject(self, name: str) -> pd.DataFrame:
+        """The rows of matrices of one subject: base, tuned or delta."""
         return self.matrices[self.matrices["subject"] == name]
 
-    def setting(self, *keys: str) -> Any:
-        found: Any = self.metadata["settings"]
-        for key in keys:
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return found
-
-    def as_json(self) -> dict[str, Any]:
-        """Where the report lies, of what it is and how it was made."""
-        told = {
-            "version": self.metadata["version"],
-            "family": self.metadata["family"],
-            "pair": self.metadata["pair"],
-            "base": self.metadata["base"],
-            "tuned": self.metadata["tuned"],
-            "settings": self.metadata["settings"],
-        }
-        plain = json.loads(json.dumps(told), parse_constant=lambda _: None)  # no NaN, whatever the file says
-        return {"label": self.label, "folder": str(self.folder), **plain}
+    @cached_property
+    def identity(self) -> ReportIdentity:
+        """Where it lies, of what it is and how it was made. Numbers that are not finite are None."""
+        stored = self.provenance.as_json()
+        return ReportIdentity(
+            label=self.label,
+            folder=str(self.folder),
+            version=stored["version"],
+            family=stored["family"],
+            pair=stored["pair"],
+            base=stored["base"],
+            tuned=stored["tuned"],
+            settings=stored["settings"],
+        )
 
 
 def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedReport:
@@ -80,31 +124,18 @@ def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedR
 
     Raises ShadowError for a report that is broken or of another schema.
     """
-    report = Report(folder)
-    matrices = _filled(report, "matrices", tuple(dict.fromkeys((*READ, *more))))
-    tensors = _filled(report, "tensors", ("tensor", "side", *PLACE, "status", "reason"))
-    return ComparedReport(label, folder, report.provenance.told, matrices, tensors)
+    return compared(Report(folder), label, more)
 
 
-def _filled(report: Report, table: str, names: Sequence[str]) -> pd.DataFrame:
-    """Some columns of a table with values that NumPy matches: texts that are missing are empty, layers and experts -1.
-
-    Whole numbers of which some are missing become floats with NaN.
-    """
-    frame = report.columns(table, names)
-    return pd.DataFrame({name: _plain(frame[name]) for name in names})
-
-
-def _plain(values: pd.Series[Any]) -> pd.Series[Any]:
-    if values.name in ("layer", "expert", "rank_ceiling"):
-        return values.fillna(-1).astype("int64")
-    if isinstance(values.dtype, pd.StringDtype):
-        return values.astype(object).where(values.notna(), "")
-    if isinstance(values.dtype, pd.Int64Dtype):
-        return values.astype("float64" if values.hasnans else "int64")
-    if isinstance(values.dtype, pd.BooleanDtype):
-        return values.astype(object).where(values.notna(), None)
-    return values
+def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedReport:
+    """`read_report` of a report that is open already."""
+    return ComparedReport(
+        label=label,
+        folder=report.folder,
+        provenance=report.provenance,
+        matrices=report.columns("matrices", (*READ, *more)),
+        tensors=report.columns("tensors", ("tensor", "side", *PLACE, "status", "reason")),
+    )
 
 
 # How two reports are related
@@ -114,16 +145,16 @@ def relations(
     reports: Sequence[ComparedReport], pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], tuple[Relation, str | None]]:
     """How every two reports are related, and how that is known; of different bases, what tells them apart."""
-    found = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
+    related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
     # base..sft and dpo..instruct belong together if sft..dpo is among the reports
     lineage = list(range(len(reports)))
-    for (i, j), (relation, _) in found.items():
+    for (i, j), (relation, _) in related.items():
         if relation != "different bases":
-            lineage = [lineage[i] if one == lineage[j] else one for one in lineage]
-    return {
-        (i, j): ("one lineage", None) if relation == "different bases" and lineage[i] == lineage[j] else (relation, why)
-        for (i, j), (relation, why) in found.items()
-    }
+            lineage = [lineage[i] if number == lineage[j] else number for number in lineage]
+    for (i, j), (relation, _) in related.items():
+        if relation == "different bases" and lineage[i] == lineage[j]:
+            related[i, j] = "one lineage", None
+    return related
 
 
 def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
@@ -131,96 +162,140 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
     By commit, by content (fingerprints), else by the measured spectra of the checkpoint that they should share.
     """
-    base = _same(first, "base", second, "base")
+    base = _same(first, "base", second=second, other="base")
     if base:
-        return ("the same pair", base) if _same(first, "tuned", second, "tuned") else ("one base", base)
-    step = _same(first, "tuned", second, "base") or _same(first, "base", second, "tuned")
+        return ("the same pair", base) if _same(first, "tuned", second=second, other="tuned") else ("one base", base)
+    step = _same(first, "tuned", second=second, other="base") or _same(first, "base", second=second, other="tuned")
     if step:
         return "consecutive stages", step
-    apart = _spectra_apart(first, "base", second, "base")
+    apart = _spectra_apart(first, "base", second=second, other="base")
     if apart is None:
-        tuned = _spectra_apart(first, "tuned", second, "tuned")
+        tuned = _spectra_apart(first, "tuned", second=second, other="tuned")
         return "the same pair" if tuned is None else "one base", "spectra"
-    if None in (_spectra_apart(first, "tuned", second, "base"), _spectra_apart(first, "base", second, "tuned")):
+    if None in (
+        _spectra_apart(first, "tuned", second=second, other="base"),
+        _spectra_apart(first, "base", second=second, other="tuned"),
+    ):
         return "consecutive stages", "spectra"
     return "different bases", apart
 
 
 def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
     """How a checkpoint of one report and one of another are known to be the same; None when they are not."""
-    one, two = first.metadata[side], second.metadata[other]
-    for key, pattern, how in (("commit", "[0-9a-f]{40}", "commit"), ("fingerprint", "[0-9a-f]{64}", "content")):
-        value = one.get(key)
-        known = isinstance(value, str) and re.fullmatch(pattern, value) is not None and value == two.get(key)
-        if known and (how == "content" or one["repo"] == two["repo"]):  # a commit may hold several checkpoints
-            return how
-    return None
+    left, right = _checkpoint(first, side), _checkpoint(second, other)
+    known = left.commit is not None and re.fullmatch("[0-9a-f]{40}", left.commit) is not None
+    if known and left.commit == right.commit and left.repo == right.repo:  # a commit may hold several checkpoints
+        return "commit"
+    known = left.fingerprint is not None and re.fullmatch("[0-9a-f]{64}", left.fingerprint) is not None
+    return "content" if known and left.fingerprint == right.fingerprint else None
+
+
+def _checkpoint(report: ComparedReport, side: Side) -> CheckpointIdentity:
+    return report.provenance.base if side == "base" else report.provenance.tuned
 
 
 def _spectra_apart(first: ComparedReport, side: str, second: ComparedReport, other: str) -> str | None:
     """What tells two checkpoints apart by their measured spectra; None when every matrix of both looks the same."""
-    found = match(first.subject(side), second.subject(other), by_base=False)
-    if found.empty:
+    matched = match(first.subject(side), second.subject(other), by_base=False)
+    if matched.empty:
         return "they have no matrix of one place and shape in common"
-    apart = np.zeros(len(found), bool)
+    apart = np.zeros(len(matched), bool)
     for name, tolerance in SPECTRA.items():
-        one, two = found[f"{name}|1"].to_numpy(), found[f"{name}|2"].to_numpy()
-        close = np.abs(one - two) <= tolerance * np.maximum(np.abs(one), np.abs(two))
-        apart |= ~(close | (np.isnan(one) & np.isnan(two)))
+        left, right = (matched[f"{name}_{which}"].to_numpy() for which in ("first", "second"))
+        close = np.abs(left - right) <= tolerance * np.maximum(np.abs(left), np.abs(right))
+        apart |= ~(close | (np.isnan(left) & np.isnan(right)))
     if not apart.any():
         return None
-    return f"the spectra of {apart.sum()} of {len(found)} matrices differ"
+    return f"the spectra of {apart.sum()} of {len(matched)} matrices differ"
 
 
 # Matching
 
 
 def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.DataFrame:
-    """Rows of one subject each, side by side: the columns of the first end in |1, those of the second in |2.
+    """Rows of one subject each, side by side: columns of the first end in _first, those of the second in _second.
 
     A row belongs to the one of the same place and base tensor; where the names of base tensors may differ (by_base
     False), to the one of the same place, and of the same name only where several share the place. Left out: what has
-    no partner, another shape, or still several.
+    no partner, another shape, or still several. Places and shapes stand once; slot is the name that they were matched
+    by, missing where none was needed.
     """
-    one, two = first.assign(slot=first["base_tensor"]), second.assign(slot=second["base_tensor"])
+    left, right = first.assign(slot=first["base_tensor"]), second.assign(slot=second["base_tensor"])
     if not by_base:
-        several = pd.concat([frame[list(PLACE)][frame.duplicated(PLACE, keep=False)] for frame in (one, two)])
-        taken = pd.MultiIndex.from_frame(several)
-        for frame in (one, two):
-            frame.loc[~pd.MultiIndex.from_frame(frame[list(PLACE)]).isin(taken), "slot"] = ""
+        several = pd.concat([frame[list(PLACE)][frame.duplicated(PLACE, keep=False)] for frame in (left, right)])
+        shared = pd.MultiIndex.from_frame(several)
+        for frame in (left, right):
+            frame.loc[~pd.MultiIndex.from_frame(frame[list(PLACE)]).isin(shared), "slot"] = pd.NA
     keys = [*PLACE, "slot", "rows", "cols"]
-    one, two = (frame[~frame.duplicated(keys, keep=False)] for frame in (one, two))
-    rename = [{name: f"{name}|{n}" for name in one.columns if name not in keys} for n in (1, 2)]
-    found = one.rename(columns=rename[0]).merge(two.rename(columns=rename[1]), on=keys)
-    return found.sort_values(keys, kind="stable", ignore_index=True)
+    left, right = (frame[~frame.duplicated(keys, keep=False)] for frame in (left, right))
+    left, right = (
+        frame.rename(columns={name: f"{name}_{which}" for name in frame.columns if name not in keys})
+        for frame, which in ((left, "first"), (right, "second"))
+    )
+    return left.merge(right, on=keys).sort_values(keys, kind="stable", na_position="first", ignore_index=True)
 
 
-def unmatched(first: ComparedReport, second: ComparedReport, found: pd.DataFrame) -> list[dict[str, Any]]:
-    """Deltas of one report that the other has not, by reason, with a few names."""
-    rows: dict[str, list[str]] = {}
-    for own, other, suffix in ((first, second, "1"), (second, first, "2")):
-        deltas = own.subject("delta")
-        keys = ["tensor", *PLACE]
-        matched = pd.MultiIndex.from_arrays([found[f"tensor|{suffix}"], *(found[name] for name in PLACE)])
-        alone = deltas[~pd.MultiIndex.from_frame(deltas[keys]).isin(matched)]
-        if alone.empty:
-            continue
-        measured = set(other.subject("delta")[list(PLACE)].itertuples(index=False, name=None))
-        base = other.tensors[other.tensors["side"] == "base"]
-        by_place = {row[:-2]: row[-2:] for row in base[[*PLACE, "status", "reason"]].itertuples(index=False, name=None)}
-        by_name = {row[0]: row[1:] for row in base[["tensor", "status", "reason"]].itertuples(index=False, name=None)}
-        for tensor, base_tensor, *place in alone[["tensor", "base_tensor", *PLACE]].itertuples(index=False, name=None):
-            if tuple(place) in measured:
-                why = "of another shape or name in"
-            else:
-                status, reason = by_name.get(base_tensor) or by_place.get(tuple(place)) or ("", "")
-                why = {
-                    "identical": "identical to the base in",
-                    "skipped": f"{reason or 'skipped'} in",
-                    "measured": "unchanged in",  # though other matrices of its tensor did change
-                }.get(status, "not in")
-            rows.setdefault(f"{why} {other.label}", []).append(tensor)
+@dataclass(frozen=True)
+class UnmatchedMatrices:
+    """Deltas of one report that the other has not, for one reason."""
+
+    reason: str
+    """Why, and in which report they are missing, such as `not in B`."""
+
+    matrices: int
+    """How many, 1 or more."""
+
+    examples: list[str]
+    """The names of the first EXAMPLES of them."""
+
+
+def unmatched(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame) -> list[UnmatchedMatrices]:
+    """Deltas of one report that the other has not, by reason, the most frequent first."""
+    names: dict[str, list[str]] = {}
+    for report, other, which in ((first, second, "first"), (second, first, "second")):
+        for tensor, reason in _alone(report, other, matched=matched, which=which):
+            names.setdefault(f"{reason} {other.label}", []).append(tensor)
+    ordered = sorted(names.items(), key=lambda item: (-len(item[1]), item[0]))
     return [
-        {"reason": reason, "matrices": len(names), "examples": names[:EXAMPLES]}
-        for reason, names in sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+        UnmatchedMatrices(reason=reason, matrices=len(tensors), examples=tensors[:EXAMPLES])
+        for reason, tensors in ordered
     ]
+
+
+def _alone(
+    report: ComparedReport, other: ComparedReport, matched: pd.DataFrame, which: str
+) -> Iterator[tuple[str, str]]:
+    """The tensors of the deltas of a report that have no partner in the other, each with the reason."""
+    deltas = report.subject("delta")
+    taken = pd.MultiIndex.from_arrays([matched[f"tensor_{which}"], *(matched[name] for name in PLACE)])
+    alone = deltas[~pd.MultiIndex.from_frame(deltas[["tensor", *PLACE]]).isin(taken)]
+    if alone.empty:
+        return
+    measured = set(_rows(other.subject("delta")[list(PLACE)]))
+    base = other.tensors[other.tensors["side"] == "base"]
+    statuses = _rows(base[["status", "reason"]])
+    by_place = dict(zip(_rows(base[list(PLACE)]), statuses, strict=True))
+    by_name = dict(zip(base["tensor"], statuses, strict=True))
+    for tensor, base_tensor, *place in _rows(alone[["tensor", "base_tensor", *PLACE]]):
+        if tuple(place) in measured:
+            yield str(tensor), "of another shape or name in"
+            continue
+        status, reason = by_name.get(base_tensor) or by_place.get(tuple(place)) or (None, None)
+        yield str(tensor), _reason(status, reason)
+
+
+def _reason(status: object, reason: object) -> str:
+    """Why a tensor of the other report has no delta, by what became of it there."""
+    if status == "identical":
+        return "identical to the base in"
+    if status == "skipped":
+        return f"{reason or 'skipped'} in"
+    if status == "measured":
+        return "unchanged in"  # though other matrices of its tensor did change
+    return "not in"
+
+
+def _rows(frame: pd.DataFrame) -> list[tuple[object, ...]]:
+    """Rows as tuples that compare as Python's own: None where a value is missing."""
+    plain = frame.astype(object).where(frame.notna(), None)
+    return list(plain.itertuples(index=False, name=None))

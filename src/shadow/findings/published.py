@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.files import registry_folder
 from shadow.findings.finding import percent
@@ -24,6 +24,8 @@ from shadow.text import counted
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from shadow.reports.metadata import ReportMetadata
 
 SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
 SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out
@@ -70,14 +72,14 @@ def released() -> tuple[Released, ...]:
     with (registry_folder() / "reference" / "published.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             Released(
-                row["base"],
-                row["tuned"],
-                _float(row["mean_relative_norm"]),
-                _float(row["mean_cosine"]),
-                _float(row["mean_top20_energy"]),
-                float(row["oq_ratio"]),
-                _int(row["modules"]),
-                _int(row["modules_with_spectrum"]),
+                base=row["base"],
+                tuned=row["tuned"],
+                mean_relative_norm=_float(row["mean_relative_norm"]),
+                mean_cosine=_float(row["mean_cosine"]),
+                mean_top20_energy=_float(row["mean_top20_energy"]),
+                oq_ratio=float(row["oq_ratio"]),
+                modules=_int(row["modules"]),
+                with_spectrum=_int(row["modules_with_spectrum"]),
             )
             for row in csv.DictReader(file)
         )
@@ -97,17 +99,17 @@ def family_of(repo: str, table: Iterable[Released]) -> str:
     Stages follow one another: of OLMo-2-7B, base -> SFT -> DPO -> Instruct, all are of the family of the base.
     """
     parents = {tuned.lower(): base.lower() for tuned, base in ORIGINS.items()}
-    parents |= {one.tuned.lower(): one.base.lower() for one in table}
-    found = repo.lower()
-    seen = {found}
-    while (parent := parents.get(found)) is not None and parent not in seen:
-        found = parent
-        seen.add(found)
-    return found
+    parents |= {pair.tuned.lower(): pair.base.lower() for pair in table}
+    ancestor = repo.lower()
+    seen = {ancestor}
+    while (parent := parents.get(ancestor)) is not None and parent not in seen:
+        ancestor = parent
+        seen.add(ancestor)
+    return ancestor
 
 
 def published_figures(
-    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: Mapping[str, Any], unrelated: bool
+    tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: ReportMetadata, unrelated: bool
 ) -> PublishedFigures:
     """What the published figures say of a report; metadata is what Identity has, unrelated: its lineage gate failed.
 
@@ -116,31 +118,33 @@ def published_figures(
     table = released()
     base, tuned = metadata["base"]["repo"], metadata["tuned"]["repo"]
     fault = _not_whole(tensors, metadata)
-    own = find(table, base, tuned)
+    published = find(table, base, tuned)
     paired = _paired(tensors)
     no_size = fault or _no_pair(metadata, unrelated) or _no_norm(paired)
     no_top20 = no_size or _no_top20(deltas)
     families = {family_of(base, table), family_of(tuned, table)}
-    others = [one for one in table if family_of(one.base, table) not in families]
+    others = [pair for pair in table if family_of(pair.base, table) not in families]
     size = top20 = None
     norm = mean_relative_norm(paired)
     if no_size is None and norm is not None:
         size = place("mean_relative_norm", norm, others)
         if no_top20 is None:
-            near = [one for one in others if _is_near(one, norm)]
+            near = [pair for pair in others if _is_near(pair, norm)]
             top20 = place("mean_top20_energy", _mean(deltas["top20_energy"]), near)
             no_top20 = None if top20 else "no other family has a pair of about its size"
-    pair = None if own is None else _agreement(own, tensors, deltas, fault)
-    return PublishedFigures(SOURCE, pair, size, no_size, top20, no_top20, WITHIN)
+    pair = None if published is None else _agreement(published, tensors, deltas=deltas, fault=fault)
+    return PublishedFigures(
+        source=SOURCE, pair=pair, size=size, no_size=no_size, top20=top20, no_top20=no_top20, within=WITHIN
+    )
 
 
 def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
     """The published pair of two repositories, whatever the case of their names; None where there is none."""
     names = base.lower(), tuned.lower()
-    return next((one for one in table if (one.base.lower(), one.tuned.lower()) == names), None)
+    return next((pair for pair in table if (pair.base.lower(), pair.tuned.lower()) == names), None)
 
 
-def _not_whole(tensors: pd.DataFrame, metadata: Mapping[str, Any]) -> str | None:
+def _not_whole(tensors: pd.DataFrame, metadata: ReportMetadata) -> str | None:
     """Why means over the tensors of a report are not those over the tensors of the pair; None where they are."""
     chosen = metadata["settings"].get("chosen") or {}
     if any(chosen.get(name) for name in ("components", "layers", "modules")):
@@ -149,7 +153,7 @@ def _not_whole(tensors: pd.DataFrame, metadata: Mapping[str, Any]) -> str | None
     return f"{int(missing.sum())} tensors could not be measured" if missing.any() else None
 
 
-def _no_pair(metadata: Mapping[str, Any], unrelated: bool) -> str | None:
+def _no_pair(metadata: ReportMetadata, unrelated: bool) -> str | None:
     if metadata["settings"].get("relation") == "sibling":
         return "neither side was trained from the other"
     return "the two sides are not of one lineage" if unrelated else None
@@ -217,9 +221,9 @@ def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, flo
     least, most = [], []
     for name, shape, norm in zip(tensors["tensor"], tensors["shape"], tensors["relative_norm"], strict=True):
         if norm > 0 and len(shape) > 1:
-            found = cosines.get(name, math.nan)
-            least.append(found)
-            most.append(found)
+            cosine = cosines.get(name, math.nan)
+            least.append(cosine)
+            most.append(cosine)
         else:
             least.append(math.sqrt(1 - norm * norm) if norm < 1 else -1.0)
             most.append(1.0)
@@ -247,23 +251,23 @@ def _has_parts(deltas: pd.DataFrame) -> bool:
     return bool(deltas["base_tensor"].duplicated().any())
 
 
-def _is_near(one: Released, norm: float) -> bool:
-    return one.mean_relative_norm is not None and norm / WITHIN <= one.mean_relative_norm <= norm * WITHIN
+def _is_near(pair: Released, norm: float) -> bool:
+    return pair.mean_relative_norm is not None and norm / WITHIN <= pair.mean_relative_norm <= norm * WITHIN
 
 
 def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPlace | None:
     """The rank of a value among families, each with the median of its pairs; None where there is no other family."""
     table = released()
     families: dict[str, list[float]] = {}
-    for one in others:
-        if (known := getattr(one, figure)) is not None:
-            families.setdefault(family_of(one.base, table), []).append(known)
+    for pair in others:
+        if (known := getattr(pair, figure)) is not None:
+            families.setdefault(family_of(pair.base, table), []).append(known)
     if not families:
         return None
     medians = [median(values) for values in families.values()]
     return PublishedPlace(
         value=value,
-        below=sum(one < value for one in medians),
+        below=sum(median < value for median in medians),
         families=len(medians),
         pairs=sum(len(values) for values in families.values()),
         least=min(medians),
@@ -271,29 +275,33 @@ def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPla
     )
 
 
-def _agreement(own: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None) -> PublishedPair:
+def _agreement(published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None) -> PublishedPair:
     """Every published figure of a pair beside ours, where both are of the same tensors."""
     named = _of_one_name(tensors)
-    whole = fault or _other_count(len(named), own.modules, "tensors of one name and shape")
+    whole = fault or _other_count(len(named), published.modules, "tensors of one name and shape")
     matrices = named[named["shape"].map(len) > 1]
     changed = deltas[deltas["base_tensor"].isin(matrices["tensor"])]
-    spectra = whole or _other_count(len(matrices), own.with_spectrum, "of them with two dimensions")
+    spectra = whole or _other_count(len(matrices), published.with_spectrum, "of them with two dimensions")
     if spectra is None and _has_parts(changed):
         spectra = "stored there as one, measured here apart: fused projections or stacked experts"
-    checks = [_check("mean_relative_norm", own, whole, mean_relative_norm(named))]
+    checks = [_check("mean_relative_norm", published, fault=whole, ours=mean_relative_norm(named))]
     cosines = None if whole else mean_cosine(named, changed)
     slack = (cosines[1] - cosines[0]) / 2 if cosines else 0.0
     unsure = "the cosines of vectors, which a report does not have, could move it by more than the tolerance"
     middle = sum(cosines) / 2 if cosines else None
     no_cosine = spectra or (unsure if slack > TOLERANCE else None)
-    checks.append(_check("mean_cosine", own, no_cosine, middle, TOLERANCE + LAST_DIGIT + slack))
+    checks.append(
+        _check("mean_cosine", published, fault=no_cosine, ours=middle, tolerance=TOLERANCE + LAST_DIGIT + slack)
+    )
     energies = changed["top20_energy"]
     top20 = _mean(energies) if len(energies) and energies.notna().all() else None
-    checks.append(_check("mean_top20_energy", own, spectra, top20))
-    checks.append(_check("oq_ratio", own, fault, oq_ratio(named)))
-    found = [one for one in checks if one is not None]
-    compared = [one.agrees for one in found if one.agrees is not None]
-    return PublishedPair(own.base, own.tuned, all(compared) if compared else None, found)
+    checks.append(_check("mean_top20_energy", published, fault=spectra, ours=top20))
+    checks.append(_check("oq_ratio", published, fault=fault, ours=oq_ratio(named)))
+    known = [check for check in checks if check is not None]
+    compared = [check.agrees for check in known if check.agrees is not None]
+    return PublishedPair(
+        base=published.base, tuned=published.tuned, agrees=all(compared) if compared else None, checks=known
+    )
 
 
 def _other_count(ours: int, theirs: int | None, what: str) -> str | None:
@@ -301,10 +309,10 @@ def _other_count(ours: int, theirs: int | None, what: str) -> str | None:
 
 
 def _check(
-    figure: str, own: Released, fault: str | None, ours: float | None, tolerance: float | None = None
+    figure: str, published: Released, fault: str | None, ours: float | None, tolerance: float | None = None
 ) -> PublishedCheck | None:
     """One figure; None where it was not published. fault: why it cannot be compared."""
-    theirs = getattr(own, figure)
+    theirs = getattr(published, figure)
     if theirs is None:
         return None
     if fault is None and ours is None:
@@ -312,7 +320,9 @@ def _check(
     if tolerance is None:
         tolerance = TOLERANCE * theirs + LAST_DIGIT
     agrees = None if fault or ours is None else abs(ours - theirs) <= tolerance
-    return PublishedCheck(figure, theirs, None if fault else ours, tolerance, agrees, fault)
+    return PublishedCheck(
+        figure=figure, published=theirs, ours=None if fault else ours, tolerance=tolerance, agrees=agrees, reason=fault
+    )
 
 
 WORDS = {
@@ -323,21 +333,21 @@ WORDS = {
 }
 
 
-def context_sentence(found: PublishedFigures) -> tuple[str, dict[str, float | int]] | None:
+def context_sentence(figures_of_others: PublishedFigures) -> tuple[str, dict[str, float | int]] | None:
     """What is to be said of the published figures, and its numbers by their place in summary.json; None: nothing."""
-    if found.pair is not None and found.pair.agrees is not None:
-        return _of_pair(found.pair)
-    if found.size is None:
+    if figures_of_others.pair is not None and figures_of_others.pair.agrees is not None:
+        return _of_pair(figures_of_others.pair)
+    if figures_of_others.size is None:
         return None
-    size = found.size
+    size = figures_of_others.size
     families = counted(size.families, "other family", "other families")
     text = (
         f"The mean relative norm of a tensor is {percent(size.value)}; published figures of {families} of models are "
         f"{percent(size.least)} to {percent(size.most)}, {size.below} of them smaller."
     )
     figures = _numbers("published.size", size)
-    if found.top20 is not None:
-        top20 = found.top20
+    if figures_of_others.top20 is not None:
+        top20 = figures_of_others.top20
         near = counted(top20.families, "family", "families")
         text += (
             f" The first 20 directions of a matrix hold {percent(top20.value)} of its energy; in {near} with pairs of "
@@ -352,16 +362,16 @@ def _numbers(where: str, place: PublishedPlace) -> dict[str, float | int]:
 
 
 def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
-    told: list[str] = []
+    parts: list[str] = []
     figures: dict[str, float | int] = {}
     for check in pair.checks:
         if check.ours is not None:
-            told.append(f"{WORDS[check.figure]} {check.ours:.4g} here, {check.published:.4g} there")
+            parts.append(f"{WORDS[check.figure]} {check.ours:.4g} here, {check.published:.4g} there")
             place = f"published.pair.checks.{check.figure}"
             figures |= {f"{place}.ours": check.ours, f"{place}.published": check.published}
     differing = [WORDS[check.figure] for check in pair.checks if check.agrees is False]
     verdict = f"they differ in {' and '.join(differing)}" if differing else "they agree"
     text = (
-        f"Others published figures of this pair, at a commit that they do not name, and {verdict}: {'; '.join(told)}."
+        f"Others published figures of this pair, at a commit that they do not name, and {verdict}: {'; '.join(parts)}."
     )
     return text, figures

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal, get_type_hints
 
 from shadow.files import registry_folder
 
@@ -35,52 +35,81 @@ Word = Literal["concentrated", "distributed", "mixed"]
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure more concentrated than `concentrated` is so beyond every broad training of the reference; one less so
-    than `distributed` is beyond every narrow one. Where the two kinds do not overlap both are halfway between them."""
+    """The bounds of a figure. Where the two kinds of training do not overlap, both are halfway between them."""
 
     concentrated: float
+    """More concentrated than this it is so beyond every broad training of the reference."""
+
     distributed: float
+    """Less concentrated than this it is so beyond every narrow one."""
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """The trainings of one size and optimiser (null: any of OPTIMIZERS): how many are narrow and broad, and bounds."""
+    """The trainings of one size and optimiser."""
 
     short_side: int
+    """The median smaller dimension of their matrices, 1 or more."""
+
     optimizer: str | None
+    """One of OPTIMIZERS; None for any of them."""
+
     narrow: int
+    """Trainings on narrow data, 0 or more."""
+
     broad: int
-    bounds: Mapping[str, Bound]  # by the names of VOTES
+    """Trainings on broad data, 0 or more."""
+
+    bounds: Mapping[str, Bound]
+    """By the names of VOTES."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often the label or a verdict errs: errors of cases, and (low, high) at 95 % for the share of bases with any.
-
-    bases counts the bases, affected those of them with an error: cases of one base are not independent.
-    """
+    """How often the label or a verdict errs. Cases of one base are not independent, so bases are counted too."""
 
     what: str
+    """What is counted."""
+
     errors: int
+    """Cases that err, 0 or more."""
+
     cases: int
+    """All of them."""
+
     affected: int
+    """Bases with any error, 0 or more."""
+
     bases: int
+    """All bases."""
+
     low: float
+    """The lower bound, at 95 %, of the share of bases with any error, 0 to 1."""
+
     high: float
+    """The upper bound."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a label rests on. made says which lab run, versions and commit-independent design it comes from."""
+    """What a label rests on."""
 
     version: int
-    made: Mapping[str, Any]
+    """Of calibration.json; raised when a bound changes its meaning."""
+
+    made: Mapping[str, str | int]
+    """Which lab run, versions and design it comes from, by name."""
+
     trainings: tuple[Trainings, ...]
+    """The trainings that pairs are held against."""
+
     rates: tuple[Rate, ...]
+    """How often the label and the verdicts err."""
 
     @property
     def short_sides(self) -> list[int]:
-        return sorted({one.short_side for one in self.trainings})
+        """The sizes that it has trainings of, ascending."""
+        return sorted({trainings.short_side for trainings in self.trainings})
 
 
 def choose(trainings: Sequence[Trainings], short_side: float | None, optimizer: str | None) -> Trainings | None:
@@ -91,33 +120,104 @@ def choose(trainings: Sequence[Trainings], short_side: float | None, optimizer: 
     """
     if short_side is None:
         return None
-    near = [one for one in trainings if abs(math.log2(short_side / one.short_side)) <= NEAR]
-    own = [one for one in near if one.optimizer == optimizer] or [one for one in near if one.optimizer is None]
-    return min(own, key=lambda one: abs(math.log2(short_side / one.short_side)), default=None)
+
+    def octaves(candidate: Trainings) -> float:
+        return abs(math.log2(short_side / candidate.short_side))
+
+    near = [candidate for candidate in trainings if octaves(candidate) <= NEAR]
+    alike = [candidate for candidate in near if candidate.optimizer == optimizer]
+    of_any = [candidate for candidate in near if candidate.optimizer is None]
+    return min(alike or of_any, key=octaves, default=None)
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """One training of the reference: a row of runs.csv. Figures are medians over matrices, as a summary has them."""
+
+    short_side: int
+    """The smaller dimension of its matrices, the median, 1 or more."""
+
+    optimizer: str
+    """One of OPTIMIZERS."""
+
+    treatment: str
+    """How it was trained: see docs/lab.md."""
+
+    regime: str
+    """Which data it was trained on: see docs/lab.md."""
+
+    data: str
+    """narrow, broad or other."""
+
+    base: str
+    """The base that it began with."""
+
+    seed: int
+    """The seed of its data, 0 or more."""
+
+    relative_norm: float
+    """Of the whole update, 0 or more."""
+
+    concentration: float
+    """Below 0 flatter than the null, 0 as the null, 1 of rank one."""
+
+    stable_rank: float
+    """1 or more."""
+
+    top4_energy: float
+    """Share of energy, 0 to 1."""
+
+    participation_share: float
+    """The participation ratio over the null's, above 0."""
+
+    spike_energy: float
+    """Share of energy, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class NearTraining:
-    """A training of the reference; concentration is the median over its matrices."""
+    """A training of the reference that is near a pair."""
 
     regime: str
+    """Which data it was trained on: see docs/lab.md."""
+
     treatment: str
+    """How it was trained."""
+
     base: str
+    """The base that it began with."""
+
     seed: int
+    """The seed of its data."""
+
     concentration: float
+    """The median over its matrices."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a pair lies: the shares of narrow and broad trainings that are less concentrated, and the nearest three."""
+    """Where a pair lies among the trainings that it is held against."""
 
     short_side: int
+    """The size of these, 1 or more."""
+
     optimizer: str | None
+    """Their optimiser; None for any."""
+
     narrow: int
+    """How many are on narrow data."""
+
     broad: int
+    """How many are on broad data."""
+
     narrow_below: float
+    """The share of those on narrow data that are less concentrated, 0 to 1."""
+
     broad_below: float
+    """The same of those on broad data."""
+
     nearest: list[NearTraining]
+    """The nearest three."""
 
 
 @lru_cache(maxsize=1)
@@ -128,36 +228,30 @@ def calibration() -> Calibration:
 
 def parse(text: str) -> Calibration:
     """A Calibration from its JSON."""
-    found = json.loads(text)
-    trainings = tuple(
-        Trainings(**{**one, "bounds": {name: Bound(**bound) for name, bound in one["bounds"].items()}})
-        for one in found["trainings"]
-    )
-    return Calibration(found["version"], found["made"], trainings, tuple(Rate(**one) for one in found["rates"]))
+    stored = json.loads(text)
+    trainings = []
+    for row in stored["trainings"]:
+        bounds = {name: Bound(**bound) for name, bound in row["bounds"].items()}
+        trainings.append(Trainings(**{**row, "bounds": bounds}))
+    rates = tuple(Rate(**row) for row in stored["rates"])
+    return Calibration(version=stored["version"], made=stored["made"], trainings=tuple(trainings), rates=rates)
 
 
 @lru_cache(maxsize=1)
-def runs() -> list[dict[str, Any]]:
-    """The trainings of the reference, numbers as numbers."""
+def runs() -> tuple[ReferenceRun, ...]:
+    """The trainings of the reference, in the order of runs.csv."""
+    kinds = get_type_hints(ReferenceRun)
     with (registry_folder() / "reference" / "runs.csv").open(encoding="utf-8", newline="") as file:
-        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        return tuple(ReferenceRun(**{name: kinds[name](text) for name, text in row.items()}) for row in rows)
 
 
-def _value(key: str, text: str) -> str | float | int:
-    if key in ("short_side", "seed"):
-        return int(text)
-    return float(text) if key in VOTES or key == "relative_norm" else text
-
-
-def choose_runs(
-    short_side: float | None, optimizer: str, table: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
+def choose_runs(short_side: float | None, optimizer: str, table: Sequence[ReferenceRun]) -> list[ReferenceRun]:
     """The trainings of a table like `runs()` with an optimiser, of matrices of about this size."""
     if short_side is None:
         return []
-    return [
-        row for row in table if row["optimizer"] == optimizer and abs(math.log2(short_side / row["short_side"])) <= NEAR
-    ]
+    alike = (run for run in table if run.optimizer == optimizer)
+    return [run for run in alike if abs(math.log2(short_side / run.short_side)) <= NEAR]
 
 
 def bases_of(short_side: int, optimizer: str | None, data: str | None = None) -> int:
@@ -167,8 +261,8 @@ def bases_of(short_side: int, optimizer: str | None, data: str | None = None) ->
     """
     optimizers = (optimizer,) if optimizer else OPTIMIZERS
     kinds = (data,) if data else ("narrow", "broad")
-    own = (row for row in runs() if row["short_side"] == short_side and row["optimizer"] in optimizers)
-    return len({row["base"] for row in own if row["data"] in kinds})
+    near = (run for run in runs() if run.short_side == short_side and run.optimizer in optimizers)
+    return len({run.base for run in near if run.data in kinds})
 
 
 def points(name: str, value: float, bound: Bound) -> int:
@@ -177,32 +271,26 @@ def points(name: str, value: float, bound: Bound) -> int:
     return int(way * value > way * bound.concentrated) - int(way * value < way * bound.distributed)
 
 
-def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
-    """The label that the figures of a summary get among these trainings, and why."""
-    votes = {
-        name: points(name, float(figures[name]), bound)
-        for name, bound in trainings.bounds.items()
-        if figures.get(name) is not None
-    }
-    own = votes.pop("concentration", 0)
-    agree, oppose = (sum(vote == way * own for vote in votes.values()) for way in (1, -1))
-    bound, value = trainings.bounds["concentration"], float(figures["concentration"])
+def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Word, str]:
+    """The label that the figures of a summary get among these trainings, and why. It has a concentration."""
+    votes = {}
+    for name, bound in trainings.bounds.items():
+        figure = figures.get(name)
+        if figure is not None:
+            votes[name] = points(name, figure, bound)
+    first = votes.pop("concentration", 0)
+    agree = sum(vote == first for vote in votes.values())
+    oppose = sum(vote == -first for vote in votes.values())
+    bound, value = trainings.bounds["concentration"], figures["concentration"]
+    assert value is not None
     whose = f"with {trainings.optimizer}" if trainings.optimizer else "with any optimiser"
     against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
-    if own and agree >= AGREEING and agree > oppose:
-        kind, count, limit = (
-            ("broad", trainings.broad, bound.concentrated)
-            if own > 0
-            else ("narrow", trainings.narrow, bound.distributed)
-        )
-        how = "more" if own > 0 else "less"
-        bases = _resting(bases_of(trainings.short_side, trainings.optimizer, kind))
-        reason = f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {how} concentrated than "
-        reason += f"in all {count} {kind} {against} (bound {limit:.3f}, {bases})"
-        return ("concentrated" if own > 0 else "distributed"), reason
+    if first and agree >= AGREEING and agree > oppose:
+        label, beyond = _beyond(first, trainings, against=against, bound=bound)
+        return label, f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {beyond}"
     bases = _resting(bases_of(trainings.short_side, trainings.optimizer))
-    if own:
-        more = "more" if own > 0 else "less"
+    if first:
+        more = "more" if first > 0 else "less"
         return "mixed", (
             f"concentration {value:.3f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
             f"agree and {oppose} point the other way ({against}; {bases})"
@@ -213,6 +301,17 @@ def word(figures: Mapping[str, Any], trainings: Trainings) -> tuple[Word, str]:
     )
 
 
+def _beyond(way: int, trainings: Trainings, against: str, bound: Bound) -> tuple[Word, str]:
+    """The label beyond a bound, and beyond how many trainings that is: way is +1 where more concentrated, else -1."""
+    if way > 0:
+        bases = _resting(bases_of(trainings.short_side, trainings.optimizer, "broad"))
+        all_of_them = f"in all {trainings.broad} broad {against} (bound {bound.concentrated:.3f}, {bases})"
+        return "concentrated", f"more concentrated than {all_of_them}"
+    bases = _resting(bases_of(trainings.short_side, trainings.optimizer, "narrow"))
+    all_of_them = f"in all {trainings.narrow} narrow {against} (bound {bound.distributed:.3f}, {bases})"
+    return "distributed", f"less concentrated than {all_of_them}"
+
+
 def _resting(bases: int) -> str:
     """What a bound that no training of so many exchangeable bases passes can promise of a new one."""
     if bases < 2:
@@ -220,31 +319,35 @@ def _resting(bases: int) -> str:
     return f"on {bases} bases, so that one new base in {bases + 1} passes it by chance"
 
 
-def position(concentration: float, trainings: Trainings, table: Sequence[Mapping[str, Any]]) -> Position:
+def position(concentration: float, trainings: Trainings, table: Sequence[ReferenceRun]) -> Position:
     """Where a concentration lies among the trainings of a table like `runs()`."""
-    own = [
-        row
-        for row in table
-        if row["short_side"] == trainings.short_side
-        and row["data"] in ("narrow", "broad")
-        and row["optimizer"] in ((trainings.optimizer,) if trainings.optimizer else OPTIMIZERS)
+    optimizers = (trainings.optimizer,) if trainings.optimizer else OPTIMIZERS
+    near = [
+        run
+        for run in table
+        if run.short_side == trainings.short_side and run.data in ("narrow", "broad") and run.optimizer in optimizers
     ]
-    below = {
-        data: sum(row["concentration"] < concentration for row in own if row["data"] == data) / max(1, count)
-        for data, count in (("narrow", trainings.narrow), ("broad", trainings.broad))
-    }
-    nearest = sorted(own, key=lambda row: abs(row["concentration"] - concentration))[:3]
-    told = [
-        NearTraining(
-            regime=row["regime"],
-            treatment=row["treatment"],
-            base=row["base"],
-            seed=row["seed"],
-            concentration=row["concentration"],
-        )
-        for row in nearest
-    ]
+
+    def share_below(data: str, count: int) -> float:
+        below = sum(run.concentration < concentration for run in near if run.data == data)
+        return round(below / max(1, count), 4)
+
+    nearest = sorted(near, key=lambda run: abs(run.concentration - concentration))[:3]
     return Position(
-        trainings.short_side, trainings.optimizer, trainings.narrow, trainings.broad,
-        round(below["narrow"], 4), round(below["broad"], 4), told,
-    )  # fmt: skip
+        short_side=trainings.short_side,
+        optimizer=trainings.optimizer,
+        narrow=trainings.narrow,
+        broad=trainings.broad,
+        narrow_below=share_below("narrow", trainings.narrow),
+        broad_below=share_below("broad", trainings.broad),
+        nearest=[
+            NearTraining(
+                regime=run.regime,
+                treatment=run.treatment,
+                base=run.base,
+                seed=run.seed,
+                concentration=run.concentration,
+            )
+            for run in nearest
+        ],
+    )

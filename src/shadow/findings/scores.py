@@ -116,7 +116,7 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
         raw = _bytes(path)
         files.append((str(path), hashlib.sha256(raw).hexdigest()))
         if path.suffix.lower() == ".csv":
-            found, grouped = _read_csv(str(path), _text(path, raw))
+            scores, grouped = _read_csv(str(path), _text(path, raw))
             for benchmark, group in grouped.items():
                 if groups.setdefault(benchmark, group) != group:
                     message = f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
@@ -127,15 +127,15 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
                 notes.append(f"{path} is no result of {HARNESS}: not read")
                 files.pop()
                 continue
-            found, told = _read_harness(str(path), data)
-            notes += told
-        rows += found
+            scores, more_notes = _read_harness(str(path), data)
+            notes += more_notes
+        rows += scores
         if len(rows) > MAX_SCORES:
             raise ShadowError(f"{path}: more than {MAX_SCORES:,} scores", "leave out models that are not audited")
     if not rows:
         where = ", ".join(str(path) for path in paths)
         raise ShadowError(f"{where}: no scores in it", f"a CSV has the columns {', '.join(NEEDED)}")
-    return ScoreFiles(tuple(files), tuple(rows), groups, tuple(notes))
+    return ScoreFiles(files=tuple(files), rows=tuple(rows), groups=groups, notes=tuple(notes))
 
 
 def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
@@ -143,15 +143,17 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
     for path in paths:
         try:
             folder = path.is_dir()
-            found = sorted(one for one in path.rglob("*") if one.suffix.lower() in (".csv", ".json")) if folder else []
-            found = [one for one in found if one.is_file() and not _hidden(one, path)]
+            files = (
+                sorted(file for file in path.rglob("*") if file.suffix.lower() in (".csv", ".json")) if folder else []
+            )
+            files = [file for file in files if file.is_file() and not _hidden(file, path)]
         except (OSError, ValueError) as error:  # a name that is too long, one with a NUL, a folder that may not be read
             raise ShadowError(f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}") from error
-        if folder and not found:
+        if folder and not files:
             raise ShadowError(f"{path}: no *.csv and no *.json in it", "name the files, or the folder that holds them")
-        if len(found) > MAX_FILES:
+        if len(files) > MAX_FILES:
             raise ShadowError(f"{path}: more than {MAX_FILES:,} files", "name a folder of scores alone")
-        yield from ((one, True) for one in found)
+        yield from ((file, True) for file in files)
         if not folder:
             yield path, False
 
@@ -321,18 +323,18 @@ def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
     model, commit = _harness_model(file, data)
     scored = {
         task
-        for task, found in data["results"].items()
-        if any(_finite(found[key]) is not None for _, key, _ in _metrics(found))
+        for task, result in data["results"].items()
+        if any(_finite(result[key]) is not None for _, key, _ in _metrics(result))
     }
     parents = _parents(_mapping(data.get("group_subtasks")), scored)
     rows, notes = [], []
-    for task, found in data["results"].items():
+    for task, result in data["results"].items():
         name = _name(task, "task", file)
         directions = _mapping(_mapping(data.get("higher_is_better")).get(task))
-        for metric, key, stderr_key in _metrics(found):
-            value, error = _finite(found[key]), _finite(found.get(stderr_key))
+        for metric, key, stderr_key in _metrics(result):
+            value, error = _finite(result[key]), _finite(result.get(stderr_key))
             if value is None:
-                notes.append(f"{file}: {key[:80]} of {name[:80]} is {_short(found[key])}: left out")
+                notes.append(f"{file}: {key[:80]} of {name[:80]} is {_short(result[key])}: left out")
                 continue
             rows.append(
                 Score(
@@ -366,11 +368,11 @@ def _finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _metrics(found: Any) -> Iterator[tuple[str, str, str]]:
+def _metrics(result: Any) -> Iterator[tuple[str, str, str]]:
     """(metric, its key, the key of its standard error) of a task: keys are `acc,none`, in old versions `acc`."""
-    found = _mapping(found)
-    with_filter = any("," in key for key in found)
-    for key, value in found.items():
+    result = _mapping(result)
+    with_filter = any("," in key for key in result)
+    for key, value in result.items():
         metric, comma, chosen = key.partition(",")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or metric.endswith("_stderr") or metric in NO_METRICS or not metric.strip():
@@ -384,7 +386,9 @@ def _direction(metric: str, said: Mapping[str, Any]) -> bool | None:
     name = metric.partition(",")[0]
     if name in said:
         return said[name] if isinstance(said[name], bool) else None  # null: the tasks of a group do not agree
-    return False if name in LOWER else True if name in PREFERRED else None
+    if name in LOWER:
+        return False
+    return True if name in PREFERRED else None
 
 
 def _parents(subtasks: Mapping[str, Any], scored: set[str]) -> dict[str, str]:
@@ -409,18 +413,20 @@ def _parents(subtasks: Mapping[str, Any], scored: set[str]) -> dict[str, str]:
 
 def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ...]:
     """What else decides a score: two sides that differ in it are warned of."""
-    told = []
+    conditions = []
     for key, what in CONDITIONS.items():
         value = _mapping(data.get(key)).get(task)
         if isinstance(value, int | float | str) and str(value) != "N/A":
-            told.append((what, str(value)[:40]))
+            conditions.append((what, str(value)[:40]))
     counts = _mapping(_mapping(data.get("n-samples")).get(task))
     effective, original = counts.get("effective"), counts.get("original")
     if isinstance(effective, int) and isinstance(original, int):
-        told.append((QUESTIONS, (str(effective) if effective == original else f"{effective} of {original}")[:40]))
+        conditions.append((QUESTIONS, (str(effective) if effective == original else f"{effective} of {original}")[:40]))
     if "chat_template" in data or "chat_template_sha" in data:
-        told.append(("chat template", "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no"))
-    return tuple(told)
+        conditions.append(
+            ("chat template", "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no")
+        )
+    return tuple(conditions)
 
 
 def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -446,9 +452,9 @@ def _arguments(given: Any) -> dict[str, str]:
     """`model_args`: a mapping, or in older versions text such as `pretrained=org/name,revision=main`."""
     if isinstance(given, dict):
         return {key: value for key, value in given.items() if isinstance(value, str)}
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for part in given.split(",") if isinstance(given, str) else ():
         key, equals, value = part.partition("=")
         if equals:
-            found.setdefault(key.strip(), value.strip())
-    return found
+            named.setdefault(key.strip(), value.strip())
+    return named

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ from shadow.findings.depth import (
 )
 from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
-from shadow.findings.gains import MEASURED_BY_OTHERS, Scored, read_kept
+from shadow.findings.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
 from shadow.findings.grid import grid
 from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
 from shadow.findings.published import context_sentence, published_figures
@@ -58,6 +58,7 @@ from shadow.findings.summary_rows import (
     CoherenceRow,
     ComponentRow,
     GridRow,
+    Intervals,
     LayerRow,
     ModuleRow,
     OutsideRow,
@@ -74,8 +75,8 @@ from shadow.places.groups import ATTENTION, MLP, UP
 from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, FIGURES, SCHEMA
 from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import report_metadata
-from shadow.reports.tables import absent, absent_note, read_tables
+from shadow.reports.report import Report
+from shadow.reports.tables import absent_note
 
 if TYPE_CHECKING:
     import pandas as pd  # takes half a second to import, and a summary that is believed needs none of it
@@ -110,50 +111,121 @@ FIGURE_NAMES = {*(column.name for column in (*FIGURES, *COUNTS)), *MEDIANS, "zer
 class Summary:
     """What the terminal shows of one pair; `summary.json` is this as JSON.
 
-    figures are medians over all delta rows unless their name says otherwise; those of depth and of the residual stream
-    are of the main component, language where there is one. scores and score_* are what others measured (see
-    shadow.findings.gains): no figure rests on them, and they are empty where nobody gave any.
+    Figures are medians over all delta rows unless their name says otherwise; those of depth and of the residual stream
+    are of the main component, language where there is one.
     """
 
     schema: int
+    """The number of the schema of the report's files."""
+
     family: str
+    """The family, or the last name of the tuned model."""
+
     pair: str
+    """The two stages compared, `base..tuned`."""
+
     base: CheckpointSide
+    """The base checkpoint."""
+
     tuned: CheckpointSide
-    counts: Mapping[str, int]  # tensors of both sides by status
-    figures: Mapping[str, float | int | None]  # by name
-    intervals: Mapping[str, Bounds]  # (low, high) over layers of figures that have any; None: no_interval says why
-    layers: int  # how many layers the intervals are over
-    interval_level: float | None  # the probability that the intervals may claim, 0 to 1
-    no_interval: str | None  # why there are no intervals
-    resampling: Mapping[str, str | float]  # how the intervals were made
+    """The tuned checkpoint."""
+
+    counts: Mapping[str, int]
+    """Tensors of both sides by status: measured, identical, skipped."""
+
+    figures: Mapping[str, float | int | None]
+    """Figures of the pair by name: `shadow explain` tells unit and range of each. None where one is undefined."""
+
+    intervals: Mapping[str, Bounds]
+    """(low, high) over layers of figures that have any; None: no_interval says why."""
+
+    layers: int
+    """How many layers the intervals are over."""
+
+    interval_level: float | None
+    """The probability that the intervals may claim, 0 to 1."""
+
+    no_interval: str | None
+    """Why there are no intervals."""
+
+    resampling: Mapping[str, str | float]
+    """How the intervals were made."""
+
     components: list[ComponentRow]
+    """A row for each component."""
+
     modules: list[ModuleRow]
+    """A row for each module of a component that changed."""
+
     depth: list[LayerRow]
-    grid: list[GridRow]  # modules by layers
-    inside_layers: Mapping[str, float | int | None]  # counts, and medians over the matrices inside layers
-    outside_layers: list[OutsideRow]  # the same medians of embeddings, head and projectors
-    coherence: list[CoherenceRow]  # of the modules inside layers
-    quarters: list[QuarterRow]  # of the depth of each component of four layers or more
-    unchanged: list[UnchangedRow]  # modules that are identical on both sides
+    """A row for each layer that was compared."""
+
+    grid: list[GridRow]
+    """Modules by layers."""
+
+    inside_layers: Mapping[str, float | int | None]
+    """Counts, and medians over the matrices inside layers."""
+
+    outside_layers: list[OutsideRow]
+    """The same medians of embeddings, head and projectors."""
+
+    coherence: list[CoherenceRow]
+    """Of the modules inside layers."""
+
+    quarters: list[QuarterRow]
+    """Of the depth of each component of four layers or more."""
+
+    unchanged: list[UnchangedRow]
+    """Modules that are identical on both sides."""
+
     without_base: list[AloneRow]
-    skipped: list[SkippedRow]  # a row for each reason, the most tensors first
-    warnings: list[ReportWarning]  # what makes the figures doubtful
-    gates: list[Gate]  # what must hold before there is a label
+    """The matrices without a base, by component."""
+
+    skipped: list[SkippedRow]
+    """A row for each reason, the most tensors first."""
+
+    warnings: list[ReportWarning]
+    """What makes the figures doubtful."""
+
+    gates: list[Gate]
+    """What must hold before there is a label."""
+
     label: Label
+    """One of five words."""
+
     label_reason: str
-    evidence: list[Evidence]  # the figures that the label rests on
-    reference: Position | None  # where the pair lies among known trainings of about its size; None: there are none
+    """Why it is this label."""
+
+    evidence: list[Evidence]
+    """The figures that the label rests on."""
+
+    reference: Position | None
+    """Where the pair lies among known trainings of about its size; None: there are none."""
+
     claims: Claims
-    published: PublishedFigures  # what others published of this pair, and its place among released ones
-    finding: Finding  # the answer in words, what else it may be, and what weights do not show
-    scores: list[dict[str, Any]] = field(default_factory=list)
-    score_groups: list[dict[str, Any]] = field(default_factory=list)
-    score_files: list[dict[str, str]] = field(default_factory=list)
+    """What is measured, what would explain it, and what is not shown."""
+
+    published: PublishedFigures
+    """What others published of this pair, and its place among released ones."""
+
+    finding: Finding
+    """The answer in words, what else it may be, and what weights do not show."""
+
+    scores: list[Gain] = field(default_factory=list)
+    """What others measured, one for each benchmark. No figure rests on scores; empty where nobody gave any."""
+
+    score_groups: list[GroupGain] = field(default_factory=list)
+    """The means of the gains, one for each group of benchmarks."""
+
+    score_files: list[ScoreFile] = field(default_factory=list)
+    """The files that the scores came from."""
+
     score_notes: list[str] = field(default_factory=list)
+    """What was left out of the scores, or makes them doubtful."""
 
     @property
     def failed_gates(self) -> list[Gate]:
+        """The gates that the pair does not pass: its figures are then not those of a training."""
         return failed(self.gates)
 
     @property
@@ -167,13 +239,13 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
-        told: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
         for key, value in asdict(self).items():
-            told[key] = value
+            columns[key] = value
             if key == "warnings":
-                told["warnings"] = [warning.text for warning in self.warnings]
-                told["warning_codes"] = [warning.code for warning in self.warnings]
-        return told
+                columns["warnings"] = [warning.text for warning in self.warnings]
+                columns["warning_codes"] = [warning.code for warning in self.warnings]
+        return columns
 
     def with_warning(self, code: WarningCode, text: str) -> Summary:
         """The same summary with one more warning."""
@@ -199,7 +271,9 @@ class Rows:
     def main(self) -> str | None:
         """The component whose depth is told: language, or the one of most layers."""
         counts = self.layers["component"].value_counts(sort=True)
-        return None if counts.empty else "language" if "language" in counts.index else str(counts.index[0])
+        if counts.empty:
+            return None
+        return "language" if "language" in counts.index else str(counts.index[0])
 
 
 def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
@@ -208,30 +282,51 @@ def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
     What an older report lacks is null, and a warning of the summary.
     Raises ShadowError when the folder holds no finished report, or one of another schema.
     """
-    metadata = report_metadata(folder)
-    sealed = believed(folder, metadata)
+    report = SummarisedReport(folder)
+    return report.summary, report.provenance.told
+
+
+@dataclass(frozen=True)
+class SummarisedReport(Report):
+    """A finished report and its summary: whoever shows, judges or draws a report reads it through this."""
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The figures a person wants first: label, medians with intervals, components, modules, depth.
+
+        What an older report lacks is null, and a warning of the summary.
+        Raises ShadowError when the folder holds no finished report, or one of another schema.
+        """
+        summary = _believed_or_made(self)
+        try:
+            return with_scores(summary, read_kept(self.folder, self.provenance.told))
+        except ShadowError as error:  # the numbers do not rest on them
+            return summary.with_warning("scores_unreadable", error.message)
+
+
+def _believed_or_made(report: Report) -> Summary:
+    sealed = believed(report)
+    if sealed is None:
+        return _made_again(report)
     try:
-        summary = summary_from_json(sealed) if sealed is not None else _made_again(folder, metadata)
+        return summary_from_json(sealed)
     except TypeError:  # sealed by somebody else: not of the shape that every reader of a summary may rely on
-        summary = _made_again(folder, metadata)
-    try:
-        return with_scores(summary, read_kept(folder, metadata)), metadata
-    except ShadowError as error:  # the numbers do not rest on them
-        return summary.with_warning("scores_unreadable", error.message), metadata
+        return _made_again(report)
 
 
-def _made_again(folder: Path, metadata: ReportMetadata) -> Summary:
-    tables = read_tables(folder, SUMMARISED)
+def _made_again(report: Report) -> Summary:
+    tables = {name: report.table(name) for name in SUMMARISED}
     if not len(tables["tensors"]):
-        raise ShadowError(f"{folder}: a report without a tensor", "run the audit again")
-    summary = summarise(tables, metadata)
-    missing = absent(folder)
-    return summary.with_warning("older_report", absent_note(missing)) if missing else summary
+        raise ShadowError(f"{report.folder}: a report without a tensor", "run the audit again")
+    summary = summarise(tables, report.provenance.told)
+    if not report.absent:
+        return summary
+    return summary.with_warning("older_report", absent_note(report.absent))
 
 
-def summary_from_json(told: Mapping[str, Any]) -> Summary:
+def summary_from_json(stored: Mapping[str, object]) -> Summary:
     """A summary from JSON. Raises TypeError where the JSON is not that of a summary."""
-    columns = dict(told)
+    columns = dict(stored)
     codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
     if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
         raise TypeError
@@ -250,8 +345,14 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
     if not scored.gains:
         return summary
     not_shown = dict.fromkeys([*summary.claims.not_shown, MEASURED_BY_OTHERS])
-    claims = replace(summary.claims, not_shown=list(not_shown))
-    return replace(summary, claims=claims, **scored.as_json())
+    return replace(
+        summary,
+        claims=replace(summary.claims, not_shown=list(not_shown)),
+        scores=list(scored.gains),
+        score_groups=scored.groups,
+        score_files=scored.named_files,
+        score_notes=list(scored.notes),
+    )
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
@@ -263,9 +364,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
-    told = footprint(held, figures, intervals, optimizer if isinstance(optimizer, str) else None)
+    judged = footprint(held, figures, intervals=intervals, optimizer=optimizer if isinstance(optimizer, str) else None)
     depth = _by_layer(rows)
-    found = Summary(
+    bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
+    summary = Summary(
         schema=SCHEMA,
         family=metadata["family"],
         pair=metadata["pair"],
@@ -273,7 +375,10 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         tuned=metadata["tuned"],
         counts={status: int(statuses.get(status, 0)) for status in STATUSES},
         figures=figures,
-        **_bounds(intervals, _delta_blocks(rows, rows.deltas)),
+        intervals=bounds.intervals,
+        layers=bounds.layers,
+        interval_level=bounds.interval_level,
+        no_interval=bounds.no_interval,
         resampling=INTERVALS,
         components=_by_component(rows),
         modules=_by_module(rows),
@@ -291,17 +396,17 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
             *(ReportWarning("few_values", text) for text in few_values(rows.deltas)),
         ],
         gates=held,
-        label=told.label,
-        label_reason=told.reason,
-        evidence=list(told.evidence),
-        reference=told.position,
-        claims=told.claims,
-        published=published_figures(rows.tensors, rows.deltas, metadata, unrelated),
+        label=judged.label,
+        label_reason=judged.reason,
+        evidence=list(judged.evidence),
+        reference=judged.position,
+        claims=judged.claims,
+        published=published_figures(rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated),
         finding=Finding([], [], []),
     )
-    published = context_sentence(found.published)
+    published = context_sentence(summary.published)
     known = None if published is None else Sentence("published", *published)
-    return replace(found, finding=finding(found, metadata["settings"], known))
+    return replace(summary, finding=finding(summary, metadata["settings"], known))
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -326,7 +431,13 @@ def _rows(matrices: pd.DataFrame, tensors: pd.DataFrame, residual: pd.DataFrame)
     tensors = tensors.assign(was_compared=has_compared(tensors))
     layers = compared_layers(tensors)
     alone = matrices[(matrices["subject"] == "tuned") & matrices["base_tensor"].isna()]
-    return Rows(deltas.assign(at=layer_of(layers, deltas)), alone, tensors, residual, layers)
+    return Rows(
+        deltas=deltas.assign(at=layer_of(layers, deltas)),
+        alone=alone,
+        tensors=tensors,
+        residual=residual,
+        layers=layers,
+    )
 
 
 def _base_norms(matrices: pd.DataFrame, deltas: pd.DataFrame) -> NDArray[np.float64]:
@@ -358,30 +469,30 @@ def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
     return whole.where(np.ones(len(deltas), dtype=np.bool_))
 
 
-def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> dict[str, Any]:
-    """The keys of a row of the summary that tell its intervals."""
-    told = interval(lambda counts: np.zeros(len(counts)), blocks)
-    return {
-        "intervals": {name: found.bounds for name, found in intervals.items()},
-        "layers": told.layers,
-        "interval_level": told.level,
-        "no_interval": told.reason,
-    }
+def _bounds(intervals: Mapping[str, Interval], blocks: Blocks) -> Intervals:
+    """What a row of the summary tells of its intervals."""
+    any_of_them = interval(lambda counts: np.zeros(len(counts)), blocks)
+    return Intervals(
+        intervals={name: of_figure.bounds for name, of_figure in intervals.items()},
+        layers=any_of_them.layers,
+        interval_level=any_of_them.level,
+        no_interval=any_of_them.reason,
+    )
 
 
 Figures = dict[str, float | int | None]
-Intervals = dict[str, Interval]
+IntervalsByName = dict[str, Interval]
 
 
-def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, Intervals]:
+def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, IntervalsByName]:
     """Medians over rows, each counted once, and their intervals over layers."""
     columns = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
     figures: Figures = {name: _median(values) for name, values in columns.items()}
     known = [name for name, figure in figures.items() if figure is not None]
     if not known:
         return figures, {}
-    told = intervals_of_medians(np.stack([columns[name] for name in known], axis=1), blocks)
-    return figures, dict(zip(known, told, strict=True))
+    bounds = intervals_of_medians(np.stack([columns[name] for name in known], axis=1), blocks)
+    return figures, dict(zip(known, bounds, strict=True))
 
 
 def _median(values: NDArray[np.float64]) -> float | None:
@@ -413,13 +524,13 @@ class _Sums:
             self.kept = (rows.layers["component"] == component).to_numpy()
         self.blocks = _blocks(rows.layers[self.kept])
         self.figures: Figures = {}
-        self.intervals: Intervals = {}
+        self.intervals: IntervalsByName = {}
 
     def of(self, deltas: pd.DataFrame, values: Any = "energy") -> Sum:
         """The sum of a column, or of given values, over delta rows."""
         numbers = deltas[values] if isinstance(values, str) else values
-        found = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
-        return Sum(found.layers[self.kept], found.outside)
+        sums = summed(deltas["at"].to_numpy(), numbers.to_numpy(dtype=np.float64), self.every)
+        return Sum(sums.layers[self.kept], sums.outside)
 
     def add(self, name: str, statistic: Statistic, *, unevenness: bool = False) -> None:
         figure = _number(statistic(once(self.blocks.layers))[0])
@@ -432,16 +543,16 @@ class _Sums:
         self.add(name, partial(ratio, part, whole))
 
 
-def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
     """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
     depth = _Sums(rows, component or "")
-    own = rows.deltas[rows.deltas["component"] == component]
-    energies = depth.of(own).layers
+    deltas = rows.deltas[rows.deltas["component"] == component]
+    energies = depth.of(deltas).layers
     for name, statistic in UNEVENNESS.items():
         depth.add(name, partial(statistic, energies), unevenness=True)
     compared = rows.tensors[rows.tensors["was_compared"]]
     modules = compared.loc[compared["component"] == component, "module"]
-    attention, mlp = (own[own["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
+    attention, mlp = (deltas[deltas["module"].str.startswith(kind)] for kind in (ATTENTION, MLP))
     if modules.str.startswith(ATTENTION).any() and modules.str.startswith(MLP).any():
         depth.add_ratio("attention_to_mlp", depth.of(attention), depth.of(mlp))
     else:
@@ -449,13 +560,13 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
     return {"depth_layers": depth.blocks.layers, **depth.figures}, depth.intervals
 
 
-def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Intervals]:
+def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
     """Directions of the residual stream that stacked deltas are about: of a layer, the median, and of all layers."""
     figures: Figures = {}
-    intervals: Intervals = {}
-    own = rows.residual[rows.residual["component"] == component]
+    intervals: IntervalsByName = {}
+    stacked = rows.residual[rows.residual["component"] == component]
     for direction in ("reading", "writing"):
-        stacks = own[own["direction"] == direction]
+        stacks = stacked[stacked["direction"] == direction]
         by_layer = stacks[stacks["layer"].notna()]
         values, bounds = _medians(by_layer, _blocks(by_layer), ["participation_ratio"])
         name = f"{direction}_participation_ratio"
@@ -466,12 +577,12 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
     return figures, intervals
 
 
-def _figures(rows: Rows) -> tuple[Figures, Intervals]:
+def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     import pandas as pd
 
     tensors, deltas = rows.tensors, rows.deltas
-    sides = {side: own.assign(size=own["shape"].map(_size)) for side, own in tensors.groupby("side")}
-    larger = max(sides.values(), key=lambda own: int(own["size"].sum()))  # of an adapter, that is the base
+    sides = {side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")}
+    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))  # of an adapter, that is the base
     sizes = larger["size"]
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
@@ -533,28 +644,28 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
     """
     rules = name_rules()
     matrices = rows.tensors[rows.tensors["shape"].map(lambda shape: len(shape) > 1)]
-    found = []
+    components = []
     for component, group in matrices[matrices["side"] == "tuned"].groupby("component", sort=False):
-        own = rows.deltas[rows.deltas["component"] == component]
-        blocks = _delta_blocks(rows, own)
-        medians, intervals = _medians(own, blocks)
+        deltas = rows.deltas[rows.deltas["component"] == component]
+        blocks = _delta_blocks(rows, deltas)
+        medians, intervals = _medians(deltas, blocks)
         depth, depth_intervals = _depth_figures(rows, str(component))
         whole = _Sums(rows)
-        whole.add_ratio("energy_share", whole.of(own), whole.of(rows.deltas))
+        whole.add_ratio("energy_share", whole.of(deltas), whole.of(rows.deltas))
         compared = bool(group["was_compared"].any())
         counted = {
             "component": component,
             "tensors": len(group),
             "identical": int((group["status"] == "identical").sum()),
-            "matrices": len(own),
-            "relative_norm": _whole_norm(own),
-            "energy": _number(own["energy"].sum()) if compared else None,
+            "matrices": len(deltas),
+            "relative_norm": _whole_norm(deltas),
+            "energy": _number(deltas["energy"].sum()) if compared else None,
             "energy_share": whole.figures["energy_share"] if compared else None,
-            "parameter_share": _parameter_share(own, rows),
+            "parameter_share": _parameter_share(deltas, rows),
         }
         bounds = _bounds(_without_overall(intervals) | whole.intervals | depth_intervals, blocks)
-        found.append(row_of(ComponentRow, medians, counted, depth, bounds))
-    return sorted(found, key=lambda row: _place(rules.components, row.component))
+        components.append(row_of(ComponentRow, medians, counted, depth, vars(bounds)))
+    return sorted(components, key=lambda row: _place(rules.components, row.component))
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:
@@ -562,9 +673,9 @@ def _place(known: Sequence[str], name: str) -> tuple[int, str]:
     return (known.index(name) if name in known else len(known), name)
 
 
-def _without_overall(intervals: Intervals) -> Intervals:
+def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
     """A component's relative norm is that of all its matrices as one vector: the median's interval is not its own."""
-    return {name: found for name, found in intervals.items() if name != "relative_norm"}
+    return {name: interval for name, interval in intervals.items() if name != "relative_norm"}
 
 
 def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
@@ -586,7 +697,7 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
 def _by_module(rows: Rows) -> list[ModuleRow]:
     """Medians by component and module, in the order of names.yaml, and the module's share of the update's energy."""
     rules = name_rules()
-    found = []
+    modules = []
     for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
         blocks = _delta_blocks(rows, group)
         medians, intervals = _medians(group, blocks)
@@ -601,12 +712,12 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
             "parameter_share": _parameter_share(group, rows),
         }
         bounds = _bounds(intervals | whole.intervals, blocks)
-        found.append(row_of(ModuleRow, medians, counted, whole.figures, bounds))
+        modules.append(row_of(ModuleRow, medians, counted, whole.figures, vars(bounds)))
 
     def place(row: ModuleRow) -> tuple[tuple[int, str], tuple[int, str]]:
         return _place(rules.components, row.component), _place(rules.modules, row.module)
 
-    return sorted(found, key=place)
+    return sorted(modules, key=place)
 
 
 def _by_layer(rows: Rows) -> list[LayerRow]:
@@ -620,26 +731,26 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
     numbers = {name: deltas[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in (*BY_LAYER, "energy")}
     totals = deltas[deltas["layer"].notna()].groupby("component")["energy"].sum()
     stacks = {(row.component, row.layer, row.direction): row.participation_ratio for row in rows.residual.itertuples()}
-    found = []
+    layer_rows = []
     for place, (component, layer) in enumerate(layers):
-        own = np.flatnonzero(at == place)
-        energy, total = float(numbers["energy"][own].sum()), float(totals.get(component, 0.0))
+        here = np.flatnonzero(at == place)
+        energy, total = float(numbers["energy"][here].sum()), float(totals.get(component, 0.0))
         counted = {
             "component": component,
             "layer": int(layer),
-            "matrices": len(own),
-            "relative_norm": _whole_norm(deltas.iloc[own]) if len(own) else 0.0,
+            "matrices": len(here),
+            "relative_norm": _whole_norm(deltas.iloc[here]) if len(here) else 0.0,
             "energy": _number(energy),
             "energy_share": _number(energy / total) if total else None,
-            "up_effective_rank_shift": _median(numbers["effective_rank_shift"][own[up[own]]]),
+            "up_effective_rank_shift": _median(numbers["effective_rank_shift"][here[up[here]]]),
         }
-        medians = {name: _median(numbers[name][own]) for name in BY_LAYER}
+        medians = {name: _median(numbers[name][here]) for name in BY_LAYER}
         directions = {
             f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
             for direction in ("reading", "writing")
         }
-        found.append(row_of(LayerRow, counted, medians, directions))
-    return found
+        layer_rows.append(row_of(LayerRow, counted, medians, directions))
+    return layer_rows
 
 
 def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
@@ -649,16 +760,24 @@ def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
 
 def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
     """The share of each quarter of a component's layers in the energy of all of them."""
-    found = []
+    quarters = []
     for component in dict.fromkeys(row.component for row in depth):
-        own = [row for row in depth if row.component == component]
-        if len(own) < QUARTERS or any(row.energy_share is None for row in own):
+        layers = [row for row in depth if row.component == component]
+        if len(layers) < QUARTERS or any(row.energy_share is None for row in layers):
             continue
         for quarter in range(QUARTERS):
-            part = own[quarter * len(own) // QUARTERS : (quarter + 1) * len(own) // QUARTERS]
+            part = layers[quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS]
             share = math.fsum(row.energy_share or 0.0 for row in part)
-            found.append(QuarterRow(component, quarter + 1, part[0].layer, part[-1].layer, share))
-    return found
+            quarters.append(
+                QuarterRow(
+                    component=component,
+                    quarter=quarter + 1,
+                    first_layer=part[0].layer,
+                    last_layer=part[-1].layer,
+                    energy_share=share,
+                )
+            )
+    return quarters
 
 
 def _without_base(alone: pd.DataFrame) -> list[AloneRow]:

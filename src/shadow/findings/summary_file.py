@@ -18,12 +18,11 @@ that of any file is. Scores are not sealed: they lie in scores.json, and are che
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +30,9 @@ import pyarrow.parquet as pq
 from shadow import __version__
 from shadow.files import registry_folder
 from shadow.findings.gains import MEASURED_BY_OTHERS, NO_SCORES
+from shadow.reports.metadata import SealMetadata
 from shadow.reports.parquet import parquet_bytes
+from shadow.reports.report import Report
 
 FILE = "summary.json"
 SUMMARISED = ("matrices", "tensors", "residual")  # the tables that a summary is made from
@@ -40,73 +41,65 @@ IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings") 
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
 SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
-BLOCK = 1 << 20  # bytes read at a time
 
 
-def summary_bytes(told: Mapping[str, Any]) -> bytes:
+def summary_bytes(summary: Mapping[str, Any]) -> bytes:
     """`summary.json` of a summary as JSON."""
-    return json.dumps(told, indent=2, allow_nan=False).encode() + b"\n"
+    return json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def seal(told: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, Any]) -> dict[str, Any]:
+def seal(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]) -> SealMetadata:
     """The seal of a summary as JSON that was made from these tables; metadata has what the report is of."""
-    digests = {name: _table_digest(io.BytesIO(parquet_bytes(tables[name], {}))) for name in SUMMARISED}
-    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(told, metadata)}
+    digests = {}
+    for name in SUMMARISED:
+        content = parquet_bytes(tables[name], {})
+        digests[name] = _table_digest(content, pq.ParquetFile(pa.BufferReader(content)))
+    return {"made_by": _maker(), "tables": digests, "summary": _summary_digest(summary, metadata)}
 
 
-def believed(folder: Path, metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+def believed(report: Report) -> dict[str, Any] | None:
     """The summary.json of a finished report, its scores left out; None where it may not be believed.
 
-    metadata are the report's, as they stand in matrices.parquet. What the values are is not checked: see `read_as`.
+    What the values are is not checked: see `read_as`. Raises ShadowError where there is no finished report.
     """
+    metadata: Mapping[str, Any] = report.provenance.told
     try:
         sealed = metadata[SEAL]
         if sealed["made_by"] != _maker():
             return None
-        with (folder / FILE).open("rb") as file:
+        with (report.folder / FILE).open("rb") as file:
             raw = file.read(MAX_FILE + 1)
-        told: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
-        if _summary_digest(told, metadata) != sealed["summary"] or _digests(folder) != sealed["tables"]:
+        stored: dict[str, Any] = json.loads(raw) if len(raw) <= MAX_FILE else {}
+        if _summary_digest(stored, metadata) != sealed["summary"]:
             return None
-        claims = {**told["claims"], "not_shown": _without_scores(told["claims"]["not_shown"])}
+        digests = {name: _table_digest(report.content(name), report.parquet(name)) for name in SUMMARISED}
+        if digests != sealed["tables"]:
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
         return None  # such as of a report that was made before there were seals
-    return {**{name: value for name, value in told.items() if name not in SCORED}, "claims": claims}
+    return _unsealed(stored)
 
 
-def _summary_digest(told: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
+def _unsealed(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary as JSON without the scores that joined it, which are not sealed."""
+    kept = {name: value for name, value in summary.items() if name not in SCORED}
+    not_shown = [text for text in kept["claims"]["not_shown"] if text != MEASURED_BY_OTHERS]
+    return {**kept, "claims": {**kept["claims"], "not_shown": not_shown}}
+
+
+def _summary_digest(summary: Mapping[str, Any], metadata: Mapping[str, object]) -> str:
     """A sha256 of a summary, whatever scores joined it, and of what its report is of."""
-    kept = {name: value for name, value in told.items() if name not in SCORED}
-    claims = {**kept["claims"], "not_shown": _without_scores(kept["claims"]["not_shown"])}
-    whole = [{**kept, "claims": claims}, {key: metadata[key] for key in IDENTITY}]
+    whole = [_unsealed(summary), {key: metadata[key] for key in IDENTITY}]
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def _without_scores(not_shown: list[str]) -> list[str]:
-    return [text for text in not_shown if text != MEASURED_BY_OTHERS]
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    found = {}
-    for name in SUMMARISED:
-        with (folder / f"{name}.parquet").open("rb") as file:
-            found[name] = _table_digest(file)
-    return found
-
-
-def _table_digest(file: IO[bytes]) -> str:
+def _table_digest(content: bytes, file: pq.ParquetFile) -> str:
     """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number of rows."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(-TAIL, io.SEEK_END)
-    left = size - TAIL - int.from_bytes(file.read(4), "little")
-    digest = hashlib.sha256()
-    file.seek(0)
-    while left > 0 and (block := file.read(min(BLOCK, left))):
-        digest.update(block)
-        left -= len(block)
-    with pq.ParquetFile(file) as found:
-        columns = [(field.name, str(field.type)) for field in found.schema_arrow]
-        digest.update(repr((columns, found.metadata.num_rows)).encode())
+    footer = int.from_bytes(content[-TAIL:-4], "little")
+    pages = max(0, len(content) - TAIL - footer)
+    digest = hashlib.sha256(memoryview(content)[:pages])
+    columns = [(field.name, str(field.type)) for field in file.schema_arrow]
+    digest.update(repr((columns, file.metadata.num_rows)).encode())
     return digest.hexdigest()
 
 

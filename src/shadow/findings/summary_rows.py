@@ -30,7 +30,10 @@ class ReportWarning:
     """What makes the figures of a report doubtful: a code for programs, a sentence for people."""
 
     code: WarningCode
+    """For programs."""
+
     text: str
+    """A sentence for people."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,13 @@ class Claims:
     """What may be said of a pair and what may not."""
 
     measured: list[str]
+    """What is measured."""
+
     consistent_with: list[str]
+    """What would explain it; never what did."""
+
     not_shown: list[str]
+    """What weights do not show."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +55,42 @@ class GridRow:
     """One module over the layers of a component."""
 
     component: str
+    """The component."""
+
     module: str
-    layers: list[int]  # that have it, ascending
-    relative_norm: list[float | None]  # of each layer, the median over its matrices; 0 where they are identical
-    concentration: list[float | None]  # the same; None where nothing changed or there is no null
+    """The module."""
+
+    layers: list[int]
+    """That have it, ascending."""
+
+    relative_norm: list[float | None]
+    """Of each layer, the median over its matrices; 0 where they are identical."""
+
+    concentration: list[float | None]
+    """The same; None where nothing changed or there is no null."""
 
 
 @dataclass(frozen=True)
 class SkippedRow:
     """The tensors that were not measured for one reason."""
 
-    reason: str  # of shadow.reasons
-    tensors: int  # of both sides
+    reason: str
+    """Of shadow.reasons."""
+
+    tensors: int
+    """Of both sides."""
+
     base: int
+    """Of the base."""
+
     tuned: int
-    examples: list[str]  # names of the first few tensors
-    detail: str | None  # of the first tensor that has one
+    """Of the tuned side."""
+
+    examples: list[str]
+    """Names of the first few tensors."""
+
+    detail: str | None
+    """Of the first tensor that has one."""
 
 
 @dataclass(frozen=True)
@@ -72,63 +100,115 @@ class Medians:
     The columns of the same names in matrices.parquet say what each is.
     """
 
-    relative_norm: float | None  # 0 or more; of a component: of all its matrices as one vector
-    concentration: float | None  # below 0 flatter than the null, 0 as the null, 1 of rank one
-    participation_ratio: float | None  # directions, 1 or more
-    null_participation_ratio: float | None  # directions, 1 or more
-    participation_share: float | None  # participation_ratio over the null's
-    stable_rank: float | None  # 1 or more
-    effective_rank: float | None  # 1 or more
-    effective_rank_shift: float | None  # of tuned against base, signed
-    top4_energy: float | None  # share, 0 to 1
-    spikes: float | None  # singular values above the null's edge
-    spike_energy: float | None  # share, 0 to 1
-    cosine: float | None  # of base and tuned, -1 to 1
-    floor_ratio: float | None  # times the rounding of the storage
+    relative_norm: float | None
+    """0 or more; of a component: of all its matrices as one vector."""
+
+    concentration: float | None
+    """Below 0 flatter than the null, 0 as the null, 1 of rank one."""
+
+    participation_ratio: float | None
+    """Directions, 1 or more."""
+
+    null_participation_ratio: float | None
+    """Directions, 1 or more."""
+
+    participation_share: float | None
+    """Participation_ratio over the null's."""
+
+    stable_rank: float | None
+    """1 or more."""
+
+    effective_rank: float | None
+    """1 or more."""
+
+    effective_rank_shift: float | None
+    """Of tuned against base, signed."""
+
+    top4_energy: float | None
+    """Share, 0 to 1."""
+
+    spikes: float | None
+    """Singular values above the null's edge."""
+
+    spike_energy: float | None
+    """Share, 0 to 1."""
+
+    cosine: float | None
+    """Of base and tuned, -1 to 1."""
+
+    floor_ratio: float | None
+    """Times the rounding of the storage."""
 
 
 @dataclass(frozen=True)
 class Energies:
     """How much of the update a group of matrices holds."""
 
-    energy: float | None  # sum of squared Frobenius norms
-    energy_share: float | None  # of the whole update, 0 to 1
+    energy: float | None
+    """Sum of squared Frobenius norms."""
+
+    energy_share: float | None
+    """Of the whole update, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class DepthFigures:
     """How evenly the update lies over the layers of a component; None where it has no energy there."""
 
-    depth_layers: int  # layers that were compared
-    depth_entropy: float | None  # 0 one layer, 1 all alike
-    depth_gini: float | None  # 0 all alike, towards 1 one layer
-    effective_layers: float | None  # 1 to depth_layers
-    attention_to_mlp: float | None  # ratio of energies
+    depth_layers: int
+    """Layers that were compared."""
+
+    depth_entropy: float | None
+    """0 one layer, 1 all alike."""
+
+    depth_gini: float | None
+    """0 all alike, towards 1 one layer."""
+
+    effective_layers: float | None
+    """1 to depth_layers."""
+
+    attention_to_mlp: float | None
+    """Ratio of energies."""
 
 
 @dataclass(frozen=True)
 class Intervals:
     """The intervals of a row's figures over layers."""
 
-    intervals: Mapping[str, Bounds]  # (low, high) by figure; None where layers do not suffice
-    layers: int  # how many they are over
-    interval_level: float | None  # the probability that they may claim, 0 to 1
-    no_interval: str | None  # why there are none
+    intervals: Mapping[str, Bounds]
+    """(low, high) by figure; None where layers do not suffice."""
+
+    layers: int
+    """How many they are over."""
+
+    interval_level: float | None
+    """The probability that they may claim, 0 to 1."""
+
+    no_interval: str | None
+    """Why there are none."""
 
 
 @dataclass(frozen=True)
 class _Component:
     component: str
-    tensors: int  # of the tuned side, with two dimensions or more
-    identical: int  # of these
-    matrices: int  # that changed
+    """The component."""
+
+    tensors: int
+    """Of the tuned side, with two dimensions or more."""
+
+    identical: int
+    """Of these."""
+
+    matrices: int
+    """That changed."""
 
 
 @dataclass(frozen=True)
 class ParameterShare:
     """How large a group of matrices is, beside how much of the update it holds."""
 
-    parameter_share: float | None  # of the parameters of the matrices that changed, 0 to 1
+    parameter_share: float | None
+    """Of the parameters of the matrices that changed, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +219,16 @@ class ComponentRow(ParameterShare, Intervals, DepthFigures, Energies, Medians, _
 @dataclass(frozen=True)
 class _Module:
     component: str
+    """The component."""
+
     module: str
-    matrices: int  # that changed
-    parameters: int  # of these
+    """The module."""
+
+    matrices: int
+    """That changed."""
+
+    parameters: int
+    """Of these."""
 
 
 @dataclass(frozen=True)
@@ -154,17 +241,40 @@ class LayerRow:
     """The figures of one compared layer of a component. A layer that is identical has a relative norm of 0."""
 
     component: str
+    """The component."""
+
     layer: int
-    matrices: int  # that changed
-    relative_norm: float | None  # of all of them as one vector
-    energy: float | None  # sum of squared Frobenius norms
-    energy_share: float | None  # of the component's layers, 0 to 1
-    concentration: float | None  # median
-    effective_rank_shift: float | None  # median
-    spikes: float | None  # median
-    up_effective_rank_shift: float | None  # of the MLP up-projections; the median of several experts
-    reading_participation_ratio: float | None  # directions of the residual stream
-    writing_participation_ratio: float | None  # directions of the residual stream
+    """The layer, from 0."""
+
+    matrices: int
+    """That changed."""
+
+    relative_norm: float | None
+    """Of all of them as one vector."""
+
+    energy: float | None
+    """Sum of squared Frobenius norms."""
+
+    energy_share: float | None
+    """Of the component's layers, 0 to 1."""
+
+    concentration: float | None
+    """Median."""
+
+    effective_rank_shift: float | None
+    """Median."""
+
+    spikes: float | None
+    """Median."""
+
+    up_effective_rank_shift: float | None
+    """Of the MLP up-projections; the median of several experts."""
+
+    reading_participation_ratio: float | None
+    """Directions of the residual stream."""
+
+    writing_participation_ratio: float | None
+    """Directions of the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +282,19 @@ class CoherenceRow:
     """How coherent the changes of one module inside layers are, comparable over shapes."""
 
     component: str
+    """The component."""
+
     module: str
-    matrices: int  # that changed
-    coherent: int  # of these, matrices that have equivalent_directions
-    equivalent_directions: float | None  # median; as coherent as so many equal directions, no count of directions
+    """The module."""
+
+    matrices: int
+    """That changed."""
+
+    coherent: int
+    """Of these, matrices that have equivalent_directions."""
+
+    equivalent_directions: float | None
+    """Median; as coherent as so many equal directions, no count of directions."""
 
 
 @dataclass(frozen=True)
@@ -183,10 +302,19 @@ class QuarterRow:
     """A quarter of the depth of a component: its layers in order, as evenly divided as they can be."""
 
     component: str
-    quarter: int  # 1 to 4
+    """The component."""
+
+    quarter: int
+    """1 to 4."""
+
     first_layer: int
+    """Its first layer, from 0."""
+
     last_layer: int
-    energy_share: float  # of the component's layers, 0 to 1
+    """Its last layer."""
+
+    energy_share: float
+    """Of the component's layers, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +322,13 @@ class UnchangedRow:
     """A module of which every matrix that was compared is identical."""
 
     component: str
+    """The component."""
+
     module: str
+    """The module."""
+
     tensors: int
+    """How many of the tuned side, 1 or more."""
 
 
 @dataclass(frozen=True)
@@ -203,10 +336,19 @@ class AloneRow:
     """Medians over the matrices of a component that have no base."""
 
     component: str
+    """The component."""
+
     matrices: int
+    """How many, 1 or more."""
+
     stable_rank: float | None
+    """1 or more."""
+
     effective_rank: float | None
+    """1 or more."""
+
     participation_ratio: float | None
+    """Directions, 1 or more."""
 
 
 @dataclass(frozen=True)
@@ -217,51 +359,103 @@ class OutsideRow:
     """
 
     component: str
+    """The component."""
+
     module: str
+    """The module."""
+
     matrices: int
+    """That changed, 1 or more."""
+
     kept: float | None
+    """Share of the stored change's energy that is the update's, 0 to 1."""
+
     relative_norm: float | None
+    """0 or more."""
+
     relative_norm_unrounded: float | None
+    """The same of the update before it was stored."""
+
     excess_purity: float | None
+    """How much purer it is than its null, -1 to 1; 0 as the null."""
+
     excess_purity_unrounded: float | None
+    """The same of the update before it was stored."""
+
     equivalent_directions: float | None
+    """As coherent as so many equal directions, 1 or more."""
+
     spikes_sharp: float | None
+    """Singular values above the sharp edge of the null, 0 or more."""
+
     decay_cosine: float | None
+    """Of the change and the base, -1 to 1; below 0 as weight decay leaves."""
+
     energy_share: float | None
+    """Share of energy, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class PublishedCheck:
     """A published figure of the pair, and ours by the same definition."""
 
-    figure: str  # of shadow.findings.published.DEFINITIONS
+    figure: str
+    """Of shadow.findings.published.DEFINITIONS."""
+
     published: float
-    ours: float | None  # None: reason
-    tolerance: float  # the difference up to which they agree
-    agrees: bool | None  # None: not compared
-    reason: str | None  # why they are not of the same tensors
+    """As others published it."""
+
+    ours: float | None
+    """None: reason."""
+
+    tolerance: float
+    """The difference up to which they agree."""
+
+    agrees: bool | None
+    """None: not compared."""
+
+    reason: str | None
+    """Why they are not of the same tensors."""
 
 
 @dataclass(frozen=True)
 class PublishedPair:
     """The pair as others measured it, whatever the commits."""
 
-    base: str  # as the table has it
+    base: str
+    """As the table has it."""
+
     tuned: str
-    agrees: bool | None  # all figures that are compared; None: none is
+    """As the table has it."""
+
+    agrees: bool | None
+    """All figures that are compared; None: none is."""
+
     checks: list[PublishedCheck]
+    """A row for each published figure."""
 
 
 @dataclass(frozen=True)
 class PublishedPlace:
     """The rank of a figure among other families, each with the median of its pairs."""
 
-    value: float  # of the pair of the report
-    below: int  # families whose median is smaller
-    families: int  # all that it is ranked among, 1 or more
-    pairs: int  # of these families
-    least: float  # median of a family
+    value: float
+    """Of the pair of the report."""
+
+    below: int
+    """Families whose median is smaller."""
+
+    families: int
+    """All that it is ranked among, 1 or more."""
+
+    pairs: int
+    """Of these families."""
+
+    least: float
+    """Median of a family."""
+
     most: float
+    """The largest median of a family."""
 
 
 @dataclass(frozen=True)
@@ -269,12 +463,25 @@ class PublishedFigures:
     """What figures that others published of released pairs say beside a report's."""
 
     source: str
-    pair: PublishedPair | None  # None: others have not published it
-    size: PublishedPlace | None  # by mean_relative_norm
-    no_size: str | None  # why there is none
-    top20: PublishedPlace | None  # by mean_top20_energy, among pairs of about its size
-    no_top20: str | None  # why there is none
-    within: float  # the factor that is about its size
+    """Who published them, and where."""
+
+    pair: PublishedPair | None
+    """None: others have not published it."""
+
+    size: PublishedPlace | None
+    """By mean_relative_norm."""
+
+    no_size: str | None
+    """Why there is none."""
+
+    top20: PublishedPlace | None
+    """By mean_top20_energy, among pairs of about its size."""
+
+    no_top20: str | None
+    """Why there is none."""
+
+    within: float
+    """The factor that is about its size."""
 
 
 MEDIANS = tuple(field.name for field in fields(Medians))
@@ -286,7 +493,7 @@ Row = TypeVar("Row")
 
 def row_of(kind: type[Row], *parts: Mapping[str, object]) -> Row:
     """A row from mappings that together have its fields; a later one goes before an earlier one."""
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     for part in parts:
         columns |= part
     return kind(**columns)
@@ -298,8 +505,8 @@ def read_as(kind: type[Row], value: object) -> Row:
     The types of the fields say what the shape is: no key may lack or be too many, but for fields that have a default;
     a float may be a whole number, a number is finite, and a boolean is none.
     """
-    found: Row = _reader(cast(Any, kind))(value)
-    return found
+    row: Row = _reader(cast(Any, kind))(value)
+    return row
 
 
 @cache
@@ -311,7 +518,7 @@ def _reader(kind: Any) -> Callable[[Any], Any]:
         return partial(_read_exactly, kind)
     if is_dataclass(kind) or is_typeddict(kind):
         types, required = _fields(kind)
-        return partial(_read_fields, kind, {name: _reader(one) for name, one in types.items()}, required)
+        return partial(_read_fields, kind, {name: _reader(hint) for name, hint in types.items()}, required)
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return partial(_read_choice, parts)
@@ -347,7 +554,7 @@ def _read_number(value: Any) -> Any:
 def _read_fields(kind: Any, readers: Mapping[str, Callable[[Any], Any]], required: frozenset[str], value: Any) -> Any:
     if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
         raise TypeError
-    return kind(**{name: readers[name](one) for name, one in value.items()})
+    return kind(**{name: readers[name](inner) for name, inner in value.items()})
 
 
 def _read_choice(choices: tuple[Any, ...], value: Any) -> Any:
@@ -370,26 +577,28 @@ def _read_union(readers: Sequence[Callable[[Any], Any]], may_be_none: bool, valu
 def _read_list(reader: Callable[[Any], Any], value: Any) -> Any:
     if not isinstance(value, list):
         raise TypeError
-    return [reader(one) for one in value]
+    return [reader(item) for item in value]
 
 
 def _read_tuple(readers: Sequence[Callable[[Any], Any]], value: Any) -> Any:
     if not isinstance(value, list) or len(value) != len(readers):
         raise TypeError
-    return tuple(reader(one) for reader, one in zip(readers, value, strict=True))
+    return tuple(reader(item) for reader, item in zip(readers, value, strict=True))
 
 
 def _read_mapping(reader: Callable[[Any], Any], value: Any) -> Any:
     if not isinstance(value, dict):
         raise TypeError
-    return {name: reader(one) for name, one in value.items()}
+    return {name: reader(inner) for name, inner in value.items()}
 
 
 @cache
-def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+def _fields(kind: Any) -> tuple[dict[str, object], frozenset[str]]:
     """The types of the fields of a dataclass or a TypedDict, and which must be there."""
     types = get_type_hints(kind)
     if is_typeddict(kind):
         return types, frozenset(types)
-    optional = {one.name for one in fields(kind) if one.default is not MISSING or one.default_factory is not MISSING}
+    optional = {
+        column.name for column in fields(kind) if column.default is not MISSING or column.default_factory is not MISSING
+    }
     return types, frozenset(types) - optional

@@ -25,13 +25,13 @@ import pandas as pd
 from shadow.errors import ShadowError
 from shadow.findings.bootstrap import blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
-from shadow.findings.matching import ComparedReport, read_report, relate
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.matching import ComparedReport, compared, relate
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
 from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
-from shadow.reports.metadata import ReportMetadata
-from shadow.reports.provenance import finished_metadata, report_metadata
+from shadow.reports.provenance import finished_metadata
+from shadow.reports.report import Report
 from shadow.text import several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
@@ -45,24 +45,42 @@ NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
 @dataclass(frozen=True)
 class JudgedFigure:
-    """One figure of a report: value None where it is null, bounds None where it has no interval (why says why)."""
+    """One figure of a report."""
 
     name: str
+    """Its name, with component and module before it."""
+
     value: float | str | None
+    """Its value; None where it is missing."""
+
     bounds: tuple[float, float] | None = None
+    """Its interval over layers; None where it has none."""
+
     why: str = ""
+    """Why it has none."""
 
 
 @dataclass(frozen=True)
 class RuleFigure:
-    """One figure that a rule was held against. low and high are the baseline's interval, before its figure."""
+    """One figure that a rule was held against."""
 
     figure: str
+    """Its name, with component and module before it."""
+
     value: float | str | None
+    """Its value; None where it is missing."""
+
     met: bool
+    """Is the rule met by it?"""
+
     before: float | None = None
+    """What the baseline has of it; None without one."""
+
     low: float | None = None
+    """The lower bound of the baseline's interval."""
+
     high: float | None = None
+    """The upper bound."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,7 @@ class Verdict:
         return {"met": 4, "missing": 1}.get(self.outcome, 0)
 
     def as_json(self) -> dict[str, Any]:
+        """For machines: the rule, what came of it, and its figures."""
         told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
         figures = [asdict(figure) for figure in self.findings]
         return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
@@ -124,6 +143,7 @@ class Judgement:
 
     @property
     def name(self) -> str:
+        """`family:base..tuned`."""
         return f"{self.family}:{self.pair}"
 
     def as_json(self) -> dict[str, Any]:
@@ -165,17 +185,28 @@ def _told(row: ComponentRow | ModuleRow) -> _Told:
 class Measured:
     """A finished report as rules see it. Its rows are read when a rule asks for more than the summary has."""
 
-    folder: Path
+    source: Report
+    """The report itself."""
+
     label: str
-    metadata: ReportMetadata
+    """What to call it: this report, or the baseline."""
+
     summary: Summary
+    """Its summary."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report lies."""
+        return self.source.folder
 
     @cached_property
     def report(self) -> ComparedReport:
-        return read_report(self.folder, self.label, more=COLUMNS)
+        """Its rows, with every column that a rule may name."""
+        return compared(self.source, self.label, more=COLUMNS)
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
+        """The rows of its deltas."""
         return self.report.subject("delta")
 
     @cached_property
@@ -221,7 +252,7 @@ class Measured:
             rows = rows[rows[key] == wanted]
         values = rows[metric].to_numpy(dtype=np.float64, na_value=np.nan)
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
-        layers = rows["layer"].where(rows["layer"] >= 0).to_numpy(dtype=np.float64, na_value=np.nan)
+        layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
         return JudgedFigure(name, median, interval.bounds if median is not None else None, interval.reason or "")
 
@@ -230,25 +261,24 @@ class Measured:
         if name.component is None:
             return next(gate.reason for gate in self.summary.gates if gate.name == "changed")
         tensors = self.report.tensors
-        modules = [None] * len(tensors) if name.module is None else tensors["module"]
-        covered = [name.covers(*place) for place in zip(tensors["component"], modules, strict=True)]
+        components = tensors["component"].fillna("")
+        modules = [None] * len(tensors) if name.module is None else tensors["module"].fillna("")
+        covered = [name.covers(*place) for place in zip(components, modules, strict=True)]
         of_scope = tensors[np.array(covered, dtype=np.bool_)]
         what = ".".join(filter(None, (name.component, name.module)))
         if of_scope.empty:
             return f"the report has no {what}"
         if (of_scope["status"] == "identical").any():
             return f"{what} is identical to the base's"
-        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"])))
+        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())))
         return f"{what} was not measured ({reasons})" if reasons else f"{what} has no base to differ from"
 
 
 def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
-    if summary is None:
-        summary, metadata = read_summary(folder)
-    else:
-        metadata = report_metadata(folder)
-    return Measured(folder=folder, label=label, metadata=metadata, summary=summary)
+    report = SummarisedReport(folder)
+    assert report.provenance  # read now, so that a folder without a report is told here
+    return Measured(source=report, label=label, summary=report.summary if summary is None else summary)
 
 
 def _whole(folder: Path) -> Measured:
@@ -287,7 +317,7 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     if before.metadata == after.metadata:
         return ["the baseline is this very report: nothing can have moved"]
     notes = []
-    which, this = (":".join(str(measured.metadata[key]) for key in ("family", "pair")) for measured in (before, after))
+    which, this = (f"{side.provenance.family}:{side.provenance.pair}" for side in (before, after))
     if which != this:
         notes.append(f"the baseline is of another pair: {which}")
     relation, why = relate(before, after)

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -160,7 +159,7 @@ def copy_rates(runs: pd.DataFrame) -> list[Rate]:
     ]
 
 
-def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, Any]) -> str:
+def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, object]) -> str:
     """calibration.json: bounds fitted from a reference table, and error rates."""
     told = {
         "version": VERSION,

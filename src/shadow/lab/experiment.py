@@ -246,7 +246,7 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
         return 0.0
     started = time.monotonic()
     found = compare([report(out, base, name) for name in names])
-    run_of = {one["label"]: run for one, run in zip(found.reports, runs, strict=True)}
+    run_of = {report.label: run for report, run in zip(found.reports, runs, strict=True)}
     rows = []
     for one in found.contrasts:
         own, (first, second) = one.figures[0], (run_of[one.first], run_of[one.second])

@@ -53,7 +53,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
 
 
-def _rows(run: Run, out: Path) -> Iterator[dict[str, Any]]:
+def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
+    """The rows of one run in the table `runs`, one for each measured state."""
     found = _read(record(out, run.base, run.name))
     before = _read(record(out, run.base))["accuracies"]
     identity = {
@@ -85,7 +86,7 @@ def _stopped(folder: Path) -> str:
     return ",".join(gate["name"] for gate in _read(folder / "summary.json")["gates"] if not gate["passed"])
 
 
-def _base(base: Base) -> dict[str, Any]:
+def _base(base: Base) -> dict[str, str | int | bool]:
     width = SCALES[base.scale].size.width
     return {"base": base.key, "scale": base.scale, "width": width, "base_seed": base.seed, "warm": base.warm}
 

@@ -26,30 +26,30 @@ CODES = {0: "done", 1: "could not", 3: "--strict objects", 4: "a rule was met"}
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
     """For people, on a terminal: why the exit code is not 0, and what is but a warning."""
-    found = []
-    for one in judged:
-        for verdict in one.verdicts:
+    lines = []
+    for judgement in judged:
+        for verdict in judgement.verdicts:
             if verdict.outcome in ("met", "missing"):
                 level = "" if verdict.rule.severity == "error" else "warning: "
-                found.append(f"{level}{one.name}: {verdict.rule.name}: {verdict.detail}")
-    if reasons := sorted({reason for one in judged for reason in one.objections}):
-        found.append(f"--strict: skipped because of {', '.join(reasons)}")
-    return found
+                lines.append(f"{level}{judgement.name}: {verdict.rule.name}: {verdict.detail}")
+    if reasons := sorted({reason for judgement in judged for reason in judgement.objections}):
+        lines.append(f"--strict: skipped because of {', '.join(reasons)}")
+    return lines
 
 
 def counts(judged: Sequence[Judgement]) -> str:
     """`2 rules passed, 1 FAILED, 1 not judged`, with how many of these are but warnings; empty without rules."""
-    verdicts = [verdict for one in judged for verdict in one.verdicts]
+    verdicts = [verdict for judgement in judged for verdict in judgement.verdicts]
     if not verdicts:
         return ""
     passed = sum(verdict.outcome == "passed" for verdict in verdicts)
     parts = [counted(passed, "rule passed", "rules passed")]
     for outcome, word in (("met", "FAILED"), ("missing", "not judged"), ("skipped", "skipped")):
-        found = [verdict for verdict in verdicts if verdict.outcome == outcome]
-        warnings = sum(verdict.rule.severity != "error" for verdict in found if outcome != "skipped")
-        if found:
+        of_outcome = [verdict for verdict in verdicts if verdict.outcome == outcome]
+        warnings = sum(verdict.rule.severity != "error" for verdict in of_outcome if outcome != "skipped")
+        if of_outcome:
             note = f" ({counted(warnings, 'warning', 'warnings')})" if warnings else ""
-            parts.append(f"{len(found)} {word}{note}")
+            parts.append(f"{len(of_outcome)} {word}{note}")
     return ", ".join(parts)
 
 
@@ -66,16 +66,16 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
 
 def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
     """A table of the pairs and one of the rules of each, in at most so many bytes; what does not fit is counted."""
-    code = first_code({one.code for one in judged})
+    code = first_code({judgement.code for judgement in judged})
     head = ["## shadow", "", f"Exit code {code}: {CODES[code]}.", ""]
     head += ["| pair | result | label | relative norm | concentration |", "|---|---|---|---|---|"]
-    rows = [_pair_row(one) for one in judged]
-    rules = [row for one in judged for row in _rule_rows(one)]
-    notes = [f"- {cell(one.name)}: {cell(note)}" for one in judged for note in one.notes]
-    found = [line for one in judged for line in _found(one)]
+    rows = [_pair_row(judgement) for judgement in judged]
+    rules = [row for judgement in judged for row in _rule_rows(judgement)]
+    notes = [f"- {cell(judgement.name)}: {cell(note)}" for judgement in judged for note in judgement.notes]
+    findings = [line for judgement in judged for line in _finding_lines(judgement)]
     parts = [*head, *_fitting(rows, limit // 4, "| and {} more pairs |||||")]
-    if found:
-        parts += ["", *_fitting(found, limit // 4, "- and {} more findings")]
+    if findings:
+        parts += ["", *_fitting(findings, limit // 4, "- and {} more findings")]
     if rules:
         parts += ["", "| pair | rule | outcome | what was found |", "|---|---|---|---|"]
         parts += _fitting(rules, limit // 4, "| and {} more rules ||||")
@@ -87,27 +87,29 @@ def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
 def _fitting(lines: Sequence[str], limit: int, more: str) -> list[str]:
     """As many lines as fit into so many bytes, and how many did not."""
     size = 0
-    found: list[str] = []
+    fitting: list[str] = []
     for number, line in enumerate(lines):
         size += len(line.encode()) + 1
         if size > limit:
-            return [*found, more.format(len(lines) - number)]
-        found.append(line)
-    return found
+            return [*fitting, more.format(len(lines) - number)]
+        fitting.append(line)
+    return fitting
 
 
-def _pair_row(one: Judgement) -> str:
-    told = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was met"}[one.code]
-    if one.summary is None:
-        return f"| {cell(one.name)} | ❌ {cell(one.fault or '')} | | | |"
-    figures = [_figure(one.summary.figures[name], one.summary.intervals.get(name)) for name in FIGURES]
-    label = cell(one.summary.label) if one.summary.has_label else ""
-    return f"| {cell(one.name)} | {told} | {label} | {' | '.join(figures)} |"
+def _pair_row(judgement: Judgement) -> str:
+    result = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was met"}[
+        judgement.code
+    ]
+    if judgement.summary is None:
+        return f"| {cell(judgement.name)} | ❌ {cell(judgement.fault or '')} | | | |"
+    figures = [_figure(judgement.summary.figures[name], judgement.summary.intervals.get(name)) for name in FIGURES]
+    label = cell(judgement.summary.label) if judgement.summary.has_label else ""
+    return f"| {cell(judgement.name)} | {result} | {label} | {' | '.join(figures)} |"
 
 
-def _found(one: Judgement) -> list[str]:
+def _finding_lines(judgement: Judgement) -> list[str]:
     """What the report says of its pair, in words."""
-    return [] if one.summary is None else [f"- {cell(one.name)}: {plain(one.summary.finding.text)}"]
+    return [] if judgement.summary is None else [f"- {cell(judgement.name)}: {plain(judgement.summary.finding.text)}"]
 
 
 def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
@@ -116,8 +118,8 @@ def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
     return "" if value is None else f"{value:.3g}{inside}"
 
 
-def _rule_rows(one: Judgement) -> Iterable[str]:
-    for verdict in sorted(one.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)):
+def _rule_rows(judgement: Judgement) -> Iterable[str]:
+    for verdict in sorted(judgement.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)):
         outcome = OUTCOMES[verdict.outcome]
         if verdict.rule.severity == "warning":
             outcome = outcome.replace("❌", "⚠️")
@@ -125,7 +127,7 @@ def _rule_rows(one: Judgement) -> Iterable[str]:
         rule = cell(verdict.rule.name)
         if verdict.rule.condition != verdict.rule.name:
             rule += f"<br>{cell(verdict.rule.condition)}"
-        yield f"| {cell(one.name)} | {rule} | {outcome} | {cell(verdict.detail)}{said} |"
+        yield f"| {cell(judgement.name)} | {rule} | {outcome} | {cell(verdict.detail)}{said} |"
 
 
 # Annotations of GitHub Actions
@@ -136,21 +138,21 @@ def workflow_commands(judged: Sequence[Judgement], workspace: Path | None = None
 
     The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace is pointed to.
     """
-    found: dict[str, list[str]] = {"error": [], "warning": []}
-    for one in judged:
-        if one.fault is not None:
-            found["error"].append(_annotation("error", one.name, one.fault))
-        if one.objections:
-            text = f"skipped because of {', '.join(one.objections)}"
-            found["error"].append(_annotation("error", f"{one.name}: --strict", text))
-        for verdict in one.verdicts:
+    texts: dict[str, list[str]] = {"error": [], "warning": []}
+    for judgement in judged:
+        if judgement.fault is not None:
+            texts["error"].append(_annotation("error", judgement.name, judgement.fault))
+        if judgement.objections:
+            text = f"skipped because of {', '.join(judgement.objections)}"
+            texts["error"].append(_annotation("error", f"{judgement.name}: --strict", text))
+        for verdict in judgement.verdicts:
             if verdict.outcome in ("met", "missing"):
                 rule = verdict.rule
                 said = f"{rule.message} " if rule.message and verdict.outcome == "met" else ""
                 at = _in_workspace(rule.file, rule.line, workspace)
-                line = _annotation(rule.severity, f"{one.name}: {rule.name}", said + verdict.detail, at)
-                found[rule.severity].append(line)
-    return [line for level, lines in found.items() for line in _first(level, lines)]
+                line = _annotation(rule.severity, f"{judgement.name}: {rule.name}", text=said + verdict.detail, at=at)
+                texts[rule.severity].append(line)
+    return [line for level, lines in texts.items() for line in _first(level, lines)]
 
 
 def _first(level: str, lines: Sequence[str]) -> list[str]:
@@ -197,13 +199,13 @@ def junit(judged: Sequence[Judgement]) -> bytes:
     as cases of their own they would be thousands, and most are vectors.
     """
     root = ET.Element("testsuites", name="shadow")
-    for one in judged:
-        suite = ET.SubElement(root, "testsuite", name=visible(one.name))
-        if one.seconds is not None:
-            suite.set("time", f"{one.seconds:.3f}")
-        _audit_case(suite, one)
-        for verdict in one.verdicts:
-            _rule_case(suite, one, verdict)
+    for judgement in judged:
+        suite = ET.SubElement(root, "testsuite", name=visible(judgement.name))
+        if judgement.seconds is not None:
+            suite.set("time", f"{judgement.seconds:.3f}")
+        _audit_case(suite, judgement)
+        for verdict in judgement.verdicts:
+            _rule_case(suite, judgement, verdict)
         _count(suite, suite)
     _count(root, root)
     del root.attrib["skipped"]  # only suites have it
@@ -243,38 +245,38 @@ def _count(element: ET.Element, over: ET.Element) -> None:
         element.set(name, str(sum(1 for _ in over.iter(tag))))
 
 
-def _audit_case(suite: ET.Element, one: Judgement) -> None:
-    case = _case(suite, one, "audit", one.seconds or 0.0)
-    if one.fault is not None:
-        _said(case, "error", one.fault, "could not")
-    if one.objections:
-        _said(case, "failure", f"skipped because of {', '.join(one.objections)}", "--strict")
-    if one.summary is not None:
-        counts = ", ".join(f"{count} {status}" for status, count in one.summary.counts.items())
+def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
+    case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
+    if judgement.fault is not None:
+        _said(case, "error", message=judgement.fault, kind="could not")
+    if judgement.objections:
+        _said(case, "failure", message=f"skipped because of {', '.join(judgement.objections)}", kind="--strict")
+    if judgement.summary is not None:
+        counts = ", ".join(f"{count} {status}" for status, count in judgement.summary.counts.items())
         lines = [
-            *(sentence.text for sentence in one.summary.finding.sentences),
+            *(sentence.text for sentence in judgement.summary.finding.sentences),
             f"tensors: {counts}",
-            f"label: {one.summary.label}: {one.summary.label_reason}",
+            f"label: {judgement.summary.label}: {judgement.summary.label_reason}",
         ]
-        lines += [f"skipped: {row.tensors} {row.reason}" for row in one.summary.skipped]
-        lines += [f"warning: {warning.text}" for warning in one.summary.warnings]
-        lines += [f"note: {text}" for text in one.notes]
+        lines += [f"skipped: {row.tensors} {row.reason}" for row in judgement.summary.skipped]
+        lines += [f"warning: {warning.text}" for warning in judgement.summary.warnings]
+        lines += [f"note: {text}" for text in judgement.notes]
         _output(case, lines)
 
 
-def _rule_case(suite: ET.Element, one: Judgement, verdict: Verdict) -> None:
-    case = _case(suite, one, verdict.rule.name, 0.0)
+def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> None:
+    case = _case(suite, judgement, name=verdict.rule.name, seconds=0.0)
     said = [f"{verdict.rule.message}"] if verdict.rule.message and verdict.outcome == "met" else []
     if verdict.rule.severity == "warning" and verdict.outcome in ("met", "missing"):
         _output(case, [f"warning: {verdict.detail}", *said])
         return
     if tag := {"met": "failure", "missing": "error", "skipped": "skipped"}.get(verdict.outcome):
-        _said(case, tag, verdict.detail, verdict.rule.condition)
+        _said(case, tag, message=verdict.detail, kind=verdict.rule.condition)
     _output(case, [verdict.detail, *said])
 
 
-def _case(suite: ET.Element, one: Judgement, name: str, seconds: float) -> ET.Element:
-    names = {"classname": visible(one.name), "name": visible(name)}
+def _case(suite: ET.Element, judgement: Judgement, name: str, seconds: float) -> ET.Element:
+    names = {"classname": visible(judgement.name), "name": visible(name)}
     return ET.SubElement(suite, "testcase", names, time=f"{seconds:.3f}")
 
 

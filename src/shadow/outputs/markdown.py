@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.findings.finding import ANSWERS
 from shadow.outputs.terminal.typeset import number, share
@@ -16,6 +16,7 @@ from shadow.text import several, visible
 
 if TYPE_CHECKING:
     from shadow.findings.summary import Summary
+    from shadow.reports.metadata import ReportMetadata
 
 MODULES = 24  # rows of the table, those of most energy; the rest is counted
 LINKING = "@#"  # begin a mention or a reference, which an entity would not keep from being one
@@ -47,7 +48,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
-def report_markdown(summary: Summary, provenance: Mapping[str, Any]) -> str:
+def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
     """The finding of a pair, a row for each module, the other explanations, and how it was measured."""
     lines = [f"### {cell(summary.family)} {cell(summary.pair)}", "", *finding_lines(summary), ""]
     lines += [f"**Warning.** {plain(warning.text)}\n" for warning in summary.warnings]
@@ -60,7 +61,7 @@ def report_markdown(summary: Summary, provenance: Mapping[str, Any]) -> str:
 
 def finding_lines(summary: Summary) -> list[str]:
     """The sentences as one paragraph, the first of them strong."""
-    texts = [plain(one.text) for one in summary.finding.sentences]
+    texts = [plain(sentence.text) for sentence in summary.finding.sentences]
     return [" ".join([f"**{texts[0]}**", *texts[1:]])] if texts else []
 
 
@@ -69,7 +70,10 @@ def explanation_lines(summary: Summary) -> list[str]:
     others = summary.finding.other_explanations
     if not others:
         return []
-    rows = [f"| {plain(one.name)} | {ANSWERS[one.answer]} | {plain(one.reason)} |" for one in others]
+    rows = [
+        f"| {plain(explanation.name)} | {ANSWERS[explanation.answer]} | {plain(explanation.reason)} |"
+        for explanation in others
+    ]
     return ["| other explanation | answer | because |", "|---|---|---|", *rows, ""]
 
 
@@ -95,18 +99,19 @@ def _modules(summary: Summary) -> list[str]:
     return table(("module", "matrices", "relative norm", "share of the change", "as coherent as"), rows)
 
 
-def _made(summary: Summary, provenance: Mapping[str, Any]) -> list[str]:
+def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
+    """How it was measured, in small type."""
     settings = provenance["settings"]
     chosen = settings.get("chosen")
-    filters = [
-        f"only {name}: {several([str(value) for value in values])}"
-        for name, values in (chosen.items() if isinstance(chosen, Mapping) else ())
-        if isinstance(values, list) and values
-    ]
-    sides = [
-        f"{side} {cell(which['repo'])}" + (f" at {cell(which['commit'])}" if which["commit"] else "")
-        for side, which in (("base", summary.base), ("tuned", summary.tuned))
-    ]
+    filters = []
+    if isinstance(chosen, Mapping):
+        for name, values in chosen.items():
+            if isinstance(values, list) and values:
+                filters.append(f"only {name}: {several([str(value) for value in values])}")
+    sides = []
+    for side, checkpoint in (("base", summary.base), ("tuned", summary.tuned)):
+        commit = f" at {cell(checkpoint['commit'])}" if checkpoint["commit"] else ""
+        sides.append(f"{side} {cell(checkpoint['repo'])}{commit}")
     how = [f"shadow {plain(str(provenance['version']))}", f"schema {summary.schema}"]
     how += [f"precision {plain(str(settings['method']['precision']))}", *map(plain, filters)]
     coherent = "As coherent as: that many equal directions; empty if most of the matrices have no such number."

@@ -6,10 +6,10 @@ Text takes the colour of the page around it, so that it is read in light and in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from shadow.errors import ShadowError, UsageError
 from shadow.findings.depth import LAYERS
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary import SummarisedReport, Summary
+from shadow.findings.summary_rows import Bounds, ModuleRow
 from shadow.outputs.terminal.typeset import bounds_text, fixed, number, percentage, share
 from shadow.places.names import name_rules
-from shadow.reports.report import Report
 from shadow.text import counted, nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]
@@ -33,14 +33,8 @@ CELL, LABEL_WIDTH, FOOT = 14, 110, 34  # pixels of the heat map
 
 
 @dataclass(frozen=True)
-class AuditReport(Report):
+class AuditReport(SummarisedReport):
     """A finished report: what `audit` and `read` return."""
-
-    @cached_property
-    def summary(self) -> Summary:
-        """The figures a person wants first: label, medians with intervals, components, modules, depth."""
-        summary, _ = read_summary(self.folder)
-        return summary
 
     @cached_property
     def deltas(self) -> pd.DataFrame:
@@ -61,19 +55,21 @@ class AuditReport(Report):
         rows = self.spectra
         if rows.empty:
             raise ShadowError(f"{self.folder}: the report has no spectra", "audit the pair again with spectra=True")
-        own = rows[rows["tensor"] == tensor]
-        if own.empty:
+        of_tensor = rows[rows["tensor"] == tensor]
+        if of_tensor.empty:
             hint = nearest(tensor, rows["tensor"].unique()) or "`report.spectra` lists them"
             raise ShadowError(f"{self.folder}: no spectrum of a tensor {tensor[:200]!r}", hint)
         if module is not None:
-            own = own[own["module"] == module]
+            of_tensor = of_tensor[of_tensor["module"] == module]
         if expert is not None:
-            own = own[own["expert"] == expert]
-        chosen = own[own["subject"] == subject]
+            of_tensor = of_tensor[of_tensor["expert"] == expert]
+        chosen = of_tensor[of_tensor["subject"] == subject]
         if len(chosen) == 1:
             return np.asarray(chosen["sigma"].iloc[0], dtype=np.float64)
         if chosen.empty:
-            raise ShadowError(f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}", _alternatives(own))
+            raise ShadowError(
+                f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}", _alternatives(of_tensor)
+            )
         raise ShadowError(f"{tensor[:200]!r} holds {len(chosen)} matrices", _alternatives(chosen))
 
     @property
@@ -91,11 +87,10 @@ class AuditReport(Report):
     def _repr_html_(self) -> str:
         """Headline, module table and heat map, for notebooks."""
         try:
-            told = self.summary.as_json()
-            deltas = self.deltas
+            summary, deltas = self.summary, self.deltas
         except ShadowError as error:
             return str(Markup("<p><strong>{}</strong><br>{}</p>").format(visible(error.message), error.hint or ""))
-        parts = [self._headline(), _warnings(told), _module_table(told["modules"]), _heat_map(deltas)]
+        parts = [self._headline(), _warnings(summary), _module_table(summary.modules), _heat_map(deltas)]
         return str(Markup("<div>{}</div>").format(Markup("").join(parts)))
 
     def _headline(self) -> Markup:
@@ -142,44 +137,42 @@ class AuditReports(Sequence[AuditReport]):
 def _alternatives(rows: pd.DataFrame) -> str | None:
     """What tells the matrices of a tensor apart, for a hint."""
     several = rows[["module", "expert", "subject"]].drop_duplicates().head(5)
-    told = []
+    choices = []
     for module, expert, subject in several.itertuples(index=False):
         which = f"subject={subject!r}, module={module!r}"
         if not pd.isna(expert):
             which += f", expert={expert}"
-        told.append(which)
-    return f"there is {'; '.join(told)}" if told else None
+        choices.append(which)
+    return f"there is {'; '.join(choices)}" if choices else None
 
 
 def _size(summary: Summary) -> str:
     """What changed, by how much, and how concentrated it is: one line."""
-    told = summary.as_json()
-    figures, intervals = told["figures"], told["intervals"]
-    matrices = figures["matrices"] or 0
+    figures = summary.figures
+    matrices = int(figures["matrices"] or 0)
     changed = f"{counted(matrices, 'matrix', 'matrices')} changed"
     if not matrices:
         return changed
     changed += f", {percentage(figures['parameters_measured'], figures['parameters'])} of the parameters"
     norm = f"relative norm {share(figures['relative_norm_overall'])}"
-    concentration = f"concentration {_within(figures, intervals, 'concentration')}"
+    concentration = f"concentration {_within(figures['concentration'], summary.intervals.get('concentration'))}"
     return f"{changed}; {norm}; {concentration}"
 
 
-def _within(figures: Mapping[str, Any], intervals: Mapping[str, Any], name: str) -> str:
+def _within(figure: float | None, bounds: Bounds) -> str:
     """A figure with two decimals and its interval, where it has one."""
-    bounds = intervals.get(name)
     if bounds is None:
-        return fixed(figures[name])
-    return f"{fixed(figures[name])} ({bounds_text(bounds, fixed)})"
+        return fixed(figure)
+    return f"{fixed(figure)} ({bounds_text(bounds, fixed)})"
 
 
-def _warnings(told: Mapping[str, Any]) -> Markup:
-    texts = [f"the gate {gate['name']} failed: {gate['reason']}" for gate in told["gates"] if not gate["passed"]]
-    texts += [str(one["text"] if isinstance(one, Mapping) else one) for one in told["warnings"]]
+def _warnings(summary: Summary) -> Markup:
+    texts = [f"the gate {gate.name} failed: {gate.reason}" for gate in summary.failed_gates]
+    texts += [warning.text for warning in summary.warnings]
     return Markup("").join(Markup("<p>⚠ {}</p>").format(visible(text)) for text in texts)
 
 
-def _module_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
+def _module_table(rows: Sequence[ModuleRow]) -> Markup:
     """A row for each module that changed."""
     if not rows:
         return Markup("")
@@ -187,14 +180,14 @@ def _module_table(rows: Sequence[Mapping[str, Any]]) -> Markup:
     lines = [_table_row("th", heads)]
     for row in rows[:MOST_ROWS]:
         cells = (
-            row["component"],
-            row["module"],
-            number(row["matrices"]),
-            share(row["relative_norm"]),
-            _within(row, row["intervals"], "concentration"),
-            number(row["participation_ratio"]),
-            number(row["null_participation_ratio"]),
-            number(row["spikes"]),
+            row.component,
+            row.module,
+            number(row.matrices),
+            share(row.relative_norm),
+            _within(row.concentration, row.intervals.get("concentration")),
+            number(row.participation_ratio),
+            number(row.null_participation_ratio),
+            number(row.spikes),
         )
         lines.append(_table_row("td", cells))
     more = Markup("")
@@ -218,8 +211,8 @@ def _heat_map(deltas: pd.DataFrame) -> Markup:
         return Markup("")
     components = inside["component"].value_counts()
     component = "language" if "language" in components.index else str(components.index[0])
-    own = inside[inside["component"] == component]
-    cells = own.groupby(["module", "layer"])["concentration"].median()
+    of_component = inside[inside["component"] == component]
+    cells = of_component.groupby(["module", "layer"])["concentration"].median()
     layers = sorted({int(layer) for _, layer in cells.index})[:MOST_LAYERS]
     known = {name: place for place, name in enumerate(name_rules().modules)}
     named = {str(module) for module, _ in cells.index}
@@ -230,14 +223,16 @@ def _heat_map(deltas: pd.DataFrame) -> Markup:
         drawn.append(_label(module, row))
         for column, layer in enumerate(layers):
             value = cells.get((module, layer))
-            drawn.append(_cell(row, column, f"layer {layer}, {module}", value, low, high))
+            drawn.append(_cell(row, column, place=f"layer {layer}, {module}", value=value, low=low, high=high))
     width = LABEL_WIDTH + CELL * max(len(layers), 12) + 4
     height = CELL * len(modules) + FOOT
     title = f"Concentration of {component} by module and layer"
     return Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" '
         'style="max-width:100%;font:11px sans-serif" fill="currentColor">{}{}</svg>'
-    ).format(visible(title), width, height, width, Markup("").join(drawn), _foot(layers, len(modules), low, high))
+    ).format(
+        visible(title), width, height, width, Markup("").join(drawn), _foot(layers, len(modules), low=low, high=high)
+    )
 
 
 def _label(module: str, row: int) -> Markup:
@@ -247,13 +242,13 @@ def _label(module: str, row: int) -> Markup:
 
 def _cell(row: int, column: int, place: str, value: float | None, low: float, high: float) -> Markup:
     """A square with its value as a tooltip; an empty frame where no matrix changed."""
-    fill, told = "none", "no value"
+    fill, text = "none", "no value"
     if value is not None:
-        fill, told = _colour(value, low, high), fixed(float(value), 3)
+        fill, text = _colour(value, low, high), fixed(float(value), 3)
     return Markup(
         '<rect x="{}" y="{}" width="{}" height="{}" fill="{}" stroke="currentColor" stroke-opacity=".25">'
         "<title>{}: {}</title></rect>"
-    ).format(LABEL_WIDTH + CELL * column, CELL * row, CELL - 1, CELL - 1, fill, visible(place), told)
+    ).format(LABEL_WIDTH + CELL * column, CELL * row, CELL - 1, CELL - 1, fill, visible(place), text)
 
 
 def _colour(value: float, low: float, high: float) -> str:
@@ -264,7 +259,7 @@ def _colour(value: float, low: float, high: float) -> str:
     before = min(int(place), len(CIVIDIS) - 2)
     rest = place - before
     pairs = zip(CIVIDIS[before], CIVIDIS[before + 1], strict=True)
-    return _hex([round(one + rest * (other - one)) for one, other in pairs])
+    return _hex([round(channel + rest * (other - channel)) for channel, other in pairs])
 
 
 def _hex(channels: Sequence[int]) -> str:
@@ -278,9 +273,9 @@ def _foot(layers: Sequence[int], rows: int, low: float, high: float) -> Markup:
     if len(layers) > 8:
         ends.append((LABEL_WIDTH + CELL * len(layers), "end", f"{layers[-1]}"))
     text = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
-    told = [text.format(x, top, anchor, words) for x, anchor, words in ends]
+    parts = [text.format(x, top, anchor, words) for x, anchor, words in ends]
     square = Markup('<rect x="{}" y="{}" width="10" height="10" fill="{}" stroke="currentColor" stroke-opacity=".25"/>')
     for x, value in ((LABEL_WIDTH, low), (LABEL_WIDTH + 60, high)):
-        told.append(square.format(x, top + 7, _colour(value, low, high)))
-        told.append(text.format(x + 14, top + 16, "start", fixed(value)))
-    return Markup("").join(told)
+        parts.append(square.format(x, top + 7, _colour(value, low, high)))
+        parts.append(text.format(x + 14, top + 16, "start", fixed(value)))
+    return Markup("").join(parts)

@@ -27,10 +27,10 @@ def reports_at(run: Path) -> list[Path]:
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
 
 
-def one_report(run: Path) -> Path:
-    """The only report at or below a path."""
+def one_report(run: Path, hint: str = "name one of them") -> Path:
+    """The only report at or below a path. hint: what to do where there are several."""
     folders = reports_at(run)
     if len(folders) > 1:
         names = several([str(folder) for folder in folders], 5)
-        raise ShadowError(f"{run} holds {len(folders)} reports: {names}", "name one of them")
+        raise ShadowError(f"{run} holds {len(folders)} reports: {names}", hint)
     return folders[0]

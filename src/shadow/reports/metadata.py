@@ -50,6 +50,14 @@ class RunMetadata(TypedDict):
     seconds: NotRequired[float | None]  # 0 or more
 
 
+class SealMetadata(TypedDict):
+    """Who made the summary that lies beside the tables, and of what: see `shadow.findings.summary_file`."""
+
+    made_by: Mapping[str, str]  # version, and code: a sha256
+    tables: Mapping[str, str]  # a sha256 of each table
+    summary: str  # a sha256
+
+
 class JudgedMetadata(TypedDict):
     """What the summary said when the report was written."""
 

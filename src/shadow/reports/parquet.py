@@ -64,12 +64,14 @@ def _is_comparison(path: Path) -> bool:
 
 
 def arrow_type(column: Column) -> pa.DataType:
+    """How Arrow stores a column."""
     stored = STORED_TYPES[column.type]
     value = pa.type_for_alias(stored.arrow)
     return pa.list_(value) if stored.is_list else value
 
 
 def arrow_schema(columns: Iterable[Column]) -> pa.Schema:
+    """Columns as a schema of Arrow, in their order."""
     return pa.schema([pa.field(column.name, arrow_type(column)) for column in columns])
 
 

@@ -76,6 +76,7 @@ class CheckpointIdentity:
     """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell it."""
 
     def as_json(self) -> dict[str, str | None]:
+        """As the files of a report have it."""
         return {"repo": self.repo, "commit": self.commit, "fingerprint": self.fingerprint}
 
 
@@ -137,8 +138,11 @@ class Provenance:
     seconds: float | None
     """How long that run took, 0 or more."""
 
+    compute_dtype: str | None
+    """The dtype that the numbers were computed in."""
+
     device: str | None
-    """What the numbers were computed on."""
+    """What they were computed on."""
 
     libraries: Mapping[str, str] = field(hash=False)
     """The versions of the libraries that made the numbers, by name."""
@@ -146,9 +150,10 @@ class Provenance:
     told: ReportMetadata = field(hash=False, repr=False)
     """The `shadow` key of the report's files as it stands there: what `as_json` returns."""
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ReportMetadata:
         """All that the report's files say of how it was made. A number that is not finite is None."""
-        return json.loads(json.dumps(self.told), parse_constant=lambda _: None)  # type: ignore[no-any-return]
+        stored: ReportMetadata = json.loads(json.dumps(self.told), parse_constant=lambda _: None)
+        return stored
 
     @classmethod
     def of(cls, metadata: ReportMetadata) -> Provenance:
@@ -176,6 +181,7 @@ class Provenance:
             modules=_all_that_are(str, chosen.get("modules")),
             started=_if_is(str, metadata.get("started")),
             seconds=_seconds(metadata.get("seconds")),
+            compute_dtype=_if_is(str, metadata.get("compute_dtype")),
             device=_if_is(str, metadata.get("device")),
             libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
             told=metadata,

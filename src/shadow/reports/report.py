@@ -1,28 +1,48 @@
-"""A finished report as one object: what it is of, and its tables as pandas has them, each file read once, when asked.
+"""A finished report as one object: what it is of, and its tables, each file read once, when it is asked for.
 
-Missing is told in one way by all tables: `isna()` is true. Whole numbers are `Int64`, flags `boolean` and texts
+Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them (`matrices` and the
+others), for who computes. The bytes of a file are read once for both, and for its digest: see
+`shadow.findings.summary_file`. The singular values alone, gigabytes in a large model, are read a part at a time.
+
+Missing is told in one way by all frames: `isna()` is true. Whole numbers are `Int64`, flags `boolean` and texts
 `string`, all with `pd.NA`. Numbers are float64 with NaN and not `Float64`: NumPy, SciPy and matplotlib take such a
 column as it is, where `Float64` would become an array of objects; and NaN can mean nothing else, since no audit writes
-it (undefined is null in the files). Columns that an older report lacks are missing in every row.
+it (undefined is null in the files). Columns that an older report lacks are missing in every row, but for those of
+purity, which follow from others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from shadow.reports.columns import TABLES
+from shadow.errors import ShadowError
+from shadow.reports.columns import TABLES, Column
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import METADATA_KEY, Provenance, metadata_in, report_metadata
-from shadow.reports.tables import of_different_audits, read_table
+from shadow.reports.tables import (
+    LATER,
+    PURITY,
+    STORED,
+    check_rows,
+    conformed,
+    may_lack,
+    read_columns,
+    telling_faults,
+)
 
-FRAMES = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
+if TYPE_CHECKING:
+    import pandas as pd  # takes half a second to import, and who asks for no frame needs none of it
+
+BATCH = 1024  # rows of spectra in memory at once
 
 
 @dataclass(frozen=True)
@@ -43,48 +63,144 @@ class Report:
     @cached_property
     def matrices(self) -> pd.DataFrame:
         """A row for each matrix and subject (base, tuned, delta): `shadow schema matrices`."""
-        return self.columns("matrices")
+        return frame_of(self.table("matrices"))
 
     @cached_property
     def tensors(self) -> pd.DataFrame:
         """A row for each tensor of either side, also those that were not measured: `shadow schema tensors`."""
-        return self.columns("tensors")
+        return frame_of(self.table("tensors"))
 
     @cached_property
     def residual(self) -> pd.DataFrame:
         """A row for each layer and direction of the residual stream; empty in older reports."""
-        return self.columns("residual")
+        return frame_of(self.table("residual"))
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
         """The singular values of each matrix and subject; empty where the audit was asked not to write them."""
-        return self.columns("spectra")
+        return frame_of(self.table("spectra"))
 
-    def columns(self, table: str, names: Sequence[str] | None = None) -> pd.DataFrame:
-        """A table, or some of its columns, read from its file now: for those who need no more of a large report.
+    @property
+    def has_spectra(self) -> bool:
+        """Were singular values written?"""
+        return self._path("spectra").exists()
+
+    @cached_property
+    def absent(self) -> tuple[str, ...]:
+        """What it lacks that was added to reports since it was made: columns by name, tables by their file.
+
+        Columns of purity are not among them: they follow from others.
+        Raises ShadowError when a file is broken.
+        """
+        lacking: list[str] = []
+        for name in STORED:
+            path = self._path(name)
+            if not path.exists():
+                lacking += [path.name] if name in LATER else []
+                continue
+            with telling_faults(path):
+                stored = {*pq.read_schema(path).names, *PURITY}
+            lacking += [column.name for column in TABLES[name].columns if column.name not in stored]
+        return tuple(dict.fromkeys(lacking))
+
+    def table(self, name: str) -> pa.Table:
+        """A whole table as Arrow has it, null where a value is missing; without rows where the report has no such file.
 
         Raises ShadowError when the file is missing, broken, or of another audit than the report.
         """
-        metadata = self.provenance.told  # first, as this completes a replacement that was killed half-way
-        known = TABLES[table].columns
-        chosen = [column for column in known if names is None or column.name in names]
-        stored = read_table(self.folder, table, chosen)
-        if stored is None:
-            return frame_of(arrow_schema(chosen).empty_table())
-        if not _says(stored, metadata):
-            raise of_different_audits(self.folder)
-        return frame_of(stored)
+        if name not in self._tables:
+            self._tables[name] = self._read(name, TABLES[name].columns)
+        return self._tables[name]
+
+    def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
+        """Some columns of a table, and no others read: for those who need no more of a large report.
+
+        Raises ShadowError as `table` does.
+        """
+        chosen = [column for column in TABLES[table].columns if column.name in names]
+        if table in self._tables:
+            return frame_of(self._tables[table].select([column.name for column in chosen]))
+        return frame_of(self._read(table, chosen))
+
+    def content(self, table: str) -> bytes:
+        """The file of a table, byte by byte. Raises OSError where there is none."""
+        if table not in self._contents:
+            self._contents[table] = self._path(table).read_bytes()
+        return self._contents[table]
+
+    def parquet(self, table: str) -> pq.ParquetFile:
+        """The file of a table, its footer read and its rows not yet. Raises OSError or what Arrow raises."""
+        if table not in self._files:
+            source = self._path(table) if table == "spectra" else pa.BufferReader(self.content(table))
+            self._files[table] = pq.ParquetFile(source)
+        return self._files[table]
+
+    def spectrum_batches(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of the singular values, a part at a time; nothing where the report has none.
+
+        Raises ShadowError as `table` does.
+        """
+        if not self.has_spectra:
+            return
+        with telling_faults(self._path("spectra")):
+            file = self._checked("spectra")
+            yield from file.iter_batches(BATCH, columns=list(names), use_threads=False)
+
+    def spectra_where(self, condition: pc.Expression) -> pa.Table:
+        """The singular values of the rows that meet a condition, as Arrow has them; without rows where there are none.
+
+        Raises ShadowError as `table` does.
+        """
+        with telling_faults(self._path("spectra")):
+            self._checked("spectra")
+            stored = pq.read_table(self._path("spectra"), filters=condition)
+            return conformed(stored, TABLES["spectra"].columns, TABLES["spectra"].first)
+
+    def _path(self, table: str) -> Path:
+        return self.folder / f"{table}.parquet"
+
+    @cached_property
+    def _contents(self) -> dict[str, bytes]:
+        return {}
+
+    @cached_property
+    def _files(self) -> dict[str, pq.ParquetFile]:
+        return {}
+
+    @cached_property
+    def _tables(self) -> dict[str, pa.Table]:
+        return {}
+
+    def _read(self, table: str, columns: Sequence[Column]) -> pa.Table:
+        assert self.provenance  # first, as this completes a replacement that was killed half-way
+        path = self._path(table)
+        with telling_faults(path):
+            if may_lack(table) and not path.exists():
+                return arrow_schema(columns).empty_table()
+            return read_columns(self._checked(table), table, columns)
+
+    def _checked(self, table: str) -> pq.ParquetFile:
+        """The file of a table, which must be of the same audit as the report and of no more rows than a model has."""
+        metadata = self.provenance.told
+        file = self.parquet(table)
+        check_rows(self._path(table), file.metadata.num_rows)
+        if not _says(file.schema_arrow, metadata):
+            raise ShadowError(f"{self.folder}: its files are of different audits", "run the audit again")
+        return file
 
 
-def _says(table: pa.Table, told: ReportMetadata) -> bool:
+def _says(schema: pa.Schema, told: ReportMetadata) -> bool:
     """Does a table tell the same of how it was made?"""
     try:
-        return bool(metadata_in((table.schema.metadata or {})[METADATA_KEY]) == told)
+        return bool(metadata_in((schema.metadata or {})[METADATA_KEY]) == told)
     except (KeyError, ValueError, RecursionError):
         return False
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:
     """A table as every reader of reports has it: see the types above. Lists are NumPy arrays."""
-    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(types_mapper=FRAMES.get)
+    import pandas as pd
+
+    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
+    frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(types_mapper=types.get)
     return frame

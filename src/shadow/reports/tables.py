@@ -1,14 +1,14 @@
 """The tables of a finished report as this version has them, also of a report that was made before the newest columns.
 
 Columns that were added to the schema since the report was made are null, but for those of purity, which are made from
-others, and so are all rows of a table that was;
-`absent` names them. Columns that this version does not know are left out, and a number that is not finite, which no
-audit writes, is null. A report of another schema is refused.
+others. Columns that this version does not know are left out, and a number that is not finite, which no audit writes, is
+null.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from shadow.errors import ShadowError
 from shadow.reports.columns import TABLES, Column
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.provenance import METADATA_KEY
 from shadow.text import several
 
 STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's folder
@@ -105,75 +104,42 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(rows, values.type)])
 
 
-def read_table(folder: Path, name: str, columns: Sequence[Column] | None = None) -> pa.Table | None:
-    """A table of a finished report, or some columns of it; None where the report has no such file and need not.
+def may_lack(name: str) -> bool:
+    """May a finished report have no such file? An older one, or one that was audited without spectra."""
+    return name in LATER + OPTIONAL
 
-    Raises ShadowError when the file is missing or broken.
-    """
-    path, table = folder / f"{name}.parquet", TABLES[name]
-    wanted = table.columns if columns is None else columns
+
+def read_columns(file: pq.ParquetFile, name: str, columns: Sequence[Column]) -> pa.Table:
+    """Some columns of the file of a table, as this version has them. Call it within `telling_faults`."""
+    stored = set(file.schema_arrow.names)
+    wanted = [column.name for column in columns]
+    older = name == "matrices" and "excess_purity" not in stored and not {*PURITY}.isdisjoint(wanted)
+    read = list(columns)
+    if older:
+        more = {*PURITY, *PURITY_FROM} - {*wanted}
+        read += [column for column in TABLES[name].columns if column.name in more]
+    there = [column.name for column in read if column.name in stored]
+    many = file.metadata.num_rows > FEW_ROWS
+    rows = conformed(file.read(columns=there, use_threads=many), read, TABLES[name].first)
+    if not older:
+        return rows
+    return with_purity(rows).select(wanted)
+
+
+@contextmanager
+def telling_faults(path: Path) -> Iterator[None]:
+    """What goes wrong in reading a file of a report is a ShadowError that names it."""
     try:
-        if name in LATER + OPTIONAL and not path.exists():
-            return None
-        with pq.ParquetFile(path) as file:
-            if file.metadata.num_rows > MAX_ROWS:
-                raise ShadowError(f"{path}: {file.metadata.num_rows} rows", "is it a report of `shadow audit`?")
-            stored = set(file.schema_arrow.names)
-            there = [column.name for column in wanted if column.name in stored]
-            many = file.metadata.num_rows > FEW_ROWS
-            rows = conformed(file.read(columns=there, use_threads=many), wanted, table.first)
-            if name == "matrices" and columns is None and "excess_purity" not in there:
-                return with_purity(rows)
-            return rows
+        yield
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise _unreadable(path, error) from error
+        what = f"{path.parent}: its report cannot be read: {path.name} ({type(error).__name__})"
+        raise ShadowError(what, "run the audit again") from error
 
 
-def read_tables(folder: Path, names: Sequence[str]) -> dict[str, pa.Table]:
-    """Tables of a finished report by name, with its metadata. Left out is one that the audit did not write.
-
-    Raises ShadowError when a file is missing, broken, or of another audit than the others.
-    """
-    tables = {name: read_table(folder, name) for name in names}
-    stored = {name: table for name, table in tables.items() if table is not None}
-    provenances = {(table.schema.metadata or {}).get(METADATA_KEY) for table in stored.values()}
-    if len(provenances) > 1:
-        raise of_different_audits(folder)
-    metadata = dict.fromkeys([METADATA_KEY], provenances.pop()) if stored else None
-    for name in LATER:
-        if name in names and name not in stored:
-            stored[name] = arrow_schema(TABLES[name].columns).with_metadata(metadata).empty_table()
-    return stored
-
-
-def of_different_audits(folder: Path) -> ShadowError:
-    return ShadowError(f"{folder}: its files are of different audits", "run the audit again")
-
-
-def _unreadable(path: Path, error: Exception) -> ShadowError:
-    return ShadowError(
-        f"{path.parent}: its report cannot be read: {path.name} ({type(error).__name__})", "run the audit again"
-    )
-
-
-def absent(folder: Path) -> list[str]:
-    """What a finished report lacks that was added since: columns by name, tables by their file.
-
-    Raises ShadowError when a file is broken.
-    """
-    lacking = []
-    for name in STORED:
-        path = folder / f"{name}.parquet"
-        try:
-            there = set(pq.read_schema(path).names) if path.exists() else None
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise _unreadable(path, error) from error
-        if there is not None:
-            known = [column.name for column in TABLES[name].columns if column.name not in PURITY]
-            lacking += [column for column in known if column not in there]
-        elif name in LATER:
-            lacking.append(path.name)
-    return list(dict.fromkeys(lacking))
+def check_rows(path: Path, count: int) -> None:
+    """Refuse a file of more rows than any model has."""
+    if count > MAX_ROWS:
+        raise ShadowError(f"{path}: {count} rows", "is it a report of `shadow audit`?")
 
 
 def absent_note(missing: Sequence[str]) -> str:

@@ -32,8 +32,8 @@ from shadow.reports.column_types import Cell
 from shadow.reports.columns import REPORTS, TABLES, Type
 from shadow.reports.metadata import SIDES, ReportMetadata
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.provenance import report_metadata
-from shadow.reports.tables import STORED, absent, read_tables
+from shadow.reports.report import Report
+from shadow.reports.tables import STORED
 
 ALWAYS = "reports"  # the table that says where the rows of the others come from
 
@@ -60,34 +60,55 @@ class ExportFormat:
 
 FORMATS = {
     "csv": ExportFormat(
-        write_csv, partial(is_our_folder, "csv"), "-csv", "a folder of CSV files",
-        'pd.read_csv("reports-csv/matrices.csv")',
+        write=write_csv,
+        is_ours=partial(is_our_folder, "csv"),
+        suffix="-csv",
+        what="a folder of CSV files",
+        opens='pd.read_csv("reports-csv/matrices.csv")',
     ),
     "json": ExportFormat(
-        write_json, partial(is_our_folder, "json"), "-json", "a folder of JSON Lines files",
-        'pd.read_json("reports-json/matrices.jsonl", lines=True)',
+        write=write_json,
+        is_ours=partial(is_our_folder, "json"),
+        suffix="-json",
+        what="a folder of JSON Lines files",
+        opens='pd.read_json("reports-json/matrices.jsonl", lines=True)',
     ),
     "arrow": ExportFormat(
-        write_arrow, partial(is_our_folder, "arrow"), "-arrow", "a folder of Arrow IPC (Feather 2) files",
-        'pl.read_ipc("reports-arrow/matrices.arrow")',
+        write=write_arrow,
+        is_ours=partial(is_our_folder, "arrow"),
+        suffix="-arrow",
+        what="a folder of Arrow IPC (Feather 2) files",
+        opens='pl.read_ipc("reports-arrow/matrices.arrow")',
     ),
     "parquet": ExportFormat(
-        write_parquet, partial(is_our_folder, "parquet"), "-parquet", "a Parquet dataset, partitioned as Hive does",
-        'pd.read_parquet("reports-parquet/matrices")',
+        write=write_parquet,
+        is_ours=partial(is_our_folder, "parquet"),
+        suffix="-parquet",
+        what="a Parquet dataset, partitioned as Hive does",
+        opens='pd.read_parquet("reports-parquet/matrices")',
     ),
     "duckdb": ExportFormat(
-        write_duckdb, is_our_duckdb, ".duckdb", "a DuckDB database",
-        'duckdb.connect("reports.duckdb").sql("FROM deltas")',
+        write=write_duckdb,
+        is_ours=is_our_duckdb,
+        suffix=".duckdb",
+        what="a DuckDB database",
+        opens='duckdb.connect("reports.duckdb").sql("FROM deltas")',
     ),
     "sqlite": ExportFormat(
-        write_sqlite, is_our_sqlite, ".sqlite", "a SQLite database",
-        'pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
+        write=write_sqlite,
+        is_ours=is_our_sqlite,
+        suffix=".sqlite",
+        what="a SQLite database",
+        opens='pd.read_sql("SELECT * FROM deltas", sqlite3.connect("reports.sqlite"))',
     ),
     "hf-dataset-folder": ExportFormat(
-        write_dataset_folder, partial(is_our_folder, "hf-dataset-folder"), "-dataset", "a dataset folder of the Hub",
-        'datasets.load_dataset("./reports-dataset", "matrices")',
+        write=write_dataset_folder,
+        is_ours=partial(is_our_folder, "hf-dataset-folder"),
+        suffix="-dataset",
+        what="a dataset folder of the Hub",
+        opens='datasets.load_dataset("./reports-dataset", "matrices")',
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -118,25 +139,26 @@ def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str]
     if unknown := sorted({*tables} - {*STORED, ALWAYS}):
         raise UsageError(f"no table {unknown[0]!r} to export", f"one of {', '.join((ALWAYS, *STORED))}")
     names = (ALWAYS, *(name for name in STORED if name in tables or not tables))
-    reports = [(folder, report_metadata(folder)) for folder in folders]
+    reports = [Report(folder) for folder in folders]
     _refuse_twins(reports)
-    missing = [absent(folder) for folder in folders]
+    metadata = tuple(_plain(report.provenance.told) for report in reports)
+    missing = [report.absent for report in reports]
     rows = dict.fromkeys(names, 0)
 
     def parts() -> Iterator[TablePart]:
-        for folder, metadata in reports:
-            part = _part(folder, metadata, names)
+        while reports:
+            part = _part(reports.pop(0), names)  # whose tables are then forgotten: there may be hundreds
             for name, table in part.tables.items():
                 rows[name] += len(table)
             yield part
 
     form = FORMATS[to]
     with placing(output, form.is_ours, f"an export to {to}") as aside:
-        form.write(aside, Export(names, tuple(_plain(metadata) for _, metadata in reports), parts()))
+        form.write(aside, Export(names, metadata, parts()))
     return ExportResult(
         output=output,
         rows=rows,
-        reports=len(reports),
+        reports=len(folders),
         older=sum(bool(lacking) for lacking in missing),
         absent=tuple(dict.fromkeys(name for lacking in missing for name in lacking)),
     )
@@ -147,26 +169,26 @@ def default_output(run: Path, to: str) -> Path:
     return Path(f"{run.absolute().resolve().name or 'reports'}{FORMATS[to].suffix}")
 
 
-def _refuse_twins(reports: Sequence[tuple[Path, ReportMetadata]]) -> None:
+def _refuse_twins(reports: Sequence[Report]) -> None:
     seen: dict[tuple[str, str], Path] = {}
-    for folder, metadata in reports:
-        key = text_of(metadata["family"]), text_of(metadata["pair"])
-        if key in seen:
+    for report in reports:
+        family, pair = text_of(report.provenance.family), text_of(report.provenance.pair)
+        if (family, pair) in seen:
             raise ShadowError(
-                f"{seen[key]} and {folder} are both reports of {key[0]}:{key[1]}",
+                f"{seen[family, pair]} and {report.folder} are both reports of {family}:{pair}",
                 "name a folder that holds one of them",
             )
-        seen[key] = folder
+        seen[family, pair] = report.folder
 
 
-def _part(folder: Path, metadata: ReportMetadata, names: Sequence[str]) -> TablePart:
+def _part(report: Report, names: Sequence[str]) -> TablePart:
     """A report's tables with family and pair as their first columns."""
-    stored = read_tables(folder, [name for name in names if name != ALWAYS])
+    metadata = report.provenance.told
     family, pair = text_of(metadata["family"]), text_of(metadata["pair"])
     tables = {ALWAYS: pa.Table.from_pylist([report_row(metadata)], schema=arrow_schema(REPORTS))}
     for name in names[1:]:
         schema = arrow_schema(TABLES[name].exported)
-        table = stored.get(name, schema.empty_table())
+        table = report.table(name)
         known = {"family": pa.repeat(family, len(table)), "pair": pa.repeat(pair, len(table))}
         arrays = [known[field.name] if field.name in known else table[field.name] for field in schema]
         tables[name] = pa.Table.from_arrays(arrays, schema=schema)

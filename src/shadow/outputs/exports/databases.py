@@ -25,7 +25,7 @@ from shadow.reports.columns import SCHEMA, TABLES, Column, Type
 
 APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
 KEY = ("family", "pair", "ordinal")
-ORDINAL = Column("ordinal", "int", "0-based place of the row in the report's file", range=">= 0")
+ORDINAL = Column(name="ordinal", type="int", text="0-based place of the row in the report's file", range=">= 0")
 HINT = "free some space, or choose another place with -o"
 INSERTED = 2_000  # rows that SQLite gets at a time
 DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit", "range", "null_when",
@@ -140,12 +140,12 @@ def _insert_facts(base: Any, names: Sequence[str]) -> None:
 def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
     columns = _database_columns(name)
     for batch in _with_ordinal(name, part.tables[name]).to_batches(max_chunksize=INSERTED):
-        values = [
-            [None if value is None else json_text(value) for value in array.to_pylist()]
-            if column.type in ("ints", "floats")
-            else array.to_pylist()
-            for array, column in zip(batch.columns, columns, strict=True)
-        ]
+        values = []
+        for array, column in zip(batch.columns, columns, strict=True):
+            cells = array.to_pylist()
+            if column.type in ("ints", "floats"):  # SQLite has no lists
+                cells = [None if cell is None else json_text(cell) for cell in cells]
+            values.append(cells)
         yield from zip(*values, strict=True)
 
 

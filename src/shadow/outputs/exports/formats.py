@@ -107,8 +107,8 @@ def described_shortly(column: Column) -> str:
 def _manifest(folder: Path, to: str) -> None:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    told = {"shadow_export": to, "version": __version__, "schema": SCHEMA, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    manifest = {"shadow_export": to, "version": __version__, "schema": SCHEMA, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def is_our_folder(to: str, folder: Path) -> bool:
@@ -121,9 +121,9 @@ def is_our_folder(to: str, folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
     paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    found = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in paths}
-    found.pop(MANIFEST)
-    return kind == to and found == files and not any(path.is_symlink() for path in paths)
+    sizes = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in paths}
+    sizes.pop(MANIFEST)
+    return kind == to and sizes == files and not any(path.is_symlink() for path in paths)
 
 
 # CSV
@@ -219,8 +219,8 @@ def write_json(folder: Path, export: Export) -> None:
 
 def _arrow_schema(name: str, columns: Sequence[Column], provenance: Sequence[ReportMetadata]) -> pa.Schema:
     """Of a table: metadata on every column, and under the key `shadow` how each report was made."""
-    told = {"version": __version__, "schema": SCHEMA, "table": name, "row": TABLES[name].row, "reports": provenance}
-    return pa.schema(fields(columns), metadata={METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
+    metadata = {"version": __version__, "schema": SCHEMA, "table": name, "row": TABLES[name].row, "reports": provenance}
+    return pa.schema(fields(columns), metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
 
 
 def write_arrow(folder: Path, export: Export) -> None:
@@ -256,12 +256,12 @@ def write_parquet(folder: Path, export: Export) -> None:
     for part in export.parts:
         where = Path(partition("family", part.family)) / partition("pair", part.pair)
         for name in export.names:
-            own = folder / name / where
-            own.mkdir(parents=True)
+            part_folder = folder / name / where
+            part_folder.mkdir(parents=True)
             columns = TABLES[name].exported[2:]
             schema = _arrow_schema(name, columns, [part.metadata])
             table = part.tables[name].select([column.name for column in columns]).cast(schema)
-            pq.write_table(table, own / "part-0.parquet", compression="zstd")
+            pq.write_table(table, part_folder / "part-0.parquet", compression="zstd")
     _manifest(folder, "parquet")
 
 
@@ -282,7 +282,7 @@ def write_dataset_folder(folder: Path, export: Export) -> None:
                 file.write_table(part.tables[name].cast(schema))
                 counts[name] += len(part.tables[name])
     digests = {name: _digest(folder / _data_file(name)) for name in export.names}
-    (folder / "README.md").write_text(_card(export.default, counts, digests, reports), encoding="utf-8")
+    (folder / "README.md").write_text(_card(export.default, counts, digests=digests, reports=reports), encoding="utf-8")
     _manifest(folder, "hf-dataset-folder")
 
 

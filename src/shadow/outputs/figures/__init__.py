@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing, read_start
@@ -50,9 +50,10 @@ def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choic
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         raise UsageError(
-            f"cannot draw to {output.name!r}", f"use a name that ends in {', '.join(f'.{one}' for one in FORMATS)}"
+            f"cannot draw to {output.name!r}",
+            f"use a name that ends in {', '.join(f'.{suffix_of}' for suffix_of in FORMATS)}",
         )
-    content, notes = draw(kind, folders, suffix, choice or Choice())
+    content, notes = draw(kind, folders, suffix=suffix, choice=choice or Choice())
     with placing(output, is_our_figure, "a figure of shadow") as aside:
         aside.write_bytes(content)
     return notes
@@ -94,11 +95,13 @@ def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figur
     return figure, DRAWN[kind](figure, sources, choice)
 
 
-def _metadata(suffix: str) -> dict[str, Any]:
+def _metadata(suffix: str) -> dict[str, str | None]:
     """Who drew it, and no date."""
     if suffix == "png":
         return {"Software": MARK}
-    return {"Creator": MARK, **({"Date": None} if suffix == "svg" else {"Producer": MARK, "CreationDate": None})}
+    if suffix == "svg":
+        return {"Creator": MARK, "Date": None}
+    return {"Creator": MARK, "Producer": MARK, "CreationDate": None}
 
 
 DRAWN: dict[str, Callable[[Figure, list[FigureData], Choice], list[str]]] = {

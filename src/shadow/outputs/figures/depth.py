@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from shadow.outputs.figures.source import (
 from shadow.outputs.figures.style import (
     CURVES,
     GREY,
+    CurveStyle,
     annotate,
     axis_label,
     entitle,
@@ -63,7 +64,7 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
         style = CURVES[place]
         depth = source.depth
         middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **thinned(style, len(depth), place))
-        _draw_concentration(bottom, source, style, place, alone=len(sources) == 1)
+        _draw_concentration(bottom, source, style=style, place=place, alone=len(sources) == 1)
     norms = np.concatenate([line.get_ydata() for line in middle.lines])
     middle.set_ylim(0, 1.1 * (norms[np.isfinite(norms)].max(initial=0) or 1))
     middle.set_ylabel("relative\nnorm, %")
@@ -96,33 +97,32 @@ def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str]
     Of several reports it is one, of those that changed in all of them if there are any.
     """
     changed = [set(source.inside["module"]) for source in sources]
-    found = chosen_modules(sources[0], choice.modules, list(set.union(*changed)))
-    ups = [name for name in UP if name in found]
-    drawn = [*ups, *(name for name in found if name not in ups)]
+    chosen = chosen_modules(sources[0], choice.modules, list(set.union(*changed)))
+    ups = [name for name in UP if name in chosen]
+    drawn = [*ups, *(name for name in chosen if name not in ups)]
     if len(sources) > 1:
-        drawn = sorted(drawn, key=lambda name: not all(name in one for one in changed))[:1]
-    elif len(found) > MOST_CURVES:
+        drawn = sorted(drawn, key=lambda name: not all(name in modules_of for modules_of in changed))[:1]
+    elif len(chosen) > MOST_CURVES:
         drawn = ups if not choice.modules and ups else drawn[:MOST_CURVES]
-    return drawn, [name for name in found if name not in drawn]
+    return drawn, [name for name in chosen if name not in drawn]
 
 
 def _depth_curves(
     sources: list[FigureData], modules: list[str], metric: str
-) -> Iterator[tuple[str, dict[str, Any], pd.Series[float]]]:
+) -> Iterator[tuple[str, CurveStyle, pd.Series[float]]]:
     """(label, style, values by layer): of several reports one each, of one report one for each module."""
     for place, source in enumerate(sources):
         for number, module in enumerate(modules):
-            own = source.inside[source.inside["module"] == module]
-            values = own.groupby("layer")[metric].median()
-            values = (
-                values.reindex(range(int(values.index.min()), int(values.index.max()) + 1)) if len(values) else values
-            )
+            rows = source.inside[source.inside["module"] == module]
+            values = rows.groupby("layer")[metric].median()
+            if len(values):
+                values = values.reindex(range(int(values.index.min()), int(values.index.max()) + 1))
             style = thinned(CURVES[place + number], len(values), place + number)
             style |= {"linewidth": 0.7, "markersize": 2.2} if number else {"zorder": 3}
             yield shown(module, 24) if len(sources) == 1 else names_of(sources)[place], style, values
 
 
-def _draw_concentration(axes: Axes, source: FigureData, style: Mapping[str, Any], place: int, *, alone: bool) -> None:
+def _draw_concentration(axes: Axes, source: FigureData, style: CurveStyle, place: int, *, alone: bool) -> None:
     """Medians by layer, with the quartiles of a layer's matrices; at the right the median of all with its interval."""
     by_layer = source.inside.groupby("layer")["concentration"]
     medians = by_layer.median()
@@ -135,5 +135,6 @@ def _draw_concentration(axes: Axes, source: FigureData, style: Mapping[str, Any]
         return
     axes.errorbar(
         [1.02 + 0.025 * place], [value], yerr=spread(value, bounds), clip_on=False,
-        transform=axes.get_yaxis_transform(), capsize=1.5, elinewidth=0.9, **{**style, "linestyle": "none"},
+        transform=axes.get_yaxis_transform(), capsize=1.5, elinewidth=0.9,
+        color=style["color"], marker=style["marker"], linestyle="none",
     )  # fmt: skip

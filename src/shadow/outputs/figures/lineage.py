@@ -29,13 +29,13 @@ LETTERS = 44  # of all names of steps together that stand side by side
 
 def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
     """By step: relative norm, how much of it storage kept, and the modules that hold it; of the longest chain."""
-    steps = [step for source in sources if (step := read_step(source.folder)) is not None]
-    found = lineage(steps)
-    if not found.chains:
+    steps = [step for source in sources if (step := read_step(source.report)) is not None]
+    known = lineage(steps)
+    if not known.chains:
         raise ShadowError(
-            f"{sources[0].folder}: no step from one checkpoint to another", "; ".join(found.notes) or None
+            f"{sources[0].folder}: no step from one checkpoint to another", "; ".join(known.notes) or None
         )
-    chain = max(found.chains, key=lambda chain: len(chain.steps))
+    chain = max(known.chains, key=lambda chain: len(chain.steps))
     drawn = chain.steps[:MOST_STEPS]
     figure.set_size_inches(choice.width, choice.width * 1.2)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.3, 0.8, 1.2))
@@ -53,15 +53,15 @@ def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> l
         figure, "size: filled before it was rounded, open as stored", "kept: share of the change that is the update's"
     )
     entitle(figure, sources, choice)
-    return _notes(chain, found.chains, found.notes)
+    return _notes(chain, known.chains, known.notes)
 
 
 def _notes(chain: Chain, chains: Sequence[Chain], notes: Sequence[str]) -> list[str]:
-    told = [f"steps {' to '.join(chain.stages)}"]
+    texts = [f"steps {' to '.join(chain.stages)}"]
     if len(chain.steps) > MOST_STEPS:
-        told.append(f"the first {MOST_STEPS} of {len(chain.steps)} steps")
+        texts.append(f"the first {MOST_STEPS} of {len(chain.steps)} steps")
     others = [" to ".join(other.stages) for other in chains if other is not chain]
-    return [*told, *(f"without {other}" for other in others), *notes]
+    return [*texts, *(f"without {other}" for other in others), *notes]
 
 
 def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
@@ -111,4 +111,4 @@ def _draw_groups(axes: Axes, steps: Sequence[Step]) -> None:
     axes.set_ylabel("energy by\nmodules")
     if below.any():
         named = [name for name, share in zip(names, shares, strict=True) if share.any()]
-        axes.legend(**{**legend_above(named), "handlelength": 1.3})
+        axes.legend(**legend_above(named) | {"handlelength": 1.3})

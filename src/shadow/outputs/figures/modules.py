@@ -24,7 +24,7 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     axes.axvspan(-MARGIN, MARGIN, color=PALE, linewidth=0, zorder=0)
     axes.axvline(0, color=GREY, linewidth=0.6, zorder=1)
     for place, source in enumerate(sources):
-        _draw_module_rows(axes, source, modules, place, len(sources))
+        _draw_module_rows(axes, source, modules=modules, place=place, many=len(sources))
     counts = sources[0].deltas["module"].value_counts()
     labels = [
         f"{shown(name, 24)} ({counts.get(name, 0)})" if len(sources) == 1 else shown(name, 24) for name in modules
@@ -38,7 +38,10 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     if len(sources) > 1:
         from matplotlib.lines import Line2D
 
-        handles = [Line2D([], [], **{**CURVES[place], "linestyle": "none"}) for place in range(len(sources))]
+        handles = [
+            Line2D([], [], color=style["color"], marker=style["marker"], linestyle="none")
+            for style in CURVES[: len(sources)]
+        ]
         axes.legend(handles, names_of(sources), **legend_above(names_of(sources)))
     axes.tick_params(length=2, pad=2)
     axes.tick_params(axis="y", length=0)
@@ -60,6 +63,6 @@ def _draw_module_rows(axes: Axes, source: FigureData, modules: list[str], place:
         bounds = row.intervals.get("concentration")
         axes.errorbar(
             [row.concentration], [y + shift], xerr=spread(row.concentration, bounds), capsize=2, elinewidth=1.1,
-            zorder=3, **{**style, "linestyle": "none", "markersize": 3.6},
+            zorder=3, color=style["color"], marker=style["marker"], linestyle="none", markersize=3.6,
             markerfacecolor=style["color"] if bounds else "white",
         )  # fmt: skip

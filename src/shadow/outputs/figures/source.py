@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
 
 from shadow.errors import ShadowError
 from shadow.findings.depth import LAYERS
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import ComponentRow
 from shadow.places.names import name_rules
 from shadow.reports.columns import DELTA, MATRICES, SPECTRAL
-from shadow.reports.tables import read_tables
 from shadow.text import visible
 
 LABEL_COLUMN = 44  # letters of a name that are shown
@@ -29,22 +27,49 @@ class Choice:
     """What to draw. None and empty leave it to the figure: see each of them."""
 
     component: str | None = None
+    """The component; None: language, or the one of most layers."""
+
     modules: tuple[str, ...] = ()
+    """Names or patterns such as `attn.*`; empty: see each figure."""
+
     layer: int | None = None
+    """The layer of a spectrum, from 0; None: the middle."""
+
     expert: int | None = None
+    """The expert of a spectrum, from 0; None: the first."""
+
     metric: str | None = None
+    """The column that is drawn; None: see each figure."""
+
     width: float = COLUMN
+    """Inches, above 0."""
+
     title: bool = True
+    """Is it written above which reports these are?"""
 
 
 @dataclass(frozen=True)
 class FigureData:
-    """A report that is drawn: its summary and the delta rows of one component, with NaN for null."""
+    """A report that is drawn, of one component."""
 
-    folder: Path
-    summary: Summary
+    report: SummarisedReport
+    """The report."""
+
     component: str
+    """The component."""
+
     deltas: pd.DataFrame
+    """Its delta rows. All numbers are float64, with NaN where one is missing, as matplotlib wants them."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the report lies."""
+        return self.report.folder
+
+    @property
+    def summary(self) -> Summary:
+        """Its summary."""
+        return self.report.summary
 
     @property
     def name(self) -> str:
@@ -79,20 +104,18 @@ class FigureData:
 
 def read_source(folder: Path, component: str | None) -> FigureData:
     """A report and the delta rows of a component: language where there is one, else the one of most layers."""
-    summary, _ = read_summary(folder)
+    report = SummarisedReport(folder)
+    summary = report.summary
     names = [row.component for row in summary.components if row.matrices]
     if not names:
         raise ShadowError(f"{folder}: no matrix changed, there is nothing to draw")
     if component is not None and component not in names:
         raise ShadowError(f"{folder}: no matrix of {component} changed", f"it has {', '.join(names)}")
     chosen = component or max(names, key=lambda name: (name == "language", _layers(summary, name)))
-    rows = read_tables(folder, ["matrices"])["matrices"]
-    own = rows.filter((pc.field("subject") == "delta") & (pc.field("component") == chosen)).to_pandas()
-    for column in MATRICES:
-        if column.type in ("int", "float"):
-            numbers = own[column.name].astype(float)
-            own[column.name] = numbers.where(np.isfinite(numbers))
-    return FigureData(folder, summary, chosen, own)
+    rows = report.matrices
+    deltas = rows[(rows["subject"] == "delta") & (rows["component"] == chosen)].reset_index(drop=True)
+    numbers = [column.name for column in MATRICES if column.type in ("int", "float")]
+    return FigureData(report, chosen, deltas.astype(dict.fromkeys(numbers, np.float64)))
 
 
 def _layers(summary: Summary, component: str) -> int:
@@ -121,13 +144,15 @@ def module_order(names: Sequence[str]) -> list[str]:
 def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[str]) -> list[str]:
     if not names:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
-    found = [name for name in module_order(names) if not patterns or any(fnmatchcase(name, one) for one in patterns)]
-    if not found:
+    chosen = [
+        name for name in module_order(names) if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+    if not chosen:
         raise ShadowError(
             f"{source.folder}: no such module changed: {', '.join(patterns)}",
             f"it has {', '.join(module_order(names))}",
         )
-    return found
+    return chosen
 
 
 def all_null(source: FigureData, metric: str) -> ShadowError:
@@ -141,7 +166,7 @@ def chosen_components(sources: Sequence[FigureData]) -> str:
 def component_of(sources: Sequence[FigureData]) -> str:
     """The component of all, empty where they have different ones."""
     components = {source.component for source in sources}
-    return components.pop() if len(components) == 1 else ""
+    return "" if len(components) > 1 else sources[0].component
 
 
 def names_of(sources: Sequence[FigureData]) -> list[str]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.outputs.figures.source import Choice, FigureData, chosen_modules, shown
 from shadow.outputs.figures.style import BLACK, BLUE, RED, SUBJECTS, entitle, legend_above
 from shadow.places.groups import UP
-from shadow.reports.columns import TABLES
-from shadow.reports.tables import conformed
+from shadow.reports.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +23,7 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
     """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies above it."""
     (source,) = sources
     row = _chosen_matrix(source, choice)
-    sigmas = _spectra(source.folder, row)
+    sigmas = _spectra(source.report, row)
     figure.set_size_inches(choice.width, choice.width * 0.78)
     axes = figure.subplots()
     for subject, style in SUBJECTS.items():
@@ -38,9 +34,11 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
         axes.axhline(edge, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=f"null edge, {edge:.3g}")
         spikes = delta[delta > edge]
         if len(spikes):
-            axes.plot(np.arange(1, len(spikes) + 1), spikes, linestyle="none", marker="o", markersize=3.5, color=RED,
-                      markeredgecolor=BLACK, markeredgewidth=0.5, label=f"{len(spikes)} spikes" if len(spikes) > 1
-                      else "1 spike")  # fmt: skip
+            label = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
+            axes.plot(
+                np.arange(1, len(spikes) + 1), spikes, label=label, linestyle="none",
+                marker="o", markersize=3.5, color=RED, markeredgecolor=BLACK, markeredgewidth=0.5,
+            )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -54,8 +52,8 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
     axes.tick_params(which="both", length=2, pad=2)
     zeros = int((delta <= 0).sum())
     unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""
-    told = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
-    entitle(figure, sources, choice, told)
+    subtitle = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
+    entitle(figure, sources, choice=choice, more=subtitle)
     return [f"{row['tensor']}: {row['module']}, layer {_figure(row['layer'])}; {source.component}"]
 
 
@@ -83,25 +81,23 @@ def _chosen_matrix(source: FigureData, choice: Choice) -> pd.Series[Any]:
     return rows.iloc[0]
 
 
-def _spectra(folder: Path, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
+def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, Any]]:
     """The singular values of base, tuned and delta of a matrix."""
-    path = folder / "spectra.parquet"
-    if not path.exists():
+    if not report.has_spectra:
         raise ShadowError(
-            f"{folder}: audited with --no-spectra, so it has no singular values", "audit it again without"
+            f"{report.folder}: audited with --no-spectra, so it has no singular values",
+            "audit it again without",
         )
     wanted = (pc.field("tensor") == row["tensor"]) & (pc.field("module") == row["module"])
     for name in ("layer", "expert"):
-        is_there = math.isfinite(row[name])
-        wanted &= pc.field(name) == int(row[name]) if is_there else pc.field(name).is_null()
-    try:
-        table = conformed(pq.read_table(path, filters=wanted), TABLES["spectra"].columns, TABLES["spectra"].first)
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ShadowError(f"{path}: cannot be read ({type(error).__name__})", "run the audit again") from error
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    for one in table.to_pylist():
-        values = np.array([x if x is not None else np.nan for x in one["sigma"] or []], float)
-        found.setdefault(str(one["subject"]), values[np.isfinite(values)])
-    if not {"base", "tuned", "delta"} <= set(found):
-        raise ShadowError(f"{path}: no spectra of {row['tensor']}", "run the audit again")
-    return found
+        if math.isfinite(row[name]):
+            wanted &= pc.field(name) == int(row[name])
+        else:
+            wanted &= pc.field(name).is_null()
+    sigmas: dict[str, np.ndarray[Any, Any]] = {}
+    for spectrum in report.spectra_where(wanted).to_pylist():
+        values = np.array([np.nan if value is None else value for value in spectrum["sigma"] or []], float)
+        sigmas.setdefault(str(spectrum["subject"]), values[np.isfinite(values)])
+    if not {"base", "tuned", "delta"} <= set(sigmas):
+        raise ShadowError(f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}", "run the audit again")
+    return sigmas

@@ -6,8 +6,8 @@ import contextlib
 import logging
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from shadow.extras import require
 from shadow.outputs.figures.source import Choice, FigureData, component_of, shown
@@ -22,7 +22,33 @@ BLACK, BLUE, RED, GREEN, ORANGE, PINK, SKY = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip
 GREY, PALE = "#777777", "#d9d9d9"
-CURVES: tuple[dict[str, Any], ...] = (  # by colour, dashes and marker: each of them alone is enough
+Dashes = str | tuple[int, tuple[float, ...]]  # a name, or an offset and the lengths of dashes and gaps, in line widths
+
+
+class CurveStyle(TypedDict, total=False):
+    """How a curve looks, as matplotlib's `plot` takes it."""
+
+    color: str  # `#rrggbb`
+    linestyle: Dashes
+    marker: str
+    linewidth: float  # points, above 0
+    markersize: float  # points, above 0
+    markevery: tuple[int, int]  # the first point that has a marker, and every how many then
+    zorder: float  # higher is drawn later
+
+
+class LegendPlace(TypedDict, total=False):
+    """Where a legend stands, as matplotlib's `legend` takes it."""
+
+    ncols: int  # 1 or more
+    loc: Literal["lower left"]
+    bbox_to_anchor: tuple[float, float]  # in units of the axes
+    borderaxespad: float  # in units of the font size
+    columnspacing: float  # in units of the font size
+    handlelength: float  # in units of the font size
+
+
+CURVES: tuple[CurveStyle, ...] = (  # by colour, dashes and marker: each of them alone is enough
     {"color": BLACK, "linestyle": "-", "marker": "o"},
     {"color": RED, "linestyle": (0, (4, 1.5)), "marker": "s"},
     {"color": BLUE, "linestyle": (0, (1, 1)), "marker": "^"},
@@ -31,7 +57,7 @@ CURVES: tuple[dict[str, Any], ...] = (  # by colour, dashes and marker: each of 
     {"color": ORANGE, "linestyle": (0, (7, 2)), "marker": "P"},
     {"color": SKY, "linestyle": (0, (3, 1, 1, 1, 1, 1)), "marker": "X"},
 )
-SUBJECTS: dict[str, dict[str, Any]] = {
+SUBJECTS: dict[str, CurveStyle] = {
     "base": {"color": "#aaaaaa", "linewidth": 2.4},
     "tuned": {"color": BLACK, "linewidth": 0.8, "linestyle": "--"},
     "delta": {"color": RED, "linewidth": 1.1},
@@ -103,15 +129,20 @@ def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more:
 def told_interval(sources: Sequence[FigureData]) -> str:
     """What the bars are, where there are any."""
     levels = {source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval}
-    told = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
-    return f" with their spread over layers ({told} %)" if levels else ""
+    shown_levels = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
+    return f" with their spread over layers ({shown_levels} %)" if levels else ""
 
 
-def legend_above(labels: Sequence[str]) -> dict[str, Any]:
+def legend_above(labels: Sequence[str]) -> LegendPlace:
     """Where a legend stands: above the axes, in as many columns as names of that length leave room for."""
     columns = max(1, min(4, 44 // (max(map(len, labels)) + 5)))
-    return {"ncols": columns, "loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2,
-            "columnspacing": 1.0}  # fmt: skip
+    return {
+        "ncols": columns,
+        "loc": "lower left",
+        "bbox_to_anchor": (-0.02, 1.0),
+        "borderaxespad": 0.2,
+        "columnspacing": 1.0,
+    }
 
 
 def annotate(figure: Figure, *lines: str) -> None:
@@ -120,11 +151,12 @@ def annotate(figure: Figure, *lines: str) -> None:
 
 
 def quieten(axes: Axes) -> None:
+    """Short ticks, and little room beside the data."""
     axes.tick_params(length=2, pad=2)
     axes.margins(x=0.03)
 
 
-def thinned(style: Mapping[str, Any], points: int, place: int) -> dict[str, Any]:
+def thinned(style: CurveStyle, points: int, place: int) -> CurveStyle:
     """Of many layers, markers on a dozen of them, on others in each curve."""
     every = max(1, round(points / 12))
     return {**style, "markevery": (place * 2 % every, every)}

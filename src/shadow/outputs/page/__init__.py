@@ -9,7 +9,7 @@ text for markup. A policy in the page lets nothing be fetched, whatever is in it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from shadow.findings.depth import LAYERS
 from shadow.findings.finding import ANSWERS, of_what
 from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.gains import MEASURED_BY_OTHERS
-from shadow.findings.lineage import following, lineage, read_step
+from shadow.findings.lineage import following, lineage
 from shadow.findings.reference import bases_of, runs
+from shadow.findings.summary import SummarisedReport
 from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
@@ -39,22 +40,33 @@ TOP = 2000  # bytes within which it stands
 
 @dataclass(frozen=True)
 class Missing:
-    """A pair without the report that was asked for. state: failed, kept, pending or unfinished; why and hint where
-    they are known."""
+    """A pair without the report that was asked for."""
 
     where: str
+    """Its folder below the one that was asked for."""
+
     state: str
+    """failed, kept, pending, unfinished or unreadable."""
+
     why: str = ""
+    """Why, where that is known."""
+
     hint: str = ""
+    """What to do, where that is known."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """What became of a page: how many pairs it shows, its size in bytes, and (folder, fault) of unreadable reports."""
+    """What became of a page."""
 
     pairs: int
+    """How many pairs it shows, 0 or more."""
+
     size: int
+    """Its size in bytes."""
+
     unreadable: list[tuple[str, ShadowError]]
+    """(folder, fault) of the reports that could not be read."""
 
 
 def write_page(
@@ -69,49 +81,76 @@ def write_page(
     one that was asked for, its ShadowError is raised instead. show gets how many reports are read, of how many.
     """
     _refuse_foreign(output)
-    found: list[PairSection] = []
+    reports = [SummarisedReport(folder) for folder in folders]
+    in_chains = _in_chains(reports)
+    sections: list[PairSection] = []
     unreadable: list[tuple[str, ShadowError]] = []
-    for done, folder in enumerate(folders):
-        where = _below(folder, run)
+    for done, report in enumerate(_each_once(reports)):
+        where = _below(report.folder, run)
         show(done, len(folders), where)
         try:
-            found.append(read_pair(folder, where, len(found), len(folders)))
+            with_step = report.folder in in_chains
+            sections.append(read_pair(report, where, number=len(sections), pairs=len(folders), with_step=with_step))
         except ShadowError as error:
             if list(folders) == [run]:
                 raise
             unreadable.append((where, error))
-    read = [folder for folder in folders if _below(folder, run) not in dict(unreadable)]
-    for number in following([(one.summary.base, one.summary.tuned) for one in found]):
-        step = read_step(read[number])
-        found[number] = replace(found[number], step=step and replace(step, folder=found[number].where))
-    missing = [Missing(where, "unreadable", error.message, error.hint or "") for where, error in unreadable]
-    content = page_bytes(found, _title(run), [*missing, *_missing(run, folders)])
+    missing = [
+        Missing(where=where, state="unreadable", why=error.message, hint=error.hint or "")
+        for where, error in unreadable
+    ]
+    content = page_bytes(_chained(sections), _title(run), [*missing, *_missing(run, folders)])
     with writing(output.parent):
         write_beside(output, content)
-    return Written(len(found), len(content), unreadable)
+    return Written(len(sections), len(content), unreadable)
+
+
+def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
+    """The folders of the reports that follow one another, by what they are of: no table is read for it."""
+    known = []
+    for report in reports:
+        try:
+            metadata = report.provenance.told
+        except ShadowError:  # told when the report itself is read
+            continue
+        known.append((report.folder, (metadata["base"], metadata["tuned"])))
+    return {known[number][0] for number in following([sides for _, sides in known])}
+
+
+def _each_once(reports: list[SummarisedReport]) -> Iterator[SummarisedReport]:
+    """Each report, which is forgotten with all that was read of it when the next is asked for."""
+    while reports:
+        yield reports.pop(0)
+
+
+def _chained(sections: Sequence[PairSection]) -> list[PairSection]:
+    """The sections; a step is left to those alone that follow one another still, now that some could not be read."""
+    sides = [(section.summary.base, section.summary.tuned) for section in sections]
+    chained = set(following(sides))
+    return [section if number in chained else replace(section, step=None) for number, section in enumerate(sections)]
 
 
 def page_bytes(
-    found: Sequence[PairSection],
+    sections: Sequence[PairSection],
     title: str,
     missing: Sequence[Missing] = (),
 ) -> bytes:
     """The page as UTF-8, with the pairs that are missing on it. Equal arguments give equal bytes."""
-    ranked = sorted(found, key=_rank)
+    ranked = sorted(sections, key=_rank)
     shared = {
         "metrics": metric_texts(),
         "margin": MARGIN,
         "layers": LAYERS,
-        "overview": [one.overview() for one in ranked],
+        "overview": [section.overview() for section in ranked],
     }
-    followed = lineage([one.step for one in found if one.step is not None])
+    followed = lineage([section.step for section in sections if section.step is not None])
     html = environment().get_template("page.html.j2").render(
-        title=found[0].name if len(found) == 1 else title,
-        pairs=found,
+        title=sections[0].name if len(sections) == 1 else title,
+        pairs=sections,
         ranked=ranked,
         missing=missing,
         lineage=followed if followed.is_one else None,
-        numbers={one.where: one.number for one in found},
+        numbers={section.where: section.number for section in sections},
         shared=script_json(shared),
         style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
         scripts=scripts(),
@@ -126,17 +165,17 @@ def page_bytes(
         measured_by_others=MEASURED_BY_OTHERS,
         bases_of=bases_of,
         reasons={name: reason.text for name, reason in REASONS.items()},
-        regimes={row["regime"]: row["data"] for row in runs() if row["data"] != "other"},
+        regimes={run.regime: run.data for run in runs() if run.data != "other"},
         notation=NOTATION,
         version=__version__,
     )  # fmt: skip
     return html.encode()
 
 
-def _rank(told: PairSection) -> tuple[bool, float, str]:
+def _rank(section: PairSection) -> tuple[bool, float, str]:
     """Most concentrated first; after them the pairs whose figures no gate lets count."""
-    concentration = told.summary.figures["concentration"]
-    return bool(told.failed), math.inf if concentration is None else -concentration, told.name
+    concentration = section.summary.figures["concentration"]
+    return bool(section.failed), math.inf if concentration is None else -concentration, section.name
 
 
 def _title(run: Path) -> str:
@@ -151,17 +190,21 @@ def _below(folder: Path, run: Path) -> str:
 def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
     """Pairs of the list of run, where it has one, that have no report, and audits that were begun and not finished."""
     index = read_index(run)
-    found = {}
+    missing = {}
     for row in index.rows if index is not None else ():
         folder = run / report_folder(*row.key)  # not row.folder, which a file may say lies anywhere
         if row.state == "kept" or (row.state != "done" and folder not in folders):
-            found[folder] = Missing(_below(folder, run), row.state, row.error or "", row.hint or "")
+            missing[folder] = Missing(
+                where=_below(folder, run), state=row.state, why=row.error or "", hint=row.hint or ""
+            )
     for depth in ("", "*/", "*/*/"):
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
             folder = journal.parent.parent
-            if folder not in folders and folder not in found:
-                found[folder] = Missing(_below(folder, run), "unfinished", "", "the same command goes on from there")
-    return list(found.values())
+            if folder not in folders and folder not in missing:
+                missing[folder] = Missing(
+                    where=_below(folder, run), state="unfinished", why="", hint="the same command goes on from there"
+                )
+    return list(missing.values())
 
 
 def _refuse_foreign(output: Path) -> None:

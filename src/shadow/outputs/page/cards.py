@@ -20,22 +20,22 @@ def small_pictures(grid: Sequence[GridRow]) -> Markup:
     """An SVG for each component that has layers and anything that moved; classes stand for the colours of the page."""
     drawn = []
     for component, rows in by_component(grid).items():
-        found = picture(rows, COLUMNS)
-        if found is not None:
-            drawn.append(_svg(component, found))
+        drawing = picture(rows, COLUMNS)
+        if drawing is not None:
+            drawn.append(_svg(component, drawing))
     return Markup("").join(drawn)
 
 
-def _svg(component: str, found: Picture) -> Markup:
+def _svg(component: str, drawing: Picture) -> Markup:
     """Cells of one unit each, equal neighbours as one."""
     label = (
-        f"{component}: relative norm of {', '.join(found.modules)} by layer {found.first} to {found.last}, "
-        f"{share(found.least)} to {share(found.largest)}"
+        f"{component}: relative norm of {', '.join(drawing.modules)} by layer {drawing.first} to {drawing.last}, "
+        f"{share(drawing.least)} to {share(drawing.largest)}"
     )
     rects = []
-    for row, cells in enumerate(found.cells):
+    for row, cells in enumerate(drawing.cells):
         column = 0
-        for level, several in groupby(_class(value, found) for value in cells):
+        for level, several in groupby(_class(value, drawing) for value in cells):
             width = len(list(several))
             if level:
                 rects.append(
@@ -43,11 +43,11 @@ def _svg(component: str, found: Picture) -> Markup:
                 )
             column += width
     size = Markup('<svg class="small-heat" role="img" aria-label="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">')
-    return size.format(label, len(found.cells[0]), len(found.cells)) + Markup("").join(rects) + Markup("</svg>")
+    return size.format(label, len(drawing.cells[0]), len(drawing.cells)) + Markup("").join(rects) + Markup("</svg>")
 
 
-def _class(value: float | None, found: Picture) -> str:
+def _class(value: float | None, drawing: Picture) -> str:
     """The class of a cell; empty where the module is in none of its layers."""
     if value is None:
         return ""
-    return "unmoved" if value == 0 else f"heat-{min(LEVELS - 1, int(found.level(value) * LEVELS))}"
+    return "unmoved" if value == 0 else f"heat-{min(LEVELS - 1, int(drawing.level(value) * LEVELS))}"

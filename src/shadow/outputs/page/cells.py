@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -55,11 +55,26 @@ Listed = list[float | int | None]
 
 def columns_of(subject: str) -> tuple[str, ...]:
     """The columns that a row of a subject has, headline ones first."""
-    own = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
-    return tuple(dict.fromkeys([*(name for name in FIRST if name in own), *own]))
+    names = [column.name for column in ((*DRAWN, *SPECTRAL) if subject == "delta" else SPECTRAL)]
+    return tuple(dict.fromkeys([*(name for name in FIRST if name in names), *names]))
 
 
-def metric_texts() -> dict[str, dict[str, Any]]:
+class MetricText(TypedDict):
+    """What `explain` says of a column, and how to draw it."""
+
+    text: str
+    formula: str
+    unit: str
+    range: str
+    null: str | None  # when it is missing
+    source: str
+    pitfalls: str
+    delta: bool  # have delta rows alone this column?
+    under_null: str | float | None  # what it would be with random signs: a column, or a number
+    signed: bool  # does its 0 divide?
+
+
+def metric_texts() -> dict[str, MetricText]:
     """What `explain` says of every column that can be drawn, and how to draw it."""
     delta_only = {column.name for column in DELTA}
     return {
@@ -81,15 +96,16 @@ def metric_texts() -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One place that has a matrix.
-
-    state is measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or skipped, with the
-    reason in words of tensors.parquet.
-    """
+    """One place that has a matrix."""
 
     place: Key
+    """Its component, layer and module."""
+
     state: str
+    """measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or skipped."""
+
     reason: str | None
+    """Why it was skipped, in words of tensors.parquet; None where it was not."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ class Matrices:
 
     def of(self, subject: str) -> NDArray[np.intp]:
         """Where its rows are."""
-        return np.flatnonzero([one == subject for one in self.subjects])
+        return np.flatnonzero([known == subject for known in self.subjects])
 
 
 def places(table: pa.Table) -> list[Key]:
@@ -139,41 +155,79 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     subjects: dict[Key, set[str]] = {}
     for place, subject in zip(matrices.places, matrices.subjects, strict=True):
         subjects.setdefault(place, set()).add(subject)
-    found = {place: Cell(place, "measured" if "delta" in there else "alone", None) for place, there in subjects.items()}
+    cells = {place: Cell(place, "measured" if "delta" in there else "alone", None) for place, there in subjects.items()}
     others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
     for place, side, status, reason in zip(places(tensors), *others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
         if unmeasured and place[2] not in ("norm", "bias") and reason not in ("not_a_matrix", "not_float"):
-            found.setdefault(place, Cell(place, status, reason))
+            cells.setdefault(place, Cell(place, status, reason))
     known = {name: number for number, name in enumerate((*rules.components, *rules.modules))}
 
     def order(cell: Cell) -> tuple[int, int, int]:
         component, layer, module = cell.place
         return known.get(component, 999), known.get(module, 999), -1 if layer is None else layer
 
-    return sorted(found.values(), key=order)
+    return sorted(cells.values(), key=order)
 
 
-def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> dict[str, Any]:
+# What a column says of a module: median, its interval over layers, over how many layers, and the interval's level.
+ModuleFigure = list[float | int | list[float | int | None] | None]
+
+
+class Range(TypedDict):
+    """The least and the largest value of a column in each cell."""
+
+    low: Listed
+    high: Listed
+
+
+class Experts(TypedDict):
+    """The single experts of cells that have several."""
+
+    cell: list[int]  # of each expert matrix
+    expert: list[int]  # its number, from 0
+    values: dict[str, Listed]  # by column
+
+
+class DrawnCells(TypedDict):
+    """The cells of a report for the charts. Lists have a value for each cell unless it says otherwise."""
+
+    groups: list[list[str]]  # component and module of each group
+    group: list[int]  # the number of its group, from 0
+    layer: list[int | None]
+    state: list[str]
+    reason: list[str | None]
+    matrices: list[int]
+    tensor: list[str | None]  # the name of its first matrix
+    rows: Listed  # of its first matrix
+    cols: Listed
+    values: dict[str, dict[str, Listed]]  # medians, by subject and column
+    shift: dict[str, Listed]  # tuned - base, by column
+    ranges: dict[str, Range]  # by column
+    modules: dict[str, dict[str, list[ModuleFigure | None]]]  # by subject and column, a value for each group
+    experts: Experts | dict[str, Listed]  # empty where there are none
+
+
+def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnCells:
     """Places, values, ranges, intervals by module and experts of a report that shares a page with pairs - 1 others."""
     number = {cell.place: index for index, cell in enumerate(cells)}
     cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
-    groups = list(dict.fromkeys((one.place[0], one.place[2]) for one in cells))
+    groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
     index = {group: number for number, group in enumerate(groups)}
     first: list[int | None] = [None] * len(cells)
     held: list[set[str]] = [set() for _ in cells]
-    for row, (one, subject) in enumerate(zip(cell.tolist(), matrices.subjects, strict=True)):
-        held[one].add(subject)
-        first[one] = row if first[one] is None else first[one]
+    for row, (number_of, subject) in enumerate(zip(cell.tolist(), matrices.subjects, strict=True)):
+        held[number_of].add(subject)
+        first[number_of] = row if first[number_of] is None else first[number_of]
     sizes = np.bincount(cell, minlength=len(cells)).tolist()
     names = [None if row is None else matrices.tensors[row] for row in first]
     parts = {subject: _part(matrices, cell, subject) for subject in SUBJECTS}
     return {
         "groups": [[visible(component), visible(module)] for component, module in groups],
-        "group": [index[one.place[0], one.place[2]] for one in cells],
-        "layer": [one.place[1] for one in cells],
-        "state": [one.state for one in cells],
-        "reason": [None if one.reason is None else visible(one.reason) for one in cells],
+        "group": [index[drawn.place[0], drawn.place[2]] for drawn in cells],
+        "layer": [drawn.place[1] for drawn in cells],
+        "state": [drawn.state for drawn in cells],
+        "reason": [None if drawn.reason is None else visible(drawn.reason) for drawn in cells],
         "matrices": [size // max(1, len(there)) for size, there in zip(sizes, held, strict=True)],
         "tensor": [None if name is None else visible(name) for name in names],
         "rows": _of_first(matrices.numbers("rows"), first),
@@ -199,7 +253,7 @@ class _Part:
 def _part(matrices: Matrices, cell: NDArray[np.intp], subject: str) -> _Part:
     rows = matrices.of(subject)
     names, values = _present(columns_of(subject), matrices.columns(columns_of(subject))[rows])
-    return _Part(rows, cell[rows], names, values)
+    return _Part(rows=rows, cell=cell[rows], names=names, values=values)
 
 
 def _present(names: Sequence[str], values: Numbers) -> tuple[list[str], Numbers]:
@@ -224,14 +278,14 @@ def _by_cell(
     values: Numbers, cell: NDArray[np.intp], cells: int, reduce: Callable[[Numbers], Numbers] = _median
 ) -> Numbers:
     """What reduce makes of the rows of each cell: (rows, columns) -> (cells, columns), NaN for a cell without rows."""
-    found = np.full((cells, values.shape[1]), np.nan)
+    reduced = np.full((cells, values.shape[1]), np.nan)
     order = np.argsort(cell, kind="stable")
-    own, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
+    filled, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
     single = sizes == 1
-    found[own[single]] = values[order[starts[single]]]
-    for place, start, size in zip(own[~single], starts[~single], sizes[~single], strict=True):
-        found[place] = reduce(values[order[start : start + size]])
-    return found
+    reduced[filled[single]] = values[order[starts[single]]]
+    for place, start, size in zip(filled[~single], starts[~single], sizes[~single], strict=True):
+        reduced[place] = reduce(values[order[start : start + size]])
+    return reduced
 
 
 def _listed(names: Sequence[str], values: Numbers) -> dict[str, Listed]:
@@ -267,14 +321,14 @@ def _rows_of(part: _Part) -> list[tuple[int, int]]:
     return list(zip(part.rows.tolist(), part.cell.tolist(), strict=True))
 
 
-def _ranges(deltas: _Part, cells: int) -> dict[str, dict[str, Listed]]:
+def _ranges(deltas: _Part, cells: int) -> dict[str, Range]:
     """Least and largest value of every column of deltas in the cells that hold several matrices."""
     several = np.bincount(deltas.cell, minlength=cells)[deltas.cell] > 1
     if not several.any():
         return {}
     names, values = _present(deltas.names, deltas.values[several])
     low, high = (
-        _listed(names, _by_cell(values, deltas.cell[several], cells, reduce))
+        _listed(names, _by_cell(values, deltas.cell[several], cells=cells, reduce=reduce))
         for reduce in (np.fmin.reduce, np.fmax.reduce)
     )
     return {name: {"low": low[name], "high": high[name]} for name in names}
@@ -284,33 +338,35 @@ def _ranges(deltas: _Part, cells: int) -> dict[str, dict[str, Listed]]:
 class _Group:
     """The matrices of a module that are of one subject: where its figures go, and their values."""
 
-    lists: list[list[Any]]  # of each column that has any value here
+    lists: list[list[ModuleFigure | None]]  # of each column that has any value here
     place: int  # in these lists
     values: Numbers  # (rows, columns)
 
 
 def _by_group(
     matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
-) -> dict[str, dict[str, list[Any]]]:
+) -> dict[str, dict[str, list[ModuleFigure | None]]]:
     """The median of every column over the matrices of a module, its interval over layers, and over how many.
 
     By subject and column. Modules whose matrices lie in the same layers are resampled at once.
     """
-    found = {subject: {name: [None] * len(index) for name in part.names} for subject, part in parts.items()}
+    figures: dict[str, dict[str, list[ModuleFigure | None]]] = {
+        subject: {name: [None] * len(index) for name in part.names} for subject, part in parts.items()
+    }
     layers = matrices.numbers("layer")
     alike: dict[bytes, list[_Group]] = {}
     for subject, part in parts.items():
-        own: dict[tuple[str, str], list[int]] = {}
+        rows_of: dict[tuple[str, str], list[int]] = {}
         for number, row in enumerate(part.rows.tolist()):
             component, _, module = matrices.places[row]
-            own.setdefault((component, module), []).append(number)
-        for group, numbers in own.items():
+            rows_of.setdefault((component, module), []).append(number)
+        for module_of, numbers in rows_of.items():
             names, values = _present(part.names, part.values[numbers])
-            told = _Group([found[subject][name] for name in names], index[group], values)
-            alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(told)
-    for key, several in alike.items():
-        _tell(several, np.frombuffer(key))
-    return found
+            group = _Group([figures[subject][name] for name in names], index[module_of], values)
+            alike.setdefault(layers[part.rows[numbers]].tobytes(), []).append(group)
+    for key, groups in alike.items():
+        _tell(groups, np.frombuffer(key))
+    return figures
 
 
 def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
@@ -318,15 +374,15 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
     values = np.concatenate([group.values for group in groups], axis=1)
     medians = shortened(_median(values))
     intervals = intervals_of_medians(values, blocks_of([""] * len(layers), layers))
-    bounds = iter(shortened([bound for one in intervals for bound in one.bounds or ()]))
-    told = zip(medians, intervals, strict=True)
+    bounds = iter(shortened([bound for interval in intervals for bound in interval.bounds or ()]))
+    figures = zip(medians, intervals, strict=True)
     for group in groups:
-        for cells, (median, one) in zip(group.lists, told, strict=False):
-            pair = None if one.bounds is None else [next(bounds), next(bounds)]
-            cells[group.place] = [median, pair, one.layers, one.level]
+        for cells, (median, interval) in zip(group.lists, figures, strict=False):
+            pair = None if interval.bounds is None else [next(bounds), next(bounds)]
+            cells[group.place] = [median, pair, interval.layers, interval.level]
 
 
-def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> dict[str, Any]:
+def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:
     """The single experts of every cell that has several, in as many columns as the page has room for."""
     experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
     rows = matrices.of("delta")

@@ -9,21 +9,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from shadow.errors import ShadowError
-from shadow.reports.provenance import METADATA_KEY
+from shadow.reports.report import Report
 
 LEADING = 12  # singular values that are always kept: what stands out is among the first
 MARKED = 64  # spikes of one matrix that are marked at most; how many there are is told in words
 BAND = (0.1, 0.9)  # quantiles over matrices that share a place, such as the experts of a layer
-BATCH = 1024  # spectra in memory at once
 POINTS = 400_000  # of all curves of a page, about 2.4 MB
 MOST, FEWEST = 112, 32  # of one curve
 
@@ -34,6 +29,8 @@ TIE = 1e-6  # how near the middle of two roundings is left to decimal arithmetic
 
 Key = tuple[str, int | None, str]  # component, layer, module
 Sigma = NDArray[np.float32]
+Numbers = list[float | int | None]
+Subject = Literal["base", "tuned", "delta"]
 
 
 def points_for(curves: int) -> int:
@@ -57,7 +54,7 @@ def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
     return np.unique(np.concatenate([leading, from_start, from_end]))
 
 
-def short(value: Any) -> float | int | None:
+def short(value: float | None) -> float | int | None:
     """A number of four significant digits, which no drawing shows more of; null for what is no finite number."""
     if value is None or isinstance(value, int):
         return value
@@ -83,11 +80,11 @@ def shortened(values: ArrayLike) -> list[float | int | None]:
         scaled = numbers * up / down
         safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
     rounded = np.rint(scaled) / up * down
-    found = [int(one) if one.is_integer() else one for one in np.where(safe, rounded, 0.5).tolist()]
+    numbers_shown = [int(number) if number.is_integer() else number for number in np.where(safe, rounded, 0.5).tolist()]
     for place in np.flatnonzero(~safe).tolist():
         number = numbers.item(place)
-        found[place] = short(number) if math.isfinite(number) else None
-    return found
+        numbers_shown[place] = short(number) if math.isfinite(number) else None
+    return numbers_shown
 
 
 def logarithmic(values: ArrayLike) -> list[float | int | None]:
@@ -100,32 +97,45 @@ class _Stack:
     """The thinned spectra of the matrices of one place, by subject. size is the length of the whole ones."""
 
     size: int
-    rows: dict[str, list[Sigma]] = field(default_factory=dict)
+    rows: dict[Subject, list[Sigma]] = field(default_factory=dict)
     spikes: Sigma | None = None
 
 
-def thinned_spectra(
-    path: Path, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int, metadata: bytes | None
-) -> dict[str, Any]:
-    """The curves of a report: `ranks` (1-based) by size of the matrix, `curves` by cell with those of each subject.
+class Curve(TypedDict, total=False):
+    """The thinned spectra of one cell: singular values, descending, None where one is not resolved."""
 
-    Of several matrices in one cell a curve is the median at every rank, and the delta has a band of quantiles. spikes
-    are the singular values of a single delta above its null edge. Both are empty without spectra.parquet.
+    size: int  # how many singular values each matrix has
+    matrices: int  # in the cell
+    base: Numbers
+    tuned: Numbers
+    delta: Numbers
+    low: Numbers  # of several deltas: the quantiles of BAND
+    high: Numbers
+    spikes: Numbers  # of a single delta: those above its null edge, MARKED at most
 
-    Raises ShadowError for a file that cannot be read or belongs to another audit than metadata.
+
+class Curves(TypedDict):
+    """The curves of a report; empty where it has no spectra."""
+
+    ranks: dict[str, list[int]]  # by size: which singular values are kept, from 1
+    curves: dict[str, Curve]  # by the number of the cell
+
+
+def thinned_spectra(report: Report, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int) -> Curves:
+    """The curves of a report, of at most so many points each, for the numbers of its cells.
+
+    Of several matrices in one cell a curve is the median at every rank. edges: of the null of each delta, by place.
+    Raises ShadowError for a file that cannot be read or belongs to another audit.
     """
     stacks: dict[int, _Stack] = {}
-    try:
-        for key, subject, sigma in _rows(path, metadata) if path.is_file() else ():
-            if (cell := cells.get(key)) is None or not len(sigma):
-                continue
-            stack = stacks.setdefault(cell, _Stack(len(sigma)))
-            if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
-                stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
-                if subject == "delta":
-                    stack.spikes = sigma[sigma > edges.get(key, np.inf)][:MARKED]
-    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-        raise ShadowError(f"{path}: cannot be read ({type(error).__name__})", "run the audit again") from error
+    for key, subject, sigma in _rows(report):
+        if (cell := cells.get(key)) is None or not len(sigma):
+            continue
+        stack = stacks.setdefault(cell, _Stack(len(sigma)))
+        if len(sigma) == stack.size:  # what shares a place has one shape, but for oddities
+            stack.rows.setdefault(subject, []).append(sigma[kept_ranks(len(sigma), points)])
+            if subject == "delta":
+                stack.spikes = sigma[sigma > edges.get(key, np.inf)][:MARKED]
     sizes = sorted({stack.size for stack in stacks.values()})
     return {
         "ranks": {str(size): (kept_ranks(size, points) + 1).tolist() for size in sizes},
@@ -133,26 +143,25 @@ def thinned_spectra(
     }
 
 
-def _rows(path: Path, metadata: bytes | None) -> Iterator[tuple[Key, str, Sigma]]:
-    with pq.ParquetFile(path) as file:
-        if (file.schema_arrow.metadata or {}).get(METADATA_KEY) != metadata:
-            raise ShadowError(f"{path.parent}: its files are of different audits", "run the audit again")
-        columns = ["component", "layer", "module", "subject", "sigma"]
-        for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
-            places = [batch.column(name).to_pylist() for name in columns[:4]]
-            sigmas = batch.column("sigma")
-            values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
-            for row, (component, layer, module, subject) in enumerate(zip(*places, strict=True)):
-                yield (component, layer, module), subject, values[bounds[row] : bounds[row + 1]]
+def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
+    """(place, subject, singular values) of each row of spectra.parquet."""
+    columns = ("component", "layer", "module", "subject", "sigma")
+    for batch in report.spectrum_batches(columns):
+        places = [batch.column(name).to_pylist() for name in columns[:4]]
+        sigmas = batch.column("sigma")
+        values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
+        for row, (component, layer, module, subject) in enumerate(zip(*places, strict=True)):
+            yield (component, layer, module), cast(Subject, subject), values[bounds[row] : bounds[row + 1]]
 
 
-def _curve(stack: _Stack) -> dict[str, Any]:
-    deltas = stack.rows.get("delta", [])
-    curve: dict[str, Any] = {"size": stack.size, "matrices": max(map(len, stack.rows.values()))}
+def _curve(stack: _Stack) -> Curve:
+    curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
     for subject, rows in stack.rows.items():
         curve[subject] = logarithmic(rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0))
+    deltas = stack.rows.get("delta", [])
     if len(deltas) > 1:
-        curve["low"], curve["high"] = (logarithmic(one) for one in np.quantile(np.stack(deltas), BAND, axis=0))
+        low, high = np.quantile(np.stack(deltas), BAND, axis=0)
+        curve["low"], curve["high"] = logarithmic(low), logarithmic(high)
     elif stack.spikes is not None:
         curve["spikes"] = shortened(stack.spikes)
     return curve

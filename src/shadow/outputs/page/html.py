@@ -28,8 +28,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
-        return {plain(key): plain(one) for key, one in value.items()}
-    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+        return {plain(key): plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def script_json(value: Any) -> Markup:
@@ -51,8 +51,8 @@ def file_text(name: str) -> str:
 @cache
 def scripts() -> dict[str, Markup]:
     """The scripts of every page by name, in the order in which they stand there."""
-    own = "\n".join(file_text(f"scripts/{name}.js") for name in OWN)
-    page = f'"use strict";\n(() => {{\n{own}}})();\n'
+    ours = "\n".join(file_text(f"scripts/{name}.js") for name in OWN)
+    page = f'"use strict";\n(() => {{\n{ours}}})();\n'
     texts = {"theme": file_text("scripts/theme.js"), "plotly": get_plotlyjs(), "page": page}
     for name, text in texts.items():
         if "</script" in text.lower() or "<!--" in text:
@@ -66,7 +66,7 @@ def policy(texts: Iterable[str]) -> str:
     Plotly sets style attributes; heat maps are drawn as data: images, and pictures are saved from blob: ones.
     """
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
-    allowed = " ".join(f"'sha256-{one}'" for one in hashes)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -97,7 +97,7 @@ def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
 
 def environment() -> jinja2.Environment:
     """Jinja with autoescape on, undefined names refused, and control characters in every text made visible."""
-    found = jinja2.Environment(
+    jinja = jinja2.Environment(
         loader=jinja2.PackageLoader("shadow.outputs.page", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -105,6 +105,6 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )
-    found.filters |= {**FORMS, "bounds": bounds}
-    found.globals |= {"forms": FORMS, "layers_filled": layers_filled}
-    return found
+    jinja.filters |= {**FORMS, "bounds": bounds}
+    jinja.globals |= {"forms": FORMS, "layers_filled": layers_filled}
+    return jinja

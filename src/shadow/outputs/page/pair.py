@@ -3,47 +3,89 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
 from shadow.findings.depth import LAYERS
-from shadow.findings.lineage import Step
-from shadow.findings.reference import OPTIMIZERS, Position, runs
-from shadow.findings.summary import Summary, read_summary
+from shadow.findings.lineage import Step, read_step
+from shadow.findings.reference import OPTIMIZERS, Position, ReferenceRun, runs
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
 from shadow.outputs.page.curves import points_for, short, thinned_spectra
 from shadow.outputs.page.html import script_json
-from shadow.reports.provenance import METADATA_KEY
-from shadow.reports.tables import read_tables
+from shadow.reports.provenance import Provenance
 from shadow.text import visible
 
 LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of each pair
 
 
+class SkippedTensor(TypedDict):
+    """A tensor that was not measured, as the page lists it. What is null in tensors.parquet is None."""
+
+    tensor: str
+    side: str  # base or tuned
+    shape: str  # `64 × 32`
+    dtype: str | None
+    component: str | None
+    reason: str | None  # of shadow.reasons
+    detail: str | None
+
+
+class DrawnGain(TypedDict):
+    """What a pair gained in a benchmark, or on average in a group of them, as charts have it."""
+
+    name: str
+    gain: float | int | None
+
+
+class Overview(TypedDict):
+    """What the charts of several pairs need of one. Numbers have four significant digits."""
+
+    pair: int  # its number on the page, from 0
+    name: str
+    failed: list[str]  # gates
+    label: str
+    concentration: float | int | None
+    interval: list[float | int | None] | None  # of the concentration over layers: low, high
+    relative_norm: float | int | None  # 0 or more
+    norm_interval: list[float | int | None] | None
+    matrices: float | int | None  # that changed
+    gains: list[DrawnGain]
+
+
 @dataclass(frozen=True)
 class PairSection:
-    """One pair on the page. where is its folder below the one that was asked for; data is JSON for the charts.
-
-    skipped are tensors that were not measured, as many as the page has room for. step: the pair as a step of a lineage;
-    None for siblings.
-    """
+    """One pair on the page."""
 
     number: int
+    """Its number there, from 0."""
+
     where: str
+    """Its folder below the one that was asked for."""
+
     summary: Summary
-    provenance: Mapping[str, Any]
-    skipped: list[dict[str, Any]]
+    """Its summary."""
+
+    provenance: Provenance
+    """How it was measured."""
+
+    skipped: list[SkippedTensor]
+    """Tensors that were not measured, as many as the page has room for."""
+
     data: Markup
+    """JSON for the charts."""
+
     step: Step | None = None
+    """The pair as a step of a lineage; None where it follows no other and none follows it, and for siblings."""
 
     @property
     def name(self) -> str:
+        """`family base..tuned`."""
         return f"{self.summary.family} {self.summary.pair}"
 
     @property
@@ -51,7 +93,7 @@ class PairSection:
         """The gates that it does not pass, by name."""
         return [gate.name for gate in self.summary.failed_gates]
 
-    def overview(self) -> dict[str, Any]:
+    def overview(self) -> Overview:
         """What the charts of several pairs need of this one."""
         figures, intervals = self.summary.figures, self.summary.intervals
         return {
@@ -69,14 +111,9 @@ class PairSection:
 
     def _gains(self) -> list[tuple[str, float | None]]:
         """Gains in scores that others measured: means of groups, then single benchmarks."""
-        groups = [
-            (f"{row['group']}, mean of its benchmarks", row["gain"])
-            for row in self.summary.score_groups
-            if row["group"]
-        ]
-        single = [
-            (", ".join(filter(None, (row["benchmark"], row["metric"]))), row["gain"]) for row in self.summary.scores
-        ]
+        summary = self.summary
+        groups = [(f"{row.group}, mean of its benchmarks", row.gain) for row in summary.score_groups if row.group]
+        single = [(", ".join(filter(None, (row.benchmark, row.metric))), row.gain) for row in summary.scores]
         return [*groups, *single]
 
     def origins(self) -> list[tuple[str, str]]:
@@ -84,18 +121,19 @@ class PairSection:
         return [(title, text) for title, text in _origins(self.where, self.provenance) if text]
 
 
-def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
-    """Read a finished report for a page of so many pairs. Raises ShadowError when it cannot be read."""
-    summary, provenance = read_summary(folder)
-    tables = read_tables(folder, ("matrices", "tensors"))
-    rows, tensors = Matrices(tables["matrices"]), tables["tensors"]
-    metadata = rows.table.schema.metadata[METADATA_KEY]
+def read_pair(report: SummarisedReport, where: str, number: int, pairs: int, *, with_step: bool = False) -> PairSection:
+    """A finished report as a page of so many pairs tells it; with_step: also as a step of a lineage.
+
+    Raises ShadowError when it cannot be read.
+    """
+    summary = report.summary
+    rows, tensors = Matrices(report.table("matrices")), report.table("tensors")
     cells = cells_of(rows, tensors)
     nulls = zip(rows.places, rows.subjects, rows.numbers("null_edge").tolist(), strict=True)
     edges = {place: edge for place, subject, edge in nulls if subject == "delta" and edge > 0}
     curves = len(set(zip(rows.places, rows.subjects, strict=True)))
     place = {cell.place: index for index, cell in enumerate(cells)}
-    spectra = thinned_spectra(folder / "spectra.parquet", place, edges, points_for(curves * pairs), metadata)
+    spectra = thinned_spectra(report, place, edges=edges, points=points_for(curves * pairs))
     known = reference_distributions(summary.reference, runs())
     drawn = {
         "name": f"{summary.family} {summary.pair}",
@@ -111,11 +149,18 @@ def read_pair(folder: Path, where: str, number: int, pairs: int) -> PairSection:
         "modules_table": [_rounded(vars(row)) for row in summary.modules],
         "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
     }
-    skipped = _skipped(tensors, max(40, LISTED // pairs))
-    return PairSection(number, where, summary, provenance, skipped, script_json(drawn))
+    return PairSection(
+        number=number,
+        where=where,
+        summary=summary,
+        provenance=report.provenance,
+        skipped=_skipped(tensors, max(40, LISTED // pairs)),
+        data=script_json(drawn),
+        step=read_step(report, where) if with_step else None,
+    )
 
 
-def reference_distributions(place: Position | None, table: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def reference_distributions(place: Position | None, table: Sequence[ReferenceRun]) -> dict[str, list[float]]:
     """Median concentrations of the known trainings that a pair is held against, by what they are called on the page.
 
     place is the summary's reference, null where the pair is like none of them; table is like
@@ -124,24 +169,23 @@ def reference_distributions(place: Position | None, table: Sequence[Mapping[str,
     if place is None:
         return {}
     optimizers = (place.optimizer,) if place.optimizer else OPTIMIZERS
-    own = [row for row in table if row["short_side"] == place.short_side and row["optimizer"] in optimizers]
-    found = {
-        f"{data} trainings": [float(row["concentration"]) for row in own if row["data"] == data]
-        for data in ("narrow", "broad")
+    near = [run for run in table if run.short_side == place.short_side and run.optimizer in optimizers]
+    by_data = {
+        f"{data} trainings": [run.concentration for run in near if run.data == data] for data in ("narrow", "broad")
     }
-    return {name: values for name, values in found.items() if values}
+    return {name: values for name, values in by_data.items() if values}
 
 
 def _shorter(bounds: tuple[float, float] | None) -> list[float | int | None] | None:
     return None if bounds is None else [short(bound) for bound in bounds]
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: object) -> object:
     """A row of the summary with its numbers shortened."""
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
+        return {key: _rounded(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(one) for one in value]
+        return [_rounded(inner) for inner in value]
     return short(value) if isinstance(value, float) else value
 
 
@@ -150,31 +194,56 @@ def _layer_counts(summary: Summary) -> dict[str, int]:
     return dict(Counter(visible(row.component) for row in summary.depth).most_common())
 
 
-def _skipped(tensors: pa.Table, most: int) -> list[dict[str, Any]]:
-    """The first skipped tensors by reason, with what is null as None."""
+def _skipped(tensors: pa.Table, most: int) -> list[SkippedTensor]:
+    """The first skipped tensors by reason."""
     wanted = ["tensor", "side", "shape", "dtype", "component", "reason", "detail"]
     skipped = tensors.select(wanted).filter(pc.equal(tensors["status"], "skipped")).to_pylist()
-    named = sorted(skipped, key=lambda row: (row["reason"] is None, row["reason"]))[:most]
-    return [{**row, "shape": " × ".join(map(str, row["shape"]))} for row in named]
-
-
-def _origins(where: str, provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    settings, libraries = provenance["settings"], provenance.get("libraries") or {}
-    method, chosen = settings["method"], settings.get("chosen") or {}
-    filters = "; ".join(f"{name} {', '.join(map(str, values))}" for name, values in chosen.items() if values)
-    seconds = provenance.get("seconds")
     return [
-        *((f"{side} {key}", str(provenance[side].get(key) or "")) for side in ("base", "tuned")
-          for key in ("repo", "commit", "fingerprint")),
-        ("relation", str(settings.get("relation", ""))),
+        SkippedTensor(
+            tensor=row["tensor"],
+            side=row["side"],
+            shape=" × ".join(map(str, row["shape"])),
+            dtype=row["dtype"],
+            component=row["component"],
+            reason=row["reason"],
+            detail=row["detail"],
+        )
+        for row in sorted(skipped, key=lambda row: (row["reason"] is None, row["reason"]))[:most]
+    ]
+
+
+def _origins(where: str, provenance: Provenance) -> list[tuple[str, str]]:
+    """Titles and texts; an empty text where an older report does not tell it."""
+    filters = [
+        f"{name} {', '.join(map(str, values))}"
+        for name, values in (
+            ("components", provenance.components),
+            ("layers", provenance.layers),
+            ("modules", provenance.modules),
+        )
+        if values
+    ]
+    nulls = "not sampled"
+    if provenance.nulls:
+        nulls = f"{provenance.nulls} sign flips, seed {provenance.seed}"
+    took = "" if provenance.seconds is None else f"{provenance.seconds:.1f} s"
+    libraries = (f"{name} {version}" for name, version in sorted(provenance.libraries.items()))
+    sides = [
+        (f"{side} {key}", text or "")
+        for side, checkpoint in (("base", provenance.base), ("tuned", provenance.tuned))
+        for key, text in checkpoint.as_json().items()
+    ]
+    return [
+        *sides,
+        ("relation", provenance.relation or ""),
         ("report", where),
-        ("shadow", f"{provenance['version']}, schema {provenance['schema']}"),
-        ("precision", str(method["precision"])),
-        ("nulls", f"{method['nulls']} sign flips, seed {method.get('seed')}" if method.get("nulls") else "not sampled"),
-        ("only", filters),
-        ("computed in", str(provenance.get("compute_dtype") or "")),
-        ("on", str(provenance.get("device") or "")),
-        ("with", ", ".join(f"{name} {version}" for name, version in sorted(libraries.items()))),
-        ("started", str(provenance.get("started") or "")),
-        ("took", "" if seconds is None else f"{seconds:.1f} s"),
-    ]  # fmt: skip
+        ("shadow", f"{provenance.version}, schema {provenance.schema}"),
+        ("precision", provenance.precision),
+        ("nulls", nulls),
+        ("only", "; ".join(filters)),
+        ("computed in", provenance.compute_dtype or ""),
+        ("on", provenance.device or ""),
+        ("with", ", ".join(libraries)),
+        ("started", provenance.started or ""),
+        ("took", took),
+    ]

@@ -49,8 +49,8 @@ def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:
         cells.append(Text("-" if row.seconds is None else took(row.seconds)))
         table.add_row(*cells, *([Text(visible(row.error or ""))] if wide else []))
         if row.error and not wide:
-            told = Text(visible(f"{row.name}: {row.error}"), overflow="fold")
-            faults.add_row(place.copy(), told.append(visible(f" ({row.hint})") if row.hint else "", "dim"))
+            fault = Text(visible(f"{row.name}: {row.error}"), overflow="fold")
+            faults.add_row(place.copy(), fault.append(visible(f" ({row.hint})") if row.hint else "", "dim"))
     parts: list[RenderableType] = [Rule(Text("list", "bold"), align="left", style="dim"), table]
     parts += [faults, ""] if faults.rows else []
     return Group(*parts, _batch_footer(index), "")
@@ -65,12 +65,12 @@ def pairs_view(judged: Sequence[Judgement]) -> RenderableType:
     table.add_column("label")
     for head in ("conc.", "norm"):
         table.add_column(head, justify="right", no_wrap=True)
-    for one in judged:
-        state = "failed" if one.summary is None else "done"
-        cells = [Text(visible(one.family)), Text(visible(one.pair)), Text(state, STATE_STYLES[state])]
-        if one.summary is not None:
-            figures = one.summary.figures
-            cells.append(Text(visible(one.summary.label)))
+    for judgement in judged:
+        state = "failed" if judgement.summary is None else "done"
+        cells = [Text(visible(judgement.family)), Text(visible(judgement.pair)), Text(state, STATE_STYLES[state])]
+        if judgement.summary is not None:
+            figures = judgement.summary.figures
+            cells.append(Text(visible(judgement.summary.label)))
             cells += [Text(fixed(figures["concentration"])), Text(share(figures["relative_norm_overall"]))]
         table.add_row(*cells)
     return Group(Rule(Text("pairs", "bold"), align="left", style="dim"), table)

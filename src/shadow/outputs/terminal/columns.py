@@ -53,8 +53,8 @@ def column_view(column: Column) -> RenderableType:
 
 def head_view(word: str, head: Head, column: Column | None) -> RenderableType:
     """`explain HEAD`: what stands below a head of a table on the screen, and the column it comes from."""
-    told = Padding(Text.assemble((word, "bold cyan"), f"  {head.text}"), (0, 0, int(column is not None), 0))
-    return told if column is None else Group(told, column_view(column))
+    title = Padding(Text.assemble((word, "bold cyan"), f"  {head.text}"), (0, 0, int(column is not None), 0))
+    return title if column is None else Group(title, column_view(column))
 
 
 def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
@@ -66,13 +66,13 @@ def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
     shown.add_column("one row is", ratio=1)
     for table in tables:
         shown.add_row(table.name, str(len(table.columns)), table.file, table.row)
-    told = Text(
+    title = Text(
         f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has formulas and sources."
     )
     rules = Table.grid(padding=(0, 1))
     for rule in RULES:
         rules.add_row(Text("-", "dim"), Text(rule, "dim"))
-    return Group(shown, told, rules)
+    return Group(shown, title, rules)
 
 
 def table_view(table: ReportTable) -> RenderableType:

@@ -28,7 +28,7 @@ from shadow.outputs.terminal.typeset import (
 from shadow.text import counted, visible
 
 if TYPE_CHECKING:
-    from shadow.findings.comparison import Comparison, Contrast
+    from shadow.findings.comparison import Comparison, Contrast, Difference
 
 
 KNOWN_BY = {"commit": "its commit", "content": "its fingerprint", "spectra": "its measured spectra"}
@@ -47,14 +47,14 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions, *, p_values
     Of two reports it also tells in which modules and layers they differ. p_values: also show p.
     """
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
-    first = comparison.reports[0]["label"]
-    against_first = [one for one in comparison.contrasts if one.first == first]
+    first = comparison.reports[0].label
+    against_first = [contrast for contrast in comparison.contrasts if contrast.first == first]
     parts: list[RenderableType] = [_compared(comparison), ""]
     if comparison.ranking:
         parts += [_ranking(comparison), ""]
     if comparison.not_contrasted:
-        told = comparison.not_contrasted
-        parts += [Text(visible(f"{told[:1].upper()}{told[1:]}."), "yellow"), ""]
+        reason = comparison.not_contrasted
+        parts += [Text(visible(f"{reason[:1].upper()}{reason[1:]}."), "yellow"), ""]
     if comparison.scores is not None:
         parts += scored_set_view(comparison.scores, width, p_values=p_values)
     for contrast in against_first:
@@ -71,24 +71,24 @@ def _compared(comparison: Comparison) -> RenderableType:
     """The reports by their letters, and where they lie."""
     rows = Table.grid(padding=(0, 2))
     for report in comparison.reports:
-        name = Text(overflow="fold").append(visible(report["pair"]), "bold cyan")
-        name.append(f" of {visible(report['family'])}  ").append(visible(f"{report['folder']}/"), "dim")
-        rows.add_row(Text(report["label"], "bold"), name)
+        name = Text(overflow="fold").append(visible(report.pair), "bold cyan")
+        name.append(f" of {visible(report.family)}  ").append(visible(f"{report.folder}/"), "dim")
+        rows.add_row(Text(report.label, "bold"), name)
     return Group(Rule(Text("compare", "bold"), align="left", style="dim"), rows)
 
 
 def _ranking(comparison: Comparison) -> RenderableType:
-    count = counted(comparison.ranking[0]["cells"], "matrix", "matrices")
+    count = counted(comparison.ranking[0].cells, "matrix", "matrices")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.title = f"By median concentration over the {count} in layers that all have changed"
     table.add_column("rank", justify="right")
     table.add_column("report", style="cyan", overflow="fold")
     table.add_column("conc.", justify="right", no_wrap=True)
     table.add_column("against the next")
-    pairs = {report["label"]: report["pair"] for report in comparison.reports}
+    pairs = {report.label: report.pair for report in comparison.reports}
     for row in comparison.ranking:
-        name = Text(visible(f"{row['label']} {pairs[row['label']]}"), overflow="fold")
-        table.add_row(str(row["rank"]), name, fixed(row["concentration"]), row["to_next"] or "")
+        name = Text(visible(f"{row.label} {pairs[row.label]}"), overflow="fold")
+        table.add_row(str(row.rank), name, fixed(row.concentration), row.to_next or "")
     return table
 
 
@@ -97,14 +97,15 @@ def _contrast(contrast: Contrast, width: int, p_values: bool) -> list[Renderable
     facts, matched = Table.grid(padding=(0, 2)), contrast.matched
     known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
     facts.add_row(Text("relation", "dim"), f"{contrast.relation}{known}")
-    votes = f"{matched['in_layers']:,} of them in {counted(int(matched['layers']), 'layer', 'layers')} vote"
-    facts.add_row(Text("over", "dim"), f"{counted(int(matched['matrices']), 'matrix', 'matrices')} of both; {votes}")
+    votes = f"{matched.in_layers:,} of them in {counted(matched.layers, 'layer', 'layers')} vote"
+    facts.add_row(Text("over", "dim"), f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}")
     for row in contrast.unmatched:
-        left = Text(f"{row['matrices']:,} {visible(row['reason'])} ", overflow="fold")
-        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row['examples'][0])}", "dim"))
-    told = visible(contrast.sentence)
+        left = Text(f"{row.matrices:,} {visible(row.reason)} ", overflow="fold")
+        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row.examples[0])}", "dim"))
+    sentence = visible(contrast.sentence)
     sure = contrast.verdict in ("more concentrated", "less concentrated")
-    parts: list[RenderableType] = [facts, "", Text(f"{told[:1].upper()}{told[1:]}.", "bold" if sure else "yellow"), ""]
+    verdict = Text(f"{sentence[:1].upper()}{sentence[1:]}.", "bold" if sure else "yellow")
+    parts: list[RenderableType] = [facts, "", verdict, ""]
     parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in contrast.warnings]
     return [*parts, _figures_apart(contrast, width, p_values), ""]
 
@@ -116,10 +117,10 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
 
     titles = {figure.name: figure.title for figure in FIGURES}
     wide = width >= WIDE
-    levels = [one.level for one in contrast.figures if one.level is not None]
+    levels = [figure.level for figure in contrast.figures if figure.level is not None]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, int(wide)), title_justify="left")
     table.title = "Medians over matrices, and of paired differences"
-    adjusted = holm([one.p_within_pair for one in contrast.figures]) if p_values else []
+    adjusted = holm([figure.p_within_pair for figure in contrast.figures]) if p_values else []
     if p_values:
         table.title += "; p is within this pair, adjusted over the figures"
     table.add_column("figure", style="cyan", no_wrap=True)
@@ -128,38 +129,56 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
     for head in [*heads, *(["margin"] if wide else []), *(["p"] if p_values else [])]:
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
-    for at, one in enumerate(contrast.figures):
-        values = [share(v) if one.figure == "relative_norm" else number(v) for v in (one.first, one.second)]
-        bounds = f"{apart(one.low, one.scale)} to {apart(one.high, one.scale)}" if one.low is not None else "-"
-        margin = apart(one.margin, one.scale).replace("+", "")
-        cells = [*values, apart(one.difference, one.scale), bounds, *([margin] if wide else [])]
-        cells += [number(adjusted[at])] if p_values else []
-        table.add_row(titles[one.figure], *cells, one.verdict or "has no vote")
+    for place, difference in enumerate(contrast.figures):
+        cells = [*_both(difference), apart(difference.difference, difference.scale), _spread(difference)]
+        if wide:
+            cells.append(apart(difference.margin, difference.scale).replace("+", ""))
+        if p_values:
+            cells.append(number(adjusted[place]))
+        table.add_row(titles[difference.figure], *cells, difference.verdict or "has no vote")
     return table
 
 
+def _both(difference: Difference) -> tuple[str, str]:
+    """The medians of a figure in both reports."""
+    form = share if difference.figure == "relative_norm" else number
+    return form(difference.first), form(difference.second)
+
+
+def _spread(difference: Difference) -> str:
+    """How far a difference would move with other layers."""
+    if difference.low is None:
+        return "-"
+    return f"{apart(difference.low, difference.scale)} to {apart(difference.high, difference.scale)}"
+
+
 def modules_apart(contrast: Contrast, width: int) -> RenderableType:
+    """A row for each module: the concentration of both, and as many differences as there is room for."""
     rows = contrast.modules
-    several = len({row["component"] for row in rows}) > 1
     columns = [
-        *([("component", [visible(row["component"]) for row in rows])] if several else []),
-        ("module", [visible(row["module"]) for row in rows]),
-        ("n", [f"{row['matrices']:,}" for row in rows]),
-        (f"conc. {contrast.first}", [fixed(row["concentration_first"]) for row in rows]),
-        (contrast.second, [fixed(row["concentration_second"]) for row in rows]),
+        ("module", [visible(row.module) for row in rows]),
+        ("n", [f"{row.matrices:,}" for row in rows]),
+        (f"conc. {contrast.first}", [fixed(row.concentration_first) for row in rows]),
+        (contrast.second, [fixed(row.concentration_second) for row in rows]),
     ]
-    wider = [(99, title, [apart(row[name], scale) for row in rows]) for name, (title, scale) in MODULE_FIGURES.items()]
+    if len({row.component for row in rows}) > 1:
+        columns.insert(0, ("component", [visible(row.component) for row in rows]))
+    wider = [
+        (99, title, [apart(getattr(row, name), scale) for row in rows])
+        for name, (title, scale) in MODULE_FIGURES.items()
+    ]
     title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
-    return text_table(title, columns, wider, width, gap=2)
+    return text_table(title, columns, wider=wider, width=width, gap=2)
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
     """One sparkline by layer for each component and figure, scaled from its own least to its own largest value."""
     grid = Table.grid(padding=(0, 2))
-    components = list(dict.fromkeys(row["component"] for row in contrast.layers))
+    components = list(dict.fromkeys(row.component for row in contrast.layers))
     for component in components:
         for name in ("concentration", "stable_rank", "top4_energy"):
-            values = [row[name] for row in contrast.layers if row["component"] == component and row[name] is not None]
+            figures = [getattr(row, name) for row in contrast.layers if row.component == component]
+            values = [figure for figure in figures if figure is not None]
             if len(values) < 2:
                 continue
             title, scale = MODULE_FIGURES[name]
@@ -169,7 +188,7 @@ def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableT
             grid.add_row(Text(f"{prefix}{title}"), Text(line, "cyan"), Text(span, "dim"))
     if not grid.rows:
         return []
-    layers = [row["layer"] for row in contrast.layers]
+    layers = [row.layer for row in contrast.layers]
     return [Text(f"By depth, layer {min(layers)} to {max(layers)}", "italic"), grid, ""]
 
 

@@ -30,7 +30,7 @@ ANSWERED = (
 
 def sentences(finding: Finding) -> RenderableType:
     """Each sentence on a line of its own."""
-    return Group(*(Text(visible(one.text), "bold") for one in finding.sentences))
+    return Group(*(Text(visible(sentence.text), "bold") for sentence in finding.sentences))
 
 
 def explanations_table(explanations: Sequence[Explanation]) -> RenderableType:
@@ -39,9 +39,9 @@ def explanations_table(explanations: Sequence[Explanation]) -> RenderableType:
     table.add_column("what", style="cyan", no_wrap=True)
     table.add_column("answer", no_wrap=True)
     table.add_column("because", ratio=1)
-    for one in explanations:
-        answer = Text(ANSWERS[one.answer], "" if one.answer == "cannot_be_excluded" else "bold")
-        table.add_row(Text(visible(one.name)), answer, Text(visible(one.reason)))
+    for explanation in explanations:
+        answer = Text(ANSWERS[explanation.answer], "" if explanation.answer == "cannot_be_excluded" else "bold")
+        table.add_row(Text(visible(explanation.name)), answer, Text(visible(explanation.reason)))
     return table
 
 

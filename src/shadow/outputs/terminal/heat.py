@@ -44,7 +44,7 @@ class HeatMap:
         for module, cells in zip(drawn.modules, drawn.cells, strict=True):
             text = Text(f"{module:<{LABEL}}"[:LABEL], "cyan")
             for value in cells:
-                text.append(*_cell(value, drawn, width, shades, coloured=coloured))
+                text.append(*_cell(value, drawn, width=width, shades=shades, coloured=coloured))
             yield text
         first, last = str(drawn.first), str(drawn.last)
         gap = max(1, columns * width - len(first) - len(last))

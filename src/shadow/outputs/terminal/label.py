@@ -42,12 +42,12 @@ def label_view(shipped: Calibration) -> RenderableType:
         words.add_row(Text(word, "bold"), Text(text))
     heads = ("short side, optimiser", "narrow", "broad", "bases", "concentrated above", "distributed below")
     bounds = _figures_table(*heads)
-    for one in shipped.trainings:
-        own = one.bounds["concentration"]
+    for trainings in shipped.trainings:
+        bound = trainings.bounds["concentration"]
         bounds.add_row(
-            f"{one.short_side}, {one.optimizer or 'not told'}", str(one.narrow), str(one.broad),
-            str(bases_of(one.short_side, one.optimizer)),
-            fixed(own.concentrated, 3), fixed(own.distributed, 3),
+            f"{trainings.short_side}, {trainings.optimizer or 'not told'}", str(trainings.narrow), str(trainings.broad),
+            str(bases_of(trainings.short_side, trainings.optimizer)),
+            fixed(bound.concentrated, 3), fixed(bound.distributed, 3),
         )  # fmt: skip
     rates = _figures_table("how often it errs", "cases", "bases", "95 %, of bases")
     for rate in shipped.rates:

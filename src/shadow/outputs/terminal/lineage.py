@@ -28,15 +28,15 @@ LEGEND = (
 )
 
 
-def lineage_view(found: Lineage, options: ConsoleOptions) -> RenderableType:
+def lineage_view(known: Lineage, options: ConsoleOptions) -> RenderableType:
     """Every chain, then the gaps."""
     width, arrow = options.max_width, "->" if options.ascii_only else "→"
     parts: list[RenderableType] = [Rule(Text("lineage", "bold"), align="left", style="dim")]
-    for chain in found.chains:
+    for chain in known.chains:
         stages = f" {arrow} ".join(visible(name) for name in chain.stages)
         parts += [Text(stages, "bold cyan", overflow="fold"), chain_view(chain, width), *_notes(chain), ""]
-    parts += [Text(visible(f"note: {note}"), "yellow") for note in found.notes]
-    parts += [""] * bool(found.notes)
+    parts += [Text(visible(f"note: {note}"), "yellow") for note in known.notes]
+    parts += [""] * bool(known.notes)
     return Group(*parts, Text(LEGEND, "dim"))
 
 
@@ -59,7 +59,7 @@ def chain_view(chain: Chain, width: int) -> RenderableType:
         (6, "coherent", [f"{step.coherent} of {step.inside}" for step in rows]),
         (4, "unchanged", [share(step.zero_share) for step in rows]),
     ]
-    return text_table("", columns, wider, width, 2)
+    return text_table("", columns, wider=wider, width=width, gap=2)
 
 
 def _name(step: Step, letters: int) -> str:
@@ -96,15 +96,15 @@ def _both(step: Step) -> str:
 
 def _notes(chain: Chain) -> list[RenderableType]:
     """Chance levels of every step, and what is missing."""
-    told: list[tuple[Step, str]] = []
+    reasons: list[tuple[Step, str]] = []
     for before, step in pairwise(chain.steps):
-        told.append((step, chance_text(before, step)))
+        reasons.append((step, chance_text(before, step)))
     for step in (*chain.steps, *chain.whole):
         if "lineage" in step.failed_gates:
-            told.append((step, "base and tuned have little in common: a long training, or unrelated models"))
+            reasons.append((step, "base and tuned have little in common: a long training, or unrelated models"))
         if step.no_unrounded is not None and step.matrices:
-            told.append((step, f"size as stored: {step.no_unrounded}"))
-    return [Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in told if text]
+            reasons.append((step, f"size as stored: {step.no_unrounded}"))
+    return [Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in reasons if text]
 
 
 def chance_text(before: Step, step: Step) -> str:
@@ -126,7 +126,7 @@ def chance_text(before: Step, step: Step) -> str:
         parts.append(f"rounding has multiplied it by {fixed(factor)} to 1")
     if joint.chance_inside_left is not None:
         shares: Sequence[float | None] = (joint.chance_inside_left, joint.chance_inside_right)
-        parts.append("inside by chance " + " / ".join(share(one).removesuffix(" %") for one in shares) + " %")
+        parts.append("inside by chance " + " / ".join(share(chance).removesuffix(" %") for chance in shares) + " %")
     if joint.left_out:
         parts.append(f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the steps has")
     return "; ".join(parts)

@@ -50,7 +50,9 @@ def plan_modules(modules: Sequence[PlannedModule]) -> RenderableType:
     for row in modules:
         shapes = several([f"{rows} x {cols}" for rows, cols in row.shapes], 2)
         layers = row.layers
-        span = "-" if not layers else str(layers[0]) if layers[0] == layers[1] else f"{layers[0]}-{layers[1]}"
+        span = "-"
+        if layers:
+            span = str(layers[0]) if layers[0] == layers[1] else f"{layers[0]}-{layers[1]}"
         table.add_row(row.component, row.module, f"{row.matrices:,}", span, shapes)
     return table
 
@@ -69,8 +71,9 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
         rows.add_row(
             Text("to move", "dim"), f"{byte_size(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
         )
-        freed = plan.frees or ranges == plan.shards_to_fetch
-        kept = "freed after use" if freed else "stays in the Hub's cache" if moved else "nothing more"
+        kept = "stays in the Hub's cache" if moved else "nothing more"
+        if plan.frees or ranges == plan.shards_to_fetch:
+            kept = "freed after use"
         peak, free = byte_size(plan.disk_peak), byte_size(plan.disk_free)
         rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
     workers = "worker" if plan.jobs == 1 else "workers"

@@ -29,13 +29,13 @@ def published_view(table: Sequence[Released]) -> RenderableType:
     for name, text in DEFINITIONS.items():
         definitions.add_row(Text(name, "cyan"), Text(text))
     families: dict[str, list[Released]] = {}
-    for one in table:
-        families.setdefault(family_of(one.base, table), []).append(one)
+    for pair in table:
+        families.setdefault(family_of(pair.base, table), []).append(pair)
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
     for place, head in enumerate(("family of", "pairs", "relative norm", "top-20 energy", "o/q ratio")):
         shown.add_column(head, justify="right" if place else "left", overflow="fold")
     for family, pairs in sorted(families.items()):
-        ranges = [_range(getattr(one, name) for one in pairs) for name in COLUMNS]
+        ranges = [_range(getattr(pair, name) for pair in pairs) for name in COLUMNS]
         shown.add_row(family.partition("/")[2], str(len(pairs)), *ranges)
     return Group(
         Text.assemble(("published", "bold cyan"), f"  figures of {len(table)} released pairs, measured by others"),

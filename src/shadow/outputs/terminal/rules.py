@@ -33,10 +33,10 @@ def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
         name = Text(visible(rule.name))
         if rule.condition != rule.name:
             name.append(f"\n{visible(rule.condition)}", "dim")
-        found = Text(visible(verdict.detail))
+        detail = Text(visible(verdict.detail))
         if rule.message and verdict.outcome == "met":
-            found.append(f"\n{visible(rule.message)}", "bold")
-        table.add_row(Text(outcome, style), name, found)
+            detail.append(f"\n{visible(rule.message)}", "bold")
+        table.add_row(Text(outcome, style), name, detail)
     title = Rule(Text.assemble((visible(judged.family), "bold"), "  ", (visible(judged.pair), "bold cyan")),
                  align="left", style="dim")  # fmt: skip
     notes = [Text(visible(f"note: {note}"), "yellow") for note in judged.notes]

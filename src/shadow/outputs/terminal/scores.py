@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -16,6 +16,7 @@ from shadow.text import several, visible
 
 if TYPE_CHECKING:
     from shadow.findings.correlation import Correlation, ScoredSet
+    from shadow.findings.gains import Gain, GroupGain
     from shadow.findings.summary import Summary
 
 ROWS = 20  # benchmarks, reports and correlations that a table shows; JSON has all
@@ -28,13 +29,13 @@ def scores_line(summary: Summary) -> str:
     groups, parts = summary.score_groups, []
     only = len(groups) == 1
     for group in groups[:GROUPS]:
-        own = [row for row in summary.scores if row["group"] == group["group"] and row["gain"] is not None]
-        if group["group"] is None and only and 0 < len(own) <= NAMED:
-            parts += [f"{row['benchmark']} gain {_gain(row)}" for row in own]
+        scores = [row for row in summary.scores if row.group == group.group and row.gain is not None]
+        if group.group is None and only and 0 < len(scores) <= NAMED:
+            parts += [f"{row.benchmark} gain {_gain(row)}" for row in scores]
             continue
-        name = group["group"] or ("mean" if only else "other")
-        over = f" over {len(own)} benchmarks" if len(own) > 1 else ""
-        gain = f"none: {group['reason']}" if group["gain"] is None else f"{_gain(group)}{over}"
+        name = group.group or ("mean" if only else "other")
+        over = f" over {len(scores)} benchmarks" if len(scores) > 1 else ""
+        gain = f"none: {group.reason}" if group.gain is None else f"{_gain(group)}{over}"
         parts.append(f"{name} gain {gain}")
     if len(groups) > GROUPS:
         parts.append(f"{len(groups) - GROUPS} more groups")
@@ -43,9 +44,10 @@ def scores_line(summary: Summary) -> str:
     return ", ".join(parts)
 
 
-def _gain(row: Mapping[str, Any]) -> str:
-    error = row["gain_stderr"]
-    return signed(row["gain"]) + ("" if error is None else f" ± {number(error, 2)}")
+def _gain(row: Gain | GroupGain) -> str:
+    if row.gain_stderr is None:
+        return signed(row.gain)
+    return f"{signed(row.gain)} ± {number(row.gain_stderr, 2)}"
 
 
 def signed(value: float | None) -> str:
@@ -60,27 +62,35 @@ def scores_table(summary: Summary) -> RenderableType:
     rows = summary.scores[:ROWS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("benchmark", style="cyan", overflow="fold")
-    shown = [key for key in ("group", "metric") if any(row[key] for row in rows)]
-    for key in shown:
-        table.add_column(key, overflow="fold")
-    with_errors = any(row["gain_stderr"] is not None for row in rows)
+    with_groups = any(row.group for row in rows)
+    with_metrics = any(row.metric for row in rows)
+    with_errors = any(row.gain_stderr is not None for row in rows)
+    for name, shown in (("group", with_groups), ("metric", with_metrics)):
+        if shown:
+            table.add_column(name, overflow="fold")
     for name in ("base", "tuned", "gain", *(["±"] if with_errors else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        lower = " (less is better)" if row["higher_is_better"] is False else ""
-        cells = [Text(visible(row["benchmark"] + lower)), *(Text(visible(row[key] or "-")) for key in shown)]
-        cells += [Text(number(row[key], 4)) for key in ("base", "tuned")] + [Text(signed(row["gain"]))]
-        table.add_row(*cells, *([number(row["gain_stderr"], 2)] if with_errors else []))
-    named = several([file["name"] for file in summary.score_files], 3)
+        lower = " (less is better)" if row.higher_is_better is False else ""
+        cells = [Text(visible(f"{row.benchmark}{lower}"))]
+        if with_groups:
+            cells.append(Text(visible(row.group or "-")))
+        if with_metrics:
+            cells.append(Text(visible(row.metric or "-")))
+        cells += [Text(number(row.base, 4)), Text(number(row.tuned, 4)), Text(signed(row.gain))]
+        if with_errors:
+            cells.append(Text(number(row.gain_stderr, 2)))
+        table.add_row(*cells)
+    named = several([file.name for file in summary.score_files], 3)
     title = Text(f"Scores, measured by others: {visible(named)}", "italic", overflow="fold")
     return Group(title, table, *_notes(summary.score_notes, len(summary.scores)))
 
 
 def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
-    told = list(notes)
+    texts = list(notes)
     if rows > ROWS:
-        told.append(f"{rows - ROWS} more benchmarks are in summary.json")
-    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in told]
+        texts.append(f"{rows - ROWS} more benchmarks are in summary.json")
+    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
 
 
 def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) -> list[RenderableType]:
@@ -93,8 +103,8 @@ def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) ->
     for key in keys:
         table.add_column(Text(visible(key)), justify="right", overflow="fold", max_width=22)
     for entry in scored.entries[:ROWS]:
-        own = [signed(cells.get((entry.label, key))) for key in keys]
-        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *own)
+        gains = [signed(cells.get((entry.label, key))) for key in keys]
+        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *gains)
     parts += [table, *_left_out(scored), _correlations(scored.correlations, p_values), ""]
     return parts
 
@@ -118,15 +128,15 @@ def _gains_shown(scored: ScoredSet, columns: int) -> tuple[list[str], dict[tuple
 
 
 def _left_out(scored: ScoredSet) -> list[RenderableType]:
-    told: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
     for entry in scored.entries:
         if entry.left_out is not None:
-            told.setdefault(entry.left_out, []).append(entry.label)
+            reasons.setdefault(entry.left_out, []).append(entry.label)
         elif not entry.scored.gains:
-            told.setdefault("no scores", []).append(entry.label)
+            reasons.setdefault("no scores", []).append(entry.label)
     hidden = len(scored.entries) - ROWS
     texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
-    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in told.items()]
+    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in reasons.items()]
     notes = dict.fromkeys(f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes)
     texts += list(notes)[:ROWS]
     if len(notes) > ROWS:
@@ -134,26 +144,33 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
     return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
 
 
-def _correlations(found: Sequence[Correlation], p_values: bool) -> RenderableType:
+def _correlations(correlations: Sequence[Correlation], p_values: bool) -> RenderableType:
     """A row for each: n, rank correlation and interval, or the reason why there is none."""
-    if all(one.rho is None for one in found):
-        reasons = list(dict.fromkeys(one.reason for one in found if one.reason))
+    if all(correlation.rho is None for correlation in correlations):
+        reasons = list(dict.fromkeys(correlation.reason for correlation in correlations if correlation.reason))
         return Text(f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     table.add_column("gain in", style="cyan", overflow="fold")
     for name in ("n", "bases", "rho", "95 % interval", *(["p"] if p_values else [])):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
-    for one in found[:ROWS]:
-        bounds = "-" if one.low is None or one.high is None else f"{one.low:+.2f} to {one.high:+.2f}"
-        rho = "-" if one.rho is None else f"{one.rho:+.2f}"
-        cells = [str(one.n), str(one.bases), rho, bounds, *([number(one.p)] if p_values else [])]
-        table.add_row(Text(visible(_what(one))), *cells, one.reason or "")
-    rest = [Text(f"{len(found) - ROWS} more are in --format json", "dim")] if len(found) > ROWS else []
+    for correlation in correlations[:ROWS]:
+        rho = "-" if correlation.rho is None else f"{correlation.rho:+.2f}"
+        bounds = "-"
+        if correlation.low is not None and correlation.high is not None:
+            bounds = f"{correlation.low:+.2f} to {correlation.high:+.2f}"
+        cells = [str(correlation.n), str(correlation.bases), rho, bounds]
+        if p_values:
+            cells.append(number(correlation.p))
+        table.add_row(Text(visible(_what(correlation))), *cells, correlation.reason or "")
+    rest = [Text(f"{len(correlations) - ROWS} more are in --format json", "dim")] if len(correlations) > ROWS else []
     return Group(Text("Rank correlation of gain and concentration over these reports", "italic"), table, *rest)
 
 
-def _what(one: Correlation) -> str:
-    if one.benchmark is not None:
-        return f"{one.benchmark} ({one.metric})" if one.metric else one.benchmark
-    return f"group {one.group}" if one.less is None else f"group {one.group} less {one.less}"
+def _what(correlation: Correlation) -> str:
+    """Of which gain a correlation is."""
+    if correlation.benchmark is not None:
+        return f"{correlation.benchmark} ({correlation.metric})" if correlation.metric else correlation.benchmark
+    if correlation.less is not None:
+        return f"group {correlation.group} less {correlation.less}"
+    return f"group {correlation.group}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import ConsoleOptions, Group, RenderableType
@@ -41,13 +41,14 @@ if TYPE_CHECKING:
     from shadow.findings.reference import Position
     from shadow.findings.summary import Summary
     from shadow.findings.summary_rows import AloneRow, ComponentRow, LayerRow, ModuleRow
+    from shadow.reports.metadata import ReportMetadata
 
 
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
 
 def summary_view(
-    summary: Summary, provenance: Mapping[str, Any], folder: Path, options: ConsoleOptions, *, full: bool = False
+    summary: Summary, provenance: ReportMetadata, folder: Path, options: ConsoleOptions, *, full: bool = False
 ) -> RenderableType:
     """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules; or everything."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
@@ -151,8 +152,10 @@ def _headline(summary: Summary) -> RenderableType:
     if summary.scores:
         rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate.name for gate in summary.failed_gates]
-    told = Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
-    rows.add_row(Text("gates", "dim"), told)
+    outcome = (
+        Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
+    )
+    rows.add_row(Text("gates", "dim"), outcome)
     if summary.reference and summary.has_label:
         rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(f": {summary.label_reason}")))
         rows.add_row(Text("reference", "dim"), _reference_line(summary.reference))
@@ -292,7 +295,7 @@ def component_table(components: Sequence[ComponentRow], width: int) -> Renderabl
         ("conc.", [fixed(row.concentration) for row in components]),
         ("spikes", [number(row.spikes) for row in components]),
     ]
-    return text_table("By component", columns, [(6, "spread", _intervals(components))], width)
+    return text_table("By component", columns, wider=[(6, "spread", _intervals(components))], width=width)
 
 
 def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
@@ -315,7 +318,7 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
         (99, "stable rank", [number(row.stable_rank) for row in modules]),
         (99, "eff. rank", [number(row.effective_rank) for row in modules]),
     ]
-    return text_table("By module, medians over matrices", columns, wider, width)
+    return text_table("By module, medians over matrices", columns, wider=wider, width=width)
 
 
 def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType | None:
@@ -366,7 +369,7 @@ def _without_base(rows: Iterable[AloneRow]) -> RenderableType:
     return table
 
 
-def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> RenderableType:
+def _footer(summary: Summary, provenance: ReportMetadata, folder: Path) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
     seconds = provenance.get("seconds")
@@ -375,8 +378,8 @@ def _footer(summary: Summary, provenance: Mapping[str, Any], folder: Path) -> Re
     if unverified := summary.figures.get("unverified"):
         rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
     if not summary.has_label:
-        told = summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
-        rows.add_row(Text("label", "dim"), Text(visible(told), "dim"))
+        label = summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
+        rows.add_row(Text("label", "dim"), Text(visible(label), "dim"))
     not_shown = [
         *summary.finding.not_shown,
         *(f"{text}." for text in summary.claims.not_shown if text == MEASURED_BY_OTHERS),

@@ -88,8 +88,8 @@ def sparkline(values: Sequence[float | None], width: int, bars: str = BARS) -> s
         bins = [list(values[i * len(values) // width : (i + 1) * len(values) // width]) for i in range(width)]
     known = [[value for value in some if value is not None] for some in bins]
     levels = [sum(some) / len(some) if some else None for some in known]
-    found = [level for level in levels if level is not None]
-    low, span = min(found), (max(found) - min(found)) or 1.0
+    present = [level for level in levels if level is not None]
+    low, span = min(present), (max(present) - min(present)) or 1.0
     return "".join(" " if x is None else bars[round((x - low) / span * (len(bars) - 1))] for x in levels)
 
 
@@ -106,7 +106,7 @@ def text_table(
     """
     columns = list(columns)
     for place, head, cells in wider:
-        if sum(gap + max(map(len, (name, *own))) for name, own in (*columns, (head, cells))) > width + gap - 2:
+        if sum(gap + max(map(len, (name, *texts))) for name, texts in (*columns, (head, cells))) > width + gap - 2:
             break
         columns.insert(place, (head, cells))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, gap - 2))
@@ -114,6 +114,6 @@ def text_table(
     for name, _ in columns:
         style = "cyan" if name == named[-1] else None
         table.add_column(name, justify="left" if name in named else "right", no_wrap=True, style=style)
-    for row in zip(*(own for _, own in columns), strict=True):
+    for row in zip(*(texts for _, texts in columns), strict=True):
         table.add_row(*map(Text, row))
     return table
