@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Started, run_shadow
+from effort import every
 from hub import Hub
 from rich.console import Console
 
@@ -258,7 +259,7 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
     assert said[0].endswith("resuming: 2 of 2 matrices already measured")
 
 
-@pytest.mark.parametrize("change", ["settings", "report gone", "report broken", "list"])
+@pytest.mark.parametrize("change", every(2, ["settings", "report gone", "report broken", "list"]))
 def test_what_no_longer_holds_is_pending_again(toys, change):
     """Other settings, a lost or broken report: pending until it is reached; pairs that left the list leave it."""
     run(select_toys(toys, "toy-a*"), toys / "out")
@@ -459,7 +460,7 @@ def test_a_list_on_the_command_line(toys, shadow):
     ("targets", "code"),
     [(("toy-a", "toy-odd"), 3), (("toy-odd", "toy-bad", "toy-a"), 1), (("toy-a", "toy-c"), 0), (("toy-bad",), 1)],
 )
-@pytest.mark.parametrize("glob", ["", "*"])
+@pytest.mark.parametrize("glob", every(2, ["*", ""]))
 def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob):
     """In a list and without one: a fault before what --strict objects to, whichever came first."""
     targets = [*targets[:-1], targets[-1] + glob]
@@ -557,7 +558,7 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILED)
+@pytest.mark.parametrize("spoil", every(3, SPOILED))
 def test_a_spoiled_index_is_one_fault(toys, spoil):
     """Whatever stands in an index, it is read whole or refused with one line."""
     run(select_toys(toys, "toy-c*"), toys / "out")

