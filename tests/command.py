@@ -23,7 +23,7 @@ import shadow.outputs.terminal.summary
 import shadow.checkpoints.choosing, shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
 import shadow.outputs.ci, shadow.findings.comparison, shadow.outputs.exports
 import shadow.gates.verdicts, shadow.targets.lists
-import shadow.audits.listing, shadow.findings.score_files, shadow.outputs.terminal.batch
+import shadow.audits.list_audit, shadow.findings.score_files, shadow.outputs.terminal.batch
 shadow.places.names.name_rules()
 shadow.findings.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the machine for a second

@@ -23,11 +23,10 @@ from hub import Hub
 from rich.console import Console
 
 from shadow import cli, files
-from shadow.audits import index as batch_index
-from shadow.audits import listing as batch
+from shadow.audits import list_audit, list_index
 from shadow.audits import pair as shadow_run
-from shadow.audits.index import Index, Kind, Row, Standing, read_index, report_folder, write_index
-from shadow.audits.listing import audit_list
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import Index, Kind, Row, Standing, read_index, report_folder, write_index
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -199,8 +198,8 @@ def written_by(count, output, monkeypatch, *, pace, per_byte):
         files.write_whole(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch_index.time, "monotonic", lambda: clock[0])
-        patched.setattr(batch_index, "write_whole", slow)
+        patched.setattr(list_index.time, "monotonic", lambda: clock[0])
+        patched.setattr(list_index, "write_whole", slow)
         rows = some_rows(count)
         standing = Standing(output, index_of(*rows))
         for one in rows:
@@ -222,7 +221,7 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time is spent on the index, whatever its size."""
     files, _, writing, whole = written_by(300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4)
     assert 2 < files < 2 * 12
-    assert writing <= whole / batch_index.SHARE + 2 * writing / (files / 2)
+    assert writing <= whole / list_index.SHARE + 2 * writing / (files / 2)
 
 
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
@@ -273,7 +272,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
         report.write_bytes(b"PAR1")
     else:
         selection = select_toys(toys, "toy-a:base..two", "toy-c*")
-    index = batch.begun(toys / "out", selection, settings)
+    index = list_audit.begun(toys / "out", selection, settings)
     expected = {
         "settings": {"toy-a:base..one": "pending", "toy-a:base..two": "pending"},
         "list": {"toy-a:base..two": "done", "toy-c:base..two": "pending"},

@@ -16,16 +16,16 @@ from effort import every
 from hub import Hub
 
 from shadow.audits import pair as shadow_run
-from shadow.audits.index import read_index
-from shadow.audits.listing import audit_list
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import read_index
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.findings.summary import read_summary
 from shadow.reports import parquet as report_module
+from shadow.reports.atomic_replacement import READY
 from shadow.reports.provenance import finished_metadata
-from shadow.reports.replacement import READY
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select

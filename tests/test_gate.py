@@ -15,7 +15,7 @@ from command import run_shadow
 from effort import every
 from reports import delta, place, places
 
-from shadow.audits.index import read_index, write_index
+from shadow.audits.list_index import read_index, write_index
 from shadow.errors import ShadowError
 from shadow.gates.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, gather, parse_moved, parse_rule
 from shadow.gates.verdicts import (

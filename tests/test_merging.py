@@ -14,7 +14,7 @@ import reports
 from effort import chosen, every
 
 from shadow.audits import merging
-from shadow.audits.index import INDEX, TABLE, Index, Kind, Row, kind_of, read_index, report_folder, write_index
+from shadow.audits.list_index import INDEX, TABLE, Index, Kind, Row, kind_of, read_index, report_folder, write_index
 from shadow.audits.merging import merge
 from shadow.errors import ShadowError
 from shadow.reports.columns import RESIDUAL

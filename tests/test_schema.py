@@ -15,7 +15,7 @@ from command import run_shadow
 from effort import every
 from reports import uniform
 
-from shadow.audits.index import Index, Kind
+from shadow.audits.list_index import Index, Kind
 from shadow.reports.column_types import STORED_TYPES, null_if_undefined
 from shadow.reports.columns import DELTA, MATRICES, TABLES, Column
 from shadow.reports.parquet import arrow_type
