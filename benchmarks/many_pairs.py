@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
-from shadow.audits.listing import audit_list
+from shadow.audits.list_audit import audit_list
 from shadow.audits.pair import Settings
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError

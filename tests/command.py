@@ -23,12 +23,14 @@ import shadow.outputs.terminal.summary
 import shadow.checkpoints.choosing, shadow.outputs.terminal.rules, shadow.outputs.terminal.comparison
 import shadow.outputs.ci, shadow.findings.comparison, shadow.outputs.exports
 import shadow.gates.verdicts, shadow.targets.lists
+import shadow.audits.list_audit, shadow.findings.score_files, shadow.outputs.terminal.batch
 shadow.places.names.name_rules()
 shadow.findings.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the machine for a second
 # each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)
 shadow.audits.pair.pace = lambda method, jobs: 1e10
+os.fsync = lambda handle: None  # as in conftest.py
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)
 sys.stdout = stdout

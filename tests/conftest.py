@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -18,6 +19,19 @@ from command import Run, run_shadow
 
 # Who is started in the background inherits that interrupts are ignored; the commands under test must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Nothing that a test writes must outlive the machine: to wait for the disk six times a report takes half a minute.
+os.fsync = lambda handle: None
+
+# While tests are collected much is made and nothing dropped: the collector of cycles would look through all of it.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: the collector looks only through what the tests make."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,15 @@
-"""How hard tests of properties try: little by default, as hard as each asks for with --hypothesis-profile=thorough."""
+"""How hard tests try: little by default, as hard as they can in `make test-slow`.
+
+Tests of properties have few examples, or as many as each asks for with --hypothesis-profile=thorough. Of a table of
+cases that are alike some are tested by default, the others are marked slow.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("quick", max_examples=10, deadline=None)
@@ -12,3 +20,13 @@ settings.load_profile("quick")  # pytest loads the one that it was told to befor
 def examples(count: int) -> int:
     """So many examples in a thorough run, and as large a share of them in another as of any test's."""
     return max(3, count * settings.default.max_examples // 100)
+
+
+def chosen(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
+    """Values of a parameter, of which those in fast are fast tests and the others slow ones."""
+    return [pytest.param(case, marks=() if case in fast else pytest.mark.slow) for case in cases]
+
+
+def every(step: int, cases: Iterable[Any]) -> list[Any]:
+    """Values of a parameter, of which the first and each step-th after it are fast tests and the others slow ones."""
+    return [pytest.param(case, marks=() if n % step == 0 else pytest.mark.slow) for n, case in enumerate(cases)]

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from shadow.findings.gains import Gain, Scored, kept_bytes
 from shadow.findings.summary import summarise, summary_from_json
 from shadow.findings.summary_file import summary_bytes
+from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
 from shadow.reports.parquet import arrow_schema
-from shadow.reports.replacement import KEPT
 
 DENSE = {  # Qwen2.5-7B: (rows, cols)
     "attn.q": (3584, 3584),

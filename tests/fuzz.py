@@ -30,7 +30,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from shadow.audits.index import MARK, read_index
+from shadow.audits.list_index import MARK, read_index
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.safetensors_files import read_header
 from shadow.errors import ShadowError

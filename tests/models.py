@@ -56,9 +56,10 @@ KINDS = {
 }
 
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FAMILIES = {
     kind: (entry.get("auto", "AutoModelForCausalLM"), entry["config"], entry["with"])
-    for kind, entry in yaml.safe_load((Path(__file__).parent / "families.yaml").read_text()).items()
+    for kind, entry in yaml.load((Path(__file__).parent / "families.yaml").read_text(), LOADER).items()
     if not kind.startswith(".")
 }
 

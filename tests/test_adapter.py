@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import reference
 import torch
+from effort import chosen
 from safetensors.torch import load_file, save_file
 
 from shadow.audits.pair import Settings, run_pair
@@ -65,7 +66,7 @@ def run(base, tuned, output):
     return result, *(pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", chosen(KINDS, ("patterns", "Conv1D, fused")))
 def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
     """Each delta's figures equal those of merged - base in NumPy; what the adapter leaves alone is identical."""
     name, options = KINDS[kind]

@@ -119,6 +119,7 @@ print(report.summary.label)
 """
 
 
+@pytest.mark.slow
 def test_a_notebook_keeps_its_threads(tmp_path):
     """A process that has imported torch and has 2 threads: one inside the audit, 2 after it, also when it fails."""
     assert in_a_child(THREADS, tmp_path).strip() == "concentrated"
@@ -497,8 +498,9 @@ def test_pairs_are_those_of_the_registry():
     assert 0 < len(shadow.pairs(tags=["stages"])) < len(shadow.pairs())
 
 
-def test_a_plan_measures_nothing(tmp_path):
+def test_a_plan_measures_nothing(tmp_path, monkeypatch):
     """A plan for each pair, and no folder."""
+    monkeypatch.setattr("shadow.audits.pair.pace", lambda method, jobs: 1e10)  # which is measured for a second
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()

@@ -125,15 +125,30 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("url", URLS)
-def test_a_url_is_no_folder(shadow, tmp_path, command, url):
-    """Exit 2 with a hint, before anything is done; no folder called `s3:` appears."""
+def refused_as_url(shadow, tmp_path, command, url):
     refused = shadow(*COMMANDS[command], url)
     error = refused.assert_refused(2)
     assert "URLs are not supported here" in error
     assert ("leave file:// out" if url.startswith("file") else "on this machine") in refused.err
     assert not list(tmp_path.iterdir())
+
+
+# Every command is a fast test, and every URL; all of them with each other are slow ones.
+TYPED = [(command, URLS[number % len(URLS)]) for number, command in enumerate(COMMANDS)]
+
+
+@pytest.mark.parametrize(("command", "url"), TYPED)
+def test_a_url_is_no_folder(shadow, tmp_path, command, url):
+    """Exit 2 with a hint, before anything is done; no folder called `s3:` appears."""
+    refused_as_url(shadow, tmp_path, command, url)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("url", URLS)
+def test_a_url_of_any_kind_is_no_folder(shadow, tmp_path, command, url):
+    """The same of every command with every URL."""
+    refused_as_url(shadow, tmp_path, command, url)
 
 
 def test_a_name_with_a_colon_is_a_folder(shadow, tmp_path):

@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Started, run_shadow
+from effort import every
 from hub import Hub
 from rich.console import Console
 
 from shadow import cli, files
-from shadow.audits import index as batch_index
-from shadow.audits import listing as batch
+from shadow.audits import list_audit, list_index
 from shadow.audits import pair as shadow_run
-from shadow.audits.index import Index, Kind, Row, Standing, read_index, report_folder, write_index
-from shadow.audits.listing import audit_list
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import Index, Kind, Row, Standing, read_index, report_folder, write_index
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -198,8 +198,8 @@ def written_by(count, output, monkeypatch, *, pace, per_byte):
         files.write_whole(path, content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(batch_index.time, "monotonic", lambda: clock[0])
-        patched.setattr(batch_index, "write_whole", slow)
+        patched.setattr(list_index.time, "monotonic", lambda: clock[0])
+        patched.setattr(list_index, "write_whole", slow)
         rows = some_rows(count)
         standing = Standing(output, index_of(*rows))
         for one in rows:
@@ -221,7 +221,7 @@ def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
     """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time is spent on the index, whatever its size."""
     files, _, writing, whole = written_by(300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4)
     assert 2 < files < 2 * 12
-    assert writing <= whole / batch_index.SHARE + 2 * writing / (files / 2)
+    assert writing <= whole / list_index.SHARE + 2 * writing / (files / 2)
 
 
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
@@ -258,7 +258,7 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
     assert said[0].endswith("resuming: 2 of 2 matrices already measured")
 
 
-@pytest.mark.parametrize("change", ["settings", "report gone", "report broken", "list"])
+@pytest.mark.parametrize("change", every(2, ["settings", "report gone", "report broken", "list"]))
 def test_what_no_longer_holds_is_pending_again(toys, change):
     """Other settings, a lost or broken report: pending until it is reached; pairs that left the list leave it."""
     run(select_toys(toys, "toy-a*"), toys / "out")
@@ -272,7 +272,7 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
         report.write_bytes(b"PAR1")
     else:
         selection = select_toys(toys, "toy-a:base..two", "toy-c*")
-    index = batch.begun(toys / "out", selection, settings)
+    index = list_audit.begun(toys / "out", selection, settings)
     expected = {
         "settings": {"toy-a:base..one": "pending", "toy-a:base..two": "pending"},
         "list": {"toy-a:base..two": "done", "toy-c:base..two": "pending"},
@@ -459,7 +459,7 @@ def test_a_list_on_the_command_line(toys, shadow):
     ("targets", "code"),
     [(("toy-a", "toy-odd"), 3), (("toy-odd", "toy-bad", "toy-a"), 1), (("toy-a", "toy-c"), 0), (("toy-bad",), 1)],
 )
-@pytest.mark.parametrize("glob", ["", "*"])
+@pytest.mark.parametrize("glob", every(2, ["*", ""]))
 def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob):
     """In a list and without one: a fault before what --strict objects to, whichever came first."""
     targets = [*targets[:-1], targets[-1] + glob]
@@ -557,7 +557,7 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILED)
+@pytest.mark.parametrize("spoil", every(3, SPOILED))
 def test_a_spoiled_index_is_one_fault(toys, spoil):
     """Whatever stands in an index, it is read whole or refused with one line."""
     run(select_toys(toys, "toy-c*"), toys / "out")

@@ -10,6 +10,7 @@ import models
 import pandas as pd
 import pytest
 import torch
+from effort import chosen, every
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -122,7 +123,7 @@ def tuned_whole(audited):
     return folder, reports
 
 
-@pytest.mark.parametrize("columns", [None, "80", "120"])
+@pytest.mark.parametrize("columns", every(3, [None, "80", "120"]))
 def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
     """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns if none are told."""
     folder, reports = tuned_whole
@@ -154,14 +155,7 @@ def drawn(table, width):
     return console.file.getvalue()
 
 
-FEW_WIDTHS = (80, 99, 120)
-WIDTHS = [
-    pytest.param(width, marks=() if width in FEW_WIDTHS else pytest.mark.slow)
-    for width in (80, 81, 90, 99, 100, 110, 120, 140, 180)
-]
-
-
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", chosen((80, 81, 90, 99, 100, 110, 120, 140, 180), (80, 120)))
 def test_the_longest_names_and_figures_are_not_cut(width):
     """Every module and component there is, with counts and figures as long as they get: nothing is cut off."""
     figures = {

@@ -79,6 +79,7 @@ def without_extras(tmp_path_factory):
     return folder, dict(zip([*BASIC, *MORE.values()], json.loads(child.stdout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", BASIC, ids=lambda words: words[0])
 def test_auditing_and_reading_reports_needs_no_extra(without_extras, words):
     """Without transformers, matplotlib, plotly, Jinja and DuckDB: exit code 0, with output on stdout or in a file."""
@@ -88,6 +89,7 @@ def test_auditing_and_reading_reports_needs_no_extra(without_extras, words):
     assert out or (folder / "reports-parquet").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", MORE)
 def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(without_extras, extra):
     """Exit code 1; the error names each package, the hint is the command; nothing is written."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shadow.audits.index import alone_in
 from shadow.audits.journal import alone_at
+from shadow.audits.list_index import alone_in
 from shadow.errors import ShadowError
 from shadow.files import lock, nearest_folder, read_start
 

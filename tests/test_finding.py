@@ -17,7 +17,7 @@ import shadow
 from shadow.cli import app
 from shadow.findings import finding as words
 from shadow.findings.finding import ANSWERS, CODES, EXPLANATIONS, NOT_SHOWN, Finding, Sentence, about, finding, percent
-from shadow.findings.inside import TOPS
+from shadow.findings.layer_medians import TOPS
 from shadow.findings.reference import runs
 from shadow.findings.summary import read_summary, summary_from_json
 from shadow.gates.verdicts import Judgement

@@ -12,19 +12,20 @@ import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from effort import every
 from hub import Hub
 
 from shadow.audits import pair as shadow_run
-from shadow.audits.index import read_index
-from shadow.audits.listing import audit_list
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import read_index
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.findings.summary import read_summary
 from shadow.reports import parquet as report_module
+from shadow.reports.atomic_replacement import READY
 from shadow.reports.provenance import finished_metadata
-from shadow.reports.replacement import READY
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.lists import select
@@ -93,7 +94,7 @@ def test_other_settings_leave_a_finished_report(pair, toys, change):
     assert [path.name for path in first.folder.iterdir() if path.is_dir()] == []
 
 
-@pytest.mark.parametrize("change", OTHER)
+@pytest.mark.parametrize("change", every(4, OTHER))
 def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
     """Every table and the summary are those of an audit that found nothing there; then nothing is measured again."""
     settings, _ = OTHER[change]
@@ -213,7 +214,7 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
 
-@pytest.mark.parametrize("kills", range(6))
+@pytest.mark.parametrize("kills", every(3, range(6)))
 def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
     """Before any of the moves, and between any two: whoever reads the report completes it, and nothing is measured."""
     run_pair(pair, EVERYTHING, toys / "out")
@@ -360,7 +361,7 @@ def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shado
     assert "x gain +0.3" in text, "kept when only the label is renewed"
 
 
-@pytest.mark.parametrize("kills", range(6))
+@pytest.mark.parametrize("kills", every(3, range(6)))
 def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, monkeypatch, kills):
     """All of its files have the new label for whoever reads it, or none has."""
     pair, folder = demo

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import reports
 from command import run_shadow
+from effort import every
 from reports import delta, place, places
 
-from shadow.audits.index import read_index, write_index
+from shadow.audits.list_index import read_index, write_index
 from shadow.errors import ShadowError
 from shadow.gates.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, gather, parse_moved, parse_rule
 from shadow.gates.verdicts import (
@@ -151,7 +152,7 @@ PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "
         ("vision_to_language > 1", "vision_to_language is null (null when: a side is absent"),
     ],
 )
-@pytest.mark.parametrize("allow_missing", [False, True])
+@pytest.mark.parametrize("allow_missing", every(2, [False, True]))
 def test_what_is_not_there_is_no_pass(tmp_path, text, why, allow_missing):
     """Absent, identical, without a base, not measured or null: an error with the reason, unless it is allowed."""
     folder = reports.write(
@@ -434,7 +435,7 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
     assert "tensors.parquet" in done.err
 
 
-@pytest.mark.parametrize("state", ["failed", "pending"])
+@pytest.mark.parametrize("state", every(2, ["failed", "pending"]))
 def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
     """A pair without a report and a shard that is elsewhere are faults; what is there is judged nevertheless."""
     shadow("audit", "demo", "--shard", "1/1", "-o", "list").assert_done(0)

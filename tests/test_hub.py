@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from command import Run, Started
+from effort import every
 from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange
 from safetensors.torch import save_file
 
@@ -449,7 +450,7 @@ def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.Dat
     assert sum(downloads(hub).values()) <= 6, "five shards, and the one that was on its way"
 
 
-@pytest.mark.parametrize("disk", [(), ("--max-disk", "4.5MB")], ids=["keeping", "freeing"])
+@pytest.mark.parametrize("disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["freeing", "keeping"])
 def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     """The shard that was on its way is fetched again and nothing else; its piece is removed."""
     hub.rate = 3_000_000
@@ -914,7 +915,7 @@ def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
     assert fault.fired == 8
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", every(3, PLACES))
 def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
     """Nobody waits for hours: the number is in the hint, whichever of two headers tells it."""
     limit = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300', "Retry-After": "1"}
@@ -960,7 +961,7 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("file", [MODEL, "config.json"])
+@pytest.mark.parametrize("file", every(2, [MODEL, "config.json"]))
 def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the cache."""
     fault = hub.fail(f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL)
@@ -1109,7 +1110,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("case", ANSWERS)
+@pytest.mark.parametrize("case", every(5, ANSWERS))
 def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
     """Whatever a server says instead of its listing: exit 1, a line and a hint, at once, nothing outside the cache."""
     pattern, body = ANSWERS[case]
@@ -1121,7 +1122,7 @@ def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
     assert "Welcome" not in done.err
 
 
-@pytest.mark.parametrize("checksum", ["x" * 64, "abc", 5, None])
+@pytest.mark.parametrize("checksum", every(4, ["x" * 64, "abc", 5, None]))
 def test_an_unusable_checksum_is_none(run, hub, tmp_path, small, checksum):
     """A file whose checksum is no checksum is read, and its rows say that nothing was verified."""
 
@@ -1150,7 +1151,7 @@ INDEXES = {
 }
 
 
-@pytest.mark.parametrize("case", INDEXES)
+@pytest.mark.parametrize("case", every(3, INDEXES))
 def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
     """Shards that lie outside, that are not there, that are something else."""
     weight_map, words = INDEXES[case]

@@ -10,6 +10,7 @@ import models
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from effort import chosen
 from safetensors.torch import load_file
 
 from shadow.audits.pair import Settings, run_pair
@@ -157,7 +158,9 @@ UNDO: dict[str, dict[str, Undo]] = {
 UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which tests/test_coverage.py looks at.
-KINDS = [pytest.param(kind, marks=() if kind in UNDO else pytest.mark.slow) for kind in models.FAMILIES]
+KINDS = chosen(models.FAMILIES, UNDO)
+# Rows one after another, in groups, in the order of the heads; stacks of experts, turned or not; convolutions.
+LAYOUTS = ("phi3", "falcon_grouped", "codegen", "dbrx", "granitemoe", "gpt_oss", "qwen3_next", "molmo2")
 
 # What the last words of a name mean in any family.
 WORDS = {
@@ -220,7 +223,7 @@ def is_vector(name: str, W: Matrix) -> bool:
     return (name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name) or min(W.shape) <= 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", chosen(models.FAMILIES, LAYOUTS))
 def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_path):
     """One row for every tensor of both sides; a row of figures for every matrix in it, at the right place, with the
     figures of NumPy after the layout was undone by other code; what has no spectrum is a vector."""

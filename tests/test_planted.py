@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+from effort import every
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import planted
@@ -33,8 +34,8 @@ def test_below_the_gate_concentration_is_too_low_and_never_too_high():
         assert one.off < (0.01 if rank == 0 else -0.1)
 
 
-@pytest.mark.parametrize("norm", [0.25, *(pytest.param(norm, marks=pytest.mark.slow) for norm in (0.75, 0.1))])
-@pytest.mark.parametrize("plant", planted.SUBSPACES)
+@pytest.mark.parametrize("norm", every(3, [0.25, 0.75, 0.1]))
+@pytest.mark.parametrize("plant", every(2, planted.SUBSPACES))
 def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
     """The closed forms are the columns by NumPy's SVDs of base and sum in float64; the norm is the one asked for."""
     W, D, angle, true = planted.subspaces_before(plant, norm)
@@ -48,7 +49,7 @@ def test_what_is_planted_in_subspaces_is_what_two_svds_find(plant, norm):
 @pytest.mark.parametrize(
     ("dtype", "norm"), [("F32", 0.75), ("F32", 1e-6), ("BF16", 0.75), ("BF16", 0.25), ("BF16", 1e-2)]
 )
-@pytest.mark.parametrize("plant", [name for name in planted.SUBSPACES if "no gap" not in name])
+@pytest.mark.parametrize("plant", every(2, [name for name in planted.SUBSPACES if "no gap" not in name]))
 def test_planted_subspaces_are_recovered_above_the_floor(plant, dtype, norm):
     """Down to 6 times the rounding every column is the planted one, and so is the angle; alignments to 5 %."""
     one = planted.plant_subspaces(plant, dtype, norm)
@@ -81,14 +82,14 @@ def test_without_a_gap_rounding_turns_the_subspace_and_the_gap_says_so():
     assert all(coarse.holds(name) for name in ("alignment_left", "alignment_right"))
 
 
-@pytest.mark.parametrize("profile", planted.PROFILES)
+@pytest.mark.parametrize("profile", every(2, planted.PROFILES))
 def test_planted_depth_is_recovered(profile):
     """Energies by layer, attention and MLP, tokens and shared directions of an audited pair are those planted."""
     true, found = planted.depth(planted.PROFILES[profile], "F32", 1e-2)
     assert found == pytest.approx(true, rel=2e-3, abs=2e-3)
 
 
-@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("number", every(2, [3, 1]))
 def test_intervals_hold_a_known_figure(number):
     """Of 200 samples of 8 layers: the expanded interval of a median or ratio holds the truth, plain ones less often."""
     held = planted.coverage(planted.worlds()[number], 8, 200)

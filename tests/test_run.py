@@ -19,6 +19,7 @@ import pytest
 import reference
 import torch
 from command import Started
+from effort import chosen
 from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 
@@ -67,10 +68,7 @@ def undone(kind, name, W, module):
     return W
 
 
-FAST = ("llama", "gpt2", "gpt_neox")  # a layout each; the others have that of the first
-
-
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in models.KINDS])
+@pytest.mark.parametrize("kind", chosen(models.KINDS, ("gpt2",)))
 def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
     """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout; every tensor is
     measured but the vectors, whose relative norm is there."""
@@ -485,13 +483,13 @@ def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
 
 def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
     """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get fewer workers."""
-    from shadow.audits.machine import Room
+    from shadow.audits.machine_limits import MachineLimits
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.places.architecture import Place
 
     pair = MatrixPair(Place("language", 0, "mlp.up"), None, None, 8192, 28672, True)
     for memory, jobs in ((64 << 30, 16), (4 << 30, 2), (1 << 20, 1)):
-        assert audit_module.default_jobs([pair], Room(16, "", memory, "")) == jobs
+        assert audit_module.default_jobs([pair], MachineLimits(16, "", memory, "")) == jobs
 
 
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):

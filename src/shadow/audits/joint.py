@@ -17,7 +17,7 @@ from threading import Event
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.machine import room
+from shadow.audits.machine_limits import machine_limits
 from shadow.audits.pair import Runtime, _open, client_for, find_checkpoint
 from shadow.audits.plan import Access
 from shadow.audits.workers import _own_workspace, _views, cost, default_jobs
@@ -109,7 +109,7 @@ def _measured(
     matched: Sequence[Match], checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], jobs: int | None, show: Show
 ) -> list[JointValues | None]:
     """The values of every match, in their order; None where its entries are not finite or cut in other ways."""
-    workers = jobs or default_jobs([pair for pair, _ in matched], room())
+    workers = jobs or default_jobs([pair for pair, _ in matched], machine_limits())
     order = sorted(range(len(matched)), key=lambda number: -cost(matched[number][0]))
     found: list[JointValues | None] = [None] * len(matched)
     one = partial(_values, checkpoints)

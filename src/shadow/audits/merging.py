@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shadow import __version__
-from shadow.audits.index import (
+from shadow.audits.journal import JOURNAL
+from shadow.audits.list_index import (
     Index,
     Key,
     Kind,
@@ -27,7 +28,6 @@ from shadow.audits.index import (
     report_folder,
     write_index,
 )
-from shadow.audits.journal import JOURNAL
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_whole, writing
 from shadow.findings.matching import SPECTRA

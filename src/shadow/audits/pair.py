@@ -22,8 +22,8 @@ from shadow import __version__
 from shadow.audits.cache_folder import size_of
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
-from shadow.audits.machine import room, uncollected
-from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles
+from shadow.audits.machine_limits import machine_limits
+from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles, uncollected
 from shadow.audits.rows import report_tables
 from shadow.audits.spectrum_cache import SpectrumCache
 from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
@@ -37,11 +37,11 @@ from shadow.findings.scores import ScoreFiles
 from shadow.findings.summary import Summary, read_summary, summarise, with_scores
 from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
+from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.columns import SCHEMA
 from shadow.reports.metadata import CheckpointMetadata, JudgedMetadata, ReportMetadata, RunMetadata, SettingsMetadata
 from shadow.reports.parquet import stored, write_report
 from shadow.reports.provenance import Identity, finished_metadata
-from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.spectra.delta import Method
@@ -240,7 +240,7 @@ def plan_pair(
             folder=folder,
             scratch=folder,
         )
-        machine = room()
+        machine = machine_limits()
         workers = runtime.jobs or default_jobs(lined.pairs, machine)
         seconds = sum(cost(matrix) for matrix in lined.pairs if matrix.is_matrix) / pace(settings.method, workers)
         needs = Needs(
@@ -508,7 +508,7 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
         plan.tuned,
         plan.work,
         method=audit.settings.method,
-        jobs=runtime.jobs or default_jobs(lined.pairs, room()),
+        jobs=runtime.jobs or default_jobs(lined.pairs, machine_limits()),
         fetching=fetching,
         remember=remember,
     )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from shadow.audits.machine import Room
+from shadow.audits.machine_limits import MachineLimits
 from shadow.audits.outcome import Outcome
 from shadow.audits.schedule import Schedule, ShardKey, source_of
 from shadow.checkpoints.opening import Checkpoint
@@ -168,7 +168,7 @@ def pace(method: Method, jobs: int) -> float:
         return jobs * (1024 * 1024 * 4096 + 4 * 1024**3) / (time.perf_counter() - started)
 
 
-def default_jobs(pairs: Sequence[MatrixPair], machine: Room) -> int:
+def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
     """As many workers as there are cores, or as fit the free memory if that is fewer."""
     return max(1, min(machine.cores, machine.memory // worker_memory(pairs)))
 

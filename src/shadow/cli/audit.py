@@ -264,7 +264,7 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
 
 
 def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
-    from shadow.audits.listing import audit_list
+    from shadow.audits.list_audit import audit_list
     from shadow.audits.pairs import audit_pairs
 
     settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
@@ -295,7 +295,7 @@ def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:
     """At the end: of several pairs how they stand, and all that is told as JSON."""
-    from shadow.audits.index import read_index
+    from shadow.audits.list_index import read_index
     from shadow.outputs.terminal.batch import batch_view, pairs_view
     from shadow.outputs.terminal.rules import rules_view
 

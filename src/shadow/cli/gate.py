@@ -16,7 +16,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below
 
 if TYPE_CHECKING:
-    from shadow.audits.index import Index
+    from shadow.audits.list_index import Index
     from shadow.audits.pair import AuditResult
     from shadow.gates.rules import Rule
     from shadow.gates.verdicts import Judgement, Measured
@@ -48,7 +48,7 @@ def gate(
     rules = rules_of(options)
     if not rules:
         raise UsageError("nothing to check the reports against", "add --fail-on, --policy or --against")
-    from shadow.audits.index import read_index
+    from shadow.audits.list_index import read_index
     from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata
 

@@ -37,7 +37,7 @@ def show(
     full: Full = False,
 ) -> None:
     """Show finished reports again. For a list, first show how its pairs stand. Scores given here are not kept."""
-    from shadow.audits.index import read_index
+    from shadow.audits.list_index import read_index
     from shadow.findings.summary import read_summary, with_scores
     from shadow.outputs.terminal.batch import batch_view
     from shadow.outputs.terminal.summary import summary_view

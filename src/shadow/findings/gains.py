@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from shadow.errors import ShadowError
 from shadow.files import read_start
 from shadow.findings.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
+from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
-from shadow.reports.replacement import KEPT
 from shadow.text import VERY_LIKE, closest, nearest, several
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
 from shadow.findings.grid import grid
-from shadow.findings.inside import coherence, few_values, inside_layers, outside_layers, unchanged_modules
+from shadow.findings.layer_medians import coherence, few_values, inside_layers, outside_layers, unchanged_modules
 from shadow.findings.published import context_sentence, published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed

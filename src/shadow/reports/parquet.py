@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from shadow.errors import ShadowError
 from shadow.files import write_beside, writing
+from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.column_types import STORED_TYPES, Cell
 from shadow.reports.columns import Column
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import METADATA_KEY
-from shadow.reports.replacement import KEPT, TABLES_OF_A_PAIR, replacing
 
 
 def write_report(

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
+from shadow.reports.atomic_replacement import _put_in_place
 from shadow.reports.columns import SCHEMA, TABLES
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata
-from shadow.reports.replacement import _put_in_place
 
 METADATA_KEY = b"shadow"
 Value = TypeVar("Value")

@@ -16,8 +16,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from shadow import __version__
-from shadow.audits.index import read_index, report_folder
 from shadow.audits.journal import JOURNAL
+from shadow.audits.list_index import read_index, report_folder
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS

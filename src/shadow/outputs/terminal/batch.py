@@ -16,7 +16,7 @@ from shadow.outputs.terminal.typeset import fixed, share
 from shadow.text import byte_size, several, took, visible
 
 if TYPE_CHECKING:
-    from shadow.audits.index import Index
+    from shadow.audits.list_index import Index
     from shadow.gates.verdicts import Judgement
 
 

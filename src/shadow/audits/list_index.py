@@ -1,4 +1,4 @@
-"""How the pairs of a list stand: batch.parquet and index.json of an output folder, from the same rows.
+"""The index of a list, which says how each pair stands: index.json and batch.parquet, from the same rows.
 
 The reports are the truth, and lie where `shadow audit` puts them; these two files say which there are, which failed
 and why, and which are still to come. Imports nothing that computes.

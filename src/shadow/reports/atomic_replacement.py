@@ -1,4 +1,4 @@
-"""The files of a report, which take the place of earlier ones together or not at all."""
+"""Several files of a report replace earlier ones atomically: all of them together or none."""
 
 from __future__ import annotations
 

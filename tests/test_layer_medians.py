@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from shadow.findings.inside import BESIDE, INSIDE, TOPS, few_values, inside_layers, outside_layers
+from shadow.findings.layer_medians import BESIDE, INSIDE, TOPS, few_values, inside_layers, outside_layers
 
 
 def rows(*given):

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from shadow.audits.machine import Room, room
+from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.plan import PairPlan, PlannedSide
 from shadow.outputs.terminal.plan import plan_view
 
@@ -41,14 +41,16 @@ def system(root, *, cgroup, mounts, free=64 * GIB, **files):
 
 def test_without_control_groups_all_of_the_machine_may_be_used(tmp_path):
     """Cores and MemAvailable; where there is no /proc at all, memory is as good as endless."""
-    assert room(system(tmp_path, cgroup="0::/", mounts="")) == Room(16, "the machine", 64 * GIB, "the machine")
-    assert room(tmp_path / "nothing").memory == 1 << 60
+    assert machine_limits(system(tmp_path, cgroup="0::/", mounts="")) == MachineLimits(
+        16, "the machine", 64 * GIB, "the machine"
+    )
+    assert machine_limits(tmp_path / "nothing").memory == 1 << 60
 
 
 def test_affinity_limits_the_cores(tmp_path, monkeypatch):
     """A cpuset, taskset or a batch system gives a process some of the processors."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7})
-    found = room(system(tmp_path, cgroup="0::/", mounts=V2))
+    found = machine_limits(system(tmp_path, cgroup="0::/", mounts=V2))
     assert (found.cores, found.cores_by) == (3, "the processors of this process")
 
 
@@ -66,7 +68,7 @@ def test_version_2_in_a_container(tmp_path):
             "memory.stat": f"anon 5\ninactive_file {GIB}\nactive_file 7",
         },
     )
-    assert room(root) == Room(3, "the control group /", 6 * GIB, "the control group /")
+    assert machine_limits(root) == MachineLimits(3, "the control group /", 6 * GIB, "the control group /")
 
 
 def test_version_2_the_least_of_all_ancestors_counts(tmp_path):
@@ -87,16 +89,18 @@ def test_version_2_the_least_of_all_ancestors_counts(tmp_path):
             "user.slice/job/step/memory.current": GIB,
         },
     )
-    assert room(root) == Room(4, "the control group /user.slice", GIB, "the control group /user.slice")
+    assert machine_limits(root) == MachineLimits(
+        4, "the control group /user.slice", GIB, "the control group /user.slice"
+    )
 
 
 def test_version_2_memory_high_is_a_limit_and_nothing_left_is_none(tmp_path):
     """Above memory.high a group is slowed down; a group above its limit has nothing left, not less."""
     files = {"memory.max": 8 * GIB, "memory.high": 2 * GIB}
     root = system(tmp_path, cgroup="0::/", mounts=V2, **files, **{"memory.current": GIB})
-    assert room(root).memory == GIB
+    assert machine_limits(root).memory == GIB
     system(tmp_path, cgroup="0::/", mounts=V2, **files, **{"memory.current": 5 * GIB})
-    assert room(root).memory == 0
+    assert machine_limits(root).memory == 0
 
 
 @pytest.mark.parametrize("top", ["/", "/docker/abc"])
@@ -115,7 +119,9 @@ def test_version_1_with_the_names_of_the_host(tmp_path, top):
             f"memory/{inside}memory.stat": f"cache 9\ninactive_file 5\ntotal_inactive_file {GIB}",
         },
     )
-    assert room(root) == Room(2, "the control group /docker/abc", 5 * GIB, "the control group /docker/abc")
+    assert machine_limits(root) == MachineLimits(
+        2, "the control group /docker/abc", 5 * GIB, "the control group /docker/abc"
+    )
 
 
 def test_version_1_without_limits(tmp_path):
@@ -131,7 +137,7 @@ def test_version_1_without_limits(tmp_path):
             "memory/memory.usage_in_bytes": 2 * GIB,
         },
     )
-    assert room(root) == Room(16, "the machine", 64 * GIB, "the machine")
+    assert machine_limits(root) == MachineLimits(16, "the machine", 64 * GIB, "the machine")
 
 
 def test_both_versions_at_once(tmp_path):
@@ -146,7 +152,7 @@ def test_both_versions_at_once(tmp_path):
             "unified/job/cpu.max": "100000 100000",
         },
     )
-    assert room(root) == Room(1, "the control group /job", 2 * GIB, "the control group /job")
+    assert machine_limits(root) == MachineLimits(1, "the control group /job", 2 * GIB, "the control group /job")
 
 
 def test_a_group_outside_of_what_is_mounted_and_text_that_makes_no_sense(tmp_path):
@@ -157,7 +163,7 @@ def test_a_group_outside_of_what_is_mounted_and_text_that_makes_no_sense(tmp_pat
         mounts=V2 + "short line\n",
         **{"cpu.max": "many few", "memory.max": 2 * GIB, "memory.current": "?"},
     )
-    assert room(root) == Room(16, "the machine", 2 * GIB, "the control group /")
+    assert machine_limits(root) == MachineLimits(16, "the machine", 2 * GIB, "the control group /")
 
 
 def test_plan_shows_what_limits_it():

@@ -8,8 +8,6 @@ tree. https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.or
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
 import os
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ ENDLESS = 1 << 60  # bytes, where no system says; version 1 writes a little less
 
 
 @dataclass(frozen=True)
-class Room:
+class MachineLimits:
     """What may be used of the machine."""
 
     cores: int
@@ -36,7 +34,7 @@ class Room:
     """What limits it, in words."""
 
 
-def room(root: Path = Path("/")) -> Room:
+def machine_limits(root: Path = Path("/")) -> MachineLimits:
     """The cores and the memory that this process may use now. root is where /proc and /sys lie."""
     cores, cores_by = _processors()
     for folder, name in _groups(root, "cpu"):
@@ -48,7 +46,7 @@ def room(root: Path = Path("/")) -> Room:
         left = _memory_left(folder)
         if left is not None and left < memory:
             memory, memory_by = left, f"the control group {name}"
-    return Room(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
+    return MachineLimits(cores=cores, cores_by=cores_by, memory=memory, memory_by=memory_by)
 
 
 def _processors() -> tuple[int, str]:
@@ -145,18 +143,3 @@ def _text(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """While much is made that stays, Python does not look for cycles of what nobody holds any more.
-
-    Headers of 200,000 tensors are millions of objects: to go through them again and again took a quarter of the time.
-    """
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()

@@ -1,4 +1,4 @@
-"""Figures of real models: medians over the matrices inside layers, and embeddings and head apart.
+"""Medians over the matrices inside layers, and of embeddings and head apart.
 
 An embedding has as many entries as many layers have and another spectrum: a median over all matrices, or a sum, tells
 of it and of them at once.

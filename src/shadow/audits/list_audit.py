@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from shadow import __version__
-from shadow.audits.index import (
+from shadow.audits.list_index import (
     Index,
     Kind,
     Row,
