@@ -1,4 +1,4 @@
-"""`shadow audit --verbose`: what was read and measured, one line each on stderr; stdout and the report stay as they are."""
+"""`shadow audit --verbose`: what was read and measured on stderr, one line each; all else stays as it is."""
 
 from __future__ import annotations
 

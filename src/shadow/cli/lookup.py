@@ -35,6 +35,9 @@ def families(
     format: FormatOption = Format.table,
     json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
+    list_schema: Annotated[
+        bool, typer.Option("--list-schema", help="Print the JSON Schema of the lists that --list takes.")
+    ] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
@@ -42,10 +45,10 @@ def families(
         format = Format.json
     from shadow.targets.families import filter_families, load_families
 
-    if schema:
-        from shadow.targets.editor_schema import family_schema
+    if schema or list_schema:
+        from shadow.targets import editor_schema
 
-        console.show_json(family_schema())
+        console.show_json(editor_schema.list_schema() if list_schema else editor_schema.family_schema())
         return
     if component is not None:
         from shadow.places.names import check_component
