@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shadow.errors import ShadowError
@@ -25,6 +26,14 @@ def reports_at(run: Path) -> list[Path]:
         return [run] if (run / "matrices.parquet").is_file() else reports_below(run)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+
+
+def reports_of(runs: Sequence[Path]) -> list[Path]:
+    """The reports that several paths stand for, in their order. A report that is named twice is there twice, unless a
+    folder above several reports holds it."""
+    found = [reports_at(run) for run in runs]
+    every = [folder for folders in found for folder in folders]
+    return list(dict.fromkeys(every)) if any(len(folders) > 1 for folders in found) else every
 
 
 def one_report(run: Path) -> Path:
