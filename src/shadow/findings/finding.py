@@ -9,6 +9,7 @@ they are worth. No name but those of components and modules gets into a text; wh
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,7 @@ OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")  # modules, 
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
+FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
 TURNED = 0.25  # alignment over its null, in units of an even spread, from which it is more than chance and rounding
@@ -289,7 +291,8 @@ def _unread(formats: Gate) -> list[Sentence]:
 def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     told = _Told(summary)
-    parts = [_norm(told, apart), *([_modules(told), _depth(told), *_unchanged(told)] if alike else [])]
+    moved = "" if apart else _moved(told)
+    parts = [_norm(told, apart), *([_modules(told), moved, _depth(told), *_unchanged(told)] if alike else [])]
     return told.sentence("size", *parts)
 
 
@@ -334,14 +337,12 @@ class _Part:
     def holds_more(self) -> bool:
         return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
 
-    def told(self, told: _Told) -> str:
-        """`46 %`, and its share of the parameters where it holds more than that."""
+    def told(self, told: _Told, sized: bool = False) -> str:
+        """`46 %`; with its share of the parameters where that is asked for, or where it holds more than that."""
         text = told.write(self.energy, f"{self.place}.energy_share", percent)
-        if not self.holds_more:
+        if self.size is None or not (sized or self.holds_more):
             return text
-        return (
-            f"{text}, with {told.write(self.size or 0.0, f'{self.place}.parameter_share', percent)} of the parameters"
-        )
+        return f"{text}, with {told.write(self.size, f'{self.place}.parameter_share', percent)} of the parameters"
 
 
 def _parts(summary: Summary) -> list[_Part]:
@@ -403,13 +404,29 @@ def _modules(told: _Told) -> str:
     for part in parts[:NAMED]:
         if sum(one.energy for one in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
-    names = listed([f"{part.name} ({part.told(told)})" for part in named])
+    names = listed([f"{part.name} ({part.told(told, sized=part is named[0])})" for part in named])
     most = sum(part.energy for part in named) >= MOST
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(told)}" for part in parts if part.holds_more and part not in named
     ]
     return f"{first} {_capital(listed(rest))}." if rest else first
+
+
+def _moved(told: _Told) -> str:
+    """The module that moved furthest relative to its own norm, which need not hold much of the change."""
+    rows = [row for row in told.summary.modules if row.relative_norm is not None]
+    if len(rows) < 2:
+        return ""
+    most = max(rows, key=lambda row: row.relative_norm or 0.0)
+    norm = most.relative_norm or 0.0
+    if norm < FURTHER * statistics.median(row.relative_norm or 0.0 for row in rows):
+        return ""
+    name = _named_in(most.component, most.module, len({row.component for row in rows}) > 1)
+    far = told.write(norm, f"modules.{most.component}.{most.module}.relative_norm", percent)
+    own = "their own norms" if name.endswith("embeddings") else "its own norm"
+    matrix = " in the median matrix" if most.matrices > 1 else ""
+    return f"Relative to {own}, {name} moved furthest: {far}{matrix}."
 
 
 def _verb(name: str) -> str:
@@ -434,11 +451,14 @@ def _depth(told: _Told) -> str:
     first, last = most.first_layer, most.last_layer
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
     much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
+    if most.parameter_share is not None:
+        text += f", with {told.write(most.parameter_share, _place_of_quarter(most, 'parameter_share'), percent)} of the"
+        text += " parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
 
 
-def _place_of_quarter(row: QuarterRow) -> str:
-    return f"quarters.{row.component}.{row.quarter}.energy_share"
+def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
+    return f"quarters.{row.component}.{row.quarter}.{figure}"
 
 
 def _unchanged(told: _Told) -> list[str]:

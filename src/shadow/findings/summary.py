@@ -282,7 +282,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         inside_layers=inside_layers(rows.deltas),
         outside_layers=outside_layers(rows.deltas),
         coherence=coherence(rows.deltas),
-        quarters=_quarters(depth),
+        quarters=_quarters(depth, rows.deltas),
         unchanged=unchanged_modules(rows.tensors),
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
@@ -647,9 +647,10 @@ def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
     return int(group["parameters"].sum()) / total if total else None
 
 
-def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
-    """The share of each quarter of a component's layers in the energy of all of them."""
+def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
+    """The share of each quarter of a component's layers in the energy of all of them, and in their parameters."""
     found = []
+    sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
     for component in dict.fromkeys(row.component for row in depth):
         own = [row for row in depth if row.component == component]
         if len(own) < QUARTERS or any(row.energy_share is None for row in own):
@@ -657,7 +658,13 @@ def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
         for quarter in range(QUARTERS):
             part = own[quarter * len(own) // QUARTERS : (quarter + 1) * len(own) // QUARTERS]
             share = math.fsum(row.energy_share or 0.0 for row in part)
-            found.append(QuarterRow(component, quarter + 1, part[0].layer, part[-1].layer, share))
+            size = sum(int(sizes.get((component, row.layer), 0)) for row in part)
+            whole = sum(int(sizes.get((component, row.layer), 0)) for row in own)
+            found.append(
+                QuarterRow(
+                    component, quarter + 1, part[0].layer, part[-1].layer, share, size / whole if whole else None
+                )
+            )
     return found
 
 

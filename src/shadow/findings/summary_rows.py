@@ -187,6 +187,7 @@ class QuarterRow:
     first_layer: int
     last_layer: int
     energy_share: float  # of the component's layers, 0 to 1
+    parameter_share: float | None = None  # of their matrices that changed, 0 to 1; None: made before there was one
 
 
 @dataclass(frozen=True)
