@@ -173,7 +173,7 @@ FAULTS = {
     "nothing": ("# only a comment\n", "", "the list names nothing", "one target a line"),
     "unknown family": ("- demo\n- toy-2b\n", ":2", "no family 'toy-2b'", "did you mean 'toy-"),
     "unknown pair": ("- demo:base..x\n", ":1", "no pair 'base..x'", "it has: base..narrow, base..broad"),
-    "a path": ("- ./models/x\n", ":1", "no family './models/x'", "--base and --tuned"),
+    "a path": ("- ./models/x\n", ":1", "'./models/x' is one checkpoint", "{base: REF, tuned: REF}"),
     "glob of nothing": ("- demo\n\n- teo-*\n", ":3", "no family matches 'teo-*'", "did you mean 'toy-"),
     "glob of a pair": ("- toy-*:base..sfd\n", ":1", "has a pair 'base..sfd'", "did you mean 'base..sft'?"),
     "glob without pairs": ("- '*-alone'\n", ":1", "no family that matches '*-alone' has a pair", "nothing to compare"),

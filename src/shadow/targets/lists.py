@@ -34,6 +34,8 @@ MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
+YAML_ENTRY = "write `- TARGET`, or `- {base: REF, tuned: REF}`, for each entry"
+PAIR_IN_YAML = "write {base: REF, tuned: REF}, in a list of YAML"
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
@@ -263,6 +265,8 @@ def _plain_entries(name: str, raw: bytes) -> Iterator[ListEntry]:
 def _checked(where: str, target: str) -> str:
     if len(target) > MAX_TARGET or re.search(r"\s", target) or not target.isprintable():
         raise UsageError(f"{where}: {short(target)} is not a target", ONE_A_LINE)
+    if is_reference(target):
+        raise UsageError(f"{where}: {short(target)} is one checkpoint, and a pair has two", PAIR_IN_YAML)
     return target
 
 
@@ -271,11 +275,11 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
         tree, lines = read_plain(raw)
     except NotPlainError as error:
         line = f":{error.line}" if error.line else ""
-        raise UsageError(f"{name}{line}: {error.message}", "a list of YAML has `- ` before each target") from error
+        raise UsageError(f"{name}{line}: {error.message}", YAML_ENTRY) from error
     if tree == "":
         return
     if not isinstance(tree, list):
-        raise UsageError(f"{name}: not a list", "write `- ` before each target")
+        raise UsageError(f"{name}: not a list", YAML_ENTRY)
     for index, item in enumerate(tree):
         where = f"{name}:{lines[(index,)]}"
         if isinstance(item, dict):
