@@ -391,7 +391,7 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert "the update of A (large) is 4 times as large" in warnings("large", relative_norm=0.2)
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
     assert warnings("near", relative_norm=0.1) == ""
-    assert "an adapter that was merged" in warnings("merged", numerical_rank=16)
+    assert "perhaps a merged adapter" in warnings("merged", numerical_rank=16)
     replaced = [delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99) for where in places(6)]
     found = one(compare([write(tmp_path / "replaced", replaced), plain]))
     assert any("mlp.up of A (replaced): little in common" in text for text in found.warnings)

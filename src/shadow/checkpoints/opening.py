@@ -38,7 +38,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
-OWNER = "the Hub has it so: tell its owner, or name another revision (org/name@revision)"
+OWNER = "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
 CONNECTIONS = 8  # headers read at a time
 
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything

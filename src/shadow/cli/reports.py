@@ -180,7 +180,9 @@ def merge(
     console.say(f"{found.copied} reports copied to {output}, {found.there} were already there")
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
-        console.say(f"the last digits of {names} differ, as kinds of CPU round differently: of each, the first is kept")
+        console.say(
+            f"the last digits of {names} differ, because CPUs round differently: the first report of each is kept"
+        )
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:

@@ -272,9 +272,9 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     figures = {"gates.paired.figure": paired.figure}
     part = percent(math.floor(1000 * paired.figure) / 1000)
     if filtered:
-        text = f"Only a part of the model was asked for, {part} of the parameters. What follows is of this part."
+        text = f"Only a part of the model was asked for, {part} of the parameters. What follows is about this part."
         return [Sentence("part_asked_for", text, figures)]
-    text = f"The two share only {part} of the larger model's parameters. What follows is of this part."
+    text = f"The two share only {part} of the larger model's parameters. What follows is about this part."
     return [Sentence("part_shared", text, figures)]
 
 
@@ -300,7 +300,7 @@ def _norm(told: _Told, apart: bool) -> str:
     what = "difference" if apart else "change"
     stored = told.summary.figures["relative_norm_overall"]
     if stored is None:
-        return f"How large the {what} is cannot be said, as the base's matrices are 0."
+        return f"The size of the {what} cannot be stated, because the base's matrices are 0."
     of = of_what(told.summary)
     text = told.write(stored, "figures.relative_norm_overall", percent)
     unrounded = told.summary.figures.get("relative_norm_overall_unrounded")
@@ -644,7 +644,7 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         return found
     if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
         size = told.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
-        text = f"It is {size} times the rounding of its storage, as of a copy in this format with nothing else done."
+        text = f"It is {size} times the rounding of its storage, as in a copy that was only stored in this format."
         return [*found, told.sentence("rounding", text)]
     if 2 * rounded >= judged:
         many = told.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
@@ -705,7 +705,7 @@ def _context(summary: Summary, relation: Any) -> list[Sentence]:
     if last not in KINDS:
         return []
     after = f" after {KINDS[first]}" if first in KINDS else ""
-    return [Sentence("stage", f"By its family file this stage is {KINDS[last]}{after}.", {})]
+    return [Sentence("stage", f"According to its family file, this stage is {KINDS[last]}{after}.", {})]
 
 
 # ------------------------------------------------------------------------------------------------ other explanations
@@ -716,9 +716,9 @@ def _explanations(summary: Summary) -> list[Explanation]:
         _merged_adapter(_Told(summary)),
         _orthogonalised(_Told(summary)),
         _quantised(_Told(summary)),
-        _always("merge", "the mean of several models differs from a base as one model does"),
+        _always("merge", "the mean of several models differs from a base as a single model would"),
         _short_run(_Told(summary)),
-        _always("novel_data", "data new to the base leave such changes as narrow data do"),
+        _always("novel_data", "data that are new to the base leave the same kind of change as narrow data"),
         _weight_decay(_Told(summary)),
     ]
 
@@ -807,7 +807,7 @@ def _quantised(told: _Told) -> Explanation:
         )
     judged = _count(inside, "levels_tuned_judged")
     if not judged:
-        return _explained(code, "cannot_be_excluded", "its rows are too short to tell it by their values", {})
+        return _explained(code, "cannot_be_excluded", "its rows are too short for their values to show it", {})
     few = _count(inside, "levels_tuned_few")
     told.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
     reason = _with_few_values("tuned", few, judged)
@@ -828,7 +828,7 @@ def _short_run(told: _Told) -> Explanation:
         return _explained(code, "cannot_be_excluded", "the size of the change is unknown", {})
     size = told.write(value, f"figures.{name}", percent)
     if value < SMALL:
-        return _explained(code, "fits", f"the change is but {size} of the base's norm", told.figures)
+        return _explained(code, "fits", f"the change is only {size} of the base's norm", told.figures)
     if value > LARGE:
         return _explained(code, "no", f"the change is {size} of the base's norm", told.figures)
     reason = f"a change of {size} may be few large steps or many small ones"

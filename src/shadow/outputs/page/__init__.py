@@ -160,7 +160,7 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
         for journal in sorted(run.glob(f"{depth}{PARTIAL}/{JOURNAL}")):
             folder = journal.parent.parent
             if folder not in folders and folder not in found:
-                found[folder] = Missing(_below(folder, run), "unfinished", "", "the same command goes on from there")
+                found[folder] = Missing(_below(folder, run), "unfinished", "", "the same command continues from there")
     return list(found.values())
 
 
