@@ -68,8 +68,8 @@ def explain(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A column or figure of a report, the head of a table or another word on the screen, `label`, `finding`, "
-            "`published` or `gates`; without it, list all.",
+            help="A column or figure of a report, the head of a table or another word on the screen, `label`, "
+            "`finding`, `published` or `gates`; without it, list all.",
             metavar="WORD",
             autocompletion=completion.words,
         ),
