@@ -498,15 +498,15 @@ def subspaces_floor(found: Sequence[Subspaces]) -> str:
 
     return f"""**Floor.** Where the base has a gap, alignments are recovered down to a change of
         {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in either format, the
-        angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g} times. Below, the measured delta is more
-        and more rounding, which lies evenly in all directions: alignments go to 1, whatever was planted, and a turn
-        comes out too small. Overlaps, gaps and intruders are recovered down to
+        angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g} times. Below that, the measured delta
+        is more and more rounding, which is spread evenly over all directions: alignments go to 1, whatever was
+        planted, and a turn is underestimated. Overlaps, gaps and intruders are recovered down to
         {least(all_hold(("overlap", "subspace", "intruders"))):.2g} times, the smallest change of all: rounding is far
-        smaller than this gap, and turns nothing by itself. Where the gap is
-        {gapless[0].true["subspace_gap_base"]:.0e}, it does. Stored in BF16, a subspace that did not turn then has an
-        overlap down to {min(one.found["overlap_left"] for one in gapless):.2f} at any size of the change, and up to
-        {max(one.found["intruders"] for one in gapless):.0f} intruder where there is none; stored in F32 it is still
-        recovered. Overlaps and intruders are to be read with the gaps beside them."""
+        smaller than this gap and does not turn a subspace by itself. Where the gap is
+        {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a subspace that did not turn then
+        has an overlap down to {min(one.found["overlap_left"] for one in gapless):.2f} at any size of the change, and
+        up to {max(one.found["intruders"] for one in gapless):.0f} intruder where there is none; stored in F32 it is
+        still recovered. Read overlaps and intruders together with the gaps."""
 
 
 def depth_part(cases: Iterable[tuple[str, str, float]]) -> str:
@@ -541,34 +541,35 @@ def document(
 ) -> str:
     """The page: what was planted, what was found, and what follows from it."""
     parts = [
-        "# Held against the truth",
-        f"What the figures say of changes that are known. Made by `{COMMAND}`, which gives the same numbers again.",
+        "# Planted changes",
+        f"What the figures say about known changes. Made by `{COMMAND}`, which gives the same numbers again.",
         "## Planted deltas",
-        f"""D is a part of some rank with a share of the energy, all its singular values equal, and Gaussian noise for
-        the rest, on a Gaussian base of {SHAPE[0]} x {SHAPE[1]}. The sum is stored in F32, F16 or BF16, and the delta of
-        what was stored is measured. `norm` is the relative norm that was planted, `times its rounding` the
-        `floor_ratio` that was measured. Each cell: spikes measured *of* the spikes that D has before it is stored, the
-        concentration measured, and in brackets how far it is from D's own. ✗: the spikes differ, or the concentration
+        f"""D has a part of a given rank with equal singular values and a given share of the energy. The rest is
+        Gaussian noise. The base is Gaussian, of {SHAPE[0]} x {SHAPE[1]}. The sum is stored in F32, F16 or BF16, and
+        the delta is measured from what was stored. `norm` is the planted relative norm, `times its rounding` the
+        measured `floor_ratio`. A cell has the measured spikes *of* those that D has before it is stored, the measured
+        concentration, and in brackets its distance from that of D. ✗: the spikes differ, or the concentration differs
         by more than the margin of {MARGIN}.""",
         matrices_part(found),
-        f"""**Floor.** Spikes and concentration of every plant are recovered wherever the change is more than
+        f"""**Floor.** Spikes and concentration of every planted change are recovered if the change is more than
         {math.ceil(10 * floor_of(found)) / 10} times the rounding of its storage (`floor_ratio`). The gate lies at
-        {ROUNDING:g}: between the two, rounding dilutes a concentrated change, so that its concentration is too low,
-        never too high. Below the gate the label is `not assessable`, and the smallest of these changes look like
-        nothing but rounding.""",
-        "The largest relative error of other columns, over all of these by size above the rounding:",
+        {ROUNDING:g}: between the two, rounding dilutes a concentrated change. Its concentration is then too low,
+        never too high. Below the gate the label is `not assessable`, and the smallest of these changes cannot be told
+        from rounding.""",
+        "The largest relative error of other columns, over all planted changes, by size above the rounding:",
         rows_part(found),
-        """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as they are resolved: no
-        label rests on it.""",
+        """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as they are resolved.
+        The label does not use it.""",
         "## Planted subspaces",
         f"""The base, {SHAPE[0]} x {SHAPE[1]}, has random singular vectors and given singular values: {SUBSPACE} from 3
-        down to 2, the others from 1 to 0.1. D is given by what it does to them, so that every column follows from the
-        plan alone: *inside* lengthens the leading {SUBSPACE} directions, *outside* the last 100, *four new* four from
-        the middle, which pass the leading ones as soon as they are long enough; *turned* turns the leading left vectors
-        by one angle towards others from the middle, and no right vector. *No gap*: the first {2 * SUBSPACE} singular
-        values lie between 2.002 and 2. The sum is stored in F32 or BF16. Each cell: measured (true); ✗: an overlap or a
-        gap is off by more than {TOLERANCE["overlap"]}, an alignment by {100 * TOLERANCE["alignment"]:.0f} % of it or of
-        1, the angle that `overlap_left` stands for by {100 * ANGLE:.0f} %, or the intruders are others.""",
+        down to 2, the others from 1 to 0.1. D is defined by what it does to them, so every column is known beforehand:
+        *inside* lengthens the leading {SUBSPACE} directions, *outside* the last 100, *four new* four from the middle,
+        which pass the leading ones as soon as they are long enough; *turned* turns the leading left vectors by one
+        angle towards others from the middle, and no right vector. *No gap*: the first {2 * SUBSPACE} singular values
+        lie between 2.002 and 2. The sum is stored in F32 or BF16. A cell has the measured value and in brackets the
+        true one. ✗: an overlap or a gap is off by more than {TOLERANCE["overlap"]}, an alignment by
+        {100 * TOLERANCE["alignment"]:.0f} % of it or of 1, the angle that follows from `overlap_left` by
+        {100 * ANGLE:.0f} %, or the number of intruders differs.""",
         subspaces_part(subspaces),
         subspaces_floor(subspaces),
         "## Planted depth",
@@ -577,17 +578,17 @@ def document(
         readers of the residual stream change along the same six directions of it. Measured (true):""",
         depth_part(depths),
         "## Intervals",
-        f"""How many of a hundred intervals held the truth, from {repeats:,}; 95 is nominal. Layers are drawn from a
-        distribution whose figure is known: seven matrices a layer with an offset each for medians, log-normal energies
-        for the rest (mild: sigma 0.3, strong: 0.8). **Bold** is what the tool uses. Even the whole range of n layers
-        holds a median only 100 (1 - 2^(1-n)) times in a hundred, 75 of 3, 88 of 4, 94 of 5: that is the level that a
-        summary and a comparison state for so few, and below {FEWEST} there is none. Up to 5 layers every possible draw
-        is taken, above {DRAWS:,} random ones.""",
+        f"""How many of a hundred intervals contained the true value, in {repeats:,} repetitions; 95 is nominal. Layers
+        are drawn from a distribution whose true value is known: seven matrices a layer with an offset each for
+        medians, log-normal energies for the rest (mild: sigma 0.3, strong: 0.8). `shadow` uses those in **bold**. Even
+        the whole range of n layers contains the median only 100 (1 - 2^(1-n)) times in a hundred: 75 for 3 layers, 88
+        for 4, 94 for 5. Summaries and comparisons state this level for so few layers, and below {FEWEST} there is
+        none. Up to 5 layers every possible draw is used, above that {DRAWS:,} random ones.""",
         coverage_part(layers, repeats),
-        f"""Plain percentiles and BCa are too narrow for medians of few layers. Entropy and Gini of few layers come out
-        too even in every draw, whatever the interval: there is none below {UNEVEN} layers, and above it the interval
-        holds less often than it says. All of this is about layers: an interval says nothing of another run of the same
-        training.""",
+        f"""Plain percentiles and BCa are too narrow for medians of few layers. With few layers, entropy and Gini are
+        too even in every draw, whatever the interval. So there is none below {UNEVEN} layers, and above that the
+        interval contains the true value less often than it claims. All of this is about layers: an interval says
+        nothing about another run of the same training.""",
     ]
     return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"
 

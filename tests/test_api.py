@@ -556,7 +556,7 @@ def test_gains_of_reports_are_held_against_their_concentrations(audited, scores)
     assert {row["benchmark"] for row in rows[0]["scores"]} == {"narrow", "original", "broad", "held_out"}
     assert shadow.compare(narrow.folder.parent, scores=scores).as_json() == compared.as_json()
     assert shadow.compare(*audited).scores is None
-    with pytest.raises(shadow.UsageError, match="1 reports"):
+    with pytest.raises(shadow.UsageError, match="1 report to compare"):
         shadow.compare(audited[0], scores=scores)
 
 

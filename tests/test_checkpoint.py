@@ -203,7 +203,7 @@ def config_text(text):
 
 FAULTS = {
     "missing folder": (missing_folder, "no such folder"),
-    "a file": (a_file, "no such folder"),
+    "a file": (a_file, "is a file, and a checkpoint is a folder"),
     "empty folder": (empty_folder, "no safetensors files"),
     "adapter": (adapter, "only LORA is read"),
     "missing shard": (missing_shard, "model-00002-of-00002.safetensors is missing"),

@@ -393,7 +393,7 @@ def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
     assert "the update of A (large) is 4 times as large" in warnings("large", relative_norm=0.2)
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
     assert warnings("near", relative_norm=0.1) == ""
-    assert "an adapter that was merged" in warnings("merged", numerical_rank=16)
+    assert "perhaps a merged adapter" in warnings("merged", numerical_rank=16)
     replaced = [delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99) for where in places(6)]
     found = one(compare([write(tmp_path / "replaced", replaced), plain]))
     assert any("mlp.up of A (replaced): little in common" in text for text in found.warnings)
@@ -554,17 +554,17 @@ def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "mine.parquet"}
 
 
-def test_a_folder_of_several_reports_is_refused_with_their_names(audited, shadow):
-    """One above a single report is fine; above two it is not said which is meant."""
-    error = shadow("compare", audited, audited / "base..broad").assert_refused()
-    assert "holds 2 reports" in error
-    assert "base..narrow" in error
+def test_a_folder_above_several_reports_stands_for_all_of_them(audited, shadow):
+    """In the order of their names, each once, whether it is named beside the folder or not."""
+    named = shadow("compare", audited / "base..broad", audited / "base..narrow", "--json").assert_done()
+    assert shadow("compare", audited, "--json").assert_done() == named
+    assert shadow("compare", audited.parent, audited / "base..narrow", "--json").assert_done() == named
 
 
 def test_wrong_usage(audited, shadow):
     """One report, too many, a margin that is none: exit code 2."""
     run = audited / "base..narrow"
-    assert "1 reports" in shadow("compare", run).assert_refused(code=2)
+    assert "1 report to compare" in shadow("compare", run).assert_refused(code=2)
     assert "name too long" in shadow("compare", run, "x" * 5000).assert_refused().lower()
     assert "13 reports" in shadow("compare", *[run] * 13).assert_refused(code=2)
     for margin in ("-0.1", "nan", "2"):

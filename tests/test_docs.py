@@ -479,3 +479,17 @@ def test_the_yaml_of_the_site_is_read_as_it_stands():
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     Strict.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)
     assert yaml.load(SITE.read_text(encoding="utf-8"), Strict)["theme"]["font"] is False
+
+
+@pytest.mark.slow
+def test_formulas_are_typeset_without_scripts(site):
+    """Methods has MathML of every formula, and no command of TeX or dollar sign is left in it."""
+    source = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    written = source.count("```math") + source.count("$`")
+    page = (site[0] / "methods" / "index.html").read_text(encoding="utf-8")
+    found = re.findall(r"<math.*?</math>", page, re.DOTALL)
+    assert len(found) == written > 10
+    assert not [formula for formula in found if "\\" in formula or "$" in formula]
+    assert "$`" not in page
+    assert 'href="../site/formulas.css"' in page
+    assert "\\frac" not in page

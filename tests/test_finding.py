@@ -6,11 +6,13 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import reports
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import shadow
@@ -215,10 +217,47 @@ def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
     """Of eight layers the last two have four times the norm; and none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
-    assert "the last quarter of the depth (layers 6 to 7) holds most, 84 %" in sentence(
-        told(tmp_path / "a", deltas), "size"
+    assert (
+        "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the parameters there"
+        in sentence(told(tmp_path / "a", deltas), "size")
     )
     assert "spread evenly over all 8" in sentence(told(tmp_path / "b", model(8)), "size")
+
+
+def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path):
+    """One matrix by its own relative norm, several by the median; none is named where all are alike."""
+    deltas = [
+        row(layer, name, relative_norm=far) for layer in range(4) for name, far in (("mlp.up", 0.02), ("attn.q", 0.05))
+    ]
+    size = sentence(told(tmp_path / "a", deltas), "size")
+    assert "Relative to its own norm, attn.q moved furthest: 5.0 % in the median matrix." in size
+    size = sentence(told(tmp_path / "b", [*deltas, row(None, "embed", relative_norm=0.2)]), "size")
+    assert "Relative to their own norms, the embeddings moved furthest: 20 %." in size
+    assert "furthest" not in sentence(told(tmp_path / "c", model()), "size")
+
+
+def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(shadow, tmp_path):
+    """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head, and relative norms."""
+    told = json.loads(shadow("audit", "demo:base..narrow", "-o", "out", "--json").assert_done())[0]
+    folder = Path(__file__).parents[1] / "registry" / "demo"
+    base, tuned = (load_file(folder / side / "model.safetensors") for side in ("base", "narrow"))
+    matrices = {name: one.double().numpy() for name, one in base.items() if one.ndim == 2}
+    layer = {name: int(name.split(".")[2]) for name in matrices if ".layers." in name}
+    total = sum(matrices[name].size for name in layer)
+    assert len(told["quarters"]) == 4
+    for quarter in told["quarters"]:
+        own = [name for name, at in layer.items() if quarter["first_layer"] <= at <= quarter["last_layer"]]
+        assert quarter["parameter_share"] == pytest.approx(sum(matrices[name].size for name in own) / total)
+    norms = {}
+    for name, one in matrices.items():
+        far = np.linalg.norm(tuned[name].double().numpy() - one) / np.linalg.norm(one)
+        norms.setdefault(name.removesuffix(".weight").split(".")[-1], []).append(far)
+    medians = {name: np.median(values) for name, values in norms.items()}
+    assert max(medians, key=medians.get) == "lm_head"
+    size = next(one for one in told["finding"]["sentences"] if one["code"] == "size")
+    assert size["figures"]["modules.language.head.relative_norm"] == pytest.approx(medians["lm_head"], rel=1e-6)
+    share = matrices["lm_head.weight"].size / sum(one.size for one in matrices.values())
+    assert size["figures"]["modules.language.head.parameter_share"] == pytest.approx(share)
 
 
 def test_what_is_frozen_is_named(tmp_path):

@@ -1017,7 +1017,7 @@ def test_a_server_that_ignores_ranges(run, hub, tmp_path, wanted):
     assert_same(frame(tmp_path / "out2"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out2")["verified"].all()
     done = run(*PAIR, "-o", "out3", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "third")
-    told(done, "parts of its files cannot be asked for", "--fetch shards")
+    told(done, "its files cannot be read in parts", "--fetch shards")
 
 
 def test_a_server_that_sends_other_ranges(run, hub, tmp_path, small):

@@ -514,3 +514,16 @@ def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
     whole = sum(share * part for share, part in both)
     assert whole == pytest.approx((base != tuned).double().mean().item(), abs=1e-6)
     assert whole > 0.1
+
+
+def test_show_of_several_reports_ends_with_the_table_that_the_audit_ended_with(shadow):
+    """One row a pair, as after the audit of a family, in the order of the reports; of one report there is none."""
+    audited = shadow("audit", "demo", "-o", "out").assert_done()
+    shown = shadow("show", "out").assert_done()
+    head = next(line for line in audited.splitlines() if line.startswith("pairs ─"))
+    tables = [
+        [line.split() for line in text.partition(head)[2].splitlines() if line.strip()] for text in (audited, shown)
+    ]
+    assert sorted(map(str, tables[0])) == sorted(map(str, tables[1]))
+    assert [row[1] for row in tables[1][-2:]] == ["base..broad", "base..narrow"]
+    assert head not in shadow("show", "out/demo/base..broad").assert_done()

@@ -1,4 +1,8 @@
-"""MkDocs hooks: pages from files outside docs/ and from the notebook, and links between pages as they are on disk."""
+"""MkDocs hooks: pages from files outside docs/ and from the notebook, links as they are on disk, and typeset formulas.
+
+Formulas are written as GitHub shows them, ```math blocks and $`inline`$, and become MathML here: a browser sets it
+without a script or a font of another host.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -20,6 +25,7 @@ PAGES = {  # page of the site, and the file that it shows
     "benchmarks.md": "benchmarks/README.md",
     "notebook.md": "docs/notebook.ipynb",
 }
+FORMULA = re.compile(r"(?m)^```math\n(?P<shown>.*?)\n```$|\$`(?P<inline>[^`\n]+)`\$", re.DOTALL)
 LINK = re.compile(r"(?P<picture>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)]*)?\)")
 
 
@@ -66,4 +72,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     if of == "README.md":  # its picture is HTML
         markdown = re.sub(r'(?<=(?:src|set)=")docs/', "", markdown)
-    return LINK.sub(link, markdown)
+    return FORMULA.sub(typeset, LINK.sub(link, markdown))
+
+
+def typeset(formula: re.Match[str]) -> str:
+    """The MathML of a formula, on a line of its own or within one."""
+    if formula["inline"]:
+        return str(convert(formula["inline"]))
+    return f'<div class="formula">{convert(formula["shown"], display="block")}</div>'

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
-from shadow.reports.folders import one_report, reports_at, reports_below
+from shadow.reports.folders import one_report, reports_at, reports_below, reports_of
 from shadow.reports.provenance import report_metadata
 from shadow.reports.report import Report
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import Reference, parse_reference
-from shadow.text import bytes_of, several
+from shadow.text import bytes_of, counted, several
 
 if TYPE_CHECKING:
     from shadow.audits.pair import Progress, Settings
@@ -279,7 +279,7 @@ def compare(
     With scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
 
     Args:
-        first: A report, or its folder; with scores also a folder above several.
+        first: A report, its folder, or a folder above several.
         others: Others, at least one but for a folder above several.
         margin: The least difference of concentration that counts, 0 to 1.
         allow_different_base: Also compare deltas from different bases.
@@ -300,10 +300,12 @@ def compare(
         folders = list(dict.fromkeys(folder for report in (first, *others) for folder in _folders(report)))
         most = comparison.MAX_SCORED
     else:
-        folders = [_folder(report) for report in (first, *others)]
+        folders = reports_of([one.folder if isinstance(one, Report) else Path(one) for one in (first, *others)])
         most = comparison.MAX_REPORTS
     if not 2 <= len(folders) <= most:
-        raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
+        raise UsageError(
+            f"{counted(len(folders), 'report', 'reports')} to compare", f"name two to {most}, or a folder above so many"
+        )
     given = _scores_of_reports(files, folders, say or _ignore) if files else None
     return comparison.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
 

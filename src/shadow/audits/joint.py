@@ -55,7 +55,7 @@ def hold_against(
         ]
         first, middle, last = opened
         if middle.adapter:
-            raise ShadowError(f"{middle.reference} is an adapter, which no delta begins at")
+            raise ShadowError(f"{middle.reference} is an adapter, so no delta starts from it")
         old, new = pair_checkpoints(first, middle, chosen)[0], pair_checkpoints(middle, last, chosen)[0]
         matched, left_out = _matched(old, new)
         if not matched:

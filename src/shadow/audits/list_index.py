@@ -294,7 +294,7 @@ def read_index(folder: Path) -> Index | None:
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        hint = "if no other program wrote it, remove it: `shadow merge` makes it anew from the reports"
+        hint = "if no other program wrote it, remove it: `shadow merge` rebuilds it from the reports"
         raise ShadowError(f"{path}: no index of shadow that this version can read", hint) from error
     return index.with_rows(_kept_rows(folder / PARTIAL / ROWS, hashlib.sha256(raw).hexdigest()))
 

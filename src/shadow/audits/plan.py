@@ -385,7 +385,7 @@ def _takes_ranges(
         return False
     if access.fetch == "ranges":
         if not checkpoint.ranges:
-            raise ShadowError(f"{checkpoint.reference}: parts of its files cannot be asked for", "use --fetch shards")
+            raise ShadowError(f"{checkpoint.reference}: its files cannot be read in parts", "use --fetch shards")
         return True
     moved = sum(stop - start for start, stop in coalesced(infos))
     return filtered and checkpoint.ranges and moved < WORTH_IT * size

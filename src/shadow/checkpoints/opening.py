@@ -38,7 +38,7 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
-OWNER = "the Hub has it so: tell its owner, or name another revision (org/name@revision)"
+OWNER = "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
 CONNECTIONS = 8  # headers read at a time
 
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
@@ -212,8 +212,10 @@ def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | N
 
 
 def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
+    if root.is_file():
+        raise ShadowError(f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}")
     if not root.is_dir():
-        raise ShadowError(f"no such folder: {reference}", "a folder must hold safetensors files and config.json")
+        raise ShadowError(f"no such folder: {reference}", "name the folder that holds the .safetensors files")
     names = {path.name for path in root.iterdir()}
     weights = _choose_weights(reference, names, lambda name: _read_json(root / name, name), allow_pickle)
     config = _read_json(root / CONFIG, CONFIG) if (root / CONFIG).exists() else {}
@@ -399,8 +401,13 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], Config], 
         message = f"{where}: GGUF files only, whose weights are packed integers"
         raise ShadowError(message, "use the model that they were made of")
     if not bins and INDEXES[1] not in names:
-        there = ", ".join(sorted(names)[:6]) or "nothing"
-        raise ShadowError(f"{where}: no safetensors files in it", f"there is: {there}")
+        if "matrices.parquet" in names:
+            hint = "it is a report of shadow, which `shadow show` shows; name the folders of two checkpoints"
+        elif names:
+            hint = f"it has: {several(sorted(names), 6)}"
+        else:
+            hint = "it is empty; name the folder that holds the .safetensors files"
+        raise ShadowError(f"{where}: no safetensors files in it", hint)
     if not allow_pickle:
         raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
     if INDEXES[1] in names:

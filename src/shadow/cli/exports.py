@@ -12,6 +12,7 @@ from shadow.cli.options import ExportName, FigureKind, RunFolders, on_this_machi
 from shadow.errors import UsageError
 from shadow.extras import require
 from shadow.reports.folders import reports_below
+from shadow.text import counted
 
 
 def report(
@@ -35,8 +36,9 @@ def report(
         written = write_page(run, folders, output, show=update)
     for _, fault in written.unreadable:
         console.complain(fault)
-    told = f"{written.pairs} report{'' if written.pairs == 1 else 's'}" if written.pairs else "no finished report"
-    console.say(f"{told} in {output}, {written.size / 1e6:.1f} MB")
+    if not written.pairs:
+        console.say(f"there is no finished report below {run}")
+    console.say(f"{counted(written.pairs, 'report', 'reports')} in {output}, {written.size / 1e6:.1f} MB")
     if written.unreadable:
         raise typer.Exit(1)
 

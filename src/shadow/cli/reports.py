@@ -22,7 +22,7 @@ from shadow.cli.options import (
     on_this_machine,
 )
 from shadow.errors import ShadowError, UsageError
-from shadow.reports.folders import one_report, reports_at, reports_below
+from shadow.reports.folders import reports_at, reports_below, reports_of
 from shadow.text import counted, several
 
 
@@ -36,10 +36,14 @@ def show(
     json: Json = False,
     full: Full = False,
 ) -> None:
-    """Show finished reports again. For a list, first show how its pairs stand. Scores given here are not kept."""
+    """Show finished reports again, and a table of them if there are several. Scores given here are not kept.
+
+    For a list, first show how its pairs stand.
+    """
     from shadow.audits.list_index import read_index
     from shadow.findings.summary import read_summary, with_scores
-    from shadow.outputs.terminal.batch import batch_view
+    from shadow.gates.verdicts import Judgement
+    from shadow.outputs.terminal.batch import batch_view, pairs_view
     from shadow.outputs.terminal.summary import summary_view
 
     if json:
@@ -68,11 +72,13 @@ def show(
         return
     for summary, provenance, folder in found:
         console.display(summary_view(summary, provenance, folder, console.out.options, full=full))
+    if index is None and len(found) > 1:
+        console.display(pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in found]))
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Two or more reports: their folders, or a folder above each.", metavar="RUN")
+        list[Path], typer.Argument(help="Two or more reports: their folders, or folders above them.", metavar="RUN")
     ],
     margin: Annotated[
         float,
@@ -116,13 +122,13 @@ def compare(
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
 
-    folders = list(dict.fromkeys(folder for run in runs for folder in reports_at(run))) if scores else runs
+    folders = list(dict.fromkeys(folder for run in runs for folder in reports_at(run))) if scores else reports_of(runs)
     most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
     if not 2 <= len(folders) <= most:
-        raise UsageError(f"{len(folders)} reports", f"name two, or up to {most}")
+        count = counted(len(folders), "report", "reports")
+        raise UsageError(f"{count} to compare", f"name two to {most}, or a folder above so many")
     if not 0 <= margin <= 1:
         raise UsageError(f"--margin {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
-    folders = folders if scores else [one_report(run) for run in runs]
     given = None
     if scores:
         from shadow.findings.gains import sides_of
@@ -174,7 +180,9 @@ def merge(
     console.say(f"{found.copied} reports copied to {output}, {found.there} were already there")
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
-        console.say(f"the last digits of {names} differ, as kinds of CPU round differently: of each, the first is kept")
+        console.say(
+            f"the last digits of {names} differ, because CPUs round differently: the first report of each is kept"
+        )
     if format is Format.json:
         console.show_json(found.index.as_json())
     else:

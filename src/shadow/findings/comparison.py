@@ -667,8 +667,8 @@ def _not_comparable(first: ComparedReport, second: ComparedReport, voting: pd.Da
         cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
         if cosine < LINEAGE:
             reasons.append(
-                f"the two sides of {report.name} have little in common (median cosine {cosine:.2f}): their difference "
-                "is no update"
+                f"the two sides of {report.name} have little in common (median cosine {cosine:.2f}), so their "
+                "difference is not an update"
             )
         if floor < ROUNDING:
             reasons.append(
@@ -727,7 +727,8 @@ def _sentence(
     if verdict == "different, below the margin":
         least = f"less than the margin of {concentration.margin:g}"
         return (
-            f"{both} differ, below the margin: concentration by {size}, {least}; two runs of one regime may do as much"
+            f"{both} differ, below the margin: concentration by {size}, {least}; two runs of one regime can differ as "
+            "much"
         )
     if verdict == "not distinguished":
         return f"{both} are not distinguished: {_why_not_distinguished(concentration, size)}"
@@ -780,7 +781,7 @@ def _warn_of_relation(
     first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None
 ) -> Iterator[str]:
     if relation == "different bases":
-        yield f"the bases differ ({how}), so the difference may be theirs"
+        yield f"the bases differ ({how}), so the difference may come from them"
     elif relation in ("consecutive stages", "one lineage"):
         yield "these are steps of one lineage and start from different weights, the later step where the earlier ended"
     elif relation == "the same pair":
@@ -856,15 +857,15 @@ def _warn_of_deltas(
     if min(ranks) < FULL_RANK <= max(ranks):
         low = (first, second)[ranks.index(min(ranks))]
         yield (
-            f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is possible): an adapter "
-            "that was merged, perhaps"
+            f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is possible): perhaps "
+            "a merged adapter"
         )
     outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
     against = outside[outside * (concentration.difference or 0.0) < 0]
     beyond = sorted(against.index[against.abs() >= (concentration.margin or 0.0)])
     if concentration.verdict in OPPOSITE and beyond:
         sizes = _listed([f"{name} ({against[name]:+.3f})" for name in beyond])
-        yield f"outside the layers, where no vote is taken, the other way is found: concentration of {sizes}"
+        yield f"outside the layers, which have no vote, it is the other way round: concentration of {sizes}"
     for side, report in zip(SIDES, (first, second), strict=True):
         cosines = matched.groupby("module")[f"cosine_{side}"].median()
         if turned := sorted(cosines.index[cosines < LINEAGE]):

@@ -40,8 +40,8 @@ METHOD = {
     "p": f"two-sided, of every order of the gains up to n = {EXACT}, else of {ORDERS:,} random ones of seed {SEED}",
 }
 NOT_SHOWN = (
-    "whether a score characterises a model: a rank correlation over these reports is of them alone; those that share a "
-    "base or a lineage are not independent, and over models of other shapes concentration differs by shape as well",
+    "whether a score characterises a model: the rank correlation describes these reports alone; those that share "
+    "a base or a lineage are not independent, and over models of other shapes concentration differs by shape as well",
     "which of several correlations is one by chance: of twenty, one has p below 0.05",
 )
 
@@ -306,7 +306,7 @@ def _correlation(
         high=high,
         level=LEVEL if low is not None else None,
         p=permutation_p(gains, concentrations),
-        reason=None if low is not None else "the ranks agree wholly, where the interval has no width: see p",
+        reason=None if low is not None else "the ranks agree completely, so that the interval has no width: see p",
     )
 
 

@@ -9,6 +9,7 @@ they are worth. No name but those of components and modules gets into a text; wh
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +37,7 @@ OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")  # modules, 
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
+FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
 TURNED = 0.25  # alignment over its null, in units of an even spread, from which it is more than chance and rounding
@@ -293,9 +295,9 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     figures = {"gates.paired.figure": paired.figure}
     part = percent(math.floor(1000 * paired.figure) / 1000)
     if filtered:
-        text = f"Only a part of the model was asked for, {part} of the parameters. What follows is of this part."
+        text = f"Only a part of the model was asked for, {part} of the parameters. What follows is about this part."
         return [Sentence("part_asked_for", text, figures)]
-    text = f"The two share only {part} of the larger model's parameters. What follows is of this part."
+    text = f"The two share only {part} of the larger model's parameters. What follows is about this part."
     return [Sentence("part_shared", text, figures)]
 
 
@@ -312,7 +314,8 @@ def _unread(formats: Gate) -> list[Sentence]:
 def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = _Draft(summary)
-    parts = [_norm(draft, apart), *([_modules(draft), _depth(draft), *_unchanged(draft)] if alike else [])]
+    moved = "" if apart else _moved(draft)
+    parts = [_norm(draft, apart), *([_modules(draft), moved, _depth(draft), *_unchanged(draft)] if alike else [])]
     return draft.sentence("size", *parts)
 
 
@@ -320,7 +323,7 @@ def _norm(draft: _Draft, apart: bool) -> str:
     what = "difference" if apart else "change"
     stored = draft.summary.figures["relative_norm_overall"]
     if stored is None:
-        return f"How large the {what} is cannot be said, as the base's matrices are 0."
+        return f"The size of the {what} cannot be stated, because the base's matrices are 0."
     of = of_what(draft.summary)
     text = draft.write(stored, "figures.relative_norm_overall", percent)
     unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
@@ -365,14 +368,12 @@ class _Part:
     def holds_more(self) -> bool:
         return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
 
-    def told(self, draft: _Draft) -> str:
-        """`46 %`, and its share of the parameters where it holds more than that."""
+    def told(self, draft: _Draft, sized: bool = False) -> str:
+        """`46 %`; with its share of the parameters where that is asked for, or where it holds more than that."""
         text = draft.write(self.energy, f"{self.place}.energy_share", percent)
-        if not self.holds_more:
+        if self.size is None or not (sized or self.holds_more):
             return text
-        return (
-            f"{text}, with {draft.write(self.size or 0.0, f'{self.place}.parameter_share', percent)} of the parameters"
-        )
+        return f"{text}, with {draft.write(self.size, f'{self.place}.parameter_share', percent)} of the parameters"
 
 
 def _parts(summary: Summary) -> list[_Part]:
@@ -445,13 +446,29 @@ def _modules(draft: _Draft) -> str:
     for part in parts[:NAMED]:
         if sum(share.energy for share in named) < MOST or part.energy > ALIKE * named[-1].energy:
             named.append(part)
-    names = listed([f"{part.name} ({part.told(draft)})" for part in named])
+    names = listed([f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named])
     most = sum(part.energy for part in named) >= MOST
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(draft)}" for part in parts if part.holds_more and part not in named
     ]
     return f"{first} {_capital(listed(rest))}." if rest else first
+
+
+def _moved(draft: _Draft) -> str:
+    """The module that moved furthest relative to its own norm, which need not hold much of the change."""
+    rows = [row for row in draft.summary.modules if row.relative_norm is not None]
+    if len(rows) < 2:
+        return ""
+    most = max(rows, key=lambda row: row.relative_norm or 0.0)
+    norm = most.relative_norm or 0.0
+    if norm < FURTHER * statistics.median(row.relative_norm or 0.0 for row in rows):
+        return ""
+    name = _named_in(most.component, most.module, len({row.component for row in rows}) > 1)
+    far = draft.write(norm, f"modules.{most.component}.{most.module}.relative_norm", percent)
+    own = "their own norms" if name.endswith("embeddings") else "its own norm"
+    matrix = " in the median matrix" if most.matrices > 1 else ""
+    return f"Relative to {own}, {name} moved furthest: {far}{matrix}."
 
 
 def _verb(name: str) -> str:
@@ -476,11 +493,16 @@ def _depth(draft: _Draft) -> str:
     first, last = most.first_layer, most.last_layer
     span = f"layer {first}" if first == last else f"layers {first} to {last}"
     much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
+    if most.parameter_share is not None:
+        text += (
+            f", with {draft.write(most.parameter_share, _place_of_quarter(most, 'parameter_share'), percent)} of the"
+        )
+        text += " parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
 
 
-def _place_of_quarter(row: QuarterRow) -> str:
-    return f"quarters.{row.component}.{row.quarter}.energy_share"
+def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
+    return f"quarters.{row.component}.{row.quarter}.{figure}"
 
 
 def _unchanged(draft: _Draft) -> list[str]:
@@ -664,7 +686,7 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
         return sentences
     if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
         size = draft.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
-        text = f"It is {size} times the rounding of its storage, as of a copy in this format with nothing else done."
+        text = f"It is {size} times the rounding of its storage, as in a copy that was only stored in this format."
         return [*sentences, draft.sentence("rounding", text)]
     if 2 * rounded >= judged:
         many = draft.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
@@ -728,7 +750,7 @@ def _context(summary: Summary, relation: object) -> list[Sentence]:
     if last not in KINDS:
         return []
     after = f" after {KINDS[first]}" if first in KINDS else ""
-    return [Sentence("stage", f"By its family file this stage is {KINDS[last]}{after}.", {})]
+    return [Sentence("stage", f"According to its family file, this stage is {KINDS[last]}{after}.", {})]
 
 
 # ------------------------------------------------------------------------------------------------ other explanations
@@ -739,9 +761,9 @@ def _explanations(summary: Summary) -> list[Explanation]:
         _merged_adapter(_Draft(summary)),
         _orthogonalised(_Draft(summary)),
         _quantised(_Draft(summary)),
-        _always("merge", "the mean of several models differs from a base as one model does"),
+        _always("merge", "the mean of several models differs from a base as a single model would"),
         _short_run(_Draft(summary)),
-        _always("novel_data", "data new to the base leave such changes as narrow data do"),
+        _always("novel_data", "data that are new to the base leave the same kind of change as narrow data"),
         _weight_decay(_Draft(summary)),
     ]
 
@@ -855,7 +877,7 @@ def _quantised(draft: _Draft) -> Explanation:
     judged = _count(inside, "levels_tuned_judged")
     if not judged:
         return _explained(
-            code, "cannot_be_excluded", reason="its rows are too short to tell it by their values", figures={}
+            code, "cannot_be_excluded", reason="its rows are too short for their values to show it", figures={}
         )
     few = _count(inside, "levels_tuned_few")
     draft.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
@@ -877,7 +899,7 @@ def _short_run(draft: _Draft) -> Explanation:
         return _explained(code, "cannot_be_excluded", reason="the size of the change is unknown", figures={})
     size = draft.write(value, f"figures.{name}", percent)
     if value < SMALL:
-        return _explained(code, "fits", reason=f"the change is but {size} of the base's norm", figures=draft.figures)
+        return _explained(code, "fits", reason=f"the change is only {size} of the base's norm", figures=draft.figures)
     if value > LARGE:
         return _explained(code, "no", reason=f"the change is {size} of the base's norm", figures=draft.figures)
     reason = f"a change of {size} may be few large steps or many small ones"

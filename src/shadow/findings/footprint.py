@@ -170,7 +170,7 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
     passed = figure >= LINEAGE
     if deltas["rank_ceiling"].notna().any():
-        reason = "an adapter fits any base of its shape: whether this is the one it was made for cannot be seen"
+        reason = "an adapter fits any base of its shape, so it is unknown whether it was made for this one"
     elif passed:
         reason = f"the tuned weights point where the base's do (median cosine {figure:.3f})"
     else:
@@ -199,7 +199,7 @@ def _rounding(deltas: pd.DataFrame) -> Gate:
             figure=None,
             threshold=ROUNDING,
             passed=True,
-            reason="nothing of the change was rounded to be stored",
+            reason="storage did not round the change",
         )
     figure = float(ratios.median())
     times = f"{figure:.2g}" if figure < 100 else f"{figure:,.0f}"
@@ -233,7 +233,9 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     if share:
         reason = f"{100 * share:.1f} % of the parameters are stored in a format that is not read"
     elif differing:
-        reason = f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change holds a rounding"
+        reason = (
+            f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change contains a rounding"
+        )
     else:
         reason = "both sides are stored in one known format"
     return Gate(name="formats", figure=share, threshold=0.0, passed=not share, reason=reason)
@@ -348,8 +350,8 @@ def _consistent_with(held: Sequence[Gate], given: Label, figures: Mapping[str, f
         ]
     if concentration > MARGIN:
         return [
-            "training that moved the weights along few directions: narrow or novel data, a small learning rate, and an "
-            "adapter that was merged all do",
+            "training that moved the weights along few directions: narrow or novel data, a small learning rate, or a "
+            "merged adapter",
         ]
     if concentration < -MARGIN:
         return ["an optimiser that makes its updates orthogonal (Muon)"]

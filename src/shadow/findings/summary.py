@@ -387,7 +387,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         inside_layers=inside_layers(rows.deltas),
         outside_layers=outside_layers(rows.deltas),
         coherence=coherence(rows.deltas),
-        quarters=_quarters(depth),
+        quarters=_quarters(depth, rows.deltas),
         unchanged=unchanged_modules(rows.tensors),
         without_base=_without_base(rows.alone),
         skipped=_skipped(rows.tensors),
@@ -758,9 +758,10 @@ def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
     return int(group["parameters"].sum()) / total if total else None
 
 
-def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
-    """The share of each quarter of a component's layers in the energy of all of them."""
+def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
+    """The share of each quarter of a component's layers in the energy of all of them, and in their parameters."""
     quarters = []
+    sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
     for component in dict.fromkeys(row.component for row in depth):
         layers = [row for row in depth if row.component == component]
         if len(layers) < QUARTERS or any(row.energy_share is None for row in layers):
@@ -768,6 +769,8 @@ def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
         for quarter in range(QUARTERS):
             part = layers[quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS]
             share = math.fsum(row.energy_share or 0.0 for row in part)
+            size = sum(int(sizes.get((component, row.layer), 0)) for row in part)
+            whole = sum(int(sizes.get((component, row.layer), 0)) for row in layers)
             quarters.append(
                 QuarterRow(
                     component=component,
@@ -775,6 +778,7 @@ def _quarters(depth: Sequence[LayerRow]) -> list[QuarterRow]:
                     first_layer=part[0].layer,
                     last_layer=part[-1].layer,
                     energy_share=share,
+                    parameter_share=size / whole if whole else None,
                 )
             )
     return quarters

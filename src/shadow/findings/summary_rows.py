@@ -316,6 +316,9 @@ class QuarterRow:
     energy_share: float
     """Of the component's layers, 0 to 1."""
 
+    parameter_share: float | None = None
+    """Of their matrices that changed, 0 to 1; None in a report made before there was one."""
+
 
 @dataclass(frozen=True)
 class UnchangedRow:

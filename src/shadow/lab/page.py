@@ -161,13 +161,13 @@ def _head(runs: pd.DataFrame, preset: str) -> str:
 
 Written by `shadow lab run --preset {preset}`: {len(trained)} trainings of {last["base"].nunique()} bases,
 {len(last)} pairs, all audited by the code of `shadow audit`; {seconds / 60:.0f} minutes of one core for the pairs. The
-bases are trained from random numbers until they answer, and have met every skill and format at least rarely. From each,
-continuations of equal length start that differ in their data alone:
+bases are trained from random numbers until they answer, and have seen every skill and format at least rarely. Each base
+is trained further for equally many steps, on data that differ:
 
 {regimes}
 
-Numbers are means over bases, in brackets 95 % t intervals over bases: runs of one base share it, so the base is the
-unit. Concentration and other columns are medians over the matrices inside layers."""
+Numbers are means over bases, with 95 % t intervals over bases in brackets. The base is the unit, because the runs of
+one base are not independent. Concentration and other columns are medians over the matrices inside layers."""
 
 
 def _regimes(runs: pd.DataFrame, scale: str) -> str:
@@ -257,8 +257,8 @@ def _separation(runs: pd.DataFrame, scale: str) -> str:
     note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}." if useless else ""
     return (
         f"### Which columns separate B from C? ({scale})\n\nThe {min(len(found), MOST_COLUMNS)} best of {len(found)}, "
-        "by AUC within bases; an AUC of 0 separates as well as one of 1. The order was chosen on these runs; "
-        f"`concentration` was the outcome before any.\n\n{table(heads, rows)}{note}"
+        "by AUC within bases; an AUC of 0 separates as well as one of 1. The order was chosen on these runs, but that "
+        f"`concentration` is the outcome was decided before any run.\n\n{table(heads, rows)}{note}"
     )
 
 
@@ -315,8 +315,8 @@ def _cold(runs: pd.DataFrame) -> str:
     heads = ["data", "runs", "relative norm", "concentration", "against A, same bases"]
     rows = _rows_of(found, lambda one: f"{one.regime}: {REGIMES[one.regime].text}")
     text = (
-        "## Cold bases\n\nBases that have met the core alone: the other skills and formats are new to them. "
-        "**Novelty concentrates a delta as narrowness does**, so a concentrated delta may be either."
+        "## Cold bases\n\nThese bases have seen the core alone: the other skills and formats are new to them. "
+        "**Novelty concentrates a delta as narrowness does**, so a concentrated delta may come from either."
     )
     return f"{text}\n\n{table(heads, rows)}"
 
@@ -346,8 +346,8 @@ def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     if not rates:
         return ""
     return (
-        "## How often it errs\n\nOf `shadow compare`, every two runs of a base; of the label, every training against "
-        f"bounds fitted without its base. Intervals are Clopper and Pearson's, over bases."
+        "## How often it errs\n\n`shadow compare` was tried on every two runs of a base, the label on every training "
+        f"with bounds fitted without its base. Intervals are those of Clopper and Pearson, over bases."
         f"{_sizes(comparisons)}\n\n{rates_table(rates)}"
     )
 
@@ -409,8 +409,8 @@ def _copy_labels(copies: pd.DataFrame) -> str:
 def _limits() -> str:
     return """## Limits
 
-One family of synthetic tasks and four-layer decoders of 0.2 and 0.8 million parameters; the models that people audit
-are ten thousand times larger. Breadth, variety of tokens and variety of answers move together between B and C. The
-bases of one scale differ in their seed alone. What is shown is that narrow data concentrate a delta here, not that a
-concentrated delta comes from narrow data: novelty of the data, LoRA, a small learning rate and heavy repetition
-concentrate it too, and Muon takes it away."""
+The lab has one family of synthetic tasks and four-layer decoders of 0.2 and 0.8 million parameters; the models that
+people audit are ten thousand times larger. Breadth, variety of tokens and variety of answers change together between B
+and C. The bases of one scale differ in their seed alone. The lab shows that narrow data concentrate a delta here. It
+does not show that a concentrated delta comes from narrow data: novelty of the data, LoRA, a small learning rate and
+heavy repetition concentrate it too, and Muon removes the concentration."""

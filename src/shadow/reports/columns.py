@@ -72,8 +72,7 @@ SPECTRAL = (
     Column(
         "effective_rank", "float", "effective number of directions, by the entropy of the singular values", "exp(-sum p ln p)", "", "[1, m]", _RANK_NULL,
         "Roy & Vetterli 2007",
-        "Follows the many small values: rounding a rank-one update to bf16 makes it look full-rank. Grows with m. Right to "
-        "2.6e-4 of itself in `default`, 2e-7 in `exact`, 2e-3 in `fast`.",
+        "Follows the many small values: rounding a rank-one update to bf16 makes it look full-rank. Grows with m. Its relative error is at most 2.6e-4 in `default`, 2e-7 in `exact`, 2e-3 in `fast`.",
     ),
     Column(
         "energy_rank", "float", "effective number of directions, by the entropy of the energies", "exp(-sum q ln q)", "", "[1, m]", _RANK_NULL,
@@ -81,7 +80,7 @@ SPECTRAL = (
     ),
     Column(
         "spectral_entropy", "float", "how evenly the energy is spread over the directions", "-sum q ln q / ln m", "", "[0, 1]", "W = 0 or m = 1", "",
-        "Divided by ln m, yet noise of another shape still has another value.",
+        "Although it is divided by ln m, noise of another shape has another value.",
     ),
     Column(
         "participation_ratio", "float", "about how many directions have most of the energy", "1 / sum q^2", "", "[1, m]",
@@ -109,7 +108,7 @@ SPECTRAL = (
     Column(
         "condition_number", "float", "spread of the singular values", "sigma_1 / sigma_m", "", ">= 1",
         "sigma_m is not resolved, or rounding may move it by more than 5 %; always on deltas", "",
-        "Right to u E / (2 sqrt(m) sigma_m^2) of itself, u = 6e-8 in `default` and `fast`, 1e-16 in `exact`. Large square "
+        "Its relative error is about u E / (2 sqrt(m) sigma_m^2), with u = 6e-8 in `default` and `fast`, 1e-16 in `exact`. Large square "
         "matrices have a sigma_m that only `--precision exact` resolves.",
     ),
     Column(
@@ -117,7 +116,7 @@ SPECTRAL = (
         "1 + k / sum ln(sigma_i^2 / xmin), maximum likelihood over the k values >= xmin", "", "> 1",
         "fewer than 50 resolved singular values, or all are equal",
         "Clauset, Shalizi & Newman 2009; Martin & Mahoney 2021",
-        "Of pure noise it depends on the shape: 1.5 at 64 x 64, about 8 at 384 x 1536. Two matrices of different shape "
+        "For pure noise it depends on the shape: 1.5 at 64 x 64, about 8 at 384 x 1536. Two matrices of different shape "
         "cannot be compared by it, and a large value does not mean a heavy tail. xmin may jump between near-equal fits.",
     ),
     Column(
@@ -129,7 +128,7 @@ SPECTRAL = (
     Column("alpha_tail", "int", "eigenvalues in the fitted tail", "#{sigma^2 >= xmin}", "", "50 to m", "as alpha"),
     Column(
         "alpha_stderr", "float", "standard error of alpha for the chosen xmin", "(alpha - 1) / sqrt(alpha_tail)", "", "> 0",
-        "as alpha", "Clauset, Shalizi & Newman 2009", "Leaves out the uncertainty of xmin.",
+        "as alpha", "Clauset, Shalizi & Newman 2009", "Does not include the uncertainty of xmin.",
     ),
     Column(
         "alpha_hill", "float", "Hill estimate over the upper half of the spectrum",
@@ -161,13 +160,12 @@ DELTA = (
     Column(
         "cosine", "float", "angle between base and tuned weights", "<W_base, W_tuned> / (norm norm)", "", "[-1, 1]",
         "either side is 0", "",
-        "Near 0 in embeddings or all layers: the two are not base and tuned. Computed from D: 1 - cosine is right to 1e-7 "
-        "of relative_norm^2.",
+        "If it is near 0 in the embeddings or in all layers, the two are not base and tuned. Computed from D, so that the error of 1 - cosine is at most 1e-7 relative_norm^2.",
     ),
     Column(
         "effective_rank_shift", "float", "signed change of the effective rank of the weights",
         "effective_rank(W_tuned) - effective_rank(W_base)", "", "(-m, m)", "either is null",
-        "the curve by layer of arXiv:2604.07363", "Not the effective rank of D. Its sign depends on the base. A difference of two ranks, each with the error of its precision: small shifts want `--precision exact`.",
+        "the curve by layer of arXiv:2604.07363", "Not the effective rank of D. Its sign depends on the base. A difference of two ranks that both have an error: use `--precision exact` for small shifts.",
     ),
     Column(
         "stable_rank_shift", "float", "signed change of the stable rank of the weights",
@@ -175,12 +173,12 @@ DELTA = (
     ),
     Column(
         "zero_share", "float", "share of the entries that did not change", "#{D_ij = 0} / (m n)", "", "[0, 1)", "", "",
-        "In bf16 a small update leaves most entries as they were: storage, not sparsity of the training.",
+        "In bf16 a small update leaves most entries unchanged. That comes from storage, not from sparse training.",
     ),
     Column(
         "floor_ratio", "float", "size of the change relative to the rounding of its storage",
         "norm(D)_F / norm(ulp / sqrt(12))_F, ulp entrywise of max(|W_base|, |W_tuned|) in the coarser dtype", "", ">= 0",
-        "both sides are 0, or tuned is an adapter", "", "Below about 2 the delta is mostly rounding. A copy rounded elsewhere (int8) passes it.",
+        "both sides are 0, or tuned is an adapter", "", "Below about 2 the delta is mostly rounding. A copy that went through another format, such as int8, lies above it.",
     ),
     Column(
         "null_participation_ratio", "float", "the participation ratio D would have with random signs",
@@ -197,7 +195,7 @@ DELTA = (
     Column(
         "null_edge", "float", "bound of the largest singular value under the null", "sqrt(max r_i) + sqrt(max c_j)",
         "weights", "> 0", "", "Latala 2005; Bandeira & van Handel 2016, leading order",
-        "Conservative: 1.2 to 1.5 times the null's largest singular value for even profiles, 2.4 to 2.6 times for uneven ones; null_edge_sharp is nearer, --nulls samples it.",
+        "Conservative: 1.2 to 1.5 times the null's largest singular value for even profiles, 2.4 to 2.6 times for uneven ones; null_edge_sharp is closer, --nulls samples it.",
     ),
     Column("spikes", "int", "singular values above null_edge", "#{sigma > null_edge}", "", "0 to m"),
     Column("spike_energy", "float", "their share of the energy", "sum_{sigma > null_edge} q", "", "[0, 1]"),
@@ -219,8 +217,7 @@ DELTA = (
         "overlap_left", "float", "how far the leading output directions of base and tuned agree",
         "norm(U_base^T U_tuned)_F^2 / k, U the leading k = min(16, m) left singular vectors", "", "[0, 1]", _UNRESOLVED,
         "mean squared cosine of the principal angles, Bjorck & Golub 1973",
-        "1: the same subspace; k / rows on average for two random ones. Near 1 whatever was tuned where norm(D) is well "
-        "below the gap. Arbitrary where a subspace_gap is near 0, and 1 by definition where k = rows.",
+        "1: the same subspace; k / rows on average for two random ones. Where norm(D) is well below the gap, it is near 1 whatever was tuned. Arbitrary where a subspace_gap is near 0, and 1 by definition where k = rows.",
     ),
     Column(
         "overlap_right", "float", "how far the leading input directions of base and tuned agree",
@@ -230,9 +227,8 @@ DELTA = (
     Column(
         "alignment_left", "float", "energy of D in the base's leading output directions, in units of an even spread",
         "(norm(U_base^T D)_F^2 / norm(D)_F^2) / (k / rows)", "", "[0, rows / k]", _OF_BASE, "",
-        "1 on average for a D without preferred directions, 0: D avoids them. Uneven rows of D or of W_base alone (outlier "
-        "channels) move it. Uncertain where subspace_gap_base is near 0. Goes to 1 where floor_ratio is below 4, as rounding "
-        "lies evenly (docs/planted.md).",
+        "1 on average if D has no preferred directions, 0 if it avoids these. Uneven rows of D or of W_base alone (outlier "
+        "channels) move it. Uncertain where subspace_gap_base is near 0. Goes to 1 where floor_ratio is below 4, because rounding is spread evenly (docs/planted.md).",
     ),
     Column(
         "alignment_right", "float", "energy of D in the base's leading input directions, in units of an even spread",
@@ -243,14 +239,14 @@ DELTA = (
         "#{j <= min(10, m): |u_base,i . u_tuned,j| <= 0.5 for all i <= min(64, m)}, u left singular vectors", "",
         "0 to min(10, m)", "the last of these sigma is not resolved on either side; --no-subspaces",
         "after Shuttleworth et al. 2024 (LoRA vs Full Fine-tuning: An Illusion of Equivalence)",
-        "They search all vectors of the base, this the leading 64: a direction that rose from below them counts as an "
+        "The paper searches all vectors of the base, this column the leading 64: a direction that rose from below them counts as an "
         "intruder here. Vectors of nearly equal singular values mix, and a mixture of five looks new.",
     ),
     Column(
         "subspace_gap_base", "float", "how well the leading subspace of W_base is defined",
         "(sigma_k - sigma_{k+1}) / sigma_k, k = min(16, m)", "", "[0, 1]", _OF_BASE,
         "Wedin 1972 (sin theta theorem)",
-        "An error of spectral norm e in W turns the subspace by about e / (gap sigma_k): at 0 it is arbitrary. Where "
+        "An error of spectral norm e in W turns the subspace by about e / (gap sigma_k): at a gap of 0 the subspace is arbitrary. Where "
         "sigma_{k+1} is not resolved it counts as sigma_floor, where there is none as 0.",
     ),
     Column(
@@ -298,46 +294,43 @@ DELTA = (
         "kept_misfit", "float", "how far the stored energy is from what the storage model gives",
         "sum over binades of W_base of |energy of D - expected energy| / energy of D", "", "[0, 2)",
         "nothing was counted: far_above, base_kept, nothing_rounded, fewer than 200 changed entries", "docs/rounding.md",
-        "Above 0.2, kept is null. Other tests may refuse below it.",
+        "Above 0.2, kept is null. Other checks may refuse a matrix below 0.2.",
     ),
     Column(
         "relative_norm_unrounded", "float", "size of the update before it was stored, relative to the base",
         "norm(d)_F / norm(W_base)_F, d as in kept", "", "> 0", "kept is null or below 0.25, or W_base = 0", "docs/rounding.md",
-        "As kept. Right to 3 % where kept is (docs/rounding.md).",
+        "As kept. Accurate to 3 % where kept is accurate (docs/rounding.md).",
     ),
     Column(
         "zero_share_expected", "float", "share of entries that storage alone would have left as they were",
         "the mean over entries of the chance that a normal update of that cell's size does not change it", "", "[0, 1)",
         "kept is null; kept_history is base_kept or far_above", "docs/rounding.md",
-        "Compare with zero_share: more zeros than expected speak of a mask or frozen rows. Adam's updates have fewer.",
+        "Compare with zero_share: more zeros than expected suggest a mask or frozen rows. Updates by Adam have fewer.",
     ),
     Column(
         "excess_purity", "float", "how much purer D is than its null: X, comparable over shapes",
         "1 / participation_ratio - 1 / null_participation_ratio", "", "(-1, 1)", "", "the sign-flip null in closed form",
-        "If D = S + N and S has the share f of the energy, X is f^2 / participation_ratio(S) as the matrix grows. Of the stored D: rounding lowers "
-        "it by kept^2. If the rank of what is learned grows with the width, X falls and concentration stays.",
+        "If D = S + N and S has the share f of the energy, X is f^2 / participation_ratio(S) as the matrix grows. It is that of the stored D, which rounding lowers by the factor kept^2. If the rank of what is learned grows with the width, X falls and concentration stays.",
     ),
     Column(
         "purity_z", "float", "excess_purity in units of its noise", "excess_purity row_participation_ratio col_participation_ratio / 2", "", "",
         "", "its standard deviation under the null of a separable profile",
-        "A floor against noise: above 5 there is structure; below -5 D is flatter than noise, as orthogonalised optimisers leave it. In the thousands for "
-        "real sizes, no measure of strength. Too large where the profile is in blocks: noise had 6.8 there.",
+        "A floor against noise: above 5 there is structure; below -5 D is flatter than noise, as orthogonalised optimisers leave it. For matrices of real sizes it is in the thousands, and no measure of strength. It is too large where the profile is in blocks: noise had 6.8 there.",
     ),
     Column(
         "excess_purity_unrounded", "float", "excess_purity of the update before it was stored", "excess_purity / kept^2", "", "",
-        "kept is null or below 0.25; or below 0.75 with one direction that has 0.7 of X", "docs/rounding.md", "As kept. Of tuned - round(W_base) where kept_history is base_rounded.",
+        "kept is null or below 0.25; or below 0.75 with one direction that has 0.7 of X", "docs/rounding.md", "As kept. Where kept_history is base_rounded, it is that of tuned - round(W_base).",
     ),
     Column(
         "equivalent_directions", "float", "how many equally strong directions would give this excess_purity",
         "1 / excess_purity_unrounded; 1 / excess_purity where kept is null and nothing was rounded, or floor_ratio >= 4", "", "[1, m]",
         "purity_z <= 5, above m, or the update is unknown (kept_reason, excess_purity_unrounded)", "",
-        "Not a count of directions: four with a tenth of the energy give about 400. Goes with the width where the rank of what is learned does. "
-        "In reports made before kept was, it is 1 / excess_purity where floor_ratio >= 4.",
+        "Not a count of directions: four with a tenth of the energy give about 400. It grows with the width if the rank of what is learned does. In reports from before kept was added, it is 1 / excess_purity where floor_ratio >= 4.",
     ),
     Column(
         "alignment_left_null", "float", "alignment_left that D's own profile gives with random signs",
         "(sum_i r_i norm(U_i)^2 / E) / (k / rows), U_i the i-th row of the leading k left vectors of W_base", "", "[0, rows / k]", _OF_BASE, "",
-        "alignment_left less this is what D's direction adds; over kept it is that of the update. Above 1 where the rows that changed most are those where W_base is largest.",
+        "alignment_left minus this is what the directions of D add; divided by kept, what those of the update add. Above 1 where the rows that changed most are those where W_base is largest.",
     ),
     Column(
         "alignment_right_null", "float", "the same of alignment_right", "(sum_j c_j norm(V_j)^2 / E) / (k / cols)", "", "[0, cols / k]", _OF_BASE,
@@ -359,8 +352,8 @@ DELTA = (
             f"levels_{side}", "float", f"share of distinct values in a row of the {side} side",
             "median over up to 64 rows of the distinct values among the first 1,024 entries, over their number", "", "(0, 1]",
             "a format of 8 bits, or an adapter", "",
-            "Few values tell a copy that went through fewer bits: of 1,024 entries about 708 differ in BF16, 144 after int8, 130 after fp8, 62 after int4 in groups. "
-            "Depends on the length of rows, and on groups with a scale each: compare matrices of one shape.",
+            "Few values point to a copy that went through fewer bits: of 1,024 entries about 708 differ in BF16, 144 after int8, 130 after fp8, 62 after int4 in groups. "
+            "Depends on the length of the rows, and on whether groups have scales of their own: compare matrices of one shape.",
         )
         for side in ("base", "tuned")
     ),
@@ -423,8 +416,7 @@ SPECTRA = (
     Column(
         "binade_expected", "floats", "the same by the storage model that kept rests on",
         range="[0, 1]", null=f"{_BINADES_NULL}; a binade without entries", source="docs/rounding.md",
-        pitfalls="Of two histories the one that kept_history names; that of a stored base where kept is refused. What is held "
-        "against the model is where the energy lies (kept_misfit), not these counts.",
+        pitfalls="For the history that kept_history names; for a stored base where kept is refused. kept_misfit compares energies with the model, not these counts.",
     ),
 )  # fmt: skip
 
@@ -523,12 +515,12 @@ RESIDUAL = (
         "(tr G)^2 / norm(G)_F^2, G = sum D^T D over the readers, sum D D^T over the writers", "", "[1, width]", "", "",
         "Smaller where modules change along the same directions. Exact for a width up to 128; above it from a random "
         "projection, with an error of 1 % where the deltas share all or nothing and up to 9 % in between: "
-        "participation_ratio_stderr tells it. Experts of a mixture are left out.",
+        "participation_ratio_stderr estimates it. Experts of a mixture are left out.",
     ),
     Column(
         "participation_ratio_stderr", "float", "standard error of participation_ratio; 0 where it is exact",
         "jackknife over eighths of the random projection", "", ">= 0", "", "Tukey 1958",
-        "Right to a factor of 2. Above 0 says that participation_ratio is approximate.",
+        "Accurate to a factor of 2. If it is above 0, participation_ratio is approximate.",
     ),
 )  # fmt: skip
 
@@ -547,18 +539,18 @@ SCORES = (  # what others measured: `scores` of summary.json, and the correlatio
     Column(
         "gain", "float", "how much better the tuned model is by its score", "tuned - base; base - tuned where less is better",
         "that of the scores", "", "a side is missing, or nobody says which way is better", "",
-        "Measured by others: shadow repeats it. Of a group, the unweighted mean over its benchmarks, of one unit.",
+        "Others measured it; shadow repeats it. For a group, the unweighted mean over its benchmarks that have one unit.",
     ),
     Column(
         "gain_stderr", "float", "standard error of the gain", "sqrt(base_stderr^2 + tuned_stderr^2)", "that of the scores", ">= 0",
         "a standard error is missing", "",
-        "As if both were asked other questions; they are the same ones as a rule, and the error is then smaller.",
+        "It assumes that the two models answered different questions. Usually they answer the same ones, and the error is smaller.",
     ),
     Column(
         "rho", "float", "rank correlation of gain and median concentration over the reports of `compare`",
         "Pearson's correlation of mean ranks", "", "[-1, 1]", "fewer than 4 reports, other units, or all are equal",
         "Spearman 1904; interval of Bonett & Wright 2000; p of every order, above 8 reports of random ones",
-        "Reports that share a base are not independent. Concentration differs by shape: over families of other sizes it is no pure figure of training.",
+        "Reports that share a base are not independent. Concentration differs by shape: over families of different sizes it reflects more than the training.",
     ),
 )  # fmt: skip
 
@@ -604,7 +596,7 @@ FIGURES = (  # of summary.json, beside the medians of columns
     Column(
         "depth_entropy", "float", "evenness of the update's energy over the layers of the main component",
         "-sum p ln p / ln(layers), p the share of each layer in sum norm(D)_F^2", "", "[0, 1]", "one layer, or nothing changed",
-        "", "Identical layers count, with no energy. Its sign between narrow and broad data depended on the base in a study.",
+        "", "Identical layers count, with no energy. Whether narrow or broad data were more even depended on the base in a study.",
     ),
     Column(
         "depth_gini", "float", "the same as a Gini coefficient", "sum_ij |e_i - e_j| / (2 layers^2 mean(e))", "",

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from shadow.errors import ShadowError
-from shadow.text import several
+from shadow.text import closest, several
 
 
 def reports_below(run: Path) -> list[Path]:
     """The pair folders at or up to two levels below a path."""
     try:
         if not run.is_dir():
-            raise ShadowError(f"no such folder: {run}", "name a folder that `shadow audit` made")
+            raise ShadowError(f"no such folder: {run}", _meant(run) or "name a folder that `shadow audit` made")
         folders = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
     return folders or [run]
+
+
+def _meant(run: Path) -> str | None:
+    """The folder that was meant: that of a family or of a pair below `reports`, or one with nearly that name."""
+    target = Path("reports", *str(run).split(":"))
+    if not run.is_absolute() and target.is_dir():
+        return f"did you mean {str(target)!r}?"
+    close = closest(run.name, [path.name for path in run.parent.iterdir()] if run.parent.is_dir() else [])
+    return None if close is None else f"did you mean {str(run.parent / close)!r}?"
 
 
 def reports_at(run: Path) -> list[Path]:
@@ -25,6 +35,14 @@ def reports_at(run: Path) -> list[Path]:
         return [run] if (run / "matrices.parquet").is_file() else reports_below(run)
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+
+
+def reports_of(runs: Sequence[Path]) -> list[Path]:
+    """The reports that several paths stand for, in their order. A report that is named twice is there twice, unless a
+    folder above several reports holds it."""
+    found = [reports_at(run) for run in runs]
+    every = [folder for folders in found for folder in folders]
+    return list(dict.fromkeys(every)) if any(len(folders) > 1 for folders in found) else every
 
 
 def one_report(run: Path, hint: str = "name one of them") -> Path:

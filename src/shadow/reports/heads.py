@@ -53,7 +53,7 @@ HEADS = {
     "figure": Head("what is compared: a median over the matrices that both reports have"),
     "report": Head("letter and pair of a report; the letters stand for the folders that are named first"),
     "difference": Head("median of the paired differences: the first report less the second, or their ratio after `x`"),
-    "margin": Head("a difference within it, on both sides of 0, is taken for none"),
+    "margin": Head("a difference within it, on either side of 0, counts as none"),
     "verdict": Head("what the difference, its spread over layers and the margin say together"),
     "p": Head("p-value of a sign-flip test over layers, within this pair; not over other runs or seeds"),
     "rank": Head("place of the report, the most concentrated first"),

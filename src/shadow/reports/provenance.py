@@ -264,11 +264,11 @@ def report_metadata(folder: Path) -> ReportMetadata:
     """
     metadata = finished_metadata(folder) if folder.is_dir() else None
     if metadata is None:
-        hint = (
-            "the audit is not finished: run it again"
-            if (folder / PARTIAL).is_dir()
-            else "name a folder that `shadow audit` made"
-        )
+        hint = "name a folder that `shadow audit` made"
+        if (folder / PARTIAL).is_dir():
+            hint = "the audit is not finished: run it again"
+        elif next(folder.glob("*.safetensors"), None) is not None:
+            hint = "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
         raise ShadowError(f"{folder}: no finished report in it", hint)
     check_schema(folder, metadata)
     return metadata

@@ -50,7 +50,7 @@ FILES = {  # the JSON files beside the tables: what each key holds
         "coherence": "a list, a row for each module inside layers: component, module, matrices, coherent (with "
         "equivalent_directions), and the median of equivalent_directions",
         "quarters": "a list, a row for each quarter of the layers of a component: quarter, first_layer, last_layer, "
-        "energy_share of the component's layers",
+        "energy_share of the component's layers, parameter_share of their matrices that changed",
         "unchanged": "a list, a row for each module of which every matrix is identical: component, module, tensors",
         "without_base": "a list, a row for each component that has matrices without a base: their number and medians",
         "skipped": "a list, a row for each reason: tensors, those of base and of tuned, examples, detail",

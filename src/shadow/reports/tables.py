@@ -145,4 +145,4 @@ def check_rows(path: Path, count: int) -> None:
 def absent_note(missing: Sequence[str]) -> str:
     """What a person is told of a report that lacks these."""
     names = several(missing, MANY)
-    return f"made before these were added, which are null here: {names}; `shadow audit --overwrite` gives them"
+    return f"made before these columns were added, which are null here: {names}; `shadow audit --overwrite` gives them"

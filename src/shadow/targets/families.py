@@ -15,7 +15,7 @@ from shadow.files import registry_folder
 from shadow.places.names import name_rules
 from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
-from shadow.targets.references import ComponentBase, Reference, parse_reference
+from shadow.targets.references import ComponentBase, Reference, as_folder, parse_reference
 from shadow.text import VERY_LIKE, closest, nearest
 
 # Every key of the format and what it says; the schema for editors is made of the same words.
@@ -167,8 +167,7 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     """The pairs that `family` or `family:from..to` names."""
     name, colon, pair_name = target.partition(":")
     if name not in families:
-        path = "a checkpoint is named with --base and --tuned" if "/" in name else None
-        hint = path or nearest(name, families) or "`shadow families` lists them"
+        hint = as_folder(name) or nearest(name, families) or "`shadow families` lists them"
         raise ShadowError(f"no family {name!r} in the registry", hint)
     pairs = families[name].pairs
     if not pairs:

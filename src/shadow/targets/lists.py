@@ -20,19 +20,22 @@ from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
 from shadow.targets.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
-from shadow.targets.typed import is_reference, pairs_of_references
+from shadow.targets.typed import is_reference, pairs_of_references, under_name
 from shadow.text import nearest
 
 ENTRY_KEYS = {
     "target": "A family, family:from..to, or a glob over these.",
     "base": "A checkpoint, as --base takes it; a folder is relative to the list.",
     "tuned": "The model tuned from it.",
+    "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
 }
 YAML, PLAIN = (".yaml", ".yml", ".json"), (".txt", ".list")  # other names are told apart by how the list begins
 MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
+YAML_ENTRY = "write `- TARGET`, or `- {base: REF, tuned: REF}`, for each entry"
+PAIR_IN_YAML = "write {base: REF, tuned: REF}, in a list of YAML"
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
@@ -262,6 +265,8 @@ def _plain_entries(name: str, raw: bytes) -> Iterator[ListEntry]:
 def _checked(where: str, target: str) -> str:
     if len(target) > MAX_TARGET or re.search(r"\s", target) or not target.isprintable():
         raise UsageError(f"{where}: {short(target)} is not a target", ONE_A_LINE)
+    if is_reference(target):
+        raise UsageError(f"{where}: {short(target)} is one checkpoint, and a pair has two", PAIR_IN_YAML)
     return target
 
 
@@ -270,11 +275,11 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
         tree, lines = read_plain(raw)
     except NotPlainError as error:
         line = f":{error.line}" if error.line else ""
-        raise UsageError(f"{name}{line}: {error.message}", "a list of YAML has `- ` before each target") from error
+        raise UsageError(f"{name}{line}: {error.message}", YAML_ENTRY) from error
     if tree == "":
         return
     if not isinstance(tree, list):
-        raise UsageError(f"{name}: not a list", "write `- ` before each target")
+        raise UsageError(f"{name}: not a list", YAML_ENTRY)
     for index, item in enumerate(tree):
         where = f"{name}:{lines[(index,)]}"
         if isinstance(item, dict):
@@ -286,7 +291,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
 
 
 def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, int], folder: Path) -> str | Pair:
-    """`{target: ...}` or `{base: ..., tuned: ...}`."""
+    """`{target: ...}`, or `{base: ..., tuned: ...}` with or without a name."""
     for key, value in item.items():
         if key not in ENTRY_KEYS:
             spaced = len(item) == 1 and isinstance(value, str) and ".." in value and len(f"{key}{value}") <= 80
@@ -298,14 +303,19 @@ def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, in
     texts = {key: value for key, value in item.items() if isinstance(value, str)}
     if texts.keys() == {"target"}:
         return _checked(where, texts["target"])
-    if texts.keys() != {"base", "tuned"}:
+    if texts.keys() - {"name"} != {"base", "tuned"}:
         keys = " and ".join(map(repr, texts)) or "nothing"
-        raise UsageError(f"{where}: an entry has {keys}", "write a target alone, or base and tuned together")
+        hint = "write a target alone, or base and tuned together, and a name if you like"
+        raise UsageError(f"{where}: an entry has {keys}", hint)
     references = {}
     for key in ("base", "tuned"):
         with _asked(ListEntry(f"{name}:{lines[key]}", "")):
             references[key] = parse_reference(texts[key], folder)
-    return given_pair(references["base"], references["tuned"])
+    pair = given_pair(references["base"], references["tuned"])
+    if "name" not in texts:
+        return pair
+    with _asked(ListEntry(f"{name}:{lines['name']}", "")):
+        return under_name(pair, texts["name"])
 
 
 def parse_shard(text: str) -> Share:

@@ -37,7 +37,7 @@ def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
     try:
         raw = read_start(file, MAX_FILE + 1)
         if raw is None:
-            raise ShadowError(f"{file}: not a regular file" if file.exists() else f"no such file: {file}")
+            raise ShadowError(f"{file}: not a regular file" if file.exists() else f"no such file: {file}", hint)
     except OSError as error:
         raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
     if len(raw) > MAX_FILE:

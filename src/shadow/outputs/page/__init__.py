@@ -202,7 +202,7 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
             folder = journal.parent.parent
             if folder not in folders and folder not in missing:
                 missing[folder] = Missing(
-                    where=_below(folder, run), state="unfinished", why="", hint="the same command goes on from there"
+                    where=_below(folder, run), state="unfinished", why="", hint="the same command continues from there"
                 )
     return list(missing.values())
 

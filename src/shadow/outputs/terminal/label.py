@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 WORDS = {
     "concentrated": "more concentrated than every broad training of the reference",
     "distributed": "less concentrated than every narrow one",
-    "mixed": "where both lie, or its figures disagree",
+    "mixed": "narrow and broad trainings both have such values, or the figures disagree",
     "indeterminate": "like noise of its own profile: nothing tells it from rounding",
     "not assessable": "a gate failed, or the reference has no trainings of about this size",
 }
 LABEL_RULE = (
     "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike energy must agree, "
-    "each beyond its own bound. The reference is of the pair's size, with its optimiser (--optimizer) or with all it "
-    "has. A word says where a spectrum lies, never what data did it: data new to the base look as narrow data do."
+    "each beyond its own bound. The reference has trainings of about the pair's size, with its optimiser (--optimizer) "
+    "or with any. A label says where a spectrum lies, not what data caused it: data that are new to the base look like "
+    "narrow data."
 )
 BOUNDS = (
-    "A bound that no training of n bases passes is passed by one new base in n + 1; with one base of a size it "
-    "promises nothing of another."
+    "If no training on n bases passes a bound, one new base in n + 1 passes it by chance. With one base of a size, the "
+    "bound promises nothing about another."
 )
 
 

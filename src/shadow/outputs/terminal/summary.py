@@ -197,8 +197,8 @@ def _concentration(summary: Summary) -> RenderableType:
     )
     text.append(
         f"The energy sits in {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)} "
-        f"directions, its sign-flip null's in {number(f['null_participation_ratio'])}; {number(f['spikes'])} singular "
-        + ("value stands out." if f["spikes"] == 1 else "values stand out.")
+        f"directions, that of its sign-flip null in {number(f['null_participation_ratio'])}; "
+        f"{number(f['spikes'])} singular " + ("value stands out." if f["spikes"] == 1 else "values stand out.")
     )
     return text
 
@@ -261,7 +261,7 @@ def _about_intervals(summary: Summary) -> str:
     if summary.no_interval:
         return f"no spread over layers: {summary.no_interval}"
     level = 100 * (summary.interval_level or 0)
-    return f"the spread over {summary.layers} layers ({level:.3g} %), which is not that over other runs or seeds"
+    return f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs or seeds"
 
 
 def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
