@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,9 @@ class Outcome:
 
     residual: NDArray[np.float32] | None = None
     """The delta's Gram on the side of the residual stream, as `shadow.spectra.residual` keeps it."""
+
+    grams: Mapping[str, int] = field(default_factory=dict)
+    """Where a device is used, how many Gram matrices were made where: `cuda`, and `cpu: REASON`; otherwise empty."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:

@@ -537,6 +537,9 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
         if one != two:
             also = "; no figure here rests on it" if name == "nulls" else ""
             yield f"measured with different settings: --{name} {one} in {first.label}, {two} in {second.label}{also}"
+    one, two = (report.setting("device") or "cpu" for report in (first, second))
+    if one != two:
+        yield f"measured with different settings: --device {one} in {first.label}, {two} in {second.label}"
     if first.setting("chosen") != second.setting("chosen"):
         yield "the audits were filtered differently (--component, --layer, --module): what both measured is compared"
 

@@ -138,7 +138,7 @@ class Provenance:
     """How long that run took, 0 or more."""
 
     device: str | None
-    """What the numbers were computed on."""
+    """What Gram matrices were made on: cpu, or cuda where it made any. `told["device_use"]` says how many."""
 
     libraries: Mapping[str, str] = field(hash=False)
     """The versions of the libraries that made the numbers, by name."""
