@@ -12,6 +12,7 @@ and its trace and squared norm the sums of its eigenvalues and of their squares.
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import sys
 import threading
@@ -29,8 +30,9 @@ from shadow.spectra.spectrum import BLOCK, ON_CPU, UNIT, Eigen, Read
 # Lines along the long side that one float32 product sums up. cuBLAS may add them one after another, and the error grows
 # with the root of their number: of 256 it is below that of the CPU's libraries, of a block of 2,000 four to ten times.
 DEPTH = 256
-# Largest ||G v - W (Wᵀ v)|| and |trace - energy|, in units of the energy. Right products stayed below 2 roundings of
-# float32; TF32 makes 65 at a long side of 6,000, and falls with its root.
+# Largest ||G v - W (Wᵀ v)|| in units of the energy; of the trace, whose errors may all have one sign, the root of the
+# side times as much. Right products stayed below 2 roundings of float32; TF32 makes 65 at a long side of 6,000, and
+# falls with its root.
 SAME_GRAM = 8 * UNIT["default"]
 SAME_EIGENVALUES = 1e-5  # largest differences of the sums over eigenvalues, in units of the energy and its square
 IN_A_ROW = 3  # Gram matrices that failed one after another, after which the device is left alone
@@ -164,7 +166,7 @@ class Offloaded:
         if not np.isfinite(trace + square):
             return self._failed("not finite", "")
         energy = norm**2 or 1.0
-        apart = max(abs(trace - norm**2), probe.residual(lower)) / energy
+        apart = max(abs(trace - norm**2) / math.sqrt(probe.side), probe.residual(lower)) / energy
         if apart > SAME_GRAM:
             return self._failed("mismatch", f"off by {apart:.0e} of the energy")
         found = solve(lower)
