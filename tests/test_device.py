@@ -495,7 +495,7 @@ def test_the_self_test_passes_what_is_right_and_names_what_is_not():
 def test_sums_of_depth_lines_in_any_order_keep_the_accuracy_and_longer_ones_do_not():
     """Added one by one, 256 lines are as good as the CPU's library; those of a whole block are not."""
     assert self_test.fault_of(summed_one_by_one(DEPTH)) is None
-    assert "times the rounding of the CPU" in self_test.fault_of(summed_one_by_one(BLOCK))
+    assert "times the rounding of float32" in self_test.fault_of(summed_one_by_one(BLOCK))
 
 
 @pytest.mark.parametrize("kind", self_test.SPECTRA)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -345,10 +346,12 @@ def _restore(older: str, newer: list[tuple[Any, str]]) -> None:
 
 def tested_in_child(command: list[str]) -> str | None:
     """What the self-test in a child process found; None where it found nothing."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     try:
         child = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False, text=True
-        )
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False, text=True,
+            env=one_thread | os.environ,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"it did not end within {SECONDS} seconds"
     except OSError as error:

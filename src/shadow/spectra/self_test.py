@@ -13,9 +13,9 @@ from shadow.spectra.device import SAME_GRAM, Device, TorchDevice, full_products
 from shadow.spectra.spectrum import UNIT, Workspace, eigenvalues, gram, scaled_blocks
 
 SHAPES = ((320, 1100), (1500, 768))  # one short side is that of the rows, the other that of the columns
-# How far eigenvalues may lie from those of the CPU's float32 Gram, in units of u E / sqrt(side). Both are within 3 of
-# those of float64, most at rank 8.
-SAME_VALUES = 8.0
+# How far eigenvalues may lie from those of a Gram in float64, in units of u E / sqrt(side). Those of the CPU in float32 are
+# within 3, most at rank 8; sums of a whole block, one after another, are off by 9.
+SAME_VALUES = 5.0
 SPECTRA: dict[str, Callable[[int], NDArray[np.float64]]] = {
     "noise": lambda side: np.ones(0),
     "rank 8": lambda side: np.r_[np.linspace(2.0, 1.0, 8), np.zeros(side - 8)],
@@ -61,10 +61,10 @@ def _fault(device: Device, matrix: torch.Tensor) -> str | None:
     apart = float(torch.linalg.norm(found.double() - exact)) / energy
     if not apart <= SAME_GRAM:
         return f"its Gram matrix is off by {apart:.0e} of the energy"
-    here = eigenvalues(made(gram, torch.float32, torch.float32).double())
-    moved = float(np.abs(eigenvalues(found.double()) - here).max()) / (UNIT["default"] * energy / np.sqrt(side))
+    moved = float(np.abs(eigenvalues(found.double()) - eigenvalues(exact)).max())
+    moved /= UNIT["default"] * energy / np.sqrt(side)
     if not moved <= SAME_VALUES:
-        return f"an eigenvalue is off by {moved:.0f} times the rounding of the CPU"
+        return f"an eigenvalue is off by {moved:.0f} times the rounding of float32"
     return None
 
 
