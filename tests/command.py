@@ -29,7 +29,7 @@ shadow.findings.summary_file._maker()
 # Commands are built from their signatures once, not in every fork; and `plan` does not measure the machine for a second
 # each time (test_api.py has a plan that does).
 typer.main.get_command = functools.cache(typer.main.get_command)
-shadow.audits.pair.pace = lambda method, jobs: 1e10
+shadow.audits.pair.pace = lambda method, jobs, offload=None: 1e10
 os.fsync = lambda handle: None  # as in conftest.py
 stdout, sys.stdout = sys.stdout, open(os.devnull, "w")
 shadow.cli.app(["explain", "rows"], standalone_mode=False)

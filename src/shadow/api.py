@@ -51,6 +51,7 @@ class AuditOptions(TypedDict, total=False):
     subspaces: bool
     spectra: bool
     optimizer: Literal["adamw", "sgd", "muon"] | None
+    device: str
     scores: Place | Sequence[Place]
     overwrite: bool
     jobs: int | None
@@ -96,6 +97,7 @@ def audit(
     subspaces: bool = True,
     spectra: bool = True,
     optimizer: Literal["adamw", "sgd", "muon"] | None = None,
+    device: str = "cpu",
     scores: Place | Sequence[Place] = (),
     overwrite: bool = False,
     jobs: int | None = None,
@@ -126,6 +128,7 @@ def audit(
         subspaces: Compare the leading singular subspaces.
         spectra: Write singular values, which `report.spectrum` needs.
         optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only the label needs it.
+        device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there is one.
         scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list
             of such. They join the report beside its numbers.
         overwrite: Replace a finished report of other settings or files.
@@ -154,7 +157,7 @@ def audit(
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(
         components=components, layers=layers, modules=modules, precision=precision, nulls=nulls, seed=seed,
-        subspaces=subspaces, spectra=spectra, optimizer=optimizer,
+        subspaces=subspaces, spectra=spectra, optimizer=optimizer, device=device,
     )  # fmt: skip
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(
@@ -237,6 +240,7 @@ def plan(
     layers: Sequence[int] = (),
     modules: Sequence[str] = (),
     precision: Precision = "default",
+    device: str = "cpu",
     jobs: int | None = None,
     allow_pickle: bool = False,
     offline: bool = False,
@@ -258,7 +262,7 @@ def plan(
     from shadow.audits.workers import single_threads
 
     chosen = _chosen(target, base, tuned, registry)
-    settings = _settings(components=components, layers=layers, modules=modules, precision=precision)
+    settings = _settings(components=components, layers=layers, modules=modules, precision=precision, device=device)
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(jobs=jobs, access=access, say=say or _ignore)
     with single_threads():
@@ -454,8 +458,10 @@ def _settings(
     subspaces: bool = True,
     spectra: bool = True,
     optimizer: str | None = None,
+    device: str = "cpu",
 ) -> Settings:
     """The settings of an audit. Raises UsageError for a word or a number that they do not know."""
+    from shadow.audits.devices import choose
     from shadow.audits.pair import Settings
     from shadow.checkpoints.choosing import filter_of
     from shadow.spectra.delta import Method
@@ -468,7 +474,7 @@ def _settings(
         raise UsageError(f"seed={seed}", "0 or more")
     chosen = filter_of(_words(components), [str(layer) for layer in layers], _words(modules))
     method = Method(precision=precision, nulls=nulls, seed=seed, subspaces=subspaces)
-    return Settings(method, chosen, spectra=spectra, optimizer=optimizer)
+    return Settings(method, chosen, spectra=spectra, optimizer=optimizer, device=choose(device))
 
 
 def _words(words: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ NAMES = {  # settings, by the option that sets them
     "method.seed": "--seed",
     "method.subspaces": "--subspaces",
     "spectra": "--spectra",
+    "device": "--device",
     "chosen.components": "--component",
     "chosen.layers": "--layer",
     "chosen.modules": "--module",
@@ -43,7 +44,7 @@ def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMet
     for side in SIDES:
         differing += _of_side(side, metadata[side], wanted[side])
     had = _flat(defaults) | _flat(metadata["settings"])
-    now = _flat(wanted["settings"])
+    now = _flat(defaults) | _flat(wanted["settings"])
     differing += [_both(name, had.get(key), now[key]) for key, name in NAMES.items() if had.get(key) != now[key]]
     return differing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,9 @@ class Outcome:
 
     cached: int = field(default=0, compare=False)
     """Spectra of it that were not solved but read from the cache, 0 to 2."""
+
+    grams: Mapping[str, int] = field(default_factory=dict)
+    """Where a device is used, how many Gram matrices were made where: `cuda`, and `cpu: REASON`; otherwise empty."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +21,15 @@ import torch
 from shadow import __version__
 from shadow.audits import details
 from shadow.audits.cache_folder import size_of
+from shadow.audits.devices import CPU, DeviceChoice, in_words, open_device, told
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine_limits import machine_limits
+from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles, uncollected
 from shadow.audits.rows import report_tables
 from shadow.audits.spectrum_cache import SpectrumCache
-from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worker_memory
+from shadow.audits.workers import cost, default_jobs, largest_side, measure_pairs, pace, worker_memory
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
@@ -46,6 +48,7 @@ from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 from shadow.spectra.delta import Method
+from shadow.spectra.device import Offload, device_memory
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
@@ -72,14 +75,19 @@ class Settings:
     """What the tuned side was trained with, as the user says: adamw, sgd, muon or None. The label alone depends on
     it."""
 
+    device: DeviceChoice = CPU
+    """Where Gram matrices are made. Of it the kind alone is a setting of the report."""
+
     def as_json(self) -> SettingsMetadata:
-        """What a report says of them."""
-        as_in_files: SettingsMetadata = json.loads(json.dumps(asdict(self)))
+        """What a report says of them; of the device nothing where it is the CPU, as in reports before this setting."""
+        as_in_files: SettingsMetadata = json.loads(json.dumps({**asdict(self), "device": self.device.kind}))
+        if self.device.kind == CPU.kind:
+            del as_in_files["device"]
         return as_in_files
 
 
 # what a report was made with that does not say so, being older than the setting
-DEFAULTS: SettingsMetadata = {**Settings(Method(), Filter()).as_json(), "relation": "tuned"}
+DEFAULTS: SettingsMetadata = {**Settings(Method(), Filter()).as_json(), "relation": "tuned", "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -246,7 +254,10 @@ def plan_pair(
         )
         machine = machine_limits()
         workers = runtime.jobs or default_jobs(lined.pairs, machine)
-        seconds = sum(cost(matrix) for matrix in lined.pairs if matrix.is_matrix) / pace(settings.method, workers)
+        device = open_device(settings.device)
+        offload = None if device is None else Offload(device, runtime.say)
+        work = sum(cost(matrix) for matrix in lined.pairs if matrix.is_matrix)
+        seconds = work / pace(settings.method, workers, offload)
         needs = Needs(
             jobs=workers,
             cores=machine.cores,
@@ -255,6 +266,10 @@ def plan_pair(
             memory_by=machine.memory_by,
             memory=PROCESS + workers * worker_memory(lined.pairs),
             seconds=round(seconds, 1),
+            device=settings.device.kind,
+            device_name=settings.device.name,
+            device_memory=None if device is None else device_memory(largest_side(lined.pairs), workers),
+            device_memory_free=None if device is None else device.free_memory(),
         )
         return describe(pair, sides, plan, pairs=lined.pairs, skipped=lined.skipped, needs=needs)
 
@@ -361,7 +376,7 @@ def _write(
     audit: _Audit, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
 ) -> tuple[Summary, ReportMetadata]:
     """Write the report of an audit whose journal holds every outcome."""
-    run = _run_metadata(audit.settings, clock)
+    run = _run_metadata(audit.settings, clock, journal.outcomes.values())
     tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, spectra=audit.settings.spectra)
     plain = summarise(tables, identity.as_json())
     summary = with_scores(plain, scored)
@@ -521,6 +536,7 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
         runtime.detail(line)
     by_key = {pair.key: pair for pair in lined.pairs}
     clock, busy = _Clock(), 0.0
+    device = open_device(audit.settings.device)
     outcomes = measure_pairs(
         plan.base,
         plan.tuned,
@@ -529,6 +545,7 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
         jobs=jobs,
         fetching=fetching,
         remember=remember,
+        offload=None if device is None else Offload(device, runtime.say),
     )
     with contextlib.closing(outcomes):  # what has not begun is given up as soon as anything goes wrong
         for outcome in outcomes:
@@ -541,6 +558,8 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
     if kept is not None and kept.tally.there:
         size = byte_size(size_of(kept.folder))
         runtime.say(f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder}, {size})")
+    if device is not None:
+        runtime.say(in_words(told(audit.settings.device, journal.outcomes.values())))
     return len(matrices) - resumed
 
 
@@ -656,9 +675,9 @@ COMPUTE_DTYPES = {  # by precision
 }
 
 
-def _run_metadata(settings: Settings, clock: _Clock) -> RunMetadata:
+def _run_metadata(settings: Settings, clock: _Clock, outcomes: Iterable[Outcome]) -> RunMetadata:
     vectors = ", float64 vectors" if settings.method.subspaces else ""
-    return {
+    run: RunMetadata = {
         "seed": settings.method.seed,
         "compute_dtype": COMPUTE_DTYPES[settings.method.precision] + vectors,
         "device": "cpu",
@@ -670,3 +689,8 @@ def _run_metadata(settings: Settings, clock: _Clock) -> RunMetadata:
         "started": clock.began.isoformat(timespec="seconds"),
         "seconds": round(clock.seconds(), 3),
     }
+    if settings.device != CPU:
+        use = told(settings.device, outcomes)
+        run["device"] = settings.device.kind if use.get("on_device") else "cpu"
+        run["device_use"] = use
+    return run

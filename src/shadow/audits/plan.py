@@ -136,6 +136,10 @@ class PairPlan:
     memory_by: str  # what limits it
     memory: int  # bytes that the audit takes
     seconds: float  # of computing on this machine
+    device: str  # cpu, or the device that makes Gram matrices
+    device_name: str | None  # what its maker calls it
+    device_memory: int | None  # bytes that it takes there at most, beside what the driver takes
+    device_memory_free: int | None  # bytes
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -215,6 +219,10 @@ class Needs:
     memory_by: str  # what limits it
     memory: int  # bytes that the audit takes
     seconds: float  # of computing
+    device: str  # cpu, or the device that makes Gram matrices
+    device_name: str | None  # what its maker calls it
+    device_memory: int | None  # bytes that it takes there at most, beside what the driver takes
+    device_memory_free: int | None  # bytes
 
 
 def describe(
@@ -253,6 +261,10 @@ def describe(
         memory_by=needs.memory_by,
         memory=needs.memory,
         seconds=needs.seconds,
+        device=needs.device,
+        device_name=needs.device_name,
+        device_memory=needs.device_memory,
+        device_memory_free=needs.device_memory_free,
     )
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
@@ -38,8 +38,9 @@ from shadow.spectra.delta import (
     measure_pair,
     working_dtype,
 )
+from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.spectrum import BLOCK, Question, Remember, Spectrum, Workspace, solve_anew
+from shadow.spectra.spectrum import BLOCK, ON_CPU, Grams, Question, Remember, Spectrum, Workspace, solve_anew
 
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -69,19 +70,21 @@ def measure_pairs(
     jobs: int,
     fetching: Fetching,
     remember: Remember = solve_anew,
+    offload: Offload | None = None,
 ) -> Generator[Outcome, None, None]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
 
     One more thread fetches the shards, as far ahead as the schedule allows. Within a step the largest pairs come
     first. The numbers do not depend on jobs: each matrix is one thread's work with one BLAS thread. Each source is
-    freed when its last outcome has been taken. remember: how the spectrum of one side is had. Closing the generator
-    gives up what has not begun, a running download included.
+    freed when its last outcome has been taken. remember: how the spectrum of one side is had. offload: the device that
+    makes Gram matrices, if not the CPU. Closing the generator gives up what has not begun, a running download included.
     """
     # Two threads of one BLAS thread each are 1.3-1.7 times faster than one of two (measured on 2 cores).
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="audit", initializer=torch.set_num_threads, initargs=(1,))
-    with threadpool_limits(limits=1, user_api="blas"):
+    whole = contextlib.nullcontext() if offload is None else full_products()
+    with threadpool_limits(limits=1, user_api="blas"), whole:
         try:
-            measure = partial(_outcome, base=base, tuned=tuned, method=method, remember=remember)
+            measure = partial(_outcome, base=base, tuned=tuned, method=method, remember=remember, offload=offload)
             yield from _run(base, tuned, work, measure, jobs, pool, fetching)
         finally:
             fetching.stop.set()
@@ -144,7 +147,7 @@ def cost(pair: MatrixPair) -> int:
     return side * pair.rows * pair.cols + 4 * side**3
 
 
-def pace(method: Method, jobs: int) -> float:
+def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
     """Units of `cost` a second that this machine does with all workers: one synthetic pair in each, about a second.
 
     The units held within 15 % from sides of 1024 to 3584; pairs of smaller sides take up to three times as long.
@@ -156,9 +159,11 @@ def pace(method: Method, jobs: int) -> float:
     def measure(rows: int) -> None:
         b, t, space = base[:rows], tuned[:rows], Workspace()
         size = extent(b, t, torch.float32, space)
-        measure_pair(b, t, ("BF16", "BF16"), size, method, "pace", space)
+        grams = ON_CPU if offload is None else Offloaded(offload, "pace")
+        measure_pair(b, t, ("BF16", "BF16"), size, method, "pace", space, grams=grams)
 
     with (
+        contextlib.nullcontext() if offload is None else full_products(),
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
@@ -173,23 +178,41 @@ def default_jobs(pairs: Sequence[MatrixPair], machine: MachineLimits) -> int:
     return max(1, min(machine.cores, machine.memory // worker_memory(pairs)))
 
 
+def largest_side(pairs: Sequence[MatrixPair]) -> int:
+    """The side of the largest Gram matrix."""
+    return max((min(pair.rows, pair.cols) for pair in pairs if pair.is_matrix), default=1)
+
+
 def worker_memory(pairs: Sequence[MatrixPair]) -> int:
     """Bytes that one worker takes at most: a Gram, what the solver copies of it, the block buffers."""
-    side = max((min(pair.rows, pair.cols) for pair in pairs if pair.is_matrix), default=1)
+    side = largest_side(pairs)
     return 3 * 8 * side**2 + 4 * 8 * BLOCK
 
 
-def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
+def _outcome(
+    pair: MatrixPair,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    method: Method,
+    remember: Remember,
+    offload: Offload | None,
+) -> Outcome:
     started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
     counting = _Counting(remember)
-    measured = _measured(pair, base, tuned, method, counting.remember)
+    grams: Grams = ON_CPU
+    made: Mapping[str, int] = {}
+    if offload is not None:
+        offloaded = Offloaded(offload, pair.tuned.info.name)
+        grams, made = offloaded, offloaded.made
+    measured = _measured(pair, base, tuned, method, counting.remember, grams)
     return replace(
         measured,
         verified=(base_verified, tuned_verified),
         seconds=time.perf_counter() - started,
         cached=counting.asked - counting.solved,
+        grams=dict(made),
     )
 
 
@@ -215,7 +238,9 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
     return answers.pop() if len(answers) == 1 else False
 
 
-def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
+def _measured(
+    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember, grams: Grams
+) -> Outcome:
     space = _own_workspace()
     stored = pair.tuned.info.dtype
     if pair.base is None:
@@ -223,7 +248,7 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
         largest = largest_entry(only, working_dtype(stored), space)
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
-        alone = measure_alone(only, stored, largest, method, space, remember)
+        alone = measure_alone(only, stored, largest, method, space, remember, grams)
         return Outcome(pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,))
     base_matrix, matrix = _views(pair, pair.base, base, tuned)
     detail = pair.detail or None
@@ -246,7 +271,7 @@ def _measured(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Met
         note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
-    measurements = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space, remember)
+    measurements = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space, remember, grams)
     norms = {measurement.subject: measurement.number("frobenius_norm") for measurement in measurements}
     norm = norms["delta"] or 0.0
     direction = direction_of(pair.place.module)

@@ -21,6 +21,7 @@ from shadow.cli.options import (
     BaseReference,
     CacheFolder,
     Component,
+    Device,
     FailOn,
     FetchName,
     FetchOption,
@@ -94,6 +95,7 @@ def audit(
             "--subspaces/--no-subspaces", help="Compare the leading singular subspaces.", rich_help_panel=MEASURING
         ),
     ] = True,
+    device: Device = "cpu",
     jobs: Jobs = None,
     no_cache: NoCache = False,
     cache_dir: CacheFolder = None,
@@ -156,6 +158,7 @@ def audit(
 
     chosen = filter_of(component or [], layer or [], module or [])
     from shadow.audits.cache_folder import default_folder
+    from shadow.audits.devices import choose
     from shadow.audits.pair import Runtime, Settings
     from shadow.findings.score_files import scores_of_pairs
     from shadow.spectra.delta import Method
@@ -169,6 +172,7 @@ def audit(
             chosen=chosen,
             spectra=spectra,
             optimizer=None if optimizer is None else optimizer.value,
+            device=choose(device),
         ),
         output=output,
         runtime=Runtime(

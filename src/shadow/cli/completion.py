@@ -66,6 +66,11 @@ def words(incomplete: str) -> list[str]:
     return _begun([word for word in (*columns, *HEADS, *TOPICS) if " " not in word], incomplete)
 
 
+def devices(incomplete: str) -> list[str]:
+    """Words of `--device`."""
+    return _begun(("cpu", "auto", "cuda"), incomplete)
+
+
 def tables(incomplete: str) -> list[str]:
     """Tables of a report."""
     from shadow.reports.columns import TABLES

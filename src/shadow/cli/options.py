@@ -200,6 +200,16 @@ OptimizerOption = Annotated[
         rich_help_panel=MEASURING,
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="What makes Gram matrices: cpu, cuda, one card as cuda:1, or auto: a card if there is one.",
+        metavar="DEVICE",
+        autocompletion=completion.devices,
+        rich_help_panel=MEASURING,
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option(

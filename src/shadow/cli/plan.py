@@ -13,6 +13,7 @@ from shadow.cli.options import (
     DEFAULT_OUTPUT,
     BaseReference,
     Component,
+    Device,
     FetchName,
     FetchOption,
     Format,
@@ -55,6 +56,7 @@ def plan(
     layer: Layer = None,
     module: Module = None,
     precision: Precision = PrecisionName.default,
+    device: Device = "cpu",
     jobs: Jobs = None,
     allow_pickle: Pickle = False,
     fetch: FetchOption = FetchName.auto,
@@ -87,13 +89,14 @@ def plan(
 
     chosen = filter_of(component or [], layer or [], module or [])
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    from shadow.audits.devices import choose
     from shadow.audits.pair import Runtime, Settings, plan_pair
     from shadow.audits.plan import DISK_HINT
     from shadow.outputs.terminal.plan import plan_view
     from shadow.spectra.delta import Method
 
     tell_left_out(selection, console.say)
-    settings = Settings(Method(precision.value), chosen)
+    settings = Settings(Method(precision.value), chosen, device=choose(device))
     runtime = Runtime(jobs=jobs, access=access, say=console.say)
     plans: list[PairPlan] = []
     faults, wrong = 0, 0

@@ -803,6 +803,8 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
     if left.nulls != right.nulls:
         nulls = f"--nulls {left.nulls} in {first.label}, {right.nulls} in {second.label}"
         yield f"{differ}: {nulls}; no figure here rests on it"
+    if left.asked_device != right.asked_device:
+        yield f"{differ}: --device {left.asked_device} in {first.label}, {right.asked_device} in {second.label}"
     chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
     if chosen[0] != chosen[1]:
         yield "the audits were filtered differently (--component, --layer, --module): what both measured is compared"

@@ -83,8 +83,13 @@ class RowOrder:
 class Matcher:
     """Many patterns as one: which of them matches the whole of a text."""
 
-    pattern: re.Pattern[str]
+    text: str
     found: tuple[tuple[str, str], ...]  # the (module, slot) of each
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Compiled when it is first asked for: a tenth of a second for each component, and most models have one."""
+        return _pattern(self.text)
 
     def match(self, text: str) -> tuple[str, str] | None:
         if not (match := self.pattern.fullmatch(text)):
@@ -142,7 +147,8 @@ class NameRules:
 @cache
 def name_rules() -> NameRules:
     """The shipped name rules."""
-    data = yaml.safe_load((registry_folder() / "names.yaml").read_text(encoding="utf-8"))
+    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
+    data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - a safe loader
     words: dict[str, str] = data["words"]
     anywhere = _patterns(data["suffixes"]["any"], words)
     own = {component: _patterns(rules, words) for component, rules in data["suffixes"].items() if component != "any"}
@@ -189,8 +195,8 @@ def _patterns(rules: Mapping[str, list[str]], words: Mapping[str, str]) -> list[
 def _matcher(patterns: Iterable[tuple[str, str]]) -> Matcher:
     patterns = list(patterns)
     named = [re.sub(r"\(\?P<slot(\d*)>", rf"(?P<s{index}_\1>", text) for index, (text, _) in enumerate(patterns)]
-    pattern = _pattern("|".join(f"(?P<m{index}>{text})" for index, text in enumerate(named)))
-    return Matcher(pattern, _places(module for _, module in patterns))
+    text = "|".join(f"(?P<m{index}>{text})" for index, text in enumerate(named))
+    return Matcher(text, _places(module for _, module in patterns))
 
 
 def _places(names: Iterable[str]) -> tuple[tuple[str, str], ...]:

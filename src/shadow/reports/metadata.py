@@ -36,7 +36,19 @@ class SettingsMetadata(TypedDict):
     chosen: NotRequired[Mapping[str, object] | None]
     spectra: NotRequired[object]
     optimizer: NotRequired[object]
+    device: NotRequired[object]  # absent for cpu
     relation: NotRequired[object]
+
+
+class DeviceMetadata(TypedDict):
+    """Where Gram matrices were made, of an audit that did not ask for the CPU."""
+
+    asked: str  # auto, cuda, cuda:1
+    name: NotRequired[str | None]  # of the card
+    note: NotRequired[str | None]  # why auto took the CPU
+    on_device: NotRequired[int]  # Gram matrices
+    on_cpu: NotRequired[int]
+    reasons: NotRequired[Mapping[str, int]]  # how many of the CPU for what reason
 
 
 class RunMetadata(TypedDict):
@@ -44,7 +56,8 @@ class RunMetadata(TypedDict):
 
     seed: NotRequired[object]
     compute_dtype: NotRequired[object]
-    device: NotRequired[object]
+    device: NotRequired[object]  # cpu, or cuda where it made any Gram matrix
+    device_use: NotRequired[object]  # DeviceMetadata
     libraries: NotRequired[Mapping[str, object] | None]
     started: NotRequired[object]
     seconds: NotRequired[float | None]  # 0 or more

@@ -142,7 +142,10 @@ class Provenance:
     """The dtype that the numbers were computed in."""
 
     device: str | None
-    """What they were computed on."""
+    """What Gram matrices were made on: cpu, or cuda where it made any. `told["device_use"]` says how many."""
+
+    asked_device: str
+    """What `--device` asked for: cpu, also in reports from before it, or cuda."""
 
     libraries: Mapping[str, str] = field(hash=False)
     """The versions of the libraries that made the numbers, by name."""
@@ -183,6 +186,7 @@ class Provenance:
             seconds=_seconds(metadata.get("seconds")),
             compute_dtype=_if_is(str, metadata.get("compute_dtype")),
             device=_if_is(str, metadata.get("device")),
+            asked_device=_if_is(str, settings.get("device")) or "cpu",
             libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
             told=metadata,
         )

@@ -28,6 +28,8 @@ from shadow.spectra.residual import Direction, sketch
 from shadow.spectra.rounding import Undone, undo
 from shadow.spectra.rounding import values as undone_values
 from shadow.spectra.spectrum import (
+    ON_CPU,
+    Grams,
     Question,
     Remember,
     Spectrum,
@@ -191,11 +193,13 @@ def measure_pair(
     key: str,
     space: Workspace,
     remember: Remember = solve_anew,
+    grams: Grams = ON_CPU,
 ) -> tuple[Measurement, Measurement, Measurement]:
     """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows / groups, cols).
 
     formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key names the
-    matrix for the sampled null. remember: how the spectra of base and of tuned are had.
+    matrix for the sampled null. remember: how the spectra of base and of tuned are had; grams: where Gram matrices are
+    made.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
     if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
@@ -205,8 +209,10 @@ def measure_pair(
     total = sums(base, tuned, coarser, size, dtype, space)
     base_norm, tuned_norm = math.sqrt(total.base) / total.scale, math.sqrt(total.tuned) / total.scale
     vectors = VECTORS if method.subspaces else 0
-    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space, remember, vectors)
-    tuned_spectrum = _weight_spectrum(tuned, tuned_norm, size.tuned, formats[1], method, space, remember, vectors)
+    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space, remember, grams, vectors)
+    tuned_spectrum = _weight_spectrum(
+        tuned, tuned_norm, size.tuned, formats[1], method, space, remember, grams, vectors
+    )
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
@@ -214,7 +220,7 @@ def measure_pair(
     if isinstance(tuned, Updated):
         delta = _update_spectrum(tuned, norm)
     else:
-        delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format)
+        delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format, grams=grams)
     base_values, tuned_values, delta_values = (spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta))
     participation = delta_values["participation_ratio"]
     profile = total.profile
@@ -230,7 +236,7 @@ def measure_pair(
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
-        **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale),
+        **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale, grams),
         **(
             subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), profile, space)
             if method.subspaces
@@ -239,7 +245,9 @@ def measure_pair(
     }
     lines = (profile.rows / scale**2, profile.cols / scale**2)
     found = undo(base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"]))
-    delta_values |= undone_values(found, base_norm) | _purity(delta_values, found, base, tuned, method, dtype, space)
+    delta_values |= undone_values(found, base_norm) | _purity(
+        delta_values, found, base, tuned, method, dtype, space, grams
+    )
     told = {"kept_reason": found.reason, "kept_history": found.history, "kept_misfit": found.misfit}
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
@@ -263,7 +271,14 @@ def _as_float(value: float | int | None) -> float | None:
 
 
 def _purity(
-    of_delta: Values, found: Undone, base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype, space: Workspace
+    of_delta: Values,
+    found: Undone,
+    base: Matrix,
+    tuned: Matrix,
+    method: Method,
+    dtype: torch.dtype,
+    space: Workspace,
+    grams: Grams,
 ) -> Values:
     """excess_purity and purity_z of the stored delta, excess_purity_unrounded and equivalent_directions of the update.
 
@@ -275,12 +290,14 @@ def _purity(
     if not found.of_rounded_base:
         return told
     assert found.grid is not None
-    from_rounded = _difference(Rounded(base, found.grid), tuned, method, dtype, space)
+    from_rounded = _difference(Rounded(base, found.grid), tuned, method, dtype, space, grams)
     other = purity_values(from_rounded, shape, found.kept, found.reason) if from_rounded else dict.fromkeys(told)
     return {**other, "excess_purity": told["excess_purity"], "purity_z": told["purity_z"]}
 
 
-def _difference(base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype, space: Workspace) -> Values:
+def _difference(
+    base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype, space: Workspace, grams: Grams
+) -> Values:
     """The columns of tuned - base that purity is made from; empty where the two are the same."""
     size = extent(base, tuned, dtype, space)
     if size.delta == 0:
@@ -289,7 +306,7 @@ def _difference(base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype,
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
-    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64)
+    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64, grams=grams)
     found = spectrum_values(delta)
     return {
         **found,
@@ -299,11 +316,17 @@ def _difference(base: Matrix, tuned: Matrix, method: Method, dtype: torch.dtype,
 
 
 def measure_alone(
-    matrix: Matrix, stored: str, largest: float, method: Method, space: Workspace, remember: Remember = solve_anew
+    matrix: Matrix,
+    stored: str,
+    largest: float,
+    method: Method,
+    space: Workspace,
+    remember: Remember = solve_anew,
+    grams: Grams = ON_CPU,
 ) -> Measurement:
     """The numbers of a matrix that has no base at all (a projector)."""
     norm = frobenius_norm(matrix, largest, working_dtype(stored), space)
-    found = _weight_spectrum(matrix, norm, largest, stored, method, space, remember)
+    found = _weight_spectrum(matrix, norm, largest, stored, method, space, remember, grams)
     return Measurement("tuned", found.precision, spectrum_values(found), found.sigma)
 
 
@@ -336,6 +359,7 @@ def _weight_spectrum(
     method: Method,
     space: Workspace,
     remember: Remember,
+    grams: Grams,
     vectors: int = 0,
 ) -> Spectrum:
     """The spectrum of one side, with that many leading singular vectors of its short side."""
@@ -344,9 +368,9 @@ def _weight_spectrum(
         scale = power_of_two_scale(largest)
         wide_format = working_dtype(stored) == torch.float64
         read = partial(scaled_blocks, matrix, scale, space=space)
-        return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors)
+        return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors, grams)
 
-    return remember(matrix, Question(stored, method.precision, vectors), norm, solve)
+    return remember(matrix, Question(stored, method.precision, vectors, grams.solver), norm, solve)
 
 
 def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:

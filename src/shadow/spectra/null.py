@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shadow.spectra.measurement import Values
-from shadow.spectra.spectrum import Spectrum, spectrum
+from shadow.spectra.spectrum import ON_CPU, Grams, Spectrum, spectrum
 
 WORD = 64  # signs in one draw of the generator
 
@@ -99,12 +99,14 @@ def sampled_values(
     read: Callable[[torch.dtype], Iterator[Tensor]],
     corners: Sequence[tuple[int, int]],
     scale: float,
+    grams: Grams = ON_CPU,
 ) -> Values:
     """null_edge_sampled, spikes_sampled, null_participation_ratio_sampled from `draws` random sign flips of D.
 
     The edge is the largest singular value seen in any draw; the participation ratio is E² over the mean of the
     draws' sum sigma⁴. read yields the blocks of scale * D, corners their first (row, column). key names seed and
-    matrix: signs depend on it, the draw, the row and the column, and on nothing else. All None for draws = 0.
+    matrix: signs depend on it, the draw, the row and the column, and on nothing else. grams: where Gram matrices are
+    made. All None for draws = 0.
     """
     if draws == 0:
         return dict.fromkeys(("null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled"))
@@ -118,7 +120,7 @@ def sampled_values(
                 flips = torch.from_numpy(sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1]))
                 yield block.mul_(1 - 2 * flips.to(dtype))
 
-        null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False)
+        null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False, grams=grams)
         largest = max(largest, float(null.sigma[0]))
         fourth += float(((null.sigma / delta.norm) ** 4).sum()) / draws
     return {

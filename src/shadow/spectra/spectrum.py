@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from inspect import signature
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class Spectrum:
     vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of sigma (left
     ones if rows <= cols), as many as were asked for; those of sigmas below floor are noise.
     shift: how far rounding may have moved each sigma², at most, in units of sigma_1².
+    moved: was the CPU taken because a device failed?
     """
 
     sigma: NDArray[np.float64]
@@ -74,6 +76,7 @@ class Spectrum:
     precision: Precision
     vectors: NDArray[np.float64] | None = None
     shift: float = 0.0
+    moved: bool = False
 
     @property
     def long_side(self) -> int:
@@ -84,12 +87,13 @@ class Spectrum:
 class Question:
     """What the spectrum of a matrix depends on besides the matrix: the same answer for the same question.
 
-    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for.
+    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for. solver: of `Grams`.
     """
 
     stored: str
     precision: Precision
     vectors: int
+    solver: str = "cpu"
 
 
 # How the spectrum of one side is had, its Frobenius norm being known: solved, or remembered.
@@ -244,28 +248,78 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     return np.ascontiguousarray(every[:, ::-1][:, :count])
 
 
+Read = Callable[[torch.dtype], Iterator[Tensor]]
+Eigen = tuple[NDArray[np.float64], NDArray[np.float64] | None]  # all eigenvalues, and vectors where they are wanted
+
+
+class Grams(Protocol):
+    """Where Gram matrices are made."""
+
+    solver: str
+    """What their last bits depend on besides the CPU."""
+
+    def solved(
+        self,
+        read: Read,
+        shape: tuple[int, int],
+        norm: float,
+        dtype: torch.dtype,
+        solve: Callable[[Tensor], Eigen],
+    ) -> tuple[Eigen, bool]:
+        """What solve makes of the Gram matrix of a matrix, of which it gets the lower triangle in dtype on the CPU.
+
+        read yields the blocks of the matrix in the order of `blocks`, as often as it is called; norm: their
+        Frobenius norm. And: was the CPU taken because a device failed?
+        """
+        ...
+
+
+class OnCpu:
+    """All of them on the CPU."""
+
+    solver = "cpu"
+
+    def solved(
+        self,
+        read: Read,
+        shape: tuple[int, int],
+        norm: float,
+        dtype: torch.dtype,
+        solve: Callable[[Tensor], Eigen],
+    ) -> tuple[Eigen, bool]:
+        """As `Grams` says."""
+        return solve(gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)), False
+
+
+ON_CPU = OnCpu()
+
+
 def spectrum(
-    read: Callable[[torch.dtype], Iterator[Tensor]],
+    read: Read,
     shape: tuple[int, int],
     norm: float,
     scale: float,
     precision: Precision,
     wide_format: bool,
     vectors: int = 0,
+    grams: Grams = ON_CPU,
 ) -> Spectrum:
     """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the order of `blocks`.
 
     norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were multiplied by.
     wide_format says that the stored numbers have more bits than float32 products keep (F32, F64): then, and where
     the short side is small, `exact` is taken instead of `default`. Returns `precision` as it was used.
-    vectors: how many leading singular vectors of the short side to return as well, at most.
+    vectors: how many leading singular vectors of the short side to return as well, at most. grams: where its Gram
+    matrix is made.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
         precision = "exact"
     shift = 0.0
     while True:
-        values, floor, leading = _singular_values(read, shape, precision, min(vectors, side))
+        values, floor, leading, moved = _singular_values(
+            read, shape, norm * scale, precision, min(vectors, side), grams
+        )
         unresolved = int(np.count_nonzero(values < floor))
         values[values < floor] = 0.0
         if values[0] == 0.0:
@@ -278,7 +332,7 @@ def spectrum(
         precision = "exact"
     if leading is not None:  # one layout in memory: the last bits of products depend on it
         leading = np.ascontiguousarray(leading)
-    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift)
+    return Spectrum(values / scale, *shape, norm, floor / scale, precision, leading, shift, moved)
 
 
 def eigenvalue_shift(sigma: NDArray[np.float64], precision: Precision) -> float:
@@ -304,12 +358,15 @@ def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
 
 
 def _singular_values(
-    read: Callable[[torch.dtype], Iterator[Tensor]], shape: tuple[int, int], precision: Precision, vectors: int = 0
-) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None]:
-    """Singular values, descending, the floor under them, and as many leading vectors of the short side as wanted."""
+    read: Read, shape: tuple[int, int], norm: float, precision: Precision, vectors: int = 0, grams: Grams = ON_CPU
+) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
+    """Singular values, descending, the floor under them, as many leading vectors of the short side as wanted, moved."""
     dtype = torch.float64 if precision == "exact" else torch.float32
-    lower = gram(read(dtype), min(shape), shape[0] <= shape[1], dtype)
     solved = torch.float32 if precision == "fast" else torch.float64
-    squares, leading = with_vectors(lower, vectors, solved) if vectors else (eigenvalues(lower.to(solved)), None)
+
+    def solve(lower: Tensor) -> Eigen:
+        return with_vectors(lower, vectors, solved) if vectors else (eigenvalues(lower.to(solved)), None)
+
+    (squares, leading), moved = grams.solved(read, shape, norm, dtype, solve)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()
-    return values, FLOOR[precision] * float(values[0]), leading
+    return values, FLOOR[precision] * float(values[0]), leading, moved

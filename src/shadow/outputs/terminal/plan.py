@@ -80,6 +80,9 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
     memory = f"about {byte_size(plan.memory)} with {plan.jobs} {workers}, beside file caches; "
     memory += f"{byte_size(plan.memory_free)} may be had{_limited(plan.memory_by)}"
     rows.add_row(Text("memory", "dim"), Text(visible(memory)))
+    if plan.device_memory is not None and plan.device_memory_free is not None:
+        taken = f"at most {byte_size(plan.device_memory)} of its memory; {byte_size(plan.device_memory_free)} are free"
+        rows.add_row(Text("device", "dim"), Text(visible(f"{plan.device} ({plan.device_name}): {taken}")))
     rows.add_row(Text("cores", "dim"), Text(visible(f"{plan.cores}{_limited(plan.cores_by)}")))
     time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
     time += " of computing on this machine"

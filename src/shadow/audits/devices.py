@@ -1,0 +1,109 @@
+"""The device that is asked for -> the one that makes Gram matrices, and what a report says of it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from shadow.audits.outcome import Outcome
+from shadow.errors import UsageError
+from shadow.reports.metadata import DeviceMetadata
+from shadow.spectra.device import Device, TorchDevice
+
+WORDS = "cpu, auto, cuda, or one card such as cuda:1"
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Where Gram matrices are to be made. Two reports are comparable where `kind` is the same."""
+
+    kind: str = "cpu"
+    """cpu or cuda."""
+
+    asked: str = "cpu"
+    """As it was asked for: cpu, auto, cuda, cuda:1."""
+
+    place: str = "cpu"
+    """As torch calls it: cpu, cuda:0."""
+
+    name: str | None = None
+    """What its maker calls the card."""
+
+    note: str | None = None
+    """Why `auto` took the CPU."""
+
+
+CPU = DeviceChoice()
+
+
+def choose(asked: str) -> DeviceChoice:
+    """The device that a word means on this machine.
+
+    Raises UsageError for a word that means none, and for a card that torch does not have; `auto` takes the CPU then.
+    """
+    if asked == "cpu":
+        return CPU
+    card = re.fullmatch(r"cuda(?::(\d{1,3}))?", asked, re.ASCII)
+    if asked != "auto" and card is None:
+        raise UsageError(f"no device {asked[:40]!r}", f"one of {WORDS}")
+    place = f"cuda:{card[1] if card and card[1] else 0}"
+    try:
+        return DeviceChoice("cuda", asked, place, name=_name_of_card(place))
+    except UsageError as error:
+        if card is not None:
+            raise UsageError(f"--device {asked}: {error.message}", error.hint) from error
+        return DeviceChoice(asked=asked, note=error.message)
+
+
+def _name_of_card(place: str) -> str:
+    """What its maker calls a card. Raises UsageError where torch does not have it."""
+    if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
+        hint = "install a build of torch with CUDA, or use --device cpu"
+        raise UsageError(f"torch {torch.__version__} is built without CUDA", hint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old; the answer is the same
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise UsageError("torch finds no CUDA card", "use --device cpu, or auto")
+    if int(place.partition(":")[2]) >= count:
+        cards = "one CUDA card, cuda:0" if count == 1 else f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
+        raise UsageError(f"torch finds {cards}", "name another, or use --device auto")
+    try:
+        return torch.cuda.get_device_name(place)
+    except RuntimeError as error:  # a driver that does not start
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"the card cannot be used: {reason[:120]}", "use --device cpu") from error
+
+
+def open_device(choice: DeviceChoice) -> Device | None:
+    """What makes the Gram matrices; None for the CPU."""
+    return None if choice.kind == "cpu" else TorchDevice(choice.place)
+
+
+def in_words(use: DeviceMetadata) -> str:
+    """What `told` tells of an audit on a device, as a line for people."""
+    why = ", ".join(f"{reason} {count}" for reason, count in use.get("reasons", {}).items())
+    here = f"{use.get('on_cpu', 0)} on the CPU" + (f" ({why})" if why else "")
+    return f"Gram matrices: {use.get('on_device', 0)} on {use.get('name')}, {here}"
+
+
+def told(choice: DeviceChoice, outcomes: Iterable[Outcome]) -> DeviceMetadata:
+    """What a report says of the device that was asked for, and of where its Gram matrices were made."""
+    if choice.kind == "cpu":
+        return {"asked": choice.asked, "note": choice.note}
+    made = Counter[str]()
+    for outcome in outcomes:
+        made.update(outcome.grams)
+    reasons = {where.partition(": ")[2]: count for where, count in sorted(made.items()) if ": " in where}
+    return {
+        "asked": choice.asked,
+        "name": choice.name,
+        "on_device": made[choice.kind],
+        "on_cpu": sum(reasons.values()),
+        "reasons": reasons,
+    }

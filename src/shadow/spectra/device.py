@@ -1,0 +1,362 @@
+"""Gram matrices on an accelerator, each believed only after a check; eigenvalues stay on the CPU, in float64.
+
+A device multiplies in float32, without TF32. What needs float64 stays on the CPU: matrices with a short side of up to
+EXACT_SIDE, checkpoints in F32, the precision `exact`, and what `default` redoes. Sums over entries, singular vectors
+and subspaces stay there too.
+
+A check costs two products with a vector. With v of random signs, G v must be W (Wᵀ v), formed on the CPU from the same
+blocks: an error E of the Gram shows as ||E v||, about its Frobenius norm. Its trace must be the energy of the matrix,
+and its trace and squared norm the sums of its eigenvalues and of their squares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shadow.spectra.spectrum import BLOCK, ON_CPU, UNIT, Eigen, Read
+
+# Lines along the long side that one float32 product sums up. cuBLAS may add them one after another, and the error grows
+# with the root of their number: of 256 it is below that of the CPU's libraries, of a block of 2,000 four to ten times.
+DEPTH = 256
+# Largest ||G v - W (Wᵀ v)|| in units of the energy; of the trace, whose errors may all have one sign, the root of the
+# side times as much. Right products stayed below 2 roundings of float32; TF32 makes 65 at a long side of 6,000, and
+# falls with its root.
+SAME_GRAM = 8 * UNIT["default"]
+SAME_EIGENVALUES = 1e-5  # largest differences of the sums over eigenvalues, in units of the energy and its square
+IN_A_ROW = 3  # Gram matrices that failed one after another, after which the device is left alone
+SECONDS = 300  # after which the self-test counts as hung; a driver's first start can take half a minute
+LIBRARY = 32 << 20  # bytes that cuBLAS takes for each stream at most
+
+Fault = Literal["mismatch", "not finite", "out of memory", "error"]
+SAID: dict[Fault, str] = {
+    "mismatch": "was wrong",
+    "not finite": "held values that are not finite",
+    "out of memory": "did not fit its memory",
+    "error": "could not be made",
+}
+
+
+class Device(Protocol):
+    """What multiplies a matrix with its transpose in float32."""
+
+    kind: str
+    """Such as cuda: what a report calls it."""
+
+    name: str
+    """What its maker calls it."""
+
+    def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
+        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU. Any RuntimeError means that it cannot."""
+        ...
+
+    def self_test(self) -> str | None:
+        """What is wrong with its Gram matrices; None where nothing is."""
+        ...
+
+    def free_memory(self) -> int:
+        """Bytes."""
+        ...
+
+
+class Offload:
+    """What the workers of one audit share: the device, and whether it is still used.
+
+    say: gets a line for people whenever something does not come from the device. on_cpu: why nothing does, None while
+    the device is used.
+    """
+
+    def __init__(self, device: Device, say: Callable[[str], None]) -> None:
+        self.device = device
+        self.on_cpu: str | None = None
+        self._say = say
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+        self._tested = False
+
+    def is_usable(self) -> bool:
+        """Is the device to be used? It is tested when this is asked for the first time."""
+        with self._lock:
+            if not self._tested:
+                self._tested = True
+                fault = self.device.self_test()
+                if fault is not None:
+                    self.on_cpu = "self-test"
+                    self._say(f"{self._named} failed its self-test ({fault}): all Gram matrices are made on the CPU")
+            return self.on_cpu is None
+
+    def succeeded(self) -> None:
+        with self._lock:
+            self._in_a_row = 0
+
+    def failed(self, which: str, fault: Fault, detail: str) -> None:
+        """A Gram matrix has to be made on the CPU; which names it."""
+        with self._lock:
+            self._in_a_row += 1
+            told = f" ({detail})" if detail else ""
+            self._say(f"{which}: the Gram matrix of {self._named} {SAID[fault]}{told}: made on the CPU")
+            if self._in_a_row == IN_A_ROW and self.on_cpu is None:
+                self.on_cpu = "given up"
+                self._say(f"{self._named} failed {IN_A_ROW} times in a row: the rest is made on the CPU")
+
+    @property
+    def _named(self) -> str:
+        return f"{self.device.kind} ({self.device.name})"
+
+
+class Offloaded:
+    """The Gram matrices of one pair of matrices, of the device or of the CPU; not shared between threads.
+
+    which: what people call the pair. made: how many Gram matrices were made where; those of the CPU with the reason,
+    `cpu: float64`.
+    """
+
+    def __init__(self, offload: Offload, which: str) -> None:
+        self._offload = offload
+        self._which = which
+        self.solver = solver_of(offload.device)
+        self.made = Counter[str]()
+
+    def solved(
+        self,
+        read: Read,
+        shape: tuple[int, int],
+        norm: float,
+        dtype: torch.dtype,
+        solve: Callable[[Tensor], Eigen],
+    ) -> tuple[Eigen, bool]:
+        """As `shadow.spectra.spectrum.Grams` says."""
+        reason, moved = "float64", False
+        if dtype == torch.float32:
+            found = self._from_device(read, shape, norm, solve)
+            if not isinstance(found, str):
+                self.made[self._offload.device.kind] += 1
+                return found, False
+            reason, moved = found, True
+        self.made[f"cpu: {reason}"] += 1
+        return ON_CPU.solved(read, shape, norm, dtype, solve)[0], moved
+
+    def _from_device(
+        self, read: Read, shape: tuple[int, int], norm: float, solve: Callable[[Tensor], Eigen]
+    ) -> Eigen | str:
+        """Eigenvalues and vectors of the device's Gram matrix; or why it was not made, or cannot be believed."""
+        offload = self._offload
+        if not offload.is_usable():
+            assert offload.on_cpu is not None
+            return offload.on_cpu
+        try:
+            probe = _Probe(min(shape), shape[0] <= shape[1])
+            lower = offload.device.gram(probe.seen(read(torch.float32)), probe.side, probe.wide)
+        except torch.OutOfMemoryError:
+            return self._failed("out of memory", "")
+        except RuntimeError as error:  # what reading the blocks raises, the CPU will raise again
+            return self._failed("error", str(error).strip().partition("\n")[0][:120])
+        trace, square = _sums(lower)
+        if not np.isfinite(trace + square):
+            return self._failed("not finite", "")
+        energy = norm**2 or 1.0
+        apart = max(abs(trace - norm**2) / math.sqrt(probe.side), probe.residual(lower)) / energy
+        if apart > SAME_GRAM:
+            return self._failed("mismatch", f"off by {apart:.0e} of the energy")
+        found = solve(lower)
+        values = found[0] / energy
+        apart = max(abs(values.sum() - trace / energy), abs((values**2).sum() - square / energy**2))
+        if not apart <= SAME_EIGENVALUES:
+            return self._failed("mismatch", "its trace and norm are not those of its eigenvalues")
+        offload.succeeded()
+        return found
+
+    def _failed(self, fault: Fault, detail: str) -> str:
+        self._offload.failed(self._which, fault, detail)
+        return fault
+
+
+class _Probe:
+    """W (Wᵀ v) of a matrix whose blocks pass by, v (side,) of random signs, the same for every matrix of that side."""
+
+    def __init__(self, side: int, wide: bool) -> None:
+        self.side = side
+        self.wide = wide
+        self._signs = np.where(np.random.default_rng(side).random(side) < 0.5, -1.0, 1.0)
+        self._sum = np.zeros(side)
+
+    def seen(self, matrix_blocks: Iterator[Tensor]) -> Iterator[Tensor]:
+        signs = self._signs.astype(np.float32)
+        for block in matrix_blocks:
+            x = block.numpy() if self.wide else block.numpy().T
+            self._sum += x @ (signs @ x)
+            yield block
+
+    def residual(self, gram: Tensor) -> float:
+        """||G v - W (Wᵀ v)||."""
+        total = np.zeros(self.side)
+        for rows in _rows(gram):
+            total[rows] = gram[rows].double().numpy() @ self._signs
+        return float(np.linalg.norm(total - self._sum))
+
+
+def _sums(gram: Tensor) -> tuple[float, float]:
+    """The trace and the squared norm, in float64."""
+    return float(gram.diagonal().double().sum()), sum(float(gram[rows].double().square().sum()) for rows in _rows(gram))
+
+
+def _rows(gram: Tensor) -> Iterator[slice]:
+    """A few rows at a time, so that no second Gram matrix is in memory."""
+    step = max(1, BLOCK // 4 // len(gram))
+    return (slice(start, start + step) for start in range(0, len(gram), step))
+
+
+class TorchDevice:
+    """A device of torch. Blocks pass through two buffers that it copies from while the CPU reads the next one."""
+
+    def __init__(self, place: str) -> None:
+        """place: as torch calls it, such as cuda:0."""
+        self.place = torch.device(place)
+        self.kind = self.place.type
+        self.name = torch.cuda.get_device_name(self.place) if self.kind == "cuda" else self.kind
+        self._of_thread = threading.local()
+
+    def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
+        """As `Device.gram` says."""
+        if not hasattr(self._of_thread, "way"):
+            self._of_thread.way = _Way(self.place)
+        way: _Way = self._of_thread.way
+        with way.stream():
+            total = torch.zeros((side, side), dtype=torch.float32, device=self.place)
+            for block in matrix_blocks:
+                for part in _parts(block if wide else block.T, BLOCK // side):
+                    there = way.copied(part)
+                    for x in _parts(there, DEPTH):
+                        total.addmm_(x, x.T)
+            return total.cpu()
+
+    def self_test(self) -> str | None:
+        """What is wrong with its Gram matrices, found in a child process: a driver may hang or crash."""
+        return tested_in_child([sys.executable, "-P", "-m", "shadow.spectra.self_test", str(self.place)])
+
+    def free_memory(self) -> int:
+        """Bytes of a CUDA card."""
+        return int(torch.cuda.mem_get_info(self.place)[0])
+
+
+def _parts(x: Tensor, width: int) -> Iterator[Tensor]:
+    """(side, k) -> parts of that many columns, at least 1."""
+    return iter(torch.split(x, max(1, width), dim=1))
+
+
+class _Way:
+    """How one thread brings blocks to a device: a stream of its own, and buffers that are used in turns."""
+
+    def __init__(self, place: torch.device) -> None:
+        self._place = place
+        self._stream = torch.cuda.Stream(place) if place.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._buffers: list[Tensor | None] = [None, None]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._next = 0
+
+    def stream(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def copied(self, part: Tensor) -> Tensor:
+        """The same on the device. Returns before it is there; what the stream does next waits for it."""
+        turn, self._next = self._next, 1 - self._next
+        event = self._copied[turn]
+        if event is not None:
+            event.synchronize()  # the device has taken what was in the buffer
+        buffer = self._buffers[turn]
+        if buffer is None or buffer.numel() < part.numel():
+            buffer = torch.empty(max(part.numel(), BLOCK), pin_memory=self._stream is not None)
+            self._buffers[turn] = buffer
+        # column by column where the part is: so that the device multiplies it as it lies
+        here = buffer[: part.numel()].view(part.T.shape).T if part.stride(0) == 1 else buffer[: part.numel()]
+        here = here.view(part.shape)
+        here.copy_(part)
+        there = here.to(self._place, non_blocking=True)
+        if self._stream is not None:
+            self._copied[turn] = self._stream.record_event()
+        return there
+
+
+def device_memory(side: int, jobs: int) -> int:
+    """Bytes that so many workers take on a device at most, beside what its driver takes; side: of the largest Gram."""
+    return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
+
+
+def solver_of(device: Device) -> str:
+    """What the last bits of its Gram matrices depend on."""
+    return f"{device.kind} {device.name} {torch.version.cuda}"
+
+
+_WHOLE = threading.Lock()
+_whole_users = 0
+_had_before: tuple[str, list[tuple[Any, str]]] | None = None
+
+
+@contextlib.contextmanager
+def full_products() -> Iterator[None]:
+    """Products of float32 in float32, without TF32 and the like; afterwards as the process had it.
+
+    The setting is of the whole process: what runs in it at the same time has it too.
+    """
+    global _whole_users, _had_before
+    with _WHOLE:
+        if _whole_users == 0:
+            _had_before = _precisions()
+            torch.set_float32_matmul_precision("highest")
+        _whole_users += 1
+    try:
+        yield
+    finally:
+        with _WHOLE:
+            _whole_users -= 1
+            if _whole_users == 0 and _had_before is not None:
+                _restore(*_had_before)
+
+
+def _precisions() -> tuple[str, list[tuple[Any, str]]]:
+    """torch's older setting of products, and the newer one (since 2.9) of each library that the older one sets too."""
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:  # only the newer one was set
+        older = "highest"
+    libraries: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    newer = [(one, str(one.fp32_precision)) for one in libraries if hasattr(one, "fp32_precision")]
+    return older, newer
+
+
+def _restore(older: str, newer: list[tuple[Any, str]]) -> None:
+    torch.set_float32_matmul_precision(older)
+    for library, precision in newer:
+        library.fp32_precision = "none"  # which is what a wider setting says
+        if library.fp32_precision != precision:
+            library.fp32_precision = precision
+
+
+def tested_in_child(command: list[str]) -> str | None:
+    """What the self-test in a child process found; None where it found nothing."""
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    try:
+        child = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False, text=True,
+            env=one_thread | os.environ,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"it did not end within {SECONDS} seconds"
+    except OSError as error:
+        return f"it could not be started: {error.strerror}"
+    if child.returncode == 0:
+        return child.stdout.strip() or None
+    lines = child.stderr.strip().splitlines()
+    return lines[-1][:200] if lines and child.returncode == 1 else f"it died ({child.returncode})"
