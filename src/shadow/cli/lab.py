@@ -14,7 +14,11 @@ from shadow.extras import require
 
 def lab_run(
     preset: Annotated[
-        PresetName, typer.Option(help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control.")
+        PresetName,
+        typer.Option(
+            help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control; "
+            "width-64 to width-512: decoders of one width, an hour or two each."
+        ),
     ] = PresetName.quick,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False, callback=on_this_machine)

@@ -319,7 +319,13 @@ def _finished(run: Run, out: Path) -> Row:
 def _figures(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
     pair = Pair(family, name, Reference(str(base), True), Reference(str(tuned), True))
     done = run_pair(pair, SETTINGS, reports, Runtime(jobs=1, overwrite=True))
-    return {"figures": dict(done.summary.figures), "columns": _medians(done.folder)}
+    overall = done.summary.figures["relative_norm_overall"]
+    allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
+    return {"figures": dict(done.summary.figures), "columns": _medians(done.folder), "allocation": allocation}
+
+
+def _over(value: float | None, whole: float | None) -> float | None:
+    return value / whole if value is not None and whole else None
 
 
 def _medians(folder: Path) -> dict[str, float | None]:
