@@ -12,6 +12,7 @@ from shadow.cli import app
 from shadow.findings.comparison import FIGURES, compare
 from shadow.outputs.terminal.comparison import comparison_view
 from shadow.outputs.terminal.summary import component_table, module_table
+from shadow.outputs.terminal.words import other_words
 from shadow.reports import columns
 from shadow.reports.heads import HEADS
 
@@ -79,3 +80,34 @@ def test_a_misspelt_head_answers_with_the_nearest():
     result = explained("conc,")
     assert isinstance(result.exception, Exception)
     assert result.exception.hint == "did you mean 'conc.'?"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["gates"], "at least 0.5"),
+        (["reference"], "trainings of `shadow lab`"),
+        (["mixed"], "a label:"),
+        (["not", "assessable"], "a label: a gate failed"),
+        (["null"], "random sign"),
+        (["x", "null"], "value of the null"),
+        (["follows"], "at least 0.25 of an even share"),
+        (["neither follows nor avoids"], "alignment_left"),
+        (["kept"], "finished report"),
+        (["kept"], "share of the stored delta's energy"),  # the column of that name
+        (["FAILED"], "its condition is true"),
+        (["not_a_matrix"], "vectors: only their relative norm"),
+        (["short or slow training"], "another explanation"),
+    ],
+)
+def test_other_words_of_the_screens_are_explained(words, told):
+    """The label, its reference, the gates, what the finding says of directions, states, outcomes and reasons."""
+    result = explained(*words)
+    assert result.exit_code == 0
+    assert told in " ".join(result.stdout.split())
+
+
+def test_a_word_names_a_column_that_there_is():
+    """Else `explain` would leave its formula out without a word."""
+    known = {column.name for table in columns.TABLES.values() for column in table.columns}
+    assert [head for head in other_words().values() if head.column and head.column not in known] == []

@@ -13,9 +13,10 @@ import yaml
 from hypothesis import given
 from test_registry import ENTRIES, FAULTS, FUZZ, load
 
-from shadow.errors import ShadowError
+from shadow.errors import ShadowError, UsageError
 from shadow.files import registry_folder
-from shadow.targets.editor_schema import family_schema
+from shadow.targets.editor_schema import family_schema, list_schema
+from shadow.targets.lists import read_list
 from shadow.targets.plain_yaml import read_plain
 
 FILES = sorted((registry_folder() / "families").glob("*.yaml"))
@@ -26,6 +27,7 @@ VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 def test_the_committed_schema_is_up_to_date():
     """`make docs` writes it."""
     assert readme.SCHEMA.read_text() == json.dumps(SCHEMA, indent=2) + "\n"
+    assert readme.LIST_SCHEMA.read_text() == json.dumps(list_schema(), indent=2) + "\n"
 
 
 def test_it_is_a_schema():
@@ -89,3 +91,37 @@ def plain(text: str | bytes):
 def test_it_sees_the_faults_of_form(fault):
     """Unknown keys and components, wrong types, missing keys: the editor underlines what the reader refuses."""
     assert not VALIDATOR.is_valid(plain(FAULTS[fault][0]))
+
+
+@pytest.mark.parametrize(
+    ("text", "takes"),
+    [
+        ("- demo\n- {target: 'qwen*'}\n", True),
+        ("- {base: org/base@v1.0, tuned: ./mine}\n", True),
+        ("- {base: org/base, tuned: ./mine, name: mine:base..run-7}\n", True),
+        ("- {base: org/base, tuned: ./mine, name: mine}\n", False),
+        ("- {target: demo, name: mine:a..b}\n", False),
+        ("- {base: org/base}\n", False),
+        ("- {bsae: org/base, tuned: ./mine}\n", False),
+        ("- demo base..x\n", False),
+    ],
+)
+def test_the_schema_of_lists_agrees_with_the_reader(tmp_path, text, takes):
+    """What is read keeps the schema; a misspelt key, half a pair and a name of no pair are seen by both."""
+    schema = list_schema()
+    jsonschema.Draft7Validator.check_schema(schema)
+    assert jsonschema.Draft7Validator(schema).is_valid(yaml.safe_load(text)) == takes
+    (tmp_path / "list.yaml").write_text(text)
+    if takes:
+        assert read_list(str(tmp_path / "list.yaml"))
+    else:
+        with pytest.raises(UsageError):
+            read_list(str(tmp_path / "list.yaml"))
+
+
+def test_the_list_of_the_documentation_keeps_its_schema(tmp_path):
+    """docs/lists.md begins with one, which is read."""
+    (text,) = re.findall(r"```yaml\n(- demo .*?)```", (readme.DOCS / "lists.md").read_text(), re.DOTALL)
+    jsonschema.Draft7Validator(list_schema()).validate(yaml.safe_load(text))
+    (tmp_path / "list.yaml").write_text(text)
+    assert len(read_list(str(tmp_path / "list.yaml"))) == 4

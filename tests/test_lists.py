@@ -82,6 +82,16 @@ def test_a_pair_is_given_by_its_checkpoints(tmp_path, monkeypatch):
     assert found == given_pair(parse_reference("org/b@v1"), Reference(str(tmp_path / "t"), True))
 
 
+def test_a_pair_of_a_list_has_the_name_that_it_is_given(tmp_path):
+    """`name: family:base..tuned`, as --name has it; without one the name ends in a hash of both references."""
+    named, nameless = entries(
+        tmp_path, "- {base: org/b, tuned: org/t, name: mine:base..run-7}\n- {base: org/b, tuned: org/t}\n"
+    )
+    assert (named.family, named.name) == ("mine", "base..run-7")
+    assert (named.base, named.tuned) == (nameless.base, nameless.tuned)
+    assert nameless.name.startswith("b..t-")
+
+
 def test_standard_input_is_a_list(monkeypatch, tmp_path):
     """`-` is read from standard input; folders are relative to where the command was started."""
     text = b"- demo\n- {base: ./b, tuned: org/t}\n"
@@ -133,6 +143,20 @@ FAULTS = {
     "half a pair": ("-\n  base: a/b\n", ":2", "an entry has 'base'", "base and tuned together"),
     "both": ("- {target: demo, base: a/b, tuned: c/d}\n", ":1", "'target' and 'base' and 'tuned'", "alone"),
     "nothing as a checkpoint": ("- {base: a/b, tuned: ~}\n", ":1", "'~' alone says nothing", "~/"),
+    "a name of no pair": (
+        "- {base: a/b, tuned: c/d, name: mine}\n",
+        ":1",
+        "'mine' is no name of a pair",
+        "family:base",
+    ),
+    "a name that climbs": ("- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n", ":3", "is no name of a pair", "letters"),
+    "a name of a target": ("- {target: demo, name: a:b..c}\n", ":1", "'target' and 'name'", "alone"),
+    "one name twice": (
+        "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n",
+        None,
+        "2 different pairs are called 'm:a..b'",
+        "rename",
+    ),
     "empty mapping": ("- {}\n", ":1", "an entry has nothing", "alone"),
     "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "name"),
     "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not a target", "name"),
@@ -164,7 +188,7 @@ def test_a_fault_names_file_line_and_the_nearest_word(tmp_path, registry, fault)
     path = written(tmp_path, text)
     with pytest.raises(UsageError) as caught:
         select(registry=registry, listed=path)
-    assert caught.value.message.startswith(f"{path}{line}: ")
+    assert line is None or caught.value.message.startswith(f"{path}{line}: ")
     assert message in caught.value.message
     assert len(caught.value.message) < len(path) + 200
     assert hint in (caught.value.hint or "")

@@ -287,3 +287,37 @@ def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
         rules = gather(["concentration > 1"], file, against=True, allow_missing=flag)
         assert {rule.name: rule.allow_missing for rule in rules} == {"concentration > 1": flag, "a": False, "b": flag}
     assert gather([], None, against=True, allow_missing=True)[0].allow_missing
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("rel. norm > 0.1", "relative_norm > 0.1"),
+        ("rel.norm>0.1", "relative_norm > 0.1"),
+        ("relative norm > 0.1", "relative_norm_overall > 0.1"),
+        ("conc. >= .5", "concentration >= .5"),
+        ("null PR < 3", "null_participation_ratio < 3"),
+        ("language.mlp.up.PR < 3", "language.mlp.up.participation_ratio < 3"),
+        ("*.mlp.*.rel. norm > 1", "*.mlp.*.relative_norm > 1"),
+    ],
+)
+def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, meant):
+    """Words as they stand on the screen: the hint can be typed, and is a rule."""
+    with pytest.raises(UsageError) as caught:
+        parse_rule(text)
+    assert caught.value.message.endswith("is the head of a table, not a figure")
+    assert f"did you mean '{meant}'?" in caught.value.hint
+    assert parse_rule(meant)
+
+
+def test_the_hint_tells_the_two_norms_apart():
+    """The median over matrices, and the norm of the whole change."""
+    with pytest.raises(UsageError) as caught:
+        parse_rule("rel. norm > 0.1")
+    assert "median over matrices; relative_norm_overall is the norm of the whole change" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["zero_share > 1", "language.energy > 1", "spikes > 1"])
+def test_a_figure_that_ends_like_a_head_is_a_figure(text):
+    """`energy` is a head and a figure of a component."""
+    assert parse_rule(text).condition == text

@@ -227,3 +227,15 @@ def test_a_user_without_a_home_folder_has_no_cache(monkeypatch):
 
 def missing():
     raise RuntimeError("Could not determine home directory.")
+
+
+def test_verbose_says_of_which_matrix_a_spectrum_came_from_the_cache(stages, shadow, tmp_path):
+    """Of each of the two matrices the base's spectrum is there; the first audit had none."""
+    base, middle, last = stages
+    options = ("-o", "kept", "--cache-dir", "spectra", "--verbose")
+    on = {"env": {"SHADOW_NO_CACHE": "0"}}
+    first = shadow("audit", base, middle, *options, **on)
+    second = shadow("audit", middle, last, *options, **on)
+    assert "from the cache" not in first.err
+    lines = [line for line in second.err.splitlines() if line.endswith(", 1 spectrum from the cache")]
+    assert [line.split()[1].split(".")[2] for line in sorted(lines)] in (["0", "1"], ["1", "0"])

@@ -90,7 +90,7 @@ def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
     assert (tmp_path / "out" / "mine" / "base..v2" / "summary.json").is_file()
     for arguments, words in (
         (("plan", "demo", "--name", "mine:a..b"), "--name is for one pair"),
-        (("plan", "./one", "./two", "--name", "mine"), "names no pair"),
-        (("plan", "./one", "./two", "--name", "../up:a..b"), "names no pair"),
+        (("plan", "./one", "./two", "--name", "mine"), "is no name of a pair"),
+        (("plan", "./one", "./two", "--name", "../up:a..b"), "is no name of a pair"),
     ):
         assert words in shadow(*arguments).assert_refused(2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,12 @@ class Outcome:
 
     residual: NDArray[np.float32] | None = None
     """The delta's Gram on the side of the residual stream, as `shadow.spectra.residual` keeps it."""
+
+    seconds: float = field(default=0.0, compare=False)
+    """How long one worker took for it, 0 or more."""
+
+    cached: int = field(default=0, compare=False)
+    """Spectra of it that were not solved but read from the cache, 0 to 2."""
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:

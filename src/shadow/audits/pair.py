@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from shadow import __version__
+from shadow.audits import details
 from shadow.audits.cache_folder import size_of
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
@@ -47,7 +48,7 @@ from shadow.spectra.delta import Method
 from shadow.spectra.spectrum import solve_anew
 from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
-from shadow.text import byte_size
+from shadow.text import byte_size, took
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
@@ -111,7 +112,7 @@ def tell_nobody(_: object) -> None:
 class Runtime:
     """How an audit runs, and who is told of it. No number and no file depends on it.
 
-    It can be pickled where say and show can: as they stand here, or functions of a module.
+    It can be pickled where say, detail and show can: as they stand here, or functions of a module.
     """
 
     jobs: int | None = None
@@ -128,6 +129,9 @@ class Runtime:
 
     say: Callable[[str], None] = tell_nobody
     """Gets one line for people now and then."""
+
+    detail: Callable[[str], None] = tell_nobody
+    """Gets a line for whatever happens: each side, each matrix, where the time went."""
 
     show: Callable[[Progress], None] = tell_nobody
     """Gets the progress."""
@@ -284,8 +288,13 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
 
 def _run(audit: _Audit) -> AuditResult:
     pair, settings, runtime = audit.pair, audit.settings, audit.runtime
+    opening = _Clock()
     base = find_checkpoint(pair.base, runtime, audit.scratch / "base")
     tuned = find_checkpoint(pair.tuned, runtime, audit.scratch / "tuned")
+    runtime.detail(details.of_found("base", base))
+    runtime.detail(details.of_found("tuned", tuned))
+    told = details.of_settings(settings.method, settings.chosen, spectra=settings.spectra, optimizer=settings.optimizer)
+    runtime.detail(told)
     identity = Identity(
         version=__version__,
         schema=SCHEMA,
@@ -313,6 +322,7 @@ def _run(audit: _Audit) -> AuditResult:
     if other or broken:
         reason = named(other) or broken
         runtime.say(f"measuring again; the old report stays until that is done: {reason}")
+    opened = opening.seconds()
     clock = _Clock()
     journal = Journal(audit.folder, identity)
     try:
@@ -322,7 +332,9 @@ def _run(audit: _Audit) -> AuditResult:
         measured = _measure(audit, lined, journal)
         if scored is None:
             scored = _kept(audit.folder, identity, runtime.say)
+        writing = _Clock()
         summary, metadata = _write(audit, identity, lined, journal, scored=scored, clock=clock)
+        runtime.detail(f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report")
     except BaseException:
         if journal.is_empty:
             journal.remove()
@@ -495,6 +507,7 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
         tell()
 
     def note(source: Source) -> None:
+        runtime.detail(details.of_source(source))
         if isinstance(source, WholeFile) and (source.bytes_to_move() or not source.keep):
             journal.note_fetched(Fetched(*source.identity, source.file.checksum, source.keep))
 
@@ -502,12 +515,17 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
     fetching = Fetching(runtime.say, report, note)
     kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if kept is None else kept.remember
+    jobs = runtime.jobs or default_jobs(lined.pairs, room())
+    for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
+        runtime.detail(line)
+    by_key = {pair.key: pair for pair in lined.pairs}
+    clock, busy = _Clock(), 0.0
     outcomes = measure_pairs(
         plan.base,
         plan.tuned,
         plan.work,
         method=audit.settings.method,
-        jobs=runtime.jobs or default_jobs(lined.pairs, room()),
+        jobs=jobs,
         fetching=fetching,
         remember=remember,
     )
@@ -515,7 +533,10 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
         for outcome in outcomes:
             journal.add(outcome)
             spent += costs[outcome.key]
+            busy += outcome.seconds
+            runtime.detail(f"[{len(journal.outcomes)}/{len(costs)}] {details.of_outcome(by_key[outcome.key], outcome)}")
             tell()
+    runtime.detail(details.of_time(clock.seconds(), busy, jobs))
     if kept is not None and kept.tally.there:
         size = byte_size(size_of(kept.folder))
         runtime.say(f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder}, {size})")

@@ -84,13 +84,14 @@ def audit_pairs(
     line on its report. audit is called as run_pair is.
     """
     for number, pair in enumerate(pairs, 1):
-        say = runtime.say
+        say, detail = runtime.say, runtime.detail
         if numbered:
-            say = partial(_say_behind, f"[{number}/{len(pairs)}] {pair.full_name}: ", runtime.say)
+            prefix = f"[{number}/{len(pairs)}] {pair.full_name}: "
+            say, detail = partial(_say_behind, prefix, say), partial(_say_behind, prefix, detail)
         watching = nullcontext(runtime.show) if watch is None else watch(pair.full_name)
         with watching as show:
             meter = _Meter(show)
-            metered = replace(runtime, say=say, show=meter.show)
+            metered = replace(runtime, say=say, detail=detail, show=meter.show)
             outcome = _outcome(pair, meter, partial(audit, pair, settings, output, metered, scores=scores.get(pair)))
         if numbered and outcome.began and outcome.result is not None:
             moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""

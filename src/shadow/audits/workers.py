@@ -39,7 +39,7 @@ from shadow.spectra.delta import (
     working_dtype,
 )
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.spectrum import BLOCK, Remember, Workspace, solve_anew
+from shadow.spectra.spectrum import BLOCK, Question, Remember, Spectrum, Workspace, solve_anew
 
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -180,9 +180,33 @@ def worker_memory(pairs: Sequence[MatrixPair]) -> int:
 
 
 def _outcome(pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember) -> Outcome:
+    started = time.perf_counter()
     base_verified = _verified(pair.base, base) if pair.base else None
     tuned_verified = _verified(pair.tuned, tuned)
-    return replace(_measured(pair, base, tuned, method, remember), verified=(base_verified, tuned_verified))
+    counting = _Counting(remember)
+    measured = _measured(pair, base, tuned, method, counting.remember)
+    return replace(
+        measured,
+        verified=(base_verified, tuned_verified),
+        seconds=time.perf_counter() - started,
+        cached=counting.asked - counting.solved,
+    )
+
+
+class _Counting:
+    """How many spectra of one matrix pair were asked for, and how many of them had to be solved."""
+
+    def __init__(self, remember: Remember) -> None:
+        self._remember = remember
+        self.asked = self.solved = 0
+
+    def remember(self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]) -> Spectrum:
+        def solving() -> Spectrum:
+            self.solved += 1
+            return solve()
+
+        self.asked += 1
+        return self._remember(matrix, question, norm, solving)
 
 
 def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:

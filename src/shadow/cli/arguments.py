@@ -62,7 +62,10 @@ def selected(named: NamedTargets) -> Selection:
             targets, given = [], list(typed.pairs_of_references(targets, {}))
         if not given or targets or named.listed or named.tags:
             raise UsageError("--name is for one pair that is given by its checkpoints", typed.TWO)
-        given = [typed.named(given[0], named.name)]
+        try:
+            given = [typed.under_name(given[0], named.name)]
+        except UsageError as error:
+            raise UsageError(f"--name: {error.message}", error.hint) from error
     selection = select(targets, given, registry=named.registry, listed=named.listed, tags=named.tags, shard=named.shard)
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"

@@ -51,6 +51,7 @@ from shadow.cli.options import (
     Tag,
     Targets,
     TunedReference,
+    Verbose,
 )
 from shadow.errors import ShadowError, UsageError
 
@@ -123,6 +124,7 @@ def audit(
     json: Json = False,
     full: Full = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     registry: Registry = None,
 ) -> None:
     """Measure pairs of checkpoints and write their reports.
@@ -133,6 +135,8 @@ def audit(
 
     Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
     """
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
     held = GateOptions(fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit)
     rules = rules_of(held)
     say = _say_nothing if quiet else console.say
@@ -167,7 +171,14 @@ def audit(
             optimizer=None if optimizer is None else optimizer.value,
         ),
         output=output,
-        runtime=Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=say),
+        runtime=Runtime(
+            jobs=jobs,
+            access=access,
+            overwrite=overwrite,
+            cache=cache,
+            say=say,
+            detail=console.say if verbose else _say_nothing,
+        ),
         scores=scores_of_pairs(scores or [], selection.own, say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),

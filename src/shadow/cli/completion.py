@@ -15,7 +15,7 @@ import typer
 
 from shadow.errors import ShadowError
 
-TOPICS = ("label", "finding", "published")  # what `shadow explain` knows besides columns and heads
+TOPICS = ("label", "finding", "published", "gates")  # what `shadow explain` knows besides columns and heads
 
 
 def targets(ctx: typer.Context, incomplete: str) -> list[str]:

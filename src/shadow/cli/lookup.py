@@ -35,6 +35,9 @@ def families(
     format: FormatOption = Format.table,
     json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
+    list_schema: Annotated[
+        bool, typer.Option("--list-schema", help="Print the JSON Schema of the lists that --list takes.")
+    ] = False,
     registry: Registry = None,
 ) -> None:
     """List the families of the registry, or show one."""
@@ -42,10 +45,10 @@ def families(
         format = Format.json
     from shadow.targets.families import filter_families, load_families
 
-    if schema:
-        from shadow.targets.editor_schema import family_schema
+    if schema or list_schema:
+        from shadow.targets import editor_schema
 
-        console.show_json(family_schema())
+        console.show_json(editor_schema.list_schema() if list_schema else editor_schema.family_schema())
         return
     if component is not None:
         from shadow.places.names import check_component
@@ -65,8 +68,8 @@ def explain(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A column or figure of a report, the head of a table on the screen, `label`, `finding` or "
-            "`published`; without it, list all.",
+            help="A column or figure of a report, the head of a table on the screen, another word there, `label`, "
+            "`finding`, `published` or `gates`; without it, list all.",
             metavar="WORD",
             autocompletion=completion.words,
         ),
@@ -83,16 +86,18 @@ def explain(
     if not word:
         console.display(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
         return
+    from shadow.outputs.terminal.words import other_words
+
     if word in TOPICS:
         console.display(TOPICS[word]())
         return
     every = [one for table in TABLES.values() for one in table.columns]
     columns = {one.name: one for one in (*every, *columns.values())}
-    head = head_of(word)
+    head = head_of(word) or other_words().get(word.lower())
     if head is not None:
         console.display(head_view(word, head, columns.get(head.column)))
     elif word not in columns:
-        hint = nearest(word, [*columns, *HEADS, *TOPICS]) or "`shadow explain` lists them"
+        hint = nearest(word, [*columns, *HEADS, *TOPICS, *other_words()]) or "`shadow explain` lists them"
         raise UsageError(f"no column {word!r}", hint)
     if word in columns and (head is None or head.column != word):
         console.display(column_view(columns[word]))
@@ -118,8 +123,14 @@ def _published() -> RenderableType:
     return published_view(released())
 
 
+def _gates() -> RenderableType:
+    from shadow.outputs.terminal.words import gates_view
+
+    return gates_view()
+
+
 TOPICS: Mapping[str, Callable[[], RenderableType]] = dict(
-    zip(completion.TOPICS, (_label, _finding, _published), strict=True)
+    zip(completion.TOPICS, (_label, _finding, _published, _gates), strict=True)
 )
 
 

@@ -121,6 +121,14 @@ class ShowFormat(StrEnum):
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Keep stderr to errors, rules that fail and their count.")]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "-v",
+        "--verbose",
+        help="Also tell on stderr where each side comes from, each matrix as it is measured, and where the time went.",
+    ),
+]
 Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
 
 

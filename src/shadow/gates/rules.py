@@ -22,6 +22,7 @@ from shadow.errors import ShadowError, UsageError
 from shadow.findings.footprint import Label
 from shadow.places.names import name_rules
 from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
+from shadow.reports.heads import HEADS
 from shadow.targets.families import NAME
 from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
@@ -56,6 +57,10 @@ KEYS = {  # of a rule in a policy file, and what each says
     "severity": "error, or warning: shown, and never changes the exit code.",
     "message": "What a person should know when the rule is met.",
     "allow_missing": "true: nothing to judge is no error.",
+}
+OF_NORMS = {  # two figures that are easily taken for each other
+    "relative_norm": " It is the median over matrices; relative_norm_overall is the norm of the whole change",
+    "relative_norm_overall": " It is the norm of the whole change; relative_norm is the median over matrices",
 }
 HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.concentration > 0.5'"
 
@@ -121,6 +126,7 @@ def parse_rule(text: str, **more: Any) -> Rule:
     """
     if len(text) > LONGEST:
         raise UsageError(f"{text[:40]!r}... is too long for a rule", HINT)
+    _refuse_head(text)
     match = EXPRESSION.fullmatch(text)
     if not match:
         raise UsageError(f"{text!r} is not a rule", HINT)
@@ -133,6 +139,28 @@ def parse_rule(text: str, **more: Any) -> Rule:
     threshold = _label(text, comparison, wanted) if name.metric == LABEL else _number(text, wanted)
     named = {"name": f"{name} {comparison} {_written(threshold)}", **more}
     return Rule(**named, figure=name, comparison=comparison, threshold=threshold)
+
+
+def _refuse_head(text: str) -> None:
+    """Raises UsageError where a rule has the head of a table on the screen, such as `rel. norm`, and not a figure."""
+    figure = re.split("[<>=!]", text, maxsplit=1)[0]
+    rest = re.sub(r"\s*([<>=!]+)\s*", r" \1 ", text[len(figure) :]).strip()
+    bare = re.sub(r"\s", "", figure).lower()
+    for name, head in HEADS.items():
+        place = bare.removesuffix(re.sub(r"\s", "", name).lower())
+        named = f"{place}{head.column}"
+        if place == bare or place[-1:] not in ("", ".") or _is_figure(figure.strip()) or not _is_figure(named):
+            continue
+        hint = f"did you mean '{' '.join(filter(None, (named, rest)))}'?"
+        raise UsageError(f"{figure.strip()!r} is the head of a table, not a figure", f"{hint}{OF_NORMS.get(named, '')}")
+
+
+def _is_figure(text: str) -> bool:
+    try:
+        parse_figure(text)
+    except UsageError:
+        return False
+    return True
 
 
 def _number(text: str, wanted: str) -> float:
@@ -201,6 +229,7 @@ def parse_moved(text: str, **more: Any) -> Rule:
     """A figure, or all that a pattern names, that must stay inside the interval of a baseline. Raises UsageError."""
     if len(text) > LONGEST:
         raise UsageError(f"{text[:40]!r}... is too long for a figure", "such as language.mlp.up.concentration")
+    _refuse_head(text)
     figure = parse_figure(text.strip(), many=True)
     return Rule(**{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None)
 

@@ -1,6 +1,6 @@
-"""The JSON Schema of family files, for editors: from the same constants that the reader checks with.
+"""The JSON Schemas of family files and of lists, for editors: from the same constants that the readers check with.
 
-It never refuses what the reader takes. The reader refuses more: what a file refers to (stages in `pairs`, folders).
+They never refuse what the readers take. The readers refuse more: what a file refers to (stages in `pairs`, folders).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from shadow.places.names import name_rules
 from shadow.targets.families import NAME, PAIR_KEYS, REFERENCE_KEYS, RELATIONS, RESERVED
+from shadow.targets.lists import ENTRY_KEYS, MAX_ENTRIES, MAX_TARGET
 
 Schema = dict[str, object]  # a JSON Schema
 
@@ -86,11 +87,28 @@ def family_schema() -> Schema:
     }
 
 
+def list_schema() -> Schema:
+    """JSON Schema, draft 7, of the file that `--list` takes."""
+    target: Schema = {"type": "string", "pattern": r"^\S+$", "maxLength": MAX_TARGET}
+    checkpoint: Schema = {"type": ["string", "number"]}
+    name: Schema = {"type": "string", "pattern": f"^{NAME.pattern}:{NAME.pattern}$"}
+    keys = _described(ENTRY_KEYS, target=target, base=checkpoint, tuned=checkpoint, name=name)
+    alone = _closed({"target": keys.pop("target")}, ["target"])
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "A list of targets of shadow",
+        "description": "What `shadow audit --list` audits, one after another.",
+        "type": ["array", "null"],
+        "maxItems": MAX_ENTRIES,
+        "items": {"anyOf": [target, alone, _closed(keys, ["base", "tuned"])]},
+    }
+
+
 def _ref(name: str) -> Schema:
     return {"$ref": f"#/definitions/{name}"}
 
 
-def _described(texts: Mapping[str, str], **schemas: Schema) -> Schema:
+def _described(texts: Mapping[str, str], **schemas: Schema) -> dict[str, Schema]:
     """Each key with its description; a key without a schema, or a schema without a key, is an error here."""
     assert list(texts) == list(schemas)
     return {key: {"description": text, **schemas[key]} for key, text in texts.items()}

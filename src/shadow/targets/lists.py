@@ -20,13 +20,14 @@ from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
 from shadow.targets.plain_yaml import NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
-from shadow.targets.typed import is_reference, pairs_of_references
+from shadow.targets.typed import is_reference, pairs_of_references, under_name
 from shadow.text import nearest
 
 ENTRY_KEYS = {
     "target": "A family, family:from..to, or a glob over these.",
     "base": "A checkpoint, as --base takes it; a folder is relative to the list.",
     "tuned": "The model tuned from it.",
+    "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
 }
 YAML, PLAIN = (".yaml", ".yml", ".json"), (".txt", ".list")  # other names are told apart by how the list begins
 MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
@@ -286,7 +287,7 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
 
 
 def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, int], folder: Path) -> str | Pair:
-    """`{target: ...}` or `{base: ..., tuned: ...}`."""
+    """`{target: ...}`, or `{base: ..., tuned: ...}` with or without a name."""
     for key, value in item.items():
         if key not in ENTRY_KEYS:
             spaced = len(item) == 1 and isinstance(value, str) and ".." in value and len(f"{key}{value}") <= 80
@@ -298,14 +299,19 @@ def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, in
     texts = {key: value for key, value in item.items() if isinstance(value, str)}
     if texts.keys() == {"target"}:
         return _checked(where, texts["target"])
-    if texts.keys() != {"base", "tuned"}:
+    if texts.keys() - {"name"} != {"base", "tuned"}:
         keys = " and ".join(map(repr, texts)) or "nothing"
-        raise UsageError(f"{where}: an entry has {keys}", "write a target alone, or base and tuned together")
+        hint = "write a target alone, or base and tuned together, and a name if you like"
+        raise UsageError(f"{where}: an entry has {keys}", hint)
     references = {}
     for key in ("base", "tuned"):
         with _asked(ListEntry(f"{name}:{lines[key]}", "")):
             references[key] = parse_reference(texts[key], folder)
-    return given_pair(references["base"], references["tuned"])
+    pair = given_pair(references["base"], references["tuned"])
+    if "name" not in texts:
+        return pair
+    with _asked(ListEntry(f"{name}:{lines['name']}", "")):
+        return under_name(pair, texts["name"])
 
 
 def parse_shard(text: str) -> Share:

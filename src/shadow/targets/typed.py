@@ -61,10 +61,10 @@ def _is(asked: Reference, known: Reference) -> bool:
     return same and asked.revision in (None, known.revision)
 
 
-def named(pair: Pair, name: str) -> Pair:
-    """A pair that was given by its checkpoints under a name of its own, `family:base..tuned`."""
+def under_name(pair: Pair, name: str) -> Pair:
+    """A pair that was given by its checkpoints under a name of its own, `family:base..tuned`. Raises UsageError."""
     family, _, stages = name.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
-        raise UsageError(f"--name: {short(name)} names no pair", "write family:base..tuned, of letters, digits, . _ -")
+        raise UsageError(f"{short(name)} is no name of a pair", "write family:base..tuned, of letters, digits, . _ -")
     return replace(pair, family=family, name=stages)

@@ -1,0 +1,72 @@
+"""Words of the screens that are neither columns nor heads of tables, for `explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from shadow.findings.finding import EXPLANATIONS, TURNED
+from shadow.findings.footprint import GATES
+from shadow.outputs.terminal.label import WORDS
+from shadow.reasons import REASONS
+from shadow.reports.heads import Head
+
+ALIGNED = (
+    "the change has more of its energy (follows) or less (avoids) in the base's 16 leading directions than the sizes "
+    f"of its rows and columns alone would put there, by at least {TURNED} of an even share. Otherwise it neither "
+    "follows nor avoids them"
+)
+NULL = "the same delta with a random sign for each entry: the sizes of the entries stay, the structure goes"
+OF_SCREENS = {
+    "null": Head(NULL, "null_participation_ratio"),
+    "x null": Head(f"how many times the value of the null; the null is {NULL}"),
+    "noise of the same profile": Head(f"the null: {NULL}"),
+    "reference": Head(
+        "trainings of `shadow lab` whose data are known, which the label is compared with. `shadow explain label` has "
+        "the bounds that come from them"
+    ),
+    "gate": Head("a condition under which figures can be those of a fine-tune; `shadow explain gates` lists them"),
+    "inside layers": Head("medians over the matrices of the layers, without embeddings and head"),
+    "tokens": Head("rows of the embedding that changed", "embedding_rows_changed"),
+    "in brackets": Head("spread over layers: how far the figure would move with other layers, not with other runs"),
+    "even share": Head("what 16 directions would hold if the energy lay evenly: 16 / rows, or 16 / columns"),
+    "follows": Head(ALIGNED, "alignment_left"),
+    "avoids": Head(ALIGNED, "alignment_left"),
+    "neither follows nor avoids": Head(ALIGNED, "alignment_left"),
+    "has no vote": Head("shown beside the figures that decide the verdict, and not one of them"),
+    "cannot be excluded": Head("these figures neither exclude the explanation nor speak for it"),
+    "fits": Head("these figures are as the explanation would have them, which is no proof"),
+    "done": Head("the report of the pair is there"),
+    "kept": Head("a finished report is there that differs from what was asked for; --overwrite replaces it"),
+    "pending": Head("the audit of the pair has not begun"),
+    "not judged": Head("the report has no figure that the rule names, or only null values"),
+    "failed": Head("of a rule: its condition is true. Of a pair: it could not be audited, and the error says why"),
+    "passed": Head("of a rule: its condition is not true. Of a gate: its condition holds"),
+}
+
+
+def other_words() -> Mapping[str, Head]:
+    """By what stands on the screen, in small letters: what it means."""
+    named = {word: Head(f"a label: {text}. `shadow explain label` has the bounds") for word, text in WORDS.items()}
+    named |= {name: Head(f"a reason for which a tensor is not measured: {one.text}") for name, one in REASONS.items()}
+    named |= {
+        text: Head("another explanation of the same figures; `shadow explain finding` says how it is answered")
+        for text in EXPLANATIONS.values()
+    }
+    return {**named, **OF_SCREENS}
+
+
+def gates_view() -> RenderableType:
+    """`explain gates`: the six gates, and when a pair passes each."""
+    rows = Table.grid(padding=(0, 2))
+    for name, text in GATES.items():
+        rows.add_row(Text(name, "bold"), Text(text.replace("`", "")))
+    return Group(
+        Text.assemble(("gates", "bold cyan"), "  conditions under which figures can be those of a fine-tune"),
+        Padding(rows, (1, 0, 1, 2)),
+        Text("A pair that fails one has figures, and its label is `not assessable`, with the reason.", "dim"),
+    )
