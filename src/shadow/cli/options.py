@@ -152,6 +152,7 @@ class PresetName(StrEnum):
     width_128 = "width-128"
     width_256 = "width-256"
     width_512 = "width-512"
+    pretrained = "pretrained"
 
 
 class FetchName(StrEnum):
