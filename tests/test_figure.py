@@ -25,9 +25,9 @@ from reports import delta, place, write
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.figures import KINDS, MARK, compose, draw, write_figure
-from shadow.outputs.figures.source import Choice, metrics, read_source, shown
+from shadow.outputs.figures.source import Choice, read_source, shown
 from shadow.outputs.figures.style import CURVES, styled
-from shadow.reports.columns import SPECTRA
+from shadow.reports.columns import SPECTRA, delta_metrics
 from shadow.reports.parquet import arrow_schema
 
 SHADOW = Path(sys.executable).parent / "shadow"
@@ -501,8 +501,8 @@ def test_a_layer_of_an_absurd_number_is_left_out(tmp_path, kind):
 
 def test_every_metric_can_be_drawn(run):
     """Every column of numbers that delta rows have is a metric of `--metric`; text is none."""
-    assert {"concentration", "effective_rank_shift", "spikes", "alpha"} <= set(metrics())
-    assert not {"tensor", "layer", "subject"} & set(metrics())
+    assert {"concentration", "effective_rank_shift", "spikes", "alpha"} <= set(delta_metrics())
+    assert not {"tensor", "layer", "subject"} & set(delta_metrics())
     with pytest.raises(UsageError):
         draw("heatmap", [run], "svg", Choice(metric="tensor"))
 

@@ -144,3 +144,26 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
     one, other = (training.new_model(SIZE, seed).state_dict()[INSIDE] for seed in (0, 1))
     assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("optimizer", "rest"), [("adamw", 1.0), ("muon", 1 / 3)])
+def test_a_wider_decoder_learns_more_slowly_in_its_matrices(optimizer: training.Optimizer, rest: float) -> None:
+    """The first step of Adam moves an entry by its rate: a quarter of it in matrices and head, all of it elsewhere.
+
+    A step of Muon has the same spectral norm with the factor and without.
+    """
+    moved = {}
+    for factor in (1.0, 0.25):
+        model = training.new_model(SIZE, 0)
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        recipe = Recipe(1, 1e-3, optimizer=optimizer, width_factor=factor)
+        list(training.train(model, SMALL.narrow.samples(Random(0)), 4, recipe))
+        moved[factor] = {name: weight - before[name] for name, weight in model.state_dict().items()}
+    largest = {name: float(change.abs().max()) for name, change in moved[0.25].items()}
+    assert largest["lm_head.weight"] == pytest.approx(0.25e-3 * rest, rel=1e-2)
+    assert largest["model.embed_tokens.weight"] == pytest.approx(1e-3 * rest, rel=1e-2)
+    assert largest["model.norm.weight"] == pytest.approx(1e-3 * rest, rel=1e-2)
+    if optimizer == "adamw":
+        assert largest[INSIDE] == pytest.approx(0.25e-3, rel=1e-2)
+    else:
+        torch.testing.assert_close(moved[0.25][INSIDE], moved[1.0][INSIDE])

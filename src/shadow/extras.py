@@ -9,7 +9,7 @@ from shadow.errors import ShadowError
 EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "duckdb": ("duckdb",),
     "figure": ("matplotlib",),
-    "lab": ("matplotlib", "transformers"),
+    "lab": ("gguf", "matplotlib", "transformers"),
     "report": ("jinja2", "plotly"),
 }
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shadow import __version__
-from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports
+from shadow.cli import audit, console, exports, gate, lab, lineage, lookup, plan, reports, reproduce
 from shadow.cli.examples import epilog_of
 from shadow.cli.usage import Commands, WrongUsage, as_usage_error
 from shadow.errors import ShadowError, UsageError
@@ -50,7 +50,7 @@ def _shadow(
 
 
 GROUPS = {
-    "Measure": (audit.audit, plan.plan),
+    "Measure": (audit.audit, plan.plan, reproduce.reproduce),
     "Read reports": (
         reports.show,
         exports.report,

@@ -148,6 +148,11 @@ class PresetName(StrEnum):
     smoke = "smoke"
     quick = "quick"
     full = "full"
+    width_64 = "width-64"
+    width_128 = "width-128"
+    width_256 = "width-256"
+    width_512 = "width-512"
+    pretrained = "pretrained"
 
 
 class FetchName(StrEnum):

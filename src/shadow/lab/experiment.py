@@ -169,7 +169,7 @@ def _claim(out: Path) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise ShadowError(f"{out} holds something else", "name a new folder with -o") from None
         out.mkdir(parents=True, exist_ok=True)
-        _write(file, own)
+        write_json(file, own)
         return
     except (ValueError, OSError) as error:
         raise ShadowError(f"{file} cannot be read: {error}", "name a new folder with -o") from error
@@ -177,7 +177,7 @@ def _claim(out: Path) -> None:
         raise ShadowError(f"{out} holds runs of other versions", f"made with {there}; name a new folder with -o")
 
 
-def _write(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
     """JSON, whole or not at all."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -213,12 +213,12 @@ def train_base(base: Base, out: Path) -> float:
     model = new_model(scale.size, base.seed)
     samples = base.original.samples(Random(f"base {base.key}"))  # noqa: S311
     losses = list(train(model, samples, scale.size.rows, scale.base))
-    with _whole(checkpoint(out, base)) as folder:
+    with whole_folder(checkpoint(out, base)) as folder:
         save(model, folder)
     row = {"base": base.key, "loss": _last(losses), "accuracies": accuracies(base, checkpoint(out, base))}
     record(out, base).parent.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
-    _write(record(out, base), row | {"seconds": round(seconds, 1)})
+    write_json(record(out, base), row | {"seconds": round(seconds, 1)})
     return seconds
 
 
@@ -233,7 +233,7 @@ def perform_run(run: Run, out: Path) -> float:
     file.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
     identity = {**asdict(run), "base": run.base.key, "name": run.name, "of": list(run.of)}
-    _write(file, {"run": identity, "seconds": round(seconds, 1), "rows": rows})
+    write_json(file, {"run": identity, "seconds": round(seconds, 1), "rows": rows})
     return seconds
 
 
@@ -263,7 +263,7 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
-    _write(file, {"runs": names, "seconds": round(seconds, 1), "rows": rows})
+    write_json(file, {"runs": names, "seconds": round(seconds, 1), "rows": rows})
     return seconds
 
 
@@ -281,7 +281,7 @@ def _train(run: Run, out: Path) -> list[Row]:
         # the loss is told before the update that it leads to has been made: a mark is seen one step late
         if (share := marks.get(len(losses) - 1)) is not None and share < 1:
             rows.append({"share": share, "loss": _last(losses), **_passing_figures(model, run, out)})
-    with _whole(checkpoint(out, run.base, run.name)) as folder:
+    with whole_folder(checkpoint(out, run.base, run.name)) as folder:
         save(model, folder)
     return [*rows, {"share": 1.0, "loss": _last(losses), **_finished(run, out)}]
 
@@ -304,7 +304,7 @@ def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) 
     """The figures of a state that is not kept."""
     with tempfile.TemporaryDirectory() as scratch:
         save(model, Path(scratch) / "tuned")
-        return _figures(checkpoint(out, run.base), Path(scratch) / "tuned", Path(scratch), "family", "pair")
+        return figures_of(checkpoint(out, run.base), Path(scratch) / "tuned", Path(scratch), "family", "pair")
 
 
 def _finished(run: Run, out: Path) -> Row:
@@ -312,14 +312,21 @@ def _finished(run: Run, out: Path) -> Row:
     base, tuned = checkpoint(out, run.base), checkpoint(out, run.base, run.name)
     if (rounded := tuned / "rounded base").is_dir():
         base = rounded
-    figures = _figures(base, tuned, out / "reports", run.base.key, folder_name(run.name))
+    figures = figures_of(base, tuned, out / "reports", run.base.key, folder_name(run.name))
     return {**figures, "accuracies": accuracies(run.base, tuned)}
 
 
-def _figures(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
+def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
+    """Audit two checkpoints into reports: the figures of the summary, medians of columns, and shares of modules."""
     pair = Pair(family, name, Reference(str(base), True), Reference(str(tuned), True))
     done = run_pair(pair, SETTINGS, reports, Runtime(jobs=1, overwrite=True))
-    return {"figures": dict(done.summary.figures), "columns": _medians(done.folder)}
+    overall = done.summary.figures["relative_norm_overall"]
+    allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
+    return {"figures": dict(done.summary.figures), "columns": _medians(done.folder), "allocation": allocation}
+
+
+def _over(value: float | None, whole: float | None) -> float | None:
+    return value / whole if value is not None and whole else None
 
 
 def _medians(folder: Path) -> dict[str, float | None]:
@@ -394,7 +401,7 @@ def _kept(
     run: Run, out: Path, tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None = None
 ) -> list[Row]:
     """Write the weights that a run is, audit and probe them."""
-    with _whole(checkpoint(out, run.base, run.name)) as folder:
+    with whole_folder(checkpoint(out, run.base, run.name)) as folder:
         for weights, place in ((tuned, folder), (base, folder / "rounded base")):
             if weights is not None:
                 place.mkdir(exist_ok=True)
@@ -404,7 +411,7 @@ def _kept(
 
 
 @contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder that appears when all of it is written, in the place of one that an interrupted run left."""
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)

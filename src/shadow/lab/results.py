@@ -22,8 +22,8 @@ def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
     """The tables of a preset whose runs are all finished.
 
     runs: identity of the run, share of its steps, relative_norm and the like as in `summary.json`, their medians over
-    the matrices inside layers as `layers_*`, accuracies of the last state as `right_*` and of its base as `base_*`,
-    and the gates that the last state fails.
+    the matrices inside layers as `layers_*`, the relative norm of a module over that of all as `allocation_*`,
+    accuracies of the last state as `right_*` and of its base as `base_*`, and the gates that the last state fails.
     comparisons: the verdict of `shadow compare` on every two of the runs A to D of a base.
     """
     runs = pd.DataFrame([row for run in preset.runs for row in _rows(run, out)])
@@ -77,6 +77,7 @@ def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
             **{f"right_{probe}": after.get(probe) for probe in PROBES},
             **row["figures"],
             **{f"layers_{name}": value for name, value in row["columns"].items()},
+            **{f"allocation_{module}": value for module, value in row["allocation"].items()},
             "stopped": _stopped(report(out, run.base, run.name)) if row["share"] == 1 else None,
         }
 

@@ -27,3 +27,19 @@ def run(
     figure(tables, out / "lab.svg")
     (out / "lab.md").write_text(page(tables, preset), encoding="utf-8")
     return tables
+
+
+def run_pretrained(out: Path, *, show: Callable[[TaskResult], None] = lambda done: None) -> pd.DataFrame:
+    """Train and audit what out lacks of the continuations of a pretrained decoder, and write `pretrained.parquet` and
+    `pretrained.md`.
+
+    Raises ShadowError where the model or the texts cannot be fetched.
+    """
+    from shadow.lab import pretrained
+
+    out.mkdir(parents=True, exist_ok=True)
+    table = pretrained.perform(
+        out, pretrained.fetch_ingredients(out), show=lambda what, done, total: show(TaskResult(what, done, total, 0.0))
+    )
+    (out / "pretrained.md").write_text(pretrained.page(table), encoding="utf-8")
+    return table

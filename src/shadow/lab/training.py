@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,6 +50,10 @@ class Recipe:
 
     adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw at a third of its
     rate for the rest; lora trains factors of rank `rank` beside the matrices of the layers with adamw, nothing else.
+
+    width_factor multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1]: that of a wider
+    decoder is 64 over its width, so that an update moves what a layer puts out alike at every width (Yang et al. 2022,
+    table 8). An update of muon has a spectral norm that does not grow with the width, and needs no such factor.
     """
 
     steps: int
@@ -57,6 +61,7 @@ class Recipe:
     weight_decay: float = 0.0
     optimizer: Optimizer = "adamw"
     rank: int = 4  # of lora
+    width_factor: float = 1.0
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
@@ -117,12 +122,20 @@ def _optimizers(model: transformers.LlamaForCausalLM, recipe: Recipe) -> list[to
         return [torch.optim.SGD(trained.values(), lr=rate, momentum=0.9, weight_decay=decay)]
     if recipe.optimizer == "muon":
         inside = {name: one for name, one in trained.items() if ".layers." in name and one.ndim == 2}
-        rest = [one for name, one in trained.items() if name not in inside]
+        rest = {name: one for name, one in trained.items() if name not in inside}
         return [
             torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay),
-            adamw(rest, lr=rate / 3, betas=(0.9, 0.98), weight_decay=decay),
+            adamw(_groups(rest, rate / 3, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay),
         ]
-    return [adamw(trained.values(), lr=rate, betas=(0.9, 0.98), weight_decay=decay)]
+    return [adamw(_groups(trained, rate, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay)]
+
+
+def _groups(trained: Mapping[str, nn.Parameter], rate: float, width_factor: float) -> list[dict[str, object]]:
+    """Parameters by the rate they are trained at: those that read from the residual stream, or write to it, apart."""
+    scaled = [one for name, one in trained.items() if one.ndim == 2 and "embed_tokens" not in name]
+    others = [one for name, one in trained.items() if one.ndim != 2 or "embed_tokens" in name]
+    groups = ((scaled, rate * width_factor), (others, rate))
+    return [{"params": parameters, "lr": rate_of_group} for parameters, rate_of_group in groups if parameters]
 
 
 class _LowRank(nn.Module):

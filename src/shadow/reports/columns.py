@@ -741,3 +741,8 @@ TABLES = {
         Table("scores", "summary.json, in scores, and compare", "a benchmark, or a correlation over reports", SCORES),
     )
 }  # fmt: skip
+
+
+def delta_metrics() -> list[str]:
+    """The columns of delta rows that are numbers."""
+    return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]

@@ -142,7 +142,9 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
         totals["base"] += float(torch.mul(b, b, out=work).sum())
         totals["tuned"] += float(torch.mul(t, t, out=work).sum())
         torch.sub(t, b, out=work)
-        changed[row : row + len(work)] += torch.count_nonzero(work, dim=1)
+        # ones in the working dtype, summed: exact below 2^24 in a block, and six times as fast as count_nonzero
+        differs = torch.ne(work, 0, out=space.take("product", work.shape, dtype))
+        changed[row : row + len(work)] += differs.sum(1).to(torch.int64)
         if delta_scale != 1.0:
             work.mul_(delta_scale)
         totals["along"] += float(torch.mul(b, work, out=space.take("product", b.shape, dtype)).sum())

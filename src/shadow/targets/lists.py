@@ -18,7 +18,7 @@ from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
 from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
-from shadow.targets.plain_yaml import NotPlainError, Tree, read_plain
+from shadow.targets.plain_yaml import KeyPath, NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
 from shadow.targets.typed import is_reference, pairs_of_references, under_name
 from shadow.text import nearest
@@ -280,10 +280,21 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
         return
     if not isinstance(tree, list):
         raise UsageError(f"{name}: not a list", YAML_ENTRY)
-    for index, item in enumerate(tree):
-        where = f"{name}:{lines[(index,)]}"
+    yield from entries_of(name, tree, lines, folder)
+
+
+def entries_of(
+    name: str, items: Sequence[Tree], lines: Mapping[KeyPath, int], folder: Path, at: KeyPath = ()
+) -> Iterator[ListEntry]:
+    """The entries of a YAML list that stands at a path of the file called name; folders are relative to folder.
+
+    Raises UsageError, which names the line.
+    """
+    for index, item in enumerate(items):
+        where = f"{name}:{lines[*at, index]}"
         if isinstance(item, dict):
-            yield ListEntry(where, _mapped(name, where, item, {key: lines[index, key] for key in item}, folder))
+            keys = {key: lines[*at, index, key] for key in item}
+            yield ListEntry(where, _mapped(name, where, item, keys, folder))
         elif isinstance(item, str) and item:
             yield ListEntry(where, _checked(where, item))
         else:

@@ -19,9 +19,10 @@ from shadow.outputs.figures.depth import draw_depth
 from shadow.outputs.figures.heatmap import draw_heatmap
 from shadow.outputs.figures.lineage import draw_lineage
 from shadow.outputs.figures.modules import draw_modules
-from shadow.outputs.figures.source import Choice, FigureData, metrics, read_source
+from shadow.outputs.figures.source import Choice, FigureData, read_source
 from shadow.outputs.figures.spectrum import draw_spectrum
 from shadow.outputs.figures.style import STYLE, styled, undrawn
+from shadow.reports.columns import delta_metrics
 from shadow.text import visible
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def is_our_figure(path: Path) -> bool:
 
 def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:
     """The bytes of a figure, and what was chosen."""
-    if choice.metric is not None and choice.metric not in metrics():
+    if choice.metric is not None and choice.metric not in delta_metrics():
         raise UsageError(f"no metric {choice.metric!r} of a delta", "`shadow schema matrices` lists the columns")
     if kind in ("spectrum", "heatmap") and len(folders) > 1:
         raise ShadowError(

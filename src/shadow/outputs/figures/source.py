@@ -15,7 +15,7 @@ from shadow.findings.depth import LAYERS
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import ComponentRow
 from shadow.places.names import name_rules
-from shadow.reports.columns import DELTA, MATRICES, SPECTRAL
+from shadow.reports.columns import MATRICES
 from shadow.text import visible
 
 LABEL_COLUMN = 44  # letters of a name that are shown
@@ -120,11 +120,6 @@ def read_source(folder: Path, component: str | None) -> FigureData:
 
 def _layers(summary: Summary, component: str) -> int:
     return sum(row.component == component for row in summary.depth)
-
-
-def metrics() -> list[str]:
-    """The columns of delta rows that are numbers."""
-    return [column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float")]
 
 
 def shown(text: str, letters: int = LABEL_COLUMN) -> str:

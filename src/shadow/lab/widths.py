@@ -1,0 +1,264 @@
+"""Trainings at several widths -> how every figure moves with the width, and whether a bound carries over. Pure.
+
+The unit is the base, as in `shadow.lab.findings`. The rule for a base that counts, and what "carries over" means, were
+written down before any decoder wider than 64 was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import mannwhitneyu
+
+from shadow.lab.design import MAIN
+from shadow.lab.findings import Estimate, contrast, level, main_runs
+from shadow.lab.results import final
+
+WARM = {"original": 0.85, "broad": 0.70}
+"""A base counts if it gets these shares of answers right: as the ten bases of width 64 do (0.87 and 0.72 at least)."""
+
+BROAD = ("A", "C", "D")
+NARROW = "B"
+
+
+@dataclass(frozen=True)
+class WidthFigure:
+    """A figure of the spectrum or of the place of an update that may depend on the width.
+
+    name: as docs and tables have it. text: what it is. value: runs -> one number a run, on the scale the law is linear
+    in; NaN where a run has none.
+    """
+
+    name: str
+    text: str
+    value: Callable[[pd.DataFrame], pd.Series[float]]
+
+
+def _column(name: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
+    return lambda runs: runs[name].astype(float)
+
+
+def _ratio(first: str, second: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
+    return lambda runs: runs[first].astype(float) / runs[second].astype(float)
+
+
+def _log(value: Callable[[pd.DataFrame], pd.Series[float]]) -> Callable[[pd.DataFrame], pd.Series[float]]:
+    def logarithm(runs: pd.DataFrame) -> pd.Series[float]:
+        numbers = value(runs)
+        return pd.Series(np.log(numbers.where(numbers > 0).to_numpy(float)), index=runs.index)
+
+    return logarithm
+
+
+FIGURES: tuple[WidthFigure, ...] = (
+    WidthFigure("concentration", "`concentration`, median", _column("layers_concentration")),
+    WidthFigure(
+        "ln equivalent directions",
+        "ln of 1/`excess_purity`, median",
+        lambda runs: -_log(_column("layers_excess_purity"))(runs),
+    ),
+    WidthFigure(
+        "ln PR over null",
+        "ln of `participation_ratio` over its null, median",
+        _log(_column("participation_share")),
+    ),
+    WidthFigure("top-4 energy", "`top4_energy`, median", _column("layers_top4_energy")),
+    WidthFigure("top-20 energy", "`top20_energy`, median", _column("layers_top20_energy")),
+    WidthFigure("spikes", "`spikes_sharp`, median", _column("layers_spikes_sharp")),
+    WidthFigure(
+        "ln alignment over null",
+        "ln of `alignment_left` over its null, medians",
+        _log(_ratio("layers_alignment_left", "layers_alignment_left_null")),
+    ),
+    WidthFigure("ln attention to MLP", "ln of `attention_to_mlp`", _log(_column("attention_to_mlp"))),
+    WidthFigure(
+        "ln output over query",
+        "ln of the relative norm of `attn.o` over that of `attn.q`",
+        _log(_ratio("allocation_attn.o", "allocation_attn.q")),
+    ),
+    WidthFigure(
+        "ln token coverage",
+        "ln of `embedding_row_participation_ratio`",
+        _log(_column("embedding_row_participation_ratio")),
+    ),
+    WidthFigure("relative norm", "`relative_norm`, median", _column("layers_relative_norm")),
+)
+
+
+@dataclass(frozen=True)
+class DroppedBase:
+    """A base that has not learned enough to count, with the shares of answers it gets right, in [0, 1]."""
+
+    base: str
+    width: int
+    original: float
+    broad: float
+
+
+@dataclass(frozen=True)
+class AtWidth:
+    """A figure at one width. regimes: its mean over bases. difference: B - C; in_spreads: that over the pooled standard
+    deviation of runs of one base and regime, None with one run each. auc: the share of pairs of a run of B and one of C
+    in which B has more, each within its base."""
+
+    width: int
+    bases: int
+    regimes: dict[str, Estimate]
+    difference: Estimate
+    in_spreads: float | None
+    auc: float | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """What a law fitted without one width says of it.
+
+    broad_error, narrow_error: predicted minus measured mean, on the figure's scale. in_differences: the larger of the
+    two as a share of the measured |B - C|; below a half, a bound between the predictions tells the means apart. wrong:
+    runs of `runs` that such a bound takes for the other kind.
+    """
+
+    width: int
+    broad_error: float
+    narrow_error: float
+    in_differences: float
+    wrong: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class FigureLaw:
+    """How one figure depends on the width.
+
+    The law: mean = broad + slope log2(width / 64), and `difference` more for narrow data, by least squares over the
+    means of the widths. slope_in_differences: the slope of one doubling over the difference. auc_pooled: B against C
+    over all widths together, which a bound without a width would get; auc_law: the same after the slope is taken off.
+    """
+
+    figure: WidthFigure
+    widths: list[AtWidth]
+    broad: float
+    slope: float
+    difference: float
+    slope_in_differences: float
+    auc_pooled: float
+    auc_law: float
+    left_out: list[LeftOut]
+
+    @property
+    def carries(self) -> bool:
+        """Does a bound fitted on the other widths tell narrow from broad means at each, the widest included?"""
+        return bool(self.left_out) and all(one.in_differences < 0.5 for one in self.left_out)
+
+
+def dropped(runs: pd.DataFrame) -> list[DroppedBase]:
+    """The bases that fail the rule WARM, by width and name."""
+    bases = main_runs(runs).drop_duplicates("base").sort_values(["width", "base"])
+    cold = pd.concat([bases[f"base_{probe}"] < share for probe, share in WARM.items()], axis=1).any(axis=1)
+    return [
+        DroppedBase(str(row["base"]), int(row["width"]), float(row["base_original"]), float(row["base_broad"]))
+        for row in bases[cold].to_dict("records")
+    ]
+
+
+def counted(runs: pd.DataFrame) -> pd.DataFrame:
+    """The last states of A to D from the bases that count."""
+    cold = {one.base for one in dropped(runs)}
+    last = final(main_runs(runs))
+    return last[~last["base"].isin(cold)]
+
+
+def laws(runs: pd.DataFrame) -> list[FigureLaw]:
+    """The law of every figure that the runs have, from the tables `runs` of several widths put together."""
+    last = counted(runs)
+    found = []
+    for figure in FIGURES:
+        values = figure.value(last).replace([np.inf, -np.inf], np.nan)
+        valued = last.assign(value=values).dropna(subset=["value"])
+        if valued["width"].nunique() > 1:
+            found.append(law(figure, valued))
+    return found
+
+
+def law(figure: WidthFigure, runs: pd.DataFrame) -> FigureLaw:
+    """The law of one figure, whose values are the column `value`."""
+    widths = sorted({int(width) for width in runs["width"]})
+    means = _means(runs)
+    broad, slope, difference = _fit(means)
+    doublings = np.log2(runs["width"].to_numpy(float) / 64)
+    without = runs.assign(value=runs["value"] - slope * doublings)
+    return FigureLaw(
+        figure=figure,
+        widths=[_at(runs[runs["width"] == width], width) for width in widths],
+        broad=broad,
+        slope=slope,
+        difference=difference,
+        slope_in_differences=slope / difference,
+        auc_pooled=_auc(runs),
+        auc_law=_auc(without),
+        left_out=[_leave_out(runs, means, width) for width in widths] if len(widths) > 2 else [],
+    )
+
+
+def _means(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a width and kind of data (narrow: 0 or 1): the mean over bases of the mean over their runs."""
+    kinds = runs.assign(narrow=(runs["regime"] == NARROW).astype(float))
+    by_base = kinds.groupby(["width", "narrow", "base"])["value"].mean()
+    return by_base.groupby(["width", "narrow"]).mean().reset_index()
+
+
+def _fit(means: pd.DataFrame) -> tuple[float, float, float]:
+    """(broad at width 64, slope a doubling, what narrow data add), by least squares."""
+    doublings = np.log2(means["width"].to_numpy(float) / 64)
+    design = np.column_stack([np.ones(len(means)), doublings, means["narrow"].to_numpy(float)])
+    solution: NDArray[np.float64] = np.linalg.lstsq(design, means["value"].to_numpy(float), rcond=None)[0]
+    broad, slope, difference = (float(number) for number in solution)
+    return broad, slope, difference
+
+
+def _leave_out(runs: pd.DataFrame, means: pd.DataFrame, width: int) -> LeftOut:
+    broad, slope, difference = _fit(means[means["width"] != width])
+    predicted_broad = broad + slope * float(np.log2(width / 64))
+    own = means[means["width"] == width].set_index("narrow")["value"]
+    broad_error = predicted_broad - float(own.loc[0.0])
+    narrow_error = predicted_broad + difference - float(own.loc[1.0])
+    measured = abs(float(own.loc[1.0] - own.loc[0.0]))
+    bound = predicted_broad + difference / 2
+    at_width = runs[runs["width"] == width]
+    taken_for_narrow = np.sign(difference) * (at_width["value"] - bound) > 0
+    return LeftOut(
+        width=width,
+        broad_error=broad_error,
+        narrow_error=narrow_error,
+        in_differences=max(abs(broad_error), abs(narrow_error)) / measured,
+        wrong=int((taken_for_narrow != (at_width["regime"] == NARROW)).sum()),
+        runs=len(at_width),
+    )
+
+
+def _at(runs: pd.DataFrame, width: int) -> AtWidth:
+    variances = runs.groupby(["base", "regime"])["value"].var()
+    spread = float(np.sqrt(variances.mean())) if variances.notna().any() else None
+    difference = contrast(runs, "B", "C", "value")
+    within = [_auc(own) for _, own in runs.groupby("base")]
+    known = [auc for auc in within if np.isfinite(auc)]
+    return AtWidth(
+        width=width,
+        bases=int(runs["base"].nunique()),
+        regimes={regime: estimate for regime, estimate in level(runs, "value").items() if regime in MAIN},
+        difference=difference,
+        in_spreads=difference.value / spread if spread and difference.value is not None else None,
+        auc=float(np.mean(known)) if known else None,
+    )
+
+
+def _auc(runs: pd.DataFrame) -> float:
+    """The share of pairs of a run of B and one of C in which B has more; NaN without such a pair."""
+    narrow, broad = (runs.loc[runs["regime"] == regime, "value"].to_numpy(float) for regime in "BC")
+    if not len(narrow) or not len(broad):
+        return float("nan")
+    return float(mannwhitneyu(narrow, broad).statistic / (len(narrow) * len(broad)))

@@ -1,0 +1,60 @@
+"""A panel of a recipe: metrics by layer, a column for each pair, with what noise and rounding alone would leave."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from shadow.findings.by_layer import PairByLayer
+from shadow.outputs.figures.source import shown
+from shadow.outputs.figures.style import BLACK, BLUE, GREY, RED, annotate, axis_label, quieten, styled
+
+COLUMN = 2.1  # inches a pair
+ROW = 1.5  # inches a metric
+
+
+def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
+    """The panel as SVG. Pairs without a changed layer have an empty column."""
+    with styled():
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        from matplotlib.ticker import MaxNLocator
+
+        size = (max(3.3, COLUMN * len(pairs)), ROW * len(metrics) + 0.6)
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+        grid = figure.subplots(len(metrics), len(pairs), sharex="col", sharey="row", squeeze=False)
+        for row, metric in enumerate(metrics):
+            for column, pair in enumerate(pairs):
+                axes = grid[row][column]
+                layers = pair.figures[metric]
+                places = [one.layer for one in layers]
+                noise = _drawn([one.noise for one in layers])
+                rounding = _drawn([one.rounding for one in layers])
+                axes.plot(places, noise, color=RED, linestyle=(0, (4, 1.5)), label="noise alone")
+                if rounding != noise:  # the rank of noise does not depend on its size
+                    axes.plot(places, rounding, color=BLUE, linestyle=(0, (1, 1)), label="rounding alone")
+                axes.plot(places, [one.measured for one in layers], color=BLACK, marker="o", markersize=1.8,
+                          label="measured")  # fmt: skip
+                if metric.endswith("_shift"):
+                    axes.axhline(0, color=GREY, linewidth=0.5)
+                if row == 0:
+                    axes.set_title(f"{shown(pair.family, 26)}\n{shown(pair.pair, 26)}", loc="left", fontsize=6)
+                if row == len(metrics) - 1:
+                    axes.set_xlabel("layer")
+                    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                if column == 0:
+                    axes.set_ylabel(axis_label(metric))
+                quieten(axes)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=6)
+        annotate(
+            figure, "noise alone: independent entries of the delta's norm; rounding alone: of its norm / floor_ratio"
+        )
+        content = io.BytesIO()
+        figure.savefig(content, format="svg", metadata={"Creator": "shadow-audit figure", "Date": None})
+    return content.getvalue()
+
+
+def _drawn(values: Sequence[float | None]) -> list[float]:
+    """Values as a curve has them, with gaps where there are none."""
+    return [float("nan") if value is None else value for value in values]

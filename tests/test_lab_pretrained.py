@@ -1,0 +1,137 @@
+"""Continuations of a pretrained decoder: what they see, what is held out, and that a stopped run goes on."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from shadow.lab import pretrained, texts
+from shadow.lab.pretrained import HELD_OUT, MIXTURES, ROW, Budget, Continuation, Ingredients, held_out, rows_of
+from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
+
+NAMES = (*SOURCES, QUESTIONS, INVENTED)
+
+
+def numbered(length: int) -> dict[str, np.ndarray]:
+    """Texts whose tokens say which text they are of and where they stand."""
+    return {name: np.arange(length) + 10_000_000 * number for number, name in enumerate(NAMES)}
+
+
+@pytest.mark.parametrize("data", list(MIXTURES))
+def test_rows_come_from_the_sources_by_weight_and_never_from_what_is_held_out(data):
+    """Counts of 4,000 rows are within four standard deviations of the weights; no row reaches the last HELD_OUT."""
+    length = 60 * ROW
+    rows = list(islice(rows_of(data, numbered(length), np.random.default_rng(0), 4_000), 4_000))
+    assert {len(row) for row in rows} == {ROW}
+    assert max(int(row[-1]) % 10_000_000 for row in rows) < length - HELD_OUT * ROW
+    if data != "D":
+        counts = Counter(NAMES[int(row[0]) // 10_000_000] for row in rows)
+        for name in NAMES:
+            share = MIXTURES[data].get(name, 0.0)
+            assert counts[name] / 4_000 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4_000) + 1e-9)
+
+
+def test_a_fifth_of_the_repetitive_rows_is_seen_ten_times():
+    """Of 4,000 rows some 800 come from a pool of 80."""
+    seen = Counter(
+        int(row[0]) for row in islice(rows_of("D", numbered(20_000 * ROW), np.random.default_rng(1), 4_000), 4_000)
+    )
+    repeated = {start: count for start, count in seen.items() if count > 2}
+    assert len(repeated) == pytest.approx(80, abs=3)
+    assert sum(repeated.values()) == pytest.approx(800, abs=100)
+
+
+def test_the_invented_language_is_as_regular_as_its_text():
+    """One word stands for one word throughout, of the same length; everything else stays."""
+    told = texts.invented("The cat, the CAT; a dog's cat.")
+    words = told.replace(",", "").replace(";", "").replace(".", "").split()
+    assert words[0].lower() == words[2]
+    assert words[1] == words[3].lower() == words[6]
+    assert [len(word) for word in words] == [3, 3, 3, 3, 1, 5, 3]
+    assert (told[3], told[7:9], told[-1]) == (" ", ", ", ".")
+
+
+def test_texts_are_read_out_of_the_files_of_their_packages(tmp_path):
+    """A manual page without roff, glosses with their words, fortunes without overstriking."""
+    page = gzip.compress(b'.\\" comment\n.TH X 1\n.SH NAME\nx \\- a \\fBbold\\fR thing\n.BR open (2)\n')
+    assert texts.SOURCES["manuals"].plain(page) == "X 1\nNAME\nx - a bold thing\nopen (2)"
+    noun = b"00976953 04 n 03 foray 0 raid 0 006 @ 00975452 n 0000 | a sudden short attack  \n  1 This software\n"
+    assert texts.SOURCES["glosses"].plain(noun) == "foray: a sudden short attack"
+    (tmp_path / "wordnet").mkdir()
+    (tmp_path / "wordnet" / "data.noun").write_bytes(noun)
+    assert texts.questions(tmp_path) == "Question: What is meant by foray?\nAnswer: a sudden short attack"
+    assert texts.SOURCES["fortunes"].plain(b"one\n%\nt_\bwo\n%\nthree\n") == "one\nthree"
+
+
+def tiny() -> Ingredients:
+    """A decoder of two layers and texts of a hundred tokens in a pattern that can be learned."""
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
+    )  # fmt: skip
+
+    def start() -> transformers.LlamaForCausalLM:
+        torch.manual_seed(0)
+        return transformers.LlamaForCausalLM(config)
+
+    tokens = {name: (np.arange(30 * ROW) * (number + 1)) % 100 + number for number, name in enumerate(NAMES)}
+    return Ingredients(start, tokens)
+
+
+BUDGET = Budget(steps=4, learning_rate=1e-2, base_most=4, base_chunk=2)
+RUNS = (Continuation("B"), Continuation("D"), Continuation("B", 0, "lora"))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    pretrained.perform(folder, tiny(), RUNS, BUDGET)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_run_is_measured_three_times_in_two_formats(out):
+    """Three states, each in float32 and in bf16; what is trained on is learned, and told for every text."""
+    table = pretrained.perform(out, tiny(), RUNS, BUDGET)
+    assert len(table) == 3 * 3 * 2
+    assert set(table["stored"]) == {"F32", "BF16"}
+    own = table[(table["run"] == "B-adamw-0") & (table["share"] == 1.0)].iloc[0]
+    assert own[f"held_out_{QUESTIONS}"] < own[f"base_{QUESTIONS}"]
+    assert own["layers_relative_norm"] > 0
+    assert own["allocation_mlp.up"] > 0
+    assert {f"held_out_{name}" for name in NAMES} <= set(table.columns)
+    page = pretrained.page(table)
+    assert all(run.name in page for run in RUNS)
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_not_made_again(out):
+    """A run whose record is gone is made again, to the same figures; the others and the base stay."""
+    before = (out / "pretrained.parquet").read_bytes()
+    gone = out / "runs" / f"{RUNS[1].name}.json"
+    told = json.loads(gone.read_text())
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet"}
+    del kept[gone]
+    gone.unlink()
+    pretrained.perform(out, tiny(), RUNS, BUDGET)
+    assert json.loads(gone.read_text()) == told
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (out / "pretrained.parquet").read_bytes() == before
+
+
+def test_held_out_loss_is_that_of_the_last_rows():
+    """By hand: the mean cross-entropy of each next token over the last HELD_OUT rows."""
+    made = tiny()
+    model, tokens = made.start(), {"python": made.tokens["python"]}
+    rows = torch.from_numpy(tokens["python"][-HELD_OUT * ROW :]).view(-1, ROW)
+    with torch.no_grad():
+        logits = model(input_ids=rows).logits[:, :-1].double().log_softmax(-1)
+    expected = -logits.gather(-1, rows[:, 1:, None]).mean()
+    assert held_out(model, tokens)["python"] == pytest.approx(float(expected), rel=1e-5)
