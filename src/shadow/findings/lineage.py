@@ -27,7 +27,8 @@ from shadow.reports.tables import read_tables
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shadow.targets.families import Family
+    from shadow.storage import as_given
+from shadow.targets.families import Family
 
 MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 40  # that are told
@@ -156,7 +157,7 @@ def read_step(folder: Path) -> Step | None:
         summary,
         metadata,
         read_tables(folder, ["matrices"])["matrices"].to_pandas(),
-        str(folder),
+        as_given(folder),
     )
 
 

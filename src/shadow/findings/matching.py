@@ -35,6 +35,7 @@ READ = tuple(
     ))
 )  # fmt: skip
 EXAMPLES = 3  # tensors named for each reason
+from shadow.storage import as_given
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ComparedReport:
             "settings": self.metadata["settings"],
         }
         plain = json.loads(json.dumps(told), parse_constant=lambda _: None)  # no NaN, whatever the file says
-        return {"label": self.label, "folder": str(self.folder), **plain}
+        return {"label": self.label, "folder": as_given(self.folder), **plain}
 
 
 def read_report(folder: Path, label: str, more: Sequence[str] = ()) -> ComparedReport:

@@ -202,14 +202,18 @@ class Rows:
         return None if counts.empty else "language" if "language" in counts.index else str(counts.index[0])
 
 
-def read_summary(folder: Path) -> tuple[Summary, ReportMetadata]:
+def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, ReportMetadata]:
     """The summary of a finished report, and the report's provenance.
 
-    What an older report lacks is null, and a warning of the summary.
-    Raises ShadowError when the folder holds no finished report, or one of another schema.
+    What an older report lacks is null, and a warning of the summary. with_rows: are the tables there, so that their
+    checksums are compared? Otherwise the seal of the summary alone is.
+    Raises ShadowError when the folder holds no finished report, or one of another schema; and without rows when the
+    summary would have to be made from them.
     """
     metadata = report_metadata(folder)
-    sealed = believed(folder, metadata)
+    sealed = believed(folder, metadata, with_rows=with_rows)
+    if sealed is None and not with_rows:
+        raise ShadowError(f"{folder}: its summary was made by another version")
     try:
         summary = summary_from_json(sealed) if sealed is not None else _made_again(folder, metadata)
     except TypeError:  # sealed by somebody else: not of the shape that every reader of a summary may rely on

@@ -22,6 +22,7 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.outputs.terminal.typeset import bounds_text, fixed, number, percentage, share
 from shadow.places.names import name_rules
 from shadow.reports.report import Report
+from shadow.storage import as_given
 from shadow.text import counted, nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]
@@ -109,7 +110,7 @@ class AuditReport(Report):
         )
 
     def _origin(self) -> str:
-        return f"{self.folder}, measured by shadow {self.provenance.version}"
+        return f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
 
 
 class AuditReports(Sequence[AuditReport]):
