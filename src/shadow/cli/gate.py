@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,7 +154,10 @@ def judged_of(
         return Judgement(summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections)
     folder = result.folder if result.url is None else reports_here(Path(result.url), storage)
     now = read_measured(folder, summary=summary)
-    return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
+    judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
+    if result.url is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return judgement
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pandas as pd
 
 from shadow.reports.metadata import ReportMetadata, Side
 from shadow.reports.report import Report
+from shadow.storage import as_given
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
 
@@ -35,7 +36,6 @@ READ = tuple(
     ))
 )  # fmt: skip
 EXAMPLES = 3  # tensors named for each reason
-from shadow.storage import as_given
 
 
 @dataclass(frozen=True)
