@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
+from shadow.files import safe_name
 
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")  # a path has it too: pathlib makes `s3:/x` of `s3://x`
 
@@ -57,6 +59,7 @@ WRITABLE_HF = "buckets/"  # the rest of the Hub are git repositories
 OPTIONS = "SHADOW_STORAGE_OPTIONS"
 WORK = "SHADOW_WORK_DIR"
 MAX_OPTIONS = 1_000_000  # bytes of a file of options
+MOMENT = 2.0  # seconds in which a file that is being created appears
 AT_ONCE = 8  # files that are fetched at a time
 # Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect, many times over.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -186,9 +189,10 @@ class Store:
     def require_access(self) -> None:
         """Write a small file and remove it, so that what is not allowed is told before anything is measured."""
         self.require_writable()
-        name = f".shadow-{secrets.token_hex(8)}.tmp"
-        self.put(name, b"shadow")
-        self.remove([name])
+        with self._reaching():
+            path = self._path(f".shadow-{secrets.token_hex(8)}.tmp")
+            self._system().pipe_file(path, b"shadow")
+            self._system().rm_file(path)
 
     def files(self) -> dict[str, Entry]:
         """Every file at or below, by its path from here; empty where there is none."""
@@ -263,11 +267,13 @@ class Store:
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file that is not there yet; False where one of other content is.
 
-        One step of the store where `Scheme.atomic`. Elsewhere, and at servers that ignore the condition, what is there
-        afterwards decides.
+        One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides: two who create it
+        at once see the same.
         """
         with self._reaching(name), contextlib.suppress(FileExistsError):
             self._system().pipe_file(self._path(name), content, mode="create")
+        if not self.scheme.atomic:
+            time.sleep(MOMENT)
         return self.read(name, max(len(content), 10_000)) == content
 
     def remove(self, names: Sequence[str]) -> None:
@@ -277,7 +283,7 @@ class Store:
                 self._system().rm_file(self._path(name))
 
     def _system(self) -> Any:
-        return _system(self.scheme.protocol, json.dumps(self.options, sort_keys=True))
+        return _system(self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid())
 
     def _path(self, name: str = "") -> str:
         path: str = self._system()._strip_protocol(f"{self.scheme.protocol}://{self.url.partition('://')[2]}")
@@ -308,7 +314,8 @@ def _is_plain(path: str) -> bool:
 
 
 @cache
-def _system(protocol: str, options: str) -> Any:
+def _system(protocol: str, options: str, _: int) -> Any:
+    """The driver, one for each process: a fork has no part in the threads of the process that it comes from."""
     import fsspec
 
     given = json.loads(options)
@@ -431,12 +438,12 @@ def work_folder(store: Store) -> Path:
 
     Below `$SHADOW_WORK_DIR`, else `$XDG_CACHE_HOME/shadow/work`, else `~/.cache/shadow/work`.
     """
-    digest = hashlib.sha256(store.url.encode()).hexdigest()[:16]
+    name = f"{safe_name(store.name)}-{hashlib.sha256(store.url.encode()).hexdigest()[:12]}"
     top = os.environ.get(WORK)
     if top:
-        return Path(top).expanduser().absolute() / f"{digest}"
+        return Path(top).expanduser().absolute() / name
     cached = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(cached) if cached else Path.home() / ".cache") / "shadow" / "work" / digest
+        return (Path(cached) if cached else Path.home() / ".cache") / "shadow" / "work" / name
     except RuntimeError:
         raise ShadowError("there is no home folder to work in", f"name a folder in {WORK}") from None

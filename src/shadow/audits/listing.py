@@ -57,6 +57,7 @@ def audit_list(
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
+        published = None
         if store is None:
             standing = Standing(output, begun(output, selection, settings))
         else:
@@ -75,10 +76,14 @@ def audit_list(
                 standing.set(_row_after(before, outcome))
                 if outcome.state != "stopped":  # which raises at the next step
                     yield outcome
-        finally:
+        except BaseException:
             standing.finish()
-            if store is not None:
-                published.publish(output)
+            if published is not None:
+                _try_to_publish(published, output, runtime.say)
+            raise
+        standing.finish()
+        if published is not None:
+            published.publish(output)
 
 
 def _try_to_publish(published: PublishedIndex, output: Path, say: Callable[[str], None]) -> None:

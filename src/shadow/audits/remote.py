@@ -25,6 +25,7 @@ from shadow.findings.summary import Summary, read_summary
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.remote import (
+    OvertakenError,
     PublishedIndex,
     fetched,
     fetched_if_any,
@@ -73,9 +74,26 @@ def run_remote_pair(
         before = _digests(folder)
         result = run_pair(pair, settings, output, runtime, scores=scores)
         if there is None or _digests(folder) != before or finished_metadata(folder) != there:
-            _publish(folder, target, there, runtime)
+            try:
+                _publish(folder, target, there, runtime)
+            except OvertakenError:
+                other = _other(target, folder, identity_of(pair, settings, runtime), runtime)
+                if other is None:
+                    raise
+                return other
         _remove(folder)
         return replace(result, url=target.url)
+
+
+def _other(target: Store, folder: Path, asked: Identity, runtime: Runtime) -> AuditResult | None:
+    """The report that another process was faster with; None where it is not what was asked for."""
+    there, _ = standing(target)
+    if there is None:
+        return None
+    try:
+        return _already_there(target, folder, there, asked, replace(runtime, overwrite=False), rescored=False)
+    except KeptError:
+        return None
 
 
 def merge_remote(store: Store, folders: Sequence[Path]) -> Merged:
@@ -173,7 +191,7 @@ def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime:
     except ShadowError as error:
         hint = f"{error.hint or 'run the same command again'}; the same command measures nothing again"
         message = f"{error.message}; the report is finished, but not uploaded: it is in {folder}"
-        raise ShadowError(message, hint) from None
+        raise type(error)(message, hint) from None
 
 
 def _digests(folder: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ import json
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +31,9 @@ SUMMARY = "summary.json"
 INDEX_FILES = ("batch.parquet", "index.json")  # of a list, in the order in which they are written
 CLAIM = ".uploading.json"
 STALE = 3600.0  # seconds without a sign of life after which a claim is taken over; a file takes minutes
+PATIENCE = 60.0  # seconds that somebody else's upload is waited for
+POLL = 1.0  # seconds between two looks
+SIGN = 60.0  # seconds between two signs of life, at least
 MOST_READS = 3  # of a report that is replaced meanwhile
 MAX_JSON = 64_000_000  # bytes
 MAX_TABLE = 64_000_000_000  # bytes; spectra of the largest released model have 1 GB
@@ -185,22 +188,31 @@ def _footer(store: Store, name: str, size: int) -> bytes:
 # Publishing
 
 
-@dataclass(frozen=True)
+class OvertakenError(ShadowError):
+    """Another process has published a report of the pair since the audit began."""
+
+
 class _Claim:
     """The right to write the report of a pair, as a file beside it."""
 
-    store: Store
-    token: str
+    def __init__(self, store: Store, token: str) -> None:
+        self.store, self.token = store, token
+        self._told = time.monotonic()
 
     def content(self) -> bytes:
         told = {"shadow": "uploading", "token": self.token, "at": datetime.now(UTC).isoformat(timespec="seconds")}
         return json.dumps(told).encode() + b"\n"
 
-    def renew(self) -> None:
-        """A sign of life. Raises ShadowError where another process has taken the claim over."""
+    def check(self) -> None:
+        """Give a sign of life. Raises ShadowError where another process has taken the claim over."""
         if _claimed(self.store)[0] != self.token:
             raise _in_the_way(self.store)
         self.store.put(CLAIM, self.content())
+        self._told = time.monotonic()
+
+    def is_old(self) -> bool:
+        """Is it time for a sign of life?"""
+        return time.monotonic() - self._told > SIGN
 
 
 def publish(
@@ -217,14 +229,15 @@ def publish(
         raise ShadowError(f"{folder}: no finished report in it")
     with _claiming(store, token, say) as claim:
         if standing(store)[0] != replaces:
-            raise ShadowError(f"{store}: another audit has just ended there", "run the same command again")
+            raise OvertakenError(f"{store}: another audit has just ended there", "run the same command again")
         earlier = [name for name in (FINISHED, *FILES_OF_A_PAIR) if name not in files or name == FINISHED]
         there = store.files()
         store.remove([name for name in earlier if name in there])
         for name in files:
             if name == FINISHED:
                 _require_whole(store, files)
-            claim.renew()
+            if name == FINISHED or claim.is_old():
+                claim.check()
             store.put_file(folder / name, name)
 
 
@@ -243,8 +256,11 @@ def _require_whole(store: Store, files: Mapping[str, int]) -> None:
 @contextlib.contextmanager
 def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
     claim = _Claim(store, token)
-    if not store.create(CLAIM, claim.content()):
-        _take_over(claim, say)
+    until = time.monotonic() + PATIENCE
+    while not (store.create(CLAIM, claim.content()) or _took_over(claim, say)):
+        if time.monotonic() > until:
+            raise _in_the_way(store)
+        time.sleep(POLL)
     try:
         yield claim
     finally:
@@ -255,16 +271,17 @@ def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
             say(f"{error.message}: the claim {CLAIM} stays for an hour")
 
 
-def _take_over(claim: _Claim, say: Say) -> None:
-    """Our own claim of before, or one that nobody has given a sign of life for. Raises ShadowError for any other."""
+def _took_over(claim: _Claim, say: Say) -> bool:
+    """Is the claim our own of before, or one that nobody has given a sign of life for? The latter is ours now."""
     token, age = _claimed(claim.store)
     if token == claim.token:
-        return
+        return True
     if age < STALE:
-        raise _in_the_way(claim.store)
+        return False
     say(f"{claim.store}: going on where another audit stopped writing {int(age // 60)} minutes ago")
     claim.store.put(CLAIM, claim.content())
-    claim.renew()
+    claim.check()
+    return True
 
 
 def _claimed(store: Store) -> tuple[str | None, float]:
