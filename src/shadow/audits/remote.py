@@ -77,7 +77,8 @@ def run_remote_pair(
             try:
                 _publish(folder, target, there, runtime)
             except OvertakenError:
-                other = _other(target, folder, identity_of(pair, settings, runtime), runtime)
+                asked = identity_of(pair, settings, runtime)
+                other = _other(target, folder, asked, runtime, rescored=scores is not None)
                 if other is None:
                     raise
                 return other
@@ -85,15 +86,13 @@ def run_remote_pair(
         return replace(result, url=target.url)
 
 
-def _other(target: Store, folder: Path, asked: Identity, runtime: Runtime) -> AuditResult | None:
+def _other(target: Store, folder: Path, asked: Identity, runtime: Runtime, *, rescored: bool) -> AuditResult | None:
     """The report that another process was faster with; None where it is not what was asked for."""
     there, _ = standing(target)
-    if there is None:
+    if there is None or differences(there, asked, DEFAULTS):
         return None
-    try:
-        return _already_there(target, folder, there, asked, replace(runtime, overwrite=False), rescored=False)
-    except KeptError:
-        return None
+    runtime.say("another audit of the pair was faster: its report stays")
+    return _already_there(target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored)
 
 
 def merge_remote(store: Store, folders: Sequence[Path]) -> Merged:

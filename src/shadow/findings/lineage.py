@@ -23,12 +23,12 @@ from shadow.places.groups import ATTENTION, MLP
 from shadow.reports.metadata import ReportMetadata
 from shadow.reports.provenance import Provenance
 from shadow.reports.tables import read_tables
+from shadow.storage import as_given
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from shadow.storage import as_given
-from shadow.targets.families import Family
+    from shadow.targets.families import Family
 
 MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 40  # that are told

@@ -28,7 +28,8 @@ from shadow.text import byte_size
 FINISHED = "matrices.parquet"
 SPECTRA = "spectra.parquet"
 SUMMARY = "summary.json"
-INDEX_FILES = ("batch.parquet", "index.json")  # of a list, in the order in which they are written
+INDEX = "index.json"
+INDEX_FILES = ("batch.parquet", INDEX)  # of a list, in the order in which they are written
 CLAIM = ".uploading.json"
 STALE = 3600.0  # seconds without a sign of life after which a claim is taken over; a file takes minutes
 PATIENCE = 60.0  # seconds that somebody else's upload is waited for
@@ -230,7 +231,7 @@ def publish(
     with _claiming(store, token, say) as claim:
         if standing(store)[0] != replaces:
             raise OvertakenError(f"{store}: another audit has just ended there", "run the same command again")
-        earlier = [name for name in (FINISHED, *FILES_OF_A_PAIR) if name not in files or name == FINISHED]
+        earlier = [FINISHED, *(name for name in FILES_OF_A_PAIR if name not in files)]
         there = store.files()
         store.remove([name for name in earlier if name in there])
         for name in files:
@@ -313,7 +314,8 @@ class PublishedIndex:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._there = self._marks()
+        self._there = store.entry(INDEX)
+        self._sent = b""  # what was written last, or was to be: an answer may be lost
 
     def fetch(self, folder: Path) -> None:
         """Take over an index into a folder."""
@@ -330,12 +332,11 @@ class PublishedIndex:
 
     def publish(self, folder: Path) -> None:
         """Upload the index of a folder. Raises ShadowError where somebody else has written one meanwhile."""
-        if self._marks() != self._there:
+        if self.store.entry(INDEX) != self._there and self.store.read(INDEX, MAX_JSON) != self._sent:
             hint = "shards of one list each take a URL of their own, and `shadow merge` joins them"
             raise ShadowError(f"{self.store}: another list is being audited there", hint)
         for name in INDEX_FILES:
+            if name == INDEX:
+                self._sent = (folder / name).read_bytes()
             self.store.put_file(folder / name, name)
-        self._there = self._marks()
-
-    def _marks(self) -> list[Entry | None]:
-        return [self.store.entry(name) for name in INDEX_FILES]
+        self._there = self.store.entry(INDEX)
