@@ -15,6 +15,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 
 KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # of AWS's documentation
 BUCKET = "audits"
+WAIT = 1.5  # seconds of an answer that is late
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Server:
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "3",
             "AWS_EC2_METADATA_DISABLED": "true",
             **more,
         }
@@ -77,14 +79,18 @@ def s3_server() -> Iterator[Server]:
         if fault == "cut":
             environ["wsgi.input"].read(size // 2)
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-            return []
+            raise ConnectionError
         if fault == "wait":
-            time.sleep(3)
+            time.sleep(WAIT)
             fault = None
         if fault is not None:
             environ["wsgi.input"].read(size)
             code = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown"}.get(fault, "InternalError")
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            body = (
+                b""
+                if request.method == "HEAD"
+                else f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            )
             start_response(f"{fault} Fault", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [body]
         answer = list(backend(environ, start_response))

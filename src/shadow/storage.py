@@ -7,8 +7,10 @@ the values of the options and of the environment's secrets were taken out.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -63,7 +65,7 @@ MOMENT = 2.0  # seconds in which a file that is being created appears
 AT_ONCE = 8  # files that are fetched at a time
 # Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect, many times over.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 4}}},
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
 }
 SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS")  # in the names of variables
 LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
@@ -283,7 +285,10 @@ class Store:
                 self._system().rm_file(self._path(name))
 
     def _system(self) -> Any:
-        return _system(self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid())
+        try:
+            return _system(self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid())
+        except (TypeError, ValueError) as error:  # of the driver: an option that it lacks, or does not know
+            raise _wrong_options(self, error) from None
 
     def _path(self, name: str = "") -> str:
         path: str = self._system()._strip_protocol(f"{self.scheme.protocol}://{self.url.partition('://')[2]}")
@@ -318,12 +323,15 @@ def _system(protocol: str, options: str, _: int) -> Any:
     """The driver, one for each process: a fork has no part in the threads of the process that it comes from."""
     import fsspec
 
+    for name in ("fsspec", *LOGGERS):  # else Python prints what they log: tracebacks with URLs, for every retry
+        logging.getLogger(name).addHandler(logging.NullHandler())
     given = json.loads(options)
     defaults = DEFAULTS.get(protocol, {})
     merged = {key: {**value, **given.get(key, {})} for key, value in defaults.items()}
     return fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
 
 
+LOGGERS = ("s3fs", "gcsfs", "adlfs", "azure", "botocore", "aiobotocore", "aiohttp", "google", "huggingface_hub")
 DRIVERS = {
     "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx", "httpx2",
     "huggingface_hub", "requests", "s3fs",
@@ -333,18 +341,36 @@ DRIVERS = {
 def _fault(store: Store, error: Exception) -> ShadowError | None:
     """What went wrong, in words; None for what is no fault of a store, but one of shadow."""
     name, root = type(error).__name__, type(error).__module__.partition(".")[0]
+    if isinstance(error, TypeError) and store.options and "unexpected keyword argument" in str(error):
+        return _wrong_options(store, error)
     if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
         return None
     status = _status(error)
-    where = f", or {store.scheme.credentials}" if store.scheme.credentials else ""
     if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in name or "Auth" in name:
-        return ShadowError(f"{store}: access denied{_said(store, error)}", f"check --storage-options{where}")
+        return ShadowError(f"{store}: access denied{_said(store, error)}", _check(store))
     if isinstance(error, FileNotFoundError) or status == 404 or "NotFound" in name:
         return ShadowError(f"{store}: no such bucket or file", "check the URL")
     if isinstance(error, TimeoutError | ConnectionError) or "Timeout" in name or "Connect" in name:
         hint = "check the network and the endpoint, and run the same command again"
         return ShadowError(f"{store}: cannot be reached ({name})", hint)
-    return ShadowError(f"{store}: {name}{_said(store, error)}", "run the same command again")
+    failed = "the store failed" if _is_theirs(error, status) else name
+    return ShadowError(f"{store}: {failed}{_said(store, error)}", "run the same command again")
+
+
+def _wrong_options(store: Store, error: Exception) -> UsageError:
+    return UsageError(f"{store}: wrong options{_said(store, error)}", _check(store))
+
+
+def _check(store: Store) -> str:
+    return f"check --storage-options{f', or {store.scheme.credentials}' if store.scheme.credentials else ''}"
+
+
+def _is_theirs(error: Exception, status: int | None) -> bool:
+    """Is it an answer of 500 or more, which the driver of S3 makes an error of the system?"""
+    return (status or 0) >= 500 or getattr(error, "errno", None) in (
+        errno.EBUSY,
+        getattr(errno, "EREMOTEIO", errno.EIO),
+    )
 
 
 def _status(error: Exception) -> int | None:
