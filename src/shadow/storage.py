@@ -367,10 +367,8 @@ def _check(store: Store) -> str:
 
 def _is_theirs(error: Exception, status: int | None) -> bool:
     """Is it an answer of 500 or more, which the driver of S3 makes an error of the system?"""
-    return (status or 0) >= 500 or getattr(error, "errno", None) in (
-        errno.EBUSY,
-        getattr(errno, "EREMOTEIO", errno.EIO),
-    )
+    number = error.errno if isinstance(error, OSError) else None
+    return (status or 0) >= 500 or number in (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
 
 
 def _status(error: Exception) -> int | None:
@@ -391,7 +389,7 @@ def _status(error: Exception) -> int | None:
 
 def _said(store: Store, error: Exception) -> str:
     """The driver's first words, without URLs' queries and without any value that may be a credential."""
-    text = next(iter(str(error).splitlines()), "").strip()
+    text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
     for secret in sorted(_secrets(store.options), key=len, reverse=True):
         text = text.replace(secret, "***")
     text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
