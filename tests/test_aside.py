@@ -110,18 +110,13 @@ def test_a_killed_export_of_each_format_is_cleaned_by_the_next(shadow, tmp_path,
 
 URLS = ["s3://bucket/run", "gs://bucket", "az://container/run", "hf://datasets/org/name", "file:///tmp/run", "S3://b/r"]
 COMMANDS = {
-    "audit": ["audit", "demo", "-o"],
-    "plan": ["plan", "demo", "-o"],
-    "clean": ["clean", "-o"],
     "lab": ["lab", "run", "-o"],
-    "merge": ["merge"],
     "export": ["export", "run", "--to", "csv", "-o"],
     "report": ["report", "run", "-o"],
     "figure": ["figure", "run", "--kind", "depth", "-o"],
     "compare": ["compare", "run", "run", "-o"],
     "junit": ["audit", "demo", "--junit"],
-    "against": ["audit", "demo", "--allow-missing", "--against"],
-    "show": ["show"],
+    "cache": ["audit", "demo", "--cache-dir"],
 }
 
 
@@ -149,6 +144,34 @@ def test_a_url_is_no_folder(shadow, tmp_path, command, url):
 def test_a_url_of_any_kind_is_no_folder(shadow, tmp_path, command, url):
     """The same of every command with every URL."""
     refused_as_url(shadow, tmp_path, command, url)
+
+
+PLACES = {
+    "audit": ["audit", "demo", "-o"],
+    "list": ["audit", "--list"],
+    "policy": ["audit", "demo", "--policy"],
+    "against": ["audit", "demo", "--allow-missing", "--against"],
+    "scores": ["audit", "demo", "--scores"],
+    "plan": ["plan", "demo", "-o"],
+    "clean": ["clean", "-o"],
+    "merge": ["merge"],
+    "merged": ["merge", "out"],
+    "show": ["show"],
+    "compare": ["compare", "run"],
+    "gate": ["gate"],
+    "lineage": ["lineage"],
+}
+
+
+@pytest.mark.parametrize("command", PLACES)
+@pytest.mark.parametrize("url", ["ftp://host/run", "https://host/run", "s3://key:secret@bucket/run"])
+def test_a_url_of_no_store_is_refused(shadow, tmp_path, command, url):
+    """Exit 2 with a hint, before anything is done; no folder called `ftp:` appears."""
+    refused = shadow(*PLACES[command], url)
+    error = refused.assert_refused(2)
+    assert "not supported" in error or "may hold no account" in error
+    assert "secret" not in refused.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_name_with_a_colon_is_a_folder(shadow, tmp_path):

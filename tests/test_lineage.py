@@ -460,7 +460,7 @@ def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
         (("demo:base..narrow",), 1, "no family and no folder"),
         (("empty",), 1, "no finished report in it"),
         ((), 2, "missing argument"),
-        (("s3://bucket/x",), 2, "URLs are not supported"),
+        (("ftp://bucket/x",), 2, "URLs of ftp:// are not supported"),
     ],
 )
 def test_what_cannot_be_told_is_one_line(tmp_path, arguments, code, message):

@@ -7,22 +7,25 @@ imported by the function that needs it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 from shadow.errors import ShadowError, UsageError
 from shadow.outputs.notebook import AuditReport, AuditReports
 from shadow.reports.folders import one_report, reports_at, reports_below, reports_of
 from shadow.reports.provenance import report_metadata
+from shadow.reports.remote import fetched
 from shadow.reports.report import Report
+from shadow.storage import Store, fetched_file, located, work_folder
 from shadow.targets.families import Pair, given_pair
 from shadow.targets.lists import select
 from shadow.targets.references import Reference, parse_reference
 from shadow.text import bytes_of, counted, several
 
 if TYPE_CHECKING:
-    from shadow.audits.pair import Progress, Settings
+    from shadow.audits.pair import AuditResult, Progress, Settings
     from shadow.audits.plan import Access, PairPlan
     from shadow.findings.comparison import Comparison
     from shadow.findings.scores import ScoreFiles
@@ -36,6 +39,7 @@ Fetch = Literal["auto", "shards", "ranges"]
 Format = Literal["csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder"]
 
 OUTPUT = "reports"
+MAX_FILE = 64_000_000  # bytes of a file of scores at a URL
 
 
 class AuditOptions(TypedDict, total=False):
@@ -61,6 +65,7 @@ class AuditOptions(TypedDict, total=False):
     fetch: Fetch
     max_disk: int | str | None
     registry: Place | None
+    storage_options: Mapping[str, Any] | None
     say: Callable[[str], None] | None
     progress: Callable[[Progress], None] | None
 
@@ -107,6 +112,7 @@ def audit(
     fetch: Fetch = "auto",
     max_disk: int | str | None = None,
     registry: Place | None = None,
+    storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> AuditReport | AuditReports:
@@ -118,7 +124,7 @@ def audit(
         target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a list of such.
         base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
         tuned: The model tuned from it, named in the same way.
-        output: The folder that reports are written below.
+        output: The folder that reports are written below, or the URL of one, such as `s3://bucket/reports`.
         components: Only these: language, vision, projector, audio, other.
         layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
         modules: Only these: `mlp.up`, `attn.*`.
@@ -139,6 +145,7 @@ def audit(
         fetch: How weights come from the Hub: auto, shards or ranges.
         max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
         registry: A folder with more families.
+        storage_options: Options of the driver of a URL, as fsspec takes them.
         say: Gets a line of text now and then.
         progress: Gets how far the audit is, after every matrix.
 
@@ -149,8 +156,9 @@ def audit(
         ShadowError: Where a pair could not be audited. Of several pairs, all others are audited first.
 
     """
-    from shadow.audits.pair import Runtime
+    from shadow.audits.pair import Runtime, run_pair
     from shadow.audits.pairs import audit_pairs
+    from shadow.audits.remote import run_remote_pair
     from shadow.audits.workers import single_threads
     from shadow.findings.score_files import scores_of_pairs
 
@@ -168,13 +176,20 @@ def audit(
         say=say or _ignore,
         show=progress or _ignore,
     )
-    scored = scores_of_pairs(_paths(scores), chosen, runtime.say)
+    place = located(output, storage_options)
+    run: Callable[..., AuditResult] = run_pair
+    if isinstance(place, Store):
+        place.require_access()
+        run = partial(run_remote_pair, store=place)
+        place = work_folder(place)
+    scored = scores_of_pairs(_paths(scores, storage_options), chosen, runtime.say)
     reports: list[AuditReport] = []
     faults: dict[str, ShadowError] = {}
     with single_threads():
-        for outcome in audit_pairs(chosen, settings, Path(output), runtime, scores=scored):
+        for outcome in audit_pairs(chosen, settings, place, runtime, scores=scored, audit=run):
             try:
-                reports.append(AuditReport(outcome.finished().folder))
+                result = outcome.finished()
+                reports.append(AuditReport(_here(result.place, storage_options)))
             except ShadowError as error:
                 if len(chosen) == 1:
                     raise
@@ -186,28 +201,37 @@ def audit(
     return AuditReports(reports)
 
 
-def read(folder: Place) -> AuditReport:
+def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReport:
     """The finished report in a folder, or the only one below it.
+
+    Args:
+        folder: A folder, or a URL, whose reports are fetched.
+        storage_options: Options of the driver of a URL, as fsspec takes them.
 
     Raises:
         ShadowError: Where there is none, or more than one; a broken one; or one of another schema.
 
     """
-    report = AuditReport(one_report(Path(folder), "name one of them, or read all with shadow.read_all"))
+    here = _here(folder, storage_options)
+    report = AuditReport(one_report(here, "name one of them, or read all with shadow.read_all"))
     assert report.provenance  # read now, so that a folder without a report is told here
     return report
 
 
-def read_all(folder: Place) -> AuditReports:
+def read_all(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReports:
     """The finished reports in a folder or up to two levels below it, such as an output folder, sorted by their paths.
 
     Of each only what it is of is read now: its tables are read when you first ask for them.
+
+    Args:
+        folder: A folder or a URL.
+        storage_options: For the driver of a URL.
 
     Raises:
         ShadowError: Where there is none; where one is broken, or of another schema.
 
     """
-    reports = AuditReports(AuditReport(path) for path in reports_below(Path(folder)))
+    reports = AuditReports(AuditReport(path) for path in reports_below(_here(folder, storage_options)))
     for report in reports:
         assert report.provenance  # read now, as `read` does
     return reports
@@ -265,8 +289,10 @@ def plan(
     settings = _settings(components=components, layers=layers, modules=modules, precision=precision, device=device)
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(jobs=jobs, access=access, say=say or _ignore)
+    place = located(output)
+    folder = work_folder(place) if isinstance(place, Store) else place
     with single_threads():
-        return tuple(plan_pair(pair, settings, Path(output), runtime) for pair in chosen)
+        return tuple(plan_pair(pair, settings, folder, runtime) for pair in chosen)
 
 
 def compare(
@@ -276,6 +302,7 @@ def compare(
     margin: float = 0.05,
     allow_different_base: bool = False,
     scores: Place | Sequence[Place] = (),
+    storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Whose delta is more concentrated, over the same matrices: of two reports or more, every two of them.
@@ -283,12 +310,13 @@ def compare(
     With scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
 
     Args:
-        first: A report, its folder, or a folder above several.
+        first: A report, its folder or URL, or one above several.
         others: Others, at least one but for a folder above several.
         margin: The least difference of concentration that counts, 0 to 1.
         allow_different_base: Also compare deltas from different bases.
         scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list
             of such.
+        storage_options: Options of the driver of URLs, as fsspec takes them.
         say: Gets a line of text on what the scores lack.
 
     Raises:
@@ -299,12 +327,14 @@ def compare(
 
     if not 0 <= margin <= 1:
         raise UsageError(f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
-    files = _paths(scores)
+    files = _paths(scores, storage_options)
     if files:
-        folders = list(dict.fromkeys(folder for report in (first, *others) for folder in _folders(report)))
+        folders = list(
+            dict.fromkeys(folder for report in (first, *others) for folder in _folders(report, storage_options))
+        )
         most = comparison.MAX_SCORED
     else:
-        folders = reports_of([one.folder if isinstance(one, Report) else Path(one) for one in (first, *others)])
+        folders = reports_of([_at(report, storage_options) for report in (first, *others)])
         most = comparison.MAX_REPORTS
     if not 2 <= len(folders) <= most:
         raise UsageError(
@@ -328,15 +358,17 @@ def judge(
     *,
     against: Report | Place | None = None,
     allow_missing: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Judgement:
     """Hold a report against rules and a baseline: what came of each rule, and the exit code of `shadow gate`.
 
     Args:
-        report: A report, or its folder.
+        report: A report, or its folder or URL.
         rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or the Path of a policy
             file.
         against: The report of an earlier audit, which figures must not have moved from.
         allow_missing: A rule that finds nothing to judge is no fault.
+        storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:
         UsageError: Where a rule makes no sense.
@@ -359,20 +391,27 @@ def judge(
         raise UsageError("nothing to check the report against", "name a rule, a policy file or a baseline")
     baseline: Measured | None = None
     if against is not None:
-        baseline = read_measured(_folder(against), "the baseline")
-    return judge_report(gathered, read_measured(_folder(report)), baseline)
+        baseline = read_measured(_folder(against, storage_options), "the baseline")
+    return judge_report(gathered, read_measured(_folder(report, storage_options)), baseline)
 
 
 def export(
-    reports: Report | Place | Sequence[Report | Place], to: Format, path: Place, /, *, tables: Sequence[str] = ()
+    reports: Report | Place | Sequence[Report | Place],
+    to: Format,
+    path: Place,
+    /,
+    *,
+    tables: Sequence[str] = (),
+    storage_options: Mapping[str, Any] | None = None,
 ) -> ExportResult:
     """Write reports in the format of another tool: one set of tables, however many reports.
 
     Args:
-        reports: A report, a folder with reports, or a list of such.
+        reports: A report, a folder or a URL with reports, or a list of such.
         to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
         path: The file or folder to write. Only an export to the same format that nobody has touched is replaced.
         tables: Only these: matrices, tensors, residual, spectra.
+        storage_options: Options of the driver of URLs, as fsspec takes them.
 
     Raises:
         ShadowError: Where a report cannot be read, or what is at path would be lost.
@@ -385,7 +424,7 @@ def export(
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
     folders: list[Path] = []
     for report in listed:
-        folders += [report.folder] if isinstance(report, Report) else reports_below(Path(report))
+        folders += [report.folder] if isinstance(report, Report) else reports_below(_here(report, storage_options))
     return exports.export(folders, to, Path(path), tables)
 
 
@@ -430,21 +469,33 @@ def _path(place: Place | None) -> Path | None:
     return None if place is None else Path(place)
 
 
-def _paths(places: Place | Sequence[Place]) -> list[Path]:
-    """One place may stand for a list of one."""
+def _paths(places: Place | Sequence[Place], options: Mapping[str, Any] | None) -> list[Path]:
+    """Files of scores; one place may stand for a list of one, and those at URLs are fetched."""
     listed = [places] if isinstance(places, str | PathLike) else places
-    return [Path(place) for place in listed]
+    found = [located(place, options) for place in listed]
+    return [fetched_file(place, MAX_FILE) if isinstance(place, Store) else place for place in found]
 
 
-def _folders(report: Report | Place) -> list[Path]:
+def _here(place: Place, options: Mapping[str, Any] | None) -> Path:
+    """A folder of reports; one at a URL is fetched, until the process ends."""
+    there = located(place, options)
+    return fetched(there) if isinstance(there, Store) else there
+
+
+def _at(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
+    """The folder of a report, or the one that a place stands for."""
+    return report.folder if isinstance(report, Report) else _here(report, options)
+
+
+def _folders(report: Report | Place, options: Mapping[str, Any] | None) -> list[Path]:
     """The folder of a report, else those of all reports below a folder."""
-    return [report.folder] if isinstance(report, Report) else reports_at(Path(report))
+    return [report.folder] if isinstance(report, Report) else reports_at(_here(report, options))
 
 
-def _folder(report: Report | Place) -> Path:
+def _folder(report: Report | Place, options: Mapping[str, Any] | None) -> Path:
     if isinstance(report, Report):
         return report.folder
-    return one_report(Path(report))
+    return one_report(_here(report, options))
 
 
 def _settings(

@@ -7,10 +7,13 @@ import importlib
 from shadow.errors import ShadowError
 
 EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
+    "az": ("adlfs",),
     "duckdb": ("duckdb",),
     "figure": ("matplotlib",),
+    "gs": ("gcsfs",),
     "lab": ("gguf", "matplotlib", "transformers"),
     "report": ("jinja2", "plotly"),
+    "s3": ("s3fs",),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -27,9 +28,12 @@ from shadow.audits.list_index import (
 from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
 from shadow.audits.pairs import PairOutcome, Watch, audit_pairs
 from shadow.errors import ShadowError
+from shadow.files import PARTIAL
 from shadow.findings.scores import ScoreFiles
 from shadow.reports.columns import SCHEMA
 from shadow.reports.provenance import finished_metadata
+from shadow.reports.remote import PublishedIndex
+from shadow.storage import Store
 from shadow.targets.families import Pair
 from shadow.targets.lists import Selection
 from shadow.targets.references import ComponentBase, Reference
@@ -44,14 +48,25 @@ def audit_list(
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,
     audit: Callable[..., AuditResult] = run_pair,
+    store: Store | None = None,
 ) -> Iterator[PairOutcome]:
     """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
-    What is done, failed, kept and pending is on the disk before the first pair and after each (see `Standing`).
+    What is done, failed, kept and pending is on the disk before the first pair and after each (see `Standing`). store:
+    where audit publishes the reports of output; the index is published there too, now and then and at the end.
     Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
-        standing = Standing(output, begun(output, selection, settings))
+        published = None
+        if store is None:
+            standing = Standing(output, begun(output, selection, settings))
+        else:
+            published = PublishedIndex(store)
+            if not (output / PARTIAL).is_dir():  # else a run that was killed here knows more
+                published.fetch(output)
+            there = published.finished()
+            index = begun(output, selection, settings, lambda row, _: report_folder(row.family, row.pair) in there)
+            standing = Standing(output, index, partial(_try_to_publish, published, output, runtime.say))
         outcomes = audit_pairs(
             selection.own, settings, output, runtime, scores=scores, watch=watch, numbered=True, audit=audit
         )
@@ -61,8 +76,22 @@ def audit_list(
                 standing.set(_row_after(before, outcome))
                 if outcome.state != "stopped":  # which raises at the next step
                     yield outcome
-        finally:
+        except BaseException:
             standing.finish()
+            if published is not None:
+                _try_to_publish(published, output, runtime.say)
+            raise
+        standing.finish()
+        if published is not None:
+            published.publish(output)
+
+
+def _try_to_publish(published: PublishedIndex, output: Path, say: Callable[[str], None]) -> None:
+    """What fails now may succeed at the end; the audit of the list is worth more."""
+    try:
+        published.publish(output)
+    except ShadowError as error:
+        say(f"the index is not up to date: {error.message}")
 
 
 def _row_after(before: Row, outcome: PairOutcome) -> Row:
@@ -86,11 +115,15 @@ def _done_row_after(taken: Row, result: AuditResult) -> Row:
     return done_row(result.summary, result.provenance, position=taken.position, seconds=seconds, moved=taken.bytes)
 
 
-def begun(output: Path, selection: Selection, settings: Settings) -> Index:
+def begun(
+    output: Path, selection: Selection, settings: Settings, is_there: Callable[[Row, Kind], bool] | None = None
+) -> Index:
     """The index before the first pair: what an earlier run of the list left here, all else of this shard pending.
 
-    Of pairs that other shards audit there are rows where they were audited into this folder.
+    Of pairs that other shards audit there are rows where they were audited into this folder. is_there: is there still
+    the report that a row tells of? None: look into the folder.
     """
+    is_there = is_there or partial(_is_there, output)
     index = Index(
         version=__version__,
         kind=Kind(SCHEMA, settings.as_json()),
@@ -111,7 +144,7 @@ def begun(output: Path, selection: Selection, settings: Settings) -> Index:
             if new.key in of_this_shard:
                 rows.append(new)
             continue
-        stands = _is_there(output, row, index.kind) if row.state == "done" else new.key not in of_this_shard
+        stands = is_there(row, index.kind) if row.state == "done" else new.key not in of_this_shard
         if stands:
             rows.append(replace(row, position=position))
         else:

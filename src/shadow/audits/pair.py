@@ -162,6 +162,14 @@ class AuditResult:
     provenance: ReportMetadata
     """The `shadow` key of its files."""
 
+    url: str | None = None
+    """Where it was published; then folder need not be there any more. None: it is in folder alone."""
+
+    @property
+    def place(self) -> str:
+        """Where it is read from: its URL, else its folder."""
+        return self.url or str(self.folder)
+
     @property
     def should_not_have_skipped(self) -> list[str]:
         """Reasons that `--strict` objects to."""
@@ -302,6 +310,26 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
+def identity_of(pair: Pair, settings: Settings, runtime: Runtime = Runtime()) -> Identity:
+    """What a report of the pair would be of: commits and files as they are now. No weight is fetched."""
+    with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
+        base = find_checkpoint(pair.base, runtime, Path(unpacked) / "base")
+        tuned = find_checkpoint(pair.tuned, runtime, Path(unpacked) / "tuned")
+        return _identity(pair, settings, base, tuned)
+
+
+def _identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Identity:
+    return Identity(
+        version=__version__,
+        schema=SCHEMA,
+        family=pair.family,
+        pair=pair.name,
+        base=_side(base),
+        tuned=_side(tuned),
+        settings={**settings.as_json(), "relation": pair.relation},
+    )
+
+
 def _run(audit: _Audit) -> AuditResult:
     pair, settings, runtime = audit.pair, audit.settings, audit.runtime
     opening = _Clock()
@@ -311,15 +339,7 @@ def _run(audit: _Audit) -> AuditResult:
     runtime.detail(details.of_found("tuned", tuned))
     told = details.of_settings(settings.method, settings.chosen, spectra=settings.spectra, optimizer=settings.optimizer)
     runtime.detail(told)
-    identity = Identity(
-        version=__version__,
-        schema=SCHEMA,
-        family=pair.family,
-        pair=pair.name,
-        base=_side(base),
-        tuned=_side(tuned),
-        settings={**settings.as_json(), "relation": pair.relation},
-    )
+    identity = _identity(pair, settings, base, tuned)
     scored = None if audit.scores is None else _scored(audit.scores, identity, pair)
     there, broken = _finished(audit.folder)
     other = [] if there is None else differences(there, identity, DEFAULTS)

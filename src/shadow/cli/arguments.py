@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shadow.cli.options import FetchName
 from shadow.errors import UsageError
+from shadow.storage import fetched_file, located, url_of
 
 if TYPE_CHECKING:
     from shadow.audits.plan import Access
     from shadow.targets.lists import Selection
+
+MAX_FILE = 64_000_000  # bytes of a list, a policy or a file of scores at a URL; their readers have limits of their own
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,37 @@ def selected(named: NamedTargets) -> Selection:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
         raise UsageError("nothing to audit", hint)
     return selection
+
+
+Options = Mapping[str, Any]
+"""Options of the driver of a URL."""
+
+
+def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
+    """The folder of reports; those at a URL are fetched, and with spectra their singular values too."""
+    place = located(run, options)
+    if isinstance(place, Path):
+        return place
+    from shadow.reports.remote import fetched
+
+    return fetched(place, spectra=spectra)
+
+
+def file_here(file: Path, options: Options) -> Path:
+    """A file; one at a URL is fetched."""
+    place = located(file, options)
+    return place if isinstance(place, Path) else fetched_file(place, MAX_FILE)
+
+
+def files_here(files: Sequence[Path] | None, options: Options) -> list[Path]:
+    return [file_here(file, options) for file in files or ()]
+
+
+def list_here(listed: str | None, options: Options) -> str | None:
+    """A list; one at a URL is fetched."""
+    if listed is None or url_of(listed) is None:
+        return listed
+    return str(file_here(Path(listed), options))
 
 
 def access_of(*, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:

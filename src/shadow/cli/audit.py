@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import NamedTargets, access_of, selected
+from shadow.cli.arguments import NamedTargets, access_of, files_here, list_here, selected
 from shadow.cli.gate import GateOptions, at_fault, baselines_of, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -49,12 +50,14 @@ from shadow.cli.options import (
     Registry,
     Scores,
     ShardOption,
+    StorageOptions,
     Tag,
     Targets,
     TunedReference,
     Verbose,
 )
 from shadow.errors import ShadowError, UsageError
+from shadow.storage import Store, located, parsed_options, work_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,6 +81,7 @@ def audit(
     tag: Tag = None,
     shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
+    storage_options: StorageOptions = None,
     component: Component = None,
     layer: Layer = None,
     module: Module = None,
@@ -139,7 +143,15 @@ def audit(
     """
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
-    held = GateOptions(fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit)
+    options = parsed_options(storage_options)
+    held = GateOptions(
+        fail_on=fail_on or [],
+        policy=policy,
+        against=against,
+        allow_missing=allow_missing,
+        junit=junit,
+        storage=options,
+    )
     rules = rules_of(held)
     say = _say_nothing if quiet else console.say
     selection = selected(
@@ -148,7 +160,7 @@ def audit(
             base=base,
             tuned=tuned,
             registry=registry,
-            listed=listed,
+            listed=list_here(listed, options),
             tags=tag or [],
             shard=shard,
             name=name,
@@ -164,6 +176,10 @@ def audit(
     from shadow.spectra.delta import Method
 
     cache = None if no_cache else cache_dir or default_folder()
+    place = located(output, options)
+    store = place if isinstance(place, Store) else None
+    if store is not None:
+        store.require_access()
     access = access_of(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     request = AuditRequest(
         selection=selection,
@@ -174,7 +190,8 @@ def audit(
             optimizer=None if optimizer is None else optimizer.value,
             device=choose(device),
         ),
-        output=output,
+        output=work_folder(store) if store is not None else output,
+        store=store,
         runtime=Runtime(
             jobs=jobs,
             access=access,
@@ -183,7 +200,7 @@ def audit(
             say=say,
             detail=console.say if verbose else _say_nothing,
         ),
-        scores=scores_of_pairs(scores or [], selection.own, say),
+        scores=scores_of_pairs(files_here(scores, options), selection.own, say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
         strict=strict,
@@ -208,7 +225,10 @@ class AuditRequest:
     """What the numbers depend on."""
 
     output: Path
-    """The folder that reports are written below."""
+    """The folder that reports are written below; with store, the one of this machine to work in."""
+
+    store: Store | None
+    """The URL that reports are published below."""
 
     runtime: Runtime
     """How the audit runs."""
@@ -280,12 +300,18 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
 
 def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
     from shadow.audits.list_audit import audit_list
+    from shadow.audits.pair import run_pair
     from shadow.audits.pairs import audit_pairs
+    from shadow.audits.remote import run_remote_pair
 
     settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
+    store = request.store
+    audit = run_pair if store is None else partial(run_remote_pair, store=store)
     if request.selection.is_list:
-        return audit_list(request.selection, settings, output, runtime, scores=scores, watch=watch)
-    return audit_pairs(request.selection.own, settings, output, runtime, scores=scores, watch=watch)
+        return audit_list(
+            request.selection, settings, output, runtime, scores=scores, watch=watch, audit=audit, store=store
+        )
+    return audit_pairs(request.selection.own, settings, output, runtime, scores=scores, watch=watch, audit=audit)
 
 
 def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
@@ -295,7 +321,8 @@ def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
     if request.shows_each:
         console.display(_view(request, result))
     baseline = request.baselines.get((result.summary.family, result.summary.pair))
-    judgement = judged_of(result, request.rules, baseline, strict=request.strict)
+    options = request.store.options if request.store is not None else {}
+    judgement = judged_of(result, request.rules, baseline, strict=request.strict, storage=options)
     if request.shows_each and request.rules:
         console.display(rules_view(judgement))
     return judgement
@@ -305,7 +332,7 @@ def _view(request: AuditRequest, result: AuditResult) -> RenderableType:
     from shadow.outputs.terminal.summary import summary_view
 
     options = console.out.options
-    return summary_view(result.summary, result.provenance, result.folder, options, full=request.full)
+    return summary_view(result.summary, result.provenance, result.place, options, full=request.full)
 
 
 def _show(request: AuditRequest, judged: Sequence[Judgement]) -> None:

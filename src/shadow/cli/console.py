@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 
 from shadow.errors import ShadowError
+from shadow.storage import as_given
 from shadow.text import byte_size, duration, inert, visible
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def show_text(text: str) -> None:
 
 def say(text: str) -> None:
     """One line of talk, on stderr."""
-    _print(err, escape(visible(text)))
+    _print(err, escape(visible(as_given(text))))
 
 
 def flush() -> None:
@@ -76,9 +77,9 @@ def annotate(command: str) -> None:
 
 def complain(error: ShadowError) -> None:
     """An expected fault: one line, and what to do next."""
-    _print(err, f"[bold red]error:[/] {escape(visible(error.message))}")
+    _print(err, f"[bold red]error:[/] {escape(visible(as_given(error.message)))}")
     if error.hint:
-        _print(err, f"[dim]hint:[/]  {escape(visible(error.hint))}")
+        _print(err, f"[dim]hint:[/]  {escape(visible(as_given(error.hint)))}")
 
 
 def _print(console: Console, renderable: RenderableType) -> None:

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import ExportName, FigureKind, RunFolders, on_this_machine
+from shadow.cli.arguments import reports_here
+from shadow.cli.options import ExportName, FigureKind, RunFolders, StorageOptions, on_this_machine
 from shadow.errors import UsageError
 from shadow.extras import require
 from shadow.reports.folders import reports_below
+from shadow.storage import parsed_options
 from shadow.text import counted
 
 
@@ -23,6 +25,7 @@ def report(
             "-o", "--output", help="The page, one file.", metavar="FILE", dir_okay=False, callback=on_this_machine
         ),
     ] = Path("report.html"),
+    storage_options: StorageOptions = None,
 ) -> None:
     """Write finished reports as one web page that works offline: charts and tables, light and dark.
 
@@ -31,6 +34,7 @@ def report(
     require("report")
     from shadow.outputs.page import write_page
 
+    run = reports_here(run, parsed_options(storage_options), spectra=True)
     folders = [folder for folder in reports_below(run) if (folder / "matrices.parquet").is_file()]
     with console.steps("report") as update:
         written = write_page(run, folders, output, show=update)
@@ -68,6 +72,7 @@ def figure(
     title: Annotated[
         bool, typer.Option("--title/--no-title", help="Write above the figure which report it shows.")
     ] = True,
+    storage_options: StorageOptions = None,
 ) -> None:
     """Draw a figure for a paper.
 
@@ -93,7 +98,8 @@ def figure(
 
         check_component(component)
     choice = Choice(component, tuple(module or ()), layer, expert, metric, width, title)
-    for note in write_figure(kind.value, reports_below(run), output, choice):
+    folders = reports_below(reports_here(run, parsed_options(storage_options), spectra=True))
+    for note in write_figure(kind.value, folders, output, choice):
         console.say(f"{output}: {note}")
 
 
@@ -114,6 +120,7 @@ def export(
     table: Annotated[
         list[str] | None, typer.Option(help="Only this table: matrices, tensors, residual, spectra; may be repeated.")
     ] = None,
+    storage_options: StorageOptions = None,
 ) -> None:
     """Export finished reports to another format: one set of tables for all of them.
 
@@ -124,6 +131,7 @@ def export(
     from shadow.outputs import exports as exporting
     from shadow.reports.tables import absent_note
 
+    run = reports_here(run, parsed_options(storage_options), spectra=True)
     target = output or exporting.default_output(run, to.value)
     done = exporting.export(reports_below(run), to.value, target, table or ())
     if done.older:

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shadow.cli import console
-from shadow.cli.options import Against, AllowMissing, FailOn, Format, FormatOption, Json, Junit, PolicyFile
+from shadow.cli.arguments import Options, file_here, reports_here
+from shadow.cli.options import (
+    Against,
+    AllowMissing,
+    FailOn,
+    Format,
+    FormatOption,
+    Json,
+    Junit,
+    PolicyFile,
+    StorageOptions,
+    places,
+)
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_below
+from shadow.storage import Store, as_given, located, parsed_options, url_of
 
 if TYPE_CHECKING:
     from shadow.audits.list_index import Index
@@ -24,13 +38,17 @@ if TYPE_CHECKING:
 
 def gate(
     runs: Annotated[
-        list[Path], typer.Argument(help="Finished reports: their folders, or folders above them.", metavar="RUN")
+        list[Path],
+        typer.Argument(
+            help="Finished reports: their folders, or folders above them; may be URLs.", metavar="RUN", callback=places
+        ),
     ],
     fail_on: FailOn = None,
     policy: PolicyFile = None,
     against: Against = None,
     allow_missing: AllowMissing = False,
     junit: Junit = None,
+    storage_options: StorageOptions = None,
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
@@ -43,7 +61,12 @@ def gate(
     if json:
         format = Format.json
     options = GateOptions(
-        fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit
+        fail_on=fail_on or [],
+        policy=policy,
+        against=against,
+        allow_missing=allow_missing,
+        junit=junit,
+        storage=parsed_options(storage_options),
     )
     rules = rules_of(options)
     if not rules:
@@ -52,6 +75,7 @@ def gate(
     from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata
 
+    runs = [reports_here(run, options.storage) for run in runs]
     folders_of = {run: reports_below(run) for run in runs}
     indexes = {run: index for run in runs if (index := read_index(run)) is not None}
     judged: list[Judgement] = []
@@ -114,8 +138,13 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
     return judged
 
 
-def judged_of(result: AuditResult, rules: Sequence[Rule], baseline: Measured | None, *, strict: bool) -> Judgement:
-    """What came of an audit; strict: it objects to what was skipped and should not be."""
+def judged_of(
+    result: AuditResult, rules: Sequence[Rule], baseline: Measured | None, *, strict: bool, storage: Options
+) -> Judgement:
+    """What came of an audit; strict: it objects to what was skipped and should not be.
+
+    Of a report that was published the rows are fetched for rules; storage are the options for that.
+    """
     from shadow.gates.verdicts import Judgement, judge_report, read_measured
 
     summary = result.summary
@@ -123,8 +152,12 @@ def judged_of(result: AuditResult, rules: Sequence[Rule], baseline: Measured | N
     objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
     if not rules:
         return Judgement(summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections)
-    now = read_measured(result.folder, summary=summary)
-    return judge_report(rules, now, baseline, seconds=seconds, objections=objections)
+    folder = result.folder if result.url is None else reports_here(Path(result.url), storage)
+    now = read_measured(folder, summary=summary)
+    judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
+    if result.url is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return judgement
 
 
 @dataclass(frozen=True)
@@ -146,6 +179,9 @@ class GateOptions:
     junit: Path | None
     """The file that JUnit XML is written to."""
 
+    storage: Options = field(default_factory=dict, repr=False)
+    """Options of the driver of URLs."""
+
 
 def rules_of(options: GateOptions) -> tuple[Rule, ...]:
     """The rules of a command; refuses a file for JUnit that may not be written over."""
@@ -157,9 +193,8 @@ def rules_of(options: GateOptions) -> tuple[Rule, ...]:
         return ()
     from shadow.gates.rules import gather
 
-    return gather(
-        options.fail_on, options.policy, against=options.against is not None, allow_missing=options.allow_missing
-    )
+    policy = None if options.policy is None else file_here(options.policy, options.storage)
+    return gather(options.fail_on, policy, against=options.against is not None, allow_missing=options.allow_missing)
 
 
 def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
@@ -167,7 +202,7 @@ def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
     from shadow.gates.verdicts import Judgement
 
     console.complain(error)
-    return Judgement(family, pair, fault=error.message)
+    return Judgement(family, pair, fault=as_given(error.message))
 
 
 def baselines_of(
@@ -179,12 +214,18 @@ def baselines_of(
     against = options.against
     if against is None:
         return {}
-    if against.is_dir():
-        return read_baselines(against, reports_below(against), pairs)
+    place = located(against, options.storage)
+    if isinstance(place, Store):
+        from shadow.reports.remote import fetched_if_any
+
+        place = fetched_if_any(place, spectra=False) or against
+    if place.is_dir():
+        return read_baselines(place, reports_below(place), pairs)
+    where = url_of(against) or against
     if not options.allow_missing:
         hint = "name finished reports, or add --allow-missing for a first run"
-        raise ShadowError(f"no such folder: {against}", hint)
-    say(f"no baseline: there is no folder {against}")
+        raise ShadowError(f"no such folder: {where}", hint)
+    say(f"no baseline: there is no folder {where}")
     return {}
 
 

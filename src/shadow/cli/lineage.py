@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadow.cli import console
+from shadow.cli.arguments import Options, reports_here
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     Format,
@@ -18,10 +19,11 @@ from shadow.cli.options import (
     Output,
     Pickle,
     Registry,
-    on_this_machine,
+    StorageOptions,
 )
 from shadow.errors import ShadowError
 from shadow.reports.folders import reports_at
+from shadow.storage import parsed_options, url_of
 from shadow.text import nearest
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def lineage(
         ),
     ],
     output: Output = DEFAULT_OUTPUT,
+    storage_options: StorageOptions = None,
     joint: Annotated[
         bool, typer.Option("--joint/--no-joint", help="Compare deltas that follow one another; reads the checkpoints.")
     ] = True,
@@ -65,9 +68,12 @@ def lineage(
     from shadow.outputs.terminal.lineage import lineage_view
     from shadow.targets.families import load_families
 
+    options = parsed_options(storage_options)
     families = load_families(registry)
     named = [families[target] for target in targets if _is_family(target, families)]
-    folders = list(dict.fromkeys(folder for target in targets for folder in _folders(target, families, output)))
+    folders = list(
+        dict.fromkeys(folder for target in targets for folder in _folders(target, families, output, options))
+    )
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
     steps = [step for folder in folders if (step := read_step(SummarisedReport(folder))) is not None]
@@ -91,18 +97,18 @@ def _is_family(target: str, families: Mapping[str, Family]) -> bool:
     return target in families
 
 
-def _folders(target: str, families: Mapping[str, Family], output: Path) -> list[Path]:
+def _folders(target: str, families: Mapping[str, Family], output: Path, options: Options) -> list[Path]:
     """The finished reports that an argument stands for."""
     if _is_family(target, families):
         from shadow.files import safe_name
 
-        folder = output / safe_name(target)
+        folder = reports_here(output / safe_name(target), options)
         found = [one for one in reports_at(folder) if (one / "matrices.parquet").is_file()] if folder.is_dir() else []
         if not found:
-            raise ShadowError(f"no finished report of {target} below {output}", f"shadow audit {target}, or name -o")
+            where = url_of(output) or output
+            raise ShadowError(f"no finished report of {target} below {where}", f"shadow audit {target}, or name -o")
         return found
-    path = on_this_machine(Path(target))
-    assert path is not None, "given"
+    path = reports_here(Path(target), options)
     if not os.path.lexists(path):
         name, _, pair = target.partition(":")
         hint = f"name the family {name}" if pair and name in families else nearest(target, families)

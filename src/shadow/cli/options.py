@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,17 +10,40 @@ import typer
 
 from shadow.cli import completion
 from shadow.errors import UsageError
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(/|$)")  # as a Path has it: `s3://x` has become `s3:/x`
+from shadow.storage import OPTIONS, located, redacted, url_of
 
 
 def on_this_machine(path: Path | None) -> Path | None:
     """A callback of options that name a place: a URL would be taken for a folder called `s3:`."""
-    if path is not None and URL.match(str(path)):
-        scheme = str(path).partition(":")[0]
-        hint = "leave file:// out" if scheme == "file" else "name a place on this machine, and copy from or to the URL"
-        raise UsageError(f"{str(path).replace(':/', '://', 1)[:80]}: URLs are not supported here", hint)
+    url = None if path is None else url_of(path)
+    if url is not None:
+        hint = "name a place on this machine, and copy from or to the URL"
+        if url.startswith("file:"):
+            hint = "leave file:// out"
+        raise UsageError(f"{redacted(url)[:80]}: URLs are not supported here", hint)
     return path
+
+
+def a_place(path: Path | None) -> Path | None:
+    """A callback of options that also take URLs: refuses those that are not supported, before anything is done."""
+    if path is not None:
+        place = located(path)
+        if isinstance(place, Path):
+            return place
+    return path
+
+
+def places(paths: list[Path] | None) -> list[Path] | None:
+    """The same for options and arguments that may be repeated."""
+    return None if paths is None else [path for path in map(a_place, paths) if path is not None]
+
+
+def a_name(text: str | None) -> str | None:
+    """The same for a list, which may be standard input."""
+    if text is None or url_of(text) is None:
+        return text
+    place = located(text)
+    return str(place) if isinstance(place, Path) else text
 
 
 # Groups of options in the help
@@ -29,6 +51,7 @@ CHOICE = "What is audited"
 MEASURING = "How it is measured"
 FILES = "Where checkpoints and spectra come from"
 RULES = "Rules"
+STORAGE = "Storage at URLs"
 
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
@@ -63,8 +86,9 @@ ListFile = Annotated[
     str | None,
     typer.Option(
         "--list",
-        help="File of targets: YAML, or one per line; - reads standard input.",
+        help="File of targets: YAML, or one per line; - reads standard input. May be a URL.",
         metavar="FILE",
+        callback=a_name,
         rich_help_panel=CHOICE,
     ),
 ]
@@ -84,10 +108,22 @@ ShardOption = Annotated[
     ),
 ]
 Output = Annotated[
-    Path, typer.Option("-o", "--output", help="Folder for reports.", file_okay=False, callback=on_this_machine)
+    Path,
+    typer.Option("-o", "--output", help="Folder for reports; may be a URL.", file_okay=False, callback=a_place),
 ]
 RunFolders = Annotated[
-    Path, typer.Argument(help="Folder of a report, or a folder above it.", metavar="RUN", callback=on_this_machine)
+    Path,
+    typer.Argument(help="Folder of a report, or a folder above it; may be a URL.", metavar="RUN", callback=a_place),
+]
+StorageOptions = Annotated[
+    str | None,
+    typer.Option(
+        "--storage-options",
+        help="Options for the driver of a URL: JSON, or a file with JSON.",
+        envvar=OPTIONS,
+        metavar="JSON|FILE",
+        rich_help_panel=STORAGE,
+    ),
 ]
 Overwrite = Annotated[
     bool,
@@ -265,8 +301,9 @@ Scores = Annotated[
     typer.Option(
         "--scores",
         help="Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder of them; may be "
-        "repeated.",
+        "repeated. A file may be at a URL.",
         metavar="FILE",
+        callback=places,
     ),
 ]
 Offline = Annotated[
@@ -283,16 +320,23 @@ FailOn = Annotated[
 ]
 PolicyFile = Annotated[
     Path | None,
-    typer.Option("--policy", help="YAML file of named rules.", metavar="FILE", dir_okay=False, rich_help_panel=RULES),
+    typer.Option(
+        "--policy",
+        help="YAML file of named rules; may be a URL.",
+        metavar="FILE",
+        dir_okay=False,
+        callback=a_place,
+        rich_help_panel=RULES,
+    ),
 ]
 Against = Annotated[
     Path | None,
     typer.Option(
         "--against",
-        help="Accepted reports: exit with 4 if a figure lies outside its spread over layers there.",
+        help="Accepted reports: exit with 4 if a figure lies outside its spread over layers there. May be a URL.",
         metavar="RUN",
         file_okay=False,
-        callback=on_this_machine,
+        callback=a_place,
         rich_help_panel=RULES,
     ),
 ]

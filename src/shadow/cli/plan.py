@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from shadow.cli import console
-from shadow.cli.arguments import NamedTargets, access_of, selected
+from shadow.cli.arguments import NamedTargets, access_of, list_here, selected
 from shadow.cli.audit import of_pair, tell_left_out
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
@@ -32,11 +32,13 @@ from shadow.cli.options import (
     PrecisionName,
     Registry,
     ShardOption,
+    StorageOptions,
     Tag,
     Targets,
     TunedReference,
 )
 from shadow.errors import ShadowError, UsageError
+from shadow.storage import Store, located, parsed_options, work_folder
 
 if TYPE_CHECKING:
     from shadow.audits.plan import PairPlan
@@ -52,6 +54,7 @@ def plan(
     tag: Tag = None,
     shard: ShardOption = None,
     output: Output = DEFAULT_OUTPUT,
+    storage_options: StorageOptions = None,
     component: Component = None,
     layer: Layer = None,
     module: Module = None,
@@ -72,13 +75,18 @@ def plan(
     """
     if json:
         format = Format.json
+    options = parsed_options(storage_options)
+    place = located(output, options)
+    if isinstance(place, Store):
+        place.require_writable()
+        place = work_folder(place)
     selection = selected(
         NamedTargets(
             targets=targets or [],
             base=base,
             tuned=tuned,
             registry=registry,
-            listed=listed,
+            listed=list_here(listed, options),
             tags=tag or [],
             shard=shard,
             name=name,
@@ -108,7 +116,7 @@ def plan(
 
     for pair in pairs:
         try:
-            planned = plan_pair(pair, settings, output, runtime)
+            planned = plan_pair(pair, settings, place, runtime)
         except ShadowError as error:
             if isinstance(error, UsageError) and len(pairs) == 1:
                 raise

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from shadow.cli import console
+from shadow.cli.arguments import files_here, reports_here
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     CacheFolder,
@@ -19,16 +20,21 @@ from shadow.cli.options import (
     RunFolders,
     Scores,
     ShowFormat,
+    StorageOptions,
+    a_place,
     on_this_machine,
+    places,
 )
 from shadow.errors import ShadowError, UsageError
 from shadow.reports.folders import reports_at, reports_below, reports_of
+from shadow.storage import Store, as_given, located, parsed_options, work_folder
 from shadow.text import counted, several
 
 
 def show(
     run: RunFolders,
     scores: Scores = None,
+    storage_options: StorageOptions = None,
     format: Annotated[
         ShowFormat,
         typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
@@ -48,6 +54,8 @@ def show(
 
     if json:
         format = ShowFormat.json
+    options = parsed_options(storage_options)
+    run = reports_here(run, options)
     folders = reports_below(run)
     index = read_index(run)
     if index is not None and folders == [run]:  # a list of which no pair is done
@@ -59,7 +67,8 @@ def show(
         from shadow.findings.gains import NO_SCORES, join, sides_of
         from shadow.findings.score_files import scores_of_sides
 
-        given = scores_of_sides(scores, [sides_of(provenance) for _, provenance, _ in found], console.say)
+        files = files_here(scores, options)
+        given = scores_of_sides(files, [sides_of(provenance) for _, provenance, _ in found], console.say)
         found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
     if format is ShowFormat.json:
         summaries = [summary.as_json() for summary, _, _ in found]
@@ -71,14 +80,19 @@ def show(
         console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
         return
     for summary, provenance, folder in found:
-        console.display(summary_view(summary, provenance, folder, console.out.options, full=full))
+        console.display(summary_view(summary, provenance, as_given(folder), console.out.options, full=full))
     if index is None and len(found) > 1:
         console.display(pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in found]))
 
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(help="Two or more reports: their folders, or folders above them.", metavar="RUN")
+        list[Path],
+        typer.Argument(
+            help="Two or more reports: their folders, or folders above them; may be URLs.",
+            metavar="RUN",
+            callback=places,
+        ),
     ],
     margin: Annotated[
         float,
@@ -104,6 +118,7 @@ def compare(
             callback=on_this_machine,
         ),
     ] = None,
+    storage_options: StorageOptions = None,
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
@@ -122,6 +137,8 @@ def compare(
     from shadow.reports.columns import COMPARISON
     from shadow.reports.parquet import write_rows
 
+    options = parsed_options(storage_options)
+    runs = [reports_here(run, options) for run in runs]
     folders = list(dict.fromkeys(folder for run in runs for folder in reports_at(run))) if scores else reports_of(runs)
     most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
     if not 2 <= len(folders) <= most:
@@ -136,7 +153,7 @@ def compare(
         from shadow.reports.provenance import report_metadata
 
         known = [sides_of(report_metadata(folder)) for folder in folders]
-        given = scores_of_sides(scores, known, console.say)
+        given = scores_of_sides(files_here(scores, options), known, console.say)
     found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
     if output is not None and found.not_contrasted:
         raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")
@@ -151,15 +168,18 @@ def compare(
 
 def merge(
     output: Annotated[
-        Path, typer.Argument(help="Folder to merge into.", metavar="OUT", file_okay=False, callback=on_this_machine)
+        Path,
+        typer.Argument(help="Folder to merge into; may be a URL.", metavar="OUT", file_okay=False, callback=a_place),
     ],
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders given to `shadow audit -o`; without any, only the index of OUT is rebuilt.",
+            help="Folders or URLs given to `shadow audit -o`; without any, only the index of OUT is rebuilt.",
             metavar="[DIR]...",
+            callback=places,
         ),
     ] = None,
+    storage_options: StorageOptions = None,
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
@@ -176,8 +196,17 @@ def merge(
     from shadow.audits.merging import merge as merged
     from shadow.outputs.terminal.batch import batch_view
 
-    found = merged(output, folders or [])
-    console.say(f"{found.copied} reports copied to {output}, {found.there} were already there")
+    options = parsed_options(storage_options)
+    sources = [reports_here(folder, options, spectra=True) for folder in folders or []]
+    place = located(output, options)
+    if isinstance(place, Store):
+        from shadow.audits.remote import merge_remote
+
+        place.require_access()
+        found = merge_remote(place, sources)
+    else:
+        found = merged(place, sources)
+    console.say(f"{found.copied} reports copied to {place}, {found.there} were already there")
     if found.rounded:
         names = several([":".join(key) for key in found.rounded])
         console.say(
@@ -189,7 +218,7 @@ def merge(
         console.display(batch_view(found.index, console.out.options))
     if missing := found.index.missing_shards:
         which = f"shard{'s' * (len(missing) > 1)} {several(missing)}"
-        raise ShadowError(f"{output} lacks {which} of its list", "merge all shards")
+        raise ShadowError(f"{place} lacks {which} of its list", "merge all shards")
 
 
 def clean(
@@ -208,7 +237,11 @@ def clean(
         return
     from shadow.audits.journal import remove_unfinished
 
-    removed = remove_unfinished(output)
+    place = located(output)
+    if isinstance(place, Store):  # work is done on this machine
+        place = work_folder(place)
+        place.mkdir(parents=True, exist_ok=True)
+    removed = remove_unfinished(place)
     audits = counted(len(removed), "audit", "audits")
     console.say(f"removed the unfinished work of {audits}" if removed else "no unfinished audits there")
     for folder, fetched in removed.items():

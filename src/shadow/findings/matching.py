@@ -15,6 +15,7 @@ import pandas as pd
 from shadow.reports.metadata import CheckpointMetadata, ReportMetadata, SettingsMetadata, Side
 from shadow.reports.provenance import CheckpointIdentity, Provenance
 from shadow.reports.report import Report
+from shadow.storage import as_given
 
 Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
 
@@ -109,7 +110,7 @@ class ComparedReport:
         stored = self.provenance.as_json()
         return ReportIdentity(
             label=self.label,
-            folder=str(self.folder),
+            folder=as_given(self.folder),
             version=stored["version"],
             family=stored["family"],
             pair=stored["pair"],

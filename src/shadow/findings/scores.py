@@ -20,6 +20,7 @@ from typing import Any
 
 from shadow.errors import ShadowError
 from shadow.files import read_start
+from shadow.storage import as_given
 from shadow.text import nearest, several
 
 COLUMNS = {  # of a CSV: what each says; the first three are needed
@@ -114,9 +115,9 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
     notes: list[str] = []
     for path, in_folder in _files(paths):
         raw = _bytes(path)
-        files.append((str(path), hashlib.sha256(raw).hexdigest()))
+        files.append((as_given(path), hashlib.sha256(raw).hexdigest()))
         if path.suffix.lower() == ".csv":
-            scores, grouped = _read_csv(str(path), _text(path, raw))
+            scores, grouped = _read_csv(as_given(path), _text(path, raw))
             for benchmark, group in grouped.items():
                 if groups.setdefault(benchmark, group) != group:
                     message = f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
@@ -127,7 +128,7 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
                 notes.append(f"{path} is no result of {HARNESS}: not read")
                 files.pop()
                 continue
-            scores, more_notes = _read_harness(str(path), data)
+            scores, more_notes = _read_harness(as_given(path), data)
             notes += more_notes
         rows += scores
         if len(rows) > MAX_SCORES:

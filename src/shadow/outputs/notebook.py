@@ -22,6 +22,7 @@ from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ModuleRow
 from shadow.outputs.terminal.typeset import bounds_text, fixed, number, percentage, share
 from shadow.places.names import name_rules
+from shadow.storage import as_given
 from shadow.text import counted, nearest, visible
 
 Subject = Literal["delta", "base", "tuned"]
@@ -104,7 +105,7 @@ class AuditReport(SummarisedReport):
         )
 
     def _origin(self) -> str:
-        return f"{self.folder}, measured by shadow {self.provenance.version}"
+        return f"{as_given(self.folder)}, measured by shadow {self.provenance.version}"
 
 
 class AuditReports(Sequence[AuditReport]):

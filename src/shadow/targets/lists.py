@@ -17,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
+from shadow.storage import as_given, is_copy
 from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
 from shadow.targets.plain_yaml import KeyPath, NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
@@ -212,7 +213,7 @@ def _tagged(pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[st
 
 
 def shown(listed: str) -> str:
-    return "standard input" if listed == "-" else listed
+    return "standard input" if listed == "-" else as_given(listed)
 
 
 def read_list(listed: str) -> list[ListEntry]:
@@ -234,7 +235,7 @@ def read_list(listed: str) -> list[ListEntry]:
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
     folder = Path(listed).absolute().parent
-    if listed == "-" or any(folder.is_relative_to(place) for place in STREAMS):
+    if listed == "-" or is_copy(listed) or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
     entries = list(_yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw))
     if len(entries) > MAX_ENTRIES:

@@ -48,7 +48,7 @@ FAR = 100  # times the rounding of storage above which the exact factor tells no
 
 
 def summary_view(
-    summary: Summary, provenance: ReportMetadata, folder: Path, options: ConsoleOptions, *, full: bool = False
+    summary: Summary, provenance: ReportMetadata, folder: Path | str, options: ConsoleOptions, *, full: bool = False
 ) -> RenderableType:
     """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules; or everything."""
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
@@ -110,7 +110,7 @@ def _three_figures(summary: Summary) -> RenderableType:
     return rows
 
 
-def _next_step(summary: Summary, folder: Path) -> RenderableType:
+def _next_step(summary: Summary, folder: Path | str) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
     rows.add_row(Text("more", "dim"), Text("shadow show --full, shadow report for a page, shadow explain WORD", "dim"))
@@ -369,7 +369,7 @@ def _without_base(rows: Iterable[AloneRow]) -> RenderableType:
     return table
 
 
-def _footer(summary: Summary, provenance: ReportMetadata, folder: Path) -> RenderableType:
+def _footer(summary: Summary, provenance: ReportMetadata, folder: Path | str) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
     seconds = provenance.get("seconds")

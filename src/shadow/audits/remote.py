@@ -1,0 +1,228 @@
+"""The audit of one pair whose report is published at a URL: measured on the disk of this machine, then uploaded.
+
+Journal and scratch never leave the machine. A report that is finished stays on its disk until all of it is at the URL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shadow import __version__
+from shadow.audits.finished import differences, named
+from shadow.audits.journal import remove_journal_of
+from shadow.audits.merging import Merged, merge
+from shadow.audits.pair import DEFAULTS, AuditResult, Runtime, Settings, identity_of, run_pair
+from shadow.errors import KeptError, ShadowError
+from shadow.files import PARTIAL, lock, nearest_folder, remove_empty, safe_name, writing
+from shadow.findings.scores import ScoreFiles
+from shadow.findings.summary import Summary, read_summary
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import Identity, finished_metadata
+from shadow.reports.remote import (
+    OvertakenError,
+    PublishedIndex,
+    fetched,
+    fetched_if_any,
+    new_token,
+    outlined,
+    publish,
+    standing,
+    told_as,
+)
+from shadow.reports.report import Report
+from shadow.reports.tables import absent_note
+from shadow.storage import Store, place_for
+from shadow.targets.families import Pair
+
+UPLOADER = "uploading"  # in the folder of a pair: who this machine was, when it began to upload
+
+
+def run_remote_pair(
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+    *,
+    store: Store,
+    scores: ScoreFiles | None = None,
+) -> AuditResult:
+    """Audit one pair as `run_pair` does, and publish the report at `store/<family>/<pair>/`.
+
+    output is the folder of this machine to work in; nothing of the pair is left there when its report is published. Of
+    a report that is there already its provenance and its summary are read, and no table. Arguments, result and faults
+    can be pickled. Raises what run_pair raises, and ShadowError where the store fails; then the report stays in
+    output, and the same call goes on from there.
+    """
+    folder = output / safe_name(pair.family) / safe_name(pair.name)
+    target = store.at(safe_name(pair.family), safe_name(pair.name))
+    with _alone(folder, output):
+        there, broken = standing(target)
+        if there is not None:
+            asked = identity_of(pair, settings, runtime)
+            done = _already_there(target, folder, there, asked, runtime, rescored=scores is not None)
+            if done is not None:
+                return done
+            _take_over(target, folder)
+        elif broken:
+            runtime.say(f"measuring again: {broken}")
+        before = _digests(folder)
+        result = run_pair(pair, settings, output, runtime, scores=scores)
+        if there is None or _digests(folder) != before or finished_metadata(folder) != there:
+            try:
+                _publish(folder, target, there, runtime)
+            except OvertakenError:
+                asked = identity_of(pair, settings, runtime)
+                other = _other(target, folder, asked, runtime, rescored=scores is not None)
+                if other is None:
+                    raise
+                return other
+        _remove(folder)
+        return replace(result, url=target.url)
+
+
+def _other(target: Store, folder: Path, asked: Identity, runtime: Runtime, *, rescored: bool) -> AuditResult | None:
+    """The report that another process was faster with; None where it is not what was asked for."""
+    there, _ = standing(target)
+    if there is None or differences(there, asked, DEFAULTS):
+        return None
+    runtime.say("another audit of the pair was faster: its report stays")
+    return _already_there(target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored)
+
+
+def merge_remote(store: Store, folders: Sequence[Path]) -> Merged:
+    """Merge folders into the reports at a URL as `merge` does with a folder, and publish what is new there."""
+    published = PublishedIndex(store)
+    output = fetched_if_any(store)
+    if output is None:
+        output = place_for(store)
+    with told_as(output, store):
+        here = set(_reports(output))
+        merged = merge(output, folders)
+        for folder in _reports(output):
+            if folder not in here:
+                target = store.at(*folder.relative_to(output).parts)
+                publish(folder, target, token=new_token(), replaces=None)
+        published.publish(output)
+    shutil.rmtree(output, ignore_errors=True)
+    return merged
+
+
+def _reports(output: Path) -> list[Path]:
+    return sorted(path.parent for path in output.glob("*/*/matrices.parquet"))
+
+
+def _already_there(
+    target: Store, folder: Path, there: ReportMetadata, asked: Identity, runtime: Runtime, *, rescored: bool
+) -> AuditResult | None:
+    """The report at the URL, if it is what was asked for; None where it is to be replaced or renewed.
+
+    Raises KeptError where it is another one and stays.
+    """
+    other = differences(there, asked, DEFAULTS)
+    if other and not runtime.overwrite:
+        message = f"{target}: the finished report there differs: {named(other)}"
+        raise KeptError(message, "replace it with --overwrite, or choose another place with -o")
+    if other or rescored or there["settings"].get("optimizer") != asked.settings.get("optimizer"):
+        return None
+    with outlined(target) as outline:
+        if outline is None:  # removed meanwhile
+            return None
+        lacking = Report(outline).absent
+        notes = [f"measured by shadow {there['version']}"] if there["version"] != __version__ else []
+        notes += [absent_note(lacking)] if lacking else []
+        if notes and runtime.overwrite:
+            return None
+        try:
+            summary, _ = read_summary(outline, with_rows=False)
+        except ShadowError:  # made by another version: from the rows, then
+            summary = _summary_from_rows(target)
+    runtime.say("; ".join(["nothing to measure: the report is already there", *notes]))
+    _tidy(folder, asked, runtime)
+    return AuditResult(folder, summary, measured=0, provenance=there, url=target.url)
+
+
+def _tidy(folder: Path, asked: Identity, runtime: Runtime) -> None:
+    """Remove what an audit left here whose report is published. One of anything else stays."""
+    remove_journal_of(folder, asked)
+    left = finished_metadata(folder)
+    if left is not None and differences(left, asked, DEFAULTS):
+        runtime.say(f"a report of other settings or files, which was not uploaded, stays in {folder}")
+        return
+    _remove(folder)
+
+
+def _summary_from_rows(target: Store) -> Summary:
+    folder = fetched(target, spectra=False)
+    with told_as(folder, target):
+        return read_summary(folder)[0]
+
+
+def _take_over(target: Store, folder: Path) -> None:
+    """The report at the URL, as the one that is changed here; not where a finished one waits to be uploaded."""
+    if (folder / "matrices.parquet").is_file():
+        return
+    copy = fetched(target)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES_OF_A_PAIR:  # the one by which it is found comes last
+            if (copy / name).is_file():
+                aside = folder / f".{name}.tmp"
+                shutil.copyfile(copy / name, aside)
+                aside.replace(folder / name)
+    shutil.rmtree(copy, ignore_errors=True)
+
+
+def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime: Runtime) -> None:
+    """Upload the report. Raises ShadowError, which says where it is, when that fails."""
+    token = folder / UPLOADER
+    try:
+        with writing(folder):
+            if not token.is_file():
+                token.write_text(new_token())
+            name = token.read_text()
+        publish(folder, target, token=name, replaces=there, say=runtime.say)
+    except ShadowError as error:
+        hint = f"{error.hint or 'run the same command again'}; the same command measures nothing again"
+        message = f"{error.message}; the report is finished, but not uploaded: it is in {folder}"
+        raise type(error)(message, hint) from None
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """A sha256 of every file of the report in a folder."""
+    paths = [folder / name for name in FILES_OF_A_PAIR if (folder / name).is_file()]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def _remove(folder: Path) -> None:
+    """Remove the report of a folder, which is published, the file by which it is found first."""
+    with writing(folder):
+        for name in (*reversed(FILES_OF_A_PAIR), UPLOADER):
+            (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, output: Path) -> Iterator[None]:
+    """One process of this machine at a time works on a pair; a second one is refused. No empty folder is left."""
+    there = nearest_folder(output)
+    handle = None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows has no handles of folders
+            handle = os.open(folder, os.O_RDONLY)
+    try:
+        taken = handle is not None and lock(handle) == "another's"
+        if taken or (handle is not None and not os.path.samestat(os.fstat(handle), folder.stat())):
+            hint = "wait for it, or choose another place with -o"
+            raise ShadowError(f"another audit is writing to {folder}", hint)
+        yield
+    finally:
+        remove_empty(folder.absolute() / PARTIAL, there)
+        if handle is not None:
+            os.close(handle)

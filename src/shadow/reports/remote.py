@@ -1,0 +1,342 @@
+"""Reports at a URL: fetched to this machine to be read, and published so that nobody ever reads half of one.
+
+A report is there if its matrices.parquet is, as in a folder. It is written last; where an earlier report is replaced,
+it is removed first, so that no table stands beside those of another audit. Who publishes holds a claim, a small file
+that is created only if there is none. Who reads lists the files before and after, and reads again if they differ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shadow.errors import ShadowError
+from shadow.files import safe_name, writing
+from shadow.reports.atomic_replacement import FILES_OF_A_PAIR, KEPT
+from shadow.reports.metadata import ReportMetadata
+from shadow.reports.provenance import finished_metadata
+from shadow.storage import Entry, Store, place_for
+from shadow.text import byte_size
+
+FINISHED = "matrices.parquet"
+SPECTRA = "spectra.parquet"
+SUMMARY = "summary.json"
+INDEX = "index.json"
+INDEX_FILES = ("batch.parquet", INDEX)  # of a list, in the order in which they are written
+CLAIM = ".uploading.json"
+STALE = 3600.0  # seconds without a sign of life after which a claim is taken over; a file takes minutes
+PATIENCE = 60.0  # seconds that somebody else's upload is waited for
+POLL = 1.0  # seconds between two looks
+SIGN = 60.0  # seconds between two signs of life, at least
+MOST_READS = 3  # of a report that is replaced meanwhile
+MAX_JSON = 64_000_000  # bytes
+MAX_TABLE = 64_000_000_000  # bytes; spectra of the largest released model have 1 GB
+MAX_FOOTER = 64_000_000  # bytes
+USUAL_FOOTER = 65_536  # bytes; most are smaller
+MAGIC = b"PAR1"
+TAIL = 8  # bytes behind a footer: its length, and MAGIC
+
+Say = Callable[[str], None]
+
+
+# Reading
+
+
+def fetched(store: Store, *, spectra: bool = True) -> Path:
+    """The reports at or below a URL and the index of a list, as a folder of this machine.
+
+    Only files that a report may have are fetched. spectra: are singular values among them? Raises ShadowError, also
+    where there is no report.
+    """
+    folder = fetched_if_any(store, spectra=spectra)
+    if folder is None:
+        raise ShadowError(f"{store}: no report there", "name a URL that `shadow audit -o` wrote to")
+    return folder
+
+
+def fetched_if_any(store: Store, *, spectra: bool = True) -> Path | None:
+    """The same; None where there is neither a report nor an index."""
+    chosen = _chosen(store, store.files(), spectra=spectra)
+    if not chosen:
+        return None
+    folder = place_for(store)
+    folder.mkdir()
+    _fetch(store, chosen, folder, spectra=spectra)
+    return folder
+
+
+def _chosen(store: Store, there: Mapping[str, Entry], *, spectra: bool) -> dict[str, Entry]:
+    """The files of finished reports at most two folders below, and those of an index.
+
+    Raises ShadowError for a file that is larger than any of its kind.
+    """
+    chosen = {}
+    for path, entry in there.items():
+        *folders, name = path.split("/")
+        is_ours = name in FILES_OF_A_PAIR and f"{'/'.join(folders)}/{FINISHED}".lstrip("/") in there
+        is_index = not folders and name in INDEX_FILES
+        named = len(folders) <= 2 and all(safe_name(folder) == folder for folder in folders)
+        if not named or not (is_ours or is_index) or (name == SPECTRA and not spectra):
+            continue
+        if entry.size > (MAX_JSON if name.endswith(".json") else MAX_TABLE):
+            raise ShadowError(f"{store.at(path)}: {byte_size(entry.size)}, larger than any file of a report")
+        chosen[path] = entry
+    return chosen
+
+
+def _fetch(store: Store, chosen: Mapping[str, Entry], folder: Path, *, spectra: bool) -> None:
+    """Files of reports as they stood together at one moment."""
+    for _ in range(MOST_READS):
+        size = sum(entry.size for entry in chosen.values())
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            message = f"{store}: {byte_size(size)} to fetch, and {byte_size(free)} are free in {folder.parent.parent}"
+            raise ShadowError(message, "free some space, or set TMPDIR to another disk")
+        with writing(folder):
+            store.fetch({path: entry.size for path, entry in chosen.items()}, folder)
+        after = _chosen(store, store.files(), spectra=spectra)
+        if after == chosen:
+            return
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        chosen = after
+    raise ShadowError(f"{store}: reports there changed while they were read", "wait until they are finished")
+
+
+def published_metadata(store: Store) -> ReportMetadata | None:
+    """The provenance of the report at the URL of a pair, from the end of one file; None where there is none.
+
+    Raises ShadowError for a report that cannot be read.
+    """
+    with _outlined(store, (FINISHED,), ()) as folder:
+        return None if folder is None else finished_metadata(folder)
+
+
+def standing(store: Store) -> tuple[ReportMetadata | None, str]:
+    """The provenance of the report at a URL, if there is one; or what is wrong with it: a broken one is no report.
+
+    Raises ShadowError where the store does not let it be read: it may be whole.
+    """
+    try:
+        return published_metadata(store), ""
+    except ShadowError as error:
+        if error.__cause__ is None:  # of the store, which never tells its own
+            raise
+        return None, error.message
+
+
+@contextlib.contextmanager
+def outlined(store: Store) -> Iterator[Path | None]:
+    """A folder with what is small of the report at a URL; None where there is no report.
+
+    Its JSON files are whole. Of its tables there are the footers alone, which tell provenance and columns; no row can
+    be read.
+    """
+    tables = [name for name in FILES_OF_A_PAIR if name.endswith(".parquet")]
+    with _outlined(store, tables, (SUMMARY, KEPT)) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _outlined(store: Store, tables: Collection[str], texts: Collection[str]) -> Iterator[Path | None]:
+    there = _chosen(store, store.files(), spectra=True)
+    if not {FINISHED, SUMMARY} <= there.keys():
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="shadow-") as scratch:
+        folder = Path(scratch)
+        with told_as(folder, store):
+            (folder / SUMMARY).touch()
+            for name in texts:
+                if name in there:
+                    (folder / name).write_bytes(store.read(name, MAX_JSON) or b"")
+            for name in tables:
+                if name in there:
+                    (folder / name).write_bytes(_footer(store, name, there[name].size))
+            yield folder
+
+
+@contextlib.contextmanager
+def told_as(folder: Path, store: Store) -> Iterator[None]:
+    """Faults name the URL instead of the folder that stands for it."""
+    try:
+        yield
+    except ShadowError as error:
+        message = error.message.replace(str(folder), store.url)
+        raise type(error)(message, error.hint) from error.__cause__
+
+
+def _footer(store: Store, name: str, size: int) -> bytes:
+    """A file that has the footer of a Parquet file and nothing else; empty where it has none."""
+    end = store.read_end(name, size, USUAL_FOOTER)
+    if len(end) < TAIL or end[-4:] != MAGIC:
+        return b""
+    length = int.from_bytes(end[-TAIL:-4], "little") + TAIL
+    if length > MAX_FOOTER:
+        return b""
+    if length > len(end):
+        end = store.read_end(name, size, length)
+    return MAGIC + end[-length:]
+
+
+# Publishing
+
+
+class OvertakenError(ShadowError):
+    """Another process has published a report of the pair since the audit began."""
+
+
+class _Claim:
+    """The right to write the report of a pair, as a file beside it."""
+
+    def __init__(self, store: Store, token: str) -> None:
+        self.store, self.token = store, token
+        self._told = time.monotonic()
+
+    def content(self) -> bytes:
+        told = {"shadow": "uploading", "token": self.token, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        return json.dumps(told).encode() + b"\n"
+
+    def check(self) -> None:
+        """Give a sign of life. Raises ShadowError where another process has taken the claim over."""
+        if _claimed(self.store)[0] != self.token:
+            raise _in_the_way(self.store)
+        self.store.put(CLAIM, self.content())
+        self._told = time.monotonic()
+
+    def is_old(self) -> bool:
+        """Is it time for a sign of life?"""
+        return time.monotonic() - self._told > SIGN
+
+
+def publish(
+    folder: Path, store: Store, *, token: str, replaces: ReportMetadata | None, say: Say = lambda _: None
+) -> None:
+    """Upload the finished report of a folder; on return it is the report at the URL.
+
+    replaces: the report that was there when the audit began. token: a name of this writer, so that it goes on where
+    it was killed. Raises ShadowError where another writer is at it or has been, and when the store fails; the folder
+    stays as it is.
+    """
+    files = {name: (folder / name).stat().st_size for name in _in_order(folder)}
+    if FINISHED not in files:
+        raise ShadowError(f"{folder}: no finished report in it")
+    with _claiming(store, token, say) as claim:
+        if standing(store)[0] != replaces:
+            raise OvertakenError(f"{store}: another audit has just ended there", "run the same command again")
+        earlier = [FINISHED, *(name for name in FILES_OF_A_PAIR if name not in files)]
+        there = store.files()
+        store.remove([name for name in earlier if name in there])
+        for name in files:
+            if name == FINISHED:
+                _require_whole(store, files)
+            if name == FINISHED or claim.is_old():
+                claim.check()
+            store.put_file(folder / name, name)
+
+
+def _in_order(folder: Path) -> list[str]:
+    """The files of a report, the one by which it is found last."""
+    return [name for name in FILES_OF_A_PAIR if (folder / name).is_file()]
+
+
+def _require_whole(store: Store, files: Mapping[str, int]) -> None:
+    there = store.files()
+    for name, size in files.items():
+        if name != FINISHED and (name not in there or there[name].size != size):
+            raise ShadowError(f"{store.at(name)}: only a part of it arrived", "run the same command again")
+
+
+@contextlib.contextmanager
+def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
+    claim = _Claim(store, token)
+    until = time.monotonic() + PATIENCE
+    while not (store.create(CLAIM, claim.content()) or _took_over(claim, say)):
+        if time.monotonic() > until:
+            raise _in_the_way(store)
+        time.sleep(POLL)
+    try:
+        yield claim
+    finally:
+        try:
+            if _claimed(store)[0] == token:
+                store.remove([CLAIM])
+        except ShadowError as error:  # what was to be told first
+            say(f"{error.message}: the claim {CLAIM} stays for an hour")
+
+
+def _took_over(claim: _Claim, say: Say) -> bool:
+    """Is the claim our own of before, or one that nobody has given a sign of life for? The latter is ours now."""
+    token, age = _claimed(claim.store)
+    if token == claim.token:
+        return True
+    if age < STALE:
+        return False
+    say(f"{claim.store}: going on where another audit stopped writing {int(age // 60)} minutes ago")
+    claim.store.put(CLAIM, claim.content())
+    claim.check()
+    return True
+
+
+def _claimed(store: Store) -> tuple[str | None, float]:
+    """Whose the claim is, and the seconds since its last sign of life; None where nobody has claimed."""
+    try:
+        told = json.loads(store.read(CLAIM, 10_000) or b"{}")
+        token, at = told.get("token"), told.get("at")
+        age = (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds() if at else 0.0
+    except (ValueError, TypeError, AttributeError, RecursionError):  # somebody else's file
+        return "", 0.0
+    return token, age
+
+
+def _in_the_way(store: Store) -> ShadowError:
+    hint = f"wait for it; a claim that is left over is taken over after an hour, or remove {store.at(CLAIM)}"
+    return ShadowError(f"{store}: another audit is writing there", hint)
+
+
+def new_token() -> str:
+    """A name of a writer that no other has."""
+    return secrets.token_hex(16)
+
+
+# An index
+
+
+class PublishedIndex:
+    """batch.parquet and index.json of a list at a URL, which one process at a time may write."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._there = store.entry(INDEX)
+        self._sent = b""  # what was written last, or was to be: an answer may be lost
+
+    def fetch(self, folder: Path) -> None:
+        """Take over an index into a folder."""
+        for name in reversed(INDEX_FILES):
+            content = self.store.read(name, MAX_JSON)
+            if content is not None:
+                with writing(folder):
+                    (folder / name).write_bytes(content)
+
+    def finished(self) -> Collection[str]:
+        """The folders below that hold a finished report, as `family/pair`."""
+        there = self.store.files()
+        return {path.removesuffix(f"/{FINISHED}") for path in there if path.endswith(f"/{FINISHED}")}
+
+    def publish(self, folder: Path) -> None:
+        """Upload the index of a folder. Raises ShadowError where somebody else has written one meanwhile."""
+        if self.store.entry(INDEX) != self._there and self.store.read(INDEX, MAX_JSON) != self._sent:
+            hint = "shards of one list each take a URL of their own, and `shadow merge` joins them"
+            raise ShadowError(f"{self.store}: another list is being audited there", hint)
+        for name in INDEX_FILES:
+            if name == INDEX:
+                self._sent = (folder / name).read_bytes()
+            self.store.put_file(folder / name, name)
+        self._there = self.store.entry(INDEX)

@@ -1,0 +1,473 @@
+"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras. The only module that knows fsspec.
+
+A URL never holds a credential: one with a password or a query is refused, and what a driver says is told only after
+the values of the options and of the environment's secrets were taken out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
+from shadow.files import safe_name
+
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")  # a path has it too: pathlib makes `s3:/x` of `s3://x`
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What URLs begin with."""
+
+    protocol: str
+    """Its name in fsspec."""
+
+    extra: str | None
+    """The extra that brings the driver; None where it is always there."""
+
+    atomic: bool
+    """Can a file be created only if it is not there, in one step of the store?"""
+
+    credentials: str = ""
+    """Where the driver finds credentials, for hints."""
+
+
+SCHEMES = {
+    "s3": Scheme("s3", "s3", atomic=True, credentials="AWS_ACCESS_KEY_ID, AWS_PROFILE"),
+    "gs": Scheme("gs", "gs", atomic=True, credentials="GOOGLE_APPLICATION_CREDENTIALS"),
+    "az": Scheme("abfs", "az", atomic=True, credentials="AZURE_STORAGE_ACCOUNT_NAME"),
+    "hf": Scheme("hf", None, atomic=False, credentials="HF_TOKEN"),
+    "memory": Scheme("memory", None, atomic=True),
+}
+OTHER_NAMES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+WRITABLE_HF = "buckets/"  # the rest of the Hub are git repositories
+
+OPTIONS = "SHADOW_STORAGE_OPTIONS"
+WORK = "SHADOW_WORK_DIR"
+MAX_OPTIONS = 1_000_000  # bytes of a file of options
+MOMENT = 2.0  # seconds in which a file that is being created appears
+AT_ONCE = 8  # files that are fetched at a time
+# Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect, many times over.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
+}
+SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS")  # in the names of variables
+LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
+
+
+def url_of(place: str | os.PathLike[str]) -> str | None:
+    """The URL that a place is, also where pathlib has made one slash of two; None for a path of this machine."""
+    text = os.fspath(place)
+    match = URL.match(text)
+    if match is None:
+        return None
+    scheme, rest = match[1].lower(), text[match.end() :]
+    return f"{scheme}:///{rest.lstrip('/')}" if scheme == "file" else f"{scheme}://{rest.lstrip('/')}"
+
+
+def redacted(url: str) -> str:
+    """A URL without what may be a credential: a password, a query, a fragment."""
+    bare = re.split(r"[?#]", url, maxsplit=1)[0]
+    return re.sub(r"(?<=://)[^/@]*@", "***@", bare)[:200]
+
+
+def located(place: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path | Store:
+    """What a place stands for: a path, also of a `file://` URL, or a store.
+
+    Raises UsageError for a URL that is not supported or that holds a credential. Reaches for nothing.
+    """
+    url = url_of(place)
+    if url is None:
+        return Path(place)
+    told = redacted(url)
+    scheme = OTHER_NAMES.get(url.partition(":")[0], url.partition(":")[0])
+    if scheme == "file":
+        return Path(unquote(urlsplit(url).path))
+    if scheme in ("http", "https"):
+        raise UsageError(f"{told}: web addresses are not supported", "fetch it, as with curl; a list may be `--list -`")
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file"))
+        raise UsageError(f"{told}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder")
+    if re.match(r"[^/]*@", url.partition("://")[2]):
+        raise UsageError(f"{told}: a URL may hold no account and no password", f"use --storage-options or {OPTIONS}")
+    if re.search(r"[?#]", url):
+        raise UsageError(f"{told}: a URL may have no query", f"use --storage-options or {OPTIONS}")
+    path = url.partition("://")[2].strip("/")
+    if not path or any(part in (".", "..") for part in path.split("/")) or not path.isprintable():
+        raise UsageError(f"{told}: no bucket or folder in it", f"write {scheme}://BUCKET/FOLDER")
+    return Store(f"{scheme}://{path}", dict(options or {}))
+
+
+def parsed_options(text: str | None) -> dict[str, Any]:
+    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told. Raises UsageError."""
+    if not text:
+        return {}
+    raw = text
+    if not text.lstrip().startswith("{"):
+        try:
+            with Path(text).open("rb") as file:
+                raw = file.read(MAX_OPTIONS).decode()
+        except (OSError, ValueError):
+            hint = """write JSON, such as '{"anon": true}', or the name of a file with JSON"""
+            raise UsageError("--storage-options: neither JSON nor a file that can be read", hint) from None
+    try:
+        options = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise UsageError("--storage-options: not valid JSON", """such as '{"anon": true}'""") from None
+    if not isinstance(options, dict):
+        raise UsageError("--storage-options: no JSON object", """such as '{"anon": true}'""")
+    return options
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a store."""
+
+    size: int
+    """Bytes, 0 or more."""
+
+    mark: str = field(repr=False)
+    """All that the store says of it: differs once the file was written again."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder at a URL. It can be pickled; its repr has no options."""
+
+    url: str
+    """`scheme://bucket/folder`, without a slash at the end, without credentials."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
+    """Of the driver; may hold credentials."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    def at(self, *names: str) -> Store:
+        """A folder or a file below."""
+        return replace(self, url="/".join((self.url, *names)))
+
+    @property
+    def name(self) -> str:
+        """The last part of the URL."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Store:
+        """The folder that it is in."""
+        return replace(self, url=self.url.rpartition("/")[0])
+
+    @property
+    def scheme(self) -> Scheme:
+        return SCHEMES[self.url.partition(":")[0]]
+
+    def require_writable(self) -> None:
+        """Raises UsageError where reports cannot be kept."""
+        path = self.url.partition("://")[2]
+        if self.scheme.protocol != "hf":
+            return
+        if not path.startswith(WRITABLE_HF):
+            message = f"{self}: every file written to a repository of the Hub is a commit"
+            raise UsageError(message, "use a bucket: hf://buckets/NAME/BUCKET/FOLDER")
+        if len(path.split("/")) < 3:
+            raise UsageError(f"{self}: no bucket in it", "write hf://buckets/NAME/BUCKET/FOLDER")
+
+    def require_access(self) -> None:
+        """Write a small file and remove it, so that what is not allowed is told before anything is measured."""
+        self.require_writable()
+        with self._reaching():
+            path = self._path(f".shadow-{secrets.token_hex(8)}.tmp")
+            self._system().pipe_file(path, b"shadow")
+            self._system().rm_file(path)
+
+    def files(self) -> dict[str, Entry]:
+        """Every file at or below, by its path from here; empty where there is none."""
+        with self._reaching():
+            system, top = self._system(), self._path()
+            system.invalidate_cache()
+            try:
+                found: Mapping[str, Mapping[str, Any]] = system.find(top, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                path[len(top) :].strip("/"): Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
+                for path, told in found.items()
+                if told.get("type") == "file" and path.startswith(f"{top}/") and _is_plain(path[len(top) + 1 :])
+            }
+
+    def entry(self, name: str) -> Entry | None:
+        """What the store says of a file; None where there is none."""
+        with self._reaching(name):
+            system, path = self._system(), self._path(name)
+            system.invalidate_cache()
+            try:
+                told = system.info(path)
+            except FileNotFoundError:
+                return None
+            return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
+
+    def read(self, name: str, most: int) -> bytes | None:
+        """A small file; None where there is none. Raises ShadowError for one of more than most bytes."""
+        with self._reaching(name):
+            system, path = self._system(), self._path(name)
+            system.invalidate_cache()
+            try:
+                size = int(system.info(path)["size"] or 0)
+                if size > most:
+                    raise ShadowError(f"{self.at(name)}: larger than {most:,} bytes")
+                content: bytes = system.cat_file(path)
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+            return content
+
+    def read_end(self, name: str, size: int, count: int) -> bytes:
+        """The last bytes, count of them at most, of a file that has size bytes."""
+        with self._reaching(name):
+            content: bytes = self._system().cat_file(self._path(name), start=max(0, size - count), end=size)
+            return content
+
+    def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
+        """Files, by name and size, into a folder, several at a time. Raises ShadowError for one of another size."""
+
+        def fetch_one(name: str) -> None:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._reaching(name):
+                self._system().get_file(self._path(name), str(target))
+            if target.stat().st_size != sizes[name]:
+                raise ShadowError(f"{self.at(name)}: only a part of it came", "run the same command again")
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(fetch_one, sizes))
+
+    def put_file(self, path: Path, name: str) -> None:
+        """Write a file from this machine; it appears whole or not at all."""
+        with self._reaching(name):
+            self._system().put_file(str(path), self._path(name))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        with self._reaching(name):
+            self._system().pipe_file(self._path(name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file that is not there yet; False where one of other content is.
+
+        One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides: two who create it
+        at once see the same.
+        """
+        with self._reaching(name), contextlib.suppress(FileExistsError):
+            self._system().pipe_file(self._path(name), content, mode="create")
+        if not self.scheme.atomic:
+            time.sleep(MOMENT)
+        return self.read(name, max(len(content), 10_000)) == content
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Remove files, in their order; one that is not there is no fault."""
+        for name in names:
+            with self._reaching(name), contextlib.suppress(FileNotFoundError):
+                self._system().rm_file(self._path(name))
+
+    def _system(self) -> Any:
+        try:
+            return _system(self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid())
+        except (TypeError, ValueError) as error:  # of the driver: an option that it lacks, or does not know
+            raise _wrong_options(self, error) from None
+
+    def _path(self, name: str = "") -> str:
+        path: str = self._system()._strip_protocol(f"{self.scheme.protocol}://{self.url.partition('://')[2]}")
+        return f"{path}/{name}" if name else path
+
+    @contextlib.contextmanager
+    def _reaching(self, name: str = "") -> Iterator[None]:
+        """Turns what goes wrong with a store into one line that holds no credential."""
+        if self.scheme.extra is not None:
+            try:
+                require(self.scheme.extra)
+            except ShadowError as error:
+                raise UsageError(f"{self}: {error.message}", error.hint) from None
+        try:
+            yield
+        except ShadowError:
+            raise
+        except Exception as error:
+            fault = _fault(self.at(name) if name else self, error)
+            if fault is None:
+                raise
+            raise fault from None  # the driver's own may hold a signed URL
+
+
+def _is_plain(path: str) -> bool:
+    """May a file of this machine have that path below a folder?"""
+    return path.isprintable() and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
+
+
+@cache
+def _system(protocol: str, options: str, _: int) -> Any:
+    """The driver, one for each process: a fork has no part in the threads of the process that it comes from."""
+    import fsspec
+
+    for name in ("fsspec", *LOGGERS):  # else Python prints what they log: tracebacks with URLs, for every retry
+        logging.getLogger(name).addHandler(logging.NullHandler())
+    given = json.loads(options)
+    defaults = DEFAULTS.get(protocol, {})
+    merged = {key: {**value, **given.get(key, {})} for key, value in defaults.items()}
+    return fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
+
+
+LOGGERS = ("s3fs", "gcsfs", "adlfs", "azure", "botocore", "aiobotocore", "aiohttp", "google", "huggingface_hub")
+DRIVERS = {
+    "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx", "httpx2",
+    "huggingface_hub", "requests", "s3fs",
+}  # fmt: skip
+
+
+def _fault(store: Store, error: Exception) -> ShadowError | None:
+    """What went wrong, in words; None for what is no fault of a store, but one of shadow."""
+    name, root = type(error).__name__, type(error).__module__.partition(".")[0]
+    if isinstance(error, TypeError) and store.options and "unexpected keyword argument" in str(error):
+        return _wrong_options(store, error)
+    if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
+        return None
+    status = _status(error)
+    if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in name or "Auth" in name:
+        return ShadowError(f"{store}: access denied{_said(store, error)}", _check(store))
+    if isinstance(error, FileNotFoundError) or status == 404 or "NotFound" in name:
+        return ShadowError(f"{store}: no such bucket or file", "check the URL")
+    if isinstance(error, TimeoutError | ConnectionError) or "Timeout" in name or "Connect" in name:
+        hint = "check the network and the endpoint, and run the same command again"
+        return ShadowError(f"{store}: cannot be reached ({name})", hint)
+    failed = "the store failed" if _is_theirs(error, status) else name
+    return ShadowError(f"{store}: {failed}{_said(store, error)}", "run the same command again")
+
+
+def _wrong_options(store: Store, error: Exception) -> UsageError:
+    return UsageError(f"{store}: wrong options{_said(store, error)}", _check(store))
+
+
+def _check(store: Store) -> str:
+    return f"check --storage-options{f', or {store.scheme.credentials}' if store.scheme.credentials else ''}"
+
+
+def _is_theirs(error: Exception, status: int | None) -> bool:
+    """Is it an answer of 500 or more, which the driver of S3 makes an error of the system?"""
+    number = error.errno if isinstance(error, OSError) else None
+    return (status or 0) >= 500 or number in (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status of an answer, where the driver's fault has one."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    for found in (
+        metadata.get("HTTPStatusCode"),
+        getattr(response, "status_code", None),
+        getattr(error, "status_code", None),
+        getattr(error, "status", None),
+        getattr(error, "code", None),
+    ):
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def _said(store: Store, error: Exception) -> str:
+    """The driver's first words, without URLs' queries and without any value that may be a credential."""
+    text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
+    for secret in sorted(_secrets(store.options), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = re.sub(r"(?<=://)[^/@\s]*@", "***@", text)
+    text = re.sub(r"\?[^\s'\")]*", "", text)
+    return f" ({text[:160]})" if text else ""
+
+
+def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
+    """Values that must not be told: all texts of the options, and of variables that are named like a secret."""
+    rest: list[object] = [options]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, Mapping):
+            rest += value.values()
+        elif isinstance(value, list):
+            rest += value
+        elif isinstance(value, str) and len(value) >= LEAST_SECRET:
+            yield value
+    for name, value in os.environ.items():
+        if SECRETS.search(name) and len(value) >= LEAST_SECRET:
+            yield value
+
+
+# Copies on this machine
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Where copies lie until the process ends."""
+    return tempfile.TemporaryDirectory(prefix="shadow-")
+
+
+_copies: dict[str, str] = {}  # URLs, by the paths of their copies
+
+
+def place_for(store: Store) -> Path:
+    """A path for the copy of a file or a folder, under its own name; it vanishes when the process ends."""
+    parent = Path(tempfile.mkdtemp(dir=_scratch().name))
+    path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")
+    _copies[str(path)] = store.url
+    return path
+
+
+def fetched_file(store: Store, most: int) -> Path:
+    """A copy of a list, a policy or another file of most bytes at most. Raises ShadowError."""
+    content = store.parent.read(store.name, most)
+    if content is None:
+        raise ShadowError(f"{store}: no such file", "check the URL")
+    path = place_for(store)
+    path.write_bytes(content)
+    return path
+
+
+def is_copy(path: str | os.PathLike[str]) -> bool:
+    """Is it the copy of a file at a URL, so that what lies beside it means nothing?"""
+    return os.fspath(path) in _copies
+
+
+def as_given(text: object) -> str:
+    """A path, or a text with paths, for people and files: copies under their URLs."""
+    words = str(text)
+    for path, url in _copies.items():
+        if path in words:
+            words = words.replace(path, url)
+    return words
+
+
+def work_folder(store: Store) -> Path:
+    """Where audits into a store work on this machine: the same folder for the same URL.
+
+    Below `$SHADOW_WORK_DIR`, else `$XDG_CACHE_HOME/shadow/work`, else `~/.cache/shadow/work`.
+    """
+    name = f"{safe_name(store.name)}-{hashlib.sha256(store.url.encode()).hexdigest()[:12]}"
+    top = os.environ.get(WORK)
+    if top:
+        return Path(top).expanduser().absolute() / name
+    cached = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(cached) if cached else Path.home() / ".cache") / "shadow" / "work" / name
+    except RuntimeError:
+        raise ShadowError("there is no home folder to work in", f"name a folder in {WORK}") from None

@@ -1,0 +1,772 @@
+"""Reports at URLs, on fsspec's memory: published whole or not at all, read as they stood, and no credential told."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import threading
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+
+import shadow as package
+from shadow import cli, storage
+from shadow.audits.list_audit import audit_list
+from shadow.audits.list_index import read_index
+from shadow.audits.merging import merge
+from shadow.audits.pair import Runtime, Settings, run_pair
+from shadow.audits.remote import merge_remote, run_remote_pair
+from shadow.checkpoints.pairing import Filter
+from shadow.errors import KeptError, ShadowError, UsageError
+from shadow.findings.summary import read_summary
+from shadow.reports import remote
+from shadow.reports.provenance import finished_metadata
+from shadow.reports.remote import CLAIM, fetched, fetched_if_any, publish, published_metadata
+from shadow.reports.tables import read_tables
+from shadow.spectra.delta import Method
+from shadow.storage import Store, located, parsed_options, url_of, work_folder
+from shadow.targets.families import given_pair
+from shadow.targets.lists import select
+from shadow.targets.references import parse_reference
+
+PLAIN = Settings(Method(subspaces=False), Filter())
+FIRST = Settings(Method(subspaces=False), Filter(layers=(0,)))
+UP = "model.layers.{}.mlp.up_proj.weight"
+SECRET = "hunter2hunter2"
+TABLES = ["matrices", "tensors", "residual", "spectra"]
+
+
+@pytest.fixture(autouse=True)
+def _empty(monkeypatch, tmp_path):
+    """An empty memory, and a folder of this test to work in."""
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    monkeypatch.setattr(remote, "PATIENCE", 0.0)
+    monkeypatch.setattr(remote, "POLL", 0.01)
+    monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "work"))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Two toy checkpoints of two layers."""
+    for seed, name in enumerate(("base", "tuned")):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {UP.format(layer): torch.randn(8, 8, generator=generator) for layer in range(2)}
+        models.write(tmp_path / name, tensors, {"model_type": "llama"})
+    return given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
+
+
+@pytest.fixture
+def store():
+    return located("memory://bucket/reports")
+
+
+def at(pair, store):
+    return store.at(pair.family, pair.name)
+
+
+def audited(pair, store, settings=PLAIN, **options):
+    said: list[str] = []
+    runtime = Runtime(say=said.append, **options)
+    return run_remote_pair(pair, settings, work_folder(store), runtime, store=store), said
+
+
+def whole(folder):
+    """The settings of a report all of whose files are of one audit; fails for half a one."""
+    summary, metadata = read_summary(folder)
+    told = [json.loads(table.schema.metadata[b"shadow"]) for table in read_tables(folder, TABLES).values()]
+    assert all(one == metadata for one in told)
+    assert not summary.warnings or all(warning.code != "older_report" for warning in summary.warnings)
+    return metadata["settings"]["chosen"]["layers"]
+
+
+class Fault:
+    """Every write to the memory is counted; the one of that number fails, and a look follows each."""
+
+    def __init__(self, monkeypatch, number=0, look=lambda: None):
+        self.number, self.count, self.look = number, 0, look
+        for name in ("pipe_file", "put_file", "rm_file"):
+            monkeypatch.setattr(MemoryFileSystem, name, self._wrapped(getattr(MemoryFileSystem, name)))
+
+    def _wrapped(self, write):
+        def wrapped(system, *arguments, **more):
+            self.count += 1
+            if self.count == self.number:
+                raise ConnectionResetError("cut")
+            answer = write(system, *arguments, **more)
+            self.look()
+            return answer
+
+        return wrapped
+
+
+# Publishing
+
+
+def test_a_report_at_a_url_is_the_one_of_a_folder(pair, store, tmp_path):
+    """The same files with the same data; nothing of the pair is left on this machine."""
+    result, _ = audited(pair, store)
+    here = run_pair(pair, PLAIN, tmp_path / "out").folder
+    there = fetched(at(pair, store))
+    assert result.url == "memory://bucket/reports/" + f"{pair.family}/{pair.name}" == str(at(pair, store))
+    assert sorted(path.name for path in there.iterdir()) == sorted(path.name for path in here.iterdir())
+    for name in TABLES:
+        assert pq.read_table(there / f"{name}.parquet").equals(pq.read_table(here / f"{name}.parquet"))
+    assert sorted(at(pair, store).files()) == sorted(path.name for path in here.iterdir())
+    assert not work_folder(store).exists()
+
+
+def test_the_same_audit_again_reads_no_table(pair, store, monkeypatch):
+    """Nothing is measured and nothing fetched: of tables only the footers are read."""
+    audited(pair, store)
+    monkeypatch.setattr(Store, "fetch", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr("shadow.audits.remote.run_pair", lambda *_, **__: pytest.fail("measured"))
+    ends = []
+    read_end = Store.read_end
+    monkeypatch.setattr(Store, "read_end", lambda *told: ends.append(told[3]) or read_end(*told))
+    result, said = audited(pair, store)
+    assert result.measured == 0
+    assert result.summary.figures["matrices"] == 2
+    assert said == ["nothing to measure: the report is already there"]
+    assert max(ends) <= remote.USUAL_FOOTER
+
+
+def test_a_footer_that_is_longer_than_usual_is_read_whole(pair, store, monkeypatch):
+    """The provenance is that of the whole file."""
+    audited(pair, store)
+    usual = published_metadata(at(pair, store))
+    monkeypatch.setattr(remote, "USUAL_FOOTER", 100)
+    assert published_metadata(at(pair, store)) == usual == finished_metadata(fetched(at(pair, store)))
+
+
+def test_another_report_at_the_url_stays_without_overwrite(pair, store):
+    audited(pair, store)
+    with pytest.raises(KeptError, match=r"memory://bucket/reports/\S+: the finished report there differs: --layer all"):
+        audited(pair, store, FIRST)
+    assert whole(fetched(at(pair, store))) == []
+    result, said = audited(pair, store, FIRST, overwrite=True)
+    assert result.measured == 1
+    assert "measuring again" in said[0]
+    assert whole(fetched(at(pair, store))) == [0]
+
+
+def test_an_optimizer_renews_the_label_without_measuring(pair, store):
+    audited(pair, store)
+    result, _ = audited(pair, store, replace(PLAIN, optimizer="adamw"))
+    assert result.measured == 0
+    assert published_metadata(at(pair, store))["settings"]["optimizer"] == "adamw"
+    assert not work_folder(store).exists()
+
+
+def test_a_table_that_the_new_report_lacks_is_removed(pair, store):
+    audited(pair, store)
+    audited(pair, store, replace(PLAIN, spectra=False), overwrite=True)
+    assert "spectra.parquet" not in at(pair, store).files()
+
+
+def test_no_reader_ever_sees_half_a_report(pair, store, monkeypatch):
+    """After every single write, first of a new report and then of one that replaces it, a reader finds all or none."""
+    seen = []
+
+    def look():
+        found = fetched_if_any(at(pair, store))
+        seen.append(None if found is None else whole(found))
+
+    Fault(monkeypatch, look=look)
+    audited(pair, store)
+    assert len(seen) == 8  # the claim, six files, the claim's end
+    assert seen[-2:] == [[], []]  # the last file and the claim's end
+    assert all(one is None for one in seen[:-2])
+    seen.clear()
+    audited(pair, store, FIRST, overwrite=True)
+    assert seen[0] == []  # the claim
+    assert seen[-2:] == [[0], [0]]
+    assert len(seen) == 9  # also matrices.parquet of before, which goes first
+    assert all(one is None for one in seen[1:-2])
+
+
+EVERY_WRITE = range(1, 13)  # more than there are
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+@pytest.mark.parametrize(
+    "numbers", [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)]
+)
+def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, replacing, numbers):
+    """Whichever write fails, the finished report is on this machine, and the same call publishes it unmeasured."""
+    folder = work_folder(store) / pair.family / pair.name
+    failed = 0
+    for number in numbers:
+        MemoryFileSystem.store.clear()
+        if replacing:
+            audited(pair, store, FIRST)
+        caught = None
+        with monkeypatch.context() as patched:
+            Fault(patched, number)
+            try:
+                audited(pair, store, overwrite=replacing)
+            except ShadowError as error:
+                caught = error
+        if caught is not None:
+            failed += 1
+            assert whole(folder) == []
+            assert f"the report is finished, but not uploaded: it is in {folder}" in caught.message
+            assert "measures nothing again" in caught.hint
+        found = fetched_if_any(at(pair, store))
+        assert found is None or whole(found) in ([], [0])
+        result, _ = audited(pair, store, overwrite=replacing)
+        assert result.measured == 0
+        assert whole(fetched(at(pair, store))) == []
+        assert not folder.exists()
+    assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)  # the claim's end alone is no fault
+
+
+def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):
+    """A store that says yes to half a file: the report is not there, and the fault names the file."""
+    put = MemoryFileSystem.put_file
+
+    def cut(system, path, target, **more):
+        put(system, path, target, **more)
+        if target.endswith("tensors.parquet"):
+            system.store[target].truncate(50)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryFileSystem, "put_file", cut)
+        with pytest.raises(ShadowError, match=r"tensors.parquet: only a part of it arrived"):
+            audited(pair, store)
+    assert fetched_if_any(at(pair, store)) is None
+    audited(pair, store)
+    assert whole(fetched(at(pair, store))) == []
+
+
+# Two writers
+
+
+def reports_of(pair, tmp_path):
+    """Two finished reports of one pair that differ."""
+    return [run_pair(pair, settings, tmp_path / str(number)).folder for number, settings in enumerate((PLAIN, FIRST))]
+
+
+def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
+    """Whenever the second begins, between any two writes of the first, the report is the first's, and only its."""
+    first, second = reports_of(pair, tmp_path)
+    refused = []
+    inside = threading.Event()
+
+    def intrude():
+        if inside.is_set():
+            return
+        inside.set()
+        try:
+            with pytest.raises(ShadowError, match="another audit is writing there") as raised:
+                publish(second, at(pair, store), token="second", replaces=None)
+            refused.append(raised.value)
+        finally:
+            inside.clear()
+
+    with monkeypatch.context() as patched:
+        fault = Fault(patched)
+        looks = iter(range(100))
+        fault.look = lambda: next(looks) < 6 and intrude()
+        publish(first, at(pair, store), token="first", replaces=None)
+    assert len(refused) >= 5
+    assert whole(fetched(at(pair, store))) == []
+
+
+def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
+    """Eight threads with two different reports: one wins, the others are told, and nothing is mixed."""
+    folders = reports_of(pair, tmp_path) * 4
+    barrier = threading.Barrier(len(folders))
+    outcomes = []
+
+    def write(number):
+        barrier.wait()
+        try:
+            publish(folders[number], at(pair, store), token=str(number), replaces=None)
+            outcomes.append(number)
+        except ShadowError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(len(folders))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = [one for one in outcomes if isinstance(one, int)]
+    assert len(outcomes) == len(folders)
+    assert whole(fetched(at(pair, store))) == [[], [0]][winner % 2]
+    assert CLAIM not in at(pair, store).files()
+
+
+def test_who_was_slower_with_the_same_report_takes_that_of_the_faster(pair, store, tmp_path, monkeypatch):
+    """While this one measures, another publishes: its report stays, and is the result."""
+    faster = run_pair(pair, PLAIN, tmp_path / "faster").folder
+
+    def slow(*arguments, **more):
+        result = run_pair(*arguments, **more)
+        publish(faster, at(pair, store), token="faster", replaces=None)
+        return result
+
+    monkeypatch.setattr("shadow.audits.remote.run_pair", slow)
+    result, said = audited(pair, store)
+    assert "another audit of the pair was faster: its report stays" in said
+    assert result.provenance == finished_metadata(faster) == published_metadata(at(pair, store))
+    assert not (work_folder(store) / pair.family).exists()
+
+
+def claim(store, token, age):
+    then = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
+    store.put(CLAIM, json.dumps({"shadow": "uploading", "token": token, "at": then}).encode())
+
+
+@pytest.mark.parametrize(("token", "age", "goes_on"), [("me", 10, True), ("you", 10, False), ("you", 4000, True)])
+def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(pair, store, tmp_path, token, age, goes_on):
+    """Our own after a kill, and anybody's after an hour without a sign of life."""
+    (folder, _) = reports_of(pair, tmp_path)
+    target = at(pair, store)
+    claim(target, token, age)
+    if goes_on:
+        publish(folder, target, token="me", replaces=None)
+        assert whole(fetched(target)) == []
+        assert CLAIM not in target.files()
+    else:
+        with pytest.raises(ShadowError, match="another audit is writing there"):
+            publish(folder, target, token="me", replaces=None)
+        assert list(target.files()) == [CLAIM]
+
+
+def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, store, tmp_path, monkeypatch):
+    """Before the file that completes a report it looks whether it still may."""
+    (folder, _) = reports_of(pair, tmp_path)
+    target = at(pair, store)
+    put = Store.put_file
+
+    def put_and_lose(self, path, name):
+        put(self, path, name)
+        claim(target, "you", 0)
+
+    monkeypatch.setattr(Store, "put_file", put_and_lose)
+    with pytest.raises(ShadowError, match="another audit is writing there"):
+        publish(folder, target, token="me", replaces=None)
+    assert "matrices.parquet" not in target.files()
+    assert json.loads(target.read(CLAIM, 1000))["token"] == "you"
+
+
+# Reading
+
+
+def test_a_report_that_is_replaced_while_it_is_read_is_read_again(pair, store, monkeypatch, tmp_path):
+    """The copy holds the files of one moment."""
+    first, second = reports_of(pair, tmp_path)
+    target = at(pair, store)
+    publish(first, target, token="1", replaces=None)
+    fetch = Store.fetch
+    calls = []
+
+    def fetch_and_replace(self, sizes, folder):
+        if not calls:
+            half = dict(list(sizes.items())[:3])
+            fetch(self, half, folder)
+            publish(second, target, token="2", replaces=finished_metadata(first))
+            sizes = {name: entry.size for name, entry in target.files().items() if name in sizes and name not in half}
+        calls.append(len(sizes))
+        fetch(self, sizes, folder)
+
+    monkeypatch.setattr(Store, "fetch", fetch_and_replace)
+    assert whole(fetched(target)) == [0]
+    assert len(calls) == 2
+
+
+def test_a_file_that_comes_in_part_is_told(pair, store, monkeypatch):
+    audited(pair, store)
+    get = MemoryFileSystem.get_file
+
+    def cut(system, path, target, **more):
+        get(system, path, target, **more)
+        with Path(target).open("r+b") as file:
+            file.truncate(10)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", cut)
+    with pytest.raises(ShadowError, match="only a part of it came"):
+        fetched(at(pair, store))
+
+
+def test_only_files_of_reports_with_safe_names_are_fetched(pair, store):
+    """What else lies at the URL stays there, whatever it is called."""
+    audited(pair, store)
+    content = {name: at(pair, store).read(name, 10**9) for name in at(pair, store).files()}
+    for name, bytes_of in content.items():
+        for folder in (
+            "/bucket/reports/..",
+            "/bucket/reports/a/../../b",
+            "/bucket/reports/a\\b",
+            "/bucket/reports/.x/y",
+        ):
+            MemoryFileSystem().pipe_file(f"{folder}/{name}", bytes_of)
+        MemoryFileSystem().pipe_file(f"/bucket/reports/a/b/c/{name}", bytes_of)
+    MemoryFileSystem().pipe_file("/bucket/reports/a/b/notes.txt", b"x")
+    MemoryFileSystem().pipe_file("/bucket/reports2/a/b/matrices.parquet", b"x")
+    folder = fetched(store)
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert found == sorted(f"{pair.family}/{pair.name}/{name}" for name in content)
+
+
+def test_a_file_larger_than_any_of_its_kind_is_refused(pair, store, monkeypatch):
+    audited(pair, store)
+    monkeypatch.setattr(remote, "MAX_JSON", 1000)
+    with pytest.raises(ShadowError, match="larger than any file of a report"):
+        fetched(at(pair, store))
+
+
+def test_reports_that_do_not_fit_the_disk_are_refused_with_numbers(pair, store, monkeypatch):
+    audited(pair, store)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(ShadowError, match="to fetch, and 10 bytes are free"):
+        fetched(at(pair, store))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"x" * 100, b"PAR1" + b"\xff" * 20 + b"PAR1"])
+def test_a_broken_report_at_a_url_is_measured_again(pair, store, content):
+    audited(pair, store)
+    at(pair, store).put("matrices.parquet", content)
+    with pytest.raises(ShadowError, match="not a report of shadow"):
+        published_metadata(at(pair, store))
+    result, said = audited(pair, store)
+    assert result.measured == 2
+    assert said[0].startswith("measuring again: memory://bucket/reports/")
+    assert whole(fetched(at(pair, store))) == []
+
+
+# Lists
+
+
+@pytest.fixture
+def toys(tmp_path):
+    """A registry of a family with two pairs, one of which has no tuned side."""
+    for seed, name in enumerate(("base", "one")):
+        generator = torch.Generator().manual_seed(seed)
+        models.write(tmp_path / name, {UP.format(0): torch.randn(8, 8, generator=generator)}, {"model_type": "llama"})
+    (tmp_path / "toys.yaml").write_text(
+        f"toy:\n  base: {tmp_path}/base\n  one: {tmp_path}/one\n  gone: {tmp_path}/gone\n"
+    )
+    return tmp_path
+
+
+def listed(toys, store, **more):
+    selection = select(["toy:*"], registry=toys)
+    work = work_folder(store)
+    audit = partial(run_remote_pair, store=store)
+    return list(audit_list(selection, PLAIN, work, Runtime(**more), audit=audit, store=store))
+
+
+def test_the_index_of_a_list_is_published(toys, store):
+    """It says of each pair how it stands, as that of a folder does."""
+    assert [one.state for one in listed(toys, store)] == ["done", "failed"]
+    index = read_index(fetched(store))
+    assert [(row.pair, row.state, row.folder) for row in index.rows] == [
+        ("base..one", "done", "toy/base..one"),
+        ("base..gone", "failed", "toy/base..gone"),
+    ]
+    assert {"index.json", "batch.parquet"} < set(store.files())
+
+
+def test_a_list_goes_on_on_another_machine(toys, store, monkeypatch, tmp_path):
+    """What is done there is known from the index at the URL: nothing is measured, and what it took stays."""
+    before = listed(toys, store)[0]
+    monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "elsewhere"))
+    again = listed(toys, store)[0]
+    assert not again.began
+    row = read_index(fetched(store)).rows[0]
+    assert row.state == "done"
+    assert row.seconds == pytest.approx(before.seconds, abs=1e-3)
+
+
+def test_two_lists_into_one_url_are_refused(toys, store, monkeypatch):
+    """The second's index is not overwritten by the first's."""
+
+    def with_intruder(*arguments, **more):
+        store.put("index.json", b"{}")
+        return run_remote_pair(*arguments, **more)
+
+    selection = select(["toy:*"], registry=toys)
+    audit = partial(with_intruder, store=store)
+    with pytest.raises(ShadowError, match="another list is being audited there"):
+        list(audit_list(selection, PLAIN, work_folder(store), audit=audit, store=store))
+    assert store.read("index.json", 100) == b"{}"
+
+
+def test_an_index_that_cannot_be_written_meanwhile_does_not_end_the_list(toys, store, monkeypatch):
+    """It is told, and written at the end."""
+    put = Store.put_file
+    failed = []
+
+    def put_file(self, path, name):
+        if name == "index.json" and not failed:
+            failed.append(name)
+            raise ShadowError("no")
+        put(self, path, name)
+
+    monkeypatch.setattr(Store, "put_file", put_file)
+    said = []
+    assert [one.state for one in listed(toys, store, say=said.append)] == ["done", "failed"]
+    assert "the index is not up to date: no" in said
+    assert len(read_index(fetched(store)).rows) == 2
+
+
+def test_merging_from_and_into_urls(toys, pair, store, tmp_path):
+    """As merging folders: the reports of both, and the index of both."""
+    audited(pair, store.at("one"))
+    listed(toys, store.at("two"))
+    merged = merge_remote(store.at("all"), [fetched(store.at("one")), fetched(store.at("two"))])
+    assert merged.copied == 2
+    local = merge(tmp_path / "all", [fetched(store.at("one")), fetched(store.at("two"))])
+    assert read_index(fetched(store.at("all"))) == local.index == merged.index
+    assert whole(fetched(at(pair, store.at("all")))) == []
+    again = merge_remote(store.at("all"), [])
+    assert (again.copied, again.there) == (0, 2)
+
+
+# Commands
+
+
+def command(*words):
+    """A command in this process, which holds the memory: code, stdout, stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr("sys.argv", ["shadow", *map(str, words)])
+                cli.main()
+        except SystemExit as ended:
+            return ended.code or 0, out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = command("audit", "demo", "-o", "memory://bucket/demo", "--no-subspaces")
+    assert code == 0, err
+    return out
+
+
+COMMANDS = [
+    ("show", "memory://bucket/demo"),
+    ("gate", "memory://bucket/demo", "--fail-on", "language.mlp.up.alpha > 100", "--against", "memory://bucket/demo"),
+    ("lineage", "demo", "-o", "memory://bucket/demo", "--json"),
+    ("export", "memory://bucket/demo", "--to", "csv", "-o", "tables"),
+]
+MORE_COMMANDS = [
+    ("show", "memory://bucket/demo/demo/base..narrow", "--json"),
+    ("compare", "memory://bucket/demo/demo/base..narrow", "memory://bucket/demo/demo/base..broad"),
+    ("compare", "memory://bucket/demo/demo/base..narrow", "memory://bucket/demo/demo/base..broad", "--json"),
+    ("lineage", "memory://bucket/demo"),
+    ("report", "memory://bucket/demo", "-o", "page.html"),
+    ("figure", "memory://bucket/demo/demo/base..narrow", "--kind", "depth", "-o", "depth.svg"),
+    ("plan", "demo", "-o", "memory://bucket/demo"),
+    ("merge", "memory://bucket/demo"),
+    ("clean", "-o", "memory://bucket/demo"),
+    ("audit", "demo", "-o", "memory://bucket/demo", "--no-subspaces", "--fail-on", "language.mlp.up.alpha > 100"),
+]
+
+
+@pytest.mark.parametrize(
+    "commands", [pytest.param(COMMANDS, id="some"), pytest.param(MORE_COMMANDS, id="more", marks=pytest.mark.slow)]
+)
+def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
+    """What is told and written names URLs, never the copies on this machine."""
+    scratch = storage._scratch().name
+    for words in commands:
+        code, out, err = command(*words)
+        assert code == 0, (words, err)
+        assert "Traceback" not in err
+        assert scratch not in out + err, words
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".html", ".csv", ".svg")]
+    assert len(written) >= 2
+    assert not [path for path in written if scratch.encode() in path.read_bytes()]
+    assert "memory://bucket/demo/demo/base..narrow/" in command("show", "memory://bucket/demo")[1]
+
+
+def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
+    """A report says which scores joined it by their URL."""
+    system = MemoryFileSystem()
+    system.pipe_file("/bucket/in/list.txt", b"demo:base..narrow\n")
+    system.pipe_file("/bucket/in/policy.yaml", b"narrow:\n  fail_on: concentration > 0.01\n")
+    csv = f"model,benchmark,metric,score\n{package.pairs('demo:base..narrow')[0].tuned},mmlu,acc,0.5\n"
+    csv += f"{package.pairs('demo:base..narrow')[0].base},mmlu,acc,0.4\n"
+    system.pipe_file("/bucket/in/scores.csv", csv.encode())
+    code, out, err = command(
+        "audit", "--list", "memory://bucket/in/list.txt", "-o", "memory://bucket/listed", "--no-subspaces",
+        "--policy", "memory://bucket/in/policy.yaml", "--scores", "memory://bucket/in/scores.csv",
+    )  # fmt: skip
+    assert code == 4, err
+    assert "base..narrow" in out
+    kept = located("memory://bucket/listed/demo/base..narrow").read("scores.json", 10**6).decode()
+    assert "memory://bucket/in/scores.csv" in kept
+    assert storage._scratch().name not in kept
+
+
+def test_a_fault_in_a_list_at_a_url_names_the_url_and_the_line(tmp_path, monkeypatch):
+    MemoryFileSystem().pipe_file("/bucket/in/list.txt", b"demo\nnothing-like-it\n")
+    code, _, err = command("audit", "--list", "memory://bucket/in/list.txt", "-o", tmp_path / "out")
+    assert code == 2
+    assert err.startswith("error: memory://bucket/in/list.txt:2: ")
+    code, _, err = command("audit", "--list", "memory://bucket/in/gone.txt", "-o", tmp_path / "out")
+    assert code == 1
+    assert err.startswith("error: memory://bucket/in/gone.txt: no such file")
+
+
+def test_a_missing_baseline_at_a_url(demo):
+    words = ("gate", "memory://bucket/demo", "--against", "memory://bucket/gone")
+    code, _, err = command(*words)
+    assert code == 1
+    assert "no such folder: memory://bucket/gone" in err
+    code, _, err = command(*words, "--allow-missing")
+    assert code == 0
+    assert "there is no folder memory://bucket/gone" in err
+
+
+def test_the_python_api_takes_urls(tmp_path, monkeypatch):
+    """A report at a URL has the tables of one in a folder."""
+    there = package.audit("demo:base..narrow", output="memory://bucket/api", subspaces=False, layers=[0])
+    here = package.audit("demo:base..narrow", output=tmp_path / "here", subspaces=False, layers=[0])
+    assert there.matrices.drop(columns="precision").equals(here.matrices.drop(columns="precision"))
+    assert "memory://bucket/api/demo/base..narrow" in repr(there)
+    read = package.read("memory://bucket/api")
+    assert read.provenance.as_json() == there.provenance.as_json()
+    assert read.spectrum(read.deltas["tensor"][0]).size
+    assert package.judge("memory://bucket/api", "concentration > 0.9").code == 0
+    package.export("memory://bucket/api", "csv", tmp_path / "tables")
+    assert package.plan("demo:base..narrow", output="memory://bucket/api")
+
+
+# URLs and options
+
+
+@pytest.mark.parametrize(
+    ("place", "url"),
+    [
+        ("s3://b/x/y", "s3://b/x/y"),
+        (Path("s3://b/x/y"), "s3://b/x/y"),
+        ("S3://b/x", "s3://b/x"),
+        (Path("file:///tmp/x"), "file:///tmp/x"),
+        (Path("hf://buckets/a/b/c"), "hf://buckets/a/b/c"),
+        ("reports", None),
+        ("./s3:/x", None),
+        ("C:/x", None),
+        ("demo:base..narrow", None),
+    ],
+)
+def test_a_url_is_one_also_after_pathlib(place, url):
+    assert url_of(place) == url
+
+
+def test_a_file_url_is_a_folder_of_this_machine(tmp_path):
+    assert located(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
+    assert located("reports") == Path("reports")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://key:hunter2hunter2@bucket/x", "may hold no account and no password"),
+        ("abfs://container@account.dfs.core.windows.net/x", "may hold no account"),
+        ("s3://bucket/x?X-Amz-Signature=hunter2hunter2", "may have no query"),
+        ("s3://bucket/x#hunter2hunter2", "may have no query"),
+        ("https://user:hunter2hunter2@host/list?sig=hunter2hunter2", "web addresses are not supported"),
+        ("ftp://user:hunter2hunter2@host/x", "ftp:// are not supported"),
+        ("s3://", "no bucket or folder"),
+        ("s3://bucket/../x", "no bucket or folder"),
+    ],
+)
+def test_urls_that_are_refused_before_anything_is_reached(url, message):
+    """With exit code 2, and nothing told that may be a credential."""
+    with pytest.raises(UsageError, match=message) as raised:
+        located(url)
+    assert SECRET not in f"{raised.value.message} {raised.value.hint}"
+    code, out, err = command("show", url)
+    assert code == 2
+    assert SECRET not in out + err
+
+
+@pytest.mark.parametrize("url", ["hf://datasets/a/b/x", "hf://spaces/a/b", "hf://a/b", "hf://buckets/a"])
+def test_repositories_of_the_hub_are_refused_as_output(url):
+    code, _, err = command("audit", "demo", "-o", url)
+    assert code == 2
+    assert "hf://buckets/NAME/BUCKET/FOLDER" in err
+
+
+@pytest.mark.parametrize(
+    "text", ['{"key": "hunter2hunter2"', '["hunter2hunter2"]', "/no/such/hunter2", '{"a": hunter2hunter2}']
+)
+def test_options_that_cannot_be_read_are_not_told(text, tmp_path):
+    with pytest.raises(UsageError) as raised:
+        parsed_options(text)
+    assert "hunter2" not in f"{raised.value.message} {raised.value.hint}"
+    code, out, err = command("show", "memory://bucket/x", "--storage-options", text)
+    assert code == 2
+    assert "hunter2" not in out + err
+
+
+def test_options_come_from_json_a_file_or_the_environment(tmp_path, monkeypatch):
+    told = {"key": SECRET, "client_kwargs": {"region_name": "x"}}
+    (tmp_path / "options.json").write_text(json.dumps(told))
+    assert parsed_options(json.dumps(told)) == parsed_options(str(tmp_path / "options.json")) == told
+    assert parsed_options(None) == {}
+    given = []
+    monkeypatch.setattr(storage, "_system", lambda _, options, __: given.append(options) or MemoryFileSystem())
+    monkeypatch.setenv("SHADOW_STORAGE_OPTIONS", json.dumps(told))
+    command("show", "memory://bucket/x")
+    assert json.loads(given[0]) == told
+
+
+def test_a_store_tells_no_option():
+    store = located("s3://bucket/x", {"key": "id", "secret": SECRET})
+    assert SECRET not in f"{store} {store!r} {store.at('a')!r}"
+    assert pickle.loads(pickle.dumps(store)) == store
+
+
+class AnswerError(OSError):
+    """What a driver raises; it tells what it was given."""
+
+
+@pytest.mark.parametrize("kind", [OSError, PermissionError, TimeoutError, ConnectionError, AnswerError])
+def test_no_credential_of_a_drivers_fault_is_told(kind, monkeypatch, store):
+    """Neither the options' values, nor the environment's secrets, nor signed queries, also not in a traceback."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "env-secret-1")
+    text = f"GET http://u:p4ssw0rd@h/x?X-Amz-Signature=abcdef with {SECRET} and env-secret-1"
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(kind(text)))
+    secret = replace(store, options={"client_kwargs": {"token": SECRET}})
+    with pytest.raises(ShadowError) as raised:
+        secret.files()
+    told = "".join(traceback.format_exception(raised.value)) + str(raised.value.hint)
+    for word in (SECRET, "env-secret-1", "abcdef", "p4ssw0rd"):
+        assert word not in told.replace(text, "")
+    assert raised.value.message.startswith("memory://bucket/reports: ")
+
+
+def test_a_fault_of_shadow_keeps_its_traceback(monkeypatch, store):
+    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        store.files()
+
+
+def test_work_goes_on_in_one_folder_for_one_url(monkeypatch, tmp_path):
+    """Two URLs never share one; its name shows which it is."""
+    one, two = located("s3://a/reports"), located("s3://b/reports")
+    assert work_folder(one) == work_folder(replace(one, options={"anon": True})) != work_folder(two)
+    assert work_folder(one).name.startswith("reports-")
+    monkeypatch.delenv("SHADOW_WORK_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert work_folder(one).parent == tmp_path / "shadow" / "work"
