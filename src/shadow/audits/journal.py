@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.audits.outcome import Outcome
-from shadow.errors import ShadowError
+from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, lock, remove_empty, writing
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import ReportMetadata
@@ -166,7 +166,7 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
 def _lock(file: IO[bytes], folder: Path) -> None:
     """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's to avoid."""
     if lock(file.fileno()) == "another's":
-        raise ShadowError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
+        raise BusyError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
 
 
 def _to_text(numbers: NDArray[np.float64]) -> str:

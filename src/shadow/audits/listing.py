@@ -1,7 +1,6 @@
 """The audit of a list: pair after pair into one folder, with an index that is right whenever the run is killed.
 
-`run_pair` is a function of pair, settings and folder, so any engine may map it over `Selection.own` instead; then
-`shadow.audits.merging.merge(output, [])` makes the index from the reports.
+An engine may carry out the pairs elsewhere; this process alone writes the index.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from shadow import __version__
+from shadow.audits.engine import Engine, Watch
 from shadow.audits.index import (
     Index,
     Kind,
@@ -25,7 +25,7 @@ from shadow.audits.index import (
     report_folder,
 )
 from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
-from shadow.audits.pairs import PairOutcome, Watch, audit_pairs
+from shadow.audits.pairs import PairOutcome, audit_pairs
 from shadow.errors import ShadowError
 from shadow.findings.scores import ScoreFiles
 from shadow.reports.columns import SCHEMA
@@ -44,6 +44,7 @@ def audit_list(
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,
     audit: Callable[..., AuditResult] = run_pair,
+    engine: Engine | None = None,
 ) -> Iterator[PairOutcome]:
     """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
@@ -53,8 +54,9 @@ def audit_list(
     with alone_in(output):
         standing = Standing(output, begun(output, selection, settings))
         outcomes = audit_pairs(
-            selection.own, settings, output, runtime, scores=scores, watch=watch, numbered=True, audit=audit
-        )
+            selection.own, settings, output, runtime,
+            scores=scores, watch=watch, numbered=True, audit=audit, engine=engine,
+        )  # fmt: skip
         try:
             for outcome in outcomes:
                 before = standing[outcome.pair.family, outcome.pair.name]

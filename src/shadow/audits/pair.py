@@ -9,7 +9,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from shadow import __version__
 from shadow.audits.cache_folder import size_of
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
-from shadow.audits.machine import room, uncollected
+from shadow.audits.machine import Room, room, uncollected
 from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles
 from shadow.audits.rows import report_tables
 from shadow.audits.spectrum_cache import SpectrumCache
@@ -30,7 +30,7 @@ from shadow.audits.workers import cost, default_jobs, measure_pairs, pace, worke
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.errors import KeptError, ShadowError
+from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
@@ -50,6 +50,7 @@ from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+POLL = 1.0  # seconds between two looks at whether another audit of the pair has ended
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 
 
@@ -123,6 +124,15 @@ class Runtime:
     overwrite: bool = False
     """Is a finished report of other settings, files or another version replaced, when the new one is complete?"""
 
+    room: Room | None = None
+    """The cores and the memory that it may use; None: what this process may."""
+
+    commits: Mapping[Reference, str] = field(default_factory=dict, hash=False)
+    """Of references to the Hub: the commits to read, where those were looked up before."""
+
+    patience: float = 0.0
+    """Seconds to wait for another audit of the same pair, 0 or more; after that it is refused."""
+
     cache: Path | None = None
     """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none are remembered."""
 
@@ -192,7 +202,7 @@ def run_pair(
     audit = _Audit(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
     try:
         with _client_for(pair):
-            return _run(audit)
+            return _run_when_free(audit)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
@@ -282,6 +292,22 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
+def _run_when_free(audit: _Audit) -> AuditResult:
+    """The report, when no other audit of the pair is at work; what that one has measured is not measured again."""
+    given_up = time.monotonic() + audit.runtime.patience
+    told = False
+    while True:
+        try:
+            return _run(audit)
+        except BusyError as error:
+            if time.monotonic() >= given_up:
+                raise
+            if not told:
+                audit.runtime.say(f"waiting: {error.message}")
+                told = True
+            time.sleep(min(POLL, audit.runtime.patience))
+
+
 def _run(audit: _Audit) -> AuditResult:
     pair, settings, runtime = audit.pair, audit.settings, audit.runtime
     base = find_checkpoint(pair.base, runtime, audit.scratch / "base")
@@ -317,7 +343,7 @@ def _run(audit: _Audit) -> AuditResult:
     journal = Journal(audit.folder, identity)
     try:
         if _finished(audit.folder)[0] != there:
-            raise ShadowError(f"{audit.folder}: another audit has just ended there", "run the same command again")
+            raise BusyError(f"{audit.folder}: another audit has just ended there", "run the same command again")
         _tell_afresh(journal, identity, runtime.say)
         measured = _measure(audit, lined, journal)
         if scored is None:
@@ -507,7 +533,7 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
         plan.tuned,
         plan.work,
         method=audit.settings.method,
-        jobs=runtime.jobs or default_jobs(lined.pairs, room()),
+        jobs=runtime.jobs or default_jobs(lined.pairs, runtime.room or room()),
         fetching=fetching,
         remember=remember,
     )
@@ -538,7 +564,8 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.checkpoints.hub import pin
 
-    snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
+    revision = runtime.commits.get(reference, reference.revision)
+    snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 
 
