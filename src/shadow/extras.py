@@ -10,6 +10,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "duckdb": ("duckdb",),
     "figure": ("matplotlib",),
     "lab": ("matplotlib", "transformers"),
+    "ray": ("ray",),
     "report": ("jinja2", "plotly"),
 }
 

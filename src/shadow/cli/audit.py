@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +17,15 @@ from shadow.cli.options import (
     DEFAULT_OUTPUT,
     MEASURING,
     RULES,
+    Address,
     Against,
     AllowMissing,
     BaseReference,
     CacheFolder,
     Component,
+    CoresPerTask,
+    EngineName,
+    EngineOption,
     FailOn,
     FetchName,
     FetchOption,
@@ -33,6 +38,7 @@ from shadow.cli.options import (
     Layer,
     ListFile,
     MaxDisk,
+    MemoryPerTask,
     Module,
     NoCache,
     Offline,
@@ -53,12 +59,15 @@ from shadow.cli.options import (
     TunedReference,
 )
 from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from shadow.audits.engine import Engine
     from shadow.audits.pair import AuditResult, Runtime, Settings
     from shadow.audits.pairs import PairOutcome
+    from shadow.audits.ray_engine import RayRequest
     from shadow.cli.console import Watch
     from shadow.findings.scores import ScoreFiles
     from shadow.gates.rules import Rule
@@ -106,6 +115,10 @@ def audit(
     fetch: FetchOption = FetchName.auto,
     max_disk: MaxDisk = None,
     offline: Offline = False,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    cpus_per_task: CoresPerTask = None,
+    memory_per_task: MemoryPerTask = "auto",
     strict: Annotated[
         bool,
         typer.Option(
@@ -135,6 +148,7 @@ def audit(
     """
     held = GateOptions(fail_on=fail_on or [], policy=policy, against=against, allow_missing=allow_missing, junit=junit)
     rules = rules_of(held)
+    on_ray = _ray_request(engine, address, cpus_per_task, memory_per_task)
     say = _say_nothing if quiet else console.say
     selection = selected(
         NamedTargets(
@@ -171,6 +185,7 @@ def audit(
         scores=scores_of_pairs(scores or [], selection.own, say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
+        on_ray=on_ray,
         strict=strict,
         format=Format.json if json else format,
         full=full,
@@ -180,6 +195,23 @@ def audit(
         tell_left_out(selection, say)
     judged, wrong_usage = _audit(request)
     finish(judged, junit, wrong_usage=wrong_usage)
+
+
+def _ray_request(engine: EngineName, address: str | None, cores: int | None, memory: str) -> RayRequest | None:
+    """Which Ray is asked for; None: none."""
+    from shadow.text import bytes_of
+
+    if engine is not EngineName.ray:
+        given = {"--address": address, "--cpus-per-task": cores, "--memory-per-task": memory != "auto" or None}
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} without --engine ray", "add --engine ray")
+        return None
+    most = None if memory == "auto" else bytes_of(memory)
+    require("ray")
+    from shadow.audits.ray_engine import RayRequest
+
+    return RayRequest(address=address, cores=cores, memory=most)
 
 
 @dataclass(frozen=True)
@@ -206,6 +238,9 @@ class AuditRequest:
 
     baselines: Mapping[tuple[str, str], Measured]
     """By family and pair: the earlier reports that figures must not have moved from."""
+
+    on_ray: RayRequest | None
+    """Which Ray carries out the pairs; None: this process does."""
 
     strict: bool
     """Is it an objection that something was skipped that should not be?"""
@@ -236,11 +271,17 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
 
     pairs = request.selection.own
     judged: list[Judgement] = []
+    several = request.on_ray is not None
     bugs: list[Exception] = []
     wrong = 0
     try:
-        with console.pairs_progress(len(pairs), is_list=request.selection.is_list, hidden=request.quiet) as watch:
-            for outcome in _outcomes(request, watch):
+        with (
+            _engine(request) as engine,
+            console.pairs_progress(
+                len(pairs), is_list=request.selection.is_list, hidden=request.quiet, several=several
+            ) as watch,
+        ):
+            for outcome in _outcomes(request, watch, engine):
                 try:
                     judged.append(_judgement(request, outcome.finished()))
                 except ShadowError as error:  # one failing pair does not stop the others
@@ -257,20 +298,34 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
     except KeyboardInterrupt:
         console.say("stopped; run the same command again to continue")
         raise typer.Exit(130) from None
+    place = {(pair.family, pair.name): number for number, pair in enumerate(pairs)}
+    judged.sort(key=lambda judgement: place[judgement.family, judgement.pair])  # several at a time end in any order
     _show(request, judged)
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
     return judged, 0 < wrong == len(pairs)
 
 
-def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
+def _engine(request: AuditRequest) -> AbstractContextManager[Engine | None]:
+    if request.on_ray is None:
+        return nullcontext()
+    from shadow.audits.ray_engine import ray_engine
+
+    return ray_engine(request.on_ray, request.runtime)
+
+
+def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Iterator[PairOutcome]:
     from shadow.audits.listing import audit_list
     from shadow.audits.pairs import audit_pairs
 
     settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
     if request.selection.is_list:
-        return audit_list(request.selection, settings, output, runtime, scores=scores, watch=watch)
-    return audit_pairs(request.selection.own, settings, output, runtime, scores=scores, watch=watch)
+        return audit_list(request.selection, settings, output, runtime, scores=scores, watch=watch, engine=engine)
+    numbered = engine is not None and not request.is_alone  # what is said of several at a time says of which
+    return audit_pairs(
+        request.selection.own, settings, output, runtime,
+        scores=scores, watch=watch, numbered=numbered, engine=engine,
+    )  # fmt: skip
 
 
 def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:
