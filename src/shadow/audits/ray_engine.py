@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ ATTEMPTS = 3  # of a task whose process or machine was lost; what it had measure
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
 TICK = 0.25  # seconds between two looks at what tasks tell
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
+NOBODY = "is it running? `ray status` on that machine says so; without --address a Ray of this machine is started"
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
@@ -75,6 +77,8 @@ def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
 def _connect(address: str) -> None:
     import ray
 
+    if address not in ("local", "auto"):
+        _require_somebody_at(address)
     own: dict[str, Any] = {}
     if address == "local":
         own = {"num_cpus": room().cores, "include_dashboard": False, "object_store_memory": STORE}
@@ -82,9 +86,19 @@ def _connect(address: str) -> None:
         with _without_talk():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="shadow", **own)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        hint = "is it running? `ray status` on that machine says so; without --address a Ray of this machine is started"
         said = str(error).strip().partition("\n")[0]
-        raise ShadowError(f"no Ray at {address}: {said}", hint) from error
+        raise ShadowError(f"no Ray at {address}: {said}", NOBODY) from error
+
+
+def _require_somebody_at(address: str) -> None:
+    """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{address[:80]!r} is no address of a Ray cluster", "auto, or HOST:PORT such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=GRACE).close()
+    except OSError as error:
+        raise ShadowError(f"no Ray at {address}: {error.strerror or error}", NOBODY) from error
 
 
 @contextlib.contextmanager
@@ -138,6 +152,7 @@ class RayEngine:
         if not self._slots():
             raise ShadowError(*_too_large(self._cores, self._memory, machines))
         self._ear = _ear()
+        self._heard = 0  # messages that have arrived
 
     def lanes(self) -> int:
         return sum(self._slots().values())
@@ -251,7 +266,8 @@ class RayEngine:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            for name, told in ray.get(self._ear.taken.remote(), timeout=GRACE):
+            for name, told in ray.get(self._ear.since.remote(self._heard), timeout=GRACE):
+                self._heard += 1
                 for running in self._running.values():
                     if running.task.name == name:
                         running.show(told) if isinstance(told, Progress) else running.say(told)
@@ -317,17 +333,20 @@ def _silent(_: object) -> None:
 
 
 class _Ear:
-    """What tasks tell the driver, until it asks."""
+    """What tasks tell the driver. A message is kept until the driver asks for a later one: it has arrived then."""
 
     def __init__(self) -> None:
         self._told: list[tuple[str, object]] = []
+        self._gone = 0
 
     def tell(self, name: str, told: object) -> None:
         self._told.append((name, told))
 
-    def taken(self) -> list[tuple[str, object]]:
-        told, self._told = self._told, []
-        return told
+    def since(self, count: int) -> list[tuple[str, object]]:
+        """All messages but the first `count`."""
+        del self._told[: count - self._gone]
+        self._gone = count
+        return self._told
 
 
 def _ear() -> Any:
