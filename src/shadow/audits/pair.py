@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy
 import pyarrow.parquet as pq
@@ -108,6 +109,13 @@ def tell_nobody(_: object) -> None:
     """Who is told where nobody wants to be. A function with a name, so that a Runtime can be pickled."""
 
 
+class Measuring(Protocol):
+    """Measures a pair elsewhere."""
+
+    def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
+        """Measure what the journal does not hold yet, into the journal. Raises what went wrong there."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """How an audit runs, and who is told of it. No number and no file depends on it.
@@ -132,6 +140,9 @@ class Runtime:
 
     patience: float = 0.0
     """Seconds to wait for another audit of the same pair, 0 or more; after that it is refused."""
+
+    elsewhere: Measuring | None = None
+    """Measures a pair instead of this process (see `shadow.audits.parts`); None: this process does."""
 
     cache: Path | None = None
     """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none are remembered."""
@@ -197,9 +208,8 @@ def run_pair(
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = nearest_folder(output)
-    # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
-    scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
-    audit = _Audit(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
+    scratch = folder / PARTIAL / _scratch_name()
+    audit = Asked(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
     try:
         with _client_for(pair):
             return _run_when_free(audit)
@@ -209,15 +219,59 @@ def run_pair(
 
 
 @dataclass(frozen=True)
-class _Audit:
+class Asked:
     """What `run_pair` was asked for, and where it works."""
 
     pair: Pair
+    """The pair."""
+
     settings: Settings
+    """What the numbers depend on."""
+
     runtime: Runtime
+    """How the audit runs."""
+
     scores: ScoreFiles | None
-    folder: Path  # of the report
-    scratch: Path  # for byte ranges and raw copies, removed at the end
+    """Scores of the pair, if there are any."""
+
+    folder: Path
+    """That of the report."""
+
+    scratch: Path
+    """For byte ranges and raw copies, removed at the end."""
+
+
+def measure_part(
+    pair: Pair, settings: Settings, identity: Identity, keys: frozenset[str], folder: Path, runtime: Runtime
+) -> Path:
+    """Measure the matrix pairs with these keys into a journal of their own, in folder, and return the folder.
+
+    Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are not those of the
+    identity, as on a machine that has other files.
+    """
+    asked = Asked(pair, settings, runtime, scores=None, folder=folder, scratch=folder / PARTIAL / _scratch_name())
+    try:
+        with _client_for(pair):
+            base = find_checkpoint(pair.base, runtime, asked.scratch / "base")
+            tuned = find_checkpoint(pair.tuned, runtime, asked.scratch / "tuned")
+            for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
+                if _side(found) != wanted:
+                    hint = "every machine must see the same files under the same name"
+                    raise ShadowError(f"{found.reference}: it is not the same on another machine", hint)
+            lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+            journal = Journal(folder, identity)
+            try:
+                _measure(asked, replace(lined, pairs=[one for one in lined.pairs if one.key in keys]), journal)
+            finally:
+                journal.close()
+            return folder
+    finally:
+        shutil.rmtree(asked.scratch, ignore_errors=True)
+
+
+def _scratch_name() -> str:
+    """Of one run alone: a second one, which the journal refuses, must not take away what the first one reads."""
+    return f"{SCRATCH}{secrets.token_hex(4)}"
 
 
 def plan_pair(
@@ -292,7 +346,7 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
-def _run_when_free(audit: _Audit) -> AuditResult:
+def _run_when_free(audit: Asked) -> AuditResult:
     """The report, when no other audit of the pair is at work; what that one has measured is not measured again."""
     given_up = time.monotonic() + audit.runtime.patience
     told = False
@@ -308,7 +362,7 @@ def _run_when_free(audit: _Audit) -> AuditResult:
             time.sleep(min(POLL, audit.runtime.patience))
 
 
-def _run(audit: _Audit) -> AuditResult:
+def _run(audit: Asked) -> AuditResult:
     pair, settings, runtime = audit.pair, audit.settings, audit.runtime
     base = find_checkpoint(pair.base, runtime, audit.scratch / "base")
     tuned = find_checkpoint(pair.tuned, runtime, audit.scratch / "tuned")
@@ -345,6 +399,7 @@ def _run(audit: _Audit) -> AuditResult:
         if _finished(audit.folder)[0] != there:
             raise BusyError(f"{audit.folder}: another audit has just ended there", "run the same command again")
         _tell_afresh(journal, identity, runtime.say)
+        journal.take_over_parts()
         measured = _measure(audit, lined, journal)
         if scored is None:
             scored = _kept(audit.folder, identity, runtime.say)
@@ -371,7 +426,7 @@ class _Clock:
 
 
 def _write(
-    audit: _Audit, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
+    audit: Asked, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
 ) -> tuple[Summary, ReportMetadata]:
     """Write the report of an audit whose journal holds every outcome."""
     run = _run_metadata(audit.settings, clock)
@@ -452,7 +507,7 @@ def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Score
         return NO_SCORES
 
 
-def _planned(audit: _Audit, lined: AlignedPair, journal: Journal) -> Plan:
+def _planned(audit: Asked, lined: AlignedPair, journal: Journal) -> Plan:
     """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
     for left in audit.scratch.parent.glob(f"{SCRATCH}*"):
         if left != audit.scratch:
@@ -490,14 +545,18 @@ def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
             remove_leftovers(shard.repo, shard.checksum)
 
 
-def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
+def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
     """Measure what the journal does not hold yet, into the journal; how many matrices those were."""
     runtime = audit.runtime
-    plan = _planned(audit, lined, journal)
+    plan = _planned(audit, lined, journal) if runtime.elsewhere is None else None
     matrices = {pair.key for pair in lined.pairs if pair.is_matrix}
     resumed = len(journal.outcomes.keys() & matrices)
     if resumed:
         runtime.say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
+    if plan is None:
+        assert runtime.elsewhere is not None
+        runtime.elsewhere.measure(audit, lined, journal)
+        return len(matrices) - resumed
     costs = {pair.key: cost(pair) for pair in lined.pairs}
     total = sum(costs.values())
     moved = 0

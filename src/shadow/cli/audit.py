@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +46,7 @@ from shadow.cli.options import (
     Output,
     Overwrite,
     OwnName,
+    PartsOption,
     Pickle,
     PolicyFile,
     Precision,
@@ -119,6 +120,7 @@ def audit(
     address: Address = None,
     cpus_per_task: CoresPerTask = None,
     memory_per_task: MemoryPerTask = "auto",
+    parts: PartsOption = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -186,6 +188,7 @@ def audit(
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
         on_ray=on_ray,
+        parts=parts,
         strict=strict,
         format=Format.json if json else format,
         full=full,
@@ -242,6 +245,9 @@ class AuditRequest:
     on_ray: RayRequest | None
     """Which Ray carries out the pairs; None: this process does."""
 
+    parts: int | None
+    """In how many parts each pair is measured; None: whole, or a single pair on Ray in as many as run at a time."""
+
     strict: bool
     """Is it an objection that something was skipped that should not be?"""
 
@@ -260,6 +266,11 @@ class AuditRequest:
         return len(self.selection.own) == 1 and not self.selection.is_list
 
     @property
+    def is_cut(self) -> bool:
+        """Are the tasks parts of a pair, and pairs audited in turn?"""
+        return self.parts is not None or (self.on_ray is not None and self.is_alone)
+
+    @property
     def shows_each(self) -> bool:
         """Is every report shown when it is finished?"""
         return self.format is Format.table and not self.selection.is_list
@@ -271,7 +282,7 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
 
     pairs = request.selection.own
     judged: list[Judgement] = []
-    several = request.on_ray is not None
+    several = request.on_ray is not None and not request.is_cut
     bugs: list[Exception] = []
     wrong = 0
     try:
@@ -316,9 +327,16 @@ def _engine(request: AuditRequest) -> AbstractContextManager[Engine | None]:
 
 def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Iterator[PairOutcome]:
     from shadow.audits.listing import audit_list
-    from shadow.audits.pairs import audit_pairs
+    from shadow.audits.pairs import PATIENCE, audit_pairs
 
     settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
+    if request.is_cut:
+        from shadow.audits.engine import InProcess
+        from shadow.audits.parts import Parts
+
+        # what a driver that was killed has left at work ends soon
+        runtime = replace(runtime, elsewhere=Parts(engine or InProcess(), request.parts), patience=PATIENCE)
+        engine = None
     if request.selection.is_list:
         return audit_list(request.selection, settings, output, runtime, scores=scores, watch=watch, engine=engine)
     numbered = engine is not None and not request.is_alone  # what is said of several at a time says of which

@@ -293,6 +293,17 @@ MemoryPerTask = Annotated[
         rich_help_panel=ENGINE,
     ),
 ]
+PartsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--parts",
+        help="Measure each pair in this many parts, which are the tasks then.",
+        min=1,
+        max=10_000,
+        show_default="of a single pair on Ray as many as run at a time",
+        rich_help_panel=ENGINE,
+    ),
+]
 FailOn = Annotated[
     list[str] | None,
     typer.Option(
