@@ -262,6 +262,51 @@ def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
 
 
+def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
+    """A single pair of four and four shards on two machines: two parts, of which each machine fetches its own; the
+    report is that of one process."""
+    folders = {
+        name: sharded(tmp_path / name, matrices(seed, 8, 200), 4) for seed, name in ((50, "giant"), (51, "large"))
+    }
+    for name, folder in folders.items():
+        machines.hub.add(f"org/{name}", folder)
+    before = machines.blobs()
+    _, err = command("audit", "org/giant", "org/large", "-o", "ray", *on_ray)
+    assert "measuring in 2 parts" in err.splitlines()
+    fetched = Counter(
+        (request.repo, request.filename)
+        for request in machines.hub.asked("*.safetensors", origin="cdn", method="GET")
+        if request.range is None
+    )
+    assert len(fetched) == 8
+    assert set(fetched.values()) == {1}
+    assert [now - then for now, then in zip(machines.blobs(), before, strict=True)] == [4, 4]
+    command("audit", "org/giant", "org/large", "-o", "whole")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "whole") != {}
+
+
+@pytest.mark.parametrize("who", ["worker", "driver"])
+def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
+    """SIGKILL of the worker of a part, or of the driver: what the part had measured is not measured again."""
+    for seed, name in enumerate(("base", "tuned")):
+        sharded(tmp_path / name, matrices(seed, 40, 300), 4)
+    pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")
+    command(*pair, "whole")
+    process = command.start(*pair, "out", *on_ray)
+    until(lambda: journals(tmp_path / "out"))
+    if who == "worker":
+        (worker,) = holders(journals(tmp_path / "out")[0])
+        os.kill(worker, signal.SIGKILL)
+        _, err = ended(process)
+        assert "its process was lost (WorkerCrashedError); trying again" in err
+    else:
+        process.kill()
+        process.communicate()
+        _, err = command(*pair, "out", *on_ray)
+    assert "resuming: " in err
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_a_task_that_is_too_large_is_one_line(command, machines):
     """More cores than any machine has: exit code 1, and the number that there is."""
     asked = ("--engine", "ray", "--address", machines.address, "--cpus-per-task", "3")
