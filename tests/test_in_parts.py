@@ -13,6 +13,8 @@ from command import run_shadow
 from hub import Hub
 from safetensors.torch import save_file
 
+from shadow.audits import pair as pair_audit
+from shadow.audits import rows
 from shadow.audits.engine import Ended, InProcess
 from shadow.audits.journal import remove_unfinished
 from shadow.audits.pair import Progress, Runtime, Settings, run_pair
@@ -21,6 +23,7 @@ from shadow.audits.schedule import shards_of
 from shadow.checkpoints.opening import open_folder
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.errors import ShadowError
+from shadow.reports.parquet import parquet_bytes
 from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
@@ -132,6 +135,30 @@ def test_the_report_is_that_of_one_process(tmp_path, pair, count):
     assert not list(parted.folder.rglob(".partial"))
     assert (states[-1].done, states[-1].cost_done) == (states[-1].total, states[-1].cost_total)
     assert [state.done for state in states] == sorted(state.done for state in states)
+
+
+def test_files_tell_nothing_of_how_their_rows_were_gathered(tmp_path, pair, monkeypatch):
+    """Gathered five at a time and all at once: the tables have the same bytes as Parquet files."""
+    written = []
+    for number, chunk in enumerate((5, 1_000_000)):
+        monkeypatch.setattr(rows, "CHUNK", chunk)
+        gathered: list[bytes] = []
+        monkeypatch.setattr(pair_audit, "report_tables", noting(gathered))
+        run_pair(pair, SETTINGS, tmp_path / str(number))
+        written.append(gathered)
+    assert written[0] == written[1]
+    assert len(written[0]) == 4
+
+
+def noting(gathered: list[bytes]):
+    """report_tables, which also keeps what it returned as files."""
+
+    def made(*arguments, **options):
+        tables = rows.report_tables(*arguments, **options)
+        gathered.extend(parquet_bytes(table, {}) for table in tables.values())
+        return tables
+
+    return made
 
 
 class Dying(InProcess):
