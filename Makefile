@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow fuzz check format docs notebook site real clean
+.PHONY: setup demo test test-slow test-ray fuzz check format docs notebook site real clean
 
 setup: $(STAMP)
 
@@ -26,7 +26,10 @@ test: setup  ## the fast tests: about four minutes on two cores
 	$(TESTS)
 
 test-slow: setup  ## the slow tests, and those of properties with many examples
-	$(TESTS) -m "(slow or hypothesis) and not real" --hypothesis-profile thorough
+	$(TESTS) -m "(slow or hypothesis) and not real and not ray" --hypothesis-profile thorough
+
+test-ray: setup  ## audits on Ray, two machines of it simulated on this one: a few minutes
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -m ray
 
 fuzz: setup  ## a minute of hostile files for every reader
 	cd tests && ../$(BIN)/python fuzz.py

@@ -26,6 +26,10 @@ class KeptError(ShadowError):
     """A finished report was left as it is, since what was asked for differs from it."""
 
 
+class BusyError(ShadowError):
+    """Another process is at work on the same report. Later it will have ended."""
+
+
 class FileError(ShadowError):
     """A file of a checkpoint is not what it should be. The message has the file's name alone: see `naming`."""
 

@@ -12,6 +12,7 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
     "figure": ("matplotlib",),
     "gs": ("gcsfs",),
     "lab": ("gguf", "matplotlib", "transformers"),
+    "ray": ("ray",),
     "report": ("jinja2", "plotly"),
     "s3": ("s3fs",),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadow.audits.outcome import Outcome
-from shadow.errors import ShadowError
+from shadow.errors import BusyError, ShadowError
 from shadow.files import PARTIAL, lock, remove_empty, writing
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.metadata import ReportMetadata
@@ -24,6 +25,7 @@ from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 
 JOURNAL = "journal.jsonl"
+PARTS = f"{PARTIAL}/parts"  # of a report's folder: each part of an audit that is measured in parts has a folder there
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,34 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
     return shards
 
 
+class _Kept(Mapping[str, Outcome]):
+    """Outcomes by key, each read from its line when it is asked for: those of 60,000 matrices take gigabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._places: dict[str, tuple[int, int]] = {}  # by key: where its line begins, and how long it is
+
+    def put(self, key: str, start: int, length: int) -> None:
+        self._places[key] = start, length
+
+    def line(self, key: str) -> bytes:
+        start, length = self._places[key]
+        self._file.seek(start)
+        return self._file.read(length)
+
+    def __getitem__(self, key: str) -> Outcome:
+        return _outcome_from_json(json.loads(self.line(key)))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class Journal:
     """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
 
@@ -70,13 +100,14 @@ class Journal:
 
     def __init__(self, folder: Path, identity: Identity) -> None:
         self.folder = folder
-        self.outcomes: dict[str, Outcome] = {}
+        self.identity = identity
         self.fetched: list[Fetched] = []
         self.other: ReportMetadata | None = None  # as its first line has it, which may be broken
         with writing(folder):
             partial = folder / PARTIAL
             partial.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = (partial / JOURNAL).open("a+b")
+        self._outcomes = _Kept(self._file)
         _lock(self._file, folder)
         with writing(folder):
             good = self._read(identity)
@@ -100,16 +131,45 @@ class Journal:
                         self.other = entry
                     return 0
                 if number > 0 and "fetched" not in entry:
-                    outcome = _outcome_from_json(entry)
-                    self.outcomes[outcome.key] = outcome
+                    self._outcomes.put(_outcome_from_json(entry).key, good, len(line))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break  # cut in the middle of a line
             good += len(line)
         return good
 
     @property
+    def outcomes(self) -> Mapping[str, Outcome]:
+        """By key; each is read from the disk when it is asked for, while the journal is open."""
+        return self._outcomes
+
+    @property
     def is_empty(self) -> bool:
-        return not self.outcomes and not self.fetched
+        return not self.outcomes and not self.fetched and not (self.folder / PARTS).exists()
+
+    def take_over(self, part: Path) -> None:
+        """Take over the outcomes of a part of this audit from its folder, which is removed.
+
+        Those of another audit are not taken over. Raises BusyError where somebody is at work on the part.
+        """
+        with writing(self.folder):
+            journal = Journal(part, self.identity)
+            try:
+                for key in journal._outcomes:
+                    if key not in self._outcomes:
+                        self._add(key, journal._outcomes.line(key))
+                for fetched in journal.fetched:
+                    self.note_fetched(fetched)
+            finally:
+                journal.close()
+            shutil.rmtree(part, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                part.parent.rmdir()
+
+    def take_over_parts(self) -> None:
+        """Take over what the parts of an earlier run have left."""
+        for part in sorted((self.folder / PARTS).glob("*")):
+            if part.is_dir() and not part.is_symlink():
+                self.take_over(part)
 
     def note_fetched(self, fetched: Fetched) -> None:
         """A shard is about to be fetched."""
@@ -120,11 +180,16 @@ class Journal:
 
     def add(self, outcome: Outcome) -> None:
         with writing(self.folder):
-            self._write(_outcome_to_json(outcome))
-        self.outcomes[outcome.key] = outcome
+            self._add(outcome.key, _line(_outcome_to_json(outcome)))
+
+    def _add(self, key: str, line: bytes) -> None:
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(line)
+        self._file.flush()
+        self._outcomes.put(key, start, len(line))
 
     def _write(self, entry: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
+        self._file.write(_line(entry))
         self._file.flush()
 
     def close(self) -> None:
@@ -135,6 +200,10 @@ class Journal:
         """The audit is finished: its files hold everything."""
         self.close()
         shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+
+
+def _line(entry: Mapping[str, object]) -> bytes:
+    return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
 @contextlib.contextmanager
@@ -166,7 +235,7 @@ def remove_journal_of(folder: Path, identity: Identity) -> None:
 def _lock(file: IO[bytes], folder: Path) -> None:
     """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's to avoid."""
     if lock(file.fileno()) == "another's":
-        raise ShadowError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
+        raise BusyError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
 
 
 def _to_text(numbers: NDArray[np.float64]) -> str:
@@ -224,6 +293,11 @@ def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
             _lock(file, partial.parent)
             file.seek(0)
             removed[partial.parent] = _fetched(file)
+            for part in (partial.parent / PARTS).glob(f"*/{PARTIAL}/{JOURNAL}"):
+                with part.open("ab+") as its_own:
+                    _lock(its_own, partial.parent)
+                    its_own.seek(0)
+                    removed[partial.parent] += _fetched(its_own)
             shutil.rmtree(partial)
         remove_empty(partial.parent, output)
     return removed

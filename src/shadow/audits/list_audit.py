@@ -1,7 +1,6 @@
 """The audit of a list: pair after pair into one folder, with an index that is right whenever the run is killed.
 
-`run_pair` is a function of pair, settings and folder, so any engine may map it over `Selection.own` instead; then
-`shadow.audits.merging.merge(output, [])` makes the index from the reports.
+An engine may carry out the pairs elsewhere; this process alone writes the index.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from shadow import __version__
+from shadow.audits.engine import Engine, Watch
 from shadow.audits.list_index import (
     Index,
     Kind,
@@ -26,7 +26,7 @@ from shadow.audits.list_index import (
     report_folder,
 )
 from shadow.audits.pair import AuditResult, Runtime, Settings, run_pair
-from shadow.audits.pairs import PairOutcome, Watch, audit_pairs
+from shadow.audits.pairs import PairOutcome, audit_pairs
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL
 from shadow.findings.scores import ScoreFiles
@@ -49,6 +49,7 @@ def audit_list(
     watch: Watch | None = None,
     audit: Callable[..., AuditResult] = run_pair,
     store: Store | None = None,
+    engine: Engine | None = None,
 ) -> Iterator[PairOutcome]:
     """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
@@ -68,8 +69,9 @@ def audit_list(
             index = begun(output, selection, settings, lambda row, _: report_folder(row.family, row.pair) in there)
             standing = Standing(output, index, partial(_try_to_publish, published, output, runtime.say))
         outcomes = audit_pairs(
-            selection.own, settings, output, runtime, scores=scores, watch=watch, numbered=True, audit=audit
-        )
+            selection.own, settings, output, runtime,
+            scores=scores, watch=watch, numbered=True, audit=audit, engine=engine,
+        )  # fmt: skip
         try:
             for outcome in outcomes:
                 before = standing[outcome.pair.family, outcome.pair.name]

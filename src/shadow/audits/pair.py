@@ -9,10 +9,11 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from shadow.audits.cache_folder import size_of
 from shadow.audits.devices import CPU, DeviceChoice, in_words, open_device, told
 from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
-from shadow.audits.machine_limits import machine_limits
+from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.outcome import Outcome
 from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles, uncollected
 from shadow.audits.rows import report_tables
@@ -33,7 +34,7 @@ from shadow.audits.workers import cost, default_jobs, largest_side, measure_pair
 from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
-from shadow.errors import KeptError, ShadowError
+from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.files import PARTIAL, nearest_folder, remove_empty, safe_name
 from shadow.findings.gains import NO_SCORES, Scored, join, kept_bytes, neither, read_kept, sides_of
 from shadow.findings.scores import ScoreFiles
@@ -55,6 +56,7 @@ from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size, took
 
 SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+POLL = 1.0  # seconds between two looks at whether another audit of the pair has ended
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 
 
@@ -117,6 +119,13 @@ def tell_nobody(_: object) -> None:
     """Who is told where nobody wants to be. A function with a name, so that a Runtime can be pickled."""
 
 
+class Measuring(Protocol):
+    """Measures a pair elsewhere."""
+
+    def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
+        """Measure what the journal does not hold yet, into the journal. Raises what went wrong there."""
+
+
 @dataclass(frozen=True)
 class Runtime:
     """How an audit runs, and who is told of it. No number and no file depends on it.
@@ -132,6 +141,18 @@ class Runtime:
 
     overwrite: bool = False
     """Is a finished report of other settings, files or another version replaced, when the new one is complete?"""
+
+    limits: MachineLimits | None = None
+    """The cores and the memory that it may use; None: what this process may."""
+
+    commits: Mapping[Reference, str] = field(default_factory=dict, hash=False)
+    """Of references to the Hub: the commits to read, where those were looked up before."""
+
+    patience: float = 0.0
+    """Seconds to wait for another audit of the same pair, 0 or more; after that it is refused."""
+
+    elsewhere: Measuring | None = None
+    """Measures a pair instead of this process (see `shadow.audits.parts`); None: this process does."""
 
     cache: Path | None = None
     """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none are remembered."""
@@ -208,27 +229,70 @@ def run_pair(
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = nearest_folder(output)
-    # of this run alone: a second one, which the journal refuses, must not take away what the first one reads
-    scratch = folder / PARTIAL / f"{SCRATCH}{secrets.token_hex(4)}"
-    audit = _Audit(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
+    scratch = folder / PARTIAL / _scratch_name()
+    audit = Asked(pair, settings, runtime, scores=scores, folder=folder, scratch=scratch)
     try:
         with _client_for(pair):
-            return _run(audit)
+            return _run_when_free(audit)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         remove_empty(folder.absolute() / PARTIAL, there)
 
 
 @dataclass(frozen=True)
-class _Audit:
+class Asked:
     """What `run_pair` was asked for, and where it works."""
 
     pair: Pair
+    """The pair."""
+
     settings: Settings
+    """What the numbers depend on."""
+
     runtime: Runtime
+    """How the audit runs."""
+
     scores: ScoreFiles | None
-    folder: Path  # of the report
-    scratch: Path  # for byte ranges and raw copies, removed at the end
+    """Scores of the pair, if there are any."""
+
+    folder: Path
+    """That of the report."""
+
+    scratch: Path
+    """For byte ranges and raw copies, removed at the end."""
+
+
+def measure_part(
+    pair: Pair, settings: Settings, identity: Identity, keys: frozenset[str], folder: Path, runtime: Runtime
+) -> Path:
+    """Measure the matrix pairs with these keys into a journal of their own, in folder, and return the folder.
+
+    Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are not those of the
+    identity, as on a machine that has other files.
+    """
+    asked = Asked(pair, settings, runtime, scores=None, folder=folder, scratch=folder / PARTIAL / _scratch_name())
+    try:
+        with _client_for(pair):
+            base = find_checkpoint(pair.base, runtime, asked.scratch / "base")
+            tuned = find_checkpoint(pair.tuned, runtime, asked.scratch / "tuned")
+            for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
+                if _side(found) != wanted:
+                    hint = "every machine must see the same files under the same name"
+                    raise ShadowError(f"{found.reference}: it is not the same on another machine", hint)
+            lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
+            journal = Journal(folder, identity)
+            try:
+                _measure(asked, replace(lined, pairs=[one for one in lined.pairs if one.key in keys]), journal)
+            finally:
+                journal.close()
+            return folder
+    finally:
+        shutil.rmtree(asked.scratch, ignore_errors=True)
+
+
+def _scratch_name() -> str:
+    """Of one run alone: a second one, which the journal refuses, must not take away what the first one reads."""
+    return f"{SCRATCH}{secrets.token_hex(4)}"
 
 
 def plan_pair(
@@ -310,6 +374,22 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
         )
 
 
+def _run_when_free(audit: Asked) -> AuditResult:
+    """The report, when no other audit of the pair is at work; what that one has measured is not measured again."""
+    given_up = time.monotonic() + audit.runtime.patience
+    told = False
+    while True:
+        try:
+            return _run(audit)
+        except BusyError as error:
+            if time.monotonic() >= given_up:
+                raise
+            if not told:
+                audit.runtime.say(f"waiting: {error.message}")
+                told = True
+            time.sleep(min(POLL, audit.runtime.patience))
+
+
 def identity_of(pair: Pair, settings: Settings, runtime: Runtime = Runtime()) -> Identity:
     """What a report of the pair would be of: commits and files as they are now. No weight is fetched."""
     with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
@@ -330,7 +410,7 @@ def _identity(pair: Pair, settings: Settings, base: Found, tuned: Found) -> Iden
     )
 
 
-def _run(audit: _Audit) -> AuditResult:
+def _run(audit: Asked) -> AuditResult:
     pair, settings, runtime = audit.pair, audit.settings, audit.runtime
     opening = _Clock()
     base = find_checkpoint(pair.base, runtime, audit.scratch / "base")
@@ -363,8 +443,9 @@ def _run(audit: _Audit) -> AuditResult:
     journal = Journal(audit.folder, identity)
     try:
         if _finished(audit.folder)[0] != there:
-            raise ShadowError(f"{audit.folder}: another audit has just ended there", "run the same command again")
+            raise BusyError(f"{audit.folder}: another audit has just ended there", "run the same command again")
         _tell_afresh(journal, identity, runtime.say)
+        journal.take_over_parts()
         measured = _measure(audit, lined, journal)
         if scored is None:
             scored = _kept(audit.folder, identity, runtime.say)
@@ -393,7 +474,7 @@ class _Clock:
 
 
 def _write(
-    audit: _Audit, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
+    audit: Asked, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
 ) -> tuple[Summary, ReportMetadata]:
     """Write the report of an audit whose journal holds every outcome."""
     run = _run_metadata(audit.settings, clock, journal.outcomes.values())
@@ -474,7 +555,7 @@ def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Score
         return NO_SCORES
 
 
-def _planned(audit: _Audit, lined: AlignedPair, journal: Journal) -> Plan:
+def _planned(audit: Asked, lined: AlignedPair, journal: Journal) -> Plan:
     """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
     for left in audit.scratch.parent.glob(f"{SCRATCH}*"):
         if left != audit.scratch:
@@ -512,14 +593,18 @@ def _remove_leftovers(fetched: Sequence[Fetched]) -> None:
             remove_leftovers(shard.repo, shard.checksum)
 
 
-def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
+def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
     """Measure what the journal does not hold yet, into the journal; how many matrices those were."""
     runtime = audit.runtime
-    plan = _planned(audit, lined, journal)
+    plan = _planned(audit, lined, journal) if runtime.elsewhere is None else None
     matrices = {pair.key for pair in lined.pairs if pair.is_matrix}
     resumed = len(journal.outcomes.keys() & matrices)
     if resumed:
         runtime.say(f"resuming: {resumed} of {len(matrices)} matrices already measured")
+    if plan is None:
+        assert runtime.elsewhere is not None
+        runtime.elsewhere.measure(audit, lined, journal)
+        return len(matrices) - resumed
     costs = {pair.key: cost(pair) for pair in lined.pairs}
     total = sum(costs.values())
     moved = 0
@@ -551,7 +636,7 @@ def _measure(audit: _Audit, lined: AlignedPair, journal: Journal) -> int:
     fetching = Fetching(runtime.say, report, note)
     kept = None if runtime.cache is None else SpectrumCache(runtime.cache)
     remember = solve_anew if kept is None else kept.remember
-    jobs = runtime.jobs or default_jobs(lined.pairs, machine_limits())
+    jobs = runtime.jobs or default_jobs(lined.pairs, runtime.limits or machine_limits())
     for line in details.of_plan(plan, lined.skipped, jobs=jobs, cache=runtime.cache):
         runtime.detail(line)
     by_key = {pair.key: pair for pair in lined.pairs}
@@ -599,7 +684,8 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
         return open_folder(reference.repo, allow_pickle=access.allow_pickle, scratch=scratch)
     from shadow.checkpoints.hub import pin
 
-    snapshot = pin(reference.repo, reference.revision, reference.subfolder, offline=access.offline, say=say)
+    revision = runtime.commits.get(reference, reference.revision)
+    snapshot = pin(reference.repo, revision, reference.subfolder, offline=access.offline, say=say)
     return locate(snapshot, allow_pickle=access.allow_pickle, say=say)
 
 

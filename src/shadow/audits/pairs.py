@@ -1,26 +1,31 @@
-"""The audit of pairs, one after another: the loop behind every audit, of one pair, of a family or of a list."""
+"""The audit of pairs: the loop behind every audit, of one pair, of a family or of a list."""
 
 from __future__ import annotations
 
+import pickle
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
-from shadow.audits.pair import AuditResult, Progress, Runtime, Settings, run_pair
-from shadow.errors import KeptError, ShadowError
+from shadow.audits.engine import Engine, InProcess, Task, Watch
+from shadow.audits.pair import AuditResult, Progress, Runtime, Settings, client_for, run_pair
+from shadow.errors import BusyError, KeptError, ShadowError
 from shadow.findings.scores import ScoreFiles
 from shadow.targets.families import Pair
+from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size, took
 
-Watch = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
-"""Called with the name of a pair: while the pair is audited, what is entered gets its progress."""
-
 State = Literal["done", "kept", "failed", "stopped"]
+PATIENCE = 30.0  # seconds that a task waits for another audit of the same pair before others have their turn
+ROUNDS = 120  # times that it gives way; after an hour of waiting the pair fails
+VISIBLE = 30  # seconds until a network file system shows what another machine has written
 BUG = "a fault of shadow itself; its traceback follows at the end"
 
 
@@ -63,6 +68,25 @@ class PairOutcome:
             raise self.fault
         return self.result
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process. A traceback cannot be pickled: of a fault of shadow itself its text goes along."""
+        state = dict(vars(self))
+        if self.fault is not None and not isinstance(self.fault, ShadowError):
+            self.fault.add_note("".join(traceback.format_exception(self.fault)))
+            state["fault"] = _portable(self.fault)
+        return state
+
+
+def _portable(fault: BaseException) -> BaseException:
+    """A fault, or its text where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
+    except Exception:
+        stands_for = RuntimeError(f"{type(fault).__name__}: {fault}")
+        stands_for.__notes__ = list(fault.__notes__)
+        return stands_for
+    return fault
+
 
 def audit_pairs(
     pairs: Sequence[Pair],
@@ -74,31 +98,129 @@ def audit_pairs(
     watch: Watch | None = None,
     numbered: bool = False,
     audit: Callable[..., AuditResult] = run_pair,
+    engine: Engine | None = None,
 ) -> Iterator[PairOutcome]:
-    """Audit pairs in turn into one folder; yields what became of each. Whatever goes wrong with one, the next is tried.
+    """Audit pairs into one folder; yields what became of each as they end. Whatever goes wrong with one, the next is
+    tried.
 
     Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised after that.
 
     scores are those of the pairs that have any. watch is told each pair that begins and gives who is told its progress,
     instead of `runtime.show`. numbered: what is said of a pair begins with its number and its name, and ends with a
-    line on its report. audit is called as run_pair is.
+    line on its report. audit is called as run_pair is. engine: what carries out the pairs; None: this process, in turn.
     """
+    engine = InProcess() if engine is None else engine
+    pins = Pins(runtime) if engine.elsewhere else None
+    told: dict[Task, tuple[Pair, Callable[[str], None]]] = {}
     for number, pair in enumerate(pairs, 1):
         say, detail = runtime.say, runtime.detail
         if numbered:
             prefix = f"[{number}/{len(pairs)}] {pair.full_name}: "
             say, detail = partial(_say_behind, prefix, say), partial(_say_behind, prefix, detail)
-        watching = nullcontext(runtime.show) if watch is None else watch(pair.full_name)
-        with watching as show:
-            meter = _Meter(show)
-            metered = replace(runtime, say=say, detail=detail, show=meter.show)
-            outcome = _outcome(pair, meter, partial(audit, pair, settings, output, metered, scores=scores.get(pair)))
-        if numbered and outcome.began and outcome.result is not None:
-            moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
-            say(f"{outcome.result.summary.label} in {took(outcome.seconds)}{moved}")
-        yield outcome
-        if outcome.state == "stopped":
-            outcome.finished()  # raises
+        work = partial(_audited, audit, pair, settings, output, scores.get(pair))
+        spoken = replace(runtime, say=say, detail=detail)
+        task = Task(pair.full_name, work, partial(_runtime_of, pair, spoken, pins), near_of(pair))
+        told[task] = pair, say
+        engine.submit(task)
+    given_way: Counter[Task] = Counter()
+    with closing(engine.as_completed(watch)) as ended_tasks:
+        for ended in ended_tasks:
+            pair, say = told[ended.task]
+            outcome = _lost(pair, ended.fault) if ended.fault is not None else ended.result
+            if engine.elsewhere:
+                outcome = _seen_here(outcome, output)
+                # stopped there and not here: by somebody on that machine, as if it had been killed
+                again = isinstance(outcome.fault, BusyError) or (outcome.state == "stopped" and ended.fault is None)
+                if again and given_way[ended.task] < ROUNDS:
+                    given_way[ended.task] += 1
+                    engine.submit(ended.task)
+                    continue
+            if numbered and outcome.began and outcome.result is not None:
+                moved = f", {byte_size(outcome.moved)} fetched" if outcome.moved else ""
+                say(f"{outcome.result.summary.label} in {took(outcome.seconds)}{moved}")
+            yield outcome
+            if outcome.state == "stopped" and not engine.elsewhere:
+                outcome.finished()  # raises
+
+
+def near_of(pair: Pair) -> str:
+    """What pairs of one base have in common: the name of the base, without its revision."""
+    if isinstance(pair.base, ComponentBase):
+        return " ".join(part.repo for _, part in pair.base.parts)
+    return pair.base.repo
+
+
+class Pins:
+    """The commits of what pairs name, each looked up once, so that all tasks of a run read the same.
+
+    Offline nothing is looked up: each machine has what its cache has.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._commits: dict[Reference, str | None] = {}
+
+    def of(self, pair: Pair) -> dict[Reference, str]:
+        """The commits of the sides of a pair that are on the Hub.
+
+        A side whose commit cannot be had is left out: the audit of the pair will say what is wrong.
+        """
+        sides: list[Reference] = []
+        for side in (pair.base, pair.tuned):
+            sides += [part for _, part in side.parts] if isinstance(side, ComponentBase) else [side]
+        found = {side: self._commit(side) for side in sides if not side.is_folder}
+        return {side: commit for side, commit in found.items() if commit is not None}
+
+    def _commit(self, reference: Reference) -> str | None:
+        if self._runtime.access.offline:
+            return None
+        if self._commits.get(reference) is None:
+            self._commits[reference] = None
+            with suppress(ShadowError), client_for([reference]):
+                from shadow.checkpoints.hub import commit_of
+
+                self._commits[reference] = commit_of(reference.repo, reference.revision, say=self._runtime.say)
+        return self._commits[reference]
+
+
+def _runtime_of(pair: Pair, runtime: Runtime, pins: Pins | None) -> Runtime:
+    """How the audit of a pair runs; asked for when the pair begins."""
+    return runtime if pins is None else replace(runtime, commits=pins.of(pair), patience=PATIENCE)
+
+
+def _audited(
+    audit: Callable[..., AuditResult],
+    pair: Pair,
+    settings: Settings,
+    output: Path,
+    scores: ScoreFiles | None,
+    runtime: Runtime,
+) -> PairOutcome:
+    """The work of one task: what becomes of a pair, whatever that is."""
+    meter = _Meter(runtime.show)
+    return _outcome(
+        pair, meter, partial(audit, pair, settings, output, replace(runtime, show=meter.show), scores=scores)
+    )
+
+
+def _lost(pair: Pair, fault: BaseException) -> PairOutcome:
+    """A pair that the engine has not brought to an end. What it took is not known."""
+    state: State = "failed" if isinstance(fault, Exception) else "stopped"
+    return PairOutcome(pair=pair, state=state, result=None, fault=fault, began=False, seconds=0.0, moved=0)
+
+
+def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
+    """An outcome of another machine; its report must be where this one looks, perhaps after a moment."""
+    if outcome.result is None or outcome.result.url is not None:
+        return outcome
+    folder = outcome.result.folder
+    for _ in range(VISIBLE):
+        if (folder / "summary.json").is_file():
+            return outcome
+        time.sleep(1)
+    hint = "-o must be a folder that every machine has under the same name, such as on a network file system"
+    fault = ShadowError(f"{folder}: the report was written on another machine, and is not here", hint)
+    return replace(outcome, state="failed", result=None, fault=fault)
 
 
 def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:

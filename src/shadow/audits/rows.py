@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,13 +19,15 @@ from shadow.places.groups import Direction, direction_of
 from shadow.places.names import name_rules
 from shadow.reasons import STRICT
 from shadow.reports.column_types import Cell, null_if_undefined
-from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS
+from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
 from shadow.reports.parquet import table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 from shadow.spectra.residual import overlaps, overlaps_left_out, stacked_participation, stacked_stderr
 from shadow.text import several
 
+CHUNK = 2_000  # rows that are held as Python has them
+NO_SIGMA = np.empty(0)
 TOLD = 8  # parts of a tensor that its detail names one by one
 
 
@@ -39,22 +41,73 @@ def report_tables(
 ) -> dict[str, pa.Table]:
     """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
-    measured = [(pair, outcomes[pair.key]) for pair in ordered]
-    deltas = [delta for _, outcome in measured for delta in outcome.deltas]
-    energy = math.fsum((delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas)
+    matrices, sigmas = _Chunks(MATRICES), _Chunks(SPECTRA)
+    norms: list[float | None] = []  # of the deltas, in the order of the rows; None for other subjects
+    kept: dict[str, Outcome] = {}
+    for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
+        outcome = outcomes[pair.key]
+        matrices.extend(_matrix_rows(pair, outcome, identity))
+        norms += [_delta_norm(measurement) for measurement in outcome.measurements]
+        if spectra:
+            sigmas.extend(_spectrum_rows(pair, outcome))
+        kept[pair.key] = _slim(outcome)
+    energy = math.fsum(norm**2 for norm in norms if norm is not None)
     if any(skip.reason == "filtered" for skip in skipped):
         energy = 0.0  # that of the pair is not known
+    shares = [_energy_share(norm, energy) for norm in norms]
     tables = {
-        "tensors": table_of(TENSORS, _tensor_rows(ordered, skipped, outcomes)),
-        "residual": table_of(RESIDUAL, _residual_rows(measured)),
-        "matrices": table_of(
-            MATRICES, [row for pair, outcome in measured for row in _matrix_rows(pair, outcome, identity, energy)]
-        ),
+        "tensors": table_of(TENSORS, _tensor_rows(ordered, skipped, kept)),
+        "residual": table_of(RESIDUAL, _residual_rows([(pair, kept[pair.key]) for pair in ordered])),
+        "matrices": _with_column(matrices.table(), "energy_share", shares),
     }
     if spectra:
-        rows = [row for pair, outcome in measured for row in _spectrum_rows(pair, outcome)]
-        return {"spectra": table_of(SPECTRA, rows), **tables}
+        return {"spectra": sigmas.table(), **tables}
     return tables
+
+
+class _Chunks:
+    """Rows as a table; as Python has them they take ten times as much memory, so only the latest stay so."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+        self._latest: list[dict[str, Cell]] = []
+        self._chunks: list[pa.Table] = []
+
+    def extend(self, rows: Iterable[dict[str, Cell]]) -> None:
+        self._latest += rows
+        if len(self._latest) >= CHUNK:
+            self._close()
+
+    def _close(self) -> None:
+        self._chunks.append(table_of(self._columns, self._latest))
+        self._latest = []
+
+    def table(self) -> pa.Table:
+        """All rows, each column in one piece where that is possible: so the bytes of a file tell nothing of chunks."""
+        self._close()
+        whole = pa.concat_tables(self._chunks)
+        self._chunks = []
+        try:
+            return whole.combine_chunks()
+        except pa.ArrowInvalid:  # more than 2^31 singular values
+            return whole
+
+
+def _with_column(table: pa.Table, name: str, values: Sequence[float | None]) -> pa.Table:
+    """The table with these values in one of its columns."""
+    place = table.schema.get_field_index(name)
+    field = table.schema.field(place)
+    return table.set_column(place, field, pa.array(values, type=field.type))
+
+
+def _slim(outcome: Outcome) -> Outcome:
+    """What the rows of a tensor and of the residual stream need of an outcome: no spectrum."""
+    needed = outcome.deltas if outcome.residual is not None else ()
+    return replace(outcome, measurements=tuple(replace(delta, sigma=NO_SIGMA, lists={}) for delta in needed))
+
+
+def _delta_norm(measurement: Measurement) -> float | None:
+    return (measurement.number("frobenius_norm") or 0.0) if measurement.subject == "delta" else None
 
 
 def _order(place: Place) -> tuple[int, int, int, int, str]:
@@ -82,8 +135,8 @@ def _place_columns(place: Place) -> dict[str, Cell]:
     }
 
 
-def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy: float) -> Iterator[dict[str, Cell]]:
-    """energy: that of all deltas of the pair, 0 where it is not known."""
+def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iterator[dict[str, Cell]]:
+    """All columns but energy_share, which needs the whole pair."""
     base = pair.base.info if pair.base else None
     tuned = pair.tuned.info
     both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
@@ -107,15 +160,14 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity, energy:
             "rank_ceiling": ceiling,
             "verified": _verified(measurement.subject, *outcome.verified),
             **{name: null_if_undefined(value) for name, value in measurement.values.items()},
-            "energy_share": _energy_share(measurement, energy),
         }
 
 
-def _energy_share(measurement: Measurement, energy: float) -> float | None:
+def _energy_share(norm: float | None, energy: float) -> float | None:
     """The share of the pair's delta energy that one delta has; None for other subjects, or where it is 0 or unknown."""
-    if measurement.subject != "delta" or energy <= 0:
+    if norm is None or energy <= 0:
         return None
-    share = (measurement.number("frobenius_norm") or 0.0) ** 2 / energy
+    share = norm**2 / energy
     return share if math.isfinite(share) else None
 
 

@@ -100,7 +100,7 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
     steps: list[list[MatrixPair]] = [[]]
     first: dict[ShardKey, int] = {}
     last: dict[ShardKey, int] = {}
-    for pair in _ordered(pairs):
+    for pair in in_order(pairs):
         shards = [shard for shard in shards_of(pair) if shard in remote]
         new = [shard for shard in shards if shard not in first]
         if new and steps[-1]:
@@ -128,7 +128,7 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
     return (base if side == "base" else tuned).sources[name]
 
 
-def _ordered(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
+def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
     """By base shard, then by name as people count; what has no base comes when its tuned shard is last there."""
     beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
     for pair in pairs:

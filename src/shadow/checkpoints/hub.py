@@ -210,18 +210,31 @@ def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool
         commit = _cached_commit(repo, revision)
         listed = _cached_files(repo, commit)
     else:
-        _require_usable_settings()
-        info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), asked, say)
+        info = _told(repo, revision, say)
         access = _access(info)
         commit = str(info.sha)
-        if not COMMIT.fullmatch(commit):
-            raise ShadowError(f"{repo}: the Hub names no commit for it", "is HF_ENDPOINT a Hub?")
-        with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
-            hf.resolve_revision(repo, revision=revision)
         listed = _trying(lambda: _listed_files(repo, commit), asked, say)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     inside = {path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)}
     return Snapshot(repo, commit, subfolder=subfolder, files=inside, access=access)
+
+
+@own_client()
+def commit_of(repo: str, revision: str | None, *, say: Say) -> str:
+    """The commit that a revision (None: the default branch) is now. Raises ShadowError as pin does."""
+    return str(_told(repo, revision, say).sha)
+
+
+def _told(repo: str, revision: str | None, say: Say) -> hf.ModelInfo:
+    """What the Hub tells of a repository, its commit being one."""
+    _require_usable_settings()
+    asked = partial(_in_words, repo=repo, revision=revision)
+    info = _trying(lambda: hf.HfApi().model_info(repo, revision=revision), asked, say)
+    if not COMMIT.fullmatch(str(info.sha)):
+        raise ShadowError(f"{repo}: the Hub names no commit for it", "is HF_ENDPOINT a Hub?")
+    with contextlib.suppress(Exception):  # notes in the cache what the revision is, for --offline
+        hf.resolve_revision(repo, revision=revision)
+    return info
 
 
 def _access(info: hf.ModelInfo) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,12 +18,16 @@ from shadow.cli.options import (
     DEFAULT_OUTPUT,
     MEASURING,
     RULES,
+    Address,
     Against,
     AllowMissing,
     BaseReference,
     CacheFolder,
     Component,
+    CoresPerTask,
     Device,
+    EngineName,
+    EngineOption,
     FailOn,
     FetchName,
     FetchOption,
@@ -35,6 +40,7 @@ from shadow.cli.options import (
     Layer,
     ListFile,
     MaxDisk,
+    MemoryPerTask,
     Module,
     NoCache,
     Offline,
@@ -42,6 +48,7 @@ from shadow.cli.options import (
     Output,
     Overwrite,
     OwnName,
+    PartsOption,
     Pickle,
     PolicyFile,
     Precision,
@@ -57,13 +64,16 @@ from shadow.cli.options import (
     Verbose,
 )
 from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
 from shadow.storage import Store, located, parsed_options, work_folder
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from shadow.audits.engine import Engine
     from shadow.audits.pair import AuditResult, Runtime, Settings
     from shadow.audits.pairs import PairOutcome
+    from shadow.audits.ray_engine import RayRequest
     from shadow.cli.console import Watch
     from shadow.findings.scores import ScoreFiles
     from shadow.gates.rules import Rule
@@ -113,6 +123,11 @@ def audit(
     fetch: FetchOption = FetchName.auto,
     max_disk: MaxDisk = None,
     offline: Offline = False,
+    engine: EngineOption = EngineName.local,
+    address: Address = None,
+    cpus_per_task: CoresPerTask = None,
+    memory_per_task: MemoryPerTask = "auto",
+    parts: PartsOption = None,
     strict: Annotated[
         bool,
         typer.Option(
@@ -153,6 +168,7 @@ def audit(
         storage=options,
     )
     rules = rules_of(held)
+    on_ray = _ray_request(engine, address, cpus_per_task, memory_per_task)
     say = _say_nothing if quiet else console.say
     selection = selected(
         NamedTargets(
@@ -203,6 +219,8 @@ def audit(
         scores=scores_of_pairs(files_here(scores, options), selection.own, say),
         rules=rules,
         baselines=baselines_of(held, [(pair.family, pair.name) for pair in selection.own], say),
+        on_ray=on_ray,
+        parts=parts,
         strict=strict,
         format=Format.json if json else format,
         full=full,
@@ -212,6 +230,23 @@ def audit(
         tell_left_out(selection, say)
     judged, wrong_usage = _audit(request)
     finish(judged, junit, wrong_usage=wrong_usage)
+
+
+def _ray_request(engine: EngineName, address: str | None, cores: int | None, memory: str) -> RayRequest | None:
+    """Which Ray is asked for; None: none."""
+    from shadow.text import bytes_of
+
+    if engine is not EngineName.ray:
+        given = {"--address": address, "--cpus-per-task": cores, "--memory-per-task": memory != "auto" or None}
+        for option, value in given.items():
+            if value is not None:
+                raise UsageError(f"{option} without --engine ray", "add --engine ray")
+        return None
+    most = None if memory == "auto" else bytes_of(memory)
+    require("ray")
+    from shadow.audits.ray_engine import RayRequest
+
+    return RayRequest(address=address, cores=cores, memory=most)
 
 
 @dataclass(frozen=True)
@@ -242,6 +277,12 @@ class AuditRequest:
     baselines: Mapping[tuple[str, str], Measured]
     """By family and pair: the earlier reports that figures must not have moved from."""
 
+    on_ray: RayRequest | None
+    """Which Ray carries out the pairs; None: this process does."""
+
+    parts: int | None
+    """In how many parts each pair is measured; None: whole, or a single pair on Ray in as many as run at a time."""
+
     strict: bool
     """Is it an objection that something was skipped that should not be?"""
 
@@ -260,6 +301,11 @@ class AuditRequest:
         return len(self.selection.own) == 1 and not self.selection.is_list
 
     @property
+    def is_cut(self) -> bool:
+        """Are the tasks parts of a pair, and pairs audited in turn?"""
+        return self.parts is not None or (self.on_ray is not None and self.is_alone)
+
+    @property
     def shows_each(self) -> bool:
         """Is every report shown when it is finished?"""
         return self.format is Format.table and not self.selection.is_list
@@ -271,11 +317,17 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
 
     pairs = request.selection.own
     judged: list[Judgement] = []
+    several = request.on_ray is not None and not request.is_cut
     bugs: list[Exception] = []
     wrong = 0
     try:
-        with console.pairs_progress(len(pairs), is_list=request.selection.is_list, hidden=request.quiet) as watch:
-            for outcome in _outcomes(request, watch):
+        with (
+            _engine(request) as engine,
+            console.pairs_progress(
+                len(pairs), is_list=request.selection.is_list, hidden=request.quiet, several=several
+            ) as watch,
+        ):
+            for outcome in _outcomes(request, watch, engine):
                 try:
                     judged.append(_judgement(request, outcome.finished()))
                 except ShadowError as error:  # one failing pair does not stop the others
@@ -292,26 +344,48 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
     except KeyboardInterrupt:
         console.say("stopped; run the same command again to continue")
         raise typer.Exit(130) from None
+    place = {(pair.family, pair.name): number for number, pair in enumerate(pairs)}
+    judged.sort(key=lambda judgement: place[judgement.family, judgement.pair])  # several at a time end in any order
     _show(request, judged)
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
     return judged, 0 < wrong == len(pairs)
 
 
-def _outcomes(request: AuditRequest, watch: Watch) -> Iterator[PairOutcome]:
+def _engine(request: AuditRequest) -> AbstractContextManager[Engine | None]:
+    if request.on_ray is None:
+        return nullcontext()
+    from shadow.audits.ray_engine import ray_engine
+
+    return ray_engine(request.on_ray, request.runtime)
+
+
+def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Iterator[PairOutcome]:
     from shadow.audits.list_audit import audit_list
     from shadow.audits.pair import run_pair
-    from shadow.audits.pairs import audit_pairs
+    from shadow.audits.pairs import PATIENCE, audit_pairs
     from shadow.audits.remote import run_remote_pair
 
     settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
     store = request.store
     audit = run_pair if store is None else partial(run_remote_pair, store=store)
+    if request.is_cut:
+        from shadow.audits.engine import InProcess
+        from shadow.audits.parts import Parts
+
+        # what a driver that was killed has left at work ends soon
+        runtime = replace(runtime, elsewhere=Parts(engine or InProcess(), request.parts), patience=PATIENCE)
+        engine = None
     if request.selection.is_list:
         return audit_list(
-            request.selection, settings, output, runtime, scores=scores, watch=watch, audit=audit, store=store
-        )
-    return audit_pairs(request.selection.own, settings, output, runtime, scores=scores, watch=watch, audit=audit)
+            request.selection, settings, output, runtime,
+            scores=scores, watch=watch, audit=audit, store=store, engine=engine,
+        )  # fmt: skip
+    numbered = engine is not None and not request.is_alone  # what is said of several at a time says of which
+    return audit_pairs(
+        request.selection.own, settings, output, runtime,
+        scores=scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
+    )  # fmt: skip
 
 
 def _judgement(request: AuditRequest, result: AuditResult) -> Judgement:

@@ -117,10 +117,17 @@ def _no_progress(title: str) -> contextlib.AbstractContextManager[Update]:
     return contextlib.nullcontext(lambda state: None)
 
 
-def pairs_progress(total: int, *, is_list: bool, hidden: bool = False) -> contextlib.AbstractContextManager[Watch]:
-    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden: neither."""
+def pairs_progress(
+    total: int, *, is_list: bool, hidden: bool = False, several: bool = False
+) -> contextlib.AbstractContextManager[Watch]:
+    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden: neither.
+
+    several: pairs are audited several at a time, and have one bar together.
+    """
     if hidden:
         return contextlib.nullcontext(_no_progress)
+    if several:
+        return side_by_side_progress(total)
     if is_list:
         return list_progress(total)
     return contextlib.nullcontext(progress)
@@ -166,6 +173,78 @@ def list_progress(total: int) -> Iterator[Watch]:
 
     with Live(Group(overall, bar), console=err, transient=True):
         yield begin
+
+
+@contextlib.contextmanager
+def side_by_side_progress(total: int) -> Iterator[Watch]:
+    """One bar on stderr for tasks that run side by side: how many ended, how many run, bytes, the time left.
+
+    Yields what begins a task, by its name. Silent when stderr is not a terminal.
+    """
+    if not _is_watched(err):
+        yield _no_progress
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn()
+    bar = Bar(*columns, TextColumn("{task.fields[more]}", style="cyan"), console=err, transient=True)
+    fleet = Fleet(total)
+    task = bar.add_task("pairs", total=total, more="")
+
+    @contextlib.contextmanager
+    def begin(title: str) -> Iterator[Update]:
+        def told(state: Progress) -> None:
+            fleet.tell(title, state)
+            bar.update(task, more=fleet.told())
+
+        fleet.begin(title)
+        try:
+            yield told
+        finally:
+            fleet.end(title)
+            bar.update(task, completed=fleet.ended, more=fleet.told())
+
+    with bar:
+        yield begin
+
+
+class Fleet:
+    """Tasks that run side by side: what is told of all of them in one line."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.ended = total, 0
+        self._clock, self._started = clock, clock()
+        self._running: dict[str, Progress | None] = {}
+        self._measured = 0  # tasks that ended and were not only read
+        self._moved = 0  # bytes, of those that ended
+
+    def begin(self, title: str) -> None:
+        self._running[title] = None
+
+    def tell(self, title: str, state: Progress) -> None:
+        if title in self._running:
+            self._running[title] = state
+
+    def end(self, title: str) -> None:
+        state = self._running.pop(title, None)
+        self.ended = min(self.ended + 1, self.total)
+        if state is not None:
+            self._measured += 1
+            self._moved += state.moved
+
+    def told(self) -> str:
+        """`4 at work, 1.2 GB fetched, 3 min left`."""
+        states = [state for state in self._running.values() if state is not None]
+        parts = [f"{len(self._running)} at work"]
+        moved = self._moved + sum(state.moved for state in states)
+        if moved:
+            parts.append(f"{byte_size(moved)} fetched")
+        done = self._measured + sum(state.cost_done / state.cost_total for state in states if state.cost_total)
+        left = self.total - self.ended - done + self._measured
+        if done >= 0.01:
+            parts.append(f"{duration((self._clock() - self._started) / done * max(left, 0.0))} left")
+        return ", ".join(parts)
 
 
 class ListPace:

@@ -52,6 +52,7 @@ MEASURING = "How it is measured"
 FILES = "Where checkpoints and spectra come from"
 RULES = "Rules"
 STORAGE = "Storage at URLs"
+ENGINE = "Where it runs"
 
 DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
@@ -197,6 +198,11 @@ class FetchName(StrEnum):
     ranges = "ranges"
 
 
+class EngineName(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
 class ExportName(StrEnum):
     csv = "csv"
     json = "json"
@@ -308,6 +314,55 @@ Scores = Annotated[
 ]
 Offline = Annotated[
     bool, typer.Option("--offline", help="Use the Hub's cache only, without a network.", rich_help_panel=FILES)
+]
+EngineOption = Annotated[
+    EngineName,
+    typer.Option(
+        "--engine",
+        help="Run pairs one after another in this process, or as tasks of Ray, several at a time.",
+        rich_help_panel=ENGINE,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Ray cluster: auto, or HOST:PORT.",
+        show_default="RAY_ADDRESS, or a Ray of this machine",
+        metavar="ADDRESS",
+        rich_help_panel=ENGINE,
+    ),
+]
+CoresPerTask = Annotated[
+    int | None,
+    typer.Option(
+        "--cpus-per-task",
+        help="Cores of each task of Ray.",
+        min=1,
+        max=1024,
+        show_default="4, or all of the largest machine",
+        rich_help_panel=ENGINE,
+    ),
+]
+MemoryPerTask = Annotated[
+    str,
+    typer.Option(
+        "--memory-per-task",
+        help="Memory of each task of Ray, such as 16GB; auto: as its share of the cores.",
+        metavar="SIZE",
+        rich_help_panel=ENGINE,
+    ),
+]
+PartsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--parts",
+        help="Measure each pair in this many parts, which are the tasks then.",
+        min=1,
+        max=10_000,
+        show_default="of a single pair on Ray as many as run at a time",
+        rich_help_panel=ENGINE,
+    ),
 ]
 FailOn = Annotated[
     list[str] | None,

@@ -1,0 +1,153 @@
+"""What carries out the tasks of an audit: this process, one after another, or an engine that has many of them.
+
+A task is a function that can be pickled, of a Runtime. What it returns depends neither on the engine nor on the order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from shadow.audits.pair import Progress, Runtime
+
+Watch = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
+"""Called with the name of a task: while the task runs, what is entered gets its progress."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A part of the work that depends on no other part."""
+
+    name: str
+    """What people call it."""
+
+    work: Callable[[Runtime], Any]
+    """What is done. It can be pickled."""
+
+    runtime: Callable[[], Runtime]
+    """How it runs: asked for in the process of the engine when the task begins."""
+
+    near: str = ""
+    """What it reads. Tasks that read the same are best on one machine, which then fetches it once."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What became of a task."""
+
+    task: Task
+    """The task."""
+
+    result: Any
+    """What its work returned; None where there is a fault."""
+
+    fault: BaseException | None
+    """What its work raised, or why it never ended; None where it returned."""
+
+
+class Engine(Protocol):
+    """Carries out tasks. What is submitted while others run is carried out as well."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Do tasks run in other processes, perhaps on other machines, several at a time?"""
+
+    def lanes(self) -> int:
+        """How many tasks it carries out at a time, 1 or more."""
+
+    def submit(self, task: Task) -> None:
+        """Take a task; it begins when its turn comes."""
+
+    def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
+        """What became of each task, as they end. Closing the iterator gives up the tasks that have not ended.
+
+        When it is interrupted, the tasks that were running come with the interrupt as their fault; then it is raised.
+        """
+
+    def cancel(self) -> None:
+        """Give up every task that has not ended."""
+
+
+class InProcess:
+    """One task after another, in this process."""
+
+    elsewhere = False
+
+    def __init__(self) -> None:
+        self._waiting: deque[Task] = deque()
+
+    def lanes(self) -> int:
+        return 1
+
+    def submit(self, task: Task) -> None:
+        self._waiting.append(task)
+
+    def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
+        while self._waiting:
+            task = self._waiting.popleft()
+            runtime = task.runtime()
+            watching = nullcontext(runtime.show) if watch is None else watch(task.name)
+            with watching as show:
+                ended = _carried_out(task, replace(runtime, show=show))
+            yield ended
+
+    def cancel(self) -> None:
+        self._waiting.clear()
+
+
+def _carried_out(task: Task, runtime: Runtime) -> Ended:
+    try:
+        return Ended(task, task.work(runtime), None)
+    except Exception as error:
+        return Ended(task, None, error)
+
+
+class Queue:
+    """Tasks that wait, and who takes which: a machine goes on with what it has read already.
+
+    A machine that has nothing left of what it has read begins what nobody has begun, the longest queue first; after
+    that it helps where most is left, and reads the same as another machine.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Task]] = {}
+        self._begun: dict[str, list[str]] = {}  # by machine: what it reads, the latest last
+        self._new: dict[str, None] = {}  # what nobody has begun
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, task: Task, *, first: bool = False) -> None:
+        """Add a task at the end of those that read the same, or before them."""
+        if task.near not in self._waiting:
+            self._waiting[task.near] = deque()
+            if not any(task.near in begun for begun in self._begun.values()):
+                self._new[task.near] = None
+        queue = self._waiting[task.near]
+        queue.appendleft(task) if first else queue.append(task)
+
+    def take(self, machine: str) -> Task | None:
+        """The next task for a machine; None where none waits."""
+        if not self._waiting:
+            return None
+        begun = self._begun.setdefault(machine, [])
+        begun[:] = [near for near in begun if near in self._waiting]
+        if begun:
+            near = begun[-1]
+        else:
+            near = max(self._new or self._waiting, key=lambda one: len(self._waiting[one]))
+            begun.append(near)
+            self._new.pop(near, None)
+        queue = self._waiting[near]
+        task = queue.popleft()
+        if not queue:
+            del self._waiting[near]
+        return task
+
+    def clear(self) -> None:
+        """Nothing waits any more."""
+        self._waiting.clear()
+        self._new.clear()

@@ -1,0 +1,192 @@
+"""One pair as many tasks: cut at base shards, measured anywhere, written by one process.
+
+A part keeps a journal of its own in `.partial/parts/` of the report's folder, so that it goes on where it was killed.
+The process that asked for the parts takes their outcomes over when they end, and writes the report that it would have
+written alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+
+from shadow.audits.engine import Engine, Task
+from shadow.audits.journal import PARTS, Journal
+from shadow.audits.pair import AlignedPair, Asked, Progress, Runtime, measure_part
+from shadow.audits.schedule import ShardKey, in_order, shards_of
+from shadow.audits.workers import cost
+from shadow.checkpoints.pairing import Filter, MatrixPair
+from shadow.targets.families import Pair
+from shadow.targets.references import ComponentBase, Reference
+from shadow.text import counted
+
+TWICE = 0.5  # of a part's bytes: a cut through shards of more than that, which both sides of it read, gains nothing
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How a pair is measured in parts."""
+
+    engine: Engine
+    """What carries them out."""
+
+    count: int | None = None
+    """How many, 1 or more; None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
+
+    def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
+        """Measure what the journal does not hold yet, into the journal. Raises what a part raised."""
+        left = [pair for pair in lined.pairs if pair.key not in journal.outcomes]
+        count = self.count or self.engine.lanes()
+        if asked.settings.chosen != Filter():  # which decides over a whole pair what comes in byte ranges
+            count = 1
+        parts = cut(left, count, _sizes(left, lined))
+        twice = _twice(parts)
+        if len(parts) > 1:
+            more = f", {counted(len(twice), 'shard', 'shards')} in more than one of them" if twice else ""
+            asked.runtime.say(f"measuring in {len(parts)} parts{more}")
+        progress = _Sum(asked.runtime, lined, journal)
+        commits = {**asked.runtime.commits, **_commits(asked.pair, lined)}
+        runtime = replace(asked.runtime, commits=commits, elsewhere=None)
+        for number, part in enumerate(parts, 1):
+            name = f"part {number} of {len(parts)}"
+            keys = frozenset(pair.key for pair in part)
+            folder = _folder(journal.folder, keys)
+            work = partial(measure_part, asked.pair, asked.settings, journal.identity, keys, folder)
+            say = partial(_say_behind, f"{name}: " if len(parts) > 1 else "", asked.runtime.say)
+            own = replace(runtime, say=say, show=partial(progress.tell, name))
+            self.engine.submit(Task(name, work, partial(_as_it_is, own), name))
+        with closing(self.engine.as_completed()) as ended_tasks:
+            for ended in ended_tasks:
+                if ended.fault is not None:
+                    raise ended.fault
+                journal.take_over(ended.result)
+                progress.end(ended.task.name)
+
+
+def cut(pairs: Sequence[MatrixPair], count: int, sizes: Mapping[ShardKey, int]) -> list[list[MatrixPair]]:
+    """Stretches of the work, in its order, of about equal cost: at most `count`, and 1 or more where there is work.
+
+    sizes: bytes of the shards that must be fetched. A shard that lies on both sides of a cut is fetched for both, so
+    each cut goes where the fewest bytes do, near where the cost asks for it; where none is good there is none.
+    """
+    ordered = in_order(pairs)
+    if not ordered:
+        return []
+    spent = list(accumulate(cost(pair) for pair in ordered))
+    across = _across(ordered, sizes)
+    mean = sum(sizes.values()) / count
+    borders = [0]
+    for number in range(1, count):
+        middle, reach = spent[-1] * number / count, spent[-1] / (2 * count)
+        first = max(borders[-1] + 1, bisect_left(spent, middle - reach) + 1)
+        last = min(len(ordered) - 1, bisect_left(spent, middle + reach) + 1)
+        if first > last:
+            continue
+        best = min(range(first, last + 1), key=lambda place: (across[place], abs(spent[place - 1] - middle)))
+        if across[best] <= TWICE * mean:
+            borders.append(best)
+    return [ordered[start:stop] for start, stop in pairwise([*borders, len(ordered)])]
+
+
+def _across(ordered: Sequence[MatrixPair], sizes: Mapping[ShardKey, int]) -> list[int]:
+    """For each place before a pair, from 0: bytes of the shards that lie on both sides of it."""
+    first: dict[ShardKey, int] = {}
+    last: dict[ShardKey, int] = {}
+    for place, pair in enumerate(ordered):
+        for shard in shards_of(pair):
+            first.setdefault(shard, place)
+            last[shard] = place
+    changes = [0] * (len(ordered) + 1)
+    for shard, place in first.items():
+        changes[place + 1] += sizes.get(shard, 0)
+        changes[last[shard] + 1] -= sizes.get(shard, 0)
+    return list(accumulate(changes))
+
+
+def _sizes(pairs: Sequence[MatrixPair], lined: AlignedPair) -> dict[ShardKey, int]:
+    """Bytes of tensors in each shard that is not in a folder."""
+    sizes: dict[ShardKey, int] = {}
+    for side, checkpoint in (("base", lined.base), ("tuned", lined.tuned)):
+        for info in checkpoint.tensors.values():
+            if info.shard in checkpoint.sources and not checkpoint.sources[info.shard].is_local:
+                shard: ShardKey = ("base" if side == "base" else "tuned", info.shard)
+                sizes[shard] = sizes.get(shard, 0) + info.end - info.start
+    needed = {shard for pair in pairs for shard in shards_of(pair)}
+    return {shard: size for shard, size in sizes.items() if shard in needed}
+
+
+def _twice(parts: Sequence[Sequence[MatrixPair]]) -> set[ShardKey]:
+    """The shards that lie in more than one part."""
+    seen: set[ShardKey] = set()
+    twice: set[ShardKey] = set()
+    for part in parts:
+        shards = {shard for pair in part for shard in shards_of(pair)}
+        twice |= seen & shards
+        seen |= shards
+    return twice
+
+
+def _commits(pair: Pair, lined: AlignedPair) -> dict[Reference, str]:
+    """The commits of the sides that are on the Hub, as they were opened here."""
+    found: dict[Reference, str | None] = {}
+    for reference, checkpoint in ((pair.base, lined.base), (pair.tuned, lined.tuned)):
+        if isinstance(reference, ComponentBase):
+            opened = dict(checkpoint.parts)
+            found |= {part: opened[component].commit for component, part in reference.parts}
+        else:
+            found[reference] = checkpoint.commit
+    return {reference: commit for reference, commit in found.items() if commit is not None}
+
+
+def _folder(folder: Path, keys: frozenset[str]) -> Path:
+    """Where a part keeps its journal."""
+    return folder / PARTS / hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+
+
+def _say_behind(prefix: str, say: Callable[[str], None], text: str) -> None:
+    say(prefix + text)
+
+
+def _as_it_is(runtime: Runtime) -> Runtime:
+    return runtime
+
+
+class _Sum:
+    """The progress of all parts as that of their pair."""
+
+    def __init__(self, runtime: Runtime, lined: AlignedPair, journal: Journal) -> None:
+        self._show = runtime.show
+        costs = {pair.key: cost(pair) for pair in lined.pairs}
+        self._total, self._cost_total = len(costs), sum(costs.values())
+        self._before = len(journal.outcomes), sum(costs.get(key, 0) for key in journal.outcomes)
+        self._parts: dict[str, Progress] = {}
+        self._tell()
+
+    def tell(self, name: str, state: Progress) -> None:
+        self._parts[name] = state
+        self._tell()
+
+    def end(self, name: str) -> None:
+        """A part has ended; its last words may have been lost."""
+        if name in self._parts:
+            state = self._parts[name]
+            self.tell(name, replace(state, done=state.total, cost_done=state.cost_total))
+
+    def _tell(self) -> None:
+        states = self._parts.values()
+        self._show(
+            Progress(
+                done=min(self._total, self._before[0] + sum(state.done for state in states)),
+                total=self._total,
+                cost_done=min(self._cost_total, self._before[1] + sum(state.cost_done for state in states)),
+                cost_total=self._cost_total,
+                moved=sum(state.moved for state in states),
+                to_move=sum(state.to_move for state in states),
+            )
+        )

@@ -1,0 +1,420 @@
+"""Tasks on Ray: on the cores of this machine, or on a cluster. Ray is imported when it is asked for, and not before.
+
+What runs where is Ray's business. This process only says which machine a task should rather go to, so that each base is
+fetched by few of them, and keeps no more tasks in Ray than can run, so that the next one is chosen late.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shadow import __version__
+from shadow.audits.cache_folder import default_folder
+from shadow.audits.engine import Ended, Queue, Task, Watch
+from shadow.audits.machine_limits import MachineLimits, machine_limits
+from shadow.audits.pair import Progress, Runtime
+from shadow.audits.workers import single_threads
+from shadow.errors import ShadowError, UsageError
+from shadow.extras import require
+from shadow.text import byte_size
+
+CORES = 4  # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
+ATTEMPTS = 3  # of a task whose process or machine was lost; what it had measured is not measured again
+GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
+TICK = 0.25  # seconds between two looks at what tasks tell
+TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
+NOBODY = "is it running? `ray status` on that machine says so; without --address a Ray of this machine is started"
+STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
+
+
+@dataclass(frozen=True)
+class RayRequest:
+    """Which Ray, and what each task gets of it."""
+
+    address: str | None = None
+    """`auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or else a Ray of this machine alone."""
+
+    cores: int | None = None
+    """Cores of a task, 1 or more; None: 4, or all of the largest machine where that has fewer."""
+
+    memory: int | None = None
+    """Bytes of memory of a task; None: the share of its machine's memory that its cores are of the machine's cores."""
+
+
+@contextlib.contextmanager
+def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
+    """An engine for the time of a block; a Ray that was started for it ends with it.
+
+    Raises ShadowError where Ray is not installed or cannot be reached.
+    """
+    require("ray")
+    address = request.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("ray://"):
+        hint = "submit the command to the cluster: ray job submit -- shadow audit ... --engine ray"
+        raise UsageError("a run over a Ray client would end with its connection", hint)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read by the processes that Ray starts
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address)
+    try:
+        yield RayEngine(request, runtime)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    if address not in ("local", "auto"):
+        _require_somebody_at(address)
+    own: dict[str, Any] = {}
+    if address == "local":
+        own = {"num_cpus": machine_limits().cores, "include_dashboard": False, "object_store_memory": STORE}
+    try:
+        with _without_talk():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="shadow", **own)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ShadowError(f"no Ray at {address}: {said}", NOBODY) from error
+
+
+def _require_somebody_at(address: str) -> None:
+    """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"{address[:80]!r} is no address of a Ray cluster", "auto, or HOST:PORT such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=GRACE).close()
+    except OSError as error:
+        raise ShadowError(f"no Ray at {address}: {error.strerror or error}", NOBODY) from error
+
+
+@contextlib.contextmanager
+def _without_talk() -> Iterator[None]:
+    """Ray prints what befalls its workers on stdout, which is for data; what matters of it is told here."""
+    from ray._private import worker
+
+    name = "listen_error_messages"
+    before = getattr(worker, name, None)
+    if before is None:
+        yield
+        return
+    setattr(worker, name, _listen_to_nothing)
+    try:
+        yield
+    finally:
+        setattr(worker, name, before)
+
+
+def _listen_to_nothing(*_: object) -> None:
+    """What Ray's listener is replaced with."""
+
+
+@dataclass
+class _Running:
+    """A task that Ray has."""
+
+    task: Task
+    machine: str
+    attempt: int
+    begun: contextlib.ExitStack = field(repr=False)
+    show: Callable[[Progress], None] = field(repr=False)
+    say: Callable[[str], None] = field(repr=False)
+
+
+class RayEngine:
+    """Tasks as those of Ray, each once on the driver's list and in Ray only when there is room for it."""
+
+    elsewhere = True
+
+    def __init__(self, request: RayRequest, runtime: Runtime) -> None:
+        self._queue = Queue()
+        self._running: dict[Any, _Running] = {}
+        self._attempts: dict[Task, int] = {}
+        self._wary: set[Task] = set()  # of tasks that ran out of memory: they go on with one worker
+        self._memory = request.memory
+        self._one_each = runtime.access.max_disk is not None  # what one frees, another on its machine may be reading
+        machines = _machines()
+        largest = max((cores for cores, _ in machines.values()), default=0)
+        self._cores = request.cores or max(1, min(CORES, int(largest)))
+        if not self._slots():
+            raise ShadowError(*_too_large(self._cores, self._memory, machines))
+        self._ear = _ear()
+        self._heard = 0  # messages that have arrived
+
+    def lanes(self) -> int:
+        return sum(self._slots().values())
+
+    def submit(self, task: Task) -> None:
+        self._queue.put(task)
+
+    def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
+        import ray
+
+        try:
+            while self._queue or self._running:
+                self._fill(watch)
+                done, _ = ray.wait(list(self._running), num_returns=1, timeout=TICK)
+                self._relay()
+                for reference in done:
+                    ended = self._ended(reference)
+                    if ended is not None:
+                        yield ended
+        except KeyboardInterrupt as stop:
+            for task in self._given_up():
+                yield Ended(task, None, stop)
+            raise
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        self._given_up()
+
+    def _given_up(self) -> list[Task]:
+        """Cancel what runs, by force where it does not end; what was running."""
+        import ray
+
+        self._queue.clear()
+        running = list(self._running)
+        tasks = [self._running[reference].task for reference in running]
+        if running:
+            for reference in running:
+                ray.cancel(reference, force=False)
+            _, left = ray.wait(running, num_returns=len(running), timeout=GRACE)
+            for reference in left:  # a process deep in a solver or a download; its journal is safe
+                ray.cancel(reference, force=True)
+            self._relay()
+        for reference in running:
+            self._running.pop(reference).begun.close()
+        return tasks
+
+    def _slots(self) -> dict[str, int]:
+        """By machine: how many tasks it has room for."""
+        slots = {}
+        for machine, (cores, memory) in _machines().items():
+            room_for = int(cores // self._cores)
+            if self._memory:
+                room_for = min(room_for, int(memory // self._memory))
+            if room_for:
+                slots[machine] = min(room_for, 1) if self._one_each else room_for
+        return slots
+
+    def _fill(self, watch: Watch | None) -> None:
+        """Give Ray as many tasks as there is room for."""
+        busy = [running.machine for running in self._running.values()]
+        if not self._queue:
+            return
+        for machine, count in self._slots().items():
+            for _ in range(count - busy.count(machine)):
+                task = self._queue.take(machine)
+                if task is None:
+                    return
+                self._begin(task, machine, watch)
+        if not self._running:
+            time.sleep(TICK)  # every machine is lost for the moment
+
+    def _begin(self, task: Task, machine: str, watch: Watch | None) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        runtime = task.runtime()
+        begun = contextlib.ExitStack()
+        watching: AbstractContextManager[Callable[[Progress], None]]
+        watching = contextlib.nullcontext(runtime.show) if watch is None else watch(task.name)
+        show = begun.enter_context(watching)
+        attempt = self._attempts[task] = self._attempts.get(task, 0) + 1
+        there = _There(
+            work=task.work,
+            runtime=self._portable(runtime, task),
+            folder=str(Path.cwd()),
+            name=task.name,
+            ear=self._ear,
+            cores=self._cores,
+            memory=self._memory,
+            own_cache=runtime.cache is not None and runtime.cache == default_folder(),
+            version=__version__,
+        )
+        options: dict[str, Any] = {"memory": self._memory} if self._memory else {}
+        remote = ray.remote(_carry_out).options(
+            name=task.name,
+            num_cpus=self._cores,
+            max_retries=0,  # retried here, where it is counted
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=machine, soft=True),
+            **options,
+        )
+        self._running[remote.remote(there)] = _Running(task, machine, attempt, begun, show, runtime.say)
+
+    def _portable(self, runtime: Runtime, task: Task) -> Runtime:
+        """A runtime without those who are told, which stay here."""
+        jobs = 1 if task in self._wary else runtime.jobs
+        return replace(runtime, jobs=jobs, say=_silent, detail=_silent, show=_silent)
+
+    def _relay(self) -> None:
+        """Pass on what tasks have told."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            for name, told in ray.get(self._ear.since.remote(self._heard), timeout=GRACE):
+                self._heard += 1
+                for running in self._running.values():
+                    if running.task.name == name:
+                        running.show(told) if isinstance(told, Progress) else running.say(told)
+
+    def _ended(self, reference: Any) -> Ended | None:
+        """What became of a task; None where it begins once more."""
+        import ray
+        from ray import exceptions
+
+        running = self._running.pop(reference)
+        running.begun.close()
+        task = running.task
+        try:
+            result, fault = ray.get(reference)
+        except exceptions.RayTaskError as error:  # before the work began, such as without shadow on that machine
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            message = f"a task could not begin: {type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+            return Ended(task, None, ShadowError(message, f"every machine needs shadow {__version__} and its packages"))
+        except exceptions.RayError as error:  # the process, the machine or the memory
+            return self._again(running, error)
+        return Ended(task, result, fault)
+
+    def _again(self, running: _Running, error: Exception) -> Ended | None:
+        from ray import exceptions
+
+        task = running.task
+        short = isinstance(error, exceptions.OutOfMemoryError)
+        what = "its machine ran out of memory" if short else f"its process was lost ({type(error).__name__})"
+        if running.attempt >= ATTEMPTS:
+            hint = "give each task more with --memory-per-task or --cpus-per-task; the same command continues"
+            return Ended(task, None, ShadowError(f"{what}, {running.attempt} times in a row", hint))
+        running.say(f"{what}; trying again")
+        if short:
+            self._wary.add(task)
+        self._queue.put(task, first=True)
+        return None
+
+
+def _machines() -> dict[str, tuple[float, float]]:
+    """By the name that Ray has for a machine: its cores and its bytes of memory."""
+    import ray
+
+    return {
+        str(node["NodeID"]): (node["Resources"].get("CPU", 0.0), node["Resources"].get("memory", 0.0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    }
+
+
+def _too_large(cores: int, memory: int | None, machines: dict[str, tuple[float, float]]) -> tuple[str, str]:
+    most = max((cores for cores, _ in machines.values()), default=0)
+    if most < cores:
+        return f"a task wants {cores} cores, the largest machine has {most:g}", "use fewer --cpus-per-task"
+    there = byte_size(int(max(memory for _, memory in machines.values())))
+    return (
+        f"a task wants {byte_size(memory or 0)} of memory, no machine has {there} or more",
+        "use less --memory-per-task",
+    )
+
+
+def _silent(_: object) -> None:
+    """Nobody is told."""
+
+
+class _Ear:
+    """What tasks tell the driver. A message is kept until the driver asks for a later one: it has arrived then."""
+
+    def __init__(self) -> None:
+        self._told: list[tuple[str, object]] = []
+        self._gone = 0
+
+    def tell(self, name: str, told: object) -> None:
+        self._told.append((name, told))
+
+    def since(self, count: int) -> list[tuple[str, object]]:
+        """All messages but the first `count`."""
+        del self._told[: count - self._gone]
+        self._gone = count
+        return self._told
+
+
+def _ear() -> Any:
+    """The ear, on the machine of the driver."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    beside = NodeAffinitySchedulingStrategy(node_id=here, soft=True)
+    return ray.remote(_Ear).options(num_cpus=0, scheduling_strategy=beside).remote()
+
+
+# What runs on the machines.
+
+
+@dataclass(frozen=True)
+class _There:
+    """A task as it travels."""
+
+    work: Callable[[Runtime], Any]
+    runtime: Runtime
+    folder: str  # that names of files are relative to
+    name: str
+    ear: Any
+    cores: int
+    memory: int | None
+    own_cache: bool  # is the cache of spectra the one that each machine has?
+    version: str
+
+
+def _carry_out(there: _There) -> tuple[Any, Exception | None]:
+    """The result of a task, or its fault."""
+    import ray
+
+    if there.version != __version__:
+        raise RuntimeError(f"shadow {__version__} is there, and {there.version} where the command runs")
+    with contextlib.suppress(OSError):  # where there is no such folder, nothing relative is there either
+        os.chdir(there.folder)
+    told = 0.0
+
+    def say(text: str) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(there.ear.tell.remote(there.name, text))  # before the task ends
+
+    def show(state: Progress) -> None:
+        nonlocal told
+        if time.monotonic() >= told or state.done == state.total:
+            told = time.monotonic() + TOLD_EVERY
+            with contextlib.suppress(ray.exceptions.RayError):
+                there.ear.tell.remote(there.name, state)
+
+    runtime = replace(there.runtime, say=say, show=show, limits=allotted(there.cores, there.memory))
+    if there.own_cache:
+        runtime = replace(runtime, cache=default_folder())
+    with single_threads():
+        try:
+            return there.work(runtime), None
+        except Exception as error:
+            return None, error
+
+
+def allotted(cores: int, memory: int | None) -> MachineLimits:
+    """What a task may use of its machine: its cores, and its memory or as large a share of what is free."""
+    machine = machine_limits()
+    by = "the engine"
+    if memory is None:
+        memory = machine.memory * min(cores, machine.cores) // machine.cores
+    free = min(memory, machine.memory)
+    return MachineLimits(
+        cores=cores, cores_by=by, memory=free, memory_by=by if free < machine.memory else machine.memory_by
+    )

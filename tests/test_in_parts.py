@@ -1,0 +1,256 @@
+"""One pair in parts: where it is cut, that its report is that of one process, and what each part fetches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from command import run_shadow
+from hub import Hub
+from safetensors.torch import save_file
+
+from shadow.audits import pair as pair_audit
+from shadow.audits import rows
+from shadow.audits.engine import Ended, InProcess
+from shadow.audits.journal import remove_unfinished
+from shadow.audits.pair import Progress, Runtime, Settings, run_pair
+from shadow.audits.parts import Parts, cut
+from shadow.audits.schedule import shards_of
+from shadow.checkpoints.opening import open_folder
+from shadow.checkpoints.pairing import Filter, pair_checkpoints
+from shadow.errors import ShadowError
+from shadow.reports.parquet import parquet_bytes
+from shadow.spectra.delta import Method
+from shadow.targets.families import given_pair
+from shadow.targets.references import parse_reference
+
+SETTINGS = Settings(Method(), Filter())
+NAMES = [f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")]
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"up": (48, 32), "down": (32, 48)}
+    return {name: torch.randn(*shapes[name.split(".")[4][:-5]], generator=generator) for name in NAMES} | {
+        "model.norm.weight": torch.randn(32, generator=generator)
+    }
+
+
+def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
+    folder.mkdir(parents=True)
+    names, weight_map = list(tensors), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
+        weight_map |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.fixture
+def pair(tmp_path):
+    base, tuned = sharded(tmp_path / "base", weights(0), 6), sharded(tmp_path / "tuned", weights(1), 6)
+    return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """The data of every table of a report and the bytes of its summary."""
+    return {
+        path.name: pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        for path in sorted(folder.iterdir())
+    }
+
+
+def lined_up(tmp_path: Path, base_shards: int, tuned_shards: int):
+    base = open_folder(str(sharded(tmp_path / "b", weights(0), base_shards)))
+    tuned = open_folder(str(sharded(tmp_path / "t", weights(1), tuned_shards)))
+    pairs, _ = pair_checkpoints(base, tuned, Filter())
+    return pairs
+
+
+def evenly(pairs):
+    """A byte count for every shard, as if it lay on the Hub."""
+    return {shard: 100 for pair in pairs for shard in shards_of(pair)}
+
+
+# where it is cut
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_parts_are_whole_base_shards(tmp_path, count):
+    """Six shards on both sides that end at the same tensors: as many parts as asked for, none sharing a shard."""
+    pairs = lined_up(tmp_path, 6, 6)
+    parts = cut(pairs, count, evenly(pairs))
+    assert len(parts) == count
+    assert sorted(pair.key for part in parts for pair in part) == sorted(pair.key for pair in pairs)
+    in_parts = [{shard for pair in part for shard in shards_of(pair)} for part in parts]
+    assert sum(map(len, in_parts)) == 12
+    assert max(map(len, in_parts)) == min(map(len, in_parts)) == 12 / count
+
+
+def test_there_are_no_more_parts_than_good_cuts(tmp_path):
+    """Six shards give six parts at most; one file that must be fetched gives one."""
+    pairs = lined_up(tmp_path, 6, 6)
+    assert len(cut(pairs, 20, evenly(pairs))) == 6
+    whole = lined_up(tmp_path / "whole", 1, 1)
+    assert len(cut(whole, 4, evenly(whole))) == 1
+    assert cut([], 4, {}) == []
+
+
+def test_nothing_to_fetch_is_cut_anywhere(tmp_path):
+    """One file in a folder: four parts of about equal cost."""
+    parts = cut(lined_up(tmp_path, 1, 1), 4, {})
+    assert [len(part) for part in parts] == [6, 6, 6, 7]
+
+
+def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
+    """Base in six shards, tuned in four: with two parts the cut is in the middle, where no tuned shard is on both
+    sides; three parts share two tuned shards at most, one at each cut."""
+    pairs = lined_up(tmp_path, 6, 4)
+    for count, shared in ((2, 0), (3, 2)):
+        parts = cut(pairs, count, evenly(pairs))
+        assert len(parts) == count
+        shards = Counter(shard for part in parts for shard in {one for pair in part for one in shards_of(pair)})
+        assert sum(shards.values()) - len(shards) <= shared
+
+
+# the report
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_the_report_is_that_of_one_process(tmp_path, pair, count):
+    """Every table and the summary, byte for byte of their data; nothing is left of the parts."""
+    whole = run_pair(pair, SETTINGS, tmp_path / "whole")
+    states: list[Progress] = []
+    runtime = Runtime(elsewhere=Parts(InProcess(), count), show=states.append)
+    parted = run_pair(pair, SETTINGS, tmp_path / "parted", runtime)
+    assert contents(parted.folder) == contents(whole.folder)
+    assert parted.measured == whole.measured == 24
+    assert not list(parted.folder.rglob(".partial"))
+    assert (states[-1].done, states[-1].cost_done) == (states[-1].total, states[-1].cost_total)
+    assert [state.done for state in states] == sorted(state.done for state in states)
+
+
+def test_files_tell_nothing_of_how_their_rows_were_gathered(tmp_path, pair, monkeypatch):
+    """Gathered five at a time and all at once: the tables have the same bytes as Parquet files."""
+    written = []
+    for number, chunk in enumerate((5, 1_000_000)):
+        monkeypatch.setattr(rows, "CHUNK", chunk)
+        gathered: list[bytes] = []
+        monkeypatch.setattr(pair_audit, "report_tables", noting(gathered))
+        run_pair(pair, SETTINGS, tmp_path / str(number))
+        written.append(gathered)
+    assert written[0] == written[1]
+    assert len(written[0]) == 4
+
+
+def noting(gathered: list[bytes]):
+    """report_tables, which also keeps what it returned as files."""
+
+    def made(*arguments, **options):
+        tables = rows.report_tables(*arguments, **options)
+        gathered.extend(parquet_bytes(table, {}) for table in tables.values())
+        return tables
+
+    return made
+
+
+class Dying(InProcess):
+    """Its second task ends after three matrices, as if its machine were lost."""
+
+    def as_completed(self, watch=None):
+        first, second, *_ = self._waiting
+        yield Ended(first, first.work(first.runtime()), None)
+        told = []
+
+        def show(state: Progress) -> None:
+            told.append(state)
+            if state.done == 3:
+                raise KeyboardInterrupt
+
+        runtime = second.runtime()
+        try:
+            second.work(type(runtime)(**{**vars(runtime), "jobs": 1, "show": show}))
+        except KeyboardInterrupt as stop:
+            yield Ended(second, None, stop)
+
+
+@pytest.mark.parametrize("count", [None, 2, 3])
+def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, count):
+    """Stopped in the second of three parts: the next run takes over what both had, however many parts it has; the
+    report is that of one process."""
+    with pytest.raises(KeyboardInterrupt):
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
+    said: list[str] = []
+    elsewhere = None if count is None else Parts(InProcess(), count)
+    again = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere, say=said.append))
+    assert any(line.startswith("resuming: 11 of 24 matrices") for line in said), said
+    assert again.measured == 13
+    assert contents(again.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
+
+
+def test_clean_removes_parts(tmp_path, pair):
+    """`shadow clean` leaves nothing of an audit that was stopped in its second part."""
+    with pytest.raises(KeyboardInterrupt):
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
+    assert len(remove_unfinished(tmp_path / "out")) == 1
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+def test_a_part_elsewhere_reads_the_same_files(tmp_path, pair):
+    """A tuned side that changes between the driver and the part is one fault with a hint; nothing is written."""
+
+    class Changing(InProcess):
+        def as_completed(self, watch=None):
+            sharded(tmp_path / "other", weights(2), 6)
+            for path in (tmp_path / "other").iterdir():
+                path.replace(tmp_path / "tuned" / path.name)
+            yield from super().as_completed(watch)
+
+    with pytest.raises(ShadowError, match="not the same on another machine"):
+        run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Changing(), 3)))
+    assert not list(tmp_path.glob("out/*/*/*.parquet"))
+
+
+def test_a_filter_is_measured_in_one_part(tmp_path, pair):
+    """What comes in byte ranges is decided over the whole pair."""
+    chosen = Settings(Method(), Filter(layers=(0, 5)))
+    whole = run_pair(pair, chosen, tmp_path / "whole")
+    parted = run_pair(pair, chosen, tmp_path / "parted", Runtime(elsewhere=Parts(InProcess(), 3)))
+    assert contents(parted.folder) == contents(whole.folder)
+
+
+# what is fetched
+
+
+def test_each_shard_is_fetched_once(tmp_path):
+    """Three parts of six and six shards from the Hub: twelve downloads of whole files, each of another one."""
+    folders = {
+        "org/base": sharded(tmp_path / "base", weights(0), 6),
+        "org/tuned": sharded(tmp_path / "tuned", weights(1), 6),
+    }
+    with Hub() as hub:
+        for name, folder in folders.items():
+            hub.add(name, folder)
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "SHADOW_NO_CACHE": "1"}
+        pair = ("audit", "org/base", "org/tuned", "-o")
+        run = run_shadow(*pair, "out", "--parts", "3", cwd=tmp_path, env=env)
+        run.assert_done()
+        assert "measuring in 3 parts" in run.err.splitlines()
+        fetched = Counter(
+            (request.repo, request.filename)
+            for request in hub.asked("*.safetensors", origin="cdn", method="GET")
+            if request.range is None
+        )
+        assert len(fetched) == 12
+        assert set(fetched.values()) == {1}
+        run_shadow(*pair, "whole", cwd=tmp_path, env=env).assert_done()
+    (parted,) = tmp_path.glob("out/*/*")
+    (whole,) = tmp_path.glob("whole/*/*")
+    assert contents(parted) == contents(whole)

@@ -1,0 +1,320 @@
+"""Audits on Ray: the bytes of the engine in this process, killed workers and drivers, an interrupt, two machines.
+
+The two machines are simulated on this one: each has a core and a cache of the Hub of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import models
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hub import Hub
+from safetensors.torch import save_file
+
+from shadow.audits.list_index import read_index
+
+pytestmark = pytest.mark.ray
+SECONDS = 300
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)}
+
+
+def sharded(folder: Path, weights: dict[str, torch.Tensor], shards: int) -> Path:
+    """A checkpoint of so many shards, cut in the order of its tensors."""
+    folder.mkdir(parents=True)
+    names, weight_map = list(weights), {}
+    for number in range(shards):
+        file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        save_file({name: weights[name].contiguous() for name in mine}, folder / file)
+        weight_map |= dict.fromkeys(mine, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Two machines of one core each, and the Hub that they read."""
+
+    address: str
+    hub: Hub
+    homes: tuple[Path, Path]
+
+    def blobs(self) -> list[int]:
+        """By machine: files of weights in its cache."""
+        return [len({path.resolve() for path in home.rglob("*.safetensors")}) for home in self.homes]
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    top = tmp_path_factory.mktemp("machines")
+    homes = top / "one", top / "two"
+    with Hub() as hub:
+        cluster = cluster_utils.Cluster()
+        for home in homes:
+            variables = {"HF_HOME": str(home), "HF_ENDPOINT": hub.endpoint, "SHADOW_NO_CACHE": "1"}
+            own = {"include_dashboard": False} if home == homes[0] else {}
+            cluster.add_node(num_cpus=1, object_store_memory=100_000_000, env_vars=variables, **own)
+        yield Machines(cluster.address, hub, homes)
+        cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class Command:
+    """`shadow` in a process of its own."""
+
+    folder: Path
+    variables: Mapping[str, str]
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "shadow", *map(str, arguments)],
+            cwd=self.folder, env={**os.environ, **self.variables, "COLUMNS": "200"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: object, code: int = 0) -> tuple[str, str]:
+        return ended(self.start(*arguments), code)
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+    """What a command wrote to stdout and to stderr."""
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    return out, err
+
+
+@pytest.fixture
+def command(tmp_path: Path, machines: Machines) -> Command:
+    variables = {"HF_ENDPOINT": machines.hub.endpoint, "HF_HOME": str(tmp_path / "home"), "SHADOW_NO_CACHE": "1"}
+    machines.hub.reset()
+    return Command(tmp_path, variables)
+
+
+@pytest.fixture
+def on_ray(machines: Machines) -> tuple[str, ...]:
+    return "--engine", "ray", "--address", machines.address, "--cpus-per-task", "1"
+
+
+def contents(output: Path) -> dict[str, object]:
+    """Every report below an output folder: the data of its tables and the bytes of its summary."""
+    found: dict[str, object] = {}
+    for path in sorted(output.glob("*/*/*")):
+        name = str(path.relative_to(output))
+        found[name] = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+    return found
+
+
+def rows(output: Path) -> list[dict[str, object]]:
+    """The rows of the index but for what a pair took."""
+    index = read_index(output)
+    assert index is not None
+    return [asdict(row) | {"seconds": None, "bytes": None} for row in index.rows]
+
+
+def until(there: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not there():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def journals(output: Path) -> list[Path]:
+    """The journals of audits that have measured something."""
+    paths = output.rglob("journal.jsonl")
+    return [path for path in paths if path.is_file() and path.read_bytes().count(b"\n") > 3]
+
+
+def holders(path: Path) -> list[int]:
+    """The processes that have a file open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [link.readlink() for link in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if path in links:
+            found.append(int(process.name))
+    return found
+
+
+@pytest.fixture
+def long_list(tmp_path: Path) -> Path:
+    """A short pair and one that takes some seconds."""
+    models.write(tmp_path / "base", matrices(0, 40, 300), {"model_type": "llama"})
+    models.write(tmp_path / "x1", matrices(1, 2, 300), {"model_type": "llama"})
+    models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
+    (tmp_path / "l.yaml").write_text("- {base: ./base, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n")
+    return tmp_path / "l.yaml"
+
+
+def test_the_bytes_are_those_of_one_process(tmp_path, command):
+    """A list with a pair that fails, on a Ray of this machine alone: the same reports, index, JSON and exit code; the
+    fault has its message and hint. The same command again measures nothing."""
+    for seed, name in enumerate(("base", "one", "two")):
+        models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, one: ./one, two: ./two}\n"
+        "toy-bad: {base: ./base, gone: ./gone, one: ./one}\n"
+        "toy-c: {base: ./one, two: ./two}\n"
+    )
+    wanted = ("audit", "toy-*", "--registry", ".", "--json", "-o")
+    out, err = command(*wanted, "local", code=1)
+    on_ray = ("--engine", "ray", "--cpus-per-task", "1")
+    out_on_ray, err_on_ray = command(*wanted, "ray", *on_ray, code=1)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+    assert json.loads(out_on_ray)["reports"] == json.loads(out)["reports"]
+    faults = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
+    assert [line for line in err_on_ray.splitlines() if line.startswith(("error: ", "hint: "))] == faults != []
+    _, again = command(*wanted, "ray", *on_ray, code=1)
+    assert sum(line.endswith("nothing to measure: the report is already there") for line in again.splitlines()) == 4
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+
+
+def test_a_worker_that_is_killed_goes_on_at_its_journal(tmp_path, command, long_list, on_ray):
+    """SIGKILL in the middle of a pair: the task begins again and measures the rest; stdout is still only data."""
+    command("audit", "--list", long_list, "--no-subspaces", "-o", "whole")
+    process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", "--json", *on_ray)
+    until(lambda: journals(tmp_path / "out"))
+    (journal,) = journals(tmp_path / "out")
+    (worker,) = holders(journal)
+    os.kill(worker, signal.SIGKILL)
+    out, err = ended(process)
+    assert json.loads(out)["counts"]["done"] == 2
+    assert "its process was lost (WorkerCrashedError); trying again" in err
+    assert "resuming: " in err
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_second_driver_goes_on_where_the_first_was_killed(tmp_path, command, long_list, on_ray):
+    """SIGKILL of the command: the index is right, and the next command measures what is left."""
+    command("audit", "--list", long_list, "--no-subspaces", "-o", "whole")
+    process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
+    until(lambda: journals(tmp_path / "out"))
+    process.kill()
+    process.communicate()
+    assert {row["state"] for row in rows(tmp_path / "out")} <= {"done", "pending"}
+    _, err = command("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
+    assert "resuming: " in err
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+
+
+def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
+    """Ctrl-C: exit code 130, one line, nobody is at work any more, and what is not done is pending."""
+    process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
+    until(lambda: journals(tmp_path / "out"))
+    (journal,) = journals(tmp_path / "out")
+    process.send_signal(signal.SIGINT)
+    out, err = ended(process, 130)
+    assert out == ""
+    assert err.splitlines()[-1] == "stopped; run the same command again to continue"
+    until(lambda: not holders(journal))
+    assert {row["state"] for row in rows(tmp_path / "out")} <= {"done", "pending"}
+    assert "pending" in {row["state"] for row in rows(tmp_path / "out")}
+    _, err = command("audit", "--list", long_list, "--no-subspaces", "-o", "out", *on_ray)
+    assert "resuming: " in err
+
+
+def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
+    """Two bases of three tuned models each, in turns on the list: every shard moves once, each base to one machine, and
+    all pairs are of the commits that the driver found, though a branch moves meanwhile."""
+    for number, base in enumerate(("a", "b")):
+        weights = matrices(10 * number, 4, 200)
+        machines.hub.add(f"org/{base}", sharded(tmp_path / base, weights, 2))
+        for tuned in range(3):
+            changed = {name: weight + 0.01 * torch.randn(weight.shape) for name, weight in weights.items()}
+            machines.hub.add(f"org/{base}{tuned}", sharded(tmp_path / f"{base}{tuned}", changed, 2))
+    pairs = [f"- {{base: org/{base}, tuned: org/{base}{tuned}}}\n" for tuned in range(3) for base in "ab"]
+    (tmp_path / "l.yaml").write_text("".join(pairs))
+    command("audit", "--list", "l.yaml", "-o", "ray", *on_ray)
+    fetched = Counter(
+        (request.repo, request.filename)
+        for request in machines.hub.asked("*.safetensors", origin="cdn", method="GET")
+        if request.range is None
+    )
+    assert set(fetched.values()) == {1}
+    assert len(fetched) == 2 * 4 * 2
+    assert machines.blobs() == [8, 8]
+    command("audit", "--list", "l.yaml", "-o", "local")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local") != {}
+    assert rows(tmp_path / "ray") == rows(tmp_path / "local")
+
+
+def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
+    """A single pair of four and four shards on two machines: two parts, of which each machine fetches its own; the
+    report is that of one process."""
+    folders = {
+        name: sharded(tmp_path / name, matrices(seed, 8, 200), 4) for seed, name in ((50, "giant"), (51, "large"))
+    }
+    for name, folder in folders.items():
+        machines.hub.add(f"org/{name}", folder)
+    before = machines.blobs()
+    _, err = command("audit", "org/giant", "org/large", "-o", "ray", *on_ray)
+    assert "measuring in 2 parts" in err.splitlines()
+    fetched = Counter(
+        (request.repo, request.filename)
+        for request in machines.hub.asked("*.safetensors", origin="cdn", method="GET")
+        if request.range is None
+    )
+    assert len(fetched) == 8
+    assert set(fetched.values()) == {1}
+    assert [now - then for now, then in zip(machines.blobs(), before, strict=True)] == [4, 4]
+    command("audit", "org/giant", "org/large", "-o", "whole")
+    assert contents(tmp_path / "ray") == contents(tmp_path / "whole") != {}
+
+
+@pytest.mark.parametrize("who", ["worker", "driver"])
+def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
+    """SIGKILL of the worker of a part, or of the driver: what the part had measured is not measured again."""
+    for seed, name in enumerate(("base", "tuned")):
+        sharded(tmp_path / name, matrices(seed, 40, 300), 4)
+    pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")
+    command(*pair, "whole")
+    process = command.start(*pair, "out", *on_ray)
+    until(lambda: journals(tmp_path / "out"))
+    if who == "worker":
+        (worker,) = holders(journals(tmp_path / "out")[0])
+        os.kill(worker, signal.SIGKILL)
+        _, err = ended(process)
+        assert "its process was lost (WorkerCrashedError); trying again" in err
+    else:
+        process.kill()
+        process.communicate()
+        _, err = command(*pair, "out", *on_ray)
+    assert "resuming: " in err
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_task_that_is_too_large_is_one_line(command, machines):
+    """More cores than any machine has: exit code 1, and the number that there is."""
+    asked = ("--engine", "ray", "--address", machines.address, "--cpus-per-task", "3")
+    _, err = command("audit", "demo", *asked, code=1)
+    assert err.splitlines()[0] == "error: a task wants 3 cores, the largest machine has 1"
+
+
+def test_an_address_where_nobody_answers_is_one_line(command):
+    """Exit code 1, no traceback."""
+    _, err = command("audit", "demo", "--engine", "ray", "--address", "127.0.0.1:1", code=1)
+    assert err.startswith("error: no Ray at 127.0.0.1:1")
