@@ -290,9 +290,9 @@ def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]
     return place, status, chosen.reason, detail or None
 
 
-def _listed(told: Sequence[str]) -> str:
+def _listed(descriptions: Sequence[str]) -> str:
     """What is told of several parts, each once, the first few."""
-    return several(list(dict.fromkeys(told)), TOLD, "; ")
+    return several(list(dict.fromkeys(descriptions)), TOLD, "; ")
 
 
 def _common_place(places: Sequence[Place]) -> Place:

@@ -35,8 +35,8 @@ def report(
         written = write_page(run, folders, output, show=update)
     for _, fault in written.unreadable:
         console.complain(fault)
-    told = f"{written.pairs} report{'' if written.pairs == 1 else 's'}" if written.pairs else "no finished report"
-    console.say(f"{told} in {output}, {written.size / 1e6:.1f} MB")
+    counted = f"{written.pairs} report{'' if written.pairs == 1 else 's'}" if written.pairs else "no finished report"
+    console.say(f"{counted} in {output}, {written.size / 1e6:.1f} MB")
     if written.unreadable:
         raise typer.Exit(1)
 

@@ -89,9 +89,9 @@ class Verdict:
         return {"met": 4, "missing": 1}.get(self.outcome, 0)
 
     def as_json(self) -> dict[str, Any]:
-        told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
+        rule = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
         figures = [asdict(figure) for figure in self.findings]
-        return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
+        return {**rule, "outcome": self.outcome, "detail": self.detail, "figures": figures}
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Judgement:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is what `show --format json` prints."""
-        told = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**told, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
+        pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
+        return {**pair, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
 
     @property
     def code(self) -> int:

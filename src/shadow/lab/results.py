@@ -54,7 +54,7 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def _rows(run: Run, out: Path) -> Iterator[dict[str, Any]]:
-    found = _read(record(out, run.base, run.name))
+    finished = _read(record(out, run.base, run.name))
     before = _read(record(out, run.base))["accuracies"]
     identity = {
         **_base(run.base),
@@ -64,9 +64,9 @@ def _rows(run: Run, out: Path) -> Iterator[dict[str, Any]]:
         "method": TREATMENTS[run.treatment].method,
         "seed": run.seed,
         "kind": run.kind,
-        "seconds": found["seconds"],
+        "seconds": finished["seconds"],
     }
-    for row in found["rows"]:
+    for row in finished["rows"]:
         after = row.get("accuracies") or {}
         yield {
             **identity,

@@ -76,10 +76,10 @@ class Report:
         return frame_of(stored)
 
 
-def _says(table: pa.Table, told: ReportMetadata) -> bool:
+def _says(table: pa.Table, metadata: ReportMetadata) -> bool:
     """Does a table tell the same of how it was made?"""
     try:
-        return bool(metadata_in((table.schema.metadata or {})[METADATA_KEY]) == told)
+        return bool(metadata_in((table.schema.metadata or {})[METADATA_KEY]) == metadata)
     except (KeyError, ValueError, RecursionError):
         return False
 
