@@ -46,7 +46,7 @@ Key = tuple[str, str]  # family and pair
 
 @dataclass(frozen=True)
 class Row:
-    """How one pair of a list stands; the fields are the columns of diagnostics.BATCH, which say what they mean."""
+    """How one pair of a list stands; the fields are the columns of reports.columns.BATCH, which say what they mean."""
 
     position: int | None
     family: str

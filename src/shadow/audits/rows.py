@@ -116,7 +116,7 @@ def _energy_share(measurement: Measurement, energy: float) -> float | None:
     if measurement.subject != "delta" or energy <= 0:
         return None
     share = (measurement.number("frobenius_norm") or 0.0) ** 2 / energy
-    return share if math.isfinite(share) else None
+    return null_if_undefined(share)
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
@@ -144,7 +144,7 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cel
 
 
 def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
-    return [float(number) if math.isfinite(number) else None for number in numbers]
+    return [null_if_undefined(float(number)) for number in numbers]
 
 
 def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Cell]]:

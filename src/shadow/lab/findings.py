@@ -15,6 +15,7 @@ from scipy.stats import mannwhitneyu, t
 
 from shadow.lab.design import MAIN, TREATMENTS
 from shadow.lab.results import PROBES, final
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import DELTA, SPECTRAL
 
 LEVEL = 0.95
@@ -131,7 +132,7 @@ def separation(runs: pd.DataFrame, column: str) -> Separation:
     return Separation(
         column=column,
         difference=contrast(runs, "B", "C", column),
-        spread=float(np.sqrt(spread)) if np.isfinite(spread) else None,
+        spread=null_if_undefined(float(np.sqrt(spread))),
         auc=_auc(last, column),
         at_norm=contrast(at_norm, "B", "C", column),
         auc_at_norm=_auc(at_norm, column),
@@ -238,7 +239,7 @@ def _control(runs: pd.DataFrame, regime: str, treatment: str, kind: str, referen
         regime=regime,
         kind=kind,
         runs=len(treated),
-        relative_norm=float(norm) if np.isfinite(norm) else None,
+        relative_norm=null_if_undefined(float(norm)),
         concentration=over_bases(mean(treated).to_numpy(float)),
         change=over_bases(change.to_numpy(float)),
     )
