@@ -22,7 +22,7 @@ demo: setup  ## audit the demo family, offline
 # every process that the tests start would compile the package anew.
 TESTS := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-test: setup  ## the fast tests: about four minutes on two cores
+test: setup  ## the fast tests: under three minutes on two cores
 	$(TESTS)
 
 test-slow: setup  ## the slow tests, and those of properties with many examples

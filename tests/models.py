@@ -15,6 +15,14 @@ from shadow.checkpoints.opening import Checkpoint
 from shadow.checkpoints.pairing import Filter, pair_checkpoints
 from shadow.places.architecture import aligned
 
+UP = "model.layers.{}.mlp.up_proj.weight"
+
+
+def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
+    """The weights of a toy: a square matrix a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)}
+
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
     """A checkpoint of one safetensors file."""

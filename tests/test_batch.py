@@ -20,6 +20,7 @@ import torch
 from command import Started, run_shadow
 from effort import every
 from hub import Hub
+from models import UP, matrices
 from rich.console import Console
 
 from shadow import cli, files
@@ -42,12 +43,6 @@ from shadow.targets.references import parse_reference
 from shadow.text import inert
 
 EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
-UP = "model.layers.{}.mlp.up_proj.weight"
-
-
-def matrices(seed, layers=2, size=8):
-    generator = torch.Generator().manual_seed(seed)
-    return {UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)}
 
 
 @pytest.fixture

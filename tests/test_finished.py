@@ -14,6 +14,7 @@ import pytest
 import torch
 from effort import every
 from hub import Hub
+from models import UP, matrices
 
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
@@ -32,12 +33,6 @@ from shadow.targets.lists import select
 from shadow.targets.references import parse_reference
 
 EVERYTHING = Settings(Method(subspaces=False), Filter())
-UP = "model.layers.{}.mlp.up_proj.weight"
-
-
-def matrices(seed, layers=2, size=8):
-    generator = torch.Generator().manual_seed(seed)
-    return {UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)}
 
 
 @pytest.fixture
@@ -214,13 +209,9 @@ def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
 
-@pytest.mark.parametrize("kills", every(3, range(6)))
-def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
-    """Before any of the moves, and between any two: whoever reads the report completes it, and nothing is measured."""
-    run_pair(pair, EVERYTHING, toys / "out")
-    settings = replace(OTHER["nulls"][0], spectra=False)
-    fresh = run_pair(pair, settings, toys / "fresh")
-    left, move = kills, os.replace
+def killed_after(moves):
+    """os.replace, which interrupts the audit instead of moving another file of a report, after so many of them."""
+    left, move = moves, os.replace
 
     def killed(source, target, **rest):
         nonlocal left
@@ -230,7 +221,17 @@ def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkey
             left -= 1
         return move(source, target, **rest)
 
-    monkeypatch.setattr(os, "replace", killed)
+    return killed
+
+
+@pytest.mark.parametrize("kills", every(3, range(6)))
+def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
+    """Before any of the moves, and between any two: whoever reads the report completes it, and nothing is measured."""
+    run_pair(pair, EVERYTHING, toys / "out")
+    settings = replace(OTHER["nulls"][0], spectra=False)
+    fresh = run_pair(pair, settings, toys / "fresh")
+    move = os.replace
+    monkeypatch.setattr(os, "replace", killed_after(kills))
     try:
         run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
     except KeyboardInterrupt:
@@ -365,17 +366,8 @@ def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shado
 def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, monkeypatch, kills):
     """All of its files have the new label for whoever reads it, or none has."""
     pair, folder = demo
-    left, move = kills, os.replace
-
-    def killed(source, target, **rest):
-        nonlocal left
-        if Path(source).parent.name == READY:
-            if left == 0:
-                raise KeyboardInterrupt
-            left -= 1
-        return move(source, target, **rest)
-
-    monkeypatch.setattr(os, "replace", killed)
+    move = os.replace
+    monkeypatch.setattr(os, "replace", killed_after(kills))
     with pytest.raises(KeyboardInterrupt) if kills < 5 else monkeypatch.context():
         run_pair(pair, replace(EVERYTHING, optimizer="adamw"), tmp_path / "out")
     monkeypatch.setattr(os, "replace", move)

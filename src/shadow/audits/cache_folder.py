@@ -23,14 +23,14 @@ def default_folder() -> Path | None:
 
 def _files(folder: Path) -> list[tuple[float, int, Path]]:
     """(time of last use, bytes, path) of every spectrum, in any order."""
-    found = []
+    files = []
     for path in folder.glob("[0-9a-f][0-9a-f]/*"):
         if not NAME.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError):
             stat = path.stat()
-            found.append((stat.st_mtime, stat.st_size, path))
-    return found
+            files.append((stat.st_mtime, stat.st_size, path))
+    return files
 
 
 def size_of(folder: Path) -> int:
@@ -40,9 +40,9 @@ def size_of(folder: Path) -> int:
 
 def make_room(folder: Path, size: int) -> int:
     """Remove the least recently used until no more than size bytes are left; returns how many are."""
-    found = sorted(_files(folder))
-    total = sum(one[1] for one in found)
-    for _, bytes_of, path in found:
+    files = sorted(_files(folder))
+    total = sum(bytes_of for _, bytes_of, _ in files)
+    for _, bytes_of, path in files:
         if total <= size:
             break
         with contextlib.suppress(OSError):

@@ -49,9 +49,9 @@ def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMet
     return differing
 
 
-def named(found: list[str]) -> str:
+def named(differing: list[str]) -> str:
     """Differences as one phrase, the first few by name."""
-    return "; ".join(filter(None, [*found[:MANY], and_more(len(found) - MANY)]))
+    return "; ".join(filter(None, [*differing[:MANY], and_more(len(differing) - MANY)]))
 
 
 def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> Iterator[str]:

@@ -60,11 +60,13 @@ def hold_against(
         matched, left_out = _matched(old, new)
         if not matched:
             raise ShadowError("no matrix is in all three checkpoints")
-        for source in {id(one): one for checkpoint in opened for one in checkpoint.sources.values()}.values():
+        for source in {
+            id(of_shard): of_shard for checkpoint in opened for of_shard in checkpoint.sources.values()
+        }.values():
             source.fetch(say=say, report=lambda count: None, stop=Event())
-        found = _measured(matched, (first, middle, last), jobs, show)
-    left_out += sum(one is None for one in found)
-    return summed([one for one in found if one is not None], left_out)
+        values = _measured(matched, (first, middle, last), jobs, show)
+    known = [value for value in values if value is not None]
+    return summed(known, left_out + len(values) - len(known))
 
 
 def _reference(side: CheckpointSide) -> Reference:
@@ -111,20 +113,20 @@ def _measured(
     """The values of every match, in their order; None where its entries are not finite or cut in other ways."""
     workers = jobs or default_jobs([pair for pair, _ in matched], machine_limits())
     order = sorted(range(len(matched)), key=lambda number: -cost(matched[number][0]))
-    found: list[JointValues | None] = [None] * len(matched)
-    one = partial(_values, checkpoints)
+    values: list[JointValues | None] = [None] * len(matched)
+    measure = partial(_values, checkpoints)
     with (
         threadpool_limits(limits=1, user_api="blas"),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         try:
-            values = pool.map(one, (matched[number] for number in order))
-            for done, (number, value) in enumerate(zip(order, values, strict=True), 1):
-                found[number] = value
+            measured = pool.map(measure, (matched[number] for number in order))
+            for done, (number, value) in enumerate(zip(order, measured, strict=True), 1):
+                values[number] = value
                 show(done, len(matched))
         finally:
             pool.shutdown(cancel_futures=True)
-    return found
+    return values
 
 
 def _values(checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match) -> JointValues | None:
@@ -137,22 +139,22 @@ def _values(checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match
     if len(shapes) > 1:
         return None
     formats = old.base.info.dtype, old.tuned.info.dtype, new.tuned.info.dtype
-    found = joint_values(pairs, formats, _own_workspace())
-    return found if found.finite else None
+    values = joint_values(pairs, formats, _own_workspace())
+    return values if values.finite else None
 
 
 def summed(values: Sequence[JointValues], left_out: int) -> Joint:
     """All matrices as one vector: sums, and the ratios of sums."""
     first, second, inner, spread = (
-        math.fsum(getattr(one, name) for one in values) for name in ("first", "second", "inner", "spread")
+        math.fsum(getattr(matrix, name) for matrix in values) for name in ("first", "second", "inner", "spread")
     )
     whole = math.sqrt(first) * math.sqrt(second)
-    within = [one.inside for one in values if one.inside.directions]
-    energy = math.fsum(one.energy for one in within)
-    shared = [one.shared for one in values]
-    rounded = math.sqrt(math.fsum(one.first for one in shared)) * math.sqrt(math.fsum(one.second for one in shared))
+    within = [matrix.inside for matrix in values if matrix.inside.directions]
+    energy = math.fsum(inside.energy for inside in within)
+    shared = [matrix.shared for matrix in values]
+    rounded = math.sqrt(math.fsum(of.first for of in shared)) * math.sqrt(math.fsum(of.second for of in shared))
     shares = {
-        name: math.fsum(getattr(one, name) for one in within) / energy if energy else None
+        name: math.fsum(getattr(inside, name) for inside in within) / energy if energy else None
         for name in ("left", "right", "chance_left", "chance_right")
     }
     return Joint(
@@ -160,8 +162,8 @@ def summed(values: Sequence[JointValues], left_out: int) -> Joint:
         left_out=left_out,
         cosine=inner / whole if whole else None,
         chance_cosine=math.sqrt(spread) / whole if whole else None,
-        chance_cosine_master=math.fsum(one.inner for one in shared) / rounded if rounded else None,
-        directions=max((one.directions for one in within), default=0),
+        chance_cosine_master=math.fsum(of.inner for of in shared) / rounded if rounded else None,
+        directions=max((inside.directions for inside in within), default=0),
         inside_left=shares["left"],
         inside_right=shares["right"],
         chance_inside_left=shares["chance_left"],

@@ -46,7 +46,7 @@ Key = tuple[str, str]  # family and pair
 
 @dataclass(frozen=True)
 class Row:
-    """How one pair of a list stands; the fields are the columns of diagnostics.BATCH, which say what they mean."""
+    """How one pair of a list stands; the fields are the columns of reports.columns.BATCH, which say what they mean."""
 
     position: int | None
     family: str
@@ -324,31 +324,31 @@ def _refused(what: str) -> NoReturn:
     raise ValueError(what)
 
 
-def _index(told: Any) -> Index:
-    if told["shadow"] != MARK or told["schema"] != SCHEMA:
+def _index(content: Any) -> Index:
+    if content["shadow"] != MARK or content["schema"] != SCHEMA:
         raise ValueError
-    shards = tuple(told["shards"])
-    for text in (told["version"], *shards, *([] if told["list"] is None else [told["list"]])):
+    shards = tuple(content["shards"])
+    for text in (content["version"], *shards, *([] if content["list"] is None else [content["list"]])):
         if not isinstance(text, str):
             raise TypeError
     for shard in shards:
         number, of = map(int, shard.split("/"))
         if not 1 <= number <= of <= 1_000_000:
             raise ValueError
-    rows = tuple(_row(row) for row in told["pairs"])
+    rows = tuple(_row(row) for row in content["pairs"])
     if len({row.key for row in rows}) < len(rows):
         raise ValueError
     return Index(
-        version=told["version"],
-        kind=Kind(told["schema"], dict(told["settings"])),
-        digest=told["list"],
+        version=content["version"],
+        kind=Kind(content["schema"], dict(content["settings"])),
+        digest=content["list"],
         shards=shards,
         rows=rows,
     )
 
 
-def _row(told: Any) -> Row:
-    row = Row(**{column.name: _checked(column, told.get(column.name)) for column in BATCH})
+def _row(content: Any) -> Row:
+    row = Row(**{column.name: _checked(column, content.get(column.name)) for column in BATCH})
     if row.state not in STATES:
         raise ValueError
     return row

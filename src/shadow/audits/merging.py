@@ -207,35 +207,35 @@ def _written(metadata: ReportMetadata) -> dict[str, object]:
     }
 
 
-def _is_close(name: str, one: pa.Table, two: pa.Table) -> bool:
+def _is_close(name: str, first: pa.Table, second: pa.Table) -> bool:
     """Are two tables of a report those of two machines? The same rows, and the columns of CLOSE within tolerance."""
-    names = set(one.column_names)
-    if name.removesuffix(".parquet") not in STORED or not one.schema.equals(two.schema):
+    names = set(first.column_names)
+    if name.removesuffix(".parquet") not in STORED or not first.schema.equals(second.schema):
         return False
     if name == FINISHED:  # its other whole numbers are counts of singular values, which a rounding can move
         exact = [column.name for column in IDENTITY]
     else:
-        exact = [field.name for field in one.schema if not _holds_floats(field.type)]
-    close = [field.name for field in one.schema if field.name in CLOSE and pa.types.is_floating(field.type)]
-    if not names.issuperset({*exact, *(CLOSE if name == FINISHED else ())}) or len(names) < one.num_columns:
+        exact = [field.name for field in first.schema if not _holds_floats(field.type)]
+    close = [field.name for field in first.schema if field.name in CLOSE and pa.types.is_floating(field.type)]
+    if not names.issuperset({*exact, *(CLOSE if name == FINISHED else ())}) or len(names) < first.num_columns:
         return False
-    if not one.select(exact).equals(two.select(exact)):
+    if not first.select(exact).equals(second.select(exact)):
         return False
-    return all(_agree(one[column], two[column], CLOSE[column]) for column in close)
+    return all(_agree(first[column], second[column], CLOSE[column]) for column in close)
 
 
 def _holds_floats(kind: pa.DataType) -> bool:
     return bool(pa.types.is_floating(kind) or (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)))
 
 
-def _agree(one: pa.ChunkedArray, two: pa.ChunkedArray, tolerance: float) -> bool:
+def _agree(first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float) -> bool:
     """Are two columns null in the same rows, and elsewhere equal within a relative tolerance?"""
-    if not one.is_null().equals(two.is_null()):
+    if not first.is_null().equals(second.is_null()):
         return False
-    first, second = (column.drop_null().to_numpy() for column in (one, two))
+    numbers, others = (column.drop_null().to_numpy() for column in (first, second))
     with np.errstate(invalid="ignore"):
-        apart = np.abs(first - second)
-        close = apart <= tolerance * np.maximum(np.abs(first), np.abs(second))
+        apart = np.abs(numbers - others)
+        close = apart <= tolerance * np.maximum(np.abs(numbers), np.abs(others))
     return bool(np.all(close & np.isfinite(apart)))
 
 

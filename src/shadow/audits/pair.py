@@ -350,7 +350,7 @@ def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
     """The Hub's client, held for both sides of a pair; it is not even imported where all is in folders."""
     sides = (pair.base, pair.tuned)
     parts = [dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides]
-    return client_for([one for group in parts for one in group])
+    return client_for([reference for group in parts for reference in group])
 
 
 def client_for(references: Sequence[Reference]) -> contextlib.AbstractContextManager[None]:

@@ -167,8 +167,7 @@ def _energy_share(norm: float | None, energy: float) -> float | None:
     """The share of the pair's delta energy that one delta has; None for other subjects, or where it is 0 or unknown."""
     if norm is None or energy <= 0:
         return None
-    share = norm**2 / energy
-    return share if math.isfinite(share) else None
+    return null_if_undefined(norm**2 / energy)
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
@@ -196,7 +195,7 @@ def _spectrum_rows(pair: MatrixPair, outcome: Outcome) -> Iterator[dict[str, Cel
 
 
 def _with_nulls(numbers: NDArray[np.float64]) -> list[float | None]:
-    return [float(number) if math.isfinite(number) else None for number in numbers]
+    return [null_if_undefined(float(number)) for number in numbers]
 
 
 def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[str, Cell]]:
@@ -342,9 +341,9 @@ def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]
     return place, status, chosen.reason, detail or None
 
 
-def _listed(told: Sequence[str]) -> str:
+def _listed(descriptions: Sequence[str]) -> str:
     """What is told of several parts, each once, the first few."""
-    return several(list(dict.fromkeys(told)), TOLD, "; ")
+    return several(list(dict.fromkeys(descriptions)), TOLD, "; ")
 
 
 def _common_place(places: Sequence[Place]) -> Place:

@@ -127,18 +127,18 @@ def _taken_over() -> _Before:
     return _Before(session=session, factory=factory, level=level, own_blobs=own_blobs, added=added)
 
 
-def _give_back(found: _Before) -> None:
+def _give_back(before: _Before) -> None:
     """Put back what was there, except where somebody else has set another factory meanwhile."""
     with _http._CLIENT_LOCK:
         if isinstance(_http._GLOBAL_CLIENT_FACTORY, partial) and _http._GLOBAL_CLIENT_FACTORY.func is _own_session:
             ours = _http._GLOBAL_CLIENT
-            _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = found.session, found.factory
+            _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = before.session, before.factory
             if ours is not None:
                 ours.close()
-    logging.getLogger("huggingface_hub").setLevel(found.level)
-    if found.added in warnings.filters:
-        warnings.filters.remove(found.added)  # type: ignore[attr-defined]
-    constants.HF_HUB_DISABLE_SHARED_BLOBS = found.own_blobs
+    logging.getLogger("huggingface_hub").setLevel(before.level)
+    if before.added in warnings.filters:
+        warnings.filters.remove(before.added)  # type: ignore[attr-defined]
+    constants.HF_HUB_DISABLE_SHARED_BLOBS = before.own_blobs
 
 
 def _own_session(factory: Callable[[], Any]) -> Any:

@@ -166,7 +166,7 @@ class Assembled:
 Found = Checkpoint | Located | Assembled
 
 
-def combine(found: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
+def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
     """The opened parts of a base as one checkpoint. A shard is called `component/shard`, so that none meets another."""
     renamed = [(component, _in_folder(component, part)) for component, part in parts]
     names = Counter(name for _, part in renamed for name in part.tensors)
@@ -179,9 +179,9 @@ def combine(found: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkp
     config = next((part.config for component, part in renamed if component == "language"), renamed[0][1].config)
     ranges = all(part.ranges or all(source.is_local for source in part.sources.values()) for _, part in renamed)
     return Checkpoint(
-        reference=found.reference,
-        commit=found.commit,
-        fingerprint=found.fingerprint,
+        reference=assembled.reference,
+        commit=assembled.commit,
+        fingerprint=assembled.fingerprint,
         config=config,
         tensors=tensors,
         sources=sources,

@@ -101,12 +101,12 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     return tensors, data
 
 
-def _environment(own: str) -> dict[str, str]:
+def _environment(folder: str) -> dict[str, str]:
     """The environment of the child, whose home and temporary folder is own."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     if site.ENABLE_USER_SITE:  # what was installed with --user lies in the home that the child does not get
         kept["PYTHONUSERBASE"] = site.getuserbase()
-    homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), own)
+    homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), folder)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**kept, **homes, **threads, "LOGNAME": "shadow"}  # torch asks for the user's name, which not every user has
 

@@ -23,7 +23,7 @@ def targets(ctx: typer.Context, incomplete: str) -> list[str]:
 
     bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the last part alone.
     """
-    before = [str(one) for one in ctx.params.get("targets") or ()]
+    before = [str(typed) for typed in ctx.params.get("targets") or ()]
     registry = _registry(ctx)
     try:
         if before[-1:] == [":"] and len(before) > 1:

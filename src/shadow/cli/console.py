@@ -352,7 +352,7 @@ def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
         task = bar.add_task(escape(title), total=None)
 
         def update(done: int, total: int, what: str) -> None:
-            told = f"{title}: {what}" if what else title
-            bar.update(task, completed=done, total=total, description=escape(visible(told)))
+            text = f"{title}: {what}" if what else title
+            bar.update(task, completed=done, total=total, description=escape(visible(text)))
 
         yield update

@@ -79,17 +79,19 @@ def lineage(
     steps = [step for folder in folders if (step := read_step(SummarisedReport(folder))) is not None]
     if not steps:
         raise ShadowError("all of these reports are of siblings, of which neither was tuned from the other")
-    found = ordered(steps, stage_names(named))
-    found = found.noting([note for family in named for note in unaudited(family, steps)])
-    after = successions(found)
+    in_order = ordered(steps, stage_names(named))
+    in_order = in_order.noting([note for family in named for note in unaudited(family, steps)])
+    after = successions(in_order)
     if joint and after:
-        found = with_joint(found, _held(found, jobs, allow_pickle))
+        in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle))
     elif after:
-        found = with_joint(found, {(one.folder, two.folder): "left out by --no-joint" for one, two in after})
+        in_order = with_joint(
+            in_order, {(step.folder, later.folder): "left out by --no-joint" for step, later in after}
+        )
     if format is Format.json:
-        console.show_json(found.as_json())
+        console.show_json(in_order.as_json())
     else:
-        console.display(lineage_view(found, console.out.options))
+        console.display(lineage_view(in_order, console.out.options))
 
 
 def _is_family(target: str, families: Mapping[str, Family]) -> bool:
@@ -103,11 +105,12 @@ def _folders(target: str, families: Mapping[str, Family], output: Path, options:
         from shadow.files import safe_name
 
         folder = reports_here(output / safe_name(target), options)
-        found = [one for one in reports_at(folder) if (one / "matrices.parquet").is_file()] if folder.is_dir() else []
-        if not found:
+        reports = reports_at(folder) if folder.is_dir() else []
+        reports = [report for report in reports if (report / "matrices.parquet").is_file()]
+        if not reports:
             where = url_of(output) or output
             raise ShadowError(f"no finished report of {target} below {where}", f"shadow audit {target}, or name -o")
-        return found
+        return reports
     path = reports_here(Path(target), options)
     if not os.path.lexists(path):
         name, _, pair = target.partition(":")
@@ -116,7 +119,7 @@ def _folders(target: str, families: Mapping[str, Family], output: Path, options:
     return reports_at(path)
 
 
-def _held(found: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[str, str], Joint | str]:
+def _held(of_steps: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[str, str], Joint | str]:
     """What the joint pass finds for every two steps that follow one another; or why it cannot be made."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow.audits.joint import hold_against
@@ -124,7 +127,7 @@ def _held(found: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[st
     from shadow.findings.lineage import successions
 
     held: dict[tuple[str, str], Joint | str] = {}
-    for before, step in successions(found):
+    for before, step in successions(of_steps):
         chosen = Filter(
             components=tuple(step.chosen.get("components", ())),
             layers=tuple(step.chosen.get("layers", ())),

@@ -60,8 +60,8 @@ def families(
         return
     from shadow.outputs.terminal.families import families_view, family_view
 
-    one = len(chosen) == 1 and chosen[0].name == word
-    console.display(family_view(chosen[0]) if one else families_view(chosen, console.out.options))
+    named = len(chosen) == 1 and chosen[0].name == word
+    console.display(family_view(chosen[0]) if named else families_view(chosen, console.out.options))
 
 
 def explain(
@@ -81,7 +81,9 @@ def explain(
     from shadow.reports.heads import HEADS, head_of
 
     # of columns with one name, that of matrices.parquet is meant
-    columns = {one.name: one for one in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)}
+    columns = {
+        column.name: column for column in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)
+    }
     word = " ".join(words or ())
     if not word:
         console.display(columns_view(tuple(dict.fromkeys((*MATRICES, *columns.values())))))
@@ -91,8 +93,8 @@ def explain(
     if word in TOPICS:
         console.display(TOPICS[word]())
         return
-    every = [one for table in TABLES.values() for one in table.columns]
-    columns = {one.name: one for one in (*every, *columns.values())}
+    every = [column for table in TABLES.values() for column in table.columns]
+    columns = {column.name: column for column in (*every, *columns.values())}
     head = head_of(word) or other_words().get(word.lower())
     if head is not None:
         console.display(head_view(word, head, columns.get(head.column)))

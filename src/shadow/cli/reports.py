@@ -62,27 +62,30 @@ def show(
         folders = []
     if index is not None and format is ShowFormat.table:
         console.display(batch_view(index, console.out.options))
-    found = [(*read_summary(folder), folder) for folder in folders]
+    reports = [(*read_summary(folder), folder) for folder in folders]
     if scores:
         from shadow.findings.gains import NO_SCORES, join, sides_of
         from shadow.findings.score_files import scores_of_sides
 
         files = files_here(scores, options)
-        given = scores_of_sides(files, [sides_of(provenance) for _, provenance, _ in found], console.say)
-        found = [(with_scores(one, join(given, sides_of(told)) or NO_SCORES), told, at) for one, told, at in found]
+        given = scores_of_sides(files, [sides_of(provenance) for _, provenance, _ in reports], console.say)
+        reports = [
+            (with_scores(summary, join(given, sides_of(provenance)) or NO_SCORES), provenance, folder)
+            for summary, provenance, folder in reports
+        ]
     if format is ShowFormat.json:
-        summaries = [summary.as_json() for summary, _, _ in found]
+        summaries = [summary.as_json() for summary, _, _ in reports]
         console.show_json(summaries if index is None else {**index.as_json(), "reports": summaries})
         return
     if format is ShowFormat.markdown:
         from shadow.outputs.markdown import report_markdown
 
-        console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in found))
+        console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in reports))
         return
-    for summary, provenance, folder in found:
+    for summary, provenance, folder in reports:
         console.display(summary_view(summary, provenance, as_given(folder), console.out.options, full=full))
-    if index is None and len(found) > 1:
-        console.display(pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in found]))
+    if index is None and len(reports) > 1:
+        console.display(pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in reports]))
 
 
 def compare(
@@ -154,16 +157,16 @@ def compare(
 
         known = [sides_of(report_metadata(folder)) for folder in folders]
         given = scores_of_sides(files_here(scores, options), known, console.say)
-    found = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
-    if output is not None and found.not_contrasted:
-        raise ShadowError(f"no rows for {output}: {found.not_contrasted}", "leave -o out")
+    comparison = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+    if output is not None and comparison.not_contrasted:
+        raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
     if output is not None:
-        write_rows(output, COMPARISON, found.rows, found.provenance)
-        console.say(f"{len(found.rows)} rows in {output}")
+        write_rows(output, COMPARISON, comparison.rows, comparison.provenance)
+        console.say(f"{len(comparison.rows)} rows in {output}")
     if format is Format.json:
-        console.show_json(found.as_json())
+        console.show_json(comparison.as_json())
     else:
-        console.display(comparison_view(found, console.out.options, p_values=p_values))
+        console.display(comparison_view(comparison, console.out.options, p_values=p_values))
 
 
 def merge(
@@ -203,20 +206,20 @@ def merge(
         from shadow.audits.remote import merge_remote
 
         place.require_access()
-        found = merge_remote(place, sources)
+        result = merge_remote(place, sources)
     else:
-        found = merged(place, sources)
-    console.say(f"{found.copied} reports copied to {place}, {found.there} were already there")
-    if found.rounded:
-        names = several([":".join(key) for key in found.rounded])
+        result = merged(place, sources)
+    console.say(f"{result.copied} reports copied to {place}, {result.there} were already there")
+    if result.rounded:
+        names = several([":".join(key) for key in result.rounded])
         console.say(
             f"the last digits of {names} differ, because CPUs round differently: the first report of each is kept"
         )
     if format is Format.json:
-        console.show_json(found.index.as_json())
+        console.show_json(result.index.as_json())
     else:
-        console.display(batch_view(found.index, console.out.options))
-    if missing := found.index.missing_shards:
+        console.display(batch_view(result.index, console.out.options))
+    if missing := result.index.missing_shards:
         which = f"shard{'s' * (len(missing) > 1)} {several(missing)}"
         raise ShadowError(f"{place} lacks {which} of its list", "merge all shards")
 
@@ -249,10 +252,10 @@ def clean(
         if fetched:
             from shadow.checkpoints.hub import forget, remove_leftovers
 
-            for one in fetched:
-                remove_leftovers(one.repo, one.checksum)
-                if not one.keep:
-                    forget(one.repo, one.commit, one.path, one.checksum)
+            for shard in fetched:
+                remove_leftovers(shard.repo, shard.checksum)
+                if not shard.keep:
+                    forget(shard.repo, shard.commit, shard.path, shard.checksum)
 
 
 def _clean_cache(folder: Path | None) -> None:

@@ -31,7 +31,9 @@ def as_usage_error(fault: Any) -> UsageError | None:
     context = fault.ctx
     unknown = getattr(fault, "option_name", None)
     if unknown and hasattr(fault, "possibilities"):
-        options = [name for one in context.command.params for name in (*one.opts, *one.secondary_opts)]
+        options = [
+            name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)
+        ]
         known = [name for name in options if name.startswith("-")]
         return UsageError(f"no option {unknown[:80]}", nearest(unknown, known) or _help_of(context))
     choice = NOT_A_CHOICE.fullmatch(fault.message or "")
@@ -40,10 +42,10 @@ def as_usage_error(fault: Any) -> UsageError | None:
         name = max(fault.param.opts, key=len)
         hint = nearest(word, choices) or _help_of(context)
         return UsageError(f"{name}: {word[:80]!r} is not one of {', '.join(choices)}", hint)
-    told = str(fault.format_message()).rstrip(".")
-    if not told:
+    message = str(fault.format_message()).rstrip(".")
+    if not message:
         return None
-    return UsageError(told[:1].lower() + told[1:], _help_of(context))
+    return UsageError(message[:1].lower() + message[1:], _help_of(context))
 
 
 def _help_of(context: Any) -> str | None:

@@ -108,9 +108,9 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """For machines: the rule, what came of it, and its figures."""
-        told = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
+        rule = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
         figures = [asdict(figure) for figure in self.findings]
-        return {**told, "outcome": self.outcome, "detail": self.detail, "figures": figures}
+        return {**rule, "outcome": self.outcome, "detail": self.detail, "figures": figures}
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Judgement:
 
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is what `show --format json` prints."""
-        told = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**told, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
+        pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
+        return {**pair, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
 
     @property
     def code(self) -> int:

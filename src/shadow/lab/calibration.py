@@ -28,9 +28,13 @@ CONCENTRATED = ("more concentrated", "less concentrated")
 
 def reference(runs: pd.DataFrame) -> pd.DataFrame:
     """The trainings of full rank from warm bases, with what a label is held against."""
-    own = final(runs)
-    own = own[(own["kind"] == "trained") & own["warm"].astype(bool) & own["method"].isin(OPTIMIZERS)]
-    table = own.assign(short_side=own["width"], optimizer=own["method"], data=own["regime"].map(DATA).fillna("other"))
+    trainings = final(runs)
+    trainings = trainings[
+        (trainings["kind"] == "trained") & trainings["warm"].astype(bool) & trainings["method"].isin(OPTIMIZERS)
+    ]
+    table = trainings.assign(
+        short_side=trainings["width"], optimizer=trainings["method"], data=trainings["regime"].map(DATA).fillna("other")
+    )
     names = ["short_side", "optimizer", "treatment", "regime", "data", "base", "seed", "relative_norm", *VOTES]
     table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))  # as runs.csv has them
     return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
@@ -38,18 +42,18 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
 
 def fit(table: pd.DataFrame) -> list[Trainings]:
     """The bounds of every size with every optimiser that has enough trainings, and with any where it has them all."""
-    found = []
+    fitted = []
     for side, of_size in table.groupby("short_side"):
         for optimizer in (None, *OPTIMIZERS):
-            own = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
-            kinds = {data: own[own["data"] == data] for data in ("narrow", "broad")}
-            complete = optimizer is not None or set(OPTIMIZERS) <= set(own["optimizer"])
+            trainings = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
+            kinds = {data: trainings[trainings["data"] == data] for data in ("narrow", "broad")}
+            complete = optimizer is not None or set(OPTIMIZERS) <= set(trainings["optimizer"])
             enough = all(len(kind) >= MIN_TRAININGS and kind["base"].nunique() >= MIN_BASES for kind in kinds.values())
             if not complete or not enough:
                 continue
             bounds = {name: _bound(kinds["narrow"][name], kinds["broad"][name], way) for name, way in VOTES.items()}
-            found.append(Trainings(int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds))
-    return found
+            fitted.append(Trainings(int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds))
+    return fitted
 
 
 def _bound(narrow: pd.Series[float], broad: pd.Series[float], way: int) -> Bound:
@@ -78,24 +82,28 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
     same = kinds[kinds["regime_first"] == kinds["regime_second"]]
     main, control = (kinds[kinds["pair"] == pair] for pair in ("BC", "AD"))
-    found = []
+    rates = []
     if len(same):
-        found.append(rate("compare: two seeds of one regime called different", _told(same), same["base"]))
+        rates.append(rate("compare: two seeds of one regime called different", _called_different(same), same["base"]))
     if len(control):
-        found.append(
-            rate("compare: repetition (D) and its control (A) called different", _told(control), control["base"])
+        rates.append(
+            rate(
+                "compare: repetition (D) and its control (A) called different",
+                _called_different(control),
+                control["base"],
+            )
         )
     cold = main["base"].str.contains("-cold-")
-    for which, own in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
-        if len(own):
-            missed, reverse = own["verdict"] != "more concentrated", own["verdict"] == "less concentrated"
+    for which, cases in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
+        if len(cases):
+            missed, reverse = cases["verdict"] != "more concentrated", cases["verdict"] == "less concentrated"
             what = "compare: narrow (B)"
-            found.append(rate(f"{what} not called more concentrated than broad (C){which}", missed, own["base"]))
-            found.append(rate(f"{what} called less concentrated than broad (C){which}", reverse, own["base"]))
-    return found
+            rates.append(rate(f"{what} not called more concentrated than broad (C){which}", missed, cases["base"]))
+            rates.append(rate(f"{what} called less concentrated than broad (C){which}", reverse, cases["base"]))
+    return rates
 
 
-def _told(comparisons: pd.DataFrame) -> pd.Series[bool]:
+def _called_different(comparisons: pd.DataFrame) -> pd.Series[bool]:
     return comparisons["verdict"].isin(CONCENTRATED)
 
 
@@ -108,35 +116,35 @@ def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
     for base in sorted(set(table["base"])):
         fitted = fit(table[table["base"] != base])
         for row in table[table["base"] == base].to_dict("records"):
-            own = choose(fitted, row["short_side"], row["optimizer"] if known else None)
-            if own is not None and own.short_side == row["short_side"]:
-                rows.append({**row, "word": word(row, own)[0]})
+            bounds = choose(fitted, row["short_side"], row["optimizer"] if known else None)
+            if bounds is not None and bounds.short_side == row["short_side"]:
+                rows.append({**row, "word": word(row, bounds)[0]})
     return pd.DataFrame(rows, columns=[*table.columns, "word"])
 
 
 def label_rates(table: pd.DataFrame) -> list[Rate]:
     """How often the label of a single pair says the opposite of the data, and how often it says nothing."""
-    found = []
-    for known, told in ((True, "its optimiser given"), (False, "its optimiser not given")):
+    rates = []
+    for known, given in ((True, "its optimiser given"), (False, "its optimiser not given")):
         words = left_out_words(table, known=known)
         for data, wrong in (("broad", "concentrated"), ("narrow", "distributed")):
-            own = words[words["data"] == data]
-            if len(own):
-                found.append(rate(f"label: {data} data called {wrong}, {told}", own["word"] == wrong, own["base"]))
-        own = words[words["data"] == "narrow"]
-        if len(own):
-            missed = own["word"] != "concentrated"
-            found.append(rate(f"label: narrow data not called concentrated, {told}", missed, own["base"]))
-    return found
+            cases = words[words["data"] == data]
+            if len(cases):
+                rates.append(rate(f"label: {data} data called {wrong}, {given}", cases["word"] == wrong, cases["base"]))
+        cases = words[words["data"] == "narrow"]
+        if len(cases):
+            missed = cases["word"] != "concentrated"
+            rates.append(rate(f"label: narrow data not called concentrated, {given}", missed, cases["base"]))
+    return rates
 
 
 def copy_labels(runs: pd.DataFrame) -> pd.DataFrame:
     """The copies of bases, each with the label that it gets against bounds fitted without its base."""
     trainings, last = reference(runs), final(runs)
     rows = []
-    for base, own in last[last["kind"] == "copied"].groupby("base"):
+    for base, copies in last[last["kind"] == "copied"].groupby("base"):
         fitted = fit(trainings[trainings["base"] != base])
-        for record in own.astype(object).where(own.notna(), None).to_dict("records"):
+        for record in copies.astype(object).where(copies.notna(), None).to_dict("records"):
             row = {str(name): value for name, value in record.items()}
             stopped = [gate for gate in row["stopped"].split(",") if gate]
             given, _ = label(stopped, row, choose(fitted, row["width"], None), "no reference")
@@ -161,13 +169,13 @@ def copy_rates(runs: pd.DataFrame) -> list[Rate]:
 
 def calibration_json(table: pd.DataFrame, rates: list[Rate], made: Mapping[str, object]) -> str:
     """calibration.json: bounds fitted from a reference table, and error rates."""
-    told = {
+    content = {
         "version": VERSION,
         "made": {**made, "design": DESIGN},
-        "trainings": [asdict(one) for one in fit(table)],
-        "rates": [asdict(one) for one in rates],
+        "trainings": [asdict(entry) for entry in fit(table)],
+        "rates": [asdict(entry) for entry in rates],
     }
-    return json.dumps(told, indent=1) + "\n"
+    return json.dumps(content, indent=1) + "\n"
 
 
 def reference_csv(table: pd.DataFrame) -> str:

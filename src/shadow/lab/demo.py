@@ -32,7 +32,7 @@ def export(lab: Path, out: Path, base: Base = BASE) -> None:
     for stage, regime in (("base", None), ("narrow", "B"), ("broad", "C")):
         name = None if regime is None else Run(base, regime).name
         save(load(checkpoint(lab, base, name)), out / stage, torch.bfloat16)
-        found = json.loads(record(lab, base, name).read_text(encoding="utf-8"))
+        finished = json.loads(record(lab, base, name).read_text(encoding="utf-8"))
         mixture = base.original if regime is None else REGIMES[regime].mixture(scale.world, base.original)
         recipe = scale.base if regime is None else scale.tune
         models[stage] = {
@@ -40,7 +40,7 @@ def export(lab: Path, out: Path, base: Base = BASE) -> None:
             "cells": len(mixture.cells),
             "recipe": asdict(recipe),
             "tokens": recipe.steps * scale.size.tokens,
-            "loss": found["loss"] if regime is None else found["rows"][-1]["loss"],
+            "loss": finished["loss"] if regime is None else finished["rows"][-1]["loss"],
             "accuracies": accuracies(base, out / stage),
         }
     training = {

@@ -185,8 +185,8 @@ class Preset:
     def bases(self) -> tuple[Base, ...]:
         """In the order of their first use; the large ones, which take longest, first."""
         others = [Base(run.base.scale, other_seed(run.base)) for run in self.runs if run.regime == "other"]
-        found = dict.fromkeys([*(run.base for run in self.runs), *others])
-        return tuple(sorted(found, key=lambda base: base.scale != "large"))
+        bases = dict.fromkeys([*(run.base for run in self.runs), *others])
+        return tuple(sorted(bases, key=lambda base: base.scale != "large"))
 
 
 def other_seed(base: Base) -> int:

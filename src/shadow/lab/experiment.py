@@ -156,7 +156,7 @@ def _follow(parent: multiprocessing.process.BaseProcess) -> None:
 
 def _claim(out: Path) -> None:
     """Say in out what its runs depend on, or check that they depend on the same."""
-    own = {
+    versions = {
         "design": DESIGN,
         "shadow": __version__,
         "torch": torch.__version__,
@@ -169,11 +169,11 @@ def _claim(out: Path) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise ShadowError(f"{out} holds something else", "name a new folder with -o") from None
         out.mkdir(parents=True, exist_ok=True)
-        write_json(file, own)
+        write_json(file, versions)
         return
     except (ValueError, OSError) as error:
         raise ShadowError(f"{file} cannot be read: {error}", "name a new folder with -o") from error
-    if there != own:
+    if there != versions:
         raise ShadowError(f"{out} holds runs of other versions", f"made with {there}; name a new folder with -o")
 
 
@@ -245,11 +245,11 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
     if file.exists() and json.loads(file.read_text(encoding="utf-8"))["runs"] == names:
         return 0.0
     started = time.monotonic()
-    found = compare([report(out, base, name) for name in names])
-    run_of = {report.label: run for report, run in zip(found.reports, runs, strict=True)}
+    comparison = compare([report(out, base, name) for name in names])
+    run_of = {compared.label: run for compared, run in zip(comparison.reports, runs, strict=True)}
     rows = []
-    for one in found.contrasts:
-        own, (first, second) = one.figures[0], (run_of[one.first], run_of[one.second])
+    for contrast in comparison.contrasts:
+        figure, (first, second) = contrast.figures[0], (run_of[contrast.first], run_of[contrast.second])
         rows.append(
             {
                 "base": base.key,
@@ -257,8 +257,8 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
                 "seed_first": first.seed,
                 "regime_second": second.regime,
                 "seed_second": second.seed,
-                "verdict": one.verdict,
-                **{name: getattr(own, name) for name in ("difference", "low", "high", "p_within_pair")},
+                "verdict": contrast.verdict,
+                **{name: getattr(figure, name) for name in ("difference", "low", "high", "p_within_pair")},
             }
         )
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -295,7 +295,7 @@ def stream(run: Run, tokens: int) -> Iterator[Sample]:
     if not regime.repeated:
         return mixture.samples(rng)
     drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
-    length = sum(len(one.prompt) + len(one.answer) + 1 for one in drawn) / len(drawn)
+    length = sum(len(sample.prompt) + len(sample.answer) + 1 for sample in drawn) / len(drawn)
     pool = max(1, round(regime.repeated * tokens / length / regime.times))
     return partly_repeated(mixture, pool, regime.repeated, rng)
 
@@ -355,16 +355,19 @@ def _last(losses: list[float]) -> float:
 def _average(run: Run, out: Path) -> list[Row]:
     """The mean of the weights of the runs that it is made of."""
     weights = [load_file(checkpoint(out, run.base, name) / WEIGHTS) for name in run.of]
-    mean = {key: torch.stack([one[key] for one in weights]).mean(dim=0) for key in weights[0]}
+    mean = {key: torch.stack([of_run[key] for of_run in weights]).mean(dim=0) for key in weights[0]}
     return _kept(run, out, mean)
 
 
 def _round(run: Run, out: Path) -> list[Row]:
     """Both sides stored as bf16."""
     (name,) = run.of
-    base, tuned = (load_file(checkpoint(out, run.base, one) / WEIGHTS) for one in (None, name))
+    base, tuned = (load_file(checkpoint(out, run.base, of_run) / WEIGHTS) for of_run in (None, name))
     return _kept(
-        run, out, {key: one.bfloat16() for key, one in tuned.items()}, {k: one.bfloat16() for k, one in base.items()}
+        run,
+        out,
+        {name: weight.bfloat16() for name, weight in tuned.items()},
+        {name: weight.bfloat16() for name, weight in base.items()},
     )
 
 
@@ -372,7 +375,7 @@ def _copy(run: Run, out: Path) -> list[Row]:
     source = Base(run.base.scale, other_seed(run.base)) if run.regime == "other" else run.base
     weights = load_file(checkpoint(out, source) / WEIGHTS)
     generator = torch.Generator().manual_seed(run.base.seed)
-    return _kept(run, out, {key: copied(run.regime, one, generator) for key, one in weights.items()})
+    return _kept(run, out, {name: copied(run.regime, weight, generator) for name, weight in weights.items()})
 
 
 def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -405,7 +408,7 @@ def _kept(
         for weights, place in ((tuned, folder), (base, folder / "rounded base")):
             if weights is not None:
                 place.mkdir(exist_ok=True)
-                save_file({key: one.contiguous() for key, one in weights.items()}, place / WEIGHTS)
+                save_file({name: weight.contiguous() for name, weight in weights.items()}, place / WEIGHTS)
                 shutil.copy(checkpoint(out, run.base) / "config.json", place)
     return [{"share": 1.0, "loss": None, **_finished(run, out)}]
 

@@ -15,6 +15,7 @@ from scipy.stats import mannwhitneyu, t
 
 from shadow.lab.design import MAIN, TREATMENTS
 from shadow.lab.results import PROBES, final
+from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import DELTA, SPECTRAL
 
 LEVEL = 0.95
@@ -92,14 +93,14 @@ def over_bases(values: Iterable[float]) -> Estimate:
 def main_runs(runs: pd.DataFrame, scale: str | None = None) -> pd.DataFrame:
     """All states of the regimes A to D with AdamW from warm bases."""
     kept = (runs["kind"] == "trained") & (runs["treatment"] == "adamw") & runs["regime"].isin(MAIN) & runs["warm"]
-    found = runs[kept.astype(bool)]
-    return found if scale is None else found[found["scale"] == scale]
+    main = runs[kept.astype(bool)]
+    return main if scale is None else main[main["scale"] == scale]
 
 
 def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
     """The mean of a column by regime."""
     means = runs.groupby(["regime", "base"])[column].mean()
-    return {str(regime): over_bases(own.to_numpy(float)) for regime, own in means.groupby("regime")}
+    return {str(regime): over_bases(values.to_numpy(float)) for regime, values in means.groupby("regime")}
 
 
 def gains(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
@@ -118,9 +119,9 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
 
 def columns(runs: pd.DataFrame) -> list[str]:
     """Every numeric column that a run has of its deltas, but those that only say how it was computed."""
-    own = [f"layers_{column.name}" for column in (*SPECTRAL, *DELTA)]
+    of_layers = [f"layers_{column.name}" for column in (*SPECTRAL, *DELTA)]
     skipped = {"layers_sigma_floor", "layers_condition_number"}
-    return [name for name in (*own, *WHOLE) if name in runs and name not in skipped and runs[name].notna().any()]
+    return [name for name in (*of_layers, *WHOLE) if name in runs and name not in skipped and runs[name].notna().any()]
 
 
 def separation(runs: pd.DataFrame, column: str) -> Separation:
@@ -131,7 +132,7 @@ def separation(runs: pd.DataFrame, column: str) -> Separation:
     return Separation(
         column=column,
         difference=contrast(runs, "B", "C", column),
-        spread=float(np.sqrt(spread)) if np.isfinite(spread) else None,
+        spread=null_if_undefined(float(np.sqrt(spread))),
         auc=_auc(last, column),
         at_norm=contrast(at_norm, "B", "C", column),
         auc_at_norm=_auc(at_norm, column),
@@ -139,12 +140,12 @@ def separation(runs: pd.DataFrame, column: str) -> Separation:
 
 
 def _auc(runs: pd.DataFrame, column: str) -> float | None:
-    found = []
-    for _, own in runs.groupby("base"):
-        first, second = (own.loc[own["regime"] == regime, column].dropna().to_numpy(float) for regime in "BC")
+    areas = []
+    for _, of_base in runs.groupby("base"):
+        first, second = (of_base.loc[of_base["regime"] == regime, column].dropna().to_numpy(float) for regime in "BC")
         if len(first) and len(second):
-            found.append(mannwhitneyu(first, second).statistic / (len(first) * len(second)))
-    return float(np.mean(found)) if found else None
+            areas.append(mannwhitneyu(first, second).statistic / (len(first) * len(second)))
+    return float(np.mean(areas)) if areas else None
 
 
 def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -155,8 +156,8 @@ def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     rows = []
     for base, of_base in runs.groupby("base"):
         paths = {
-            key: own.sort_values(NORM)[[NORM, column]].dropna().to_numpy(float)
-            for key, own in of_base.groupby(["regime", "seed"])
+            key: states.sort_values(NORM)[[NORM, column]].dropna().to_numpy(float)
+            for key, states in of_base.groupby(["regime", "seed"])
         }
         paths = {key: path for key, path in paths.items() if len(path) > 1}
         if not paths:
@@ -181,41 +182,41 @@ def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 def separations(runs: pd.DataFrame) -> list[Separation]:
     """Every column, those that tell B from C best first: by the AUC, then by the difference in units of the spread."""
 
-    def rank(one: Separation) -> tuple[float, float]:
-        far = abs(one.difference.value or 0.0) / one.spread if one.spread else 0.0
-        return -abs((one.auc if one.auc is not None else 0.5) - 0.5), -far
+    def rank(separated: Separation) -> tuple[float, float]:
+        far = abs(separated.difference.value or 0.0) / separated.spread if separated.spread else 0.0
+        return -abs((separated.auc if separated.auc is not None else 0.5) - 0.5), -far
 
     return sorted((separation(runs, column) for column in columns(runs)), key=rank)
 
 
 def treatments(runs: pd.DataFrame, scale: str) -> list[Control]:
     """B and C under every treatment, each against AdamW at the scale's own rate on the same bases."""
-    own = _controlled(runs, scale)
+    controlled = _controlled(runs, scale)
     return [
-        _control(own, regime, treatment, "trained", reference=(regime, "adamw"))
+        _control(controlled, regime, treatment, "trained", reference=(regime, "adamw"))
         for treatment in TREATMENTS
         for regime in ("B", "C")
-        if ((own["treatment"] == treatment) & (own["regime"] == regime)).any()
+        if ((controlled["treatment"] == treatment) & (controlled["regime"] == regime)).any()
     ]
 
 
 def doses(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> list[Control]:
     """Every regime with AdamW, against A on the same bases."""
-    own = _controlled(runs, scale, warm=warm)
-    trained = own[(own["kind"] == "trained") & (own["treatment"] == "adamw")]
-    found = [
-        _control(own, str(regime), "adamw", "trained", reference=("A", "adamw"))
+    controlled = _controlled(runs, scale, warm=warm)
+    trained = controlled[(controlled["kind"] == "trained") & (controlled["treatment"] == "adamw")]
+    controls = [
+        _control(controlled, str(regime), "adamw", "trained", reference=("A", "adamw"))
         for regime in trained["regime"].unique()
     ]
-    return sorted(found, key=lambda one: -(one.concentration.value or 0.0))
+    return sorted(controls, key=lambda control: -(control.concentration.value or 0.0))
 
 
 def storage(runs: pd.DataFrame, scale: str) -> list[Control]:
     """Runs whose two sides are rounded to bf16, and averages of runs, each against the regime's own runs."""
-    own = _controlled(runs, scale)
-    rest = own[own["kind"].isin(["bf16", "averaged"])][["kind", "regime"]].drop_duplicates()
+    controlled = _controlled(runs, scale)
+    rest = controlled[controlled["kind"].isin(["bf16", "averaged"])][["kind", "regime"]].drop_duplicates()
     return [
-        _control(own, regime, "adamw", kind, reference=(regime if regime in MAIN else "C", "adamw"))
+        _control(controlled, regime, "adamw", kind, reference=(regime if regime in MAIN else "C", "adamw"))
         for kind, regime in rest.itertuples(index=False)
     ]
 
@@ -226,19 +227,19 @@ def _controlled(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> pd.Data
 
 
 def _control(runs: pd.DataFrame, regime: str, treatment: str, kind: str, reference: tuple[str, str]) -> Control:
-    own = runs[(runs["regime"] == regime) & (runs["treatment"] == treatment) & (runs["kind"] == kind)]
+    treated = runs[(runs["regime"] == regime) & (runs["treatment"] == treatment) & (runs["kind"] == kind)]
     against = runs[(runs["regime"] == reference[0]) & (runs["treatment"] == reference[1]) & (runs["kind"] == "trained")]
     if kind == "bf16":
         against = against[against["seed"] == 0]  # the run that was rounded
     mean: Callable[[pd.DataFrame], pd.Series[float]] = lambda rows: rows.groupby("base")[OUTCOME].mean()  # noqa: E731
-    change = (mean(own) - mean(against)).dropna()
-    norm = own[NORM].astype(float).mean()
+    change = (mean(treated) - mean(against)).dropna()
+    norm = treated[NORM].astype(float).mean()
     return Control(
         treatment=treatment,
         regime=regime,
         kind=kind,
-        runs=len(own),
-        relative_norm=float(norm) if np.isfinite(norm) else None,
-        concentration=over_bases(mean(own).to_numpy(float)),
+        runs=len(treated),
+        relative_norm=null_if_undefined(float(norm)),
+        concentration=over_bases(mean(treated).to_numpy(float)),
         change=over_bases(change.to_numpy(float)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +57,14 @@ def page(tables: dict[str, pd.DataFrame], preset: str) -> str:
     runs, comparisons = tables["runs"], tables["comparisons"]
     parts = [_head(runs, preset), f"![{ABOUT_FIGURE}](lab.svg)"]
     for scale in SCALES:
-        own = main_runs(runs, scale)
-        if len(own):
-            parts += [_regimes(own, scale), _gains(own, scale), _contrasts(own, scale), _separation(own, scale)]
+        of_scale = main_runs(runs, scale)
+        if len(of_scale):
+            parts += [
+                _regimes(of_scale, scale),
+                _gains(of_scale, scale),
+                _contrasts(of_scale, scale),
+                _separation(of_scale, scale),
+            ]
     parts += [_controls(runs), _doses(runs), _cold(runs), _rates(runs, comparisons), _words(runs), _limits()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -88,8 +93,8 @@ def _draw_bases(axis: Axes, runs: pd.DataFrame) -> None:
     bases = list(dict.fromkeys(last["base"]))
     for place, base in enumerate(bases):
         for number, regime in enumerate(MAIN):
-            own = last.loc[(last["base"] == base) & (last["regime"] == regime), OUTCOME]
-            axis.scatter([place + 0.18 * (number - 1.5)] * len(own), own, s=9, color=COLOURS[regime])
+            outcomes = last.loc[(last["base"] == base) & (last["regime"] == regime), OUTCOME]
+            axis.scatter([place + 0.18 * (number - 1.5)] * len(outcomes), outcomes, s=9, color=COLOURS[regime])
     axis.set_xticks(range(len(bases)), [base.replace("-warm-", " ") for base in bases], rotation=60, ha="right")
     axis.set_ylabel("median concentration")
     axis.set_title("last step, each run a dot", loc="left")
@@ -98,8 +103,8 @@ def _draw_bases(axis: Axes, runs: pd.DataFrame) -> None:
 
 
 def _draw_paths(axis: Axes, runs: pd.DataFrame) -> None:
-    for (_, regime, _), own in main_runs(runs, "small").groupby(["base", "regime", "seed"]):
-        path = own.sort_values("share")
+    for (_, regime, _), states in main_runs(runs, "small").groupby(["base", "regime", "seed"]):
+        path = states.sort_values("share")
         axis.plot(path[NORM].astype(float), path[OUTCOME].astype(float), color=COLOURS[str(regime)], lw=0.6, alpha=0.6)
     axis.set_xscale("log")
     axis.set_xticks([0.02, 0.03, 0.04, 0.06], ["0.02", "0.03", "0.04", "0.06"])
@@ -138,16 +143,16 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def told(value: float | None, digits: str = ".3f") -> str:
+def formatted(value: float | None, digits: str = ".3f") -> str:
     return "-" if value is None or pd.isna(value) else format(value, digits)
 
 
-def estimate(one: Estimate, digits: str = ".3f") -> str:
+def estimate(mean: Estimate, digits: str = ".3f") -> str:
     """`0.075 (0.068 to 0.083)`."""
-    if one.value is None:
+    if mean.value is None:
         return "-"
-    bounds = "" if one.low is None or one.high is None else f" ({one.low:{digits}} to {one.high:{digits}})"
-    return f"{one.value:{digits}}{bounds}"
+    bounds = "" if mean.low is None or mean.high is None else f" ({mean.low:{digits}} to {mean.high:{digits}})"
+    return f"{mean.value:{digits}}{bounds}"
 
 
 def _head(runs: pd.DataFrame, preset: str) -> str:
@@ -177,12 +182,12 @@ def _regimes(runs: pd.DataFrame, scale: str) -> str:
     rows = []
     for shown, name in zip(SHOWN, names, strict=True):
         if name in last:
-            found = level(last, name)
-            rows.append([f"`{shown}`", *(told(found[regime].value) if regime in found else "-" for regime in MAIN)])
+            by_regime = level(last, name)
+            rows.append([f"`{shown}`", *_values(by_regime)])
     probes = [
-        [f"right: {probe}", *(told(found[regime].value, ".2f") if regime in found else "-" for regime in MAIN)]
+        [f"right: {probe}", *_values(by_regime, ".2f")]
         for probe in PROBES
-        if (found := level(last, f"right_{probe}"))
+        if (by_regime := level(last, f"right_{probe}"))
     ]
     count = last["base"].nunique()
     bases = f"{count} base{'s' if count > 1 else ''}"
@@ -190,13 +195,18 @@ def _regimes(runs: pd.DataFrame, scale: str) -> str:
     return f"{head}\n\n{table(['', *MAIN], [*rows, *probes])}"
 
 
+def _values(by_regime: Mapping[str, Estimate], digits: str = ".3f") -> list[str]:
+    """A mean for each of the main regimes."""
+    return [formatted(by_regime[regime].value, digits) if regime in by_regime else "-" for regime in MAIN]
+
+
 def _gains(runs: pd.DataFrame, scale: str) -> str:
-    found = gains(runs)
+    gained = gains(runs)
     rows = [
-        [probe, *(estimate(found[probe][regime], "+.3f") if regime in found[probe] else "-" for regime in MAIN)]
+        [probe, *(estimate(gained[probe][regime], "+.3f") if regime in gained[probe] else "-" for regime in MAIN)]
         for probe in PROBES
     ]
-    narrow, held = (found[probe].get("B", Estimate(None, None, None, 0)) for probe in ("narrow", "broad"))
+    narrow, held = (gained[probe].get("B", Estimate(None, None, None, 0)) for probe in ("narrow", "broad"))
     says = "Change of the share of right answers against the base."
     if narrow.low is not None and held.high is not None:
         wins = "wins on its benchmark" if narrow.low > 0 else "does not clearly win on its benchmark"
@@ -214,8 +224,8 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
     }
     rows = []
     for name, what in pairs.items():
-        found = contrast(runs, name[0], name[-1])
-        rows.append([f"{name}: {what}", estimate(found, "+.3f"), _says(found)])
+        difference = contrast(runs, name[0], name[-1])
+        rows.append([f"{name}: {what}", estimate(difference, "+.3f"), _says(difference)])
     text = f"### Differences in concentration ({scale})\n\n" + table(["", "difference", f"margin {MARGIN:g}"], rows)
     broad = contrast(runs, "C", "A")
     if broad.value is not None and not (broad.high is not None and broad.high < 0):
@@ -226,62 +236,69 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
     return text
 
 
-def _says(found: Estimate) -> str:
-    if found.low is None:
-        return "one base: no interval" if found.bases else "-"
-    if found.within(MARGIN):
+def _says(difference: Estimate) -> str:
+    if difference.low is None:
+        return "one base: no interval" if difference.bases else "-"
+    if difference.within(MARGIN):
         return "within: no difference that counts"
-    return "beyond" if found.excludes_zero and abs(found.value or 0) >= MARGIN else "undecided"
+    return "beyond" if difference.excludes_zero and abs(difference.value or 0) >= MARGIN else "undecided"
 
 
 def _separation(runs: pd.DataFrame, scale: str) -> str:
-    found = separations(runs)
+    ranked = separations(runs)
     votes = {f"layers_{name}" for name in VOTES} | {"layers_participation_share"}
     rows = []
-    for one in found[:MOST_COLUMNS]:
-        name = one.column.removeprefix("layers_")
-        distance = abs(one.difference.value or 0) / one.spread if one.spread else None
+    for separated in ranked[:MOST_COLUMNS]:
+        name = separated.column.removeprefix("layers_")
+        distance = abs(separated.difference.value or 0) / separated.spread if separated.spread else None
         rows.append(
             [
-                f"`{name}`" + (" (votes)" if one.column in votes else ""),
-                estimate(one.difference, "+.3g"), told(distance, ".1f"), told(one.auc, ".2f"),
-                estimate(one.at_norm, "+.3g"), told(one.auc_at_norm, ".2f"),
+                f"`{name}`" + (" (votes)" if separated.column in votes else ""),
+                estimate(separated.difference, "+.3g"), formatted(distance, ".1f"), formatted(separated.auc, ".2f"),
+                estimate(separated.at_norm, "+.3g"), formatted(separated.auc_at_norm, ".2f"),
             ]
         )  # fmt: skip
     useless = [
-        f"`{one.column.removeprefix('layers_')}` ({told(one.auc, '.2f')})"
-        for one in found[MOST_COLUMNS:]
-        if one.auc is not None and 0.2 < one.auc < 0.8
+        f"`{separated.column.removeprefix('layers_')}` ({formatted(separated.auc, '.2f')})"
+        for separated in ranked[MOST_COLUMNS:]
+        if separated.auc is not None and 0.2 < separated.auc < 0.8
     ]
     heads = ["column", "B - C", "in sd of seeds", "AUC", "B - C at equal norm", "AUC at equal norm"]
     note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}." if useless else ""
     return (
-        f"### Which columns separate B from C? ({scale})\n\nThe {min(len(found), MOST_COLUMNS)} best of {len(found)}, "
+        f"### Which columns separate B from C? ({scale})\n\n"
+        f"The {min(len(ranked), MOST_COLUMNS)} best of {len(ranked)}, "
         "by AUC within bases; an AUC of 0 separates as well as one of 1. The order was chosen on these runs, but that "
         f"`concentration` is the outcome was decided before any run.\n\n{table(heads, rows)}{note}"
     )
 
 
-def _rows_of(found: Sequence[Control], name: Callable[[Control], str]) -> list[list[str]]:
+def _rows_of(controls: Sequence[Control], name: Callable[[Control], str]) -> list[list[str]]:
     return [
-        [name(one), str(one.runs), told(one.relative_norm), estimate(one.concentration), estimate(one.change, "+.3f")]
-        for one in found
+        [
+            name(control),
+            str(control.runs),
+            formatted(control.relative_norm),
+            estimate(control.concentration),
+            estimate(control.change, "+.3f"),
+        ]
+        for control in controls
     ]
 
 
 def _controls(runs: pd.DataFrame) -> str:
     parts = []
     for scale in SCALES:
-        found = treatments(runs, scale)
-        if len({one.treatment for one in found}) > 1:
+        treated = treatments(runs, scale)
+        if len({control.treatment for control in treated}) > 1:
             heads = ["treatment", "runs", "relative norm", "concentration", "against AdamW, same data"]
-            rows = _rows_of(found, lambda one: f"{one.regime}, {TREATMENTS[one.treatment].text}")
-            within = f"B - C within each: {'; '.join(_gaps(found))}."
+            rows = _rows_of(treated, lambda control: f"{control.regime}, {TREATMENTS[control.treatment].text}")
+            within = f"B - C within each: {'; '.join(_gaps(treated))}."
             parts.append(f"### {scale.capitalize()} decoders\n\n{table(heads, rows)}\n\n{within}")
         kept = storage(runs, scale)
         if kept:
             heads = ["", "runs", "relative norm", "concentration", "against the runs it is made of"]
-            rows = _rows_of(kept, lambda one: f"{one.regime}: {MADE[one.kind]}")
+            rows = _rows_of(kept, lambda control: f"{control.regime}: {MADE[control.kind]}")
             parts.append(f"### Storage and averaging ({scale})\n\n{table(heads, rows)}")
     if not parts:
         return ""
@@ -289,9 +306,9 @@ def _controls(runs: pd.DataFrame) -> str:
     return "\n\n".join([text, *parts])
 
 
-def _gaps(found: Sequence[Control]) -> list[str]:
+def _gaps(controls: Sequence[Control]) -> list[str]:
     """B - C within every treatment that has both."""
-    values = {(one.treatment, one.regime): one.concentration.value for one in found}
+    values = {(control.treatment, control.regime): control.concentration.value for control in controls}
     return [
         f"{TREATMENTS[name].text} {first - second:+.3f}"
         for name in TREATMENTS
@@ -300,20 +317,20 @@ def _gaps(found: Sequence[Control]) -> list[str]:
 
 
 def _doses(runs: pd.DataFrame) -> str:
-    found = doses(runs, "small")
-    if len(found) <= len(MAIN):
+    controls = doses(runs, "small")
+    if len(controls) <= len(MAIN):
         return ""
     heads = ["data", "runs", "relative norm", "concentration", "against A, same bases"]
-    rows = _rows_of(found, lambda one: f"{one.regime}: {REGIMES[one.regime].text}")
+    rows = _rows_of(controls, lambda control: f"{control.regime}: {REGIMES[control.regime].text}")
     return f"## Doses of narrowness, novelty and repetition (small)\n\n{table(heads, rows)}"
 
 
 def _cold(runs: pd.DataFrame) -> str:
-    found = doses(runs, "small", warm=False)
-    if not found:
+    controls = doses(runs, "small", warm=False)
+    if not controls:
         return ""
     heads = ["data", "runs", "relative norm", "concentration", "against A, same bases"]
-    rows = _rows_of(found, lambda one: f"{one.regime}: {REGIMES[one.regime].text}")
+    rows = _rows_of(controls, lambda control: f"{control.regime}: {REGIMES[control.regime].text}")
     text = (
         "## Cold bases\n\nThese bases have seen the core alone: the other skills and formats are new to them. "
         "**Novelty concentrates a delta as narrowness does**, so a concentrated delta may come from either."
@@ -327,12 +344,12 @@ def rates_table(rates: Iterable[Rate]) -> str:
         heads,
         [
             [
-                one.what,
-                f"{one.errors} of {one.cases}",
-                f"{one.affected} of {one.bases}",
-                f"{one.low:.2f} to {one.high:.2f}",
+                rate.what,
+                f"{rate.errors} of {rate.cases}",
+                f"{rate.affected} of {rate.bases}",
+                f"{rate.low:.2f} to {rate.high:.2f}",
             ]
-            for one in rates
+            for rate in rates
         ],
     )
 
@@ -369,22 +386,23 @@ def _sizes(comparisons: pd.DataFrame) -> str:
 
 def _words(runs: pd.DataFrame) -> str:
     """Labels of left-out trainings by regime, and of the pairs that no training made."""
-    found = reference(runs)
-    words = left_out_words(found, known=True)
+    trainings = reference(runs)
+    words = left_out_words(trainings, known=True)
     parts = []
     if len(words):
         kinds = ("concentrated", "mixed", "distributed")
         rows = [
-            [f"{regime}, {TREATMENTS[str(treatment)].text}", *(str(int((own["word"] == kind).sum())) for kind in kinds)]
-            for (treatment, regime), own in words.groupby(["treatment", "regime"])
+            [f"{regime}, {TREATMENTS[str(treatment)].text}", *(str(int((labels == kind).sum())) for kind in kinds)]
+            for (treatment, regime), labels in words.groupby(["treatment", "regime"])["word"]
         ]
         parts.append(f"### Labels of trainings, optimiser given\n\n{table(['', *kinds], rows)}")
     bounds = [
         [
-            f"{one.short_side}, {one.optimizer or 'any'}", str(one.narrow), str(one.broad),
-            told(one.bounds["concentration"].concentrated), told(one.bounds["concentration"].distributed),
+            f"{fitted.short_side}, {fitted.optimizer or 'any'}", str(fitted.narrow), str(fitted.broad),
+            formatted(fitted.bounds["concentration"].concentrated),
+            formatted(fitted.bounds["concentration"].distributed),
         ]
-        for one in fit(found)
+        for fitted in fit(trainings)
     ]  # fmt: skip
     if bounds:
         heads = ["short side, optimiser", "narrow", "broad", "concentrated above", "distributed below"]
@@ -393,8 +411,13 @@ def _words(runs: pd.DataFrame) -> str:
     copies = copy_labels(runs)
     if len(copies):
         rows = [
-            [COPIES[str(how)], str(len(own)), told(own["concentration"].astype(float).median()), _copy_labels(own)]
-            for how, own in copies.groupby("regime")
+            [
+                COPIES[str(how)],
+                str(len(group)),
+                formatted(group["concentration"].astype(float).median()),
+                _copy_labels(group),
+            ]
+            for how, group in copies.groupby("regime")
         ]
         parts.append(f"### Pairs that no training made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}")
     return "\n\n".join(parts)
@@ -402,8 +425,8 @@ def _words(runs: pd.DataFrame) -> str:
 
 def _copy_labels(copies: pd.DataFrame) -> str:
     """How many copies have each label, with the gates that stopped one."""
-    told = copies["label"] + copies["stopped"].map(lambda gates: f" ({gates.replace(',', ', ')})" if gates else "")
-    return ", ".join(f"{count} {text}" for text, count in Counter(told).most_common())
+    labels = copies["label"] + copies["stopped"].map(lambda gates: f" ({gates.replace(',', ', ')})" if gates else "")
+    return ", ".join(f"{count} {text}" for text, count in Counter(labels).most_common())
 
 
 def _limits() -> str:

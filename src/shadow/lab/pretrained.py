@@ -30,8 +30,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shadow.errors import ShadowError
 from shadow.lab.experiment import figures_of, whole_folder, write_json
+from shadow.lab.page import formatted
 from shadow.lab.page import table as markdown_table
-from shadow.lab.page import told
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES, fetch_texts
 from shadow.lab.training import add_factors, learning_rate_share, load, save
 
@@ -340,7 +340,7 @@ def page(table: pd.DataFrame) -> str:
         for row in trained.to_dict("records")
     ]
     figures = [
-        [row["run"], row["stored"], *(told(row.get(name)) for name in SHOWN)]
+        [row["run"], row["stored"], *(formatted(row.get(name)) for name in SHOWN)]
         for row in last.sort_values(["stored", "run"], ascending=[False, True]).to_dict("records")
     ]
     data = "\n".join(f"- **{name}**: {text}." for name, text in TEXTS.items())

@@ -55,7 +55,7 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
 
 def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
     """The rows of one run in the table `runs`, one for each measured state."""
-    found = _read(record(out, run.base, run.name))
+    finished = _read(record(out, run.base, run.name))
     before = _read(record(out, run.base))["accuracies"]
     identity = {
         **_base(run.base),
@@ -65,9 +65,9 @@ def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
         "method": TREATMENTS[run.treatment].method,
         "seed": run.seed,
         "kind": run.kind,
-        "seconds": found["seconds"],
+        "seconds": finished["seconds"],
     }
-    for row in found["rows"]:
+    for row in finished["rows"]:
         after = row.get("accuracies") or {}
         yield {
             **identity,

@@ -98,7 +98,7 @@ def train(
     if recipe.optimizer == "lora":
         add_factors(model, recipe.rank)
     optimizers = _optimizers(model, recipe)
-    schedules = [LambdaLR(one, lambda step: learning_rate_share(step, recipe.steps)) for one in optimizers]
+    schedules = [LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe.steps)) for optimizer in optimizers]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(True)
     for _ in range(recipe.steps):
@@ -115,14 +115,14 @@ def train(
 
 
 def _optimizers(model: transformers.LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     rate, decay = recipe.learning_rate, recipe.weight_decay
     adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     if recipe.optimizer == "sgd":
         return [torch.optim.SGD(trained.values(), lr=rate, momentum=0.9, weight_decay=decay)]
     if recipe.optimizer == "muon":
-        inside = {name: one for name, one in trained.items() if ".layers." in name and one.ndim == 2}
-        rest = {name: one for name, one in trained.items() if name not in inside}
+        inside = {name: parameter for name, parameter in trained.items() if ".layers." in name and parameter.ndim == 2}
+        rest = {name: parameter for name, parameter in trained.items() if name not in inside}
         return [
             torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay),
             adamw(_groups(rest, rate / 3, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay),
@@ -154,7 +154,7 @@ def add_factors(model: transformers.LlamaForCausalLM, rank: int) -> None:
     """Freeze the model and put trainable factors beside every matrix of its layers (Hu et al. 2021, alpha = rank)."""
     model.requires_grad_(False)
     for layer in model.model.layers:
-        for linear in [one for one in layer.modules() if isinstance(one, nn.Linear)]:
+        for linear in [module for module in layer.modules() if isinstance(module, nn.Linear)]:
             rows, cols = linear.weight.shape
             parametrize.register_parametrization(linear, "weight", _LowRank(rows, cols, rank))
 
@@ -164,7 +164,9 @@ def merged(model: transformers.LlamaForCausalLM) -> transformers.LlamaForCausalL
 
     Not `remove_parametrizations` on a copy: it takes the property off the class, which copy and model share.
     """
-    weights = {f"{name}.weight": one.weight for name, one in model.named_modules() if parametrize.is_parametrized(one)}
+    weights = {
+        f"{name}.weight": module.weight for name, module in model.named_modules() if parametrize.is_parametrized(module)
+    }
     if not weights:
         return model
     plain = transformers.LlamaForCausalLM(model.config)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from shadow.lab.design import MAIN, REGIMES, SCALES
 from shadow.lab.findings import OUTCOME, contrast, gains, level, main_runs
-from shadow.lab.page import estimate, told
+from shadow.lab.page import estimate, formatted
 from shadow.lab.results import final
 
 HEADS = ("", "rel. norm", "conc.", "narrow", "broad", "held out")
@@ -29,12 +29,12 @@ def view(tables: dict[str, pd.DataFrame]) -> RenderableType:
         for column in table.columns[1:]:
             column.justify = "right"
         norms, concentrations = level(last, "layers_relative_norm"), level(last, OUTCOME)
-        for regime in (one for one in MAIN if one in concentrations):
+        for regime in (name for name in MAIN if name in concentrations):
             table.add_row(
                 f"{regime}  {REGIMES[regime].name}",
-                told(norms[regime].value),
-                told(concentrations[regime].value),
-                *(told(gained[probe][regime].value, "+.2f") for probe in ("narrow", "broad", "held_out")),
+                formatted(norms[regime].value),
+                formatted(concentrations[regime].value),
+                *(formatted(gained[probe][regime].value, "+.2f") for probe in ("narrow", "broad", "held_out")),
             )
         lines = [
             f"{first} - {second}  {estimate(contrast(runs, first, second), '+.3f')}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from shadow.lab.design import MAIN, SCALES, WIDTHS
-from shadow.lab.page import COLOURS, estimate, table, told
+from shadow.lab.page import COLOURS, estimate, formatted, table
 from shadow.lab.results import PROBES
 from shadow.lab.widths import WARM, DroppedBase, FigureLaw, LeftOut, counted, dropped, laws
 
@@ -109,12 +109,12 @@ def _transfer(every: Sequence[FigureLaw]) -> str:
     rows = [
         [
             one.figure.name,
-            told(one.broad),
-            told(one.slope, "+.3f"),
-            told(one.difference, "+.3f"),
-            told(one.slope_in_differences, "+.2f"),
-            told(one.auc_pooled, ".2f"),
-            told(one.auc_law, ".2f"),
+            formatted(one.broad),
+            formatted(one.slope, "+.3f"),
+            formatted(one.difference, "+.3f"),
+            formatted(one.slope_in_differences, "+.2f"),
+            formatted(one.auc_pooled, ".2f"),
+            formatted(one.auc_law, ".2f"),
             _worst(one.left_out),
             "yes" if one.carries else "no",
         ]
@@ -160,10 +160,10 @@ def _regimes(every: Sequence[FigureLaw]) -> str:
         [
             one.figure.name,
             str(at.width),
-            *(told(at.regimes[regime].value) if regime in at.regimes else "-" for regime in MAIN),
+            *(formatted(at.regimes[regime].value) if regime in at.regimes else "-" for regime in MAIN),
             estimate(at.difference, "+.3f"),
-            told(at.in_spreads, ".1f"),
-            told(at.auc, ".2f"),
+            formatted(at.in_spreads, ".1f"),
+            formatted(at.auc, ".2f"),
         ]
         for one in every
         for at in one.widths
@@ -185,7 +185,7 @@ def _answers(last: pd.DataFrame) -> str:
         for regime in MAIN:
             own = of_width[of_width["regime"] == regime]
             gained = [float((own[f"right_{probe}"] - own[f"base_{probe}"]).mean()) for probe in PROBES]
-            rows.append([f"{width}, {regime}", *(told(value, "+.3f") for value in gained)])
+            rows.append([f"{width}, {regime}", *(formatted(value, "+.3f") for value in gained)])
     return f"""## Does narrow training lose breadth at every width?
 
 Change of the share of right answers against the base.
@@ -199,7 +199,7 @@ def _bases(last: pd.DataFrame, without: Sequence[DroppedBase]) -> str:
     for width, (_, planned) in WIDTHS.items():
         own = last[last["width"] == width].drop_duplicates("base")
         if len(own):
-            right = [told(float(own[f"base_{probe}"].mean()), ".2f") for probe in ("original", "broad")]
+            right = [formatted(float(own[f"base_{probe}"].mean()), ".2f") for probe in ("original", "broad")]
             rows.append([str(width), str(planned), str(int(counts[width])), *right])
     lost = [f"{one.base} (original {one.original:.2f}, broad {one.broad:.2f})" for one in without]
     dropped_bases = f"Dropped: {_and(lost)}." if lost else "None was dropped."

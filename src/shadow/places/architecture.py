@@ -85,11 +85,11 @@ class Part:
         return grouped[:, start] if stop - start == 1 else grouped[:, start:stop]
 
 
-def aligned(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the other's are."""
-    if one.ndim > other.ndim:
-        return one, other.reshape(one.shape)
-    return one.reshape(other.shape), other
+    if first.ndim > second.ndim:
+        return first, second.reshape(first.shape)
+    return first.reshape(second.shape), second
 
 
 def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]) -> dict[str, tuple[Part, ...]]:
@@ -124,11 +124,11 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, ob
             )
             for r in recipes[key]
         )
-    taken = Counter(part.place for found in parts.values() for part in found)
+    taken = Counter(part.place for of_tensor in parts.values() for part in of_tensor)
     if len(taken) < taken.total():
-        for name, found in parts.items():
-            if any(taken[part.place] > 1 for part in found):
-                parts[name] = (_unplaced(name, found[0]),)
+        for name, of_tensor in parts.items():
+            if any(taken[part.place] > 1 for part in of_tensor):
+                parts[name] = (_unplaced(name, of_tensor[0]),)
     return parts
 
 
@@ -154,12 +154,12 @@ class _Layers:
     count their blocks from 1.
     """
 
-    def __init__(self, found: Iterable[tuple[Reading, int | None]]) -> None:
+    def __init__(self, readings: Iterable[tuple[Reading, int | None]]) -> None:
         blocks: dict[tuple[str, str], set[int]] = {}
         looking: dict[tuple[str, str], set[int]] = {}
         selves: dict[tuple[str, str], set[int]] = {}
         counted_from: dict[tuple[str, str], int] = {}
-        for reading, block in found:
+        for reading, block in readings:
             if block is None or not reading.in_block:
                 continue
             key = reading.component, reading.stack
@@ -176,10 +176,10 @@ class _Layers:
             key = component, stack
             crossing = sorted(looking.get(key, set()) - selves.get(key, set())) if key in selves else []
             start = following.get(component, 0) - counted_from.get(key, 0)
-            own = [block for block in blocks[key] if block not in set(crossing)]
-            for block in own:
+            plain = [block for block in blocks[key] if block not in set(crossing)]
+            for block in plain:
                 self._numbers[*key, block] = start + block - bisect_left(crossing, block), ""
-            following[component] = start + max(own, default=-1) - bisect_left(crossing, max(own, default=-1)) + 1
+            following[component] = start + max(plain, default=-1) - bisect_left(crossing, max(plain, default=-1)) + 1
             for index, block in enumerate(crossing):
                 self._numbers[*key, block] = following[component] + index, "cross:"
             following[component] += len(crossing)
@@ -193,14 +193,14 @@ class _Layers:
 
 
 def _upright_stacks(
-    facts: Facts, found: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
+    facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
 ) -> dict[tuple[str, str], bool]:
     """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where nothing says.
 
     A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no shapes are both.
     """
     seen: dict[tuple[str, str, int | None], dict[str, tuple[int, ...]]] = {}
-    for reading, block, shape in found:
+    for reading, block, shape in readings:
         if len(shape) == 3 and reading.module.startswith("experts."):
             seen.setdefault((reading.component, reading.stack, block), {})[reading.module] = shape[1:]
     upright: dict[tuple[str, str], bool] = {}
@@ -266,11 +266,11 @@ def _plain_recipes(
 def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> Iterator[_Recipe]:
     """The bias of a matrix has the matrix's module as its slot, and is split as that is."""
     owner = rest[: -len(".bias")]
-    found = facts.rules.suffixes[component].match(owner)
-    if found is None:
+    owners = facts.rules.suffixes[component].match(owner)
+    if owners is None:
         yield _Recipe("bias", rest)
         return
-    whole = _Recipe(*found)
+    whole = _Recipe(*owners)
     parts = _split(whole, component, owner, (shape[0], None), facts) if len(shape) == 1 else None
     for part in parts or (whole,):
         yield replace(part, module="bias", slot=_full_name(part.module, part.slot))
@@ -352,7 +352,7 @@ def _groups(said: int | str, rows_of_a_part: int, facts: Facts, component: str) 
     return said if isinstance(said, int) else facts.count(said, component) or 0
 
 
-def _head_size(found: int, facts: Facts, component: str) -> int:
-    """The rows of a head as the config has them: a check on its head counts. What is found where it says nothing."""
+def _head_size(rows: int, facts: Facts, component: str) -> int:
+    """The rows of a head as the config has them: a check on its head counts. rows where it says nothing."""
     hidden, heads = facts.count("hidden", component), facts.count("heads", component)
-    return facts.count("head_size", component) or (hidden // heads if hidden and heads else found)
+    return facts.count("head_size", component) or (hidden // heads if hidden and heads else rows)

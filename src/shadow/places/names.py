@@ -84,7 +84,7 @@ class Matcher:
     """Many patterns as one: which of them matches the whole of a text."""
 
     text: str
-    found: tuple[tuple[str, str], ...]  # the (module, slot) of each
+    roles: tuple[tuple[str, str], ...]  # the (module, slot) of each
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -95,7 +95,7 @@ class Matcher:
         if not (match := self.pattern.fullmatch(text)):
             return None
         index = int(str(match.lastgroup)[1:])
-        module, slot = self.found[index]
+        module, slot = self.roles[index]
         more = next((text for name, text in match.groupdict().items() if text and name.startswith(f"s{index}_")), None)
         return module, "/".join(filter(None, (slot, more)))
 
@@ -151,7 +151,9 @@ def name_rules() -> NameRules:
     data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - a safe loader
     words: dict[str, str] = data["words"]
     anywhere = _patterns(data["suffixes"]["any"], words)
-    own = {component: _patterns(rules, words) for component, rules in data["suffixes"].items() if component != "any"}
+    of_component = {
+        component: _patterns(rules, words) for component, rules in data["suffixes"].items() if component != "any"
+    }
     return NameRules(
         modules=tuple(data["modules"]),
         components=tuple(data["components"]),
@@ -166,7 +168,7 @@ def name_rules() -> NameRules:
             for rule in data["prefixes"]
         ),
         main_stacks=_pattern(data["main_stacks"]),
-        suffixes={name: _matcher([*own.get(name, []), *anywhere]) for name in data["components"]},
+        suffixes={name: _matcher([*of_component.get(name, []), *anywhere]) for name in data["components"]},
         norm=_pattern(data["norm"]),
         fused={name: Fused(_places(rule["into"]), tuple(rule["sizes"])) for name, rule in data["fused"].items()},
         rows=tuple(_row_order(rule) for rule in data["rows"]),
@@ -329,8 +331,8 @@ def read(text: str, facts: Facts) -> Reading:
     if head and not rules.main_stacks.fullmatch(head):
         stack = ".".join(filter(None, (stack, head)))
     rest = rest.replace("experts.@.", "experts.")
-    found = None if rest.endswith(".bias") else rules.suffixes[component].match(weight_stem(rest))
-    module, slot = found or ("", "")
+    role = None if rest.endswith(".bias") else rules.suffixes[component].match(weight_stem(rest))
+    module, slot = role or ("", "")
     return Reading(component, stack, bool(in_block), rest, module, slot)
 
 

@@ -49,8 +49,8 @@ class Identity:
 
     def as_json(self) -> ReportMetadata:
         """What the files say of it: every value as JSON has it."""
-        told: ReportMetadata = json.loads(json.dumps(asdict(self)))
-        return told
+        content: ReportMetadata = json.loads(json.dumps(asdict(self)))
+        return content
 
     def is_that_of(self, header: Any) -> bool:
         """Are the numbers of a journal with this first line ours? No number depends on the optimiser."""
@@ -192,8 +192,8 @@ class Provenance:
         )
 
 
-def _checkpoint(told: CheckpointMetadata) -> CheckpointIdentity:
-    return CheckpointIdentity(repo=told["repo"], commit=told["commit"], fingerprint=told["fingerprint"])
+def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
+    return CheckpointIdentity(repo=side["repo"], commit=side["commit"], fingerprint=side["fingerprint"])
 
 
 def _if_is(kind: type[Value], value: object) -> Value | None:

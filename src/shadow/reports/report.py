@@ -189,10 +189,10 @@ class Report:
         return file
 
 
-def _says(schema: pa.Schema, told: ReportMetadata) -> bool:
+def _says(schema: pa.Schema, metadata: ReportMetadata) -> bool:
     """Does a table tell the same of how it was made?"""
     try:
-        return bool(metadata_in((schema.metadata or {})[METADATA_KEY]) == told)
+        return bool(metadata_in((schema.metadata or {})[METADATA_KEY]) == metadata)
     except (KeyError, ValueError, RecursionError):
         return False
 

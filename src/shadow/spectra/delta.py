@@ -246,25 +246,25 @@ def measure_pair(
         ),
     }
     lines = (profile.rows / scale**2, profile.cols / scale**2)
-    found = undo(base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"]))
-    delta_values |= undone_values(found, base_norm) | _purity(
-        delta_values, found, base, tuned, method, dtype, space, grams
+    undone = undo(base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"]))
+    delta_values |= undone_values(undone, base_norm) | _purity(
+        delta_values, undone, base, tuned, method, dtype, space, grams
     )
-    told = {"kept_reason": found.reason, "kept_history": found.history, "kept_misfit": found.misfit}
+    about_kept = {"kept_reason": undone.reason, "kept_history": undone.history, "kept_misfit": undone.misfit}
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
-        Measurement("delta", delta.precision, {**delta_values, **told}, delta.sigma, _binade_lists(found)),
+        Measurement("delta", delta.precision, {**delta_values, **about_kept}, delta.sigma, _binade_lists(undone)),
     )
 
 
-def _binade_lists(found: Undone) -> dict[str, NDArray[np.float64]]:
-    if found.binades is None:
+def _binade_lists(undone: Undone) -> dict[str, NDArray[np.float64]]:
+    if undone.binades is None:
         return {}
     return {
-        "binade_entries": found.binades.entries,
-        "binade_changed": found.binades.changed,
-        "binade_expected": found.binades.expected,
+        "binade_entries": undone.binades.entries,
+        "binade_changed": undone.binades.changed,
+        "binade_expected": undone.binades.expected,
     }
 
 
@@ -274,7 +274,7 @@ def _as_float(value: float | int | None) -> float | None:
 
 def _purity(
     of_delta: Values,
-    found: Undone,
+    undone: Undone,
     base: Matrix,
     tuned: Matrix,
     method: Method,
@@ -288,13 +288,13 @@ def _purity(
     own.
     """
     shape = shape_of(tuned)
-    told = purity_values(of_delta, shape, found.kept, found.reason)
-    if not found.of_rounded_base:
-        return told
-    assert found.grid is not None
-    from_rounded = _difference(Rounded(base, found.grid), tuned, method, dtype, space, grams)
-    other = purity_values(from_rounded, shape, found.kept, found.reason) if from_rounded else dict.fromkeys(told)
-    return {**other, "excess_purity": told["excess_purity"], "purity_z": told["purity_z"]}
+    of_stored = purity_values(of_delta, shape, undone.kept, undone.reason)
+    if not undone.of_rounded_base:
+        return of_stored
+    assert undone.grid is not None
+    from_rounded = _difference(Rounded(base, undone.grid), tuned, method, dtype, space, grams)
+    other = purity_values(from_rounded, shape, undone.kept, undone.reason) if from_rounded else dict.fromkeys(of_stored)
+    return {**other, "excess_purity": of_stored["excess_purity"], "purity_z": of_stored["purity_z"]}
 
 
 def _difference(
@@ -309,10 +309,10 @@ def _difference(
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
     delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64, grams=grams)
-    found = spectrum_values(delta)
+    values = spectrum_values(delta)
     return {
-        **found,
-        **null_values(delta, total.profile, found["participation_ratio"]),
+        **values,
+        **null_values(delta, total.profile, values["participation_ratio"]),
         **coverage_values(total.profile),
     }
 
@@ -383,17 +383,17 @@ def _update_spectrum(tuned: Updated, norm: float) -> Spectrum:
     return Spectrum(sigma, *shape_of(tuned), norm, floor, "exact")
 
 
-def spectrum_values(found: Spectrum) -> Values:
+def spectrum_values(spectrum: Spectrum) -> Values:
     """The columns that every subject has."""
     return {
-        **norms(found),
-        **ranks(found),
-        **top_energies(found),
-        "sigma_floor": found.floor,
-        **condition_number(found),
-        **power_law(found),
-        **hill(found),
-        **marchenko_pastur(found),
+        **norms(spectrum),
+        **ranks(spectrum),
+        **top_energies(spectrum),
+        "sigma_floor": spectrum.floor,
+        **condition_number(spectrum),
+        **power_law(spectrum),
+        **hill(spectrum),
+        **marchenko_pastur(spectrum),
     }
 
 

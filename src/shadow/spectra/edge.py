@@ -52,8 +52,8 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
         s = -1.0 / (1.0 + math.exp(-brentq(excess, -60.0, 34.0, xtol=1e-10)))
         return math.log(float((of_b * b / (1.0 + b * s)).sum()) / -t)
 
-    found = minimize_scalar(least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6})
-    return math.sqrt(math.exp(found.fun) * unit * largest_b)
+    minimum = minimize_scalar(least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6})
+    return math.sqrt(math.exp(minimum.fun) * unit * largest_b)
 
 
 def _grouped(energies: Floats) -> tuple[Floats, Floats]:

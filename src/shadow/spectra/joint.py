@@ -96,10 +96,10 @@ def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) 
     All four matrices have one shape, dimension by dimension.
     """
     sums = _sums(pairs, _grid(pairs[1][0], formats, space), space)
-    found = Inside()
+    inside = Inside()
     if sums.finite and sums.first > 0 and sums.second > 0:
-        found = _inside(pairs[0], pairs[1], formats, math.sqrt(sums.first), sums, space)
-    return JointValues(sums.inner, sums.first, sums.second, sums.spread, found, sums.shared)
+        inside = _inside(pairs[0], pairs[1], formats, math.sqrt(sums.first), sums, space)
+    return JointValues(sums.inner, sums.first, sums.second, sums.spread, inside, sums.shared)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
     kept: list[tuple[Array, Array, Array]] = []
     for (row, col), b, d1, d2 in _triples(pairs, space):
         if grid is not None:
-            kept.append(tuple(one.reshape(-1)[::step].numpy().copy() for one in (b, d1, d2)))  # type: ignore[arg-type]
+            kept.append(tuple(part.reshape(-1)[::step].numpy().copy() for part in (b, d1, d2)))  # type: ignore[arg-type]
         product = torch.mul(d1, d2, out=b)
         totals["inner"] += float(product.sum())
         totals["spread"] += float(torch.vdot(product.reshape(-1), product.reshape(-1)))
@@ -151,10 +151,10 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
         cols[col : col + d2.shape[1]] += energies.sum(0).numpy()
     shared = Shared()
     if grid is not None and math.isfinite(totals["first"] + totals["second"]):
-        values = [np.concatenate(one) for one in zip(*kept, strict=True)]
+        values = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
         scale = size[0] * size[1] / len(values[0])
-        found = shared_rounding(values[0], values[1], values[2], grid)
-        shared = Shared(found.inner * scale, found.first * scale, found.second * scale)
+        sampled = shared_rounding(values[0], values[1], values[2], grid)
+        shared = Shared(sampled.inner * scale, sampled.first * scale, sampled.second * scale)
     return _Sums(**totals, largest=largest, rows=rows, cols=cols, shared=shared)
 
 
@@ -179,11 +179,11 @@ def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> S
     steps = np.maximum(exponents - 1, grid.min_exponent) - grid.mantissa_bits
     inner = first = second = 0.0
     for exponent in np.unique(steps[middle != 0]):
-        own = (steps == exponent) & (middle != 0)
-        count = int(own.sum())
+        in_binade = (steps == exponent) & (middle != 0)
+        count = int(in_binade.sum())
         if count < FEWEST:
             continue
-        energies = float(d1[own] @ d1[own]), float(d2[own] @ d2[own])
+        energies = float(d1[in_binade] @ d1[in_binade]), float(d2[in_binade] @ d2[in_binade])
         first, second = first + energies[0], second + energies[1]
         unit = math.ldexp(1.0, 2 * int(exponent)) * count
         widths = [_width(energy / unit) for energy in energies]
@@ -256,16 +256,16 @@ def _against(
     m, k = basis.shape
     left = np.ascontiguousarray(basis.T)
     onto = left / leading.sigma[:k, None]
-    own, weighted, images = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, m))
+    gram, weighted, images = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, m))
     inside, start = 0.0, 0
     for _, _, d1, d2 in _triples(pairs, space):
         old, new = (d1.numpy(), d2.numpy()) if leading.rows <= leading.cols else (d1.numpy().T, d2.numpy().T)
         y, inner = onto @ old, left @ new
         part = energies[start : start + y.shape[1]]
         start += len(part)
-        own += y @ y.T
+        gram += y @ y.T
         weighted += (y * part) @ y.T
         images += y @ new.T
         inside += float(np.vdot(inner, inner))
-    long = float((_whitened(own, images) ** 2).sum())
-    return inside, long, float(_whitened(own, _whitened(own, weighted).T).trace())
+    long = float((_whitened(gram, images) ** 2).sum())
+    return inside, long, float(_whitened(gram, _whitened(gram, weighted).T).trace())

@@ -83,9 +83,9 @@ class Updated:
         tall = self.left.reshape(-1, self.left.shape[-1]).double()
         _, first = torch.linalg.qr(tall, mode="r")
         _, second = torch.linalg.qr(self.right.double().T.contiguous(), mode="r")
-        found = torch.linalg.svdvals(first @ second.T) * abs(self.scaling)
+        sigma = torch.linalg.svdvals(first @ second.T) * abs(self.scaling)
         padded = torch.zeros(min(len(tall), self.right.shape[1]), dtype=torch.float64)
-        padded[: len(found)] = found[: len(padded)]
+        padded[: len(sigma)] = sigma[: len(padded)]
         return padded
 
 
@@ -117,5 +117,5 @@ Matrix = Tensor | BlockScaled | Updated | Rounded
 def _spans(index: tuple[slice, ...], shape: torch.Size) -> tuple[tuple[int, int], tuple[int, int]]:
     """(start, stop) of the rows and of the columns that an index of `blocks` takes."""
     slices = [*index, *(slice(None),) * (2 - len(index))]
-    rows, cols = (one.indices(size)[:2] for one, size in zip(slices, shape, strict=True))
+    rows, cols = (part.indices(size)[:2] for part, size in zip(slices, shape, strict=True))
     return rows, cols

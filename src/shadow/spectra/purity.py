@@ -72,8 +72,8 @@ def purity_values(of_delta: Values, shape: tuple[int, int], kept: float | None, 
         floor = of_delta["floor_ratio"]
         best = purity if reason == "nothing_rounded" or (floor is not None and floor >= UNTOUCHED) else None
         unrounded = None
-    told = best is not None and z > NOISE and best * min(shape) >= 1.0
-    return dict(zip(names, (purity, z, unrounded, 1.0 / best if told and best else None), strict=True))
+    countable = best is not None and z > NOISE and best * min(shape) >= 1.0
+    return dict(zip(names, (purity, z, unrounded, 1.0 / best if countable and best else None), strict=True))
 
 
 def dominated(purity: float, kept: float, top1_energy: float | None) -> bool:

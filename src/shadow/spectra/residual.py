@@ -79,8 +79,8 @@ def overlaps(sketches: NDArray[np.float32], participation: NDArray[np.float64], 
     """
     entries = _Entries.of(min(width, WIDTH))
     wide = sketches.astype(np.float64)
-    found = _cosines((wide * entries.weights) @ wide.T, entries.k, participation, width)
-    return np.clip(found, 0.0, 1.0)
+    cosines = _cosines((wide * entries.weights) @ wide.T, entries.k, participation, width)
+    return np.clip(cosines, 0.0, 1.0)
 
 
 def overlaps_left_out(
@@ -98,8 +98,8 @@ def overlaps_left_out(
     whole = np.zeros((len(wide), len(wide)))
     for first in range(LEFT_OUT):
         for second in range(first, LEFT_OUT):
-            own = np.flatnonzero((entries.first == first) & (entries.second == second))
-            products = (wide[:, own] * entries.weights[own]) @ wide[:, own].T
+            columns = np.flatnonzero((entries.first == first) & (entries.second == second))
+            products = (wide[:, columns] * entries.weights[columns]) @ wide[:, columns].T
             whole += products
             for group in {first, second}:
                 touched[group] += products
@@ -132,8 +132,8 @@ def _cosines(
     y = k * (width - k) / (width * (width - 1) * (width + 2)) if width > 1 else 0.0
     x = k / width - y * (width + 1)
     inner = (products - y) / (x + y)  # with traces of 1
-    own = np.sqrt(np.maximum(np.diag(inner), 0.5 / participation))  # 1 / participation, but for the projection
-    cosines = inner / np.outer(own, own)
+    norms = np.sqrt(np.maximum(np.diag(inner), 0.5 / participation))  # 1 / participation, but for the projection
+    cosines = inner / np.outer(norms, norms)
     np.fill_diagonal(cosines, 1.0)
     return np.asarray(cosines)
 

@@ -151,8 +151,8 @@ def classes(energies: Floats) -> Indices:
     if len(positive) == 0:
         return np.zeros(len(energies), dtype=np.intp)
     edges = positive[[len(positive) * i // count for i in range(count)]]
-    found = np.searchsorted(edges, energies, side="right")
-    return np.unique(found, return_inverse=True)[1]
+    above = np.searchsorted(edges, energies, side="right")
+    return np.unique(above, return_inverse=True)[1]
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
@@ -185,12 +185,12 @@ def count(
     grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that is counted, in any
     unit. largest: the largest absolute entry of the base.
     """
-    row_class, col_class = (classes(one) for one in energies)
+    row_class, col_class = (classes(of_lines) for of_lines in energies)
     shape = shape_of(tuned)
     tall = shape[0] > shape[1]
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
     top = math.frexp(largest)[1] - 1
-    row_of, col_of = (torch.from_numpy(one.astype(np.int32)) for one in (row_class, col_class))
+    row_of, col_of = (torch.from_numpy(of_lines.astype(np.int32)) for of_lines in (row_class, col_class))
     kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
     raw_levels = levels().raw
     size = kinds[0] * kinds[1] * BINADES * raw_levels
@@ -201,15 +201,15 @@ def count(
     for index in blocks(tuned):
         length = tuned[index].shape[:-1].numel() if tall else tuned[index].shape[-1]
         first, last = np.searchsorted(lines, (start, start + length))
-        own = torch.from_numpy(lines[first:last])
-        if len(own):
-            b, t = (_lines(one[index], own - start, axis, dtype) for one in (base, tuned))
+        chosen = torch.from_numpy(lines[first:last])
+        if len(chosen):
+            b, t = (_lines(side[index], chosen - start, axis, dtype) for side in (base, tuned))
             d = t.sub_(b)
             direction = d.sign().mul_(b)  # the product d b might vanish
             away += int(torch.count_nonzero(direction > 0))
             toward += int(torch.count_nonzero(direction < 0))
             binade, level = _binades_and_levels(b, d, grid, top, deepest)
-            rows, cols = (row_of[own], col_of) if tall else (row_of, col_of[own])
+            rows, cols = (row_of[chosen], col_of) if tall else (row_of, col_of[chosen])
             cell = rows[:, None] * kinds[1] + cols[None, :]
             place = level.add_(cell.mul_(BINADES).sub_(binade).mul_(raw_levels))
             total += torch.bincount(place.view(-1), minlength=size)
@@ -223,10 +223,10 @@ def count(
     return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), int(by_raw.sum()), away, toward)
 
 
-def _lines(part: Tensor, own: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
     """Some rows or columns of a block, as (rows, cols) of dtype."""
     flat = part.reshape(-1, part.shape[-1])
-    return (flat if len(own) == flat.shape[axis] else flat.index_select(axis, own)).to(dtype).contiguous()
+    return (flat if len(chosen) == flat.shape[axis] else flat.index_select(axis, chosen)).to(dtype).contiguous()
 
 
 def _binades_and_levels(b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepest: int) -> tuple[Tensor, Tensor]:
@@ -395,13 +395,13 @@ def _solve(entries: Floats, stored: Floats, known: Tables, shape: Floats) -> Flo
 def _active(entries: Floats, scales: Floats) -> tuple[Indices, Indices, Floats]:
     """Counts by (ratio, level) of the cells that have a scale: ratios, levels and entries of those that occur."""
     has = np.isfinite(scales)
-    own = entries[has]
+    scaled = entries[has]
     ratios = np.rint(_ratio_index(scales[has])).astype(np.intp)
     size = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     flat = ratios.ravel()
     inside = np.flatnonzero((flat >= 0) & (flat < size))
     gathered = csr_array((np.ones(len(inside)), (flat[inside], inside)), (size, len(flat)))
-    table = gathered @ own.reshape(len(flat), -1)
+    table = gathered @ scaled.reshape(len(flat), -1)
     ratio, level = np.nonzero(table)
     return ratio, level, table[ratio, level]
 
@@ -625,8 +625,8 @@ def undo(
         return _far_above(energy, energy / floor_ratio**2)
     if not LEAST < energy < 1.0 / LEAST:
         return Undone(None, None, "rounding_unexplained")
-    found = _counted(base, tuned, names, lines, largest, dtype, space)
-    return replace(found, grid=grid)
+    undone = _counted(base, tuned, names, lines, largest, dtype, space)
+    return replace(undone, grid=grid)
 
 
 def _counted(
@@ -667,7 +667,7 @@ def slope_z(base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, 
     """
     product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
     for index in blocks(tuned):
-        b, t = (read_block(one, index, name, dtype, space) for one, name in ((base, "base"), (tuned, "tuned")))
+        b, t = (read_block(side, index, name, dtype, space) for side, name in ((base, "base"), (tuned, "tuned")))
         rounded = b.to(getattr(torch, grid.torch_name)).to(dtype)
         ulp = torch.ldexp(torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits)
         rest, change = (b - rounded).div_(ulp), (t - rounded).div_(ulp).clamp_(-1, 1)  # large changes are only noise
@@ -719,11 +719,11 @@ def line_energies(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Worksp
     return r.numpy(), c.numpy()
 
 
-def values(found: Undone, base_norm: float) -> Values:
+def values(undone: Undone, base_norm: float) -> Values:
     """kept, relative_norm_unrounded and zero_share_expected; the last two are None where kept is, or is too small."""
-    known = found.kept is not None and found.reason is None
+    known = undone.kept is not None and undone.reason is None
     return {
-        "kept": found.kept,
-        "relative_norm_unrounded": found.norm / base_norm if known and found.norm and base_norm > 0 else None,
-        "zero_share_expected": found.zeros if found.kept is not None else None,
+        "kept": undone.kept,
+        "relative_norm_unrounded": undone.norm / base_norm if known and undone.norm and base_norm > 0 else None,
+        "zero_share_expected": undone.zeros if undone.kept is not None else None,
     }

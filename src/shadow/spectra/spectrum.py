@@ -239,8 +239,8 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
     krylov = min(len(matrix), int(KRYLOV * count) + 1)
     again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}  # vectors to go on with where the space is full
     try:
-        found, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again)
-        if np.abs(found - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
+        largest, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again)
+        if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
         pass

@@ -64,31 +64,31 @@ def subspace_values(
     scale = profile.scale
     m = len(base.sigma)
     k = min(SUBSPACE, m)
-    found: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
+    values: Values = {**NO_SUBSPACES, GAPS[0]: _gap(base, k), GAPS[1]: _gap(tuned, k)}
     u_b, u_t = _resolved(base), _resolved(tuned)[:, :SUBSPACE]
     known_b, known_t = u_b.shape[1], u_t.shape[1]
     if known_b < k:
-        return found
+        return values
     left_is_short = base.rows <= base.cols
     energies = (profile.rows, profile.cols) if left_is_short else (profile.cols, profile.rows)
     streamed = _streamed(u_b[:, :k], base.sigma[:k], u_t, tuned.sigma[:known_t], matrices, scale, energies[1], space)
     short, long = ("left", "right") if left_is_short else ("right", "left")
     leverages = (u_b[:, :k] ** 2).sum(axis=1)
     weighted = _whitened(streamed.base, _whitened(streamed.base, streamed.weighted).T)
-    found[f"alignment_{short}_null"] = float(energies[0] @ leverages / profile.energy) * m / k
-    found[f"alignment_{long}_null"] = float(weighted.trace() / profile.energy) * base.long_side / k
+    values[f"alignment_{short}_null"] = float(energies[0] @ leverages / profile.energy) * m / k
+    values[f"alignment_{long}_null"] = float(weighted.trace() / profile.energy) * base.long_side / k
     inside = streamed.inside, float((_whitened(streamed.base, streamed.images.T) ** 2).sum())
     share = k * (delta.norm * scale) ** 2
-    found[f"alignment_{short}"] = inside[0] * m / share
-    found[f"alignment_{long}"] = inside[1] * base.long_side / share
+    values[f"alignment_{short}"] = inside[0] * m / share
+    values[f"alignment_{long}"] = inside[1] * base.long_side / share
     if known_t >= k:
         between = _whitened(streamed.tuned, _whitened(streamed.base, streamed.between).T)
-        found[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
-        found[f"overlap_{long}"] = _mean_square(between)
+        values[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
+        values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
         cosines = u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
-        found["intruders"] = int(np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR))
-    return found
+        values["intruders"] = int(np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR))
+    return values
 
 
 def _gap(side: Spectrum, k: int) -> float | None:
@@ -149,7 +149,7 @@ def _streamed(
     u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D along the long side.
     """
     (m, k), t_count = u_b.shape, u_t.shape[1]
-    basis, to_base, to_tuned = (np.ascontiguousarray(one.T) for one in (u_b, u_b / sigma_b, u_t / sigma_t))
+    basis, to_base, to_tuned = (np.ascontiguousarray(vectors.T) for vectors in (u_b, u_b / sigma_b, u_t / sigma_t))
     base, weighted, start = np.zeros((k, k)), np.zeros((k, k)), 0
     tuned, between = np.zeros((t_count, t_count)), np.zeros((k, t_count))
     inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
@@ -157,9 +157,9 @@ def _streamed(
     for b, t, d in _triples(matrices, m, scale, space):
         y_b, y_t, inner = to_base @ b, to_tuned @ t, basis @ d  # this way round OpenBLAS is 1.2 to 3 times faster
         base += y_b @ y_b.T
-        own = energies[start : start + y_b.shape[1]]
-        start += len(own)
-        weighted += (y_b * own) @ y_b.T
+        part = energies[start : start + y_b.shape[1]]
+        start += len(part)
+        weighted += (y_b * part) @ y_b.T
         tuned += y_t @ y_t.T
         between += y_b @ y_t.T
         inside += float(np.vdot(inner, inner))

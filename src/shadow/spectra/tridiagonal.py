@@ -67,8 +67,8 @@ def _of_tridiagonal(
     dstein(n, diagonal, beside, count, values.copy(), one_block, end, vectors, n, work, iwork, failed, info)
     if info[0] == 0 and np.abs(vectors @ vectors.T - np.eye(count)).max() < ORTHONORMAL:
         return vectors
-    _, found = eigh_tridiagonal(diagonal, beside[: n - 1], select="i", select_range=(n - count, n - 1))
-    return np.ascontiguousarray(found.T)
+    _, vectors = eigh_tridiagonal(diagonal, beside[: n - 1], select="i", select_range=(n - count, n - 1))
+    return np.ascontiguousarray(vectors.T)
 
 
 @cache

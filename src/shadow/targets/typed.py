@@ -41,18 +41,18 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
 
 def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     pairs = [pair for family in families.values() for pair in family.pairs]
-    found = [pair for pair in pairs if _is(checkpoint, pair.tuned)]
-    found = found or [pair for pair in pairs if isinstance(pair.base, Reference) and _is(checkpoint, pair.base)]
-    if not found:
+    matching = [pair for pair in pairs if _is(checkpoint, pair.tuned)]
+    matching = matching or [pair for pair in pairs if isinstance(pair.base, Reference) and _is(checkpoint, pair.base)]
+    if not matching:
         known = {reference.repo for family in families.values() for _, _, reference in family.references()}
         close = nearest(checkpoint.repo, sorted(known))
         hint = f"{close} Or {TWO}" if close else f"{TWO}; `shadow families` lists what the registry has"
         raise UsageError(f"no family has a pair with {short(str(checkpoint))}", hint)
-    names = sorted({pair.family for pair in found})
+    names = sorted({pair.family for pair in matching})
     if len(names) > 1:
         hint = f"name one of them: {several(names)}"
         raise UsageError(f"{short(str(checkpoint))} is in {len(names)} families", hint)
-    return tuple(found)
+    return tuple(matching)
 
 
 def _is(asked: Reference, known: Reference) -> bool:
