@@ -435,7 +435,8 @@ def place_for(store: Store) -> Path:
 
 def fetched_file(store: Store, most: int) -> Path:
     """A copy of a list, a policy or another file of most bytes at most. Raises ShadowError."""
-    content = store.parent.read(store.name, most)
+    in_bucket = "/" in store.url.partition("://")[2]
+    content = store.parent.read(store.name, most) if in_bucket else None
     if content is None:
         raise ShadowError(f"{store}: no such file", "check the URL")
     path = place_for(store)
@@ -451,7 +452,7 @@ def is_copy(path: str | os.PathLike[str]) -> bool:
 def as_given(text: object) -> str:
     """A path, or a text with paths, for people and files: copies under their URLs."""
     words = str(text)
-    for path, url in _copies.items():
+    for path, url in list(_copies.items()):
         if path in words:
             words = words.replace(path, url)
     return words
