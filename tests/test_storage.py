@@ -804,3 +804,35 @@ def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, 
     assert whole(folder) == [0]
     audited(pair, store, FIRST, overwrite=True)
     assert whole(fetched(at(pair, store))) == [0]
+
+
+@pytest.mark.parametrize(("url", "extra"), [("s3://b/x", "s3"), ("gs://b/x", "gs"), ("az://b/x", "az")])
+def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url, extra):
+    """Wrong usage, exit code 2, with the command that installs it."""
+    monkeypatch.setattr("shadow.extras._is_installed", lambda _: False)
+    code, _, err = command("show", url)
+    assert code == 2
+    error, hint = err.splitlines()
+    assert error.startswith(f"error: {url}: ")
+    assert error.endswith("is not installed")
+    assert hint == f"hint:  pip install 'shadow-audit[{extra}]'"
+
+
+def test_options_that_a_driver_does_not_know_are_wrong_usage(store):
+    """Told before anything is reached, with no value."""
+    wrong = replace(store, url="s3://bucket/x", options={"config_kwargs": SECRET})
+    with pytest.raises(UsageError, match="wrong options") as raised:
+        wrong.files()
+    assert SECRET not in raised.value.message
+
+
+def test_a_condition_that_does_not_hold_is_no_fault(store, monkeypatch):
+    """The driver of Google's store answers 412 where others say that the file exists."""
+
+    class HttpError(Exception):
+        code = 412
+
+    assert store.create("claim", b"first")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *_, **__: (_ for _ in ()).throw(HttpError()))
+    assert not store.create("claim", b"second")
+    assert store.create("claim", b"first")

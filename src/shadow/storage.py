@@ -272,8 +272,12 @@ class Store:
         One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides: two who create it
         at once see the same.
         """
-        with self._reaching(name), contextlib.suppress(FileExistsError):
-            self._system().pipe_file(self._path(name), content, mode="create")
+        with self._reaching(name):
+            try:
+                self._system().pipe_file(self._path(name), content, mode="create")
+            except Exception as error:  # gcsfs has no FileExistsError for 412: the condition does not hold
+                if not isinstance(error, FileExistsError) and _status(error) != 412:
+                    raise
         if not self.scheme.atomic:
             time.sleep(MOMENT)
         return self.read(name, max(len(content), 10_000)) == content
