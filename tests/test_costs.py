@@ -79,7 +79,7 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
 
     And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was made.
     """
-    monkeypatch.setattr(run_module, "pace", lambda method, jobs: 1e9)
+    monkeypatch.setattr(run_module, "pace", lambda method, jobs, offload: 1e9)
     name_rules()
     settings = Settings(Method(), Filter())
 

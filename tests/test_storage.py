@@ -32,7 +32,7 @@ from shadow.findings.summary import read_summary
 from shadow.reports import remote
 from shadow.reports.provenance import finished_metadata
 from shadow.reports.remote import CLAIM, fetched, fetched_if_any, publish, published_metadata
-from shadow.reports.tables import read_tables
+from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, parsed_options, url_of, work_folder
 from shadow.targets.families import given_pair
@@ -84,8 +84,10 @@ def audited(pair, store, settings=PLAIN, **options):
 def whole(folder):
     """The settings of a report all of whose files are of one audit; fails for half a one."""
     summary, metadata = read_summary(folder)
-    told = [json.loads(table.schema.metadata[b"shadow"]) for table in read_tables(folder, TABLES).values()]
-    assert all(one == metadata for one in told)
+    report = Report(folder)
+    for name in TABLES:
+        assert report.table(name) is not None  # whole, and of the audit that the report is of
+        assert json.loads(report.parquet(name).schema_arrow.metadata[b"shadow"]) == metadata
     assert not summary.warnings or all(warning.code != "older_report" for warning in summary.warnings)
     return metadata["settings"]["chosen"]["layers"]
 
