@@ -50,6 +50,8 @@ SMALL, LARGE = 2e-3, 0.1  # relative norms: below, of most preference and RL sta
 SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
+IN_PROPORTION = 1.1  # energy over its share of the parameters, or the reverse, up to which a part has its share
+STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 KINDS: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
@@ -132,6 +134,7 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "unread_formats": "a part is stored in a format that is not read",
     "size": "how large the change is, and where it lies",
     "coherent": "it has more structure than noise; how much, where, and whether it follows the base's directions",
+    "standing_out": "how many directions of the median matrix are above what noise can reach, and how much they hold",
     "low_rank": "few directions hold it",
     "flat": "it is flatter than noise",
     "noise": "nothing tells it from noise",
@@ -368,6 +371,14 @@ class _Part:
     def holds_more(self) -> bool:
         return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
 
+    @property
+    def in_proportion(self) -> bool:
+        """Has it about as much of the energy as of the parameters? What has little of both counts as having it."""
+        if self.size is None:
+            return False
+        few, many = sorted((self.energy, self.size))
+        return many < WORTH_NAMING or many <= IN_PROPORTION * few
+
     def told(self, draft: _Draft, sized: bool = False) -> str:
         """`46 %`; with its share of the parameters where that is asked for, or where it holds more than that."""
         text = draft.write(self.energy, f"{self.place}.energy_share", percent)
@@ -448,11 +459,22 @@ def _modules(draft: _Draft) -> str:
             named.append(part)
     names = listed([f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named])
     most = sum(part.energy for part in named) >= MOST
+    if all(part.in_proportion for part in parts):
+        return _in_proportion(draft, parts[0])
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(draft)}" for part in parts if part.holds_more and part not in named
     ]
     return f"{first} {_capital(listed(rest))}." if rest else first
+
+
+def _in_proportion(draft: _Draft, largest: _Part) -> str:
+    """Every part has its share, so that none is to be named but as an example."""
+    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", percent)
+    energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
+    name = largest.name
+    verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
+    return f"It is spread in proportion to the parameters: {name}, {size} of them, {verb} {energy} of it."
 
 
 def _moved(draft: _Draft) -> str:
@@ -566,16 +588,16 @@ def _structure(summary: Summary) -> list[Sentence]:
     draft.write(judged, "inside_layers.judged", str)
     if 2 * flatter >= judged:
         many = draft.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
-        text = f"In {many} inside layers it is flatter than noise: spread over more directions than random changes are."
+        text = f"In {many} inside layers the change is flatter than noise: spread over more directions than random changes are."
         return [draft.sentence("flat", text)]
     if _is_low_rank(summary):
         return [_low_rank(draft)]
     many = draft.write(beyond, "inside_layers.beyond_noise", lambda _: _all_of(beyond, judged))
     if 2 * beyond >= judged:
-        text = f"In {many} inside layers it has more structure than noise."
-        return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft))]
+        text = f"In {many} inside layers the change has more structure than noise."
+        return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft)), *_standing_out(summary)]
     if 10 * (beyond + flatter) >= judged:
-        text = f"In {many} inside layers it has more structure than noise; in most, nothing tells it from noise."
+        text = f"In {many} inside layers the change has more structure than noise; in most, nothing tells it from noise."
         return [draft.sentence("mixed", text)]
     which = "no matrix inside layers has"
     if beyond:
@@ -609,10 +631,13 @@ def _coherence(draft: _Draft) -> str:
         unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
         if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
             return "How coherent the update was before it was stored is unknown."
-        return "" if side is None else f"It is less coherent than {whole(side)} equal directions, as many as there are."
+        if side is None:
+            return ""
+        return f"Its median matrix is less coherent than a change along all {whole(side)} directions alike would be."
     draft.write(value, "inside_layers.equivalent_directions", about)
-    of = f" of {whole(side)}" if side is not None else ""
-    text = f"The median matrix is as coherent as {about(value)} equal directions{of} would be"
+    of = f", of {whole(side)} possible" if side is not None else ""
+    along = _equally_strong(value)
+    text = f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
     rows = [
         row for row in summary.coherence if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
     ]
@@ -622,11 +647,35 @@ def _coherence(draft: _Draft) -> str:
     low, high = (row.equivalent_directions or 0.0 for row in (least, most))
     several = len({row.component for row in rows}) > 1
     if high < APART * low:
-        return f"{text}, and its modules are alike in this."
+        return f"{text}; modules differ little."
     names = [_named_in(row.component, row.module, several) for row in (least, most)]
     for row, value in ((least, low), (most, high)):
         draft.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
-    return f"{text}, from {about(low)} in {names[0]} to {about(high)} in {names[1]}."
+    return f"{text}; modules lie between {about(low)} ({names[0]}) and {about(high)} ({names[1]})."
+
+
+def _equally_strong(value: float) -> str:
+    """`33 equally strong directions`."""
+    return "1 direction" if about(value) == "1" else f"{about(value)} equally strong directions"
+
+
+def _stands_out(summary: Summary) -> bool:
+    """Has the median matrix directions above what noise can reach, and do they hold enough of it to be told?"""
+    spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
+    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
+
+
+def _standing_out(summary: Summary) -> list[Sentence]:
+    """The directions that stand out one by one, which a measure of coherence does not count."""
+    if not _stands_out(summary):
+        return []
+    draft = _Draft(summary)
+    spikes, energy, side = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0, draft.overall("short_side")
+    of = f" of {whole(side)}" if side is not None else ""
+    verbs = "stands out from noise and holds" if about(spikes) == "1" else "stand out from noise and hold"
+    few = "direction" if about(spikes) == "1" and not of else "directions"
+    text = f"In the median matrix {about(spikes)}{of} {few} {verbs} {percent(energy)} of its change."
+    return [draft.sentence("standing_out", text)]
 
 
 def _alignment(draft: _Draft) -> str:
@@ -644,7 +693,7 @@ def _alignment(draft: _Draft) -> str:
         if least >= TURNED and (excess > 0) == (value > null):
             (follows if excess > 0 else avoids).append((what, value, null))
     if not follows and not avoids:
-        return "It neither follows nor avoids the base's leading directions."
+        return "The change neither follows nor avoids the base's leading directions."
     verb, sides = ("follows", follows) if follows else ("avoids", avoids)
     alone = listed(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
     if len(sides) == 1:
@@ -652,7 +701,7 @@ def _alignment(draft: _Draft) -> str:
     else:
         which = "leading directions"
         share = listed([f"{value:.1f} ({what})" for what, value, _ in sides])
-    text = f"It {verb} the base's {which}, which hold {share} times an even share of it"
+    text = f"The change {verb} the base's {which}, which hold {share} times an even share of it"
     return f"{text}; the sizes of its rows and columns alone would make that {alone}."
 
 
@@ -807,9 +856,12 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         )
     rank = draft.write(least, "inside_layers.rank_least", whole)
     if least > min(USUAL_RANK, HIGH * side):
-        return _explained(
-            code, "no", reason=f"the median update has rank {rank} or more, of {whole(side)}", figures=draft.figures
-        )
+        reason = f"the median update has rank {rank} or more, of {whole(side)}"
+        if _stands_out(summary):
+            spikes = draft.inside("spikes") or 0
+            what = "the direction that stands out" if about(spikes) == "1" else f"the {about(spikes)} that stand out"
+            reason = f"not alone: {reason}; with another change beside it, an adapter may have left {what}"
+        return _explained(code, "no", reason=reason, figures=draft.figures)
     if least > 1:
         return _explained(
             code,
