@@ -362,7 +362,11 @@ def planted(at, spikes, share, seed=0):
     """Checkpoints of one layer whose deltas have a share of their energy in so many directions, the rest in noise."""
     rng = np.random.default_rng([seed, spikes])
     sides = {"base": {}, "tuned": {}}
-    for name, (m, n) in {"self_attn.q_proj": (256, 256), "mlp.up_proj": (320, 256), "mlp.down_proj": (256, 320)}.items():
+    for name, (m, n) in {
+        "self_attn.q_proj": (256, 256),
+        "mlp.up_proj": (320, 256),
+        "mlp.down_proj": (256, 320),
+    }.items():
         left, right = (np.linalg.qr(rng.standard_normal((size, max(spikes, 1))))[0] for size in (m, n))
         N = rng.standard_normal((m, n)) / math.sqrt(m * n)
         S = left @ right.T / math.sqrt(max(spikes, 1))
@@ -372,9 +376,7 @@ def planted(at, spikes, share, seed=0):
     for side, tensors in sides.items():
         (at / side).mkdir(parents=True)
         save_file(tensors, at / side / "model.safetensors")
-    return {
-        name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy() for name in sides["base"]
-    }
+    return {name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy() for name in sides["base"]}
 
 
 @pytest.mark.parametrize(("spikes", "share"), [(8, 0.5), (1, 0.3), (20, 0.6)])

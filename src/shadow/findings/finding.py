@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import QuarterRow
+from shadow.places.groups import ATTENTION, MLP
 from shadow.spectra.purity import ENOUGH_KEPT
 from shadow.text import counted
 
@@ -330,7 +332,7 @@ def _norm(draft: _Draft, apart: bool) -> str:
     of = of_what(draft.summary)
     text = draft.write(stored, "figures.relative_norm_overall", percent)
     unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
-    if unrounded is None or abs(unrounded - stored) < DIFFERENT * stored or apart:
+    if unrounded is None or not _told_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
         lost = 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices"))
         return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
@@ -338,9 +340,34 @@ def _norm(draft: _Draft, apart: bool) -> str:
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
+def _told_unrounded(summary: Summary) -> bool:
+    """Is the norm before storage known, and so different from the stored one that it is told instead?"""
+    stored, unrounded = (summary.figures.get(f"relative_norm_overall{more}") for more in ("", "_unrounded"))
+    return stored is not None and unrounded is not None and abs(unrounded - stored) >= DIFFERENT * stored
+
+
 def of_what(summary: Summary) -> str:
     """What the overall relative norm is relative to, in words."""
     return "of the norm of the weights that changed" if _frozen(summary) else "of the base's norm"
+
+
+def parameter_ratio(summary: Summary, figure: str) -> float | None:
+    """What a ratio of energies would be if every parameter that changed had moved alike: that of the parameters.
+
+    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is nothing below.
+    """
+    layers = Counter(row.component for row in summary.depth).most_common(1)
+    main = "language" if any(row.component == "language" for row in summary.depth) else (layers or [("", 0)])[0][0]
+    above = below = 0
+    for row in summary.modules:
+        if figure == "attention_to_mlp":
+            of_main = row.component == main
+            above += row.parameters if of_main and row.module.startswith(ATTENTION) else 0
+            below += row.parameters if of_main and row.module.startswith(MLP) else 0
+        else:
+            above += row.parameters if row.component == figure.removesuffix("_to_language") else 0
+            below += row.parameters if row.component == "language" else 0
+    return above / below if below else None
 
 
 def _frozen(summary: Summary) -> bool:
@@ -597,7 +624,9 @@ def _structure(summary: Summary) -> list[Sentence]:
         text = f"In {many} inside layers the change has more structure than noise."
         return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft)), *_standing_out(summary)]
     if 10 * (beyond + flatter) >= judged:
-        text = f"In {many} inside layers the change has more structure than noise; in most, nothing tells it from noise."
+        text = (
+            f"In {many} inside layers the change has more structure than noise; in most, nothing tells it from noise."
+        )
         return [draft.sentence("mixed", text)]
     which = "no matrix inside layers has"
     if beyond:
@@ -944,8 +973,7 @@ def _with_few_values(side: str, few: int, judged: int) -> str:
 
 def _short_run(draft: _Draft) -> Explanation:
     code, figures = "short_run", draft.summary.figures
-    unrounded = figures.get("relative_norm_overall_unrounded")
-    name = "relative_norm_overall" if unrounded is None else "relative_norm_overall_unrounded"
+    name = "relative_norm_overall_unrounded" if _told_unrounded(draft.summary) else "relative_norm_overall"
     value = figures[name]
     if value is None:
         return _explained(code, "cannot_be_excluded", reason="the size of the change is unknown", figures={})

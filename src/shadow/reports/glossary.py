@@ -85,8 +85,7 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         ),
         "null PR": "the participation ratio of the null",
         "concentration": (
-            "how far the PR lies below the null PR: ln(null PR / PR) / ln(null PR); 0 is as the null, 1 is rank "
-            "one"
+            "how far the PR lies below the null PR: ln(null PR / PR) / ln(null PR); 0 is as the null, 1 is rank one"
         ),
         "spike": "a singular value above the edge of the null",
         "noise": (

@@ -36,7 +36,9 @@ OF_SCREENS = {
     "not alone": Head(
         "the explanation is excluded for the change as a whole, and not for the directions of it that stand out"
     ),
-    "directions": Head("singular vectors of a change, or how many equally strong ones are like it", "participation_ratio"),
+    "directions": Head(
+        "singular vectors of a change, or how many equally strong ones are like it", "participation_ratio"
+    ),
     "stand out": Head("singular values above the null edge, which noise of the same profile does not reach", "spikes"),
     "sign-flip null": Head(f"the null: {NULL}", "null_participation_ratio"),
     "attention : mlp": Head(
@@ -44,7 +46,9 @@ OF_SCREENS = {
         "attention_to_mlp",
     ),
     "vision : language": Head("energy of the change in the vision tower over that in language", "vision_to_language"),
-    "projector : language": Head("energy of the change in the projector over that in language", "projector_to_language"),
+    "projector : language": Head(
+        "energy of the change in the projector over that in language", "projector_to_language"
+    ),
     "in brackets": Head("spread over layers: how far the figure would move with other layers, not with other runs"),
     "even share": Head("what 16 directions would hold if the energy lay evenly: 16 / rows, or 16 / columns"),
     "follows": Head(ALIGNED, "alignment_left"),
