@@ -108,8 +108,8 @@ def row_of_demo() -> str:
     told = row.iloc[0]
     words = (
         f"In words: training moved the up-projection of layer {told['layer']:.0f} by {told['relative_norm']:.1%} "
-        f"of its norm.\nIts participation ratio is that of {told['participation_ratio']:.0f} equally strong directions. "
-        f"The same entries with random signs have that of {told['null_participation_ratio']:.0f}."
+        f"of its norm.\nIts participation ratio is that of {told['participation_ratio']:.0f} equally strong "
+        f"directions. The same entries with random signs have that of {told['null_participation_ratio']:.0f}."
     )
     shown = row.to_string(index=False, float_format="{:.3g}".format)
     return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"

@@ -39,7 +39,8 @@ def row(layer, module, /, **figures):
         "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0, "numerical_rank": 64,
         "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30, "rank_95": 40, "rank_99": 55,
         "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
-        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0, **{f"top{k}_energy": k / 64 for k in TOPS},
+        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
+        **{f"top{k}_energy": k / 64 for k in TOPS},
     }  # fmt: skip
     return reports.delta(0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures})
 

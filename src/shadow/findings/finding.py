@@ -615,7 +615,8 @@ def _structure(summary: Summary) -> list[Sentence]:
     draft.write(judged, "inside_layers.judged", str)
     if 2 * flatter >= judged:
         many = draft.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
-        text = f"In {many} inside layers the change is flatter than noise: spread over more directions than random changes are."
+        text = f"In {many} inside layers the change is flatter than noise: "
+        text += "spread over more directions than random changes are."
         return [draft.sentence("flat", text)]
     if _is_low_rank(summary):
         return [_low_rank(draft)]

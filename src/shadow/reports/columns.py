@@ -717,10 +717,10 @@ TABLES = {
                 "floor_ratio null_participation_ratio concentration null_edge spikes spike_energy null_edge_sampled "
                 "spikes_sampled null_participation_ratio_sampled sigma_scale sigma_scale_iqr"
             ),
-            # which row it is; how much changed, how coherently, and how much of that is the update
+            # which row it is; how much changed, how coherently beside noise, and how much of that is the update
             _names(
-                "tensor component layer module subject relative_norm concentration participation_ratio "
-                "equivalent_directions kept"
+                "tensor component layer module subject relative_norm floor_ratio concentration participation_ratio "
+                "null_participation_ratio equivalent_directions spikes kept"
             ),
         ),
         Table(

@@ -118,7 +118,7 @@ def _three_figures(summary: Summary) -> RenderableType:
 def _label_line(summary: Summary) -> str:
     """The label of a pair that passed every gate, in few words; why it has none."""
     if summary.has_label:
-        return f"label: {summary.label}"
+        return f"label: {summary.label}, by the lab's trainings"
     if summary.reference is not None:
         return "no label: known trainings are of decoders"
     if summary.figures["concentration"] is None:
@@ -280,7 +280,7 @@ def _tokens(f: Mapping[str, float | int | None]) -> str:
     if f["embedding_rows_changed"] is None:
         return ""
     carrying = number(f["embedding_row_participation_ratio"])
-    return f"{share(f['embedding_rows_changed'])} of the embeddings changed; their participation ratio is {carrying}"
+    return f"{share(f['embedding_rows_changed'])} of the embeddings changed; participation ratio {carrying} tokens"
 
 
 def _about_intervals(summary: Summary) -> str:
@@ -369,12 +369,10 @@ def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType |
             prefix = f"{component} " if len(components) > 1 else ""
             low, high = form(min(values)), form(max(values))
             if max(values) - min(values) < UNEVEN_BY * max(map(abs, values)):
-                grid.add_row(
-                    f"{prefix}{title}", Text("flat", "dim"), Text(low if low == high else f"{low} to {high}", "dim")
-                )
-                continue
-            line = sparkline(every, min(SPARK, max(8, width - 50)), bars)
-            grid.add_row(f"{prefix}{title}", Text(line, "cyan"), Text(f"{low} to {high}", "dim"))
+                line = Text("flat", "dim")
+            else:
+                line = Text(sparkline(every, min(SPARK, max(8, width - 50)), bars), "cyan")
+            grid.add_row(f"{prefix}{title}", line, Text(low if low == high else f"{low} to {high}", "dim"))
     if not grid.rows:
         return None
     first, last = depth[0].layer, max(row.layer for row in depth)
