@@ -44,7 +44,7 @@ HEADS = {
     ),
     # words of the finding
     "other": Head("a part or a matrix whose role is not known from its name", "module"),
-    "as coherent as": Head("how many equally strong directions would be as coherent; no count", "equivalent_directions"),
+    "as coherent as": Head("how many equally strong directions are as coherent; no count", "equivalent_directions"),
     "coherent": Head("how few equally strong directions would be as coherent as the change", "equivalent_directions"),
     "noise": Head("random signs, with the row and column sizes of the change", "purity_z"),
     "structure": Head("what tells a change from noise: purity_z is above 5", "purity_z"),
