@@ -26,7 +26,7 @@ HEADS = {
     "identical": Head("number of tensors of the component that are identical in both checkpoints"),
     "rel. norm": Head(MEDIAN, "relative_norm"),
     "relative norm": Head("norm of the whole change relative to the base", "relative_norm_overall"),
-    "energy": Head("share of the pair's energy of change that is in the matrices of the row", "energy_share"),
+    "energy": Head("share of the row in the energy of change of all that was measured", "energy_share"),
     "conc.": Head(MEDIAN, "concentration"),
     "PR": Head(MEDIAN, "participation_ratio"),
     "null PR": Head(MEDIAN, "null_participation_ratio"),
