@@ -76,7 +76,7 @@ def audited_demo() -> str:
     with tempfile.TemporaryDirectory() as folder:
         text = shadow("audit", "demo:base..narrow", "-o", folder)
     text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
-    text = re.sub(r"(?m)^(report +).*$", r"\1reports/demo/base..narrow/", text)
+    text = text.replace(folder, "reports")
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
 
 
