@@ -280,7 +280,7 @@ def test_the_note_names_a_few():
 
 
 def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
-    """In JSON, on the screen and in docs/schema.md, the same of matrices.parquet, with every column the README reads."""
+    """In JSON, on the screen and in docs/schema.md, the same, among them every one that the README reads."""
     told = json.loads(shadow("schema", "--json").assert_done())["tables"]
     marked = {name: [one["name"] for one in table["columns"] if one["start_here"]] for name, table in told.items()}
     start = marked.pop("matrices")

@@ -501,7 +501,7 @@ def _in_proportion(draft: _Draft, largest: _Part) -> str:
     energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
     name = largest.name
     verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
-    return f"It is spread in proportion to the parameters: {name}, {size} of them, {verb} {energy} of it."
+    return f"It is spread about in proportion to the parameters: {name}, {size} of them, {verb} {energy} of it."
 
 
 def _moved(draft: _Draft) -> str:
