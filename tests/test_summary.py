@@ -173,6 +173,8 @@ def test_layers_that_hardly_differ_have_no_chart(audited):
     summary = read_summary(audited[0])[0]
     alike = [replace(row, relative_norm=0.01 + 1e-4 * (at % 2)) for at, row in enumerate(summary.depth)]
     assert "rel. norm flat 1.0 %" in shown(summary, audited[0], depth=alike, full=True)
+    still = [replace(row, up_effective_rank_shift=0.001 * (-1) ** at) for at, row in enumerate(summary.depth)]
+    assert "MLP up shift flat -0.001 to 0.001" in shown(summary, audited[0], depth=still, full=True)
     apart = [replace(row, relative_norm=0.01 * (1 + at)) for at, row in enumerate(summary.depth)]
     assert "rel. norm flat" not in shown(summary, audited[0], depth=apart, full=True)
 

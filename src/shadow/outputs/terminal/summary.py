@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
 
 
+SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
 UNEVEN_BY = 0.05  # of the largest absolute value: how far layers have to differ for a chart to be drawn
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
@@ -72,7 +73,7 @@ def summary_view(
         parts += [component_table(summary.components, width), ""]
     if summary.modules:
         parts += [module_table(summary.modules, width), ""]
-    if full and (profile := _depth(summary.depth, width, bars)):
+    if full and (profile := _depth(summary.depth, width, bars, summary.figures["short_side"])):
         parts += [profile, ""]
     if full and summary.without_base:
         parts += [_without_base(summary.without_base), ""]
@@ -347,8 +348,11 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
     return text_table("By module, medians over matrices", columns, wider=wider, width=width)
 
 
-def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType | None:
-    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value."""
+def _depth(depth: Sequence[LayerRow], width: int, bars: str, short_side: float | None) -> RenderableType | None:
+    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value.
+
+    Where layers hardly differ there is none, as its scale would make a trend of nothing.
+    """
     components = list(dict.fromkeys(row.component for row in depth))
     grid = Table.grid(padding=(0, 2))
     for component in components:
@@ -368,7 +372,8 @@ def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType |
                 continue
             prefix = f"{component} " if len(components) > 1 else ""
             low, high = form(min(values)), form(max(values))
-            if max(values) - min(values) < UNEVEN_BY * max(map(abs, values)):
+            least = SHIFTED * (short_side or 0) if name.endswith("rank_shift") else 0.0
+            if max(values) - min(values) < max(least, UNEVEN_BY * max(map(abs, values))):
                 line = Text("flat", "dim")
             else:
                 line = Text(sparkline(every, min(SPARK, max(8, width - 50)), bars), "cyan")
