@@ -46,6 +46,7 @@ from shadow.reports.columns import (
     Column,
 )
 from shadow.reports.columns import SCHEMA as NUMBER
+from shadow.reports.glossary import GLOSSARY
 from shadow.reports.schema import FILES, RULES, is_later, null_cases
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +76,7 @@ def audited_demo() -> str:
     with tempfile.TemporaryDirectory() as folder:
         text = shadow("audit", "demo:base..narrow", "-o", folder)
     text = re.sub(r"(?m)^(base|tuned)  .*/demo/(\w+)$", r"\1   .../registry/demo/\2", text)
-    text = re.sub(r"(?m)^(report +).*$", r"\1reports/demo/base..narrow/", text)
+    text = text.replace(folder, "reports")
     return re.sub(r", [\d.]+ s$", ", 0.3 s", text, flags=re.MULTILINE)
 
 
@@ -107,8 +108,8 @@ def row_of_demo() -> str:
     told = row.iloc[0]
     words = (
         f"In words: training moved the up-projection of layer {told['layer']:.0f} by {told['relative_norm']:.1%} "
-        f"of its norm.\nThe change has about {told['participation_ratio']:.0f} directions. The same entries with "
-        f"random signs would have about {told['null_participation_ratio']:.0f}."
+        f"of its norm.\nIts participation ratio is that of {told['participation_ratio']:.0f} equally strong "
+        f"directions. The same entries with random signs have that of {told['null_participation_ratio']:.0f}."
     )
     shown = row.to_string(index=False, float_format="{:.3g}".format)
     return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"
@@ -183,6 +184,15 @@ def gates() -> str:
     return "\n".join(["| gate | passes when |", "|---|---|", *(f"| {name} | {text} |" for name, text in GATES.items())])
 
 
+def glossary() -> str:
+    """A Markdown table of terms for each section of the glossary."""
+    parts = []
+    for section, terms in GLOSSARY.items():
+        rows = [f"| {names} | {text} |" for names, text in terms.items()]
+        parts.append("\n".join([f"{section}:", "", "| term | meaning |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
 def formats() -> str:
     """A Markdown table of what `shadow export --to` writes."""
     rows = [f"| `{name}` | {form.what} | `{form.opens}` |" for name, form in FORMATS.items()]
@@ -245,6 +255,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "scores": lambda: table(SCORES),
     "figures": lambda: table(FIGURES),
     "formats": formats,
+    "glossary": glossary,
 }
 
 

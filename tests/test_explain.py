@@ -14,6 +14,7 @@ from shadow.outputs.terminal.comparison import comparison_view
 from shadow.outputs.terminal.summary import component_table, module_table
 from shadow.outputs.terminal.words import other_words
 from shadow.reports import columns
+from shadow.reports.glossary import terms
 from shadow.reports.heads import HEADS
 
 WIDE = 400
@@ -96,6 +97,20 @@ def test_a_misspelt_head_answers_with_the_nearest():
         (["kept"], "finished report"),
         (["kept"], "share of the stored delta's energy"),  # the column of that name
         (["FAILED"], "its condition is true"),
+        (["rounding"], "a gate: it passes when"),
+        (["profile"], "how large the rows and the columns"),
+        (["update"], "what training did to the weights"),
+        (["lab"], "small models that were trained on known data"),
+        (["Delta"], "the difference tuned − base"),
+        (["embed"], "a module:"),
+        (["mlp.up"], "a module:"),
+        (["rank", "one"], "a single direction"),
+        (["effective number"], "entropy of the shares"),
+        (["sign-flip null"], "random sign"),
+        (["leading directions"], "16 singular vectors"),
+        (["attention", ":", "MLP"], "ratio of parameters"),
+        (["null edge"], "sqrt(max r_i) + sqrt(max c_j)"),
+        (["participation", "share"], "participation_ratio / null_participation_ratio"),
         (["not_a_matrix"], "vectors: only their relative norm"),
         (["short or slow training"], "another explanation"),
     ],
@@ -105,6 +120,32 @@ def test_other_words_of_the_screens_are_explained(words, told):
     result = explained(*words)
     assert result.exit_code == 0
     assert told in " ".join(result.stdout.split())
+
+
+def test_several_words_are_explained_one_after_another():
+    """Where they are no phrase; of several of which one is unknown none is explained."""
+    text = explained("spikes", "delta").stdout
+    assert "singular values above null_edge" in text
+    assert "the difference tuned − base" in text
+    assert explained("spikes", "qwertz").exit_code != 0
+
+
+@pytest.mark.parametrize("word", ["pandas", "banana", "weather", "qwertz"])
+def test_a_word_that_is_unlike_all_others_gets_no_guess(word):
+    """What is alike by chance, as `profile` and `failed`, helps nobody."""
+    assert explained(word).exception.hint == "`shadow explain` lists columns and words"
+
+
+def test_the_column_comes_before_another_meaning():
+    """`kept` is a column first, and then how a pair of a list stands."""
+    text = " ".join(explained("kept").stdout.split())
+    assert text.index("share of the stored delta's energy") < text.index("finished report")
+
+
+@pytest.mark.parametrize("term", terms())
+def test_every_term_of_the_glossary_is_explained(term):
+    """As it stands there."""
+    assert explained(*term.split()).exit_code == 0
 
 
 def test_a_word_names_a_column_that_there_is():

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import reports
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import shadow
@@ -38,7 +39,8 @@ def row(layer, module, /, **figures):
         "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0, "numerical_rank": 64,
         "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30, "rank_95": 40, "rank_99": 55,
         "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
-        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, **{f"top{k}_energy": k / 64 for k in TOPS},
+        "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
+        **{f"top{k}_energy": k / 64 for k in TOPS},
     }  # fmt: skip
     return reports.delta(0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures})
 
@@ -96,6 +98,7 @@ MUST = {  # by code: what a report has to be of for the sentence to stand there
     ),
     "size": lambda at: told(at, model()),
     "coherent": lambda at: told(at, model()),
+    "standing_out": lambda at: told(at, model(spikes=1, spike_energy=0.1)),
     "low_rank": lambda at: told(at, model(**RANK_8)),
     "flat": lambda at: told(at, model(purity_z=-20.0)),
     "noise": lambda at: told(at, model(purity_z=0.5)),
@@ -117,6 +120,7 @@ MUST_NOT = {  # a near miss of the same code
     "unread_formats": lambda at: told(at, model(), extra_tensors=alone(1)),
     "size": lambda at: told(at, [], extra_tensors=same()),
     "coherent": lambda at: told(at, model(purity_z=4.9)),
+    "standing_out": lambda at: told(at, model(spikes=9, spike_energy=0.099)),
     "low_rank": lambda at: told(at, model(**{**RANK_8, **{f"top{k}_energy": 0.98 for k in TOPS}})),
     "flat": lambda at: told(at, model(purity_z=-4.9)),
     "noise": lambda at: told(at, model(purity_z=5.1)),
@@ -207,6 +211,18 @@ def test_a_head_of_more_than_its_share_is_named_with_both_shares(tmp_path):
     """46 % of the energy with a thirteenth of the parameters; with its share it is a module like any other."""
     assert "the head (46 %, with 7.7 % of the parameters)" in sentence(told(tmp_path / "a", with_head(0.46)), "size")
     assert "head" not in sentence(told(tmp_path / "b", with_head(1 / 13)), "size")
+
+
+def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
+    """Embeddings of twelve parts of 24 in both; and with 3 of 5 of the energy, they are named."""
+    energy, size = 12 * 0.05**2, 12 * 64 * 96
+    even = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(energy))]
+    text = sentence(told(tmp_path / "a", even), "size")
+    assert "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have 50 % of it." in text
+    assert "Most of it" not in text
+    more = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(1.5 * energy))]
+    text = sentence(told(tmp_path / "b", more), "size")
+    assert "Most of it is in the embeddings (60 %, with 50 % of the parameters)." in text
 
 
 def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
@@ -309,18 +325,21 @@ def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path)
 def test_modules_are_compared_where_they_differ(tmp_path):
     """Twelve directions and thirty; alike where the ratio is below two."""
     deltas = [{**one, "equivalent_directions": 30.0 if one["module"] == "mlp.up" else 12.0} for one in model()]
-    assert "from 12 in attn.q to 30 in mlp.up" in sentence(told(tmp_path / "a", deltas), "coherent")
-    assert "its modules are alike in this" in sentence(told(tmp_path / "b", model()), "coherent")
+    text = sentence(told(tmp_path / "a", deltas), "coherent")
+    assert "modules lie between 12 (attn.q) and 30 (mlp.up)." in text
+    text = sentence(told(tmp_path / "b", model()), "coherent")
+    assert "as a change along 12 equally strong directions (a measure, not a count), of 64 possible; modules" in text
+    assert "modules differ little." in text
 
 
 @pytest.mark.parametrize(
     ("figures", "text"),
     [
-        ({"alignment_right": 2.1}, "It follows the base's leading inputs, which hold 2.1 times an even share"),
-        ({"alignment_left": 0.5}, "It avoids the base's leading outputs, which hold 0.5 times an even share"),
+        ({"alignment_right": 2.1}, "The change follows the base's leading inputs, which hold 2.1 times an even share"),
+        ({"alignment_left": 0.5}, "The change avoids the base's leading outputs, which hold 0.5 times an even share"),
         ({"alignment_left": 1.5, "alignment_right": 2.1}, "hold 1.5 (outputs) and 2.1 (inputs) times an even share"),
-        ({"alignment_right": 1.2}, "It neither follows nor avoids"),
-        ({"alignment_right": 2.1, "alignment_right_null": 2.0}, "It neither follows nor avoids"),
+        ({"alignment_right": 1.2}, "The change neither follows nor avoids"),
+        ({"alignment_right": 2.1, "alignment_right_null": 2.0}, "The change neither follows nor avoids"),
     ],
 )
 def test_alignment_is_held_against_that_of_its_own_profile(tmp_path, figures, text):
@@ -337,7 +356,68 @@ def test_no_number_of_directions_where_the_update_is_unknown(tmp_path):
     """Structure beyond noise, of which rounding is not explained."""
     text = sentence(told(tmp_path, model(**UNKNOWN)), "coherent")
     assert "How coherent the update was before it was stored is unknown." in text
-    assert "equal directions" not in text
+    assert "directions (" not in text
+
+
+def planted(at, spikes, share, seed=0):
+    """Checkpoints of one layer whose deltas have a share of their energy in so many directions, the rest in noise."""
+    rng = np.random.default_rng([seed, spikes])
+    sides = {"base": {}, "tuned": {}}
+    for name, (m, n) in {
+        "self_attn.q_proj": (256, 256),
+        "mlp.up_proj": (320, 256),
+        "mlp.down_proj": (256, 320),
+    }.items():
+        left, right = (np.linalg.qr(rng.standard_normal((size, max(spikes, 1))))[0] for size in (m, n))
+        N = rng.standard_normal((m, n)) / math.sqrt(m * n)
+        S = left @ right.T / math.sqrt(max(spikes, 1))
+        W = rng.standard_normal((m, n))
+        for side, D in (("base", 0.0), ("tuned", math.sqrt(share) * S + math.sqrt(1 - share) * N)):
+            sides[side][f"model.layers.0.{name}.weight"] = torch.from_numpy(W + D).float()
+    for side, tensors in sides.items():
+        (at / side).mkdir(parents=True)
+        save_file(tensors, at / side / "model.safetensors")
+    return {name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy() for name in sides["base"]}
+
+
+@pytest.mark.parametrize(("spikes", "share"), [(8, 0.5), (1, 0.3), (20, 0.6)])
+def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spikes, share):
+    """The finding names as many as were planted, and NumPy's share of the energy above the edge of the null."""
+    deltas = planted(tmp_path, spikes, share)
+    held = []
+    for D in deltas.values():
+        sigma = np.linalg.svd(D, compute_uv=False)
+        above = sigma > math.sqrt((D**2).sum(axis=1).max()) + math.sqrt((D**2).sum(axis=0).max())
+        assert above.sum() == spikes
+        held.append((sigma[above] ** 2).sum() / (sigma**2).sum())
+    report = shadow.audit(base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out")
+    found = report.summary.finding
+    (one,) = [one for one in found.sentences if one.code == "standing_out"]
+    assert one.figures["inside_layers.spikes"] == spikes
+    assert one.figures["inside_layers.spike_energy"] == pytest.approx(np.median(held), rel=1e-4)
+    verbs = "stands out from noise and holds" if spikes == 1 else "stand out from noise and hold"
+    assert one.text == (
+        f"In the median matrix {spikes} of 256 directions {verbs} {percent(float(np.median(held)))} of its change."
+    )
+    assert found.sentences.index(one) == codes(found).index("coherent") + 1
+
+
+def test_noise_has_no_direction_that_stands_out(tmp_path):
+    """Independent entries, and nothing planted."""
+    planted(tmp_path, 0, 0.0)
+    report = shadow.audit(base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out")
+    assert "standing_out" not in codes(report.summary.finding)
+
+
+def test_an_adapter_beside_another_change_is_not_excluded(tmp_path):
+    """Rank 8 with half of the energy in noise of full rank: no adapter alone, and the 8 directions are named."""
+    planted(tmp_path, 8, 0.5)
+    report = shadow.audit(base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out")
+    merged = answers(report.summary.finding)["merged_adapter"]
+    assert merged.answer == "no"
+    assert merged.reason.startswith("not alone: the median update has rank ")
+    assert merged.reason.endswith("with another change beside it, an adapter may have left the 8 that stand out")
+    assert merged.figures["inside_layers.spikes"] == 8
 
 
 def test_an_adapter_is_called_one(tmp_path):

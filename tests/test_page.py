@@ -33,6 +33,7 @@ from shadow.outputs.page.cells import columns_of, metric_texts
 from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short, shortened
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
+from shadow.outputs.terminal.typeset import number
 from shadow.reports.columns import DELTA, SPECTRAL
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
@@ -66,7 +67,7 @@ class Elements(HTMLParser):
             attributes, text = self.scripts[-1]
             self.scripts[-1] = (attributes, text + data)
         elif self.inside != "style":
-            self.text += data
+            self.text += data.replace("\N{NO-BREAK SPACE}%", " %")
 
     def json(self, name):
         (text,) = (text for attributes, text in self.scripts if attributes.get("id") == name)
@@ -448,6 +449,31 @@ def test_the_page_without_scripts_tells_what_matters(vision):
         assert text in page.text
 
 
+def test_no_line_of_text_begins_with_a_per_cent_sign(vision):
+    """Between a number and its sign stands a no-break space, in the finding and in every cell."""
+    html = page_of(vision.parent).decode()
+    body = html[html.index("<article") : html.index("</article>")]
+    shown = re.sub(r"<[^>]*>", "", re.sub(r"(?s)<script.*?</script>", "", body))
+    assert re.search("\\d\N{NO-BREAK SPACE}%", shown)
+    finding = body[body.index('class="finding"') : body.index('class="figures"')]
+    assert not re.search(r"\d %", finding)
+
+
+def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second(vision):
+    """Energy in proportion to the parameters is no finding; numbers are those of the terminal."""
+    page, summary = Elements(page_of(vision.parent)), read_summary(vision)[0]
+    attention, mlp = (
+        sum(row.parameters for row in summary.modules if row.component == "language" and row.module.startswith(kind))
+        for kind in ("attn.", "mlp.")
+    )
+    assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
+    null = number(summary.figures["null_participation_ratio"])
+    assert f"as of so many equally strong directions; with random signs {null}" in page.text
+    sections = [told["id"] for tag, told in page.found if tag == "section" and "id" in told]
+    order = [name.rpartition("-")[0] for name in sections]
+    assert order.index("heat") < order.index("spectra") < order.index("depth")
+
+
 def test_text_of_a_report_never_becomes_markup(tmp_path):
     """A hostile name makes no element, no attribute and no end of a script; it is shown with controls made visible."""
     folder = families.small(
@@ -619,7 +645,9 @@ def test_several_pairs_open_with_a_card_each(several, monkeypatch):
     folders = [path.parent for path in several.glob("*/*/summary.json")]
     assert cards.count('class="card"') == len(folders) == 4
     for folder in folders:
-        assert str(escape(read_summary(folder)[0].finding.sentences[0].text)) in cards
+        assert str(escape(read_summary(folder)[0].finding.sentences[0].text)) in cards.replace(
+            "\N{NO-BREAK SPACE}", " "
+        )
     monkeypatch.setattr(page, "MOST_CARDS", 3)
     assert b'class="card"' not in page_of(several)
 

@@ -233,9 +233,9 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     assert top20.most == pytest.approx(0.17)
     text, figures = context_sentence(found)
     assert text == (
-        "The mean relative norm of a tensor is 15 %; published figures of 3 other families of models are 1.0 % to "
-        "50 %, 1 of them smaller. The first 20 directions of a matrix hold 20 % of its energy; in 1 family with pairs "
-        "of about this size they hold 17 % to 17 %, 1 of them less."
+        "The mean relative norm of a tensor is 15 %; in 3 other published families it is 1.0 % to 50 %, and 1 has "
+        "less. The first 20 directions hold 20 % of a matrix's change, more than in the 1 published family with "
+        "changes of similar relative norm (17 %)."
     )
     assert (figures["published.size.families"], figures["published.top20.below"]) == (3, 1)
 

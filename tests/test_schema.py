@@ -279,15 +279,19 @@ def test_the_note_names_a_few():
     assert "a, b, c, d, e, f and 2 more" in absent_note(list("abcdefgh"))
 
 
-def test_ten_columns_are_marked_to_start_with(shadow, tmp_path):
-    """In JSON, on the screen and in docs/schema.md, the same ten of matrices.parquet and of no other table."""
+def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
+    """In JSON, on the screen and in docs/schema.md, the same, among them every one that the README reads."""
     told = json.loads(shadow("schema", "--json").assert_done())["tables"]
     marked = {name: [one["name"] for one in table["columns"] if one["start_here"]] for name, table in told.items()}
     start = marked.pop("matrices")
-    assert len(start) == 10
+    known = {one["name"] for one in told["matrices"]["columns"]}
+    assert len(start) == 13
     assert {"tensor", "subject", "relative_norm", "concentration"} < set(start)
+    assert {"participation_ratio", "null_participation_ratio", "spikes", "floor_ratio"} < set(start)
     assert not any(marked.values())
     lines = (Path(__file__).parents[1] / "docs" / "schema.md").read_text(encoding="utf-8").splitlines()
     assert [line.split("`")[1] for line in lines if "**Start here.**" in line] == start
     shown = run_shadow("schema", "matrices", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}).assert_done()
     assert [line.split()[0] for line in shown.splitlines() if "; start here" in line] == start
+    listed = [line.split()[0] for line in shown.splitlines() if line.split()[:1] and line.split()[0] in known]
+    assert listed[: len(start)] == start

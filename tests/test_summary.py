@@ -129,7 +129,7 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
 
 
 @pytest.mark.parametrize(
-    ("spikes", "said"), [(1.0, "1 singular value stands out."), (2, "2 singular values stand out.")]
+    ("spikes", "said"), [(1.0, "1 singular value stands out with"), (2, "2 singular values stand out with")]
 )
 def test_one_singular_value_stands_out(audited, spikes, said):
     """The noun and the verb agree with the median."""
@@ -138,6 +138,45 @@ def test_one_singular_value_stands_out(audited, spikes, said):
     one = replace(summary, figures={**summary.figures, "spikes": spikes})
     console.print(summary_view(one, provenance, audited[0], console.options, full=True))
     assert said in console.file.getvalue()
+
+
+def shown(summary, folder, **changes):
+    """What `shadow show` prints of a summary, on one long line each."""
+    console = Console(file=io.StringIO(), width=1000)
+    full = changes.pop("full", False)
+    provenance = read_summary(folder)[1]
+    console.print(summary_view(replace(summary, **changes), provenance, folder, console.options, full=full))
+    return " ".join(console.file.getvalue().split())
+
+
+def test_the_short_summary_says_what_came_of_gates_and_label(audited):
+    """The label of a pair that has one, why another has none, and the gates that failed."""
+    summary = read_summary(audited[0])[0]
+    assert f"gates all 6 passed; label: {summary.label}, by the lab's trainings" in shown(summary, audited[0])
+    none = shown(summary, audited[0], reference=None, label="not assessable")
+    assert "gates all 6 passed; no label: no known training of this size" in none
+    assert "not assessable" not in none
+    failed = [replace(summary.gates[0], passed=False), *summary.gates[1:]]
+    assert f"gates failed {summary.gates[0].name}" in shown(summary, audited[0], gates=failed)
+
+
+def test_the_next_command_can_be_typed_as_it_stands(audited):
+    """With the folder of the report."""
+    lines = [line.split(maxsplit=1) for line in audited[1].out.splitlines()]
+    typed = next(rest for first, rest in (line for line in lines if len(line) == 2) if first == "more").strip()
+    assert typed == f"shadow show {audited[0]} --full"
+    assert shadow(*typed.split()[1:]).code == 0
+
+
+def test_layers_that_hardly_differ_have_no_chart(audited):
+    """A chart from the least to the largest value would make a trend of 1.00 % and 1.01 %."""
+    summary = read_summary(audited[0])[0]
+    alike = [replace(row, relative_norm=0.01 + 1e-4 * (at % 2)) for at, row in enumerate(summary.depth)]
+    assert "rel. norm flat 1.0 %" in shown(summary, audited[0], depth=alike, full=True)
+    still = [replace(row, up_effective_rank_shift=0.001 * (-1) ** at) for at, row in enumerate(summary.depth)]
+    assert "MLP up shift flat -0.001 to 0.001" in shown(summary, audited[0], depth=still, full=True)
+    apart = [replace(row, relative_norm=0.01 * (1 + at)) for at, row in enumerate(summary.depth)]
+    assert "rel. norm flat" not in shown(summary, audited[0], depth=apart, full=True)
 
 
 def test_colour_is_for_terminals_that_want_it(audited):

@@ -10,10 +10,12 @@ import typer
 from shadow.cli import completion, console
 from shadow.cli.options import Format, FormatOption, Json, Registry
 from shadow.errors import UsageError
-from shadow.text import nearest
+from shadow.text import VERY_LIKE, nearest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from shadow.reports.columns import Column
 
 
 def families(
@@ -76,9 +78,10 @@ def explain(
     ] = None,
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
-    from shadow.outputs.terminal.columns import column_view, columns_view, head_view
+    from shadow.outputs.terminal.columns import columns_view
     from shadow.reports.columns import BATCH, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TABLES, TENSORS
-    from shadow.reports.heads import HEADS, head_of
+    from shadow.reports.glossary import terms
+    from shadow.reports.heads import HEADS
 
     # of columns with one name, that of matrices.parquet is meant
     columns = {
@@ -90,19 +93,45 @@ def explain(
         return
     from shadow.outputs.terminal.words import other_words
 
-    if word in TOPICS:
-        console.display(TOPICS[word]())
-        return
     every = [column for table in TABLES.values() for column in table.columns]
     columns = {column.name: column for column in (*every, *columns.values())}
-    head = head_of(word) or other_words().get(word.lower())
-    if head is not None:
-        console.display(head_view(word, head, columns.get(head.column)))
-    elif word not in columns:
-        hint = nearest(word, [*columns, *HEADS, *TOPICS, *other_words()]) or "`shadow explain` lists them"
-        raise UsageError(f"no column {word!r}", hint)
-    if word in columns and (head is None or head.column != word):
-        console.display(column_view(columns[word]))
+    found = _explained(word, columns)
+    single = [_explained(one, columns) for one in words or ()]
+    if not found and all(single):
+        found = [view for views in single for view in views]
+    if not found:
+        known = [*columns, *HEADS, *TOPICS, *other_words(), *terms()]
+        hint = nearest(word, known, VERY_LIKE) or "`shadow explain` lists columns and words"
+        raise UsageError(f"no column or word {word!r}", hint)
+    for view in found:
+        console.display(view)
+
+
+def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]:
+    """All that a word stands for, the most specific first: a topic, the head of a table, a column, another word.
+
+    A space stands for an underscore in the name of a column. Empty where nothing is known of the word.
+    """
+    from shadow.outputs.terminal.columns import column_view, head_view
+    from shadow.outputs.terminal.words import other_words
+    from shadow.reports.glossary import meaning_of
+    from shadow.reports.heads import Head, head_of
+
+    if word in TOPICS:
+        return [TOPICS[word]()]
+    name = word if word in columns else "_".join(word.split()).lower()
+    column = columns.get(name)
+    views: list[RenderableType] = []
+    if (head := head_of(word)) is not None:
+        views.append(head_view(word, head, columns.get(head.column)))
+        return [*views, column_view(column)] if column is not None and head.column != name else views
+    if column is not None:
+        views.append(column_view(column))
+    if (other := other_words().get(word.lower())) is not None:
+        views.append(head_view(word, other, columns.get(other.column) if other.column != name else None))
+    if not views and (text := meaning_of(word)) is not None:
+        views.append(head_view(word, Head(text), None))
+    return views
 
 
 def _label() -> RenderableType:

@@ -166,7 +166,7 @@ Verbose = Annotated[
         help="Also tell on stderr where each side comes from, each matrix as it is measured, and where the time went.",
     ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="Show every figure and table of a pair.")]
+Full = Annotated[bool, typer.Option("--full", help="Show every number and table of a pair.")]
 
 
 class PrecisionName(StrEnum):

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.reference import choose_runs, runs
 from shadow.findings.summary_rows import QuarterRow
+from shadow.places.groups import ATTENTION, MLP
 from shadow.spectra.purity import ENOUGH_KEPT
 from shadow.text import counted
 
@@ -50,6 +52,8 @@ SMALL, LARGE = 2e-3, 0.1  # relative norms: below, of most preference and RL sta
 SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
+IN_PROPORTION = 1.1  # energy over its share of the parameters, or the reverse, up to which a part has its share
+STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 KINDS: Mapping[str, str] = {  # of stages that families name
     "sft": "supervised fine-tuning",
@@ -132,6 +136,7 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "unread_formats": "a part is stored in a format that is not read",
     "size": "how large the change is, and where it lies",
     "coherent": "it has more structure than noise; how much, where, and whether it follows the base's directions",
+    "standing_out": "how many directions of the median matrix are above what noise can reach, and how much they hold",
     "low_rank": "few directions hold it",
     "flat": "it is flatter than noise",
     "noise": "nothing tells it from noise",
@@ -327,7 +332,7 @@ def _norm(draft: _Draft, apart: bool) -> str:
     of = of_what(draft.summary)
     text = draft.write(stored, "figures.relative_norm_overall", percent)
     unrounded = draft.summary.figures.get("relative_norm_overall_unrounded")
-    if unrounded is None or abs(unrounded - stored) < DIFFERENT * stored or apart:
+    if unrounded is None or not _told_unrounded(draft.summary) or apart:
         inside = draft.summary.inside_layers
         lost = 2 * _count(inside, "rounded_away") >= max(1, _count(inside, "matrices"))
         return f"As stored, the {what} is {text} {of}." if lost else f"The {what} is {text} {of}."
@@ -335,9 +340,34 @@ def _norm(draft: _Draft, apart: bool) -> str:
     return f"Before it was stored, the change was {before} {of} (as stored {text})."
 
 
+def _told_unrounded(summary: Summary) -> bool:
+    """Is the norm before storage known, and so different from the stored one that it is told instead?"""
+    stored, unrounded = (summary.figures.get(f"relative_norm_overall{more}") for more in ("", "_unrounded"))
+    return stored is not None and unrounded is not None and abs(unrounded - stored) >= DIFFERENT * stored
+
+
 def of_what(summary: Summary) -> str:
     """What the overall relative norm is relative to, in words."""
     return "of the norm of the weights that changed" if _frozen(summary) else "of the base's norm"
+
+
+def parameter_ratio(summary: Summary, figure: str) -> float | None:
+    """What a ratio of energies would be if every parameter that changed had moved alike: that of the parameters.
+
+    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is nothing below.
+    """
+    layers = Counter(row.component for row in summary.depth).most_common(1)
+    main = "language" if any(row.component == "language" for row in summary.depth) else (layers or [("", 0)])[0][0]
+    above = below = 0
+    for row in summary.modules:
+        if figure == "attention_to_mlp":
+            of_main = row.component == main
+            above += row.parameters if of_main and row.module.startswith(ATTENTION) else 0
+            below += row.parameters if of_main and row.module.startswith(MLP) else 0
+        else:
+            above += row.parameters if row.component == figure.removesuffix("_to_language") else 0
+            below += row.parameters if row.component == "language" else 0
+    return above / below if below else None
 
 
 def _frozen(summary: Summary) -> bool:
@@ -367,6 +397,14 @@ class _Part:
     @property
     def holds_more(self) -> bool:
         return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
+
+    @property
+    def in_proportion(self) -> bool:
+        """Has it about as much of the energy as of the parameters? What has little of both counts as having it."""
+        if self.size is None:
+            return False
+        few, many = sorted((self.energy, self.size))
+        return many < WORTH_NAMING or many <= IN_PROPORTION * few
 
     def told(self, draft: _Draft, sized: bool = False) -> str:
         """`46 %`; with its share of the parameters where that is asked for, or where it holds more than that."""
@@ -448,11 +486,22 @@ def _modules(draft: _Draft) -> str:
             named.append(part)
     names = listed([f"{part.name} ({part.told(draft, sized=part is named[0])})" for part in named])
     most = sum(part.energy for part in named) >= MOST
+    if all(part.in_proportion for part in parts):
+        return _in_proportion(draft, parts[0])
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
         f"{part.name} {_verb(part.name)} {part.told(draft)}" for part in parts if part.holds_more and part not in named
     ]
     return f"{first} {_capital(listed(rest))}." if rest else first
+
+
+def _in_proportion(draft: _Draft, largest: _Part) -> str:
+    """Every part has its share, so that none is to be named but as an example."""
+    size = draft.write(largest.size or 0.0, f"{largest.place}.parameter_share", percent)
+    energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
+    name = largest.name
+    verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
+    return f"It is spread about in proportion to the parameters: {name}, {size} of them, {verb} {energy} of it."
 
 
 def _moved(draft: _Draft) -> str:
@@ -566,16 +615,19 @@ def _structure(summary: Summary) -> list[Sentence]:
     draft.write(judged, "inside_layers.judged", str)
     if 2 * flatter >= judged:
         many = draft.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
-        text = f"In {many} inside layers it is flatter than noise: spread over more directions than random changes are."
+        text = f"In {many} inside layers the change is flatter than noise: "
+        text += "spread over more directions than random changes are."
         return [draft.sentence("flat", text)]
     if _is_low_rank(summary):
         return [_low_rank(draft)]
     many = draft.write(beyond, "inside_layers.beyond_noise", lambda _: _all_of(beyond, judged))
     if 2 * beyond >= judged:
-        text = f"In {many} inside layers it has more structure than noise."
-        return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft))]
+        text = f"In {many} inside layers the change has more structure than noise."
+        return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft)), *_standing_out(summary)]
     if 10 * (beyond + flatter) >= judged:
-        text = f"In {many} inside layers it has more structure than noise; in most, nothing tells it from noise."
+        text = (
+            f"In {many} inside layers the change has more structure than noise; in most, nothing tells it from noise."
+        )
         return [draft.sentence("mixed", text)]
     which = "no matrix inside layers has"
     if beyond:
@@ -609,10 +661,13 @@ def _coherence(draft: _Draft) -> str:
         unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
         if 2 * unknown >= judged or (inside.get("kept") or 1.0) < ENOUGH_KEPT:
             return "How coherent the update was before it was stored is unknown."
-        return "" if side is None else f"It is less coherent than {whole(side)} equal directions, as many as there are."
+        if side is None:
+            return ""
+        return f"Its median matrix is less coherent than a change along all {whole(side)} directions alike would be."
     draft.write(value, "inside_layers.equivalent_directions", about)
-    of = f" of {whole(side)}" if side is not None else ""
-    text = f"The median matrix is as coherent as {about(value)} equal directions{of} would be"
+    of = f", of {whole(side)} possible" if side is not None else ""
+    along = _equally_strong(value)
+    text = f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
     rows = [
         row for row in summary.coherence if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
     ]
@@ -622,11 +677,35 @@ def _coherence(draft: _Draft) -> str:
     low, high = (row.equivalent_directions or 0.0 for row in (least, most))
     several = len({row.component for row in rows}) > 1
     if high < APART * low:
-        return f"{text}, and its modules are alike in this."
+        return f"{text}; modules differ little."
     names = [_named_in(row.component, row.module, several) for row in (least, most)]
     for row, value in ((least, low), (most, high)):
         draft.figures[f"coherence.{row.component}.{row.module}.equivalent_directions"] = value
-    return f"{text}, from {about(low)} in {names[0]} to {about(high)} in {names[1]}."
+    return f"{text}; modules lie between {about(low)} ({names[0]}) and {about(high)} ({names[1]})."
+
+
+def _equally_strong(value: float) -> str:
+    """`33 equally strong directions`."""
+    return "1 direction" if about(value) == "1" else f"{about(value)} equally strong directions"
+
+
+def _stands_out(summary: Summary) -> bool:
+    """Has the median matrix directions above what noise can reach, and do they hold enough of it to be told?"""
+    spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
+    return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
+
+
+def _standing_out(summary: Summary) -> list[Sentence]:
+    """The directions that stand out one by one, which a measure of coherence does not count."""
+    if not _stands_out(summary):
+        return []
+    draft = _Draft(summary)
+    spikes, energy, side = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0, draft.overall("short_side")
+    of = f" of {whole(side)}" if side is not None else ""
+    verbs = "stands out from noise and holds" if about(spikes) == "1" else "stand out from noise and hold"
+    few = "direction" if about(spikes) == "1" and not of else "directions"
+    text = f"In the median matrix {about(spikes)}{of} {few} {verbs} {percent(energy)} of its change."
+    return [draft.sentence("standing_out", text)]
 
 
 def _alignment(draft: _Draft) -> str:
@@ -644,7 +723,7 @@ def _alignment(draft: _Draft) -> str:
         if least >= TURNED and (excess > 0) == (value > null):
             (follows if excess > 0 else avoids).append((what, value, null))
     if not follows and not avoids:
-        return "It neither follows nor avoids the base's leading directions."
+        return "The change neither follows nor avoids the base's leading directions."
     verb, sides = ("follows", follows) if follows else ("avoids", avoids)
     alone = listed(list(dict.fromkeys(f"{null:.1f}" for _, _, null in sides)))
     if len(sides) == 1:
@@ -652,7 +731,7 @@ def _alignment(draft: _Draft) -> str:
     else:
         which = "leading directions"
         share = listed([f"{value:.1f} ({what})" for what, value, _ in sides])
-    text = f"It {verb} the base's {which}, which hold {share} times an even share of it"
+    text = f"The change {verb} the base's {which}, which hold {share} times an even share of it"
     return f"{text}; the sizes of its rows and columns alone would make that {alone}."
 
 
@@ -807,9 +886,12 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         )
     rank = draft.write(least, "inside_layers.rank_least", whole)
     if least > min(USUAL_RANK, HIGH * side):
-        return _explained(
-            code, "no", reason=f"the median update has rank {rank} or more, of {whole(side)}", figures=draft.figures
-        )
+        reason = f"the median update has rank {rank} or more, of {whole(side)}"
+        if _stands_out(summary):
+            spikes = draft.inside("spikes") or 0
+            what = "the direction that stands out" if about(spikes) == "1" else f"the {about(spikes)} that stand out"
+            reason = f"not alone: {reason}; with another change beside it, an adapter may have left {what}"
+        return _explained(code, "no", reason=reason, figures=draft.figures)
     if least > 1:
         return _explained(
             code,
@@ -892,8 +974,7 @@ def _with_few_values(side: str, few: int, judged: int) -> str:
 
 def _short_run(draft: _Draft) -> Explanation:
     code, figures = "short_run", draft.summary.figures
-    unrounded = figures.get("relative_norm_overall_unrounded")
-    name = "relative_norm_overall" if unrounded is None else "relative_norm_overall_unrounded"
+    name = "relative_norm_overall_unrounded" if _told_unrounded(draft.summary) else "relative_norm_overall"
     value = figures[name]
     if value is None:
         return _explained(code, "cannot_be_excluded", reason="the size of the change is unknown", figures={})

@@ -309,7 +309,7 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
 
     rows = (
         ("concentration", 0.0, says_concentration),
-        ("participation_share", 1.0, lambda x: f"the energy sits in {100 * x:.0f} % of the directions of its null"),
+        ("participation_share", 1.0, lambda x: f"its participation ratio is {100 * x:.0f} % of that of its null"),
         ("spike_energy", 0.0, lambda x: f"{100 * x:.0f} % of the energy stands out of the null"),
         ("spiked", 0.0, lambda x: f"{100 * x:.0f} % of the matrices have a direction that stands out"),
         ("effective_layers", None, lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers"),

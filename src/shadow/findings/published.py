@@ -340,21 +340,36 @@ def context_sentence(figures_of_others: PublishedFigures) -> tuple[str, dict[str
     if figures_of_others.size is None:
         return None
     size = figures_of_others.size
-    families = counted(size.families, "other family", "other families")
+    families = counted(size.families, "other published family", "other published families")
     text = (
-        f"The mean relative norm of a tensor is {percent(size.value)}; published figures of {families} of models are "
-        f"{percent(size.least)} to {percent(size.most)}, {size.below} of them smaller."
+        f"The mean relative norm of a tensor is {percent(size.value)}; in {families} it is {_range(size)}, and "
+        f"{size.below} {'has' if size.below == 1 else 'have'} less."
     )
     figures = _numbers("published.size", size)
     if figures_of_others.top20 is not None:
         top20 = figures_of_others.top20
-        near = counted(top20.families, "family", "families")
+        near = counted(top20.families, "published family", "published families")
         text += (
-            f" The first 20 directions of a matrix hold {percent(top20.value)} of its energy; in {near} with pairs of "
-            f"about this size they hold {percent(top20.least)} to {percent(top20.most)}, {top20.below} of them less."
+            f" The first 20 directions hold {percent(top20.value)} of a matrix's change, {_beside(top20)} {near} with "
+            f"changes of similar relative norm ({_range(top20)})."
         )
         figures |= _numbers("published.top20", top20)
     return text, figures
+
+
+def _range(place: PublishedPlace) -> str:
+    """`9.4 % to 22 %`; one value where the ends are written alike."""
+    least, most = percent(place.least), percent(place.most)
+    return least if least == most else f"{least} to {most}"
+
+
+def _beside(place: PublishedPlace) -> str:
+    """How a value lies among those of families, before their number: `more than in any of`, `more than in 5 of`."""
+    if place.value < place.least:
+        return "less than in the" if place.families == 1 else "less than in any of"
+    if place.below == place.families:
+        return "more than in the" if place.families == 1 else "more than in any of"
+    return f"more than in {place.below} of"
 
 
 def _numbers(where: str, place: PublishedPlace) -> dict[str, float | int]:

@@ -114,5 +114,6 @@ def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:
         sides.append(f"{side} {cell(checkpoint['repo'])}{commit}")
     how = [f"shadow {plain(str(provenance['version']))}", f"schema {summary.schema}"]
     how += [f"precision {plain(str(settings['method']['precision']))}", *map(plain, filters)]
-    coherent = "As coherent as: that many equal directions; empty if most of the matrices have no such number."
+    coherent = "As coherent as: that many equally strong directions, no count of directions; "
+    coherent += "empty if most of the matrices have no such number."
     return [f"<sub>{'; '.join(sides)}. Measured by {', '.join(how)}. {coherent}</sub>"]

@@ -55,7 +55,7 @@ IDENTITY = (
         pitfalls="`default` turns to `exact` for small matrices, for F32 and F64, when more than 1 % of the sigmas are below "
         "the floor, and when rounding may move effective_rank by more than 2.6e-4 of itself (`fast`: 2e-3). With subspaces, `fast` solves base and tuned in float64 up to a short side of 2048.",
     ),
-    Column("rank_ceiling", "int", "the most ranks a low-rank adapter lets the delta have", null="no adapter"),
+    Column("rank_ceiling", "int", "largest rank of the delta that a low-rank adapter allows", null="no adapter"),
     Column("verified", "bool", "were the bytes checked against the Hub's sha256", null="local folders"),
 )  # fmt: skip
 
@@ -83,8 +83,9 @@ SPECTRAL = (
         "Although it is divided by ln m, noise of another shape has another value.",
     ),
     Column(
-        "participation_ratio", "float", "about how many directions have most of the energy", "1 / sum q^2", "", "[1, m]",
-        _RANK_NULL, "", "Compare with null_participation_ratio, not across shapes.",
+        "participation_ratio", "float", "how many equally strong directions would have the same sum of squared shares of energy",
+        "1 / sum q^2", "", "[1, m]", _RANK_NULL, "",
+        "Neither a rank nor how many directions hold most of the energy: a strong few and a flat rest give a number in between. Compare with null_participation_ratio, not across shapes.",
     ),
     Column(
         "sigma_floor", "float", "singular values below it are not resolved by the method",
@@ -186,7 +187,7 @@ DELTA = (
         "Keeps row and column profile, sparsity and quantisation of the real D.",
     ),
     Column(
-        "concentration", "float", "how few directions D has beside its null: 0 as many, 1 a single one",
+        "concentration", "float", "how far participation_ratio lies below that of the null: 0 is as the null, 1 is rank one",
         "ln(null_participation_ratio / participation_ratio) / ln(null_participation_ratio)", "", "(-inf, 1]",
         "null_participation_ratio < 2", "",
         "0: like noise of the same profile; 1: rank one; below 0: flatter than noise. At fixed rank it grows with the size "
@@ -254,11 +255,11 @@ DELTA = (
         "sigma_k of W_tuned is not resolved; --no-subspaces", "as subspace_gap_base",
     ),
     Column(
-        "row_participation_ratio", "float", "about how many rows (outputs) have most of the change", "(sum r_i)^2 / sum r_i^2", "",
+        "row_participation_ratio", "float", "how many equally changed rows (outputs) would have the same sum of squared shares", "(sum r_i)^2 / sum r_i^2", "",
         "[1, rows]", "", "", "In an embedding or a head the rows are tokens: how many tokens the change is about.",
     ),
     Column(
-        "col_participation_ratio", "float", "about how many columns (inputs) have most of the change", "(sum c_j)^2 / sum c_j^2",
+        "col_participation_ratio", "float", "how many equally changed columns (inputs) would have the same sum of squared shares", "(sum c_j)^2 / sum c_j^2",
         "", "[1, cols]",
     ),
     Column(
@@ -271,7 +272,7 @@ DELTA = (
         "kept_reason is nothing_rounded or rounding_unexplained",
         "Bussgang 1952; Turnbull 1976; docs/rounding.md",
         "kept_history says which storage it holds for, kept_misfit how well that fits. Below 0.25 it is rounded_away: corrected "
-        "figures are null. Of 1,242 known updates, 20 of the 620 that were told had a norm or a 1/X that was off by more than 12 % (16 of them "
+        "figures are null. Of 1,242 known updates, 20 of the 620 with figures had a norm or a 1/X that was off by more than 12 % (16 of them "
         "within 15.4 %), 3 by 34 %: embeddings whose weight decay lies below half an ulp in rows that no step reached, which leaves no trace. "
         "6 % of trained updates from a stored base were refused, where 1 % was the goal. The thresholds were chosen on the same updates. "
         "A master copy kept in more bits over stages is refused, unless it is far above its rounding. "
@@ -322,7 +323,7 @@ DELTA = (
         "kept is null or below 0.25; or below 0.75 with one direction that has 0.7 of X", "docs/rounding.md", "As kept. Where kept_history is base_rounded, it is that of tuned - round(W_base).",
     ),
     Column(
-        "equivalent_directions", "float", "how many equally strong directions would give this excess_purity",
+        "equivalent_directions", "float", "how many equally strong directions would be as coherent, with this excess_purity",
         "1 / excess_purity_unrounded; 1 / excess_purity where kept is null and nothing was rounded, or floor_ratio >= 4", "", "[1, m]",
         "purity_z <= 5, above m, or the update is unknown (kept_reason, excess_purity_unrounded)", "",
         "Not a count of directions: four with a tenth of the energy give about 400. It grows with the width if the rank of what is learned does. In reports from before kept was added, it is 1 / excess_purity where floor_ratio >= 4.",
@@ -511,7 +512,7 @@ RESIDUAL = (
     Column("matrices", "int", "deltas that are stacked"),
     Column("energy", "float", "size of the stacked change, squared", "sum norm(D)_F^2", "weights^2", "> 0"),
     Column(
-        "participation_ratio", "float", "about how many directions of the residual stream the stacked change has",
+        "participation_ratio", "float", "how many equally strong directions of the residual stream would have the same sum of squared shares",
         "(tr G)^2 / norm(G)_F^2, G = sum D^T D over the readers, sum D D^T over the writers", "", "[1, width]", "", "",
         "Smaller where modules change along the same directions. Exact for a width up to 128; above it from a random "
         "projection, with an error of 1 % where the deltas share all or nothing and up to 9 % in between: "
@@ -640,7 +641,7 @@ FIGURES = (  # of summary.json, beside the medians of columns
         "", "(0, 1]", "the embedding is identical or absent", "", "Weight decay changes all of them.",
     ),
     Column(
-        "embedding_row_participation_ratio", "float", "about how many tokens have most of the change of the embedding",
+        "embedding_row_participation_ratio", "float", "how many equally changed tokens would have the same sum of squared shares of the embedding's change",
         "row_participation_ratio of the embedding", "", "[1, rows]", "as embedding_rows_changed",
     ),
 )  # fmt: skip
@@ -716,10 +717,10 @@ TABLES = {
                 "floor_ratio null_participation_ratio concentration null_edge spikes spike_energy null_edge_sampled "
                 "spikes_sampled null_participation_ratio_sampled sigma_scale sigma_scale_iqr"
             ),
-            # which row it is; how much changed, how coherently, and how much of that is the update
+            # which row it is; how much changed, how coherently beside noise, and how much of that is the update
             _names(
-                "tensor component layer module subject relative_norm concentration participation_ratio "
-                "equivalent_directions kept"
+                "tensor component layer module subject relative_norm floor_ratio concentration participation_ratio "
+                "null_participation_ratio equivalent_directions spikes kept"
             ),
         ),
         Table(

@@ -32,9 +32,9 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     axes.set_yticks(range(len(modules)), labels)
     axes.set_ylim(len(modules) - 0.5, -0.5)
     axes.set_xlabel("concentration (0: the sign-flip null)")
-    counted = " and numbers" if len(sources) == 1 else ""
+    counted = "; number: how many" if len(sources) == 1 else ""
     annotate(figure, f"medians{told_interval(sources)}; open: no spread over layers",
-          f"ticks{counted}: matrices; grey: within {MARGIN:g} of 0")  # fmt: skip
+          f"tick: a matrix{counted}; grey: within {MARGIN:g} of 0")  # fmt: skip
     if len(sources) > 1:
         from matplotlib.lines import Line2D
 

@@ -21,16 +21,17 @@ from shadow.audits.list_index import read_index, report_folder
 from shadow.errors import ShadowError
 from shadow.files import PARTIAL, read_start, write_beside, writing
 from shadow.findings.depth import LAYERS
-from shadow.findings.finding import ANSWERS, of_what
+from shadow.findings.finding import ANSWERS, of_what, parameter_ratio
 from shadow.findings.footprint import GATES, MARGIN
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.lineage import following, lineage
 from shadow.findings.reference import bases_of, runs
-from shadow.findings.summary import SummarisedReport
+from shadow.findings.summary import SummarisedReport, Summary
 from shadow.outputs.page.cards import MOST_CARDS, small_pictures
 from shadow.outputs.page.cells import metric_texts
 from shadow.outputs.page.html import environment, file_text, policy, script_json, scripts
 from shadow.outputs.page.pair import PairSection, read_pair
+from shadow.outputs.terminal.typeset import number
 from shadow.reasons import REASONS
 from shadow.reports.columns import FIGURES, MATRICES, NOTATION
 
@@ -160,6 +161,7 @@ def page_bytes(
         gate_texts=GATES,
         answers=ANSWERS,
         of_what=of_what,
+        in_parameters=_in_parameters,
         most_cards=MOST_CARDS,
         small_pictures=small_pictures,
         measured_by_others=MEASURED_BY_OTHERS,
@@ -217,3 +219,9 @@ def _refuse_foreign(output: Path) -> None:
         raise ShadowError(f"{output}: {error.strerror}", "choose another file with -o") from error
     if not ours:
         raise ShadowError(f"{output} is there already, and is no page of shadow", "choose another file with -o")
+
+
+def _in_parameters(summary: Summary, figure: str) -> str:
+    """`; that of the parameters is 0.34`: what a ratio of energies is held against; empty where it is unknown."""
+    sizes = parameter_ratio(summary, figure)
+    return "" if sizes is None else f"; that of the parameters is {number(sizes, 2)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from importlib import resources
@@ -73,6 +74,11 @@ def policy(texts: Iterable[str]) -> str:
     )
 
 
+def _shown(text: str) -> str:
+    """Text with control characters made visible, in which no line begins with a per cent sign."""
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", visible(text))
+
+
 def _typeset(form: Callable[..., str]) -> Callable[[float | int | None], str]:
     """The form of the terminal with a dash for null and a minus sign."""
     return lambda value: "–" if value is None else form(value).replace("-", "−")
@@ -103,7 +109,7 @@ def environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
+        finalize=lambda value: value if hasattr(value, "__html__") or not isinstance(value, str) else _shown(value),
     )
     jinja.filters |= {**FORMS, "bounds": bounds}
     jinja.globals |= {"forms": FORMS, "layers_filled": layers_filled}

@@ -76,12 +76,12 @@ def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
 
 
 def table_view(table: ReportTable) -> RenderableType:
-    """`schema TABLE`: type, unit, meaning and null case of every column."""
+    """`schema TABLE`: type, unit, meaning and null case of every column, those that a reader needs first on top."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("column", style="cyan", no_wrap=True)
     shown.add_column("type", no_wrap=True)
     shown.add_column("meaning", ratio=1)
-    for column in table.columns:
+    for column in sorted(table.columns, key=lambda column: column.name not in table.start_here):
         meaning = Text(column.text)
         null = "; null: " + ", ".join(null_cases(column)) if null_cases(column) else ""
         meaning.append(f"{column.unit and f'; in {column.unit}'}{null}", "dim")

@@ -23,8 +23,8 @@ NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
 LEGEND = (
     "size: relative norm of the update before it was rounded for storage; * as stored. ratio: norm of the delta "
     "divided by that of the step before. kept: share of the stored delta's energy that is the update's; the rest is "
-    "rounding. dirs.: as coherent as so many equal directions. cosine: with the delta of the step before. inside: "
-    "share of the energy in the leading directions of the step before, outputs / inputs."
+    "rounding. dirs.: as coherent as so many equally strong directions. cosine: with the delta of the step before. "
+    "inside: share of the energy in the leading directions of the step before, outputs / inputs."
 )
 
 

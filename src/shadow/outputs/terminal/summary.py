@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from shadow.findings.finding import of_what
+from shadow.findings.finding import of_what, parameter_ratio
 from shadow.findings.gains import MEASURED_BY_OTHERS
 from shadow.findings.reference import bases_of
 from shadow.outputs.terminal.finding import explanations_table, sentences
@@ -29,6 +30,7 @@ from shadow.outputs.terminal.typeset import (
     layers_filled,
     number,
     percentage,
+    rounded,
     share,
     sparkline,
     text_table,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from shadow.reports.metadata import ReportMetadata
 
 
+SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
+UNEVEN_BY = 0.05  # of the largest absolute value: how far layers have to differ for a chart to be drawn
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
 
@@ -69,7 +73,7 @@ def summary_view(
         parts += [component_table(summary.components, width), ""]
     if summary.modules:
         parts += [module_table(summary.modules, width), ""]
-    if full and (profile := _depth(summary.depth, width, bars)):
+    if full and (profile := _depth(summary.depth, width, bars, summary.figures["short_side"])):
         parts += [profile, ""]
     if full and summary.without_base:
         parts += [_without_base(summary.without_base), ""]
@@ -95,7 +99,7 @@ def _three_figures(summary: Summary) -> RenderableType:
     unrounded = inside["relative_norm_unrounded"]
     rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), of_what(summary))
     if unrounded is not None and summary.figures["floor_ratio"] is not None and summary.figures["floor_ratio"] < FAR:
-        rows.add_row("", "", f"{share(unrounded)} inside layers before rounding to the stored format")
+        rows.add_row("", "", f"inside layers: {share(unrounded)}, without the rounding of storage")
     if f["concentration"] is not None:
         scale = "0 is noise of the same profile, 1 is rank one"
         rows.add_row(Text("concentration", "dim"), Text(fixed(f["concentration"]), "bold"), scale)
@@ -107,13 +111,32 @@ def _three_figures(summary: Summary) -> RenderableType:
         )
     if stopped := [gate.name for gate in summary.failed_gates]:
         rows.add_row(Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow"))
+    else:
+        rows.add_row(Text("gates", "dim"), Text(f"all {len(summary.gates)}", "bold"), f"passed; {_label_line(summary)}")
     return rows
+
+
+def _label_line(summary: Summary) -> str:
+    """The label of a pair that passed every gate, in few words; why it has none."""
+    if summary.has_label:
+        return f"label: {summary.label}, by the lab's trainings"
+    if summary.reference is not None:
+        return "no label: known trainings are of decoders"
+    if summary.figures["concentration"] is None:
+        return "no label: no matrix is large enough to compare with its null"
+    return "no label: no known training of this size"
 
 
 def _next_step(summary: Summary, folder: Path | str) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
-    rows.add_row(Text("more", "dim"), Text("shadow show --full, shadow report for a page, shadow explain WORD", "dim"))
+    typed = visible(shlex.quote(str(folder)))
+    for title, command in (
+        ("more", f"shadow show {typed} --full"),
+        ("page", f"shadow report {typed}"),
+        ("words", "shadow explain WORD"),
+    ):
+        rows.add_row(Text(title, "dim"), Text(command, "dim", overflow="fold"))
     return rows
 
 
@@ -148,7 +171,7 @@ def _headline(summary: Summary) -> RenderableType:
         for title, text in (("where", _where(summary)), ("directions", _directions(summary)), ("tokens", _tokens(f))):
             if text:
                 rows.add_row(Text(title, "dim"), text)
-        rows.add_row(Text("in brackets", "dim"), _about_intervals(summary))
+        rows.add_row(Text("spread" if summary.no_interval else "in brackets", "dim"), _about_intervals(summary))
     if summary.scores:
         rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate.name for gate in summary.failed_gates]
@@ -196,9 +219,10 @@ def _concentration(summary: Summary) -> RenderableType:
         "one. ",
     )
     text.append(
-        f"The energy sits in {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)} "
-        f"directions, that of its sign-flip null in {number(f['null_participation_ratio'])}; "
-        f"{number(f['spikes'])} singular " + ("value stands out." if f["spikes"] == 1 else "values stand out.")
+        f"PR is {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)}, that of its "
+        f"sign-flip null {number(f['null_participation_ratio'])}; {number(f['spikes'])} singular "
+        + ("value stands out" if f["spikes"] == 1 else "values stand out")
+        + (f" with {share(f['spike_energy'])} of the energy." if f["spikes"] else ".")
     )
     return text
 
@@ -212,7 +236,7 @@ def _unrounded(inside: Mapping[str, float | int | None]) -> str:
         parts.append(f"its norm is {share(inside['relative_norm_unrounded'])} of the base's")
     if inside["equivalent_directions"] is not None:
         of = f"{number(inside['coherent'])} of {number(inside['matrices'])} matrices"
-        parts.append(f"as coherent as {number(inside['equivalent_directions'])} equal directions ({of})")
+        parts.append(f"as coherent as {number(inside['equivalent_directions'])} equally strong directions ({of})")
     for name, text in (
         ("unexplained", "with a rounding that storage does not explain"),
         ("rounded_away", "rounded away"),
@@ -236,30 +260,33 @@ def _where(summary: Summary) -> str:
         ("projector_to_language", "projector : language"),
     ):
         if f[name] is not None:
-            parts.append(f"{title} is {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}")
+            text = f"{title} is {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}"
+            sizes = parameter_ratio(summary, name)
+            parts.append(text if sizes is None else f"{text}, that of their parameters {number(sizes, 2)}")
     return "; ".join(parts)
 
 
 def _directions(summary: Summary) -> str:
     """How many directions of the residual stream a layer's change is about."""
     parts = [
-        f"what {verb} it along {number(summary.figures[name])}{_within(summary, name, number)}"
-        for verb, name in (("reads", "reading_participation_ratio"), ("writes", "writing_participation_ratio"))
+        f"matrices that {verb} the residual stream change as along {rounded(summary.figures[name])}"
+        f"{_within(summary, name, rounded)} equally strong directions of it"
+        for verb, name in (("read", "reading_participation_ratio"), ("write to", "writing_participation_ratio"))
         if summary.figures[name] is not None
     ]
-    return f"of the residual stream: a layer changes {', '.join(parts)}" if parts else ""
+    return f"in the median layer, {'; '.join(parts)}" if parts else ""
 
 
 def _tokens(f: Mapping[str, float | int | None]) -> str:
     if f["embedding_rows_changed"] is None:
         return ""
     carrying = number(f["embedding_row_participation_ratio"])
-    return f"{share(f['embedding_rows_changed'])} of the embeddings changed; {carrying} of them carry the change"
+    return f"{share(f['embedding_rows_changed'])} of the embeddings changed; participation ratio {carrying} tokens"
 
 
 def _about_intervals(summary: Summary) -> str:
     if summary.no_interval:
-        return f"no spread over layers: {summary.no_interval}"
+        return f"none over layers: {summary.no_interval}"
     level = 100 * (summary.interval_level or 0)
     return f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs or seeds"
 
@@ -321,8 +348,11 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
     return text_table("By module, medians over matrices", columns, wider=wider, width=width)
 
 
-def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType | None:
-    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value."""
+def _depth(depth: Sequence[LayerRow], width: int, bars: str, short_side: float | None) -> RenderableType | None:
+    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value.
+
+    Where layers hardly differ there is none, as its scale would make a trend of nothing.
+    """
     components = list(dict.fromkeys(row.component for row in depth))
     grid = Table.grid(padding=(0, 2))
     for component in components:
@@ -341,12 +371,13 @@ def _depth(depth: Sequence[LayerRow], width: int, bars: str) -> RenderableType |
             if len(values) < 2 or not any(values):
                 continue
             prefix = f"{component} " if len(components) > 1 else ""
-            line = sparkline(every, min(SPARK, max(8, width - 50)), bars)
-            grid.add_row(
-                f"{prefix}{title}",
-                Text(line, "cyan"),
-                Text(f"{form(min(values))} to {form(max(values))}", "dim"),
-            )
+            low, high = form(min(values)), form(max(values))
+            least = SHIFTED * (short_side or 0) if name.endswith("rank_shift") else 0.0
+            if max(values) - min(values) < max(least, UNEVEN_BY * max(map(abs, values))):
+                line = Text("flat", "dim")
+            else:
+                line = Text(sparkline(every, min(SPARK, max(8, width - 50)), bars), "cyan")
+            grid.add_row(f"{prefix}{title}", line, Text(low if low == high else f"{low} to {high}", "dim"))
     if not grid.rows:
         return None
     first, last = depth[0].layer, max(row.layer for row in depth)

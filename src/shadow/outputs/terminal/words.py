@@ -12,6 +12,7 @@ from rich.text import Text
 from shadow.findings.finding import EXPLANATIONS, TURNED
 from shadow.findings.footprint import GATES
 from shadow.outputs.terminal.label import WORDS
+from shadow.places.names import name_rules
 from shadow.reasons import REASONS
 from shadow.reports.heads import Head
 
@@ -32,6 +33,22 @@ OF_SCREENS = {
     "gate": Head("a condition under which figures can be those of a fine-tune; `shadow explain gates` lists them"),
     "inside layers": Head("medians over the matrices of the layers, without embeddings and head"),
     "tokens": Head("rows of the embedding that changed", "embedding_rows_changed"),
+    "not alone": Head(
+        "the explanation is excluded for the change as a whole, and not for the directions of it that stand out"
+    ),
+    "directions": Head(
+        "singular vectors of a change, or how many equally strong ones are like it", "participation_ratio"
+    ),
+    "stand out": Head("singular values above the null edge, which noise of the same profile does not reach", "spikes"),
+    "sign-flip null": Head(f"the null: {NULL}", "null_participation_ratio"),
+    "attention : mlp": Head(
+        "energy of the change in attention over that in the MLPs; to be held against the same ratio of parameters",
+        "attention_to_mlp",
+    ),
+    "vision : language": Head("energy of the change in the vision tower over that in language", "vision_to_language"),
+    "projector : language": Head(
+        "energy of the change in the projector over that in language", "projector_to_language"
+    ),
     "in brackets": Head("spread over layers: how far the figure would move with other layers, not with other runs"),
     "even share": Head("what 16 directions would hold if the energy lay evenly: 16 / rows, or 16 / columns"),
     "follows": Head(ALIGNED, "alignment_left"),
@@ -53,6 +70,11 @@ def other_words() -> Mapping[str, Head]:
     """By what stands on the screen, in small letters: what it means."""
     named = {word: Head(f"a label: {text}. `shadow explain label` has the bounds") for word, text in WORDS.items()}
     named |= {name: Head(f"a reason for which a tensor is not measured: {one.text}") for name, one in REASONS.items()}
+    named |= {name: Head(f"a gate: it passes when {text}") for name, text in GATES.items()}
+    named |= {
+        name: Head("a module: what role a matrix has in the model, by the name of its tensor", "module")
+        for name in name_rules().modules
+    }
     named |= {
         text: Head("another explanation of the same figures; `shadow explain finding` says how it is answered")
         for text in EXPLANATIONS.values()

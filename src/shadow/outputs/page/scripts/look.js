@@ -127,7 +127,8 @@ function layout(div, height, more) {
 // The buttons are named one by one: Plotly's own set has one that sends the chart to its maker's cloud.
 const config = {
   displaylogo: false,
-  displayModeBar: coarse ? false : "hover", // without a pointer to hover with it would stand over titles and legends
+  // without a pointer to hover with, and on a narrow screen, it would stand over titles and legends
+  displayModeBar: coarse || window.innerWidth < 600 ? false : "hover",
   responsive: false,
   typesetMath: false,
   showTips: false,
