@@ -55,7 +55,7 @@ KEYS = {  # of a rule in a policy file, and what each says
     "fail_on": "What must not hold, as after --fail-on: language.mlp.up.concentration > 0.5.",
     "moved": "A figure that must stay inside its spread over layers in the report of --against.",
     "severity": "error, or warning: shown, and never changes the exit code.",
-    "message": "What a person should know when the rule is met.",
+    "message": "What a person should know when the rule is violated.",
     "allow_missing": "true: nothing to judge is no error.",
 }
 OF_NORMS = {  # two figures that are easily taken for each other

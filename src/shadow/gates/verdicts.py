@@ -1,6 +1,6 @@
 """Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
 
-A rule is met when one of the figures that it names is what it must not be. What a rule names and the report does not
+A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be. What a rule names and the report does not
 have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
 
 A figure has moved when it lies outside the interval over layers that the baseline's report gives it. The baseline's
@@ -71,7 +71,7 @@ class RuleFigure:
     """Its value; None where it is missing."""
 
     met: bool
-    """Is the rule met by it?"""
+    """Does it violate the rule?"""
 
     before: float | None = None
     """What the baseline has of it; None without one."""
@@ -91,7 +91,7 @@ class Verdict:
     """The rule."""
 
     outcome: Verdicts
-    """`met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
+    """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
 
     detail: str
     """A sentence for people."""
