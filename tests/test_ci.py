@@ -328,7 +328,7 @@ def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path):
     """A slip of the path must not cost a file; it is told before anything is measured."""
     (tmp_path / "weights").write_bytes(b"precious")
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "weights")
-    assert "is no XML" in done.assert_refused()
+    assert "is not a JUnit file" in done.assert_refused()
     assert (tmp_path / "weights").read_bytes() == b"precious"
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
@@ -357,5 +357,5 @@ def test_the_last_line_counts_the_rules():
         made("f", "c", "three", "", "", severity="warning"),
         made("f", "d", "four", "", "", outcome="missing"),
     ]
-    assert counts(judged) == "1 rule passed, 2 FAILED (1 warning), 1 not judged"
+    assert counts(judged) == "1 of 4 checks passed, 1 FAILED, 1 not judged, 1 warning"
     assert counts([Judgement("f", "a")]) == ""

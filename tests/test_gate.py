@@ -107,10 +107,10 @@ def test_a_rule_is_met_when_its_figure_is_what_it_must_not_be(tmp_path):
     folder = reports.uniform(tmp_path / "a", 0.4)
     met = verdict(folder, "language.mlp.up.concentration > 0.3")
     assert (met.outcome, met.code) == ("met", 4)
-    assert met.detail == "language.mlp.up.concentration is 0.4 (> 0.3)"
+    assert met.detail == "language.mlp.up.concentration is 0.4 (> 0.3), the median over 6 matrices"
     passed = verdict(folder, "language.mlp.up.concentration > 0.4")
     assert (passed.outcome, passed.code) == ("passed", 0)
-    assert passed.detail == "language.mlp.up.concentration is 0.4 (not > 0.4)"
+    assert passed.detail == "language.mlp.up.concentration is 0.4 (not > 0.4), the median over 6 matrices"
 
 
 def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
@@ -118,20 +118,22 @@ def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
     rows = [delta(0.6 if where["module"] == "mlp.up" else 0.2, where) for where in places(4)]
     folder = reports.write(tmp_path / "a", rows)
     met = verdict(folder, "*.*.concentration > 0.5")
-    assert met.detail == "language.mlp.up.concentration is 0.6 (> 0.5)"
+    assert met.detail == "language.mlp.up.concentration is 0.6 (> 0.5), the median over 4 matrices"
     assert {one.figure: one.met for one in met.findings} == {
         "language.attn.q.concentration": False,
         "language.attn.o.concentration": False,
         "language.mlp.up.concentration": True,
     }
     assert verdict(folder, "*.attn.*.concentration > 0.5").outcome == "passed"
-    assert verdict(folder, "language.*.concentration > 0.7").detail == "3 figures are 0.2 to 0.6 (none > 0.7)"
+    assert verdict(folder, "language.*.concentration > 0.7").detail == (
+        "3 figures are 0.2 to 0.6 (none > 0.7), each the median over its matrices"
+    )
 
 
 def test_digits_show_why(tmp_path):
     """A figure that rounds to its threshold is told with all its digits."""
     folder = reports.uniform(tmp_path / "a", 0.500001)
-    assert verdict(folder, "concentration > 0.5").detail == "concentration is 0.500001 (> 0.5)"
+    assert verdict(folder, "concentration > 0.5").detail == "concentration is 0.500001 (> 0.5), the median over matrices"
 
 
 IDENTICAL = {"component": "vision", "layer": 0, "module": "attn.q", "tensor": "v", "status": "identical"}
@@ -323,7 +325,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
             ("c", {"version": "0.0.9", "settings": settings, "base": reports.identity(7), "weights": 3.0}),
         )
     )
-    assert notes_on(same, now) == ["the baseline's spread is 87.5 % over 4 layers"]
+    assert notes_on(same, now) == ["the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"]
     notes = "\n".join(notes_on(other, now))
     assert "does not start from the same base: the spectra of" in notes
     assert "different versions of shadow: the baseline by 0.0.9, this report by 0.1.0" in notes
@@ -491,7 +493,7 @@ def test_against_another_pair(shadow, demo):
     assert done.code == 4
     (one,) = json.loads(done.out)
     assert "the baseline is of another pair: demo:base..broad" in one["notes"]
-    assert "the baseline's spread is 87.5 % over 4 layers" in one["notes"]
+    assert "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers" in one["notes"]
 
 
 def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
@@ -502,7 +504,7 @@ def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
     assert [rule["name"] for rule in one["rules"]] == ["head"]
     assert one["rules"][0]["outcome"] == "missing"  # a head is outside the layers: it has no interval
     assert done.code == 0
-    assert "needs a baseline" in shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_refused(2)
+    assert "needs --against" in shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_refused(2)
 
 
 def test_experts_count_each(tmp_path):

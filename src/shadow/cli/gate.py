@@ -58,7 +58,7 @@ def gate(
 
     A missing pair or shard of a list is an error, and does not pass.
 
-    Exit codes: 0 no rule was violated; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was violated.
+    Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a rule was violated.
     """
     begin(junit, "gate")
     if json:
@@ -234,7 +234,8 @@ def baselines_of(
         place = fetched_if_any(place, spectra=False) or against
     if place.is_dir():
         folders = reports_below(place)
-        if folders == [place] and next(place.glob("*.safetensors"), None) is not None:
+        is_report = (place / "matrices.parquet").exists()
+        if folders == [place] and not is_report and next(place.glob("*.safetensors"), None) is not None:
             raise ShadowError(f"{against} is a checkpoint, not a report", "name the folder of finished reports")
         return read_baselines(place, folders, pairs)
     where = url_of(against) or against
@@ -242,7 +243,7 @@ def baselines_of(
     if not options.allow_missing:
         hint = close or "name finished reports, or add --allow-missing for a first run"
         raise ShadowError(f"no such folder: {where}", hint)
-    say(f"no baseline: no such folder: {where}{f'; {close}' if close else ''}")
+    say(f"no baseline: there is no folder {where}{f'; {close}' if close else ''}")
     return {}
 
 

@@ -23,20 +23,26 @@ import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.findings.bootstrap import blocks_of, interval_of_median
+from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
 from shadow.findings.matching import ComparedReport, compared, relate
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
-from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
+from shadow.gates.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.provenance import finished_metadata
 from shadow.reports.report import Report
-from shadow.text import several
+from shadow.text import counted, several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 
+WHOLE = (  # metrics that are no medians: of the pair, of a component and of a module
+    {*OF_THE_PAIR, "zero_share"} - {"participation_share"},
+    {"relative_norm", "energy_share"},
+    {"energy_share"},
+)
+FIRST = ("relative_norm_overall", "relative_norm", "concentration")  # are named before others that moved further
 NAMED = 5  # figures that a sentence names one by one
 # The same report made on another machine may differ by this much, relative: shadow.findings.matching measured 5e-7.
 NOISE = 1e-6
@@ -133,7 +139,7 @@ class Judgement:
     """What came of each rule."""
 
     notes: tuple[str, ...] = ()
-    """What a person should know of the baseline."""
+    """What a person should know of the report and of the baseline."""
 
     fault: str | None = None
     """Why there is no report; None where there is one."""
@@ -225,9 +231,10 @@ class Measured:
         size = 1 if name.module is None else 2
         return [at for at in self._told if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)]
 
-    def changed(self, at: Scope) -> bool:
-        """Has any delta of a place been measured?"""
-        return bool(self._told[at].figures["matrices"])
+    def changed(self, at: Scope) -> int:
+        """How many deltas of a place have been measured."""
+        count = self._told[at].figures["matrices"]
+        return int(count) if isinstance(count, int | float) else 0
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
@@ -327,7 +334,9 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     notes += settings_apart(before, after)
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
-        notes.append(f"the baseline's spread is {100 * summary.interval_level:.3g} % over {summary.layers} layers")
+        level = f"{100 * summary.interval_level:.3g} %"
+        few = f", not {100 * LEVEL:.3g} %: only {summary.layers} layers" if summary.interval_level < LEVEL else ""
+        notes.append(f"the baseline's spread over layers covers {level}{few}")
     return notes
 
 
@@ -342,8 +351,12 @@ def judge_report(
     seconds: float | None = None,
     objections: tuple[str, ...] = (),
 ) -> Judgement:
-    """What comes of every rule on a report; seconds and objections are those of its audit."""
-    notes = tuple(notes_on(baseline, now)) if baseline is not None else ()
+    """What comes of every rule on a report; seconds and objections are those of its audit.
+
+    Rules are judged whatever the gates of the report say; a gate that failed is a note.
+    """
+    notes = [f"not assessable: {gate.reason}" for gate in now.summary.failed_gates]
+    notes += notes_on(baseline, now) if baseline is not None else []
     family, pair = now.summary.family, now.summary.pair
     return Judgement(
         family,
@@ -351,7 +364,7 @@ def judge_report(
         summary=now.summary,
         seconds=seconds,
         verdicts=judge(rules, now, baseline),
-        notes=notes,
+        notes=tuple(notes),
         objections=objections,
     )
 
@@ -364,7 +377,8 @@ def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
     figures = [now.figure(at, rule.figure.metric) for at in places]
-    known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
+    judged = [(at, figure) for at, figure in zip(places, figures, strict=True) if figure.value is not None]
+    known = [(figure.name, figure.value) for _, figure in judged]
     if not known and not any(now.changed(at) for at in places):
         return _missing(rule, now.why_absent(rule.figure))
     if not known:
@@ -375,12 +389,32 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
     if met := [f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met]:
-        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings=findings)
+        there = [at for (at, _), figure in zip(judged, findings, strict=True) if figure.met]
+        rest = _medians(rule.figure, now, there) + nulls
+        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){rest}", findings=findings)
+    rest = _medians(rule.figure, now, [at for at, _ in judged]) + nulls
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
-        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings=findings)
-    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
+        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){rest}", findings=findings)
+    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){rest}"
     return Verdict(rule, "passed", sentence, findings=findings)
+
+
+def is_median(figure: Metric) -> bool:
+    """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of all of them?"""
+    whole = WHOLE[(figure.component is not None) + (figure.module is not None)]
+    return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
+
+
+def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
+    """Says of the figures of places that they are medians over matrices; of a single module, over how many."""
+    if not is_median(figure):
+        return ""
+    if len(places) > 1:
+        return ", each the median over its matrices"
+    if figure.module is not None:
+        return f", the median over {counted(now.changed(places[0]), 'matrix', 'matrices')}"
+    return ", the median over matrices"
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
@@ -413,7 +447,8 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
     rest = f"; {rest}" if rest else ""
     findings.sort(key=_distance, reverse=True)
-    moved = [_move(finding) for finding in findings if finding.met]
+    outside = sorted((finding for finding in findings if finding.met), key=_is_aside)
+    moved = [_move(finding) for finding in outside]
     if moved:
         return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
     what = f"{findings[0].figure} is inside its spread over layers"
@@ -439,6 +474,11 @@ def _distance(finding: RuleFigure) -> float:
     if high > low:
         return outside / (high - low)
     return math.inf if outside else 0.0
+
+
+def _is_aside(finding: RuleFigure) -> bool:
+    """Is a figure none of those that the summary starts with?"""
+    return finding.figure.rpartition(".")[2] not in FIRST
 
 
 def _move(finding: RuleFigure) -> str:

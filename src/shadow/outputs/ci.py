@@ -163,6 +163,7 @@ def workflow_commands(
     """A workflow command, one line, for each fault and each rule that was violated or had nothing to judge.
 
     The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace is pointed to.
+    without_baseline: why nothing was compared with a baseline, a warning of its own.
     """
     texts: dict[str, list[str]] = {"error": [], "warning": []}
     if without_baseline is not None:
