@@ -483,7 +483,10 @@ def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch)
     assert not parse_reference("org/name").is_folder
     with pytest.raises(UsageError) as caught:
         parse_reference("org")
-    assert (caught.value.message, caught.value.hint) == ("'org' is neither a folder nor a name on the Hub", "for the folder, write ./org")
+    assert (caught.value.message, caught.value.hint) == (
+        "'org' is neither a folder nor a name on the Hub",
+        "for the folder, write ./org",
+    )
 
 
 @pytest.mark.parametrize("stage", ["~", "{repo: ~}"])

@@ -19,6 +19,7 @@ from shadow.gates.rules import (
     OF_THE_PAIR,
     Metric,
     gather,
+    parse_moved,
     parse_rule,
     read_policy,
 )
@@ -315,6 +316,12 @@ def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, mean
     assert caught.value.message.endswith("is a column heading, not a figure")
     assert f"did you mean '{meant}'?" in caught.value.hint
     assert parse_rule(meant)
+
+
+def test_a_rule_on_what_moved_says_which_figures():
+    """All of a pair, or those of a pattern, against the spread of the baseline."""
+    assert parse_moved("*").condition == "any figure outside the baseline's spread over layers"
+    assert parse_moved("language.mlp.up.*").condition == "language.mlp.up.* outside the baseline's spread over layers"
 
 
 def test_the_hint_tells_the_two_norms_apart():

@@ -224,13 +224,9 @@ def _known(pattern: str, words: Sequence[str]) -> bool:
 
 
 def _unknown(what: str, word: str, known: Sequence[str]) -> None:
-    close = closest(word, known)
-    if what == "module":
-        close = nearest_modules(word)
-    hint = f"did you mean {close!r}?" if close else {
-        "metric": "`shadow explain` lists them",
-        "module": "such as mlp.up or attn.*",
-    }.get(what, f"one of {', '.join(known)}")
+    close = nearest_modules(word) if what == "module" else closest(word, known)
+    lists = {"metric": "`shadow explain` lists them", "module": "such as mlp.up or attn.*"}
+    hint = f"did you mean {close!r}?" if close else lists.get(what, f"one of {', '.join(known)}")
     if is_of_layers(word):
         hint = "a rule has no layers: it judges what was measured; `audit --layer 3` measures layer 3 alone"
     raise UsageError(f"no {what} {word!r}", hint)
@@ -274,7 +270,7 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
         tree, lines = read_plain_file(file, hint)
     except ShadowError as error:
         if re.search(r"aliases|expected alphabetic or numeric", error.message):  # what YAML makes of a * or a &
-            hint = "put a rule that begins with * in quotes, as in \"*.mlp.*.concentration > 0.5\"; " + hint
+            hint = 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"; ' + hint
             raise ShadowError(error.message, hint) from error
         raise
     if not isinstance(tree, dict) or not tree:

@@ -1,7 +1,7 @@
 """Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
 
-A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be. What a rule names and the report does not
-have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
+A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be. What a rule names and
+the report does not have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
 
 A figure has moved when it lies outside the interval over layers that the baseline's report gives it. The baseline's
 interval, not the new one's, because a baseline is what was accepted: a report with uneven layers would else widen what

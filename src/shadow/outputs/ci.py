@@ -21,7 +21,12 @@ from shadow.text import counted, visible
 SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
-OUTCOMES = {"met": "❌ violated", "missing": "❌ nothing to judge", "skipped": "➖ nothing to judge", "passed": "✅ passed"}
+OUTCOMES = {
+    "met": "❌ violated",
+    "missing": "❌ nothing to judge",
+    "skipped": "➖ nothing to judge",
+    "passed": "✅ passed",
+}
 FIGURES = ("relative_norm_overall", "concentration")
 CODES = {0: "done", 1: "a pair failed, or a rule had nothing to judge", 3: "--strict objects", 4: "a rule was violated"}
 
@@ -223,9 +228,9 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
-    A rule that was violated is a failure, one with nothing to judge an error; rules that are but warnings pass, and say so
-    in their output, since JUnit has no warnings. Tensors that were skipped are told in the output of the audit's case:
-    as cases of their own they would be thousands, and most are vectors.
+    A rule that was violated is a failure, one with nothing to judge an error; rules that are but warnings pass, and say
+    so in their output, since JUnit has no warnings. Tensors that were skipped are told in the output of the audit's
+    case: as cases of their own they would be thousands, and most are vectors.
     """
     root = ET.Element("testsuites", name="shadow")
     for judgement in judged:

@@ -29,7 +29,8 @@ def meant(run: Path) -> str | None:
     target = Path("reports", *str(run).split(":"))
     if not run.is_absolute() and target.is_dir():
         return f"did you mean {str(target)!r}?"
-    close = closest(run.name, [path.name for path in run.parent.iterdir() if path.is_dir()] if run.parent.is_dir() else [])
+    beside = run.parent.iterdir() if run.parent.is_dir() else ()
+    close = closest(run.name, [path.name for path in beside if path.is_dir()])
     return None if close is None else f"did you mean {str(run.parent / close)!r}?"
 
 

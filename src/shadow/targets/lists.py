@@ -35,7 +35,9 @@ MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
-YAML_ENTRY = "write `- TARGET`, or `- {base: REF, tuned: REF, name: FAMILY:BASE..TUNED}`, for each entry"
+YAML_ENTRY = (
+    "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`, for each entry"
+)
 PAIR_IN_YAML = "write {base: REF, tuned: REF} in a YAML list"
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
