@@ -439,7 +439,8 @@ def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
     done = shadow("gate", "reports", "--against", "acepted", "--allow-missing", env=env)
     assert "::warning title=shadow::no baseline: nothing was compared with acepted\n" in done.err
     done = shadow("gate", "reports", "--against", "acepted")
-    assert "did you mean 'accepted'?" in done.assert_refused()
+    assert "no such folder: acepted" in done.assert_refused()
+    assert "did you mean 'accepted'?" in done.err
     assert "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
     (tmp_path / "empty").mkdir()  # as of a baseline of other pairs: its folder is there, and nothing is compared
     assert "WARNING: no baseline" in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
@@ -459,9 +460,9 @@ def test_a_file_in_place_of_its_folder_is_answered_with_the_folder(shadow, demo,
     """Not with itself."""
     shadow("audit", "demo:base..narrow", "--shard", "1/1", "-o", "list").assert_done()
     file = f"list/{name}"
-    err = shadow("gate", file, "--fail-on", "spikes > 1").assert_refused()
-    assert f"{file} is a file, not a folder" in err
-    assert f"did you mean '{file.rpartition('/')[0]}'?" in err
+    done = shadow("gate", file, "--fail-on", "spikes > 1")
+    assert f"{file} is a file, not a folder" in done.assert_refused()
+    assert f"did you mean '{file.rpartition('/')[0]}'?" in done.err
 
 
 def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
