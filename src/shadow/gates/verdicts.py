@@ -377,8 +377,8 @@ def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
     figures = [now.figure(at, rule.figure.metric) for at in places]
-    judged = [(at, figure) for at, figure in zip(places, figures, strict=True) if figure.value is not None]
-    known = [(figure.name, figure.value) for _, figure in judged]
+    there = [at for at, figure in zip(places, figures, strict=True) if figure.value is not None]
+    known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
     if not known and not any(now.changed(at) for at in places):
         return _missing(rule, now.why_absent(rule.figure))
     if not known:
@@ -389,10 +389,9 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
     if met := [f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met]:
-        there = [at for (at, _), figure in zip(judged, findings, strict=True) if figure.met]
-        rest = _medians(rule.figure, now, there) + nulls
+        rest = _medians(rule.figure, now, [at for at, one in zip(there, findings, strict=True) if one.met]) + nulls
         return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){rest}", findings=findings)
-    rest = _medians(rule.figure, now, [at for at, _ in judged]) + nulls
+    rest = _medians(rule.figure, now, there) + nulls
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
         return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){rest}", findings=findings)
@@ -447,8 +446,7 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
         return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
     rest = f"; {rest}" if rest else ""
     findings.sort(key=_distance, reverse=True)
-    outside = sorted((finding for finding in findings if finding.met), key=_is_aside)
-    moved = [_move(finding) for finding in outside]
+    moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
     if moved:
         return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
     what = f"{findings[0].figure} is inside its spread over layers"
