@@ -441,10 +441,10 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
             findings.append(RuleFigure(before.name, value, outside, before=_number(before.value), low=low, high=high))
-    rest = "; ".join(f"not judged are {several(figures, NAMED)} ({why})" for why, figures in left.items())
+    unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
     if not findings:
-        return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
-    rest = f"; {rest}" if rest else ""
+        return _missing(rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}")
+    rest = "".join(f"; not judged are {figures}" for figures in unjudged)
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
     if moved:
