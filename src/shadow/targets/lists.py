@@ -131,7 +131,8 @@ def select(
             with _asked(entry):
                 looked_up[entry.names] = find_targets(entry.names, families)
         chosen |= dict.fromkeys(looked_up[entry.names].pairs)
-        lines = dict.fromkeys(looked_up[entry.names].pairs, entry.where) | lines
+        for pair in looked_up[entry.names].pairs:
+            lines.setdefault(pair, entry.where)
         passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
     pairs = tuple(chosen)
     if tags:
