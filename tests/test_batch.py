@@ -102,7 +102,7 @@ def test_both_files_say_the_same_of_every_pair(toys):
         assert row["seconds"] > 0 or row["state"] == "failed"  # which takes less than the last digit
         if row["state"] == "failed":
             assert row["error"] == f"no such folder: {toys / 'gone'}"
-            assert "config.json" in row["hint"]
+            assert ".safetensors" in row["hint"]
             assert {row[name] for name in (*HEADLINE, "label", "matrices")} == {None}
             continue
         summary = json.loads((toys / "out" / row["folder"] / "summary.json").read_text())

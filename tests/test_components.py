@@ -172,7 +172,8 @@ def test_the_longest_names_and_figures_are_not_cut(width):
     planned = [
         PlannedModule(row["component"], row["module"], row["matrices"], [0, 127], row["shapes"], 0) for row in rows
     ]
-    apart = SimpleNamespace(first="A", second="B", modules=[{**row, "stable_rank": -6.0} for row in rows])
+    differences = [SimpleNamespace(**{**row, "stable_rank": -6.0}) for row in rows]
+    apart = SimpleNamespace(first="A", second="B", modules=differences)
     texts = {
         "component": drawn(component_table(typed[:: len(rules.modules)], width), width),
         "module": drawn(module_table(typed, width), width),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
 import sys
 from math import prod
 
@@ -18,6 +19,7 @@ from shadow.checkpoints.pairing import Filter
 from shadow.checkpoints.safetensors_files import TensorInfo
 from shadow.checkpoints.sources import ByteRanges
 from shadow.outputs.page.cells import Matrices, cells_of, drawn_cells
+from shadow.places.architecture import place_tensors
 from shadow.places.names import name_rules
 from shadow.reports.report import Report
 from shadow.spectra.delta import Method
@@ -77,7 +79,7 @@ def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, w
 
     And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was made.
     """
-    monkeypatch.setattr(run_module, "pace", lambda method, jobs: 1e9)
+    monkeypatch.setattr(run_module, "pace", lambda method, jobs, offload: 1e9)
     name_rules()
     settings = Settings(Method(), Filter())
 
@@ -171,3 +173,32 @@ def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
     fresh = Report(folder)
     assert fresh.provenance
     assert steps(lambda: fresh.table("matrices")) < 19_000
+
+
+def test_names_are_compiled_for_the_components_that_occur():
+    """A text model needs the patterns of one component of five; those of every component compile."""
+    name_rules.cache_clear()
+    rules = name_rules()
+    place_tensors({"model.layers.0.mlp.up_proj.weight": (4, 4)}, {"model_type": "llama"})
+    assert [component for component, matcher in rules.suffixes.items() if "pattern" in vars(matcher)] == ["language"]
+    assert all(matcher.pattern.groups for matcher in rules.suffixes.values())
+
+
+def test_a_command_seldom_looks_for_cycles_and_not_at_its_end():
+    """What the imports made stays: it is not gone through again and again. Importing the command changes nothing."""
+    code = """
+import gc, sys
+before = gc.get_threshold()
+from shadow.cli import main
+assert gc.get_threshold() == before
+sys.argv = ["shadow", "--version"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+assert gc.get_threshold()[0] == 20_000 and gc.get_threshold()[1:] == before[1:]
+assert gc.get_freeze_count() > 1_000
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("shadow ")

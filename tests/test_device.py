@@ -23,9 +23,11 @@ from rich.console import Console
 import shadow
 from shadow.audits import pair as audit_module
 from shadow.audits.devices import CPU, DeviceChoice, choose
+from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
+from shadow.audits.workers import pace
 from shadow.checkpoints.pairing import Filter
-from shadow.errors import KeptError, UsageError
+from shadow.errors import KeptError, ShadowError, UsageError
 from shadow.findings.comparison import compare
 from shadow.outputs.terminal.plan import plan_view
 from shadow.reports.provenance import finished_metadata
@@ -174,6 +176,13 @@ def test_what_takes_float64_stays_on_the_cpu(on, pair, toys, tmp_path):
     assert said == [f"Gram matrices: 0 on {CHOICE.name}, 12 on the CPU (float64 12)"]
 
 
+def test_the_pace_of_a_device_is_measured_with_it():
+    """Each worker's two synthetic pairs have three Gram matrices each, of which the small ones are in float64."""
+    device = FakeDevice()
+    assert pace(Method(subspaces=False), 2, Offload(device, lambda line: None)) > 0
+    assert (device.calls, device.tests) == (2 * 3, 1)
+
+
 def test_draws_of_the_null_and_subspaces_are_the_cpus(on, pair, tmp_path):
     """With singular vectors and sampled nulls, of which each draw has a Gram matrix, all numbers are the same."""
     full = Settings(Method(nulls=2), Filter())
@@ -247,6 +256,15 @@ def test_reports_of_two_devices_are_compared_with_a_warning(on, pair, by_cpu, tm
     assert "--device" not in json.dumps(compare([by_cpu, by_cpu]).as_json())
 
 
+def test_reports_of_two_devices_are_not_merged(on, pair, toys, tmp_path):
+    """They do not stand in one index: the fault names the setting."""
+    on(FakeDevice())
+    audited(pair, tmp_path / "device")
+    run_pair(pair, ON_CPU, tmp_path / "cpu")
+    with pytest.raises(ShadowError, match=r'differ in settings\.device: .*"fake"'):
+        merge(tmp_path / "all", [tmp_path / "device", tmp_path / "cpu"])
+
+
 def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_path):
     """An audit on the CPU takes none of the device's; what the CPU had to make for a device is kept for neither."""
     cache = tmp_path / "spectra"
@@ -264,10 +282,13 @@ def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_
     same_tables(here, by_cpu)
 
 
-def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path):
+def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
     """Each worker has a Gram, two blocks and the library's own: 4 (280² + 2 · 2²¹) bytes and 32 MiB, twice."""
     on(FakeDevice())
+    paces = []
+    monkeypatch.setattr(audit_module, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9)
     planned = plan_pair(pair, ON_DEVICE, tmp_path, Runtime(jobs=2))
+    assert paces[0].device.name == CHOICE.name, "the time is that of the device"
     assert planned.device_memory == device_memory(280, 2) == 2 * (4 * (280**2 + 2 * 2**21) + 2**25)
     assert (planned.device, planned.device_name, planned.device_memory_free) == ("fake", CHOICE.name, 2**33)
     console = Console(width=120, record=True, file=io.StringIO())

@@ -214,7 +214,7 @@ def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounde
     for name, order in (("one", ["s1", "s2", "other"]), ("two", ["other", "s1", "s2"])):
         done = shadow("merge", name, *order)
         assert done.assert_done()
-        told = "the last digits of toy-7b:base..sft differ, as kinds of CPU round differently: of each, the first is"
+        told = "the last digits of toy-7b:base..sft differ, because CPUs round differently: the first report of each is"
         assert f"{told} kept" in done.err.splitlines()
         kept = (tmp_path / name / report_folder(*PAIRS[2]) / "matrices.parquet").read_bytes()
         first = other if name == "two" else shards[1] / report_folder(*PAIRS[2])

@@ -51,7 +51,7 @@ def test_the_interval_is_that_of_a_published_example():
 
 
 def test_there_is_no_interval_where_it_would_have_no_width():
-    """Of ranks that agree wholly, or of too few."""
+    """Of ranks that agree completely, or of too few."""
     assert interval(1.0, 20) == interval(-1.0, 20) == interval(0.5, FEWEST - 1) == (None, None)
     low, high = interval(0.0, 4)
     assert -low == high == pytest.approx(math.tanh(1.959963985))
@@ -126,7 +126,7 @@ def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
     ]  # fmt: skip
     narrow, held_out = found["narrow", None, None], found["held-out", None, "b"]
     assert (narrow.rho, narrow.n, narrow.bases, narrow.low, narrow.p) == (1.0, 6, 2, None, 2 / math.factorial(6))
-    assert "agree wholly" in narrow.reason
+    assert "agree completely" in narrow.reason
     # ranks 6 5 4 3 1 2 against 1 to 6: sum d^2 = 25 + 9 + 1 + 1 + 16 + 16 = 68, rho = 1 - 6 * 68 / (6 * 35)
     assert held_out.rho == pytest.approx(1 - 6 * 68 / 210)
     assert (held_out.reason, held_out.level) == (None, 0.95)

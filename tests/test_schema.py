@@ -154,7 +154,7 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, 
     }  # fmt: skip
     assert all(told["figures"][name] is None for name in gone)
     assert told["modules"] == whole["modules"]
-    assert "made before these were added" in " ".join(shadow("show", "out").assert_done().split())
+    assert "made before these columns were added" in " ".join(shadow("show", "out").assert_done().split())
 
 
 def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
@@ -165,7 +165,7 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
     assert told["contrasts"][0]["figures"][0]["difference"] == 0
     done = shadow("export", "out", "--to", "json")
     done.assert_done()
-    assert "1 of 1 reports were made before these were added" in done.err
+    assert "1 of 1 reports were made before these columns were added" in done.err
     rows = [json.loads(line) for line in (tmp_path / "out-json" / "matrices.jsonl").read_text().splitlines()]
     assert all(row[name] is None for row in rows for name in LATER)
     assert (tmp_path / "out-json" / "residual.jsonl").read_text() == ""
@@ -178,7 +178,7 @@ def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, t
     made_before(run)
     kept = shadow("audit", "demo:base..narrow", "-o", "out")
     kept.assert_done()
-    assert "nothing to measure: the report is already there; made before these were added" in kept.err
+    assert "nothing to measure: the report is already there; made before these columns were added" in kept.err
     assert "--overwrite" in kept.err
     assert Report(run).absent
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")

@@ -294,7 +294,9 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
 
 def test_wrong_usage_of_scores(reports, shadow):
     """One report is no set, and a folder without reports none at all."""
-    assert "1 reports" in shadow("compare", reports / "base..narrow", "--scores", "scores.csv").assert_refused(code=2)
+    assert "1 report to compare" in shadow(
+        "compare", reports / "base..narrow", "--scores", "scores.csv"
+    ).assert_refused(code=2)
     assert "no such folder" in shadow("compare", "nowhere", "--scores", "scores.csv").assert_refused()
     assert "did you mean 'gain'" in shadow("explain", "gian").err
     assert "base - tuned where less is better" in shadow("explain", "gain").assert_done()

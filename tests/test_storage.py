@@ -32,7 +32,7 @@ from shadow.findings.summary import read_summary
 from shadow.reports import remote
 from shadow.reports.provenance import finished_metadata
 from shadow.reports.remote import CLAIM, fetched, fetched_if_any, publish, published_metadata
-from shadow.reports.tables import read_tables
+from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located, parsed_options, url_of, work_folder
 from shadow.targets.families import given_pair
@@ -84,8 +84,10 @@ def audited(pair, store, settings=PLAIN, **options):
 def whole(folder):
     """The settings of a report all of whose files are of one audit; fails for half a one."""
     summary, metadata = read_summary(folder)
-    told = [json.loads(table.schema.metadata[b"shadow"]) for table in read_tables(folder, TABLES).values()]
-    assert all(one == metadata for one in told)
+    report = Report(folder)
+    for name in TABLES:
+        assert report.table(name) is not None  # whole, and of the audit that the report is of
+        assert json.loads(report.parquet(name).schema_arrow.metadata[b"shadow"]) == metadata
     assert not summary.warnings or all(warning.code != "older_report" for warning in summary.warnings)
     return metadata["settings"]["chosen"]["layers"]
 
@@ -622,6 +624,8 @@ def test_a_fault_in_a_list_at_a_url_names_the_url_and_the_line(tmp_path, monkeyp
     code, _, err = command("audit", "--list", "memory://bucket/in/list.txt", "-o", tmp_path / "out")
     assert code == 2
     assert err.startswith("error: memory://bucket/in/list.txt:2: ")
+    code, _, err = command("audit", "--list", "memory://bucket", "-o", tmp_path / "out")
+    assert (code, err.splitlines()[0]) == (1, "error: memory://bucket: no such file")
     code, _, err = command("audit", "--list", "memory://bucket/in/gone.txt", "-o", tmp_path / "out")
     assert code == 1
     assert err.startswith("error: memory://bucket/in/gone.txt: no such file")
@@ -770,3 +774,67 @@ def test_work_goes_on_in_one_folder_for_one_url(monkeypatch, tmp_path):
     monkeypatch.delenv("SHADOW_WORK_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert work_folder(one).parent == tmp_path / "shadow" / "work"
+
+
+def test_a_pair_that_another_process_works_on_is_refused(pair, store, monkeypatch):
+    """On one machine: while one audits into a URL, a second one of the same pair ends at once."""
+    refused = []
+
+    def slow(*arguments, **more):
+        with pytest.raises(ShadowError, match="another audit is writing to"):
+            audited(pair, store)
+        refused.append(1)
+        return run_pair(*arguments, **more)
+
+    monkeypatch.setattr("shadow.audits.remote.run_pair", slow)
+    audited(pair, store)
+    assert refused == [1]
+    assert whole(fetched(at(pair, store))) == []
+
+
+def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, monkeypatch):
+    """An upload failed; then the report at the URL is asked for again: the one that waits is told of, and stays."""
+    audited(pair, store)
+    with monkeypatch.context() as patched:
+        Fault(patched, 1)
+        with pytest.raises(ShadowError, match="not uploaded"):
+            audited(pair, store, FIRST, overwrite=True)
+    folder = work_folder(store) / pair.family / pair.name
+    result, said = audited(pair, store)
+    assert result.measured == 0
+    assert f"a report of other settings or files, which was not uploaded, stays in {folder}" in said
+    assert whole(folder) == [0]
+    audited(pair, store, FIRST, overwrite=True)
+    assert whole(fetched(at(pair, store))) == [0]
+
+
+@pytest.mark.parametrize(("url", "extra"), [("s3://b/x", "s3"), ("gs://b/x", "gs"), ("az://b/x", "az")])
+def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url, extra):
+    """Wrong usage, exit code 2, with the command that installs it."""
+    monkeypatch.setattr("shadow.extras._is_installed", lambda _: False)
+    code, _, err = command("show", url)
+    assert code == 2
+    error, hint = err.splitlines()
+    assert error.startswith(f"error: {url}: ")
+    assert error.endswith("is not installed")
+    assert hint == f"hint:  pip install 'shadow-audit[{extra}]'"
+
+
+def test_options_that_a_driver_does_not_know_are_wrong_usage(store):
+    """Told before anything is reached, with no value."""
+    wrong = replace(store, url="s3://bucket/x", options={"config_kwargs": SECRET})
+    with pytest.raises(UsageError, match="wrong options") as raised:
+        wrong.files()
+    assert SECRET not in raised.value.message
+
+
+def test_a_condition_that_does_not_hold_is_no_fault(store, monkeypatch):
+    """The driver of Google's store answers 412 where others say that the file exists."""
+
+    class HttpError(Exception):
+        code = 412
+
+    assert store.create("claim", b"first")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *_, **__: (_ for _ in ()).throw(HttpError()))
+    assert not store.create("claim", b"second")
+    assert store.create("claim", b"first")

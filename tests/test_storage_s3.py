@@ -19,7 +19,7 @@ from shadow.errors import ShadowError
 from shadow.findings.summary import read_summary
 from shadow.reports import remote
 from shadow.reports.remote import CLAIM, fetched, fetched_if_any
-from shadow.reports.tables import read_tables
+from shadow.reports.report import Report
 from shadow.spectra.delta import Method
 from shadow.storage import Store, located
 from shadow.targets.lists import select
@@ -83,8 +83,10 @@ def whole(server, url):
     if folder is None:
         return None
     _, metadata = read_summary(folder)
-    tables = read_tables(folder, ["matrices", "tensors", "residual", "spectra"])
-    assert all(json.loads(table.schema.metadata[b"shadow"]) == metadata for table in tables.values())
+    report = Report(folder)
+    for name in ("matrices", "tensors", "residual", "spectra"):
+        assert report.table(name) is not None  # whole, and of the audit that the report is of
+        assert json.loads(report.parquet(name).schema_arrow.metadata[b"shadow"]) == metadata
     return metadata["settings"]["chosen"]["layers"]
 
 

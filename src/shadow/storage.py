@@ -272,8 +272,12 @@ class Store:
         One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides: two who create it
         at once see the same.
         """
-        with self._reaching(name), contextlib.suppress(FileExistsError):
-            self._system().pipe_file(self._path(name), content, mode="create")
+        with self._reaching(name):
+            try:
+                self._system().pipe_file(self._path(name), content, mode="create")
+            except Exception as error:  # gcsfs has no FileExistsError for 412: the condition does not hold
+                if not isinstance(error, FileExistsError) and _status(error) != 412:
+                    raise
         if not self.scheme.atomic:
             time.sleep(MOMENT)
         return self.read(name, max(len(content), 10_000)) == content
@@ -435,7 +439,8 @@ def place_for(store: Store) -> Path:
 
 def fetched_file(store: Store, most: int) -> Path:
     """A copy of a list, a policy or another file of most bytes at most. Raises ShadowError."""
-    content = store.parent.read(store.name, most)
+    in_bucket = "/" in store.url.partition("://")[2]
+    content = store.parent.read(store.name, most) if in_bucket else None
     if content is None:
         raise ShadowError(f"{store}: no such file", "check the URL")
     path = place_for(store)
@@ -451,7 +456,7 @@ def is_copy(path: str | os.PathLike[str]) -> bool:
 def as_given(text: object) -> str:
     """A path, or a text with paths, for people and files: copies under their URLs."""
     words = str(text)
-    for path, url in _copies.items():
+    for path, url in list(_copies.items()):
         if path in words:
             words = words.replace(path, url)
     return words

@@ -25,7 +25,7 @@ from shadow.audits.pair import Progress, Runtime
 from shadow.audits.workers import single_threads
 from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
-from shadow.text import byte_size
+from shadow.text import byte_size, counted
 
 CORES = 4  # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
 ATTEMPTS = 3  # of a task whose process or machine was lost; what it had measured is not measured again
@@ -66,9 +66,13 @@ def ray_engine(request: RayRequest, runtime: Runtime) -> Iterator[RayEngine]:
 
     ours = not ray.is_initialized()
     if ours:
+        if address == "local":
+            runtime.say("starting Ray on this machine")
         _connect(address)
     try:
-        yield RayEngine(request, runtime)
+        engine = RayEngine(request, runtime)
+        runtime.say(f"Ray: {engine.described()}")
+        yield engine
     finally:
         if ours:
             ray.shutdown()
@@ -156,6 +160,13 @@ class RayEngine:
 
     def lanes(self) -> int:
         return sum(self._slots().values())
+
+    def described(self) -> str:
+        """`2 machines, 8 tasks at a time, 4 cores each`."""
+        slots = self._slots()
+        tasks = counted(sum(slots.values()), "task", "tasks")
+        cores = counted(self._cores, "core", "cores")
+        return f"{counted(len(slots), 'machine', 'machines')}, {tasks} at a time, {cores} each"
 
     def submit(self, task: Task) -> None:
         self._queue.put(task)

@@ -196,8 +196,12 @@ def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime:
 
 def _digests(folder: Path) -> dict[str, str]:
     """A sha256 of every file of the report in a folder."""
-    paths = [folder / name for name in FILES_OF_A_PAIR if (folder / name).is_file()]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    digests = {}
+    for name in FILES_OF_A_PAIR:
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def _remove(folder: Path) -> None:

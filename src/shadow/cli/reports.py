@@ -243,7 +243,9 @@ def clean(
     place = located(output)
     if isinstance(place, Store):  # work is done on this machine
         place = work_folder(place)
-        place.mkdir(parents=True, exist_ok=True)
+        if not place.is_dir():
+            console.say("no unfinished audits there")
+            return
     removed = remove_unfinished(place)
     audits = counted(len(removed), "audit", "audits")
     console.say(f"removed the unfinished work of {audits}" if removed else "no unfinished audits there")

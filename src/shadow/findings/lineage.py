@@ -20,6 +20,7 @@ from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import CheckpointSide
 from shadow.places.groups import ATTENTION, MLP
 from shadow.reports.provenance import Provenance
+from shadow.storage import as_given
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,7 +214,7 @@ def read_step(report: SummarisedReport, where: str | None = None) -> Step | None
     return Step(
         family=summary.family,
         pair=summary.pair,
-        folder=str(report.folder) if where is None else where,
+        folder=as_given(report.folder) if where is None else where,
         base=summary.base,
         tuned=summary.tuned,
         start=start,
