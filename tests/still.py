@@ -262,7 +262,7 @@ def masked(text: str) -> str:
     text = re.sub(r'(\btime=)"[\d.e-]+"', r'\1"<seconds>"', text)
     text = re.sub(r"sha256 [0-9a-f]{64}", "sha256 <hash>", text)  # of files that hold times
     text = re.sub(r'"seal": ?\{(?:[^{}]|\{[^{}]*\})*\}', '"seal": "<of this code>"', text)
-    text = re.sub(r"[\d.]+ [kMGT]B may be had", "<memory> may be had", text)
+    text = re.sub(r"[\d.]+ [kMGT]B available", "<memory> available", text)
     text = re.sub(r'("(?:disk|memory)_free": )\d+', r"\1<bytes>", text)
     text = re.sub(r'("[^"\n]+\.(?:parquet|arrow|csv|jsonl)": )\d+', r"\1<bytes>", text)
     return text.replace(VERSION, "<shadow>") if VERSION else text

@@ -165,6 +165,22 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     assert sum(line.startswith("- ") for line in text.splitlines()) == sum(len(one.notes) for one in judged)
 
 
+def test_rules_of_several_pairs_are_counted_as_checks():
+    """The same two rules on three pairs are six checks; pairs with different rules have no product."""
+    pair = (Verdict(parse_rule("spikes > 1"), "passed", ""), Verdict(parse_rule("spikes > 2"), "met", ""))
+    judged = [Judgement("f", name, verdicts=pair) for name in "abc"]
+    assert counts(judged) == "3 of 6 checks passed (2 rules x 3 pairs), 3 FAILED"
+    assert counts([*judged, Judgement("f", "d", verdicts=pair[:1])]) == "4 of 7 checks passed, 3 FAILED"
+    assert counts([*judged[:1], Judgement("f", "d", fault="no")]) == "1 rule passed, 1 FAILED"
+
+
+def test_warnings_alone_fail_nothing():
+    """Violated or without a figure: 0 failed, and so many warnings, as the exit code 0 has it."""
+    judged = [made("f", name, "one", "", "", outcome, "warning") for name, outcome in (("a", "met"), ("b", "missing"))]
+    assert counts(judged[:1]) == "0 rules passed, 0 failed, 1 warning"
+    assert counts(judged) == "0 of 2 checks passed (1 rule x 2 pairs), 0 failed, 2 warnings"
+
+
 @pytest.mark.parametrize("limit", [5_000, 100_000])
 def test_the_summary_stays_below_what_github_takes(limit):
     """What does not fit is counted, in each table, and the tables stay tables."""
@@ -201,10 +217,12 @@ def test_any_names_make_xml_that_says_the_same(judged):
         grave = verdict.rule.severity == "error"
         tags = {"met": ["failure"] if grave else [], "missing": ["error"] if grave else [], "passed": [],
                 "skipped": ["skipped"]}[verdict.outcome]  # fmt: skip
-        assert [child.tag for child in case] == [*tags, "system-out"]
+        said = bool(verdict.rule.message) and verdict.outcome == "met"
+        assert [child.tag for child in case] == [*tags, *(["system-out"] if said or not tags else [])]
         for child in (child for child in case if child.tag in tags):  # some readers show the one, some the other
             assert child.get("message") == (child.text or "") == visible(verdict.detail)
-        assert visible(verdict.detail) in case.findtext("system-out")
+        if not tags:  # else it is there twice already
+            assert visible(verdict.detail) in case.findtext("system-out")
     for element in (root, *root):
         for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error")):
             assert int(element.get(name)) == len(list(element.iter(tag)))
@@ -324,11 +342,46 @@ def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
     assert (tmp_path / "summary.md").stat().st_size == 999_000
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("gate", "gone", "--fail-on", "spikes > 1"), 1),
+        (("gate", "out", "--fail-on", "spieks > 1"), 2),
+        (("gate", "out"), 2),
+        (("gate", "out", "--policy", "absent.yaml"), 1),
+        (("audit", "demo", "-o", "out", "-q", "-v"), 2),
+        (("audit", "dmeo", "-o", "out"), 1),
+        (("audit", "demo", "-o", "out", "--storage-options", "{"), 2),
+    ],
+)
+def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(shadow, tmp_path, arguments, code):
+    """Whatever ends the command before a pair is judged, the file has one error and no test that passes."""
+    (tmp_path / "junit.xml").write_bytes(junit([made("f", "p", "rule", None, "fine", outcome="passed")]))
+    (tmp_path / "out").mkdir()
+    assert shadow(*arguments, "--junit", "junit.xml").code == code
+    xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
+    assert (xml.tests, xml.failures, xml.errors) == (1, 0, 1)
+    ((case,),) = xml
+    assert (case.name, case.result[0].message) == (
+        arguments[0],
+        f"`shadow {arguments[0]}` did not finish: its output says why",
+    )
+
+
+def test_other_xml_is_no_junit_file(shadow, tmp_path):
+    """A slip of the path must not cost a file of another program that begins as XML does."""
+    text = '<?xml version="1.0"?>\n<project>precious</project>\n'
+    (tmp_path / "pom.xml").write_text(text)
+    done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "pom.xml")
+    assert "already exists and is not a JUnit file" in done.assert_refused()
+    assert (tmp_path / "pom.xml").read_text() == text
+
+
 def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path):
     """A slip of the path must not cost a file; it is told before anything is measured."""
     (tmp_path / "weights").write_bytes(b"precious")
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "weights")
-    assert "is no XML" in done.assert_refused()
+    assert "is not a JUnit file" in done.assert_refused()
     assert (tmp_path / "weights").read_bytes() == b"precious"
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
@@ -357,5 +410,5 @@ def test_the_last_line_counts_the_rules():
         made("f", "c", "three", "", "", severity="warning"),
         made("f", "d", "four", "", "", outcome="missing"),
     ]
-    assert counts(judged) == "1 rule passed, 2 FAILED (1 warning), 1 not judged"
+    assert counts(judged) == "1 of 4 checks passed, 1 FAILED, 1 not judged, 1 warning"
     assert counts([Judgement("f", "a")]) == ""

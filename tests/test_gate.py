@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import statistics
 from dataclasses import replace
@@ -19,11 +20,21 @@ from reports import delta, place, places
 
 from shadow.audits.list_index import read_index, write_index
 from shadow.errors import ShadowError
-from shadow.gates.rules import COLUMNS, OF_A_COMPONENT, OF_A_MODULE, OF_THE_PAIR, gather, parse_moved, parse_rule
+from shadow.gates.rules import (
+    COLUMNS,
+    OF_A_COMPONENT,
+    OF_A_MODULE,
+    OF_THE_PAIR,
+    Metric,
+    gather,
+    parse_moved,
+    parse_rule,
+)
 from shadow.gates.verdicts import (
     Judgement,
     Verdict,
     first_code,
+    is_median,
     judge,
     judge_report,
     notes_on,
@@ -107,10 +118,10 @@ def test_a_rule_is_met_when_its_figure_is_what_it_must_not_be(tmp_path):
     folder = reports.uniform(tmp_path / "a", 0.4)
     met = verdict(folder, "language.mlp.up.concentration > 0.3")
     assert (met.outcome, met.code) == ("met", 4)
-    assert met.detail == "language.mlp.up.concentration is 0.4 (> 0.3)"
+    assert met.detail == "language.mlp.up.concentration is 0.4 (> 0.3), the median over 6 matrices"
     passed = verdict(folder, "language.mlp.up.concentration > 0.4")
     assert (passed.outcome, passed.code) == ("passed", 0)
-    assert passed.detail == "language.mlp.up.concentration is 0.4 (not > 0.4)"
+    assert passed.detail == "language.mlp.up.concentration is 0.4 (not > 0.4), the median over 6 matrices"
 
 
 def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
@@ -118,20 +129,24 @@ def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
     rows = [delta(0.6 if where["module"] == "mlp.up" else 0.2, where) for where in places(4)]
     folder = reports.write(tmp_path / "a", rows)
     met = verdict(folder, "*.*.concentration > 0.5")
-    assert met.detail == "language.mlp.up.concentration is 0.6 (> 0.5)"
+    assert met.detail == "language.mlp.up.concentration is 0.6 (> 0.5), the median over 4 matrices"
     assert {one.figure: one.met for one in met.findings} == {
         "language.attn.q.concentration": False,
         "language.attn.o.concentration": False,
         "language.mlp.up.concentration": True,
     }
     assert verdict(folder, "*.attn.*.concentration > 0.5").outcome == "passed"
-    assert verdict(folder, "language.*.concentration > 0.7").detail == "3 figures are 0.2 to 0.6 (none > 0.7)"
+    assert verdict(folder, "language.*.concentration > 0.7").detail == (
+        "3 figures are 0.2 to 0.6 (none > 0.7), each the median over its matrices"
+    )
 
 
 def test_digits_show_why(tmp_path):
     """A figure that rounds to its threshold is told with all its digits."""
     folder = reports.uniform(tmp_path / "a", 0.500001)
-    assert verdict(folder, "concentration > 0.5").detail == "concentration is 0.500001 (> 0.5)"
+    assert (
+        verdict(folder, "concentration > 0.5").detail == "concentration is 0.500001 (> 0.5), the median over matrices"
+    )
 
 
 IDENTICAL = {"component": "vision", "layer": 0, "module": "attn.q", "tensor": "v", "status": "identical"}
@@ -246,7 +261,7 @@ def test_last_digits_of_another_machine_have_not_moved(tmp_path):
 
 
 def test_the_largest_move_is_told_first(demo):
-    """By widths of the interval; five are named, the rest are counted."""
+    """By widths of the interval, in the sentence norm and concentration before others; five are named."""
     found = verdict(demo["narrow"], "*", demo["broad"])
     assert (found.outcome, found.code) == ("met", 4)
 
@@ -256,6 +271,10 @@ def test_the_largest_move_is_told_first(demo):
     moved = [one for one in found.findings if one.met]
     assert [one.figure for one in moved] == [one.figure for one in sorted(moved, key=distance, reverse=True)]
     assert f"and {len(moved) - 5} more" in found.detail
+    told = re.findall(r"(\w+) is [\d.]+, was", found.detail)
+    assert told[:2] == ["relative_norm_overall", "concentration"]
+    others = [one.figure for one in moved if one.figure not in (*told[:2], "relative_norm")]
+    assert told[2:] == others[: len(told) - 2]
 
 
 def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
@@ -323,7 +342,7 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
             ("c", {"version": "0.0.9", "settings": settings, "base": reports.identity(7), "weights": 3.0}),
         )
     )
-    assert notes_on(same, now) == ["the baseline's spread is 87.5 % over 4 layers"]
+    assert notes_on(same, now) == ["the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"]
     notes = "\n".join(notes_on(other, now))
     assert "does not start from the same base: the spectra of" in notes
     assert "different versions of shadow: the baseline by 0.0.9, this report by 0.1.0" in notes
@@ -386,6 +405,76 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
     assert "Look at the data." not in text
     assert "passed" in text
+
+
+@pytest.mark.parametrize("at", [(), ("language",), ("language", "mlp.up")])
+def test_what_is_called_a_median_is_one(demo, at):
+    """By NumPy from the rows; the norm and the share of zeros of many matrices, shares and counts are not called so."""
+    rows = pd.read_parquet(demo["narrow"] / "matrices.parquet")
+    rows = rows[rows["subject"] == "delta"]
+    for column, wanted in zip(("component", "module"), at, strict=False):
+        rows = rows[rows[column] == wanted]
+    now = read_measured(demo["narrow"])
+    known = (OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE)[len(at)]
+    medians = {metric for metric in (*COLUMNS, *known) if is_median(Metric(*at, *[None] * (2 - len(at)), metric))}
+    for metric in medians - {"participation_share"}:
+        values = rows[metric].dropna().to_numpy(dtype=float)
+        found = now.figure(at, metric).value
+        assert found == (pytest.approx(np.median(values), rel=1e-12) if len(values) else None), metric
+    assert {"concentration", "spikes", "participation_share"} <= medians
+    assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_gini"}
+    assert ("relative_norm" in medians, "zero_share" in medians) == (len(at) != 1, len(at) != 0)
+
+
+def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
+    """Exit 0 is what --allow-missing asks for; the last line, and on GitHub an annotation, say that nothing was
+    compared. Without it the nearest folder is named."""
+    shutil.copytree(demo["narrow"], tmp_path / "reports" / "demo" / "base..narrow")
+    shutil.copytree(demo["narrow"], tmp_path / "accepted" / "demo" / "base..narrow")
+    done = shadow("gate", "reports", "--against", "acepted", "--allow-missing")
+    assert done.code == 0
+    assert "did you mean 'accepted'?" in done.err
+    assert done.err.splitlines()[-1] == "WARNING: no baseline: nothing was compared with acepted"
+    env = {"GITHUB_ACTIONS": "true"}
+    done = shadow("gate", "reports", "--against", "acepted", "--allow-missing", env=env)
+    assert "::warning title=shadow::no baseline: nothing was compared with acepted\n" in done.err
+    done = shadow("gate", "reports", "--against", "acepted")
+    assert "no such folder: acepted" in done.assert_refused()
+    assert "did you mean 'accepted'?" in done.err
+    assert "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
+    (tmp_path / "empty").mkdir()  # as of a baseline of other pairs: its folder is there, and nothing is compared
+    assert "WARNING: no baseline" in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
+
+
+def test_a_checkpoint_is_no_baseline(shadow, demo, tmp_path):
+    """With and without --allow-missing: it will never have reports."""
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"")
+    for more in ((), ("--allow-missing",)):
+        done = shadow("gate", demo["narrow"], "--against", "base", *more)
+        assert "base is a checkpoint, not a report" in done.assert_refused()
+
+
+@pytest.mark.parametrize("name", ["batch.parquet", "demo/base..narrow/summary.json"])
+def test_a_file_in_place_of_its_folder_is_answered_with_the_folder(shadow, demo, tmp_path, name):
+    """Not with itself."""
+    shadow("audit", "demo:base..narrow", "--shard", "1/1", "-o", "list").assert_done()
+    file = f"list/{name}"
+    done = shadow("gate", file, "--fail-on", "spikes > 1")
+    assert f"{file} is a file, not a folder" in done.assert_refused()
+    assert f"did you mean '{file.rpartition('/')[0]}'?" in done.err
+
+
+def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
+    """The figures of a copy that was rounded are judged, and the note says that they are not those of a training."""
+    folder = reports.write(tmp_path / "a", [delta(0.4, where, floor_ratio=0.9) for where in places(6)])
+    now = read_measured(folder)
+    assert [gate.name for gate in now.summary.failed_gates] == ["rounding"]
+    done = shadow("gate", folder, "--fail-on", "concentration > 0.5", "--format", "json")
+    assert done.code == 0
+    (one,) = json.loads(done.out)
+    assert one["notes"] == [f"not assessable: {now.summary.failed_gates[0].reason}"]
+    assert "note: not assessable: " in shadow("gate", folder, "--fail-on", "concentration > 0.5").out
 
 
 @pytest.mark.parametrize(
@@ -457,6 +546,7 @@ def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
     shutil.rmtree(tmp_path / "list" / "demo")
     done = shadow("gate", "list", *rules)
     assert [one["pair"] for one in json.loads(done.out)] == ["base..narrow", "base..broad", "shard 2/2"]
+    assert "demo:base..narrow: its report is missing (list/demo/base..narrow, done by index.json)" in done.err
 
 
 def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(shadow, demo, tmp_path):
@@ -491,7 +581,7 @@ def test_against_another_pair(shadow, demo):
     assert done.code == 4
     (one,) = json.loads(done.out)
     assert "the baseline is of another pair: demo:base..broad" in one["notes"]
-    assert "the baseline's spread is 87.5 % over 4 layers" in one["notes"]
+    assert "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers" in one["notes"]
 
 
 def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
@@ -502,7 +592,7 @@ def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
     assert [rule["name"] for rule in one["rules"]] == ["head"]
     assert one["rules"][0]["outcome"] == "missing"  # a head is outside the layers: it has no interval
     assert done.code == 0
-    assert "needs a baseline" in shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_refused(2)
+    assert "needs --against" in shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_refused(2)
 
 
 def test_experts_count_each(tmp_path):

@@ -1185,7 +1185,7 @@ def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, of
     """`--tuned org/here` is on the Hub or nowhere; where such a folder lies the hint is how to write it, no other."""
     (tmp_path / "org" / "here").mkdir(parents=True)
     done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
-    told(done, "org/here is not", "hint:  a folder is written ./org/here\n")
+    told(done, "org/here is not", "hint:  for the folder, write ./org/here\n")
 
 
 def broken_by(action, path, folder, origin=None):

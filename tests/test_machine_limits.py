@@ -180,7 +180,7 @@ def test_plan_shows_what_limits_it():
     console = Console(width=200)
     with console.capture() as shown:
         console.print(plan_view(plan, 200))
-    assert "with 1 worker, beside file caches; 2.0 GB may be had\n" in "\n".join(
+    assert "with 1 worker, beside file caches; 2.0 GB available\n" in "\n".join(
         map(str.rstrip, shown.get().split("\n"))
     )
     assert "1, limited by the control group /a" in shown.get()

@@ -24,7 +24,7 @@ MISTAKES = {
     "a checkpoint instead of a report": (("show", BASE), 1, "no finished report in it", "it is a checkpoint"),
     "a checkpoint among reports": (("compare", REPORT, TUNED), 1, "no finished report in it", "it is a checkpoint"),
     "a gate on a checkpoint": (("gate", BASE, *RULE), 1, "no finished report in it", "it is a checkpoint"),
-    "folders without ./": (("audit", "empty", "reports"), 1, "no family 'empty'", "a folder is written ./empty"),
+    "folders without ./": (("audit", "empty", "reports"), 1, "no family 'empty'", "for the folder, write ./empty"),
     "a misspelt family": (("audit", "dmeo"), 1, "no family 'dmeo'", "did you mean 'demo'?"),
     "a family instead of its reports": (("show", "demo"), 1, "no such folder: demo", "did you mean 'reports/demo'?"),
     "a pair instead of its report": (("show", "demo:base..narrow"), 1, "no such folder", f"did you mean '{REPORT}'?"),

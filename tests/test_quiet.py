@@ -20,12 +20,32 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
     assert "already there" in loud.err
     assert "no baseline" in loud.err
     quiet = shadow(*PAIR, "--against", "none", "--allow-missing", "-q")
-    assert (quiet.code, quiet.err, quiet.out) == (0, loud.err.splitlines()[-1] + "\n", loud.out)
+    assert (quiet.code, quiet.err, quiet.out) == (
+        0,
+        "0 rules passed, 1 skipped\nWARNING: no baseline: nothing was compared with none\n",
+        loud.out,
+    )
+    assert loud.err.endswith(quiet.err)
     assert shadow(*PAIR, "--quiet").err == ""
     assert shadow(*PAIR, "-q", "--fail-on", "concentration > 2").err == "1 rule passed\n"
     failed = shadow(*PAIR, "-q", "--precision", "exact")
     assert failed.code == 1
     assert failed.err.startswith("error: ")
+
+
+def test_gate_has_quiet_too(shadow, tmp_path):
+    """As `audit` with the same option: no notes on stderr, but rules that fail, their count and the warning."""
+    shadow(*PAIR).assert_done()
+    rules = ("gate", "out", "--against", "none", "--allow-missing", "--fail-on", "spikes > 1")
+    loud, quiet = shadow(*rules), shadow(*rules, "-q")
+    assert loud.code == quiet.code == 4
+    assert loud.err == f"no baseline: there is no folder none\n{quiet.err}"
+    assert [line.partition(" is ")[0] for line in quiet.err.splitlines()] == [
+        "demo:base..narrow: spikes > 1: spikes",
+        "0 rules passed, 1 FAILED, 1 skipped",
+        "WARNING: no baseline: nothing was compared with none",
+    ]
+    assert quiet.out == loud.out
 
 
 @pytest.mark.parametrize("is_list", [False, True])

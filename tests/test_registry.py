@@ -222,12 +222,12 @@ FAULTS = {
         None,
     ),
     "the second family": (GOOD + "other:\n  base: org/b\n  sft: 3\n", 6, "family 'other'", None),
-    "duplicate family": (GOOD + GOOD, 4, "'fam' is there twice", None),
-    "duplicate stage": (GOOD + "  sft: org/t\n", 4, "'sft' is there twice", None),
+    "duplicate family": (GOOD + GOOD, 4, "duplicate key 'fam'", None),
+    "duplicate stage": (GOOD + "  sft: org/t\n", 4, "duplicate key 'sft'", None),
     "duplicate key in a stage": (
         "fam:\n  base: org/b\n  sft: {repo: org/s, repo: org/t}\n",
         3,
-        "'repo' is there twice",
+        "duplicate key 'repo'",
         None,
     ),
     "duplicate pair": (GOOD + "  pairs:\n    - base..sft\n    - {from: base, to: sft}\n", 6, "listed twice", None),
@@ -483,7 +483,10 @@ def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch)
     assert not parse_reference("org/name").is_folder
     with pytest.raises(UsageError) as caught:
         parse_reference("org")
-    assert (caught.value.message, caught.value.hint) == ("a folder is written ./org", None)
+    assert (caught.value.message, caught.value.hint) == (
+        "'org' is neither a folder nor a name on the Hub",
+        "for the folder, write ./org",
+    )
 
 
 @pytest.mark.parametrize("stage", ["~", "{repo: ~}"])

@@ -19,6 +19,7 @@ from shadow.gates.rules import (
     OF_THE_PAIR,
     Metric,
     gather,
+    parse_moved,
     parse_rule,
     read_policy,
 )
@@ -61,7 +62,7 @@ def test_a_comparison_is_that_of_numbers(sign, value):
     ("text", "fault", "hint"),
     [
         ("", "is not a rule", "such as"),
-        ("concentration", "is not a rule", "such as"),
+        ("concentration", "is not a rule", "put the whole rule in quotes"),
         ("> 0.5", "is not a rule", "such as"),
         ("concentration > 0.5 > 0.4", "not a number", "such as"),
         ("concentration > 0.5 and spikes > 1", "not a number", "such as"),
@@ -78,7 +79,13 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         ("concentratoin > 0.5", "no metric 'concentratoin'", "did you mean 'concentration'?"),
         ("langauge.mlp.up.concentration > 0.5", "no component 'langauge'", "did you mean 'language'?"),
         ("language.mlp.upp.concentration > 0.5", "no module 'mlp.upp'", "did you mean 'mlp.up'?"),
-        ("language.mpl.*.concentration > 0.5", "no module 'mpl.*'", ""),
+        ("language.mpl.*.concentration > 0.5", "no module 'mpl.*'", "did you mean 'mlp.*'?"),
+        ("language.mlpp.*.concentration > 0.5", "no module 'mlpp.*'", "did you mean 'mlp.*'?"),
+        ("language.mlp.concentration > 0.5", "no module 'mlp'", "did you mean 'mlp.*'?"),
+        ("mlp.concentration > 0.5", "no component 'mlp'", "did you mean 'language.mlp.*.concentration'?"),
+        ("mlpp.*.concentration > 0.5", "no component 'mlpp'", "did you mean 'language.mlp.*.concentration'?"),
+        ("language.layer.3.concentration > 0.5", "no module 'layer.3'", "`audit --layer 3`"),
+        ("layer.3.concentration > 0.5", "no component 'layer'", "`audit --layer 3`"),
         ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
         ("mlp.up.concentration > 0.5", "names no component", "'language.mlp.up.concentration'"),
         ("language.mlp.up.* > 0.5", "has one metric", "only component and module"),
@@ -211,8 +218,9 @@ def test_a_policy_is_rules_by_name(tmp_path):
         ("a:\n  fail_on: [concentration > 1]", 2, "`fail_on` is not text", "quotes"),
         ("a:\n  severity: error", 1, "neither `fail_on` nor `moved`", "one of them"),
         ("a:\n  fail_on: concentration > 1\n  moved: spiked", 1, "both `fail_on` and `moved`", "one of them"),
-        ("a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3, "there twice", "docs/ci.md"),
+        ("a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3, "duplicate key 'a'", "docs/ci.md"),
         ("a: &x\n  fail_on: concentration > 1\nb: *x", 3, "aliases are not allowed", "docs/ci.md"),
+        ("a:\n  fail_on: *.mlp.*.concentration > 1", 2, "not YAML", "put a rule that begins with * in quotes"),
         ("a: !!python/object:os.system\n  fail_on: concentration > 1", 1, "tags are not allowed", "docs/ci.md"),
         ("a: {fail_on: concentration > 1", 1, "not YAML", "docs/ci.md"),
         (b"\xff", 1, "not UTF-8", "docs/ci.md"),
@@ -275,12 +283,12 @@ def test_a_command_gathers_its_rules(tmp_path):
     assert [rule.name for rule in rules] == ["concentration > 1", "a", "baseline"]
     file.write_text("a:\n  moved: spiked\n")
     assert [rule.name for rule in gather([], file, against=True, allow_missing=False)] == ["a"]
-    with pytest.raises(UsageError, match=r"policy\.yaml:1: rule 'a' needs a baseline"):
+    with pytest.raises(UsageError, match=r"policy\.yaml:1: rule 'a' needs --against"):
         gather([], file, against=False, allow_missing=False)
 
 
 def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
-    """The flag covers --fail-on and whatever needs a baseline; thresholds of a policy file say so themselves."""
+    """The flag covers --fail-on and whatever needs --against; thresholds of a policy file say so themselves."""
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\nb:\n  moved: spiked\n")
     for flag in (False, True):
@@ -305,9 +313,15 @@ def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, mean
     """Words as they stand on the screen: the hint can be typed, and is a rule."""
     with pytest.raises(UsageError) as caught:
         parse_rule(text)
-    assert caught.value.message.endswith("is the head of a table, not a figure")
+    assert caught.value.message.endswith("is a column heading, not a figure")
     assert f"did you mean '{meant}'?" in caught.value.hint
     assert parse_rule(meant)
+
+
+def test_a_rule_on_what_moved_says_which_figures():
+    """All of a pair, or those of a pattern, against the spread of the baseline."""
+    assert parse_moved("*").condition == "any figure outside the baseline's spread over layers"
+    assert parse_moved("language.mlp.up.*").condition == "language.mlp.up.* outside the baseline's spread over layers"
 
 
 def test_the_hint_tells_the_two_norms_apart():

@@ -63,7 +63,7 @@ def test_one_model_of_the_hub_is_looked_up(registry):
         (["org/toy-sfft"], "no family has a pair with 'org/toy-sfft'", "did you mean 'org/toy-sft'?"),
         (["org/toy-sft@v9"], "no family has a pair with 'org/toy-sft @ v9'", "write two checkpoints"),
         (["./mine"], "'./mine' is one checkpoint, and a pair has two", "write two checkpoints, BASE TUNED"),
-        (["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint", "a folder is written ./NAME"),
+        (["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint", "for a folder, write ./NAME"),
         (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
     assert (tmp_path / "out" / "mine" / "base..v2" / "summary.json").is_file()
     for arguments, words in (
         (("plan", "demo", "--name", "mine:a..b"), "--name is for one pair"),
-        (("plan", "./one", "./two", "--name", "mine"), "is no name of a pair"),
-        (("plan", "./one", "./two", "--name", "../up:a..b"), "is no name of a pair"),
+        (("plan", "./one", "./two", "--name", "mine"), "is not a pair name"),
+        (("plan", "./one", "./two", "--name", "../up:a..b"), "is not a pair name"),
     ):
         assert words in shadow(*arguments).assert_refused(2)

@@ -33,8 +33,8 @@ def shadow(monkeypatch, capsys):
     [
         ("audti", "no command 'audti'", "did you mean 'audit'?"),
         ("lab rnu", "no command 'rnu'", "did you mean 'run'?"),
-        ("audit demo --precison fast", "no option --precison", "did you mean '--precision'?"),
-        ("audit demo --no-subspace", "no option --no-subspace", "did you mean '--no-subspaces'?"),
+        ("audit demo --precison fast", "unknown option --precison", "did you mean '--precision'?"),
+        ("audit demo --no-subspace", "unknown option --no-subspace", "did you mean '--no-subspaces'?"),
         ("audit demo --fetch sharts", "--fetch: 'sharts' is not one of auto, shards, ranges", "did you mean 'shards'?"),
         ("schema --format yaml", "--format: 'yaml' is not one of table, json", "shadow schema --help` lists"),
         ("zzzz", "no command 'zzzz'", "shadow --help` lists"),

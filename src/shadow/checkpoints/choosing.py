@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import UsageError
-from shadow.places.names import check_component, name_rules
+from shadow.places.names import check_component, is_of_layers, name_rules, nearest_modules
 
 
 def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
@@ -24,8 +23,10 @@ def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterabl
     for pattern in modules:
         named = [module for module in rules.modules if fnmatchcase(module, pattern)]
         if not named:
-            close = difflib.get_close_matches(pattern, rules.modules, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "such as mlp.up or attn.*"
+            close = nearest_modules(pattern)
+            hint = f"did you mean {close!r}?" if close else "such as mlp.up or attn.*"
+            if is_of_layers(pattern):
+                hint = "--layer chooses layers: 0, or 4-7"
             raise UsageError(f"no module {pattern!r}", hint)
         matching.update(named)
     return Filter(tuple(sorted(chosen)), tuple(sorted(set(_layers(list(layers))))), tuple(sorted(matching)))

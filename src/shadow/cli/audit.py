@@ -13,7 +13,7 @@ import typer
 
 from shadow.cli import console
 from shadow.cli.arguments import NamedTargets, access_of, files_here, list_here, selected
-from shadow.cli.gate import GateOptions, at_fault, baselines_of, finish, judged_of, rules_of
+from shadow.cli.gate import GateOptions, at_fault, baselines_of, begin, finish, judged_of, rules_of
 from shadow.cli.options import (
     DEFAULT_OUTPUT,
     MEASURING,
@@ -154,8 +154,9 @@ def audit(
 
     If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite replaces it.
 
-    Exit codes: 0 done; 1 could not; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was met.
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was violated.
     """
+    begin(junit, "audit")
     if quiet and verbose:
         raise UsageError("--quiet and --verbose exclude each other", "leave one of them out")
     options = parsed_options(storage_options)
@@ -229,7 +230,7 @@ def audit(
     if selection.is_list:
         tell_left_out(selection, say)
     judged, wrong_usage = _audit(request)
-    finish(judged, junit, wrong_usage=wrong_usage)
+    finish(judged, junit, against=against, wrong_usage=wrong_usage)
 
 
 def _ray_request(engine: EngineName, address: str | None, cores: int | None, memory: str) -> RayRequest | None:

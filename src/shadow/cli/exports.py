@@ -84,7 +84,7 @@ def figure(
 
     lineage: size, storage and place of each step from one stage of a base to the next.
 
-    Exit codes: 0 done; 1 could not; 2 wrong usage.
+    Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
     from shadow.outputs.figures import OPTIONS, write_figure
     from shadow.outputs.figures.source import Choice
@@ -126,7 +126,7 @@ def export(
 
     An export is written completely or not at all. It replaces only an unchanged export of the same format.
 
-    Exit codes: 0 done; 1 could not; 2 wrong usage.
+    Exit codes: 0 done; 1 failed; 2 wrong usage.
     """
     from shadow.outputs import exports as exporting
     from shadow.reports.tables import absent_note

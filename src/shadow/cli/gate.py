@@ -22,11 +22,12 @@ from shadow.cli.options import (
     Json,
     Junit,
     PolicyFile,
+    Quiet,
     StorageOptions,
     places,
 )
 from shadow.errors import ShadowError, UsageError
-from shadow.reports.folders import reports_below
+from shadow.reports.folders import meant, reports_below
 from shadow.storage import Store, as_given, located, parsed_options, url_of
 
 if TYPE_CHECKING:
@@ -51,13 +52,15 @@ def gate(
     storage_options: StorageOptions = None,
     format: FormatOption = Format.table,
     json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check finished reports against rules and a baseline, for CI, as `audit` does with the same options.
 
     A missing pair or shard of a list is an error, and does not pass.
 
-    Exit codes: 0 no rule was met; 1 could not, or a rule had nothing to judge; 2 wrong usage; 4 a rule was met.
+    Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a rule was violated.
     """
+    begin(junit, "gate")
     if json:
         format = Format.json
     options = GateOptions(
@@ -88,7 +91,7 @@ def gate(
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
     for run, index in indexes.items():
         judged += _not_there(run, index, set(names.values()))
-    baselines = baselines_of(options, list(names.values()), console.say)
+    baselines = baselines_of(options, list(names.values()), (lambda text: None) if quiet else console.say)
     for folder, name in names.items():
         try:
             judged.append(_judgement(folder, rules, baselines.get(name)))
@@ -99,7 +102,7 @@ def gate(
             console.display(rules_view(judged[-1], titled=True))
     if format is Format.json:
         console.show_json([judgement.as_json() for judgement in judged])
-    finish(judged, junit)
+    finish(judged, junit, against=against)
 
 
 def _each_once(folders_of: Mapping[Path, list[Path]], indexes: Mapping[Path, Index]) -> Iterable[Path]:
@@ -129,8 +132,14 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
             judged.append(at_fault(row.family, row.pair, error))
     for row in index.rows:
         if row.state != "kept" and row.key not in there:
-            hint = "finish the list, or name the folders of its families"
-            error = ShadowError(f"{row.name} has no report: {row.error or row.state}", hint)
+            message = f"{row.name} has no report: {row.error or row.state}"
+            hint = "run the list again to finish it, or name the folders of its families"
+            if row.state == "done":
+                message = f"{row.name}: its report is missing ({run / row.folder}, done by index.json)"
+                hint = "put the report back, or run the list again"
+            elif row.error:
+                hint = "correct what failed, and run the list again"
+            error = ShadowError(message, hint)
             judged.append(at_fault(row.family, row.pair, error))
     for shard in index.missing_shards:
         error = ShadowError(f"{run} lacks shard {shard} of its list", "merge all shards")
@@ -183,12 +192,16 @@ class GateOptions:
     """Options of the driver of URLs."""
 
 
-def rules_of(options: GateOptions) -> tuple[Rule, ...]:
-    """The rules of a command; refuses a file for JUnit that may not be written over."""
-    if options.junit is not None:
-        from shadow.outputs.ci import check_junit
+def begin(junit: Path | None, command: str) -> None:
+    """Before anything else, so that no JUnit file of an earlier run outlasts a fault of this one."""
+    if junit is not None:
+        from shadow.outputs.ci import begin_junit
 
-        check_junit(options.junit)
+        begin_junit(junit, command)
+
+
+def rules_of(options: GateOptions) -> tuple[Rule, ...]:
+    """The rules of a command."""
     if not options.fail_on and options.policy is None and options.against is None:
         return ()
     from shadow.gates.rules import gather
@@ -220,26 +233,36 @@ def baselines_of(
 
         place = fetched_if_any(place, spectra=False) or against
     if place.is_dir():
-        return read_baselines(place, reports_below(place), pairs)
+        folders = reports_below(place)
+        is_report = (place / "matrices.parquet").exists()
+        if folders == [place] and not is_report and next(place.glob("*.safetensors"), None) is not None:
+            raise ShadowError(f"{against} is a checkpoint, not a report", "name the folder of finished reports")
+        return read_baselines(place, folders, pairs)
     where = url_of(against) or against
+    close = None if url_of(against) else meant(against)
     if not options.allow_missing:
-        hint = "name finished reports, or add --allow-missing for a first run"
+        hint = close or "name finished reports, or add --allow-missing for a first run"
         raise ShadowError(f"no such folder: {where}", hint)
-    say(f"no baseline: there is no folder {where}")
+    say(f"no baseline: there is no folder {where}{f'; {close}' if close else ''}")
     return {}
 
 
-def finish(judged: list[Judgement], junit: Path | None, *, wrong_usage: bool = False) -> None:
+def finish(
+    judged: list[Judgement], junit: Path | None, *, against: Path | None = None, wrong_usage: bool = False
+) -> None:
     """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code.
 
-    wrong_usage: no pair has what was asked for.
+    against: where the baseline was to be. wrong_usage: no pair has what was asked for.
     """
     from shadow.gates.verdicts import first_code
     from shadow.outputs import ci
 
+    without_baseline = None
+    if against is not None and ci.is_without_baseline(judged):
+        without_baseline = f"no baseline: nothing was compared with {url_of(against) or against}"
     if os.environ.get("GITHUB_ACTIONS") == "true":
         workspace = os.environ.get("GITHUB_WORKSPACE")
-        for command in ci.workflow_commands(judged, Path(workspace) if workspace else None):
+        for command in ci.workflow_commands(judged, Path(workspace) if workspace else None, without_baseline):
             console.annotate(command)
     else:
         for text in ci.sentences(judged):
@@ -253,6 +276,8 @@ def finish(judged: list[Judgement], junit: Path | None, *, wrong_usage: bool = F
         ci.write_junit(junit, judged)
     if total := ci.counts(judged):
         console.say(total)
+    if without_baseline is not None:
+        console.say(f"WARNING: {without_baseline}")
     code = 2 if wrong_usage else first_code({judgement.code for judgement in judged})
     if code:
         raise typer.Exit(code)

@@ -31,7 +31,7 @@ def lab_run(
 
     Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. After an interruption, the same command continues.
 
-    Exit codes: 0 done, whatever was found; 1 could not; 2 wrong usage.
+    Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
     require("lab")
     from shadow.lab.run import run, run_pretrained

@@ -58,7 +58,7 @@ def lineage(
 
     If the checkpoints are in folders or in the Hub's cache, the deltas of consecutive steps are compared as well.
 
-    Exit codes: 0 done, also if the order has gaps, which are listed; 1 could not; 2 wrong usage.
+    Exit codes: 0 done, also if the order has gaps, which are listed; 1 failed; 2 wrong usage.
     """
     if json:
         format = Format.json

@@ -131,7 +131,7 @@ def compare(
 
     With --scores, also correlate gains with concentrations, over up to 200 reports of any bases.
 
-    Exit codes: 0 done, whatever the verdict; 1 could not; 2 wrong usage.
+    Exit codes: 0 done, whatever the verdict; 1 failed; 2 wrong usage.
     """
     if json:
         format = Format.json
@@ -192,7 +192,7 @@ def merge(
 
     Last digits may differ, because kinds of CPU round differently; then the first report is kept.
 
-    Exit codes: 0 done; 1 could not, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
+    Exit codes: 0 done; 1 failed, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
     """
     if json:
         format = Format.json

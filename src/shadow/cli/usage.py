@@ -35,7 +35,7 @@ def as_usage_error(fault: Any) -> UsageError | None:
             name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)
         ]
         known = [name for name in options if name.startswith("-")]
-        return UsageError(f"no option {unknown[:80]}", nearest(unknown, known) or _help_of(context))
+        return UsageError(f"unknown option {unknown[:80]}", nearest(unknown, known) or _help_of(context))
     choice = NOT_A_CHOICE.fullmatch(fault.message or "")
     if choice is not None:
         word, choices = choice["word"].strip("'"), re.findall("'([^']*)'", choice["choices"])

@@ -316,7 +316,7 @@ def _resting(bases: int) -> str:
     """What a bound that no training of so many exchangeable bases passes can promise of a new one."""
     if bases < 2:
         return "on one base, which promises nothing of another"
-    return f"on {bases} bases, so that one new base in {bases + 1} passes it by chance"
+    return f"on {bases} bases: about 1 new base in {bases + 1} would exceed it by chance"
 
 
 def position(concentration: float, trainings: Trainings, table: Sequence[ReferenceRun]) -> Position:

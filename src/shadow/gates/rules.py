@@ -20,13 +20,13 @@ from typing import Any, Literal, get_args
 
 from shadow.errors import ShadowError, UsageError
 from shadow.findings.footprint import Label
-from shadow.places.names import name_rules
+from shadow.places.names import is_of_layers, name_rules, nearest_modules
 from shadow.reports.columns import COUNTS, DELTA, FIGURES, SPECTRAL
 from shadow.reports.heads import HEADS
 from shadow.targets.families import NAME
 from shadow.targets.plain_yaml import KeyPath as Place
 from shadow.targets.plain_yaml import Tree, read_plain_file
-from shadow.text import nearest
+from shadow.text import closest, nearest
 
 Severity = Literal["error", "warning"]
 
@@ -55,13 +55,14 @@ KEYS = {  # of a rule in a policy file, and what each says
     "fail_on": "What must not hold, as after --fail-on: language.mlp.up.concentration > 0.5.",
     "moved": "A figure that must stay inside its spread over layers in the report of --against.",
     "severity": "error, or warning: shown, and never changes the exit code.",
-    "message": "What a person should know when the rule is met.",
+    "message": "What a person should know when the rule is violated.",
     "allow_missing": "true: nothing to judge is no error.",
 }
 OF_NORMS = {  # two figures that are easily taken for each other
     "relative_norm": " It is the median over matrices; relative_norm_overall is the norm of the whole change",
     "relative_norm_overall": " It is the norm of the whole change; relative_norm is the median over matrices",
 }
+QUOTE = "put the whole rule in quotes, since to a shell > and < are files"
 HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.concentration > 0.5'"
 
 
@@ -104,7 +105,8 @@ class Rule:
     def condition(self) -> str:
         """`language.mlp.up.concentration > 0.5`."""
         if self.comparison == MOVED:
-            return f"{self.figure} moved out of its spread over layers"
+            what = "any figure" if str(self.figure) == "*" else str(self.figure)
+            return f"{what} outside the baseline's spread over layers"
         return f"{self.figure} {self.comparison} {_written(self.threshold)}"
 
     def holds(self, value: float | str) -> bool:
@@ -129,7 +131,8 @@ def parse_rule(text: str, **more: Any) -> Rule:
     _refuse_head(text)
     match = EXPRESSION.fullmatch(text)
     if not match:
-        raise UsageError(f"{text!r} is not a rule", HINT)
+        hint = f"{QUOTE}: '{text.strip()} > 0.5'" if _is_figure(text.strip()) else HINT
+        raise UsageError(f"{text!r} is not a rule", hint)
     figure, comparison, wanted = match.groups()
     if comparison not in COMPARISONS:
         close = {"=": "==", "=>": ">=", "=<": "<=", "<>": "!=", "===": "=="}.get(comparison)
@@ -152,7 +155,7 @@ def _refuse_head(text: str) -> None:
         if place == bare or place[-1:] not in ("", ".") or _is_figure(figure.strip()) or not _is_figure(named):
             continue
         hint = f"did you mean '{' '.join(filter(None, (named, rest)))}'?"
-        raise UsageError(f"{figure.strip()!r} is the head of a table, not a figure", f"{hint}{OF_NORMS.get(named, '')}")
+        raise UsageError(f"{figure.strip()!r} is a column heading, not a figure", f"{hint}{OF_NORMS.get(named, '')}")
 
 
 def _is_figure(text: str) -> bool:
@@ -196,6 +199,9 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     if component is not None and not _known(component, rules.components):
         if _known(".".join(place), rules.modules):
             raise UsageError(f"{text!r} names no component", f"did you mean '*.{text}' or 'language.{text}'?")
+        modules = None if closest(component, rules.components) else nearest_modules(".".join(place))
+        if modules is not None and not is_of_layers(component):
+            raise UsageError(f"no component {component!r}", f"did you mean 'language.{modules}.{metric}'?")
         _unknown("component", component, rules.components)
     if module is not None and not _known(module, rules.modules):
         _unknown("module", module, rules.modules)
@@ -218,10 +224,11 @@ def _known(pattern: str, words: Sequence[str]) -> bool:
 
 
 def _unknown(what: str, word: str, known: Sequence[str]) -> None:
-    hint = nearest(word, known) or {
-        "metric": "`shadow explain` lists them",
-        "module": "such as mlp.up or attn.*",
-    }.get(what, f"one of {', '.join(known)}")
+    close = nearest_modules(word) if what == "module" else closest(word, known)
+    lists = {"metric": "`shadow explain` lists them", "module": "such as mlp.up or attn.*"}
+    hint = f"did you mean {close!r}?" if close else lists.get(what, f"one of {', '.join(known)}")
+    if is_of_layers(word):
+        hint = "a rule has no layers: it judges what was measured; `audit --layer 3` measures layer 3 alone"
     raise UsageError(f"no {what} {word!r}", hint)
 
 
@@ -246,8 +253,8 @@ def gather(fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_
     ]
     moved = [rule for rule in rules if rule.comparison == MOVED]
     if moved and not against:
-        message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs a baseline to have moved from"
-        raise UsageError(message, "add --against RUN")
+        message = f"{moved[0].file}:{moved[0].line}: rule {moved[0].name!r} needs --against"
+        raise UsageError(message, "add --against RUN, the accepted reports")
     if against and not moved:
         rules.append(parse_moved("*", name="baseline", allow_missing=allow_missing))
     return tuple(rules)
@@ -258,7 +265,14 @@ def read_policy(file: Path) -> tuple[Rule, ...]:
 
     Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that mean nothing.
     """
-    tree, lines = read_plain_file(file, "see docs/ci.md on policy files")
+    hint = "see docs/ci.md on policy files"
+    try:
+        tree, lines = read_plain_file(file, hint)
+    except ShadowError as error:
+        if re.search(r"aliases|expected alphabetic or numeric", error.message):  # what YAML makes of a * or a &
+            hint = 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"; ' + hint
+            raise ShadowError(error.message, hint) from error
+        raise
     if not isinstance(tree, dict) or not tree:
         hint = "write a name, and below it `fail_on: language.mlp.up.concentration > 0.5`"
         raise ShadowError(f"{file}: {'not a mapping of rules' if tree else 'no rules in it'}", hint)

@@ -1,7 +1,7 @@
 """Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
 
-A rule is met when one of the figures that it names is what it must not be. What a rule names and the report does not
-have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
+A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be. What a rule names and
+the report does not have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
 
 A figure has moved when it lies outside the interval over layers that the baseline's report gives it. The baseline's
 interval, not the new one's, because a baseline is what was accepted: a report with uneven layers would else widen what
@@ -23,20 +23,26 @@ import numpy as np
 import pandas as pd
 
 from shadow.errors import ShadowError
-from shadow.findings.bootstrap import blocks_of, interval_of_median
+from shadow.findings.bootstrap import LEVEL, blocks_of, interval_of_median
 from shadow.findings.comparison import settings_apart
 from shadow.findings.matching import ComparedReport, compared, relate
 from shadow.findings.summary import SummarisedReport, Summary
 from shadow.findings.summary_rows import Bounds, ComponentRow, ModuleRow
-from shadow.gates.rules import COLUMNS, LABEL, MOVED, Metric, Rule
+from shadow.gates.rules import COLUMNS, LABEL, MOVED, OF_THE_PAIR, Metric, Rule
 from shadow.reports.columns import DELTA, FIGURES, SPECTRAL
 from shadow.reports.provenance import finished_metadata
 from shadow.reports.report import Report
-from shadow.text import several
+from shadow.text import counted, several
 
 Verdicts = Literal["passed", "met", "missing", "skipped"]
 Scope = tuple[str, ...]  # () the pair, (component,) or (component, module)
 
+WHOLE = (  # metrics that are no medians: of the pair, of a component and of a module
+    {*OF_THE_PAIR, "zero_share"} - {"participation_share"},
+    {"relative_norm", "energy_share"},
+    {"energy_share"},
+)
+FIRST = ("relative_norm_overall", "relative_norm", "concentration")  # are named before others that moved further
 NAMED = 5  # figures that a sentence names one by one
 # The same report made on another machine may differ by this much, relative: shadow.findings.matching measured 5e-7.
 NOISE = 1e-6
@@ -71,7 +77,7 @@ class RuleFigure:
     """Its value; None where it is missing."""
 
     met: bool
-    """Is the rule met by it?"""
+    """Does it violate the rule?"""
 
     before: float | None = None
     """What the baseline has of it; None without one."""
@@ -91,7 +97,7 @@ class Verdict:
     """The rule."""
 
     outcome: Verdicts
-    """`met`; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
+    """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
 
     detail: str
     """A sentence for people."""
@@ -133,7 +139,7 @@ class Judgement:
     """What came of each rule."""
 
     notes: tuple[str, ...] = ()
-    """What a person should know of the baseline."""
+    """What a person should know of the report and of the baseline."""
 
     fault: str | None = None
     """Why there is no report; None where there is one."""
@@ -225,9 +231,10 @@ class Measured:
         size = 1 if name.module is None else 2
         return [at for at in self._told if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)]
 
-    def changed(self, at: Scope) -> bool:
-        """Has any delta of a place been measured?"""
-        return bool(self._told[at].figures["matrices"])
+    def changed(self, at: Scope) -> int:
+        """How many deltas of a place have been measured."""
+        count = self._told[at].figures["matrices"]
+        return int(count) if isinstance(count, int | float) else 0
 
     def with_intervals(self, at: Scope) -> list[str]:
         """The figures of a place that intervals are made of."""
@@ -327,7 +334,9 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     notes += settings_apart(before, after)
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
-        notes.append(f"the baseline's spread is {100 * summary.interval_level:.3g} % over {summary.layers} layers")
+        level = f"{100 * summary.interval_level:.3g} %"
+        few = f", not {100 * LEVEL:.3g} %: only {summary.layers} layers" if summary.interval_level < LEVEL else ""
+        notes.append(f"the baseline's spread over layers covers {level}{few}")
     return notes
 
 
@@ -342,8 +351,12 @@ def judge_report(
     seconds: float | None = None,
     objections: tuple[str, ...] = (),
 ) -> Judgement:
-    """What comes of every rule on a report; seconds and objections are those of its audit."""
-    notes = tuple(notes_on(baseline, now)) if baseline is not None else ()
+    """What comes of every rule on a report; seconds and objections are those of its audit.
+
+    Rules are judged whatever the gates of the report say; a gate that failed is a note.
+    """
+    notes = [f"not assessable: {gate.reason}" for gate in now.summary.failed_gates]
+    notes += notes_on(baseline, now) if baseline is not None else []
     family, pair = now.summary.family, now.summary.pair
     return Judgement(
         family,
@@ -351,7 +364,7 @@ def judge_report(
         summary=now.summary,
         seconds=seconds,
         verdicts=judge(rules, now, baseline),
-        notes=notes,
+        notes=tuple(notes),
         objections=objections,
     )
 
@@ -364,6 +377,7 @@ def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
 def _threshold(rule: Rule, now: Measured) -> Verdict:
     places = now.places(rule.figure)
     figures = [now.figure(at, rule.figure.metric) for at in places]
+    there = [at for at, figure in zip(places, figures, strict=True) if figure.value is not None]
     known = [(figure.name, figure.value) for figure in figures if figure.value is not None]
     if not known and not any(now.changed(at) for at in places):
         return _missing(rule, now.why_absent(rule.figure))
@@ -375,12 +389,31 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
     if met := [f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met]:
-        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){nulls}", findings=findings)
+        rest = _medians(rule.figure, now, [at for at, one in zip(there, findings, strict=True) if one.met]) + nulls
+        return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){rest}", findings=findings)
+    rest = _medians(rule.figure, now, there) + nulls
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
-        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){nulls}", findings=findings)
-    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){nulls}"
+        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){rest}", findings=findings)
+    sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){rest}"
     return Verdict(rule, "passed", sentence, findings=findings)
+
+
+def is_median(figure: Metric) -> bool:
+    """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of all of them?"""
+    whole = WHOLE[(figure.component is not None) + (figure.module is not None)]
+    return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
+
+
+def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
+    """Says of the figures of places that they are medians over matrices; of a single module, over how many."""
+    if not is_median(figure):
+        return ""
+    if len(places) > 1:
+        return ", each the median over its matrices"
+    if figure.module is not None:
+        return f", the median over {counted(now.changed(places[0]), 'matrix', 'matrices')}"
+    return ", the median over matrices"
 
 
 def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
@@ -408,12 +441,12 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
             findings.append(RuleFigure(before.name, value, outside, before=_number(before.value), low=low, high=high))
-    rest = "; ".join(f"not judged are {several(figures, NAMED)} ({why})" for why, figures in left.items())
+    unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
     if not findings:
-        return _missing(rule, rest or f"in the baseline, {baseline.why_absent(rule.figure)}")
-    rest = f"; {rest}" if rest else ""
+        return _missing(rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}")
+    rest = "".join(f"; not judged are {figures}" for figures in unjudged)
     findings.sort(key=_distance, reverse=True)
-    moved = [_move(finding) for finding in findings if finding.met]
+    moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]
     if moved:
         return Verdict(rule, "met", f"{several(moved, NAMED)}{rest}", findings=tuple(findings))
     what = f"{findings[0].figure} is inside its spread over layers"
@@ -439,6 +472,11 @@ def _distance(finding: RuleFigure) -> float:
     if high > low:
         return outside / (high - low)
     return math.inf if outside else 0.0
+
+
+def _is_aside(finding: RuleFigure) -> bool:
+    """Is a figure none of those that the summary starts with?"""
+    return finding.figure.rpartition(".")[2] not in FIRST
 
 
 def _move(finding: RuleFigure) -> str:

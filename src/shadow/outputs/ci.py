@@ -13,15 +13,22 @@ from xml.etree import ElementTree as ET
 
 from shadow.errors import ShadowError
 from shadow.files import read_start, write_beside
+from shadow.gates.rules import MOVED
 from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.outputs.markdown import cell, plain
 from shadow.text import counted, visible
 
 SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
+JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
-OUTCOMES = {"met": "❌ met", "missing": "❌ nothing to judge", "skipped": "➖ nothing to judge", "passed": "✅ passed"}
+OUTCOMES = {
+    "met": "❌ violated",
+    "missing": "❌ nothing to judge",
+    "skipped": "➖ nothing to judge",
+    "passed": "✅ passed",
+}
 FIGURES = ("relative_norm_overall", "concentration")
-CODES = {0: "done", 1: "could not", 3: "--strict objects", 4: "a rule was met"}
+CODES = {0: "done", 1: "a pair failed, or a rule had nothing to judge", 3: "--strict objects", 4: "a rule was violated"}
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
@@ -37,19 +44,41 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
     return lines
 
 
+def is_without_baseline(judged: Sequence[Judgement]) -> bool:
+    """Was no figure of any pair compared with a baseline, although rules ask for that and allow its absence?"""
+    moved = [verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED]
+    return bool(moved) and all(verdict.outcome == "skipped" for verdict in moved)
+
+
 def counts(judged: Sequence[Judgement]) -> str:
-    """`2 rules passed, 1 FAILED, 1 not judged`, with how many of these are but warnings; empty without rules."""
-    verdicts = [verdict for judgement in judged for verdict in judgement.verdicts]
+    """`2 rules passed, 1 FAILED, 1 not judged, 1 warning`, of several pairs `2 of 4 checks passed (2 rules x 2 pairs)`.
+
+    A warning fails nothing, and is counted as one whether it is violated or has nothing to judge. Empty without rules.
+    """
+    of_pairs = [judgement.verdicts for judgement in judged if judgement.verdicts]
+    verdicts = [verdict for several in of_pairs for verdict in several]
     if not verdicts:
         return ""
     passed = sum(verdict.outcome == "passed" for verdict in verdicts)
     parts = [counted(passed, "rule passed", "rules passed")]
-    for outcome, word in (("met", "FAILED"), ("missing", "not judged"), ("skipped", "skipped")):
-        of_outcome = [verdict for verdict in verdicts if verdict.outcome == outcome]
-        warnings = sum(verdict.rule.severity != "error" for verdict in of_outcome if outcome != "skipped")
-        if of_outcome:
-            note = f" ({counted(warnings, 'warning', 'warnings')})" if warnings else ""
-            parts.append(f"{len(of_outcome)} {word}{note}")
+    if len(of_pairs) > 1:
+        names = [[verdict.rule.name for verdict in several] for several in of_pairs]
+        product = f"{counted(len(names[0]), 'rule', 'rules')} x {len(of_pairs)} pairs"
+        alike = f" ({product})" if all(one == names[0] for one in names) else ""
+        parts = [f"{passed} of {counted(len(verdicts), 'check', 'checks')} passed{alike}"]
+    grave = [verdict.outcome for verdict in verdicts if verdict.rule.severity == "error"]
+    warnings = sum(verdict.rule.severity != "error" and verdict.outcome in ("met", "missing") for verdict in verdicts)
+    skipped = sum(verdict.outcome == "skipped" for verdict in verdicts)
+    if failed := grave.count("met"):
+        parts.append(f"{failed} FAILED")
+    elif warnings:
+        parts.append("0 failed")
+    if missing := grave.count("missing"):
+        parts.append(f"{missing} not judged")
+    if warnings:
+        parts.append(counted(warnings, "warning", "warnings"))
+    if skipped:
+        parts.append(f"{skipped} skipped")
     return ", ".join(parts)
 
 
@@ -97,7 +126,7 @@ def _fitting(lines: Sequence[str], limit: int, more: str) -> list[str]:
 
 
 def _pair_row(judgement: Judgement) -> str:
-    result = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was met"}[
+    result = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was violated"}[
         judgement.code
     ]
     if judgement.summary is None:
@@ -133,12 +162,17 @@ def _rule_rows(judgement: Judgement) -> Iterable[str]:
 # Annotations of GitHub Actions
 
 
-def workflow_commands(judged: Sequence[Judgement], workspace: Path | None = None) -> list[str]:
-    """A workflow command, one line, for each fault and each rule that was met or had nothing to judge.
+def workflow_commands(
+    judged: Sequence[Judgement], workspace: Path | None = None, without_baseline: str | None = None
+) -> list[str]:
+    """A workflow command, one line, for each fault and each rule that was violated or had nothing to judge.
 
     The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace is pointed to.
+    without_baseline: why nothing was compared with a baseline, a warning of its own.
     """
     texts: dict[str, list[str]] = {"error": [], "warning": []}
+    if without_baseline is not None:
+        texts["warning"].append(_annotation("warning", "shadow", without_baseline))
     for judgement in judged:
         if judgement.fault is not None:
             texts["error"].append(_annotation("error", judgement.name, judgement.fault))
@@ -194,9 +228,9 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
-    A rule that was met is a failure, one with nothing to judge an error; rules that are but warnings pass, and say so
-    in their output, since JUnit has no warnings. Tensors that were skipped are told in the output of the audit's case:
-    as cases of their own they would be thousands, and most are vectors.
+    A rule that was violated is a failure, one with nothing to judge an error; rules that are but warnings pass, and say
+    so in their output, since JUnit has no warnings. Tensors that were skipped are told in the output of the audit's
+    case: as cases of their own they would be thousands, and most are vectors.
     """
     root = ET.Element("testsuites", name="shadow")
     for judgement in judged:
@@ -207,33 +241,55 @@ def junit(judged: Sequence[Judgement]) -> bytes:
         for verdict in judgement.verdicts:
             _rule_case(suite, judgement, verdict)
         _count(suite, suite)
+    return _document(root)
+
+
+def _document(root: ET.Element) -> bytes:
     _count(root, root)
     del root.attrib["skipped"]  # only suites have it
     ET.indent(root)
     return b'<?xml version="1.0" encoding="UTF-8"?>\n' + bytes(ET.tostring(root)) + b"\n"
 
 
-def check_junit(path: Path) -> None:
-    """Refuse to write over what is no XML, before anything is measured. Raises ShadowError."""
-    hint = "choose another file with --junit"
-    try:
-        if not path.exists():
-            return
-        start = read_start(path, 5)
-        if start is None:
-            raise ShadowError(f"{path} is not a regular file", hint)
-        if start not in (b"", b"<?xml"):
-            raise ShadowError(f"{path} is there already, and is no XML", hint)
-    except OSError as error:
-        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
+def begin_junit(path: Path, command: str) -> None:
+    """Put an error where the results of a command will be, so that CI never takes those of an earlier run for them.
+
+    The file says so however the command ends: by a fault, by a signal, or without power. Raises ShadowError for a file
+    that may not be written over, before anything is measured.
+    """
+    root = ET.Element("testsuites", name="shadow")
+    suite = ET.SubElement(root, "testsuite", name="shadow")
+    case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
+    _said(case, "error", message=f"`shadow {command}` did not finish: its output says why", kind="not finished")
+    _count(suite, suite)
+    _write_junit(path, _document(root))
 
 
 def write_junit(path: Path, judged: Sequence[Judgement]) -> None:
     """A file that is there whole or not at all. Raises ShadowError."""
-    check_junit(path)
+    _write_junit(path, junit(judged))
+
+
+def _check_junit(path: Path) -> None:
+    """Refuse to write over what is no JUnit file. Raises ShadowError."""
+    hint = "choose another file with --junit"
+    try:
+        if not path.exists():
+            return
+        start = read_start(path, JUNIT_START)
+        if start is None:
+            raise ShadowError(f"{path} is not a regular file", hint)
+        if start and not (start.startswith(b"<?xml") and b"<testsuite" in start):
+            raise ShadowError(f"{path} already exists and is not a JUnit file", hint)
+    except OSError as error:
+        raise ShadowError(f"cannot read {path}: {error.strerror or error}", hint) from error
+
+
+def _write_junit(path: Path, text: bytes) -> None:
+    _check_junit(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_beside(path, junit(judged))
+        write_beside(path, text)
     except OSError as error:
         raise ShadowError(
             f"cannot write {path}: {error.strerror or error}", "choose another file with --junit"
@@ -248,14 +304,14 @@ def _count(element: ET.Element, over: ET.Element) -> None:
 def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     case = _case(suite, judgement, name="audit", seconds=judgement.seconds or 0.0)
     if judgement.fault is not None:
-        _said(case, "error", message=judgement.fault, kind="could not")
+        _said(case, "error", message=judgement.fault, kind="not audited")
     if judgement.objections:
         _said(case, "failure", message=f"skipped because of {', '.join(judgement.objections)}", kind="--strict")
     if judgement.summary is not None:
         counts = ", ".join(f"{count} {status}" for status, count in judgement.summary.counts.items())
         lines = [
             *(sentence.text for sentence in judgement.summary.finding.sentences),
-            f"tensors: {counts}",
+            f"tensors of both sides: {counts}",
             f"label: {judgement.summary.label}: {judgement.summary.label_reason}",
         ]
         lines += [f"skipped: {row.tensors} {row.reason}" for row in judgement.summary.skipped]
@@ -272,7 +328,8 @@ def _rule_case(suite: ET.Element, judgement: Judgement, verdict: Verdict) -> Non
         return
     if tag := {"met": "failure", "missing": "error", "skipped": "skipped"}.get(verdict.outcome):
         _said(case, tag, message=verdict.detail, kind=verdict.rule.condition)
-    _output(case, [verdict.detail, *said])
+    if lines := said if tag else [verdict.detail]:
+        _output(case, lines)
 
 
 def _case(suite: ET.Element, judgement: Judgement, name: str, seconds: float) -> ET.Element:

@@ -13,6 +13,7 @@ import yaml
 
 from shadow.errors import UsageError
 from shadow.files import registry_folder
+from shadow.text import closest
 
 MAX_COUNT = 2**31  # of heads and sizes in a config: more is a hostile number
 
@@ -142,6 +143,18 @@ class NameRules:
         named = [(name, fused.into) for name, fused in self.fused.items()]
         named += [(order.module, order.into) for order in self.rows if order.into]
         return {frozenset(module for module, _ in into): name.partition("/")[0] for name, into in named}
+
+
+def nearest_modules(word: str) -> str | None:
+    """The module, or the pattern of all modules of a group such as `mlp.*`, that a misspelt word is most like."""
+    modules = name_rules().modules
+    groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
+    return closest(word, dict.fromkeys([*groups, *modules]))
+
+
+def is_of_layers(word: str) -> bool:
+    """Is a word that names no module or component meant for layers, as `layer.3` and `layers` are?"""
+    return re.fullmatch(r"layers?([.*\d].*)?", word) is not None
 
 
 @cache

@@ -13,19 +13,24 @@ def reports_below(run: Path) -> list[Path]:
     """The pair folders at or up to two levels below a path."""
     try:
         if not run.is_dir():
-            raise ShadowError(f"no such folder: {run}", _meant(run) or "name a folder that `shadow audit` made")
+            fault = f"{run} is a file, not a folder" if run.is_file() else f"no such folder: {run}"
+            raise ShadowError(fault, meant(run) or "name a folder that `shadow audit` made")
         folders = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
     except OSError as error:  # a name that is too long, a folder that may not be read
         raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
     return folders or [run]
 
 
-def _meant(run: Path) -> str | None:
-    """The folder that was meant: that of a family or of a pair below `reports`, or one with nearly that name."""
+def meant(run: Path) -> str | None:
+    """The folder that was meant: that of a file, that of a family or of a pair below `reports`, or one of nearly that
+    name."""
+    if run.is_file():
+        return f"did you mean {str(run.parent)!r}?"
     target = Path("reports", *str(run).split(":"))
     if not run.is_absolute() and target.is_dir():
         return f"did you mean {str(target)!r}?"
-    close = closest(run.name, [path.name for path in run.parent.iterdir()] if run.parent.is_dir() else [])
+    beside = run.parent.iterdir() if run.parent.is_dir() else ()
+    close = closest(run.name, [path.name for path in beside if path.is_dir()])
     return None if close is None else f"did you mean {str(run.parent / close)!r}?"
 
 

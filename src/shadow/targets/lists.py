@@ -26,7 +26,7 @@ from shadow.text import nearest
 
 ENTRY_KEYS = {
     "target": "A family, family:from..to, or a glob over these.",
-    "base": "A checkpoint, as --base takes it; a folder is relative to the list.",
+    "base": "A checkpoint, as --base takes it; a folder is relative to the list file.",
     "tuned": "The model tuned from it.",
     "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
 }
@@ -35,8 +35,10 @@ MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
-YAML_ENTRY = "write `- TARGET`, or `- {base: REF, tuned: REF}`, for each entry"
-PAIR_IN_YAML = "write {base: REF, tuned: REF}, in a list of YAML"
+YAML_ENTRY = (
+    "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`, for each entry"
+)
+PAIR_IN_YAML = "write {base: REF, tuned: REF} in a YAML list"
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
 
 
@@ -115,6 +117,7 @@ def select(
     named = [entry for entry in entries if isinstance(entry.names, str)]
     families = load_families(registry) if named or tags or typed else {}
     chosen: dict[Pair, None] = dict.fromkeys(given)
+    lines: dict[Pair, str] = {}  # where a list names it first
     if typed:
         chosen |= dict.fromkeys(pairs_of_references(targets, families))
     passed: dict[str, None] = {}
@@ -122,11 +125,14 @@ def select(
     for entry in entries:
         if isinstance(entry.names, Pair):
             chosen[entry.names] = None
+            lines.setdefault(entry.names, entry.where)
             continue
         if entry.names not in looked_up:
             with _asked(entry):
                 looked_up[entry.names] = find_targets(entry.names, families)
         chosen |= dict.fromkeys(looked_up[entry.names].pairs)
+        for pair in looked_up[entry.names].pairs:
+            lines.setdefault(pair, entry.where)
         passed |= dict.fromkeys(looked_up[entry.names].without_pairs)
     pairs = tuple(chosen)
     if tags:
@@ -136,18 +142,25 @@ def select(
             tagged = filter_families(families, tags=tags)
         pairs = _tagged(pairs, tagged, tags, bool(named))
         passed = {name: None for name in _pairless(tagged) if name in passed or not named}
-    _require_names(pairs)
+    _require_names(pairs, lines)
     is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
     return Selection(
         pairs=pairs, own=share(pairs, shard_of), shard=shard_of, is_list=is_list, passed_over=tuple(passed)
     )
 
 
-def _require_names(pairs: Iterable[Pair]) -> None:
-    """Two pairs of one name would be one row and one folder."""
-    for name, count in Counter((pair.family, pair.name) for pair in pairs).items():
-        if count > 1:
-            raise UsageError(f"{count} different pairs are called {short(':'.join(name))}", "rename one of them")
+def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
+    """Two pairs of one name would be one row and one folder. lines: where a list has them."""
+    of_name: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        of_name.setdefault(pair.full_name, []).append(pair)
+    for name, alike in of_name.items():
+        if len(alike) > 1:
+            places = [where for pair in alike if (where := lines.get(pair))]
+            here = f"{places[-1]}: " if places else ""
+            others = f"; it is also at {', '.join(places[:-1])}" if places[:-1] else ""
+            fault = f"{here}{len(alike)} different pairs are called {short(name)}"
+            raise UsageError(fault, f"rename one of them{others}")
 
 
 @contextlib.contextmanager
@@ -316,9 +329,12 @@ def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, in
     if texts.keys() == {"target"}:
         return _checked(where, texts["target"])
     if texts.keys() - {"name"} != {"base", "tuned"}:
-        keys = " and ".join(map(repr, texts)) or "nothing"
+        absent = [key for key in ("base", "tuned") if key not in texts]
+        fault = f"an entry has {' and '.join(map(repr, texts))}"
+        if "target" not in texts:
+            fault = f"an entry has no {' and no '.join(map(repr, absent))}"
         hint = "write a target alone, or base and tuned together, and a name if you like"
-        raise UsageError(f"{where}: an entry has {keys}", hint)
+        raise UsageError(f"{where}: {fault}", hint)
     references = {}
     for key in ("base", "tuned"):
         with _asked(ListEntry(f"{name}:{lines[key]}", "")):

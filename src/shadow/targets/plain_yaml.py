@@ -109,7 +109,7 @@ def _value(event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines
         if not isinstance(key, str):
             raise NotPlainError("a key that is not a word", _line(event))
         if key in mapping:
-            raise NotPlainError(f"key {key[:80]!r} is there twice", _line(event))
+            raise NotPlainError(f"duplicate key {key[:80]!r}", _line(event))
         lines[*path, key] = _line(event)
         mapping[key] = _value(next(events), events, (*path, key), lines)
     return mapping

@@ -66,9 +66,7 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
             f"{text[:80]!r}: {revision[:40]!r} is not a valid revision", "write org/name@branch, a tag or a commit"
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
-        if written := as_folder(text, folder):
-            raise UsageError(written)
-        hint = "write ./NAME for a folder, org/name for the Hub"
+        hint = as_folder(text, folder) or "write ./NAME for a folder, org/name for the Hub"
         raise UsageError(f"{text[:80]!r} is neither a folder nor a name on the Hub", hint)
     return Reference(repo, False, revision or None)
 
@@ -76,6 +74,6 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 def as_folder(text: str, folder: Path | None = None) -> str | None:
     """How a folder of this name is to be written, where there is one (relative to folder, or to here)."""
     try:
-        return f"a folder is written ./{text}" if text and ((folder or Path()) / text).is_dir() else None
+        return f"for the folder, write ./{text}" if text and ((folder or Path()) / text).is_dir() else None
     except (OSError, ValueError):
         return None

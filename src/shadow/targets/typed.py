@@ -10,6 +10,7 @@ from shadow.targets.families import NAME, Family, Pair, given_pair, short
 from shadow.targets.references import Reference, parse_reference
 from shadow.text import nearest, several
 
+NAME_OF_A_PAIR = "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of letters, digits, . _ -"
 TWO = "write two checkpoints, BASE TUNED"
 
 
@@ -27,7 +28,7 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
     others = [target for target in targets if not is_reference(target)]
     if others:
         checkpoint = next(target for target in targets if is_reference(target))
-        hint = f"{TWO}; or families alone; a folder is written ./NAME"
+        hint = f"{TWO}; or families alone; for a folder, write ./NAME"
         raise UsageError(f"{short(others[0])} is a family, and {short(checkpoint)} a checkpoint", hint)
     if len(targets) > 2:
         raise UsageError(f"{len(targets)} checkpoints: a pair has two", f"{TWO}; several pairs go into a --list")
@@ -66,5 +67,5 @@ def under_name(pair: Pair, name: str) -> Pair:
     family, _, stages = name.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):
-        raise UsageError(f"{short(name)} is no name of a pair", "write family:base..tuned, of letters, digits, . _ -")
+        raise UsageError(f"{short(name)} is not a pair name", NAME_OF_A_PAIR)
     return replace(pair, family=family, name=stages)

@@ -78,7 +78,7 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
         rows.add_row(Text("disk", "dim"), f"at most {peak} at a time, {kept}; {free} are free")
     workers = "worker" if plan.jobs == 1 else "workers"
     memory = f"about {byte_size(plan.memory)} with {plan.jobs} {workers}, beside file caches; "
-    memory += f"{byte_size(plan.memory_free)} may be had{_limited(plan.memory_by)}"
+    memory += f"{byte_size(plan.memory_free)} available{_limited(plan.memory_by)}"
     rows.add_row(Text("memory", "dim"), Text(visible(memory)))
     if plan.device_memory is not None and plan.device_memory_free is not None:
         taken = f"at most {byte_size(plan.device_memory)} of its memory; {byte_size(plan.device_memory_free)} are free"
