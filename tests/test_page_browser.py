@@ -158,7 +158,7 @@ def point_at(page, module: str, layer: int) -> None:
 def test_one_family_is_drawn_in_both_themes(one, opened, theme):
     """All charts of a vision-language pair, in the colours of the theme."""
     page = opened(one, theme)
-    assert charts(page) == ["heat", "depth", "spectra", "concentration", "energy", "sides"]
+    assert charts(page) == ["heat", "spectra", "depth", "concentration", "energy", "sides"]
     assert page.locator("[data-chart=heat] .xy text, [data-chart=heat] .ytick text").count() > 0
     background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 21, 25)"}[theme]
@@ -451,7 +451,7 @@ def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
         pq.write_table(table, folder / f"{name}.parquet")
     page = opened(written(tmp_path / "run"))
     expect(page.locator("[data-text=metric]")).to_contain_text("Not drawn: 4 cells of layers from 1,000 on.")
-    assert charts(page) == ["heat", "depth", "spectra", "concentration", "energy"]
+    assert charts(page) == ["heat", "spectra", "depth", "concentration", "energy"]
     assert page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x") == [0, 1, 2, 3]
 
 

@@ -653,7 +653,7 @@ def _by_concentration(draft: _Draft) -> list[Sentence]:
 
 
 def _coherence(draft: _Draft) -> str:
-    """As coherent as how many equal directions, and how that compares across modules."""
+    """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
     judged, coherent, value = _count(inside, "judged"), _count(inside, "coherent"), inside.get("equivalent_directions")
     side = draft.overall("short_side")

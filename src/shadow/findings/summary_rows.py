@@ -294,7 +294,7 @@ class CoherenceRow:
     """Of these, matrices that have equivalent_directions."""
 
     equivalent_directions: float | None
-    """Median; as coherent as so many equal directions, no count of directions."""
+    """Median; as coherent as so many equally strong directions, no count of directions."""
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ class OutsideRow:
     """The same of the update before it was stored."""
 
     equivalent_directions: float | None
-    """As coherent as so many equal directions, 1 or more."""
+    """As coherent as so many equally strong directions, 1 or more."""
 
     spikes_sharp: float | None
     """Singular values above the sharp edge of the null, 0 or more."""
