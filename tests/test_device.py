@@ -503,6 +503,7 @@ class WithTF32(FakeDevice):
         return super().gram((rounded(block) for block in matrix_blocks), side, wide)
 
 
+@pytest.mark.slow
 def test_the_self_test_passes_what_is_right_and_names_what_is_not():
     """The CPU and torch's products pass, and sums of DEPTH lines in any order; TF32 and longer sums do not."""
     assert self_test.fault_of(FakeDevice()) is None

@@ -38,6 +38,7 @@ def test_rows_come_from_the_sources_by_weight_and_never_from_what_is_held_out(da
             assert counts[name] / 4_000 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4_000) + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_fifth_of_the_repetitive_rows_is_seen_ten_times():
     """Of 4,000 rows some 800 come from a pool of 80."""
     seen = Counter(

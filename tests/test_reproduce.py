@@ -74,6 +74,7 @@ def test_no_noise_shifts_nothing():
     assert shift_by_noise(np.zeros(40), 40, 80, 1.0) == 0
 
 
+@pytest.mark.slow
 def test_figures_by_layer_are_numpys(tmp_path):
     """Measured: the effective rank of each delta by NumPy. Noise: of the delta's shape, whatever its norm."""
     base = models.saved("llama", tmp_path / "base")
@@ -136,7 +137,7 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
         ("    text: What.\n", "", r"own\.yaml:7: 'text' is missing"),
         ("[demo]", "[no-such]", r"own\.yaml:10: .*no-such"),
         ("[demo]", "demo", r"own\.yaml:10: pairs are a list"),
-        ("[demo]", "[{base: ./b}]", r"own\.yaml:10: an entry has 'base'"),
+        ("[demo]", "[{base: ./b}]", r"own\.yaml:10: entry has no 'tuned'"),
         ("[effective_rank]", "[]", r"own\.yaml:5: metrics name at least one"),
         ("  one:", "  ../one:", r"own\.yaml:7: the name may hold"),
         ("panels:", "panels: []\nrest:", r"unknown key 'rest'"),

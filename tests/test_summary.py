@@ -161,11 +161,13 @@ def test_the_short_summary_says_what_came_of_gates_and_label(audited):
 
 
 def test_the_next_command_can_be_typed_as_it_stands(audited):
-    """With the folder of the report."""
-    lines = [line.split(maxsplit=1) for line in audited[1].out.splitlines()]
+    """With the folder of the report, as it was named."""
+    folder = audited[0]
+    out = run_shadow("show", folder.name, cwd=folder.parent).assert_done()
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
     typed = next(rest for first, rest in (line for line in lines if len(line) == 2) if first == "more").strip()
-    assert typed == f"shadow show {audited[0]} --full"
-    assert shadow(*typed.split()[1:]).code == 0
+    assert typed == f"shadow show {folder.name} --full"
+    run_shadow(*typed.split()[1:], cwd=folder.parent).assert_done()
 
 
 def test_layers_that_hardly_differ_have_no_chart(audited):
