@@ -202,6 +202,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(shadow, folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_bins_are_audited_like_safetensors(shadow, folders, tmp_path):
     """The same weights as an old-format `.bin` give the same numbers, and no scratch file stays."""
     shadow(*PAIR).assert_done()

@@ -460,6 +460,7 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(audited,
     assert json.loads(strict.assert_done())["contrasts"][0]["verdict"] == "different, below the margin"
 
 
+@pytest.mark.slow
 def test_a_base_stored_elsewhere_is_known_by_its_spectra(audited, shadow, tmp_path):
     """A copy of the base has another fingerprint; the demo's narrow model as a base is another one, and refused."""
     shutil.copytree(DEMO, tmp_path / "copy", copy_function=shutil.copy)  # with times of their own

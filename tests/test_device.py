@@ -553,6 +553,7 @@ def test_torch_multiplies_any_shape_in_parts_that_fit_its_buffers(shape, block, 
     assert max(sizes) <= max(block, side)
 
 
+@pytest.mark.slow
 def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
     """Columns of all three within 1e-5, subspaces and nulls too; sigma² within four roundings of the Gram."""
     generator = torch.Generator().manual_seed(1)
@@ -623,6 +624,7 @@ def test_a_matrix_of_zeros_and_a_wrong_norm(norm):
 # The child process of the self-test
 
 
+@pytest.mark.slow
 def test_the_self_test_runs_in_a_child_and_finds_the_cpu_right():
     """The whole way: a fresh interpreter, every spectrum on both sides, and no answer is a good one."""
     assert TorchDevice("cpu").self_test() is None

@@ -282,6 +282,7 @@ def printed_by(script):
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
     """Both run as they stand on the demo's report."""
     import duckdb

@@ -180,6 +180,7 @@ def pair(tmp_path):
     return given_pair(parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned")))
 
 
+@pytest.mark.slow
 def test_an_audit_waits_for_another_of_the_same_pair(tmp_path, pair):
     """With patience it begins when the other ends, and says once that it waits; without it is refused."""
     folder = tmp_path / "out" / pair.family / pair.name

@@ -756,6 +756,7 @@ def test_a_checkpoint_in_a_subfolder(run, hub, folders, tmp_path, small):
     assert_equal(tmp_path / "out", small)
 
 
+@pytest.mark.slow
 def test_refusals_say_how_to_get_access(run, hub, folders):
     """Gated with and without a token, private or missing, no such revision: each a line and what to do."""
     hub.add("org/gated", folders["small-tuned"], gated=True)
@@ -816,6 +817,7 @@ def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
 # Offline
 
 
+@pytest.mark.slow
 def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
     """Nothing, a part, and all of a pair in the cache: what is missing is said; with all of it no request is made."""
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):

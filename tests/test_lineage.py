@@ -315,6 +315,7 @@ def whole(weights: chains.Weights) -> np.ndarray:
     return np.concatenate([weight.numpy().reshape(-1) for weight in weights.values()])
 
 
+@pytest.mark.slow
 def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
     """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half of it."""
     (chain,) = told["chains"]

@@ -137,7 +137,7 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
         ("    text: What.\n", "", r"own\.yaml:7: 'text' is missing"),
         ("[demo]", "[no-such]", r"own\.yaml:10: .*no-such"),
         ("[demo]", "demo", r"own\.yaml:10: pairs are a list"),
-        ("[demo]", "[{base: ./b}]", r"own\.yaml:10: entry has no 'tuned'"),
+        ("[demo]", "[{base: ./b}]", r"own\.yaml:10: .*entry has no 'tuned'"),
         ("[effective_rank]", "[]", r"own\.yaml:5: metrics name at least one"),
         ("  one:", "  ../one:", r"own\.yaml:7: the name may hold"),
         ("panels:", "panels: []\nrest:", r"unknown key 'rest'"),
