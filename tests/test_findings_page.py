@@ -11,20 +11,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import findings as benchmark
 
 CASES = {case.name: case for case in benchmark.cases()}
+STRUCTURED = ["size", "coherent", "standing_out"]
 SAYS = {  # of each case: codes that must stand, explanations that fit, words of the text
-    "Fine-tune": (["size", "coherent", "standing_out"], [], ["1.0 % of the base's norm", "follows the base's leading inputs"]),
+    "Fine-tune": (STRUCTURED, [], ["1.0 % of the base's norm", "follows the base's leading inputs"]),
     "Copy through int8": (["size", "noise", "few_values"], ["quantised_copy"], []),
     "Copy in BF16": (["size", "rounding"], ["quantised_copy", "short_run"], []),
     "Merged adapter": (["size", "low_rank"], ["merged_adapter"], ["8 of 256 directions"]),
-    "Merge of two models": (["size", "coherent", "standing_out"], [], []),
+    "Merge of two models": (STRUCTURED, [], []),
     "Flat update": (["size", "flat"], ["orthogonalised_optimiser"], []),
-    "Frozen layers": (["size", "coherent", "standing_out"], [], ["Unchanged: the embeddings, the head and layers 0 and 1."]),
+    "Frozen layers": (STRUCTURED, [], ["Unchanged: the embeddings, the head and layers 0 and 1."]),
     "Unrelated models": (["unrelated", "size"], [], ["141 % of the base's norm"]),
-    "Another depth": (["part_shared", "size", "coherent", "standing_out"], [], ["77 % of the larger model's parameters"]),
+    "Another depth": (["part_shared", *STRUCTURED], [], ["77 % of the larger model's parameters"]),
     "A small stage": (["size", "coherent", "kept"], ["short_run"], ["Before it was stored, the change was 0.070 %"]),
     "A stage that is rounded away": (["size", "rounded_away"], ["short_run"], []),
-    "Vision and language, frozen tower": (["size", "coherent", "standing_out"], [], ["projector (97 %", "the vision tower."]),
-    "Experts": (["size", "coherent", "standing_out"], [], ["experts.up"]),
+    "Vision and language, frozen tower": (STRUCTURED, [], ["projector (97 %", "the vision tower."]),
+    "Experts": (STRUCTURED, [], ["experts.gate"]),
     "No change": (["identical"], [], []),
 }  # fmt: skip
 
