@@ -20,6 +20,7 @@ from shadow.targets import lists
 from shadow.targets.families import Pair, given_pair, load_families
 from shadow.targets.lists import Share, parse_shard, read_list, select, share
 from shadow.targets.references import Reference, parse_reference
+from shadow.targets.typed import is_reference
 
 REGISTRY = """
 toy-1b: {base: org/t1, sft: org/t1-sft, dpo: org/t1-dpo, tags: [dense]}
@@ -114,7 +115,8 @@ def test_a_pipe_is_a_list(tmp_path, monkeypatch, place):
     assert (demo.names, pair.names.base.repo) == ("demo", str(tmp_path / "b"))
 
 
-WORD = st.text(string.ascii_letters + string.digits + "._-*?:[]", min_size=1, max_size=20)
+LETTERS = string.ascii_letters + string.digits + "._-*?:[]"
+WORD = st.text(LETTERS, min_size=1, max_size=20).filter(lambda word: not is_reference(word))
 
 
 @FUZZ
