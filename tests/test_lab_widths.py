@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from shadow.lab import widths
+from shadow.lab import width_page, widths
 from shadow.lab.widths import WidthFigure, counted, dropped, law
 
 VALUE = WidthFigure("planted", "planted", lambda runs: runs["value"])
@@ -107,3 +109,18 @@ def test_the_figures_are_read_from_the_columns_of_a_lab() -> None:
         "relative norm": 0.06,
     })  # fmt: skip
     assert np.isnan(told["ln equivalent directions"].iloc[1])
+
+
+def test_a_column_that_older_runs_lack_is_missing():
+    """Runs made before a column was added have no value of it, and no law."""
+    runs = planted({64: (0.2, 0.3), 128: (0.2, 0.3)})
+    told = {figure.name: figure.value(runs) for figure in widths.FIGURES}
+    assert told["spikes"].isna().all()
+    assert told["ln output over query"].isna().all()
+
+
+def test_the_published_page_is_made_from_the_published_table():
+    """docs/width.md holds no other number."""
+    docs = Path(__file__).parents[1] / "docs"
+    runs = pd.read_parquet(docs / "lab" / "widths.parquet")
+    assert width_page.page(runs) == (docs / "width.md").read_text(encoding="utf-8")

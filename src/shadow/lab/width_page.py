@@ -21,7 +21,7 @@ def page(runs: pd.DataFrame) -> str:
     """The whole page, ending with a newline; the figure is beside it, as lab/widths.svg."""
     last, without = counted(runs), dropped(runs)
     every = laws(runs)
-    parts = [
+    sections = [
         _head(last),
         "![Four figures by width and regime](lab/widths.svg)",
         _result(every),
@@ -32,7 +32,7 @@ def page(runs: pd.DataFrame) -> str:
         _bases(last, without),
         _limits(last),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def figure(runs: pd.DataFrame, file: Path) -> None:
@@ -78,18 +78,33 @@ The [lab](lab.md) trains decoders that are 64 wide, and real models are 576 and 
 moves with the width, and whether a bound found at some widths holds at another. It is made from {len(last)} trainings
 of {last["base"].nunique()} bases at widths {widths}: the same skills, formats, steps and tokens a step, four layers,
 MLPs of the same proportion. From each base, A (the original mixture), B (narrow), C (broad) and D (repetition) are
-trained twice. AdamW's rate for the matrices of the layers and the head falls as 64 over the width ({rates});
-embedding and norms keep theirs.
+trained {_times(last)}. AdamW's rate for the matrices of the layers and the head falls as 64 over the width
+({rates}); embedding and norms keep theirs.
 
 Made by `shadow lab run --preset width-64` and the other widths into one folder, then
 `python benchmarks/publish_widths.py FOLDER`."""
+
+
+def _times(last: pd.DataFrame) -> str:
+    """How often each regime is trained from a base, where that differs by width."""
+    counts = last.groupby("width").apply(_runs_of_a_base)
+    words = {2: "twice", 3: "three times"}
+    return _and([f"{words.get(int(count), count)} ({width})" for width, count in counts.items()])
+
+
+def _runs_of_a_base(runs: pd.DataFrame) -> int:
+    return int(runs.groupby(["base", "regime"]).size().max())
 
 
 def _result(every: Sequence[FigureLaw]) -> str:
     carried = [one.figure.name for one in every if one.carries]
     known = [one for one in every if one.left_out]
     if not known:
-        return "## What carries over\n\nTwo widths are too few to leave one out: nothing is said."
+        return (
+            "## What carries over\n\nNothing is said yet: two widths are too few to leave one out. The other presets "
+            "of widths are to follow. The next table has what two widths show: how much a doubling adds to each figure, "
+            "beside what narrow data add."
+        )
     says = (
         f"Of {len(known)} figures, {len(carried)} carry over: {_and(carried)}."
         if carried
@@ -116,7 +131,7 @@ def _transfer(every: Sequence[FigureLaw]) -> str:
             formatted(one.auc_pooled, ".2f"),
             formatted(one.auc_law, ".2f"),
             _worst(one.left_out),
-            "yes" if one.carries else "no",
+            _carries(one),
         ]
         for one in every
     ]
@@ -132,6 +147,12 @@ the width means nothing. The AUC is the share of pairs of a run of B and one of 
 The worst error is that of a left-out width, as a share of its own B - C; 0.5 or more loses the bound.
 
 {table(heads, rows)}"""
+
+
+def _carries(law: FigureLaw) -> str:
+    if not law.left_out:
+        return "-"
+    return "yes" if law.carries else "no"
 
 
 def _worst(left_out: Sequence[LeftOut]) -> str:

@@ -39,11 +39,12 @@ class WidthFigure:
 
 
 def _column(name: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
-    return lambda runs: runs[name].astype(float)
+    """A column; NaN throughout where the runs are older than it."""
+    return lambda runs: runs.get(name, pd.Series(float("nan"), index=runs.index)).astype(float)
 
 
 def _ratio(first: str, second: str) -> Callable[[pd.DataFrame], pd.Series[float]]:
-    return lambda runs: runs[first].astype(float) / runs[second].astype(float)
+    return lambda runs: _column(first)(runs) / _column(second)(runs)
 
 
 def _log(value: Callable[[pd.DataFrame], pd.Series[float]]) -> Callable[[pd.DataFrame], pd.Series[float]]:
