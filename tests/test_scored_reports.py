@@ -263,7 +263,7 @@ def test_a_set_of_families_is_correlated_and_not_contrasted(shadow, tmp_path):
     assert one["low"] < 0 < one["rho"] < one["high"] < 1
     assert "Bonett & Wright" in found["scores"]["method"]["interval"]
     text = re.sub(r"\s+", " ", shadow(*arguments).assert_done())
-    for words in ("have different bases", "group narrow 5 5 +0.80", "mmlu 5 5", "a rank correlation over these"):
+    for words in ("have different bases", "group narrow 5 5 +0.80", "mmlu 5 5", "describes these reports alone"):
         assert words in text
     refused = shadow(*arguments, "-o", "rows.parquet").assert_refused()
     assert "no rows for rows.parquet" in refused

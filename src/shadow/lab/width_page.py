@@ -102,7 +102,7 @@ def _result(every: Sequence[FigureLaw]) -> str:
     if not known:
         return (
             "## What carries over\n\nNothing is said yet: two widths are too few to leave one out. The other presets "
-            "of widths are to follow. The next table has what two widths show: how much a doubling adds to each figure, "
+            "of widths are to follow. The next table has what two widths show: how much a doubling adds to each, "
             "beside what narrow data add."
         )
     says = (
