@@ -243,3 +243,20 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
         page = (tmp_path / "new" / "benchmark-shadows.md").read_text()
         assert re.search(r"^Missing: .*andesvl", page, re.MULTILINE)
         assert "](reasoning.svg)" in page
+
+
+@pytest.mark.slow
+def test_nothing_foreign_is_overwritten(tmp_path):
+    """A page or figure of somebody else stays, with one line; its own are replaced."""
+    words = ("reproduce", recipe(tmp_path, GOOD), "-o", "out")
+    run_shadow(*words, cwd=tmp_path).assert_done()
+    run_shadow(*words, cwd=tmp_path).assert_done()
+    for name in ("own.md", "one.svg"):
+        file = tmp_path / "out" / name
+        ours = file.read_bytes()
+        file.write_text("somebody else's")
+        refused = run_shadow(*words, cwd=tmp_path)
+        assert refused.code == 1
+        assert "Traceback" not in refused.err
+        assert file.read_text() == "somebody else's"
+        file.write_bytes(ours)

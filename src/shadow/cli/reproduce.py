@@ -170,17 +170,21 @@ def _write(
     folder: Path,
 ) -> None:
     """A figure for each panel that has a pair, then the page."""
-    from shadow.files import write_whole
+    from shadow.files import placing
+    from shadow.outputs.figures import is_our_figure
     from shadow.outputs.figures.panel import draw_panel
-    from shadow.outputs.recipe_page import recipe_page
+    from shadow.outputs.recipe_page import is_our_page, recipe_page
 
     folder.mkdir(parents=True, exist_ok=True)
     for panel in panels:
         there = [measured[pair] for pair in panel.pairs if pair in measured]
         if there:
-            write_whole(folder / f"{panel.name}.svg", draw_panel(there, recipe.metrics))
+            drawn = draw_panel(there, recipe.metrics)
+            with placing(folder / f"{panel.name}.svg", is_our_figure, "a figure of shadow") as aside:
+                aside.write_bytes(drawn)
     page = recipe_page(recipe, panels, measured, faults)
-    write_whole(folder / f"{recipe.name}.md", page.encode())
+    with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
+        aside.write_bytes(page.encode())
 
 
 def _told(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from shadow.files import read_start
 from shadow.findings.by_layer import HEADS, PairByLayer, medians
 from shadow.outputs.markdown import cell, plain, table
 from shadow.outputs.terminal.typeset import number, share
 from shadow.targets.families import Pair
 from shadow.targets.recipes import Panel, Recipe
+
+MARK = "<!-- shadow-audit recipe -->"  # the last line of a page, by which an own one is known again
+LARGEST = 10_000_000  # bytes of a file that may be such a page
+
+
+def is_our_page(path: Path) -> bool:
+    """Was the file written by `shadow reproduce`?"""
+    content = read_start(path, LARGEST) or b""
+    return content.rstrip().endswith(MARK.encode())
 
 
 def recipe_page(
@@ -28,7 +39,7 @@ def recipe_page(
             lines += [f"![{plain(panel.name)}]({panel.name}.svg)", "", *_figures(recipe, there), ""]
         failed = [pair for pair in panel.pairs if pair in faults]
         lines += [f"Missing: {cell(pair.full_name)}: {plain(faults[pair])}\n" for pair in failed]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, MARK]) + "\n"
 
 
 def _figures(recipe: Recipe, pairs: Sequence[PairByLayer]) -> list[str]:
