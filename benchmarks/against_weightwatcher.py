@@ -1,20 +1,25 @@
-"""Time `shadow audit` against WeightWatcher 0.7.7 on the same pair of checkpoints, each in a fresh process.
+"""Time `shadow audit` against WeightWatcher 0.7.7 on the same pair of checkpoints, each in a fresh
+process.
 
-WeightWatcher runs the three steps that give the same subjects (base, tuned, and tuned with `base_model`) in one
-process, reading the folders tensor by tensor; `shadow` runs once for each precision. Both may use every core, with no
-thread count set in the environment, and all files are read once beforehand so that nobody waits for the disk.
+WeightWatcher runs the three steps that give the same subjects (base, tuned, and tuned with
+`base_model`) in one process, reading the folders tensor by tensor; `shadow` runs once for each
+precision. Both may use every core, with no thread count set in the environment, and all files are
+read once beforehand so that nobody waits for the disk.
 
-Both measure the same matrices, each as base, tuned and delta: the seven of every layer and the embedding. WeightWatcher
-leaves matrices with a side above 50,000 out unless `max_N` says otherwise, so that is the one setting changed;
-`--skip-embedding` leaves the embedding out of both instead, and then it has all its defaults. What is not equal:
+Both measure the same matrices, each as base, tuned and delta: the seven of every layer and the
+embedding. WeightWatcher leaves matrices with a side above 50,000 out unless `max_N` says otherwise,
+so that is the one setting changed; `--skip-embedding` leaves the embedding out of both instead, and
+then it has all its defaults. What is not equal:
 
-- WeightWatcher takes float64 SVDs (LAPACK gesdd through SciPy); `shadow` takes eigenvalues of Gram matrices, in float32
-  products and float64 eigenvalues at its default precision. `--exact` adds a run with float64 throughout, whose
-  singular values are resolved down to 1e-7 of the largest.
-- WeightWatcher fits its power law to any tail by the one-sided distance, `shadow` to tails of at least 50 by the
-  two-sided one: the two alphas are different estimates and are not expected to agree.
-- For the same matrices `shadow` computes more: 30-odd columns, the delta's null and its relation to the base; it also
-  measures vectors, and writes Parquet files and the spectra. WeightWatcher writes nothing.
+- WeightWatcher takes float64 SVDs (LAPACK gesdd through SciPy); `shadow` takes eigenvalues of Gram
+  matrices, in float32 products and float64 eigenvalues at its default precision. `--exact` adds a
+  run with float64 throughout, whose singular values are resolved down to 1e-7 of the largest.
+- WeightWatcher fits its power law to any tail by the one-sided distance, `shadow` to tails of at
+  least 50 by the two-sided one: the two alphas are different estimates and are not expected to
+  agree.
+- For the same matrices `shadow` computes more: 30-odd columns, the delta's null and its relation to
+  the base; it also measures vectors, and writes Parquet files and the spectra. WeightWatcher writes
+  nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +58,9 @@ Differences = dict[str, tuple[float, float]]  # name -> median and largest
 
 @dataclass(frozen=True)
 class Contender:
-    """One program on one pair. command: given the folder for its results. read: the figures from that folder."""
+    """One program on one pair. command: given the folder for its results. read: the figures from
+    that folder.
+    """
 
     name: str
     command: Callable[[Path], list[str | Path]]
@@ -95,7 +102,8 @@ def _details(out: Path) -> dict[str, Any]:
 def weightwatcher_figures(content: dict[str, Any]) -> Figures:
     """WeightWatcher's figures under the names and in the units of `shadow`.
 
-    Its `norm` and `spectral_norm` are of eigenvalues (sigma²), its entropy is divided by the log of the rank.
+    Its `norm` and `spectral_norm` are of eigenvalues (sigma²), its entropy is divided by the log of
+    the rank.
     """
     return {
         (f"{row['longname']}.weight", subject): {
@@ -127,7 +135,9 @@ def differences(ours: Figures, theirs: Figures) -> Differences:
     alone = sorted(f"{tensor} ({subject})" for tensor, subject in ours.keys() ^ theirs.keys())
     if alone:
         raise ValueError(f"measured on one side only: {', '.join(alone)}")
-    apart = {name: [_relative(ours[key][name], theirs[key][name]) for key in ours] for name in COMPARED}
+    apart = {
+        name: [_relative(ours[key][name], theirs[key][name]) for key in ours] for name in COMPARED
+    }
     return {name: (statistics.median(values), max(values)) for name, values in apart.items()}
 
 
@@ -145,14 +155,18 @@ def warm(pair: Path) -> None:
 
 def make_pair(folder: Path, layers: int) -> Path:
     """A synthetic pair, made by a process of its own (it needs torch and memory)."""
-    subprocess.run([sys.executable, HERE / "make_pair.py", folder, "--layers", str(layers)], check=True)
+    subprocess.run(
+        [sys.executable, HERE / "make_pair.py", folder, "--layers", str(layers)], check=True
+    )
     return folder
 
 
 def compete(
     contenders: Sequence[Contender], repeats: int, folder: Path, say: Callable[[str], None]
 ) -> list[list[Usage]]:
-    """Usages of each contender, in `repeats` rounds in which all run one after another. Results: folder/NUMBER."""
+    """Usages of each contender, in `repeats` rounds in which all run one after another. Results:
+    folder/NUMBER.
+    """
     usages: list[list[Usage]] = [[] for _ in contenders]
     for round_number in range(repeats):
         for number, contender in enumerate(contenders):
@@ -164,10 +178,14 @@ def compete(
     return usages
 
 
-def usage_table(contenders: Sequence[Contender], usages: Sequence[Sequence[Usage]], counts: Sequence[int]) -> Table:
+def usage_table(
+    contenders: Sequence[Contender], usages: Sequence[Sequence[Usage]], counts: Sequence[int]
+) -> Table:
     """Median times, largest memory, and how many times less than the first contender's they are."""
     rounds = f"median of {len(usages[0])}" if len(usages[0]) > 1 else "one run"
-    table = comparison_table(f"Time ({rounds}) and largest memory; times less than {contenders[0].name}", contenders)
+    table = comparison_table(
+        f"Time ({rounds}) and largest memory; times less than {contenders[0].name}", contenders
+    )
     measures: list[tuple[str, str, Callable[[Sequence[float]], float], float]] = [
         ("wall", "wall, s", statistics.median, 1),
         ("cpu", "CPU, s", statistics.median, 1),
@@ -176,7 +194,11 @@ def usage_table(contenders: Sequence[Contender], usages: Sequence[Sequence[Usage
     ]
     for name, text, over_rounds, unit in measures:
         values = [over_rounds([getattr(run, name) for run in runs]) / unit for runs in usages]
-        table.add_row(text, f"{values[0]:.2f}", *(f"{value:.2f} ({values[0] / value:.1f}x)" for value in values[1:]))
+        table.add_row(
+            text,
+            f"{values[0]:.2f}",
+            *(f"{value:.2f} ({values[0] / value:.1f}x)" for value in values[1:]),
+        )
     table.add_row("spectra", *map(str, counts))
     return table
 
@@ -186,7 +208,9 @@ def agreement_table(contenders: Sequence[Contender], apart: Sequence[Differences
     title = f"Relative difference from {contenders[0].name} over all spectra: median (largest)"
     table = comparison_table(title, contenders[1:])
     for name in apart[0]:
-        cells = [f"{median:.0e} ({largest:.0e})" for median, largest in (one[name] for one in apart)]
+        cells = [
+            f"{median:.0e} ({largest:.0e})" for median, largest in (one[name] for one in apart)
+        ]
         table.add_row(name if name in SAME else f"{name} (another fit)", *cells)
     return table
 
@@ -201,15 +225,29 @@ def comparison_table(title: str, contenders: Sequence[Contender]) -> Table:
 
 def main(
     weightwatcher_python: Annotated[
-        Path, typer.Option(help="Python of an environment with weightwatcher==0.7.7 and torch.", dir_okay=False)
+        Path,
+        typer.Option(
+            help="Python of an environment with weightwatcher==0.7.7 and torch.", dir_okay=False
+        ),
     ],
-    pair: Annotated[Path | None, typer.Option(help="Folder with base and tuned; made anew without it.")] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the pair that is made.", min=1, max=WHOLE)] = WHOLE,
-    skip_embedding: Annotated[bool, typer.Option("--skip-embedding", help="Leave the embedding out of both.")] = False,
-    exact: Annotated[bool, typer.Option("--exact", help="Also run shadow at precision exact.")] = False,
+    pair: Annotated[
+        Path | None, typer.Option(help="Folder with base and tuned; made anew without it.")
+    ] = None,
+    layers: Annotated[
+        int, typer.Option(help="Layers of the pair that is made.", min=1, max=WHOLE)
+    ] = WHOLE,
+    skip_embedding: Annotated[
+        bool, typer.Option("--skip-embedding", help="Leave the embedding out of both.")
+    ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Also run shadow at precision exact.")
+    ] = False,
     repeats: Annotated[int, typer.Option(help="Rounds.", min=1)] = 1,
-    cores: Annotated[int | None, typer.Option(help="Pin everything to this many cores.", min=1)] = None,
-    shadow_program: Annotated[Path, typer.Option(help="The `shadow` command.")] = HERE.parent / ".venv/bin/shadow",
+    cores: Annotated[
+        int | None, typer.Option(help="Pin everything to this many cores.", min=1)
+    ] = None,
+    shadow_program: Annotated[Path, typer.Option(help="The `shadow` command.")] = HERE.parent
+    / ".venv/bin/shadow",
 ) -> None:
     """Time `shadow audit` against WeightWatcher on the same pair."""
     console, talk = Console(), Console(stderr=True)

@@ -1,22 +1,28 @@
-"""How far is a pair from what this machine could do? CPU seconds of one thread by phase, and those of an ideal machine.
+"""How far is a pair from what this machine could do? CPU seconds of one thread by phase, and those
+of an ideal machine.
 
-For every kind of matrix in a layer of Qwen2.5-0.5B (made-up weights): the time of each phase of `measure_pair`, and
-what the same work would take at the highest rates that this machine shows in these libraries, at any size:
+For every kind of matrix in a layer of Qwen2.5-0.5B (made-up weights): the time of each phase of
+`measure_pair`, and what the same work would take at the highest rates that this machine shows in
+these libraries, at any size:
 
-- products: half of a full product, as a matrix meets its own transpose, at the highest rate of products;
-- eigenproblems: 4/3 n^3 for each reduction to tridiagonal form, at the highest rate of LAPACK's reduction, and 2 n^2 k
-  for k vectors, at the rate of products;
+- products: half of a full product, as a matrix meets its own transpose, at the highest rate of
+  products;
+- eigenproblems: 4/3 n^3 for each reduction to tridiagonal form, at the highest rate of LAPACK's
+  reduction, and 2 n^2 k for k vectors, at the rate of products;
 - reading: each stored entry of both sides once, at the rate of converting bfloat16 to float32.
 
-Everything else (sums over entries, subspaces, the fit that undoes rounding, tails) has no bound here: an ideal machine
-does it in no time. The least of --repeats, so that others on the machine change it little.
+Everything else (sums over entries, subspaces, the fit that undoes rounding, tails) has no bound
+here: an ideal machine does it in no time. The least of --repeats, so that others on the machine
+change it little.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when torch and NumPy are imported
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # read when torch and NumPy are imported
+)
 
 import cProfile
 import pstats
@@ -77,10 +83,15 @@ def least(work: Callable[[], object], repeats: int) -> float:
 
 
 def peak_product(dtype: type[np.floating], repeats: int) -> float:
-    """The highest rate of A B, in multiply-adds and so half the usual flops a second, over square sides."""
+    """The highest rate of A B, in multiply-adds and so half the usual flops a second, over square
+    sides.
+    """
     rates = []
     for side in (512, 1024, 2048):
-        a, b = (np.random.default_rng(seed).standard_normal((side, side)).astype(dtype) for seed in (0, 1))
+        a, b = (
+            np.random.default_rng(seed).standard_normal((side, side)).astype(dtype)
+            for seed in (0, 1)
+        )
         out = np.empty_like(a)
         seconds = least(partial(np.matmul, a, b, out=out), repeats)
         rates.append(side**3 / seconds)
@@ -122,7 +133,8 @@ def ideal(shape: tuple[int, int], peaks: dict[str, float]) -> dict[str, float]:
     vectors = min(VECTORS, short)
     return {
         "products": 3 * short**2 * long / 2 / product,
-        "eigenproblems": 3 * 4 / 3 * short**3 / peaks["reduction"] + 2 * 2 * short**2 * vectors / peaks["float64"],
+        "eigenproblems": 3 * 4 / 3 * short**3 / peaks["reduction"]
+        + 2 * 2 * short**2 * vectors / peaks["float64"],
         "reading": 2 * short * long / peaks["reading"],
     }
 
@@ -152,9 +164,13 @@ def _phases(stats: pstats.Stats) -> dict[str, float]:
     for (file, _, name), (_, _, _, seconds, _) in stats.stats.items():  # type: ignore[attr-defined]
         if "shadow" in file:
             cumulative[name] = cumulative.get(name, 0.0) + seconds
-    phases = {phase: sum(cumulative.get(name, 0.0) for name in names) for phase, names in PHASES.items()}
+    phases = {
+        phase: sum(cumulative.get(name, 0.0) for name in names) for phase, names in PHASES.items()
+    }
     if "eigensystem" in cumulative:  # `eigenvalues` calls it where it takes this way
-        phases["eigenproblems"] = max(cumulative.get("eigensystem", 0.0), phases["eigenproblems"] / 2)
+        phases["eigenproblems"] = max(
+            cumulative.get("eigensystem", 0.0), phases["eigenproblems"] / 2
+        )
     whole = float(stats.total_tt)  # type: ignore[attr-defined]
     return {**phases, "other": whole - sum(phases.values()), "whole": whole}
 
@@ -190,10 +206,18 @@ def main(repeats: Annotated[int, typer.Option(min=1)] = 5) -> None:
     for phase, seconds in sorted(times.items(), key=lambda item: -item[1]):
         bound = bounds.get(phase)
         ratio = "" if bound is None else f"{seconds / bound:.2f}"
-        table.add_row(phase, f"{seconds:.3f}", f"{seconds / whole:.0%}", "" if bound is None else f"{bound:.3f}", ratio)
+        table.add_row(
+            phase,
+            f"{seconds:.3f}",
+            f"{seconds / whole:.0%}",
+            "" if bound is None else f"{bound:.3f}",
+            ratio,
+        )
     table.add_row("reading, once", "", "", f"{bounds['reading']:.3f}", "")
     total = sum(bounds.values())
-    table.add_row("whole", f"{whole:.3f}", "100%", f"{total:.3f}", f"{whole / total:.2f}", style="bold")
+    table.add_row(
+        "whole", f"{whole:.3f}", "100%", f"{total:.3f}", f"{whole / total:.2f}", style="bold"
+    )
     Console().print(table)
 
 

@@ -1,11 +1,12 @@
 """What does a CUDA card gain? Gram and solve apart, against the CPU of the same machine.
 
-Times the matrices of one layer of Qwen2.5-0.5B and of Qwen2.5-7B, in BF16 with made-up weights. For each: the Gram
-matrix on the CPU and on the card, copies included; the check with a vector, which the CPU makes of what comes from the
-card; and the eigenvalues with 64 vectors, which stay on the CPU. One thread of the CPU, as each worker has.
+Times the matrices of one layer of Qwen2.5-0.5B and of Qwen2.5-7B, in BF16 with made-up weights. For
+each: the Gram matrix on the CPU and on the card, copies included; the check with a vector, which
+the CPU makes of what comes from the card; and the eigenvalues with 64 vectors, which stay on the
+CPU. One thread of the CPU, as each worker has.
 
-Errors are those of the Gram against float64, 1 being what the check allows. The memory that the card took stands beside
-what `shadow plan` says. The exit code is 2 without a card.
+Errors are those of the Gram against float64, 1 being what the check allows. The memory that the
+card took stands beside what `shadow plan` says. The exit code is 2 without a card.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ SHAPES = {
 
 def main(
     model: Annotated[str, typer.Option(help="0.5b, 7b or both.")] = "both",
-    device: Annotated[str, typer.Option(help="As torch calls it; cpu tries this script without a card.")] = "cuda:0",
+    device: Annotated[
+        str, typer.Option(help="As torch calls it; cpu tries this script without a card.")
+    ] = "cuda:0",
     repeats: Annotated[int, typer.Option(min=1, help="The median of so many is shown.")] = 5,
 ) -> None:
     console = Console(width=130)
@@ -58,7 +61,16 @@ def main(
 def table_of(model: str, card: TorchDevice, repeats: int) -> Table:
     """A row for each shape of a layer, milliseconds."""
     table = Table(title=f"One layer of Qwen2.5-{model}, milliseconds", title_justify="left")
-    heads = ("shape", "Gram, CPU", "Gram, device", "check", "CPU / device", "solve, CPU", "error, CPU", "error, device")
+    heads = (
+        "shape",
+        "Gram, CPU",
+        "Gram, device",
+        "check",
+        "CPU / device",
+        "solve, CPU",
+        "error, CPU",
+        "error, device",
+    )
     for head in (*heads, "memory", "planned"):
         table.add_column(head, justify="right")
     for rows, cols in SHAPES[model]:
@@ -91,10 +103,15 @@ def row_of(rows: int, cols: int, card: TorchDevice, repeats: int) -> Iterator[st
     there, on_card = timed(lambda: card.gram(blocks(), side, wide), repeats)
     taken = torch.cuda.max_memory_allocated(card.place) if card.kind == "cuda" else 0
     check, reading = timed(checked, repeats)[0], timed(read, repeats)[0]
-    solve, _ = timed(lambda: with_vectors(on_cpu.clone(), min(VECTORS, side), torch.float64), min(repeats, 3))
+    solve, _ = timed(
+        lambda: with_vectors(on_cpu.clone(), min(VECTORS, side), torch.float64), min(repeats, 3)
+    )
     exact = gram(blocks(torch.float64), side, wide, torch.float64).tril()
     allowed = SAME_GRAM * float(exact.trace())
-    errors = [float(torch.linalg.norm(found.double().tril() - exact)) / allowed for found in (on_cpu, on_card)]
+    errors = [
+        float(torch.linalg.norm(found.double().tril() - exact)) / allowed
+        for found in (on_cpu, on_card)
+    ]
     times = (here, there, max(0.0, check - reading), here / there * 1e-3, solve)
     yield from (f"{1e3 * seconds:.1f}" for seconds in times)
     yield from (f"{error:.3f}" for error in errors)

@@ -1,9 +1,10 @@
-"""Does computing hide the download? An audit from a Hub behind a slow line, against each of the two alone.
+"""Does computing hide the download? An audit from a Hub behind a slow line, against each of the two
+alone.
 
-A loopback Hub (tests/hub.py) in a process of its own serves a pair of the shapes of Qwen2.5-0.5B at --rate MB/s.
-Timed as whole processes, in this order: the real client fetching every shard into an empty cache, nothing else; the
-audit with that cache, so that nothing is fetched; the audit with an empty cache. The last should take little more than
-the longer of the other two.
+A loopback Hub (tests/hub.py) in a process of its own serves a pair of the shapes of Qwen2.5-0.5B at
+--rate MB/s. Timed as whole processes, in this order: the real client fetching every shard into an
+empty cache, nothing else; the audit with that cache, so that nothing is fetched; the audit with an
+empty cache. The last should take little more than the longer of the other two.
 """
 
 from __future__ import annotations
@@ -43,7 +44,15 @@ def measure(folder: Path, endpoint: str) -> dict[str, Usage]:
         typer.echo(f"{name}: {used.wall:.1f} s", err=True)
         return used
 
-    audit: list[str | Path] = [SHADOW, "audit", "--base", "bench/base", "--tuned", "bench/tuned", "-o"]
+    audit: list[str | Path] = [
+        SHADOW,
+        "audit",
+        "--base",
+        "bench/base",
+        "--tuned",
+        "bench/tuned",
+        "-o",
+    ]
     return {
         "download alone": run("download alone", "first", [sys.executable, "-c", FETCH]),
         "audit, all cached": run("audit, all cached", "first", [*audit, folder / "cached"]),
@@ -53,7 +62,9 @@ def measure(folder: Path, endpoint: str) -> dict[str, Usage]:
 
 def main(
     rate: Annotated[int, typer.Option(help="Of the line, in MB/s.", min=1)] = 50,
-    layers: Annotated[int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)] = LAYERS,
+    layers: Annotated[
+        int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)
+    ] = LAYERS,
     shards: Annotated[int, typer.Option(help="Files a side, at most.", min=1)] = 16,
     repeats: Annotated[int, typer.Option(help="Rounds; the quickest of each counts.", min=1)] = 1,
 ) -> None:
@@ -64,7 +75,13 @@ def main(
         write_pair(pair, layers, 0, shards)
         size = sum(path.stat().st_size for path in pair.rglob("*.safetensors"))
         repositories = [f"bench/{side}={pair / side}" for side in SIDES]
-        server = [sys.executable, ROOT / "tests" / "hub.py", *repositories, "--rate", str(rate * 1_000_000)]
+        server = [
+            sys.executable,
+            ROOT / "tests" / "hub.py",
+            *repositories,
+            "--rate",
+            str(rate * 1_000_000),
+        ]
         with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as hub:
             assert hub.stdout is not None, "a pipe"
             try:
@@ -77,13 +94,21 @@ def main(
                 hub.terminate()
     best = {name: min(one[name].wall for one in rounds) for name in rounds[0]}
     download, cached, fetched = best.values()
-    table = Table(title=f"{size / 1e9:.2f} GB in {shards} shards a side at {rate} MB/s, {len(rounds)} round(s)")
+    table = Table(
+        title=(
+            f"{size / 1e9:.2f} GB in {shards} shards a side at {rate} MB/s, {len(rounds)} round(s)"
+        )
+    )
     table.add_column("")
     table.add_column("wall, s", justify="right")
     for name, seconds in best.items():
         table.add_row(name, f"{seconds:.1f}")
-    table.add_row("audit from the Hub / longer of the two", f"{fetched / max(download, cached):.2f}")
-    table.add_row("audit from the Hub / one after the other", f"{fetched / (download + cached):.2f}")
+    table.add_row(
+        "audit from the Hub / longer of the two", f"{fetched / max(download, cached):.2f}"
+    )
+    table.add_row(
+        "audit from the Hub / one after the other", f"{fetched / (download + cached):.2f}"
+    )
     Console().print(table)
 
 

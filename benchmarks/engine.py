@@ -1,17 +1,22 @@
-"""What do engines cost and save? The overhead of a task, a list on one and on two workers, and a fleet in simulation.
+"""What do engines cost and save? The overhead of a task, a list on one and on two workers, and a
+fleet in simulation.
 
-`python engine.py overhead` sends --tasks tasks that do nothing through each engine. `python engine.py list` audits
---pairs synthetic pairs of one base in this process and on Ray with one and with two workers. Both start a Ray of this
-machine.
+`python engine.py overhead` sends --tasks tasks that do nothing through each engine. `python
+engine.py list` audits
+--pairs synthetic pairs of one base in this process and on Ray with one and with two workers. Both
+start a Ray of this machine.
 
-`python engine.py simulate` computes, without any Ray, what --pairs pairs on --nodes machines move and take. It assumes:
-- pairs of --bases bases, of which number k has a share of the pairs that falls as 1/k, in random order;
-- checkpoints of 3, 16, 30 and 140 GB (half, a third, an eighth, the rest of the bases), tuned as large as base;
+`python engine.py simulate` computes, without any Ray, what --pairs pairs on --nodes machines move
+and take. It assumes:
+- pairs of --bases bases, of which number k has a share of the pairs that falls as 1/k, in random
+  order;
+- checkpoints of 3, 16, 30 and 140 GB (half, a third, an eighth, the rest of the bases), tuned as
+  large as base;
 - machines of 16 cores, four pairs at a time, with a line of 250 MB/s that these share equally;
 - 4 cores compute a pair of 16 GB in 900 s, and compute while the pair is fetched;
-- a cache that holds all that its machine has fetched.
-It compares the order of the list (what an engine does by itself), one task for each base, and the queue of
-shadow.audits.engine. Whole indexes are written as shadow.audits.list_index says, half a second and 9 MB each.
+- a cache that holds all that its machine has fetched. It compares the order of the list (what an
+  engine does by itself), one task for each base, and the queue of shadow.audits.engine. Whole
+  indexes are written as shadow.audits.list_index says, half a second and 9 MB each.
 """
 
 from __future__ import annotations
@@ -47,7 +52,10 @@ app = typer.Typer()
 LANES = 4
 LINE = 250e6  # bytes a second of a machine
 COMPUTE = 16e9 / 900  # bytes of one side a second, on the cores of one pair
-INDEX = 0.5, 9_000_000  # seconds and bytes of one whole index of 10,000 pairs, measured (many_pairs.py)
+INDEX = (
+    0.5,
+    9_000_000,
+)  # seconds and bytes of one whole index of 10,000 pairs, measured (many_pairs.py)
 ROW = 900  # bytes that a pair adds to rows.jsonl
 
 
@@ -58,7 +66,9 @@ def nothing(runtime: Runtime) -> int:
 @app.command()
 def overhead(tasks: Annotated[int, typer.Option(min=1)] = 200) -> None:
     """Time tasks that do nothing."""
-    table = Table("engine", "start, s", "first task, s", "a task, ms", "CPU of the driver a task, ms")
+    table = Table(
+        "engine", "start, s", "first task, s", "a task, ms", "CPU of the driver a task, ms"
+    )
 
     def run(engine: Any, started: float, name: str) -> None:
         ready = time.perf_counter()
@@ -70,7 +80,13 @@ def overhead(tasks: Annotated[int, typer.Option(min=1)] = 200) -> None:
             engine.submit(Task(str(number), nothing, Runtime))
         assert len(list(engine.as_completed())) == tasks
         each, cpu = (time.perf_counter() - first) / tasks, (time.process_time() - cpu) / tasks
-        table.add_row(name, f"{ready - started:.1f}", f"{first - ready:.1f}", f"{1e3 * each:.2f}", f"{1e3 * cpu:.2f}")
+        table.add_row(
+            name,
+            f"{ready - started:.1f}",
+            f"{first - ready:.1f}",
+            f"{1e3 * each:.2f}",
+            f"{1e3 * cpu:.2f}",
+        )
 
     run(InProcess(), time.perf_counter(), "this process")
     started = time.perf_counter()
@@ -87,7 +103,10 @@ def a_list(
 ) -> None:
     """Time a list in this process, and on Ray with one and with two workers."""
     table = Table(
-        "how", "wall, s", "CPU of the driver, s", title=f"{pairs} pairs of {matrices} matrices of side {side}"
+        "how",
+        "wall, s",
+        "CPU of the driver, s",
+        title=f"{pairs} pairs of {matrices} matrices of side {side}",
     )
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -98,7 +117,8 @@ def a_list(
             target = folder / str(number)
             target.mkdir()
             changed = {
-                name: (t.float() + 0.01 * number * torch.randn(side, side)).bfloat16() for name, t in base.items()
+                name: (t.float() + 0.01 * number * torch.randn(side, side)).bfloat16()
+                for name, t in base.items()
             }
             save_file(changed, target / "model.safetensors")
             (target / "config.json").write_text('{"model_type": "llama"}')
@@ -106,14 +126,26 @@ def a_list(
         (folder / "list.yaml").write_text("".join(entries))
         ways = {
             "this process, one thread": ("--jobs", "1"),
-            "Ray, one worker of one core": ("--jobs", "1", "--engine", "ray", "--cpus-per-task", str(os.cpu_count())),
+            "Ray, one worker of one core": (
+                "--jobs",
+                "1",
+                "--engine",
+                "ray",
+                "--cpus-per-task",
+                str(os.cpu_count()),
+            ),
             "Ray, a worker for each core": ("--engine", "ray", "--cpus-per-task", "1"),
         }
         for number, (name, options) in enumerate(ways.items()):
             command = [sys.executable, "-m", "shadow", "audit", "--list", folder / "list.yaml", "--quiet", "--no-cache",
                        "-o", folder / f"out-{number}", *options]  # fmt: skip
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-            subprocess.run(list(map(str, command)), env=clean_environment(), check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                list(map(str, command)),
+                env=clean_environment(),
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
             table.add_row(name, f"{time.perf_counter() - started:.1f}", f"{cpu:.1f}")
@@ -196,7 +228,10 @@ def whole_bases(work: Sequence[Work]) -> list[tuple[float, int]]:
     """By base: bytes of one side, and how many pairs it has; the longest first."""
     counts = Counter(one.base for one in work)
     sizes = {one.base: one.size for one in work}
-    return sorted(((sizes[base], count) for base, count in counts.items()), key=lambda group: -group[0] * group[1])
+    return sorted(
+        ((sizes[base], count) for base, count in counts.items()),
+        key=lambda group: -group[0] * group[1],
+    )
 
 
 def one_task_a_base(work: Sequence[Work], nodes: int) -> Told:
@@ -242,7 +277,12 @@ def simulation(
         seconds, size = INDEX[0] * pairs / 10_000, INDEX[1] * pairs // 10_000
         writes = 2 + int(told.span / max(EVERY, SHARE * seconds))
         written = decimal(int(writes * size + ROW * pairs))
-        figures = decimal(int(told.moved)), f"{told.fetches:.1f}", f"{told.span / 3600:.1f}", f"{100 * told.idle:.1f} %"
+        figures = (
+            decimal(int(told.moved)),
+            f"{told.fetches:.1f}",
+            f"{told.span / 3600:.1f}",
+            f"{100 * told.idle:.1f} %",
+        )
         table.add_row(name, *figures, f"{writes:,}", written)
     Console(width=120).print(table)
 

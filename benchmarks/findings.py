@@ -1,10 +1,12 @@
-"""What reports say of pairs whose history is known: a page of findings, to be read as if they came by mail.
+"""What reports say of pairs whose history is known: a page of findings, to be read as if they came
+by mail.
 
     python benchmarks/findings.py            # writes docs/findings.md; about a minute
     python benchmarks/findings.py --keep DIR # and keeps the checkpoints and reports
 
-Each pair is a small checkpoint of made-up weights (four layers of width 256, BF16 unless said otherwise) and what a
-known history makes of it. Nothing is trained: what a finding says can be held against what was done.
+Each pair is a small checkpoint of made-up weights (four layers of width 256, BF16 unless said
+otherwise) and what a known history makes of it. Nothing is trained: what a finding says can be held
+against what was done.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads of matrices this small only wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # threads of matrices this small only wait for each other
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
@@ -49,7 +53,9 @@ def generator(*key: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32("\t".join(map(str, key)).encode()))
 
 
-def block(prefix: str, width: int = WIDTH, mlp: int = MLP, experts: int = 0) -> dict[str, tuple[int, int]]:
+def block(
+    prefix: str, width: int = WIDTH, mlp: int = MLP, experts: int = 0
+) -> dict[str, tuple[int, int]]:
     """Names and shapes of a layer of a decoder."""
     attention = {f"{prefix}.self_attn.{one}_proj.weight": (width, width) for one in "qkvo"}
     shapes = {"gate_proj": (mlp, width), "up_proj": (mlp, width), "down_proj": (width, mlp)}
@@ -63,7 +69,9 @@ def block(prefix: str, width: int = WIDTH, mlp: int = MLP, experts: int = 0) -> 
     return {**attention, f"{prefix}.mlp.gate.weight": (experts, width), **routed}
 
 
-def decoder(layers: int = LAYERS, experts: int = 0, prefix: str = "model") -> dict[str, tuple[int, int]]:
+def decoder(
+    layers: int = LAYERS, experts: int = 0, prefix: str = "model"
+) -> dict[str, tuple[int, int]]:
     shapes: dict[str, tuple[int, int]] = {f"{prefix}.embed_tokens.weight": (TOKENS, WIDTH)}
     for layer in range(layers):
         shapes |= block(f"{prefix}.layers.{layer}", experts=experts)
@@ -75,8 +83,14 @@ def vision_language() -> dict[str, tuple[int, int]]:
     tower = "vision_tower.vision_model.encoder.layers"
     shapes: dict[str, tuple[int, int]] = {}
     for layer in range(2):
-        shapes |= {f"{tower}.{layer}.self_attn.{one}_proj.weight": (128, 128) for one in ("q", "k", "v", "out")}
-        shapes |= {f"{tower}.{layer}.mlp.fc1.weight": (256, 128), f"{tower}.{layer}.mlp.fc2.weight": (128, 256)}
+        shapes |= {
+            f"{tower}.{layer}.self_attn.{one}_proj.weight": (128, 128)
+            for one in ("q", "k", "v", "out")
+        }
+        shapes |= {
+            f"{tower}.{layer}.mlp.fc1.weight": (256, 128),
+            f"{tower}.{layer}.mlp.fc2.weight": (128, 256),
+        }
     shapes |= {
         "multi_modal_projector.linear_1.weight": (WIDTH, 128),
         "multi_modal_projector.linear_2.weight": (WIDTH, WIDTH),
@@ -98,7 +112,8 @@ def drawn(shapes: Mapping[str, tuple[int, int]], seed: int = 0) -> Weights:
 
 
 def learned(name: str, W: Array, size: float, seed: int = 0) -> Array:
-    """An update of a relative norm: half of its energy in 64 directions of energies 1, 1/2, 1/3, ..., the rest noise.
+    """An update of a relative norm: half of its energy in 64 directions of energies 1, 1/2, 1/3,
+    ..., the rest noise.
 
     Half of the inputs of these directions are the base's leading ones.
     """
@@ -107,7 +122,9 @@ def learned(name: str, W: Array, size: float, seed: int = 0) -> Array:
 
 @cache
 def direction(name: str, shape: tuple[int, int], seed: int) -> Array:
-    """The update of norm 1 of a matrix of the base; random numbers are those of its name and the seed."""
+    """The update of norm 1 of a matrix of the base; random numbers are those of its name and the
+    seed.
+    """
     rng = generator("update", seed, name)
     rank = min(64, *shape)
     left = np.linalg.qr(rng.standard_normal((shape[0], rank)))[0]
@@ -154,7 +171,9 @@ def flat(base: Weights, size: float = 2e-2) -> Weights:
     """All singular values of the update alike, as one step of Muon leaves them."""
     found = {}
     for name, W in base.items():
-        U, _, V = np.linalg.svd(generator("flat", name).standard_normal(W.shape), full_matrices=False)
+        U, _, V = np.linalg.svd(
+            generator("flat", name).standard_normal(W.shape), full_matrices=False
+        )
         found[name] = W + size * np.linalg.norm(W) * (U @ V) / np.sqrt(min(W.shape))
     return found
 
@@ -162,12 +181,16 @@ def flat(base: Weights, size: float = 2e-2) -> Weights:
 def frozen_below(base: Weights, layer: int = 2) -> Weights:
     """Fine-tuned from a layer on, embeddings and head not at all."""
     trained = fine_tuned(base)
-    kept = [name for name in base if not any(f".layers.{at}." in name for at in range(layer, LAYERS))]
+    kept = [
+        name for name in base if not any(f".layers.{at}." in name for at in range(layer, LAYERS))
+    ]
     return trained | {name: base[name] for name in kept}
 
 
 def frozen_tower(base: Weights) -> Weights:
-    """Projector and language model trained, the projector the most; the vision tower left as it was."""
+    """Projector and language model trained, the projector the most; the vision tower left as it
+    was.
+    """
     trained = fine_tuned(base)
     for name, W in base.items():
         if name.startswith("multi_modal_projector"):
@@ -225,8 +248,8 @@ def cases() -> list[Case]:
     return [
         Case(
             "Fine-tune",
-            "An update of 1 % of the base's norm in every matrix: half of its energy in 64 directions, of which the "
-            "inputs lean to the base's leading ones, and half noise.",
+            "An update of 1 % of the base's norm in every matrix: half of its energy in 64"
+            " directions, of which the inputs lean to the base's leading ones, and half noise.",
             _from(fine_tuned),
         ),
         Case(
@@ -234,23 +257,32 @@ def cases() -> list[Case]:
             "Every row rounded to 255 levels and stored in BF16 again. No training.",
             _from(through_int8),
         ),
-        Case("Copy in BF16", "An F32 base, stored in BF16. No training.", _float32_base, (f32, bf16)),
+        Case(
+            "Copy in BF16", "An F32 base, stored in BF16. No training.", _float32_base, (f32, bf16)
+        ),
         Case(
             "Merged adapter",
-            "An adapter of rank 8 on every matrix of the layers, merged. Embeddings and head were left alone.",
+            "An adapter of rank 8 on every matrix of the layers, merged. Embeddings and head were"
+            " left alone.",
             _from(with_adapter),
         ),
         Case(
             "Merge of two models",
-            "The mean of two fine-tunes of one base, each as the first example with other random numbers.",
+            "The mean of two fine-tunes of one base, each as the first example with other random"
+            " numbers.",
             _from(_merged),
         ),
         Case(
             "Flat update",
-            "All singular values of each update alike, as one step of an orthogonalised optimiser leaves them.",
+            "All singular values of each update alike, as one step of an orthogonalised optimiser"
+            " leaves them.",
             _from(flat),
         ),
-        Case("Frozen layers", "The fine-tune, but only of the upper two of four layers.", _from(frozen_below)),
+        Case(
+            "Frozen layers",
+            "The fine-tune, but only of the upper two of four layers.",
+            _from(frozen_below),
+        ),
         Case("Unrelated models", "Two models of one shape, drawn apart.", _unrelated),
         Case("Another depth", "The fine-tune, with the last layer taken off.", _shallower),
         Case(
@@ -265,7 +297,8 @@ def cases() -> list[Case]:
         ),
         Case(
             "Vision and language, frozen tower",
-            "Projector and language model trained, the projector by 30 % of its norm; the vision tower left alone.",
+            "Projector and language model trained, the projector by 30 % of its norm; the vision"
+            " tower left alone.",
             _from(frozen_tower, vision_language()),
             config="llava",
         ),
@@ -295,9 +328,14 @@ def audited(case: Case, folder: Path) -> Summary:
     base, tuned = case.make()
     sides = [
         save(folder / side, weights, dtype, case.config)
-        for side, weights, dtype in (("base", base, case.formats[0]), ("tuned", tuned, case.formats[1]))
+        for side, weights, dtype in (
+            ("base", base, case.formats[0]),
+            ("tuned", tuned, case.formats[1]),
+        )
     ]
-    return shadow.audit(base=str(sides[0]), tuned=str(sides[1]), output=folder / "reports", overwrite=True).summary
+    return shadow.audit(
+        base=str(sides[0]), tuned=str(sides[1]), output=folder / "reports", overwrite=True
+    ).summary
 
 
 def section(case: Case, summary: Summary) -> str:
@@ -326,19 +364,27 @@ Every report ends with what weights do not show: {{not_shown}}
 
 def page(found: list[tuple[Case, Summary]]) -> str:
     not_shown = plain(" ".join(found[0][1].finding.not_shown))
-    return "\n".join([HEAD.format(not_shown=not_shown), *(section(case, summary) for case, summary in found)])
+    return "\n".join(
+        [HEAD.format(not_shown=not_shown), *(section(case, summary) for case, summary in found)]
+    )
 
 
 def main(
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for checkpoints and reports; none: they are thrown away.")
+        Path | None,
+        typer.Option(help="Folder for checkpoints and reports; none: they are thrown away."),
     ] = None,
-    only: Annotated[str | None, typer.Option(help="Print the case of this name, and write nothing.")] = None,
+    only: Annotated[
+        str | None, typer.Option(help="Print the case of this name, and write nothing.")
+    ] = None,
 ) -> None:
     root = keep or Path(tempfile.mkdtemp())
     try:
         chosen = [case for case in cases() if only in (None, case.name)]
-        found = [(case, audited(case, root / case.name.lower().replace(" ", "-").replace(",", ""))) for case in chosen]
+        found = [
+            (case, audited(case, root / case.name.lower().replace(" ", "-").replace(",", "")))
+            for case in chosen
+        ]
     finally:
         if keep is None:
             shutil.rmtree(root)

@@ -1,10 +1,11 @@
 """Write a checkpoint pair DIR/base, DIR/tuned with the names and shapes of Qwen2.5-0.5B.
 
-The weights are made up but not white: a spectrum that decays along the short side, and a few strong directions.
-tuned is base plus an update of relative norm 0.01, half of its energy in rank 8 and half in noise. Both are bfloat16 in
-shards with an index and a config.json, as `transformers` would save them. Each tensor is drawn by its own
-generator and written block by block, so that a pair of 2 GB takes a few hundred MB of memory, and so that
-`--layers 2` holds the same numbers as the first two layers of the whole.
+The weights are made up but not white: a spectrum that decays along the short side, and a few strong
+directions. tuned is base plus an update of relative norm 0.01, half of its energy in rank 8 and
+half in noise. Both are bfloat16 in shards with an index and a config.json, as `transformers` would
+save them. Each tensor is drawn by its own generator and written block by block, so that a pair of 2
+GB takes a few hundred MB of memory, and so that `--layers 2` holds the same numbers as the first
+two layers of the whole.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def tensors(layers: int) -> dict[str, Shape]:
     }
     return {
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
-        **{f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in block.items()},
+        **{
+            f"model.layers.{i}.{name}": shape
+            for i in range(layers)
+            for name, shape in block.items()
+        },
         "model.norm.weight": (HIDDEN,),
     }
 
@@ -112,10 +117,16 @@ def matrix_blocks(name: str, shape: Shape, seed: int) -> Iterator[tuple[Tensor, 
         yield stored, tuned.addmm_(up[part], down).add_(stored).bfloat16()
 
 
-def _low_rank(shape: Shape, strengths: Tensor, norm: float, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Factors (rows, r), (r, cols) of a matrix of that expected norm and of singular values close to the strengths."""
+def _low_rank(
+    shape: Shape, strengths: Tensor, norm: float, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Factors (rows, r), (r, cols) of a matrix of that expected norm and of singular values close
+    to the strengths.
+    """
     rows, cols = shape
-    left = torch.randn(rows, len(strengths), generator=draw) * (strengths / strengths.norm() * norm / math.sqrt(rows))
+    left = torch.randn(rows, len(strengths), generator=draw) * (
+        strengths / strengths.norm() * norm / math.sqrt(rows)
+    )
     return left, torch.randn(len(strengths), cols, generator=draw) / math.sqrt(cols)
 
 
@@ -169,8 +180,16 @@ def write_pair(folder: Path, layers: int, seed: int, count: int = 2) -> None:
         side.mkdir(parents=True, exist_ok=True)
         (side / "config.json").write_text(json.dumps(config(layers), indent=2) + "\n")
         index = {
-            "metadata": {"total_size": 2 * sum(math.prod(shape) for shapes in shards for shape in shapes.values())},
-            "weight_map": {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes},
+            "metadata": {
+                "total_size": (
+                    2 * sum(math.prod(shape) for shapes in shards for shape in shapes.values())
+                )
+            },
+            "weight_map": {
+                tensor: name
+                for name, shapes in zip(names, shards, strict=True)
+                for tensor in shapes
+            },
         }
         (side / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     for name, shapes in zip(names, shards, strict=True):
@@ -179,15 +198,23 @@ def write_pair(folder: Path, layers: int, seed: int, count: int = 2) -> None:
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where base and tuned are written.", file_okay=False)],
-    layers: Annotated[int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)] = LAYERS,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Where base and tuned are written.", file_okay=False),
+    ],
+    layers: Annotated[
+        int, typer.Option(help="Blocks; fewer for a quick run.", min=1, max=LAYERS)
+    ] = LAYERS,
     seed: Annotated[int, typer.Option(help="Another seed makes other weights.")] = 0,
     shards: Annotated[int, typer.Option(help="Files a side, at most.", min=1, max=100)] = 2,
 ) -> None:
     """Write a synthetic pair of checkpoints with the names and shapes of Qwen2.5-0.5B."""
     write_pair(folder, layers, seed, shards)
     parameters = sum(map(math.prod, tensors(layers).values()))
-    typer.echo(f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16", err=True)
+    typer.echo(
+        f"{folder}: base and tuned, {layers} layers, {parameters:,} parameters each, bfloat16",
+        err=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Does an audit of very many small matrices strain? A synthetic mixture of experts in the names of Qwen3-MoE.
+"""Does an audit of very many small matrices strain? A synthetic mixture of experts in the names of
+Qwen3-MoE.
 
-Made up: --layers blocks of --experts experts of three matrices each (18,432 by default), every one of hidden x width
-entries, bfloat16, in files of about 64 MB. Prints the seconds and the memory of the plan, of the audit, of the same
-audit again, and of `show`, the size of the report, and the share of the time that is not spent in the matrices
-themselves (against the same number of products and eigenvalues alone).
+Made up: --layers blocks of --experts experts of three matrices each (18,432 by default), every one
+of hidden x width entries, bfloat16, in files of about 64 MB. Prints the seconds and the memory of
+the plan, of the audit, of the same audit again, and of `show`, the size of the report, and the
+share of the time that is not spent in the matrices themselves (against the same number of products
+and eigenvalues alone).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ SHADOW = Path(sys.executable).parent / "shadow"
 PER_FILE = 64_000_000  # bytes
 
 
-def write(folder: Path, layers: int, experts: int, hidden: int, width: int, seed: int | None) -> None:
+def write(
+    folder: Path, layers: int, experts: int, hidden: int, width: int, seed: int | None
+) -> None:
     """One side; seed None is the base, any other adds a small change to it."""
     folder.mkdir(parents=True)
     draw = torch.Generator().manual_seed(0)
@@ -57,17 +61,25 @@ def write(folder: Path, layers: int, experts: int, hidden: int, width: int, seed
         for part in "qkvo":
             add(f"{stem}.self_attn.{part}_proj.weight", hidden, hidden)
         for expert in range(experts):
-            for part, shape in (("gate", (width, hidden)), ("up", (width, hidden)), ("down", (hidden, width))):
+            for part, shape in (
+                ("gate", (width, hidden)),
+                ("up", (width, hidden)),
+                ("down", (hidden, width)),
+            ):
                 add(f"{stem}.mlp.experts.{expert}.{part}_proj.weight", *shape)
         if sum(tensor.nbytes for tensor in tensors.values()) > PER_FILE:
             flush()
     flush()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", "num_experts": experts}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_moe", "num_experts": experts})
+    )
 
 
 def alone(layers: int, experts: int, hidden: int, width: int) -> float:
-    """Seconds of the bare linear algebra, one thread: three Grams and their eigenvalues for each expert matrix."""
+    """Seconds of the bare linear algebra, one thread: three Grams and their eigenvalues for each
+    expert matrix.
+    """
     torch.set_num_threads(1)
     matrix = torch.randn(width, hidden)
     started, rounds = time.perf_counter(), 50
@@ -88,7 +100,14 @@ def main(
         folder = Path(made)
         for side, seed in (("base", None), ("tuned", 1)):
             write(folder / side, layers, experts, hidden, width, seed)
-        pair: list[str | Path] = ["--base", folder / "base", "--tuned", folder / "tuned", "-o", folder / "out"]
+        pair: list[str | Path] = [
+            "--base",
+            folder / "base",
+            "--tuned",
+            folder / "tuned",
+            "-o",
+            folder / "out",
+        ]
         commands: dict[str, list[str | Path]] = {
             "plan": [SHADOW, "plan", *pair],
             "audit": [SHADOW, "audit", *pair],
@@ -102,19 +121,35 @@ def main(
         for name, command in commands.items():
             used = run_measured(command, environment, folder / "log")
             walls[name] = used.wall
-            row = (name, f"{used.wall:.1f}", f"{used.cpu:.1f}", decimal(used.rss), decimal(used.anonymous))
+            row = (
+                name,
+                f"{used.wall:.1f}",
+                f"{used.cpu:.1f}",
+                decimal(used.rss),
+                decimal(used.anonymous),
+            )
             table.add_row(*row)
         report = sum(path.stat().st_size for path in (folder / "out").rglob("*") if path.is_file())
         bare = float(
             subprocess.run(
-                [sys.executable, __file__, "bare", str(layers), str(experts), str(hidden), str(width)],
+                [
+                    sys.executable,
+                    __file__,
+                    "bare",
+                    str(layers),
+                    str(experts),
+                    str(hidden),
+                    str(width),
+                ],
                 capture_output=True,
                 check=True,
                 text=True,
                 env={**environment, "OMP_NUM_THREADS": "1"},
             ).stdout
         )
-        Console().print(table, f"report {decimal(report)}; bare linear algebra, one thread: {bare:.1f} s")
+        Console().print(
+            table, f"report {decimal(report)}; bare linear algebra, one thread: {bare:.1f} s"
+        )
 
 
 if __name__ == "__main__":

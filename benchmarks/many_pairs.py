@@ -1,7 +1,9 @@
-"""What does the index of a long list cost? CPU seconds and bytes written for --pairs audits that do nothing.
+"""What does the index of a long list cost? CPU seconds and bytes written for --pairs audits that do
+nothing.
 
-Every pair is `audited` by a function that says at once that it failed, after --seconds of sleep (a real audit takes
-minutes). --first stops after so many pairs and says what the rest would take at the same pace.
+Every pair is `audited` by a function that says at once that it failed, after --seconds of sleep (a
+real audit takes minutes). --first stops after so many pairs and says what the rest would take at
+the same pace.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def main(
         raise ShadowError("org/model is private or missing", "run once without --offline")
 
     with tempfile.TemporaryDirectory() as folder:
-        audited = audit_list(Selection(made, made), Settings(Method(), Filter()), Path(folder), audit=fail)
+        audited = audit_list(
+            Selection(made, made), Settings(Method(), Filter()), Path(folder), audit=fail
+        )
         cpu, bytes_before, count = time.process_time(), written_bytes(), 0
         for _ in islice(audited, first):
             count += 1
@@ -57,7 +61,10 @@ def main(
         cpu, moved = time.process_time() - cpu, written_bytes() - bytes_before
     told = f"{count:,} of {pairs:,} pairs: {cpu:.1f} s of CPU, {decimal(moved)} written"
     if count < pairs:
-        told += f"; all at this pace: {cpu / count * pairs / 60:.0f} min, {decimal(moved // count * pairs)}"
+        told += (
+            f"; all at this pace: {cpu / count * pairs / 60:.0f} min,"
+            f" {decimal(moved // count * pairs)}"
+        )
     Console().print(told)
 
 

@@ -1,8 +1,10 @@
-"""What do the commands that read finished reports cost when there are many? CPU seconds of each over small reports.
+"""What do the commands that read finished reports cost when there are many? CPU seconds of each
+over small reports.
 
-Makes --reports audits of tiny decoders (--layers blocks, 16 x 24 matrices, one base) and scores of two benchmarks, and
-runs `show`, `gate`, `compare` and `report` on them, each in a fresh process. --keep leaves the reports in a folder and
-takes them from there the next time; summaries are made again where another version of the code had made them.
+Makes --reports audits of tiny decoders (--layers blocks, 16 x 24 matrices, one base) and scores of
+two benchmarks, and runs `show`, `gate`, `compare` and `report` on them, each in a fresh process.
+--keep leaves the reports in a folder and takes them from there the next time; summaries are made
+again where another version of the code had made them.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ SCORED = 200  # and no more with scores
 
 
 def write_checkpoint(folder: Path, layers: int, seed: int | None) -> None:
-    """One side; seed None is the base, any other adds a small change to it, narrower or wider by seed."""
+    """One side; seed None is the base, any other adds a small change to it, narrower or wider by
+    seed.
+    """
     draw = torch.Generator().manual_seed(0)
     change = torch.Generator().manual_seed(seed or 0)
     tensors = {}
@@ -66,9 +70,14 @@ def make(folder: Path, reports: int, layers: int) -> None:
     for number in range(reports):
         tuned = folder / f"tuned-{number:03d}"
         write_checkpoint(tuned, layers, number + 1)
-        pair = Pair("many", tuned.name, Reference(str(folder / "base"), True), Reference(str(tuned), True))
+        pair = Pair(
+            "many", tuned.name, Reference(str(folder / "base"), True), Reference(str(tuned), True)
+        )
         run_pair(pair, Settings(Method(), Filter()), folder / "reports", Runtime(jobs=1))
-        scores += [f"{tuned.name},{name},{2 + number * step % 97}" for name, step in (("one", 7), ("two", 13))]
+        scores += [
+            f"{tuned.name},{name},{2 + number * step % 97}"
+            for name, step in (("one", 7), ("two", 13))
+        ]
     scores += ["base,one,40", "base,two,50"]
     (folder / "scores.csv").write_text("\n".join(scores) + "\n")
 

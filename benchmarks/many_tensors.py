@@ -1,8 +1,10 @@
-"""What does it take before the first matrix? CPU seconds of `plan` and of the start of `audit`, from headers alone.
+"""What does it take before the first matrix? CPU seconds of `plan` and of the start of `audit`,
+from headers alone.
 
-Writes pairs whose files are sparse, headers with nothing behind them: no weight is on the disk. `qwen3-30b-a3b` has the
-names and shapes of Qwen3-30B-A3B (18,867 tensors); `experts` is made up, in the same names: 61 layers of 1,200 experts,
-220,000 tensors, an index of 20 MB. --halves adds the same with half as many layers: what is linear takes half as long.
+Writes pairs whose files are sparse, headers with nothing behind them: no weight is on the disk.
+`qwen3-30b-a3b` has the names and shapes of Qwen3-30B-A3B (18,867 tensors); `experts` is made up, in
+the same names: 61 layers of 1,200 experts, 220,000 tensors, an index of 20 MB. --halves adds the
+same with half as many layers: what is linear takes half as long.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Shape:
     vocabulary: int
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocabulary, self.hidden)}
+        found: dict[str, tuple[int, ...]] = {
+            "model.embed_tokens.weight": (self.vocabulary, self.hidden)
+        }
         for layer in range(self.layers):
             stem = f"model.layers.{layer}"
             own = {
@@ -63,7 +67,10 @@ class Shape:
                 own[f"mlp.experts.{expert}.up_proj"] = (self.width, self.hidden)
                 own[f"mlp.experts.{expert}.down_proj"] = (self.hidden, self.width)
             found |= {f"{stem}.{name}.weight": shape for name, shape in own.items()}
-        return found | {"model.norm.weight": (self.hidden,), "lm_head.weight": (self.vocabulary, self.hidden)}
+        return found | {
+            "model.norm.weight": (self.hidden,),
+            "lm_head.weight": (self.vocabulary, self.hidden),
+        }
 
 
 MODELS = {
@@ -88,9 +95,19 @@ def write(folder: Path, shape: Shape) -> None:
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map |= dict.fromkeys(tensors, file)
         write_shard(folder / file, tensors)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}, indent=2))
-    config = {"model_type": "qwen3_moe", "hidden_size": shape.hidden, "num_hidden_layers": shape.layers}
-    config |= {"num_attention_heads": shape.heads, "num_key_value_heads": shape.key_heads, "head_dim": shape.head}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map}, indent=2)
+    )
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+    }
+    config |= {
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.key_heads,
+        "head_dim": shape.head,
+    }
     (folder / "config.json").write_text(json.dumps(config | {"num_experts": shape.experts}))
 
 
@@ -111,7 +128,9 @@ class _BegunError(Exception):
 
 
 def step(what: str, base: Path, tuned: Path, profile: bool) -> None:
-    """Print the CPU seconds, and the memory in bytes, of one step in this process, imports left out."""
+    """Print the CPU seconds, and the memory in bytes, of one step in this process, imports left
+    out.
+    """
     from shadow.audits.pair import Runtime, Settings, plan_pair, run_pair
     from shadow.checkpoints.pairing import Filter
     from shadow.spectra.delta import Method
@@ -152,7 +171,9 @@ def main(
         table.add_column(column, justify="left" if not column else "right")
     models = dict(MODELS)
     if halves:
-        models |= {f"{name}, half": replace(one, layers=one.layers // 2) for name, one in MODELS.items()}
+        models |= {
+            f"{name}, half": replace(one, layers=one.layers // 2) for name, one in MODELS.items()
+        }
     with tempfile.TemporaryDirectory() as made:
         for name, shape in sorted(models.items()):
             folder = (keep or Path(made)) / name.replace(", ", "-")
@@ -162,8 +183,17 @@ def main(
             index = (folder / "base" / "model.safetensors.index.json").stat().st_size
             used = []
             for what in ("plan", "audit"):
-                command = [sys.executable, __file__, "step", what, str(folder / "base"), str(folder / "tuned")]
-                done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=clean_environment())
+                command = [
+                    sys.executable,
+                    __file__,
+                    "step",
+                    what,
+                    str(folder / "base"),
+                    str(folder / "tuned"),
+                ]
+                done = subprocess.run(
+                    command, stdout=subprocess.PIPE, check=True, env=clean_environment()
+                )
                 used.append(json.loads(done.stdout))
             seconds = [f"{one[0]:.1f}" for one in used]
             memory = decimal(max(one[1] for one in used))

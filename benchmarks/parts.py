@@ -1,12 +1,13 @@
 """How much memory does the driver of a pair in parts take, for more and more expert matrices?
 
-Made up: --matrices expert matrices (several numbers, to see the growth) of hidden x width entries, as many_experts.py
-writes them. The memory is that of the driver alone, anonymous pages only, while parts are measured and taken over, and
-while the report is written.
+Made up: --matrices expert matrices (several numbers, to see the growth) of hidden x width entries,
+as many_experts.py writes them. The memory is that of the driver alone, anonymous pages only, while
+parts are measured and taken over, and while the report is written.
 
-`python parts.py copied` measures the matrices of one layer and gives their outcomes to all others of the same module,
-so that 60,000 take minutes: the driver does and holds what it would, and only its numbers are not true.
-`python parts.py audited` measures every matrix, on Ray, and with --whole in one process too.
+`python parts.py copied` measures the matrices of one layer and gives their outcomes to all others
+of the same module, so that 60,000 take minutes: the driver does and holds what it would, and only
+its numbers are not true. `python parts.py audited` measures every matrix, on Ray, and with --whole
+in one process too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ def measured(command: Sequence[str | Path], output: Path, log: Path) -> tuple[Me
     memory, started = Memory(), time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            list(map(str, command)), stdout=file, stderr=file, env={**clean_environment(), "SHADOW_NO_CACHE": "1"}
+            list(map(str, command)),
+            stdout=file,
+            stderr=file,
+            env={**clean_environment(), "SHADOW_NO_CACHE": "1"},
         )
         sampler = threading.Thread(target=_sample, args=(process, output, memory))
         sampler.start()
@@ -106,7 +110,9 @@ class Copied(InProcess):
 
 @app.command()
 def driver(folder: Path, parts: int) -> None:
-    """Be the driver of `copied`, and print its memory: at the start, until the report, and to the end."""
+    """Be the driver of `copied`, and print its memory: at the start, until the report, and to the
+    end.
+    """
     settings = Settings(Method(subspaces=False), Filter())
     known: dict[str, Outcome] = {}
 
@@ -116,9 +122,13 @@ def driver(folder: Path, parts: int) -> None:
             known.update({key: journal.outcomes[key] for key in journal.outcomes})
 
     def pair(name: str) -> Pair:
-        return given_pair(*(parse_reference(str(folder / name / side)) for side in ("base", "tuned")))
+        return given_pair(
+            *(parse_reference(str(folder / name / side)) for side in ("base", "tuned"))
+        )
 
-    few = run_pair(pair("few"), settings, folder / "few-out", Runtime(elsewhere=Noting(InProcess(), 1)))
+    few = run_pair(
+        pair("few"), settings, folder / "few-out", Runtime(elsewhere=Noting(InProcess(), 1))
+    )
     assert few.measured
     most, ended = {"started": _anonymous(), "measuring": 0, "writing": 0}, threading.Event()
     phase = ["measuring"]
@@ -149,7 +159,9 @@ def _anonymous() -> int:
 
 @app.command()
 def copied(
-    matrices: Annotated[str, typer.Option(help="Numbers of expert matrices.")] = "15000,30000,60000",
+    matrices: Annotated[
+        str, typer.Option(help="Numbers of expert matrices.")
+    ] = "15000,30000,60000",
     parts: Annotated[int, typer.Option(min=1)] = 16,
     hidden: Annotated[int, typer.Option(min=2)] = 128,
     width: Annotated[int, typer.Option(min=2)] = 96,
@@ -164,16 +176,24 @@ def copied(
                 write(folder / "few" / side, 1, EXPERTS, hidden, width, seed)
                 write(folder / "many" / side, layers, EXPERTS, hidden, width, seed)
             command = [sys.executable, __file__, "driver", str(folder), str(parts)]
-            told = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-            report = sum(path.stat().st_size for path in (folder / "many-out").rglob("*") if path.is_file())
+            told = json.loads(
+                subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            )
+            report = sum(
+                path.stat().st_size for path in (folder / "many-out").rglob("*") if path.is_file()
+            )
             figures = (decimal(told[name]) for name in ("started", "measuring", "writing"))
-            table.add_row(f"{3 * EXPERTS * layers:,}", f"{told['seconds']:.0f}", *figures, decimal(report))
+            table.add_row(
+                f"{3 * EXPERTS * layers:,}", f"{told['seconds']:.0f}", *figures, decimal(report)
+            )
     Console().print(table)
 
 
 @app.command()
 def audited(
-    matrices: Annotated[str, typer.Option(help="Numbers of expert matrices.")] = "15000,30000,60000",
+    matrices: Annotated[
+        str, typer.Option(help="Numbers of expert matrices.")
+    ] = "15000,30000,60000",
     parts: Annotated[int, typer.Option(min=1)] = 4,
     hidden: Annotated[int, typer.Option(min=2)] = 16,
     width: Annotated[int, typer.Option(min=2)] = 12,
@@ -194,10 +214,18 @@ def audited(
             if whole:
                 ways["whole"] = ("--jobs", str(os.cpu_count()))
             for name, options in ways.items():
-                memory, wall = measured([*SHADOW, *pair, folder / name, *options], folder / name, folder / "log")
-                report = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
+                memory, wall = measured(
+                    [*SHADOW, *pair, folder / name, *options], folder / name, folder / "log"
+                )
+                report = sum(
+                    path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()
+                )
                 of_matrices = f"{3 * EXPERTS * layers:,}"
-                figures = decimal(memory.measuring), decimal(memory.writing) if memory.writing else "", decimal(report)
+                figures = (
+                    decimal(memory.measuring),
+                    decimal(memory.writing) if memory.writing else "",
+                    decimal(report),
+                )
                 table.add_row(of_matrices, name, f"{wall:.0f}", *figures)
     Console().print(table)
 

@@ -1,13 +1,15 @@
-"""Held against the truth: planted deltas, subspaces and depth, and how often intervals hold a known figure.
+"""Held against the truth: planted deltas, subspaces and depth, and how often intervals hold a known
+figure.
 
     python benchmarks/planted.py            # writes docs/planted.md, some minutes
     python benchmarks/planted.py --quick    # prints a small version of it
 
-Matrices: D = relative norm x (rank-k part with a share of the energy + Gaussian noise) on a Gaussian base, stored in
-F32, F16 or BF16; the truth is what NumPy finds in D before the sum is stored. Subspaces: a base of given singular
-values, and D given by its coefficients in the base's singular vectors, so that the truth has a closed form. Depth: two
-checkpoints of eight layers whose deltas have given energies, audited as a whole. Intervals: layers drawn from
-distributions whose figure is known.
+Matrices: D = relative norm x (rank-k part with a share of the energy + Gaussian noise) on a
+Gaussian base, stored in F32, F16 or BF16; the truth is what NumPy finds in D before the sum is
+stored. Subspaces: a base of given singular values, and D given by its coefficients in the base's
+singular vectors, so that the truth has a closed form. Depth: two checkpoints of eight layers whose
+deltas have given energies, audited as a whole. Intervals: layers drawn from distributions whose
+figure is known.
 """
 
 from __future__ import annotations
@@ -59,7 +61,14 @@ DTYPES = ("F32", "F16", "BF16")
 NORMS = (1e-1, 3e-2, 1e-2, 5e-3, 3e-3, 1e-3, 5e-4, 3e-4, 1e-4)
 PLANTS = ((0, 0.0), (1, 0.1), (4, 0.5), (16, 0.5), (32, 0.5), (2, 1.0))  # rank, share of the energy
 SHAPE = (384, 640)
-ROWS = ("relative_norm", "participation_ratio", "stable_rank", "top1_energy", "rank_90", "effective_rank")
+ROWS = (
+    "relative_norm",
+    "participation_ratio",
+    "stable_rank",
+    "top1_energy",
+    "rank_90",
+    "effective_rank",
+)
 Array = NDArray[np.float64]
 
 
@@ -87,8 +96,12 @@ class Planted:
         return self.found["spikes"] == self.true["spikes"] and abs(self.off) <= MARGIN
 
 
-@threadpool_limits.wrap(limits=1)  # two pools of threads on small matrices take a hundred times as long
-def plant(dtype: str, norm: float, rank: int, share: float, shape: tuple[int, int] = SHAPE, seed: int = 0) -> Planted:
+@threadpool_limits.wrap(
+    limits=1
+)  # two pools of threads on small matrices take a hundred times as long
+def plant(
+    dtype: str, norm: float, rank: int, share: float, shape: tuple[int, int] = SHAPE, seed: int = 0
+) -> Planted:
     """Plant a delta, store both sides, measure."""
     rng = np.random.default_rng([seed, rank, round(100 * share)])
     stored = getattr(torch, FLOATS[dtype].torch_name)
@@ -100,7 +113,9 @@ def plant(dtype: str, norm: float, rank: int, share: float, shape: tuple[int, in
         D += math.sqrt(share / rank) * left @ right.T
     D *= norm * float(base.double().norm()) / np.linalg.norm(D)
     tuned = (base.double() + torch.from_numpy(D)).to(stored)
-    return Planted(dtype, norm, rank, share, truth(D, base.double().numpy()), measured(base, tuned, dtype))
+    return Planted(
+        dtype, norm, rank, share, truth(D, base.double().numpy()), measured(base, tuned, dtype)
+    )
 
 
 def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, float]:
@@ -108,7 +123,9 @@ def measured(base: torch.Tensor, tuned: torch.Tensor, dtype: str) -> dict[str, f
     size = extent(base, tuned, working_dtype(dtype), Workspace())
     if size.delta == 0:
         return {}
-    values = measure_pair(base, tuned, (dtype, dtype), size, Method(), "planted", Workspace())[2].values
+    values = measure_pair(base, tuned, (dtype, dtype), size, Method(), "planted", Workspace())[
+        2
+    ].values
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -141,25 +158,41 @@ def planted(
 
 def floor_of(found: Iterable[Planted]) -> float:
     """The floor_ratio from which on every plant is recovered."""
-    return max((one.found.get("floor_ratio", 0.0) for one in found if not one.recovered), default=0.0)
+    return max(
+        (one.found.get("floor_ratio", 0.0) for one in found if not one.recovered), default=0.0
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- subspaces
 
 SIDE = min(SHAPE)
-APART = np.r_[np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)]  # sigma of the base: a gap of a half
-CLOSE = np.r_[np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)]  # a gap of 3e-5
-SIZES = {"F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8), "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3)}
+APART = np.r_[
+    np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)
+]  # sigma of the base: a gap of a half
+CLOSE = np.r_[
+    np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)
+]  # a gap of 3e-5
+SIZES = {
+    "F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8),
+    "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3),
+}
 COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders", "subspace_gap_base",
            "subspace_gap_tuned")  # fmt: skip
-TOLERANCE = {"overlap": 0.01, "subspace": 0.01, "alignment": 0.1, "intruders": 0.0}  # alignment: of it, at least of 1
+TOLERANCE = {
+    "overlap": 0.01,
+    "subspace": 0.01,
+    "alignment": 0.1,
+    "intruders": 0.0,
+}  # alignment: of it, at least of 1
 ANGLE = 0.1  # of it
 NEW = slice(200, 204)  # directions of the base that are none of its leading VECTORS
 
 
 @dataclass(frozen=True)
 class Subspaces:
-    """One planted delta whose subspaces are known; angle is that by which the leading left vectors turn, in degrees."""
+    """One planted delta whose subspaces are known; angle is that by which the leading left vectors
+    turn, in degrees.
+    """
 
     plant: str
     dtype: str
@@ -187,11 +220,15 @@ class Subspaces:
         return bool(self.true["subspace_gap_base"] > TOLERANCE["subspace"])
 
 
-Coefficients = tuple[Array, float, dict[str, float]]  # of D in the base's vectors (SIDE, SIDE); the angle; what is true
+Coefficients = tuple[
+    Array, float, dict[str, float]
+]  # of D in the base's vectors (SIDE, SIDE); the angle; what is true
 
 
 def along(where: slice, sigma: Array, size: float) -> Coefficients:
-    """D lies along some of the base's own singular directions and lengthens each of them by as much."""
+    """D lies along some of the base's own singular directions and lengthens each of them by as
+    much.
+    """
     longer = np.zeros(SIDE)
     longer[where] = size / math.sqrt(len(longer[where]))
     order = np.argsort(-(sigma + longer), kind="stable")
@@ -207,7 +244,9 @@ def along(where: slice, sigma: Array, size: float) -> Coefficients:
 
 
 def turned(sigma: Array, size: float) -> Coefficients:
-    """Each of the leading left vectors turns towards one far from them, all by one angle; no right vector does."""
+    """Each of the leading left vectors turns towards one far from them, all by one angle; no right
+    vector does.
+    """
     these, others = np.arange(SUBSPACE), np.arange(SUBSPACE) + NEW.start
     angle = 2 * math.asin(size / np.linalg.norm(sigma[[*these, *others]]) / 2)
     turn = np.eye(SIDE)
@@ -264,7 +303,12 @@ def plant_subspaces(plant: str, dtype: str, norm: float) -> Subspaces:
 
 
 def planted_subspaces(sizes: dict[str, tuple[float, ...]] = SIZES) -> list[Subspaces]:
-    return [plant_subspaces(one, dtype, norm) for one in SUBSPACES for dtype in sizes for norm in sizes[dtype]]
+    return [
+        plant_subspaces(one, dtype, norm)
+        for one in SUBSPACES
+        for dtype in sizes
+        for norm in sizes[dtype]
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- depth
@@ -292,7 +336,9 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
     rng = np.random.default_rng(0)
     stored = getattr(torch, FLOATS[dtype].torch_name)
     energies = profile / profile.sum()
-    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[0]  # of the residual stream, shared by all readers
+    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[
+        0
+    ]  # of the residual stream, shared by all readers
     base, tuned, readers = {}, {}, np.zeros((HIDDEN, HIDDEN))
     weights = {name: 0.02 * rng.standard_normal(shape) for name, shape in _names()}
     size = norm * math.sqrt(sum(float((W**2).sum()) for W in weights.values()))
@@ -302,7 +348,11 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
             layer, module = int(name.split(".")[2]), ".".join(name.split(".")[3:5])
             share = ATTENTION_SHARE / 4 if "attn" in module else (1 - ATTENTION_SHARE) / 3
             reads = not module.endswith(("o_proj", "down_proj"))
-            change = rng.standard_normal((len(W), 6)) @ directions.T if reads else rng.standard_normal(W.shape)
+            change = (
+                rng.standard_normal((len(W), 6)) @ directions.T
+                if reads
+                else rng.standard_normal(W.shape)
+            )
             change *= size * math.sqrt(energies[layer] * share) / np.linalg.norm(change)
             readers += change.T @ change if reads else 0.0
         elif "embed" in name:
@@ -323,7 +373,11 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
 
 
 def _names() -> list[tuple[str, tuple[int, int]]]:
-    inside = [(f"model.layers.{i}.{name}.weight", shape) for i in range(LAYERS) for name, shape in MODULES.items()]
+    inside = [
+        (f"model.layers.{i}.{name}.weight", shape)
+        for i in range(LAYERS)
+        for name, shape in MODULES.items()
+    ]
     return [("model.embed_tokens.weight", (VOCABULARY, HIDDEN)), *inside]
 
 
@@ -334,7 +388,9 @@ def audited(base: dict[str, torch.Tensor], tuned: dict[str, torch.Tensor]) -> di
         for side, tensors in (("base", base), ("tuned", tuned)):
             (folder / side).mkdir()
             save_file(tensors, folder / side / "model.safetensors")
-            (folder / side / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": HIDDEN}))
+            (folder / side / "config.json").write_text(
+                json.dumps({"model_type": "llama", "hidden_size": HIDDEN})
+            )
         pair = given_pair(*(parse_reference(str(folder / side)) for side in ("base", "tuned")))
         settings = Settings(Method(), Filter(), spectra=False)
         return dict(run_pair(pair, settings, folder / "out", Runtime(jobs=1)).summary.figures)
@@ -347,7 +403,9 @@ LAYER_COUNTS, REPEATS = (4, 5, 6, 8, 16, 32, 64), 1000
 
 
 def bounds(statistic: Statistic, layers: int) -> dict[str, tuple[float, float]]:
-    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are those of the tool."""
+    """The interval of every kind; `expanded` and, for unevenness, `expanded BCa` are those of the
+    tool.
+    """
     values, tail = statistic(draws((layers,))), expanded_tail(layers)
     tails = {
         "percentile": (0.025, 0.025),
@@ -368,7 +426,9 @@ class World:
 
 
 def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> World:
-    """Values of seven matrices a layer, each with an offset of its own; a share of the variance is between layers."""
+    """Values of seven matrices a layer, each with an offset of its own; a share of the variance is
+    between layers.
+    """
     offsets = np.linspace(-0.5, 0.5, matrices)
 
     def sample(rng: np.random.Generator, layers: int) -> Array:
@@ -388,16 +448,24 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
 
 def uneven_world(name: str, figure: str, spread: float) -> World:
     """Energies of layers from a log-normal distribution of a given spread."""
-    entropy = lambda layers: 1 - spread**2 / 2 / math.log(layers)  # noqa: E731
-    gini = lambda layers: math.erf(spread / 2)  # noqa: E731
+    entropy = lambda layers: 1 - spread**2 / 2 / math.log(layers)
+    gini = lambda layers: math.erf(spread / 2)
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         energies = rng.lognormal(0, spread, layers)
         if figure == "ratio":
-            return partial(ratio, Sum(0.5 * energies * rng.lognormal(0, spread / 3, layers), 0.0), Sum(energies, 0.0))
+            return partial(
+                ratio,
+                Sum(0.5 * energies * rng.lognormal(0, spread / 3, layers), 0.0),
+                Sum(energies, 0.0),
+            )
         return partial(depth_entropy if figure == "entropy" else depth_gini, energies)
 
-    true = {"entropy": entropy, "gini": gini, "ratio": lambda layers: 0.5 * math.exp(spread**2 / 18)}[figure]
+    true = {
+        "entropy": entropy,
+        "gini": gini,
+        "ratio": lambda layers: 0.5 * math.exp(spread**2 / 18),
+    }[figure]
     return World(name, true, draw)
 
 
@@ -429,7 +497,11 @@ def coverage(world: World, layers: int, repeats: int) -> dict[str, float]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [
+        f"| {' | '.join(heads)} |",
+        "|" + "---|" * len(heads),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
     return "\n".join(lines)
 
 
@@ -456,30 +528,51 @@ def matrices_part(found: Sequence[Planted]) -> str:
 
 
 def rows_part(found: Sequence[Planted]) -> str:
-    """The largest relative error of each column, over plants and dtypes, by size above the rounding."""
+    """The largest relative error of each column, over plants and dtypes, by size above the
+    rounding.
+    """
     edges = (0.0, 1.0, 2.0, 5.0, 10.0, 100.0, math.inf)
     rows = []
     for low, high in pairwise(edges):
         own = [one for one in found if one.found and low <= one.found["floor_ratio"] < high]
         if own:
             span = f"{low:g} to {high:g}" if math.isfinite(high) else f"above {low:g}"
-            errors = [max(abs(one.found[name] / one.true[name] - 1) for one in own) for name in ROWS]
+            errors = [
+                max(abs(one.found[name] / one.true[name] - 1) for one in own) for name in ROWS
+            ]
             rows.append([span, str(len(own)), *(f"{100 * error:.2g} %" for error in errors)])
     return table(["times its rounding", "n", *(f"`{name}`" for name in ROWS)], rows)
 
 
 def subspaces_part(found: Sequence[Subspaces]) -> str:
-    forms = {"overlap": "{:.3f}", "subspace": "{:.3f}", "alignment": "{:.2f}", "intruders": "{:.0f}"}
+    forms = {
+        "overlap": "{:.3f}",
+        "subspace": "{:.3f}",
+        "alignment": "{:.2f}",
+        "intruders": "{:.0f}",
+    }
     rows = []
     for one in found:
         row = [one.plant, one.dtype, f"{one.norm:g}", f"{one.found['floor_ratio']:.2g}"]
         angle = f"{one.seen_angle:.2g}° ({one.angle:.2g}°)" + ("" if one.angle_holds else " ✗")
         row.append(angle if one.angle else "")
         for column in COLUMNS:
-            seen, true = map(forms[column.partition("_")[0]].format, (one.found[column], one.true[column]))
+            seen, true = map(
+                forms[column.partition("_")[0]].format, (one.found[column], one.true[column])
+            )
             row.append(f"{seen} ({true})" + ("" if one.holds(column) else " ✗"))
         rows.append(row)
-    return table(["D", "stored", "norm", "times its rounding", "left turn", *(f"`{name}`" for name in COLUMNS)], rows)
+    return table(
+        [
+            "D",
+            "stored",
+            "norm",
+            "times its rounding",
+            "left turn",
+            *(f"`{name}`" for name in COLUMNS),
+        ],
+        rows,
+    )
 
 
 def subspaces_floor(found: Sequence[Subspaces]) -> str:
@@ -513,7 +606,14 @@ def depth_part(cases: Iterable[tuple[str, str, float]]) -> str:
     rows = []
     for profile, dtype, norm in cases:
         true, found = depth(PROFILES[profile], dtype, norm)
-        rows.append([profile, dtype, f"{norm:g}", *(f"{found[name]:.3f} ({true[name]:.3f})" for name in DEPTH)])
+        rows.append(
+            [
+                profile,
+                dtype,
+                f"{norm:g}",
+                *(f"{found[name]:.3f} ({true[name]:.3f})" for name in DEPTH),
+            ]
+        )
     return table(["energy", "stored", "norm", *(f"`{name}`" for name in DEPTH)], rows)
 
 
@@ -542,7 +642,10 @@ def document(
     """The page: what was planted, what was found, and what follows from it."""
     parts = [
         "# Planted changes",
-        f"What the figures say about known changes. Made by `{COMMAND}`, which gives the same numbers again.",
+        (
+            f"What the figures say about known changes. Made by `{COMMAND}`, which gives the same"
+            " numbers again."
+        ),
         "## Planted deltas",
         f"""D has a part of a given rank with equal singular values and a given share of the energy. The rest is
         Gaussian noise. The base is Gaussian, of {SHAPE[0]} x {SHAPE[1]}. The sum is stored in F32, F16 or BF16, and
@@ -556,7 +659,10 @@ def document(
         {ROUNDING:g}: between the two, rounding dilutes a concentrated change. Its concentration is then too low,
         never too high. Below the gate the label is `not assessable`, and the smallest of these changes cannot be told
         from rounding.""",
-        "The largest relative error of other columns, over all planted changes, by size above the rounding:",
+        (
+            "The largest relative error of other columns, over all planted changes, by size above"
+            " the rounding:"
+        ),
         rows_part(found),
         """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as they are resolved.
         The label does not use it.""",
@@ -590,7 +696,10 @@ def document(
         interval contains the true value less often than it claims. All of this is about layers: an interval says
         nothing about another run of the same training.""",
     ]
-    return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"
+    return (
+        "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts)
+        + "\n"
+    )
 
 
 def main(quick: Annotated[bool, typer.Option(help="A small version, printed.")] = False) -> None:
@@ -600,7 +709,11 @@ def main(quick: Annotated[bool, typer.Option(help="A small version, printed.")] 
         subspaces = planted_subspaces({"F32": (0.25,), "BF16": (0.25, 3e-3)})
         sys.stdout.write(document(found, subspaces, [("even", "F32", 1e-2)], (4, 16), 50))
         return
-    depths = [(profile, dtype, norm) for profile in PROFILES for dtype, norm in (("F32", 1e-2), ("BF16", 1e-2))]
+    depths = [
+        (profile, dtype, norm)
+        for profile in PROFILES
+        for dtype, norm in (("F32", 1e-2), ("BF16", 1e-2))
+    ]
     DOCUMENT.parent.mkdir(exist_ok=True)
     text = document(planted(), planted_subspaces(), depths, LAYER_COUNTS, REPEATS)
     DOCUMENT.write_text(text, encoding="utf-8")

@@ -1,4 +1,6 @@
-"""Run a command in a fresh process and measure it: wall time, CPU time, memory of the whole process tree (Linux)."""
+"""Run a command in a fresh process and measure it: wall time, CPU time, memory of the whole process
+tree (Linux).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERVAL = 0.05  # seconds between two looks at the memory
-# What sets a number of threads or pins numpy's BLAS to slow kernels: taken away, so that every program chooses itself.
+# What sets a number of threads or pins numpy's BLAS to slow kernels: taken away, so that every
+# program chooses itself.
 UNSET = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -26,9 +29,9 @@ UNSET = (
 class Usage:
     """What one command used. Seconds and bytes.
 
-    cpu: user and system time of the process and the children it waited for. rss and anonymous: the largest sums over
-    the process tree that were seen, every INTERVAL; rss counts mapped files too, which the kernel can drop at any
-    time, anonymous is what the program itself holds.
+    cpu: user and system time of the process and the children it waited for. rss and anonymous: the
+    largest sums over the process tree that were seen, every INTERVAL; rss counts mapped files too,
+    which the kernel can drop at any time, anonymous is what the program itself holds.
     """
 
     wall: float
@@ -43,18 +46,26 @@ def clean_environment() -> dict[str, str]:
 
 
 def limit_cores(count: int | None) -> int:
-    """Pin this process and all that it starts to `count` cores (None: leave them all); how many there are then."""
+    """Pin this process and all that it starts to `count` cores (None: leave them all); how many
+    there are then.
+    """
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:count])
     return len(os.sched_getaffinity(0))
 
 
 def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Usage:
-    """Run a command to its end, its output into log. Raises RuntimeError with the end of the log when it fails."""
+    """Run a command to its end, its output into log. Raises RuntimeError with the end of the log
+    when it fails.
+    """
     with log.open("wb") as output:
         started = time.monotonic()
         process = subprocess.Popen(  # not a context manager: wait4 reaps the child itself
-            list(map(str, command)), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            list(map(str, command)),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
         ended = threading.Event()
         peaks = {"VmRSS": 0, "RssAnon": 0}
@@ -71,9 +82,17 @@ def run_measured(command: Sequence[str | Path], environment: Mapping[str, str], 
             sampler.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{command[0]} exited with {process.returncode}:\n{log.read_text(errors='replace')[-2000:]}")
+        raise RuntimeError(
+            f"{command[0]} exited with"
+            f" {process.returncode}:\n{log.read_text(errors='replace')[-2000:]}"
+        )
     # the kernel's own maximum of one process catches a peak between two samples
-    return Usage(wall, used.ru_utime + used.ru_stime, max(peaks["VmRSS"], used.ru_maxrss * 1024), peaks["RssAnon"])
+    return Usage(
+        wall,
+        used.ru_utime + used.ru_stime,
+        max(peaks["VmRSS"], used.ru_maxrss * 1024),
+        peaks["RssAnon"],
+    )
 
 
 def _sample(root: int, ended: threading.Event, peaks: dict[str, int]) -> None:

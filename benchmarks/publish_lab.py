@@ -3,9 +3,9 @@
     shadow lab run --preset full -o lab
     python benchmarks/publish_lab.py lab
 
-Writes `docs/lab/*.parquet` (every number), `docs/lab.md` and `docs/lab.svg` (made from them), `registry/reference/`
-(what labels are held against, and how often they err) and `registry/demo/` (three of its checkpoints). Tests hold the
-page and the reference against the tables.
+Writes `docs/lab/*.parquet` (every number), `docs/lab.md` and `docs/lab.svg` (made from them),
+`registry/reference/` (what labels are held against, and how often they err) and `registry/demo/`
+(three of its checkpoints). Tests hold the page and the reference against the tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ import transformers
 import typer
 
 from shadow import __version__
-from shadow.lab.calibration import calibration_json, copy_rates, label_rates, reference, reference_csv, verdict_rates
+from shadow.lab.calibration import (
+    calibration_json,
+    copy_rates,
+    label_rates,
+    reference,
+    reference_csv,
+    verdict_rates,
+)
 from shadow.lab.demo import export
 from shadow.lab.design import presets
 from shadow.lab.page import figure, page
@@ -29,7 +36,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(
-    lab: Annotated[Path, typer.Argument(help="Folder of a finished run of the preset full.", file_okay=False)],
+    lab: Annotated[
+        Path, typer.Argument(help="Folder of a finished run of the preset full.", file_okay=False)
+    ],
     demo: Annotated[bool, typer.Option(help="Also write the demo's checkpoints.")] = True,
 ) -> None:
     """Publish a finished lab into this checkout."""
@@ -39,7 +48,11 @@ def main(
     (ROOT / "docs" / "lab.md").write_text(page(tables, "full"), encoding="utf-8")
     figure(tables, ROOT / "docs" / "lab.svg")
     trainings = reference(tables["runs"])
-    rates = [*verdict_rates(tables["comparisons"]), *label_rates(trainings), *copy_rates(tables["runs"])]
+    rates = [
+        *verdict_rates(tables["comparisons"]),
+        *label_rates(trainings),
+        *copy_rates(tables["runs"]),
+    ]
     made = {
         "preset": "full",
         "bases": int(tables["runs"]["base"].nunique()),
@@ -51,7 +64,9 @@ def main(
     }
     folder = ROOT / "registry" / "reference"
     (folder / "runs.csv").write_text(reference_csv(trainings), encoding="utf-8")
-    (folder / "calibration.json").write_text(calibration_json(trainings, rates, made), encoding="utf-8")
+    (folder / "calibration.json").write_text(
+        calibration_json(trainings, rates, made), encoding="utf-8"
+    )
     if demo:
         export(lab, ROOT / "registry" / "demo")
 

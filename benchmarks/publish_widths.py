@@ -3,9 +3,10 @@
     for width in 64 128 256 512; do shadow lab run --preset width-$width -o lab; done
     python benchmarks/publish_widths.py lab
 
-Writes `docs/lab/widths.parquet` (the last state of every run), and `docs/width.md` and `docs/lab/widths.svg`, made from
-it. Widths that are not finished there stay as they are published; that of 64 comes from `docs/lab/runs.parquet` then,
-which lacks the newer columns. Others are left out, and told.
+Writes `docs/lab/widths.parquet` (the last state of every run), and `docs/width.md` and
+`docs/lab/widths.svg`, made from it. Widths that are not finished there stay as they are published;
+that of 64 comes from `docs/lab/runs.parquet` then, which lacks the newer columns. Others are left
+out, and told.
 """
 
 from __future__ import annotations
@@ -24,13 +25,21 @@ from shadow.lab.width_page import figure, page
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "docs" / "lab" / "widths.parquet"
-FULL = ROOT / "docs" / "lab" / "runs.parquet"  # of the preset full, which has the decoders that are 64 wide
+FULL = (
+    ROOT / "docs" / "lab" / "runs.parquet"
+)  # of the preset full, which has the decoders that are 64 wide
 
 
-def main(lab: Annotated[Path, typer.Argument(help="Folder of finished presets of widths.", file_okay=False)]) -> None:
+def main(
+    lab: Annotated[
+        Path, typer.Argument(help="Folder of finished presets of widths.", file_okay=False)
+    ],
+) -> None:
     """Publish the law of width into this checkout."""
     published = pd.read_parquet(TABLE if TABLE.exists() else FULL)
-    published = final(main_runs(published[published["scale"].isin([scale for scale, _ in WIDTHS.values()])]))
+    published = final(
+        main_runs(published[published["scale"].isin([scale for scale, _ in WIDTHS.values()])])
+    )
     tables = []
     for width in WIDTHS:
         preset = presets()[f"width-{width}"]
@@ -38,7 +47,9 @@ def main(lab: Annotated[Path, typer.Argument(help="Folder of finished presets of
         if missing:
             before = published[published["width"] == width]
             what = "stays as it is published" if len(before) else "is left out"
-            print(f"width {width} {what}: {len(missing)} of {len(preset.runs)} runs are not finished")
+            print(
+                f"width {width} {what}: {len(missing)} of {len(preset.runs)} runs are not finished"
+            )
             tables += [before] if len(before) else []
             continue
         tables.append(final(collect(preset, lab)["runs"]))

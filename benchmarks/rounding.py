@@ -1,13 +1,15 @@
-"""Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16 and F16.
+"""Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16
+and F16.
 
     python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first, some minutes
     python benchmarks/rounding.py --quick    # prints a small version of it, without trained models
 
-Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an update of a given kind
-and relative norm. Trained: an MLP and a decoder in float32, first on one task and then on another, by AdamW and by SGD
-with momentum, at learning rates that give relative norms of 1e-2 to 1e-4; what is trained is kept in a folder, and
-a run that was cut off goes on from there. Each update is stored in every way that checkpoints have been: from a stored
-base, from a master copy that nobody stored, from an F32 base that was rounded first or not, and so on.
+Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an
+update of a given kind and relative norm. Trained: an MLP and a decoder in float32, first on one
+task and then on another, by AdamW and by SGD with momentum, at learning rates that give relative
+norms of 1e-2 to 1e-4; what is trained is kept in a folder, and a run that was cut off goes on from
+there. Each update is stored in every way that checkpoints have been: from a stored base, from a
+master copy that nobody stored, from an F32 base that was rounded first or not, and so on.
 """
 
 from __future__ import annotations
@@ -49,7 +51,10 @@ COMMAND = "python benchmarks/rounding.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
 SHAPE = (512, 768)
 NORMS = {"BF16": (1e-2, 2e-3, 1e-3, 5e-4), "F16": (5e-4, 1.2e-4)}
-TRAINED = {"BF16": (1e-4, 1.2e-2), "F16": (3e-5, 2e-3)}  # relative norms of trained updates that are stored
+TRAINED = {
+    "BF16": (1e-4, 1.2e-2),
+    "F16": (3e-5, 2e-3),
+}  # relative norms of trained updates that are stored
 WITHIN = 0.12
 Array = NDArray[np.float64]
 
@@ -72,7 +77,9 @@ def share(energies: Array) -> float:
 
 
 def coherent(rng: np.random.Generator, rank: int, part: float, power: float = 0.0) -> Array:
-    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and Gaussian noise."""
+    """An update of norm 1: sigma_i ~ i^-power up to a rank with a part of the energy, and Gaussian
+    noise.
+    """
     left, right = (np.linalg.qr(rng.standard_normal((side, rank)))[0] for side in SHAPE)
     S = (left * np.arange(1, rank + 1) ** -float(power)) @ right.T
     N = rng.standard_normal(SHAPE)
@@ -95,7 +102,10 @@ def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
         W *= scales
         D *= scales if name.endswith("both") else 1.0
     elif name == "embeddings":
-        D *= np.where(rng.random(SHAPE[0]) < 0.1, 1.0, 0.05)[:, None] * uneven(rng, 0.7, SHAPE[0])[:, None]
+        D *= (
+            np.where(rng.random(SHAPE[0]) < 0.1, 1.0, 0.05)[:, None]
+            * uneven(rng, 0.7, SHAPE[0])[:, None]
+        )
     elif name == "rank 1":
         D = coherent(rng, 1, 1.0)
     elif name == "rank 4":
@@ -127,12 +137,18 @@ class Block(nn.Module):
         self.heads = heads
         self.n1, self.n2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.up, self.down = (
+            nn.Linear(width, 4 * width, bias=False),
+            nn.Linear(4 * width, width, bias=False),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         count, length, width = x.shape
         h = self.n1(x)
-        q, k, v = (one(h).view(count, length, self.heads, -1).transpose(1, 2) for one in (self.q, self.k, self.v))
+        q, k, v = (
+            one(h).view(count, length, self.heads, -1).transpose(1, 2)
+            for one in (self.q, self.k, self.v)
+        )
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.o(mixed.transpose(1, 2).reshape(count, length, width))
         return x + self.down(functional.gelu(self.up(self.n2(x))))
@@ -157,7 +173,11 @@ class Decoder(nn.Module):
 
 def mlp() -> nn.Module:
     sides = (128, 384, 512, 256)
-    layers = [part for i in range(3) for part in (nn.Linear(sides[i], sides[i + 1], bias=False), nn.ReLU())]
+    layers = [
+        part
+        for i in range(3)
+        for part in (nn.Linear(sides[i], sides[i + 1], bias=False), nn.ReLU())
+    ]
     return nn.Sequential(*layers, nn.Linear(256, 10, bias=False))
 
 
@@ -179,7 +199,9 @@ def classes(seed: int) -> Loss:
 
 def chain(seed: int) -> Loss:
     """A task for the decoder: a Markov chain over its tokens."""
-    steps = torch.softmax(3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)), 1)
+    steps = torch.softmax(
+        3 * torch.randn(512, 512, generator=torch.Generator().manual_seed(seed)), 1
+    )
 
     def loss(model: nn.Module, drawn: torch.Generator) -> torch.Tensor:
         x = torch.randint(0, 200, (16, 1), generator=drawn)
@@ -190,7 +212,9 @@ def chain(seed: int) -> Loss:
     return loss
 
 
-def train(model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, steps: int, seed: int) -> None:
+def train(
+    model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, steps: int, seed: int
+) -> None:
     drawn = torch.Generator().manual_seed(seed)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -201,19 +225,29 @@ def train(model: nn.Module, loss: Loss, optimiser: torch.optim.Optimizer, steps:
 RATES = {"adam": (1e-5, 3e-6, 1e-6, 3e-7), "sgd": (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)}
 MATRICES = {  # of the models, those with sides of 128 and more
     "mlp": ("0.weight", "2.weight", "4.weight"),
-    "decoder": ("e.weight", "blocks.0.q.weight", "blocks.0.o.weight", "blocks.0.up.weight", "blocks.0.down.weight"),
+    "decoder": (
+        "e.weight",
+        "blocks.0.q.weight",
+        "blocks.0.o.weight",
+        "blocks.0.up.weight",
+        "blocks.0.down.weight",
+    ),
 }
 
 
 def trained(folder: Path) -> Iterator[tuple[str, str, Array, Array]]:
-    """Optimiser, name, base weights and update, all of float32 training; from the folder where it is there."""
+    """Optimiser, name, base weights and update, all of float32 training; from the folder where it
+    is there.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     plans = {"mlp": (mlp, classes, 1500, 300), "decoder": (Decoder, chain, 500, 100)}
     for kind, (make, task, first, second) in plans.items():
         torch.manual_seed(0)
         model = make()
 
-        def based(model: nn.Module = model, task: Callable[[int], Loss] = task, steps: int = first) -> None:
+        def based(
+            model: nn.Module = model, task: Callable[[int], Loss] = task, steps: int = first
+        ) -> None:
             train(model, task(0), torch.optim.AdamW(model.parameters(), 1e-3), steps, 1)
 
         base = _kept(folder / f"{kind}-base.pt", model, based)
@@ -290,7 +324,9 @@ def stored(
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored update: the kind and history, what is true, and what was found (None where refused)."""
+    """One stored update: the kind and history, what is true, and what was found (None where
+    refused).
+    """
 
     kind: str
     name: str
@@ -324,7 +360,9 @@ class Entry:
         return "right" if max(abs(self.norm_error), abs(self.size_error)) <= WITHIN else "wrong"
 
 
-def judged(kind: str, name: str, history: str, dtype: str, norm: float, W: Array, D: Array) -> Entry | None:
+def judged(
+    kind: str, name: str, history: str, dtype: str, norm: float, W: Array, D: Array
+) -> Entry | None:
     """Store, undo, compare. None where nothing changed."""
     rng = np.random.default_rng([len(kind), len(history), round(1e6 * norm)])
     base, tuned, update = stored(history, W, D, dtype, norm, rng)
@@ -346,13 +384,25 @@ def judged(kind: str, name: str, history: str, dtype: str, norm: float, W: Array
     r, c = (difference**2).sum(1), (difference**2).sum(0)
     normal, told = None, False
     if known:
-        small = difference @ difference.T if difference.shape[0] <= difference.shape[1] else difference.T @ difference
-        top = float(eigh(small, eigvals_only=True, subset_by_index=[len(small) - 1] * 2)[0] / np.trace(small))
+        small = (
+            difference @ difference.T
+            if difference.shape[0] <= difference.shape[1]
+            else difference.T @ difference
+        )
+        top = float(
+            eigh(small, eigvals_only=True, subset_by_index=[len(small) - 1] * 2)[0]
+            / np.trace(small)
+        )
         clear = purity_z(seen, share(r) * len(r), share(c) * len(c)) > NOISE
         told = clear and not dominated(seen, found.kept or 0.0, top)
     if history == "stored base" and known:
         counts = rounding.count(
-            base, tuned, FLOATS[dtype], ((difference**2).sum(1), (difference**2).sum(0)), largest, working
+            base,
+            tuned,
+            FLOATS[dtype],
+            ((difference**2).sum(1), (difference**2).sum(0)),
+            largest,
+            working,
         )
         normal = _relative(true * rounding.kept_share(rounding.fit(counts, rounds=0)) ** 2, seen)
     return Entry(
@@ -427,7 +477,9 @@ PURITY = (  # name, rank, part of the energy, power, limit of 1/X
 
 
 def square(rng: np.random.Generator, side: int, rank: int, part: float, power: float) -> Array:
-    left, right = (np.linalg.qr(rng.standard_normal((side, rank or side // 4)))[0] for _ in range(2))
+    left, right = (
+        np.linalg.qr(rng.standard_normal((side, rank or side // 4)))[0] for _ in range(2)
+    )
     S = (left * np.arange(1, left.shape[1] + 1) ** -float(power)) @ right.T
     N = rng.standard_normal((side, side))
     return math.sqrt(part) * S / np.linalg.norm(S) + math.sqrt(1 - part) * N / np.linalg.norm(N)
@@ -455,7 +507,9 @@ def noise(name: str, rng: np.random.Generator, shape: tuple[int, int]) -> Array:
     """Noise without structure, of a profile."""
     D = rng.standard_normal(shape)
     if name == "separable":
-        D *= np.exp(0.7 * rng.standard_normal(shape[0]))[:, None] * np.exp(0.4 * rng.standard_normal(shape[1]))
+        D *= np.exp(0.7 * rng.standard_normal(shape[0]))[:, None] * np.exp(
+            0.4 * rng.standard_normal(shape[1])
+        )
     elif name == "4 x 4 blocks":
         D *= np.kron(np.exp(rng.standard_normal((4, 4))), np.ones((shape[0] // 4, shape[1] // 4)))
     elif name == "block diagonal":
@@ -506,11 +560,20 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
 DRAWS = 200  # matrices of noise of each kind
 LENGTHS = (256, 512, 1024, 4096)  # of rows
 WEIGHTS = ("normal", "t3", "uneven columns")
-ROUTES = ("nothing", "INT8, rows", "INT8, groups of 128", "FP8 E4M3", "INT4, groups of 128", "half pruned")
+ROUTES = (
+    "nothing",
+    "INT8, rows",
+    "INT8, groups of 128",
+    "FP8 E4M3",
+    "INT4, groups of 128",
+    "half pruned",
+)
 
 
 def through(W: Array, route: str) -> Array:
-    """Weights after a round trip through a narrow format, or with the smaller half of their entries set to 0."""
+    """Weights after a round trip through a narrow format, or with the smaller half of their entries
+    set to 0.
+    """
     if route == "nothing":
         return W
     if route == "half pruned":
@@ -526,12 +589,16 @@ def through(W: Array, route: str) -> Array:
 
 def weights(kind: str, rng: np.random.Generator, length: int) -> Array:
     """(64, length): as many rows as are looked at."""
-    W = 0.02 * (rng.standard_t(3, (64, length)) if kind == "t3" else rng.standard_normal((64, length)))
+    W = 0.02 * (
+        rng.standard_t(3, (64, length)) if kind == "t3" else rng.standard_normal((64, length))
+    )
     return W * np.exp(0.5 * rng.standard_normal(length)) if kind == "uneven columns" else W
 
 
 def named(kind: str, route: str, dtype: torch.dtype, length: int, draws: int) -> tuple[int, int]:
-    """Of that many matrices, how many are said to have gone through INT4, and how many through 8 bits."""
+    """Of that many matrices, how many are said to have gone through INT4, and how many through 8
+    bits.
+    """
     told = []
     for draw in range(draws):
         rng = np.random.default_rng([draw, length, len(kind)])
@@ -553,14 +620,20 @@ def levels_part(lengths: Sequence[int], draws: int) -> str:
             for route in ROUTES:
                 cells = [told_as(*named(kind, route, dtype, length, draws)) for length in lengths]
                 rows.append([kind, stored, route, *cells])
-    return table(["weights", "stored", "went through", *(f"rows of {length}" for length in lengths)], rows)
+    return table(
+        ["weights", "stored", "went through", *(f"rows of {length}" for length in lengths)], rows
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- the document
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads), *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [
+        f"| {' | '.join(heads)} |",
+        "|" + "---|" * len(heads),
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
     return "\n".join(lines)
 
 
@@ -576,7 +649,11 @@ def verdicts_part(found: Sequence[Entry]) -> str:
                 for name in ("right", "norm right", "refused", "away", "wrong")
                 if name in own
             ]
-            row.append(", ".join(told).replace(f"{own.count('wrong')} wrong", f"**{own.count('wrong')} wrong**"))
+            row.append(
+                ", ".join(told).replace(
+                    f"{own.count('wrong')} wrong", f"**{own.count('wrong')} wrong**"
+                )
+            )
         rows.append(row)
     return table(["update", *HISTORIES], rows)
 
@@ -597,7 +674,15 @@ def errors_part(found: Sequence[Entry]) -> str:
             if own:
                 known = [_span(getattr(one, name) for one in own) for name in ERRORS]
                 rows.append([kind, f"{low:g} to {min(high, 1):g}", str(len(own)), *known])
-    heads = ["update", "`kept`", "n", "1/X as stored", "normal shape in cells", "fitted shape", "norm, fitted shape"]
+    heads = [
+        "update",
+        "`kept`",
+        "n",
+        "1/X as stored",
+        "normal shape in cells",
+        "fitted shape",
+        "norm, fitted shape",
+    ]
     return table(heads, rows)
 
 
@@ -613,7 +698,10 @@ def _span(errors: Iterable[float | None]) -> str:
 def gate_part(found: Sequence[Entry]) -> str:
     """Refusals by history and relative norm, and the misfits."""
     rows = []
-    for dtype, bounds in {"BF16": (1e-4, 8e-4, 1.5e-3, 3e-3, 1.3e-2), "F16": (3e-5, 2e-4, 6e-4, 2e-3)}.items():
+    for dtype, bounds in {
+        "BF16": (1e-4, 8e-4, 1.5e-3, 3e-3, 1.3e-2),
+        "F16": (3e-5, 2e-4, 6e-4, 2e-3),
+    }.items():
         for low, high in pairwise(bounds):
             row = [dtype, f"{low:.2g} to {high:.2g}"]
             for trained_ones in (False, True):
@@ -628,9 +716,17 @@ def gate_part(found: Sequence[Entry]) -> str:
                     ]
                     refused = sum(one.verdict == "refused" for one in own)
                     wrong = sum(one.verdict == "wrong" for one in own)
-                    row.append(f"{refused} of {len(own)}" + (f", **{wrong} wrong**" if wrong else ""))
+                    row.append(
+                        f"{refused} of {len(own)}" + (f", **{wrong} wrong**" if wrong else "")
+                    )
             rows.append(row)
-    heads = ["stored", "relative norm", "planted, stored base", "planted, master copy", "trained, stored base"]
+    heads = [
+        "stored",
+        "relative norm",
+        "planted, stored base",
+        "planted, master copy",
+        "trained, stored base",
+    ]
     return table([*heads, "trained, master copy"], rows)
 
 
@@ -653,12 +749,22 @@ def cost(shape: tuple[int, int]) -> list[str]:
     lines = ((D**2).sum(1), (D**2).sum(0))
     size = extent(base, tuned, torch.float32, Workspace())
     formats = ("BF16", "BF16")
-    audit = milliseconds(lambda: measure_pair(base, tuned, formats, size, Method(), "", Workspace()))
-    undo = milliseconds(lambda: rounding.undo(base, tuned, formats, lines, size.base, torch.float32, Workspace()))
+    audit = milliseconds(
+        lambda: measure_pair(base, tuned, formats, size, Method(), "", Workspace())
+    )
+    undo = milliseconds(
+        lambda: rounding.undo(base, tuned, formats, lines, size.base, torch.float32, Workspace())
+    )
     edge = milliseconds(lambda: sharp_edge(*lines))
     audit -= undo + edge
     added = 100 * (undo + edge) / audit
-    return [f"{shape[0]} x {shape[1]}", f"{audit:.0f}", f"{undo:.0f}", f"{edge:.0f}", f"{added:.0f} %"]
+    return [
+        f"{shape[0]} x {shape[1]}",
+        f"{audit:.0f}",
+        f"{undo:.0f}",
+        f"{edge:.0f}",
+        f"{added:.0f} %",
+    ]
 
 
 def cost_part(shapes: Sequence[tuple[int, int]]) -> str:
@@ -671,14 +777,18 @@ LAYERS = 4  # of the models that go through the whole command
 
 
 def copies(W: Array, rng: np.random.Generator) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Base and tuned matrices of what is published beside tuned models: copies, merges, adapters, strangers."""
+    """Base and tuned matrices of what is published beside tuned models: copies, merges, adapters,
+    strangers.
+    """
     base = torch.from_numpy(W).bfloat16()
     stored = base.double().numpy()
     scale = np.abs(stored).max(1, keepdims=True) / 127
     norm = np.linalg.norm(stored)
 
     def moved(update: Array, relative: float) -> torch.Tensor:
-        return torch.from_numpy(stored + relative * norm * update / np.linalg.norm(update)).bfloat16()
+        return torch.from_numpy(
+            stored + relative * norm * update / np.linalg.norm(update)
+        ).bfloat16()
 
     adapter, learnt = coherent(rng, 8, 1.0), coherent(rng, 4, 0.3)
     left, right = np.linalg.svd(rng.standard_normal(SHAPE), full_matrices=False)[::2]
@@ -720,7 +830,9 @@ def copy_row(name: str, base: dict[str, torch.Tensor], tuned: dict[str, torch.Te
             path = Path(folder) / side
             path.mkdir()
             save_file(tensors, path / "model.safetensors")
-        report = shadow.audit(base=f"{folder}/base", tuned=f"{folder}/tuned", output=f"{folder}/out", jobs=1)
+        report = shadow.audit(
+            base=f"{folder}/base", tuned=f"{folder}/tuned", output=f"{folder}/out", jobs=1
+        )
         deltas, warnings = report.deltas, report.summary.warnings
         if deltas.empty:
             return [name, "identical", *[""] * 11]
@@ -734,8 +846,16 @@ def copy_row(name: str, base: dict[str, torch.Tensor], tuned: dict[str, torch.Te
 
         kept = f"{median('kept')} {word('kept_reason')}".replace(" -", "").strip("- ")
         numbers = [median(column) for column in ("zero_share", "zero_share_expected", "purity_z")]
-        rest = [median(c) for c in ("equivalent_directions", "concentration", "decay_cosine", "levels_tuned")]
-        sizes = median("relative_norm"), kept, median("relative_norm_unrounded"), word("kept_history")
+        rest = [
+            median(c)
+            for c in ("equivalent_directions", "concentration", "decay_cosine", "levels_tuned")
+        ]
+        sizes = (
+            median("relative_norm"),
+            kept,
+            median("relative_norm_unrounded"),
+            word("kept_history"),
+        )
         return [name, *sizes, *numbers, *rest, ", ".join(one.code for one in warnings) or "-"]
 
 
@@ -743,13 +863,19 @@ def paragraph(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
-def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tuple[int, int]], draws: int) -> str:
+def document(
+    found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tuple[int, int]], draws: int
+) -> str:
     """The page: what was stored, what was found, and what follows from it."""
     told = [one for one in found if one.verdict in ("right", "wrong") and one.purity]
     wrong = [one for one in found if one.verdict == "wrong"]
     worst = max((abs(one.size_error or 0) for one in told), default=0.0)
     clean = [one for one in found if one.kind in RATES and one.history == "stored base"]
-    own = [abs(one.size_error or 0) for one in told if one.kind in RATES and one.history == "stored base"]
+    own = [
+        abs(one.size_error or 0)
+        for one in told
+        if one.kind in RATES and one.history == "stored base"
+    ]
     largest = max(own, default=0.0)
     beyond = [sum(abs(one.size_error or 0) > limit for one in told) for limit in (0.15, 0.2)]
     refused = sum(one.verdict == "refused" for one in clean)
@@ -818,7 +944,10 @@ def document(found: Sequence[Entry], sides: Sequence[int], shapes: Sequence[tupl
         from BF16, and INT4 in groups is taken for 8 bits. A pruned matrix has few values too.""",
         levels_part(LENGTHS, draws),
     ]
-    return "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts) + "\n"
+    return (
+        "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts)
+        + "\n"
+    )
 
 
 def main(
@@ -830,7 +959,12 @@ def main(
     if quick:
         sys.stdout.write(document(list(entries(None, ("even rows",))), (64,), ((64, 64),), 5))
         return
-    text = document(kept_entries(cache), (64, 256, 1024), ((16, 16), (8, 32), (64, 64), (32, 256), (256, 256)), DRAWS)
+    text = document(
+        kept_entries(cache),
+        (64, 256, 1024),
+        ((16, 16), (8, 32), (64, 64), (32, 256), (256, 256)),
+        DRAWS,
+    )
     DOCUMENT.write_text(text, encoding="utf-8")
 
 

@@ -1,9 +1,11 @@
-"""What does keeping the spectra of single checkpoints save? Audits of a lineage and of a fleet, with and without.
+"""What does keeping the spectra of single checkpoints save? Audits of a lineage and of a fleet,
+with and without.
 
-Makes --stages checkpoints of --layers blocks with the shapes of Qwen2.5-0.5B and made-up weights: each stage is tuned
-from the one before (lineage), or all from the first (fleet). Every pair is audited in a fresh process, by turns with an
-empty cache at the start and with --no-cache; prints CPU seconds, the ratio, and the size of the cache.
-`all there` is the ratio when every pair is audited once more: what can be saved at most.
+Makes --stages checkpoints of --layers blocks with the shapes of Qwen2.5-0.5B and made-up weights:
+each stage is tuned from the one before (lineage), or all from the first (fleet). Every pair is
+audited in a fresh process, by turns with an empty cache at the start and with --no-cache; prints
+CPU seconds, the ratio, and the size of the cache. `all there` is the ratio when every pair is
+audited once more: what can be saved at most.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def write_stage(folder: Path, layers: int, seed: int, before: Path | None) -> Pa
         for name, shape in SHAPES.items():
             full = f"model.layers.{layer}.{name}.weight"
             noise = torch.randn(shape, generator=draw) * 0.02
-            tensors[full] = (noise if before is None else start[full].float() + 0.01 * noise).bfloat16()
+            tensors[full] = (
+                noise if before is None else start[full].float() + 0.01 * noise
+            ).bfloat16()
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
@@ -66,15 +70,33 @@ def main(
             for number in range(1, stages):
                 before = named[-1] if kind == "lineage" else named[0]
                 named.append(write_stage(top / kind / str(number), layers, number, before))
-            pairs = [(named[i - 1] if kind == "lineage" else named[0], named[i]) for i in range(1, stages)]
+            pairs = [
+                (named[i - 1] if kind == "lineage" else named[0], named[i])
+                for i in range(1, stages)
+            ]
 
             def seconds(
-                way: str, *options: str | Path, pairs: list[tuple[Path, Path]] = pairs, kind: str = kind
+                way: str,
+                *options: str | Path,
+                pairs: list[tuple[Path, Path]] = pairs,
+                kind: str = kind,
             ) -> float:
                 total = 0.0
                 for number, (base, tuned) in enumerate(pairs):
                     output = top / "out" / kind / way / str(number)
-                    command = [SHADOW, "audit", "--base", base, "--tuned", tuned, "-o", output, "--jobs", "1", *options]
+                    command = [
+                        SHADOW,
+                        "audit",
+                        "--base",
+                        base,
+                        "--tuned",
+                        tuned,
+                        "-o",
+                        output,
+                        "--jobs",
+                        "1",
+                        *options,
+                    ]
                     total += run_measured(command, environment, top / "log").cpu
                 return total
 
@@ -84,7 +106,12 @@ def main(
             there = seconds("there", "--cache-dir", folder)
             size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
             table.add_row(
-                kind, f"{plain:.1f}", f"{kept:.1f}", f"{plain / kept:.2f}", f"{plain / there:.2f}", decimal(size)
+                kind,
+                f"{plain:.1f}",
+                f"{kept:.1f}",
+                f"{plain / kept:.2f}",
+                f"{plain / there:.2f}",
+                decimal(size),
             )
     Console().print(table)
 

@@ -1,19 +1,23 @@
-"""Ways to the singular values of a bfloat16 matrix, by shape: milliseconds and errors, on one thread.
+"""Ways to the singular values of a bfloat16 matrix, by shape: milliseconds and errors, on one
+thread.
 
-Every method starts from the stored bfloat16 matrix. "whole Gram" is one product by torch; 32 and 64 are the bits of the
-product and of the eigenvalues, "eig". `default`, `exact` and `fast` are those of `shadow`, by torch as it takes them on
-Intel's processors and by NumPy as on others.
-The error is the largest relative one among the singular values above the floor (`shadow.spectra.spectrum.FLOOR`) that
-`shadow` gives the method, against `svdvals` in float64; "resolved" says how many of them lie above it. "medium" is
-`torch.set_float32_matmul_precision("medium")`, which multiplies float32 as bfloat16 with float32 sums where the
-processor can: the factors lose nothing, since these matrices are bfloat16 to begin with.
+Every method starts from the stored bfloat16 matrix. "whole Gram" is one product by torch; 32 and 64
+are the bits of the product and of the eigenvalues, "eig". `default`, `exact` and `fast` are those
+of `shadow`, by torch as it takes them on Intel's processors and by NumPy as on others. The error is
+the largest relative one among the singular values above the floor (`shadow.spectra.spectrum.FLOOR`)
+that `shadow` gives the method, against `svdvals` in float64; "resolved" says how many of them lie
+above it. "medium" is `torch.set_float32_matmul_precision("medium")`, which multiplies float32 as
+bfloat16 with float32 sums where the processor can: the factors lose nothing, since these matrices
+are bfloat16 to begin with.
 """
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when torch and NumPy are imported
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
+    "1"  # read when torch and NumPy are imported
+)
 
 import statistics
 import time
@@ -42,7 +46,9 @@ Matmul = Literal["highest", "medium"]
 
 @dataclass(frozen=True)
 class Method:
-    """solve: stored matrix -> singular values, descending. floor: whose floor its errors are measured above."""
+    """solve: stored matrix -> singular values, descending. floor: whose floor its errors are
+    measured above.
+    """
 
     name: str
     solve: Callable[[Tensor], Tensor]
@@ -130,7 +136,9 @@ def seconds(solve: Callable[[Tensor], Tensor], matrix: Tensor) -> float:
 
 
 def error(sigma: Tensor, truth: Tensor, floor: float) -> tuple[float, int]:
-    """(largest relative error, number) of the singular values above the floor, a share of the largest one."""
+    """(largest relative error, number) of the singular values above the floor, a share of the
+    largest one.
+    """
     resolved = truth > floor * truth[0]
     found = (sigma.double() - truth).abs() / truth
     return float(found[resolved].max()), int(resolved.sum())
@@ -150,19 +158,28 @@ def shape_table(rows: int, cols: int) -> Table:
             wrong, resolved = error(method.solve(matrix), truth, FLOOR[method.floor])
         direct = direct or taken
         share = f"{taken / direct:.3f}"
-        table.add_row(method.name, f"{taken * 1e3:.2f}", share, f"{wrong:.0e}", f"{resolved}/{len(truth)}")
+        table.add_row(
+            method.name, f"{taken * 1e3:.2f}", share, f"{wrong:.0e}", f"{resolved}/{len(truth)}"
+        )
     return table
 
 
 def main(
-    shape: Annotated[list[str] | None, typer.Option(help="Only this shape, as 896x4864; may be repeated.")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Only this shape, as 896x4864; may be repeated.")
+    ] = None,
     large: Annotated[bool, typer.Option("--large", help="Also 4096x4096 (minutes).")] = False,
 ) -> None:
     """Compare ways to get singular values."""
     torch.set_num_threads(1)
     console = Console()
-    console.print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread")
-    chosen = [tuple(map(int, text.split("x"))) for text in shape or []] or [*SHAPES, *(LARGE if large else ())]
+    console.print(
+        f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread"
+    )
+    chosen = [tuple(map(int, text.split("x"))) for text in shape or []] or [
+        *SHAPES,
+        *(LARGE if large else ()),
+    ]
     for rows, cols in chosen:
         console.print(shape_table(rows, cols))
 

@@ -1,7 +1,9 @@
-"""What a user of WeightWatcher runs for the figures of one `shadow audit`; started by `against_weightwatcher.py`.
+"""What a user of WeightWatcher runs for the figures of one `shadow audit`; started by
+`against_weightwatcher.py`.
 
-Usage: weightwatcher_steps.py BASE TUNED MAX_N OUT. It needs nothing but weightwatcher and torch. The checkpoints are
-given as folders, the form that keeps one tensor in memory at a time, and the three steps share one process.
+Usage: weightwatcher_steps.py BASE TUNED MAX_N OUT. It needs nothing but weightwatcher and torch.
+The checkpoints are given as folders, the form that keeps one tensor in memory at a time, and the
+three steps share one process.
 """
 
 from __future__ import annotations
@@ -13,21 +15,29 @@ from pathlib import Path
 
 started = time.monotonic()
 
-import weightwatcher  # noqa: E402 - the import is timed too
+import weightwatcher
 
 
 def main(base: str, tuned: str, max_n: int, out: Path) -> None:
-    """Analyse base, tuned and tuned - base; write the details and the seconds of each step to OUT as JSON."""
+    """Analyse base, tuned and tuned - base; write the details and the seconds of each step to OUT
+    as JSON.
+    """
     seconds = {"import": time.monotonic() - started}
     details = {}
-    for step, model, other in (("base", base, None), ("tuned", tuned, None), ("delta", tuned, base)):
+    for step, model, other in (
+        ("base", base, None),
+        ("tuned", tuned, None),
+        ("delta", tuned, base),
+    ):
         begun = time.monotonic()
         watcher = weightwatcher.WeightWatcher(model=model, base_model=other)
         table = watcher.analyze(max_N=max_n)
         watcher.get_summary(table)
         seconds[step] = time.monotonic() - begun
         details[step] = json.loads(table.to_json(orient="records", double_precision=15))
-    out.write_text(json.dumps({"version": weightwatcher.__version__, "seconds": seconds, "details": details}))
+    out.write_text(
+        json.dumps({"version": weightwatcher.__version__, "seconds": seconds, "details": details})
+    )
 
 
 if __name__ == "__main__":

@@ -26,13 +26,21 @@ SHAPES = {
     },
     "model.embed_tokens.weight": (WORDS, WIDTH),
 }
-CONFIG = {"model_type": "llama", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "tie_word_embeddings": True}
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "tie_word_embeddings": True,
+}
 
 
 def drawn(seed: int) -> Weights:
     """Independent normal entries of standard deviation 1 for every matrix."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in SHAPES.items()}
+    return {
+        name: torch.randn(shape, generator=generator, dtype=torch.float64)
+        for name, shape in SHAPES.items()
+    }
 
 
 def of_rank(rank: int, seed: int) -> Weights:
@@ -40,7 +48,10 @@ def of_rank(rank: int, seed: int) -> Weights:
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, (rows, cols) in SHAPES.items():
-        left, right = (torch.randn(size, rank, generator=generator, dtype=torch.float64) for size in (rows, cols))
+        left, right = (
+            torch.randn(size, rank, generator=generator, dtype=torch.float64)
+            for size in (rows, cols)
+        )
         found[name] = left @ right.T / math.sqrt(rank)
     return found
 
@@ -61,24 +72,34 @@ def stored(weights: Weights, dtype: torch.dtype) -> Weights:
 
 def save(folder: Path, weights: Weights, dtype: torch.dtype) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: weight.to(dtype).contiguous() for name, weight in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {name: weight.to(dtype).contiguous() for name, weight in weights.items()},
+        folder / "model.safetensors",
+    )
     (folder / "config.json").write_text(json.dumps(CONFIG))
     return folder
 
 
-def plant(folder: Path, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02) -> dict[str, Weights]:
-    """base, sft, dpo and rl below a folder, each trained from the stored one before; returned as they are stored.
+def plant(
+    folder: Path, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02
+) -> dict[str, Weights]:
+    """base, sft, dpo and rl below a folder, each trained from the stored one before; returned as
+    they are stored.
 
-    sft moves everything by .05, half of its energy in eight directions; dpo everything by .001; rl the attention by
-    .01, half of its energy along what dpo did.
+    sft moves everything by .05, half of its energy in eight directions; dpo everything by .001; rl
+    the attention by .01, half of its energy along what dpo did.
     """
     base = stored({name: scale * weight for name, weight in drawn(0).items()}, dtype)
     noise, eight = drawn(1), of_rank(8, 2)
-    mixed = {name: noise[name] / noise[name].norm() + eight[name] / eight[name].norm() for name in noise}
+    mixed = {
+        name: noise[name] / noise[name].norm() + eight[name] / eight[name].norm() for name in noise
+    }
     sft = stored(added(base, mixed, 0.05), dtype)
     moved, fresh = drawn(3), drawn(4)
     dpo = stored(added(sft, moved, 0.001), dtype)
-    along = {name: moved[name] / moved[name].norm() + fresh[name] / fresh[name].norm() for name in moved}
+    along = {
+        name: moved[name] / moved[name].norm() + fresh[name] / fresh[name].norm() for name in moved
+    }
     rl = stored(added(dpo, along, 0.01, "self_attn"), dtype)
     stages = {"base": base, "sft": sft, "dpo": dpo, "rl": rl}
     for name, weights in stages.items():
@@ -89,6 +110,10 @@ def plant(folder: Path, dtype: torch.dtype = torch.bfloat16, scale: float = 0.02
 def registry(folder: Path, stages: Iterable[str], pairs: Iterable[str]) -> Path:
     """A registry folder with a family `toy` of these stages, which lie in folders beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = ["toy:", *(f"  {stage}: ../{stage}" for stage in stages), f"  pairs: [{', '.join(pairs)}]"]
+    lines = [
+        "toy:",
+        *(f"  {stage}: ../{stage}" for stage in stages),
+        f"  pairs: [{', '.join(pairs)}]",
+    ]
     (folder / "toy.yaml").write_text("\n".join(lines) + "\n")
     return folder

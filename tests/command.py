@@ -1,4 +1,6 @@
-"""`shadow` commands for tests: a process that imports once and forks for each, and what came of a command."""
+"""`shadow` commands for tests: a process that imports once and forks for each, and what came of a
+command.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from typing import ClassVar
 
 SECONDS = 120  # after which a command counts as hung
 
-# Imports once and forks for every command: the imports take two seconds, a command on toy files a tenth of one.
+# Imports once and forks for every command: the imports take two seconds, a command on toy files a
+# tenth of one.
 ZYGOTE = """
 import functools, gc, importlib, json, os, resource, signal, sys, traceback
 import typer.main
@@ -87,7 +90,9 @@ class Run:
     err: str
 
     def assert_refused(self, code: int = 1) -> str:
-        """An expected fault: the exit code, one `error:` line, at most one `hint:`, nothing else. Returns the error."""
+        """An expected fault: the exit code, one `error:` line, at most one `hint:`, nothing else.
+        Returns the error.
+        """
         assert "Traceback" not in self.out + self.err, self.err[-400:]
         assert self.code == code, self.err
         lines = self.err.splitlines()
@@ -97,7 +102,9 @@ class Run:
         return lines[0]
 
     def assert_done(self, code: int = 0) -> str:
-        """A command that did its work. Returns what it printed, with the wrapped lines of tables as they are."""
+        """A command that did its work. Returns what it printed, with the wrapped lines of tables as
+        they are.
+        """
         assert "Traceback" not in self.err, self.err[-400:]
         assert self.code == code, self.err
         assert self.out.replace("\n", "").isprintable()
@@ -107,7 +114,9 @@ class Run:
 
 @cache
 def zygote() -> subprocess.Popen[str]:
-    """The one process of this worker that imports. It ends when its standard input does: with the worker."""
+    """The one process of this worker that imports. It ends when its standard input does: with the
+    worker.
+    """
     return subprocess.Popen(
         [sys.executable, "-P", "-c", ZYGOTE],
         stdin=subprocess.PIPE,
@@ -117,7 +126,9 @@ def zygote() -> subprocess.Popen[str]:
 
 
 class Started:
-    """A command that runs while the test goes on; one at a time. After the fork it is as one of its own process."""
+    """A command that runs while the test goes on; one at a time. After the fork it is as one of its
+    own process.
+    """
 
     latest: ClassVar[Started | None] = None
 
@@ -130,7 +141,9 @@ class Started:
         file_size: int = 0,
         seconds: int = SECONDS,
     ) -> None:
-        """env: variables beside those of this process, None for one less. bare: no other variables than these."""
+        """env: variables beside those of this process, None for one less. bare: no other variables
+        than these.
+        """
         before = Started.latest
         assert before is None or before.run, "the warm process answers for one command at a time"
         variables = {} if bare else os.environ | {"COLUMNS": "200"}
@@ -171,6 +184,7 @@ class Started:
 def run_shadow(*arguments: object, cwd: Path, **more: object) -> Run:
     """Runs a `shadow` command in a folder: in a fork of a process that has everything imported.
 
-    What depends on the interpreter's start (encodings, the hash seed, threads, signals) needs the script itself.
+    What depends on the interpreter's start (encodings, the hash seed, threads, signals) needs the
+    script itself.
     """
     return Started(*arguments, cwd=cwd, **more).end()  # type: ignore[arg-type]

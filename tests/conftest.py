@@ -6,25 +6,29 @@ import gc
 import os
 import signal
 
-# Workers run side by side: threads of their algebra would wait for each other. Read when NumPy and torch are imported.
+# Workers run side by side: threads of their algebra would wait for each other. Read when NumPy and
+# torch are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Spectra are solved in every test, so that none depends on another; the cache has tests of its own.
 os.environ.setdefault("SHADOW_NO_CACHE", "1")
 
-import effort  # noqa: F401
+import effort
 import pytest
 from command import Run, run_shadow
 
-# Who is started in the background inherits that interrupts are ignored; the commands under test must not.
+# Who is started in the background inherits that interrupts are ignored; the commands under test
+# must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Nothing that a test writes must outlive the machine: to wait for the disk six times a report takes half a minute.
+# Nothing that a test writes must outlive the machine: to wait for the disk six times a report takes
+# half a minute.
 os.fsync = lambda handle: None
 
-# While tests are collected much is made and nothing dropped: the collector of cycles would look through all of it.
+# While tests are collected much is made and nothing dropped: the collector of cycles would look
+# through all of it.
 gc.disable()
 
 

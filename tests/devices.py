@@ -12,7 +12,8 @@ CHOICE = DeviceChoice("fake", "fake:0", "fake:0", name="a card of cardboard")
 
 
 class FakeDevice:
-    """fault: what becomes of its Gram matrices, None for nothing. at: in which calls, from 1; all where it is empty.
+    """fault: what becomes of its Gram matrices, None for nothing. at: in which calls, from 1; all
+    where it is empty.
 
     test: what its self-test says. calls: how many Gram matrices were asked for.
     """
@@ -30,7 +31,9 @@ class FakeDevice:
         if fails and self.fault == "memory":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         if fails and self.fault == "launch":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+            raise RuntimeError(
+                "CUDA error: an illegal memory access was encountered\nCompile with ..."
+            )
         lower = spectrum.gram(matrix_blocks, side, wide, torch.float32)
         right = lower.tril() + lower.tril(-1).T
         return WRONG[self.fault](right) if fails else right
@@ -45,7 +48,9 @@ class FakeDevice:
 
 def noisy(right):
     """Every entry is off by 1e-4 of itself, up or down; symmetric."""
-    signs = np.where(np.random.default_rng(3).random(right.shape) < 0.5, -1e-4, 1e-4).astype(np.float32)
+    signs = np.where(np.random.default_rng(3).random(right.shape) < 0.5, -1e-4, 1e-4).astype(
+        np.float32
+    )
     signs = np.tril(signs) + np.tril(signs, -1).T
     return right * (1 + torch.from_numpy(signs))
 

@@ -1,7 +1,8 @@
 """How hard tests try: little by default, as hard as they can in `make test-slow`.
 
-Tests of properties have few examples, or as many as each asks for with --hypothesis-profile=thorough. Of a table of
-cases that are alike some are tested by default, the others are marked slow.
+Tests of properties have few examples, or as many as each asks for with
+--hypothesis-profile=thorough. Of a table of cases that are alike some are tested by default, the
+others are marked slow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from hypothesis import settings
 
 settings.register_profile("quick", max_examples=10, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
-settings.load_profile("quick")  # pytest loads the one that it was told to before it imports the tests
+settings.load_profile(
+    "quick"
+)  # pytest loads the one that it was told to before it imports the tests
 
 
 def examples(count: int) -> int:
@@ -28,5 +31,10 @@ def chosen(cases: Iterable[Any], fast: Collection[Any]) -> list[Any]:
 
 
 def every(step: int, cases: Iterable[Any]) -> list[Any]:
-    """Values of a parameter, of which the first and each step-th after it are fast tests and the others slow ones."""
-    return [pytest.param(case, marks=() if n % step == 0 else pytest.mark.slow) for n, case in enumerate(cases)]
+    """Values of a parameter, of which the first and each step-th after it are fast tests and the
+    others slow ones.
+    """
+    return [
+        pytest.param(case, marks=() if n % step == 0 else pytest.mark.slow)
+        for n, case in enumerate(cases)
+    ]

@@ -1,4 +1,6 @@
-"""Reports of whole families for tests of the page: made up from spectra, so that every column agrees with them."""
+"""Reports of whole families for tests of the page: made up from spectra, so that every column
+agrees with them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SMALL = {"attn.q": (64, 64), "attn.o": (64, 64), "mlp.up": (172, 64), "mlp.down"
 
 @dataclass(frozen=True)
 class Part:
-    """Matrices of one component: modules in every layer, some of them once for each expert, and others outside."""
+    """Matrices of one component: modules in every layer, some of them once for each expert, and
+    others outside.
+    """
 
     modules: dict[str, tuple[int, int]]
     layers: int
@@ -44,7 +48,10 @@ class Part:
     base: bool = True
 
     def places(self) -> list[dict[str, Any]]:
-        found = [{"layer": None, "module": name, "expert": None, "shape": shape} for name, shape in self.outside]
+        found = [
+            {"layer": None, "module": name, "expert": None, "shape": shape}
+            for name, shape in self.outside
+        ]
         for layer in range(self.layers):
             for name, shape in self.modules.items():
                 for expert in range(self.experts) if name.startswith("experts.") else (None,):
@@ -52,7 +59,9 @@ class Part:
         return [{"component": self.component, **one} for one in found]
 
 
-def spectrum(generator: np.random.Generator, m: int, n: int, norm: float, spikes: int = 0) -> np.ndarray:
+def spectrum(
+    generator: np.random.Generator, m: int, n: int, norm: float, spikes: int = 0
+) -> np.ndarray:
     """Singular values like a noisy bulk's, with a few above it, of a Frobenius norm; descending."""
     low, high = 1 - np.sqrt(m / n) * 0.995, 1 + np.sqrt(m / n)
     sigma = np.linspace(high, low, m) * (1 + 0.01 * generator.random(m))
@@ -61,7 +70,9 @@ def spectrum(generator: np.random.Generator, m: int, n: int, norm: float, spikes
     return sigma * norm / np.linalg.norm(sigma)
 
 
-def figures(sigma: np.ndarray, null_pr: float | None = None, edge: float | None = None) -> dict[str, float]:
+def figures(
+    sigma: np.ndarray, null_pr: float | None = None, edge: float | None = None
+) -> dict[str, float]:
     """Columns of a spectrum, and of a delta those of its null, by their formulas."""
     energy, total = sigma**2, float((sigma**2).sum())
     p, q = sigma / sigma.sum(), sigma**2 / total
@@ -89,7 +100,10 @@ def figures(sigma: np.ndarray, null_pr: float | None = None, edge: float | None 
             "spike_energy": q[sigma > edge].sum(),
             "concentration": np.log(null_pr / found["participation_ratio"]) / np.log(null_pr),
         }
-    return {name: float(value) if isinstance(value, np.floating) else value for name, value in found.items()}
+    return {
+        name: float(value) if isinstance(value, np.floating) else value
+        for name, value in found.items()
+    }
 
 
 def write_family(
@@ -148,7 +162,9 @@ def write_family(
             weight = spectrum(generator, m, n, np.sqrt(m) * 0.8, spikes=min(m // 8, 12))
             if part.base:
                 size = change * (0.7 + 0.8 * depth) * np.linalg.norm(weight)
-                delta = spectrum(generator, m, n, size, spikes=int(1 + narrow * 8 * generator.random()))
+                delta = spectrum(
+                    generator, m, n, size, spikes=int(1 + narrow * 8 * generator.random())
+                )
                 null, edge = 1.15 * m * n / (m + n), size * (1 / np.sqrt(m) + 1 / np.sqrt(n)) * 1.05
                 tuned = weight * (1 + 0.002 * (depth - 0.3) * np.linspace(1, -1, m))
                 own = figures(delta, null, edge)
@@ -173,7 +189,9 @@ def write_family(
                 subjects = {"tuned": (weight, figures(weight))}
             for subject, (sigma, found) in subjects.items():
                 matrices.append({**common, **found, "subject": subject})
-                curves.append({**place, "tensor": name, "subject": subject, "sigma": sigma.astype(np.float32)})
+                curves.append(
+                    {**place, "tensor": name, "subject": subject, "sigma": sigma.astype(np.float32)}
+                )
     tensors += [
         {
             "side": "tuned",
@@ -233,7 +251,13 @@ def write_family(
 
 
 def gain(
-    name: str, base: float, tuned: float | None, *, group: str | None = None, metric: str = "acc", higher: bool = True
+    name: str,
+    base: float,
+    tuned: float | None,
+    *,
+    group: str | None = None,
+    metric: str = "acc",
+    higher: bool = True,
 ) -> Gain:
     """A benchmark's scores as others measured them."""
     change = None if tuned is None else (tuned - base if higher else base - tuned)
@@ -264,7 +288,9 @@ def dense_7b(folder: Path, **options: Any) -> Path:
     return write_family(folder, (Part(DENSE, 28, outside=OUTSIDE),), **options)
 
 
-def mixture(folder: Path, layers: int = 24, experts: int = 64, width: int = 1024, **options: Any) -> Path:
+def mixture(
+    folder: Path, layers: int = 24, experts: int = 64, width: int = 1024, **options: Any
+) -> Path:
     """A mixture of experts: layers x experts x 3 expert matrices, 4,608 of them by default."""
     modules = dict.fromkeys(("attn.q", "attn.o"), (width * 2, width * 2))
     modules |= {f"experts.{name}": (width, 2 * width) for name in ("gate", "up", "down")}

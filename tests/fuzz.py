@@ -2,8 +2,9 @@
 
     python tests/fuzz.py [--seconds 60] [--seed 0] [TARGET ...]
 
-Whatever a file holds, its reader gives a value or raises ShadowError: in little time and memory, in words that can be
-printed. Each target changes files that are right, as bytes and as JSON. A counterexample is shrunk and printed.
+Whatever a file holds, its reader gives a value or raises ShadowError: in little time and memory, in
+words that can be printed. Each target changes files that are right, as bytes and as JSON. A
+counterexample is shrunk and printed.
 """
 
 from __future__ import annotations
@@ -118,7 +119,11 @@ def changed_json(draw: st.DrawFn, originals: tuple[Any, ...]) -> bytes:
             case "leave out":
                 del parent[last]
             case "swap":
-                other = draw(st.sampled_from(list(parent) if isinstance(parent, dict) else range(len(parent))))
+                other = draw(
+                    st.sampled_from(
+                        list(parent) if isinstance(parent, dict) else range(len(parent))
+                    )
+                )
                 parent[last], parent[other] = parent[other], parent[last]
             case _ if isinstance(parent, dict):
                 parent[draw(st.text(max_size=8)) or "shadow"] = parent.pop(last)
@@ -137,11 +142,22 @@ def with_length(header: bytes, data: bytes = bytes(64)) -> bytes:
     return len(header).to_bytes(8, "little") + header + data
 
 
-WEIGHTS = save({"model.layers.0.mlp.up_proj.weight": torch.ones(2, 3), "model.norm.weight": torch.ones(3).bfloat16()})
+WEIGHTS = save(
+    {
+        "model.layers.0.mlp.up_proj.weight": torch.ones(2, 3),
+        "model.norm.weight": torch.ones(3).bfloat16(),
+    }
+)
 HEADER = json.loads(WEIGHTS[8 : 8 + int.from_bytes(WEIGHTS[:8], "little")])
 SHARD = "model-00001-of-00001.safetensors"
 INDEX = {"metadata": {"total_size": 30}, "weight_map": dict.fromkeys(HEADER, SHARD)}
-ADAPTER = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": True, "alpha_pattern": {"q_proj": 2}}
+ADAPTER = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 8,
+    "use_rslora": True,
+    "alpha_pattern": {"q_proj": 2},
+}
 ADAPTER |= {"init_lora_weights": "gaussian"}
 CONFIG = {
     "model_type": "qwen2_moe", "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1, "num_experts": 4,
@@ -176,9 +192,7 @@ steady:
 word:
   fail_on: label == concentrated
 """
-CSV = (
-    b"model,benchmark,score,group,metric,unit\norg/a,gsm8k,0.5,maths,acc,fraction\norg/b,gsm8k,61.5,maths,acc,percent\n"
-)
+CSV = b"model,benchmark,score,group,metric,unit\norg/a,gsm8k,0.5,maths,acc,fraction\norg/b,gsm8k,61.5,maths,acc,percent\n"
 HARNESS = {
     "results": {"gsm8k": {"alias": "gsm8k", "acc,none": 0.5, "acc_stderr,none": 0.01}},
     "configs": {"gsm8k": {"num_fewshot": 5, "metadata": {"version": 1.0}}},
@@ -190,21 +204,58 @@ HARNESS = {
     "model_name": "org/a",
     "group_subtasks": {"maths": ["gsm8k"]},
 }
-ROW = {"position": 0, "family": "toy", "pair": "base..sft", "relation": "tuned", "folder": "toy/base..sft"}
-ROW |= {"base": "org/a", "tuned": "org/b", "state": "done", "label": "mixed", "seconds": 1.0, "bytes": 5}
-BATCH = {"shadow": MARK, "schema": 1, "version": "0.1.0", "list": None, "shards": ["1/2"], "pairs": [ROW]}
+ROW = {
+    "position": 0,
+    "family": "toy",
+    "pair": "base..sft",
+    "relation": "tuned",
+    "folder": "toy/base..sft",
+}
+ROW |= {
+    "base": "org/a",
+    "tuned": "org/b",
+    "state": "done",
+    "label": "mixed",
+    "seconds": 1.0,
+    "bytes": 5,
+}
+BATCH = {
+    "shadow": MARK,
+    "schema": 1,
+    "version": "0.1.0",
+    "list": None,
+    "shards": ["1/2"],
+    "pairs": [ROW],
+}
 BATCH |= {"settings": {"method": {"precision": "default"}}}
 GAIN = dict.fromkeys(one.name for one in fields(Gain))
-GAIN |= {"benchmark": "gsm8k", "unit": "fraction", "higher_is_better": True, "base": 0.5, "tuned": 0.6, "gain": 0.1}
+GAIN |= {
+    "benchmark": "gsm8k",
+    "unit": "fraction",
+    "higher_is_better": True,
+    "base": 0.5,
+    "tuned": 0.6,
+    "gain": 0.1,
+}
 GAIN |= {"base_file": "a.csv", "tuned_file": "a.csv", "others": ["f1"]}
 
 
 def targets(top: Path) -> Mapping[str, Target]:
     """Every target by its name; top is a folder for files that are made once."""
-    whole = reports.write(top / "report", [reports.delta(0.3, where) for where in reports.places(1, ("mlp.up",))])
-    tables = {name: pq.read_table(whole / f"{name}.parquet") for name in ("matrices", "tensors", "residual")}
+    whole = reports.write(
+        top / "report", [reports.delta(0.3, where) for where in reports.places(1, ("mlp.up",))]
+    )
+    tables = {
+        name: pq.read_table(whole / f"{name}.parquet")
+        for name in ("matrices", "tensors", "residual")
+    }
     told = json.loads(tables["matrices"].schema.metadata[b"shadow"])
-    kept = {"schema": 1, "scores": [GAIN], "score_files": [{"name": "a.csv", "sha256": "0"}], "score_notes": ["x"]}
+    kept = {
+        "schema": 1,
+        "scores": [GAIN],
+        "score_files": [{"name": "a.csv", "sha256": "0"}],
+        "score_notes": ["x"],
+    }
     kept |= {side: told[side] for side in ("base", "tuned")}
 
     def weights(folder: Path, content: bytes) -> None:
@@ -227,12 +278,16 @@ def targets(top: Path) -> Mapping[str, Target]:
         return read
 
     def families(path: Path) -> None:
-        with mock.patch("shadow.targets.families.registry_folder", return_value=top):  # without the shipped ones: 10 ms
+        with mock.patch(
+            "shadow.targets.families.registry_folder", return_value=top
+        ):  # without the shipped ones: 10 ms
             load_families(path.parent)
 
     def metadata(folder: Path, content: bytes) -> None:
         for name, table in tables.items():
-            pq.write_table(table.replace_schema_metadata({b"shadow": content}), folder / f"{name}.parquet")
+            pq.write_table(
+                table.replace_schema_metadata({b"shadow": content}), folder / f"{name}.parquet"
+            )
         (folder / "summary.json").write_text("{}")
         read_measured(folder)
 
@@ -249,31 +304,42 @@ def targets(top: Path) -> Mapping[str, Target]:
         read_kept(folder, told)
 
     def like(*trees: Any) -> st.SearchStrategy[bytes]:
-        return changed_json(trees) | changed_bytes(tuple(json.dumps(tree).encode() for tree in trees))
+        return changed_json(trees) | changed_bytes(
+            tuple(json.dumps(tree).encode() for tree in trees)
+        )
 
     return {
         "header": Target(like(HEADER).map(with_length) | changed_bytes((WEIGHTS,)), weights),
         "index": Target(like(INDEX), beside("model.safetensors.index.json")),
         "config": Target(like(CONFIG), beside("config.json", "model.safetensors")),
-        "adapter": Target(like(ADAPTER), beside("adapter_config.json", "adapter_model.safetensors")),
+        "adapter": Target(
+            like(ADAPTER), beside("adapter_config.json", "adapter_model.safetensors")
+        ),
         "registry": Target(changed_bytes((REGISTRY,)), one("a.yaml", families)),
         "list": Target(changed_bytes(LISTS), one("l", lambda path: read_list(str(path)))),
-        "yaml-list": Target(changed_bytes(LISTS[1:]), one("l.yaml", lambda path: read_list(str(path)))),
+        "yaml-list": Target(
+            changed_bytes(LISTS[1:]), one("l.yaml", lambda path: read_list(str(path)))
+        ),
         "policy": Target(changed_bytes((POLICY,)), one("policy.yaml", read_policy)),
         "csv": Target(changed_bytes((CSV,)), one("a.csv", lambda path: read_scores([path]))),
         "harness": Target(like(HARNESS), one("a.json", lambda path: read_scores([path]))),
         "scores": Target(like(kept), scores_kept),
         "batch": Target(like(BATCH), one("index.json", lambda path: read_index(path.parent))),
         "metadata": Target(like(told), metadata),
-        "summary": Target(like({"schema": 1, "family": "toy", "figures": {}}), file_of_report("summary.json")),
+        "summary": Target(
+            like({"schema": 1, "family": "toy", "figures": {}}), file_of_report("summary.json")
+        ),
         "parquet": Target(
-            changed_bytes(((whole / "matrices.parquet").read_bytes(),)), file_of_report("matrices.parquet")
+            changed_bytes(((whole / "matrices.parquet").read_bytes(),)),
+            file_of_report("matrices.parquet"),
         ),
     }
 
 
 def attempt(target: Target, content: bytes) -> bool:
-    """Read one file; was it taken? Raises AssertionError, or what the reader raised, where it broke its word."""
+    """Read one file; was it taken? Raises AssertionError, or what the reader raised, where it broke
+    its word.
+    """
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -292,7 +358,9 @@ def attempt(target: Target, content: bytes) -> bool:
 def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
     """Try files for so many seconds; how many were read, and how many of them taken."""
     tried, taken, end = 0, 0, time.monotonic() + seconds
-    found = False  # then the clock no longer counts: a counterexample is tried again while it is shrunk
+    found = (
+        False  # then the clock no longer counts: a counterexample is tried again while it is shrunk
+    )
 
     while time.monotonic() < end:
 
@@ -315,8 +383,12 @@ def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("targets", nargs="*", metavar="TARGET", help="all of them, if none is named")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="all of them, if none is named"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
     parser.add_argument("--seed", type=int, default=0, help="other seeds try other files")
     options = parser.parse_args()
@@ -335,7 +407,10 @@ def main() -> None:
             except Exception as error:  # a counterexample, with its note by hypothesis
                 failed = True
                 print(
-                    f"{name}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ()), sep="\n", flush=True
+                    f"{name}: {type(error).__name__}: {error}",
+                    *getattr(error, "__notes__", ()),
+                    sep="\n",
+                    flush=True,
                 )
     sys.exit(1 if failed else 0)
 

@@ -1,8 +1,10 @@
-"""A Hugging Face Hub on this machine, for tests and benchmarks: its HTTP API, and the server that large files lie on.
+"""A Hugging Face Hub on this machine, for tests and benchmarks: its HTTP API, and the server that
+large files lie on.
 
-The real client speaks to it with HF_ENDPOINT set to Hub.endpoint. As on huggingface.co, small files are answered at
-once; large ones (Git-LFS) by a redirect to a signed address on a second origin, which must never see a token.
-`python tests/hub.py org/name=FOLDER ...` serves folders until it is stopped.
+The real client speaks to it with HF_ENDPOINT set to Hub.endpoint. As on huggingface.co, small files
+are answered at once; large ones (Git-LFS) by a redirect to a signed address on a second origin,
+which must never see a token. `python tests/hub.py org/name=FOLDER ...` serves folders until it is
+stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ API = re.compile(
     rf"/api/models/{REPO}(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)(?:/(?P<path>.+?))?)?/?"
 )
 RESOLVE = re.compile(rf"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
-RESOLVE_CACHE = re.compile(rf"/api/resolve-cache/models/{REPO}/(?P<revision>[0-9a-f]{{40}})/(?P<path>.+)")
+RESOLVE_CACHE = re.compile(
+    rf"/api/resolve-cache/models/{REPO}/(?P<revision>[0-9a-f]{{40}})/(?P<path>.+)"
+)
 
 
 # What can go wrong: the actions of Hub.fail.
@@ -113,7 +117,19 @@ class Redirect:
     url: str | None = None
 
 
-Action = Status | Drop | Cut | Stall | Flip | Truncate | IgnoreRange | WrongRange | Expire | Loop | Redirect
+Action = (
+    Status
+    | Drop
+    | Cut
+    | Stall
+    | Flip
+    | Truncate
+    | IgnoreRange
+    | WrongRange
+    | Expire
+    | Loop
+    | Redirect
+)
 
 
 @dataclass
@@ -133,8 +149,9 @@ class Fault:
 class Request:
     """One answered request, about a file where filename says so.
 
-    status: 0 if there was no answer. sent: bytes of the body that went into the socket; a client that stopped reading
-    may have got some hundred KB less. range: the Range header. authorized: an Authorization header came.
+    status: 0 if there was no answer. sent: bytes of the body that went into the socket; a client
+    that stopped reading may have got some hundred KB less. range: the Range header. authorized: an
+    Authorization header came.
     """
 
     origin: str
@@ -150,7 +167,9 @@ class Request:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of a commit. oid: Git's name of it, or of its pointer if sha256 says that it is in Git-LFS."""
+    """A file of a commit. oid: Git's name of it, or of its pointer if sha256 says that it is in
+    Git-LFS.
+    """
 
     name: str
     path: Path
@@ -204,7 +223,9 @@ class _Answer:
         self.status, self.headers, self.body, self.file = status, dict(headers), body, None
 
     def select(self, asked: str | None, size: int | None = None) -> None:
-        """Choose the bytes of the file by a Range header. size: where the file ends, if not at its end."""
+        """Choose the bytes of the file by a Range header. size: where the file ends, if not at its
+        end.
+        """
         assert self.file
         size = self.file.size if size is None else min(size, self.file.size)
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", asked or "")
@@ -215,7 +236,9 @@ class _Answer:
         elif match and start < stop:
             self.status, self.start, self.stop = 206, start, stop
             self.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        else:  # also a range that ends before it starts, or one of several parts: a server may ignore those
+        # also a range that ends before it starts, or one of several parts: a server may ignore
+        # those
+        else:
             self.status, self.start, self.stop = 200, 0, size
             self.headers.pop("Content-Range", None)
 
@@ -223,16 +246,13 @@ class _Answer:
 class Hub:
     """A running Hub. Close it, or use it in a `with`.
 
-    Attributes:
-        endpoint, cdn, other: the addresses of the three origins ("hub", "cdn", "other"; see Redirect).
-        tokens, granted: tokens that are accepted, and the gated or private repositories that all of them open.
-        faults: the rules of `fail`.
-        page_size: entries on a page of a listing.
-        expires_in: seconds for which a signed address is good.
-        rate: bytes per second of all bodies together, or None.
-        renamed: old names of repositories; they are redirected to the new ones.
-        resolve_cache: redirect small files to /api/resolve-cache of the same origin, as huggingface.co does.
-        sent: bytes of bodies so far, also of answers under way.
+    Attributes: endpoint, cdn, other: the addresses of the three origins ("hub", "cdn", "other"; see
+        Redirect). tokens, granted: tokens that are accepted, and the gated or private repositories
+        that all of them open. faults: the rules of `fail`. page_size: entries on a page of a
+        listing. expires_in: seconds for which a signed address is good. rate: bytes per second of
+        all bodies together, or None. renamed: old names of repositories; they are redirected to the
+        new ones. resolve_cache: redirect small files to /api/resolve-cache of the same origin, as
+        huggingface.co does. sent: bytes of bodies so far, also of answers under way.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -251,10 +271,15 @@ class Hub:
         self._numbers = count()
         self._changed = threading.Condition()
         self._under_way = 0
-        self._line_free = 0.0  # when what is on the line by now will have gone through, by time.monotonic
+        self._line_free = (
+            0.0  # when what is on the line by now will have gone through, by time.monotonic
+        )
         self.closing = threading.Event()
         self.connections: set[socket.socket] = set()
-        self._servers = {name: _Server(self, name, port if name == "hub" else 0) for name in ("hub", "cdn", "other")}
+        self._servers = {
+            name: _Server(self, name, port if name == "hub" else 0)
+            for name in ("hub", "cdn", "other")
+        }
         self.endpoint, self.cdn, self.other = (server.url for server in self._servers.values())
         for server in self._servers.values():
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -285,15 +310,21 @@ class Hub:
         private: bool = False,
         lfs: Callable[[str], bool] = lambda name: name.endswith((".safetensors", ".bin")),
     ) -> str:
-        """Serve a folder as the main branch of a repository, and others as further branches or tags.
+        """Serve a folder as the main branch of a repository, and others as further branches or
+        tags.
 
-        Returns the commit of main, which follows from the files. Adding a repository again moves its main; older
-        commits stay, as long as the files of their folders do. gated: True, "auto" or "manual".
+        Returns the commit of main, which follows from the files. Adding a repository again moves
+        its main; older commits stay, as long as the files of their folders do. gated: True, "auto"
+        or "manual".
         """
         known = self._repos.setdefault(repo, _Repo())
         known.gated, known.private = "manual" if gated is True else gated, private
         for name, source in {**(revisions or {}), "main": folder}.items():
-            paths = {path.relative_to(source).as_posix(): path for path in source.rglob("*") if path.is_file()}
+            paths = {
+                path.relative_to(source).as_posix(): path
+                for path in source.rglob("*")
+                if path.is_file()
+            }
             files = {path: _file(path, paths[path], lfs(path)) for path in sorted(paths)}
             content = repo + "".join(f"\n{file.oid} {path}" for path, file in files.items())
             commit = hashlib.sha1(content.encode()).hexdigest()
@@ -315,11 +346,12 @@ class Hub:
         times: int | None = 1,
         skip: int = 0,
     ) -> Fault:
-        """Let requests go wrong: the first `skip` that match pass, the next `times` (None: all) do not.
+        """Let requests go wrong: the first `skip` that match pass, the next `times` (None: all) do
+        not.
 
-        pattern is compared by fnmatch with the file's name in its repository, with repo/name, and with the path that
-        was asked for. A request matches only if the action makes sense for it: Cut needs a body, Flip a file. The
-        first rule that fires is the only one applied.
+        pattern is compared by fnmatch with the file's name in its repository, with repo/name, and
+        with the path that was asked for. A request matches only if the action makes sense for it:
+        Cut needs a body, Flip a file. The first rule that fires is the only one applied.
         """
         fault = Fault(pattern, action, origin, method, times, skip)
         self.faults.append(fault)
@@ -327,12 +359,16 @@ class Hub:
 
     @property
     def requests(self) -> list[Request]:
-        """All answered requests in the order in which they came. Waits up to a second for answers under way."""
+        """All answered requests in the order in which they came. Waits up to a second for answers
+        under way.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._under_way, timeout=1)
             return [request for _, request in sorted(self._requests.items())]
 
-    def asked(self, pattern: str = "*", *, origin: str | None = None, method: str | None = None) -> list[Request]:
+    def asked(
+        self, pattern: str = "*", *, origin: str | None = None, method: str | None = None
+    ) -> list[Request]:
         """The requests that match, as `fail` would match them."""
         return [
             request
@@ -358,7 +394,9 @@ class Hub:
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[int]:
-        """Around every answer, so that `requests` can wait for its end; gives the number of the request."""
+        """Around every answer, so that `requests` can wait for its end; gives the number of the
+        request.
+        """
         with self._changed:
             self._under_way += 1
             number = next(self._numbers)
@@ -435,7 +473,9 @@ class Hub:
                 answer.become(302, {"Location": path})
             case Redirect(url) if answer.about:
                 url = url or self._sign(self.other, answer.repo, answer.about)
-                answer.become(302, _redirect(answer.about, url, answer.headers.get("X-Repo-Commit")))
+                answer.become(
+                    302, _redirect(answer.about, url, answer.headers.get("X-Repo-Commit"))
+                )
 
     def answer(self, origin: str, target: str, headers: Mapping[str, str], form: bytes) -> _Answer:
         """What the Hub, or the server of the large files, says if nothing goes wrong."""
@@ -455,8 +495,8 @@ class Hub:
             return _Answer(307, {"Location": moved}, repo=name)
         repo = self._repos.get(name)
         if repo is None or (repo.private and (token is None or name not in self.granted)):
-            # huggingface.co tells those without a token less: a bare 401, without a code. The client takes that for
-            # this error, but only from https addresses.
+            # huggingface.co tells those without a token less: a bare 401, without a code. The
+            # client takes that for this error, but only from https addresses.
             answer = _refusal(404 if token else 401, "RepoNotFound", "Repository not found")
         elif match.re is API:
             answer = self._answer_api(name, repo, match, parameters, form)
@@ -466,7 +506,12 @@ class Hub:
         return answer
 
     def _answer_api(
-        self, name: str, repo: _Repo, match: re.Match[str], parameters: Mapping[str, str], form: bytes
+        self,
+        name: str,
+        repo: _Repo,
+        match: re.Match[str],
+        parameters: Mapping[str, str],
+        form: bytes,
     ) -> _Answer:
         revision = unquote(match["revision"] or "main")
         commit = repo.refs.get(revision, revision)
@@ -499,7 +544,11 @@ class Hub:
         )
 
     def _answer_tree(
-        self, name: str, files: Mapping[str, _File], match: re.Match[str], parameters: Mapping[str, str]
+        self,
+        name: str,
+        files: Mapping[str, _File],
+        match: re.Match[str],
+        parameters: Mapping[str, str],
     ) -> _Answer:
         folder = unquote(match["path"] or "")
         recursive = parameters.get("recursive", "").lower() in ("true", "1")
@@ -507,27 +556,42 @@ class Hub:
         entries = [
             entry
             for entry in _entries(files)
-            if entry["path"].startswith(prefix) and (recursive or "/" not in entry["path"].removeprefix(prefix))
+            if entry["path"].startswith(prefix)
+            and (recursive or "/" not in entry["path"].removeprefix(prefix))
         ]
         if folder and not entries:
-            return _refusal(404, "EntryNotFound", f'{folder} does not exist on "{match["revision"]}"')
+            return _refusal(
+                404, "EntryNotFound", f'{folder} does not exist on "{match["revision"]}"'
+            )
         first = int(parameters.get("cursor", 0))
         last = first + min(int(parameters.get("limit", self.page_size)), self.page_size)
         answer = _json(entries[first:last])
         if last < len(entries):
-            path = f"/api/models/{name}/tree/{match['revision']}" + (f"/{quote(folder, safe='')}" if folder else "")
+            path = f"/api/models/{name}/tree/{match['revision']}" + (
+                f"/{quote(folder, safe='')}" if folder else ""
+            )
             query = urlencode({**parameters, "cursor": last})
             answer.headers["Link"] = f'<{self.endpoint}{path}?{query}>; rel="next"'
         return answer
 
     def _answer_resolve(
-        self, name: str, repo: _Repo, match: re.Match[str], token: str | None, headers: Mapping[str, str]
+        self,
+        name: str,
+        repo: _Repo,
+        match: re.Match[str],
+        token: str | None,
+        headers: Mapping[str, str],
     ) -> _Answer:
         if repo.gated and token is None:
-            message = f"Access to model {name} is restricted. You must have access to it and be authenticated."
+            message = (
+                f"Access to model {name} is restricted. You must have access to it and be"
+                " authenticated."
+            )
             return _refusal(401, "GatedRepo", message)
         if repo.gated and name not in self.granted:
-            message = f"Access to model {name} is restricted and you are not in the authorized list."
+            message = (
+                f"Access to model {name} is restricted and you are not in the authorized list."
+            )
             return _refusal(403, "GatedRepo", message)
         revision, path = unquote(match["revision"]), unquote(match["path"])
         commit = repo.refs.get(revision, revision)
@@ -539,15 +603,26 @@ class Hub:
             answer.headers["X-Repo-Commit"] = commit
             return answer
         if file.sha256:
-            return _Answer(302, _redirect(file, self._sign(self.cdn, name, file), commit), about=file)
+            return _Answer(
+                302, _redirect(file, self._sign(self.cdn, name, file), commit), about=file
+            )
         if self.resolve_cache and match.re is RESOLVE:
-            moved = f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}?etag={quote(file.etag)}"
+            moved = (
+                f"/api/resolve-cache/models/{name}/{commit}/{quote(path)}?etag={quote(file.etag)}"
+            )
             return _Answer(307, {"Location": moved, "X-Repo-Commit": commit}, about=file)
-        answer = _Answer(200, {"ETag": file.etag, "X-Repo-Commit": commit, **_FILE_HEADERS}, file=file, about=file)
+        answer = _Answer(
+            200,
+            {"ETag": file.etag, "X-Repo-Commit": commit, **_FILE_HEADERS},
+            file=file,
+            about=file,
+        )
         answer.select(headers.get("Range"))
         return answer
 
-    def _answer_file_server(self, parameters: Mapping[str, str], headers: Mapping[str, str]) -> _Answer:
+    def _answer_file_server(
+        self, parameters: Mapping[str, str], headers: Mapping[str, str]
+    ) -> _Answer:
         signed = self._signed.get(parameters.get("Signature", ""))
         if signed is None:
             return _Answer(*_EXPIRED)
@@ -555,7 +630,12 @@ class Hub:
             return _Answer(*_EXPIRED, repo=signed.repo, about=signed.file)
         file = signed.file
         answer = _Answer(
-            200, {"ETag": file.etag, **_FILE_HEADERS}, file=file, repo=signed.repo, about=file, signed=signed
+            200,
+            {"ETag": file.etag, **_FILE_HEADERS},
+            file=file,
+            repo=signed.repo,
+            about=file,
+            signed=signed,
         )
         answer.select(headers.get("Range"))
         return answer
@@ -565,7 +645,9 @@ class Hub:
         signature = secrets.token_hex(8)
         expires = time.time() + self.expires_in
         self._signed[signature] = _Signed(repo, file, expires)
-        return f"{origin}/{file.sha256 or file.oid}?" + urlencode({"Expires": int(expires), "Signature": signature})
+        return f"{origin}/{file.sha256 or file.oid}?" + urlencode(
+            {"Expires": int(expires), "Signature": signature}
+        )
 
 
 _FILE_HEADERS = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
@@ -580,16 +662,25 @@ def _file(name: str, path: Path, lfs: bool) -> _File:
         return _File(name, path, size, digest.hexdigest(), None, 0)
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    )
     oid = hashlib.sha1(b"blob %d\0" % len(pointer) + pointer).hexdigest()
     return _File(name, path, size, oid, sha256, len(pointer))
 
 
 def _entries(files: Mapping[str, _File]) -> list[dict]:
     """Files and folders as a listing tells them."""
-    folders = {folder for name in files for folder in accumulate(name.split("/")[:-1], "{}/{}".format)}
+    folders = {
+        folder for name in files for folder in accumulate(name.split("/")[:-1], "{}/{}".format)
+    }
     entries = [
-        {"type": "directory", "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0, "path": folder}
+        {
+            "type": "directory",
+            "oid": hashlib.sha1(folder.encode()).hexdigest(),
+            "size": 0,
+            "path": folder,
+        }
         for folder in folders
     ]
     for name, file in files.items():
@@ -606,12 +697,18 @@ def _sibling(file: _File, blobs: bool) -> dict:
     if blobs:
         told |= {"size": file.size, "blobId": file.oid}
         if file.sha256:
-            told["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
+            told["lfs"] = {
+                "sha256": file.sha256,
+                "size": file.size,
+                "pointerSize": file.pointer_size,
+            }
     return told
 
 
 def _json(content: object) -> _Answer:
-    return _Answer(200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(content).encode())
+    return _Answer(
+        200, {"Content-Type": "application/json; charset=utf-8"}, json.dumps(content).encode()
+    )
 
 
 def _refusal(status: int, code: str | None, message: str) -> _Answer:
@@ -645,7 +742,11 @@ def _applies(action: Action, answer: _Answer, origin: str) -> bool:
         case Expire():
             return answer.signed is not None
         case Redirect():
-            return answer.about is not None and answer.status in (200, 206, 302, 307) and origin != "other"
+            return (
+                answer.about is not None
+                and answer.status in (200, 206, 302, 307)
+                and origin != "other"
+            )
     return True
 
 
@@ -658,23 +759,30 @@ class _Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's would ask DNS for the name of this machine
+        socketserver.TCPServer.server_bind(
+            self
+        )  # HTTPServer's would ask DNS for the name of this machine
         self.server_name, self.server_port = self.server_address[:2]
 
     def handle_error(self, request: object, client_address: object) -> None:
         error = sys.exception()
         if not isinstance(error, ConnectionError) and not self.hub.closing.is_set():
-            super().handle_error(request, client_address)  # a fault of this file, not a client that went away
+            super().handle_error(
+                request, client_address
+            )  # a fault of this file, not a client that went away
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # or every answer on a kept connection waits 40 ms for the client's ACK
+    disable_nagle_algorithm = (
+        True  # or every answer on a kept connection waits 40 ms for the client's ACK
+    )
     server: _Server
 
     def setup(self) -> None:
         super().setup()
-        # a small buffer, so that what is counted as sent is not megabytes more than a client that stops reading got
+        # a small buffer, so that what is counted as sent is not megabytes more than a client that
+        # stops reading got
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
         self.server.hub.connections.add(self.connection)
 
@@ -712,7 +820,7 @@ class _Handler(BaseHTTPRequestHandler):
                     ),
                 )
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_GET
 
     def send(self, answer: _Answer, action: Action | None) -> None:
         match action:
@@ -743,7 +851,9 @@ class _Handler(BaseHTTPRequestHandler):
                 chunk = bytearray(content.read(min(hub.chunk(), stop - self.sent)))
                 if not chunk:
                     raise AssertionError(f"{answer.file} got shorter while it was served")
-                if isinstance(action, Flip) and 0 <= action.offset - answer.start - self.sent < len(chunk):
+                if isinstance(action, Flip) and 0 <= action.offset - answer.start - self.sent < len(
+                    chunk
+                ):
                     chunk[action.offset - answer.start - self.sent] ^= 0xFF
                 hub.pace(len(chunk))
                 rest = memoryview(chunk)
@@ -758,7 +868,9 @@ class _Handler(BaseHTTPRequestHandler):
     def pause(self, seconds: float) -> None:
         """Wait, but not for a client that has gone away."""
         end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0 and not self.server.hub.closing.wait(min(left, 0.02)):
+        while (left := end - time.monotonic()) > 0 and not self.server.hub.closing.wait(
+            min(left, 0.02)
+        ):
             with contextlib.suppress(BlockingIOError):
                 if not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                     raise ConnectionAbortedError
@@ -766,13 +878,16 @@ class _Handler(BaseHTTPRequestHandler):
     def end_connection(self, reset: bool) -> None:
         self.close_connection = True
         if reset:
-            # with no time to linger, closing sends a reset; detached, as a shutdown first would end it in order
+            # with no time to linger, closing sends a reset; detached, as a shutdown first would end
+            # it in order
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve folders as repositories of a Hugging Face Hub.")
+    parser = argparse.ArgumentParser(
+        description="Serve folders as repositories of a Hugging Face Hub."
+    )
     parser.add_argument("repositories", nargs="+", metavar="ORG/NAME=FOLDER")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--rate", type=int, help="bytes per second")

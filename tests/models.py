@@ -21,13 +21,18 @@ UP = "model.layers.{}.mlp.up_proj.weight"
 def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
     """The weights of a toy: a square matrix a layer."""
     generator = torch.Generator().manual_seed(seed)
-    return {UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)}
+    return {
+        UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)
+    }
 
 
 def write(folder: Path, tensors: dict[str, torch.Tensor], config: dict | None = None) -> Path:
     """A checkpoint of one safetensors file."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+    )
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -39,7 +44,10 @@ def perturbed(source: Path, target: Path, size: float = 1e-2, seed: int = 0) -> 
     tensors = load_file(source / "model.safetensors")
     changed = {
         name: (
-            t.float() + size * t.float().std(correction=0).clamp_min(0.01) * torch.randn(t.shape, generator=generator)
+            t.float()
+            + size
+            * t.float().std(correction=0).clamp_min(0.01)
+            * torch.randn(t.shape, generator=generator)
         )
         .to(t.dtype)
         .contiguous()
@@ -59,7 +67,10 @@ KINDS = {
     "gemma3_text": ("Gemma3TextConfig", {**GATED, "head_dim": 16}),
     "olmo2": ("Olmo2Config", GATED),
     "smollm3": ("SmolLM3Config", {**GATED, "pad_token_id": 0}),
-    "gpt2": ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32}),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "n_positions": 32},
+    ),
     "gpt_neox": ("GPTNeoXConfig", {**SIZES, "intermediate_size": 96}),
 }
 
@@ -67,19 +78,25 @@ KINDS = {
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 FAMILIES = {
     kind: (entry.get("auto", "AutoModelForCausalLM"), entry["config"], entry["with"])
-    for kind, entry in yaml.load((Path(__file__).parent / "families.yaml").read_text(), LOADER).items()
+    for kind, entry in yaml.load(
+        (Path(__file__).parent / "families.yaml").read_text(), LOADER
+    ).items()
     if not kind.startswith(".")
 }
 
 
 def saved(kind: str, folder: Path, seed: int = 0, **options) -> Path:
-    """A tiny model of a kind or family, built from its config and saved by transformers with options."""
+    """A tiny model of a kind or family, built from its config and saved by transformers with
+    options.
+    """
     import transformers
 
     transformers.logging.disable_progress_bar()
     auto, name, sizes = FAMILIES.get(kind) or ("AutoModelForCausalLM", *KINDS[kind])
     torch.manual_seed(seed)
-    model = getattr(transformers, auto).from_config(getattr(transformers, name)(**copy.deepcopy(sizes)))
+    model = getattr(transformers, auto).from_config(
+        getattr(transformers, name)(**copy.deepcopy(sizes))
+    )
     model.save_pretrained(folder, **options)
     return folder
 
@@ -87,7 +104,9 @@ def saved(kind: str, folder: Path, seed: int = 0, **options) -> Path:
 def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()) -> list[str]:
     """Tensors of two checkpoints that hold the same weights, and yet do not line up."""
     pairs, skipped = pair_checkpoints(base, tuned, Filter())
-    found = [f"{s.side} {s.info.name} {s.reason} {s.detail}" for s in skipped if s.info.name not in apart]
+    found = [
+        f"{s.side} {s.info.name} {s.reason} {s.detail}" for s in skipped if s.info.name not in apart
+    ]
     for pair in pairs:
         if pair.base is None:
             found.append(f"{pair.tuned.info.name} has no base")
@@ -97,5 +116,7 @@ def differences(base: Checkpoint, tuned: Checkpoint, apart: Collection[str] = ()
         views = [view[: pair.rows] if view.ndim == 2 and pair.is_matrix else view for view in views]
         one, other = aligned(*views) if pair.is_matrix else (view.flatten() for view in views)
         if not torch.equal(one, other):
-            found.append(f"{pair.base.info.name} differs from {pair.tuned.info.name} as {pair.place}")
+            found.append(
+                f"{pair.base.info.name} differs from {pair.tuned.info.name} as {pair.place}"
+            )
     return found

@@ -1,4 +1,6 @@
-"""Runs docs/notebook.ipynb in a kernel of its own and writes it back with what its cells show: `make notebook`."""
+"""Runs docs/notebook.ipynb in a kernel of its own and writes it back with what its cells show:
+`make notebook`.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,13 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook.ipynb"
 
 
 def executed(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with new outputs, and without times and the Python of the kernel, which always differ."""
+    """The notebook with new outputs, and without times and the Python of the kernel, which always
+    differ.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}}).execute()
+        nbclient.NotebookClient(
+            notebook, timeout=300, resources={"metadata": {"path": folder}}
+        ).execute()
     for cell in notebook.cells:
         cell.metadata = nbformat.NotebookNode()
     notebook.metadata = nbformat.from_dict(

@@ -1,4 +1,6 @@
-"""Generated parts of the pages in docs/, from the command objects, the tables of columns and the modules themselves."""
+"""Generated parts of the pages in docs/, from the command objects, the tables of columns and the
+modules themselves.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,12 @@ def command_line() -> str:
     out = []
     for path, command in commands():
         context = command.make_context(path, [], resilient_parsing=True)
-        out += [f"## {path}", "", f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```", ""]
+        out += [
+            f"## {path}",
+            "",
+            f"```text\n{path} {' '.join(command.collect_usage_pieces(context))}\n```",
+            "",
+        ]
         out += [(command.help or "").strip(), ""]
         records = [one.get_help_record(context) for one in command.params]
         if shown := [record for record in records if record]:
@@ -55,7 +62,10 @@ def _row(typed: str, text: str) -> str:
     text, _, extra = text.partition("  [")
     told = dict(part.partition(": ")[::2] for part in extra.removesuffix("]").split("; ") if part)
     default = told.pop("default", "")
-    text += "".join(f" Variable: `{value}`." if name == "env var" else f" {name}." for name, value in told.items())
+    text += "".join(
+        f" Variable: `{value}`." if name == "env var" else f" {name}."
+        for name, value in told.items()
+    )
     if default and not default.startswith("("):  # in brackets it is in words
         default = f"`{default}`"
     return f"| `{cell(typed)}` | {cell(text)} | {default.strip('()')} |"
@@ -63,14 +73,19 @@ def _row(typed: str, text: str) -> str:
 
 def pitfalls() -> str:
     """What each column can be mistaken for, as a list."""
-    return "\n".join(f"- `{column.name}`: {column.pitfalls}" for column in DIAGNOSTICS if column.pitfalls)
+    return "\n".join(
+        f"- `{column.name}`: {column.pitfalls}" for column in DIAGNOSTICS if column.pitfalls
+    )
 
 
 def modules() -> str:
     """Every room with its charter, and its modules with the first sentence of their docstrings."""
     root = ROOT / "src" / "shadow"
     out = []
-    for room in (root, *sorted(file.parent for file in root.rglob("__init__.py") if file.parent != root)):
+    for room in (
+        root,
+        *sorted(file.parent for file in root.rglob("__init__.py") if file.parent != root),
+    ):
         name = "shadow" if room == root else f"{room.relative_to(root)}/"
         out += [f"## {name}", "", _docstring(room / "__init__.py"), ""]
         files = [file for file in sorted(room.glob("*.py")) if file.name != "__init__.py"]
@@ -80,7 +95,9 @@ def modules() -> str:
 
 
 def _module_row(file: Path) -> str:
-    first = re.split(r"(?<=[.:]) (?=[A-Z])", _docstring(file).split("\n\n")[0].replace("\n", " "))[0]
+    first = re.split(r"(?<=[.:]) (?=[A-Z])", _docstring(file).split("\n\n")[0].replace("\n", " "))[
+        0
+    ]
     return f"| `{file.name}` | {cell(first)} |"
 
 
@@ -99,4 +116,6 @@ def cost() -> str:
     out = ["| | WeightWatcher 0.7.7 | `default` | `fast` | `exact` |", "|---|---|---|---|---|"]
     names = {"wall, s": "seconds", "CPU, s": "CPU seconds", "resident, GiB": "resident memory, GiB"}
     names |= {"anonymous, GiB": "of it not file cache, GiB"}
-    return "\n".join([*out, *(f"| {what} | {' | '.join(rows[name])} |" for name, what in names.items())])
+    return "\n".join(
+        [*out, *(f"| {what} | {' | '.join(rows[name])} |" for name, what in names.items())]
+    )

@@ -1,4 +1,6 @@
-"""The picture of the README: a command in a terminal of 80 columns, drawn by Rich for light and for dark pages."""
+"""The picture of the README: a command in a terminal of 80 columns, drawn by Rich for light and for
+dark pages.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ MOST_LINES = 50  # more would not fit a screen: the picture says how many are le
 
 
 def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
-    """A theme of Rich from colours in hexadecimal: background, text, and the eight of a terminal, plain and bright."""
+    """A theme of Rich from colours in hexadecimal: background, text, and the eight of a terminal,
+    plain and bright.
+    """
 
     def numbers(colours: str) -> list[tuple[int, int, int]]:
         return [(red, green, blue) for red, green, blue in map(bytes.fromhex, colours.split())]
@@ -33,7 +37,8 @@ def theme(ground: str, text: str, plain: str, bright: str) -> TerminalTheme:
     return TerminalTheme(*numbers(f"{ground} {text}"), numbers(plain), numbers(bright))
 
 
-# Legible in all colours (tests/test_docs.py), and dimmed too, which Rich mixes of text and background.
+# Legible in all colours (tests/test_docs.py), and dimmed too, which Rich mixes of text and
+# background.
 LIGHT = theme(
     "ffffff",
     "090c10",
@@ -92,7 +97,9 @@ def session() -> list[str]:
         if "PYTHONPATH" in os.environ:
             variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
         words = [SHADOW, *COMMAND.split()[1:]]
-        with subprocess.Popen(words, cwd=folder, stdout=follower, stderr=follower, env=variables) as child:
+        with subprocess.Popen(
+            words, cwd=folder, stdout=follower, stderr=follower, env=variables
+        ) as child:
             os.close(follower)
             printed = b""
             with contextlib.suppress(OSError):  # so ends a terminal on Linux
@@ -109,14 +116,18 @@ def session() -> list[str]:
 
 def drawn(lines: list[str], colours: TerminalTheme) -> str:
     """An SVG of the command and its output."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(
+        record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
     console.print(Text.assemble(("$ ", "dim"), (COMMAND, "bold")))
     for line in lines[:MOST_LINES]:
         console.print(Text.from_ansi(line), no_wrap=True, crop=True)
     if len(lines) > MOST_LINES:
         console.print(Text(f"... and {len(lines) - MOST_LINES} more lines", style="dim"))
     svg = console.export_svg(title="", theme=colours, code_format=FORMAT, unique_id="session")
-    width, height = (float(number) for number in re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups())
+    width, height = (
+        float(number) for number in re.search(r'viewBox="0 0 (\S+) (\S+)"', svg).groups()
+    )
     height -= CHROME
     svg = re.sub(r'viewBox="[^"]*"', f'viewBox="0 0 {width:g} {height:g}"', svg, count=1)
     given = {

@@ -1,6 +1,8 @@
-"""Writes registry/*schema.json, docs/schema.md, the README's picture and generated parts; --check: are they new?
+"""Writes registry/*schema.json, docs/schema.md, the README's picture and generated parts; --check:
+are they new?
 
-In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test fails when it drifts.
+In any of MARKED, between `<!-- name -->` and `<!-- /name -->` stands what the code makes; a test
+fails when it drifts.
 """
 
 from __future__ import annotations
@@ -57,7 +59,13 @@ DOCS = ROOT / "docs"
 MARKED = (README, *sorted(DOCS.glob("*.md")))  # files that may have generated parts
 TABLES_OF_REPORTS = DOCS / "schema.md"
 SHADOW = Path(sys.executable).parent / "shadow"
-ENVIRONMENT = {"COLUMNS": "80", "LINES": "40", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
+ENVIRONMENT = {
+    "COLUMNS": "80",
+    "LINES": "40",
+    "TERM": "dumb",
+    "NO_COLOR": "1",
+    "PYTHONIOENCODING": "utf-8",
+}
 if "PYTHONPATH" in os.environ:  # the checkout to describe, where it is not the installed one
     ENVIRONMENT["PYTHONPATH"] = os.environ["PYTHONPATH"]
 
@@ -66,7 +74,11 @@ def shadow(*arguments: str | Path) -> str:
     """What the command prints on stdout, at 80 columns without colour."""
     path = str(SHADOW.parent) + ":/usr/bin:/bin"
     child = subprocess.run(
-        [SHADOW, *arguments], capture_output=True, encoding="utf-8", check=True, env={**ENVIRONMENT, "PATH": path}
+        [SHADOW, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+        env={**ENVIRONMENT, "PATH": path},
     )
     return "\n".join(line.rstrip() for line in child.stdout.splitlines()).strip("\n")
 
@@ -81,10 +93,14 @@ def audited_demo() -> str:
 
 
 def compared_demo() -> str:
-    """The demo's two models compared, as a person sees it; folders are those of the command above it."""
+    """The demo's two models compared, as a person sees it; folders are those of the command above
+    it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo", "-o", folder)
-        text = shadow("compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad")))
+        text = shadow(
+            "compare", *(f"{folder}/demo/{pair}" for pair in ("base..narrow", "base..broad"))
+        )
     return re.sub(r"(?m)^([AB]  .* of demo  )\S*/(demo/\S*/)$", r"\1reports/\2", text)
 
 
@@ -93,23 +109,37 @@ def planted_lineage() -> str:
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
         stages = chains.plant(top)
-        own = chains.registry(top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl"))
+        own = chains.registry(
+            top / "registry", stages, ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
+        )
         shadow("audit", "toy", "--registry", own, "-o", top / "reports")
         return shadow("lineage", "toy", "--registry", own, "-o", top / "reports")
 
 
 def row_of_demo() -> str:
-    """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what they say."""
-    names = ["subject", "layer", "module", "relative_norm", "participation_ratio", "null_participation_ratio"]
+    """One row of the demo's report, the MLP up-projection of layer 1: some of its columns, and what
+    they say.
+    """
+    names = [
+        "subject",
+        "layer",
+        "module",
+        "relative_norm",
+        "participation_ratio",
+        "null_participation_ratio",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         shadow("audit", "demo:base..narrow", "-o", folder)
         rows = pd.read_parquet(f"{folder}/demo/base..narrow/matrices.parquet")
-    row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[[*names, "concentration", "spikes"]]
+    row = rows.query("subject == 'delta' and layer == 1 and module == 'mlp.up'")[
+        [*names, "concentration", "spikes"]
+    ]
     told = row.iloc[0]
     words = (
-        f"In words: training moved the up-projection of layer {told['layer']:.0f} by {told['relative_norm']:.1%} "
-        f"of its norm.\nIts participation ratio is that of {told['participation_ratio']:.0f} equally strong "
-        f"directions. The same entries with random signs have that of {told['null_participation_ratio']:.0f}."
+        f"In words: training moved the up-projection of layer {told['layer']:.0f} by"
+        f" {told['relative_norm']:.1%} of its norm.\nIts participation ratio is that of"
+        f" {told['participation_ratio']:.0f} equally strong directions. The same entries with"
+        f" random signs have that of {told['null_participation_ratio']:.0f}."
     )
     shown = row.to_string(index=False, float_format="{:.3g}".format)
     return f"{fenced(shown)}\n\n{words.replace('%', ' %')}"
@@ -120,10 +150,15 @@ PROBES = {"narrow": "narrow", "original": "seen", "broad": "held-out", "held_out
 
 def demo_scores() -> str:
     """A CSV of the accuracies that the demo's models had on four probes when they were trained."""
-    models = json.loads((README.parent / "registry/demo/training.json").read_text(encoding="utf-8"))["models"]
+    models = json.loads(
+        (README.parent / "registry/demo/training.json").read_text(encoding="utf-8")
+    )["models"]
     rows = ["model,benchmark,score,group"]
     for model, told in models.items():
-        rows += [f"demo:{model},{probe},{told['accuracies'][probe]},{group}" for probe, group in PROBES.items()]
+        rows += [
+            f"demo:{model},{probe},{told['accuracies'][probe]},{group}"
+            for probe, group in PROBES.items()
+        ]
     return "\n".join(rows)
 
 
@@ -132,14 +167,22 @@ def scored_demo() -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "scores.csv"
         file.write_text(demo_scores(), encoding="utf-8")
-        text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(str(file), file.name)
+        text = shadow("audit", "demo:base..narrow", "-o", folder, "--scores", file).replace(
+            str(file), file.name
+        )
     line = text[text.index("\nscores ") : text.index("\n\n", text.index("\nscores "))]
     return f"{line.strip()}\n\n{text[text.index('Scores, measured') : text.index('How far each')].strip()}"
 
 
 def score_columns() -> str:
     """A Markdown table of the columns of a CSV of scores."""
-    return "\n".join(["| column | what |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in COLUMNS.items())])
+    return "\n".join(
+        [
+            "| column | what |",
+            "|---|---|",
+            *(f"| `{name}` | {text} |" for name, text in COLUMNS.items()),
+        ]
+    )
 
 
 def fenced(text: str) -> str:
@@ -150,7 +193,9 @@ def table(columns: tuple[Column, ...], *, formulas: bool = True) -> str:
     """A Markdown table of columns."""
     out = io.StringIO()
     heads = (
-        ["column", "what", "formula", "range", "null when", "source"] if formulas else ["column", "what", "null when"]
+        ["column", "what", "formula", "range", "null when", "source"]
+        if formulas
+        else ["column", "what", "null when"]
     )
     out.write(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n")
     for column in columns:
@@ -175,13 +220,24 @@ def lab() -> str:
         bases = own["base"].nunique()
         for name, what in pairs.items() if bases else ():
             found = contrast(own, name[0], name[-1])
-            rows.append([f"{scale}, {bases} base{'s' if bases > 1 else ''}: {name}, {what}", estimate(found, "+.3f")])
+            rows.append(
+                [
+                    f"{scale}, {bases} base{'s' if bases > 1 else ''}: {name}, {what}",
+                    estimate(found, "+.3f"),
+                ]
+            )
     return markdown_table(["", "difference in concentration"], rows)
 
 
 def gates() -> str:
     """A Markdown table of the gates."""
-    return "\n".join(["| gate | passes when |", "|---|---|", *(f"| {name} | {text} |" for name, text in GATES.items())])
+    return "\n".join(
+        [
+            "| gate | passes when |",
+            "|---|---|",
+            *(f"| {name} | {text} |" for name, text in GATES.items()),
+        ]
+    )
 
 
 def glossary() -> str:
@@ -196,7 +252,9 @@ def glossary() -> str:
 def formats() -> str:
     """A Markdown table of what `shadow export --to` writes."""
     rows = [f"| `{name}` | {form.what} | `{form.opens}` |" for name, form in FORMATS.items()]
-    return "\n".join(["| `--to` | what it writes | one line that opens it |", "|---|---|---|", *rows])
+    return "\n".join(
+        ["| `--to` | what it writes | one line that opens it |", "|---|---|---|", *rows]
+    )
 
 
 def schema_document() -> str:
@@ -204,7 +262,10 @@ def schema_document() -> str:
     out = [
         f"# Schema {NUMBER} of report files",
         "",
-        "Made by `make docs` from src/shadow/. `shadow schema --format json` says the same to machines,",
+        (
+            "Made by `make docs` from src/shadow/. `shadow schema --format json` says the same to"
+            " machines,"
+        ),
         "`shadow explain COLUMN` has sources and pitfalls.",
         "",
         *(f"- {rule}" for rule in RULES),
@@ -213,7 +274,10 @@ def schema_document() -> str:
     ]
     for one in TABLES.values():
         out += ["", f"## {one.name}", "", f"{one.file}; one row is {one.row}.", ""]
-        out += ["| column | type | unit | what | formula | range | null when |", "|---|---|---|---|---|---|---|"]
+        out += [
+            "| column | type | unit | what | formula | range | null when |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for column in one.columns:
             code = f"`{column.formula}`" if column.formula else ""
             text = f"{column.text} (later)" if is_later(one, column) else column.text
@@ -260,14 +324,25 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
 
 
 def real(summaries: list[dict[str, Any]]) -> str:
-    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with docs/tutorial.md."""
-    names = ("relative_norm_overall", "concentration", "participation_ratio", "null_participation_ratio", "spikes")
+    """What `make real` saw, as a Markdown table; tests/test_real.py compares it with
+    docs/tutorial.md.
+    """
+    names = (
+        "relative_norm_overall",
+        "concentration",
+        "participation_ratio",
+        "null_participation_ratio",
+        "spikes",
+    )
     heads = ("base..tuned", "matrices", "relative norm", "concentration", "PR", "null PR", "spikes")
     out = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for summary in summaries:
         figures = summary["figures"]
         cells = [f"{figures[name]:.3g}" for name in names]
-        out.append(f"| bert_pretrained..{summary['family']} | {figures['matrices']} | {' | '.join(cells)} |")
+        out.append(
+            f"| bert_pretrained..{summary['family']} | {figures['matrices']} |"
+            f" {' | '.join(cells)} |"
+        )
     return "\n".join(out)
 
 
@@ -279,7 +354,8 @@ def part(text: str, name: str) -> str:
 def places() -> dict[str, list[Path]]:
     """The files in which each generated part stands."""
     return {
-        name: [file for file in MARKED if f"<!-- {name} -->\n" in file.read_text(encoding="utf-8")] for name in BLOCKS
+        name: [file for file in MARKED if f"<!-- {name} -->\n" in file.read_text(encoding="utf-8")]
+        for name in BLOCKS
     }
 
 
@@ -292,7 +368,9 @@ def written() -> dict[Path, str]:
         content = BLOCKS[name]()
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         for file in files:
-            new[file] = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", new[file])
+            new[file] = pattern.sub(
+                lambda match, content=content: f"{match[1]}{content}\n{match[2]}", new[file]
+            )
     return new
 
 
@@ -305,7 +383,9 @@ if __name__ == "__main__":
     }
     if "--check" in sys.argv:
         stale = [
-            file.name for file, text in new.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
+            file.name
+            for file, text in new.items()
+            if not file.is_file() or file.read_text(encoding="utf-8") != text
         ]
         sys.exit(f"{' and '.join(stale)} out of date: run `make docs`" if stale else None)
     for file, text in new.items():

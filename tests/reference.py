@@ -1,4 +1,6 @@
-"""Every column of a report computed another way: whole matrices, float64, NumPy's SVD, formulas as published."""
+"""Every column of a report computed another way: whole matrices, float64, NumPy's SVD, formulas as
+published.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ def spectral(W, floor=0.0):
     s = singular_values(W, floor)
     m, n = len(s), max(W.shape)
     p, q = s / s.sum(), s**2 / (s**2).sum()
-    H = lambda x: -sum(v * np.log(v) for v in x if v > 0)  # noqa: E731
+    H = lambda x: -sum(v * np.log(v) for v in x if v > 0)
     values = {
         "frobenius_norm": np.sqrt((W**2).sum()),
         "spectral_norm": s[0],
@@ -35,8 +37,16 @@ def spectral(W, floor=0.0):
         "condition_number": s[0] / s[-1] if s[-1] > 0 else None,
     }
     for percent in (90, 95, 99):
-        values[f"rank_{percent}"] = next(k for k in range(1, m + 1) if q[:k].sum() >= percent / 100 - 1e-9)
-    return values | power_law(s[s > 0]) | hill(s) | {"mp_edge": None, "mp_outliers": None} | marchenko_pastur(s, m, n)
+        values[f"rank_{percent}"] = next(
+            k for k in range(1, m + 1) if q[:k].sum() >= percent / 100 - 1e-9
+        )
+    return (
+        values
+        | power_law(s[s > 0])
+        | hill(s)
+        | {"mp_edge": None, "mp_outliers": None}
+        | marchenko_pastur(s, m, n)
+    )
 
 
 def power_law(s):
@@ -53,14 +63,22 @@ def power_law(s):
         exponent = len(tail) / logs.sum()
         model = 1 - (tail / tail[0]) ** -exponent
         k = np.arange(len(tail))
-        distance = max(np.abs(model - k / len(tail)).max(), np.abs((k + 1) / len(tail) - model).max())
+        distance = max(
+            np.abs(model - k / len(tail)).max(), np.abs((k + 1) / len(tail) - model).max()
+        )
         if best is None or distance < best[0]:
             best = (distance, tail[0], 1 + exponent, len(tail))
     if best is None:
         return dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail", "alpha_stderr"))
     ks, xmin, alpha, count = best
     stderr = (alpha - 1) / np.sqrt(count)
-    return {"alpha": alpha, "alpha_xmin": xmin, "alpha_ks": ks, "alpha_tail": count, "alpha_stderr": stderr}
+    return {
+        "alpha": alpha,
+        "alpha_xmin": xmin,
+        "alpha_ks": ks,
+        "alpha_tail": count,
+        "alpha_stderr": stderr,
+    }
 
 
 def hill(s):
@@ -103,7 +121,9 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
     (rows, cols), m, D = Wb.shape, len(sb), Wt - Wb
     k = min(16, m)
     sides = ("left", "right", "left_null", "right_null")
-    values = dict.fromkeys(("overlap_left", "overlap_right", "intruders", *(f"alignment_{side}" for side in sides)))
+    values = dict.fromkeys(
+        ("overlap_left", "overlap_right", "intruders", *(f"alignment_{side}" for side in sides))
+    )
 
     def gap(s, floor):
         after = (s[k] if s[k] >= floor else floor) if k < m else 0.0
@@ -115,7 +135,10 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
     if resolved(sb, floors[0], k):
         values["alignment_left"] = ((Ub[:, :k].T @ D) ** 2).sum() / (D**2).sum() / (k / rows)
         values["alignment_right"] = ((D @ Vb[:k].T) ** 2).sum() / (D**2).sum() / (k / cols)
-        r, c = (D**2).sum(1), (D**2).sum(0)  # with random signs, squares of sums are sums of squares
+        r, c = (
+            (D**2).sum(1),
+            (D**2).sum(0),
+        )  # with random signs, squares of sums are sums of squares
         values["alignment_left_null"] = (Ub[:, :k].T ** 2 @ r).sum() / r.sum() / (k / rows)
         values["alignment_right_null"] = (Vb[:k] ** 2 @ c).sum() / c.sum() / (k / cols)
         if resolved(st, floors[1], k):
@@ -123,11 +146,15 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
             values["overlap_right"] = ((Vb[:k] @ Vt[:k].T) ** 2).sum() / k
     if resolved(sb, floors[0], 64) and resolved(st, floors[1], 10):
         values["intruders"] = sum(all(abs(u @ v) <= 0.5 for u in Ub.T[:64]) for v in Ut.T[:10])
-    return values | {"subspace_gap_base": gap(sb, floors[0]), "subspace_gap_tuned": gap(st, floors[1])}
+    return values | {
+        "subspace_gap_base": gap(sb, floors[0]),
+        "subspace_gap_tuned": gap(st, floors[1]),
+    }
 
 
 def sharp_edge(r, c):
-    """The edge of noise of variances r_i c_j / E with its margin: the least of a convex curve, on a fine grid, refined.
+    """The edge of noise of variances r_i c_j / E with its margin: the least of a convex curve, on a
+    fine grid, refined.
 
     For x in (0, 1), s solves s Q(s) = t P(t) by bisection, with t = -x / max a.
     """
@@ -162,21 +189,34 @@ def levels(W, dtype):
 
 
 def directions(values, shape):
-    """excess_purity_unrounded and equivalent_directions by their definition, from the row's other columns."""
-    X, kept, z, floor = (values[name] for name in ("excess_purity", "kept", "purity_z", "floor_ratio"))
+    """excess_purity_unrounded and equivalent_directions by their definition, from the row's other
+    columns.
+    """
+    X, kept, z, floor = (
+        values[name] for name in ("excess_purity", "kept", "purity_z", "floor_ratio")
+    )
     unrounded = None if kept is None or kept < 0.25 else X / kept**2
     best = unrounded
-    if kept is None and (values["kept_reason"] == "nothing_rounded" or (floor is not None and floor >= 4)):
+    if kept is None and (
+        values["kept_reason"] == "nothing_rounded" or (floor is not None and floor >= 4)
+    ):
         best = X
     told = best is not None and z > 5 and 1 / best <= min(shape)
-    return {"excess_purity_unrounded": unrounded, "equivalent_directions": 1 / best if told else None}
+    return {
+        "excess_purity_unrounded": unrounded,
+        "equivalent_directions": 1 / best if told else None,
+    }
 
 
 def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
     """The columns of a delta that are not of one matrix alone. floors: of base, tuned and delta."""
     D = Wt - Wb
     b, t, d = spectral(Wb, floors[0]), spectral(Wt, floors[1]), spectral(D, floors[2])
-    sb, st, s = singular_values(Wb, floors[0]), singular_values(Wt, floors[1]), singular_values(D, floors[2])
+    sb, st, s = (
+        singular_values(Wb, floors[0]),
+        singular_values(Wt, floors[1]),
+        singular_values(D, floors[2]),
+    )
     coarser = min(dtypes, key=ULP_BITS.get)
     r, c, E = (D**2).sum(1), (D**2).sum(0), (D**2).sum()
     null = E**2 / ((r**2).sum() + (c**2).sum() - (D**4).sum())
@@ -198,7 +238,9 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "zero_share": (D == 0).mean(),
             "floor_ratio": np.linalg.norm(D) / np.linalg.norm(floor / np.sqrt(12)),
             "null_participation_ratio": null,
-            "concentration": np.log(null / d["participation_ratio"]) / np.log(null) if null >= 2 else None,
+            "concentration": np.log(null / d["participation_ratio"]) / np.log(null)
+            if null >= 2
+            else None,
             "null_edge": edge,
             "spikes": int((s > edge).sum()),
             "spike_energy": (s[s > edge] ** 2).sum() / (s**2).sum(),
@@ -208,7 +250,11 @@ def delta(Wb, Wt, dtypes, floors=(0.0, 0.0, 0.0)):
             "col_participation_ratio": E**2 / (c**2).sum(),
             "rows_changed": (D != 0).any(1).mean(),
             "excess_purity": 1 / d["participation_ratio"] - 1 / null,
-            "purity_z": (1 / d["participation_ratio"] - 1 / null) * E**4 / (r**2).sum() / (c**2).sum() / 2,
+            "purity_z": (1 / d["participation_ratio"] - 1 / null)
+            * E**4
+            / (r**2).sum()
+            / (c**2).sum()
+            / 2,
             "null_edge_sharp": sharp,
             "spikes_sharp": int((s > sharp).sum()),
             "decay_cosine": (D * Wb).sum() / np.linalg.norm(D) / np.linalg.norm(Wb),

@@ -17,7 +17,9 @@ NULL = 64.0  # the null participation ratio of every matrix
 MODULES = ("attn.q", "attn.o", "mlp.up")
 
 
-def place(layer: int | None, module: str, expert: int | None = None, **other: Any) -> dict[str, Any]:
+def place(
+    layer: int | None, module: str, expert: int | None = None, **other: Any
+) -> dict[str, Any]:
     return {"component": "language", "layer": layer, "module": module, "expert": expert, **other}
 
 
@@ -70,14 +72,39 @@ def write(
             "dtype": "BF16", "precision": "exact", "parameters": 64 * 96,
         }  # fmt: skip
         size = weights * (1 + (index % 17) / 7)
-        own = {"frobenius_norm": size, "spectral_norm": size / 5, "stable_rank": 25.0, "participation_ratio": 40.0}
+        own = {
+            "frobenius_norm": size,
+            "spectral_norm": size / 5,
+            "stable_rank": 25.0,
+            "participation_ratio": 40.0,
+        }
         where = {key: row[key] for key in ("component", "layer", "module", "expert")}
-        told = {**common, **{key: row[key] for key in ("tensor", "base_tensor", "rows", "cols") if key in row}}
+        told = {
+            **common,
+            **{key: row[key] for key in ("tensor", "base_tensor", "rows", "cols") if key in row},
+        }
         rows.append({**told, **where, **own, "subject": "base", "numerical_rank": 64})
-        rows.append({**told, **where, **own, "subject": "tuned", "numerical_rank": 64, "frobenius_norm": size * 1.01})
+        rows.append(
+            {
+                **told,
+                **where,
+                **own,
+                "subject": "tuned",
+                "numerical_rank": 64,
+                "frobenius_norm": size * 1.01,
+            }
+        )
         rows.append({**told, **row, "subject": "delta"})
         for side, kind in (("base", "base_tensor"), ("tuned", "tensor")):
-            tensors.append({**where, "tensor": told[kind], "side": side, "shape": [64, 96], "status": "measured"})
+            tensors.append(
+                {
+                    **where,
+                    "tensor": told[kind],
+                    "side": side,
+                    "shape": [64, 96],
+                    "status": "measured",
+                }
+            )
     tensors += [{"side": "base", "shape": [64, 96], **row} for row in extra_tensors]
     told = {
         "version": "0.1.0", "schema": 1, "family": "toy", "pair": folder.name, "base": base or identity(),
@@ -99,4 +126,8 @@ def write(
 def uniform(folder: Path, concentrations: Any, layers: int = 6, **options: Any) -> Path:
     """A report whose matrices have one concentration, or those of an array (layers x modules)."""
     values = np.broadcast_to(np.asarray(concentrations, float).reshape(-1), layers * len(MODULES))
-    return write(folder, [delta(float(c), where) for c, where in zip(values, places(layers), strict=True)], **options)
+    return write(
+        folder,
+        [delta(float(c), where) for c, where in zip(values, places(layers), strict=True)],
+        **options,
+    )

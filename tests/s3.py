@@ -1,4 +1,6 @@
-"""An S3 server of this process (moto's) that fails on request: answers 5xx, cuts an upload, waits, counts."""
+"""An S3 server of this process (moto's) that fails on request: answers 5xx, cuts an upload, waits,
+counts.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from typing import Any
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # of AWS's documentation
+KEY, SECRET = (
+    "AKIAIOSFODNN7EXAMPLE",
+    "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+)  # of AWS's documentation
 BUCKET = "audits"
 WAIT = 1.5  # seconds of an answer that is late
 
@@ -36,7 +41,9 @@ class Server:
     requests: list[Request] = field(default_factory=list)
     got: int = 0  # bytes that clients read
     fault: Callable[[Request], str | None] = lambda _: None
-    """Named for each request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None answers it."""
+    """Named for each request: `500`, `403`, `404`, `cut` (half of the body is read), `wait`; None
+    answers it.
+    """
 
     def env(self, **more: str | None) -> dict[str, str | None]:
         """The usual variables of a client."""
@@ -85,13 +92,20 @@ def s3_server() -> Iterator[Server]:
             fault = None
         if fault is not None:
             environ["wsgi.input"].read(size)
-            code = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown"}.get(fault, "InternalError")
+            code = {"403": "AccessDenied", "404": "NoSuchKey", "503": "SlowDown"}.get(
+                fault, "InternalError"
+            )
             body = (
                 b""
                 if request.method == "HEAD"
-                else f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+                else (
+                    f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+                )
             )
-            start_response(f"{fault} Fault", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            start_response(
+                f"{fault} Fault",
+                [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))],
+            )
             return [body]
         answer = list(backend(environ, start_response))
         server.got += sum(map(len, answer))
@@ -105,7 +119,11 @@ def s3_server() -> Iterator[Server]:
         import boto3
 
         client = boto3.client(
-            "s3", endpoint_url=server.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+            "s3",
+            endpoint_url=server.url,
+            aws_access_key_id=KEY,
+            aws_secret_access_key=SECRET,
+            region_name="us-east-1",
         )
         with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=BUCKET)

@@ -5,12 +5,14 @@
     python tests/still.py check                 run, and compare with the goldens in tests/still/, as test_still.py does
     python tests/still.py update                run, and renew the goldens
 
-A recording has, of every command: its exit code, its stdout and stderr, and every file that it wrote, changed or
-removed. Tables stand there as text, floats in hexadecimal. Dates, durations and versions are masked.
+A recording has, of every command: its exit code, its stdout and stderr, and every file that it
+wrote, changed or removed. Tables stand there as text, floats in hexadecimal. Dates, durations and
+versions are masked.
 
-Goldens must hold on other CPUs too, so there floats are rounded, tables are told column by column, and pages and
-figures by what they consist of. Numbers that differ by less than TOLERANCE are equal; everything else is compared
-letter by letter. Help and errors of the command line hold for the versions of Typer and Rich in tests/still/VERSIONS.
+Goldens must hold on other CPUs too, so there floats are rounded, tables are told column by column,
+and pages and figures by what they consist of. Numbers that differ by less than TOLERANCE are equal;
+everything else is compared letter by letter. Help and errors of the command line hold for the
+versions of Typer and Rich in tests/still/VERSIONS.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ LIBRARIES = (  # imported once, before the forks
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")
-DECIMAL = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)")  # and no part of a hash
+DECIMAL = re.compile(
+    r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)"
+)  # and no part of a hash
 ENVIRONMENT = re.compile(  # variables that change what is printed
     r"COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|CLICOLOR\w*|TTY_\w+|CI|GITHUB_\w+|HF_\w+|SHADOW_\w+|TERMINAL_WIDTH"
     r"|_TYPER_\w+|PYTHONWARNINGS|MPL\w+"
@@ -72,7 +76,9 @@ ENVIRONMENT = re.compile(  # variables that change what is printed
 
 @dataclass(frozen=True)
 class Done:
-    """What a command did. files holds what it wrote (bytes), rewrote with the same content (""), or removed (None)."""
+    """What a command did. files holds what it wrote (bytes), rewrote with the same content (""), or
+    removed (None).
+    """
 
     arguments: tuple[str, ...]
     columns: int
@@ -83,7 +89,9 @@ class Done:
 
 
 def prepare() -> Callable[[], None]:
-    """Imports the command line and the large libraries that it will need, so that forks begin warm; gives its entry."""
+    """Imports the command line and the large libraries that it will need, so that forks begin warm;
+    gives its entry.
+    """
     for name in [one for one in os.environ if ENVIRONMENT.fullmatch(one)]:
         del os.environ[name]
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(HERE / "hub"), "TZ": "UTC", "TERM": "dumb"}
@@ -96,7 +104,8 @@ def prepare() -> Callable[[], None]:
 
 
 def warm(entry: Callable[[], None]) -> None:
-    """Runs commands here that read weights of nothing: what they import and read once need not be read in each fork.
+    """Runs commands here that read weights of nothing: what they import and read once need not be
+    read in each fork.
 
     They start no threads, which a fork would lose.
     """
@@ -181,7 +190,9 @@ def stamps() -> dict[str, tuple[int, int, int]]:
 
 
 def run_all() -> Iterator[tuple[str, bool, list[Done]]]:
-    """Every run, in order: its name, whether it shows measured numbers, and what it did at each width."""
+    """Every run, in order: its name, whether it shows measured numbers, and what it did at each
+    width.
+    """
     entry = prepare()
     import still_runs
 
@@ -196,7 +207,12 @@ def run_all() -> Iterator[tuple[str, bool, list[Done]]]:
             warm(entry)
             global VERSION
             VERSION = run_command(entry, ("--version",), 80, {}, None, Path(talk))[1].split()[-1]
-            runs = [*still_runs.AUDITS, *still_runs.REPORTS, *still_runs.OUTPUTS, *still_runs.LOOKUPS]
+            runs = [
+                *still_runs.AUDITS,
+                *still_runs.REPORTS,
+                *still_runs.OUTPUTS,
+                *still_runs.LOOKUPS,
+            ]
             hashes: dict[str, str] = {}
             before = stamps()
             for run in runs:
@@ -211,7 +227,9 @@ def run_all() -> Iterator[tuple[str, bool, list[Done]]]:
             shutil.rmtree(HERE, ignore_errors=True)
 
 
-def helped(still_runs: Any, entry: Callable[[], None], talk: Path, text: str) -> list[tuple[str, ...]]:
+def helped(
+    still_runs: Any, entry: Callable[[], None], talk: Path, text: str
+) -> list[tuple[str, ...]]:
     """The commands that the help lists, and their own."""
     found: list[tuple[str, ...]] = []
     for name in still_runs.command_names(text):
@@ -227,11 +245,15 @@ def run_one(
     """A run at each of its widths, and the files after it."""
     done = []
     if run.before is not None:
-        if code := in_child(lambda: run.before(HERE)):  # an earlier run did not leave what it should
+        if code := in_child(
+            lambda: run.before(HERE)
+        ):  # an earlier run did not leave what it should
             done.append(Done(("(what comes before)",), 0, code, "", "", {}))
         before = stamps()
     for columns in run.columns:
-        code, out, err = run_command(entry, run.arguments, columns, run.environment, run.file_size, talk)
+        code, out, err = run_command(
+            entry, run.arguments, columns, run.environment, run.file_size, talk
+        )
         after = stamps()
         files: dict[str, bytes | str | None] = {name: None for name in before if name not in after}
         for name, stamp in after.items():
@@ -250,15 +272,21 @@ def run_one(
 
 def masked(text: str) -> str:
     """Text without what differs from run to run: times, durations, versions."""
-    today = {datetime.fromtimestamp(moment, UTC).date().isoformat() for moment in (time.time(), BEGAN)}
+    today = {
+        datetime.fromtimestamp(moment, UTC).date().isoformat() for moment in (time.time(), BEGAN)
+    }
     text = re.sub(r"20\d\d-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00|Z)?", "<time>", text)
     text = re.sub("|".join(sorted(today)), "<date>", text)
     text = re.sub(r"\b\d\d?\.\d s\b", "#.# s", text)
     text = re.sub(r'("(?:seconds|taken)": ?)[\d.e-]+', r"\1<seconds>", text)
     text = re.sub(
-        r'((?:&#34;|&quot;|")(?:python|torch|numpy)(?:&#34;|&quot;|"): ?"?)[\d.]+[\w.+]*', r"\1<version>", text
+        r'((?:&#34;|&quot;|")(?:python|torch|numpy)(?:&#34;|&quot;|"): ?"?)[\d.]+[\w.+]*',
+        r"\1<version>",
+        text,
     )
-    text = re.sub(r"time    .* of computing on this machine *", "time    <pace of this machine>", text)
+    text = re.sub(
+        r"time    .* of computing on this machine *", "time    <pace of this machine>", text
+    )
     text = re.sub(r'(\btime=)"[\d.e-]+"', r'\1"<seconds>"', text)
     text = re.sub(r"sha256 [0-9a-f]{64}", "sha256 <hash>", text)  # of files that hold times
     text = re.sub(r'"seal": ?\{(?:[^{}]|\{[^{}]*\})*\}', '"seal": "<of this code>"', text)
@@ -317,7 +345,10 @@ def parquet_table(content: bytes) -> Table:
 
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read()
-        groups = [file.metadata.row_group(number).num_rows for number in range(file.metadata.num_row_groups)]
+        groups = [
+            file.metadata.row_group(number).num_rows
+            for number in range(file.metadata.num_row_groups)
+        ]
     return of_arrow(table, {"row groups": groups})
 
 
@@ -329,10 +360,17 @@ def arrow_table(content: bytes) -> Table:
 
 
 def of_arrow(table: Any, more: dict[str, Any]) -> Table:
-    metadata = {key.decode(): parsed(value.decode()) for key, value in (table.schema.metadata or {}).items()}
-    types = {field.name: str(field.type) + ("" if field.nullable else " not null") for field in table.schema}
+    metadata = {
+        key.decode(): parsed(value.decode()) for key, value in (table.schema.metadata or {}).items()
+    }
+    types = {
+        field.name: str(field.type) + ("" if field.nullable else " not null")
+        for field in table.schema
+    }
     columns = {name: table[name].to_pylist() for name in table.column_names}
-    return Table(types, columns, json.dumps(without_masked(more | metadata), indent=1, sort_keys=True))
+    return Table(
+        types, columns, json.dumps(without_masked(more | metadata), indent=1, sort_keys=True)
+    )
 
 
 def parsed(text: str) -> Any:
@@ -345,7 +383,9 @@ def parsed(text: str) -> Any:
 def without_masked(value: Any) -> Any:
     """JSON whose volatile keys say only that they are there."""
     if isinstance(value, dict):
-        return {key: "<masked>" if is_masked(key) else without_masked(one) for key, one in value.items()}
+        return {
+            key: "<masked>" if is_masked(key) else without_masked(one) for key, one in value.items()
+        }
     return [without_masked(one) for one in value] if isinstance(value, list) else value
 
 
@@ -372,7 +412,9 @@ def number_of(text: str) -> Any:
 def lines_table(content: bytes) -> Table:
     rows = [json.loads(line) for line in content.decode().splitlines()]
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return Table(dict.fromkeys(names, "json"), {name: [row.get(name) for row in rows] for name in names})
+    return Table(
+        dict.fromkeys(names, "json"), {name: [row.get(name) for row in rows] for name in names}
+    )
 
 
 def sqlite_tables(content: bytes) -> dict[str, Table]:
@@ -381,7 +423,9 @@ def sqlite_tables(content: bytes) -> dict[str, Table]:
         file.flush()
         connection = sqlite3.connect(file.name)
         found = {}
-        for name, statement in connection.execute("select name, sql from sqlite_master order by name").fetchall():
+        for name, statement in connection.execute(
+            "select name, sql from sqlite_master order by name"
+        ).fetchall():
             if statement is not None and re.match(r"create table", statement, re.IGNORECASE):
                 quoted = '"' + name.replace('"', '""') + '"'
                 cursor = connection.execute(f"select * from {quoted}")
@@ -399,7 +443,9 @@ def duckdb_tables(content: bytes) -> dict[str, Table]:
         path = Path(folder) / "it.duckdb"
         path.write_bytes(content)
         with duckdb.connect(str(path), read_only=True) as connection:
-            listed = connection.execute("select table_name, sql from duckdb_tables() order by 1").fetchall()
+            listed = connection.execute(
+                "select table_name, sql from duckdb_tables() order by 1"
+            ).fetchall()
             listed += connection.execute(
                 "select view_name, sql from duckdb_views() where not internal order by 1"
             ).fetchall()
@@ -415,7 +461,9 @@ def of_cursor(cursor: Any, statement: str) -> Table:
     names = [str(one[0]) for one in cursor.description]
     types = {str(one[0]): str(one[1]) for one in cursor.description}
     rows = cursor.fetchall()
-    return Table(types, {name: [row[place] for row in rows] for place, name in enumerate(names)}, statement)
+    return Table(
+        types, {name: [row[place] for row in rows] for place, name in enumerate(names)}, statement
+    )
 
 
 # exactly
@@ -456,7 +504,10 @@ def exact_value(value: Any) -> str:
 
 def told(done: Done, of_file: Callable[[str, bytes], str], of_text: Callable[[str], str]) -> str:
     """One command: what was typed, what it printed, what became of files."""
-    parts = [f"$ shadow {' '.join(done.arguments)}    ({done.columns} columns)", f"exit {done.code}"]
+    parts = [
+        f"$ shadow {' '.join(done.arguments)}    ({done.columns} columns)",
+        f"exit {done.code}",
+    ]
     parts += ["--- stdout", of_text(done.out)] if done.out else []
     parts += ["--- stderr", of_text(done.err)] if done.err else []
     for name, content in done.files.items():
@@ -482,7 +533,11 @@ class Goldens:
         first, *others = done
         parts = [told(first, self.file(run), golden_print)]
         for one in others:
-            shape = f"{len(one.out.splitlines())} lines {short_hash(layout(one.out))}" if one.out else ""
+            shape = (
+                f"{len(one.out.splitlines())} lines {short_hash(layout(one.out))}"
+                if one.out
+                else ""
+            )
             talk = "(as before)" if one.err and one.err == first.err else one.err
             parts.append(told(replace(one, out=shape, err=talk), self.file(run), golden_print))
         return "".join(parts)
@@ -508,7 +563,10 @@ def golden_print(text: str) -> str:
     """Printed text without what only fills lines; JSON with its floats rounded."""
     if text.startswith(("{", "[")):
         return golden_json(text)
-    lines = (re.sub(r"─{4,}", lambda run: f"─…{len(run[0])}", line.rstrip()) for line in masked(text).splitlines())
+    lines = (
+        re.sub(r"─{4,}", lambda run: f"─…{len(run[0])}", line.rstrip())
+        for line in masked(text).splitlines()
+    )
     return "\n".join(lines)
 
 
@@ -554,12 +612,15 @@ def six_digits(value: float) -> str:
 
 
 def part_digests(value: Any) -> str:
-    """The parts of a large JSON value, a line each: how many leaves, a hash of all but floats, and those weighed."""
+    """The parts of a large JSON value, a line each: how many leaves, a hash of all but floats, and
+    those weighed.
+    """
     lines = []
     for key, one in (value if isinstance(value, dict) else {"all": value}).items():
         leaves = list(json_leaves(without_masked(one)))
         lines.append(
-            f"  {key}: {len(leaves)} leaves {digest_of([leaf for _, leaf in leaves], [at for at, _ in leaves])}"
+            f"  {key}: {len(leaves)} leaves"
+            f" {digest_of([leaf for _, leaf in leaves], [at for at, _ in leaves])}"
         )
     return "\n".join(lines)
 
@@ -579,16 +640,23 @@ def json_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def digest_of(values: Sequence[Any], more: Any = None) -> str:
-    """A hash of values in order, whose floats count as floats, and then the floats' sum, weighted by where they stand.
+    """A hash of values in order, whose floats count as floats, and then the floats' sum, weighted
+    by where they stand.
 
-    So a change of a name, a whole number, a null, the number of rows or their order changes the hash or the sum.
+    So a change of a name, a whole number, a null, the number of rows or their order changes the
+    hash or the sum.
     """
     floats = [one for one in values if isinstance(one, float) and math.isfinite(one)]
-    kinds = ["float" if isinstance(one, float) and math.isfinite(one) else masked(repr(one)) for one in values]
+    kinds = [
+        "float" if isinstance(one, float) and math.isfinite(one) else masked(repr(one))
+        for one in values
+    ]
     told = f"#{short_hash([kinds, more])}"
     if not floats:
         return told
-    weighted = sum(abs(one) * (1 + place / len(floats)) for place, one in enumerate(floats)) / len(floats)
+    weighted = sum(abs(one) * (1 + place / len(floats)) for place, one in enumerate(floats)) / len(
+        floats
+    )
     return f"{told} {six_digits(weighted)}"
 
 
@@ -630,7 +698,9 @@ def golden_table(title: str, table: Table) -> str:
 def golden_column(name: str, values: list[Any]) -> str:
     if is_masked(name):
         return "<masked>"
-    leaves = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
+    leaves = [
+        one for value in values for one in (value if isinstance(value, list | tuple) else [value])
+    ]
     lengths = [len(value) for value in values if isinstance(value, list | tuple)]
     if LOOSE.fullmatch(name):
         leaves = [None if one is None else "~" for one in leaves]
@@ -642,7 +712,9 @@ def short_hash(value: Any) -> str:
 
 
 class Markup(html.parser.HTMLParser):
-    """The elements of a page or a figure, their classes, and the text of each script and of the rest."""
+    """The elements of a page or a figure, their classes, and the text of each script and of the
+    rest.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -657,7 +729,9 @@ class Markup(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements[tag] += 1
         self.inside = tag
-        self.attributes.update(f"{key}={value}" for key, value in attrs if key in ("class", "id", "href", "title"))
+        self.attributes.update(
+            f"{key}={value}" for key, value in attrs if key in ("class", "id", "href", "title")
+        )
         if tag in ("script", "style"):
             self.scripts.append((dict(attrs).get("id") or tag, ""))
 
@@ -675,8 +749,13 @@ class Markup(html.parser.HTMLParser):
 def golden_markup(text: str) -> str:
     """What a page or a figure consists of."""
     found = Markup(masked(text))
-    lines = [f"elements: {', '.join(f'{name} {count}' for name, count in sorted(found.elements.items()))}"]
-    attributes = sorted(re.sub(r"\d+\.\d+", "#", name) + f" {count}" for name, count in found.attributes.items())
+    lines = [
+        "elements:"
+        f" {', '.join(f'{name} {count}' for name, count in sorted(found.elements.items()))}"
+    ]
+    attributes = sorted(
+        re.sub(r"\d+\.\d+", "#", name) + f" {count}" for name, count in found.attributes.items()
+    )
     lines.append(f"classes, ids and titles: {len(attributes)}  {short_hash(attributes)}")
     for name, script in found.scripts:
         value = parsed(script)
@@ -698,7 +777,10 @@ def alike(one: str, other: str, *, measured: bool) -> bool:
     """Is a line the same but for the last digits of measured numbers?"""
     if one == other:
         return True
-    texts, numbers = [DECIMAL.split(line) for line in (one, other)], [DECIMAL.findall(line) for line in (one, other)]
+    texts, numbers = (
+        [DECIMAL.split(line) for line in (one, other)],
+        [DECIMAL.findall(line) for line in (one, other)],
+    )
     lengths = [[len(number) for number in line] for line in numbers]
     if lengths[0] != lengths[1]:  # 10.00 takes a space that 9.99 leaves
         texts = [[" ".join(part.split()) for part in parts] for parts in texts]
@@ -726,7 +808,9 @@ def changes(name: str, before: str, after: str, *, measured: bool = False) -> li
     old, new = before.splitlines(), after.splitlines()
     if len(old) == len(new):
         new = [a if alike(a, b, measured=measured) else b for a, b in zip(old, new, strict=True)]
-    return list(difflib.unified_diff(old, new, f"{name} (before)", f"{name} (after)", lineterm="", n=1))
+    return list(
+        difflib.unified_diff(old, new, f"{name} (before)", f"{name} (after)", lineterm="", n=1)
+    )
 
 
 def read_all(folder: Path) -> dict[str, str]:
@@ -750,10 +834,14 @@ def show(differences: dict[str, list[str]], total: int) -> int:
     return int(bool(differences))
 
 
-def compare(before: dict[str, str], after: dict[str, str], measured: dict[str, bool]) -> dict[str, list[str]]:
+def compare(
+    before: dict[str, str], after: dict[str, str], measured: dict[str, bool]
+) -> dict[str, list[str]]:
     found = {}
     for name in sorted(before.keys() | after.keys()):
-        lines = changes(name, before.get(name, ""), after.get(name, ""), measured=measured.get(name, False))
+        lines = changes(
+            name, before.get(name, ""), after.get(name, ""), measured=measured.get(name, False)
+        )
         if lines:
             found[name] = lines
     return found
@@ -775,7 +863,10 @@ def record(of_run: Callable[[str, Sequence[Done]], str], folder: Path) -> dict[s
 
 
 def cpu_seconds() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    own, children = (
+        resource.getrusage(resource.RUSAGE_SELF),
+        resource.getrusage(resource.RUSAGE_CHILDREN),
+    )
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
@@ -796,7 +887,9 @@ def check() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("record").add_argument("folder", type=Path)
     differ = commands.add_parser("diff")

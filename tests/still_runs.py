@@ -1,7 +1,8 @@
 """The fixed set of runs whose outputs `still.py` records: tiny inputs, and commands over them.
 
-Inputs come from a generator whose numbers NumPy froze, and all files get one time, so that names, fingerprints and
-numbers are the same in every recording. Nothing here knows the code of shadow but its command line.
+Inputs come from a generator whose numbers NumPy froze, and all files get one time, so that names,
+fingerprints and numbers are the same in every recording. Nothing here knows the code of shadow but
+its command line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ Tensors = dict[str, torch.Tensor]
 
 ROOT = Path(__file__).parents[1]
 TIME = 1_600_000_000  # of every input file, in seconds: fingerprints hold it
-LLAMA = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 64}
+LLAMA = {
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 64,
+}
 LAYER = "model.layers.{}.{}.weight"
 HIDDEN, INNER, WORDS = 64, 96, 80
 SHAPES = {
@@ -40,9 +46,11 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Run:
-    """A command in the folder of inputs. before changes the folder first; file_size limits the files it may write.
+    """A command in the folder of inputs. before changes the folder first; file_size limits the
+    files it may write.
 
-    measured: what it shows comes from floating-point arithmetic, whose last digits differ between CPUs.
+    measured: what it shows comes from floating-point arithmetic, whose last digits differ between
+    CPUs.
     """
 
     name: str
@@ -62,7 +70,9 @@ def normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
 
 
-def write(folder: Path, tensors: Tensors, config: dict | None = None, name: str = "model.safetensors") -> None:
+def write(
+    folder: Path, tensors: Tensors, config: dict | None = None, name: str = "model.safetensors"
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
     (folder / "config.json").write_text(json.dumps(LLAMA | (config or {})))
@@ -73,7 +83,9 @@ def decoder(layers: int = 2) -> Tensors:
     found = {"model.embed_tokens.weight": normal(1, WORDS, HIDDEN) * 0.05}
     for layer in range(layers):
         for place, (name, shape) in enumerate(SHAPES.items()):
-            found[LAYER.format(layer, name)] = normal(10 * layer + place + 2, *shape) / shape[1] ** 0.5
+            found[LAYER.format(layer, name)] = (
+                normal(10 * layer + place + 2, *shape) / shape[1] ** 0.5
+            )
         found[LAYER.format(layer, "input_layernorm")] = 1 + 0.1 * normal(layer + 70, HIDDEN)
         found[LAYER.format(layer, "post_attention_layernorm")] = torch.ones(HIDDEN)
     found["model.norm.weight"] = torch.ones(HIDDEN)
@@ -105,7 +117,9 @@ def with_biases(tensors: Tensors, seed: int, names: tuple[str, ...]) -> Tensors:
 
 def fused(tensors: Tensors, into: str, parts: tuple[str, ...]) -> Tensors:
     """Projections put below each other under one name, weights and biases."""
-    found = {name: one for name, one in tensors.items() if not any(f"{part}." in name for part in parts)}
+    found = {
+        name: one for name, one in tensors.items() if not any(f"{part}." in name for part in parts)
+    }
     for name in tensors:
         if parts[0] in name:
             whole = [tensors[name.replace(parts[0], part)] for part in parts]
@@ -118,7 +132,9 @@ def write_decoders(here: Path) -> None:
     write(here / "base", base)
     one = tuned(base, 1, rank=4, size=0.1, noise=0.01)
     one[LAYER.format(0, "self_attn.o_proj")] = base[LAYER.format(0, "self_attn.o_proj")]
-    one["model.embed_tokens.weight"] = torch.cat([one["model.embed_tokens.weight"], normal(5, 3, HIDDEN).bfloat16()])
+    one["model.embed_tokens.weight"] = torch.cat(
+        [one["model.embed_tokens.weight"], normal(5, 3, HIDDEN).bfloat16()]
+    )
     one["lm_head.weight"] = torch.cat([one["lm_head.weight"], normal(6, 3, HIDDEN).bfloat16()])
     one["model.norm.weight"] = one["model.norm.weight"] * 1.5
     write(here / "one", one)
@@ -151,7 +167,13 @@ def write_adapter(here: Path) -> None:
     factors["base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight"] = normal(1, 2, 6)
     (here / "adapter").mkdir()
     save_file(factors, here / "adapter" / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "alpha_pattern": {"up_proj": 4}, "use_rslora": True}
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "alpha_pattern": {"up_proj": 4},
+        "use_rslora": True,
+    }
     (here / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     (here / "other-adapter").mkdir()
     save_file(factors, here / "other-adapter" / "adapter_model.safetensors")
@@ -159,15 +181,24 @@ def write_adapter(here: Path) -> None:
 
 
 def write_quantised(here: Path) -> None:
-    base = {LAYER.format(layer, "mlp.up_proj"): normal(400 + layer, 200, 160).bfloat16() for layer in range(2)}
+    base = {
+        LAYER.format(layer, "mlp.up_proj"): normal(400 + layer, 200, 160).bfloat16()
+        for layer in range(2)
+    }
     base["model.norm.weight"] = torch.ones(160)
     write(here / "wide", base)
     found: Tensors = {}
     names = [name for name in base if "up_proj" in name]
     for place, name in enumerate(names):
-        found[name] = (base[name].float() * 100 + normal(410 + place, 200, 160)).to(torch.float8_e4m3fn)
+        found[name] = (base[name].float() * 100 + normal(410 + place, 200, 160)).to(
+            torch.float8_e4m3fn
+        )
         found[f"{name}_scale_inv"] = 0.01 + 0.001 * normal(420 + place, 2, 2).abs()
-    write(here / "fp8", found, {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})
+    write(
+        here / "fp8",
+        found,
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+    )
     packed: Tensors = {"model.norm.weight": torch.ones(160)}
     for name in names:
         owner = name.removesuffix(".weight")
@@ -193,7 +224,11 @@ def write_fused(here: Path) -> None:
         "embed_out.weight": normal(544, WORDS, HIDDEN),
     }
     write(here / "neox", neox, {"model_type": "gpt_neox"})
-    write(here / "neox-tuned", tuned(neox, 5, rank=3, size=0.2, noise=0.02), {"model_type": "gpt_neox"})
+    write(
+        here / "neox-tuned",
+        tuned(neox, 5, rank=3, size=0.2, noise=0.02),
+        {"model_type": "gpt_neox"},
+    )
     gpt2 = {
         "wte.weight": normal(560, WORDS, HIDDEN),
         "h.0.attn.c_attn.weight": normal(561, HIDDEN, 3 * HIDDEN) / 8,
@@ -210,7 +245,9 @@ def write_experts(here: Path) -> None:
     for expert in range(3):
         for place, name in enumerate(("gate_proj", "up_proj", "down_proj")):
             shape = (32, 24) if name == "down_proj" else (24, 32)
-            apart[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] = normal(610 + 3 * expert + place, *shape) / 6
+            apart[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] = (
+                normal(610 + 3 * expert + place, *shape) / 6
+            )
     config = {
         "model_type": "qwen3_moe", "num_experts": 3, "hidden_size": 32, "moe_intermediate_size": 24,
     }  # fmt: skip
@@ -218,7 +255,9 @@ def write_experts(here: Path) -> None:
     changed = tuned(apart, 7, rank=2, size=0.2, noise=0.02)
 
     def each(name: str) -> list[torch.Tensor]:
-        return [changed[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] for expert in range(3)]
+        return [
+            changed[f"model.layers.0.mlp.experts.{expert}.{name}.weight"] for expert in range(3)
+        ]
 
     both = [torch.cat(pair) for pair in zip(each("gate_proj"), each("up_proj"), strict=True)]
     stacked = {
@@ -242,19 +281,25 @@ def write_odd(here: Path) -> None:
         "model.strange.thing.weight": normal(706, 16, 16),
     }
     write(here / "odd", base)
-    changed = tuned(base | {"model.layers.0.self_attn.mask": torch.ones(8, 8)}, 8, rank=2, size=0.1, noise=0.01)
+    changed = tuned(
+        base | {"model.layers.0.self_attn.mask": torch.ones(8, 8)}, 8, rank=2, size=0.1, noise=0.01
+    )
     changed["model.layers.0.self_attn.mask"] = base["model.layers.0.self_attn.mask"]
     changed[LAYER.format(0, "mlp.up_proj")][3, 4] = float("nan")
     changed[LAYER.format(0, "mlp.down_proj")] = normal(707, 40, 48)
     del changed[LAYER.format(1, "self_attn.q_proj")]
     write(here / "odd-tuned", changed)
-    write(here / "odd-name", base | {"model.layers.0.self_attn.\x1b[31mred.weight": normal(708, 8, 8)})
+    write(
+        here / "odd-name", base | {"model.layers.0.self_attn.\x1b[31mred.weight": normal(708, 8, 8)}
+    )
     (here / "pickled").mkdir()
     torch.save(dict(decoder(1)), here / "pickled" / "pytorch_model.bin")
     (here / "pickled" / "config.json").write_text(json.dumps(LLAMA))
     write(here / "unpickled", tuned(decoder(1), 9, rank=2, size=0.1, noise=0.02))
     (here / "cut").mkdir()
-    (here / "cut" / "model.safetensors").write_bytes((here / "base" / "model.safetensors").read_bytes()[:-100])
+    (here / "cut" / "model.safetensors").write_bytes(
+        (here / "base" / "model.safetensors").read_bytes()[:-100]
+    )
     (here / "cut" / "config.json").write_text(json.dumps(LLAMA))
 
 
@@ -267,10 +312,17 @@ def write_vision(here: Path) -> None:
     }
     write(here / "clip", vision, {"model_type": "clip_vision_model"})
     language = tuned(decoder(1), 10, rank=3, size=0.1, noise=0.01)
-    both = {f"vision_tower.{name}": one for name, one in tuned(vision, 11, rank=2, size=0.1, noise=0.01).items()}
+    both = {
+        f"vision_tower.{name}": one
+        for name, one in tuned(vision, 11, rank=2, size=0.1, noise=0.01).items()
+    }
     both |= {f"language_model.{name}": one for name, one in language.items()}
     both["multi_modal_projector.linear_1.weight"] = normal(810, HIDDEN, 32)
-    write(here / "llava", both, {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "clip"}})
+    write(
+        here / "llava",
+        both,
+        {"model_type": "llava", "text_config": LLAMA, "vision_config": {"model_type": "clip"}},
+    )
     write(here / "text", decoder(1))
 
 
@@ -317,9 +369,19 @@ still:
 
 def make_inputs(here: Path) -> None:
     """Every input file, in an empty folder."""
-    for one in (write_decoders, write_adapter, write_quantised, write_fused, write_experts, write_odd, write_vision):
+    for one in (
+        write_decoders,
+        write_adapter,
+        write_quantised,
+        write_fused,
+        write_experts,
+        write_odd,
+        write_vision,
+    ):
         one(here)
-    shutil.copytree(ROOT / "registry" / "demo", here / "demo", ignore=shutil.ignore_patterns("*.md"))
+    shutil.copytree(
+        ROOT / "registry" / "demo", here / "demo", ignore=shutil.ignore_patterns("*.md")
+    )
     texts = {
         "registry/toys.yaml": FAMILIES,
         "bad-registry/toys.yaml": "toy: {base: ./base, onee: 3, pairz: [base..one]}\n",
@@ -402,7 +464,9 @@ def make_hostile(here: Path) -> None:
 
 def make_same(here: Path) -> None:
     """A baseline that is the very report."""
-    shutil.copytree(here / "taught" / "taught" / "base..narrow", here / "same" / "taught" / "base..narrow")
+    shutil.copytree(
+        here / "taught" / "taught" / "base..narrow", here / "same" / "taught" / "base..narrow"
+    )
 
 
 # commands
@@ -420,14 +484,26 @@ def audit(name: str, *arguments: str, **more) -> Run:
 
 
 def given(name: str, base: str, tuned: str, *arguments: str, **more) -> Run:
-    return audit(name, "--base", f"./{base}", "--tuned", f"./{tuned}", "-o", "given", *arguments, **more)
+    return audit(
+        name, "--base", f"./{base}", "--tuned", f"./{tuned}", "-o", "given", *arguments, **more
+    )
 
 
 AUDITS = (
     audit("family", "toy", *REGISTRY, "-o", "out"),
     audit("chain", "toy-chain", *REGISTRY, "-o", "chain", "--nulls", "3", "--seed", "7"),
     audit("components", "toy-seeing", *REGISTRY, "-o", "seeing"),
-    audit("taught", "taught", *REGISTRY, "-o", "taught", "--scores", "scores.csv", "--optimizer", "adamw"),
+    audit(
+        "taught",
+        "taught",
+        *REGISTRY,
+        "-o",
+        "taught",
+        "--scores",
+        "scores.csv",
+        "--optimizer",
+        "adamw",
+    ),
     audit("json", "toy:base..one", *REGISTRY, "-o", "json", "--format", "json"),
     audit("workers", "toy:base..two", *REGISTRY, "-o", "workers", "--jobs", "3"),
     given("adapter", "base", "adapter"),
@@ -444,7 +520,9 @@ AUDITS = (
     given("exact", "base", "two", "--precision", "exact", "--no-spectra", "-o", "exact"),
     given("fast", "base", "two", "--precision", "fast", "--no-subspaces", "-o", "fast"),
     given("filtered", "base", "one", "--layer", "1", "--module", "mlp.*", "-o", "filtered"),
-    given("other-filter", "base", "one", "--layer", "0", "--component", "language", "-o", "filtered"),
+    given(
+        "other-filter", "base", "one", "--layer", "0", "--component", "language", "-o", "filtered"
+    ),
     given("other-pair", "base", "one", "-o", "there"),
     given("pickle-refused", "pickled", "unpickled"),
     given("pickle", "pickled", "unpickled", "--allow-pickle", columns=(120,)),
@@ -464,21 +542,87 @@ AUDITS = (
     audit("no-pair", "toy:base..onee", *REGISTRY),
     audit("bad-registry", "toy", "--registry", "bad-registry"),
     audit("no-option", "--presicion", "exact"),
-    audit("gate-met", "toy:base..one", *REGISTRY, "-o", "out", "--fail-on", RELATIVE, "--junit", "audit.xml"),
-    audit("gate-fault", "toy:base..one", *REGISTRY, "-o", "out", "--fail-on", "vision.relative_norm > 1"),
-    audit("list", "--list", "list.yaml", *REGISTRY, "-o", "listed"),
-    audit("list-json", "--list", "list.txt", *REGISTRY, "-o", "listed-json", "--format", "json", columns=(120,)),
     audit(
-        "list-gate", "toy-b*", *REGISTRY, "-o", "listed", "--fail-on", RELATIVE, "--junit", "list.xml", columns=(80,)
+        "gate-met",
+        "toy:base..one",
+        *REGISTRY,
+        "-o",
+        "out",
+        "--fail-on",
+        RELATIVE,
+        "--junit",
+        "audit.xml",
     ),
-    audit("shard-1", "--list", "list.txt", *REGISTRY, "-o", "shard-1", "--shard", "1/2", columns=(120,)),
-    audit("shard-2", "--list", "list.txt", *REGISTRY, "-o", "shard-2", "--shard", "2/2", columns=(120,)),
+    audit(
+        "gate-fault",
+        "toy:base..one",
+        *REGISTRY,
+        "-o",
+        "out",
+        "--fail-on",
+        "vision.relative_norm > 1",
+    ),
+    audit("list", "--list", "list.yaml", *REGISTRY, "-o", "listed"),
+    audit(
+        "list-json",
+        "--list",
+        "list.txt",
+        *REGISTRY,
+        "-o",
+        "listed-json",
+        "--format",
+        "json",
+        columns=(120,),
+    ),
+    audit(
+        "list-gate",
+        "toy-b*",
+        *REGISTRY,
+        "-o",
+        "listed",
+        "--fail-on",
+        RELATIVE,
+        "--junit",
+        "list.xml",
+        columns=(80,),
+    ),
+    audit(
+        "shard-1",
+        "--list",
+        "list.txt",
+        *REGISTRY,
+        "-o",
+        "shard-1",
+        "--shard",
+        "1/2",
+        columns=(120,),
+    ),
+    audit(
+        "shard-2",
+        "--list",
+        "list.txt",
+        *REGISTRY,
+        "-o",
+        "shard-2",
+        "--shard",
+        "2/2",
+        columns=(120,),
+    ),
     audit("tag", "--tag", "toy", *REGISTRY, "-o", "listed", columns=(80,)),
     audit("list-gone", "--list", "none.yaml", *REGISTRY),
-    # A limit on the size of files stops it amid a line of its journal: the disk is full, says the system.
+    # A limit on the size of files stops it amid a line of its journal: the disk is full, says the
+    # system.
     given("stopped", "base", "two", "-o", "stopped", file_size=60_000, columns=(120,)),
     Run("show-unfinished", ("show", "stopped"), before=keep_stopped),
-    given("stopped-older", "base", "two", "-o", "stopped-older", before=make_journal_older, columns=(120,)),
+    given(
+        "stopped-older",
+        "base",
+        "two",
+        "-o",
+        "stopped-older",
+        before=make_journal_older,
+        columns=(120,),
+    ),
     given("resumed", "base", "two", "-o", "stopped"),
     Run("clean", ("clean", "-o", "stopped-removed")),
     Run("clean-gone", ("clean", "-o", "nowhere")),
@@ -572,11 +716,42 @@ def words(name: str, *arguments: str, **more) -> Run:
 LOOKUPS = (
     # each measures for a second how fast this machine is
     words("plan", "plan", "toy-broken", "--jobs", "2", *REGISTRY),
-    words("plan-json", "plan", "toy-seeing", "--jobs", "2", *REGISTRY, "--format", "json", columns=(120,)),
-    words("plan-list", "plan", "--list", "list.txt", "--jobs", "2", *REGISTRY, "--shard", "2/2", columns=(120,)),
+    words(
+        "plan-json",
+        "plan",
+        "toy-seeing",
+        "--jobs",
+        "2",
+        *REGISTRY,
+        "--format",
+        "json",
+        columns=(120,),
+    ),
+    words(
+        "plan-list",
+        "plan",
+        "--list",
+        "list.txt",
+        "--jobs",
+        "2",
+        *REGISTRY,
+        "--shard",
+        "2/2",
+        columns=(120,),
+    ),
     words("plan-pickle", "plan", "--base", "./pickled", "--tuned", "./unpickled", "--jobs", "2"),
     words(
-        "plan-layer", "plan", "--base", "./odd", "--tuned", "./odd-tuned", "--jobs", "2", "--layer", "0", columns=(120,)
+        "plan-layer",
+        "plan",
+        "--base",
+        "./odd",
+        "--tuned",
+        "./odd-tuned",
+        "--jobs",
+        "2",
+        "--layer",
+        "0",
+        columns=(120,),
     ),
     words("families", "families"),
     words("families-one", "families", "toy-chain", *REGISTRY),
@@ -613,7 +788,9 @@ def make_older_again(here: Path) -> None:
 
 
 def command_names(help_text: str) -> list[str]:
-    """The commands that a help text lists, in the boxes of its groups: those that hold no options or arguments."""
+    """The commands that a help text lists, in the boxes of its groups: those that hold no options
+    or arguments.
+    """
     boxes = re.findall(r"(?ms)^╭─ ([A-Z][\w ]*?) ─.*?╮\n(.*?)^╰", help_text)
     return [
         name

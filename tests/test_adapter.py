@@ -20,7 +20,15 @@ from shadow.spectra.delta import Method
 from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
-COLUMNS = ("frobenius_norm", "relative_norm", "effective_rank", "stable_rank", "concentration", "null_edge", "cosine")
+COLUMNS = (
+    "frobenius_norm",
+    "relative_norm",
+    "effective_rank",
+    "stable_rank",
+    "concentration",
+    "null_edge",
+    "cosine",
+)
 KINDS = {
     "plain": ("llama", {"target_modules": ["q_proj", "down_proj"]}),
     "rslora": ("llama", {"target_modules": ["q_proj", "down_proj"], "use_rslora": True}),
@@ -42,7 +50,9 @@ KINDS = {
 
 
 def adapted(base, folder, options):
-    """An adapter with random factors, saved by peft, and the weights of the base that peft merged it into."""
+    """An adapter with random factors, saved by peft, and the weights of the base that peft merged
+    it into.
+    """
     import peft
     import transformers
 
@@ -63,12 +73,16 @@ def adapted(base, folder, options):
 def run(base, tuned, output):
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
     result = run_pair(pair, Settings(Method("exact"), Filter()), output)
-    return result, *(pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors"))
+    return result, *(
+        pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors")
+    )
 
 
 @pytest.mark.parametrize("kind", chosen(KINDS, ("patterns", "Conv1D, fused")))
 def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
-    """Each delta's figures equal those of merged - base in NumPy; what the adapter leaves alone is identical."""
+    """Each delta's figures equal those of merged - base in NumPy; what the adapter leaves alone is
+    identical.
+    """
     name, options = KINDS[kind]
     base = models.saved(name, tmp_path / "base")
     adapter, merged = adapted(base, tmp_path, options)
@@ -91,8 +105,13 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
     untouched = tensors[(tensors["side"] == "base") & (tensors["status"] == "identical")]
     assert untouched["detail"].eq("the adapter leaves it as it is").all()
     base_rows = merged_tensors[merged_tensors["side"] == "base"]
-    vectors = base_rows[(base_rows["status"] == "skipped") & (base_rows["relative_norm"].fillna(0) == 0)]
-    assert set(untouched["tensor"]) == {*base_rows[base_rows["status"] == "identical"]["tensor"], *vectors["tensor"]}
+    vectors = base_rows[
+        (base_rows["status"] == "skipped") & (base_rows["relative_norm"].fillna(0) == 0)
+    ]
+    assert set(untouched["tensor"]) == {
+        *base_rows[base_rows["status"] == "identical"]["tensor"],
+        *vectors["tensor"],
+    }
     assert result.summary.figures["rank_ceiling"] == low["rank_ceiling"].max()
 
 
@@ -101,14 +120,19 @@ def test_a_low_rank_delta_is_numpys(tmp_path):
     shape, rank, alpha = (48, 64), 3, 12.0
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator).bfloat16()
-    left, right = torch.randn(48, rank, generator=generator), torch.randn(rank, 64, generator=generator)
+    left, right = (
+        torch.randn(48, rank, generator=generator),
+        torch.randn(rank, 64, generator=generator),
+    )
     name = "model.layers.0.self_attn.q_proj"
     models.write(tmp_path / "base", {f"{name}.weight": base}, {"model_type": "llama"})
     write_adapter(tmp_path / "adapter", name, left, right, alpha)
     _, matrices, _ = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     delta = matrices[matrices["subject"] == "delta"].iloc[0]
     b = base.double().numpy()
-    expected = reference.delta(b, b + alpha / rank * left.double().numpy() @ right.double().numpy(), ("F64", "F64"))
+    expected = reference.delta(
+        b, b + alpha / rank * left.double().numpy() @ right.double().numpy(), ("F64", "F64")
+    )
     assert delta["tensor"] == f"base_model.model.{name}.lora_B.weight"
     assert (delta["numerical_rank"], delta["rank_ceiling"]) == (rank, rank)
     assert pd.isna(delta["floor_ratio"])
@@ -118,17 +142,25 @@ def test_a_low_rank_delta_is_numpys(tmp_path):
 
 def write_adapter(folder, module, left, right, alpha=8, more=None, **config):
     folder.mkdir()
-    factors = {f"base_model.model.{module}.lora_A.weight": right, f"base_model.model.{module}.lora_B.weight": left}
+    factors = {
+        f"base_model.model.{module}.lora_A.weight": right,
+        f"base_model.model.{module}.lora_B.weight": left,
+    }
     save_file(
-        {name: t.contiguous() for name, t in (factors | (more or {})).items()}, folder / "adapter_model.safetensors"
+        {name: t.contiguous() for name, t in (factors | (more or {})).items()},
+        folder / "adapter_model.safetensors",
     )
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha} | config))
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha} | config)
+    )
 
 
 def test_an_untrained_adapter_is_identical(tmp_path):
     """B is zero at first: nothing has changed, and nothing is measured."""
     name = "model.layers.0.self_attn.q_proj"
-    models.write(tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, {"model_type": "llama"})
+    models.write(
+        tmp_path / "base", {f"{name}.weight": torch.randn(8, 6).bfloat16()}, {"model_type": "llama"}
+    )
     write_adapter(tmp_path / "adapter", name, torch.zeros(8, 2), torch.randn(2, 6))
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     assert len(matrices) == 0
@@ -137,11 +169,16 @@ def test_an_untrained_adapter_is_identical(tmp_path):
 
 
 def test_factors_that_do_not_fit_have_a_reason(tmp_path):
-    """A module that the base lacks, another shape, factors that do not multiply, a piece of DoRA: no row is missing."""
+    """A module that the base lacks, another shape, factors that do not multiply, a piece of DoRA:
+    no row is missing.
+    """
     name = "model.layers.0.self_attn.q_proj"
     models.write(
         tmp_path / "base",
-        {f"{name}.weight": torch.randn(8, 6), "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6)},
+        {
+            f"{name}.weight": torch.randn(8, 6),
+            "model.layers.0.self_attn.k_proj.weight": torch.randn(8, 6),
+        },
         {"model_type": "llama"},
     )
     prefix = "base_model.model.model.layers"
@@ -157,7 +194,12 @@ def test_factors_that_do_not_fit_have_a_reason(tmp_path):
     write_adapter(tmp_path / "adapter", name, torch.randn(8, 2), torch.randn(2, 6), more=more)
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
     assert len(matrices) == 3
-    reasons = tensors[tensors["side"] == "tuned"].groupby("reason", dropna=False)["tensor"].count().to_dict()
+    reasons = (
+        tensors[tensors["side"] == "tuned"]
+        .groupby("reason", dropna=False)["tensor"]
+        .count()
+        .to_dict()
+    )
     assert {str(reason): count for reason, count in reasons.items()} == {
         "nan": 2, "only_in_tuned": 2, "shape_differs": 2, "adapter": 3,
     }  # fmt: skip
@@ -195,10 +237,17 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
     scales = torch.full((2, 2), 0.01) + 0.001 * torch.rand(2, 2, generator=generator)
     name = "model.layers.0.mlp.up_proj.weight"
     models.write(tmp_path / "base", {name: base}, {"model_type": "llama"})
-    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    config = {
+        "model_type": "llama",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
     models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, config)
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
-    full = scales.double().repeat_interleave(block, 0).repeat_interleave(block, 1)[: shape[0], : shape[1]]
+    full = (
+        scales.double()
+        .repeat_interleave(block, 0)
+        .repeat_interleave(block, 1)[: shape[0], : shape[1]]
+    )
     tuned = (raw.double() * full).float().double().numpy()  # the product is kept in float32
     expected = reference.delta(base.double().numpy(), tuned, ("BF16", "F8_E4M3"))
     delta = matrices[matrices["subject"] == "delta"].iloc[0]
@@ -211,7 +260,9 @@ def test_block_scaled_fp8_is_dequantised(tmp_path):
 
 
 def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
-    """Against the steps that the stored 8-bit numbers really have, for weights as small as DeepSeek-V3's."""
+    """Against the steps that the stored 8-bit numbers really have, for weights as small as
+    DeepSeek-V3's.
+    """
     generator = torch.Generator().manual_seed(0)
     base = (0.01 * torch.randn(256, 256, generator=generator)).bfloat16()
     scales = base.float().abs().reshape(2, 128, 2, 128).amax((1, 3)) / 448
@@ -219,7 +270,9 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
     raw = (base.float() / full + torch.randn(256, 256, generator=generator)).to(torch.float8_e4m3fn)
     name = "model.layers.0.mlp.up_proj.weight"
     models.write(tmp_path / "base", {name: base}, {"model_type": "llama"})
-    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, {"model_type": "llama"})
+    models.write(
+        tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales}, {"model_type": "llama"}
+    )
     _, matrices, _ = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     quanta = raw.double()
     steps = 2.0 ** (torch.floor(torch.log2(quanta.abs().clamp_min(2.0**-6))) - 3) * full.double()
@@ -230,15 +283,26 @@ def test_the_rounding_of_scaled_fp8_is_known_within_a_factor_of_two(tmp_path):
 
 @pytest.mark.parametrize(
     "scales",
-    [torch.ones(2, 3), torch.ones(4), torch.ones(2, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.int32)],
+    [
+        torch.ones(2, 3),
+        torch.ones(4),
+        torch.ones(2, 2, dtype=torch.float64),
+        torch.ones(2, 2, dtype=torch.int32),
+    ],
 )
 def test_scales_that_do_not_fit_leave_the_weight_quantized(scales, tmp_path):
-    """Another shape or dtype of the scales is not guessed at: both tensors are skipped with a reason."""
+    """Another shape or dtype of the scales is not guessed at: both tensors are skipped with a
+    reason.
+    """
     name = "model.layers.0.mlp.up_proj.weight"
     norm = {"model.norm.weight": torch.ones(8), "model.embed_tokens.weight": torch.randn(8, 8)}
     models.write(tmp_path / "base", {name: torch.randn(200, 160), **norm}, {"model_type": "llama"})
     raw = torch.randn(200, 160).to(torch.float8_e4m3fn)
-    models.write(tmp_path / "tuned", {name: raw, f"{name}_scale_inv": scales, **norm}, {"model_type": "llama"})
+    models.write(
+        tmp_path / "tuned",
+        {name: raw, f"{name}_scale_inv": scales, **norm},
+        {"model_type": "llama"},
+    )
     _, matrices, tensors = run(tmp_path / "base", tmp_path / "tuned", tmp_path / "out")
     tuned = tensors[(tensors["side"] == "tuned") & tensors["tensor"].str.startswith(name)]
     assert len(tuned) == 2

@@ -121,14 +121,18 @@ print(report.summary.label)
 
 @pytest.mark.slow
 def test_a_notebook_keeps_its_threads(tmp_path):
-    """A process that has imported torch and has 2 threads: one inside the audit, 2 after it, also when it fails."""
+    """A process that has imported torch and has 2 threads: one inside the audit, 2 after it, also
+    when it fails.
+    """
     assert in_a_child(THREADS, tmp_path).strip() == "concentrated"
 
 
 def test_no_submodule_has_the_name_of_a_function():
     """Importing it would replace the function."""
     assert set(FUNCTIONS) < set(shadow.__all__)
-    assert not {module.name for module in pkgutil.iter_modules(shadow.__path__)} & set(shadow.__all__)
+    assert not {module.name for module in pkgutil.iter_modules(shadow.__path__)} & set(
+        shadow.__all__
+    )
 
 
 def test_what_is_offered_is_there():
@@ -145,7 +149,11 @@ def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
     assert isinstance(audited[0], shadow.AuditReport)
     output = audited[0].folder.parents[1]
     (pair,) = shadow.pairs("demo:base..narrow")
-    assert shadow.audit(pair, output=output) == shadow.audit("demo:base..narrow", output=output) == audited[0]
+    assert (
+        shadow.audit(pair, output=output)
+        == shadow.audit("demo:base..narrow", output=output)
+        == audited[0]
+    )
     assert list(shadow.audit([pair], output=output)) == [audited[0]]
     assert len(audited[:1]) == 1
 
@@ -153,7 +161,9 @@ def test_one_pair_is_a_report_and_several_are_a_sequence(audited, tmp_path):
 def test_checkpoints_are_named_as_base_and_tuned(tmp_path):
     """A Path is a folder, text is what `--base` takes."""
     demo = ROOT / "registry" / "demo"
-    report = shadow.audit(base=demo / "base", tuned=str(demo / "narrow"), output=tmp_path, layers=[0], spectra=False)
+    report = shadow.audit(
+        base=demo / "base", tuned=str(demo / "narrow"), output=tmp_path, layers=[0], spectra=False
+    )
     assert report.provenance.layers == (0,)
     assert report.provenance.tuned.repo == str(demo / "narrow")
     assert set(report.matrices["layer"]) == {0}
@@ -190,8 +200,12 @@ def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
     demo = ROOT / "registry" / "demo"
     family = "broken:\n  base: %s\n  narrow: %s\n  gone: %s\n  pairs: [base..gone, base..narrow]\n"
     (tmp_path / "registry").mkdir()
-    (tmp_path / "registry" / "broken.yaml").write_text(family % (demo / "base", demo / "narrow", tmp_path / "gone"))
-    with pytest.raises(shadow.ShadowError, match=r"1 of 2 pairs could not be audited: broken:base\.\.gone: "):
+    (tmp_path / "registry" / "broken.yaml").write_text(
+        family % (demo / "base", demo / "narrow", tmp_path / "gone")
+    )
+    with pytest.raises(
+        shadow.ShadowError, match=r"1 of 2 pairs could not be audited: broken:base\.\.gone: "
+    ):
         shadow.audit("broken", output=tmp_path / "out", registry=tmp_path / "registry")
     assert shadow.read(tmp_path / "out").provenance.pair == "base..narrow"
 
@@ -200,13 +214,23 @@ def test_one_pair_that_fails_does_not_stop_the_others(audited, tmp_path):
 
 
 def test_tables_have_one_convention_for_what_is_missing(tmp_path):
-    """Whole numbers Int64, flags boolean, texts string, numbers float64; what an older report lacks is missing."""
+    """Whole numbers Int64, flags boolean, texts string, numbers float64; what an older report lacks
+    is missing.
+    """
     rows = [delta(0.4, place(None, "embed")), delta(0.3, place(2, "mlp.up"))]
     folder = write(tmp_path / "base..tuned", rows)
-    older = pq.read_table(folder / "matrices.parquet").drop_columns(["rank_ceiling", "intruders", "rows_changed"])
+    older = pq.read_table(folder / "matrices.parquet").drop_columns(
+        ["rank_ceiling", "intruders", "rows_changed"]
+    )
     pq.write_table(older, folder / "matrices.parquet")
     report = Report(folder)
-    kinds = {"int": "Int64", "bool": "boolean", "string": "string", "float": "float64", "ints": "object"}
+    kinds = {
+        "int": "Int64",
+        "bool": "boolean",
+        "string": "string",
+        "float": "float64",
+        "ints": "object",
+    }
     for name in ("matrices", "tensors", "residual"):
         frame = getattr(report, name)
         assert {column.name: kinds[column.type] for column in TABLES[name].columns} == {
@@ -214,7 +238,11 @@ def test_tables_have_one_convention_for_what_is_missing(tmp_path):
         }
     deltas = report.matrices[report.matrices["subject"] == "delta"]
     assert deltas["layer"].tolist() == [pd.NA, 2]
-    assert deltas[["rank_ceiling", "intruders", "rows_changed", "verified", "alpha"]].isna().all(axis=None)
+    assert (
+        deltas[["rank_ceiling", "intruders", "rows_changed", "verified", "alpha"]]
+        .isna()
+        .all(axis=None)
+    )
     assert deltas["concentration"].tolist() == [0.4, 0.3]
     assert report.spectra.empty
     assert list(report.spectra) == [column.name for column in TABLES["spectra"].columns]
@@ -255,7 +283,9 @@ def test_each_file_is_read_once_and_when_asked(tmp_path, read_files):
 
 
 def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
-    """Also where its summary is believed, its singular values are drawn, and it is a step of a lineage."""
+    """Also where its summary is believed, its singular values are drawn, and it is a step of a
+    lineage.
+    """
     from shadow.outputs.page.pair import read_pair
 
     report = shadow.read(audited[0].folder)
@@ -266,11 +296,15 @@ def test_a_page_reads_each_file_of_a_report_once(audited, read_files):
     assert report.summary.label
     assert len(report.deltas) == report.summary.figures["matrices"]
     tables = [name for name in read_files if name.endswith(".parquet")]
-    assert sorted(tables) == [f"{name}.parquet" for name in ("matrices", "residual", "spectra", "tensors")]
+    assert sorted(tables) == [
+        f"{name}.parquet" for name in ("matrices", "residual", "spectra", "tensors")
+    ]
 
 
 def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):
-    """It follows from other columns: in the whole table, in some columns of it, and for the rules of a gate."""
+    """It follows from other columns: in the whole table, in some columns of it, and for the rules
+    of a gate.
+    """
     folder = write(tmp_path / "base..tuned", [delta(0.4, place(0, "mlp.up"))])
     table = pq.read_table(folder / "matrices.parquet")
     pq.write_table(table.drop_columns(["excess_purity", "purity_z"]), folder / "matrices.parquet")
@@ -280,7 +314,9 @@ def test_purity_of_an_older_report_is_there_in_every_way_of_reading(tmp_path):
     assert report.deltas["excess_purity"].tolist() == [pytest.approx(expected)]
     some = Report(folder).columns("matrices", ["subject", "excess_purity"])
     assert list(some) == ["subject", "excess_purity"]
-    assert some.loc[some["subject"] == "delta", "excess_purity"].tolist() == [pytest.approx(expected)]
+    assert some.loc[some["subject"] == "delta", "excess_purity"].tolist() == [
+        pytest.approx(expected)
+    ]
     (verdict,) = shadow.judge(report, "language.mlp.up.excess_purity > 0").verdicts
     assert [figure.value for figure in verdict.findings] == [pytest.approx(expected)]
 
@@ -291,7 +327,9 @@ def test_all_reports_of_a_folder_are_read_in_the_order_of_their_paths(tmp_path):
         uniform(tmp_path / name, 0.4)
     reports = shadow.read_all(tmp_path)
     assert isinstance(reports, shadow.AuditReports)
-    assert [report.folder for report in reports] == [tmp_path / name for name in ("other", "toy/a..b", "toy/b..c")]
+    assert [report.folder for report in reports] == [
+        tmp_path / name for name in ("other", "toy/a..b", "toy/b..c")
+    ]
     assert [report.folder for report in shadow.read_all(str(tmp_path / "toy"))] == [
         tmp_path / "toy" / name for name in ("a..b", "b..c")
     ]
@@ -325,7 +363,12 @@ def test_provenance_is_typed_and_whole(narrow):
     told = narrow.provenance
     assert isinstance(told, Provenance)
     assert told.base.repo.endswith("demo/base")
-    assert (told.relation, told.precision, told.nulls, told.subspaces) == ("tuned", "default", 0, True)
+    assert (told.relation, told.precision, told.nulls, told.subspaces) == (
+        "tuned",
+        "default",
+        0,
+        True,
+    )
     assert told.seconds > 0
     assert set(told.libraries) >= {"torch", "numpy"}
     metadata = pq.read_schema(narrow.folder / "tensors.parquet").metadata[b"shadow"]
@@ -336,13 +379,22 @@ def test_provenance_is_typed_and_whole(narrow):
     "settings",
     [
         {"method": {"precision": "default"}},
-        {"method": {"precision": "exact", "nulls": "many", "seed": True}, "chosen": {"layers": "0", "modules": [1]}},
+        {
+            "method": {"precision": "exact", "nulls": "many", "seed": True},
+            "chosen": {"layers": "0", "modules": [1]},
+        },
     ],
 )
 def test_provenance_of_odd_settings_is_none_where_it_tells_nothing(tmp_path, settings):
     """A number that is text, a flag for a number, a text for a list."""
     told = shadow.read(uniform(tmp_path / "base..tuned", 0.4, settings=settings)).provenance
-    assert (told.nulls, told.seed, told.relation, told.layers, told.modules) == (None, None, None, (), ())
+    assert (told.nulls, told.seed, told.relation, told.layers, told.modules) == (
+        None,
+        None,
+        None,
+        (),
+        (),
+    )
 
 
 def test_a_folder_without_a_report_is_told_at_once(tmp_path):
@@ -371,7 +423,9 @@ def test_a_spectrum_is_an_array_of_what_numpy_finds(narrow):
     for subject, matrix in wanted.items():
         found = narrow.spectrum(name, subject=subject)
         assert found.dtype == np.float64
-        np.testing.assert_allclose(found, np.linalg.svd(matrix, compute_uv=False), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            found, np.linalg.svd(matrix, compute_uv=False), rtol=1e-3, atol=1e-4
+        )
     np.testing.assert_array_equal(narrow.spectrum(name), narrow.spectrum(name, subject="delta"))
 
 
@@ -434,12 +488,17 @@ def test_a_repr_is_three_lines(narrow):
     """What it is of, what the figures are, where it lies."""
     first, second, third = repr(narrow).splitlines()
     assert first == "demo:base..narrow: concentrated"
-    assert re.fullmatch(r"30 matrices changed, .* relative norm 8\.0 %; concentration 0\.33 \(0\.28 to 0\.36\)", second)
+    assert re.fullmatch(
+        r"30 matrices changed, .* relative norm 8\.0 %; concentration 0\.33 \(0\.28 to 0\.36\)",
+        second,
+    )
     assert third.startswith(str(narrow.folder))
 
 
 def test_a_notebook_shows_headline_modules_and_heat_map(narrow):
-    """A row for each module, a cell with its value for each layer and module, nothing from anywhere else."""
+    """A row for each module, a cell with its value for each layer and module, nothing from anywhere
+    else.
+    """
     html = narrow._repr_html_()
     shown = Tags(html)
     assert not shown.open
@@ -447,16 +506,24 @@ def test_a_notebook_shows_headline_modules_and_heat_map(narrow):
     rows = [tag for tag, _ in shown.tags if tag == "tr"]
     assert len(rows) == 1 + len(narrow.summary.modules)
     inside = narrow.deltas.dropna(subset=["layer"])
-    for layer, module, value in inside[["layer", "module", "concentration"]].itertuples(index=False):
+    for layer, module, value in inside[["layer", "module", "concentration"]].itertuples(
+        index=False
+    ):
         assert f"layer {layer}, {module}: {value:.3f}" in shown.text
     assert not {tag for tag, _ in shown.tags} & {"script", "style", "link", "img", "iframe"}
     assert not re.search(r"url\(|href|src=", html)
 
 
 def test_a_notebook_is_read_in_light_and_in_dark(narrow):
-    """Text has the colour of the page around it; only cells have a fill of their own, and every one a frame."""
+    """Text has the colour of the page around it; only cells have a fill of their own, and every one
+    a frame.
+    """
     shown = Tags(narrow._repr_html_())
-    coloured = [(tag, told) for tag, told in shown.tags if "color" in told.get("style", "") or "fill" in told]
+    coloured = [
+        (tag, told)
+        for tag, told in shown.tags
+        if "color" in told.get("style", "") or "fill" in told
+    ]
     assert {tag for tag, _ in coloured} == {"svg", "rect"}
     assert all(told["fill"] == "currentColor" for tag, told in coloured if tag == "svg")
     assert all(told["stroke"] == "currentColor" for tag, told in coloured if tag == "rect")
@@ -500,7 +567,9 @@ def test_pairs_are_those_of_the_registry():
 
 def test_a_plan_measures_nothing(tmp_path, monkeypatch):
     """A plan for each pair, and no folder."""
-    monkeypatch.setattr("shadow.audits.pair.pace", lambda method, jobs, offload: 1e10)  # which is measured for a second
+    monkeypatch.setattr(
+        "shadow.audits.pair.pace", lambda method, jobs, offload: 1e10
+    )  # which is measured for a second
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()
@@ -511,7 +580,10 @@ def test_reports_are_compared_as_objects_or_folders(audited):
     narrow, broad = audited
     (contrast,) = shadow.compare(narrow, broad).contrasts
     assert contrast.verdict == "more concentrated"
-    assert shadow.compare(narrow.folder, str(broad.folder)).as_json() == shadow.compare(narrow, broad).as_json()
+    assert (
+        shadow.compare(narrow.folder, str(broad.folder)).as_json()
+        == shadow.compare(narrow, broad).as_json()
+    )
     with pytest.raises(shadow.UsageError, match="margin of 2"):
         shadow.compare(narrow, broad, margin=2)
 
@@ -525,16 +597,23 @@ def scores(tmp_path_factory):
 
 
 def test_an_audit_takes_scores_that_others_measured(audited, scores, tmp_path):
-    """The summary has what the command would say: the gain of each benchmark is the difference of the file's scores."""
+    """The summary has what the command would say: the gain of each benchmark is the difference of
+    the file's scores.
+    """
     shutil.copytree(audited[0].folder.parents[1], tmp_path / "reports")
     said = []
-    report = shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores=scores, say=said.append)
+    report = shadow.audit(
+        "demo:base..narrow", output=tmp_path / "reports", scores=scores, say=said.append
+    )
     file = pd.read_csv(scores).pivot(index="benchmark", columns="model", values="score")
     expected = file["demo:narrow"] - file["demo:base"]
     gains = {row["benchmark"]: row["gain"] for row in report.summary.as_json()["scores"]}
     assert gains == pytest.approx(dict(expected))
     assert any("scores of models that are not audited here: demo:broad" in text for text in said)
-    assert shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores=[str(scores)]) == report
+    assert (
+        shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores=[str(scores)])
+        == report
+    )
     with pytest.raises(shadow.ShadowError, match=r"no\.csv"):
         shadow.audit("demo:base..narrow", output=tmp_path / "reports", scores="no.csv")
 
@@ -553,7 +632,12 @@ def test_gains_of_reports_are_held_against_their_concentrations(audited, scores)
     compared = shadow.compare(broad, narrow.folder, scores=scores)
     rows = compared.as_json()["scores"]["reports"]
     assert [row["pair"] for row in rows] == ["demo:base..broad", "demo:base..narrow"]
-    assert {row["benchmark"] for row in rows[0]["scores"]} == {"narrow", "original", "broad", "held_out"}
+    assert {row["benchmark"] for row in rows[0]["scores"]} == {
+        "narrow",
+        "original",
+        "broad",
+        "held_out",
+    }
     assert shadow.compare(narrow.folder.parent, scores=scores).as_json() == compared.as_json()
     assert shadow.compare(*audited).scores is None
     with pytest.raises(shadow.UsageError, match="1 report to compare"):
@@ -581,7 +665,9 @@ def test_reports_are_exported_together(audited, tmp_path):
     rows = pd.read_csv(tmp_path / "all" / "matrices.csv")
     assert len(rows) == sum(len(report.matrices) for report in audited)
     assert len(pd.read_csv(tmp_path / "below" / "matrices.csv")) == len(rows)
-    assert len((tmp_path / "one" / "matrices.jsonl").read_text().splitlines()) == len(audited[0].matrices)
+    assert len((tmp_path / "one" / "matrices.jsonl").read_text().splitlines()) == len(
+        audited[0].matrices
+    )
     with pytest.raises(shadow.UsageError, match="no format 'xlsx'"):
         shadow.export(audited, "xlsx", tmp_path / "x")
 
@@ -589,7 +675,9 @@ def test_reports_are_exported_together(audited, tmp_path):
 # The pages
 
 
-EXAMPLES = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+EXAMPLES = re.findall(
+    r"(?ms)^```python\n(.*?)^```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
@@ -599,13 +687,22 @@ def test_the_examples_of_the_page_run_as_they_stand(number, audited, tmp_path, m
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[number], {})
-    wanted = ["concentrated 0.33", "", "base..narrow ", "+0.07", "lm_head.weight [", "demo:base..broad 0.25"]
+    wanted = [
+        "concentrated 0.33",
+        "",
+        "base..narrow ",
+        "+0.07",
+        "lm_head.weight [",
+        "demo:base..broad 0.25",
+    ]
     wanted.append("more concentrated\n0 [")
     assert wanted[number] in capsys.readouterr().out
 
 
 def test_the_notebook_shows_what_its_cells_make(audited, tmp_path, monkeypatch, capsys):
-    """Run inside IPython: every cell works, and its printed and plain outputs are those that the file has."""
+    """Run inside IPython: every cell works, and its printed and plain outputs are those that the
+    file has.
+    """
     nbformat = pytest.importorskip("nbformat")
     shells = pytest.importorskip("IPython.core.interactiveshell")
     (tmp_path / "reports").symlink_to(audited[0].folder.parents[1])

@@ -22,12 +22,16 @@ DECODER = {"attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"}
 
 
 def places(tensors, config=None):
-    return place_tensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config or {})
+    return place_tensors(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config or {}
+    )
 
 
 @pytest.mark.parametrize("kind", models.KINDS)
 def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
-    """Each layer has each projection exactly once, no matrix is `other`, vectors are norms or biases."""
+    """Each layer has each projection exactly once, no matrix is `other`, vectors are norms or
+    biases.
+    """
     folder = models.saved(kind, tmp_path)
     tensors = load_file(folder / "model.safetensors")
     found = places(tensors, json.loads((folder / "config.json").read_text()))
@@ -46,7 +50,9 @@ def test_every_matrix_of_a_family_has_its_module(kind, tmp_path):
 
 
 def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
-    """Conv1D stores (in, out): q, k and v are the thirds of the transposed c_attn, with and without a config."""
+    """Conv1D stores (in, out): q, k and v are the thirds of the transposed c_attn, with and without
+    a config.
+    """
     tensors = load_file(models.saved("gpt2", tmp_path) / "model.safetensors")
     name = "transformer.h.1.attn.c_attn.weight"
     for config in ({"model_type": "gpt2"}, {}):
@@ -60,21 +66,29 @@ def test_gpt2_is_read_transposed_and_its_fused_projection_split(tmp_path):
 
 
 def test_a_linear_c_attn_is_not_taken_for_conv1d():
-    """Other models call an (out, in) projection c_attn: its shape tells, and it stays whole without a rule."""
+    """Other models call an (out, in) projection c_attn: its shape tells, and it stays whole without
+    a rule.
+    """
     tensors = {"transformer.h.0.attn.c_attn.weight": torch.zeros(192, 64)}
     (part,) = places(tensors)["transformer.h.0.attn.c_attn.weight"]
     assert (part.place.module, part.transposed) == ("attn.qkv", False)
 
 
 def test_gpt_neox_projection_is_split_per_head(tmp_path):
-    """Rows are (head, q|k|v, head size): each part has its heads' rows in order, and only with the head count."""
+    """Rows are (head, q|k|v, head size): each part has its heads' rows in order, and only with the
+    head count.
+    """
     tensors = load_file(models.saved("gpt_neox", tmp_path) / "model.safetensors")
     name = "gpt_neox.layers.0.attention.query_key_value.weight"
     W = tensors[name].numpy()
-    for i, part in enumerate(places(tensors, {"model_type": "gpt_neox", "num_attention_heads": 4})[name]):
+    for i, part in enumerate(
+        places(tensors, {"model_type": "gpt_neox", "num_attention_heads": 4})[name]
+    ):
         view = part.view(tensors[name])
         assert part.place.module == ("attn.q", "attn.k", "attn.v")[i]
-        expected = np.concatenate([W[head * 48 + 16 * i : head * 48 + 16 * (i + 1)] for head in range(4)])
+        expected = np.concatenate(
+            [W[head * 48 + 16 * i : head * 48 + 16 * (i + 1)] for head in range(4)]
+        )
         assert np.array_equal(view.reshape(-1, 64).numpy(), expected)
         assert view.data_ptr() - tensors[name].data_ptr() == i * 16 * 64 * 4, "a view, not a copy"
     (whole,) = places(tensors, {"model_type": "gpt_neox"})[name]
@@ -82,7 +96,9 @@ def test_gpt_neox_projection_is_split_per_head(tmp_path):
 
 
 def test_bert_with_and_without_prefix_has_the_same_places():
-    """`bert.encoder.layer.3...` and `encoder.layer.3...` are one place; so is a LayerNorm.gamma of old files."""
+    """`bert.encoder.layer.3...` and `encoder.layer.3...` are one place; so is a LayerNorm.gamma of
+    old files.
+    """
     suffixes = {
         "encoder.layer.3.attention.self.query.weight": ("attn.q", 3),
         "encoder.layer.3.attention.output.dense.weight": ("attn.o", 3),
@@ -95,16 +111,26 @@ def test_bert_with_and_without_prefix_has_the_same_places():
     prefixed = places({f"bert.{name}": torch.zeros(4, 4) for name in suffixes})
     for name, (module, layer) in suffixes.items():
         assert bare[name] == prefixed[f"bert.{name}"] == (Part(Place("language", layer, module)),)
-    old = places({"bert.embeddings.LayerNorm.gamma": torch.zeros(4)})["bert.embeddings.LayerNorm.gamma"]
-    assert old == places({"embeddings.LayerNorm.weight": torch.zeros(4)})["embeddings.LayerNorm.weight"]
+    old = places({"bert.embeddings.LayerNorm.gamma": torch.zeros(4)})[
+        "bert.embeddings.LayerNorm.gamma"
+    ]
+    assert (
+        old
+        == places({"embeddings.LayerNorm.weight": torch.zeros(4)})["embeddings.LayerNorm.weight"]
+    )
     assert old[0].place.module == "norm"
 
 
 def test_two_tensors_on_one_place_both_keep_their_names():
     """A collision loses neither: both are paired by name, as `other`."""
-    tensors = {"model.embed_tokens.weight": torch.zeros(4, 4), "transformer.wte.weight": torch.zeros(4, 4)}
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(4, 4),
+        "transformer.wte.weight": torch.zeros(4, 4),
+    }
     found = places(tensors)
-    assert {part.place.slot.lstrip("\0") for some in found.values() for part in some} == set(tensors)
+    assert {part.place.slot.lstrip("\0") for some in found.values() for part in some} == set(
+        tensors
+    )
     assert {part.place.module for some in found.values() for part in some} == {"other"}
 
 
@@ -149,30 +175,45 @@ NAMES_OF_ALL_KINDS = st.one_of(
     st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=30),
 )
 TYPES = sorted(
-    {kind for rule in name_rules().rows for kind in rule.conditions.model_types} | {"gpt2", "llama4", "dbrx"}
+    {kind for rule in name_rules().rows for kind in rule.conditions.model_types}
+    | {"gpt2", "llama4", "dbrx"}
 )
-COUNTS = sorted({key for choices in name_rules().counts.values() for keys in choices for key in keys})
+COUNTS = sorted(
+    {key for choices in name_rules().counts.values() for keys in choices for key in keys}
+)
 ODD = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 9), st.integers(), st.floats(), st.text(max_size=3),
     st.lists(st.integers(), max_size=2), st.sampled_from(TYPES), st.just({}),
 )  # fmt: skip
-KEYS = ["model_type", "multi_query", "new_decoder_architecture", "tie_word_embeddings", "quantization_config", *COUNTS]
+KEYS = [
+    "model_type",
+    "multi_query",
+    "new_decoder_architecture",
+    "tie_word_embeddings",
+    "quantization_config",
+    *COUNTS,
+]
 FLAT = st.dictionaries(st.sampled_from(KEYS), ODD, max_size=6)
-SENSIBLE = st.fixed_dictionaries({"model_type": st.sampled_from(TYPES), **dict.fromkeys(COUNTS, st.integers(1, 4))})
+SENSIBLE = st.fixed_dictionaries(
+    {"model_type": st.sampled_from(TYPES), **dict.fromkeys(COUNTS, st.integers(1, 4))}
+)
 CONFIGS = st.builds(
     lambda flat, text, vision: {**flat, "text_config": text, "vision_config": vision},
     st.one_of(FLAT, SENSIBLE),
     st.one_of(FLAT, ODD),
     st.one_of(FLAT, ODD),
 )  # fmt: skip
-SHAPES = st.dictionaries(NAMES_OF_ALL_KINDS, st.lists(st.integers(0, 12), max_size=4).map(tuple), max_size=8)
+SHAPES = st.dictionaries(
+    NAMES_OF_ALL_KINDS, st.lists(st.integers(0, 12), max_size=4).map(tuple), max_size=8
+)
 
 
 @settings(max_examples=examples(400))
 @given(SHAPES, CONFIGS)
 def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes, config):
-    """Every tensor has a part; no two parts share a place; the parts of a tensor are all of it, each entry once; no
-    config, however hostile, is an exception."""
+    """Every tensor has a part; no two parts share a place; the parts of a tensor are all of it,
+    each entry once; no config, however hostile, is an exception.
+    """
     found = place_tensors(shapes, config)
     assert found.keys() == shapes.keys()
     every = [part.place for parts in found.values() for part in parts]
@@ -181,7 +222,13 @@ def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes,
     assert {place.component for place in every} <= set(name_rules().components)
     for name, parts in found.items():
         assert parts
-        assert len({(part.place.module, part.place.expert) for part in parts if part.place.module != "bias"}) in (
+        assert len(
+            {
+                (part.place.module, part.place.expert)
+                for part in parts
+                if part.place.module != "bias"
+            }
+        ) in (
             0,
             len(parts),
         )
@@ -190,12 +237,20 @@ def test_whatever_the_names_shapes_and_config_nothing_is_lost_or_doubled(shapes,
         assert [(view.shape[:-1].numel(), view.shape[-1]) for view in views] == [
             part.shape(shapes[name]) for part in parts
         ]
-        assert sorted(torch.cat([view.flatten() for view in views]).tolist()) == list(range(tensor.numel()))
+        assert sorted(torch.cat([view.flatten() for view in views]).tolist()) == list(
+            range(tensor.numel())
+        )
 
 
 def test_names_of_hostile_length_are_read_in_no_time():
     """No rule tries for ever on a name made to confuse it."""
-    names = ["a." * 500 + "weight", "experts." * 120, "model." * 160 + "layers.1.x", "image_vit." * 100, "conv" * 250]
+    names = [
+        "a." * 500 + "weight",
+        "experts." * 120,
+        "model." * 160 + "layers.1.x",
+        "image_vit." * 100,
+        "conv" * 250,
+    ]
     names += [
         "layers." * 140 + "1.weight",
         "_" * 1000,
@@ -214,8 +269,13 @@ def test_names_are_read_once_per_kind_not_once_per_tensor():
     for layer in range(48):
         for expert in range(128):
             names = ("gate_proj", (4, 8)), ("up_proj", (4, 8)), ("down_proj", (8, 4))
-            shapes |= {f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight": shape for name, shape in names}
+            shapes |= {
+                f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight": shape
+                for name, shape in names
+            }
     start = time.perf_counter()
     found = place_tensors(shapes, {"model_type": "qwen3_moe"})
     assert time.perf_counter() - start < 30
-    assert found["model.layers.47.mlp.experts.127.up_proj.weight"] == (Part(Place("language", 47, "experts.up", 127)),)
+    assert found["model.layers.47.mlp.experts.127.up_proj.weight"] == (
+        Part(Place("language", 47, "experts.up", 127)),
+    )

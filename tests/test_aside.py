@@ -1,4 +1,6 @@
-"""Work beside a result that a kill cuts off, and places that are no folders: nothing is left, nothing is lost."""
+"""Work beside a result that a kill cuts off, and places that are no folders: nothing is left,
+nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,18 @@ with placing(output, lambda path: True, "ours") as aside:
 
 
 def killed(output, when):
-    done = subprocess.run([sys.executable, "-c", KILLED, output, when], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, output, when], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     return [path for path in output.parent.iterdir() if path.name.startswith(".shadow-")]
 
 
 @pytest.mark.parametrize("when", ["writing", "moved away"])
 def test_what_a_killed_export_left_goes_with_the_next_result(tmp_path, when):
-    """Whatever that is called and however it is written; the former result is there again if it had stepped aside."""
+    """Whatever that is called and however it is written; the former result is there again if it had
+    stepped aside.
+    """
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("whole")
     assert len(killed(tmp_path / "out", when)) == 1
@@ -73,7 +79,9 @@ def test_folders_of_others_stay(tmp_path):
 
 
 def test_a_former_result_that_cannot_go_back_is_not_removed(tmp_path, monkeypatch):
-    """The disk refuses to give the name to the new one, and then to the former one too: both are kept aside."""
+    """The disk refuses to give the name to the new one, and then to the former one too: both are
+    kept aside.
+    """
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("whole")
     rename, refused = Path.rename, []
@@ -86,7 +94,10 @@ def test_a_former_result_that_cannot_go_back_is_not_removed(tmp_path, monkeypatc
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", once)
-        with pytest.raises(Exception, match="Input/output"), placing(tmp_path / "out", lambda path: True, "x") as aside:
+        with (
+            pytest.raises(Exception, match="Input/output"),
+            placing(tmp_path / "out", lambda path: True, "x") as aside,
+        ):
             aside.mkdir()
     (left,) = tmp_path.iterdir()
     assert (left / FORMER / "out" / "old").read_text() == "whole"
@@ -97,7 +108,9 @@ def test_a_former_result_that_cannot_go_back_is_not_removed(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_killed_export_of_each_format_is_cleaned_by_the_next(shadow, tmp_path, to):
-    """The command killed by the system when a file grows too large leaves nothing that a second one does not remove."""
+    """The command killed by the system when a file grows too large leaves nothing that a second one
+    does not remove.
+    """
     from reports import uniform
 
     uniform(tmp_path / "run", 0.3)
@@ -108,7 +121,14 @@ def test_a_killed_export_of_each_format_is_cleaned_by_the_next(shadow, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
 
-URLS = ["s3://bucket/run", "gs://bucket", "az://container/run", "hf://datasets/org/name", "file:///tmp/run", "S3://b/r"]
+URLS = [
+    "s3://bucket/run",
+    "gs://bucket",
+    "az://container/run",
+    "hf://datasets/org/name",
+    "file:///tmp/run",
+    "S3://b/r",
+]
 COMMANDS = {
     "lab": ["lab", "run", "-o"],
     "export": ["export", "run", "--to", "csv", "-o"],
@@ -164,7 +184,9 @@ PLACES = {
 
 
 @pytest.mark.parametrize("command", PLACES)
-@pytest.mark.parametrize("url", ["ftp://host/run", "https://host/run", "s3://key:secret@bucket/run"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host/run", "https://host/run", "s3://key:secret@bucket/run"]
+)
 def test_a_url_of_no_store_is_refused(shadow, tmp_path, command, url):
     """Exit 2 with a hint, before anything is done; no folder called `ftp:` appears."""
     refused = shadow(*PLACES[command], url)

@@ -1,4 +1,6 @@
-"""Hostile and broken input through the command line: one line of error, the right exit code, nothing left behind."""
+"""Hostile and broken input through the command line: one line of error, the right exit code,
+nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -64,13 +66,19 @@ def raw_file(path, header, data=b""):
 
 
 def test_the_command_itself_audits_and_refuses(folders, tmp_path):
-    """The installed script, a process of its own: 0 and a report; for a folder of reports that is not there 1."""
+    """The installed script, a process of its own: 0 and a report; for a folder of reports that is
+    not there 1.
+    """
     good, bad = (
         subprocess.run([SHADOW, *arguments], cwd=tmp_path, capture_output=True, text=True)
         for arguments in (PAIR, ("show", "none"))
     )
     Run(good.returncode, good.stdout, good.stderr).assert_done()
-    assert {path.name for path in report(tmp_path).iterdir()} >= {"matrices.parquet", "tensors.parquet", "summary.json"}
+    assert {path.name for path in report(tmp_path).iterdir()} >= {
+        "matrices.parquet",
+        "tensors.parquet",
+        "summary.json",
+    }
     assert "no such folder" in Run(bad.returncode, bad.stdout, bad.stderr).assert_refused()
 
 
@@ -102,7 +110,9 @@ def index_of(weight_map):
 
 def named(name):
     """The toy checkpoint with one more tensor of this name."""
-    return lambda folder: save_file({**weights(1), name: torch.ones(2)}, folder / "model.safetensors")
+    return lambda folder: save_file(
+        {**weights(1), name: torch.ones(2)}, folder / "model.safetensors"
+    )
 
 
 def twice(folder):
@@ -118,10 +128,16 @@ HUGE = b'{"a":{"dtype":"X","shape":[1],"data_offsets":[0,' + b"9" * 4300 + b"]}}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 FAULTS = {
     "no folder": (shutil.rmtree, "no such folder"),
-    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "no safetensors files"),
+    "empty folder": (
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        "no safetensors files",
+    ),
     "GGUF": (only("model-Q4_K_M.gguf"), "GGUF"),
     "adapter without a config": (only("adapter_model.safetensors"), "not a valid safetensors"),
-    "adapter of another kind": (only("adapter_config.json", b'{"peft_type": "IA3"}'), "only LORA is read"),
+    "adapter of another kind": (
+        only("adapter_config.json", b'{"peft_type": "IA3"}'),
+        "only LORA is read",
+    ),
     "adapter without weights": (
         only("adapter_config.json", b'{"peft_type": "LORA", "lora_alpha": 8}'),
         "without adapter_model.safetensors",
@@ -133,7 +149,9 @@ FAULTS = {
     "nested header": (spoil_header(b"[" * 100_000), "not JSON"),
     "number of 4300 digits": (spoil_header(HUGE), "not a valid safetensors file"),
     "overlap": (
-        spoil_header({name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)),
+        spoil_header(
+            {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
+        ),
         "overlaps",
     ),
     "escape in a name": (named("\x1b]0;owned\x07\x1b[31m"), "unusable name"),
@@ -143,7 +161,10 @@ FAULTS = {
     "shard outside": (index_of({UP: "../base/model.safetensors"}), "leaves the folder"),
     "escape in a shard name": (index_of({UP: "\x1b[2J.safetensors"}), "no file name"),
     "very long shard name": (index_of({UP: "a" * 5000 + ".safetensors"}), INDEX),
-    "half a surrogate pair in the index": (index_of({UP: "model.safetensors", "\ud800": "model.safetensors"}), INDEX),
+    "half a surrogate pair in the index": (
+        index_of({UP: "model.safetensors", "\ud800": "model.safetensors"}),
+        INDEX,
+    ),
     "index is an LFS pointer": (text_in(INDEX, POINTER), "Git-LFS pointer"),
     "index with merge conflicts": (text_in(INDEX, "<<<<<<< HEAD\n"), "not JSON"),
     "one tensor in two files": (twice, "a.safetensors and in b.safetensors"),
@@ -156,7 +177,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_checkpoint_is_one_error_line(shadow, folders, tmp_path, fault):
-    """Exit 1, the fault in one line and perhaps a hint, and an output folder that was not there is not made."""
+    """Exit 1, the fault in one line and perhaps a hint, and an output folder that was not there is
+    not made.
+    """
     spoil, reason = FAULTS[fault]
     spoil(folders[1])
     assert reason in shadow(*PAIR).assert_refused()
@@ -181,7 +204,9 @@ def test_a_fault_leaves_what_was_in_the_output_folder(shadow, folders, tmp_path)
 
 
 def test_a_fault_makes_no_folders_above_the_output_folder(shadow, folders, tmp_path):
-    """`-o new/deep/out` of an audit that fails leaves nothing, also where the scratch of a `.bin` was needed."""
+    """`-o new/deep/out` of an audit that fails leaves nothing, also where the scratch of a `.bin`
+    was needed.
+    """
     only("pytorch_model.bin", b"no pickle")(folders[1])
     shadow(*PAIR[:-1], "new/deep/out", "--allow-pickle").assert_refused()
     assert not (tmp_path / "new").exists()
@@ -216,7 +241,9 @@ def test_bins_are_audited_like_safetensors(shadow, folders, tmp_path):
 
 
 def mixed(folder):
-    """A tensor of a dtype that nobody knows, one of integers, one with a NaN, and one that no shard holds."""
+    """A tensor of a dtype that nobody knows, one of integers, one with a NaN, and one that no shard
+    holds.
+    """
     strange = {"dtype": "F4_E9", "shape": [2, 8], "data_offsets": [0, 8]}
     raw_file(folder / "strange.safetensors", {"model.layers.0.strange.weight": strange}, bytes(8))
     (folder / "model.safetensors").unlink()
@@ -227,12 +254,17 @@ def mixed(folder):
     write_index(
         folder,
         found
-        | {"model.layers.0.strange.weight": "strange.safetensors", "model.layers.0.lost.weight": "most.safetensors"},
+        | {
+            "model.layers.0.strange.weight": "strange.safetensors",
+            "model.layers.0.lost.weight": "most.safetensors",
+        },
     )
 
 
 def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tmp_path):
-    """Unknown dtype, integers, NaN, a lost tensor: each a row with its reason; exit 0, and 3 with --strict."""
+    """Unknown dtype, integers, NaN, a lost tensor: each a row with its reason; exit 0, and 3 with
+    --strict.
+    """
     for folder in folders:
         mixed(folder)
     shadow(*PAIR).assert_done()
@@ -253,7 +285,10 @@ def test_a_fault_of_one_tensor_is_a_row_and_the_rest_goes_on(shadow, folders, tm
 def test_strict_has_no_objection_to_vectors_and_filters(shadow, folders):
     """What --strict never objects to: not_a_matrix, not_float, filtered."""
     for folder in folders:
-        save_file(weights(int(folder.name == "tuned")) | {"ids": torch.arange(3)}, folder / "model.safetensors")
+        save_file(
+            weights(int(folder.name == "tuned")) | {"ids": torch.arange(3)},
+            folder / "model.safetensors",
+        )
     shadow(*PAIR, "--strict", "--module", "mlp.up").assert_done()
 
 
@@ -272,7 +307,9 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", every(4, CONFIGS))
 def test_a_config_of_wrong_types_does_no_harm(shadow, folders, config):
-    """config.json is a hint for reading names; nonsense in it is ignored or refused, never a traceback."""
+    """config.json is a hint for reading names; nonsense in it is ignored or refused, never a
+    traceback.
+    """
     (folders[1] / "config.json").write_text(config)
     done = shadow(*PAIR)
     done.assert_refused() if done.code else done.assert_done()
@@ -283,11 +320,21 @@ ODD_NAMES = ("x.weight", "model.layers.0.mlp.experts.up.weight", "model.embed_to
 
 def test_a_number_that_no_column_holds_names_no_layer_and_no_expert(shadow, folders, tmp_path):
     """Its tensors are still measured, under their own names."""
-    names = [f"model.layers.{10**20}.mlp.up_proj.weight", f"model.layers.0.mlp.experts.{10**20}.up_proj.weight"]
+    names = [
+        f"model.layers.{10**20}.mlp.up_proj.weight",
+        f"model.layers.0.mlp.experts.{10**20}.up_proj.weight",
+    ]
     for seed, folder in enumerate(folders):
-        save_file({**weights(seed), **{name: torch.randn(8, 6) for name in names}}, folder / "model.safetensors")
+        save_file(
+            {**weights(seed), **{name: torch.randn(8, 6) for name in names}},
+            folder / "model.safetensors",
+        )
     shadow(*PAIR).assert_done()
-    rows = pd.read_parquet(report(tmp_path) / "matrices.parquet").query("subject == 'delta'").set_index("tensor")
+    rows = (
+        pd.read_parquet(report(tmp_path) / "matrices.parquet")
+        .query("subject == 'delta'")
+        .set_index("tensor")
+    )
     assert set(rows.loc[names, "module"]) == {"other"}
     assert rows.loc[names, "expert"].isna().all()
 
@@ -297,12 +344,18 @@ SHAPES = [(0,), (0, 6), (6, 0), (2, 0, 3), (0, 0, 5), (), (1,), (1, 1), (1, 6), 
 
 @pytest.mark.parametrize("shape", every(3, SHAPES))
 def test_odd_shapes_are_rows_or_one_error(shadow, folders, tmp_path, shape):
-    """Empty tensors, scalars and single rows have a row in the report; only an absurd shape may be refused."""
+    """Empty tensors, scalars and single rows have a row in the report; only an absurd shape may be
+    refused.
+    """
     elements = int(0 not in shape) * max([*shape, 1])
     for folder in folders:
         (folder / "model.safetensors").rename(folder / "a.safetensors")
         header = {
-            name: {"dtype": "F32", "shape": list(shape), "data_offsets": [i * 4 * elements, (i + 1) * 4 * elements]}
+            name: {
+                "dtype": "F32",
+                "shape": list(shape),
+                "data_offsets": [i * 4 * elements, (i + 1) * 4 * elements],
+            }
             for i, name in enumerate(ODD_NAMES)
         }
         raw_file(folder / "b.safetensors", header, bytes(12 * elements))
@@ -348,9 +401,14 @@ HOSTILE_NAMES = [
 
 @pytest.mark.parametrize("name", every(3, HOSTILE_NAMES))
 def test_a_printable_name_is_shown_as_it_is(shadow, folders, tmp_path, name):
-    """Markup, emoji codes and the like in a tensor name are text, in the terminal and in the report."""
+    """Markup, emoji codes and the like in a tensor name are text, in the terminal and in the
+    report.
+    """
     for folder in folders:
-        save_file(weights(int(folder.name == "tuned")) | {name: torch.arange(3)}, folder / "model.safetensors")
+        save_file(
+            weights(int(folder.name == "tuned")) | {name: torch.arange(3)},
+            folder / "model.safetensors",
+        )
     assert f"e.g. {name}" in shadow(*PAIR, "--full").assert_done()
     assert name in set(pd.read_parquet(report(tmp_path) / "tensors.parquet").tensor)
 
@@ -369,7 +427,9 @@ FOLDER_NAMES = [b"\x1b[31mred", b"a\nb", b":100:", b"[bold]", b"...", b"-o", b"a
 
 @pytest.mark.parametrize("name", every(3, FOLDER_NAMES))
 def test_a_folder_of_any_name_is_audited_inside_the_output_folder(shadow, folders, tmp_path, name):
-    """A checkpoint's folder may have any name; the report still lies in a folder of safe name under -o."""
+    """A checkpoint's folder may have any name; the report still lies in a folder of safe name under
+    -o.
+    """
     strange = tmp_path / os.fsdecode(name)
     folders[1].rename(strange)
     shadow("audit", "--base", "./base", f"--tuned={strange}", "-o", "out").assert_done()
@@ -423,7 +483,9 @@ def test_a_hostile_registry_is_one_error_line(shadow, folders, tmp_path, fault):
     text = REGISTRIES[fault]
     (tmp_path / "reg" / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     before = sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".")
-    assert "reg/r.yaml:" in shadow("audit", "fam", "-o", "out", "--registry", "reg").assert_refused()
+    assert (
+        "reg/r.yaml:" in shadow("audit", "fam", "-o", "out", "--registry", "reg").assert_refused()
+    )
     assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == before
 
 
@@ -438,7 +500,9 @@ def test_an_odd_family_name_stays_in_the_output_folder(shadow, folders, tmp_path
 def test_free_text_of_a_registry_cannot_drive_the_terminal(shadow, folders, tmp_path):
     """Escapes in note, source and revision are shown as text by `families`."""
     bad = '"\\e]0;owned\\a\\ud800[red]"'
-    (tmp_path / "r.yaml").write_text(family(f"  x: {{repo: o/x, revision: {bad}}}\n  note: {bad}\n  source: {bad}\n"))
+    (tmp_path / "r.yaml").write_text(
+        family(f"  x: {{repo: o/x, revision: {bad}}}\n  note: {bad}\n  source: {bad}\n")
+    )
     assert shadow("families", "fam", "--registry", ".").assert_done().count("\\x1b]0;owned") == 3
 
 
@@ -463,7 +527,9 @@ WRONG_USAGE = {
 
 @pytest.mark.parametrize("wrong", WRONG_USAGE)
 def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
-    """A request that makes no sense whatever the files hold: exit 2, no traceback, nothing on stdout or on disk."""
+    """A request that makes no sense whatever the files hold: exit 2, no traceback, nothing on
+    stdout or on disk.
+    """
     done = shadow(*WRONG_USAGE[wrong])
     assert "Traceback" not in done.err, done.err[-400:]
     assert done.code == 2, done.err
@@ -477,12 +543,16 @@ def test_wrong_usage_exits_with_2(shadow, folders, tmp_path, wrong):
     ids=["file", "loop"],
 )
 @pytest.mark.parametrize("bins", [False, True], ids=["safetensors", "bin"])
-def test_an_output_folder_that_cannot_be_made_is_one_error_line(shadow, folders, tmp_path, make, bins):
+def test_an_output_folder_that_cannot_be_made_is_one_error_line(
+    shadow, folders, tmp_path, make, bins
+):
     """`-o x/out` where x is a file, or a link to itself: exit 1, with safetensors and with `.bin`."""
     make(tmp_path)
     if bins:
         (folders[1] / "model.safetensors").unlink()
-        torch.save(weights(1), folders[1] / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        torch.save(
+            weights(1), folders[1] / "pytorch_model.bin", _use_new_zipfile_serialization=False
+        )
     shadow(*PAIR[:-1], "x/out", "--allow-pickle").assert_refused()
 
 
@@ -511,7 +581,9 @@ LONG_PATHS = {
 }
 
 
-@pytest.mark.parametrize("typed", chosen(LONG_PATHS, LONG_PATHS.keys() - {"lab run"}))  # which imports the lab
+@pytest.mark.parametrize(
+    "typed", chosen(LONG_PATHS, LONG_PATHS.keys() - {"lab run"})
+)  # which imports the lab
 def test_a_path_that_no_file_system_takes_is_one_error_line(shadow, folders, tmp_path, typed):
     """Wherever it is typed: never a traceback, and nothing is written."""
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -525,13 +597,18 @@ def larger(folders):
     """The toy checkpoints with a matrix large enough that its journal entry exceeds a page."""
     for seed, folder in enumerate(folders):
         matrix = torch.randn(500, 500, generator=torch.Generator().manual_seed(seed))
-        save_file({**weights(seed), "model.layers.1.mlp.up_proj.weight": matrix}, folder / "model.safetensors")
+        save_file(
+            {**weights(seed), "model.layers.1.mlp.up_proj.weight": matrix},
+            folder / "model.safetensors",
+        )
     return folders
 
 
 @pytest.mark.parametrize("size", [16, 1000, 9000])
 def test_a_write_that_fails_is_one_error_line(shadow, larger, tmp_path, size):
-    """The disk gives out after so many bytes of a file: exit 1, no half report; the same command then ends well."""
+    """The disk gives out after so many bytes of a file: exit 1, no half report; the same command
+    then ends well.
+    """
     failed = shadow(*PAIR, file_size=size)
     assert "cannot write to" in failed.assert_refused()
     assert not list((tmp_path / "out").rglob("*.parquet"))
@@ -541,7 +618,9 @@ def test_a_write_that_fails_is_one_error_line(shadow, larger, tmp_path, size):
 
 @pytest.fixture(params=[1, 4])
 def tiny_disk(request, tmp_path):
-    """A file system as output folder with so many pages free: the journal fails at a small or at a large write."""
+    """A file system as output folder with so many pages free: the journal fails at a small or at a
+    large write.
+    """
     (tmp_path / "out").mkdir()
     options = f"size={4096 * request.param}"
     with contextlib.suppress(FileNotFoundError):
@@ -567,7 +646,10 @@ def test_one_failing_pair_does_not_stop_the_others(shadow, folders, tmp_path):
     done = shadow("audit", "fam", "--registry", ".", "-o", "out")
     assert done.code == 1
     assert [line.split(":")[0] for line in done.err.splitlines()] == ["error", "hint"]
-    assert sorted(path.name for path in (tmp_path / "out" / "fam").iterdir()) == ["base..a", "base..c"]
+    assert sorted(path.name for path in (tmp_path / "out" / "fam").iterdir()) == [
+        "base..a",
+        "base..c",
+    ]
 
 
 def test_a_terminal_of_few_letters_gets_the_report(shadow, folders):
@@ -581,11 +663,15 @@ FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that i
 
 
 @FULL
-@pytest.mark.parametrize("arguments", ["schema --format json", "schema", "explain label", "--version"])
+@pytest.mark.parametrize(
+    "arguments", ["schema --format json", "schema", "explain label", "--version"]
+)
 def test_output_that_cannot_be_written_is_one_error_line(arguments):
     """A full disk behind stdout, for a large text and for one that waits in a buffer until the end."""
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [SHADOW, *arguments.split()], stdout=full, stderr=subprocess.PIPE, text=True
+        )
     assert done.stderr == "error: input or output failed: No space left on device\n"
     assert done.returncode == 1
 
@@ -613,7 +699,9 @@ def test_closed_streams_are_no_traceback(arguments, code, says):
     assert done.returncode == code
 
 
-@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+@pytest.mark.parametrize(
+    "fault", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
 def test_too_little_memory_is_one_error_line(monkeypatch, capsys, fault):
     """NumPy and torch each have a fault of their own for it."""
 

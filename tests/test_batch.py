@@ -1,4 +1,6 @@
-"""Lists audited into one folder: the index at every moment, going on, exit codes, what is shown, a process pool."""
+"""Lists audited into one folder: the index at every moment, going on, exit codes, what is shown, a
+process pool.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,15 @@ from shadow import cli, files
 from shadow.audits import list_audit, list_index
 from shadow.audits import pair as shadow_run
 from shadow.audits.list_audit import audit_list
-from shadow.audits.list_index import Index, Kind, Row, Standing, read_index, report_folder, write_index
+from shadow.audits.list_index import (
+    Index,
+    Kind,
+    Row,
+    Standing,
+    read_index,
+    report_folder,
+    write_index,
+)
 from shadow.audits.merging import merge
 from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
@@ -47,7 +57,9 @@ EVERYTHING = Settings(Method(subspaces=False), Filter(), spectra=False)
 
 @pytest.fixture
 def toys(tmp_path):
-    """A registry of four families over toy checkpoints: `bad` has a pair whose tuned side is not there."""
+    """A registry of four families over toy checkpoints: `bad` has a pair whose tuned side is not
+    there.
+    """
     for seed, name in enumerate(("base", "one", "two")):
         models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
     odd = {**matrices(1), UP.format(0): torch.full((8, 8), float("nan"))}
@@ -87,11 +99,15 @@ def test_fields_of_a_row_are_the_columns():
 
 
 def test_both_files_say_the_same_of_every_pair(toys):
-    """A done pair has the figures of its summary.json, a failed one its error, both what they took; nothing is left."""
+    """A done pair has the figures of its summary.json, a failed one its error, both what they took;
+    nothing is left.
+    """
     run(select_toys(toys, "toy-a", "toy-bad*"), toys / "out")
     told = json.loads((toys / "out" / "index.json").read_text())
     assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}
-    assert [(row["position"], row["family"], row["pair"], row["state"]) for row in told["pairs"]] == [
+    assert [
+        (row["position"], row["family"], row["pair"], row["state"]) for row in told["pairs"]
+    ] == [
         (1, "toy-a", "base..one", "done"),
         (2, "toy-a", "base..two", "done"),
         (3, "toy-bad", "base..gone", "failed"),
@@ -99,14 +115,18 @@ def test_both_files_say_the_same_of_every_pair(toys):
     ]
     for row in told["pairs"]:
         assert (row["bytes"], row["relation"]) == (0, "tuned")
-        assert row["seconds"] > 0 or row["state"] == "failed"  # which takes less than the last digit
+        assert (
+            row["seconds"] > 0 or row["state"] == "failed"
+        )  # which takes less than the last digit
         if row["state"] == "failed":
             assert row["error"] == f"no such folder: {toys / 'gone'}"
             assert ".safetensors" in row["hint"]
             assert {row[name] for name in (*HEADLINE, "label", "matrices")} == {None}
             continue
         summary = json.loads((toys / "out" / row["folder"] / "summary.json").read_text())
-        assert {name: row[name] for name in HEADLINE} == {name: summary["figures"][name] for name in HEADLINE}
+        assert {name: row[name] for name in HEADLINE} == {
+            name: summary["figures"][name] for name in HEADLINE
+        }
         assert (row["label"], row["matrices"]) == (summary["label"], summary["figures"]["matrices"])
         assert (row["base"], row["tuned"]) == (summary["base"]["repo"], summary["tuned"]["repo"])
         assert (row["error"], row["hint"]) == (None, None)
@@ -114,11 +134,18 @@ def test_both_files_say_the_same_of_every_pair(toys):
     assert pq.read_schema(toys / "out" / "batch.parquet").names == [column.name for column in BATCH]
     metadata = json.loads(pq.read_schema(toys / "out" / "batch.parquet").metadata[b"shadow"])
     assert metadata == {key: value for key, value in told.items() if key != "pairs"}
-    assert sorted(path.name for path in (toys / "out").iterdir()) == ["batch.parquet", "index.json", "toy-a", "toy-bad"]
+    assert sorted(path.name for path in (toys / "out").iterdir()) == [
+        "batch.parquet",
+        "index.json",
+        "toy-a",
+        "toy-bad",
+    ]
 
 
 def test_the_index_is_right_before_each_pair(toys):
-    """What is done is done, what is being measured or not reached is pending; both files say so when they are due."""
+    """What is done is done, what is being measured or not reached is pending; both files say so
+    when they are due.
+    """
     seen, table = [], []
 
     def watched(pair, *rest, **options):
@@ -143,19 +170,28 @@ def failed(one, error="no such folder"):
 
 
 def test_rows_outlive_a_run_that_was_killed(tmp_path):
-    """A row is on the disk before the next pair begins, though index.json is of before: failed ones too, which no
-    report could tell of. A last line that was cut, and whatever stands below a broken line, is passed over."""
+    """A row is on the disk before the next pair begins, though index.json is of before: failed ones
+    too, which no report could tell of. A last line that was cut, and whatever stands below a broken
+    line, is passed over.
+    """
     rows = some_rows(4)
     standing = Standing(tmp_path, index_of(*rows))
     standing.set(failed(rows[0]))
     standing.set(failed(rows[1], "first"))
     standing.set(failed(rows[1], "second"))
-    assert {one["state"] for one in json.loads((tmp_path / "index.json").read_text())["pairs"]} == {"pending"}
+    assert {one["state"] for one in json.loads((tmp_path / "index.json").read_text())["pairs"]} == {
+        "pending"
+    }
     expected = (failed(rows[0]), failed(rows[1], "second"), *rows[2:])
     assert read_index(tmp_path).rows == expected
     journal = tmp_path / ".partial" / "rows.jsonl"
     whole = journal.read_bytes()
-    for torn in (b'{"family": "family-3", "st', b"\xff\n", b"[]\n" + whole.splitlines()[1] + b"\n", b"7\n"):
+    for torn in (
+        b'{"family": "family-3", "st',
+        b"\xff\n",
+        b"[]\n" + whole.splitlines()[1] + b"\n",
+        b"7\n",
+    ):
         journal.write_bytes(whole + torn)
         assert read_index(tmp_path).rows == expected
     again = Standing(tmp_path, read_index(tmp_path))  # the next run
@@ -168,7 +204,9 @@ def test_rows_outlive_a_run_that_was_killed(tmp_path):
 
 
 def test_a_journal_belongs_to_one_index(tmp_path):
-    """Rows kept beside an index.json that was written anew since are not laid over it, and a merge leaves none."""
+    """Rows kept beside an index.json that was written anew since are not laid over it, and a merge
+    leaves none.
+    """
     rows = some_rows(2)
     Standing(tmp_path, index_of(*rows)).set(failed(rows[0]))
     kept = (tmp_path / ".partial" / "rows.jsonl").read_bytes()
@@ -184,7 +222,9 @@ def test_a_journal_belongs_to_one_index(tmp_path):
 
 
 def written_by(count, output, monkeypatch, *, pace, per_byte):
-    """(whole files, bytes of them and of the journal, seconds of writing, seconds in all) of a list on a clock."""
+    """(whole files, bytes of them and of the journal, seconds of writing, seconds in all) of a list
+    on a clock.
+    """
     clock, sizes = [0.0], []
 
     def slow(path, content):
@@ -213,14 +253,20 @@ def test_what_a_list_writes_grows_with_it_and_not_with_its_square(tmp_path, monk
 
 
 def test_writing_takes_a_small_share_of_the_time(tmp_path, monkeypatch):
-    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time is spent on the index, whatever its size."""
-    files, _, writing, whole = written_by(300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4)
+    """Pairs of a minute on a disk of 10 kB/s: 0.2 % of the time is spent on the index, whatever its
+    size.
+    """
+    files, _, writing, whole = written_by(
+        300, tmp_path / "out", monkeypatch, pace=60.0, per_byte=1e-4
+    )
     assert 2 < files < 2 * 12
     assert writing <= whole / list_index.SHARE + 2 * writing / (files / 2)
 
 
 def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
-    """No report is written again, its seconds and bytes stay; what failed is tried, and what it took adds up."""
+    """No report is written again, its seconds and bytes stay; what failed is tried, and what it
+    took adds up.
+    """
     selection = select_toys(toys, "toy-a:*", "toy-bad")
     run(selection, toys / "out")
     before = {path: path.stat().st_mtime_ns for path in (toys / "out").rglob("*/*/*")}
@@ -239,7 +285,9 @@ def test_a_rerun_reads_what_is_done_and_tries_the_rest_again(toys):
 
 
 def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatch):
-    """Killed after the last matrix: the next run measures none, writes the report, says so, and counts what it took."""
+    """Killed after the last matrix: the next run measures none, writes the report, says so, and
+    counts what it took.
+    """
     selection = select_toys(toys, "toy-c:*")
     with monkeypatch.context() as patched:
         patched.setattr(shadow_run, "write_report", lambda *told, **options: sys.exit(9))
@@ -255,7 +303,9 @@ def test_a_report_that_only_had_to_be_written_is_this_runs_work(toys, monkeypatc
 
 @pytest.mark.parametrize("change", every(2, ["settings", "report gone", "report broken", "list"]))
 def test_what_no_longer_holds_is_pending_again(toys, change):
-    """Other settings, a lost or broken report: pending until it is reached; pairs that left the list leave it."""
+    """Other settings, a lost or broken report: pending until it is reached; pairs that left the
+    list leave it.
+    """
     run(select_toys(toys, "toy-a*"), toys / "out")
     settings, selection = EVERYTHING, select_toys(toys, "toy-a*")
     report = toys / "out" / "toy-a" / "base..one" / "matrices.parquet"
@@ -280,8 +330,10 @@ def test_what_no_longer_holds_is_pending_again(toys, change):
 
 
 def test_a_report_of_another_command_counts(toys):
-    """`shadow audit a:base..one` before the list: read, not measured; its seconds are its own, its bytes not known."""
-    (pair, _) = select_toys(toys, "toy-a").pairs
+    """`shadow audit a:base..one` before the list: read, not measured; its seconds are its own, its
+    bytes not known.
+    """
+    pair, _ = select_toys(toys, "toy-a").pairs
     made = run_pair(pair, EVERYTHING, toys / "out")
     run(select_toys(toys, "toy-a*"), toys / "out")
     one, two = read_index(toys / "out").rows
@@ -294,7 +346,12 @@ def test_shards_into_one_folder_one_after_the_other(toys):
     for number in (2, 1):
         run(select_toys(toys, "toy-a", "toy-c", "toy-odd", shard=f"{number}/2"), toys / "out")
         assert read_index(toys / "out").missing_shards == (["1/2"] if number == 2 else [])
-    assert list(states(toys / "out")) == ["toy-a:base..one", "toy-a:base..two", "toy-c:base..two", "toy-odd:base..odd"]
+    assert list(states(toys / "out")) == [
+        "toy-a:base..one",
+        "toy-a:base..two",
+        "toy-c:base..two",
+        "toy-odd:base..odd",
+    ]
     assert set(states(toys / "out").values()) == {"done"}
 
 
@@ -323,7 +380,10 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
     monkeypatch.setattr(shadow_run, "find_checkpoint", buggy)
     monkeypatch.setattr(console, "out", Console(file=io.StringIO()))
     with pytest.raises(ExceptionGroup) as caught:
-        cli.app(["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)], standalone_mode=False)
+        cli.app(
+            ["audit", "toy-a:*", "-o", str(toys / "out"), "--registry", str(toys)],
+            standalone_mode=False,
+        )
     assert caught.group_contains(KeyError, match="what no one expected")
     one, two = read_index(toys / "out").rows
     assert (one.state, two.state) == ("failed", "done")
@@ -331,13 +391,17 @@ def test_a_bug_in_one_pair_does_not_stop_the_others(toys, monkeypatch):
 
 
 def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
-    """On a toy Hub a pair's bytes are the sizes of its shards; the next pair finds the base in the cache."""
+    """On a toy Hub a pair's bytes are the sizes of its shards; the next pair finds the base in the
+    cache.
+    """
     with Hub() as hub:
         for name in ("base", "one", "two"):
             hub.add(f"org/{name}", toys / name)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(toys / "home"))
-        (toys / "l.yaml").write_text("".join(f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two")))
+        (toys / "l.yaml").write_text(
+            "".join(f"- {{base: org/base, tuned: org/{one}}}\n" for one in ("one", "two"))
+        )
         run_shadow("audit", "--list", "l.yaml", "-o", "out", cwd=toys).assert_done()
         size = (toys / "one" / "model.safetensors").stat().st_size
         first = read_index(toys / "out").rows
@@ -350,21 +414,28 @@ def test_bytes_are_those_that_came_over_the_network(toys, monkeypatch):
 # killed and stopped
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
-    """Stopped in the second of three pairs: done, pending, pending. The rerun reads, resumes, measures;
-    its numbers are those of a run that was not stopped."""
+    """Stopped in the second of three pairs: done, pending, pending. The rerun reads, resumes,
+    measures; its numbers are those of a run that was not stopped.
+    """
     models.write(tmp_path / "base", matrices(0, 2), {"model_type": "llama"})
     models.write(tmp_path / "x1", matrices(1, 2), {"model_type": "llama"})
     models.write(tmp_path / "large", matrices(0, 40, 300), {"model_type": "llama"})
     models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
-    text = "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n"
+    text = (
+        "- {base: ./base, tuned: ./x1}\n- {base: ./large, tuned: ./x2}\n- {base: ./x1, tuned:"
+        " ./base}\n"
+    )
     (tmp_path / "l.yaml").write_text(text)
     command = ("audit", "--list", "l.yaml", "--jobs", "1", "--no-subspaces", "-o")
     child = Started(*command, "out", cwd=tmp_path)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(
-        path.read_bytes().count(b"\n") > 3 for path in tmp_path.glob("out/x2/*/.partial/journal.jsonl")
+        path.read_bytes().count(b"\n") > 3
+        for path in tmp_path.glob("out/x2/*/.partial/journal.jsonl")
     ):
         time.sleep(0.01)
     stopped = child.kill(how)
@@ -374,8 +445,14 @@ def test_a_stopped_list_leaves_a_right_index_and_goes_on(tmp_path, how):
     rows = read_index(tmp_path / "out").rows
     assert [row.state for row in rows] == ["done", "pending", "pending"]
     if how == signal.SIGINT:  # else batch.parquet is of a few seconds before
-        assert [row["state"] for row in table_rows(tmp_path / "out")] == ["done", "pending", "pending"]
-    assert (rows[1].seconds is not None) == (how == signal.SIGINT), "what it took is known where there was time to say"
+        assert [row["state"] for row in table_rows(tmp_path / "out")] == [
+            "done",
+            "pending",
+            "pending",
+        ]
+    assert (rows[1].seconds is not None) == (how == signal.SIGINT), (
+        "what it took is known where there was time to say"
+    )
     again = run_shadow(*command, "out", cwd=tmp_path)
     again.assert_done()
     told = [line.partition(": ")[2] for line in again.err.splitlines()]
@@ -391,7 +468,9 @@ def contents(output):
     found = {}
     for path in sorted(output.glob("*/*/*")):
         name = str(path.relative_to(output))
-        found[name] = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        found[name] = (
+            pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        )
     return found
 
 
@@ -400,25 +479,39 @@ def contents(output):
 
 @pytest.mark.slow
 def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
-    """run_pair mapped over the list by concurrent.futures, in processes that share nothing: the same reports, the same
-    fault with its hint; and `merge` makes the same index from them."""
+    """run_pair mapped over the list by concurrent.futures, in processes that share nothing: the
+    same reports, the same fault with its hint; and `merge` makes the same index from them.
+    """
     selection = select_toys(toys, "toy-a", "toy-bad", "toy-c*")
     settings = Settings(Method(), Filter())
-    audit = functools.partial(run_pair, settings=settings, output=toys / "pool", runtime=Runtime(jobs=1))
+    audit = functools.partial(
+        run_pair, settings=settings, output=toys / "pool", runtime=Runtime(jobs=1)
+    )
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=spawn) as pool:
         futures = [pool.submit(audit, pair) for pair in selection.pairs]
         faults = [future.exception() for future in futures]
-    assert [type(fault) for fault in faults] == [type(None), type(None), ShadowError, type(None), type(None)]
+    assert [type(fault) for fault in faults] == [
+        type(None),
+        type(None),
+        ShadowError,
+        type(None),
+        type(None),
+    ]
     assert (faults[2].message, faults[2].hint)[0] == f"no such folder: {toys / 'gone'}"
     assert ".safetensors" in faults[2].hint
     shadow("audit", "toy-a", "toy-bad", "toy-c*", "--registry", ".", "-o", "command").assert_done(1)
     assert contents(toys / "pool") == contents(toys / "command") != {}
-    measured = [future.result() for future, fault in zip(futures, faults, strict=True) if fault is None]
+    measured = [
+        future.result() for future, fault in zip(futures, faults, strict=True) if fault is None
+    ]
     assert {str(result.folder.relative_to(toys / "pool")) for result in measured} == {
-        str(path.parent.relative_to(toys / "command")) for path in toys.glob("command/*/*/matrices.parquet")
+        str(path.parent.relative_to(toys / "command"))
+        for path in toys.glob("command/*/*/matrices.parquet")
     }
-    rows = {row.name: asdict(row) for row in read_index(toys / "command").rows if row.state == "done"}
+    rows = {
+        row.name: asdict(row) for row in read_index(toys / "command").rows if row.state == "done"
+    }
     apart = {"position": None, "seconds": None, "bytes": None}
     made = {row.name: asdict(row) | apart for row in merge(toys / "pool", []).index.rows}
     assert made == {name: row | apart for name, row in rows.items()}
@@ -428,7 +521,9 @@ def test_a_pool_of_processes_gives_the_files_of_the_command(toys, shadow):
 
 
 def test_a_list_on_the_command_line(toys, shadow):
-    """`--list` with `-o`: every pair is tried, the table is printed, the fault told, and the exit code is 1."""
+    """`--list` with `-o`: every pair is tried, the table is printed, the fault told, and the exit
+    code is 1.
+    """
     (toys / "l.txt").write_text("toy-bad\n# a comment\ntoy-c\n")
     done = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out")
     out = done.assert_done(1)
@@ -442,7 +537,9 @@ def test_a_list_on_the_command_line(toys, shadow):
     told = json.loads(shadow("show", "out", "--format", "json").assert_done())
     assert told["counts"] == {"done": 2, "failed": 1, "kept": 0, "pending": 0}
     assert [report["family"] for report in told["reports"]] == ["toy-bad", "toy-c"]
-    again = shadow("audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json").assert_done(1)
+    again = shadow(
+        "audit", "--list", "l.txt", "--registry", ".", "-o", "out", "--format", "json"
+    ).assert_done(1)
     same = ("pairs", "reports", "counts", "settings", "list")
     stable = {"seconds": 0}
     for told_by in (told, found := json.loads(again)):
@@ -452,7 +549,12 @@ def test_a_list_on_the_command_line(toys, shadow):
 
 @pytest.mark.parametrize(
     ("targets", "code"),
-    [(("toy-a", "toy-odd"), 3), (("toy-odd", "toy-bad", "toy-a"), 1), (("toy-a", "toy-c"), 0), (("toy-bad",), 1)],
+    [
+        (("toy-a", "toy-odd"), 3),
+        (("toy-odd", "toy-bad", "toy-a"), 1),
+        (("toy-a", "toy-c"), 0),
+        (("toy-bad",), 1),
+    ],
 )
 @pytest.mark.parametrize("glob", every(2, ["*", ""]))
 def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob):
@@ -462,7 +564,8 @@ def test_the_exit_code_is_the_first_of_1_4_3_0(toys, shadow, targets, code, glob
 
 
 @pytest.mark.parametrize(
-    ("codes", "code"), [([], 0), ([0, 0], 0), ([3], 3), ([3, 4], 4), ([3, 4, 1], 1), ([0, 3, 0], 3), ([4, 3], 4)]
+    ("codes", "code"),
+    [([], 0), ([0, 0], 0), ([3], 3), ([3, 4], 4), ([3, 4, 1], 1), ([0, 3, 0], 3), ([4, 3], 4)],
 )
 def test_codes_of_several_pairs(codes, code):
     """The first of 1, 4, 3, 0 that occurred."""
@@ -474,7 +577,10 @@ def test_an_empty_shard_is_no_fault(toys, shadow):
     done = shadow("audit", "toy-c", "--shard", "1/2", "--registry", ".", "-o", "out")
     other = shadow("audit", "toy-c", "--shard", "2/2", "--registry", ".", "-o", "other")
     empty, output = (done, "out") if not read_index(toys / "out").rows else (other, "other")
-    assert empty.err == f"nothing to audit in shard {1 if empty is done else 2}/2: the list has 1 pair\n"
+    assert (
+        empty.err
+        == f"nothing to audit in shard {1 if empty is done else 2}/2: the list has 1 pair\n"
+    )
     assert ["pairs", "0"] in [line.split() for line in empty.assert_done().splitlines()]
     assert json.loads((toys / output / "index.json").read_text())["pairs"] == []
     assert table_rows(toys / output) == []
@@ -495,7 +601,9 @@ WRONG = {
 @pytest.mark.parametrize("command", ["audit", "plan"])
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_list_is_wrong_usage(toys, shadow, wrong, command):
-    """Exit 2, one line and a hint, and not a byte is written, also when only the last name is wrong."""
+    """Exit 2, one line and a hint, and not a byte is written, also when only the last name is
+    wrong.
+    """
     (toys / "wrong.txt").write_text("toy-a\ntoy-c\ntoy-d\n")
     shadow(command, *WRONG[wrong], "--registry", ".", "-o", "out").assert_refused(2)
     assert not (toys / "out").exists()
@@ -505,9 +613,14 @@ def test_plan_takes_lists(toys, shadow):
     """The same names, and nothing measured."""
     (toys / "l.txt").write_text("toy-a\ntoy-c:*\n")
     found = json.loads(
-        shadow("plan", "--list", "l.txt", "--tag", "toy", "--registry", ".", "--format", "json").assert_done()
+        shadow(
+            "plan", "--list", "l.txt", "--tag", "toy", "--registry", ".", "--format", "json"
+        ).assert_done()
     )
-    assert [(one["family"], one["pair"]) for one in found] == [("toy-a", "base..one"), ("toy-a", "base..two")]
+    assert [(one["family"], one["pair"]) for one in found] == [
+        ("toy-a", "base..one"),
+        ("toy-a", "base..two"),
+    ]
     assert not list(toys.rglob("index.json"))
 
 
@@ -518,17 +631,30 @@ FOREIGN = {
     "empty": "",
     "deep": "[" * 100_000,
     "a later schema": json.dumps(
-        {"shadow": "batch", "version": "9", "schema": 2, "settings": {}, "list": None, "shards": [], "pairs": []}
+        {
+            "shadow": "batch",
+            "version": "9",
+            "schema": 2,
+            "settings": {},
+            "list": None,
+            "shards": [],
+            "pairs": [],
+        }
     ),
 }
 
 
 @pytest.mark.parametrize("foreign", FOREIGN)
 def test_an_index_that_is_not_ours_is_never_overwritten(toys, shadow, foreign):
-    """Some other index.json in the output folder: one line, exit 1, nothing measured; `show` says the same."""
+    """Some other index.json in the output folder: one line, exit 1, nothing measured; `show` says
+    the same.
+    """
     (toys / "out").mkdir()
     (toys / "out" / "index.json").write_text(FOREIGN[foreign])
-    assert "no index of shadow" in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    assert (
+        "no index of shadow"
+        in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    )
     assert [path.name for path in (toys / "out").iterdir()] == ["index.json"]
     assert (toys / "out" / "index.json").read_text() == FOREIGN[foreign]
     shadow("show", "out").assert_refused()
@@ -566,7 +692,10 @@ def test_a_spoiled_index_is_one_fault(toys, spoil):
 def test_an_index_that_cannot_be_written_is_one_fault(toys, shadow):
     """A folder where batch.parquet should be: exit 1, nothing measured."""
     (toys / "out" / "batch.parquet").mkdir(parents=True)
-    assert "cannot write to out" in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    assert (
+        "cannot write to out"
+        in shadow("audit", "toy-a*", "--registry", ".", "-o", "out").assert_refused()
+    )
     assert not list(toys.rglob("journal.jsonl"))
 
 
@@ -588,7 +717,16 @@ def index_of(*rows):
 
 
 def row(position, family, pair="base..instruct", **columns):
-    return Row(position, family, pair, "tuned", report_folder(family, pair), "org/base", "org/tuned", **columns)
+    return Row(
+        position,
+        family,
+        pair,
+        "tuned",
+        report_folder(family, pair),
+        "org/base",
+        "org/tuned",
+        **columns,
+    )
 
 
 MANY = index_of(
@@ -602,37 +740,54 @@ MANY = index_of(
 
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_table_fits_the_terminal(width):
-    """Every figure on one line of its row, the fault in a column where it fits, else below with its hint."""
+    """Every figure on one line of its row, the fault in a column where it fits, else below with its
+    hint.
+    """
     lines = shown(MANY, width)
     assert all(len(line) <= width for line in lines)
     text = "\n".join(lines)
-    assert all(word in text for word in ("0.37", "6.7 %", "1:06:40", "3.2 s", "done", "failed", "pending", "14.0 GB"))
+    assert all(
+        word in text
+        for word in ("0.37", "6.7 %", "1:06:40", "3.2 s", "done", "failed", "pending", "14.0 GB")
+    )
     assert "pairs  3: 1 done, 1 failed, 1 pending" in text
     (head,) = [line for line in lines if "conc." in line]
-    assert head.split() == ["#", "family", "pair", "state", "label", "conc.", "norm", "time"] + ["error"] * (width > 80)
+    assert head.split() == ["#", "family", "pair", "state", "label", "conc.", "norm", "time"] + [
+        "error"
+    ] * (width > 80)
     assert "offline" in text.replace("\n", "")
     assert ("run once without --offline" in text) == (width == 80)
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_hostile_names_and_errors_are_text(tmp_path, width):
-    """Names and errors from files drive neither a terminal nor a CI service, wherever a line breaks; both files and
-    the table hold them as text."""
-    rows = (row(1, HOSTILE, HOSTILE, state="failed", error=HOSTILE * 3, hint=HOSTILE), row(None, "=cmd|'/c'!A0"))
+    """Names and errors from files drive neither a terminal nor a CI service, wherever a line
+    breaks; both files and the table hold them as text.
+    """
+    rows = (
+        row(1, HOSTILE, HOSTILE, state="failed", error=HOSTILE * 3, hint=HOSTILE),
+        row(None, "=cmd|'/c'!A0"),
+    )
     write_index(tmp_path, index_of(*rows))
     index = read_index(tmp_path)
     for found in (index_of(*rows), index):
-        lines = inert("\n".join(shown(found, width))).splitlines()  # as console prints where no person watches
+        lines = inert(
+            "\n".join(shown(found, width))
+        ).splitlines()  # as console prints where no person watches
         assert all(line.isprintable() for line in lines)
         assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
     assert "[red]" in "".join(shown(index, 200))
     assert index.rows[0].family == HOSTILE.replace("\ud800", "\\ud800")
-    assert [found["family"] for found in table_rows(tmp_path)] == [found.family for found in index.rows]
+    assert [found["family"] for found in table_rows(tmp_path)] == [
+        found.family for found in index.rows
+    ]
     assert index.rows[0].folder.count("/") == 1
 
 
 def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
-    """The table, then what `show` always told; of a list without a report the table alone; piped at 80 columns."""
+    """The table, then what `show` always told; of a list without a report the table alone; piped at
+    80 columns.
+    """
     shadow("audit", "toy-a", "toy-bad*", "--registry", ".", "-o", "out").assert_done(1)
     plain = shadow("show", "out", env={"COLUMNS": None}).assert_done()
     table, first, *rest = plain.split("──\n")[0:1] + plain.split("\ntoy-a  base..")
@@ -648,7 +803,9 @@ def test_show_tells_the_list_first_and_then_its_reports(toys, shadow):
 def test_exact_targets_print_what_they_always_did(toys, shadow):
     """Without a list there is no index, and JSON is the list of summaries."""
     found = json.loads(
-        shadow("audit", "toy-a", "toy-c", "--registry", ".", "-o", "out", "--format", "json").assert_done()
+        shadow(
+            "audit", "toy-a", "toy-c", "--registry", ".", "-o", "out", "--format", "json"
+        ).assert_done()
     )
     assert [one["family"] for one in found] == ["toy-a", "toy-a", "toy-c"]
     assert sorted(path.name for path in (toys / "out").iterdir()) == ["toy-a", "toy-c"]
@@ -665,13 +822,19 @@ def test_columns_of_the_table_can_be_explained(shadow):
 
 
 def test_progress_of_a_list_is_two_bars(monkeypatch):
-    """On a terminal: pairs done of all above, the matrices of the current pair below; elsewhere nothing."""
+    """On a terminal: pairs done of all above, the matrices of the current pair below; elsewhere
+    nothing.
+    """
     from shadow.audits.pair import Progress
 
     for terminal in (True, False):
         file = io.StringIO()
         file.isatty = lambda terminal=terminal: terminal
-        monkeypatch.setattr(console, "err", Console(file=file, force_terminal=terminal, width=100, color_system=None))
+        monkeypatch.setattr(
+            console,
+            "err",
+            Console(file=file, force_terminal=terminal, width=100, color_system=None),
+        )
         with console.list_progress(3) as watch:
             for name in ("a:x", "\x1b]0;b\a:y"):
                 with watch(name) as show:
@@ -685,7 +848,9 @@ def test_progress_of_a_list_is_two_bars(monkeypatch):
 
 
 def test_time_left_counts_only_what_was_measured():
-    """Ten pairs, of which three reports were read: the time is that of a measured pair times what is left."""
+    """Ten pairs, of which three reports were read: the time is that of a measured pair times what
+    is left.
+    """
     now = 0.0
     pace = console.ListPace(10, lambda: now)
     pace.begin()

@@ -1,4 +1,6 @@
-"""Intervals and tests over layers: against resampling by hand, against SciPy, and what they must not depend on."""
+"""Intervals and tests over layers: against resampling by hand, against SciPy, and what they must
+not depend on.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def table(layers, modules, components=("language",)):
     """Values, components and layers of a model with two matrices outside its layers."""
     places = [(c, layer) for c in components for layer in range(layers) for _ in range(modules)]
     places += [("language", np.nan)] * 2
-    values = RNG.standard_normal(len(places)) + np.array([0 if np.isnan(layer) else layer for _, layer in places]) / 4
+    values = (
+        RNG.standard_normal(len(places))
+        + np.array([0 if np.isnan(layer) else layer for _, layer in places]) / 4
+    )
     return values, [c for c, _ in places], [layer for _, layer in places]
 
 
@@ -69,7 +74,9 @@ def test_layers_are_drawn_within_their_component():
 
 @pytest.mark.parametrize("sizes", [(2, 3), (5, 5), (1, 8), (3, 3)])
 def test_components_keep_their_numbers_of_layers(sizes):
-    """Every draw has as many layers of each component as there are, each layer of a component equally often."""
+    """Every draw has as many layers of each component as there are, each layer of a component
+    equally often.
+    """
     counts = draws(sizes)
     assert len(counts) == {(2, 3): 2**2 * 3**3, (3, 3): 27**2}.get(sizes, DRAWS)
     assert (counts[:, : sizes[0]].sum(axis=1) == sizes[0]).all()
@@ -79,7 +86,9 @@ def test_components_keep_their_numbers_of_layers(sizes):
 
 @pytest.mark.parametrize("sizes", [(4,), (6,), (2, 3), (12,)])
 def test_draws_that_repeat_are_taken_as_often_as_they_were_drawn(sizes):
-    """Written out again, distinct draws are the draws, in another order; of 12 layers they are as they were."""
+    """Written out again, distinct draws are the draws, in another order; of 12 layers they are as
+    they were.
+    """
     counts, times = distinct_draws(sizes)
     again, every = np.repeat(counts, times, axis=0), draws(sizes)
     np.testing.assert_array_equal(again[np.lexsort(again.T)], every[np.lexsort(every.T)])
@@ -88,7 +97,9 @@ def test_draws_that_repeat_are_taken_as_often_as_they_were_drawn(sizes):
 
 @pytest.mark.parametrize(("layers", "modules"), [(3, 2), (4, 1), (6, 3), (9, 1), (20, 10)])
 def test_intervals_of_many_columns_are_those_of_each(layers, modules):
-    """The bounds of each column are those over all its draws, also where rows are null in some columns only."""
+    """The bounds of each column are those over all its draws, also where rows are null in some
+    columns only.
+    """
     _, names, places = table(layers, modules)
     columns = RNG.standard_normal((len(names), 7))
     columns[:2, 1] = columns[-1, 2] = columns[:2, 3] = columns[:, 4] = np.nan
@@ -97,14 +108,20 @@ def test_intervals_of_many_columns_are_those_of_each(layers, modules):
     for values, found in zip(columns.T, intervals_of_medians(columns, blocks), strict=True):
         kept = ~np.isnan(values)
         own = blocks.where(kept)
-        assert found == interval(lambda k, v=values[kept], own=own: medians(v[:, None], own.codes, k)[0], own)
+        assert found == interval(
+            lambda k, v=values[kept], own=own: medians(v[:, None], own.codes, k)[0], own
+        )
 
 
 @pytest.mark.parametrize("layers", [4, 5])
 def test_few_layers_are_drawn_in_every_way(layers):
-    """The medians are those of NumPy over every ordered draw of layers, and the bounds are their whole range."""
+    """The medians are those of NumPy over every ordered draw of layers, and the bounds are their
+    whole range.
+    """
     values = np.random.default_rng(1).normal(size=(layers, 3))
-    expected = [np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)]
+    expected = [
+        np.median(values[list(draw)]) for draw in itertools.product(range(layers), repeat=layers)
+    ]
     flat, blocks = by_layer(values)
     found = medians(flat[:, None], blocks.codes, draws((layers,)))[0]
     np.testing.assert_array_equal(np.sort(found), np.sort(expected))
@@ -115,12 +132,15 @@ def test_few_layers_are_drawn_in_every_way(layers):
 
 
 def test_the_interval_is_numpys_over_the_same_draws():
-    """12 layers with unequal numbers of matrices: quantiles of medians that NumPy takes, draw by draw."""
+    """12 layers with unequal numbers of matrices: quantiles of medians that NumPy takes, draw by
+    draw.
+    """
     rng = np.random.default_rng(2)
     groups = [rng.normal(0.1, 0.2, size=1 + layer % 4) for layer in range(12)]
     codes = np.repeat(np.arange(12), [len(group) for group in groups])
     found = sorted(
-        np.median(np.concatenate([groups[i] for i in np.repeat(np.arange(12), count)])) for count in draws((12,))
+        np.median(np.concatenate([groups[i] for i in np.repeat(np.arange(12), count)]))
+        for count in draws((12,))
     )
     out = int(stats.norm.cdf(np.sqrt(12 / 11) * stats.t.ppf(0.025, 11)) * DRAWS)
     own = interval_of_median(np.concatenate(groups), blocks_of(["language"] * len(codes), codes))
@@ -128,7 +148,9 @@ def test_the_interval_is_numpys_over_the_same_draws():
 
 
 def test_what_is_cut_off_leaves_values():
-    """20 and 10 % of ten values: two below, one above; shares that leave nothing leave the last one."""
+    """20 and 10 % of ten values: two below, one above; shares that leave nothing leave the last
+    one.
+    """
     values = np.arange(10.0)[::-1]
     assert cut(values, (0.2, 0.1)) == (2, 8)
     assert cut(values, (0.19, 0.0)) == (1, 9)
@@ -137,7 +159,9 @@ def test_what_is_cut_off_leaves_values():
 
 @pytest.mark.parametrize("layers", [16, 40])
 def test_bounds_for_unevenness_are_scipys_bca(layers):
-    """A standard deviation over layers: scipy.stats.bootstrap's BCa, but for the chance in its draws."""
+    """A standard deviation over layers: scipy.stats.bootstrap's BCa, but for the chance in its
+    draws.
+    """
     values = RNG.lognormal(size=layers)
 
     def spread(counts):
@@ -157,7 +181,9 @@ def test_bounds_for_unevenness_are_scipys_bca(layers):
 
 @pytest.mark.parametrize("layers", [4, 12, 40])
 def test_bounds_are_scipys_for_the_same_percentiles(layers):
-    """scipy.stats.bootstrap, drawing indices of layers, gives the same bounds but for the chance in its draws."""
+    """scipy.stats.bootstrap, drawing indices of layers, gives the same bounds but for the chance in
+    its draws.
+    """
     values, names, places = table(layers, 7)
     values, names, places = values[:-2], names[:-2], places[:-2]
     by_layer = values.reshape(layers, 7)
@@ -180,13 +206,17 @@ def test_the_order_of_rows_does_not_matter():
     values, names, layers = table(9, 7, ("vision", "language"))
     mixed = RNG.permutation(len(values))
     one = interval_of_median(values, blocks_of(names, layers))
-    other = interval_of_median(values[mixed], blocks_of([names[i] for i in mixed], np.array(layers)[mixed]))
+    other = interval_of_median(
+        values[mixed], blocks_of([names[i] for i in mixed], np.array(layers)[mixed])
+    )
     assert one == other
     assert one.bounds[0] < np.median(values) < one.bounds[1]
 
 
 def test_few_layers_claim_less_and_three_claim_nothing():
-    """Of n draws the whole range holds the median with probability 1 - 2^(1-n); three give no interval."""
+    """Of n draws the whole range holds the median with probability 1 - 2^(1-n); three give no
+    interval.
+    """
     found = {n: interval_of_median(*_with_blocks(n)) for n in (0, 1, 2, 3, 4, 5, 6, 40)}
     assert [found[n].bounds for n in (0, 1, 2, 3)] == [None] * 4
     assert found[1].reason == "only 1 layer, it takes 4"
@@ -204,14 +234,18 @@ def _with_blocks(layers):
 @pytest.mark.parametrize(("sizes", "level"), [((1, 1, 1, 1), None), ((3, 1), None), ((2, 2), None), ((4, 1), 0.875),
                                               ((3, 2), 0.875), ((30, 1), 0.95)])  # fmt: skip
 def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
-    """Draws cannot change it: four components of one layer have one draw, and so no interval, not one of no width."""
+    """Draws cannot change it: four components of one layer have one draw, and so no interval, not
+    one of no width.
+    """
     names = [f"component {number}" for number, size in enumerate(sizes) for _ in range(size)]
     places = [layer for size in sizes for layer in range(size)]
     found = interval_of_median(RNG.standard_normal(len(names)), blocks_of(names, places))
     assert (found.layers, found.level) == (sum(sizes), level)
     if level is None:
         assert found.bounds is None
-        assert found.reason == f"only 4 layers in {len(sizes)} components, it takes {3 + len(sizes)}"
+        assert (
+            found.reason == f"only 4 layers in {len(sizes)} components, it takes {3 + len(sizes)}"
+        )
     else:
         assert found.bounds[0] < found.bounds[1]
 
@@ -223,7 +257,9 @@ def test_missing_values_take_their_layers_away():
     values[3] = np.nan
     found = interval_of_median(values, blocks_of(names, layers))
     kept = ~np.isnan(values)
-    assert found == interval_of_median(values[kept], blocks_of(np.array(names)[kept].tolist(), np.array(layers)[kept]))
+    assert found == interval_of_median(
+        values[kept], blocks_of(np.array(names)[kept].tolist(), np.array(layers)[kept])
+    )
     assert found.layers == 4
 
 
@@ -238,7 +274,9 @@ def test_a_figure_that_some_draws_do_not_have_has_no_interval():
 
 
 def test_a_table_of_many_experts_takes_no_time():
-    """18,432 matrices in 48 layers: well under a second a figure, as the bisection never writes the draws out."""
+    """18,432 matrices in 48 layers: well under a second a figure, as the bisection never writes the
+    draws out.
+    """
     values, names, layers = table(48, 384)
     blocks = blocks_of(names, layers)
     found = interval_of_median(values, blocks)
@@ -247,7 +285,9 @@ def test_a_table_of_many_experts_takes_no_time():
 
 
 def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
-    """0.1 in every matrix of 6 layers: the bounds are 0.1, and 2 of 64 sign patterns are as far from 0."""
+    """0.1 in every matrix of 6 layers: the bounds are 0.1, and 2 of 64 sign patterns are as far
+    from 0.
+    """
     assert interval_of_median(*by_layer(np.full((6, 3), 0.1))).bounds == (0.1, 0.1)
     assert sign_flip_p(np.full(6, 0.1)) == 2 / 64
     assert sign_flip_p(np.full(4, -0.1)) == 2 / 16
@@ -257,7 +297,9 @@ def test_constant_differences_have_an_interval_of_no_width_and_the_least_p():
 
 @pytest.mark.parametrize("layers", [5, 9, 13])
 def test_p_is_scipys_exact_permutation_test(layers):
-    """Sign flips of paired samples, every pattern: scipy.stats.permutation_test of permutation_type `samples`."""
+    """Sign flips of paired samples, every pattern: scipy.stats.permutation_test of permutation_type
+    `samples`.
+    """
     for shift in (0.0, 0.5):
         values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
         exact = stats.permutation_test(
@@ -285,7 +327,9 @@ tables = hnp.arrays(
 @settings(max_examples=examples(60))
 @given(tables, st.randoms(use_true_random=False))
 def test_signs_orders_and_scales_carry_over(values, random):
-    """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice the interval."""
+    """-x has the mirrored interval and the same p; the order of rows changes nothing; 2 x has twice
+    the interval.
+    """
     flat, blocks = by_layer(values)
     found = interval_of_median(flat, blocks)
     per_layer = np.median(values, axis=1)
@@ -304,9 +348,11 @@ def test_signs_orders_and_scales_carry_over(values, random):
 
 
 def outside(sizes, pairs, seed=0):
-    """Of so many simulated pairs without a difference, the shares whose interval leaves out 0 and whose p is < 0.05.
+    """Of so many simulated pairs without a difference, the shares whose interval leaves out 0 and
+    whose p is < 0.05.
 
-    A matrix differs by a part of its layer, noise, and a part of its module, of which as many are up as down.
+    A matrix differs by a part of its layer, noise, and a part of its module, of which as many are
+    up as down.
     """
     rng, layers = np.random.default_rng(seed), sum(sizes)
     strata = np.repeat(np.arange(len(sizes)), sizes)
@@ -321,10 +367,13 @@ def outside(sizes, pairs, seed=0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sizes", "nominal"), [((4,), 0.125), ((6,), 0.05), ((16,), 0.05), ((4, 1), 0.125), ((4, 4), 0.05), ((12, 8), 0.05)]
+    ("sizes", "nominal"),
+    [((4,), 0.125), ((6,), 0.05), ((16,), 0.05), ((4, 1), 0.125), ((4, 4), 0.05), ((12, 8), 0.05)],
 )
 def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(sizes, nominal):
-    """The interval leaves out 0 in about 1 - its confidence of cases, and p < 0.05 in no more than 5 %."""
+    """The interval leaves out 0 in about 1 - its confidence of cases, and p < 0.05 in no more than
+    5 %.
+    """
     pairs = 250
     excluded, significant = outside(sizes, pairs)
     spread_of_rate = 3 * np.sqrt(nominal * (1 - nominal) / pairs)
@@ -333,7 +382,9 @@ def test_simulated_pairs_without_a_difference_are_told_apart_as_often_as_stated(
 
 
 def test_p_of_several_figures_is_adjusted_as_holm_does():
-    """Three p by hand: the least times 3, the next times 2, none below one before it; null stays null."""
+    """Three p by hand: the least times 3, the next times 2, none below one before it; null stays
+    null.
+    """
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06], nan_ok=True)
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []

@@ -1,4 +1,6 @@
-"""A folder -> Checkpoint: which files are read, and that every way to be no checkpoint is one ShadowError."""
+"""A folder -> Checkpoint: which files are read, and that every way to be no checkpoint is one
+ShadowError.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def weights(seed=0):
 
 
 def write_index(folder, weight_map, name=INDEX):
-    (folder / name).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (folder / name).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map})
+    )
 
 
 @pytest.fixture
@@ -31,7 +35,9 @@ def sharded(tmp_path):
     """Two shards, an index and a config."""
     save_file({UP: weights(1)}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({DOWN: weights(2)}, tmp_path / "model-00002-of-00002.safetensors")
-    write_index(tmp_path, {UP: "model-00001-of-00002.safetensors", DOWN: "model-00002-of-00002.safetensors"})
+    write_index(
+        tmp_path, {UP: "model-00001-of-00002.safetensors", DOWN: "model-00002-of-00002.safetensors"}
+    )
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     return tmp_path
 
@@ -66,7 +72,13 @@ def test_shards_in_a_subfolder_are_found(sharded):
     (sharded / "parts").mkdir()
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         (sharded / name).rename(sharded / "parts" / name)
-    write_index(sharded, {UP: "parts/model-00001-of-00002.safetensors", DOWN: "parts/model-00002-of-00002.safetensors"})
+    write_index(
+        sharded,
+        {
+            UP: "parts/model-00001-of-00002.safetensors",
+            DOWN: "parts/model-00002-of-00002.safetensors",
+        },
+    )
     assert_holds_both(open_folder(str(sharded)))
 
 
@@ -87,7 +99,9 @@ def test_safetensors_come_before_pickles(sharded):
 
 def test_headers_are_the_truth_about_what_a_shard_holds(sharded):
     """The index puts both tensors in the wrong shard; they are found where they are."""
-    write_index(sharded, {UP: "model-00002-of-00002.safetensors", DOWN: "model-00001-of-00002.safetensors"})
+    write_index(
+        sharded, {UP: "model-00002-of-00002.safetensors", DOWN: "model-00001-of-00002.safetensors"}
+    )
     assert_holds_both(open_folder(str(sharded)))
 
 
@@ -115,7 +129,9 @@ def test_config_is_optional(sharded):
 
 @pytest.mark.parametrize("change", ["header", "size", "time", "config", "name"])
 def test_the_fingerprint_changes_with_the_files(sharded, change):
-    """Equal files have equal fingerprints; another header, size, time, config or file name gives another one."""
+    """Equal files have equal fingerprints; another header, size, time, config or file name gives
+    another one.
+    """
     first = "model-00001-of-00002.safetensors"
     before = open_folder(str(sharded)).fingerprint
     assert open_folder(str(sharded)).fingerprint == before
@@ -229,7 +245,10 @@ FAULTS = {
     "shard name is absolute": (index_shard("/etc/x.safetensors"), "leaves the folder"),
     "shard name has a backslash": (index_shard("..\\secret.safetensors"), "leaves the folder"),
     "shard name is very long": (index_shard("a" * 5000 + ".safetensors"), "safetensors"),
-    "index of .bin files": (index_shard("pytorch_model-00001-of-00002.bin"), "not a .safetensors file"),
+    "index of .bin files": (
+        index_shard("pytorch_model-00001-of-00002.bin"),
+        "not a .safetensors file",
+    ),
     "config is not JSON": (config_text("{"), "config.json: not JSON"),
     "config is empty": (config_text(""), "config.json: not JSON"),
     "config is a list": (config_text("[]"), "config.json: not a JSON object"),
@@ -240,7 +259,10 @@ FAULTS = {
         "only torch .bin files",
     ),
     "only an index of pickles": (
-        lambda folder: (empty_folder(folder), write_index(folder, {UP: "a.bin"}, "pytorch_model.bin.index.json")),
+        lambda folder: (
+            empty_folder(folder),
+            write_index(folder, {UP: "a.bin"}, "pytorch_model.bin.index.json"),
+        ),
         "only torch .bin files",
     ),
 }
@@ -248,7 +270,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(sharded, fault):
-    """Each way to be no trustworthy checkpoint is one ShadowError: a line that names folder and fault, and a hint."""
+    """Each way to be no trustworthy checkpoint is one ShadowError: a line that names folder and
+    fault, and a hint.
+    """
     spoil, reason = FAULTS[fault]
     spoil(sharded)
     with pytest.raises(ShadowError, match=reason) as caught:
@@ -268,10 +292,14 @@ def test_without_the_flag_the_hint_names_it(tmp_path):
 
 @pytest.mark.parametrize("name", [INDEX, "config.json"])
 def test_a_json_file_of_millions_of_values_is_refused_unparsed(sharded, monkeypatch, name):
-    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas, before they do."""
+    """6 MB of empty lists would become 200 MB of objects: refused by a count of commas, before they
+    do.
+    """
     (sharded / name).write_text('{"weight_map": [' + "[]," * 2_000_000 + "0]}")
     loads = json.loads
-    monkeypatch.setattr(json, "loads", lambda text, **more: loads(text[:999_999], **more))  # parsed, it is no JSON
+    monkeypatch.setattr(
+        json, "loads", lambda text, **more: loads(text[:999_999], **more)
+    )  # parsed, it is no JSON
     with pytest.raises(ShadowError, match=f"{name}: larger than that of any released model"):
         open_folder(str(sharded))
 
@@ -283,7 +311,7 @@ def test_a_deep_config_is_read_or_refused(sharded, depth):
     try:
         assert "a" in open_folder(str(sharded)).config
     except ShadowError as refused:
-        assert "config.json" in refused.message  # noqa: PT017
+        assert "config.json" in refused.message
 
 
 @pytest.mark.parametrize("name", ["", "a\x1b[31mb", "a\nb", "\ud800", "a" * 2000])

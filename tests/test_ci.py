@@ -1,4 +1,6 @@
-"""What CI shows: hostile text stays text in annotations, Markdown, JUnit XML, and in all that is printed."""
+"""What CI shows: hostile text stays text in annotations, Markdown, JUnit XML, and in all that is
+printed.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,17 @@ OWNED = [
     "]]>", "<!--", "&amp;", "&#124;", "\\|", "\x1b[31m", "\x00", "\ud800", "\ufffe", "\u202e", "a:b,c=d", "=1+1", "\\",
     "| a |\n|---|\n", "```", "---", "# head", "- item", "~~a~~", " ", "",
 ]  # fmt: skip
-HOSTILE = st.text() | st.sampled_from(OWNED) | st.lists(st.sampled_from(OWNED), max_size=4).map("".join)
+HOSTILE = (
+    st.text() | st.sampled_from(OWNED) | st.lists(st.sampled_from(OWNED), max_size=4).map("".join)
+)
 
 
 def commands(text):
-    """The workflow commands that the runner of GitHub Actions finds in what a step prints, as (name, title, data).
+    """The workflow commands that the runner of GitHub Actions finds in what a step prints, as
+    (name, title, data).
 
-    Its two grammars: `::name key=value,...::data` after white space, and `##[name key=value;...]data` anywhere.
+    Its two grammars: `::name key=value,...::data` after white space, and `##[name
+    key=value;...]data` anywhere.
     """
     found = []
     for line in re.split(r"\r\n|\r|\n", text):
@@ -74,7 +80,9 @@ JUDGED = st.builds(made, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, OUTCOMES, 
 @CALM
 @given(st.lists(JUDGED, max_size=3))
 def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
-    """Whatever the names: as many commands as faults, objections and verdicts, and no text of them is a command."""
+    """Whatever the names: as many commands as faults, objections and verdicts, and no text of them
+    is a command.
+    """
     lines = workflow_commands(judged)
     found = commands("\n".join(lines))
     expected = []
@@ -83,7 +91,13 @@ def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
         if one.fault is not None:
             expected.append(("error", one.name, one.fault))
         if one.objections:
-            expected.append(("error", f"{one.name}: --strict", f"skipped because of {', '.join(one.objections)}"))
+            expected.append(
+                (
+                    "error",
+                    f"{one.name}: --strict",
+                    f"skipped because of {', '.join(one.objections)}",
+                )
+            )
         if verdict.outcome in ("met", "missing"):
             message = verdict.rule.message if verdict.outcome == "met" else ""
             text = f"{message} {verdict.detail}" if message else verdict.detail
@@ -98,7 +112,9 @@ def test_an_annotation_is_one_command_and_says_what_was_to_be_said(judged):
 def test_github_shows_ten_of_a_level_so_the_last_counts_the_rest():
     """Twelve errors: nine, and one that says how many more; warnings are counted on their own."""
     errors = [made("f", f"p{number}", "rule", None, "detail") for number in range(12)]
-    warnings = [made("f", f"w{number}", "rule", None, "detail", severity="warning") for number in range(10)]
+    warnings = [
+        made("f", f"w{number}", "rule", None, "detail", severity="warning") for number in range(10)
+    ]
     found = commands("\n".join(workflow_commands([*warnings, *errors])))
     assert [name for name, _, _ in found] == ["error"] * 10 + ["warning"] * 10
     assert found[9][2] == "3 more are in the job's summary"
@@ -124,9 +140,13 @@ def test_an_annotation_points_to_the_rule_where_the_policy_is_in_the_workspace(t
 
 
 def tables(text):
-    """The tables of a Markdown text as GitHub reads it: rows of cells, each a list of (kind, text) of its tokens."""
+    """The tables of a Markdown text as GitHub reads it: rows of cells, each a list of (kind, text)
+    of its tokens.
+    """
     found = []
-    for token in MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text):
+    for token in (
+        MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(text)
+    ):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
@@ -139,7 +159,9 @@ def tables(text):
 @CALM
 @given(HOSTILE, HOSTILE)
 def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
-    """Pipes, backticks, tags, links, entities and new lines are text; there is no other markup than <code>."""
+    """Pipes, backticks, tags, links, entities and new lines are text; there is no other markup than
+    <code>.
+    """
     text = f"| a | b |\n|---|---|\n| {cell(one)} | {cell(two)} |\n\nend"
     assert text.count("\n") == 4
     ((_, row),) = tables(text)
@@ -147,10 +169,15 @@ def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
     for token, source in zip(row, (one, two), strict=True):
         kinds = {child.type for child in token.children}
         assert kinds <= {"text", "html_inline", "text_special"}
-        assert {child.content for child in token.children if child.type == "html_inline"} <= {"<code>", "</code>"}
+        assert {child.content for child in token.children if child.type == "html_inline"} <= {
+            "<code>",
+            "</code>",
+        }
         shown = "".join(child.content for child in token.children if child.type != "html_inline")
         assert shown == (visible(source) if visible(source).strip() else "")
-    assert not re.search(r"https?:|www\.|@|#\d", cell(one).replace("&#", ""))  # what GitHub would make links of
+    assert not re.search(
+        r"https?:|www\.|@|#\d", cell(one).replace("&#", "")
+    )  # what GitHub would make links of
 
 
 @CALM
@@ -162,21 +189,32 @@ def test_the_summary_of_a_step_is_its_tables_whatever_the_names(judged):
     assert [len(table) - 1 for table in found] == [len(judged), len(judged)][: 2 if judged else 1]
     for table, width in zip(found, (5, 4), strict=False):
         assert {len(row) for row in table} == {width}
-    assert sum(line.startswith("- ") for line in text.splitlines()) == sum(len(one.notes) for one in judged)
+    assert sum(line.startswith("- ") for line in text.splitlines()) == sum(
+        len(one.notes) for one in judged
+    )
 
 
 def test_rules_of_several_pairs_are_counted_as_checks():
     """The same two rules on three pairs are six checks; pairs with different rules have no product."""
-    pair = (Verdict(parse_rule("spikes > 1"), "passed", ""), Verdict(parse_rule("spikes > 2"), "met", ""))
+    pair = (
+        Verdict(parse_rule("spikes > 1"), "passed", ""),
+        Verdict(parse_rule("spikes > 2"), "met", ""),
+    )
     judged = [Judgement("f", name, verdicts=pair) for name in "abc"]
     assert counts(judged) == "3 of 6 checks passed (2 rules x 3 pairs), 3 FAILED"
-    assert counts([*judged, Judgement("f", "d", verdicts=pair[:1])]) == "4 of 7 checks passed, 3 FAILED"
+    assert (
+        counts([*judged, Judgement("f", "d", verdicts=pair[:1])])
+        == "4 of 7 checks passed, 3 FAILED"
+    )
     assert counts([*judged[:1], Judgement("f", "d", fault="no")]) == "1 rule passed, 1 FAILED"
 
 
 def test_warnings_alone_fail_nothing():
     """Violated or without a figure: 0 failed, and so many warnings, as the exit code 0 has it."""
-    judged = [made("f", name, "one", "", "", outcome, "warning") for name, outcome in (("a", "met"), ("b", "missing"))]
+    judged = [
+        made("f", name, "one", "", "", outcome, "warning")
+        for name, outcome in (("a", "met"), ("b", "missing"))
+    ]
     assert counts(judged[:1]) == "0 rules passed, 0 failed, 1 warning"
     assert counts(judged) == "0 of 2 checks passed (1 rule x 2 pairs), 0 failed, 2 warnings"
 
@@ -185,7 +223,8 @@ def test_warnings_alone_fail_nothing():
 def test_the_summary_stays_below_what_github_takes(limit):
     """What does not fit is counted, in each table, and the tables stay tables."""
     judged = [
-        made(f"family-{number}", "p", "rule", "message " * 20, "detail", notes=("x" * 90,)) for number in range(900)
+        made(f"family-{number}", "p", "rule", "message " * 20, "detail", notes=("x" * 90,))
+        for number in range(900)
     ]
     text = markdown(judged, limit)
     assert limit / 2 < len(text.encode()) <= limit
@@ -202,7 +241,9 @@ def test_the_summary_stays_below_what_github_takes(limit):
 @CALM
 @given(st.lists(JUDGED, max_size=3))
 def test_any_names_make_xml_that_says_the_same(judged):
-    """Well-formed for a strict parser, with every name and message as `visible` has it, and counts that add up."""
+    """Well-formed for a strict parser, with every name and message as `visible` has it, and counts
+    that add up.
+    """
     raw = junit(judged)
     root = ElementTree.fromstring(raw)
     assert [suite.get("name") for suite in root] == [visible(one.name) for one in judged]
@@ -218,8 +259,13 @@ def test_any_names_make_xml_that_says_the_same(judged):
         tags = {"met": ["failure"] if grave else [], "missing": ["error"] if grave else [], "passed": [],
                 "skipped": ["skipped"]}[verdict.outcome]  # fmt: skip
         said = bool(verdict.rule.message) and verdict.outcome == "met"
-        assert [child.tag for child in case] == [*tags, *(["system-out"] if said or not tags else [])]
-        for child in (child for child in case if child.tag in tags):  # some readers show the one, some the other
+        assert [child.tag for child in case] == [
+            *tags,
+            *(["system-out"] if said or not tags else []),
+        ]
+        for child in (
+            child for child in case if child.tag in tags
+        ):  # some readers show the one, some the other
             assert child.get("message") == (child.text or "") == visible(verdict.detail)
         if not tags:  # else it is there twice already
             assert visible(verdict.detail) in case.findtext("system-out")
@@ -241,7 +287,11 @@ def test_junitparser_reads_it(tmp_path):
     (tmp_path / "junit.xml").write_bytes(junit(judged))
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
     assert (xml.tests, xml.failures, xml.errors) == (10, 2, 2)
-    results = {(suite.name, case.name): [type(one).__name__ for one in case.result] for suite in xml for case in suite}
+    results = {
+        (suite.name, case.name): [type(one).__name__ for one in case.result]
+        for suite in xml
+        for case in suite
+    }
     assert {key: value for key, value in results.items() if value} == {
         ("f:a", "met"): ["Failure"],
         ("f:b", "missing"): ["Error"],
@@ -260,7 +310,9 @@ def test_junitparser_reads_it(tmp_path):
 @CALM
 @given(HOSTILE, st.sampled_from(["", "  ", "\x1b[36m", " \x1b[2m "]))
 def test_nothing_that_is_printed_is_a_command(text, before):
-    """Also where a line begins with it, after spaces or colours, and for the older grammar anywhere in a line."""
+    """Also where a line begins with it, after spaces or colours, and for the older grammar anywhere
+    in a line.
+    """
     printed = inert("".join(f"{before}{part}\n" for part in (visible(text), visible(text) * 2)))
     assert commands(re.sub(r"\x1b\[\d*m", "", printed)) == []
 
@@ -273,7 +325,12 @@ def test_other_text_is_printed_as_it_is(text):
 
 
 @CALM
-@given(st.recursive(HOSTILE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3)))
+@given(
+    st.recursive(
+        HOSTILE,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3),
+    )
+)
 def test_json_stays_the_same_json_without_commands(value):
     """A reader gets what was written; no line of it is a command."""
     written = io.StringIO()
@@ -286,17 +343,27 @@ def test_json_stays_the_same_json_without_commands(value):
 @pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1"}, {"COLUMNS": "40"}])
 @pytest.mark.parametrize("format", ["table", "json"])
 def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
-    """A checkpoint with commands for names, in GitHub Actions: the only commands are those of the rule that was met."""
+    """A checkpoint with commands for names, in GitHub Actions: the only commands are those of the
+    rule that was met.
+    """
     up = "model.layers.0.mlp.up_proj.weight"
     names = [f"{'x ' * count}::error title=owned::owned" for count in (0, 7, 15, 24, 30)]
     names += ["##[error]owned", "a ##[set-output name=x]y", "##vso[task.complete result=Failed]x"]
     for side, seed in (("base", 0), ("tuned", 1)):
         weights = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
-        extra = {name: torch.ones(2) for name in names} if side == "tuned" else {names[0]: torch.ones(2)}
+        extra = (
+            {name: torch.ones(2) for name in names}
+            if side == "tuned"
+            else {names[0]: torch.ones(2)}
+        )
         models.write(tmp_path / side, {up: weights, **extra})
     command = ("audit", "--base", "./base", "--tuned", "./tuned", "--strict", "--format", format,
                "--fail-on", "matrices > 0")  # fmt: skip
-    env = {"PATH": "/usr/bin:/bin", "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+    }
     done = shadow(*command, env=env | variables, bare=True)
     assert done.code == 4, done.err
     found = commands(re.sub(r"\x1b\[[\d;]*m", "", done.out + "\n" + done.err))
@@ -311,7 +378,9 @@ def test_names_of_tensors_command_nothing(shadow, tmp_path, variables, format):
 
 
 def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
-    """What the step wrote before stays; folders of the JUnit file are made; nothing is left beside it."""
+    """What the step wrote before stays; folders of the JUnit file are made; nothing is left beside
+    it.
+    """
     (tmp_path / "summary.md").write_text("before\n")
     env = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--junit", "deep/junit.xml", env=env)
@@ -329,7 +398,9 @@ def test_the_summary_is_appended_and_the_junit_file_is_whole(shadow, tmp_path):
 
 def test_a_summary_that_cannot_be_written_is_said_and_fails_nothing(shadow, tmp_path):
     """The audit is what was asked for."""
-    done = shadow("audit", "demo:base..narrow", "-o", "out", env={"GITHUB_STEP_SUMMARY": str(tmp_path)})
+    done = shadow(
+        "audit", "demo:base..narrow", "-o", "out", env={"GITHUB_STEP_SUMMARY": str(tmp_path)}
+    )
     done.assert_done()
     assert "no summary of the step: cannot write" in done.err
 
@@ -354,9 +425,15 @@ def test_a_summary_without_room_is_left_alone(shadow, tmp_path):
         (("audit", "demo", "-o", "out", "--storage-options", "{"), 2),
     ],
 )
-def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(shadow, tmp_path, arguments, code):
-    """Whatever ends the command before a pair is judged, the file has one error and no test that passes."""
-    (tmp_path / "junit.xml").write_bytes(junit([made("f", "p", "rule", None, "fine", outcome="passed")]))
+def test_no_passing_junit_file_of_an_earlier_run_outlasts_an_error(
+    shadow, tmp_path, arguments, code
+):
+    """Whatever ends the command before a pair is judged, the file has one error and no test that
+    passes.
+    """
+    (tmp_path / "junit.xml").write_bytes(
+        junit([made("f", "p", "rule", None, "fine", outcome="passed")])
+    )
     (tmp_path / "out").mkdir()
     assert shadow(*arguments, "--junit", "junit.xml").code == code
     xml = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
@@ -391,7 +468,9 @@ def test_a_junit_file_takes_no_other_files_place(shadow, tmp_path):
 
 
 def test_a_fault_is_in_every_format(shadow, tmp_path):
-    """A pair that cannot be audited: exit 1, an annotation, a row of the summary, an error of its JUnit case."""
+    """A pair that cannot be audited: exit 1, an annotation, a row of the summary, an error of its
+    JUnit case.
+    """
     env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md")}
     done = shadow("audit", "--base", "./none", "--tuned", "./none", "--junit", "junit.xml", env=env)
     assert done.code == 1
@@ -399,11 +478,15 @@ def test_a_fault_is_in_every_format(shadow, tmp_path):
     assert (name, "no such folder" in data) == ("error", True)
     assert "no such folder" in (tmp_path / "summary.md").read_text()
     (suite,) = junitparser.JUnitXml.fromfile(str(tmp_path / "junit.xml"))
-    assert [(case.name, [one.message for one in case.result]) for case in suite] == [("audit", [data])]
+    assert [(case.name, [one.message for one in case.result]) for case in suite] == [
+        ("audit", [data])
+    ]
 
 
 def test_the_last_line_counts_the_rules():
-    """What passed, failed and could not be judged, and which of these only warn; nothing without rules."""
+    """What passed, failed and could not be judged, and which of these only warn; nothing without
+    rules.
+    """
     judged = [
         made("f", "a", "one", "", "", outcome="passed"),
         made("f", "b", "two", "", ""),

@@ -1,4 +1,6 @@
-"""Reports compared: closed forms, NumPy's own answer, symmetry, what is refused, what is said aloud."""
+"""Reports compared: closed forms, NumPy's own answer, symmetry, what is refused, what is said
+aloud.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +40,28 @@ def figures(contrast):
 
 
 def test_a_constant_difference_is_found_as_it_is(tmp_path):
-    """0.40 against 0.30 in every matrix of 6 layers: 0.1 with an interval of no width, p of 2 in 2^6 sign patterns."""
+    """0.40 against 0.30 in every matrix of 6 layers: 0.1 with an interval of no width, p of 2 in
+    2^6 sign patterns.
+    """
     found = one(compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", 0.30)]))
     own = figures(found)
     for name in ("concentration", "top4_energy", "spike_energy"):
-        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx((0.1, 0.1, 0.1))
-        assert (own[name].p_within_pair, own[name].level, own[name].margin) == (2 / 64, 0.95, MARGIN)
-    for name in ("stable_rank", "participation_ratio_over_null"):  # 64^0.6 against 64^0.7 directions
+        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
+            (0.1, 0.1, 0.1)
+        )
+        assert (own[name].p_within_pair, own[name].level, own[name].margin) == (
+            2 / 64,
+            0.95,
+            MARGIN,
+        )
+    for name in (
+        "stable_rank",
+        "participation_ratio_over_null",
+    ):  # 64^0.6 against 64^0.7 directions
         expected = -0.1 * math.log(NULL)
-        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx((expected,) * 3)
+        assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
+            (expected,) * 3
+        )
         assert own[name].margin == pytest.approx(MARGIN * math.log(NULL))
     assert own["relative_norm"].difference == 0
     assert own["relative_norm"].verdict is None
@@ -55,7 +70,9 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
     assert (own["concentration"].first, own["concentration"].second) == (0.40, 0.30)
     assert found.matched.matrices == found.matched.in_layers == 18
     assert (found.relation, found.verified) == ("one base", "content")
-    assert "A (a) is more concentrated than B (b): concentration differs by +0.100" in found.sentence
+    assert (
+        "A (a) is more concentrated than B (b): concentration differs by +0.100" in found.sentence
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,31 +88,44 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
 )
 def test_the_margin_decides_what_counts(tmp_path, second, margin, verdict):
     """An interval that leaves out 0 is not enough; no difference is none, whatever the margin."""
-    found = one(compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", second)], margin=margin))
+    found = one(
+        compare([uniform(tmp_path / "a", 0.40), uniform(tmp_path / "b", second)], margin=margin)
+    )
     assert found.verdict == verdict
     assert figures(found)["stable_rank"].verdict == verdict
 
 
 def noisy(folder, mean, seed, layers=8, **options):
-    """A report of matrices around a concentration: a part of the layer and noise, so that figures have intervals."""
+    """A report of matrices around a concentration: a part of the layer and noise, so that figures
+    have intervals.
+    """
     rng = np.random.default_rng(seed)
-    values = mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
+    values = (
+        mean + 0.02 * rng.normal(size=(layers, 1)) + 0.02 * rng.normal(size=(layers, len(MODULES)))
+    )
     return uniform(folder, values, layers, **options)
 
 
 def test_figures_are_numpys(tmp_path):
-    """Medians of paired differences, of both sides, by module and by layer, from the Parquet rows by NumPy alone."""
+    """Medians of paired differences, of both sides, by module and by layer, from the Parquet rows
+    by NumPy alone.
+    """
     folders = [noisy(tmp_path / "a", 0.4, 1), noisy(tmp_path / "b", 0.3, 2)]
     found = one(compare(folders))
     first, second = (
-        pq.read_table(folder / "matrices.parquet").to_pandas().query("subject == 'delta'").set_index("tensor")
+        pq.read_table(folder / "matrices.parquet")
+        .to_pandas()
+        .query("subject == 'delta'")
+        .set_index("tensor")
         for folder in folders
     )
     second = second.loc[first.index]
     for figure in FIGURES:
         sides = [frame[list(figure.columns)].to_numpy() for frame in (first, second)]
         values = [side[:, 0] / side[:, 1] if side.shape[1] == 2 else side[:, 0] for side in sides]
-        apart = np.log(values[0] / values[1]) if figure.scale == "log ratio" else values[0] - values[1]
+        apart = (
+            np.log(values[0] / values[1]) if figure.scale == "log ratio" else values[0] - values[1]
+        )
         own = figures(found)[figure.name]
         assert (own.first, own.second) == (np.median(values[0]), np.median(values[1]))
         assert own.difference == pytest.approx(np.median(apart), rel=1e-12)
@@ -104,7 +134,9 @@ def test_figures_are_numpys(tmp_path):
                 np.median(apart[first["module"] == row.module]), rel=1e-12
             )
         for row in found.layers:
-            assert getattr(row, figure.name) == pytest.approx(np.median(apart[first["layer"] == row.layer]), rel=1e-12)
+            assert getattr(row, figure.name) == pytest.approx(
+                np.median(apart[first["layer"] == row.layer]), rel=1e-12
+            )
     assert [row.matrices for row in found.modules] == [8, 8, 8]
     assert [row.layer for row in found.layers] == list(range(8))
 
@@ -123,7 +155,11 @@ def assert_mirrored(found, back):
             there.cells,
         )
         assert (here.first, here.second) == (there.second, there.first)
-        for value, turned in ((there.difference, here.difference), (there.low, here.high), (there.high, here.low)):
+        for value, turned in (
+            (there.difference, here.difference),
+            (there.low, here.high),
+            (there.high, here.low),
+        ):
             assert turned == (None if value is None else -value)
     assert back.verdict == OPPOSITE.get(found.verdict, found.verdict)
     for there, here in zip(found.layers + found.modules, back.layers + back.modules, strict=True):
@@ -138,7 +174,9 @@ def assert_mirrored(found, back):
     st.floats(0, 0.1),
     st.integers(0, 100),
 )
-def test_comparing_the_other_way_round_turns_every_sign(tmp_path_factory, layers, means, width, seed):
+def test_comparing_the_other_way_round_turns_every_sign(
+    tmp_path_factory, layers, means, width, seed
+):
     """For any layers, means and spread, to the last bit."""
     folder, rng = tmp_path_factory.mktemp("mirrored"), np.random.default_rng(seed)
     both = [
@@ -155,20 +193,30 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     for file in ("matrices.parquet", "tensors.parquet"):
         table = pq.read_table(folders[0] / file)
         order = np.random.default_rng(0).permutation(len(table))
-        pq.write_table(table.take(order).replace_schema_metadata(table.schema.metadata), folders[0] / file)
+        pq.write_table(
+            table.take(order).replace_schema_metadata(table.schema.metadata), folders[0] / file
+        )
     assert compare(folders).as_json() == before
 
 
 def test_what_is_missing_is_left_out_and_named(tmp_path):
-    """Matrices that one report lacks: identical there, filtered there, of another shape, not there at all."""
+    """Matrices that one report lacks: identical there, filtered there, of another shape, not there
+    at all.
+    """
     everything = places(6)
     grown = {"rows": 80}
     same = {**place(0, "attn.q"), "tensor": "layers.0.attn.q", "status": "identical"}
-    left = {**place(1, "attn.q"), "tensor": "layers.1.attn.q", "status": "skipped", "reason": "filtered"}
+    left = {
+        **place(1, "attn.q"),
+        "tensor": "layers.1.attn.q",
+        "status": "skipped",
+        "reason": "filtered",
+    }
     first = write(tmp_path / "a", [delta(0.4, where) for where in everything])
     kept = [where for where in everything if where["module"] != "attn.q" or where["layer"] > 2]
     rows = [
-        delta(0.3, where, **(grown if (where["layer"], where["module"]) == (5, "mlp.up") else {})) for where in kept
+        delta(0.3, where, **(grown if (where["layer"], where["module"]) == (5, "mlp.up") else {}))
+        for where in kept
     ]
     second = write(tmp_path / "b", rows, extra_tensors=(same, left))
     found = one(compare([first, second]))
@@ -187,7 +235,9 @@ def test_what_is_missing_is_left_out_and_named(tmp_path):
 def test_too_few_layers_are_no_interval(tmp_path):
     """One layer, and three: the differences are there, the verdict is not."""
     for layers in (1, 3):
-        folders = [uniform(tmp_path / f"{name}{layers}", c, layers) for name, c in (("a", 0.5), ("b", 0.3))]
+        folders = [
+            uniform(tmp_path / f"{name}{layers}", c, layers) for name, c in (("a", 0.5), ("b", 0.3))
+        ]
         found = one(compare(folders))
         own = figures(found)["concentration"]
         assert own.difference == pytest.approx(0.2)
@@ -212,7 +262,10 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
     """A head that says the opposite changes no figure; it is in the table by module, and warned of."""
     plain = [uniform(tmp_path / name, c) for name, c in (("a", 0.4), ("b", 0.3))]
     with_head = [
-        write(tmp_path / f"{name}2", [delta(c, where) for where in places(6)] + [delta(head, place(None, "head"))])
+        write(
+            tmp_path / f"{name}2",
+            [delta(c, where) for where in places(6)] + [delta(head, place(None, "head"))],
+        )
         for name, c, head in (("a", 0.4, 0.2), ("b", 0.3, 0.9))
     ]
     without, found = one(compare(plain)), one(compare(with_head))
@@ -224,7 +277,9 @@ def test_embeddings_and_heads_have_no_vote(tmp_path):
 
 
 def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
-    """64 experts of one module count as much as one attention matrix: 2 of 3 modules decide the median."""
+    """64 experts of one module count as much as one attention matrix: 2 of 3 modules decide the
+    median.
+    """
     rows = {
         name: [
             delta(c, where)
@@ -243,7 +298,9 @@ def test_the_experts_of_a_layer_have_one_vote_together(tmp_path):
 
 
 def test_figures_that_disagree_are_mixed_evidence(tmp_path):
-    """Concentration alone, or against the others, or the others without it: no direction is claimed."""
+    """Concentration alone, or against the others, or the others without it: no direction is
+    claimed.
+    """
     base = [delta(0.3, where) for where in places(6)]
 
     def against(name, **figures_of):
@@ -254,21 +311,38 @@ def test_figures_that_disagree_are_mixed_evidence(tmp_path):
     assert alone.verdict == "mixed evidence"
     assert "none point the same way and none the other way" in alone.sentence
     split = against(
-        "split", concentration=0.45, stable_rank=1.0, top4_energy=0.9, spike_energy=0.0, participation_ratio=60
+        "split",
+        concentration=0.45,
+        stable_rank=1.0,
+        top4_energy=0.9,
+        spike_energy=0.0,
+        participation_ratio=60,
     )
     assert split.verdict == "mixed evidence"
     assert (
-        "stable rank and top-4 energy point the same way and PR / null PR and spike energy the other" in split.sentence
+        "stable rank and top-4 energy point the same way and PR / null PR and spike energy the"
+        " other" in split.sentence
     )
-    assert against("two", concentration=0.45, stable_rank=1.0, top4_energy=0.9).verdict == "more concentrated"
+    assert (
+        against("two", concentration=0.45, stable_rank=1.0, top4_energy=0.9).verdict
+        == "more concentrated"
+    )
     three = against(
-        "three", concentration=0.45, stable_rank=1.0, top4_energy=0.9, participation_ratio=2, spike_energy=0
+        "three",
+        concentration=0.45,
+        stable_rank=1.0,
+        top4_energy=0.9,
+        participation_ratio=2,
+        spike_energy=0,
     )
     assert three.verdict == "more concentrated"
     assert "; spike energy the other way" in three.sentence
     others = against("others", stable_rank=1.0, top4_energy=0.9)
     assert others.verdict == "mixed evidence"
-    assert "concentration is not distinguished, but by stable rank and top-4 energy A is more" in others.sentence
+    assert (
+        "concentration is not distinguished, but by stable rank and top-4 energy A is more"
+        in others.sentence
+    )
 
 
 def test_figures_without_a_value_are_left_out(tmp_path):
@@ -285,15 +359,28 @@ def test_figures_without_a_value_are_left_out(tmp_path):
 
 
 def test_bases_are_told_apart_and_refused(tmp_path):
-    """Other fingerprints and other spectra: refused with the reason, and with the flag said aloud everywhere."""
-    folders = [uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3, base=identity(9), weights=2.0)]
-    with pytest.raises(ShadowError, match="different bases: the spectra of 18 of 18 matrices differ") as refused:
+    """Other fingerprints and other spectra: refused with the reason, and with the flag said aloud
+    everywhere.
+    """
+    folders = [
+        uniform(tmp_path / "a", 0.4),
+        uniform(tmp_path / "b", 0.3, base=identity(9), weights=2.0),
+    ]
+    with pytest.raises(
+        ShadowError, match="different bases: the spectra of 18 of 18 matrices differ"
+    ) as refused:
         compare(folders)
     assert "--allow-different-base" in refused.value.hint
     found = one(compare(folders, allow_different_base=True))
-    assert (found.relation, found.verified, found.verdict) == ("different bases", None, "more concentrated")
+    assert (found.relation, found.verified, found.verdict) == (
+        "different bases",
+        None,
+        "more concentrated",
+    )
     assert "from different bases" in found.sentence
-    assert any("the bases differ (the spectra of 18 of 18 matrices" in text for text in found.warnings)
+    assert any(
+        "the bases differ (the spectra of 18 of 18 matrices" in text for text in found.warnings
+    )
 
 
 def test_one_base_is_known_by_commit_content_or_spectra(tmp_path):
@@ -330,7 +417,10 @@ def test_stages_of_a_lineage_are_recognised(tmp_path):
 
 def test_three_reports_are_ranked_over_what_all_have(tmp_path):
     """Every pair in the order of the reports; the ranking, with what each step of it is worth."""
-    folders = [noisy(tmp_path / name, c, seed) for seed, (name, c) in enumerate([("b", 0.3), ("a", 0.45), ("b2", 0.3)])]
+    folders = [
+        noisy(tmp_path / name, c, seed)
+        for seed, (name, c) in enumerate([("b", 0.3), ("a", 0.45), ("b2", 0.3)])
+    ]
     found = compare(folders)
     assert [(c.first, c.second) for c in found.contrasts] == [("A", "B"), ("A", "C"), ("B", "C")]
     ranks = {row.label: (row.rank, row.to_next) for row in found.ranking}
@@ -349,15 +439,22 @@ def test_three_reports_are_ranked_over_what_all_have(tmp_path):
 
 
 def test_what_voids_a_verdict(tmp_path):
-    """An adapter against full rank, other ranks, rounding, unrelated sides: figures are shown, no direction is."""
+    """An adapter against full rank, other ranks, rounding, unrelated sides: figures are shown, no
+    direction is.
+    """
     other = uniform(tmp_path / "other", 0.3)
     faults = {
-        "an adapter of rank 4 and B (other) of full rank (in 18 matrices)": {"rank_ceiling": 4, "floor_ratio": None},
+        "an adapter of rank 4 and B (other) of full rank (in 18 matrices)": {
+            "rank_ceiling": 4,
+            "floor_ratio": None,
+        },
         "mostly rounding (1.1 times": {"floor_ratio": 1.1},
         "little in common (median cosine 0.01)": {"cosine": 0.01},
     }
     for number, (words, figures_of) in enumerate(faults.items()):
-        folder = write(tmp_path / f"a{number}", [delta(0.5, where, **figures_of) for where in places(6)])
+        folder = write(
+            tmp_path / f"a{number}", [delta(0.5, where, **figures_of) for where in places(6)]
+        )
         found = one(compare([folder, other]))
         assert found.verdict == "not comparable"
         assert found.sentence.startswith("not comparable: ")
@@ -365,7 +462,10 @@ def test_what_voids_a_verdict(tmp_path):
         assert {one.verdict for one in found.figures} == {"not comparable", None}
         assert figures(found)["concentration"].difference == pytest.approx(0.2)
     ranks = [
-        write(tmp_path / f"r{rank}", [delta(0.5, where, rank_ceiling=rank, floor_ratio=None) for where in places(6)])
+        write(
+            tmp_path / f"r{rank}",
+            [delta(0.5, where, rank_ceiling=rank, floor_ratio=None) for where in places(6)],
+        )
         for rank in (4, 16, 4)
     ]
     assert one(compare([ranks[0], ranks[1]])).verdict == "not comparable"
@@ -373,35 +473,52 @@ def test_what_voids_a_verdict(tmp_path):
 
 
 def test_what_makes_a_comparison_doubtful_is_warned_of(tmp_path):
-    """Settings, versions, dtypes, norms, byte ranges, siblings, replaced modules, low rank; without them nothing."""
+    """Settings, versions, dtypes, norms, byte ranges, siblings, replaced modules, low rank; without
+    them nothing.
+    """
     plain = uniform(tmp_path / "plain", 0.3)
-    usual = {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}, "relation": "tuned"}
+    usual = {
+        "method": {"precision": "default", "nulls": 0, "seed": 0},
+        "chosen": {},
+        "relation": "tuned",
+    }
     exact = {**usual, "method": {"precision": "exact", "nulls": 8, "seed": 0}}
 
     def warnings(name, metadata=None, **figures_of):
         rows = [delta(0.4, where, **figures_of) for where in places(6)]
-        return " | ".join(one(compare([write(tmp_path / name, rows, **(metadata or {})), plain])).warnings)
+        return " | ".join(
+            one(compare([write(tmp_path / name, rows, **(metadata or {})), plain])).warnings
+        )
 
     assert warnings("same") == ""
     assert "--precision exact in A, default in B" in warnings("precision", {"settings": exact})
     assert "--nulls 8 in A, 0 in B; no figure here" in warnings("nulls", {"settings": exact})
-    assert "filtered differently" in warnings("filter", {"settings": {**usual, "chosen": {"layers": [0]}}})
+    assert "filtered differently" in warnings(
+        "filter", {"settings": {**usual, "chosen": {"layers": [0]}}}
+    )
     assert "versions of shadow: A by 0.0.9" in warnings("version", {"version": "0.0.9"})
     assert "siblings" in warnings("sibling", {"settings": {**usual, "relation": "sibling"}})
-    assert "18 matrices are stored in different dtypes: F32 in A, BF16 in B" in warnings("dtype", dtype="F32")
+    assert "18 matrices are stored in different dtypes: F32 in A, BF16 in B" in warnings(
+        "dtype", dtype="F32"
+    )
     assert "18 matrices of A (ranges) came as byte ranges" in warnings("ranges", verified=False)
     assert "the update of A (large) is 4 times as large" in warnings("large", relative_norm=0.2)
     assert "the update of B (plain) is 5 times as large" in warnings("small", relative_norm=0.01)
     assert warnings("near", relative_norm=0.1) == ""
     assert "perhaps a merged adapter" in warnings("merged", numerical_rank=16)
-    replaced = [delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99) for where in places(6)]
+    replaced = [
+        delta(0.4, where, cosine=0.1 if where["module"] == "mlp.up" else 0.99)
+        for where in places(6)
+    ]
     found = one(compare([write(tmp_path / "replaced", replaced), plain]))
     assert any("mlp.up of A (replaced): little in common" in text for text in found.warnings)
     assert found.verdict == "more concentrated"
 
 
 def test_what_is_not_shown_is_said(tmp_path):
-    """JSON carries the claims: what was measured, what it is consistent with, what it does not show."""
+    """JSON carries the claims: what was measured, what it is consistent with, what it does not
+    show.
+    """
     told = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)]).as_json()
     assert any("not over training runs" in text for text in told["claims"]["not_shown"])
     assert any("optimiser" in text for text in told["claims"]["not_shown"])
@@ -411,13 +528,17 @@ def test_what_is_not_shown_is_said(tmp_path):
 
 
 def test_simulated_runs_of_one_regime_never_pass_the_margin(tmp_path):
-    """Pairs from one distribution, as far apart as the study's seeds: none is beyond the margin, few exclude 0."""
+    """Pairs from one distribution, as far apart as the study's seeds: none is beyond the margin,
+    few exclude 0.
+    """
     rng = np.random.default_rng(7)
     excluded = 0
     for pair in range(12):
         folders = [
             uniform(
-                tmp_path / f"{pair}{side}", 0.3 + 0.02 * rng.normal(size=(8, 1)) + 0.02 * rng.normal(size=(8, 3)), 8
+                tmp_path / f"{pair}{side}",
+                0.3 + 0.02 * rng.normal(size=(8, 1)) + 0.02 * rng.normal(size=(8, 3)),
+                8,
             )
             for side in "ab"
         ]
@@ -445,7 +566,9 @@ def audited(tmp_path_factory):
 
 
 def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(audited, shadow):
-    """By the margin, with four of four figures; and the command says how little four layers can prove."""
+    """By the margin, with four of four figures; and the command says how little four layers can
+    prove.
+    """
     done = shadow("compare", audited / "base..narrow", audited / "base..broad", "--format", "json")
     told = json.loads(done.assert_done())
     (contrast,) = told["contrasts"]
@@ -454,17 +577,35 @@ def test_the_demos_narrow_model_is_more_concentrated_than_its_broad_one(audited,
     assert own["difference"] >= told["margin"] == MARGIN
     assert (own["level"], own["p_within_pair"]) == (0.875, 0.125)
     assert any("only 4 layers" in text for text in contrast["warnings"])
-    back = json.loads(shadow("compare", audited / "base..broad", audited / "base..narrow", "--format", "json").out)
+    back = json.loads(
+        shadow("compare", audited / "base..broad", audited / "base..narrow", "--format", "json").out
+    )
     assert back["contrasts"][0]["verdict"] == "less concentrated"
-    strict = shadow("compare", audited / "base..narrow", audited / "base..broad", "--margin", 0.2, "--format", "json")
-    assert json.loads(strict.assert_done())["contrasts"][0]["verdict"] == "different, below the margin"
+    strict = shadow(
+        "compare",
+        audited / "base..narrow",
+        audited / "base..broad",
+        "--margin",
+        0.2,
+        "--format",
+        "json",
+    )
+    assert (
+        json.loads(strict.assert_done())["contrasts"][0]["verdict"] == "different, below the margin"
+    )
 
 
 @pytest.mark.slow
 def test_a_base_stored_elsewhere_is_known_by_its_spectra(audited, shadow, tmp_path):
-    """A copy of the base has another fingerprint; the demo's narrow model as a base is another one, and refused."""
+    """A copy of the base has another fingerprint; the demo's narrow model as a base is another one,
+    and refused.
+    """
     shutil.copytree(DEMO, tmp_path / "copy", copy_function=shutil.copy)  # with times of their own
-    for base, name in (("./copy/base", "again"), ("./copy/narrow", "step"), ("./copy/broad", "other")):
+    for base, name in (
+        ("./copy/base", "again"),
+        ("./copy/narrow", "step"),
+        ("./copy/broad", "other"),
+    ):
         tuned = "./copy/broad" if base != "./copy/broad" else "./copy/narrow"
         shadow("audit", "--base", base, "--tuned", tuned, "-o", name).assert_done()
 
@@ -476,7 +617,9 @@ def test_a_base_stored_elsewhere_is_known_by_its_spectra(audited, shadow, tmp_pa
     assert relation(audited / "base..narrow", "again") == ("one base", "spectra")
     assert relation(audited / "base..broad", "again") == ("the same pair", "spectra")
     assert relation(audited / "base..narrow", "step") == ("consecutive stages", "spectra")
-    assert "different bases" in shadow("compare", audited / "base..narrow", "other").assert_refused()
+    assert (
+        "different bases" in shadow("compare", audited / "base..narrow", "other").assert_refused()
+    )
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -512,11 +655,16 @@ def shown(comparison, width):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_components_and_experts_fit_too(tmp_path, width):
-    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing is cut off."""
+    """A vision tower beside a mixture of experts, and a long pair name: no line is longer, nothing
+    is cut off.
+    """
     where = [{**place(layer, "mlp.down"), "component": "vision"} for layer in range(24)]
     where += [place(layer, "experts.gate", expert) for layer in range(48) for expert in range(21)]
     name = "Qwen2.5-VL-72B..Qwen2.5-VL-72B-Instruct-0123abcd"
-    folders = [write(tmp_path / one, [delta(c, own) for own in where]) for one, c in ((name, 0.45), ("b", 0.123))]
+    folders = [
+        write(tmp_path / one, [delta(c, own) for own in where])
+        for one, c in ((name, 0.45), ("b", 0.123))
+    ]
     text = shown(compare(folders), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
@@ -537,13 +685,18 @@ def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
     assert len(frame) == 30
     assert frame["votes"].sum() == 28
     np.testing.assert_allclose(
-        frame["concentration_difference"], frame["concentration_first"] - frame["concentration_second"]
+        frame["concentration_difference"],
+        frame["concentration_first"] - frame["concentration_second"],
     )
     np.testing.assert_allclose(
-        frame["stable_rank_difference"], np.log(frame["stable_rank_first"] / frame["stable_rank_second"])
+        frame["stable_rank_difference"],
+        np.log(frame["stable_rank_first"] / frame["stable_rank_second"]),
     )
     told = json.loads(table.schema.metadata[b"shadow"])
-    assert [report["pair"] for report in told["comparison"]["reports"]] == ["base..narrow", "base..broad"]
+    assert [report["pair"] for report in told["comparison"]["reports"]] == [
+        "base..narrow",
+        "base..broad",
+    ]
     assert told["comparison"]["contrasts"][0]["verdict"] == "more concentrated"
     shadow(*arguments).assert_done()
     (tmp_path / "mine.parquet").write_text("mine")
@@ -557,9 +710,13 @@ def test_rows_are_written_with_how_they_were_made(audited, shadow, tmp_path):
 
 def test_a_folder_above_several_reports_stands_for_all_of_them(audited, shadow):
     """In the order of their names, each once, whether it is named beside the folder or not."""
-    named = shadow("compare", audited / "base..broad", audited / "base..narrow", "--json").assert_done()
+    named = shadow(
+        "compare", audited / "base..broad", audited / "base..narrow", "--json"
+    ).assert_done()
     assert shadow("compare", audited, "--json").assert_done() == named
-    assert shadow("compare", audited.parent, audited / "base..narrow", "--json").assert_done() == named
+    assert (
+        shadow("compare", audited.parent, audited / "base..narrow", "--json").assert_done() == named
+    )
 
 
 def test_wrong_usage(audited, shadow):
@@ -582,7 +739,9 @@ def test_the_margin_of_the_command_is_the_modules():
 # Hostile and broken reports
 
 
-def rewrite(folder, change=lambda table: table, metadata=lambda told: told, file="matrices.parquet"):
+def rewrite(
+    folder, change=lambda table: table, metadata=lambda told: told, file="matrices.parquet"
+):
     table = pq.read_table(folder / file)
     told = metadata(json.loads(table.schema.metadata[b"shadow"]))
     raw = told if isinstance(told, bytes) else json.dumps(told).encode()
@@ -600,24 +759,47 @@ def with_column(name, values):
 FAULTS = {
     "no report": (lambda folder: shutil.rmtree(folder), "no such folder"),
     "unfinished": (lambda folder: (folder / "summary.json").unlink(), "no finished report"),
-    "not parquet": (lambda folder: (folder / "matrices.parquet").write_text("x"), "not a report of shadow"),
+    "not parquet": (
+        lambda folder: (folder / "matrices.parquet").write_text("x"),
+        "not a report of shadow",
+    ),
     "cut": (lambda folder: (folder / "tensors.parquet").write_bytes(b"PAR1"), "cannot be read"),
     "no tensors": (lambda folder: (folder / "tensors.parquet").unlink(), "cannot be read"),
-    "other schema": (lambda folder: rewrite(folder, metadata=lambda m: {**m, "schema": 99}), "schema 99"),
-    "metadata that are no JSON": (lambda folder: rewrite(folder, metadata=lambda m: b"{"), "not a report"),
+    "other schema": (
+        lambda folder: rewrite(folder, metadata=lambda m: {**m, "schema": 99}),
+        "schema 99",
+    ),
+    "metadata that are no JSON": (
+        lambda folder: rewrite(folder, metadata=lambda m: b"{"),
+        "not a report",
+    ),
     "deep metadata": (
         lambda folder: rewrite(folder, metadata=lambda m: b'{"schema": ' + b"[" * 200_000),
         "not a report",
     ),
-    "a base that is a number": (lambda folder: rewrite(folder, metadata=lambda m: {**m, "base": 1}), "not a report"),
-    "text for numbers": (lambda folder: rewrite(folder, with_column("concentration", "x")), "cannot be read"),
-    "broken layers": (lambda folder: rewrite(folder, with_column("layer", 0.5)), "cannot be read"),
-    "text that is none": (
-        lambda folder: rewrite(folder, with_column("module", lambda n: pa.array([b"\xff"] * n).view("string"))),
+    "a base that is a number": (
+        lambda folder: rewrite(folder, metadata=lambda m: {**m, "base": 1}),
+        "not a report",
+    ),
+    "text for numbers": (
+        lambda folder: rewrite(folder, with_column("concentration", "x")),
         "cannot be read",
     ),
-    "no deltas": (lambda folder: rewrite(folder, with_column("subject", "x")), "no matrix of one place"),
-    "one row many times": (lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t])), "no changed matrix"),
+    "broken layers": (lambda folder: rewrite(folder, with_column("layer", 0.5)), "cannot be read"),
+    "text that is none": (
+        lambda folder: rewrite(
+            folder, with_column("module", lambda n: pa.array([b"\xff"] * n).view("string"))
+        ),
+        "cannot be read",
+    ),
+    "no deltas": (
+        lambda folder: rewrite(folder, with_column("subject", "x")),
+        "no matrix of one place",
+    ),
+    "one row many times": (
+        lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t])),
+        "no changed matrix",
+    ),
 }
 
 
@@ -636,16 +818,36 @@ HOSTILE = "x\x1b[31m\n::error::owned [bold]"
 
 @pytest.mark.parametrize("format", ["table", "json"])
 def test_names_from_files_drive_no_terminal(shadow, tmp_path, format):
-    """Control characters and markup in every name, numbers without sense in every place: shown as text, exit 0."""
-    odd = {"method": {"precision": HOSTILE, "nulls": [HOSTILE]}, "chosen": {HOSTILE: math.nan}, "relation": HOSTILE}
-    rows = [delta(0.4, {**where, "component": HOSTILE}, tensor=HOSTILE + str(i)) for i, where in enumerate(places(6))]
+    """Control characters and markup in every name, numbers without sense in every place: shown as
+    text, exit 0.
+    """
+    odd = {
+        "method": {"precision": HOSTILE, "nulls": [HOSTILE]},
+        "chosen": {HOSTILE: math.nan},
+        "relation": HOSTILE,
+    }
+    rows = [
+        delta(0.4, {**where, "component": HOSTILE}, tensor=HOSTILE + str(i))
+        for i, where in enumerate(places(6))
+    ]
     rows += [delta(0.4, where) for where in places(6)]
     for row in rows[::5]:
-        row |= {"stable_rank": -1.0, "spike_energy": math.inf, "concentration": 1e308, "cosine": math.nan}
+        row |= {
+            "stable_rank": -1.0,
+            "spike_energy": math.inf,
+            "concentration": 1e308,
+            "cosine": math.nan,
+        }
     mine = [delta(0.3, {**where, "module": HOSTILE}, dtype=HOSTILE) for where in places(6)]
     mine += [delta(0.3, where, dtype=HOSTILE) for where in places(6)]
     both = [{**place(layer, "[red]x[/red]"), "component": "[blue]y"} for layer in range(3)]
-    write(tmp_path / "a", rows + [delta(0.4, where) for where in both], settings=odd, version=HOSTILE, pair=HOSTILE)
+    write(
+        tmp_path / "a",
+        rows + [delta(0.4, where) for where in both],
+        settings=odd,
+        version=HOSTILE,
+        pair=HOSTILE,
+    )
     write(tmp_path / "b", mine + [delta(0.3, where) for where in both])
     text = shadow("compare", "a", "b", "--format", format).assert_done()
     if format == "json":

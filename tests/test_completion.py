@@ -21,7 +21,11 @@ def offered(line, **variables):
     """The words that bash gets for the last word of a line; bash breaks words at colons."""
     typed = line.replace(":", " : ").split(" ")
     typed = [word for word in typed[:-1] if word] + typed[-1:]
-    told = {"COMP_WORDS": " ".join(typed), "COMP_CWORD": str(len(typed) - 1), "_SHADOW_COMPLETE": "complete_bash"}
+    told = {
+        "COMP_WORDS": " ".join(typed),
+        "COMP_CWORD": str(len(typed) - 1),
+        "_SHADOW_COMPLETE": "complete_bash",
+    }
     return CliRunner().invoke(app, [], prog_name="shadow", env={**told, **variables}).stdout.split()
 
 
@@ -39,7 +43,10 @@ def test_a_target_is_a_family_and_then_a_pair(tmp_path):
     assert offered("shadow audit dem") == ["demo"]
     assert offered("shadow audit demo:base..n") == ["base..narrow"]
     assert offered(f"shadow plan --registry {tmp_path} to") == ["toy"]
-    assert offered("shadow audit toy:b", SHADOW_REGISTRY=str(tmp_path)) == ["base..sft", "base..chat"]
+    assert offered("shadow audit toy:b", SHADOW_REGISTRY=str(tmp_path)) == [
+        "base..sft",
+        "base..chat",
+    ]
     assert offered("shadow families dem") == ["demo"]
 
 
@@ -54,9 +61,15 @@ def test_other_shells_take_a_pair_as_one_word():
 @pytest.mark.parametrize(
     ("line", "some"),
     [
-        ("shadow audit --module attn.", [name for name in name_rules().modules if name.startswith("attn.")]),
+        (
+            "shadow audit --module attn.",
+            [name for name in name_rules().modules if name.startswith("attn.")],
+        ),
         ("shadow audit --component v", ["vision"]),
-        ("shadow explain null_part", ["null_participation_ratio", "null_participation_ratio_sampled"]),
+        (
+            "shadow explain null_part",
+            ["null_participation_ratio", "null_participation_ratio_sampled"],
+        ),
         ("shadow explain con", ["conc.", "concentration", "condition_number"]),
         ("shadow schema matr", ["matrices"]),
         ("shadow audi", ["audit"]),
@@ -72,7 +85,11 @@ def test_every_word_that_is_offered_is_explained():
     """`shadow explain` knows a column of each table, every head and every topic."""
     runner = CliRunner()
     assert len(completion.words("")) > 100
-    known = [*(table.columns[-1].name for table in TABLES.values()), "label_reason", *completion.TOPICS]
+    known = [
+        *(table.columns[-1].name for table in TABLES.values()),
+        "label_reason",
+        *completion.TOPICS,
+    ]
     assert set(known) <= set(completion.words(""))
     assert [word for word in known if runner.invoke(app, ["explain", word]).exit_code] == []
 
@@ -93,5 +110,7 @@ def test_a_begun_word_loads_nothing_heavy():
         "assert c.modules('') and c.words('') and c.tables(''); "
         "print(*{'torch', 'pandas', 'numpy', 'pyarrow', 'huggingface_hub'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True
+    )
     assert done.stdout.split() == []

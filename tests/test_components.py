@@ -27,14 +27,25 @@ from shadow.targets.references import parse_reference
 
 
 def tiny_llava(folder):
-    """A LLaVA of a tiny Llama and a tiny CLIP tower, and the two models that it was made of, saved by transformers."""
+    """A LLaVA of a tiny Llama and a tiny CLIP tower, and the two models that it was made of, saved
+    by transformers.
+    """
     import transformers
 
     torch.manual_seed(0)
     text = transformers.LlamaConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, vocab_size=64
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=64,
     )
-    sizes = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     vision = transformers.CLIPVisionConfig(**sizes, image_size=16, patch_size=8, projection_dim=24)
     language = transformers.LlamaForCausalLM(text)
     clip = transformers.CLIPModel(
@@ -44,7 +55,9 @@ def tiny_llava(folder):
             projection_dim=16,
         )
     )
-    llava = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(text_config=text, vision_config=vision))
+    llava = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(text_config=text, vision_config=vision)
+    )
     llava.model.language_model.load_state_dict(language.model.state_dict())
     llava.lm_head.load_state_dict(language.lm_head.state_dict())
     llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict(), strict=False)
@@ -68,11 +81,17 @@ def audited(tmp_path_factory):
     )
     (pair,) = find_pairs("tiny-llava", load_families(folder))
     result = run_pair(pair, Settings(Method(), Filter()), folder / "out")
-    return folder, result, *(pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors"))
+    return (
+        folder,
+        result,
+        *(pd.read_parquet(result.folder / f"{name}.parquet") for name in ("matrices", "tensors")),
+    )
 
 
 def test_each_component_is_compared_with_its_own_base(audited):
-    """Language deltas are against the Llama; the frozen tower is identical; the projector has spectra and no delta."""
+    """Language deltas are against the Llama; the frozen tower is identical; the projector has
+    spectra and no delta.
+    """
     _, result, matrices, tensors = audited
     deltas = matrices[matrices["subject"] == "delta"]
     assert set(deltas["component"]) == {"language"}
@@ -94,9 +113,13 @@ def test_every_tensor_of_every_part_has_a_row(audited):
     """Also those of CLIP's text tower, which is nobody's base here."""
     folder, _, _, tensors = audited
     for side, parts in (("base", ("language", "clip")), ("tuned", ("llava",))):
-        names = sorted(name for part in parts for name in load_file(folder / part / "model.safetensors"))
+        names = sorted(
+            name for part in parts for name in load_file(folder / part / "model.safetensors")
+        )
         assert sorted(tensors[tensors["side"] == side]["tensor"]) == names
-    unused = tensors[(tensors["side"] == "base") & tensors["tensor"].str.startswith("text_model.encoder")]
+    unused = tensors[
+        (tensors["side"] == "base") & tensors["tensor"].str.startswith("text_model.encoder")
+    ]
     assert set(unused["reason"]) == {"filtered"}
     assert unused["detail"].str.contains("is the base of vision only").all()
 
@@ -125,7 +148,9 @@ def tuned_whole(audited):
 
 @pytest.mark.parametrize("columns", every(3, [None, "80", "120"]))
 def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
-    """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns if none are told."""
+    """`show`, `compare`, `plan` of vision, projector and language: whole words, within 80 columns
+    if none are told.
+    """
     folder, reports = tuned_whole
     commands = {
         ("show", reports[0], "--full"): (
@@ -137,8 +162,19 @@ def test_tables_of_three_components_fit_a_pipe(shadow, tuned_whole, columns):
             "null PR",
             "mlp.down",
         ),
-        ("compare", *reports): ("By module", "vision", "projector.0", "st. rank", "top-4", "mlp.down"),
-        ("plan", "--base", folder / "llava", "--tuned", folder / "tuned-1"): ("projector.0", "patch_embed", "32 x 24"),
+        ("compare", *reports): (
+            "By module",
+            "vision",
+            "projector.0",
+            "st. rank",
+            "top-4",
+            "mlp.down",
+        ),
+        ("plan", "--base", folder / "llava", "--tuned", folder / "tuned-1"): (
+            "projector.0",
+            "patch_embed",
+            "32 x 24",
+        ),
     }
     for command, words in commands.items():
         text = shadow(*command, env={"COLUMNS": columns}).assert_done()
@@ -157,7 +193,9 @@ def drawn(table, width):
 
 @pytest.mark.parametrize("width", chosen((80, 81, 90, 99, 100, 110, 120, 140, 180), (80, 120)))
 def test_the_longest_names_and_figures_are_not_cut(width):
-    """Every module and component there is, with counts and figures as long as they get: nothing is cut off."""
+    """Every module and component there is, with counts and figures as long as they get: nothing is
+    cut off.
+    """
     figures = {
         "matrices": 18_432, "identical": 18_432, "relative_norm": 0.0123, "energy_share": 0.0123, "spikes": 1024.0,
         "concentration": -0.12, "participation_ratio": 1024.0, "null_participation_ratio": 2222.0, "spike_energy": 0.12,
@@ -167,10 +205,15 @@ def test_the_longest_names_and_figures_are_not_cut(width):
         "intervals": {"concentration": (-0.12, 0.34)},
     }  # fmt: skip
     rules = name_rules()
-    rows = [{**figures, "component": one, "module": module} for one in rules.components for module in rules.modules]
+    rows = [
+        {**figures, "component": one, "module": module}
+        for one in rules.components
+        for module in rules.modules
+    ]
     typed = [SimpleNamespace(**row) for row in rows]
     planned = [
-        PlannedModule(row["component"], row["module"], row["matrices"], [0, 127], row["shapes"], 0) for row in rows
+        PlannedModule(row["component"], row["module"], row["matrices"], [0, 127], row["shapes"], 0)
+        for row in rows
     ]
     differences = [SimpleNamespace(**{**row, "stable_rank": -6.0}) for row in rows]
     apart = SimpleNamespace(first="A", second="B", modules=differences)

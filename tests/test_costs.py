@@ -1,4 +1,6 @@
-"""What comes before the first matrix grows with the number of tensors and no faster: steps are counted, not time."""
+"""What comes before the first matrix grows with the number of tensors and no faster: steps are
+counted, not time.
+"""
 
 from __future__ import annotations
 
@@ -39,19 +41,27 @@ def write(folder, experts, shards=4):
         file, header, position = f"model-{number}.safetensors", {}, 0
         for name in list(tensors)[number::shards]:
             end = position + 2 * prod(tensors[name])
-            header[name] = {"dtype": "BF16", "shape": tensors[name], "data_offsets": [position, end]}
+            header[name] = {
+                "dtype": "BF16",
+                "shape": tensors[name],
+                "data_offsets": [position, end],
+            }
             position, weight_map[name] = end, file
         raw = json.dumps(header).encode()
         with (folder / file).open("wb") as out:
             out.write(struct.pack("<Q", len(raw)) + raw)
             out.truncate(8 + len(raw) + position)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "qwen3_moe", "num_experts": experts}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_moe", "num_experts": experts})
+    )
     return folder
 
 
 def steps(work):
-    """How many instructions of Python a call takes: loops inside a comprehension count, as no count of calls would."""
+    """How many instructions of Python a call takes: loops inside a comprehension count, as no count
+    of calls would.
+    """
     count = 0
 
     def trace(frame, event, argument):
@@ -75,9 +85,11 @@ class BegunError(Exception):
 
 @pytest.mark.parametrize("what", ["plan", "audit"])
 def test_twice_as_many_experts_take_twice_as_many_steps(tmp_path, monkeypatch, what):
-    """`plan` and the start of `audit`, on headers alone: what is added by as many experts again is what they took.
+    """`plan` and the start of `audit`, on headers alone: what is added by as many experts again is
+    what they took.
 
-    And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was made.
+    And no more than 2,000 instructions a tensor: it was 2,300 where the order of local files was
+    made.
     """
     monkeypatch.setattr(run_module, "pace", lambda method, jobs, offload: 1e9)
     name_rules()
@@ -108,7 +120,10 @@ def test_the_peak_takes_steps_in_proportion_to_the_shards():
     """Ten times as many visits of a schedule: ten times as many steps, or a little more."""
 
     def peak(count):
-        visits = tuple(Visit(("base", f"{number}"), number, number + 2, max(0, number - 1)) for number in range(count))
+        visits = tuple(
+            Visit(("base", f"{number}"), number, number + 2, max(0, number - 1))
+            for number in range(count)
+        )
         sizes = {visit.shard: 1 + visit.first % 7 for visit in visits}
         return steps(lambda: Schedule((), visits).peak(sizes, {visits[0].shard}))
 
@@ -116,9 +131,12 @@ def test_the_peak_takes_steps_in_proportion_to_the_shards():
 
 
 def test_the_peak_is_the_most_that_is_held_at_any_time():
-    """Against the definition, shard by shard: held are those that came and are still needed, and those still to come
-    that were there from the start."""
-    visits = tuple(Visit(("base", f"{n}"), n, n + (n * 5) % 4, max(0, n - (n * 3) % 3)) for n in range(40))
+    """Against the definition, shard by shard: held are those that came and are still needed, and
+    those still to come that were there from the start.
+    """
+    visits = tuple(
+        Visit(("base", f"{n}"), n, n + (n * 5) % 4, max(0, n - (n * 3) % 3)) for n in range(40)
+    )
     sizes = {visit.shard: 1 + (visit.first * 37) % 11 for visit in visits}
     for there in (set(), {visits[3].shard, visits[20].shard}, set(sizes)):
         held, reached = [], 0
@@ -131,13 +149,20 @@ def test_the_peak_is_the_most_that_is_held_at_any_time():
 
 
 def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
-    """Tensors far apart come in ranges of their own; each lies in the part where its range was written."""
+    """Tensors far apart come in ranges of their own; each lies in the part where its range was
+    written.
+    """
     from shadow.checkpoints import hub
 
     gap = 1 << 19
-    wanted = [TensorInfo(f"t{n}", "U8", (n + 1,), "s", n * gap + 13, n * gap + 13 + n + 1) for n in (3, 0, 2, 1)]
+    wanted = [
+        TensorInfo(f"t{n}", "U8", (n + 1,), "s", n * gap + 13, n * gap + 13 + n + 1)
+        for n in (3, 0, 2, 1)
+    ]
     wanted.append(TensorInfo("empty", "U8", (0,), "s", 13, 13))
-    monkeypatch.setattr(hub, "copy_range", lambda snap, file, start, end, write, **rest: write(b"x" * (end - start)))
+    monkeypatch.setattr(
+        hub, "copy_range", lambda snap, file, start, end, write, **rest: write(b"x" * (end - start))
+    )
     source = ByteRanges(None, None, tuple(wanted), tmp_path / "part")
     source.fetch(say=print, report=print, stop=None)
     content = (tmp_path / "part").read_bytes()
@@ -150,14 +175,19 @@ def test_each_range_shifts_its_own_tensors(tmp_path, monkeypatch):
 def test_shard_names_of_an_index_are_looked_at_once_each():
     """Names of tensors one by one, of files once: 200,000 tensors are in a hundred of them."""
     few = steps(
-        lambda: _weight_map({"weight_map": dict.fromkeys(map(str, range(100)), "a.safetensors")}, "i", ".safetensors")
+        lambda: _weight_map(
+            {"weight_map": dict.fromkeys(map(str, range(100)), "a.safetensors")},
+            "i",
+            ".safetensors",
+        )
     )
     many = {"weight_map": {str(n): f"a{n}.safetensors" for n in range(100)}}
     assert few < 0.5 * steps(lambda: _weight_map(many, "i", ".safetensors"))
 
 
 def test_a_small_report_takes_few_steps_on_a_page(tmp_path):
-    """12 matrices in 4 layers: 50,000 instructions where data frames and single bootstraps took 1,500,000.
+    """12 matrices in 4 layers: 50,000 instructions where data frames and single bootstraps took
+    1,500,000.
 
     And reading their table takes no look through all columns for each of them.
     """
@@ -180,12 +210,16 @@ def test_names_are_compiled_for_the_components_that_occur():
     name_rules.cache_clear()
     rules = name_rules()
     place_tensors({"model.layers.0.mlp.up_proj.weight": (4, 4)}, {"model_type": "llama"})
-    assert [component for component, matcher in rules.suffixes.items() if "pattern" in vars(matcher)] == ["language"]
+    assert [
+        component for component, matcher in rules.suffixes.items() if "pattern" in vars(matcher)
+    ] == ["language"]
     assert all(matcher.pattern.groups for matcher in rules.suffixes.values())
 
 
 def test_a_command_seldom_looks_for_cycles_and_not_at_its_end():
-    """What the imports made stays: it is not gone through again and again. Importing the command changes nothing."""
+    """What the imports made stays: it is not gone through again and again. Importing the command
+    changes nothing.
+    """
     code = """
 import gc, sys
 before = gc.get_threshold()

@@ -16,7 +16,8 @@ from shadow.places.architecture import Place, place_tensors
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 SHARE = 0.995
-# An index has names without shapes. What is a vector in every model is taken for one, all else for a matrix.
+# An index has names without shapes. What is a vector in every model is taken for one, all else for
+# a matrix.
 VECTOR = re.compile(
     r"(?:norm|ln|ln_\w+|norm\d?|layernorm|layrnorm)(?:_?\d)?\.weight$|norm[^.]*\.weight$|bias$|inv_freq$|class_embedding$"
     r"|A_log$|image_newline$|view_seperator$|position_ids$|mlp1\.0\.weight$|neck\.[13]\.weight$"
@@ -33,7 +34,11 @@ def unplaced(shapes: dict[str, tuple[int, ...]], config: dict) -> list[str]:
         return place.component != "other" and (place.module != "other" or not matrix)
 
     found = place_tensors(shapes, config)
-    return [name for name, parts in found.items() if not all(known(part.place, shapes[name]) for part in parts)]
+    return [
+        name
+        for name, parts in found.items()
+        if not all(known(part.place, shapes[name]) for part in parts)
+    ]
 
 
 def check(table: dict[str, tuple[int, list[str]]], share: float) -> None:
@@ -43,7 +48,10 @@ def check(table: dict[str, tuple[int, list[str]]], share: float) -> None:
     lines = [f"{1 - lost / total:.2%} of {total} names have a place"]
     for family, (count, names) in sorted(table.items(), key=lambda item: -len(item[1][1])):
         kinds = sorted({re.sub(r"\d+", "#", name) for name in names})
-        lines.append(f"{family}: {1 - len(names) / count:.1%} of {count}" + "".join(f"\n    {kind}" for kind in kinds))
+        lines.append(
+            f"{family}: {1 - len(names) / count:.1%} of {count}"
+            + "".join(f"\n    {kind}" for kind in kinds)
+        )
     print("\n".join(lines))
     assert 1 - lost / total >= share, "\n".join(lines)
 
@@ -61,7 +69,11 @@ def real_indexes() -> Iterator[tuple[str, list[str], dict]]:
     for path in sorted(HUB.glob("indexes/*/*.index.json")):
         weight_map = (read_json(path) or {}).get("weight_map")
         if isinstance(weight_map, dict):
-            yield f"{path.parent.name} {path.name}", list(weight_map), read_json(path.parent / "config.json") or {}
+            yield (
+                f"{path.parent.name} {path.name}",
+                list(weight_map),
+                read_json(path.parent / "config.json") or {},
+            )
 
 
 @pytest.mark.skipif(not HUB.exists(), reason="the real indexes are not here")
@@ -72,7 +84,9 @@ def test_names_of_released_checkpoints_have_a_place():
         shapes = {name: (64,) if VECTOR.search(name) else (96, 96) for name in names}
         table[model] = len(names), unplaced(shapes, config)
         places = [part.place for parts in place_tensors(shapes, config).values() for part in parts]
-        assert not [place for place in places if "\0" in place.slot], f"{model}: two tensors on one place"
+        assert not [place for place in places if "\0" in place.slot], (
+            f"{model}: two tensors on one place"
+        )
     assert len(table) >= 40
     check(table, SHARE)
 
@@ -90,7 +104,9 @@ def test_names_of_43_architectures_have_a_place():
 
 @functools.cache
 def architectures() -> dict[str, str]:
-    """Every text model and every model of images and text that the installed transformers has: type -> class."""
+    """Every text model and every model of images and text that the installed transformers has: type
+    -> class.
+    """
     from transformers.models.auto import modeling_auto
 
     kinds = dict(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -99,7 +115,9 @@ def architectures() -> dict[str, str]:
 
 
 def built(kind: str) -> tuple[torch.nn.Module, dict] | None:
-    """A model of the default config, with four layers where it can have so few, without any weights."""
+    """A model of the default config, with four layers where it can have so few, without any
+    weights.
+    """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -128,15 +146,22 @@ def layouts(model: torch.nn.Module) -> list[dict[str, tuple[int, ...]]]:
     from transformers.core_model_loading import revert_weight_conversion
 
     memory = model.state_dict()
-    return [{n: tuple(t.shape) for n, t in d.items()} for d in (memory, revert_weight_conversion(model, dict(memory)))]
+    return [
+        {n: tuple(t.shape) for n, t in d.items()}
+        for d in (memory, revert_weight_conversion(model, dict(memory)))
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
 def test_names_of_all_architectures_of_transformers_have_a_place(part):
-    """Of some 270 types, most of them no business of ours, 98 % of the names in files and in memory have a place; nine
-    in ten of them have the same places in both layouts, tensor for tensor and shape for shape."""
-    pytest.importorskip("transformers.core_model_loading", reason="an older transformers, with one layout")
+    """Of some 270 types, most of them no business of ours, 98 % of the names in files and in memory
+    have a place; nine in ten of them have the same places in both layouts, tensor for tensor and
+    shape for shape.
+    """
+    pytest.importorskip(
+        "transformers.core_model_loading", reason="an older transformers, with one layout"
+    )
     table: dict[str, tuple[int, list[str]]] = {}
     apart: defaultdict[str, list[str]] = defaultdict(list)
     for kind in sorted(architectures())[part::6]:
@@ -144,9 +169,16 @@ def test_names_of_all_architectures_of_transformers_have_a_place(part):
             continue
         model, config = found
         both = layouts(model)
-        table[kind] = len(both[0]) + len(both[1]), [name for one in both for name in unplaced(one, config)]
+        table[kind] = (
+            len(both[0]) + len(both[1]),
+            [name for one in both for name in unplaced(one, config)],
+        )
         sides = [
-            {part.place: part.shape(one[name]) for name, parts in place_tensors(one, config).items() for part in parts}
+            {
+                part.place: part.shape(one[name])
+                for name, parts in place_tensors(one, config).items()
+                for part in parts
+            }
             for one in both
         ]
         if sides[0] != sides[1]:

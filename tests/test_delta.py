@@ -29,13 +29,23 @@ LOOSE = {
     "subspace_gap_tuned": 1e-4,
 }
 REFERENCE = {"mp_edge": 1e-5}  # the reference's own error, from its trapezium rule
-COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks", "alpha_stderr"}  # may sit on another, equally good xmin
+COUNTS = {
+    "alpha_tail",
+    "alpha_xmin",
+    "alpha",
+    "alpha_ks",
+    "alpha_stderr",
+}  # may sit on another, equally good xmin
 
 
 def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
     rng = np.random.default_rng(seed)
     base = 0.02 * rng.standard_normal(shape) * np.geomspace(1, 3, shape[0])[:, None]
-    update = rng.standard_normal((shape[0], rank)) @ rng.standard_normal((rank, shape[1])) / math.sqrt(rank)
+    update = (
+        rng.standard_normal((shape[0], rank))
+        @ rng.standard_normal((rank, shape[1]))
+        / math.sqrt(rank)
+    )
     tuned = base + 0.02 * size * (update + rng.standard_normal(shape))
     types = [getattr(torch, FLOATS[dtype].torch_name) for dtype in dtypes]
     return torch.from_numpy(base).to(types[0]), torch.from_numpy(tuned).to(types[1])
@@ -56,20 +66,32 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
         reference.delta(Wb, Wt, dtypes, floors),
     )
     for one, values in zip(found, expected, strict=True):
-        assert set(one.values) == set(values) | {"sigma_floor"} | (OTHERS if one.subject == "delta" else set())
+        assert set(one.values) == set(values) | {"sigma_floor"} | (
+            OTHERS if one.subject == "delta" else set()
+        )
         for name, value in values.items():
             got = one.values[name]
             if value is None or got is None:
                 assert got is value is None, name
-            elif name in COUNTS and one.values["alpha_xmin"] != pytest.approx(values["alpha_xmin"], rel=1e-5):
-                assert one.values["alpha_ks"] == pytest.approx(values["alpha_ks"], rel=1e-3), "a worse xmin"
+            elif name in COUNTS and one.values["alpha_xmin"] != pytest.approx(
+                values["alpha_xmin"], rel=1e-5
+            ):
+                assert one.values["alpha_ks"] == pytest.approx(values["alpha_ks"], rel=1e-3), (
+                    "a worse xmin"
+                )
             elif name.endswith("_shift"):
                 whole = name.removesuffix("_shift")
                 allowed = 2 * max(rel, LOOSE.get(whole, 0)) * expected[0][whole]
                 assert got == pytest.approx(value, abs=allowed), name
             else:
-                allowed = max(rel, REFERENCE.get(name, 0), 0 if one.precision == "exact" else LOOSE.get(name, 0))
-                least = 1e-8 if name == "decay_cosine" else 1e-9  # products of either sign, in float32
+                allowed = max(
+                    rel,
+                    REFERENCE.get(name, 0),
+                    0 if one.precision == "exact" else LOOSE.get(name, 0),
+                )
+                least = (
+                    1e-8 if name == "decay_cosine" else 1e-9
+                )  # products of either sign, in float32
                 assert got == pytest.approx(value, rel=allowed, abs=least), (one.subject, name)
 
     values = found[2].values
@@ -79,8 +101,17 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
 
 
 SAMPLED = {"null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled"}
-ESTIMATED = {"kept", "kept_reason", "kept_history", "kept_misfit", "relative_norm_unrounded", "zero_share_expected"}
-OTHERS = SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}  # below, or held against the truth
+ESTIMATED = {
+    "kept",
+    "kept_reason",
+    "kept_history",
+    "kept_misfit",
+    "relative_norm_unrounded",
+    "zero_share_expected",
+}
+OTHERS = (
+    SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}
+)  # below, or held against the truth
 
 
 def test_reference_and_columns_agree_on_what_there_is():
@@ -91,9 +122,13 @@ def test_reference_and_columns_agree_on_what_there_is():
     assert set(delta.values) == {column.name for column in (*SPECTRAL, *DELTA)} - whole_pair
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)])
+@pytest.mark.parametrize(
+    "shape", [(8, 8), (60, 90), (90, 60), (257, 300), (300, 700), (700, 300), (300, 340)]
+)
 def test_every_number_is_the_references_for_bf16(shape):
-    """bf16 pairs in the default tier: energies within 1e-6, effective rank within 2.6e-4 of float64 NumPy."""
+    """bf16 pairs in the default tier: energies within 1e-6, effective rank within 2.6e-4 of float64
+    NumPy.
+    """
     base, tuned = pair(shape)
     found = measure(base, tuned)
     assert_like_reference(found, base, tuned, ("BF16", "BF16"), 2e-6)
@@ -116,7 +151,9 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
     """In F32 the delta's rank is the planted one to the float32 rounding of the weights."""
     rng = np.random.default_rng(1)
     base = torch.from_numpy(rng.standard_normal((300, 400)))
-    tuned = base + torch.from_numpy(rng.standard_normal((300, rank)) @ rng.standard_normal((rank, 400)))
+    tuned = base + torch.from_numpy(
+        rng.standard_normal((300, rank)) @ rng.standard_normal((rank, 400))
+    )
     delta = measure(base, tuned, ("F64", "F64"))[2].values
     assert delta["numerical_rank"] == rank
     assert delta["effective_rank"] <= rank * (1 + 1e-9)
@@ -127,7 +164,8 @@ def test_a_low_rank_delta_of_float32_weights_is_seen_as_such(rank):
 @settings(max_examples=examples(15))
 @given(st.integers(0, 10_000), st.integers(2, 40), st.integers(2, 40), st.integers(-60, 60))
 def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, exponent):
-    """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its units.
+    """Numbers of D in float64 are those of Q D, of Dᵀ, and of D times a power of two but for its
+    units.
 
     Dᵀ has left and right exchanged.
     What rests on entries (null, floor, zero_share) holds for transposition and scale only.
@@ -137,12 +175,29 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
     Q, _ = np.linalg.qr(rng.standard_normal((rows, rows)))
     f64 = ("F64", "F64")
     one = measure(torch.from_numpy(base), torch.from_numpy(tuned), f64)[2].values
-    flipped = measure(torch.from_numpy(base.T.copy()), torch.from_numpy(tuned.T.copy()), f64)[2].values
+    flipped = measure(torch.from_numpy(base.T.copy()), torch.from_numpy(tuned.T.copy()), f64)[
+        2
+    ].values
     turned = measure(torch.from_numpy(Q @ base), torch.from_numpy(Q @ tuned), f64)[2].values
-    scaled = measure(torch.from_numpy(np.ldexp(base, exponent)), torch.from_numpy(np.ldexp(tuned, exponent)), f64)[2]
+    scaled = measure(
+        torch.from_numpy(np.ldexp(base, exponent)), torch.from_numpy(np.ldexp(tuned, exponent)), f64
+    )[2]
     weights = {c.name: 2.0**exponent for c in (*SPECTRAL, *DELTA) if c.unit == "weights"}
-    entrywise = {"null_participation_ratio", "concentration", "null_edge", "spikes", "spike_energy", "floor_ratio"}
-    entrywise |= {"row_participation_ratio", "col_participation_ratio", "rows_changed", "kept_history", "kept"}
+    entrywise = {
+        "null_participation_ratio",
+        "concentration",
+        "null_edge",
+        "spikes",
+        "spike_energy",
+        "floor_ratio",
+    }
+    entrywise |= {
+        "row_participation_ratio",
+        "col_participation_ratio",
+        "rows_changed",
+        "kept_history",
+        "kept",
+    }
     entrywise |= {"relative_norm_unrounded", "excess_purity", "purity_z", "excess_purity_unrounded"}
     entrywise |= {"equivalent_directions", "null_edge_sharp", "spikes_sharp", "alignment_left_null"}
     entrywise |= {"alignment_right_null", "levels_base", "levels_tuned"}
@@ -162,17 +217,24 @@ def test_rotation_transposition_and_scale_change_nothing_else(seed, rows, cols, 
             continue
         if name not in by_rows | {"intruders"}:  # which counts left vectors only
             assert flipped[mirror] == pytest.approx(value, **tolerance), name
-        assert scaled.values[name] == pytest.approx(value * weights.get(name, 1.0), rel=1e-5, abs=1e-30), name
+        assert scaled.values[name] == pytest.approx(
+            value * weights.get(name, 1.0), rel=1e-5, abs=1e-30
+        ), name
         if name not in entrywise:
             assert turned[name] == pytest.approx(value, **tolerance), name
 
 
 def test_opposite_and_doubled_weights():
-    """cosine -1 and relative norm 2 for tuned = -base; a doubled model has sigma_scale 2 and cosine 1."""
+    """cosine -1 and relative norm 2 for tuned = -base; a doubled model has sigma_scale 2 and cosine
+    1.
+    """
     base = torch.randn(60, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     opposite = measure(base, -base, ("F64", "F64"))[2].values
     assert opposite["cosine"] == pytest.approx(-1)
-    assert (opposite["relative_norm"], opposite["relative_spectral"]) == (pytest.approx(2), pytest.approx(2))
+    assert (opposite["relative_norm"], opposite["relative_spectral"]) == (
+        pytest.approx(2),
+        pytest.approx(2),
+    )
     doubled = measure(base, 2 * base, ("F64", "F64"))[2].values
     assert (doubled["cosine"], doubled["sigma_scale"]) == (pytest.approx(1), pytest.approx(2))
     assert doubled["sigma_scale_iqr"] == pytest.approx(0, abs=1e-9)
@@ -183,27 +245,37 @@ def test_opposite_and_doubled_weights():
 @pytest.mark.parametrize("size", [1.0, 0.1, 1e-2, 1e-3])
 @pytest.mark.parametrize("shape", [(100, 300), pytest.param((500, 3000), marks=pytest.mark.slow)])
 def test_the_distance_of_two_directions_is_right_however_small(dtype, size, shape):
-    """1 - cosine of 16-bit weights, which is about half the relative norm squared, against the distance of the unit
-    vectors in float64; 0 where the tuned side is a multiple of the base, 2 where it is its negative."""
+    """1 - cosine of 16-bit weights, which is about half the relative norm squared, against the
+    distance of the unit vectors in float64; 0 where the tuned side is a multiple of the base, 2
+    where it is its negative.
+    """
     rng = np.random.default_rng(0)
     noise = [torch.from_numpy(rng.standard_normal(shape)) for _ in range(2)]
     kind = getattr(torch, FLOATS[dtype].torch_name)
     base = (0.02 * noise[0]).to(kind)
     tuned = (base.double() * (1 + size / 3) + 0.02 * size * noise[1]).to(kind)
-    units = [side.double().numpy() / np.linalg.norm(side.double().numpy()) for side in (base, tuned)]
+    units = [
+        side.double().numpy() / np.linalg.norm(side.double().numpy()) for side in (base, tuned)
+    ]
     distance = ((units[0] - units[1]) ** 2).sum() / 2
     for scale in (1.0, 2.0**-9):
-        found = measure(scale * base, scale * tuned, (dtype, dtype), Method(subspaces=False))[2].values["cosine"]
+        found = measure(scale * base, scale * tuned, (dtype, dtype), Method(subspaces=False))[
+            2
+        ].values["cosine"]
         if dtype == "BF16" or scale == 1.0:
             assert 1 - found == pytest.approx(distance, rel=1e-6)
     for factor, expected in ((2.0, 0.0), (-1.0, 2.0)):
-        found = measure(base, factor * base, (dtype, dtype), Method(subspaces=False))[2].values["cosine"]
+        found = measure(base, factor * base, (dtype, dtype), Method(subspaces=False))[2].values[
+            "cosine"
+        ]
         assert 1 - found == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize("shape", [(700, 40), (40, 700), (300, 150), (150, 300)])
 def test_rows_that_changed_are_counted_across_blocks(shape, monkeypatch):
-    """A change of the last entry of some rows: those and no others, also where a matrix is read in several blocks."""
+    """A change of the last entry of some rows: those and no others, also where a matrix is read in
+    several blocks.
+    """
     monkeypatch.setattr(spectrum, "BLOCK", 4_000)
     base = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
     tuned = base.clone()
@@ -220,14 +292,22 @@ def test_a_zero_base_leaves_ratios_null():
     """Ratios over 0 are null, never infinite; the delta's own numbers are there."""
     tuned = torch.randn(20, 30, dtype=torch.float64)
     base, _, delta = measure(torch.zeros_like(tuned), tuned, ("F64", "F64"))
-    for name in ("relative_norm", "relative_spectral", "cosine", "sigma_scale", "effective_rank_shift"):
+    for name in (
+        "relative_norm",
+        "relative_spectral",
+        "cosine",
+        "sigma_scale",
+        "effective_rank_shift",
+    ):
         assert delta.values[name] is None
     assert base.values["stable_rank"] is None
     assert delta.values["stable_rank"] >= 1
 
 
 def test_rounding_floor_of_one_step_is_known():
-    """Moving every entry by one ulp is sqrt(12) times the rounding floor, in each format, subnormals included."""
+    """Moving every entry by one ulp is sqrt(12) times the rounding floor, in each format,
+    subnormals included.
+    """
     for name, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
         exponents = torch.randint(-20, -1, (30, 40), generator=torch.Generator().manual_seed(1))
         base = torch.ldexp(torch.ones(30, 40), exponents).to(dtype)
@@ -238,7 +318,9 @@ def test_rounding_floor_of_one_step_is_known():
 
 
 def test_tiny_changes_of_bf16_weights_do_not_vanish():
-    """One entry near 1e-30 changes among large ones: its fourth power is far below float32, the numbers are not."""
+    """One entry near 1e-30 changes among large ones: its fourth power is far below float32, the
+    numbers are not.
+    """
     base = torch.ones(20, 30, dtype=torch.bfloat16)
     base[3, 4] = 1e-30
     tuned = base.clone()
@@ -247,7 +329,10 @@ def test_tiny_changes_of_bf16_weights_do_not_vanish():
     change = float(tuned[3, 4].double() - base[3, 4].double())
     assert delta["frobenius_norm"] == pytest.approx(change, rel=1e-6)
     assert delta["spectral_norm"] == pytest.approx(change, rel=1e-6)
-    assert (delta["participation_ratio"], delta["null_participation_ratio"]) == (pytest.approx(1), pytest.approx(1))
+    assert (delta["participation_ratio"], delta["null_participation_ratio"]) == (
+        pytest.approx(1),
+        pytest.approx(1),
+    )
 
 
 def test_extent_finds_every_nan_and_infinity():

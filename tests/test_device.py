@@ -1,4 +1,6 @@
-"""Gram matrices on a device: whatever it does, the report has the CPU's numbers and says where they were made."""
+"""Gram matrices on a device: whatever it does, the report has the CPU's numbers and says where they
+were made.
+"""
 
 from __future__ import annotations
 
@@ -61,8 +63,15 @@ def toys(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     base = {UP.format(layer): torch.randn(560, 280, generator=generator) for layer in (0, 1)}
     base |= {DOWN.format(layer): torch.randn(280, 560, generator=generator) for layer in (0, 1)}
-    tuned = {name: (one + 0.1 * torch.randn(one.shape, generator=generator)).bfloat16() for name, one in base.items()}
-    models.write(folder / "base", {name: one.bfloat16() for name, one in base.items()}, {"model_type": "llama"})
+    tuned = {
+        name: (one + 0.1 * torch.randn(one.shape, generator=generator)).bfloat16()
+        for name, one in base.items()
+    }
+    models.write(
+        folder / "base",
+        {name: one.bfloat16() for name, one in base.items()},
+        {"model_type": "llama"},
+    )
     models.write(folder / "tuned", tuned, {"model_type": "llama"})
     return folder
 
@@ -82,7 +91,9 @@ def on(monkeypatch):
     """Makes a device the one that audits open."""
 
     def use(device):
-        monkeypatch.setattr(audit_module, "open_device", lambda choice: None if choice == CPU else device)
+        monkeypatch.setattr(
+            audit_module, "open_device", lambda choice: None if choice == CPU else device
+        )
         return device
 
     return use
@@ -97,7 +108,9 @@ def audited(pair, folder, runtime=ONE_WORKER, settings=ON_DEVICE):
 
 def same_tables(first, second):
     for name in ("matrices", "tensors", "spectra", "residual"):
-        assert pq.read_table(first / f"{name}.parquet").equals(pq.read_table(second / f"{name}.parquet")), name
+        assert pq.read_table(first / f"{name}.parquet").equals(
+            pq.read_table(second / f"{name}.parquet")
+        ), name
 
 
 def test_a_device_that_is_right_makes_every_gram_matrix(on, pair, by_cpu, tmp_path):
@@ -114,12 +127,19 @@ def test_a_device_that_is_right_makes_every_gram_matrix(on, pair, by_cpu, tmp_pa
     assert finished_metadata(folder)["device_use"] == use
 
 
-REASONS = {"memory": "out of memory", "launch": "error", "NaN": "not finite", "infinite": "not finite"}
+REASONS = {
+    "memory": "out of memory",
+    "launch": "error",
+    "NaN": "not finite",
+    "infinite": "not finite",
+}
 
 
 @pytest.mark.parametrize("fault", [*WRONG, "memory", "launch"])
 def test_a_device_that_is_always_wrong_is_left_after_three(fault, on, pair, by_cpu, tmp_path):
-    """Every number is the CPU's. Three Gram matrices moved one by one, the rest together; stderr and report say so."""
+    """Every number is the CPU's. Three Gram matrices moved one by one, the rest together; stderr
+    and report say so.
+    """
     device = on(FakeDevice(fault))
     folder, told, said = audited(pair, tmp_path)
     same_tables(folder, by_cpu)
@@ -159,13 +179,17 @@ def test_a_device_that_fails_its_self_test_is_not_used(on, pair, by_cpu, tmp_pat
     assert (device.calls, device.tests) == (0, 1)
     assert told["device"] == "cpu"
     assert told["device_use"]["reasons"] == {"self-test": GRAMS}
-    failed = "failed its self-test (noise, 320 x 1100: its Gram matrix is off by 1e-01 of the energy)"
+    failed = (
+        "failed its self-test (noise, 320 x 1100: its Gram matrix is off by 1e-01 of the energy)"
+    )
     assert said[0] == f"fake ({CHOICE.name}) {failed}: all Gram matrices are made on the CPU"
     assert len(said) == 2
 
 
 def test_what_takes_float64_stays_on_the_cpu(on, pair, toys, tmp_path):
-    """The tier `exact` never asks the device, and a run of it is told as the CPU's; it was not even tested."""
+    """The tier `exact` never asks the device, and a run of it is told as the CPU's; it was not even
+    tested.
+    """
     exact = replace(ON_CPU, method=Method("exact", subspaces=False))
     device = on(FakeDevice("the diagonal"))
     folder, told, said = audited(pair, tmp_path / "device", settings=replace(exact, device=CHOICE))
@@ -177,14 +201,18 @@ def test_what_takes_float64_stays_on_the_cpu(on, pair, toys, tmp_path):
 
 
 def test_the_pace_of_a_device_is_measured_with_it():
-    """Each worker's two synthetic pairs have three Gram matrices each, of which the small ones are in float64."""
+    """Each worker's two synthetic pairs have three Gram matrices each, of which the small ones are
+    in float64.
+    """
     device = FakeDevice()
     assert pace(Method(subspaces=False), 2, Offload(device, lambda line: None)) > 0
     assert (device.calls, device.tests) == (2 * 3, 1)
 
 
 def test_draws_of_the_null_and_subspaces_are_the_cpus(on, pair, tmp_path):
-    """With singular vectors and sampled nulls, of which each draw has a Gram matrix, all numbers are the same."""
+    """With singular vectors and sampled nulls, of which each draw has a Gram matrix, all numbers
+    are the same.
+    """
     full = Settings(Method(nulls=2), Filter())
     device = on(FakeDevice())
     folder, told, _ = audited(pair, tmp_path / "device", settings=replace(full, device=CHOICE))
@@ -202,8 +230,9 @@ def stopping(progress):
 
 
 def test_an_unfinished_audit_continues_on_its_device_alone(on, pair, by_cpu, tmp_path):
-    """On the same device it continues, and the report counts the Gram matrices of both runs; on another it starts
-    afresh and says so."""
+    """On the same device it continues, and the report counts the Gram matrices of both runs; on
+    another it starts afresh and says so.
+    """
     on(FakeDevice("memory", at=(1,)))
     with pytest.raises(StoppedError):
         audited(pair, tmp_path, Runtime(jobs=1, show=stopping))
@@ -211,7 +240,10 @@ def test_an_unfinished_audit_continues_on_its_device_alone(on, pair, by_cpu, tmp
     folder, told, said = audited(pair, tmp_path)
     assert said[0] == "resuming: 2 of 4 matrices already measured"
     assert device.calls == GRAMS // 2
-    assert (told["device_use"]["on_device"], told["device_use"]["reasons"]) == (GRAMS - 1, {"out of memory": 1})
+    assert (told["device_use"]["on_device"], told["device_use"]["reasons"]) == (
+        GRAMS - 1,
+        {"out of memory": 1},
+    )
     same_tables(folder, by_cpu)
     with pytest.raises(StoppedError):
         audited(pair, tmp_path / "other", Runtime(jobs=1, show=stopping), ON_CPU)
@@ -266,7 +298,9 @@ def test_reports_of_two_devices_are_not_merged(on, pair, toys, tmp_path):
 
 
 def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_path):
-    """An audit on the CPU takes none of the device's; what the CPU had to make for a device is kept for neither."""
+    """An audit on the CPU takes none of the device's; what the CPU had to make for a device is kept
+    for neither.
+    """
     cache = tmp_path / "spectra"
     runtime = replace(ONE_WORKER, cache=cache)
     device = on(FakeDevice("the diagonal", at=(1,)))
@@ -283,19 +317,35 @@ def test_spectra_are_kept_for_the_device_that_solved_them(on, pair, by_cpu, tmp_
 
 
 def test_a_plan_tells_the_memory_of_the_device(on, pair, tmp_path, monkeypatch):
-    """Each worker has a Gram, two blocks and the library's own: 4 (280² + 2 · 2²¹) bytes and 32 MiB, twice."""
+    """Each worker has a Gram, two blocks and the library's own: 4 (280² + 2 · 2²¹) bytes and 32
+    MiB, twice.
+    """
     on(FakeDevice())
     paces = []
-    monkeypatch.setattr(audit_module, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9)
+    monkeypatch.setattr(
+        audit_module, "pace", lambda method, jobs, offload: paces.append(offload) or 1e9
+    )
     planned = plan_pair(pair, ON_DEVICE, tmp_path, Runtime(jobs=2))
     assert paces[0].device.name == CHOICE.name, "the time is that of the device"
     assert planned.device_memory == device_memory(280, 2) == 2 * (4 * (280**2 + 2 * 2**21) + 2**25)
-    assert (planned.device, planned.device_name, planned.device_memory_free) == ("fake", CHOICE.name, 2**33)
+    assert (planned.device, planned.device_name, planned.device_memory_free) == (
+        "fake",
+        CHOICE.name,
+        2**33,
+    )
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(plan_view(planned, 120))
-    assert f"device  fake ({CHOICE.name}): at most 101.3 MB of its memory; 8.6 GB are free" in console.export_text()
+    assert (
+        f"device  fake ({CHOICE.name}): at most 101.3 MB of its memory; 8.6 GB are free"
+        in console.export_text()
+    )
     here = plan_pair(pair, ON_CPU, tmp_path, Runtime(jobs=2))
-    assert (here.device, here.device_name, here.device_memory, here.device_memory_free) == ("cpu", None, None, None)
+    assert (here.device, here.device_name, here.device_memory, here.device_memory_free) == (
+        "cpu",
+        None,
+        None,
+        None,
+    )
     console.print(plan_view(here, 120))
     assert "device" not in console.export_text()
 
@@ -322,7 +372,9 @@ def test_words_name_the_cpu_or_a_card(monkeypatch):
     assert choose("auto") == DeviceChoice("cuda", "auto", "cuda:0", name="card cuda:0")
 
 
-@pytest.mark.parametrize("word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cuda:1\n", "cuda:٣", "mps"])
+@pytest.mark.parametrize(
+    "word", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cuda:1\n", "cuda:٣", "mps"]
+)
 def test_another_word_is_wrong_usage(word):
     """The hint has the words that are known."""
     with pytest.raises(UsageError, match="no device") as caught:
@@ -337,14 +389,28 @@ def broken(place):
 @pytest.mark.parametrize(
     ("count", "built", "word", "message", "hint"),
     [
-        (0, False, "cuda", f"torch {torch.__version__} is built without CUDA", "install a build of torch with CUDA"),
+        (
+            0,
+            False,
+            "cuda",
+            f"torch {torch.__version__} is built without CUDA",
+            "install a build of torch with CUDA",
+        ),
         (0, True, "cuda:0", "torch finds no CUDA card", "use --device cpu, or auto"),
         (1, True, "cuda:1", "torch finds one CUDA card, cuda:0", "name another"),
         (4, True, "cuda:9", "torch finds 4 CUDA cards, cuda:0 to cuda:3", "name another"),
-        (-1, True, "cuda", "the card cannot be used: CUDA driver initialization failed, you might", "use --device cpu"),
+        (
+            -1,
+            True,
+            "cuda",
+            "the card cannot be used: CUDA driver initialization failed, you might",
+            "use --device cpu",
+        ),
     ],
 )
-def test_a_card_that_is_not_there_is_wrong_usage_and_auto_takes_the_cpu(count, built, word, message, hint, monkeypatch):
+def test_a_card_that_is_not_there_is_wrong_usage_and_auto_takes_the_cpu(
+    count, built, word, message, hint, monkeypatch
+):
     """One line and what to do instead."""
     Card(monkeypatch, abs(count), built)
     if count < 0:
@@ -361,7 +427,9 @@ def test_a_card_that_is_not_there_is_wrong_usage_and_auto_takes_the_cpu(count, b
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_commands_say_that_there_is_no_card(shadow):
-    """Exit 2, one line and a hint, and nothing is written; `auto` is silent, and `plan` takes the option too."""
+    """Exit 2, one line and a hint, and nothing is written; `auto` is silent, and `plan` takes the
+    option too.
+    """
     for command in ("audit", "plan"):
         refused = shadow(command, "demo", "--device", "cuda")
         assert refused.code == 2
@@ -452,8 +520,12 @@ def test_products_are_in_float32_whatever_the_process_had_set_and_as_before_afte
     in_a_child(check)
 
 
-def test_an_audit_holds_the_precision_while_it_measures_and_the_cpu_touches_none(on, pair, tmp_path):
-    """What the device multiplies with is `highest`; an audit on the CPU leaves the process as it is."""
+def test_an_audit_holds_the_precision_while_it_measures_and_the_cpu_touches_none(
+    on, pair, tmp_path
+):
+    """What the device multiplies with is `highest`; an audit on the CPU leaves the process as it
+    is.
+    """
     seen = []
 
     class Watching(FakeDevice):
@@ -475,7 +547,9 @@ def test_an_audit_holds_the_precision_while_it_measures_and_the_cpu_touches_none
 
 
 def summed_one_by_one(depth):
-    """A device that adds the products of `depth` lines one after another in float32, the worst order that there is."""
+    """A device that adds the products of `depth` lines one after another in float32, the worst
+    order that there is.
+    """
 
     class OneByOne(FakeDevice):
         def gram(self, matrix_blocks, side, wide):
@@ -505,10 +579,14 @@ class WithTF32(FakeDevice):
 
 @pytest.mark.slow
 def test_the_self_test_passes_what_is_right_and_names_what_is_not():
-    """The CPU and torch's products pass, and sums of DEPTH lines in any order; TF32 and longer sums do not."""
+    """The CPU and torch's products pass, and sums of DEPTH lines in any order; TF32 and longer sums
+    do not.
+    """
     assert self_test.fault_of(FakeDevice()) is None
     assert self_test.fault_of(TorchDevice("cpu")) is None
-    assert self_test.fault_of(WithTF32()).startswith("noise, 320 x 1100: its Gram matrix is off by 9e-06")
+    assert self_test.fault_of(WithTF32()).startswith(
+        "noise, 320 x 1100: its Gram matrix is off by 9e-06"
+    )
     for fault in WRONG:
         assert "its Gram matrix is off by" in self_test.fault_of(FakeDevice(fault)), fault
 
@@ -523,39 +601,58 @@ def test_sums_of_depth_lines_in_any_order_keep_the_accuracy_and_longer_ones_do_n
 @pytest.mark.parametrize("kind", self_test.SPECTRA)
 @pytest.mark.parametrize("shape", [(300, 1200), (1200, 300)])
 def test_the_check_believes_what_is_right_with_a_margin_and_refuses_tf32(kind, shape):
-    """The product with a vector is within a third of what is allowed for a right Gram, and four times it for TF32."""
+    """The product with a vector is within a third of what is allowed for a right Gram, and four
+    times it for TF32.
+    """
     matrix = self_test.matrix_of(kind, *shape)
     wide = shape[0] < shape[1]
     energy = float(matrix.double().square().sum())
-    for device, bounds in ((TorchDevice("cpu"), (0, SAME_GRAM / 3)), (WithTF32(), (4 * SAME_GRAM, 1))):
+    for device, bounds in (
+        (TorchDevice("cpu"), (0, SAME_GRAM / 3)),
+        (WithTF32(), (4 * SAME_GRAM, 1)),
+    ):
         probe = product_module._Probe(300, wide)
-        found = device.gram(probe.seen(scaled_blocks(matrix, 1.0, torch.float32, Workspace())), 300, wide)
+        found = device.gram(
+            probe.seen(scaled_blocks(matrix, 1.0, torch.float32, Workspace())), 300, wide
+        )
         assert bounds[0] <= probe.residual(found) / energy < bounds[1]
 
 
-@pytest.mark.parametrize("shape", [(300, 700), (700, 300), (300, 300), (1, 9), (9, 1), (4, 100, 90), (5, 8, 300)])
+@pytest.mark.parametrize(
+    "shape", [(300, 700), (700, 300), (300, 300), (1, 9), (9, 1), (4, 100, 90), (5, 8, 300)]
+)
 @pytest.mark.parametrize("block", [64, 5_000, BLOCK])
 def test_torch_multiplies_any_shape_in_parts_that_fit_its_buffers(shape, block, monkeypatch):
-    """Blocks of any size, also of a grouped view, pass through parts of at most a block; the result is whole."""
+    """Blocks of any size, also of a grouped view, pass through parts of at most a block; the result
+    is whole.
+    """
     monkeypatch.setattr(spectrum, "BLOCK", block)
     monkeypatch.setattr(product_module, "BLOCK", block)
     sizes = []
     copied = product_module._Way.copied
     monkeypatch.setattr(
-        product_module._Way, "copied", lambda way, part: (sizes.append(part.numel()), copied(way, part))[1]
+        product_module._Way,
+        "copied",
+        lambda way, part: (sizes.append(part.numel()), copied(way, part))[1],
     )
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(5))
     flat = matrix.reshape(-1, shape[-1]).double()
     side, wide = min(flat.shape), flat.shape[0] <= flat.shape[1]
-    found = TorchDevice("cpu").gram(scaled_blocks(matrix, 0.5, torch.float32, Workspace()), side, wide)
+    found = TorchDevice("cpu").gram(
+        scaled_blocks(matrix, 0.5, torch.float32, Workspace()), side, wide
+    )
     expected = (flat @ flat.T if wide else flat.T @ flat) / 4
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=float(SAME_GRAM * expected.trace()))
+    torch.testing.assert_close(
+        found.double(), expected, rtol=0, atol=float(SAME_GRAM * expected.trace())
+    )
     assert max(sizes) <= max(block, side)
 
 
 @pytest.mark.slow
 def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
-    """Columns of all three within 1e-5, subspaces and nulls too; sigma² within four roundings of the Gram."""
+    """Columns of all three within 1e-5, subspaces and nulls too; sigma² within four roundings of
+    the Gram.
+    """
     generator = torch.Generator().manual_seed(1)
     base = torch.randn(400, 500, generator=generator).bfloat16()
     tuned = (base.float() + 0.1 * torch.randn(400, 500, generator=generator)).bfloat16()
@@ -565,7 +662,10 @@ def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
     arguments = (base, tuned, ("BF16", "BF16"), size, Method(nulls=1), "one", Workspace())
     by_device = measure_pair(*arguments, grams=offloaded)
     by_cpu = measure_pair(*arguments)
-    assert (offloaded.made, said) == ({"cpu": 4}, []), "torch calls the device cpu: three sides and a draw"
+    assert (offloaded.made, said) == (
+        {"cpu": 4},
+        [],
+    ), "torch calls the device cpu: three sides and a draw"
     for one, other in zip(by_device, by_cpu, strict=True):
         assert one.precision == other.precision == "default"
         energy = float((other.sigma**2).sum())
@@ -573,14 +673,21 @@ def test_a_pair_by_torch_is_that_of_the_cpu_to_the_rounding_of_a_gram(tmp_path):
             one.sigma**2, other.sigma**2, rtol=0, atol=4 * UNIT["default"] * energy / np.sqrt(400)
         )
         for name, value in other.values.items():
-            if isinstance(value, float) and name not in ("condition_number", "effective_rank_shift"):
+            if isinstance(value, float) and name not in (
+                "condition_number",
+                "effective_rank_shift",
+            ):
                 assert one.values[name] == pytest.approx(value, rel=2e-5, abs=1e-7), name
 
 
 def test_workers_share_a_device(monkeypatch):
-    """Gram matrices that four threads make at the same time are those of one thread, to the last bit."""
+    """Gram matrices that four threads make at the same time are those of one thread, to the last
+    bit.
+    """
     device = TorchDevice("cpu")
-    matrices = [torch.randn(300, 900, generator=torch.Generator().manual_seed(seed)) for seed in range(8)]
+    matrices = [
+        torch.randn(300, 900, generator=torch.Generator().manual_seed(seed)) for seed in range(8)
+    ]
 
     def made(matrix):
         return device.gram(scaled_blocks(matrix, 1.0, torch.float32, Workspace()), 300, True)
@@ -591,21 +698,30 @@ def test_workers_share_a_device(monkeypatch):
 
 
 def test_what_reading_raises_is_not_the_devices_fault():
-    """A fault of the blocks is raised by the CPU's try too; one that is no RuntimeError is not even tried again."""
+    """A fault of the blocks is raised by the CPU's try too; one that is no RuntimeError is not even
+    tried again.
+    """
     offloaded = Offloaded(Offload(FakeDevice(), lambda line: None), "one")
 
     def read(error, dtype):
         raise error
         yield
 
-    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OSError(5, "Input/output error")):
+    for error in (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        OSError(5, "Input/output error"),
+    ):
         with pytest.raises(type(error), match=r"allocate|output"):
-            offloaded.solved(partial(read, error), (300, 400), 1.0, torch.float32, lambda lower: None)
+            offloaded.solved(
+                partial(read, error), (300, 400), 1.0, torch.float32, lambda lower: None
+            )
 
 
 @pytest.mark.parametrize("norm", [0.0, 1.0])
 def test_a_matrix_of_zeros_and_a_wrong_norm(norm):
-    """Zeros have the Gram matrix of zeros; a trace that is not the energy of the entries is a mismatch."""
+    """Zeros have the Gram matrix of zeros; a trace that is not the energy of the entries is a
+    mismatch.
+    """
     said = []
     offloaded = Offloaded(Offload(FakeDevice(), said.append), "one")
     read = partial(scaled_blocks, torch.zeros(300, 400), 1.0, space=Workspace())
@@ -626,7 +742,9 @@ def test_a_matrix_of_zeros_and_a_wrong_norm(norm):
 
 @pytest.mark.slow
 def test_the_self_test_runs_in_a_child_and_finds_the_cpu_right():
-    """The whole way: a fresh interpreter, every spectrum on both sides, and no answer is a good one."""
+    """The whole way: a fresh interpreter, every spectrum on both sides, and no answer is a good
+    one.
+    """
     assert TorchDevice("cpu").self_test() is None
 
 
@@ -634,7 +752,10 @@ def test_the_self_test_runs_in_a_child_and_finds_the_cpu_right():
     ("code", "told"),
     [
         ("import os; os.abort()", "it died (-6)"),
-        ("raise RuntimeError('no kernel image is available')", "RuntimeError: no kernel image is available"),
+        (
+            "raise RuntimeError('no kernel image is available')",
+            "RuntimeError: no kernel image is available",
+        ),
         ("print('noise: wrong')", "noise: wrong"),
         ("import sys; sys.exit(3)", "it died (3)"),
         ("import time; time.sleep(60)", "it did not end within 1 seconds"),
@@ -648,7 +769,8 @@ def test_a_child_that_crashes_hangs_or_raises_is_a_fault(code, told, monkeypatch
 
 def test_a_child_that_cannot_be_started_is_a_fault():
     assert (
-        product_module.tested_in_child(["/nonexistent/python"]) == "it could not be started: No such file or directory"
+        product_module.tested_in_child(["/nonexistent/python"])
+        == "it could not be started: No such file or directory"
     )
 
 
@@ -664,7 +786,9 @@ class TestCard:
 
     @pytest.mark.parametrize("shape", [(300, 700), (5000, 896), (896, 4864), (8, 600, 900)])
     @pytest.mark.parametrize("setting", ["highest", "high"])
-    def test_its_gram_matrices_are_those_of_float64_to_the_rounding_of_float32(self, shape, setting):
+    def test_its_gram_matrices_are_those_of_float64_to_the_rounding_of_float32(
+        self, shape, setting
+    ):
         """Whatever the process has set, within `full_products`; twice the same to the last bit."""
         matrix = torch.randn(shape, generator=torch.Generator().manual_seed(5))
         flat = matrix.reshape(-1, shape[-1]).double()
@@ -676,7 +800,8 @@ class TestCard:
         try:
             with full_products():
                 found = [
-                    device.gram(scaled_blocks(matrix, 1.0, torch.float32, Workspace()), side, wide) for _ in range(2)
+                    device.gram(scaled_blocks(matrix, 1.0, torch.float32, Workspace()), side, wide)
+                    for _ in range(2)
                 ]
         finally:
             torch.set_float32_matmul_precision(before)
@@ -702,12 +827,16 @@ class TestCard:
         assert offloaded.made == {"cpu: mismatch": 1}, said
 
     def test_a_report_is_that_of_the_cpu_to_its_accuracy(self, pair, by_cpu, tmp_path):
-        """Effective ranks within 2.6e-4 and energies within 1e-6; the provenance names the card and its numbers."""
+        """Effective ranks within 2.6e-4 and energies within 1e-6; the provenance names the card and
+        its numbers.
+        """
         folder, told, _ = audited(pair, tmp_path, settings=replace(ON_CPU, device=choose("cuda")))
         assert told["device"] == "cuda"
         assert told["device_use"]["name"] == torch.cuda.get_device_name(0)
         assert told["device_use"]["on_device"] == GRAMS
-        ours, theirs = (pq.read_table(one / "matrices.parquet").to_pandas() for one in (folder, by_cpu))
+        ours, theirs = (
+            pq.read_table(one / "matrices.parquet").to_pandas() for one in (folder, by_cpu)
+        )
         np.testing.assert_allclose(ours["effective_rank"], theirs["effective_rank"], rtol=2.6e-4)
         np.testing.assert_allclose(ours["top16_energy"], theirs["top16_energy"], rtol=1e-6)
 
@@ -716,7 +845,9 @@ class TestCard:
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1e-9)
         try:
-            folder, told, _ = audited(pair, tmp_path, settings=replace(ON_CPU, device=choose("cuda")))
+            folder, told, _ = audited(
+                pair, tmp_path, settings=replace(ON_CPU, device=choose("cuda"))
+            )
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
         same_tables(folder, by_cpu)

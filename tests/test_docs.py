@@ -1,4 +1,6 @@
-"""What the README and the pages of docs/ show is what the code does, and every link of theirs leads somewhere."""
+"""What the README and the pages of docs/ show is what the code does, and every link of theirs leads
+somewhere.
+"""
 
 from __future__ import annotations
 
@@ -35,10 +37,16 @@ from shadow.targets.lists import read_list
 ROOT = readme.ROOT
 PAGES = (
     *readme.MARKED,
-    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(
+        ROOT / name
+        for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+    ),
 )
 START = ROOT / "docs" / "start.md"
-RUN_ELSEWHERE = {"ci.md", "tutorial.md"}  # tests/test_workflow.py, and tests/test_real.py with the weights
+RUN_ELSEWHERE = {
+    "ci.md",
+    "tutorial.md",
+}  # tests/test_workflow.py, and tests/test_real.py with the weights
 SITE = ROOT / "docs" / "site" / "mkdocs.yml"
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
@@ -48,7 +56,9 @@ def named(file):
 
 
 def blocks(file, language, *, run=False):
-    """The code blocks of a language, without those that are marked as not run if these are asked for."""
+    """The code blocks of a language, without those that are marked as not run if these are asked
+    for.
+    """
     found = BLOCK.findall(file.read_text(encoding="utf-8"))
     return [text for mark, of, text in found if of == language and not (run and mark)]
 
@@ -56,7 +66,9 @@ def blocks(file, language, *, run=False):
 def shown(file, *, run=False):
     """The words of every `shadow` command that a page shows."""
     lines = "".join(blocks(file, "console", run=run)).splitlines()
-    return [shlex.split(line[2:], comments=True)[1:] for line in lines if line.startswith("$ shadow ")]
+    return [
+        shlex.split(line[2:], comments=True)[1:] for line in lines if line.startswith("$ shadow ")
+    ]
 
 
 def tokens(file):
@@ -64,7 +76,9 @@ def tokens(file):
 
 
 def anchors(file):
-    """The anchors that GitHub gives the headings of a page: lower case, without punctuation, spaces as hyphens."""
+    """The anchors that GitHub gives the headings of a page: lower case, without punctuation, spaces
+    as hyphens.
+    """
     found, parsed = [], tokens(file)
     for opening, inline in itertools.pairwise(parsed):
         if opening.type == "heading_open":
@@ -85,13 +99,17 @@ def links(file):
 def test_every_mark_is_of_a_part_that_is_made(file):
     """No part is left between marks that nothing writes any more."""
     opened = re.findall(r"<!-- ([\w-]+) -->", file.read_text(encoding="utf-8"))
-    assert all(name in readme.BLOCKS or name == "real" or name.startswith("tutorial-") for name in opened)
+    assert all(
+        name in readme.BLOCKS or name == "real" or name.startswith("tutorial-") for name in opened
+    )
     assert len(opened) == len(set(opened))
 
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
 def test_every_link_leads_somewhere(file):
-    """To a file of the repository and, after a #, to a heading of it; nothing leads to a place on a machine."""
+    """To a file of the repository and, after a #, to a heading of it; nothing leads to a place on a
+    machine.
+    """
     for href in links(file):
         assert not href.startswith(("/", "file:", "http://")), href
         if href.startswith("https://"):
@@ -119,7 +137,9 @@ def test_anchors_are_those_of_github():
 
 @pytest.mark.parametrize("file", PAGES, ids=named)
 def test_every_command_that_is_shown_exists(file):
-    """Commands, options and numbers of arguments are taken by the command line itself; nothing is run."""
+    """Commands, options and numbers of arguments are taken by the command line itself; nothing is
+    run.
+    """
     for words in shown(file):
         command = dict(pages.commands())["shadow"]
         while getattr(command, "commands", None):
@@ -136,7 +156,9 @@ def test_a_command_with_an_unknown_option_would_be_found():
 
 @pytest.fixture
 def audited(tmp_path, monkeypatch, shadow):
-    """A folder in which `shadow audit demo -o reports` was run, and where the files that pages name lie."""
+    """A folder in which `shadow audit demo -o reports` was run, and where the files that pages name
+    lie.
+    """
     shadow("audit", "demo", "-o", "reports").assert_done()
     (tmp_path / "scores.csv").write_text(readme.demo_scores())
     (tmp_path / "families.yaml").write_text(blocks(ROOT / "docs" / "lists.md", "yaml")[0])
@@ -145,18 +167,25 @@ def audited(tmp_path, monkeypatch, shadow):
     return tmp_path
 
 
-TO_RUN = [file for file in readme.MARKED if file.name not in RUN_ELSEWHERE and shown(file, run=True)]
+TO_RUN = [
+    file for file in readme.MARKED if file.name not in RUN_ELSEWHERE and shown(file, run=True)
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", TO_RUN, ids=named)
 def test_every_command_that_is_shown_runs(file, audited, shadow):
-    """In its order, with the demo's checkpoints where others are named; but those that are marked as not run."""
+    """In its order, with the demo's checkpoints where others are named; but those that are marked
+    as not run.
+    """
     demo = ROOT / "registry" / "demo"
     here = {"./Qwen2.5-0.5B": demo / "base", "./Qwen2.5-0.5B-Instruct": demo / "narrow"}
     here |= {"./base": demo / "base", "./tuned": demo / "narrow"}
     with Hub() as hub:
-        for base, tuned in (("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"), ("org/base", "org/tuned")):
+        for base, tuned in (
+            ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B-Instruct"),
+            ("org/base", "org/tuned"),
+        ):
             hub.add(base, demo / "base", revisions={"v1.0": demo / "base"})
             hub.add(tuned, demo / "narrow")
         for words in shown(file, run=True):
@@ -164,7 +193,9 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
             done = shadow(*(str(here.get(word, word)) for word in words), env=env)
             assert done.code == 0, (words, done.err)
             assert {"clean", "export", "figure", "report"} & set(words) or done.out
-    for summary in (audited / "reports" / "demo").glob("*/summary.json"):  # no part was put in place of a whole report
+    for summary in (audited / "reports" / "demo").glob(
+        "*/summary.json"
+    ):  # no part was put in place of a whole report
         assert json.loads(summary.read_text())["figures"]["matrices"] == 30
 
 
@@ -179,7 +210,9 @@ def test_the_readme_is_read_in_one_go():
 
 
 def test_counts_of_the_pages_are_those_of_the_code():
-    """Families of released models (all but the demo), and kinds of models that the tests save and pair."""
+    """Families of released models (all but the demo), and kinds of models that the tests save and
+    pair.
+    """
     families = len(load_families()) - 1
     assert f"lists {families} families" in readme.README.read_text(encoding="utf-8")
     kinds = f"{len(models.FAMILIES | models.KINDS)} kinds of models"
@@ -188,7 +221,9 @@ def test_counts_of_the_pages_are_those_of_the_code():
 
 @pytest.mark.parametrize("file", picture.FILES, ids=lambda file: file.stem)
 def test_pictures_are_legible_and_load_nothing(file):
-    """Every colour of text has a contrast of at least 4.5 with the background; no address but the namespace's."""
+    """Every colour of text has a contrast of at least 4.5 with the background; no address but the
+    namespace's.
+    """
     text = file.read_text(encoding="utf-8")
     assert file.name in readme.README.read_text(encoding="utf-8")
     root = ElementTree.fromstring(text)
@@ -203,8 +238,13 @@ def test_pictures_are_legible_and_load_nothing(file):
 def contrast(*colours):
     """The ratio of relative luminances by WCAG 2, from 1 to 21."""
     levels = [[int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)] for colour in colours]
-    linear = [[c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in level] for level in levels]
-    dark, light = sorted(0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear)
+    linear = [
+        [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in level]
+        for level in levels
+    ]
+    dark, light = sorted(
+        0.2126 * red + 0.7152 * green + 0.0722 * blue for red, green, blue in linear
+    )
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -216,28 +256,53 @@ def test_black_on_white_has_the_greatest_contrast():
 
 @pytest.mark.slow
 def test_what_follows_make_demo_runs_where_nothing_is_on_the_path(tmp_path):
-    """The README's first block in a fresh shell: what `make demo` runs once it has installed, then each line below."""
+    """The README's first block in a fresh shell: what `make demo` runs once it has installed, then
+    each line below.
+    """
     bin = Path(sys.executable).parent
     if not (bin / "activate").is_file():
         pytest.skip("this Python is not of a virtual environment")
     first, *others = blocks(readme.README, "console")[0].splitlines()
-    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ndemo: setup")[2].splitlines()[1].strip()
+    recipe = (
+        (ROOT / "Makefile")
+        .read_text(encoding="utf-8")
+        .partition("\ndemo: setup")[2]
+        .splitlines()[1]
+        .strip()
+    )
     assert first.startswith("$ make demo ")
     (tmp_path / ".venv").symlink_to(bin.parent)
     lines = [recipe.replace("$(BIN)", ".venv/bin"), *(line.removeprefix("$ ") for line in others)]
-    command = ["env", "-i", "PATH=/usr/bin:/bin", f"HOME={tmp_path}", "bash", "-ec", "\n".join(lines)]
+    command = [
+        "env",
+        "-i",
+        "PATH=/usr/bin:/bin",
+        f"HOME={tmp_path}",
+        "bash",
+        "-ec",
+        "\n".join(lines),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("base..narrow") >= 2  # of the audit, and of the command after it
 
 
 def test_the_session_of_the_start_needs_nothing_that_is_not_there():
-    """It has over a dozen commands, begins with the audit that the others read, and names no file of the reader's."""
+    """It has over a dozen commands, begins with the audit that the others read, and names no file
+    of the reader's.
+    """
     text = START.read_text(encoding="utf-8").partition("These run as they stand")[2]
-    lines = [shlex.split(line[2:], comments=True)[1:] for line in BLOCK.search(text)[3].splitlines()]
+    lines = [
+        shlex.split(line[2:], comments=True)[1:] for line in BLOCK.search(text)[3].splitlines()
+    ]
     assert len(lines) > 12
     assert lines[0] == ["audit", "demo"]
-    assert not [word for words in lines for word in words if word.startswith("./") or word.endswith((".csv", ".yaml"))]
+    assert not [
+        word
+        for words in lines
+        for word in words
+        if word.startswith("./") or word.endswith((".csv", ".yaml"))
+    ]
 
 
 @pytest.mark.slow
@@ -246,11 +311,13 @@ def test_the_outputs_of_the_tutorial_are_the_same_wherever_the_weights_lie(tmp_p
     """Long folders are folded in the middle of a name, short ones between words."""
     for name, stage in (("bert_pretrained", "base"), ("bert_ft", "narrow")):
         shutil.copytree(
-            ROOT / "registry" / "demo" / stage, tmp_path / folder / "rxnfp" / "models" / "transformers" / name
+            ROOT / "registry" / "demo" / stage,
+            tmp_path / folder / "rxnfp" / "models" / "transformers" / name,
         )
     at = f"{folder}/rxnfp/models/transformers"
     told = tutorial._run(
-        ["shadow", "plan", "--base", f"./{at}/bert_pretrained", "--tuned", f"./{at}/bert_ft"], tmp_path
+        ["shadow", "plan", "--base", f"./{at}/bert_pretrained", "--tuned", f"./{at}/bert_ft"],
+        tmp_path,
     )
     told = tutorial._same_everywhere(told, tmp_path, tmp_path / folder).splitlines()
     assert told[1:3] == [
@@ -261,7 +328,9 @@ def test_the_outputs_of_the_tutorial_are_the_same_wherever_the_weights_lie(tmp_p
 
 @pytest.mark.parametrize("path", [path for path, _ in pages.commands()])
 def test_help_is_shown_as_it_is_written(path):
-    """Rich takes square brackets in the help of an option for markup, and breaks paragraphs where the source does."""
+    """Rich takes square brackets in the help of an option for markup, and breaks paragraphs where
+    the source does.
+    """
     command = dict(pages.commands())[path]
     assert not [one.name for one in command.params if "[" in (getattr(one, "help", None) or "")]
     assert not [text for text in (command.help or "").split("\n\n")[1:] if "\n" in text.strip()]
@@ -298,15 +367,21 @@ def test_the_pandas_and_duckdb_lines_answer_their_question(audited):
 
 @pytest.mark.slow
 def test_every_export_opens_in_the_line_that_is_shown(audited):
-    """The demo in every format under its default name; each line, and those of the partitioned dataset, gives rows."""
+    """The demo in every format under its default name; each line, and those of the partitioned
+    dataset, gives rows.
+    """
     import duckdb
     import polars as pl
 
     for to in FORMATS:
-        subprocess.run([readme.SHADOW, "export", "reports", "--to", to], check=True, capture_output=True)
+        subprocess.run(
+            [readme.SHADOW, "export", "reports", "--to", to], check=True, capture_output=True
+        )
     for to, form in FORMATS.items():
         if to != "hf-dataset-folder":  # tests/test_export.py opens it where `datasets` is installed
-            assert len(eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})) in (60, 180)
+            assert len(
+                eval(form.opens, {"pd": pd, "pl": pl, "duckdb": duckdb, "sqlite3": sqlite3})
+            ) in (60, 180)
     (dataset,) = blocks(ROOT / "docs" / "export.md", "python")
     found = {}
     exec(dataset, found)
@@ -320,7 +395,9 @@ def test_the_pool_audits_the_demo(tmp_path):
     """The script runs as it stands, prints a label for each pair, and leaves an index of them."""
     (script,) = blocks(ROOT / "docs" / "lists.md", "python")
     (tmp_path / "pool.py").write_text(script)
-    done = subprocess.run([sys.executable, "pool.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "pool.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     told = json.loads((tmp_path / "pool" / "index.json").read_text())
     assert [(row["family"], row["pair"], row["state"]) for row in told["pairs"]] == [
         ("demo", "base..broad", "done"),
@@ -346,16 +423,22 @@ if any("multiprocessing.spawn" in word for word in sys.orig_argv):
 
 @pytest.mark.slow
 def test_the_pool_outlives_a_worker(tmp_path):
-    """The script as it stands, while the system kills the process of the first pair: that pair alone is missing."""
+    """The script as it stands, while the system kills the process of the first pair: that pair
+    alone is missing.
+    """
     (script,) = blocks(ROOT / "docs" / "lists.md", "python")
     (tmp_path / "pool.py").write_text(script)
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(DIES)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "hook")}
     command = [sys.executable, "pool.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=env, check=True
+    )
     first, second = done.stdout.splitlines()
-    assert first.startswith("demo:base..narrow: A process in the process pool was terminated abruptly")
+    assert first.startswith(
+        "demo:base..narrow: A process in the process pool was terminated abruptly"
+    )
     told = json.loads((tmp_path / "pool" / "index.json").read_text())
     assert [(row["pair"], row["label"]) for row in told["pairs"]] == [("base..broad", second)]
 
@@ -380,16 +463,24 @@ def test_the_list_that_is_shown_is_a_list(tmp_path):
 def test_every_source_of_a_column_is_cited():
     """Author and year of the tables stand among the sources of the methods."""
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8").partition("## Sources")[2]
-    named = {year for column in pages.DIAGNOSTICS for year in re.findall(r"(\w+) (\d{4})\b", column.source)}
+    named = {
+        year
+        for column in pages.DIAGNOSTICS
+        for year in re.findall(r"(\w+) (\d{4})\b", column.source)
+    }
     assert len(named) > 10
-    assert not [(author, year) for author, year in named if not re.search(rf"{author}\b.* {year}", text)]
+    assert not [
+        (author, year) for author, year in named if not re.search(rf"{author}\b.* {year}", text)
+    ]
 
 
 def test_every_variable_that_is_read_is_on_the_page_of_commands():
     """Of the names that the package reads from its environment."""
     source = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "src").rglob("*.py"))
     read = set(re.findall(r"environ(?:\.get\(|\.setdefault\(|\[)\"(\w+)\"", source))
-    read |= set(re.findall(r'"(HF_\w+|HUGGING_FACE_\w+)"', source)) | set(re.findall(r'envvar="(\w+)"', source))
+    read |= set(re.findall(r'"(HF_\w+|HUGGING_FACE_\w+)"', source)) | set(
+        re.findall(r'envvar="(\w+)"', source)
+    )
     told = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## Variables")[2]
     assert {"SHADOW_REGISTRY", "HF_TOKEN", "GITHUB_STEP_SUMMARY"} <= read
     assert not [name for name in read if f"`{name}`" not in told]
@@ -397,7 +488,9 @@ def test_every_variable_that_is_read_is_on_the_page_of_commands():
 
 def test_the_python_page_has_modules_that_are_there():
     """Each ::: of the page imports, and says what it is."""
-    modules = re.findall(r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    modules = re.findall(
+        r"(?m)^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    )
     assert {"shadow.api", "shadow.findings.summary", "shadow.findings.comparison"} <= set(modules)
     assert all(importlib.import_module(name).__doc__ for name in modules)
 
@@ -415,11 +508,26 @@ def test_every_page_is_in_the_navigation():
 def site(tmp_path_factory):
     """The built site, and what the builder said."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(SITE), "--site-dir", str(folder)]
-    variables = os.environ | {"NO_MKDOCS_2_WARNING": "1", "https_proxy": "http://127.0.0.1:9", "SOURCE_DATE_EPOCH": "0"}
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--config-file",
+        str(SITE),
+        "--site-dir",
+        str(folder),
+    ]
+    variables = os.environ | {
+        "NO_MKDOCS_2_WARNING": "1",
+        "https_proxy": "http://127.0.0.1:9",
+        "SOURCE_DATE_EPOCH": "0",
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
-    return folder, [line for line in done.stderr.splitlines() if line.startswith(("WARNING", "ERROR"))]
+    return folder, [
+        line for line in done.stderr.splitlines() if line.startswith(("WARNING", "ERROR"))
+    ]
 
 
 @pytest.mark.slow
@@ -446,7 +554,9 @@ def test_the_site_has_every_module_and_command(site):
 
 @pytest.mark.slow
 def test_the_site_shows_the_notebook_with_what_its_cells_made(site):
-    """A page in the navigation: prose, code, the report's heat map, the printed verdict; api.md leads there."""
+    """A page in the navigation: prose, code, the report's heat map, the printed verdict; api.md
+    leads there.
+    """
     page = (site[0] / "notebook" / "index.html").read_text(encoding="utf-8")
     assert "<h1" in page
     assert "<svg" in page
@@ -457,11 +567,15 @@ def test_the_site_shows_the_notebook_with_what_its_cells_made(site):
 
 @pytest.mark.slow
 def test_the_site_needs_and_tells_nothing_of_elsewhere(site):
-    """No script, style, font or image comes from another host, and no page holds a path of this machine."""
+    """No script, style, font or image comes from another host, and no page holds a path of this
+    machine.
+    """
     for file in site[0].rglob("*.html"):
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"<(?:script|img|iframe|source)[^>]*src=\"?(?:https?:)?//", text), file
-        assert not re.search(r"<link[^>]*(?:stylesheet|preconnect|icon)[^>]*href=\"?(?:https?:)?//", text), file
+        assert not re.search(
+            r"<link[^>]*(?:stylesheet|preconnect|icon)[^>]*href=\"?(?:https?:)?//", text
+        ), file
         assert str(ROOT) not in text
         assert str(Path.home()) + "/" not in text.replace(" ~/", "")
 
@@ -475,7 +589,13 @@ def test_the_yaml_of_the_site_is_read_as_it_stands():
     def mapping(loader, node):
         keys = [loader.construct_object(key) for key, _ in node.value]
         assert len(keys) == len(set(keys))
-        return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+        return dict(
+            zip(
+                keys,
+                (loader.construct_object(value, deep=True) for _, value in node.value),
+                strict=True,
+            )
+        )
 
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     Strict.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: suffix)

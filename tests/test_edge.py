@@ -18,14 +18,18 @@ def found(D):
 
 
 def values(D, scale=1.0):
-    return edge.sharp_edge_values(found(D), ((scale * D) ** 2).sum(1), ((scale * D) ** 2).sum(0), scale)
+    return edge.sharp_edge_values(
+        found(D), ((scale * D) ** 2).sum(1), ((scale * D) ** 2).sum(0), scale
+    )
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (30, 200), (500, 20)])
 def test_a_flat_profile_has_the_edge_of_marchenko_and_pastur(shape):
     """s (sqrt m + sqrt n) for entries of variance s²."""
     rows, cols = np.full(shape[0], shape[1] * 9.0), np.full(shape[1], shape[0] * 9.0)
-    assert edge.sharp_edge(rows, cols) == pytest.approx(3 * (math.sqrt(shape[0]) + math.sqrt(shape[1])), rel=1e-5)
+    assert edge.sharp_edge(rows, cols) == pytest.approx(
+        3 * (math.sqrt(shape[0]) + math.sqrt(shape[1])), rel=1e-5
+    )
 
 
 def test_a_profile_of_two_sizes_of_rows_has_the_edge_of_its_cubic():
@@ -34,14 +38,17 @@ def test_a_profile_of_two_sizes_of_rows_has_the_edge_of_its_cubic():
     a = np.where(np.arange(m) < 20, 4.0, 1.0)
     g = -np.linspace(1e-4, 1 / (4.0 + 1e-9), 400_000)
     rows, cols = a * n, np.full(n, a.sum())
-    # Silverstein & Choi 1995: x(h) = -1/h + sum_i a_i / (n (1 + a_i h)), in units of n; h in (-1 / max a, 0)
+    # Silverstein & Choi 1995: x(h) = -1/h + sum_i a_i / (n (1 + a_i h)), in units of n; h in (-1 /
+    # max a, 0)
     x = -1 / g + (20 * 4.0 / (1 + 4.0 * g) + 40 * 1.0 / (1 + g)) / n
     assert edge.sharp_edge(rows, cols) == pytest.approx(math.sqrt(n * x.min()), rel=1e-4)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5])
 def test_noise_of_a_separable_profile_stays_below_the_edge_and_near_it(spread):
-    """Of 40 matrices, none has a spike; the largest singular value is above 0.8 of the edge, null_edge is far above."""
+    """Of 40 matrices, none has a spike; the largest singular value is above 0.8 of the edge,
+    null_edge is far above.
+    """
     rng = np.random.default_rng(0)
     for _ in range(40):
         D = np.exp(spread * rng.standard_normal(100))[:, None] * rng.standard_normal((100, 160))
@@ -116,9 +123,13 @@ def stored(W, kind):
 
 
 @pytest.mark.parametrize("length", [1024, 512, 256])
-@pytest.mark.parametrize(("kind", "name"), [("BF16", None), ("INT8", "8 bits"), ("FP8", "8 bits"), ("INT4", "INT4")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("BF16", None), ("INT8", "8 bits"), ("FP8", "8 bits"), ("INT4", "INT4")]
+)
 def test_levels_tell_a_round_trip(kind, name, length):
-    """The share of distinct values is the expected one to a tenth, and names the round trip at every length."""
+    """The share of distinct values is the expected one to a tenth, and names the round trip at
+    every length.
+    """
     W = torch.randn(64, length, generator=torch.Generator().manual_seed(0))
     share = edge.levels(stored(W, kind))
     assert levels.round_trip(share, length) == name

@@ -1,4 +1,6 @@
-"""Engines without any of Ray: the order of tasks, what travels, waiting for another audit, refusals of the command."""
+"""Engines without any of Ray: the order of tasks, what travels, waiting for another audit, refusals
+of the command.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,13 @@ def test_a_machine_goes_on_with_the_base_that_it_has_read():
 
 
 def test_who_has_nothing_left_helps_where_most_is_left():
-    """The third machine has no base of its own: it reads the one with the longest queue, and stays with it."""
+    """The third machine has no base of its own: it reads the one with the longest queue, and stays
+    with it.
+    """
     queue = filled(a=2, b=5)
-    assert [taken(queue, machine) for machine in ("one", "two")] == ["b0", "a0"], "the longest is begun first"
+    assert [taken(queue, machine) for machine in ("one", "two")] == ["b0", "a0"], (
+        "the longest is begun first"
+    )
     assert [taken(queue, "three") for _ in range(3)] == ["b1", "b2", "b3"]
     assert [taken(queue, "two") for _ in range(2)] == ["a1", "b4"]
 
@@ -84,7 +90,9 @@ def test_pairs_of_one_base_are_near_whatever_revision_they_name():
 
 
 class Elsewhere:
-    """Tasks pickled, carried out here, and their results pickled, as another process has them; the last first."""
+    """Tasks pickled, carried out here, and their results pickled, as another process has them; the
+    last first.
+    """
 
     elsewhere = True
 
@@ -114,7 +122,11 @@ class Elsewhere:
 
 
 def failing(pair, settings, output, runtime, *, scores):
-    faults = {"bug": KeyError("x"), "kept": KeptError("other", "--overwrite"), "wrong": UsageError("no layer 9", "0-3")}
+    faults = {
+        "bug": KeyError("x"),
+        "kept": KeptError("other", "--overwrite"),
+        "wrong": UsageError("no layer 9", "0-3"),
+    }
     raise faults[pair.name]
 
 
@@ -123,9 +135,14 @@ def local(name: str) -> Pair:
 
 
 def test_faults_travel_whole():
-    """Kind, message and hint are those that were raised there; a bug brings the text of its traceback."""
+    """Kind, message and hint are those that were raised there; a bug brings the text of its
+    traceback.
+    """
     pairs = [local(name) for name in ("bug", "kept", "wrong")]
-    outcomes = {o.pair.name: o for o in audit_pairs(pairs, SETTINGS, Path("out"), audit=failing, engine=Elsewhere())}
+    outcomes = {
+        o.pair.name: o
+        for o in audit_pairs(pairs, SETTINGS, Path("out"), audit=failing, engine=Elsewhere())
+    }
     kept, wrong, bug = (outcomes[name] for name in ("kept", "wrong", "bug"))
     assert (kept.state, type(kept.fault), kept.fault.hint) == ("kept", KeptError, "--overwrite")
     assert (wrong.state, type(wrong.fault), wrong.fault.message, wrong.fault.hint) == (
@@ -165,7 +182,10 @@ def test_an_interrupt_is_told_of_the_pair_that_was_running_and_then_raised():
     outcomes = [next(audits), next(audits)]
     with pytest.raises(KeyboardInterrupt):
         next(audits)
-    assert [(outcome.pair.name, outcome.state) for outcome in outcomes] == [("kept", "kept"), ("bug", "stopped")]
+    assert [(outcome.pair.name, outcome.state) for outcome in outcomes] == [
+        ("kept", "kept"),
+        ("bug", "stopped"),
+    ]
 
 
 # waiting
@@ -177,12 +197,16 @@ def pair(tmp_path):
         generator = torch.Generator().manual_seed(seed)
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 8, generator=generator)}
         models.write(tmp_path / name, weights, {"model_type": "llama"})
-    return given_pair(parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned")))
+    return given_pair(
+        parse_reference(str(tmp_path / "base")), parse_reference(str(tmp_path / "tuned"))
+    )
 
 
 @pytest.mark.slow
 def test_an_audit_waits_for_another_of_the_same_pair(tmp_path, pair):
-    """With patience it begins when the other ends, and says once that it waits; without it is refused."""
+    """With patience it begins when the other ends, and says once that it waits; without it is
+    refused.
+    """
     folder = tmp_path / "out" / pair.family / pair.name
     folder.mkdir(parents=True)
     said: list[str] = []
@@ -191,7 +215,9 @@ def test_an_audit_waits_for_another_of_the_same_pair(tmp_path, pair):
         with pytest.raises(BusyError, match="another audit is writing"):
             run_pair(pair, SETTINGS, tmp_path / "out")
         found = []
-        thread = threading.Thread(target=lambda: found.append(run_pair(pair, SETTINGS, tmp_path / "out", waiting)))
+        thread = threading.Thread(
+            target=lambda: found.append(run_pair(pair, SETTINGS, tmp_path / "out", waiting))
+        )
         thread.start()
         time.sleep(1.5)
         assert not found
@@ -213,7 +239,9 @@ def test_waiting_ends(tmp_path, pair):
 
 @pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")
 def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, monkeypatch):
-    """The branch moves between two pairs of one run: both read the commit that the first look-up found."""
+    """The branch moves between two pairs of one run: both read the commit that the first look-up
+    found.
+    """
     from huggingface_hub import constants
 
     base, tuned = tmp_path / "base", tmp_path / "tuned"
@@ -224,7 +252,9 @@ def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, mo
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         commit = hub.add("org/base", base)
         hub.add("org/tuned", tuned)
-        one = replace(pair, base=Reference("org/base", False, "main"), tuned=Reference("org/tuned", False))
+        one = replace(
+            pair, base=Reference("org/base", False, "main"), tuned=Reference("org/tuned", False)
+        )
         pins = Pins(Runtime())
         found = pins.of(one)
         assert found[one.base] == commit
@@ -249,9 +279,15 @@ def test_a_revision_is_looked_up_once_and_read_at_that_commit(tmp_path, pair, mo
         (("--address", "auto"), "--address without --engine ray"),
         (("--cpus-per-task", "2"), "--cpus-per-task without --engine ray"),
         (("--memory-per-task", "2GB"), "--memory-per-task without --engine ray"),
-        (("--engine", "ray", "--address", "ray://host:10001"), "a run over a Ray client would end with its connection"),
+        (
+            ("--engine", "ray", "--address", "ray://host:10001"),
+            "a run over a Ray client would end with its connection",
+        ),
         (("--engine", "ray", "--memory-per-task", "much"), "'much'"),
-        (("--engine", "ray", "--address", "somewhere"), "'somewhere' is no address of a Ray cluster"),
+        (
+            ("--engine", "ray", "--address", "somewhere"),
+            "'somewhere' is no address of a Ray cluster",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_wrong_usage(shadow, options, told):
@@ -260,14 +296,19 @@ def test_what_makes_no_sense_is_wrong_usage(shadow, options, told):
 
 
 def test_progress_of_tasks_side_by_side():
-    """Two of four at work, one half done after ten seconds and one read only: 2.5 tasks are left, 20 seconds each."""
+    """Two of four at work, one half done after ten seconds and one read only: 2.5 tasks are left,
+    20 seconds each.
+    """
     now = [0.0]
     fleet = Fleet(4, clock=lambda: now[0])
     for name in ("a", "b", "c"):
         fleet.begin(name)
     fleet.end("c")  # its report was there
     now[0] = 10.0
-    fleet.tell("a", Progress(done=1, total=2, cost_done=5, cost_total=10, moved=1_000_000, to_move=2_000_000))
+    fleet.tell(
+        "a",
+        Progress(done=1, total=2, cost_done=5, cost_total=10, moved=1_000_000, to_move=2_000_000),
+    )
     assert (fleet.ended, fleet.told()) == (1, "2 at work, 1.0 MB fetched, 0:50 left")
     fleet.end("a")
     assert fleet.ended == 2

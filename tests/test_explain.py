@@ -32,7 +32,9 @@ def tables(view):
 
 @pytest.fixture
 def shown(tmp_path):
-    """The tables by component and by module of a report, and those of a comparison, as wide as they get."""
+    """The tables by component and by module of a report, and those of a comparison, as wide as they
+    get.
+    """
     options = Console(width=WIDE).options
     compared = compare([uniform(tmp_path / "a", 0.4), uniform(tmp_path / "b", 0.3)])
     found = [component_table([], WIDE), module_table([], WIDE)]
@@ -43,7 +45,17 @@ def test_every_head_of_a_table_is_explained(shown):
     """By component, by module, the figures of a comparison and its modules."""
     heads = [str(column.header) for table in shown for column in table.columns]
     assert len(heads) > 25
-    assert {"PR", "null PR", "conc.", "rel. norm", "shift", "energy", "PR/null", "A - B", "margin"} <= set(heads)
+    assert {
+        "PR",
+        "null PR",
+        "conc.",
+        "rel. norm",
+        "shift",
+        "energy",
+        "PR/null",
+        "A - B",
+        "margin",
+    } <= set(heads)
     assert [head for head in heads if explained(head).exit_code] == []
 
 
@@ -116,7 +128,9 @@ def test_a_misspelt_head_answers_with_the_nearest():
     ],
 )
 def test_other_words_of_the_screens_are_explained(words, told):
-    """The label, its reference, the gates, what the finding says of directions, states, outcomes and reasons."""
+    """The label, its reference, the gates, what the finding says of directions, states, outcomes
+    and reasons.
+    """
     result = explained(*words)
     assert result.exit_code == 0
     assert told in " ".join(result.stdout.split())
@@ -151,4 +165,6 @@ def test_every_term_of_the_glossary_is_explained(term):
 def test_a_word_names_a_column_that_there_is():
     """Else `explain` would leave its formula out without a word."""
     known = {column.name for table in columns.TABLES.values() for column in table.columns}
-    assert [head for head in other_words().values() if head.column and head.column not in known] == []
+    assert [
+        head for head in other_words().values() if head.column and head.column not in known
+    ] == []

@@ -37,7 +37,8 @@ from shadow.reports.parquet import arrow_schema
 
 NAMES = ("reports", "matrices", "tensors", "residual", "spectra")
 FOLDERS = ("csv", "json", "arrow", "parquet", "hf-dataset-folder")
-HOSTILE = (  # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
+# (family, pair): formulas, SQL, paths, partitions, YAML, Markdown, HTML, control characters
+HOSTILE = (
     ("=HYPERLINK(\"http://x\",'a')", "+1..-1"),
     ('\'); DROP TABLE "matrices"; --', 'base"..x'),
     ("../../evil/pair=%2e%41 é\t", "a=b/..c\\d"),
@@ -47,7 +48,9 @@ HOSTILE = (  # (family, pair): formulas, SQL, paths, partitions, YAML, Markdown,
 )
 
 
-def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True, residual: bool = True) -> Path:
+def toy(
+    folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True, residual: bool = True
+) -> Path:
     """A finished report of hostile names and of numbers that are hard to write down."""
     random = np.random.default_rng(seed)
     rows = []
@@ -55,16 +58,33 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
         name = ("=1+1", "'quoted", "-x", 'a,"b"\r\nc', "\ttab", "{plain}")[index % 6]
         hard = float(random.standard_normal() * 10.0 ** int(random.integers(-300, 300)))
         rows.append(
-            delta(0.1 + 0.05 * index, where, tensor=f"{name}{index}", spikes=index, sigma_scale=hard, cosine=1 / 3)
+            delta(
+                0.1 + 0.05 * index,
+                where,
+                tensor=f"{name}{index}",
+                spikes=index,
+                sigma_scale=hard,
+                cosine=1 / 3,
+            )
         )
     rows[0] |= {"null_edge": math.nan, "alpha": math.inf, "verified": True}
     rows[1] |= {"verified": False, "sigma_scale": -0.0, "nuclear_norm": 5e-324}
-    write(folder, rows, family=family, pair=pair, label="not assessable", gates=[{"name": "x", "figure": None}])
+    write(
+        folder,
+        rows,
+        family=family,
+        pair=pair,
+        label="not assessable",
+        gates=[{"name": "x", "figure": None}],
+    )
     metadata = pq.read_schema(folder / "matrices.parquet").metadata
     matrices = pq.read_table(folder / "matrices.parquet").to_pylist()
     if spectra:
         kept = [column.name for column in SPECTRA if column.type != "floats"]
-        found = [{name: row[name] for name in kept} | {"sigma": random.random(5).tolist()} for row in matrices]
+        found = [
+            {name: row[name] for name in kept} | {"sigma": random.random(5).tolist()}
+            for row in matrices
+        ]
         found[0] |= {
             "sigma": [1.0, math.nan, 0.0],
             "binade_entries": [0.5, 0.0, 0.5],
@@ -72,18 +92,34 @@ def toy(folder: Path, family: str, pair: str, seed: int, *, spectra: bool = True
         }
         put(folder / "spectra.parquet", found, SPECTRA, metadata)
     if residual:
-        row = {"component": "language", "direction": "reading", "width": 64, "matrices": 2, "energy": 0.1}
-        put(folder / "residual.parquet", [{**row, "layer": layer} for layer in (None, 0, 1)], RESIDUAL, metadata)
+        row = {
+            "component": "language",
+            "direction": "reading",
+            "width": 64,
+            "matrices": 2,
+            "energy": 0.1,
+        }
+        put(
+            folder / "residual.parquet",
+            [{**row, "layer": layer} for layer in (None, 0, 1)],
+            RESIDUAL,
+            metadata,
+        )
     return folder
 
 
 def put(path, rows, columns, metadata):
-    pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata), path)
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=arrow_schema(columns)).replace_schema_metadata(metadata),
+        path,
+    )
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Six reports in one folder, two folders deep, of hostile families and pairs; one without spectra and residual."""
+    """Six reports in one folder, two folders deep, of hostile families and pairs; one without
+    spectra and residual.
+    """
     top = tmp_path_factory.mktemp("runs")
     for seed, (family, pair) in enumerate(HOSTILE):
         folder = top / f"f{seed // 2}" / f"p{seed}"
@@ -109,7 +145,9 @@ def exported(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def truth(folders):
-    """The rows that every format must have, by table, from the Parquet files alone: null where a number is none."""
+    """The rows that every format must have, by table, from the Parquet files alone: null where a
+    number is none.
+    """
     found = {name: [] for name in NAMES}
     for folder in folders:
         told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
@@ -162,7 +200,9 @@ def cells(folder, name):
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_csv_reads_back_with_the_standard_library(exported, truth, name):
-    """Every cell, by the type of its column: numbers exactly, lists as JSON, text without the apostrophe before it."""
+    """Every cell, by the type of its column: numbers exactly, lists as JSON, text without the
+    apostrophe before it.
+    """
     back = {
         "int": int,
         "float": float,
@@ -171,7 +211,10 @@ def test_csv_reads_back_with_the_standard_library(exported, truth, name):
     }
     types = {column.name: column.type for column in TABLES[name].exported}
     found = [
-        {key: None if text == "" else back.get(types[key], json.loads)(text) for key, text in row.items()}
+        {
+            key: None if text == "" else back.get(types[key], json.loads)(text)
+            for key, text in row.items()
+        }
         for row in cells(exported["csv"], name)
     ]
     same(found, truth[name])
@@ -179,7 +222,9 @@ def test_csv_reads_back_with_the_standard_library(exported, truth, name):
 
 
 def test_csv_is_that_of_rfc_4180_and_holds_no_formula(exported):
-    """CRLF ends a row, UTF-8 without a mark, every row has as many fields; no text cell begins like a formula."""
+    """CRLF ends a row, UTF-8 without a mark, every row has as many fields; no text cell begins like
+    a formula.
+    """
     for name in NAMES:
         raw = (exported["csv"] / f"{name}.csv").read_bytes()
         assert raw.endswith(b"\r\n")
@@ -193,7 +238,9 @@ def test_csv_is_that_of_rfc_4180_and_holds_no_formula(exported):
 
 @given(st.text())
 def test_neutral_text_is_no_formula_and_comes_back(text):
-    """For any text: it does not begin like a formula, and without one apostrophe at its beginning it is the text."""
+    """For any text: it does not begin like a formula, and without one apostrophe at its beginning
+    it is the text.
+    """
     found = neutral(text)
     assert not found.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
     assert found.removeprefix("'") == text
@@ -205,22 +252,31 @@ EXACT = {} if int(pd.__version__.partition(".")[0]) >= 3 else {"float_precision"
 def test_csv_reads_back_with_pandas_polars_and_duckdb(exported, truth):
     """The numbers of matrices.csv, bit for bit, and the text as it stands in the file."""
     path = exported["csv"] / "matrices.csv"
-    numbers = [column.name for column in TABLES["matrices"].columns if column.type in ("int", "float")]
+    numbers = [
+        column.name for column in TABLES["matrices"].columns if column.type in ("int", "float")
+    ]
     found = {
         "pandas": frame_rows(pd.read_csv(path, **EXACT)),
         "polars": pl.read_csv(path, infer_schema_length=None).to_dicts(),
         "duckdb": frame_rows(duckdb.read_csv(str(path), sample_size=-1).df()),
     }
     for rows in found.values():
-        assert [row["tensor"] for row in rows] == [neutral(row["tensor"]) for row in truth["matrices"]]
+        assert [row["tensor"] for row in rows] == [
+            neutral(row["tensor"]) for row in truth["matrices"]
+        ]
         for name in numbers:
             wanted = [row[name] for row in truth["matrices"]]
-            got = [None if row[name] is None else type(want)(row[name]) for row, want in zip(rows, wanted, strict=True)]
+            got = [
+                None if row[name] is None else type(want)(row[name])
+                for row, want in zip(rows, wanted, strict=True)
+            ]
             assert got == wanted, name
 
 
 def test_the_data_package_describes_every_file(exported):
-    """datapackage.json names every CSV file and every column in order, and its types are those that they have."""
+    """datapackage.json names every CSV file and every column in order, and its types are those that
+    they have.
+    """
     package = json.loads((exported["csv"] / "datapackage.json").read_text())
     assert [one["path"] for one in package["resources"]] == [f"{name}.csv" for name in NAMES]
     for one in package["resources"]:
@@ -256,18 +312,27 @@ def test_json_lines_are_the_rows(exported, truth, name):
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_arrow_files_are_the_rows(exported, truth, name):
-    """Feather 2 for pandas and Arrow IPC for polars, with the types of the report, and what each column is."""
+    """Feather 2 for pandas and Arrow IPC for polars, with the types of the report, and what each
+    column is.
+    """
     path = exported["arrow"] / f"{name}.arrow"
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     same(table.to_pylist(), truth[name])
     assert table.schema.equals(arrow_schema(TABLES[name].exported))
     assert pyarrow.feather.read_table(path).equals(table)
     same(pl.read_ipc(path).to_dicts(), truth[name])
-    same(frame_rows(pd.read_feather(path)), truth[name], [c.name for c in TABLES[name].exported if c.type == "float"])
+    same(
+        frame_rows(pd.read_feather(path)),
+        truth[name],
+        [c.name for c in TABLES[name].exported if c.type == "float"],
+    )
     about = json.loads(table.schema.metadata[b"shadow"])
     assert (about["schema"], about["table"], len(about["reports"])) == (1, name, len(HOSTILE))
     if name == "matrices":
-        assert b"ln(null_participation_ratio" in table.schema.field("concentration").metadata[b"formula"]
+        assert (
+            b"ln(null_participation_ratio"
+            in table.schema.field("concentration").metadata[b"formula"]
+        )
 
 
 # The partitioned dataset
@@ -279,9 +344,13 @@ def dataset(exported, name):
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
-    """pandas, Polars and DuckDB: the same rows, and family and pair from the path, whatever they are called."""
+    """pandas, Polars and DuckDB: the same rows, and family and pair from the path, whatever they
+    are called.
+    """
     folder = dataset(exported, name)
-    integers = {column.name for column in TABLES[name].exported if column.type == "int"}  # floats in pandas, with null
+    integers = {
+        column.name for column in TABLES[name].exported if column.type == "int"
+    }  # floats in pandas, with null
     same(frame_rows(pd.read_parquet(folder)), truth[name], {*truth[name][0]} - integers)
     same(pl.scan_parquet(folder).collect().to_dicts(), truth[name])
     rows = duckdb.sql(f"FROM '{folder}/*/*/*.parquet'")
@@ -300,11 +369,17 @@ def test_a_filter_reads_one_partition(exported, truth):
 
 
 def test_the_files_of_the_dataset_lie_in_it(exported):
-    """TABLE/family=F/pair=P/part-0.parquet, five names deep, each of plain letters; no column twice."""
-    paths = [path.relative_to(exported["parquet"]) for path in exported["parquet"].rglob("*.parquet")]
+    """TABLE/family=F/pair=P/part-0.parquet, five names deep, each of plain letters; no column
+    twice.
+    """
+    paths = [
+        path.relative_to(exported["parquet"]) for path in exported["parquet"].rglob("*.parquet")
+    ]
     assert len(paths) == len(NAMES) * len(HOSTILE)
     for path in paths:
-        assert re.fullmatch(r"\w+/family=[\w.~%-]+/pair=[\w.~%-]+/part-0\.parquet", path.as_posix(), re.ASCII)
+        assert re.fullmatch(
+            r"\w+/family=[\w.~%-]+/pair=[\w.~%-]+/part-0\.parquet", path.as_posix(), re.ASCII
+        )
         assert not {"family", "pair"} & set(pq.read_schema(exported["parquet"] / path).names)
 
 
@@ -314,7 +389,9 @@ def test_a_partition_is_one_folder_whose_name_comes_back(text):
     try:
         found = partition("family", text)
     except ShadowError:
-        assert text == "__HIVE_DEFAULT_PARTITION__" or len(quote(text, safe="")) > 255 - len("family=")
+        assert text == "__HIVE_DEFAULT_PARTITION__" or len(quote(text, safe="")) > 255 - len(
+            "family="
+        )
         return
     assert re.fullmatch(r"family=[\w.~%-]+", found, re.ASCII)
     assert unquote(found.removeprefix("family=")) == text
@@ -330,7 +407,9 @@ def test_a_name_that_would_read_as_null_is_refused(tmp_path):
 
 
 def test_a_name_that_is_too_long_for_a_partition_is_refused_with_a_way_out(tmp_path):
-    """A letter of Chinese is nine in a partition: 30 of them make no folder, and no other place would help."""
+    """A letter of Chinese is nine in a partition: 30 of them make no folder, and no other place
+    would help.
+    """
     folder = toy(tmp_path / "a", "模" * 30, "x", 0)
     with pytest.raises(ShadowError, match="too long for a partition") as refused:
         export([folder], "parquet", tmp_path / "out")
@@ -344,10 +423,15 @@ def test_a_name_that_is_too_long_for_a_partition_is_refused_with_a_way_out(tmp_p
 
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
-    """Every value as SQLite stores it: integers, reals, text, null; lists are JSON, booleans 0 and 1."""
+    """Every value as SQLite stores it: integers, reals, text, null; lists are JSON, booleans 0 and
+    1.
+    """
     with sqlite3.connect(exported["sqlite"]) as base:
         base.row_factory = sqlite3.Row
-        rows = [dict(row) for row in base.execute(f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal')]
+        rows = [
+            dict(row)
+            for row in base.execute(f'SELECT * FROM "{name}" ORDER BY family, pair, ordinal')
+        ]
     back = {"ints": json.loads, "floats": json.loads, "bool": bool}
     for row in rows:
         for column in TABLES[name].exported:
@@ -367,9 +451,14 @@ def test_duckdb_has_the_rows_with_their_types(exported, truth, name):
         heads = [column[0] for column in rows.description]
         found = [dict(zip(heads, row, strict=True)) for row in rows.fetchall()]
         types = dict(
-            base.sql(f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{name}'").fetchall()
+            base.sql(
+                f"SELECT column_name, data_type FROM duckdb_columns() WHERE table_name = '{name}'"
+            ).fetchall()
         )
-        bare = "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND table_name = ?"
+        bare = (
+            "SELECT count(*) FROM duckdb_columns() WHERE NOT internal AND comment IS NULL AND"
+            " table_name = ?"
+        )
         assert base.execute(bare, [name]).fetchone() == (0,)
     same(found, truth[name])
     sql = {
@@ -380,15 +469,21 @@ def test_duckdb_has_the_rows_with_their_types(exported, truth, name):
         "ints": "BIGINT[]",
         "floats": "FLOAT[]",
     }
-    assert {column.name: sql[column.type] for column in TABLES[name].exported}.items() <= types.items()
+    assert {
+        column.name: sql[column.type] for column in TABLES[name].exported
+    }.items() <= types.items()
 
 
 @pytest.mark.parametrize("to", ["sqlite", "duckdb"])
 def test_databases_have_keys_views_and_a_description(exported, truth, to):
-    """No row is there twice, or without its report; `deltas` is the deltas; `schema_columns` says what is what."""
+    """No row is there twice, or without its report; `deltas` is the deltas; `schema_columns` says
+    what is what.
+    """
     copy = exported[to].with_name(f"copy-of-{to}")
     shutil.copy(exported[to], copy)
-    connect, fault = (sqlite3.connect, sqlite3.Error) if to == "sqlite" else (duckdb.connect, duckdb.Error)
+    connect, fault = (
+        (sqlite3.connect, sqlite3.Error) if to == "sqlite" else (duckdb.connect, duckdb.Error)
+    )
     base = connect(str(copy))
     try:
         if to == "sqlite":
@@ -396,13 +491,19 @@ def test_databases_have_keys_views_and_a_description(exported, truth, to):
             assert base.execute("PRAGMA user_version").fetchone() == (1,)
             assert base.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             plan = base.execute(
-                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language' AND module = 'mlp.up'"
+                "EXPLAIN QUERY PLAN SELECT * FROM matrices WHERE component = 'language' AND module"
+                " = 'mlp.up'"
             )
             assert "matrices_by_place" in str(plan.fetchall())
         with pytest.raises(fault):
-            base.execute("INSERT INTO matrices (family, pair, ordinal) SELECT family, pair, 0 FROM reports LIMIT 1")
+            base.execute(
+                "INSERT INTO matrices (family, pair, ordinal) SELECT family, pair, 0 FROM reports"
+                " LIMIT 1"
+            )
         with pytest.raises(fault):
-            base.execute("INSERT INTO matrices (family, pair, ordinal) VALUES ('nobody', 'a..b', 0)")
+            base.execute(
+                "INSERT INTO matrices (family, pair, ordinal) VALUES ('nobody', 'a..b', 0)"
+            )
         count = base.execute("SELECT count(*) FROM deltas").fetchone()[0]
         assert count == sum(row["subject"] == "delta" for row in truth["matrices"])
         described = base.execute(
@@ -432,7 +533,11 @@ def test_without_duckdb_the_hint_says_what_to_install(folders, tmp_path, monkeyp
 def test_the_files_of_the_dataset_folder_are_the_rows(exported, truth, name):
     """The Parquet file that the card names for a config has its rows."""
     folder = exported["hf-dataset-folder"]
-    (path,) = (one["data_files"][0]["path"] for one in front(folder)["configs"] if one["config_name"] == name)
+    (path,) = (
+        one["data_files"][0]["path"]
+        for one in front(folder)["configs"]
+        if one["config_name"] == name
+    )
     same(pq.read_table(folder / path).to_pylist(), truth[name])
 
 
@@ -444,12 +549,16 @@ def front(folder):
 
 
 def test_names_in_the_card_are_text(exported):
-    """Names are one line of YAML text and code spans in Markdown: no link, mention, markup or control character."""
+    """Names are one line of YAML text and code spans in Markdown: no link, mention, markup or
+    control character.
+    """
     folder = exported["hf-dataset-folder"]
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert text.replace("\n", "").isprintable()
     assert isinstance(front(folder)["pretty_name"], str)
-    assert [one["config_name"] for one in front(folder)["configs"] if one.get("default")] == ["matrices"]
+    assert [one["config_name"] for one in front(folder)["configs"] if one.get("default")] == [
+        "matrices"
+    ]
     rows = text.partition("## Reports")[2].partition("##")[0].strip().splitlines()[2:]
     assert len(rows) == len(HOSTILE)
     for row in rows:
@@ -459,10 +568,17 @@ def test_names_in_the_card_are_text(exported):
 
 
 def test_the_configs_of_another_export_are_others(exported, folders, tmp_path):
-    """`datasets` tells folders of one name apart by the configs in their cards alone: these have the files' sha256."""
+    """`datasets` tells folders of one name apart by the configs in their cards alone: these have
+    the files' sha256.
+    """
 
     def configs(folder):
-        front = (folder / "README.md").read_text(encoding="utf-8").removeprefix("---\n").partition("\n---\n")[0]
+        front = (
+            (folder / "README.md")
+            .read_text(encoding="utf-8")
+            .removeprefix("---\n")
+            .partition("\n---\n")[0]
+        )
         return {row["config_name"]: row for row in yaml.safe_load(front)["configs"]}
 
     export(folders[:1], "hf-dataset-folder", tmp_path / "out")
@@ -476,7 +592,9 @@ def test_the_configs_of_another_export_are_others(exported, folders, tmp_path):
 
 @given(st.text())
 def test_a_code_span_holds_any_text(text):
-    """For any text: one run of backticks opens it, the next of that length ends it, and no bar ends the cell."""
+    """For any text: one run of backticks opens it, the next of that length ends it, and no bar ends
+    the cell.
+    """
     found = code_span(text)
     fence = re.match("`*", found)[0]
     inner = found[len(fence) : len(found) - len(fence)] if fence else ""
@@ -508,17 +626,23 @@ def tree(folder):
 
 @pytest.mark.parametrize("to", chosen(FORMATS, ("parquet", "duckdb", "csv")))
 def test_an_export_replaces_its_own_and_nothing_else_changes(folders, runs, tmp_path, to):
-    """Twice to one place: the second takes the first's. The reports are as before, nothing lies beside the export."""
+    """Twice to one place: the second takes the first's. The reports are as before, nothing lies
+    beside the export.
+    """
     before = tree(runs)
     target = tmp_path / "new" / "out"
     for some in (folders[:2], folders):
         done = export(some, to, target)
         assert (done.reports, done.rows["matrices"]) == (len(some), 27 * len(some))
-    assert [path.name for path in tmp_path.rglob("*") if path.parent.name in ("new", tmp_path.name)] == ["new", "out"]
+    assert [
+        path.name for path in tmp_path.rglob("*") if path.parent.name in ("new", tmp_path.name)
+    ] == ["new", "out"]
     assert tree(runs) == before
     if to != "duckdb":  # whose files hold random numbers
         export(folders, to, tmp_path / "again")
-        first, second = (tree(p) if p.is_dir() else p.read_bytes() for p in (target, tmp_path / "again"))
+        first, second = (
+            tree(p) if p.is_dir() else p.read_bytes() for p in (target, tmp_path / "again")
+        )
         assert first == second
 
 
@@ -540,7 +664,9 @@ def spoil_folder(path):
     (path / "notes.txt").write_text("somebody's")
 
 
-@pytest.mark.parametrize("spoil", [spoil_file, spoil_folder, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize(
+    "spoil", [spoil_file, spoil_folder, Path.mkdir, lambda path: path.symlink_to("nowhere")]
+)
 @pytest.mark.parametrize("to", FORMATS)
 def test_what_is_somebody_elses_is_refused_and_stays(folders, tmp_path, to, spoil):
     """A file, a folder, an empty folder, a link at the place: one line, and all is as before."""
@@ -576,7 +702,9 @@ def test_an_export_that_somebody_touched_is_not_replaced(folders, tmp_path, to, 
 
 
 @pytest.mark.parametrize("to", ["sqlite", "duckdb"])
-@pytest.mark.parametrize("statement", ["CREATE TABLE notes (text TEXT)", "CREATE VIEW mine AS SELECT 1 AS one"])
+@pytest.mark.parametrize(
+    "statement", ["CREATE TABLE notes (text TEXT)", "CREATE VIEW mine AS SELECT 1 AS one"]
+)
 def test_a_database_with_more_in_it_is_not_replaced(folders, tmp_path, to, statement):
     """A table or view of somebody's own is not lost."""
     export(folders[:1], to, tmp_path / "out")
@@ -608,22 +736,31 @@ def test_what_cannot_be_read_is_not_replaced(tmp_path):
         raise PermissionError
 
     (tmp_path / "x").write_text("mine")
-    with pytest.raises(ShadowError, match="already exists"), placing(tmp_path / "x", unreadable, "ours") as aside:
+    with (
+        pytest.raises(ShadowError, match="already exists"),
+        placing(tmp_path / "x", unreadable, "ours") as aside,
+    ):
         aside.write_text("ours")
     assert (tmp_path / "x").read_text() == "mine"
 
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_broken_report_leaves_the_former_export(folders, tmp_path, to):
-    """The last of several reports is cut: an error, and what was exported before is still there, whole."""
+    """The last of several reports is cut: an error, and what was exported before is still there,
+    whole.
+    """
     good, bad = (shutil.copytree(folders[0], tmp_path / name) for name in ("good", "bad"))
     rename(bad, pair="another")
     export([good], to, tmp_path / "out")
-    before = tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()
+    before = (
+        tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()
+    )
     (bad / "tensors.parquet").write_bytes((bad / "tensors.parquet").read_bytes()[:-9])
     with pytest.raises(ShadowError, match="cannot be read"):
         export([good, bad], to, tmp_path / "out")
-    assert (tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()) == before
+    assert (
+        tree(tmp_path / "out") if (tmp_path / "out").is_dir() else (tmp_path / "out").read_bytes()
+    ) == before
     assert {path.name for path in tmp_path.iterdir()} == {"good", "bad", "out"}
 
 
@@ -632,12 +769,16 @@ def rename(folder, **told):
     for path in folder.glob("*.parquet"):
         table = pq.read_table(path)
         metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
-        pq.write_table(table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path)
+        pq.write_table(
+            table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
+        )
 
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path, to):
-    """No file may grow beyond 6,000 bytes: exit 1, one line, and neither the export nor a part of it."""
+    """No file may grow beyond 6,000 bytes: exit 1, one line, and neither the export nor a part of
+    it.
+    """
     error = shadow("export", runs, "--to", to, "-o", "new/out", file_size=6000).assert_refused()
     assert "cannot write" in error
     assert not list(tmp_path.iterdir())
@@ -649,7 +790,10 @@ def test_a_disk_that_gives_out_leaves_nothing(shadow, runs, tmp_path, to):
 def test_some_tables_only(folders, tmp_path):
     """`--table` leaves the others out; the table of reports is always there."""
     done = export(folders, "csv", tmp_path / "out", ["residual"])
-    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {"reports.csv", "residual.csv"}
+    assert {path.name for path in (tmp_path / "out").glob("*.csv")} == {
+        "reports.csv",
+        "residual.csv",
+    }
     assert list(done.rows) == ["reports", "residual"]
     with pytest.raises(UsageError, match="no table 'weights'"):
         export(folders, "csv", tmp_path / "out", ["weights"])
@@ -667,13 +811,24 @@ def test_the_table_of_reports_says_how_each_was_made(exported, folders):
         told = json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"])
         row = rows[told["family"], told["pair"]]
         assert json.loads(row["metadata"]) == told
-        assert (row["base_repo"], row["base_fingerprint"], row["base_commit"]) == ("./base", "0" * 64, None)
-        assert (row["precision"], row["nulls"], row["schema"], row["relation"]) == ("default", 0, 1, "tuned")
+        assert (row["base_repo"], row["base_fingerprint"], row["base_commit"]) == (
+            "./base",
+            "0" * 64,
+            None,
+        )
+        assert (row["precision"], row["nulls"], row["schema"], row["relation"]) == (
+            "default",
+            0,
+            1,
+            "tuned",
+        )
         assert (row["label"], json.loads(row["gates"])[0]["name"]) == ("not assessable", "x")
 
 
 def test_metadata_without_sense_are_null_or_text(tmp_path):
-    """Wrong types, numbers that are none, halves of letters: written as text or null, in every format."""
+    """Wrong types, numbers that are none, halves of letters: written as text or null, in every
+    format.
+    """
     method = {"precision": "x", "nulls": "many", "seed": 10**40, "subspaces": 1}
     odd = {"settings": {"method": method, "relation": ["a"]},
            "label": {"a": math.nan}, "seconds": math.inf, "family": "half \ud800 letter"}  # fmt: skip
@@ -681,9 +836,15 @@ def test_metadata_without_sense_are_null_or_text(tmp_path):
     rename(folder, **odd)
     for to in FORMATS:
         export([folder], to, tmp_path / to)
-    (row,) = (json.loads(line) for line in (tmp_path / "json" / "reports.jsonl").read_text().splitlines())
+    (row,) = (
+        json.loads(line) for line in (tmp_path / "json" / "reports.jsonl").read_text().splitlines()
+    )
     assert (row["nulls"], row["seed"], row["subspaces"], row["seconds"]) == (None, None, None, None)
-    assert (row["relation"], row["label"], row["family"]) == ('["a"]', '{"a": null}', "half ? letter")
+    assert (row["relation"], row["label"], row["family"]) == (
+        '["a"]',
+        '{"a": null}',
+        "half ? letter",
+    )
 
 
 def test_two_reports_of_one_pair_are_refused(folders, tmp_path):
@@ -706,7 +867,9 @@ def test_text_that_is_none_is_refused(folders, tmp_path):
 
 
 def test_the_command_writes_beside_itself_and_says_what(shadow, runs, tmp_path):
-    """Without -o the export is called after RUN, in the working folder; data on stdout there is none."""
+    """Without -o the export is called after RUN, in the working folder; data on stdout there is
+    none.
+    """
     done = shadow("export", runs, "--to", "sqlite")
     assert done.assert_done() == ""
     assert f"{runs.name}.sqlite: a SQLite database; rows: 6 reports, 162 matrices" in done.err
@@ -728,7 +891,15 @@ def test_wrong_usage_of_export(shadow, runs, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no finished report" in shadow("export", "empty", "--to", "csv").assert_refused()
     assert "too long" in shadow("export", "x" * 5000, "--to", "csv").assert_refused().lower()
-    assert "too long" in shadow("export", runs, "--to", "csv", "-o", "x" * 5000).assert_refused().lower()
-    assert "too long" in shadow("export", runs, "--to", "csv", "-o", f"{'x' * 5000}/y").assert_refused().lower()
+    assert (
+        "too long"
+        in shadow("export", runs, "--to", "csv", "-o", "x" * 5000).assert_refused().lower()
+    )
+    assert (
+        "too long"
+        in shadow("export", runs, "--to", "csv", "-o", f"{'x' * 5000}/y").assert_refused().lower()
+    )
     assert shadow("export", runs, "--to", "xlsx").code == 2
-    assert "no table" in shadow("export", runs, "--to", "csv", "--table", "x").assert_refused(code=2)
+    assert "no table" in shadow("export", runs, "--to", "csv", "--table", "x").assert_refused(
+        code=2
+    )

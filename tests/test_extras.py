@@ -17,7 +17,8 @@ from shadow.extras import EXTRAS
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# Runs commands one after another in a process in which the packages of every extra cannot be imported.
+# Runs commands one after another in a process in which the packages of every extra cannot be
+# imported.
 CHILD = """
 import contextlib, io, json, sys
 
@@ -75,14 +76,18 @@ def without_extras(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bare")
     blocked = sorted({name for packages in EXTRAS.values() for name in packages})
     told = json.dumps([blocked, [*BASIC, *MORE.values()]])
-    child = subprocess.run([sys.executable, "-c", CHILD, told], cwd=folder, capture_output=True, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, told], cwd=folder, capture_output=True, text=True, check=True
+    )
     return folder, dict(zip([*BASIC, *MORE.values()], json.loads(child.stdout), strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", BASIC, ids=lambda words: words[0])
 def test_auditing_and_reading_reports_needs_no_extra(without_extras, words):
-    """Without transformers, matplotlib, plotly, Jinja and DuckDB: exit code 0, with output on stdout or in a file."""
+    """Without transformers, matplotlib, plotly, Jinja and DuckDB: exit code 0, with output on
+    stdout or in a file.
+    """
     folder, found = without_extras
     code, out, err = found[words]
     assert code == 0, err
@@ -105,12 +110,20 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(without_e
 
 
 def test_extras_are_those_of_the_package():
-    """The table of the message and pyproject.toml agree, `all` is all of them, and none is installed anyway."""
-    declared = {name: names(packages) for name, packages in PROJECT["optional-dependencies"].items() if name != "all"}
+    """The table of the message and pyproject.toml agree, `all` is all of them, and none is
+    installed anyway.
+    """
+    declared = {
+        name: names(packages)
+        for name, packages in PROJECT["optional-dependencies"].items()
+        if name != "all"
+    }
     assert declared == {name: set(packages) for name, packages in EXTRAS.items()}
     (everything,) = PROJECT["optional-dependencies"]["all"]
     assert everything == f"{PROJECT['name']}[{','.join(sorted(EXTRAS))}]"
-    assert not names(PROJECT["dependencies"]) & {name for packages in EXTRAS.values() for name in packages}
+    assert not names(PROJECT["dependencies"]) & {
+        name for packages in EXTRAS.values() for name in packages
+    }
 
 
 def test_both_scripts_are_one_command():

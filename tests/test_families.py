@@ -39,7 +39,11 @@ def known_pairs():
 
 
 def repos(reference: Reference | ComponentBase) -> set[str]:
-    return {one.repo for _, one in reference.parts} if isinstance(reference, ComponentBase) else {reference.repo}
+    return (
+        {one.repo for _, one in reference.parts}
+        if isinstance(reference, ComponentBase)
+        else {reference.repo}
+    )
 
 
 def test_every_known_pair_is_declared():
@@ -50,7 +54,9 @@ def test_every_known_pair_is_declared():
     for row in rows:
         relation = "sibling" if row["relation"].startswith("sibling") else "tuned"
         if row["family"] not in EXCEPTIONS and not any(
-            row["base_id"] in repos(pair.base) and row["tuned_id"] == pair.tuned.repo and pair.relation == relation
+            row["base_id"] in repos(pair.base)
+            and row["tuned_id"] == pair.tuned.repo
+            and pair.relation == relation
             for family in FAMILIES.values()
             for pair in family.pairs
         ):
@@ -67,13 +73,25 @@ def test_an_exception_is_explained_where_a_person_looks():
 
 def test_no_checkpoint_is_invented():
     """Every repository stands in the list of known pairs, in a column or a note."""
-    known = {word.rstrip(".,;") for row in known_pairs() for text in row.values() for word in text.split()}
-    named = {one.repo for family in FAMILIES.values() for _, _, one in family.references() if not one.is_folder}
+    known = {
+        word.rstrip(".,;")
+        for row in known_pairs()
+        for text in row.values()
+        for word in text.split()
+    }
+    named = {
+        one.repo
+        for family in FAMILIES.values()
+        for _, _, one in family.references()
+        if not one.is_folder
+    }
     assert named <= known
 
 
 def test_a_language_model_is_the_base_of_its_component():
-    """Where a language model learnt to see, the base names it as `language`, and the tower where its id is known."""
+    """Where a language model learnt to see, the base names it as `language`, and the tower where
+    its id is known.
+    """
     for row in known_pairs():
         if row["kind"] == "vlm-vs-llm":
             (base,) = (
@@ -97,23 +115,44 @@ def test_stages_are_compared_one_by_one_and_as_a_whole(name):
 
 
 def test_what_is_shipped_is_uniform():
-    """Tags from a short list, a source with an address, one kind of network, no tag for what is read live."""
+    """Tags from a short list, a source with an address, one kind of network, no tag for what is
+    read live.
+    """
     kinds = {"dense", "moe"}
-    others = {"vlm", "audio", "code", "math", "reasoning", "distilled", "stages", "fused", "mla", "hybrid"}
+    others = {
+        "vlm",
+        "audio",
+        "code",
+        "math",
+        "reasoning",
+        "distilled",
+        "stages",
+        "fused",
+        "mla",
+        "hybrid",
+    }
     for family in FAMILIES.values():
         if family.name == "demo":
             continue
         assert len(kinds & set(family.tags)) == 1, family.name
         assert set(family.tags) <= kinds | others, family.name
-        assert re.fullmatch(r"https://(github\.com|huggingface\.co)/\S+", family.source or ""), family.name
-        assert ("stages" in family.tags) == (len(family.stages) > 2 and "thinking" not in family.stages), family.name
+        assert re.fullmatch(r"https://(github\.com|huggingface\.co)/\S+", family.source or ""), (
+            family.name
+        )
+        assert ("stages" in family.tags) == (
+            len(family.stages) > 2 and "thinking" not in family.stages
+        ), family.name
         has_base = isinstance(family.stages.get("base"), ComponentBase)
         assert not has_base or "vlm" in family.tags, family.name
 
 
 def test_no_pair_is_declared_twice():
     """One comparison has one name."""
-    pairs = Counter((frozenset(repos(pair.base)), pair.tuned.repo) for f in FAMILIES.values() for pair in f.pairs)
+    pairs = Counter(
+        (frozenset(repos(pair.base)), pair.tuned.repo)
+        for f in FAMILIES.values()
+        for pair in f.pairs
+    )
     assert [pair for pair, times in pairs.items() if times > 1] == []
 
 
@@ -130,7 +169,9 @@ def shadow(monkeypatch, capsys):
 
     def run(*arguments: str, width: int = 80) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["shadow", *arguments])
-        monkeypatch.setattr(console, "out", Console(highlight=False, emoji=False, width=width, color_system=None))
+        monkeypatch.setattr(
+            console, "out", Console(highlight=False, emoji=False, width=width, color_system=None)
+        )
         with pytest.raises(SystemExit) as ended:
             cli.main()
         return (ended.value.code or 0, *capsys.readouterr())
@@ -140,7 +181,9 @@ def shadow(monkeypatch, capsys):
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
 def test_the_table_fits(shadow, width):
-    """A row or a few per family, no line wider than the terminal, no name cut, their number on the last line."""
+    """A row or a few per family, no line wider than the terminal, no name cut, their number on the
+    last line.
+    """
     code, out, err = shadow("families", width=width)
     assert (code, err) == (0, "")
     lines = [line.rstrip() for line in out.splitlines()]
@@ -148,7 +191,10 @@ def test_the_table_fits(shadow, width):
     first_words = {line.split()[0] for line in lines if line.split()}
     assert FAMILIES.keys() <= first_words
     assert "…" not in out or width == 120  # there the last stage is cut, never a pair
-    assert lines[-1] == f"{len(FAMILIES)} families, {sum(len(f.pairs) for f in FAMILIES.values())} pairs"
+    assert (
+        lines[-1]
+        == f"{len(FAMILIES)} families, {sum(len(f.pairs) for f in FAMILIES.values())} pairs"
+    )
     assert ("Qwen/Qwen2.5-7B-Instruct" in out) == (width >= 120)
 
 
@@ -180,7 +226,9 @@ def test_json_is_a_list_of_families(shadow):
         "subfolder": None,
     }
     assert family["pairs"] == [{"name": "base..instruct", "relation": "tuned"}]
-    found = json.loads(shadow("families", "--component", "audio", "--tag", "vlm", "--format", "json")[1])
+    found = json.loads(
+        shadow("families", "--component", "audio", "--tag", "vlm", "--format", "json")[1]
+    )
     assert {family["name"] for family in found} == {"gemma3n-e4b", "gemma4-e4b"}
 
 
@@ -206,9 +254,11 @@ def test_a_word_filters_or_is_explained(shadow, arguments, code, words):
 def test_the_list_needs_nothing_heavy():
     """`shadow families` answers without torch, NumPy or Arrow."""
     script = (
-        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "print([name for name in ('torch', 'numpy', 'pandas', 'pyarrow', 'scipy') if name in sys.modules])"
+        "import sys; from shadow.cli import main; sys.argv = ['shadow', 'families', 'qwen']\ntry:"
+        " main()\nexcept SystemExit: pass\nprint([name for name in ('torch', 'numpy', 'pandas',"
+        " 'pyarrow', 'scipy') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"

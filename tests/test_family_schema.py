@@ -48,7 +48,9 @@ def test_a_shipped_file_names_the_schema_and_keeps_it(file: Path):
 def test_the_example_of_the_documentation_is_a_registry(tmp_path):
     """It loads, and keeps the schema."""
     (text,) = re.findall(
-        r"```yaml\n(# yaml-language-server.*?)```", (readme.DOCS / "registry.md").read_text(), re.DOTALL
+        r"```yaml\n(# yaml-language-server.*?)```",
+        (readme.DOCS / "registry.md").read_text(),
+        re.DOTALL,
     )
     assert [pair.name for family in load(tmp_path, text).values() for pair in family.pairs] == [
         "base..sft",
@@ -87,9 +89,13 @@ def plain(text: str | bytes):
         return None
 
 
-@pytest.mark.parametrize("fault", [name for name in FAULTS if name not in NOT_IN_SCHEMA and plain(FAULTS[name][0])])
+@pytest.mark.parametrize(
+    "fault", [name for name in FAULTS if name not in NOT_IN_SCHEMA and plain(FAULTS[name][0])]
+)
 def test_it_sees_the_faults_of_form(fault):
-    """Unknown keys and components, wrong types, missing keys: the editor underlines what the reader refuses."""
+    """Unknown keys and components, wrong types, missing keys: the editor underlines what the reader
+    refuses.
+    """
     assert not VALIDATOR.is_valid(plain(FAULTS[fault][0]))
 
 
@@ -107,7 +113,9 @@ def test_it_sees_the_faults_of_form(fault):
     ],
 )
 def test_the_schema_of_lists_agrees_with_the_reader(tmp_path, text, takes):
-    """What is read keeps the schema; a misspelt key, half a pair and a name of no pair are seen by both."""
+    """What is read keeps the schema; a misspelt key, half a pair and a name of no pair are seen by
+    both.
+    """
     schema = list_schema()
     jsonschema.Draft7Validator.check_schema(schema)
     assert jsonschema.Draft7Validator(schema).is_valid(yaml.safe_load(text)) == takes
@@ -121,7 +129,9 @@ def test_the_schema_of_lists_agrees_with_the_reader(tmp_path, text, takes):
 
 def test_the_list_of_the_documentation_keeps_its_schema(tmp_path):
     """docs/lists.md begins with one, which is read."""
-    (text,) = re.findall(r"```yaml\n(- demo .*?)```", (readme.DOCS / "lists.md").read_text(), re.DOTALL)
+    (text,) = re.findall(
+        r"```yaml\n(- demo .*?)```", (readme.DOCS / "lists.md").read_text(), re.DOTALL
+    )
     jsonschema.Draft7Validator(list_schema()).validate(yaml.safe_load(text))
     (tmp_path / "list.yaml").write_text(text)
     assert len(read_list(str(tmp_path / "list.yaml"))) == 4

@@ -1,4 +1,6 @@
-"""Figures show the numbers of the Parquet files, say what they show, and are the same bytes every time."""
+"""Figures show the numbers of the Parquet files, say what they show, and are the same bytes every
+time.
+"""
 
 from __future__ import annotations
 
@@ -38,18 +40,39 @@ HOSTILE = "--><script>alert(1)</script> $\\frac{1}{$ _x\x1b[31m\u202e 中"
 SUFFIXES = chosen(("svg", "pdf", "png"), ("svg",))
 
 
-def toy(folder, layers=6, modules=MODULES, experts=0, spectra=True, component="language", shift=0.0, **told):
-    """A report of random numbers, with spectra whose delta has six singular values above 0.3 and some not resolved."""
+def toy(
+    folder,
+    layers=6,
+    modules=MODULES,
+    experts=0,
+    spectra=True,
+    component="language",
+    shift=0.0,
+    **told,
+):
+    """A report of random numbers, with spectra whose delta has six singular values above 0.3 and
+    some not resolved.
+    """
     random = np.random.default_rng(layers)
     rows = []
     for layer in range(layers):
         for module in modules:
             for expert in range(experts) if module.startswith("experts.") else (None,):
                 where = {**place(layer, module, expert), "component": component}
-                norms = {"relative_norm": 0.02 + 0.02 * random.random(), "frobenius_norm": 0.1 + random.random()}
+                norms = {
+                    "relative_norm": 0.02 + 0.02 * random.random(),
+                    "frobenius_norm": 0.1 + random.random(),
+                }
                 shifts = {"effective_rank_shift": float(random.standard_normal()), "null_edge": 0.3}
                 rows.append(delta(0.1 + shift + 0.4 * random.random(), where, **norms, **shifts))
-    rows.append(delta(0.6, {**place(None, "embed"), "component": component}, effective_rank_shift=1.0, null_edge=0.3))
+    rows.append(
+        delta(
+            0.6,
+            {**place(None, "embed"), "component": component},
+            effective_rank_shift=1.0,
+            null_edge=0.3,
+        )
+    )
     write(folder, rows, **told)
     if spectra:
         metadata = pq.read_schema(folder / "matrices.parquet").metadata
@@ -61,7 +84,9 @@ def toy(folder, layers=6, modules=MODULES, experts=0, spectra=True, component="l
                 sigma[:6] += 0.4
                 sigma[-5:] = 0
             found.append({name: row[name] for name in kept} | {"sigma": sigma.tolist()})
-        table = pa.Table.from_pylist(found, schema=arrow_schema(SPECTRA)).replace_schema_metadata(metadata)
+        table = pa.Table.from_pylist(found, schema=arrow_schema(SPECTRA)).replace_schema_metadata(
+            metadata
+        )
         pq.write_table(table, folder / "spectra.parquet")
     return folder
 
@@ -81,7 +106,9 @@ def drawn(kind, folders, **choice):
     """The figure as matplotlib's objects, laid out."""
     choices = Choice(**choice)
     with styled():
-        figure, _ = compose(kind, [read_source(folder, choices.component) for folder in folders], choices)
+        figure, _ = compose(
+            kind, [read_source(folder, choices.component) for folder in folders], choices
+        )
         FigureCanvasAgg(figure)
         figure.draw_without_rendering()
     return figure
@@ -91,7 +118,9 @@ def notes(kind, folders, **choice):
     """What a figure says of its choice, without drawing it."""
     choices = Choice(**choice)
     with styled():
-        return compose(kind, [read_source(folder, choices.component) for folder in folders], choices)[1]
+        return compose(
+            kind, [read_source(folder, choices.component) for folder in folders], choices
+        )[1]
 
 
 def deltas(folder):
@@ -110,28 +139,40 @@ def by_layer(rows, name, module=None):
 
 def curves(axes):
     """The lines of axes by their label, as {x: y}."""
-    return {line.get_label(): dict(zip(*map(np.asarray, line.get_data()), strict=True)) for line in axes.lines}
+    return {
+        line.get_label(): dict(zip(*map(np.asarray, line.get_data()), strict=True))
+        for line in axes.lines
+    }
 
 
 # What is drawn is what the files say
 
 
 def test_depth_shows_the_medians_of_the_files(run):
-    """The shift by module and layer, the relative norm of a layer as one vector, the median concentration."""
+    """The shift by module and layer, the relative norm of a layer as one vector, the median
+    concentration.
+    """
     top, middle, bottom = drawn("depth", [run]).axes
     rows = deltas(run)
     for module in MODULES:
         assert curves(top)[module] == pytest.approx(by_layer(rows, "effective_rank_shift", module))
-    base = [row for row in pq.read_table(run / "matrices.parquet").to_pylist() if row["subject"] == "base"]
+    base = [
+        row
+        for row in pq.read_table(run / "matrices.parquet").to_pylist()
+        if row["subject"] == "base"
+    ]
     norms = {}
     for layer in range(6):
         own, of_base = (
-            sum(row["frobenius_norm"] ** 2 for row in side if row["layer"] == layer) for side in (rows, base)
+            sum(row["frobenius_norm"] ** 2 for row in side if row["layer"] == layer)
+            for side in (rows, base)
         )
         norms[layer] = 100 * (own / of_base) ** 0.5
     assert any(curve == pytest.approx(norms) for curve in curves(middle).values())
     wanted = by_layer(rows, "concentration")
-    assert any(len(curve) == 6 and curve == pytest.approx(wanted) for curve in curves(bottom).values())
+    assert any(
+        len(curve) == 6 and curve == pytest.approx(wanted) for curve in curves(bottom).values()
+    )
 
 
 def test_the_mark_beside_depth_is_the_summary(run):
@@ -151,7 +192,9 @@ def test_depth_of_two_reports_has_a_curve_each(two):
     """The up-projections of both pairs, under their names."""
     top = drawn("depth", two).axes[0]
     for folder in two:
-        assert curves(top)[folder.name] == pytest.approx(by_layer(deltas(folder), "effective_rank_shift", "mlp.up"))
+        assert curves(top)[folder.name] == pytest.approx(
+            by_layer(deltas(folder), "effective_rank_shift", "mlp.up")
+        )
 
 
 def test_a_metric_and_a_module_can_be_chosen(run):
@@ -162,11 +205,24 @@ def test_a_metric_and_a_module_can_be_chosen(run):
 
 
 def test_of_many_experts_the_median_is_drawn(tmp_path):
-    """Up-projections of the experts, the router left out because more curves could not be told apart."""
-    names = ("experts.up", "experts.down", "experts.gate", "router", "attn.q", "attn.k", "attn.v", "attn.o")
+    """Up-projections of the experts, the router left out because more curves could not be told
+    apart.
+    """
+    names = (
+        "experts.up",
+        "experts.down",
+        "experts.gate",
+        "router",
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.o",
+    )
     folder = toy(tmp_path / "moe", modules=names, experts=3, spectra=False)
     found = curves(drawn("depth", [folder]).axes[0])
-    assert found["experts.up"] == pytest.approx(by_layer(deltas(folder), "effective_rank_shift", "experts.up"))
+    assert found["experts.up"] == pytest.approx(
+        by_layer(deltas(folder), "effective_rank_shift", "experts.up")
+    )
     assert "router" not in found
 
 
@@ -177,7 +233,9 @@ def test_the_heatmap_is_the_grid_of_medians(run):
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["attn.q", "attn.o", "mlp.gate", "mlp.up"]
     wanted = [list(by_layer(deltas(run), "effective_rank_shift", name).values()) for name in names]
-    assert np.asarray(axes.collections[0].get_array()).reshape(4, 6) == pytest.approx(np.array(wanted))
+    assert np.asarray(axes.collections[0].get_array()).reshape(4, 6) == pytest.approx(
+        np.array(wanted)
+    )
     assert len(axes.lines) == sum(value < 0 for row in wanted for value in row)
     assert "−: below 0" in texts(figure)
 
@@ -194,11 +252,17 @@ def test_a_layer_without_a_value_is_left_blank(tmp_path):
 
 
 def test_the_spectrum_is_that_of_the_file(run):
-    """Base, tuned and delta without what is not resolved, the null's edge, and the singular values above it."""
+    """Base, tuned and delta without what is not resolved, the null's edge, and the singular values
+    above it.
+    """
     figure = drawn("spectrum", [run], modules=("attn.o",), layer=2)
     found = curves(figure.axes[0])
     rows = pq.read_table(run / "spectra.parquet").to_pylist()
-    own = {row["subject"]: row["sigma"] for row in rows if (row["module"], row["layer"]) == ("attn.o", 2)}
+    own = {
+        row["subject"]: row["sigma"]
+        for row in rows
+        if (row["module"], row["layer"]) == ("attn.o", 2)
+    }
     for subject, sigma in own.items():
         assert list(found[subject].values()) == [value for value in sigma if value > 0]
         assert next(iter(found[subject])) == 1
@@ -215,7 +279,9 @@ def test_an_unnamed_spectrum_is_an_up_projection_of_the_middle(run, tmp_path):
 
 
 def test_modules_show_every_matrix_and_the_intervals_of_the_summary(run):
-    """A tick for each matrix, the median, its interval; 0 is the null. Outside the layers there is no interval."""
+    """A tick for each matrix, the median, its interval; 0 is the null. Outside the layers there is
+    no interval.
+    """
     axes = drawn("modules", [run]).axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["embed (1)", "attn.q (6)", "attn.o (6)", "mlp.gate (6)", "mlp.up (6)"]
@@ -239,18 +305,32 @@ def test_a_layer_of_zeros_in_the_base_has_no_relative_norm(tmp_path):
     folder = write(tmp_path / "a", rows)
     table = pq.read_table(folder / "matrices.parquet")
     norms = [
-        0.0 if row["subject"] == "base" and row["layer"] == 2 else row["frobenius_norm"] for row in table.to_pylist()
+        0.0 if row["subject"] == "base" and row["layer"] == 2 else row["frobenius_norm"]
+        for row in table.to_pylist()
     ]
     place_ = table.column_names.index("frobenius_norm")
-    pq.write_table(table.set_column(place_, "frobenius_norm", pa.array(norms)), folder / "matrices.parquet")
+    pq.write_table(
+        table.set_column(place_, "frobenius_norm", pa.array(norms)), folder / "matrices.parquet"
+    )
     middle = drawn("depth", [folder]).axes[1]
     (curve,) = curves(middle).values()
     assert [layer for layer, norm in curve.items() if not np.isfinite(norm)] == [2]
 
 
 def test_what_is_left_out_of_depth_is_said(two, tmp_path):
-    """Modules beyond what can be told apart, asked for or not; a report without the module; a metric of nulls."""
-    names = ("experts.up", "experts.down", "experts.gate", "router", "attn.q", "attn.k", "attn.v", "attn.o")
+    """Modules beyond what can be told apart, asked for or not; a report without the module; a
+    metric of nulls.
+    """
+    names = (
+        "experts.up",
+        "experts.down",
+        "experts.gate",
+        "router",
+        "attn.q",
+        "attn.k",
+        "attn.v",
+        "attn.o",
+    )
     folder = toy(tmp_path / "moe", modules=names, experts=1, spectra=False)
     assert "without attn.q, attn.k, attn.v, attn.o, experts.gate" in notes("depth", [folder])[1]
     asked = notes("depth", [folder], modules=("*",))
@@ -295,19 +375,28 @@ def unseen(axis):
 def long(tmp_path_factory):
     """Two reports of 48 layers and of long names."""
     top = tmp_path_factory.mktemp("long")
-    return [toy(top / f"{'very-long-name-of-a-stage-' * 4}{number}", 48, family="f" * 300) for number in range(2)]
+    return [
+        toy(top / f"{'very-long-name-of-a-stage-' * 4}{number}", 48, family="f" * 300)
+        for number in range(2)
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", chosen(("one", "two", "long"), ("one",)))
 def test_nothing_leaves_the_page(run, two, long, kind, which):
-    """Every text lies inside a figure of 3.3 inches, at 5 points or more, and no two labels of an axis overlap."""
+    """Every text lies inside a figure of 3.3 inches, at 5 points or more, and no two labels of an
+    axis overlap.
+    """
     folders = {"one": [run], "two": two, "long": long}[which]
     figure = drawn(kind, folders[: 1 if kind in ("spectrum", "heatmap") else None])
     width, height = figure.get_size_inches() * figure.dpi
     assert width / figure.dpi == pytest.approx(3.3)
-    outside = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in unseen(axis)}
-    shown_texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text not in outside]
+    outside = {
+        label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in unseen(axis)
+    }
+    shown_texts = [
+        text for text in figure.findobj(Text) if text.get_text().strip() and text not in outside
+    ]
     assert len(shown_texts) > 8
     for text in shown_texts:
         box = text.get_window_extent()
@@ -350,12 +439,16 @@ def test_another_process_and_a_users_settings_give_the_same_bytes(run, tmp_path)
     for suffix in ("svg", "pdf"):
         command = [SHADOW, "figure", run, "--kind", "modules", "-o", tmp_path / f"x.{suffix}"]
         subprocess.run(command, check=True, capture_output=True, env=env)
-        assert (tmp_path / f"x.{suffix}").read_bytes() == draw("modules", [run], suffix, Choice())[0]
+        assert (tmp_path / f"x.{suffix}").read_bytes() == draw("modules", [run], suffix, Choice())[
+            0
+        ]
 
 
 @pytest.mark.slow
 def test_files_are_what_journals_take(run, tmp_path):
-    """PNG at 300 dots an inch, 3.3 inches wide; PDF without fonts of type 3; SVG without a script or an outer link."""
+    """PNG at 300 dots an inch, 3.3 inches wide; PDF without fonts of type 3; SVG without a script
+    or an outer link.
+    """
     png = Image.open(BytesIO(draw("depth", [run], "png", Choice())[0]))
     assert (png.width, png.info["Software"]) == (990, MARK)
     pdf = draw("depth", [run], "pdf", Choice())[0]
@@ -372,15 +465,24 @@ def test_files_are_what_journals_take(run, tmp_path):
 @pytest.mark.parametrize("kind", chosen(KINDS, ("depth", "modules")))
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_text_of_files_is_text(tmp_path, kind, suffix):
-    """Mathematics, markup and control characters in every name are drawn as they are, and nothing is run."""
-    folder = toy(tmp_path / "a", modules=("mlp.up", f"m{HOSTILE}"), family=HOSTILE, pair=f"_{HOSTILE}")
+    """Mathematics, markup and control characters in every name are drawn as they are, and nothing
+    is run.
+    """
+    folder = toy(
+        tmp_path / "a", modules=("mlp.up", f"m{HOSTILE}"), family=HOSTILE, pair=f"_{HOSTILE}"
+    )
     content, notes = draw(kind, [folder], suffix, Choice())
     assert notes
     if suffix == "svg":
         tree = ElementTree.fromstring(content)
         tags = {element.tag.rpartition("}")[2] for element in tree.iter()}
         assert "script" not in tags
-        links = [value for element in tree.iter() for key, value in element.attrib.items() if key.endswith("href")]
+        links = [
+            value
+            for element in tree.iter()
+            for key, value in element.attrib.items()
+            if key.endswith("href")
+        ]
         assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
     if kind == "depth":
         assert "$\\frac{1}{$" in texts(drawn(kind, [folder]))
@@ -403,7 +505,9 @@ def test_letters_that_the_font_lacks_are_said(tmp_path, run):
             "drawn as boxes, as DejaVu Sans has no such letters: 模型"
         )
         assert not any("boxes" in note for note in draw(kind, [run], "png", Choice())[1])
-    assert not any("boxes" in note for note in draw("depth", [folder], "png", Choice(title=False))[1])
+    assert not any(
+        "boxes" in note for note in draw("depth", [folder], "png", Choice(title=False))[1]
+    )
 
 
 def test_axes_say_of_what_a_metric_is(run):
@@ -412,7 +516,9 @@ def test_axes_say_of_what_a_metric_is(run):
     assert "effective-rank shift" in texts(drawn("heatmap", [run], metric="effective_rank_shift"))
 
 
-@pytest.mark.parametrize("metric", ["null_participation_ratio", "effective_rank_shift", "stable_rank"])
+@pytest.mark.parametrize(
+    "metric", ["null_participation_ratio", "effective_rank_shift", "stable_rank"]
+)
 def test_a_heatmap_of_one_module_has_room_for_its_label(run, metric):
     """The name of the metric beside a single row of cells lies inside the figure."""
     figure = drawn("heatmap", [run], metric=metric, modules=("mlp.up",))
@@ -460,8 +566,14 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
     for arguments, words in (
         (("--kind", "depth", "-o", "x.gif"), "cannot draw to 'x.gif'"),
         (("--kind", "depth", "-o", "x.svg", "--metric", "weight"), "no metric 'weight'"),
-        (("--kind", "heatmap", "-o", "x.svg", "--layer", "1"), "--layer does not apply to a heatmap"),
-        (("--kind", "modules", "-o", "x.svg", "--metric", "alpha"), "--metric does not apply to a modules"),
+        (
+            ("--kind", "heatmap", "-o", "x.svg", "--layer", "1"),
+            "--layer does not apply to a heatmap",
+        ),
+        (
+            ("--kind", "modules", "-o", "x.svg", "--metric", "alpha"),
+            "--metric does not apply to a modules",
+        ),
         (("--kind", "depth", "-o", "x.svg", "--component", "visoin"), "no component"),
     ):
         assert words in shadow("figure", run, *arguments).assert_refused(code=2)
@@ -470,7 +582,13 @@ def test_what_cannot_be_drawn_is_one_line(run, two, tmp_path, shadow):
 
 def test_a_report_of_nothing_is_one_line(run, tmp_path):
     """All identical, no tensor at all, or nothing inside the layers."""
-    same = {"tensor": "x", "component": "language", "layer": 0, "module": "mlp.up", "status": "identical"}
+    same = {
+        "tensor": "x",
+        "component": "language",
+        "layer": 0,
+        "module": "mlp.up",
+        "status": "identical",
+    }
     with pytest.raises(ShadowError, match="no matrix changed"):
         draw("depth", [write(tmp_path / "a", [], extra_tensors=(same,))], "svg", Choice())
     with pytest.raises(ShadowError, match="without a tensor"):
@@ -493,7 +611,10 @@ def test_a_layer_of_an_absurd_number_is_left_out(tmp_path, kind):
         table = pq.read_table(folder / f"{name}.parquet")
         layers = [999_999_999 if layer == 5 else layer for layer in table["layer"].to_pylist()]
         layers = pa.array(layers, pa.int64())
-        pq.write_table(table.set_column(table.column_names.index("layer"), "layer", layers), folder / f"{name}.parquet")
+        pq.write_table(
+            table.set_column(table.column_names.index("layer"), "layer", layers),
+            folder / f"{name}.parquet",
+        )
     assert drawn(kind, [folder]).axes[0].get_xlim()[1] < 10
     _, notes = draw(kind, [folder], "svg", Choice())
     assert f"layers of {folder} from number 1,000 on are left out" in notes
@@ -512,7 +633,10 @@ def test_the_command_says_what_it_drew(shadow, run, tmp_path):
     done = shadow("figure", run, "--kind", "depth", "-o", "new/x.svg")
     assert done.assert_done() == ""
     assert "new/x.svg: effective_rank_shift of mlp.up, attn.q" in done.err
-    assert "no such folder" in shadow("figure", "nowhere", "--kind", "depth", "-o", "y.svg").assert_refused()
+    assert (
+        "no such folder"
+        in shadow("figure", "nowhere", "--kind", "depth", "-o", "y.svg").assert_refused()
+    )
 
 
 def test_the_kinds_and_formats_of_the_command_are_the_modules():

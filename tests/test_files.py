@@ -16,7 +16,9 @@ from shadow.files import lock, nearest_folder, read_start
 
 
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
-    """Of a file the first bytes, all of them where it is shorter; a FIFO, a folder and nothing give None at once."""
+    """Of a file the first bytes, all of them where it is shorter; a FIFO, a folder and nothing give
+    None at once.
+    """
     (tmp_path / "file").write_bytes(b"12345")
     os.mkfifo(tmp_path / "fifo")
     assert read_start(tmp_path / "file", 3) == b"123"
@@ -24,7 +26,9 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
     assert [read_start(tmp_path / name, 3) for name in ("fifo", "nothing", ".")] == [None] * 3
 
 
-def test_the_nearest_folder_is_the_first_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_folder_is_the_first_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also above a file and from a relative path; a name that no file system takes is an error."""
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
@@ -35,7 +39,9 @@ def test_the_nearest_folder_is_the_first_that_is_there(tmp_path: Path, monkeypat
 
 
 def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
-    """A second handle of the same folder is refused at once, and gets the lock when the first is closed."""
+    """A second handle of the same folder is refused at once, and gets the lock when the first is
+    closed.
+    """
     first, second = (os.open(tmp_path, os.O_RDONLY) for _ in range(2))
     assert lock(first) == "ours"
     assert lock(second) == "another's"
@@ -47,7 +53,9 @@ def test_a_lock_is_one_handles_until_it_is_closed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alone", [alone_in, alone_at])
 def test_where_there_are_no_locks_work_goes_on(alone, tmp_path, monkeypatch) -> None:
-    """A network file system may have none: ENOLCK says nothing of another audit. A second one is refused elsewhere."""
+    """A network file system may have none: ENOLCK says nothing of another audit. A second one is
+    refused elsewhere.
+    """
     with alone(tmp_path), pytest.raises(ShadowError, match="another"), alone(tmp_path):
         pass
 

@@ -1,4 +1,6 @@
-"""The finding says what was measured, and no more: each sentence and explanation where it must and must not stand."""
+"""The finding says what was measured, and no more: each sentence and explanation where it must and
+must not stand.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,17 @@ from typer.testing import CliRunner
 import shadow
 from shadow.cli import app
 from shadow.findings import finding as words
-from shadow.findings.finding import ANSWERS, CODES, EXPLANATIONS, NOT_SHOWN, Finding, Sentence, about, finding, percent
+from shadow.findings.finding import (
+    ANSWERS,
+    CODES,
+    EXPLANATIONS,
+    NOT_SHOWN,
+    Finding,
+    Sentence,
+    about,
+    finding,
+    percent,
+)
 from shadow.findings.layer_medians import TOPS
 from shadow.findings.reference import runs
 from shadow.findings.summary import read_summary, summary_from_json
@@ -28,13 +40,19 @@ from shadow.outputs.ci import markdown as ci_markdown
 from shadow.outputs.markdown import plain, report_markdown
 from shadow.reports.columns import TABLES
 
-SETTINGS = {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chosen": {}, "relation": "tuned"}
+SETTINGS = {
+    "method": {"precision": "default", "nulls": 0, "seed": 0},
+    "chosen": {},
+    "relation": "tuned",
+}
 LEVELS = {"bf16": 0.70, "int8": 0.14}
 WIDE = {"rows": 1024, "cols": 1024}
 
 
 def row(layer, module, /, **figures):
-    """A delta of a fine-tune that is far above its rounding and has structure, but for what is told otherwise."""
+    """A delta of a fine-tune that is far above its rounding and has structure, but for what is told
+    otherwise.
+    """
     usual = {
         "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0, "numerical_rank": 64,
         "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30, "rank_95": 40, "rank_99": 55,
@@ -42,7 +60,9 @@ def row(layer, module, /, **figures):
         "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
         **{f"top{k}_energy": k / 64 for k in TOPS},
     }  # fmt: skip
-    return reports.delta(0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures})
+    return reports.delta(
+        0.3, reports.place(layer, module), **{"parameters": 64 * 96, **usual, **figures}
+    )
 
 
 def model(layers=4, **figures):
@@ -59,8 +79,17 @@ def told(folder, deltas, **more):
 
 def same(module="mlp.up", layer=9, component="language"):
     """The two sides of a tensor that is identical."""
-    where = {"component": component, "layer": layer, "module": module, "status": "identical", "shape": [64, 96]}
-    return tuple({**where, "tensor": f"{component}.{layer}.{module}", "side": side} for side in ("base", "tuned"))
+    where = {
+        "component": component,
+        "layer": layer,
+        "module": module,
+        "status": "identical",
+        "shape": [64, 96],
+    }
+    return tuple(
+        {**where, "tensor": f"{component}.{layer}.{module}", "side": side}
+        for side in ("base", "tuned")
+    )
 
 
 def alone(count):
@@ -73,14 +102,26 @@ def alone(count):
 
 
 def with_head(share):
-    """A model, and a head of a share of the energy that has as many parameters as one matrix of twelve."""
+    """A model, and a head of a share of the energy that has as many parameters as one matrix of
+    twelve.
+    """
     energy = 12 * 0.05**2
     return [*model(), row(None, "head", frobenius_norm=math.sqrt(energy * share / (1 - share)))]
 
 
-ROUNDED = {"kept": 0.1, "kept_reason": "rounded_away", "kept_history": "stored_base", "floor_ratio": 0.05}
+ROUNDED = {
+    "kept": 0.1,
+    "kept_reason": "rounded_away",
+    "kept_history": "stored_base",
+    "floor_ratio": 0.05,
+}
 ROUNDED |= {"relative_norm_unrounded": None, "equivalent_directions": None, "purity_z": 1.0}
-UNKNOWN = {"kept": None, "kept_reason": "rounding_unexplained", "kept_history": None, "floor_ratio": 1.5}
+UNKNOWN = {
+    "kept": None,
+    "kept_reason": "rounding_unexplained",
+    "kept_history": None,
+    "floor_ratio": 1.5,
+}
 UNKNOWN |= {"relative_norm_unrounded": None, "equivalent_directions": None}
 RANK_8 = {"rank_90": 8, "rank_95": 8, "rank_99": 8, "numerical_rank": 64}
 RANK_8 |= {f"top{k}_energy": min(1.0, k / 8) * 0.9995 for k in TOPS}
@@ -164,7 +205,9 @@ def test_where_nothing_was_compared_nothing_is_said(tmp_path):
 
 
 def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
-    """A cosine near 0: two unrelated models, the size of their difference, and no word of an update."""
+    """A cosine near 0: two unrelated models, the size of their difference, and no word of an
+    update.
+    """
     found = MUST["unrelated"](tmp_path)
     assert codes(found) == ["unrelated", "size"]
     assert found.sentences[0].text.startswith("These are two unrelated models of one shape")
@@ -172,7 +215,9 @@ def test_gates_come_first_and_unrelated_models_have_no_structure(tmp_path):
     assert found.other_explanations == []
 
 
-@pytest.mark.parametrize("code", ["hardly_related", "part_shared", "part_asked_for", "unread_formats"])
+@pytest.mark.parametrize(
+    "code", ["hardly_related", "part_shared", "part_asked_for", "unread_formats"]
+)
 def test_a_failed_gate_is_the_first_sentence(tmp_path, code):
     """What limits the rest is read before it."""
     assert codes(MUST[code](tmp_path))[0] == code
@@ -208,8 +253,12 @@ def test_what_is_known_of_published_pairs_is_the_last_sentence(tmp_path):
 
 
 def test_a_head_of_more_than_its_share_is_named_with_both_shares(tmp_path):
-    """46 % of the energy with a thirteenth of the parameters; with its share it is a module like any other."""
-    assert "the head (46 %, with 7.7 % of the parameters)" in sentence(told(tmp_path / "a", with_head(0.46)), "size")
+    """46 % of the energy with a thirteenth of the parameters; with its share it is a module like
+    any other.
+    """
+    assert "the head (46 %, with 7.7 % of the parameters)" in sentence(
+        told(tmp_path / "a", with_head(0.46)), "size"
+    )
     assert "head" not in sentence(told(tmp_path / "b", with_head(1 / 13)), "size")
 
 
@@ -218,7 +267,10 @@ def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
     energy, size = 12 * 0.05**2, 12 * 64 * 96
     even = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(energy))]
     text = sentence(told(tmp_path / "a", even), "size")
-    assert "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have 50 % of it." in text
+    assert (
+        "It is spread about in proportion to the parameters: the embeddings, 50 % of them, have 50"
+        " % of it." in text
+    )
     assert "Most of it" not in text
     more = [*model(), row(None, "embed", parameters=size, frobenius_norm=math.sqrt(1.5 * energy))]
     text = sentence(told(tmp_path / "b", more), "size")
@@ -227,23 +279,29 @@ def test_a_change_in_proportion_to_the_parameters_names_no_place(tmp_path):
 
 def test_a_head_that_is_not_among_the_largest_is_named_all_the_same(tmp_path):
     """12 % with 7.7 % of the parameters, where the layers have 88 %."""
-    assert "The head holds 12 %, with 7.7 % of the parameters." in sentence(told(tmp_path, with_head(0.12)), "size")
+    assert "The head holds 12 %, with 7.7 % of the parameters." in sentence(
+        told(tmp_path, with_head(0.12)), "size"
+    )
 
 
 def test_the_quarter_of_the_depth_that_holds_most_is_named(tmp_path):
     """Of eight layers the last two have four times the norm; and none is named where all are alike."""
     deltas = [row(layer, "mlp.up", frobenius_norm=0.2 if layer > 5 else 0.05) for layer in range(8)]
     assert (
-        "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the parameters there"
-        in sentence(told(tmp_path / "a", deltas), "size")
+        "the last quarter of the depth (layers 6 to 7) holds most, 84 %, with 25 % of the"
+        " parameters there" in sentence(told(tmp_path / "a", deltas), "size")
     )
     assert "spread evenly over all 8" in sentence(told(tmp_path / "b", model(8)), "size")
 
 
 def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path):
-    """One matrix by its own relative norm, several by the median; none is named where all are alike."""
+    """One matrix by its own relative norm, several by the median; none is named where all are
+    alike.
+    """
     deltas = [
-        row(layer, name, relative_norm=far) for layer in range(4) for name, far in (("mlp.up", 0.02), ("attn.q", 0.05))
+        row(layer, name, relative_norm=far)
+        for layer in range(4)
+        for name, far in (("mlp.up", 0.02), ("attn.q", 0.05))
     ]
     size = sentence(told(tmp_path / "a", deltas), "size")
     assert "Relative to its own norm, attn.q moved furthest: 5.0 % in the median matrix." in size
@@ -253,7 +311,9 @@ def test_the_module_that_moved_furthest_is_named_with_its_relative_norm(tmp_path
 
 
 def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(shadow, tmp_path):
-    """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head, and relative norms."""
+    """Of the demo, by NumPy from its files: sizes of each quarter of the layers and of the head,
+    and relative norms.
+    """
     told = json.loads(shadow("audit", "demo:base..narrow", "-o", "out", "--json").assert_done())[0]
     folder = Path(__file__).parents[1] / "registry" / "demo"
     base, tuned = (load_file(folder / side / "model.safetensors") for side in ("base", "narrow"))
@@ -262,8 +322,14 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(s
     total = sum(matrices[name].size for name in layer)
     assert len(told["quarters"]) == 4
     for quarter in told["quarters"]:
-        own = [name for name, at in layer.items() if quarter["first_layer"] <= at <= quarter["last_layer"]]
-        assert quarter["parameter_share"] == pytest.approx(sum(matrices[name].size for name in own) / total)
+        own = [
+            name
+            for name, at in layer.items()
+            if quarter["first_layer"] <= at <= quarter["last_layer"]
+        ]
+        assert quarter["parameter_share"] == pytest.approx(
+            sum(matrices[name].size for name in own) / total
+        )
     norms = {}
     for name, one in matrices.items():
         far = np.linalg.norm(tuned[name].double().numpy() - one) / np.linalg.norm(one)
@@ -271,14 +337,18 @@ def test_shares_of_parameters_and_the_furthest_module_are_those_of_the_weights(s
     medians = {name: np.median(values) for name, values in norms.items()}
     assert max(medians, key=medians.get) == "lm_head"
     size = next(one for one in told["finding"]["sentences"] if one["code"] == "size")
-    assert size["figures"]["modules.language.head.relative_norm"] == pytest.approx(medians["lm_head"], rel=1e-6)
+    assert size["figures"]["modules.language.head.relative_norm"] == pytest.approx(
+        medians["lm_head"], rel=1e-6
+    )
     share = matrices["lm_head.weight"].size / sum(one.size for one in matrices.values())
     assert size["figures"]["modules.language.head.parameter_share"] == pytest.approx(share)
 
 
 def test_what_is_frozen_is_named(tmp_path):
     """The embeddings, a layer; and the norm is said to be that of what changed."""
-    text = sentence(told(tmp_path, model(), extra_tensors=(*same("embed", None), *same(layer=9))), "size")
+    text = sentence(
+        told(tmp_path, model(), extra_tensors=(*same("embed", None), *same(layer=9))), "size"
+    )
     assert "Unchanged: the embeddings and layer 9." in text
     assert "of the norm of the weights that changed" in text
     assert "Unchanged" not in sentence(told(tmp_path / "not", model()), "size")
@@ -292,7 +362,9 @@ def test_a_frozen_tower_is_named_as_a_whole(tmp_path):
 
 
 def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
-    """0.2 % as stored and 0.14 % before; and once where rounding changed it by less than a twentieth."""
+    """0.2 % as stored and 0.14 % before; and once where rounding changed it by less than a
+    twentieth.
+    """
     sizes = {"frobenius_norm": 0.002, "relative_norm": 0.002}
     deltas = [{**one, **sizes, "relative_norm_unrounded": 0.001} for one in model(kept=0.5)]
     summary = summary_of(tmp_path, deltas)
@@ -300,23 +372,31 @@ def test_the_norm_before_storage_is_told_where_it_differs(tmp_path):
     stored = percent(summary.figures["relative_norm_overall"])
     assert before != stored
     text = sentence(summary.finding, "size")
-    assert text.startswith(f"Before it was stored, the change was {before} of the base's norm (as stored {stored}).")
+    assert text.startswith(
+        f"Before it was stored, the change was {before} of the base's norm (as stored {stored})."
+    )
     one = told(tmp_path / "not", model(relative_norm_unrounded=None))
     assert sentence(one, "size").startswith("The change is ")
 
 
 def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path):
     """sqrt(sum (r W)²) / sqrt(sum W²) by plain Python; null where it is unknown of one matrix."""
-    deltas = [{**one, "relative_norm_unrounded": 0.01 * (at + 1)} for at, one in enumerate(model(1))]
+    deltas = [
+        {**one, "relative_norm_unrounded": 0.01 * (at + 1)} for at, one in enumerate(model(1))
+    ]
     sizes = [1 + (at % 17) / 7 for at in range(len(deltas))]
-    expected = math.hypot(*(0.01 * (at + 1) * size for at, size in enumerate(sizes))) / math.hypot(*sizes)
+    expected = math.hypot(*(0.01 * (at + 1) * size for at, size in enumerate(sizes))) / math.hypot(
+        *sizes
+    )
     figures = summary_of(tmp_path / "a", deltas).figures
     assert figures["relative_norm_overall_unrounded"] == pytest.approx(expected)
     deltas[0]["relative_norm_unrounded"] = None
     assert summary_of(tmp_path / "b", deltas).figures["relative_norm_overall_unrounded"] is None
     deltas[0]["kept_reason"] = "nothing_rounded"
     deltas[0]["relative_norm"] = 0.01
-    assert summary_of(tmp_path / "c", deltas).figures["relative_norm_overall_unrounded"] == pytest.approx(expected)
+    assert summary_of(tmp_path / "c", deltas).figures[
+        "relative_norm_overall_unrounded"
+    ] == pytest.approx(expected)
 
 
 # structure
@@ -324,22 +404,40 @@ def test_the_norm_before_storage_is_that_of_all_matrices_as_one_vector(tmp_path)
 
 def test_modules_are_compared_where_they_differ(tmp_path):
     """Twelve directions and thirty; alike where the ratio is below two."""
-    deltas = [{**one, "equivalent_directions": 30.0 if one["module"] == "mlp.up" else 12.0} for one in model()]
+    deltas = [
+        {**one, "equivalent_directions": 30.0 if one["module"] == "mlp.up" else 12.0}
+        for one in model()
+    ]
     text = sentence(told(tmp_path / "a", deltas), "coherent")
     assert "modules lie between 12 (attn.q) and 30 (mlp.up)." in text
     text = sentence(told(tmp_path / "b", model()), "coherent")
-    assert "as a change along 12 equally strong directions (a measure, not a count), of 64 possible; modules" in text
+    assert (
+        "as a change along 12 equally strong directions (a measure, not a count), of 64 possible;"
+        " modules" in text
+    )
     assert "modules differ little." in text
 
 
 @pytest.mark.parametrize(
     ("figures", "text"),
     [
-        ({"alignment_right": 2.1}, "The change follows the base's leading inputs, which hold 2.1 times an even share"),
-        ({"alignment_left": 0.5}, "The change avoids the base's leading outputs, which hold 0.5 times an even share"),
-        ({"alignment_left": 1.5, "alignment_right": 2.1}, "hold 1.5 (outputs) and 2.1 (inputs) times an even share"),
+        (
+            {"alignment_right": 2.1},
+            "The change follows the base's leading inputs, which hold 2.1 times an even share",
+        ),
+        (
+            {"alignment_left": 0.5},
+            "The change avoids the base's leading outputs, which hold 0.5 times an even share",
+        ),
+        (
+            {"alignment_left": 1.5, "alignment_right": 2.1},
+            "hold 1.5 (outputs) and 2.1 (inputs) times an even share",
+        ),
         ({"alignment_right": 1.2}, "The change neither follows nor avoids"),
-        ({"alignment_right": 2.1, "alignment_right_null": 2.0}, "The change neither follows nor avoids"),
+        (
+            {"alignment_right": 2.1, "alignment_right_null": 2.0},
+            "The change neither follows nor avoids",
+        ),
     ],
 )
 def test_alignment_is_held_against_that_of_its_own_profile(tmp_path, figures, text):
@@ -360,7 +458,9 @@ def test_no_number_of_directions_where_the_update_is_unknown(tmp_path):
 
 
 def planted(at, spikes, share, seed=0):
-    """Checkpoints of one layer whose deltas have a share of their energy in so many directions, the rest in noise."""
+    """Checkpoints of one layer whose deltas have a share of their energy in so many directions, the
+    rest in noise.
+    """
     rng = np.random.default_rng([seed, spikes])
     sides = {"base": {}, "tuned": {}}
     for name, (m, n) in {
@@ -368,7 +468,9 @@ def planted(at, spikes, share, seed=0):
         "mlp.up_proj": (320, 256),
         "mlp.down_proj": (256, 320),
     }.items():
-        left, right = (np.linalg.qr(rng.standard_normal((size, max(spikes, 1))))[0] for size in (m, n))
+        left, right = (
+            np.linalg.qr(rng.standard_normal((size, max(spikes, 1))))[0] for size in (m, n)
+        )
         N = rng.standard_normal((m, n)) / math.sqrt(m * n)
         S = left @ right.T / math.sqrt(max(spikes, 1))
         W = rng.standard_normal((m, n))
@@ -377,12 +479,17 @@ def planted(at, spikes, share, seed=0):
     for side, tensors in sides.items():
         (at / side).mkdir(parents=True)
         save_file(tensors, at / side / "model.safetensors")
-    return {name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy() for name in sides["base"]}
+    return {
+        name: (sides["tuned"][name].double() - sides["base"][name].double()).numpy()
+        for name in sides["base"]
+    }
 
 
 @pytest.mark.parametrize(("spikes", "share"), [(8, 0.5), (1, 0.3), (20, 0.6)])
 def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spikes, share):
-    """The finding names as many as were planted, and NumPy's share of the energy above the edge of the null."""
+    """The finding names as many as were planted, and NumPy's share of the energy above the edge of
+    the null.
+    """
     deltas = planted(tmp_path, spikes, share)
     held = []
     for D in deltas.values():
@@ -390,14 +497,17 @@ def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spi
         above = sigma > math.sqrt((D**2).sum(axis=1).max()) + math.sqrt((D**2).sum(axis=0).max())
         assert above.sum() == spikes
         held.append((sigma[above] ** 2).sum() / (sigma**2).sum())
-    report = shadow.audit(base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out")
+    report = shadow.audit(
+        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
+    )
     found = report.summary.finding
     (one,) = [one for one in found.sentences if one.code == "standing_out"]
     assert one.figures["inside_layers.spikes"] == spikes
     assert one.figures["inside_layers.spike_energy"] == pytest.approx(np.median(held), rel=1e-4)
     verbs = "stands out from noise and holds" if spikes == 1 else "stand out from noise and hold"
-    assert one.text == (
-        f"In the median matrix {spikes} of 256 directions {verbs} {percent(float(np.median(held)))} of its change."
+    assert (
+        one.text == f"In the median matrix {spikes} of 256 directions {verbs}"
+        f" {percent(float(np.median(held)))} of its change."
     )
     assert found.sentences.index(one) == codes(found).index("coherent") + 1
 
@@ -405,33 +515,51 @@ def test_directions_that_stand_out_are_counted_with_what_they_hold(tmp_path, spi
 def test_noise_has_no_direction_that_stands_out(tmp_path):
     """Independent entries, and nothing planted."""
     planted(tmp_path, 0, 0.0)
-    report = shadow.audit(base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out")
+    report = shadow.audit(
+        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
+    )
     assert "standing_out" not in codes(report.summary.finding)
 
 
 def test_an_adapter_beside_another_change_is_not_excluded(tmp_path):
-    """Rank 8 with half of the energy in noise of full rank: no adapter alone, and the 8 directions are named."""
+    """Rank 8 with half of the energy in noise of full rank: no adapter alone, and the 8 directions
+    are named.
+    """
     planted(tmp_path, 8, 0.5)
-    report = shadow.audit(base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out")
+    report = shadow.audit(
+        base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"), output=tmp_path / "out"
+    )
     merged = answers(report.summary.finding)["merged_adapter"]
     assert merged.answer == "no"
     assert merged.reason.startswith("not alone: the median update has rank ")
-    assert merged.reason.endswith("with another change beside it, an adapter may have left the 8 that stand out")
+    assert merged.reason.endswith(
+        "with another change beside it, an adapter may have left the 8 that stand out"
+    )
     assert merged.figures["inside_layers.spikes"] == 8
 
 
 def test_an_adapter_is_called_one(tmp_path):
     """A ceiling of 8 ranks, whatever its spectrum."""
-    figures = {**RANK_8, "rank_ceiling": 8, "kept": None, "kept_reason": "nothing_rounded", "floor_ratio": None}
+    figures = {
+        **RANK_8,
+        "rank_ceiling": 8,
+        "kept": None,
+        "kept_reason": "nothing_rounded",
+        "floor_ratio": None,
+    }
     found = told(tmp_path, model(**figures))
-    assert sentence(found, "low_rank").startswith("It is an adapter: no matrix changes along more than 8 of 64")
+    assert sentence(found, "low_rank").startswith(
+        "It is an adapter: no matrix changes along more than 8 of 64"
+    )
     assert answers(found)["merged_adapter"].answer == "fits"
 
 
 # bounds of the rank
 
 
-@pytest.mark.parametrize(("rank", "noise"), [(8, 0.0), (8, 0.05), (8, 0.4), (16, 0.3), (64, 0.05), (128, 0.02)])
+@pytest.mark.parametrize(
+    ("rank", "noise"), [(8, 0.0), (8, 0.05), (8, 0.4), (16, 0.3), (64, 0.05), (128, 0.02)]
+)
 def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, noise):
     """NumPy's own spectra of an update of known rank in noise of a known share of the energy."""
     rng = np.random.default_rng([rank, int(1000 * noise)])
@@ -443,7 +571,12 @@ def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, no
     q = np.cumsum(sigma**2) / (sigma**2).sum()
     figures = {f"rank_{t}": int(np.searchsorted(q, t / 100) + 1) for t in (90, 95, 99)}
     figures |= {f"top{k}_energy": float(q[k - 1]) for k in TOPS}
-    figures |= {"numerical_rank": int((sigma > 3e-4 * sigma[0]).sum()), "rows": m, "cols": n, "kept": 1 - noise}
+    figures |= {
+        "numerical_rank": int((sigma > 3e-4 * sigma[0]).sum()),
+        "rows": m,
+        "cols": n,
+        "kept": 1 - noise,
+    }
     inside = summary_of(tmp_path, model(1, **figures)).inside_layers
     assert inside["rank_least"] <= rank <= inside["rank_most"]
     if rank <= 16:
@@ -453,14 +586,19 @@ def test_the_rank_of_a_planted_update_lies_between_its_bounds(tmp_path, rank, no
 
 
 def test_full_rank_is_not_taken_for_an_adapter_where_little_was_kept(tmp_path):
-    """64 directions with half of an update of which storage kept a third: no bound below the short side."""
+    """64 directions with half of an update of which storage kept a third: no bound below the short
+    side.
+    """
     rng = np.random.default_rng(3)
     S = rng.standard_normal((256, 64)) * np.arange(1, 65) ** -0.5 @ rng.standard_normal((64, 256))
     N = rng.standard_normal((256, 256))
     D = math.sqrt(0.16) * S / np.linalg.norm(S) + math.sqrt(0.84) * N / np.linalg.norm(N)
     sigma = np.linalg.svd(D, compute_uv=False)
     q = np.cumsum(sigma**2) / (sigma**2).sum()
-    figures = {f"top{k}_energy": float(q[k - 1]) for k in TOPS} | {"kept": 0.32, "numerical_rank": 256}
+    figures = {f"top{k}_energy": float(q[k - 1]) for k in TOPS} | {
+        "kept": 0.32,
+        "numerical_rank": 256,
+    }
     inside = summary_of(tmp_path, model(1, rows=256, cols=256, **figures)).inside_layers
     assert inside["rank_most"] == 256
 
@@ -525,7 +663,9 @@ def test_decay_is_not_excluded_where_it_would_have_been_rounded_away(tmp_path):
     assert answers(told(tmp_path, model(**ROUNDED)))["weight_decay"].answer == "cannot_be_excluded"
 
 
-@pytest.mark.parametrize(("dtype", "fits"), [("BF16/F8_E4M3", True), ("F8_E4M3", True), ("F32/BF16", False)])
+@pytest.mark.parametrize(
+    ("dtype", "fits"), [("BF16/F8_E4M3", True), ("F8_E4M3", True), ("F32/BF16", False)]
+)
 def test_a_side_in_8_bits_is_a_copy_through_fewer_bits(tmp_path, dtype, fits):
     """FP8 has no distinct values to count, but says itself what it is."""
     found = told(tmp_path, model(dtype=dtype, levels_tuned=None))
@@ -537,12 +677,18 @@ def test_muon_is_excluded_only_where_the_lab_has_such_trainings(tmp_path):
     """The reason counts the lab's trainings with Muon and their bases, from the table itself."""
     muon = [run for run in runs() if run.optimizer == "muon" and run.short_side == 64]
     reason = answers(told(tmp_path, model()))["orthogonalised_optimiser"].reason
-    assert f"in {len(muon)} trainings of the lab with Muon on {len({run.base for run in muon})} bases" in reason
+    assert (
+        f"in {len(muon)} trainings of the lab with Muon on {len({run.base for run in muon})} bases"
+        in reason
+    )
 
 
 # numbers
 
-PLACES = re.compile(r"layers? [\d, toand]+|8 or 4 bits|in 8 bits|90 % of what|noise has 0|rank one 1|have nearly 1\b")
+PLACES = re.compile(
+    r"layers? [\d, toand]+|8 or 4 bits|in 8 bits|90 % of what|noise has 0|rank one 1|have"
+    r" nearly 1\b"
+)
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -550,7 +696,9 @@ def tables(summary):
     """Every figure of a summary by its place, got from the JSON."""
     told = summary.as_json()
     found = {
-        f"{key}.{name}": value for key in ("figures", "inside_layers", "counts") for name, value in told[key].items()
+        f"{key}.{name}": value
+        for key in ("figures", "inside_layers", "counts")
+        for name, value in told[key].items()
     }
     found |= {f"gates.{gate['name']}.figure": gate["figure"] for gate in told["gates"]}
     for key, names in (
@@ -569,8 +717,16 @@ def tables(summary):
 
 def written(value):
     forms = (percent, about, words.whole, words.times, "{:.1f}".format, "{:.2f}".format)
-    texts = {form(value).removesuffix(" %") for form in forms if value >= 0 or form not in (about, words.times)}
-    return texts | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")} if 0 <= value <= 1 else texts
+    texts = {
+        form(value).removesuffix(" %")
+        for form in forms
+        if value >= 0 or form not in (about, words.times)
+    }
+    return (
+        texts | {percent(math.floor(1000 * value) / 1000).removesuffix(" %")}
+        if 0 <= value <= 1
+        else texts
+    )
 
 
 def check(summary):
@@ -581,17 +737,25 @@ def check(summary):
         for place, value in one.figures.items():
             assert known[place] == value, place
     for one in summary.finding.sentences:
-        allowed = set().union(*(written(value) for value in one.figures.values())) if one.figures else set()
+        allowed = (
+            set().union(*(written(value) for value in one.figures.values()))
+            if one.figures
+            else set()
+        )
         text = PLACES.sub("", one.text)
         for number in NUMBER.findall(text):
-            assert number.lstrip("-").rstrip(",") in allowed | {text.lstrip("-") for text in allowed}, (number, one)
+            assert number.lstrip("-").rstrip(",") in allowed | {
+                text.lstrip("-") for text in allowed
+            }, (number, one)
 
 
 @pytest.mark.parametrize("code", MUST)
 def test_no_sentence_has_a_number_that_the_tables_lack(tmp_path, code, monkeypatch):
     """In every case of every code."""
     found = []
-    monkeypatch.setitem(globals(), "told", lambda *given, **more: found.append(summary_of(*given, **more)))
+    monkeypatch.setitem(
+        globals(), "told", lambda *given, **more: found.append(summary_of(*given, **more))
+    )
     MUST[code](tmp_path)
     check(found[0])
 
@@ -606,7 +770,11 @@ def drawn(rng):
     for layer in [None, *range(rng.integers(0, 6))]:
         for module in ("embed", "head") if layer is None else reports.MODULES:
             kept = one(0, 1)
-            reasons = ("rounding_unexplained", "nothing_rounded") if kept is None else (None, "rounded_away")
+            reasons = (
+                ("rounding_unexplained", "nothing_rounded")
+                if kept is None
+                else (None, "rounded_away")
+            )
             figures = {
                 "frobenius_norm": float(rng.exponential()), "kept": kept, "kept_reason": str(rng.choice(reasons)),
                 "kept_history": str(rng.choice(["stored_base", "base_rounded"])), "floor_ratio": one(0, 20),
@@ -616,7 +784,9 @@ def drawn(rng):
                 **{f"alignment_{name}": one(0, 4) for name in ("left", "right", "left_null", "right_null")},
                 **(WIDE if rng.random() < 0.3 else {}),
             }  # fmt: skip
-            figures["kept_reason"] = None if figures["kept_reason"] == "None" else figures["kept_reason"]
+            figures["kept_reason"] = (
+                None if figures["kept_reason"] == "None" else figures["kept_reason"]
+            )
             if rng.random() < 0.8:
                 deltas.append(row(layer, module, **figures))
     return deltas
@@ -626,7 +796,11 @@ def drawn(rng):
 def test_random_tables_have_a_finding_whose_figures_are_theirs(tmp_path, seed):
     """Whatever is null: no error, one sentence at least, and only numbers of the tables."""
     rng = np.random.default_rng(seed)
-    extra = alone(int(rng.integers(0, 9))) + (same() if rng.random() < 0.5 else ()) + same("embed", None)
+    extra = (
+        alone(int(rng.integers(0, 9)))
+        + (same() if rng.random() < 0.5 else ())
+        + same("embed", None)
+    )
     summary = summary_of(tmp_path, drawn(rng), extra_tensors=extra)
     assert summary.finding.sentences
     check(summary)
@@ -663,7 +837,13 @@ def test_directions_are_rounded(value, text):
 # outputs
 
 HOSTILE = Finding(
-    [Sentence("size", "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$", {})],
+    [
+        Sentence(
+            "size",
+            "<b>x</b> | `a` [l](http://e.x) ![i](j) @team #7421 www.e.x **b** \x1b[31m\n- item $m$",
+            {},
+        )
+    ],
     [words.Explanation("merge", "<i>|n|</i>", "no", "@you | #3", {})],
     ["not\nshown"],
 )
@@ -673,11 +853,26 @@ def test_no_text_becomes_markdown():
     """Markup, tables, links, images, mentions and references stay text, on one line."""
     text = plain(HOSTILE.sentences[0].text)
     assert "\n" not in text
-    for active in ("<b>", "|", "`", "[l]", "](", "![", "@team", "#7421", "http://", "www.e", "**", "$", "\x1b"):
+    for active in (
+        "<b>",
+        "|",
+        "`",
+        "[l]",
+        "](",
+        "![",
+        "@team",
+        "#7421",
+        "http://",
+        "www.e",
+        "**",
+        "$",
+        "\x1b",
+    ):
         assert active not in text
     assert plain("- item").startswith("<!-- -->")
-    assert plain("The change is 8.0 % of the base's norm (as stored 9 %).") == (
-        "The change is 8.0 % of the base's norm (as stored 9 %)."
+    assert (
+        plain("The change is 8.0 % of the base's norm (as stored 9 %).")
+        == "The change is 8.0 % of the base's norm (as stored 9 %)."
     )
 
 
@@ -687,13 +882,28 @@ def test_hostile_findings_are_harmless_in_every_output(tmp_path):
     metadata = {"version": "1", "settings": {**SETTINGS, "chosen": {"modules": ["|@m"]}}}
     judged = Judgement("f", "p", summary=summary)
     for text in (report_markdown(summary, metadata), ci_markdown([judged])):
-        for active in ("<b>", "<i>", "<f>", "@team", "@you", "@x", "@m", "#7421", "http://", "`a`", "`p`", "\x1b"):
+        for active in (
+            "<b>",
+            "<i>",
+            "<f>",
+            "@team",
+            "@you",
+            "@x",
+            "@m",
+            "#7421",
+            "http://",
+            "`a`",
+            "`p`",
+            "\x1b",
+        ):
             assert active not in text
         assert "x" in text
 
 
 def test_every_output_opens_with_the_same_sentences(tmp_path):
-    """Terminal, JSON, Markdown and the summary of CI have the sentences of summary.json, in their order."""
+    """Terminal, JSON, Markdown and the summary of CI have the sentences of summary.json, in their
+    order.
+    """
     folder = reports.write(tmp_path / "base..tuned", with_head(0.46))
     summary, _ = read_summary(folder)
     texts = [one.text for one in summary.finding.sentences]
@@ -716,7 +926,9 @@ def test_every_output_opens_with_the_same_sentences(tmp_path):
 
 
 def test_the_label_is_quiet_where_its_reference_does_not_apply(tmp_path):
-    """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands with its reference."""
+    """At 1,024 wide it is one line of the footer; at 64, where the lab has trainings, it stands
+    with its reference.
+    """
     for wide, quiet in (({}, False), (WIDE, True)):
         folder = reports.write(tmp_path / str(quiet), model(**wide))
         text = CliRunner().invoke(app, ["show", str(folder), "--full"]).stdout
@@ -734,16 +946,21 @@ def test_explain_finding_lists_every_code():
 
 
 def test_an_older_report_says_what_its_columns_carry(tmp_path):
-    """Only the columns that every report of the schema has: size and concentration, and no figure that it lacks."""
+    """Only the columns that every report of the schema has: size and concentration, and no figure
+    that it lacks.
+    """
     folder = reports.write(tmp_path / "base..tuned", model())
     path = folder / "matrices.parquet"
     table = pq.read_table(path)
-    pq.write_table(table.select([name for name in table.column_names if name in TABLES["matrices"].first]), path)
+    pq.write_table(
+        table.select([name for name in table.column_names if name in TABLES["matrices"].first]),
+        path,
+    )
     summary, _ = read_summary(folder)
     check(summary)
     assert codes(summary.finding)[:2] == ["size", "concentration"]
     assert "directions of" not in summary.finding.text
     found = answers(summary.finding)
-    assert {found[code].answer for code in ("merged_adapter", "quantised_copy", "weight_decay")} == {
-        "cannot_be_excluded"
-    }
+    assert {
+        found[code].answer for code in ("merged_adapter", "quantised_copy", "weight_decay")
+    } == {"cannot_be_excluded"}

@@ -41,7 +41,9 @@ def holds(name, summary):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_finding_says_what_was_done(tmp_path, name):
-    """Sentences, and what fits, of a pair whose history is known; and the page has them as they are."""
+    """Sentences, and what fits, of a pair whose history is known; and the page has them as they
+    are.
+    """
     summary = benchmark.audited(CASES[name], tmp_path)
     holds(name, summary)
     assert benchmark.section(CASES[name], summary) in benchmark.DOCUMENT.read_text(encoding="utf-8")
@@ -51,7 +53,11 @@ def test_the_page_has_every_case_and_its_command():
     """A case that is added or renamed has to be written anew; a dozen and more are there."""
     page = benchmark.DOCUMENT.read_text(encoding="utf-8")
     assert benchmark.COMMAND in page
-    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == list(CASES) == list(SAYS)
+    assert (
+        [line[3:] for line in page.splitlines() if line.startswith("## ")]
+        == list(CASES)
+        == list(SAYS)
+    )
 
 
 def test_one_pair_from_checkpoints_to_words(tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""A finished report and another audit of the pair: what differs is named, nothing is lost, labels and scores follow."""
+"""A finished report and another audit of the pair: what differs is named, nothing is lost, labels
+and scores follow.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,16 @@ EVERYTHING = Settings(Method(subspaces=False), Filter())
 
 @pytest.fixture
 def toys(tmp_path):
-    """A family of a base of two layers and two models tuned from it, the second of four layers as its own base is."""
+    """A family of a base of two layers and two models tuned from it, the second of four layers as
+    its own base is.
+    """
     models.write(tmp_path / "base", matrices(0), {"model_type": "llama"})
     models.write(tmp_path / "one", matrices(1), {"model_type": "llama"})
     models.write(tmp_path / "deep", matrices(2, layers=4), {"model_type": "llama"})
     models.write(tmp_path / "deeper", matrices(3, layers=4), {"model_type": "llama"})
-    (tmp_path / "toys.yaml").write_text("toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n")
+    (tmp_path / "toys.yaml").write_text(
+        "toy-a: {base: ./base, one: ./one}\ntoy-b: {base: ./deep, two: ./deeper}\n"
+    )
     return tmp_path
 
 
@@ -57,27 +63,38 @@ def files(folder):
 
 def stored_metadata(folder):
     """The metadata of each table, which must be one and the same."""
-    found = [json.loads(pq.read_schema(path).metadata[b"shadow"]) for path in sorted(folder.glob("*.parquet"))]
+    found = [
+        json.loads(pq.read_schema(path).metadata[b"shadow"])
+        for path in sorted(folder.glob("*.parquet"))
+    ]
     assert len(found) == 4
     assert all(one == found[0] for one in found)
     return found[0]
 
 
 OTHER = {
-    "precision": (replace(EVERYTHING, method=Method("exact", subspaces=False)), "--precision default, now exact"),
+    "precision": (
+        replace(EVERYTHING, method=Method("exact", subspaces=False)),
+        "--precision default, now exact",
+    ),
     "nulls": (replace(EVERYTHING, method=Method(nulls=3, subspaces=False)), "--nulls 0, now 3"),
     "seed": (replace(EVERYTHING, method=Method(seed=7, subspaces=False)), "--seed 0, now 7"),
     "subspaces": (replace(EVERYTHING, method=Method()), "--subspaces no, now yes"),
     "spectra": (replace(EVERYTHING, spectra=False), "--spectra yes, now no"),
     "layers": (replace(EVERYTHING, chosen=Filter(layers=(0, 1))), "--layer all, now 0-1"),
-    "component": (replace(EVERYTHING, chosen=Filter(components=("language",))), "--component all, now language"),
+    "component": (
+        replace(EVERYTHING, chosen=Filter(components=("language",))),
+        "--component all, now language",
+    ),
     "module": (replace(EVERYTHING, chosen=Filter(modules=("mlp.up",))), "--module all, now mlp.up"),
 }
 
 
 @pytest.mark.parametrize("change", OTHER)
 def test_other_settings_leave_a_finished_report(pair, toys, change):
-    """The fault names the option and both values, and how to go on; not a byte of the report changes."""
+    """The fault names the option and both values, and how to go on; not a byte of the report
+    changes.
+    """
     settings, told = OTHER[change]
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
@@ -91,7 +108,9 @@ def test_other_settings_leave_a_finished_report(pair, toys, change):
 
 @pytest.mark.parametrize("change", every(4, OTHER))
 def test_overwrite_gives_the_report_of_a_fresh_folder(pair, toys, change):
-    """Every table and the summary are those of an audit that found nothing there; then nothing is measured again."""
+    """Every table and the summary are those of an audit that found nothing there; then nothing is
+    measured again.
+    """
     settings, _ = OTHER[change]
     run_pair(pair, EVERYTHING, toys / "out")
     done = run_pair(pair, settings, toys / "out", Runtime(overwrite=True))
@@ -113,10 +132,14 @@ def test_changed_files_and_another_checkpoint_leave_a_finished_report(pair, toys
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, had = files(first.folder), finished_metadata(first.folder)["tuned"]["fingerprint"]
     models.write(toys / "one", matrices(8), {"model_type": "llama"})
-    with pytest.raises(KeptError, match=f"files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"):
+    with pytest.raises(
+        KeptError, match=f"files of tuned, by their hash {had[:12]}, now [0-9a-f]{{12}}$"
+    ):
         run_pair(pair, EVERYTHING, toys / "out")
     other = replace(pair, base=parse_reference(str(toys / "one")))
-    with pytest.raises(KeptError, match=f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"):
+    with pytest.raises(
+        KeptError, match=f"base {toys / 'base'}, now {toys / 'one'}; files of tuned"
+    ):
         run_pair(other, EVERYTHING, toys / "out")
     assert files(first.folder) == before
     assert run_pair(pair, EVERYTHING, toys / "out", Runtime(overwrite=True)).measured == 2
@@ -152,12 +175,17 @@ def with_metadata(folder, **told):
 
 
 def test_another_version_alone_keeps_the_report(pair, toys):
-    """It is said which version measured it; --overwrite measures it anew, and then it is this version's."""
+    """It is said which version measured it; --overwrite measures it anew, and then it is this
+    version's.
+    """
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, version="0.0.9")
     before, said = files(first.folder), []
     kept = run_pair(pair, EVERYTHING, toys / "out", Runtime(say=said.append))
-    assert (kept.measured, said) == (0, ["nothing to measure: the report is already there; measured by shadow 0.0.9"])
+    assert (kept.measured, said) == (
+        0,
+        ["nothing to measure: the report is already there; measured by shadow 0.0.9"],
+    )
     assert kept.summary == first.summary
     assert files(first.folder) == before
     with pytest.raises(KeptError, match="--precision"):
@@ -176,7 +204,9 @@ def test_a_setting_that_is_younger_than_the_report_is_what_it_was_without_it(pai
 
 
 def test_another_schema_is_never_replaced_unasked(pair, toys):
-    """This version cannot read it, so it cannot be kept for the same: exit 1, and only --overwrite replaces it."""
+    """This version cannot read it, so it cannot be kept for the same: exit 1, and only --overwrite
+    replaces it.
+    """
     first = run_pair(pair, EVERYTHING, toys / "out")
     with_metadata(first.folder, schema=2)
     before = files(first.folder)
@@ -196,21 +226,29 @@ def stopping(progress):
 
 
 def test_the_old_report_is_readable_until_the_new_one_is_complete(pair, toys):
-    """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and replaces them."""
+    """Stopped in the middle of --overwrite: the old numbers are there; the same command goes on and
+    replaces them.
+    """
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, show=stopping, jobs=1))
+        run_pair(
+            pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, show=stopping, jobs=1)
+        )
     assert files(first.folder) == before
     assert read_summary(first.folder)[0] == first.summary
-    assert run_pair(pair, EVERYTHING, toys / "out").measured == 0, "and it does not take the unfinished work away"
+    assert run_pair(pair, EVERYTHING, toys / "out").measured == 0, (
+        "and it does not take the unfinished work away"
+    )
     done = run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True, jobs=1))
     assert done.measured == 1
     assert finished_metadata(first.folder)["settings"]["method"]["nulls"] == 3
 
 
 def killed_after(moves):
-    """os.replace, which interrupts the audit instead of moving another file of a report, after so many of them."""
+    """os.replace, which interrupts the audit instead of moving another file of a report, after so
+    many of them.
+    """
     left, move = moves, os.replace
 
     def killed(source, target, **rest):
@@ -226,7 +264,9 @@ def killed_after(moves):
 
 @pytest.mark.parametrize("kills", every(3, range(6)))
 def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkeypatch, kills):
-    """Before any of the moves, and between any two: whoever reads the report completes it, and nothing is measured."""
+    """Before any of the moves, and between any two: whoever reads the report completes it, and
+    nothing is measured.
+    """
     run_pair(pair, EVERYTHING, toys / "out")
     settings = replace(OTHER["nulls"][0], spectra=False)
     fresh = run_pair(pair, settings, toys / "fresh")
@@ -249,7 +289,9 @@ def test_killed_while_files_take_their_places_nothing_is_lost(pair, toys, monkey
 
 
 def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monkeypatch):
-    """The disk is full at the last file of the new report: the old one is whole, and the work is kept."""
+    """The disk is full at the last file of the new report: the old one is whole, and the work is
+    kept.
+    """
     first = run_pair(pair, EVERYTHING, toys / "out")
     before, write = files(first.folder), report_module.parquet_bytes
     written = []
@@ -265,7 +307,9 @@ def test_a_new_report_that_cannot_be_written_leaves_the_old_one(pair, toys, monk
         run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True))
     assert files(first.folder) == before
     monkeypatch.undo()
-    assert run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True)).measured == 0, "only written"
+    assert run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(overwrite=True)).measured == 0, (
+        "only written"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -278,7 +322,9 @@ def test_a_report_that_may_not_be_read_is_not_replaced(pair, toys):
 
 
 def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
-    """Two audits of one folder, of other settings: the one that comes second finds the report of the first."""
+    """Two audits of one folder, of other settings: the one that comes second finds the report of
+    the first.
+    """
     line_up = shadow_run.line_up
 
     def slow(*arguments, **options):
@@ -294,12 +340,16 @@ def test_an_audit_that_ended_meanwhile_is_not_replaced(pair, toys, monkeypatch):
 
 
 def test_an_unfinished_audit_that_differs_starts_afresh_and_says_how(pair, toys):
-    """Settings are named with both values; the optimiser, on which no number depends, does not count."""
+    """Settings are named with both values; the optimiser, on which no number depends, does not
+    count.
+    """
     with pytest.raises(StoppedError):
         run_pair(pair, EVERYTHING, toys / "out", Runtime(show=stopping, jobs=1))
     said = []
     with pytest.raises(StoppedError):
-        run_pair(pair, OTHER["nulls"][0], toys / "out", Runtime(show=stopping, jobs=1, say=said.append))
+        run_pair(
+            pair, OTHER["nulls"][0], toys / "out", Runtime(show=stopping, jobs=1, say=said.append)
+        )
     assert said == ["starting afresh: the unfinished audit there differs: --nulls 0, now 3"]
     told = replace(OTHER["nulls"][0], optimizer="adamw")
     assert run_pair(pair, told, toys / "out", Runtime(jobs=1, say=said.append)).measured == 1
@@ -316,9 +366,13 @@ def demo(tmp_path):
 
 
 def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
-    """summary.json and the metadata of every table are those of an audit with that optimiser; no row changes."""
+    """summary.json and the metadata of every table are those of an audit with that optimiser; no
+    row changes.
+    """
     pair, folder = demo
-    before = {name: pq.read_table(folder / name) for name in files(folder) if name.endswith(".parquet")}
+    before = {
+        name: pq.read_table(folder / name) for name in files(folder) if name.endswith(".parquet")
+    }
     told, said = replace(EVERYTHING, optimizer="adamw"), []
     done = run_pair(pair, told, tmp_path / "out", Runtime(say=said.append))
     fresh = run_pair(pair, told, tmp_path / "fresh")
@@ -343,9 +397,13 @@ def test_an_optimizer_renews_the_label_and_measures_nothing(demo, tmp_path):
 
 
 def test_scores_and_an_optimizer_together_leave_one_report(demo, tmp_path, shadow):
-    """Scores are in summary.json alone: metadata of the tables do not know of them, whenever they came."""
+    """Scores are in summary.json alone: metadata of the tables do not know of them, whenever they
+    came.
+    """
     _, folder = demo
-    (tmp_path / "scores.csv").write_text("model,benchmark,score\ndemo:base,x,0.2\ndemo:narrow,x,0.5\n")
+    (tmp_path / "scores.csv").write_text(
+        "model,benchmark,score\ndemo:base,x,0.2\ndemo:narrow,x,0.5\n"
+    )
     plain = stored_metadata(folder)
     command = ("audit", "demo:base..narrow", "--no-subspaces", "--scores", "scores.csv")
     shadow(*command, "-o", "out").assert_done()
@@ -374,18 +432,26 @@ def test_killed_while_a_label_is_renewed_the_report_stays_one(demo, tmp_path, mo
     summary, metadata = read_summary(folder)
     assert metadata["settings"]["optimizer"] == summary.reference.optimizer == "adamw"
     assert stored_metadata(folder) == metadata
-    assert json.loads((folder / "summary.json").read_text())["label"] == metadata["label"] == summary.label
+    assert (
+        json.loads((folder / "summary.json").read_text())["label"]
+        == metadata["label"]
+        == summary.label
+    )
 
 
 # lists
 
 
 def audited(toys, settings=EVERYTHING, *targets, **options):
-    return list(audit_list(select(targets or ["toy-*"], registry=toys), settings, toys / "out", **options))
+    return list(
+        audit_list(select(targets or ["toy-*"], registry=toys), settings, toys / "out", **options)
+    )
 
 
 def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
-    """The pair of other settings is `kept` in both files, with what differs and no figure; the exit code is 1."""
+    """The pair of other settings is `kept` in both files, with what differs and no figure; the exit
+    code is 1.
+    """
     (pair,) = select(["toy-a"], registry=toys).pairs
     folder = run_pair(pair, OTHER["precision"][0], toys / "out").folder
     before = files(folder)
@@ -401,7 +467,10 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert "--precision exact, now default" in kept.error
     assert "--overwrite" in kept.hint
     assert (kept.label, kept.concentration, kept.matrices, kept.version) == (None, None, None, None)
-    assert [row["state"] for row in pq.read_table(toys / "out" / "batch.parquet").to_pylist()] == ["kept", "done"]
+    assert [row["state"] for row in pq.read_table(toys / "out" / "batch.parquet").to_pylist()] == [
+        "kept",
+        "done",
+    ]
     assert json.loads((toys / "out" / "index.json").read_text())["counts"]["kept"] == 1
     gated = shadow("gate", "out", "--fail-on", "language.mlp.up.concentration > 2")
     assert gated.code == 1, "what was asked for is not there"
@@ -409,12 +478,16 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     assert "kept" in shadow("show", "out").assert_done()
     shadow("report", "out", "-o", "page.html").assert_done()
     assert "now default" in (toys / "page.html").read_text()
-    shadow("audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces", "--overwrite").assert_done()
+    shadow(
+        "audit", "toy-*", "--registry", ".", "-o", "out", "--no-subspaces", "--overwrite"
+    ).assert_done()
     assert {row.state for row in read_index(toys / "out").rows} == {"done"}
 
 
 def test_a_list_keeps_reports_of_another_version(toys):
-    """After an upgrade a nightly list measures what is missing and nothing else; each row has its own version."""
+    """After an upgrade a nightly list measures what is missing and nothing else; each row has its
+    own version.
+    """
     (first,) = audited(toys, EVERYTHING, "toy-a:*")
     with_metadata(first.result.folder, version="0.0.9")
     (row,) = read_index(toys / "out").rows
@@ -426,7 +499,9 @@ def test_a_list_keeps_reports_of_another_version(toys):
     assert rows[0].seconds == row.seconds
     assert [other.version for other in merge(toys / "out", []).index.rows] == ["0.0.9", row.version]
     with_metadata(shutil.copytree(toys / "out", toys / "copy") / "toy-a/base..one", version="0.0.8")
-    assert merge(toys / "out", [toys / "copy"]).there == 2, "numbers are the same, whatever measured them"
+    assert merge(toys / "out", [toys / "copy"]).there == 2, (
+        "numbers are the same, whatever measured them"
+    )
 
 
 def test_a_merge_does_not_take_a_kept_report_for_what_was_asked_for(toys):
@@ -466,13 +541,20 @@ ABSENT = {
 
 @pytest.mark.parametrize("absent", ABSENT)
 def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
-    """Before anything is measured, with what there is; a finished report stays, also with --overwrite."""
+    """Before anything is measured, with what there is; a finished report stays, also with
+    --overwrite.
+    """
     chosen, told, hint = ABSENT[absent]
     first = run_pair(pair, EVERYTHING, toys / "out")
     before = files(first.folder)
     for output, overwrite in (("out", False), ("out", True), ("new", False)):
         with pytest.raises(UsageError) as caught:
-            run_pair(pair, replace(EVERYTHING, chosen=chosen), toys / output, Runtime(overwrite=overwrite))
+            run_pair(
+                pair,
+                replace(EVERYTHING, chosen=chosen),
+                toys / output,
+                Runtime(overwrite=overwrite),
+            )
         assert (caught.value.message, caught.value.hint) == (f"{toys / 'one'}: {told}", hint)
     assert files(first.folder) == before
     assert not (toys / "new").exists()
@@ -480,11 +562,15 @@ def test_what_the_model_does_not_have_is_wrong_usage(pair, toys, absent):
 
 @pytest.mark.parametrize("command", ["audit", "plan"])
 def test_exit_2_comes_when_no_pair_has_it(toys, shadow, command):
-    """One pair, several and a list of pairs; where one has it, the other is a failed pair, and the code is 1."""
+    """One pair, several and a list of pairs; where one has it, the other is a failed pair, and the
+    code is 1.
+    """
     options = ("--registry", ".", *(("--no-subspaces",) if command == "audit" else ()))
     shadow(command, "toy-a", "--layer", "99", *options).assert_refused(2)
     for targets in (("toy-a", "toy-b"), ("toy-*",)):
-        none, some = (shadow(command, *targets, "--layer", layer, *options) for layer in ("99", "3"))
+        none, some = (
+            shadow(command, *targets, "--layer", layer, *options) for layer in ("99", "3")
+        )
         assert (none.code, some.code) == (2, 1)
         told = "toy-a:base..one: ./one: no layer".replace("./one", str(toys / "one"))
         assert f"error: {told} 99\nhint:  the layers are 0-1" in none.err
@@ -500,11 +586,19 @@ def test_where_nothing_was_compared_nothing_is_identical(tmp_path):
     for name in ("base", "tuned"):
         whole = matrices(0)
         whole[UP.format(1)] = torch.ones(8, 8, dtype=torch.int32)
-        models.write(tmp_path / name, {**whole, "model.layers.1.input_layernorm.weight": torch.ones(8)})
+        models.write(
+            tmp_path / name, {**whole, "model.layers.1.input_layernorm.weight": torch.ones(8)}
+        )
     ends = (parse_reference(str(tmp_path / name)) for name in ("base", "tuned"))
-    summary = run_pair(given_pair(*ends), replace(EVERYTHING, chosen=Filter(layers=(1,))), tmp_path / "out").summary
+    summary = run_pair(
+        given_pair(*ends), replace(EVERYTHING, chosen=Filter(layers=(1,))), tmp_path / "out"
+    ).summary
     changed = next(gate for gate in summary.gates if gate.name == "changed")
-    assert (changed.figure, changed.passed, changed.reason) == (None, False, "no matrix was compared")
+    assert (changed.figure, changed.passed, changed.reason) == (
+        None,
+        False,
+        "no matrix was compared",
+    )
     assert summary.label == "not assessable"
     assert summary.label_reason.startswith("no matrix was compared")
     assert (summary.claims.measured, summary.claims.consistent_with) == ([], [])

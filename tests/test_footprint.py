@@ -28,7 +28,8 @@ GATES = ["changed", "lineage", "paired", "rounding", "rank", "formats"]
 def stored(folder, source, change):
     """A one-file checkpoint whose matrices are those of another, changed."""
     tensors = {
-        name: change(name, W) if W.ndim == 2 else W for name, W in load_file(source / "model.safetensors").items()
+        name: change(name, W) if W.ndim == 2 else W
+        for name, W in load_file(source / "model.safetensors").items()
     }
     (folder).mkdir(parents=True)
     return models.write(folder, tensors, {"model_type": "llama"})
@@ -60,11 +61,15 @@ def adapter(folder, base):
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
+    tuned = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"])
+    )
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_" in name:
-                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+                parameter += 0.05 * torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(0)
+                )
     tuned.save_pretrained(folder)
     return folder
 
@@ -75,7 +80,9 @@ def places(tmp_path_factory):
     there = tmp_path_factory.mktemp("models")
     (demo,) = find_pairs("demo:base..narrow", load_families(None))
     trained = [models.Path(side.repo) for side in (demo.base, demo.tuned)]
-    wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)  # float32 that is not bf16's
+    wide = stored(
+        there / "wide", trained[0], lambda name, W: W.float() * 1.01
+    )  # float32 that is not bf16's
     wider = llama(there / "wider", 2, 0, 128)
     two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
     shared = ("model.embed_tokens.weight", "lm_head.weight")
@@ -99,19 +106,23 @@ def places(tmp_path_factory):
 
 def low_rank(name, W):
     generator = torch.Generator().manual_seed(len(name))
-    return W + 1e-3 * torch.randn(len(W), 2, generator=generator) @ torch.randn(2, W.shape[1], generator=generator)
+    return W + 1e-3 * torch.randn(len(W), 2, generator=generator) @ torch.randn(
+        2, W.shape[1], generator=generator
+    )
 
 
 def tilted(name, W):
     """A change of full rank with one strong direction."""
     generator = torch.Generator().manual_seed(len(name))
     noise = 1e-3 * torch.randn(W.shape, generator=generator)
-    return W + noise + 0.05 * torch.outer(noise[:, 0] / noise[:, 0].norm(), noise[0] / noise[0].norm())
+    return (
+        W + noise + 0.05 * torch.outer(noise[:, 0] / noise[:, 0].norm(), noise[0] / noise[0].norm())
+    )
 
 
 @pytest.fixture
 def audited(places, tmp_path):
-    def run(case, chosen=Filter()):  # noqa: B008
+    def run(case, chosen=Filter()):
         pair = given_pair(*(parse_reference(str(side)) for side in places[case]))
         return run_pair(pair, Settings(Method(), chosen), tmp_path)
 
@@ -119,7 +130,9 @@ def audited(places, tmp_path):
 
 
 def found_gates(folder):
-    matrices, tensors = (pd.read_parquet(folder / f"{name}.parquet") for name in ("matrices", "tensors"))
+    matrices, tensors = (
+        pd.read_parquet(folder / f"{name}.parquet") for name in ("matrices", "tensors")
+    )
     return {gate.name: gate for gate in gates(matrices[matrices["subject"] == "delta"], tensors)}
 
 
@@ -138,7 +151,9 @@ FAILING = {
 
 @pytest.mark.parametrize("case", chosen(FAILING, ("fine-tune", "another depth", "bf16")))
 def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
-    """Real pairs: only the gates that a pair should fail are failed, each with its figure and reason."""
+    """Real pairs: only the gates that a pair should fail are failed, each with its figure and
+    reason.
+    """
     found = found_gates(audited(case).folder)
     assert list(found) == GATES
     assert [name for name, gate in found.items() if not gate.passed] == FAILING[case], found
@@ -146,8 +161,14 @@ def test_each_gate_stops_what_it_is_for_and_nothing_else(case, audited):
 
 
 WORDS = {
-    "fine-tune": ("concentrated", "more concentrated than in all 120 broad trainings of the reference"),
-    "another size": ("not assessable", "of another size; two models tuned from one base can be compared"),
+    "fine-tune": (
+        "concentrated",
+        "more concentrated than in all 120 broad trainings of the reference",
+    ),
+    "another size": (
+        "not assessable",
+        "of another size; two models tuned from one base can be compared",
+    ),
     "unrelated": ("not assessable", "little in common with the base's"),
     "another depth": ("not assessable", "these are not two states of one model"),
     "frozen": ("not assessable", "nothing changed"),
@@ -160,12 +181,17 @@ WORDS = {
 
 @pytest.mark.parametrize("case", chosen(WORDS, ("unrelated", "frozen", "int8", "adapter")))
 def test_each_pair_gets_its_word_everywhere(case, audited):
-    """One label and its reason: in summary.json, read again from the files, and in the metadata of each."""
+    """One label and its reason: in summary.json, read again from the files, and in the metadata of
+    each.
+    """
     label, reason = WORDS[case]
     done = audited(case)
     folder = done.folder
     written = json.loads((folder / "summary.json").read_text())
-    assert (done.summary.label, reason in done.summary.label_reason) == (label, True), done.summary.label_reason
+    assert (done.summary.label, reason in done.summary.label_reason) == (
+        label,
+        True,
+    ), done.summary.label_reason
     again, _ = read_summary(folder)
     assert again.as_json() == done.summary.as_json()
     assert written == json.loads(json.dumps(done.summary.as_json()))
@@ -180,7 +206,9 @@ def test_each_pair_gets_its_word_everywhere(case, audited):
 
 
 def test_the_words_of_a_label_are_five(audited):
-    """Whatever is measured, rounding is never called training, and no word is used that nothing is calibrated for."""
+    """Whatever is measured, rounding is never called training, and no word is used that nothing is
+    calibrated for.
+    """
     words = set(get_args(Label))
     assert words == {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
     done = audited("int8").summary
@@ -188,13 +216,17 @@ def test_the_words_of_a_label_are_five(audited):
     assert abs(done.figures["concentration"]) < 0.01
     assert done.figures["spiked"] == 0
     fine = audited("fine-tune").summary
-    assert fine.claims.consistent_with[0].startswith("training that moved the weights along few directions")
+    assert fine.claims.consistent_with[0].startswith(
+        "training that moved the weights along few directions"
+    )
     assert [row.name for row in fine.evidence][:2] == ["concentration", "participation_share"]
     assert all(row.says for row in fine.evidence)
 
 
 def test_files_of_two_audits_are_not_one_report(audited, tmp_path):
-    """A crash while an old report is replaced leaves files of both: that is told, and the same audit measures again."""
+    """A crash while an old report is replaced leaves files of both: that is told, and the same
+    audit measures again.
+    """
     done = audited("adapter")
     tensors = done.folder / "tensors.parquet"
     table = pq.read_table(tensors)

@@ -28,7 +28,9 @@ def test_every_target_is_named(targets):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_some_files_are_taken_and_none_breaks_a_reader(targets, name):
-    """A moment of `make fuzz`: the files start from right ones, so that some get as far as the end of a reader."""
+    """A moment of `make fuzz`: the files start from right ones, so that some get as far as the end
+    of a reader.
+    """
     tried = taken = 0
     for number in range(60):
         more = fuzz.fuzz(targets[name], 0.1, number)
@@ -64,7 +66,9 @@ ESCAPES = {  # each once printed as it is
 
 @pytest.mark.parametrize("name", ESCAPES)
 def test_words_of_a_file_are_printable_in_a_message(targets, tmp_path, name):
-    """A version, a schema, the name of a method: what a file says there is no command to a terminal."""
+    """A version, a schema, the name of a method: what a file says there is no command to a
+    terminal.
+    """
     with pytest.raises(ShadowError) as caught:
         targets[name].read(tmp_path, json.dumps(ESCAPES[name]).encode())
     assert caught.value.message.isprintable()

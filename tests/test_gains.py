@@ -47,7 +47,9 @@ def csv_of(tmp_path, text, name="scores.csv"):
     header = "model,benchmark,score,group,stderr,metric,unit,higher_is_better"
     count = max(line.count(",") for line in text.split())
     rows = "\n".join(line + "," * (count - line.count(",")) for line in text.split())
-    return read_scores([write(tmp_path / name, ",".join(header.split(",")[: count + 1]) + "\n" + rows + "\n")])
+    return read_scores(
+        [write(tmp_path / name, ",".join(header.split(",")[: count + 1]) + "\n" + rows + "\n")]
+    )
 
 
 def gains(found):
@@ -80,7 +82,9 @@ def gains(found):
     ],
 )
 def test_names_of_a_model_on_the_hub(model, commit, level):
-    """Stage, commit and the revision that was asked for are exact; the repository alone will do; another commit not."""
+    """Stage, commit and the revision that was asked for are exact; the repository alone will do;
+    another commit not.
+    """
     assert fit(model, commit, HUB) == level
 
 
@@ -101,7 +105,9 @@ def test_names_of_a_model_on_the_hub(model, commit, level):
     ],
 )
 def test_names_of_a_folder(model, level, monkeypatch, tmp_path):
-    """Its path, absolute or from here, is exact, its last name will do; names that are no path do no harm."""
+    """Its path, absolute or from here, is exact, its last name will do; names that are no path do
+    no harm.
+    """
     monkeypatch.chdir("/usr")
     assert fit(model, None, FOLDER) == level
 
@@ -126,7 +132,9 @@ def test_a_name_that_says_more_goes_first_and_the_other_is_named(tmp_path):
 
 
 def test_a_name_of_both_sides_is_refused(tmp_path):
-    """Two commits of one repository, two folders of one last name: it must be said which, and the hint says how."""
+    """Two commits of one repository, two folders of one last name: it must be said which, and the
+    hint says how.
+    """
     same = [
         ScoredSide(role, "org/x", False, commit, None, f"f:{role}")
         for role, commit in (("base", OTHER), ("tuned", COMMIT))
@@ -136,7 +144,10 @@ def test_a_name_of_both_sides_is_refused(tmp_path):
     assert caught.value.hint == f"write org/x@{OTHER[:12]} or org/x@{COMMIT[:12]}"
     told = csv_of(tmp_path, f"org/x@{OTHER[:9]},a,0.1\norg/x@{COMMIT},a,0.4")
     assert gains(join(told, tuple(same)))["a"].gain == 0.3
-    folders = [ScoredSide(role, f"/{role}/final", True, None, None, f"f:{role}") for role in ("base", "tuned")]
+    folders = [
+        ScoredSide(role, f"/{role}/final", True, None, None, f"f:{role}")
+        for role in ("base", "tuned")
+    ]
     with pytest.raises(ShadowError, match="'final' may be either side"):
         join(csv_of(tmp_path, "final,a,0.1"), tuple(folders))
 
@@ -148,26 +159,39 @@ def test_another_commit_and_an_unknown_revision_are_named(tmp_path):
     write(tmp_path / "out/b.csv", "model,benchmark,score,metric\norg/base@v7,mmlu,0.5,acc\n")
     found = join(read_scores([tmp_path / "out"]), SIDES)
     assert gains(found)["mmlu"].gain == 0.1
-    assert any(f"org/tuned are of commit {OTHER[:12]}, the report is of {COMMIT[:12]}" in note for note in found.notes)
+    assert any(
+        f"org/tuned are of commit {OTHER[:12]}, the report is of {COMMIT[:12]}" in note
+        for note in found.notes
+    )
     assert any("whether org/base@v7 is the commit" in note for note in found.notes)
 
 
 def test_what_does_not_match_is_said_with_the_nearest_name(tmp_path):
     """None of the file is an error, one side a note, other models a line."""
-    given = csv_of(tmp_path, "\n".join(["org/tunned,a,0.5", *(f"x/model-{i},a,0.5" for i in range(9))]))
+    given = csv_of(
+        tmp_path, "\n".join(["org/tunned,a,0.5", *(f"x/model-{i},a,0.5" for i in range(9))])
+    )
     assert join(given, SIDES) is None
     error = neither(given, [SIDES])
-    assert "neither side is among its models: org/tunned (did you mean 'org/tuned'?), x/model-0" in error.message
+    assert (
+        "neither side is among its models: org/tunned (did you mean 'org/tuned'?), x/model-0"
+        in error.message
+    )
     assert error.message.endswith("and 5 more")
     assert error.hint == "the column `model` may say org/base, family:base, org/tuned, family:sft"
     given = csv_of(tmp_path, "org/tuned,a,0.5\norg/basse,a,0.4\nx/y,a,0.1")
     found = join(given, SIDES)
     assert [(gain.base, gain.tuned, gain.gain) for gain in found.gains] == [(None, 0.5, None)]
-    near = "no score of the base side (org/base or family:base), so no gain; the nearest name is 'org/basse'"
+    near = (
+        "no score of the base side (org/base or family:base), so no gain; the nearest name is"
+        " 'org/basse'"
+    )
     assert near in found.notes
     rest = "scores of models that are not audited here: org/basse (did you mean 'org/base'?), x/y"
     assert unmatched(given, [SIDES]) == rest
-    given = csv_of(tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4")  # another model, and no slip: org/tuned is there
+    given = csv_of(
+        tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4"
+    )  # another model, and no slip: org/tuned is there
     assert unmatched(given, [SIDES]) == "scores of models that are not audited here: org/tuned2"
     assert unmatched(csv_of(tmp_path, "org/tuned,a,0.5"), [SIDES]) is None
 
@@ -176,7 +200,9 @@ def test_what_does_not_match_is_said_with_the_nearest_name(tmp_path):
 
 
 def test_gains_are_differences_in_the_unit_of_the_file(tmp_path):
-    """tuned - base, sign turned where less is better, exact in decimals; errors add as independent ones do."""
+    """tuned - base, sign turned where less is better, exact in decimals; errors add as independent
+    ones do.
+    """
     given = csv_of(
         tmp_path,
         """org/base,a,0.585,narrow,0.03\norg/tuned,a,0.901,narrow,0.04
@@ -184,7 +210,12 @@ def test_gains_are_differences_in_the_unit_of_the_file(tmp_path):
         org/base,p,9.5,,,ppl,,false\norg/tuned,p,8.25,,,ppl,,false""",
     )
     found = gains(join(given, SIDES))
-    assert (found["a"].base, found["a"].tuned, found["a"].gain, found["a"].group) == (0.585, 0.901, 0.316, "narrow")
+    assert (found["a"].base, found["a"].tuned, found["a"].gain, found["a"].group) == (
+        0.585,
+        0.901,
+        0.316,
+        "narrow",
+    )
     assert found["a"].gain_stderr == pytest.approx(0.05)
     assert (found["b"].gain, found["b"].gain_stderr) == (-0.1, None)
     assert (found["p"].gain, found["p"].higher_is_better, found["p"].unit) == (1.25, False, "ppl")
@@ -217,13 +248,18 @@ def test_a_gain_is_the_exact_difference_of_what_was_written(base, tuned, higher)
         ("org/base,a,0.4\norg/tuned,a,0.9", "at most 1"),
         ("org/base,a,40\norg/tuned,a,90", "above 1"),
         ("org/base,a,0.9,,,,percent\norg/tuned,a,2.5,,,,percent", "percent"),
-        ("org/base,a,0.9\norg/tuned,a,2.5\norg/base,b,30", "above 1"),  # the base's other score is no share
+        (
+            "org/base,a,0.9\norg/tuned,a,2.5\norg/base,b,30",
+            "above 1",
+        ),  # the base's other score is no share
         ("org/base,a,0.98,,,bits,,false\norg/tuned,a,1.02,,,bits,,false", "bits"),
         ("org/base,a,-0.2\norg/tuned,a,0.3", "at most 1"),
     ],
 )
 def test_a_share_beside_a_percentage_is_refused(tmp_path, rows, unit):
-    """Unless a unit is stated, or another score of the model shows that it is no share; nothing is ever converted."""
+    """Unless a unit is stated, or another score of the model shows that it is no share; nothing is
+    ever converted.
+    """
     given = csv_of(tmp_path, rows)
     if unit is not None:
         assert gains(join(given, SIDES))["a"].unit == unit
@@ -231,17 +267,25 @@ def test_a_share_beside_a_percentage_is_refused(tmp_path, rows, unit):
     with pytest.raises(ShadowError) as caught:
         join(given, SIDES)
     assert "share" in caught.value.message
-    assert "0.41" in caught.value.message or "45.2" in caught.value.message or "percent" in caught.value.message
+    assert (
+        "0.41" in caught.value.message
+        or "45.2" in caught.value.message
+        or "percent" in caught.value.message
+    )
     assert caught.value.hint
 
 
 def test_results_of_the_harness_need_no_unit_but_a_csv_beside_them_does(tmp_path):
-    """bleu may be 0.8 and 2.5 on both sides of the harness; 0.6 of the harness beside 61 of a paper is a slip."""
+    """bleu may be 0.8 and 2.5 on both sides of the harness; 0.6 of the harness beside 61 of a paper
+    is a slip.
+    """
     bleu = {"wmt": {"bleu,none": 0.8}}
     up = {"wmt": {"bleu": True}}
     base = harness("org/base", bleu, higher_is_better=up)
     tuned = harness("org/tuned", {"wmt": {"bleu,none": 2.5}}, higher_is_better=up)
-    files = [write(tmp_path / f"{name}.json", data) for name, data in (("base", base), ("tuned", tuned))]
+    files = [
+        write(tmp_path / f"{name}.json", data) for name, data in (("base", base), ("tuned", tuned))
+    ]
     assert gains(join(read_scores(files), SIDES))["wmt"].gain == 1.7
     write(files[0], harness("org/base"))
     other = write(tmp_path / "paper.csv", "model,benchmark,score,metric\norg/tuned,mmlu,61,acc\n")
@@ -257,7 +301,10 @@ def test_results_of_the_harness_need_no_unit_but_a_csv_beside_them_does(tmp_path
     [
         ("org/base,a,0.1\norg/base,a,0.2", "'a' of the base side has two scores: 0.1"),
         ("org/base,a,0.1\norg/base@main,a,0.2", "has two scores"),
-        ("org/base,a,0.1\nfamily:base,a,0.2\norg/tuned,a,0.3", None),  # the stage is exact, the repository not
+        (
+            "org/base,a,0.1\nfamily:base,a,0.2\norg/tuned,a,0.3",
+            None,
+        ),  # the stage is exact, the repository not
         ("org/base,a,0.1\norg/base,a,0.1", None),
         ("org/base,a,0.1,,0.1\norg/base,a,0.1,,0.2", "has two scores"),
         ("org/base,a,0.1,x\norg/tuned,a,0.1,y", "in the groups x"),
@@ -278,7 +325,9 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path, rows, words):
 
 
 def test_one_metric_of_both_sides_is_taken(tmp_path):
-    """acc_norm before acc, strict before flexible, the first by name of those that nobody prefers; the rest is told."""
+    """acc_norm before acc, strict before flexible, the first by name of those that nobody prefers;
+    the rest is told.
+    """
     results = {
         "arc": {"acc,none": 0.5, "acc_norm,none": 0.6},
         "gsm8k": {"exact_match,flexible-extract": 0.9, "exact_match,strict-match": 0.4},
@@ -303,12 +352,19 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
     assert (found["only"].gain, found["none"].gain, found["open"].gain) == (0.1, None, None)
     assert "no metric of both sides, so no gain: none" in joined.notes
     assert "nobody says whether more is better, so no gain: open" in joined.notes
-    assert any("arc: acc_norm, gsm8k: exact_match,strict-match, sum: rouge1" in note for note in joined.notes)
+    assert any(
+        "arc: acc_norm, gsm8k: exact_match,strict-match, sum: rouge1" in note
+        for note in joined.notes
+    )
 
 
 def test_subtasks_are_left_out_unless_a_group_is_given_to_them(tmp_path):
     """57 subjects of MMLU are in its score already; they are counted, and there for who wants them."""
-    results = {"mmlu": {"acc,none": 0.5}, "mmlu_law": {"acc,none": 0.4}, "mmlu_art": {"acc,none": 0.6}}
+    results = {
+        "mmlu": {"acc,none": 0.5},
+        "mmlu_law": {"acc,none": 0.4},
+        "mmlu_art": {"acc,none": 0.6},
+    }
     tree = {"mmlu": ["mmlu_law", "mmlu_art"]}
     files = [
         write(tmp_path / f"{name}.json", harness(f"org/{name}", results, group_subtasks=tree))
@@ -319,11 +375,16 @@ def test_subtasks_are_left_out_unless_a_group_is_given_to_them(tmp_path):
     assert "2 subtasks left out, of groups that have a score of their own: mmlu" in joined.notes
     groups = write(tmp_path / "groups.csv", "benchmark,group\nmmlu_law,narrow\n")
     found = gains(join(read_scores([*files, groups]), SIDES))
-    assert {name: gain.group for name, gain in found.items()} == {"mmlu": None, "mmlu_law": "narrow"}
+    assert {name: gain.group for name, gain in found.items()} == {
+        "mmlu": None,
+        "mmlu_law": "narrow",
+    }
 
 
 def test_sides_measured_differently_are_named(tmp_path):
-    """Other shots, versions, counts of questions or a chat template on one side only move scores by themselves."""
+    """Other shots, versions, counts of questions or a chat template on one side only move scores by
+    themselves.
+    """
     other = {"n-shot": {"mmlu": 0}, "versions": {"mmlu": 2}, "chat_template": "{{x}}",
              "n-samples": {"mmlu": {"original": 100, "effective": 10}}}  # fmt: skip
     files = [
@@ -341,7 +402,9 @@ def test_sides_measured_differently_are_named(tmp_path):
 
 
 def test_group_gains_are_means_of_one_unit(tmp_path):
-    """Unweighted, with the error of a mean of independent gains; other units are not averaged, and it is said."""
+    """Unweighted, with the error of a mean of independent gains; other units are not averaged, and
+    it is said.
+    """
     given = csv_of(
         tmp_path,
         """org/base,a,0.1,narrow,0.03\norg/tuned,a,0.3,narrow,0.04\norg/base,b,0.2,narrow,0\norg/tuned,b,0.3,narrow,0
@@ -352,7 +415,10 @@ def test_group_gains_are_means_of_one_unit(tmp_path):
     assert list(groups) == ["narrow", "mixed", "lost", None]
     assert (groups["narrow"].benchmarks, groups["narrow"].gain) == (2, pytest.approx(0.15))
     assert groups["narrow"].gain_stderr == pytest.approx(0.05 / 2)
-    assert (groups["mixed"].gain, groups["mixed"].reason) == (None, "scores in different units (above 1, ppl)")
+    assert (groups["mixed"].gain, groups["mixed"].reason) == (
+        None,
+        "scores in different units (above 1, ppl)",
+    )
     assert (groups["lost"].gain, groups["lost"].benchmarks) == (None, 0)
     assert groups[None].gain == 0.1
 
@@ -364,7 +430,8 @@ def test_what_is_kept_is_what_was_joined(tmp_path):
     """Through the file and back, nothing is lost; no file is no scores."""
     assert read_kept(tmp_path, METADATA) == NO_SCORES
     given = csv_of(
-        tmp_path, "org/base,a,0.1,x,0.1,acc,share\norg/tuned,a,0.3,x,0.1,acc,share\norg/tuned,b,3,,,,\norg/x,a,1"
+        tmp_path,
+        "org/base,a,0.1,x,0.1,acc,share\norg/tuned,a,0.3,x,0.1,acc,share\norg/tuned,b,3,,,,\norg/x,a,1",
     )
     found = join(given, SIDES)
     (tmp_path / "scores.json").write_bytes(kept_bytes(found, METADATA))
@@ -405,7 +472,11 @@ def test_a_spoiled_file_is_one_fault(tmp_path, fault):
     given = csv_of(tmp_path, "org/base,a,0.1,x\norg/tuned,a,0.3,x")
     told = json.loads(kept_bytes(join(given, SIDES), METADATA))
     changed = SPOILED[fault](told)
-    content = changed if isinstance(changed, str) else json.dumps(changed if isinstance(changed, list) else told)
+    content = (
+        changed
+        if isinstance(changed, str)
+        else json.dumps(changed if isinstance(changed, list) else told)
+    )
     (tmp_path / "scores.json").write_text(content)
     with pytest.raises(ShadowError, match=r"scores\.json") as caught:
         read_kept(tmp_path, METADATA)

@@ -1,4 +1,6 @@
-"""Verdicts: figures are those of the rows, what is not there is no pass, and exit codes say what happened."""
+"""Verdicts: figures are those of the rows, what is not there is no pass, and exit codes say what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def demo(tmp_path_factory):
 
 def verdict(folder, text, baseline=None, **more):
     rule = parse_moved(text, **more) if " " not in text else parse_rule(text, **more)
-    (found,) = judge([rule], read_measured(folder), baseline and read_measured(baseline, "the baseline"))
+    (found,) = judge(
+        [rule], read_measured(folder), baseline and read_measured(baseline, "the baseline")
+    )
     return found
 
 
@@ -64,13 +68,19 @@ def verdict(folder, text, baseline=None, **more):
 
 def test_a_figure_is_the_median_over_the_delta_rows(demo):
     """Every metric of every module, recomputed by plain Python from the rows of the file."""
-    rows = [row for row in pq.read_table(demo["narrow"] / "matrices.parquet").to_pylist() if row["subject"] == "delta"]
+    rows = [
+        row
+        for row in pq.read_table(demo["narrow"] / "matrices.parquet").to_pylist()
+        if row["subject"] == "delta"
+    ]
     measured = read_measured(demo["narrow"])
     checked = 0
     for module, metric in itertools.product(
         sorted({row["module"] for row in rows}), sorted(set(COLUMNS) - {"energy_share"})
     ):
-        values = [row[metric] for row in rows if row["module"] == module and row[metric] is not None]
+        values = [
+            row[metric] for row in rows if row["module"] == module and row[metric] is not None
+        ]
         found = measured.figure(("language", module), metric)
         assert found.name == f"language.{module}.{metric}"
         if not values:
@@ -79,14 +89,19 @@ def test_a_figure_is_the_median_over_the_delta_rows(demo):
             assert found.value == pytest.approx(statistics.median(values), rel=1e-12), found.name
             checked += 1
     assert checked > 400
-    for metric in ("top1_energy", "alignment_left"):  # not in the summary: over all of a component, and of the pair
+    for metric in (
+        "top1_energy",
+        "alignment_left",
+    ):  # not in the summary: over all of a component, and of the pair
         median = statistics.median(row[metric] for row in rows)
         assert measured.figure(("language",), metric).value == pytest.approx(median, rel=1e-12)
         assert measured.figure((), metric).value == pytest.approx(median, rel=1e-12)
 
 
 def test_rules_know_every_figure_of_the_summary_and_no_other(demo):
-    """What `show --format json` has at each level can be named, and what can be named is there or is a column."""
+    """What `show --format json` has at each level can be named, and what can be named is there or
+    is a column.
+    """
     summary = json.loads((demo["narrow"] / "summary.json").read_text())
     for row, known in (
         (summary["figures"], OF_THE_PAIR),
@@ -121,7 +136,10 @@ def test_a_rule_is_met_when_its_figure_is_what_it_must_not_be(tmp_path):
     assert met.detail == "language.mlp.up.concentration is 0.4 (> 0.3), the median over 6 matrices"
     passed = verdict(folder, "language.mlp.up.concentration > 0.4")
     assert (passed.outcome, passed.code) == ("passed", 0)
-    assert passed.detail == "language.mlp.up.concentration is 0.4 (not > 0.4), the median over 6 matrices"
+    assert (
+        passed.detail
+        == "language.mlp.up.concentration is 0.4 (not > 0.4), the median over 6 matrices"
+    )
 
 
 def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
@@ -136,8 +154,9 @@ def test_a_pattern_is_met_by_any_figure_that_it_names(tmp_path):
         "language.mlp.up.concentration": True,
     }
     assert verdict(folder, "*.attn.*.concentration > 0.5").outcome == "passed"
-    assert verdict(folder, "language.*.concentration > 0.7").detail == (
-        "3 figures are 0.2 to 0.6 (none > 0.7), each the median over its matrices"
+    assert (
+        verdict(folder, "language.*.concentration > 0.7").detail
+        == "3 figures are 0.2 to 0.6 (none > 0.7), each the median over its matrices"
     )
 
 
@@ -145,11 +164,18 @@ def test_digits_show_why(tmp_path):
     """A figure that rounds to its threshold is told with all its digits."""
     folder = reports.uniform(tmp_path / "a", 0.500001)
     assert (
-        verdict(folder, "concentration > 0.5").detail == "concentration is 0.500001 (> 0.5), the median over matrices"
+        verdict(folder, "concentration > 0.5").detail
+        == "concentration is 0.500001 (> 0.5), the median over matrices"
     )
 
 
-IDENTICAL = {"component": "vision", "layer": 0, "module": "attn.q", "tensor": "v", "status": "identical"}
+IDENTICAL = {
+    "component": "vision",
+    "layer": 0,
+    "module": "attn.q",
+    "tensor": "v",
+    "status": "identical",
+}
 ALONE = {"component": "projector", "layer": None, "module": "projector.0", "side": "tuned", "tensor": "p",
          "status": "measured", "reason": "only_in_tuned"}  # fmt: skip
 PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "status": "skipped",
@@ -163,15 +189,23 @@ PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "
         ("vision.attn.q.concentration > 0.5", "vision.attn.q is identical to the base's"),
         ("vision.concentration > 0.5", "vision is identical to the base's"),
         ("vision.*.concentration > 0.5", "vision.* is identical to the base's"),
-        ("projector.projector.0.concentration > 0.5", "projector.projector.0 has no base to differ from"),
+        (
+            "projector.projector.0.concentration > 0.5",
+            "projector.projector.0 has no base to differ from",
+        ),
         ("audio.mlp.*.concentration > 0.5", "audio.mlp.* was not measured (quantized)"),
-        ("language.mlp.up.overlap_left < 0.5", "language.mlp.up.overlap_left is null (null when: sigma_k is not"),
+        (
+            "language.mlp.up.overlap_left < 0.5",
+            "language.mlp.up.overlap_left is null (null when: sigma_k is not",
+        ),
         ("vision_to_language > 1", "vision_to_language is null (null when: a side is absent"),
     ],
 )
 @pytest.mark.parametrize("allow_missing", every(2, [False, True]))
 def test_what_is_not_there_is_no_pass(tmp_path, text, why, allow_missing):
-    """Absent, identical, without a base, not measured or null: an error with the reason, unless it is allowed."""
+    """Absent, identical, without a base, not measured or null: an error with the reason, unless it
+    is allowed.
+    """
     folder = reports.write(
         tmp_path / "a", [delta(0.4, where) for where in places(4)],
         extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"}, ALONE, PACKED),
@@ -186,17 +220,25 @@ def test_what_is_not_there_is_no_pass(tmp_path, text, why, allow_missing):
 
 def test_nothing_changed_is_no_pass_either(tmp_path):
     """A copy of the base has no concentration; how many matrices changed it does have."""
-    folder = reports.write(tmp_path / "a", [], extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"}))
-    assert verdict(folder, "concentration > 0.5").detail.startswith("nothing to judge: nothing changed")
+    folder = reports.write(
+        tmp_path / "a", [], extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"})
+    )
+    assert verdict(folder, "concentration > 0.5").detail.startswith(
+        "nothing to judge: nothing changed"
+    )
     assert verdict(folder, "matrices == 0").outcome == "met"
     assert verdict(folder, 'label == "not assessable"').outcome == "met"
     assert verdict(folder, "label == concentrated").outcome == "passed"
 
 
 def test_a_figure_that_is_known_of_what_did_not_change_is_judged(tmp_path):
-    """A frozen tower has no share of the energy, and that is a number: `vision.energy_share > 0` passes."""
+    """A frozen tower has no share of the energy, and that is a number: `vision.energy_share > 0`
+    passes.
+    """
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(4)]
-    folder = reports.write(tmp_path / "a", rows, extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"}))
+    folder = reports.write(
+        tmp_path / "a", rows, extra_tensors=(IDENTICAL, {**IDENTICAL, "side": "tuned"})
+    )
     assert verdict(folder, "vision.energy_share > 0").outcome == "passed"
     assert verdict(folder, "vision.identical < 1").outcome == "passed"
 
@@ -233,11 +275,18 @@ def spread(folder, middle, layers=6, **options):
 
 
 def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
-    """Just inside both bounds of the baseline's interval passes, just outside is met, whatever the new interval is."""
+    """Just inside both bounds of the baseline's interval passes, just outside is met, whatever the
+    new interval is.
+    """
     baseline = spread(tmp_path / "base", 0.4)
     low, high = read_measured(baseline).figure((), "concentration").bounds
     assert low < 0.4 < high
-    for middle, outcome in ((low + 1e-4, "passed"), (high - 1e-4, "passed"), (low - 1e-4, "met"), (high + 1e-4, "met")):
+    for middle, outcome in (
+        (low + 1e-4, "passed"),
+        (high - 1e-4, "passed"),
+        (low - 1e-4, "met"),
+        (high + 1e-4, "met"),
+    ):
         found = verdict(reports.uniform(tmp_path / "new", middle), "concentration", baseline)
         assert (found.outcome, middle) == (outcome, middle)
         (finding,) = found.findings
@@ -246,7 +295,9 @@ def test_a_figure_moved_when_it_left_the_interval_of_the_baseline(tmp_path):
 
 
 def test_the_same_report_has_not_moved(demo):
-    """Every figure of a report lies inside its own interval, on every level, also where that has no width."""
+    """Every figure of a report lies inside its own interval, on every level, also where that has no
+    width.
+    """
     for name in ("*", "language.*", "language.*.*"):
         found = verdict(demo["narrow"], name, demo["narrow"])
         assert found.outcome == "passed"
@@ -256,12 +307,24 @@ def test_the_same_report_has_not_moved(demo):
 def test_last_digits_of_another_machine_have_not_moved(tmp_path):
     """An interval without width still takes what two machines may differ by."""
     baseline = reports.uniform(tmp_path / "base", 0.4)
-    assert verdict(reports.uniform(tmp_path / "a", 0.4 * (1 + 5e-7)), "concentration", baseline).outcome == "passed"
-    assert verdict(reports.uniform(tmp_path / "b", 0.4 * (1 + 5e-6)), "concentration", baseline).outcome == "met"
+    assert (
+        verdict(
+            reports.uniform(tmp_path / "a", 0.4 * (1 + 5e-7)), "concentration", baseline
+        ).outcome
+        == "passed"
+    )
+    assert (
+        verdict(
+            reports.uniform(tmp_path / "b", 0.4 * (1 + 5e-6)), "concentration", baseline
+        ).outcome
+        == "met"
+    )
 
 
 def test_the_largest_move_is_told_first(demo):
-    """By widths of the interval, in the sentence norm and concentration before others; five are named."""
+    """By widths of the interval, in the sentence norm and concentration before others; five are
+    named.
+    """
     found = verdict(demo["narrow"], "*", demo["broad"])
     assert (found.outcome, found.code) == ("met", 4)
 
@@ -269,7 +332,9 @@ def test_the_largest_move_is_told_first(demo):
         return max(one.low - one.value, one.value - one.high, 0) / (one.high - one.low or 1)
 
     moved = [one for one in found.findings if one.met]
-    assert [one.figure for one in moved] == [one.figure for one in sorted(moved, key=distance, reverse=True)]
+    assert [one.figure for one in moved] == [
+        one.figure for one in sorted(moved, key=distance, reverse=True)
+    ]
     assert f"and {len(moved) - 5} more" in found.detail
     told = re.findall(r"(\w+) is [\d.]+, was", found.detail)
     assert told[:2] == ["relative_norm_overall", "concentration"]
@@ -287,11 +352,16 @@ def test_what_the_baseline_had_and_is_gone_has_moved(tmp_path):
 
 
 def test_few_layers_are_said_and_are_no_pass(tmp_path):
-    """Two layers give no interval: nothing to judge, with the reason; some figures without one are named."""
+    """Two layers give no interval: nothing to judge, with the reason; some figures without one are
+    named.
+    """
     baseline = reports.uniform(tmp_path / "base", 0.4, layers=2)
     found = verdict(baseline, "concentration", baseline)
     assert found.outcome == "missing"
-    assert "concentration (no spread over layers in the baseline: only 2 layers, it takes 4)" in found.detail
+    assert (
+        "concentration (no spread over layers in the baseline: only 2 layers, it takes 4)"
+        in found.detail
+    )
     rows = [delta(0.4, where, frobenius_norm=1.0) for where in places(6)]
     some = reports.write(tmp_path / "some", rows)
     found = verdict(some, "*", some)
@@ -307,42 +377,81 @@ def test_a_figure_beside_the_summary_can_move_too(tmp_path):
     baseline = reports.write(tmp_path / "base", rows)
     rows = [{**row, "top1_energy": 0.9} for row in rows]
     assert verdict(baseline, "language.mlp.up.top1_energy", baseline).outcome == "passed"
-    assert verdict(reports.write(tmp_path / "new", rows), "language.mlp.up.top1_energy", baseline).outcome == "met"
+    assert (
+        verdict(
+            reports.write(tmp_path / "new", rows), "language.mlp.up.top1_energy", baseline
+        ).outcome
+        == "met"
+    )
 
 
 def test_a_baseline_that_lacks_the_pair_is_an_error(tmp_path):
     """Nothing to compare with is no pass, unless it is allowed."""
     folder = reports.uniform(tmp_path / "a", 0.4)
     for allow_missing, outcome in ((False, "missing"), (True, "skipped")):
-        (found,) = judge(gather([], None, against=True, allow_missing=allow_missing), read_measured(folder))
-        assert (found.outcome, found.detail) == (outcome, "nothing to judge: the baseline has no report of this pair")
+        (found,) = judge(
+            gather([], None, against=True, allow_missing=allow_missing), read_measured(folder)
+        )
+        assert (found.outcome, found.detail) == (
+            outcome,
+            "nothing to judge: the baseline has no report of this pair",
+        )
 
 
 def test_baselines_are_found_by_family_and_pair(tmp_path):
-    """By what the report says, not by the names of folders; a single pair also takes a report of any name."""
-    one, two = (reports.uniform(tmp_path / "old" / name, 0.4, pair=name) for name in ("x..a", "x..b"))
+    """By what the report says, not by the names of folders; a single pair also takes a report of
+    any name.
+    """
+    one, two = (
+        reports.uniform(tmp_path / "old" / name, 0.4, pair=name) for name in ("x..a", "x..b")
+    )
     moved = two.rename(tmp_path / "old" / "other-name")
-    found = read_baselines(tmp_path / "old", [one, moved], [("toy", "x..a"), ("toy", "x..b"), ("toy", "x..c")])
-    assert {pair: one.report.folder for pair, one in found.items()} == {("toy", "x..a"): one, ("toy", "x..b"): moved}
+    found = read_baselines(
+        tmp_path / "old", [one, moved], [("toy", "x..a"), ("toy", "x..b"), ("toy", "x..c")]
+    )
+    assert {pair: one.report.folder for pair, one in found.items()} == {
+        ("toy", "x..a"): one,
+        ("toy", "x..b"): moved,
+    }
     assert list(read_baselines(one, [one], [("toy", "x..c")])) == [("toy", "x..c")]
     assert read_baselines(one, [one], [("toy", "x..c"), ("toy", "x..d")]) == {}
     shutil.copytree(one, tmp_path / "old" / "copy")
     with pytest.raises(ShadowError, match=r"two reports of toy:x\.\.a"):
-        read_baselines(tmp_path / "old", [one, tmp_path / "old" / "copy"], [("toy", "x..a"), ("toy", "x..b")])
+        read_baselines(
+            tmp_path / "old", [one, tmp_path / "old" / "copy"], [("toy", "x..a"), ("toy", "x..b")]
+        )
 
 
 def test_other_settings_versions_and_bases_are_said(tmp_path):
-    """What makes a baseline another thing than the same audit before, and at which level its intervals are."""
-    settings = {"method": {"precision": "exact", "nulls": 0, "seed": 0}, "chosen": {"layers": [0]}, "relation": "tuned"}
+    """What makes a baseline another thing than the same audit before, and at which level its
+    intervals are.
+    """
+    settings = {
+        "method": {"precision": "exact", "nulls": 0, "seed": 0},
+        "chosen": {"layers": [0]},
+        "relation": "tuned",
+    }
     now = read_measured(reports.uniform(tmp_path / "a" / "x..y", 0.4, started="now"), "this report")
     same, other = (
-        read_measured(reports.uniform(tmp_path / name / "x..y", 0.4, layers=4, **more), "the baseline")
+        read_measured(
+            reports.uniform(tmp_path / name / "x..y", 0.4, layers=4, **more), "the baseline"
+        )
         for name, more in (
             ("b", {}),
-            ("c", {"version": "0.0.9", "settings": settings, "base": reports.identity(7), "weights": 3.0}),
+            (
+                "c",
+                {
+                    "version": "0.0.9",
+                    "settings": settings,
+                    "base": reports.identity(7),
+                    "weights": 3.0,
+                },
+            ),
         )
     )
-    assert notes_on(same, now) == ["the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"]
+    assert notes_on(same, now) == [
+        "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers"
+    ]
     notes = "\n".join(notes_on(other, now))
     assert "does not start from the same base: the spectra of" in notes
     assert "different versions of shadow: the baseline by 0.0.9, this report by 0.1.0" in notes
@@ -351,9 +460,9 @@ def test_other_settings_versions_and_bases_are_said(tmp_path):
     another = read_measured(reports.uniform(tmp_path / "d" / "x..z", 0.4), "the baseline")
     assert "the baseline is of another pair: toy:x..z" in notes_on(another, now)
     assert notes_on(now, now) == ["the baseline is this very report: nothing can have moved"]
-    assert judge_report(gather([], None, against=True, allow_missing=False), now, same).notes == tuple(
-        notes_on(same, now)
-    )
+    assert judge_report(
+        gather([], None, against=True, allow_missing=False), now, same
+    ).notes == tuple(notes_on(same, now))
 
 
 # The commands
@@ -364,16 +473,28 @@ def judged(done):
 
 
 def test_audit_and_gate_say_the_same(shadow, demo):
-    """The same rules on an audit and on its finished report: exit code, verdicts, figures; stdout is pure JSON."""
-    rules = ("--fail-on", "language.mlp.up.concentration > 0.3", "--fail-on", "language.*.spikes>100")
+    """The same rules on an audit and on its finished report: exit code, verdicts, figures; stdout
+    is pure JSON.
+    """
+    rules = (
+        "--fail-on",
+        "language.mlp.up.concentration > 0.3",
+        "--fail-on",
+        "language.*.spikes>100",
+    )
     audited = shadow("audit", "demo", "-o", "out", *rules, "--format", "json")
     gated = shadow("gate", "out", *rules, "--format", "json")
     assert audited.code == gated.code == 4
     told = {summary["pair"]: summary["judged"] for summary in json.loads(audited.out)}
     assert told == judged(gated)
-    assert {pair: one["code"] for pair, one in told.items()} == {"base..narrow": 4, "base..broad": 0}
+    assert {pair: one["code"] for pair, one in told.items()} == {
+        "base..narrow": 4,
+        "base..broad": 0,
+    }
     assert [rule["outcome"] for rule in told["base..narrow"]["rules"]] == ["met", "passed"]
-    assert "demo:base..narrow: language.mlp.up.concentration > 0.3: language.mlp.up.con" in audited.err
+    assert (
+        "demo:base..narrow: language.mlp.up.concentration > 0.3: language.mlp.up.con" in audited.err
+    )
     assert json.loads(shadow("show", "out", "--format", "json").out) == [
         {key: value for key, value in summary.items() if key != "judged"}
         for summary in sorted(json.loads(audited.out), key=lambda one: one["pair"])
@@ -381,14 +502,30 @@ def test_audit_and_gate_say_the_same(shadow, demo):
 
 
 def test_a_list_is_judged_pair_by_pair(shadow, demo):
-    """A glob makes a list: each pair has its verdicts, and annotations begin their lines also under FORCE_COLOR."""
+    """A glob makes a list: each pair has its verdicts, and annotations begin their lines also under
+    FORCE_COLOR.
+    """
     env = {"GITHUB_ACTIONS": "true", "FORCE_COLOR": "1"}
-    done = shadow("audit", "dem*", "-o", "out", "--fail-on", "concentration > 0.3", "--format", "json", env=env)
+    done = shadow(
+        "audit",
+        "dem*",
+        "-o",
+        "out",
+        "--fail-on",
+        "concentration > 0.3",
+        "--format",
+        "json",
+        env=env,
+    )
     assert done.code == 4
-    told = {summary["pair"]: summary["judged"]["code"] for summary in json.loads(done.out)["reports"]}
+    told = {
+        summary["pair"]: summary["judged"]["code"] for summary in json.loads(done.out)["reports"]
+    }
     assert told == {"base..narrow": 4, "base..broad": 0}
     (line,) = [line for line in done.err.splitlines() if "::" in line]
-    assert line.startswith("::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.3335")
+    assert line.startswith(
+        "::error title=demo%3Abase..narrow%3A concentration > 0.3::concentration is 0.3335"
+    )
     assert "\x1b[2K" not in done.err
 
 
@@ -409,26 +546,35 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
 
 @pytest.mark.parametrize("at", [(), ("language",), ("language", "mlp.up")])
 def test_what_is_called_a_median_is_one(demo, at):
-    """By NumPy from the rows; the norm and the share of zeros of many matrices, shares and counts are not called so."""
+    """By NumPy from the rows; the norm and the share of zeros of many matrices, shares and counts
+    are not called so.
+    """
     rows = pd.read_parquet(demo["narrow"] / "matrices.parquet")
     rows = rows[rows["subject"] == "delta"]
     for column, wanted in zip(("component", "module"), at, strict=False):
         rows = rows[rows[column] == wanted]
     now = read_measured(demo["narrow"])
     known = (OF_THE_PAIR, OF_A_COMPONENT, OF_A_MODULE)[len(at)]
-    medians = {metric for metric in (*COLUMNS, *known) if is_median(Metric(*at, *[None] * (2 - len(at)), metric))}
+    medians = {
+        metric
+        for metric in (*COLUMNS, *known)
+        if is_median(Metric(*at, *[None] * (2 - len(at)), metric))
+    }
     for metric in medians - {"participation_share"}:
         values = rows[metric].dropna().to_numpy(dtype=float)
         found = now.figure(at, metric).value
-        assert found == (pytest.approx(np.median(values), rel=1e-12) if len(values) else None), metric
+        assert found == (pytest.approx(np.median(values), rel=1e-12) if len(values) else None), (
+            metric
+        )
     assert {"concentration", "spikes", "participation_share"} <= medians
     assert not medians & {"relative_norm_overall", "matrices", "spiked", "depth_gini"}
     assert ("relative_norm" in medians, "zero_share" in medians) == (len(at) != 1, len(at) != 0)
 
 
 def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
-    """Exit 0 is what --allow-missing asks for; the last line, and on GitHub an annotation, say that nothing was
-    compared. Without it the nearest folder is named."""
+    """Exit 0 is what --allow-missing asks for; the last line, and on GitHub an annotation, say that
+    nothing was compared. Without it the nearest folder is named.
+    """
     shutil.copytree(demo["narrow"], tmp_path / "reports" / "demo" / "base..narrow")
     shutil.copytree(demo["narrow"], tmp_path / "accepted" / "demo" / "base..narrow")
     done = shadow("gate", "reports", "--against", "acepted", "--allow-missing")
@@ -441,9 +587,16 @@ def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
     done = shadow("gate", "reports", "--against", "acepted")
     assert "no such folder: acepted" in done.assert_refused()
     assert "did you mean 'accepted'?" in done.err
-    assert "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
-    (tmp_path / "empty").mkdir()  # as of a baseline of other pairs: its folder is there, and nothing is compared
-    assert "WARNING: no baseline" in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
+    assert (
+        "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
+    )
+    (
+        tmp_path / "empty"
+    ).mkdir()  # as of a baseline of other pairs: its folder is there, and nothing is compared
+    assert (
+        "WARNING: no baseline"
+        in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
+    )
 
 
 def test_a_checkpoint_is_no_baseline(shadow, demo, tmp_path):
@@ -466,15 +619,21 @@ def test_a_file_in_place_of_its_folder_is_answered_with_the_folder(shadow, demo,
 
 
 def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
-    """The figures of a copy that was rounded are judged, and the note says that they are not those of a training."""
-    folder = reports.write(tmp_path / "a", [delta(0.4, where, floor_ratio=0.9) for where in places(6)])
+    """The figures of a copy that was rounded are judged, and the note says that they are not those
+    of a training.
+    """
+    folder = reports.write(
+        tmp_path / "a", [delta(0.4, where, floor_ratio=0.9) for where in places(6)]
+    )
     now = read_measured(folder)
     assert [gate.name for gate in now.summary.failed_gates] == ["rounding"]
     done = shadow("gate", folder, "--fail-on", "concentration > 0.5", "--format", "json")
     assert done.code == 0
     (one,) = json.loads(done.out)
     assert one["notes"] == [f"not assessable: {now.summary.failed_gates[0].reason}"]
-    assert "note: not assessable: " in shadow("gate", folder, "--fail-on", "concentration > 0.5").out
+    assert (
+        "note: not assessable: " in shadow("gate", folder, "--fail-on", "concentration > 0.5").out
+    )
 
 
 @pytest.mark.parametrize(
@@ -483,7 +642,16 @@ def test_a_failed_gate_is_said_beside_the_rules(shadow, tmp_path):
         (("--fail-on", "concentration > 0.3"), 4),
         (("--fail-on", "concentration > 0.9"), 0),
         (("--fail-on", "concentration > 0.3", "--fail-on", "vision.spikes > 1"), 1),
-        (("--fail-on", "concentration > 0.3", "--fail-on", "vision.spikes > 1", "--allow-missing"), 4),
+        (
+            (
+                "--fail-on",
+                "concentration > 0.3",
+                "--fail-on",
+                "vision.spikes > 1",
+                "--allow-missing",
+            ),
+            4,
+        ),
         (("--fail-on", "vision.spikes > 1", "--allow-missing"), 0),
         (("--fail-on", "concentratoin > 0.3"), 2),
         (("--policy", "absent.yaml"), 1),
@@ -502,7 +670,9 @@ def test_exit_codes_of_gate(shadow, demo, arguments, code):
 
 
 def test_exit_codes_of_audit(shadow, demo):
-    """A wrong rule stops before anything is measured; a pair that cannot be audited outranks a rule that was met."""
+    """A wrong rule stops before anything is measured; a pair that cannot be audited outranks a rule
+    that was met.
+    """
     done = shadow("audit", "demo", "-o", "out", "--fail-on", "language.mlp.upp.spikes > 1")
     assert "no module 'mlp.upp'" in done.assert_refused(2)
     base = demo["narrow"]
@@ -511,7 +681,10 @@ def test_exit_codes_of_audit(shadow, demo):
     assert done.code == 1
     assert "no such folder" in done.err
     assert "concentration > 0.3: concentration is 0.3335" in done.err
-    assert shadow("audit", "demo:base..narrow", "-o", "out", "--fail-on", "concentration > 0.3").code == 4
+    assert (
+        shadow("audit", "demo:base..narrow", "-o", "out", "--fail-on", "concentration > 0.3").code
+        == 4
+    )
     assert base.exists()
 
 
@@ -528,39 +701,69 @@ def test_a_broken_report_outranks_a_rule_that_was_met(shadow, demo, tmp_path):
 
 @pytest.mark.parametrize("state", every(2, ["failed", "pending"]))
 def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
-    """A pair without a report and a shard that is elsewhere are faults; what is there is judged nevertheless."""
+    """A pair without a report and a shard that is elsewhere are faults; what is there is judged
+    nevertheless.
+    """
     shadow("audit", "demo", "--shard", "1/1", "-o", "list").assert_done(0)
     rules = ("--fail-on", "concentration > 0.9", "--format", "json")
     assert shadow("gate", "list", *rules).code == 0
     index = read_index(tmp_path / "list")
     row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
     write_index(tmp_path / "list", replace(index.with_rows({row.key: row}), shards=("1/2",)))
-    assert shadow("gate", "list", *rules).code == 1  # of the shard alone: the report is there, whatever the index says
+    assert (
+        shadow("gate", "list", *rules).code == 1
+    )  # of the shard alone: the report is there, whatever the index says
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)
     assert done.code == 1
-    assert f"demo:base..broad has no report: {'no such folder: x' if state == 'failed' else 'pending'}" in done.err
+    assert (
+        f"demo:base..broad has no report: {'no such folder: x' if state == 'failed' else 'pending'}"
+        in done.err
+    )
     assert "list lacks shard 2/2 of its list" in done.err
     judged = {one["pair"]: (one["code"], len(one["rules"])) for one in json.loads(done.out)}
     assert judged == {"base..narrow": (0, 1), "base..broad": (1, 0), "shard 2/2": (1, 0)}
     shutil.rmtree(tmp_path / "list" / "demo")
     done = shadow("gate", "list", *rules)
-    assert [one["pair"] for one in json.loads(done.out)] == ["base..narrow", "base..broad", "shard 2/2"]
-    assert "demo:base..narrow: its report is missing (list/demo/base..narrow, done by index.json)" in done.err
+    assert [one["pair"] for one in json.loads(done.out)] == [
+        "base..narrow",
+        "base..broad",
+        "shard 2/2",
+    ]
+    assert (
+        "demo:base..narrow: its report is missing (list/demo/base..narrow, done by index.json)"
+        in done.err
+    )
 
 
-def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(shadow, demo, tmp_path):
-    """`--against reports -o reports --overwrite`: the earlier report is read before the new one takes its place."""
+def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
+    shadow, demo, tmp_path
+):
+    """`--against reports -o reports --overwrite`: the earlier report is read before the new one
+    takes its place.
+    """
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
-    for name in ("matrices", "tensors", "residual"):  # the broad pair's figures under the narrow pair's name
+    for name in (
+        "matrices",
+        "tensors",
+        "residual",
+    ):  # the broad pair's figures under the narrow pair's name
         table = pq.read_table(folder / f"{name}.parquet")
         metadata = json.loads(table.schema.metadata[b"shadow"]) | {"pair": "base..narrow", "tuned": {
             "repo": json.loads(pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"])["tuned"]["repo"],
             "commit": None, "fingerprint": "0" * 64}}  # fmt: skip
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
-    arguments = ("audit", "demo:base..narrow", "-o", "reports", "--overwrite", "--against", "reports")
+    arguments = (
+        "audit",
+        "demo:base..narrow",
+        "-o",
+        "reports",
+        "--overwrite",
+        "--against",
+        "reports",
+    )
     done = shadow(*arguments)
     assert done.code == 4, done.err
     assert "relative_norm_overall is 0.08, was 0.06449" in done.err
@@ -581,33 +784,59 @@ def test_against_another_pair(shadow, demo):
     assert done.code == 4
     (one,) = json.loads(done.out)
     assert "the baseline is of another pair: demo:base..broad" in one["notes"]
-    assert "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers" in one["notes"]
+    assert (
+        "the baseline's spread over layers covers 87.5 %, not 95 %: only 4 layers" in one["notes"]
+    )
 
 
 def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
     """With `moved` rules --against judges what they name, not every figure of the pair."""
-    (tmp_path / "policy.yaml").write_text("head:\n  moved: language.head.relative_norm\n  severity: warning\n")
-    done = shadow("gate", demo["narrow"], "--policy", "policy.yaml", "--against", demo["broad"], "--format", "json")
+    (tmp_path / "policy.yaml").write_text(
+        "head:\n  moved: language.head.relative_norm\n  severity: warning\n"
+    )
+    done = shadow(
+        "gate",
+        demo["narrow"],
+        "--policy",
+        "policy.yaml",
+        "--against",
+        demo["broad"],
+        "--format",
+        "json",
+    )
     (one,) = json.loads(done.out)
     assert [rule["name"] for rule in one["rules"]] == ["head"]
-    assert one["rules"][0]["outcome"] == "missing"  # a head is outside the layers: it has no interval
+    assert (
+        one["rules"][0]["outcome"] == "missing"
+    )  # a head is outside the layers: it has no interval
     assert done.code == 0
-    assert "needs --against" in shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_refused(2)
+    assert "needs --against" in shadow(
+        "gate", demo["narrow"], "--policy", "policy.yaml"
+    ).assert_refused(2)
 
 
 def test_experts_count_each(tmp_path):
     """The median is over matrices, as in `show`: of two experts in one layer both count."""
-    rows = [delta(value, place(0, "experts.up", expert)) for expert, value in enumerate((0.1, 0.2, 0.9))]
+    rows = [
+        delta(value, place(0, "experts.up", expert)) for expert, value in enumerate((0.1, 0.2, 0.9))
+    ]
     folder = reports.write(tmp_path / "a", rows)
     assert verdict(folder, "language.experts.up.concentration == 0.2").outcome == "met"
 
 
 def test_what_a_relative_norm_is_of_a_pair_a_component_and_overall(demo):
-    """docs/ci.md: the median matrix; all matrices of the component; all of the pair. By NumPy from the rows."""
+    """docs/ci.md: the median matrix; all matrices of the component; all of the pair. By NumPy from
+    the rows.
+    """
     rows = pd.read_parquet(demo["narrow"] / "matrices.parquet")
-    norms = {side: rows.loc[rows["subject"] == side, "frobenius_norm"].to_numpy() for side in ("base", "delta")}
+    norms = {
+        side: rows.loc[rows["subject"] == side, "frobenius_norm"].to_numpy()
+        for side in ("base", "delta")
+    }
     whole = np.sqrt((norms["delta"] ** 2).sum() / (norms["base"] ** 2).sum())
     now = read_measured(demo["narrow"])
-    assert now.figure((), "relative_norm").value == pytest.approx(np.median(norms["delta"] / norms["base"]))
+    assert now.figure((), "relative_norm").value == pytest.approx(
+        np.median(norms["delta"] / norms["base"])
+    )
     assert now.figure((), "relative_norm_overall").value == pytest.approx(whole)
     assert now.figure(("language",), "relative_norm").value == pytest.approx(whole)

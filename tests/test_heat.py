@@ -18,7 +18,9 @@ from shadow.outputs.terminal.heat import heat_maps
 
 def row(norms, module="mlp.up", component="language", first=0):
     norms = list(norms)
-    return GridRow(component, module, list(range(first, first + len(norms))), norms, [None] * len(norms))
+    return GridRow(
+        component, module, list(range(first, first + len(norms))), norms, [None] * len(norms)
+    )
 
 
 def drawn(rows, width=80, **options):
@@ -31,7 +33,9 @@ def drawn(rows, width=80, **options):
 
 
 def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
-    """Two experts of a layer are one cell; identical matrices have norm 0; what lies outside the layers is left out."""
+    """Two experts of a layer are one cell; identical matrices have norm 0; what lies outside the
+    layers is left out.
+    """
     deltas = pd.DataFrame(
         [
             ("language", "experts.up", 0, 0.1, 0.2),
@@ -57,7 +61,9 @@ def test_the_grid_is_medians_by_place_and_zero_where_nothing_changed():
 
 
 def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
-    """Least, largest and unmoved cells; a layer that lacks the module is blank; the ends of the scale are the norms."""
+    """Least, largest and unmoved cells; a layer that lacks the module is blank; the ends of the
+    scale are the norms.
+    """
     lines = drawn([row([0.01, 0.02, 0.04, 0.08]), row([0.0, None, 0.08], "attn.q")])
     assert lines[1] == "mlp.up        ░░▒▒▓▓██"
     assert lines[2].rstrip() == "attn.q        ·   ██"
@@ -66,7 +72,9 @@ def test_without_colours_cells_are_shades_and_what_did_not_move_is_a_dot():
 
 
 def test_more_layers_than_columns_are_binned_and_every_line_fits():
-    """200 layers in 80 columns: each cell the median of its layers, so that a step stays where it is."""
+    """200 layers in 80 columns: each cell the median of its layers, so that a step stays where it
+    is.
+    """
     lines = drawn([row([0.01] * 100 + [0.08] * 100)])
     assert all(len(line) <= 80 for line in lines)
     cells = lines[1].removeprefix("mlp.up        ")
@@ -104,9 +112,13 @@ def test_one_layer_or_nothing_that_moved_is_no_picture():
 
 
 def test_cards_have_a_rectangle_for_each_run_of_equal_cells():
-    """Classes by the logarithm of the norm; what lacks the module has none; text of a report is escaped."""
+    """Classes by the logarithm of the norm; what lacks the module has none; text of a report is
+    escaped.
+    """
     svg = small_pictures([row([0.01, 0.01, 0.08, None, 0.0]), row([0.08] * 5, "<b>")])
-    rects = re.findall(r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg)
+    rects = re.findall(
+        r'<rect class="([\w-]+)" x="(\d+)" y="(\d+)" width="(\d+)" height="1"/>', svg
+    )
     assert rects == [
         ("heat-0", "0", "0", "2"),
         ("heat-5", "2", "0", "1"),
@@ -123,4 +135,9 @@ def test_a_picture_of_many_layers_stays_small():
     norms = [0.01 * (1 + layer % 7) for layer in range(300)]
     svg = small_pictures([row(norms, f"m{i}") for i in range(7)])
     assert len(svg) < 25_000
-    assert max(int(x) + int(width) for x, width in re.findall(r' x="(\d+)" y="\d+" width="(\d+)"', svg)) == 40
+    assert (
+        max(
+            int(x) + int(width) for x, width in re.findall(r' x="(\d+)" y="\d+" width="(\d+)"', svg)
+        )
+        == 40
+    )

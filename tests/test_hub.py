@@ -1,7 +1,8 @@
-"""Whole audits of checkpoints on a Hub: equal numbers, counted bytes, resuming, small disks, and every fault a line.
+"""Whole audits of checkpoints on a Hub: equal numbers, counted bytes, resuming, small disks, and
+every fault a line.
 
-The Hub is tests/hub.py on this machine; the commands speak to it through the real client, with a token that only the
-Hub itself may see.
+The Hub is tests/hub.py on this machine; the commands speak to it through the real client, with a
+token that only the Hub itself may see.
 """
 
 from __future__ import annotations
@@ -28,7 +29,20 @@ import pytest
 import torch
 from command import Run, Started
 from effort import every
-from hub import Cut, Drop, Expire, Flip, Hub, IgnoreRange, Loop, Redirect, Stall, Status, Truncate, WrongRange
+from hub import (
+    Cut,
+    Drop,
+    Expire,
+    Flip,
+    Hub,
+    IgnoreRange,
+    Loop,
+    Redirect,
+    Stall,
+    Status,
+    Truncate,
+    WrongRange,
+)
 from safetensors.torch import save_file
 
 from shadow.audits.pair import Settings, run_pair
@@ -42,7 +56,11 @@ SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TABLES = ("matrices", "tensors", "spectra")
-WHO = ["family", "pair", "verified"]  # columns that tell where a matrix came from, and nothing of its numbers
+WHO = [
+    "family",
+    "pair",
+    "verified",
+]  # columns that tell where a matrix came from, and nothing of its numbers
 HEADERS = 65_536  # bytes asked for to read the header of a shard
 HASTE = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 PAIR = ("audit", "--base", "org/base", "--tuned", "org/tuned")
@@ -54,22 +72,36 @@ SMALL = ("audit", "--base", "org/small-base", "--tuned", "org/small-tuned")
 
 def tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
     """A base (seed 0) of random tensors, or (other seeds) a model tuned from it."""
-    base = {name: torch.randn(shape, generator=torch.Generator().manual_seed(0)) for name, shape in shapes.items()}
+    base = {
+        name: torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for name, shape in shapes.items()
+    }
     generator = torch.Generator().manual_seed(seed)
-    return base if seed == 0 else {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+    return (
+        base
+        if seed == 0
+        else {n: t + 0.01 * torch.randn(t.shape, generator=generator) for n, t in base.items()}
+    )
 
 
 def decoder() -> dict[str, tuple[int, ...]]:
     """A toy of about 1 MB a layer, so that there are byte ranges worth asking for."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (512, 256)}
     for layer in range(4):
-        block = {"self_attn.q_proj": (256, 256), "mlp.up_proj": (384, 256), "mlp.down_proj": (256, 384)}
+        block = {
+            "self_attn.q_proj": (256, 256),
+            "mlp.up_proj": (384, 256),
+            "mlp.down_proj": (256, 384),
+        }
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
         shapes[f"model.layers.{layer}.input_layernorm.weight"] = (256,)
     return shapes | {"model.norm.weight": (256,)}
 
 
-FEW = {"model.layers.0.mlp.up_proj.weight": (60, 50), "model.layers.0.mlp.down_proj.weight": (50, 60)}
+FEW = {
+    "model.layers.0.mlp.up_proj.weight": (60, 50),
+    "model.layers.0.mlp.down_proj.weight": (50, 60),
+}
 
 
 def write(folder: Path, weights: dict[str, torch.Tensor], shards: int = 1) -> Path:
@@ -91,7 +123,9 @@ def write(folder: Path, weights: dict[str, torch.Tensor], shards: int = 1) -> Pa
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one small file each."""
+    """`base` in three shards and `tuned` in two, which end at other tensors; and a pair of one
+    small file each.
+    """
     top = tmp_path_factory.mktemp("checkpoints")
     return {
         "base": write(top / "base", tensors(decoder(), 0), 3),
@@ -120,19 +154,25 @@ def small(folders, tmp_path_factory):
 
 @pytest.fixture
 def hub(folders: dict[str, Path], tmp_path: Path) -> Iterator[Hub]:
-    """The Hub with both pairs. In the end no other origin has seen a token, and no report holds one."""
+    """The Hub with both pairs. In the end no other origin has seen a token, and no report holds
+    one.
+    """
     with Hub() as hub:
         for name, folder in folders.items():
             hub.add(f"org/{name}", folder)
         hub.tokens.add(SECRET)
         yield hub
-        assert not [request for request in hub.requests if request.authorized and request.origin != "hub"]
+        assert not [
+            request for request in hub.requests if request.authorized and request.origin != "hub"
+        ]
     written = [path for path in tmp_path.glob("out*/**/*") if path.is_file()]
     assert not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 
 def variables(endpoint: str, home: Path, **more: str) -> dict[str, str]:
-    """What the environment of a command says: a Hub, a cache of its own, a token, and little patience."""
+    """What the environment of a command says: a Hub, a cache of its own, a token, and little
+    patience.
+    """
     own = {
         "HF_ENDPOINT": endpoint,
         "HF_HOME": home,
@@ -165,7 +205,9 @@ def start(hub, tmp_path):
 
 @pytest.fixture
 def run(start):
-    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keyword arguments are environment variables."""
+    """Runs a command on the Hub, as `run(*PAIR, "-o", "out")`; keyword arguments are environment
+    variables.
+    """
 
     def run(*arguments, seconds=40, **more) -> Run:
         return start(*arguments, seconds=seconds, **more).end()
@@ -201,7 +243,9 @@ def frame(output: Path, name: str = "matrices") -> pd.DataFrame:
 
 
 def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
-    """The report has the very numbers of the audit of the folders, and nothing unfinished lies beside it."""
+    """The report has the very numbers of the audit of the folders, and nothing unfinished lies
+    beside it.
+    """
     for name in TABLES:
         found = frame(output, name)
         assert_same(found, wanted[name])
@@ -209,7 +253,9 @@ def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
 
 
 def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    known = [column for column in (*WHO, "energy_share") if column in found]  # a filter leaves the whole unknown
+    known = [
+        column for column in (*WHO, "energy_share") if column in found
+    ]  # a filter leaves the whole unknown
     pd.testing.assert_frame_equal(
         found.drop(columns=known).reset_index(drop=True),
         wanted.drop(columns=known).reset_index(drop=True),
@@ -220,7 +266,13 @@ def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
 
 def shard_sizes(*folders: Path) -> Counter[str]:
     """Bytes of every shard by its name in the Hub's log."""
-    return Counter({f"{f.name}/{path.name}": path.stat().st_size for f in folders for path in f.glob("*.safetensors")})
+    return Counter(
+        {
+            f"{f.name}/{path.name}": path.stat().st_size
+            for f in folders
+            for path in f.glob("*.safetensors")
+        }
+    )
 
 
 def moved(hub: Hub) -> Counter[str]:
@@ -253,9 +305,14 @@ def test_an_audit_of_the_hub_has_the_numbers_of_the_folders(run, hub, tmp_path, 
     """Every column of every table; the commits are in the metadata, and every row was verified."""
     run(*PAIR, "-o", "out").assert_done()
     assert_equal(tmp_path / "out", wanted)
-    metadata = json.loads(pq.read_schema(report(tmp_path / "out") / "matrices.parquet").metadata[b"shadow"])
+    metadata = json.loads(
+        pq.read_schema(report(tmp_path / "out") / "matrices.parquet").metadata[b"shadow"]
+    )
     for side in ("base", "tuned"):
-        assert (metadata[side]["repo"], metadata[side]["commit"]) == (f"org/{side}", hub.commit(f"org/{side}"))
+        assert (metadata[side]["repo"], metadata[side]["commit"]) == (
+            f"org/{side}",
+            hub.commit(f"org/{side}"),
+        )
     assert frame(tmp_path / "out")["verified"].tolist() == [True] * len(wanted["matrices"])
 
 
@@ -273,13 +330,17 @@ def test_a_folder_against_the_hub(run, folders, tmp_path, wanted):
 
 
 def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
-    """A full audit moves each shard once, besides the first 64 KiB for its header; what is in the cache then serves
-    a second audit, and the same command again asks for no weight at all."""
+    """A full audit moves each shard once, besides the first 64 KiB for its header; what is in the
+    cache then serves a second audit, and the same command again asks for no weight at all.
+    """
     sizes = shard_sizes(folders["base"], folders["tuned"])
     assert "fetching 9.5 MB" in run(*PAIR, "-o", "out").err
     assert moved(hub) == {name: size + HEADERS for name, size in sizes.items()}
     assert set(downloads(hub).values()) == {1}
-    for output, says in (("out2", ""), ("out", "nothing to measure: the report is already there\n")):
+    for output, says in (
+        ("out2", ""),
+        ("out", "nothing to measure: the report is already there\n"),
+    ):
         hub.reset()
         done = run(*PAIR, "-o", output)
         done.assert_done()
@@ -299,25 +360,36 @@ def test_every_byte_moves_once(run, hub, folders, tmp_path, wanted):
         (("--module", "embed", "--component", "language"), "module == 'embed'", 2, 1.1e6),
     ],
 )
-def test_a_part_of_the_model_moves_in_ranges(run, hub, tmp_path, wanted, chosen, rows, ranges, most):
-    """One layer or one module: neighbours in one request, unverified, and the rows of the full audit."""
+def test_a_part_of_the_model_moves_in_ranges(
+    run, hub, tmp_path, wanted, chosen, rows, ranges, most
+):
+    """One layer or one module: neighbours in one request, unverified, and the rows of the full
+    audit.
+    """
     run(*PAIR, "-o", "out", *chosen).assert_done()
     found = frame(tmp_path / "out")
     assert_same(found, wanted["matrices"].query(rows))
     assert not found["verified"].any()
     assert not downloads(hub)
     asked = hub.asked("*.safetensors", origin="cdn", method="GET")
-    assert len([request for request in asked if request.range != f"bytes=0-{HEADERS - 1}"]) == ranges
+    assert (
+        len([request for request in asked if request.range != f"bytes=0-{HEADERS - 1}"]) == ranges
+    )
     assert sum(request.sent for request in asked) <= most + 5 * HEADERS
     assert not blobs(tmp_path)
 
 
 def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
-    """--fetch shards takes whole ones for a single layer; --fetch ranges takes parts for everything, unverified."""
+    """--fetch shards takes whole ones for a single layer; --fetch ranges takes parts for
+    everything, unverified.
+    """
     run(*PAIR, "-o", "out", "--layer", "0", "--fetch", "shards").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("layer == 0"))
     assert frame(tmp_path / "out")["verified"].all()
-    assert downloads(hub) == {"model-00001-of-00003.safetensors": 1, "model-00001-of-00002.safetensors": 1}
+    assert downloads(hub) == {
+        "model-00001-of-00003.safetensors": 1,
+        "model-00001-of-00002.safetensors": 1,
+    }
     hub.reset()
     run(*PAIR, "-o", "out2", "--fetch", "ranges", HF_HUB_CACHE=tmp_path / "other").assert_done()
     assert_equal(tmp_path / "out2", wanted)
@@ -328,7 +400,9 @@ def test_fetch_decides_how_shards_come(run, hub, folders, tmp_path, wanted):
 
 
 def test_what_is_in_the_cache_is_not_asked_for_in_ranges(run, hub, tmp_path, wanted):
-    """After a full audit one layer moves nothing and is verified; base from a folder needs the tuned side only."""
+    """After a full audit one layer moves nothing and is verified; base from a folder needs the
+    tuned side only.
+    """
     run(*PAIR, "-o", "out").assert_done()
     hub.reset()
     run(*PAIR, "-o", "out2", "--layer", "0").assert_done()
@@ -337,7 +411,9 @@ def test_what_is_in_the_cache_is_not_asked_for_in_ranges(run, hub, tmp_path, wan
 
 
 def test_a_plan_moves_headers_only(run, hub, tmp_path):
-    """`plan` asks for the first bytes of the shards, says what would move, and writes nothing but the cache."""
+    """`plan` asks for the first bytes of the shards, says what would move, and writes nothing but
+    the cache.
+    """
     done = run("plan", *PAIR[1:], "-o", "out", "--format", "json")
     (plan,) = json.loads(done.assert_done())
     assert set(moved(hub).values()) == {HEADERS}
@@ -365,12 +441,18 @@ def test_a_listing_of_several_pages_is_read_to_its_end(run, hub, tmp_path, wante
 
 
 def test_the_token_stays_with_the_hub(run, hub, tmp_path):
-    """It goes to the Hub, never to where a redirect or the next page of a listing leads (see the fixture `hub`)."""
+    """It goes to the Hub, never to where a redirect or the next page of a listing leads (see the
+    fixture `hub`).
+    """
     run(*SMALL, "-o", "out").assert_done()
     assert all(request.authorized for request in hub.requests if request.origin == "hub")
     hub.page_size = 1
     hub.fail("/evil", Status(404), times=None)
-    edit(hub, "*/tree/*", lambda answer: answer.headers.update(Link=f'<{hub.other}/evil>; rel="next"'))
+    edit(
+        hub,
+        "*/tree/*",
+        lambda answer: answer.headers.update(Link=f'<{hub.other}/evil>; rel="next"'),
+    )
     told(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other"))
     assert {request.path for request in hub.requests if request.origin == "other"} == {"/evil"}
 
@@ -385,23 +467,34 @@ print(json.dumps({path: file.result().xet_info.hash for path, file in files.item
 
 @pytest.mark.slow
 def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
-    """Shards that come through hf_xet, as from huggingface.co: equal, verified, without a word on stderr, and gone
-    from the disk under --max-disk. Here Xet's own server is a folder."""
+    """Shards that come through hf_xet, as from huggingface.co: equal, verified, without a word on
+    stderr, and gone from the disk under --max-disk. Here Xet's own server is a folder.
+    """
     pytest.importorskip("hf_xet")
     (tmp_path / "xet").mkdir()
     shards = [path for side in ("base", "tuned") for path in folders[side].glob("*.safetensors")]
     upload = subprocess.run(
-        [sys.executable, "-c", UPLOAD, f"local://{tmp_path}/xet", *shards], capture_output=True, text=True, check=True
+        [sys.executable, "-c", UPLOAD, f"local://{tmp_path}/xet", *shards],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     hashes = {
-        f"/org/{Path(path).parent.name}/{Path(path).name}": one for path, one in json.loads(upload.stdout).items()
+        f"/org/{Path(path).parent.name}/{Path(path).name}": one
+        for path, one in json.loads(upload.stdout).items()
     }
-    token = {"X-Xet-Cas-Url": f"local://{tmp_path}/xet", "X-Xet-Access-Token": "x", "X-Xet-Token-Expiration": "9" * 10}
+    token = {
+        "X-Xet-Cas-Url": f"local://{tmp_path}/xet",
+        "X-Xet-Access-Token": "x",
+        "X-Xet-Token-Expiration": "9" * 10,
+    }
     edit(hub, "*/xet-read-token", lambda answer: answer.become(200, token))
 
     def mark(answer) -> None:
         if answer.about and (found := hashes.get(f"/{answer.repo}/{answer.about.name}")):
-            answer.headers.update({"X-Xet-Hash": found, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-read-token"})
+            answer.headers.update(
+                {"X-Xet-Hash": found, "X-Xet-Refresh-Route": f"{hub.endpoint}/xet-read-token"}
+            )
 
     edit(hub, "*/resolve/*", mark)
     for number, disk in enumerate(((), ("--max-disk", "4.5MB"))):
@@ -413,18 +506,27 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
         assert_equal(tmp_path / f"out{number}", wanted)
         assert frame(tmp_path / f"out{number}")["verified"].all()
         assert not downloads(hub)
-        kept = sum(path.stat().st_size for path in cache.rglob("*") if path.is_file() and not path.is_symlink())
+        kept = sum(
+            path.stat().st_size
+            for path in cache.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
         assert (kept > 9_000_000) == (disk == ())
         assert kept > 9_000_000 or kept < 10_000
     # repositories share the files of this cache, which lie beside them
-    (shared,) = {path.resolve() for path in (tmp_path / "home" / "0").rglob("model-00002-of-00002.safetensors")}
+    (shared,) = {
+        path.resolve()
+        for path in (tmp_path / "home" / "0").rglob("model-00002-of-00002.safetensors")
+    }
     assert shared.parents[1] == tmp_path / "home" / "0" / "blobs"
     content = bytearray(shared.read_bytes())
     content[70_000] ^= 1
     shared.chmod(0o644)
     shared.write_bytes(content)
     done = run(*PAIR, "-o", "out2", "--max-disk", "1GB", HF_HUB_CACHE=tmp_path / "home" / "0")
-    assert "the cached model-00002-of-00002.safetensors is damaged; downloading it again" in done.err
+    assert (
+        "the cached model-00002-of-00002.safetensors is damaged; downloading it again" in done.err
+    )
     assert_equal(tmp_path / "out2", wanted)
     assert len(blobs(tmp_path)) == 5
 
@@ -435,7 +537,9 @@ def test_a_hub_that_stores_in_xet(run, hub, folders, tmp_path, wanted):
 def outcomes(tmp_path: Path) -> int:
     """How many results the journal of the running audit holds."""
     journals = list((tmp_path / "out").rglob("journal.jsonl"))
-    return sum(line.startswith('{"key"') for path in journals for line in path.read_text().splitlines())
+    return sum(
+        line.startswith('{"key"') for path in journals for line in path.read_text().splitlines()
+    )
 
 
 def incomplete(tmp_path: Path) -> list[Path]:
@@ -450,7 +554,9 @@ def assert_goes_on(done: Run, hub: Hub, tmp_path: Path, wanted: dict[str, pd.Dat
     assert sum(downloads(hub).values()) <= 6, "five shards, and the one that was on its way"
 
 
-@pytest.mark.parametrize("disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["freeing", "keeping"])
+@pytest.mark.parametrize(
+    "disk", every(2, [("--max-disk", "4.5MB"), ()]), ids=["freeing", "keeping"]
+)
 def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
     """The shard that was on its way is fetched again and nothing else; its piece is removed."""
     hub.rate = 3_000_000
@@ -467,21 +573,30 @@ def test_killed_in_a_download(run, start, hub, tmp_path, wanted, disk):
 
 @pytest.mark.slow
 def test_killed_in_the_first_download(hub, tmp_path, wanted):
-    """Nothing is measured yet: the same command begins anew and removes the piece. With the installed script."""
+    """Nothing is measured yet: the same command begins anew and removes the piece. With the
+    installed script.
+    """
     hub.rate = 1_000_000
     env = os.environ | variables(hub.endpoint, tmp_path / "home")
-    with subprocess.Popen([SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
-        until(lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64])  # that of a shard
+    with subprocess.Popen(
+        [SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    ) as process:
+        until(
+            lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64]
+        )  # that of a shard
         process.kill()
     hub.rate = None
-    done = subprocess.run([SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert_goes_on(Run(done.returncode, done.stdout, done.stderr), hub, tmp_path, wanted)
 
 
 @pytest.mark.slow
 def test_killed_while_computing(run, start, hub, tmp_path):
-    """What was fetched under --max-disk serves the next run; in the end all of it is gone, also what the next run had
-    no use for, and the numbers are those of an audit that nobody stopped."""
+    """What was fetched under --max-disk serves the next run; in the end all of it is gone, also
+    what the next run had no use for, and the numbers are those of an audit that nobody stopped.
+    """
     command = (*PAIR, "--nulls", "12", "--jobs", "1")
     run(*command, "-o", "whole", HF_HUB_CACHE=tmp_path / "other").assert_done()
     hub.reset()
@@ -496,8 +611,12 @@ def test_killed_while_computing(run, start, hub, tmp_path):
 
 @pytest.mark.slow
 def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
-    """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was there before stays."""
-    run("audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other").assert_done()
+    """`shadow clean` removes what an audit under --max-disk had fetched and its pieces; what was
+    there before stays.
+    """
+    run(
+        "audit", "--base", "org/small-base", "--tuned", "org/small-tuned", "-o", "other"
+    ).assert_done()
     before = blobs(tmp_path)
     assert len(before) == 2
     hub.rate = 3_000_000
@@ -514,7 +633,9 @@ def test_clean_after_a_killed_audit(run, start, hub, tmp_path, wanted):
 
 @pytest.mark.parametrize("where", ["download", "wait for a header", "plan"])
 def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
-    """Ctrl-C in a slow download or in a wait between tries: exit 130 within seconds, and how to go on."""
+    """Ctrl-C in a slow download or in a wait between tries: exit 130 within seconds, and how to go
+    on.
+    """
     if where == "download":
         hub.rate = 200_000
         process = start(*PAIR, "-o", "out")
@@ -527,7 +648,9 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
         time.sleep(0.2)
     began = time.monotonic()
     done = process.kill(signal.SIGINT)
-    assert time.monotonic() - began < 20  # a loaded machine takes its time; the wait would be a minute
+    assert (
+        time.monotonic() - began < 20
+    )  # a loaded machine takes its time; the wait would be a minute
     assert done.code == 130
     assert "Traceback" not in done.err
     if where != "plan":
@@ -578,17 +701,25 @@ def test_what_was_in_the_cache_before_stays(run, hub, folders, tmp_path, wanted)
     hub.reset()
     run(*PAIR, "-o", "out", "--max-disk", "2.7MB").assert_done()
     assert_equal(tmp_path / "out", wanted)
-    assert set(downloads(hub)) == {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}
+    assert set(downloads(hub)) == {
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+    }
     assert blobs(tmp_path) == before
 
 
 @pytest.mark.slow
 def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
-    """A shard that two commits share is one file in the cache: freeing it for one does not take it from the other,
-    and two commits of one repository can be compared."""
+    """A shard that two commits share is one file in the cache: freeing it for one does not take it
+    from the other, and two commits of one repository can be compared.
+    """
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
-    hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on, "tuned": folders["small-tuned"]})
+    hub.add(
+        "org/small-base",
+        folders["small-base"],
+        revisions={"next": moved_on, "tuned": folders["small-tuned"]},
+    )
     run(*SMALL, "-o", "out").assert_done()
     before = blobs(tmp_path)
     command = ("audit", "--base", "org/small-base@next", "--tuned")
@@ -596,28 +727,50 @@ def test_bytes_that_another_commit_has_stay(run, hub, folders, tmp_path):
     assert blobs(tmp_path) == before
     for number, tuned in enumerate(("next", "main", "tuned")):
         cache = {"HF_HUB_CACHE": tmp_path / "home" / str(number)}
-        run(*command, f"org/small-base@{tuned}", "-o", f"out{number + 3}", "--max-disk", "1GB", **cache).assert_done()
-        assert frame(tmp_path / f"out{number + 3}", "tensors")["status"].isin(["identical", "measured"]).all()
+        run(
+            *command,
+            f"org/small-base@{tuned}",
+            "-o",
+            f"out{number + 3}",
+            "--max-disk",
+            "1GB",
+            **cache,
+        ).assert_done()
+        assert (
+            frame(tmp_path / f"out{number + 3}", "tensors")["status"]
+            .isin(["identical", "measured"])
+            .all()
+        )
     assert blobs(tmp_path) == before
 
 
 @pytest.mark.slow
-def test_clean_leaves_bytes_that_another_commit_came_to_have(run, start, hub, folders, tmp_path, small):
-    """What a killed audit fetched of one commit stays when another audit has used the same bytes for another."""
+def test_clean_leaves_bytes_that_another_commit_came_to_have(
+    run, start, hub, folders, tmp_path, small
+):
+    """What a killed audit fetched of one commit stays when another audit has used the same bytes
+    for another.
+    """
     moved_on = shutil.copytree(folders["small-base"], tmp_path / "moved-on")
     (moved_on / "README.md").write_text("new")
     hub.add("org/small-base", folders["small-base"], revisions={"next": moved_on})
     fault = hub.fail(action=Stall(60, None), **PLACES["file"])
-    process = start("audit", "--base", "org/small-base@next", *SMALL[3:], "-o", "out", "--max-disk", "1GB")
+    process = start(
+        "audit", "--base", "org/small-base@next", *SMALL[3:], "-o", "out", "--max-disk", "1GB"
+    )
     until(lambda: fault.fired)
     process.kill()
     before = blobs(tmp_path)
     assert len(before) == 1
-    run("audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out2").assert_done()
+    run(
+        "audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out2"
+    ).assert_done()
     run("clean", "-o", "out").assert_done()
     assert blobs(tmp_path) == before
     hub.reset()
-    run("audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out3").assert_done()
+    run(
+        "audit", "--base", "org/small-base", "--tuned", folders["small-tuned"], "-o", "out3"
+    ).assert_done()
     assert_equal(tmp_path / "out3", small)
     assert not moved(hub)
 
@@ -645,8 +798,9 @@ def tiny_disk(folder: Path, options: str) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
-    """Where not all shards fit, each is freed after use, which is said; a killed run goes on in the same space;
-    where not even that fits, the numbers are told before the first byte of a weight."""
+    """Where not all shards fit, each is freed after use, which is said; a killed run goes on in the
+    same space; where not even that fits, the numbers are told before the first byte of a weight.
+    """
     with tiny_disk(tmp_path / "home", "size=5M"):
         hub.rate = 4_000_000
         process = start(*PAIR, "-o", "out")
@@ -661,13 +815,19 @@ def test_little_free_disk_frees_after_use(run, start, hub, tmp_path, wanted):
     assert_equal(tmp_path / "out", wanted)
     hub.reset()
     with tiny_disk(tmp_path / "tiny", "size=4M") as home:
-        told(run(*PAIR, "-o", "out2", HF_HUB_CACHE=home), "4.5 MB of disk are needed at", "4.2 MB are free")
+        told(
+            run(*PAIR, "-o", "out2", HF_HUB_CACHE=home),
+            "4.5 MB of disk are needed at",
+            "4.2 MB are free",
+        )
     assert set(moved(hub).values()) == {HEADERS}
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wanted):
-    """Another writer takes the rest of the disk during a download: one line; with space again it goes on."""
+    """Another writer takes the rest of the disk during a download: one line; with space again it
+    goes on.
+    """
     with tiny_disk(tmp_path / "home", "size=12M") as home:
         hub.rate = 2_000_000
         process = start(*PAIR, "-o", "out")
@@ -690,17 +850,27 @@ def test_a_disk_that_fills_up_is_one_error_line(run, start, hub, tmp_path, wante
 
 @pytest.mark.slow
 def test_a_cache_that_cannot_be_written_to_is_one_error_line(run, hub, tmp_path, small):
-    """A disk mounted read-only, and a file where the folder should be: told at once. What a read-only cache holds is
-    still used."""
+    """A disk mounted read-only, and a file where the folder should be: told at once. What a
+    read-only cache holds is still used.
+    """
     run(*SMALL, "-o", "out").assert_done()
     (tmp_path / "file").write_text("")
-    told(run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "file", seconds=5), "cannot write to", "HF_HUB_CACHE")
+    told(
+        run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "file", seconds=5),
+        "cannot write to",
+        "HF_HUB_CACHE",
+    )
     with tiny_disk(tmp_path / "disk", "size=9M") as cache:
         shutil.copytree(tmp_path / "home" / "hub", cache, symlinks=True, dirs_exist_ok=True)
         subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
         run(*SMALL, "-o", "out3", HF_HUB_CACHE=cache).assert_done()
         assert_equal(tmp_path / "out3", small)
-        told(run(*PAIR, "-o", "out4", HF_HUB_CACHE=cache, seconds=5), "cannot write to", "Read-only", "HF_HUB_CACHE")
+        told(
+            run(*PAIR, "-o", "out4", HF_HUB_CACHE=cache, seconds=5),
+            "cannot write to",
+            "Read-only",
+            "HF_HUB_CACHE",
+        )
 
 
 # Names, revisions, rights
@@ -711,17 +881,25 @@ def test_branches_tags_and_commits(run, hub, folders, tmp_path, small):
     base = folders["small-base"]
     commit = hub.add("org/model", base, revisions={"v1": folders["small-tuned"], "feature/x": base})
     tag = hub.commit("org/model", "v1")
-    for number, (revision, found) in enumerate({"v1": tag, tag: tag, "main": commit, "feature/x": commit}.items()):
+    for number, (revision, found) in enumerate(
+        {"v1": tag, tag: tag, "main": commit, "feature/x": commit}.items()
+    ):
         output = tmp_path / f"out{number}"
-        run("audit", "--base", "org/small-base", "--tuned", f"org/model@{revision}", "-o", output).assert_done()
-        metadata = json.loads(pq.read_schema(report(output) / "matrices.parquet").metadata[b"shadow"])
+        run(
+            "audit", "--base", "org/small-base", "--tuned", f"org/model@{revision}", "-o", output
+        ).assert_done()
+        metadata = json.loads(
+            pq.read_schema(report(output) / "matrices.parquet").metadata[b"shadow"]
+        )
         assert metadata["tuned"]["commit"] == found
     assert_equal(tmp_path / "out0", small)
     assert_equal(tmp_path / "out1", small)
 
 
 def test_a_new_commit_is_measured_when_that_is_asked_for(run, hub, folders, tmp_path, small):
-    """A branch that has moved on is another checkpoint: the report stays, and it is said; --overwrite replaces it."""
+    """A branch that has moved on is another checkpoint: the report stays, and it is said;
+    --overwrite replaces it.
+    """
     hub.add("org/model", folders["small-base"])
     command = ("audit", "--base", "org/small-base", "--tuned", "org/model", "-o", "out")
     run(*command).assert_done()
@@ -758,28 +936,42 @@ def test_a_checkpoint_in_a_subfolder(run, hub, folders, tmp_path, small):
 
 @pytest.mark.slow
 def test_refusals_say_how_to_get_access(run, hub, folders):
-    """Gated with and without a token, private or missing, no such revision: each a line and what to do."""
+    """Gated with and without a token, private or missing, no such revision: each a line and what to
+    do.
+    """
     hub.add("org/gated", folders["small-tuned"], gated=True)
     hub.add("org/private", folders["small-tuned"], private=True)
 
     def refused(tuned: str, *words: str, **more: str) -> None:
         told(run(*SMALL[:-1], tuned, "-o", "out", **more), *words)
 
-    address, no_token = f"{hub.endpoint}/org/gated", "no token is in use: `hf auth login`, or HF_TOKEN"
+    address, no_token = (
+        f"{hub.endpoint}/org/gated",
+        "no token is in use: `hf auth login`, or HF_TOKEN",
+    )
     refused("org/gated", "org/gated is gated", address, no_token, HF_TOKEN="")
     refused("org/gated", "org/gated is gated", address, "the token of HF_TOKEN is in use")
     for name in ("org/private", "org/none"):
         refused(name, f"{name} is not on the Hub, or it is private", no_token, HF_TOKEN="")
-        refused(name, f"{name} is not on the Hub, or it is private", "the token of HF_TOKEN is in use")
+        refused(
+            name, f"{name} is not on the Hub, or it is private", "the token of HF_TOKEN is in use"
+        )
     refused("org/small-tuned@none", "has no revision 'none'", "org/small-tuned/tree/main")
     refused(f"org/small-tuned@{'0' * 40}", "has no revision")
-    refused("org/small-tuned", "requires a valid login (401)", "the token of HF_TOKEN is in use", HF_TOKEN="hf_wrong")
+    refused(
+        "org/small-tuned",
+        "requires a valid login (401)",
+        "the token of HF_TOKEN is in use",
+        HF_TOKEN="hf_wrong",
+    )
     hub.granted |= {"org/gated", "org/private"}
     for name in ("org/gated", "org/private"):
         run(*SMALL[:-1], name, "-o", "out").assert_done()
 
 
-@pytest.mark.parametrize("token", ["hf_with blank", "hf_new\nline\x7f", "hf_ünïcode", "Bearer hf_x"])
+@pytest.mark.parametrize(
+    "token", ["hf_with blank", "hf_new\nline\x7f", "hf_ünïcode", "Bearer hf_x"]
+)
 def test_a_token_that_cannot_be_one_is_one_error_line(run, hub, token):
     """Spaces, control characters, letters beyond ASCII: which token it is, never the token."""
     done = run(*SMALL, "-o", "out", HF_TOKEN=token, seconds=5)
@@ -793,7 +985,9 @@ def test_a_repository_without_weights_says_what_there_is(run, hub, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "weights.npz").write_text("")
     hub.add("org/empty", tmp_path / "empty")
-    told(run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty: no safetensors files", "weights.npz")
+    told(
+        run(*SMALL[:-1], "org/empty", "-o", "out"), "org/empty: no safetensors files", "weights.npz"
+    )
 
 
 @pytest.mark.slow
@@ -819,14 +1013,27 @@ def test_bin_files_need_the_flag(run, hub, folders, tmp_path, small, disk):
 
 @pytest.mark.slow
 def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
-    """Nothing, a part, and all of a pair in the cache: what is missing is said; with all of it no request is made."""
+    """Nothing, a part, and all of a pair in the cache: what is missing is said; with all of it no
+    request is made.
+    """
     for offline in ({"HF_HUB_OFFLINE": "1"}, {}):
         command = (*SMALL, "-o", "out", *(() if offline else ("--offline",)))
-        told(run(*command, **offline), "org/small-base is not in the cache, and this run is offline", "--offline")
+        told(
+            run(*command, **offline),
+            "org/small-base is not in the cache, and this run is offline",
+            "--offline",
+        )
     assert not hub.requests
-    told(run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk")  # the configs are there then, and no weights
+    told(
+        run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk"
+    )  # the configs are there then, and no weights
     hub.reset()
-    told(run(*SMALL, "-o", "out", "--offline"), "org/small-base", "cache", "run once without --offline")
+    told(
+        run(*SMALL, "-o", "out", "--offline"),
+        "org/small-base",
+        "cache",
+        "run once without --offline",
+    )
     run(*SMALL, "-o", "out").assert_done()
     hub.reset()
     for number, offline in enumerate(({"HF_HUB_OFFLINE": "1"}, {})):
@@ -840,12 +1047,17 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
 
 @pytest.mark.slow
 def test_offline_with_some_of_the_shards(run, hub, tmp_path, wanted):
-    """Which shards are missing is said, and a part of the model that the cache has is measured all the same."""
+    """Which shards are missing is said, and a part of the model that the cache has is measured all
+    the same.
+    """
     chosen = ("--layer", "0", "--fetch", "shards")
     run(*PAIR, "-o", "out", *chosen).assert_done()
     hub.reset()
     told(
-        run(*PAIR, "-o", "out2", "--offline"), "2 of 3 shards are not in the cache", "model-00002-of-00003", "--offline"
+        run(*PAIR, "-o", "out2", "--offline"),
+        "2 of 3 shards are not in the cache",
+        "model-00002-of-00003",
+        "--offline",
     )
     assert not hub.requests
 
@@ -875,12 +1087,18 @@ PLACES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "actions",
-    [(Status(500, AT_ONCE), Status(503, AT_ONCE)), (Status(429, {"Retry-After": "1"}),), (Drop(), Drop(reset=True))],
+    [
+        (Status(500, AT_ONCE), Status(503, AT_ONCE)),
+        (Status(429, {"Retry-After": "1"}),),
+        (Drop(), Drop(reset=True)),
+    ],
     ids=["5xx", "429", "drop"],
 )
 def test_a_fault_at_every_request_once_does_not_matter(run, hub, tmp_path, small, actions):
     """Each kind of request fails once: it is tried again."""
-    faults = [hub.fail(action=action, **place) for place, action in zip(PLACES.values(), cycle(actions))]
+    faults = [
+        hub.fail(action=action, **place) for place, action in zip(PLACES.values(), cycle(actions))
+    ]
     done = found_by(run, tmp_path, small)
     assert all(fault.fired == 1 for fault in faults)
     assert "damaged" not in done.err
@@ -896,21 +1114,36 @@ def test_a_server_that_stops_answering_is_tried_again(run, hub, tmp_path, small,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str)
+@pytest.mark.parametrize(
+    "action", [Cut(5000), Cut(5000, reset=True), Stall(60, 5000), Expire()], ids=str
+)
 def test_a_body_that_ends_early_is_fetched_on(run, hub, tmp_path, small, action):
-    """A header, a whole file, a range: cut in order or by a reset, stalled, or at an address that has run out."""
+    """A header, a whole file, a range: cut in order or by a reset, stalled, or at an address that
+    has run out.
+    """
     faults = [hub.fail(action=action, **PLACES[place]) for place in ("header", "file")]
     found_by(run, tmp_path, small, **HASTE)
     hub.faults.clear()
     faults.append(hub.fail(action=action, **PLACES["file"]))
-    found_by(run, tmp_path, small, "--fetch", "ranges", out="out2", HF_HUB_CACHE=tmp_path / "other", **HASTE)
+    found_by(
+        run,
+        tmp_path,
+        small,
+        "--fetch",
+        "ranges",
+        out="out2",
+        HF_HUB_CACHE=tmp_path / "other",
+        **HASTE,
+    )
     assert all(fault.fired == 1 for fault in faults)
     assert not incomplete(tmp_path)
 
 
 @pytest.mark.slow
 def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
-    """Ranges go on where the line broke, as often as that takes: tries count from the last byte that came."""
+    """Ranges go on where the line broke, as often as that takes: tries count from the last byte
+    that came.
+    """
     fault = hub.fail("org/tuned/*", Cut(70_000), origin="cdn", skip=2, times=None)
     run(*PAIR, "-o", "out", "--module", "embed").assert_done()
     assert_same(frame(tmp_path / "out"), wanted["matrices"].query("module == 'embed'"))
@@ -920,7 +1153,11 @@ def test_a_line_that_always_breaks_still_gets_there(run, hub, tmp_path, wanted):
 @pytest.mark.parametrize("place", every(3, PLACES))
 def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
     """Nobody waits for hours: the number is in the hint, whichever of two headers tells it."""
-    limit = {"RateLimit": '"api";r=0;t=9999', "RateLimit-Policy": '"api";q=500;w=300', "Retry-After": "1"}
+    limit = {
+        "RateLimit": '"api";r=0;t=9999',
+        "RateLimit-Policy": '"api";q=500;w=300',
+        "Retry-After": "1",
+    }
     headers = limit if place == "model info" else {"Retry-After": "9999"}
     hub.fail(action=Status(429, headers), times=None, **PLACES[place])
     begun = time.monotonic()
@@ -931,9 +1168,17 @@ def test_a_long_ban_ends_at_once_with_the_number(run, hub, place):
 
 def said(done: Run, *words: str) -> bool:
     """A refusal in one line and one hint, after talk such as `fetching 1 MB`."""
-    talk = [line for line in done.err.splitlines(keepends=True) if not line.startswith(("error:", "hint:"))]
+    talk = [
+        line
+        for line in done.err.splitlines(keepends=True)
+        if not line.startswith(("error:", "hint:"))
+    ]
     told(
-        Run(done.code, done.out, "".join(line for line in done.err.splitlines(keepends=True) if line not in talk)),
+        Run(
+            done.code,
+            done.out,
+            "".join(line for line in done.err.splitlines(keepends=True) if line not in talk),
+        ),
         *words,
     )
     return all(line.startswith(("fetching ", "the Hub ", "org/")) for line in talk)
@@ -944,14 +1189,18 @@ def said(done: Run, *words: str) -> bool:
 def test_endless_faults_are_given_up(run, hub, tmp_path, place):
     """After six tries: exit 1, one line that names the fault, how to go on, no report."""
     fault = hub.fail(action=Status(503, AT_ONCE), times=None, **PLACES[place])
-    assert said(run(*SMALL, "-o", "out"), "answers 503, also after 6 tries", "run the same command again")
+    assert said(
+        run(*SMALL, "-o", "out"), "answers 503, also after 6 tries", "run the same command again"
+    )
     assert fault.fired in (6, 12)
     assert not list(tmp_path.rglob("*.parquet"))
 
 
 @pytest.mark.slow
 def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
-    """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about 20 seconds."""
+    """A shard that is always cut short, a Hub that nobody answers for: told after six tries, about
+    20 seconds.
+    """
     hub.fail(f"org/small-tuned/{MODEL}", Truncate(20_000), origin="cdn", skip=1, times=None)
     assert said(run(*SMALL, "-o", "out"), "arrived incomplete, also after 6 tries")
     with socket.socket() as closed:
@@ -965,14 +1214,21 @@ def test_what_stays_broken_without_a_word_is_given_up(run, hub, tmp_path):
 
 @pytest.mark.parametrize("file", every(2, [MODEL, "config.json"]))
 def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
-    """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the cache."""
-    fault = hub.fail(f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL)
+    """Once: it is said, and the numbers are right. Always: refused, and nothing of it stays in the
+    cache.
+    """
+    fault = hub.fail(
+        f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL
+    )
     done = found_by(run, tmp_path, small)
     assert f"org/small-tuned: {file} arrived damaged; downloading it again" in done.err
     assert fault.fired == 1
     hub.reset()
     fault = hub.fail(
-        f"org/small-tuned/{file}", Flip(20 if file == "config.json" else 15_000), skip=file == MODEL, times=None
+        f"org/small-tuned/{file}",
+        Flip(20 if file == "config.json" else 15_000),
+        skip=file == MODEL,
+        times=None,
     )
     done = run(*SMALL, "-o", "out2", HF_HUB_CACHE=tmp_path / "other")
     assert said(done, f"{file} does not match its checksum")
@@ -988,10 +1244,14 @@ def test_a_flipped_byte_is_fetched_again(run, hub, tmp_path, small, file):
     ids=["data", "header", "length", "cut", "freeing"],
 )
 def test_a_damaged_cache_is_mended(run, hub, tmp_path, small, position, disk):
-    """A flipped byte in a shard in the cache, also in its header, or a shard that was cut there: it is fetched again,
-    which is said; offline it is refused. Where it was the header, the next command has the right one."""
+    """A flipped byte in a shard in the cache, also in its header, or a shard that was cut there: it
+    is fetched again, which is said; offline it is refused. Where it was the header, the next
+    command has the right one.
+    """
     found_by(run, tmp_path, small)
-    (blob,) = (path.resolve() for path in (tmp_path / "home").rglob(f"models--org--small-tuned/**/{MODEL}"))
+    (blob,) = (
+        path.resolve() for path in (tmp_path / "home").rglob(f"models--org--small-tuned/**/{MODEL}")
+    )
     content = bytearray(blob.read_bytes())
     if position is None:
         content = content[:20_000]
@@ -1078,7 +1338,9 @@ INFO, TREE = "/api/models/org/small-tuned", "/api/models/org/small-tuned/tree/*"
 def entry(**more) -> bytes:
     """A listing with one file."""
     lfs = {"oid": "0" * 64, "size": 30_000, "pointerSize": 1}
-    return json.dumps([{"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs, **more}]).encode()
+    return json.dumps(
+        [{"type": "file", "oid": "0" * 40, "size": 30_000, "path": MODEL, "lfs": lfs, **more}]
+    ).encode()
 
 
 ANSWERS = {
@@ -1114,7 +1376,9 @@ ANSWERS = {
 
 @pytest.mark.parametrize("case", every(5, ANSWERS))
 def test_a_hostile_answer_is_one_error_line(run, hub, tmp_path, case):
-    """Whatever a server says instead of its listing: exit 1, a line and a hint, at once, nothing outside the cache."""
+    """Whatever a server says instead of its listing: exit 1, a line and a hint, at once, nothing
+    outside the cache.
+    """
     pattern, body = ANSWERS[case]
     edit(hub, pattern, lambda answer: answer.become(200, {"Content-Type": "text/html"}, body))
     done = run(*SMALL, "-o", "out", seconds=10)
@@ -1160,14 +1424,21 @@ def test_a_hostile_index_is_one_error_line(run, hub, folders, tmp_path, case):
     hostile = shutil.copytree(folders["small-tuned"], tmp_path / "hostile")
     (hostile / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     hub.add("org/hostile", hostile)
-    told(run(*SMALL[:-1], "org/hostile", "-o", "out"), "error: org/hostile: ", words, "tell its owner")
+    told(
+        run(*SMALL[:-1], "org/hostile", "-o", "out"),
+        "error: org/hostile: ",
+        words,
+        "tell its owner",
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_an_address_that_is_no_hub(run, hub, tmp_path):
     """A web page, an address without a scheme, nonsense: what is wrong with HF_ENDPOINT."""
     edit(hub, "*", lambda answer: answer.become(200, {"Content-Type": "text/html"}, HTML))
-    told(run(*SMALL, "-o", "out", seconds=10), "does not answer like a Hub", "is HF_ENDPOINT a Hub?")
+    told(
+        run(*SMALL, "-o", "out", seconds=10), "does not answer like a Hub", "is HF_ENDPOINT a Hub?"
+    )
     for endpoint in ("127.0.0.1:9", "ftp://127.0.0.1", "http://[", "http://a b"):
         told(run(*SMALL, "-o", "out", HF_ENDPOINT=endpoint, seconds=10), "HF_ENDPOINT")
     told(run(*SMALL, "-o", "out", HF_HUB_ETAG_TIMEOUT="soon"), "HF_HUB_ETAG_TIMEOUT")
@@ -1175,16 +1446,24 @@ def test_an_address_that_is_no_hub(run, hub, tmp_path):
 
 def test_a_shard_that_is_no_safetensors_file(run, hub, folders, tmp_path):
     """An LFS pointer, an empty file, a lying header: one line that names the file."""
-    for number, content in enumerate((b"version https://git-lfs.github.com/spec/v1\n", b"", b"1234", b"\xff" * 900)):
+    for number, content in enumerate(
+        (b"version https://git-lfs.github.com/spec/v1\n", b"", b"1234", b"\xff" * 900)
+    ):
         broken = shutil.copytree(folders["small-tuned"], tmp_path / f"broken{number}")
         (broken / MODEL).write_bytes(content)
         hub.add("org/broken", broken)
-        told(run(*SMALL[:-1], "org/broken", "-o", "out"), f"error: org/broken: {MODEL}", "tell its owner")
+        told(
+            run(*SMALL[:-1], "org/broken", "-o", "out"),
+            f"error: org/broken: {MODEL}",
+            "tell its owner",
+        )
 
 
 @pytest.mark.parametrize("offline", [(), ("--offline",)], ids=["online", "offline"])
 def test_a_name_that_is_a_folder_here_says_how_that_is_written(run, tmp_path, offline):
-    """`--tuned org/here` is on the Hub or nowhere; where such a folder lies the hint is how to write it, no other."""
+    """`--tuned org/here` is on the Hub or nowhere; where such a folder lies the hint is how to
+    write it, no other.
+    """
     (tmp_path / "org" / "here").mkdir(parents=True)
     done = run(*SMALL[:2], "org/here", *SMALL[3:], "-o", "out", *offline)
     told(done, "org/here is not", "hint:  for the folder, write ./org/here\n")
@@ -1240,15 +1519,18 @@ def olah(tmp_path_factory):
     """The `olah` command, installed beside this environment."""
     target = tmp_path_factory.mktemp("olah")
     subprocess.run([sys.executable, "-m", "venv", target], check=True)
-    subprocess.run([target / "bin" / "python", "-m", "pip", "install", "--quiet", "olah"], check=True)
+    subprocess.run(
+        [target / "bin" / "python", "-m", "pip", "install", "--quiet", "olah"], check=True
+    )
     return target / "bin" / "olah-cli"
 
 
 @pytest.mark.slow
 @pytest.mark.real
 def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wanted):
-    """olah between the client and the Hub: it answers large files itself, without a redirect. A full audit and one of
-    a layer, each twice, the second time from the mirror's cache."""
+    """olah between the client and the Hub: it answers large files itself, without a redirect. A
+    full audit and one of a layer, each twice, the second time from the mirror's cache.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -1256,11 +1538,17 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
     command += ["--hf-netloc", hub.endpoint.removeprefix("http://")]
     command += ["--repos-path", tmp_path / "repos", "--log-path", tmp_path / "logs"]
     hub.page_size = 2
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as mirror:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as mirror:
         try:
             until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)))
             for number in range(2):
-                more = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_TOKEN": "", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
+                more = {
+                    "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+                    "HF_TOKEN": "",
+                    "HF_HUB_DOWNLOAD_TIMEOUT": "10",
+                }
                 more |= {"HF_HUB_CACHE": tmp_path / f"cache{number}", "HF_HUB_ETAG_TIMEOUT": "10"}
                 hub.reset()
                 run(*PAIR, "-o", f"out-full{number}", **more).assert_done()
@@ -1269,16 +1557,25 @@ def test_a_caching_mirror_gives_the_same_numbers(run, hub, olah, tmp_path, wante
                 assert frame(tmp_path / f"out-full{number}")["verified"].all()
                 more |= {"HF_HUB_CACHE": tmp_path / f"ranges{number}"}
                 run(*PAIR, "-o", f"out-layer{number}", "--layer", "0", **more).assert_done()
-                assert_same(frame(tmp_path / f"out-layer{number}"), wanted["matrices"].query("layer == 0"))
+                assert_same(
+                    frame(tmp_path / f"out-layer{number}"), wanted["matrices"].query("layer == 0")
+                )
         finally:
             mirror.terminate()
 
 
-def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody(run, hub, folders, tmp_path):
-    """Deltas are held against each other as in folders, without a request; a commit that is gone is told."""
+def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody(
+    run, hub, folders, tmp_path
+):
+    """Deltas are held against each other as in folders, without a request; a commit that is gone is
+    told.
+    """
     hub.add("org/small-next", write(tmp_path / "next", tensors(FEW, 2)))
     assert run(*SMALL, "-o", "out").code == 0
-    assert run("audit", "--base", "org/small-tuned", "--tuned", "org/small-next", "-o", "out").code == 0
+    assert (
+        run("audit", "--base", "org/small-tuned", "--tuned", "org/small-next", "-o", "out").code
+        == 0
+    )
     hub.add("org/small-next", folders["small-base"])  # its main has moved since
     hub.reset()
 
@@ -1287,7 +1584,10 @@ def test_a_lineage_reads_the_cache_at_the_commits_of_its_reports_and_asks_nobody
         assert done.code == 0, done.err
         return json.loads(done.out)["chains"][0]["steps"][1]
 
-    a, b, c = (torch.cat([one.double().reshape(-1) for one in tensors(FEW, seed).values()]) for seed in (0, 1, 2))
+    a, b, c = (
+        torch.cat([one.double().reshape(-1) for one in tensors(FEW, seed).values()])
+        for seed in (0, 1, 2)
+    )
     cosine = float((b - a) @ (c - b) / (b - a).norm() / (c - b).norm())
     assert last()["joint"]["cosine"] == pytest.approx(cosine)
     shutil.rmtree(tmp_path / "home" / "hub" / "models--org--small-next")

@@ -1,4 +1,6 @@
-"""The Hub that the tests use (tests/hub.py): the real client understands it, and each fault does what its name says."""
+"""The Hub that the tests use (tests/hub.py): the real client understands it, and each fault does
+what its name says.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,17 @@ def hub(folder: Path) -> Iterator[Hub]:
 
 
 def client(hub: Hub, home: Path, code: str, token: str | None = None) -> object:
-    """What code assigns to `found`, in a process of its own whose huggingface_hub speaks to the hub."""
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    variables |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    """What code assigns to `found`, in a process of its own whose huggingface_hub speaks to the
+    hub.
+    """
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))
+    }
+    variables |= {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     variables |= {"HF_TOKEN": token} if token else {}
     done = subprocess.run(
         [sys.executable, "-c", f"{PRELUDE}\n{code}\nprint(json.dumps(found))"],
@@ -84,12 +94,16 @@ def client(hub: Hub, home: Path, code: str, token: str | None = None) -> object:
     return json.loads(done.stdout)
 
 
-def ask(url: str, asked: str | None = None, method: str = "GET", timeout: float = 5) -> tuple[int, dict, bytes]:
+def ask(
+    url: str, asked: str | None = None, method: str = "GET", timeout: float = 5
+) -> tuple[int, dict, bytes]:
     """Status, headers and body of an answer; the body may be cut short. Redirects are not followed."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
     try:
-        connection.request(method, f"{parts.path}?{parts.query}", headers={"Range": asked} if asked else {})
+        connection.request(
+            method, f"{parts.path}?{parts.query}", headers={"Range": asked} if asked else {}
+        )
         answer = connection.getresponse()
         try:
             body = answer.read()
@@ -120,8 +134,12 @@ found = [[path, str(Path(path).resolve())] for path in paths]
     found = client(hub, tmp_path, code, "hf_secret")
     cache = tmp_path / "hub" / "models--org--model"
     commit = hub.commit("org/model")
-    assert [path for path, _ in found[:2]] == [str(cache / "snapshots" / commit / n) for n in ("config.json", MODEL)]
-    assert [blob for _, blob in found[:2]] == [str(cache / "blobs" / name) for name in (GIT, SHA256)]
+    assert [path for path, _ in found[:2]] == [
+        str(cache / "snapshots" / commit / n) for n in ("config.json", MODEL)
+    ]
+    assert [blob for _, blob in found[:2]] == [
+        str(cache / "blobs" / name) for name in (GIT, SHA256)
+    ]
     assert (cache / "refs" / "main").read_text() == commit
     assert [Path(path).read_bytes() for path, _ in found] == [CONFIG, WEIGHTS, "café".encode()]
     assert [(r.origin, r.method, r.status, r.sent) for r in hub.asked(MODEL)] == [
@@ -149,9 +167,12 @@ found = {
     "info": [info.sha, info.private, info.gated, [[s.rfilename, s.size] for s in info.siblings]],
     "none": fault(lambda: list(api.list_repo_tree("org/model", "none"))),
 }
-"""  # noqa: E501
+"""
     found = client(hub, tmp_path, code)
-    config, model = ["config.json", len(CONFIG), None], [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]]
+    config, model = (
+        ["config.json", len(CONFIG), None],
+        [MODEL, len(WEIGHTS), [SHA256, len(WEIGHTS)]],
+    )
     optimizer = ["sub/optimizer.bin", 1000, [hashlib.sha256(WEIGHTS[:1000]).hexdigest(), 1000]]
     note = ["sub/a note.txt", 5, None]
     assert found["all"] == [config, model, "sub", note, optimizer]
@@ -178,13 +199,20 @@ found = {{
                 fault(lambda: get("config.json", "v2")), fault(lambda: get("none", "main"))],
     "files": [get("a note.txt", "v1"), get("a note.txt", "refs/pr/1"), get("config.json", "{commit}")],
 }}
-"""  # noqa: E501
+"""
     found = client(hub, tmp_path, code)
     tag = hub.commit("org/model", "v1")
     assert found["names"] == [commit, commit, tag, tag, commit]
-    assert found["missing"] == [["RevisionNotFoundError", 404]] * 3 + [["RemoteEntryNotFoundError", 404]]
+    assert found["missing"] == [["RevisionNotFoundError", 404]] * 3 + [
+        ["RemoteEntryNotFoundError", 404]
+    ]
     assert found["files"] == ["café", "café", CONFIG.decode()]
-    assert hub.add("org/model", folder) == commit != hub.add("org/model", folder / "sub") == hub.commit("org/model")
+    assert (
+        hub.add("org/model", folder)
+        == commit
+        != hub.add("org/model", folder / "sub")
+        == hub.commit("org/model")
+    )
     assert ask(address(hub, "config.json", commit))[2] == CONFIG
 
 
@@ -219,7 +247,9 @@ found = [all(False), all("hf_good"), all("hf_bad"), hf.model_info("org/gated", t
         "org/none": [[gone, 404]] * 3,
     }
     # the model's file is in the cache by then, which the client falls back to
-    assert {repo: told[0] for repo, told in bad.items()} == {repo: ["HfHubHTTPError", 401] for repo in bad}
+    assert {repo: told[0] for repo, told in bad.items()} == {
+        repo: ["HfHubHTTPError", 401] for repo in bad
+    }
     assert gated == "manual"
     hub.granted |= {"org/gated", "org/private"}
     _, good, _, _ = client(hub, tmp_path / "after", code)
@@ -256,13 +286,20 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 """
     found = client(hub, tmp_path, code, "hf_secret")
-    assert found == {MODEL: WEIGHTS.hex(), "config.json": CONFIG.hex(), "sub/optimizer.bin": WEIGHTS[:1000].hex()}
+    assert found == {
+        MODEL: WEIGHTS.hex(),
+        "config.json": CONFIG.hex(),
+        "sub/optimizer.bin": WEIGHTS[:1000].hex(),
+    }
     assert [(r.status, r.range, r.sent) for r in hub.asked(MODEL, method="GET")] == [
         (200, None, 200_000),
         (206, "bytes=200000-", 100_000),
     ]
     assert [r.status for r in hub.asked("config.json", method="GET")] == [429, 200]
-    assert [(r.origin, r.authorized) for r in hub.asked("*/optimizer.bin")] == [("hub", True), ("other", False)]
+    assert [(r.origin, r.authorized) for r in hub.asked("*/optimizer.bin")] == [
+        ("hub", True),
+        ("other", False),
+    ]
 
 
 # The server itself
@@ -281,9 +318,13 @@ for thread in threads: thread.join()
         ("bytes=99999999-", 416, 0, 0),
     ],
 )
-def test_ranges(hub: Hub, origin: str, asked: str, status: int, start: int, stop: int | None) -> None:
+def test_ranges(
+    hub: Hub, origin: str, asked: str, status: int, start: int, stop: int | None
+) -> None:
     url, content, etag = (
-        (address(hub, "config.json"), CONFIG, GIT) if origin == "hub" else (signed(hub), WEIGHTS, SHA256)
+        (address(hub, "config.json"), CONFIG, GIT)
+        if origin == "hub"
+        else (signed(hub), WEIGHTS, SHA256)
     )
     hub.reset()
     told, headers, body = ask(url, asked)
@@ -291,7 +332,10 @@ def test_ranges(hub: Hub, origin: str, asked: str, status: int, start: int, stop
     assert (told, body, int(headers["content-length"])) == (status, expected, len(expected))
     assert headers["etag"] == f'"{etag}"'
     size = len(content)
-    content_range = {206: f"bytes {start}-{start + len(expected) - 1}/{size}", 416: f"bytes */{size}"}
+    content_range = {
+        206: f"bytes {start}-{start + len(expected) - 1}/{size}",
+        416: f"bytes */{size}",
+    }
     assert headers.get("content-range") == content_range.get(status)
     request = hub.requests[0]
     assert (request.range, request.status, request.sent) == (asked, status, len(expected))
@@ -301,7 +345,11 @@ def test_ranges(hub: Hub, origin: str, asked: str, status: int, start: int, stop
 
 def test_headers_of_large_file(hub: Hub) -> None:
     status, headers, _ = ask(address(hub), method="HEAD")
-    assert (status, headers["x-linked-etag"], headers["x-linked-size"]) == (302, f'"{SHA256}"', str(len(WEIGHTS)))
+    assert (status, headers["x-linked-etag"], headers["x-linked-size"]) == (
+        302,
+        f'"{SHA256}"',
+        str(len(WEIGHTS)),
+    )
     assert headers["x-repo-commit"] == hub.commit("org/model")
     assert headers["location"].startswith(hub.cdn)
     assert ask(f"{hub.cdn}/{SHA256}")[0] == 403
@@ -310,7 +358,9 @@ def test_headers_of_large_file(hub: Hub) -> None:
 
 
 def broken(hub: Hub, action: Action, asked: str | None = None) -> tuple[int, dict, bytes]:
-    """The answer to a request for the large file that goes wrong, after one that did not and before another."""
+    """The answer to a request for the large file that goes wrong, after one that did not and before
+    another.
+    """
     fault = hub.fail(MODEL, action, origin="cdn", skip=1)
     url = signed(hub)
     before = ask(url, asked)[2]
@@ -330,7 +380,9 @@ def test_status(hub: Hub) -> None:
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_drop(hub: Hub, reset: bool) -> None:
-    with pytest.raises(http.client.RemoteDisconnected if not reset else ConnectionResetError) as caught:
+    with pytest.raises(
+        http.client.RemoteDisconnected if not reset else ConnectionResetError
+    ) as caught:
         broken(hub, Drop(reset))
     assert reset or not isinstance(caught.value.__context__, ConnectionResetError)
     assert [r.status for r in hub.asked(MODEL, origin="cdn")] == [200, 0, 200]
@@ -338,7 +390,11 @@ def test_drop(hub: Hub, reset: bool) -> None:
 
 def test_cut(hub: Hub) -> None:
     status, headers, body = broken(hub, Cut(70_000), "bytes=10-")
-    assert (status, int(headers["content-length"]), body) == (206, len(WEIGHTS) - 10, WEIGHTS[10:70_010])
+    assert (status, int(headers["content-length"]), body) == (
+        206,
+        len(WEIGHTS) - 10,
+        WEIGHTS[10:70_010],
+    )
     assert hub.asked(MODEL, origin="cdn")[1].sent == 70_000
 
 
@@ -464,9 +520,15 @@ def test_clients_that_leave(hub: Hub, capfd: pytest.CaptureFixture[str]) -> None
 def test_connections_are_kept(hub: Hub) -> None:
     line = http.client.HTTPConnection(urlsplit(hub.endpoint).netloc)
     for _ in range(3):
-        line.request("GET", "/org/model/resolve/main/config.json", headers={"Authorization": "Bearer none"})
-        assert line.getresponse().read() == b'{"error": "Invalid credentials in Authorization header"}'
-    line.request("POST", "/api/models/org/model/paths-info/main", body=b"paths=config.json&paths=none")
+        line.request(
+            "GET", "/org/model/resolve/main/config.json", headers={"Authorization": "Bearer none"}
+        )
+        assert (
+            line.getresponse().read() == b'{"error": "Invalid credentials in Authorization header"}'
+        )
+    line.request(
+        "POST", "/api/models/org/model/paths-info/main", body=b"paths=config.json&paths=none"
+    )
     assert [entry["path"] for entry in json.loads(line.getresponse().read())] == ["config.json"]
     assert hub.requests[0] == Request(
         "hub", "GET", "/org/model/resolve/main/config.json", 401, 56, None, True, "", ""

@@ -1,4 +1,6 @@
-"""One pair in parts: where it is cut, that its report is that of one process, and what each part fetches."""
+"""One pair in parts: where it is cut, that its report is that of one process, and what each part
+fetches.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,17 @@ from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
 SETTINGS = Settings(Method(), Filter())
-NAMES = [f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")]
+NAMES = [
+    f"model.layers.{layer}.mlp.{part}_proj.weight" for layer in range(12) for part in ("up", "down")
+]
 
 
 def weights(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"up": (48, 32), "down": (32, 48)}
-    return {name: torch.randn(*shapes[name.split(".")[4][:-5]], generator=generator) for name in NAMES} | {
-        "model.norm.weight": torch.randn(32, generator=generator)
-    }
+    return {
+        name: torch.randn(*shapes[name.split(".")[4][:-5]], generator=generator) for name in NAMES
+    } | {"model.norm.weight": torch.randn(32, generator=generator)}
 
 
 def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
@@ -48,21 +52,28 @@ def sharded(folder: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path
         mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
         save_file({name: tensors[name].contiguous() for name in mine}, folder / file)
         weight_map |= dict.fromkeys(mine, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
 
 @pytest.fixture
 def pair(tmp_path):
-    base, tuned = sharded(tmp_path / "base", weights(0), 6), sharded(tmp_path / "tuned", weights(1), 6)
+    base, tuned = (
+        sharded(tmp_path / "base", weights(0), 6),
+        sharded(tmp_path / "tuned", weights(1), 6),
+    )
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
 
 
 def contents(folder: Path) -> dict[str, object]:
     """The data of every table of a report and the bytes of its summary."""
     return {
-        path.name: pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        path.name: pq.read_table(path).to_pylist()
+        if path.suffix == ".parquet"
+        else path.read_bytes()
         for path in sorted(folder.iterdir())
     }
 
@@ -84,7 +95,9 @@ def evenly(pairs):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6])
 def test_parts_are_whole_base_shards(tmp_path, count):
-    """Six shards on both sides that end at the same tensors: as many parts as asked for, none sharing a shard."""
+    """Six shards on both sides that end at the same tensors: as many parts as asked for, none
+    sharing a shard.
+    """
     pairs = lined_up(tmp_path, 6, 6)
     parts = cut(pairs, count, evenly(pairs))
     assert len(parts) == count
@@ -110,13 +123,16 @@ def test_nothing_to_fetch_is_cut_anywhere(tmp_path):
 
 
 def test_a_cut_goes_where_the_least_lies_on_both_sides(tmp_path):
-    """Base in six shards, tuned in four: with two parts the cut is in the middle, where no tuned shard is on both
-    sides; three parts share two tuned shards at most, one at each cut."""
+    """Base in six shards, tuned in four: with two parts the cut is in the middle, where no tuned
+    shard is on both sides; three parts share two tuned shards at most, one at each cut.
+    """
     pairs = lined_up(tmp_path, 6, 4)
     for count, shared in ((2, 0), (3, 2)):
         parts = cut(pairs, count, evenly(pairs))
         assert len(parts) == count
-        shards = Counter(shard for part in parts for shard in {one for pair in part for one in shards_of(pair)})
+        shards = Counter(
+            shard for part in parts for shard in {one for pair in part for one in shards_of(pair)}
+        )
         assert sum(shards.values()) - len(shards) <= shared
 
 
@@ -183,13 +199,16 @@ class Dying(InProcess):
 
 @pytest.mark.parametrize("count", [None, 2, 3])
 def test_what_parts_had_measured_is_not_measured_again(tmp_path, pair, count):
-    """Stopped in the second of three parts: the next run takes over what both had, however many parts it has; the
-    report is that of one process."""
+    """Stopped in the second of three parts: the next run takes over what both had, however many
+    parts it has; the report is that of one process.
+    """
     with pytest.raises(KeyboardInterrupt):
         run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=Parts(Dying(), 3)))
     said: list[str] = []
     elsewhere = None if count is None else Parts(InProcess(), count)
-    again = run_pair(pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere, say=said.append))
+    again = run_pair(
+        pair, SETTINGS, tmp_path / "out", Runtime(elsewhere=elsewhere, say=said.append)
+    )
     assert any(line.startswith("resuming: 11 of 24 matrices") for line in said), said
     assert again.measured == 13
     assert contents(again.folder) == contents(run_pair(pair, SETTINGS, tmp_path / "whole").folder)
@@ -204,7 +223,9 @@ def test_clean_removes_parts(tmp_path, pair):
 
 
 def test_a_part_elsewhere_reads_the_same_files(tmp_path, pair):
-    """A tuned side that changes between the driver and the part is one fault with a hint; nothing is written."""
+    """A tuned side that changes between the driver and the part is one fault with a hint; nothing
+    is written.
+    """
 
     class Changing(InProcess):
         def as_completed(self, watch=None):
@@ -230,7 +251,9 @@ def test_a_filter_is_measured_in_one_part(tmp_path, pair):
 
 
 def test_each_shard_is_fetched_once(tmp_path):
-    """Three parts of six and six shards from the Hub: twelve downloads of whole files, each of another one."""
+    """Three parts of six and six shards from the Hub: twelve downloads of whole files, each of
+    another one.
+    """
     folders = {
         "org/base": sharded(tmp_path / "base", weights(0), 6),
         "org/tuned": sharded(tmp_path / "tuned", weights(1), 6),
@@ -238,7 +261,11 @@ def test_each_shard_is_fetched_once(tmp_path):
     with Hub() as hub:
         for name, folder in folders.items():
             hub.add(name, folder)
-        env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "SHADOW_NO_CACHE": "1"}
+        env = {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "SHADOW_NO_CACHE": "1",
+        }
         pair = ("audit", "org/base", "org/tuned", "-o")
         run = run_shadow(*pair, "out", "--parts", "3", cwd=tmp_path, env=env)
         run.assert_done()

@@ -1,4 +1,6 @@
-"""Models of many architectures, made and saved by transformers: every tensor has its place, every delta is NumPy's."""
+"""Models of many architectures, made and saved by transformers: every tensor has its place, every
+delta is NumPy's.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,13 @@ def groups(count: int, **sizes: int) -> Undo:
         assert len(W) == count * step
         start = 0
         for module, size in sizes.items():
-            yield module, None, np.concatenate([W[g * step + start : g * step + start + size] for g in range(count)])
+            yield (
+                module,
+                None,
+                np.concatenate(
+                    [W[g * step + start : g * step + start + size] for g in range(count)]
+                ),
+            )
             start += size
 
     return undo
@@ -64,7 +72,9 @@ def whole(module: str) -> Undo:
 
 def each(undo: Undo) -> Undo:
     """One matrix per expert along the first dimension."""
-    return lambda W: ((module, expert, part) for expert in range(len(W)) for module, _, part in undo(W[expert]))
+    return lambda W: (
+        (module, expert, part) for expert in range(len(W)) for module, _, part in undo(W[expert])
+    )
 
 
 def of_three(undo: Undo) -> Undo:
@@ -81,12 +91,19 @@ CONV = {"linear_attn.conv_q": 12, "linear_attn.conv_k": 12, "linear_attn.conv_v"
 LINEAR = {"linear_attn.q": 12, "linear_attn.k": 12, "linear_attn.v": 20}
 VIT = {r"visual.*attn\.qkv\.weight": rows(**VISION)}
 POOL = {r"head\.attention\.in_proj_weight": rows(**VISION)}
-STACK = {r"experts\.gate_up_proj$": each(rows(**EXPERTS)), r"experts\.down_proj$": each(whole("experts.down"))}
+STACK = {
+    r"experts\.gate_up_proj$": each(rows(**EXPERTS)),
+    r"experts\.down_proj$": each(whole("experts.down")),
+}
 UNDO: dict[str, dict[str, Undo]] = {
     "phi3": {r"qkv_proj\.weight": rows(**QKV), r"gate_up_proj\.weight": rows(**GATE_UP)},
     "glm4": {r"gate_up_proj\.weight": rows(**GATE_UP)},
-    "falcon_grouped": {r"query_key_value\.weight": groups(2, **{"attn.q": 16, "attn.k": 8, "attn.v": 8})},
-    "falcon_multi_query": {r"query_key_value\.weight": rows(**{"attn.q": 32, "attn.k": 8, "attn.v": 8})},
+    "falcon_grouped": {
+        r"query_key_value\.weight": groups(2, **{"attn.q": 16, "attn.k": 8, "attn.v": 8})
+    },
+    "falcon_multi_query": {
+        r"query_key_value\.weight": rows(**{"attn.q": 32, "attn.k": 8, "attn.v": 8})
+    },
     "falcon_per_head": {r"query_key_value\.weight": groups(4, **HEAD)},
     "bloom": {r"query_key_value\.weight": groups(4, **HEAD)},
     "persimmon": {r"query_key_value\.weight": groups(4, **HEAD)},
@@ -159,8 +176,18 @@ UNDO["llama4"] = UNDO["llama4_text"]
 UNDO["qwen3_5"] = {**VIT, **UNDO["qwen3_5_text"]}
 # Families of one tensor a matrix are alike but for names, which tests/test_coverage.py looks at.
 KINDS = chosen(models.FAMILIES, UNDO)
-# Rows one after another, in groups, in the order of the heads; stacks of experts, turned or not; convolutions.
-LAYOUTS = ("phi3", "falcon_grouped", "codegen", "dbrx", "granitemoe", "gpt_oss", "qwen3_next", "molmo2")
+# Rows one after another, in groups, in the order of the heads; stacks of experts, turned or not;
+# convolutions.
+LAYOUTS = (
+    "phi3",
+    "falcon_grouped",
+    "codegen",
+    "dbrx",
+    "granitemoe",
+    "gpt_oss",
+    "qwen3_next",
+    "molmo2",
+)
 
 # What the last words of a name mean in any family.
 WORDS = {
@@ -186,7 +213,10 @@ LATER = {"mllama": (r"global_transformer", 2), "t5": (r"^decoder\.", 2), "bart":
 
 
 def expected_component(name: str) -> str:
-    if re.search(r"projector|connector|merger|aligner|embed_vision|embed_audio|image_pooling|vision_adapter", name):
+    if re.search(
+        r"projector|connector|merger|aligner|embed_vision|embed_audio|image_pooling|vision_adapter",
+        name,
+    ):
         return "projector"
     if re.search(r"vision|visual|image_vit", name):
         return "vision"
@@ -208,7 +238,9 @@ def expected_module(name: str, component: str) -> str | None:
     return module
 
 
-def expected_matrices(kind: str, name: str, W: Matrix) -> list[tuple[str | None, int | None, Matrix]]:
+def expected_matrices(
+    kind: str, name: str, W: Matrix
+) -> list[tuple[str | None, int | None, Matrix]]:
     """(module, expert, matrix) of everything in a tensor that has a spectrum."""
     for pattern, undo in UNDO.get(kind, {}).items():
         if re.search(pattern, name):
@@ -216,31 +248,51 @@ def expected_matrices(kind: str, name: str, W: Matrix) -> list[tuple[str | None,
             return [(module, expert, part) for module, expert, part in undo(folded)]
     expert = re.search(r"experts\.(\d+)\.", name)
     folded = W.reshape(len(W), -1) if W.ndim >= 2 else W.reshape(1, -1)
-    return [(expected_module(name, expected_component(name)), int(expert[1]) if expert else None, folded)]
+    return [
+        (
+            expected_module(name, expected_component(name)),
+            int(expert[1]) if expert else None,
+            folded,
+        )
+    ]
 
 
 def is_vector(name: str, W: Matrix) -> bool:
-    return (name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name) or min(W.shape) <= 1
+    return (
+        name.endswith(("bias", "bias_u", "bias_v")) and "attention_bias.weight" not in name
+    ) or min(W.shape) <= 1
 
 
 @pytest.mark.parametrize("kind", chosen(models.FAMILIES, LAYOUTS))
 def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_path):
-    """One row for every tensor of both sides; a row of figures for every matrix in it, at the right place, with the
-    figures of NumPy after the layout was undone by other code; what has no spectrum is a vector."""
+    """One row for every tensor of both sides; a row of figures for every matrix in it, at the right
+    place, with the figures of NumPy after the layout was undone by other code; what has no spectrum
+    is a vector.
+    """
     base = models.saved(kind, tmp_path / "base")
     tuned = models.perturbed(base, tmp_path / "tuned")
     pair = given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
     result = run_pair(pair, Settings(Method(), Filter(), spectra=False), tmp_path / "out")
-    deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    deltas = (
+        pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    )
     tensors = pq.read_table(result.folder / "tensors.parquet").to_pandas()
-    Wb, Wt = ({n: t.double().numpy() for n, t in load_file(f / "model.safetensors").items()} for f in (base, tuned))
+    Wb, Wt = (
+        {n: t.double().numpy() for n, t in load_file(f / "model.safetensors").items()}
+        for f in (base, tuned)
+    )
     assert sorted(zip(tensors["side"], tensors["tensor"], strict=True)) == sorted(
         (side, name) for side in ("base", "tuned") for name in Wb
     )
-    assert set(tensors.query("status == 'skipped'")["reason"]) <= {"not_a_matrix", *REASONS.get(kind, ())}
+    assert set(tensors.query("status == 'skipped'")["reason"]) <= {
+        "not_a_matrix",
+        *REASONS.get(kind, ()),
+    }
     rows_of = dict(list(deltas.groupby("tensor")))
     for name, W in Wt.items():
-        expected = [found for found in expected_matrices(kind, name, W) if not is_vector(name, found[2])]
+        expected = [
+            found for found in expected_matrices(kind, name, W) if not is_vector(name, found[2])
+        ]
         found = rows_of.get(name)
         assert len(expected) == (0 if found is None else len(found)), name
         partners = [part for _, _, part in expected_matrices(kind, name, Wb[name])]
@@ -254,9 +306,13 @@ def test_every_matrix_of_a_family_is_placed_and_its_delta_is_numpys(kind, tmp_pa
             assert len(row) == 1, f"{name}: no row of {module} {expert} with the norm of its delta"
             sigma = np.linalg.svd(D, compute_uv=False)
             p = sigma / sigma.sum()
-            assert row["effective_rank"].item() == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5), name
+            assert row["effective_rank"].item() == pytest.approx(
+                np.exp(-(p * np.log(p)).sum()), rel=1e-5
+            ), name
             if np.linalg.norm(partner):
-                assert row["relative_norm"].item() == pytest.approx(norm / np.linalg.norm(partner), rel=1e-6), name
+                assert row["relative_norm"].item() == pytest.approx(
+                    norm / np.linalg.norm(partner), rel=1e-6
+                ), name
             assert (row["rows"].item(), row["cols"].item()) == part.shape
         if found is not None:
             check_place(kind, name, found)
@@ -266,20 +322,30 @@ def check_place(kind: str, name: str, found) -> None:
     other = any(re.search(pattern, name) for pattern in OTHER)
     assert other == ("other" in set(found["module"])), f"{name} is {set(found['module'])}"
     assert set(found["component"]) == {expected_component(name)}, name
-    number = re.search(r"\b(?:layers?|h|blocks?|resblocks|deepstack_merger_list|encoder\.layer)\.(\d+)\.", name)
+    number = re.search(
+        r"\b(?:layers?|h|blocks?|resblocks|deepstack_merger_list|encoder\.layer)\.(\d+)\.", name
+    )
     pattern, offset = LATER.get(kind, ("(?!)", 0))
-    expected = None if number is None else int(number[1]) + (offset if re.search(pattern, name) else 0)
-    assert set(found["layer"].astype(object).where(found["layer"].notna(), None)) == {expected}, name
+    expected = (
+        None if number is None else int(number[1]) + (offset if re.search(pattern, name) else 0)
+    )
+    assert set(found["layer"].astype(object).where(found["layer"].notna(), None)) == {expected}, (
+        name
+    )
 
 
 # Where the two layouts that transformers saves are not one row order, or not one set of tensors.
-NOT_ONE = {"molmo2": {"model.transformer.wte.new_embedding"}}  # one table in memory, two in the file
+NOT_ONE = {
+    "molmo2": {"model.transformer.wte.new_embedding"}
+}  # one table in memory, two in the file
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_family_pairs_with_itself_in_the_layout_that_transformers_has_in_memory(kind, tmp_path):
-    """transformers 5 renames, splits, fuses, stacks and turns tensors when it loads a file. Saved as they are in
-    memory, the same weights line up with the file's, bit for bit: whatever is in the one is in the other."""
+    """transformers 5 renames, splits, fuses, stacks and turns tensors when it loads a file. Saved
+    as they are in memory, the same weights line up with the file's, bit for bit: whatever is in the
+    one is in the other.
+    """
     file = open_folder(str(models.saved(kind, tmp_path / "file")))
     memory = open_folder(str(models.saved(kind, tmp_path / "memory", save_original_format=False)))
     for base, tuned in ((file, memory), (memory, file)):
@@ -292,7 +358,9 @@ def test_every_view_is_a_view(tmp_path):
         folder = models.saved(kind, tmp_path / kind)
         tensors = load_file(folder / "model.safetensors")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for name, parts in place_tensors(shapes, json.loads((folder / "config.json").read_text())).items():
+        for name, parts in place_tensors(
+            shapes, json.loads((folder / "config.json").read_text())
+        ).items():
             storage = tensors[name].untyped_storage()
             for part in parts:
                 view = part.view(tensors[name])
@@ -300,4 +368,6 @@ def test_every_view_is_a_view(tmp_path):
                 assert view.shape[:-1].numel() == part.shape(shapes[name])[0]
                 assert view.shape[-1] == part.shape(shapes[name])[1]
                 assert view.ndim <= 3
-            assert sum(part.view(tensors[name]).numel() for part in parts) == tensors[name].numel(), name
+            assert (
+                sum(part.view(tensors[name]).numel() for part in parts) == tensors[name].numel()
+            ), name

@@ -1,4 +1,6 @@
-"""The lab runs from the command line, goes on where it stopped, and its runs are what they claim to be."""
+"""The lab runs from the command line, goes on where it stopped, and its runs are what they claim to
+be.
+"""
 
 import json
 import os
@@ -52,8 +54,12 @@ def matrices(out: Path, name: str) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_everything_is_there(lab: Path) -> None:
-    """Tables, page and figure; a row for each of five states of a training and for each made pair; no litter."""
-    assert {"runs.parquet", "comparisons.parquet", "lab.md", "lab.svg"} <= {path.name for path in lab.iterdir()}
+    """Tables, page and figure; a row for each of five states of a training and for each made pair;
+    no litter.
+    """
+    assert {"runs.parquet", "comparisons.parquet", "lab.md", "lab.svg"} <= {
+        path.name for path in lab.iterdir()
+    }
     assert not [path for path in lab.rglob("*") if path.name.startswith(".")]
     runs = read(lab)["runs"]
     states = runs.groupby(["run", "kind"]).size().reset_index(name="states")
@@ -71,7 +77,10 @@ def test_every_two_runs_of_a_base_are_compared(lab: Path) -> None:
     one = found[(found["regime_first"] == "B") & (found["regime_second"] == "C")].iloc[0]
     folders = [report(lab, BASE, Run(BASE, regime).name) for regime in "BC"]
     told = json.loads(shadow("compare", *folders, "--format", "json").stdout)["contrasts"][0]
-    assert (one["verdict"], one["difference"]) == (told["verdict"], told["figures"][0]["difference"])
+    assert (one["verdict"], one["difference"]) == (
+        told["verdict"],
+        told["figures"][0]["difference"],
+    )
 
 
 @pytest.mark.slow
@@ -84,7 +93,9 @@ def test_figures_are_those_of_the_reports(lab: Path) -> None:
         inside = matrices(lab, name).dropna(subset=["layer"])
         for column in ("concentration", "stable_rank", "relative_norm"):
             assert row[f"layers_{column}"] == pytest.approx(np.median(inside[column]))
-        assert row["concentration"] == pytest.approx(np.median(matrices(lab, name)["concentration"]))
+        assert row["concentration"] == pytest.approx(
+            np.median(matrices(lab, name)["concentration"])
+        )
 
 
 @pytest.mark.slow
@@ -116,7 +127,9 @@ def test_stored_as_bf16_both_sides_are(lab: Path) -> None:
 
 @pytest.mark.slow
 def test_copies_get_the_gates_that_they_deserve(lab: Path) -> None:
-    """Nothing changed, mostly rounding, another lineage: each copy is stopped by its own gate, noise by none."""
+    """Nothing changed, mostly rounding, another lineage: each copy is stopped by its own gate,
+    noise by none.
+    """
     runs = read(lab)["runs"].query("kind == 'copied'").set_index("regime")["stopped"]
     assert set(runs.index) == set(COPIES)
     assert {"changed", "lineage"} & set(runs["same"].split(","))
@@ -127,7 +140,9 @@ def test_copies_get_the_gates_that_they_deserve(lab: Path) -> None:
 
 @pytest.mark.slow
 def test_lora_is_stopped_by_its_rank(lab: Path) -> None:
-    """A merged adapter passes for no training of full rank: 4 of 32 directions, and a few of the rounding of a sum."""
+    """A merged adapter passes for no training of full rank: 4 of 32 directions, and a few of the
+    rounding of a sum.
+    """
     runs = read(lab)["runs"].query("treatment == 'lora' and share == 1")
     assert set(runs["stopped"]) == {"rank"}
     ranks = matrices(lab, runs["run"].iloc[0]).dropna(subset=["layer"])["numerical_rank"]
@@ -146,7 +161,9 @@ def test_the_same_command_again_does_nothing(lab: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(lab: Path, tmp_path: Path) -> None:
-    """After SIGKILL no process is left; run again, the tables are an uninterrupted run's, save for the seconds."""
+    """After SIGKILL no process is left; run again, the tables are an uninterrupted run's, save for
+    the seconds.
+    """
     out = tmp_path / "out"
     command = [SHADOW, "lab", "run", "--preset", "smoke", "-o", out, "--jobs", "2"]
     with subprocess.Popen(
@@ -167,7 +184,8 @@ def test_killed_in_the_middle_it_goes_on(lab: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in finished} == finished
     for name, table in read(out).items():
         pd.testing.assert_frame_equal(
-            table.drop(columns=TIMES, errors="ignore"), read(lab)[name].drop(columns=TIMES, errors="ignore")
+            table.drop(columns=TIMES, errors="ignore"),
+            read(lab)[name].drop(columns=TIMES, errors="ignore"),
         )
 
 
@@ -186,7 +204,9 @@ def _processes_of(session: int) -> list[str]:
 
 @pytest.mark.slow
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    """One line and a hint, exit code 1, nothing written: other files, a broken lab.json, other versions."""
+    """One line and a hint, exit code 1, nothing written: other files, a broken lab.json, other
+    versions.
+    """
     for name, text in (("notes.txt", "mine"), ("lab.json", "{"), ("lab.json", '{"design": 0}')):
         folder = tmp_path / f"{name}{len(text)}"
         folder.mkdir()
@@ -212,10 +232,18 @@ def test_tasks_need_what_they_are_made_of() -> None:
 
 
 def test_the_full_preset_has_what_a_claim_takes() -> None:
-    """Ten warm bases of one size with A to D three times each; every regime, treatment and copy occurs."""
+    """Ten warm bases of one size with A to D three times each; every regime, treatment and copy
+    occurs.
+    """
     runs = presets()["full"].runs
-    main = [run for run in runs if run.kind == "trained" and run.treatment == "adamw" and run.regime in MAIN]
-    counts = pd.Series([run.base.key for run in main if run.base.warm and run.base.scale == "small"]).value_counts()
+    main = [
+        run
+        for run in runs
+        if run.kind == "trained" and run.treatment == "adamw" and run.regime in MAIN
+    ]
+    counts = pd.Series(
+        [run.base.key for run in main if run.base.warm and run.base.scale == "small"]
+    ).value_counts()
     assert len(counts) >= 10
     assert set(counts) == {12}
     assert {run.regime for run in runs if run.kind == "trained"} == set(REGIMES)
@@ -249,7 +277,9 @@ def test_repetition_is_as_often_as_it_says(regime: str, times: int) -> None:
 
 
 def test_copies_are_what_they_are_called() -> None:
-    """Noise has 4 % of the norm; int8 has at most 255 values a row; planted adds four directions of equal energy."""
+    """Noise has 4 % of the norm; int8 has at most 255 values a row; planted adds four directions of
+    equal energy.
+    """
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(200, 150, generator=generator)
     noise = copied("noise", base, generator) - base
@@ -265,9 +295,15 @@ def test_copies_are_what_they_are_called() -> None:
 
 @pytest.mark.slow
 def test_the_demo_comes_out_of_a_lab(lab: Path, tmp_path: Path) -> None:
-    """Base, B and C as bf16, and how well they answer; every matrix of a continuation differs from the base's."""
+    """Base, B and C as bf16, and how well they answer; every matrix of a continuation differs from
+    the base's.
+    """
     demo.export(lab, tmp_path, BASE)
-    for stage, name in (("base", None), ("narrow", Run(BASE, "B").name), ("broad", Run(BASE, "C").name)):
+    for stage, name in (
+        ("base", None),
+        ("narrow", Run(BASE, "B").name),
+        ("broad", Run(BASE, "C").name),
+    ):
         stored = load_file(tmp_path / stage / "model.safetensors")
         for key, weight in weights(lab, name).items():
             assert stored[key].dtype == torch.bfloat16
@@ -281,11 +317,19 @@ def test_the_demo_comes_out_of_a_lab(lab: Path, tmp_path: Path) -> None:
         "broad",
     ]
     assert told["models"]["narrow"]["tokens"] == told["models"]["broad"]["tokens"] == 20 * 4 * 128
-    assert set(told["models"]["base"]["accuracies"]) == {"narrow", "original", "broad", "held_out", "unseen"}
+    assert set(told["models"]["base"]["accuracies"]) == {
+        "narrow",
+        "original",
+        "broad",
+        "held_out",
+        "unseen",
+    }
 
 
 def test_file_names_are_plain_and_unique() -> None:
-    """Names of runs hold `/`, `+`, `%` and commas; as files they hold letters, digits and dashes, and none coincide."""
+    """Names of runs hold `/`, `+`, `%` and commas; as files they hold letters, digits and dashes,
+    and none coincide.
+    """
     names = [run.name for run in presets()["full"].runs]
     found = {experiment.folder_name(name) for name in names}
     assert len(found) == len(set(names))

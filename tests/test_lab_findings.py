@@ -1,4 +1,6 @@
-"""What the lab says of its tables: means, intervals, separation, bounds and error rates, each got another way."""
+"""What the lab says of its tables: means, intervals, separation, bounds and error rates, each got
+another way.
+"""
 
 import itertools
 import math
@@ -20,7 +22,9 @@ SHARES = (0.1, 0.3, 1.0)
 
 
 def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05) -> pd.DataFrame:
-    """Runs whose concentration is known: base + gap for B + slope ln(norm), the norm 0.01 share (twice that for B)."""
+    """Runs whose concentration is known: base + gap for B + slope ln(norm), the norm 0.01 share
+    (twice that for B).
+    """
     rows = []
     for base, regime, seed, share in itertools.product(range(bases), "ABCD", range(seeds), SHARES):
         norm = 0.01 * share * (2 if regime == "B" else 1) * (1 + 0.1 * seed)
@@ -39,11 +43,17 @@ def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05)
     return pd.DataFrame(rows)
 
 
-@given(st.lists(st.floats(-10, 10), min_size=2, max_size=12).filter(lambda values: np.std(values) > 1e-6))
+@given(
+    st.lists(st.floats(-10, 10), min_size=2, max_size=12).filter(
+        lambda values: np.std(values) > 1e-6
+    )
+)
 def test_an_interval_over_bases_is_students(values: list[float]) -> None:
     """As SciPy's one-sample t test has it."""
     found, interval = over_bases(values), ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), interval.low, interval.high))
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (np.mean(values), interval.low, interval.high)
+    )
 
 
 def test_one_base_has_no_interval() -> None:
@@ -54,7 +64,9 @@ def test_one_base_has_no_interval() -> None:
 
 
 def test_a_contrast_is_the_mean_over_bases() -> None:
-    """B - C at the end: the planted gap and what twice the norm takes off, -0.05 ln 2; alike on every base."""
+    """B - C at the end: the planted gap and what twice the norm takes off, -0.05 ln 2; alike on
+    every base.
+    """
     found = findings.contrast(made(), "B", "C")
     assert found.value == pytest.approx(0.1 - 0.05 * math.log(2))
     assert (found.low, found.high) == pytest.approx((found.value, found.value))
@@ -63,7 +75,9 @@ def test_a_contrast_is_the_mean_over_bases() -> None:
 
 
 def test_at_equal_norm_the_gap_is_the_planted_one() -> None:
-    """Concentration is linear in the logarithm of the norm, so interpolation is exact and the norm drops out."""
+    """Concentration is linear in the logarithm of the norm, so interpolation is exact and the norm
+    drops out.
+    """
     found = findings.separation(made(), OUTCOME)
     assert found.at_norm.value == pytest.approx(0.1)
     assert found.auc == found.auc_at_norm == 1.0
@@ -88,7 +102,9 @@ def test_the_auc_is_the_share_of_pairs() -> None:
     by_base = []
     for _, own in last.groupby("base"):
         first, second = (own.loc[own["regime"] == regime, "figure"] for regime in "BC")
-        wins = [1.0 if b > c else 0.5 if b == c else 0.0 for b, c in itertools.product(first, second)]
+        wins = [
+            1.0 if b > c else 0.5 if b == c else 0.0 for b, c in itertools.product(first, second)
+        ]
         by_base.append(np.mean(wins))
     full = runs.merge(last[["base", "regime", "seed", "figure"]], on=["base", "regime", "seed"])
     assert findings.separation(full, "figure").auc == pytest.approx(np.mean(by_base))
@@ -106,7 +122,10 @@ def test_a_control_is_held_against_the_same_bases() -> None:
     runs = made()
     extra = runs[(runs["base"] == "small-warm-0") & (runs["regime"] == "C")].copy()
     extra = extra.assign(treatment="muon", method="muon", **{OUTCOME: extra[OUTCOME] - 0.3})
-    rows = {(one.treatment, one.regime): one for one in findings.treatments(pd.concat([runs, extra]), "small")}
+    rows = {
+        (one.treatment, one.regime): one
+        for one in findings.treatments(pd.concat([runs, extra]), "small")
+    }
     assert rows["muon", "C"].change.value == pytest.approx(-0.3)
     assert rows["muon", "C"].change.bases == 1
     assert rows["adamw", "C"].change.value == pytest.approx(0.0)
@@ -120,8 +139,12 @@ def test_a_control_is_held_against_the_same_bases() -> None:
     st.lists(st.floats(0.01, 1), min_size=1, max_size=20),
     st.sampled_from([1, -1]),
 )
-def test_no_training_of_the_reference_is_called_the_opposite(narrow: list[float], broad: list[float], way: int) -> None:
-    """Beyond `concentrated` lies no broad training that bounds were fitted to, beyond `distributed` no narrow one."""
+def test_no_training_of_the_reference_is_called_the_opposite(
+    narrow: list[float], broad: list[float], way: int
+) -> None:
+    """Beyond `concentrated` lies no broad training that bounds were fitted to, beyond `distributed`
+    no narrow one.
+    """
     name = next(name for name, its in VOTES.items() if its == way)
     bound = calibration._bound(pd.Series(narrow), pd.Series(broad), way)
     assert all(points(name, value, bound) <= 0 for value in broad)
@@ -134,7 +157,9 @@ def test_no_training_of_the_reference_is_called_the_opposite(narrow: list[float]
 
 
 def test_bounds_are_fitted_to_full_rank_from_warm_bases() -> None:
-    """Cold bases, adapters, copies and earlier states do not enter; any optimiser has a bound where all are there."""
+    """Cold bases, adapters, copies and earlier states do not enter; any optimiser has a bound where
+    all are there.
+    """
     runs = made(bases=5)
     others = [
         runs.assign(warm=False, concentration=9.0),
@@ -145,16 +170,29 @@ def test_bounds_are_fitted_to_full_rank_from_warm_bases() -> None:
     assert len(table) == 5 * 2 * 4
     (found,) = calibration.fit(table)
     assert (found.optimizer, found.short_side, found.narrow, found.broad) == ("adamw", 64, 10, 30)
-    every = pd.concat([runs, *(runs.assign(method=name, treatment=name) for name in ("sgd", "muon"))])
-    assert {one.optimizer for one in calibration.fit(calibration.reference(every))} == {None, "adamw", "sgd", "muon"}
+    every = pd.concat(
+        [runs, *(runs.assign(method=name, treatment=name) for name in ("sgd", "muon"))]
+    )
+    assert {one.optimizer for one in calibration.fit(calibration.reference(every))} == {
+        None,
+        "adamw",
+        "sgd",
+        "muon",
+    }
     few = every[(every["method"] != "sgd") | (every["base"] == "small-warm-0")]
-    assert {one.optimizer for one in calibration.fit(calibration.reference(few))} == {None, "adamw", "muon"}
+    assert {one.optimizer for one in calibration.fit(calibration.reference(few))} == {
+        None,
+        "adamw",
+        "muon",
+    }
     assert not calibration.fit(calibration.reference(made(bases=2, seeds=5)))
 
 
 def test_a_rate_without_errors_has_the_interval_of_the_rule_of_three() -> None:
     """No base of n with an error: the upper bound is 1 - 0.025^(1/n), by the binomial."""
-    found = calibration.rate("x", pd.Series([False] * 30), pd.Series([str(i % 10) for i in range(30)]))
+    found = calibration.rate(
+        "x", pd.Series([False] * 30), pd.Series([str(i % 10) for i in range(30)])
+    )
     assert (found.errors, found.cases, found.affected, found.bases) == (0, 30, 0, 10)
     assert (found.low, found.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 10)), abs=1e-4)
 
@@ -162,14 +200,20 @@ def test_a_rate_without_errors_has_the_interval_of_the_rule_of_three() -> None:
 def test_a_base_counts_once() -> None:
     """Errors of one base are not independent: 5 errors in 2 of 10 bases are 2 of 10."""
     bases = pd.Series([str(i % 10) for i in range(50)])
-    found = calibration.rate("x", bases.isin(["3"]) | (bases.isin(["4"]) & (pd.Series(range(50)) < 5)), bases)
+    found = calibration.rate(
+        "x", bases.isin(["3"]) | (bases.isin(["4"]) & (pd.Series(range(50)) < 5)), bases
+    )
     assert (found.errors, found.affected, found.bases) == (6, 2, 10)
 
 
 def test_a_left_out_base_is_judged_by_the_others() -> None:
-    """A base whose broad runs are higher than all narrow ones of the others is called concentrated when left out."""
+    """A base whose broad runs are higher than all narrow ones of the others is called concentrated
+    when left out.
+    """
     runs = made(bases=6)
-    runs.loc[(runs["base"] == "small-warm-3"), ["concentration", "top4_energy", "spike_energy"]] += 1.0
+    runs.loc[
+        (runs["base"] == "small-warm-3"), ["concentration", "top4_energy", "spike_energy"]
+    ] += 1.0
     runs.loc[(runs["base"] == "small-warm-3"), ["stable_rank", "participation_share"]] -= 1.0
     table = calibration.reference(runs)
     words = calibration.left_out_words(table, known=True)
@@ -186,7 +230,9 @@ def test_verdicts_are_counted_by_what_they_were_of() -> None:
         ("A", "A", "more concentrated"), ("A", "A", "not distinguished"), ("A", "D", "less concentrated"),
         ("A", "D", "different, below the margin"), ("B", "C", "more concentrated"), ("B", "C", "mixed evidence"),
     ]  # fmt: skip
-    table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(base="small-warm-0")
+    table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(
+        base="small-warm-0"
+    )
     errors = [(one.errors, one.cases) for one in calibration.verdict_rates(table)]
     assert errors == [(1, 2), (1, 2), (1, 2), (0, 2)]
 

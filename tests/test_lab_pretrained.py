@@ -1,4 +1,6 @@
-"""Continuations of a pretrained decoder: what they see, what is held out, and that a stopped run goes on."""
+"""Continuations of a pretrained decoder: what they see, what is held out, and that a stopped run
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import torch
 import transformers
 
 from shadow.lab import pretrained, texts
-from shadow.lab.pretrained import HELD_OUT, MIXTURES, ROW, Budget, Continuation, Ingredients, held_out, rows_of
+from shadow.lab.pretrained import (
+    HELD_OUT,
+    MIXTURES,
+    ROW,
+    Budget,
+    Continuation,
+    Ingredients,
+    held_out,
+    rows_of,
+)
 from shadow.lab.texts import INVENTED, QUESTIONS, SOURCES
 
 NAMES = (*SOURCES, QUESTIONS, INVENTED)
@@ -26,7 +37,9 @@ def numbered(length: int) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("data", list(MIXTURES))
 def test_rows_come_from_the_sources_by_weight_and_never_from_what_is_held_out(data):
-    """Counts of 4,000 rows are within four standard deviations of the weights; no row reaches the last HELD_OUT."""
+    """Counts of 4,000 rows are within four standard deviations of the weights; no row reaches the
+    last HELD_OUT.
+    """
     length = 60 * ROW
     rows = list(islice(rows_of(data, numbered(length), np.random.default_rng(0), 4_000), 4_000))
     assert {len(row) for row in rows} == {ROW}
@@ -35,14 +48,19 @@ def test_rows_come_from_the_sources_by_weight_and_never_from_what_is_held_out(da
         counts = Counter(NAMES[int(row[0]) // 10_000_000] for row in rows)
         for name in NAMES:
             share = MIXTURES[data].get(name, 0.0)
-            assert counts[name] / 4_000 == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4_000) + 1e-9)
+            assert counts[name] / 4_000 == pytest.approx(
+                share, abs=4 * np.sqrt(share * (1 - share) / 4_000) + 1e-9
+            )
 
 
 @pytest.mark.slow
 def test_a_fifth_of_the_repetitive_rows_is_seen_ten_times():
     """Of 4,000 rows some 800 come from a pool of 80."""
     seen = Counter(
-        int(row[0]) for row in islice(rows_of("D", numbered(20_000 * ROW), np.random.default_rng(1), 4_000), 4_000)
+        int(row[0])
+        for row in islice(
+            rows_of("D", numbered(20_000 * ROW), np.random.default_rng(1), 4_000), 4_000
+        )
     )
     repeated = {start: count for start, count in seen.items() if count > 2}
     assert len(repeated) == pytest.approx(80, abs=3)
@@ -61,13 +79,21 @@ def test_the_invented_language_is_as_regular_as_its_text():
 
 def test_texts_are_read_out_of_the_files_of_their_packages(tmp_path):
     """A manual page without roff, glosses with their words, fortunes without overstriking."""
-    page = gzip.compress(b'.\\" comment\n.TH X 1\n.SH NAME\nx \\- a \\fBbold\\fR thing\n.BR open (2)\n')
+    page = gzip.compress(
+        b'.\\" comment\n.TH X 1\n.SH NAME\nx \\- a \\fBbold\\fR thing\n.BR open (2)\n'
+    )
     assert texts.SOURCES["manuals"].plain(page) == "X 1\nNAME\nx - a bold thing\nopen (2)"
-    noun = b"00976953 04 n 03 foray 0 raid 0 006 @ 00975452 n 0000 | a sudden short attack  \n  1 This software\n"
+    noun = (
+        b"00976953 04 n 03 foray 0 raid 0 006 @ 00975452 n 0000 | a sudden short attack  \n  1 This"
+        b" software\n"
+    )
     assert texts.SOURCES["glosses"].plain(noun) == "foray: a sudden short attack"
     (tmp_path / "wordnet").mkdir()
     (tmp_path / "wordnet" / "data.noun").write_bytes(noun)
-    assert texts.questions(tmp_path) == "Question: What is meant by foray?\nAnswer: a sudden short attack"
+    assert (
+        texts.questions(tmp_path)
+        == "Question: What is meant by foray?\nAnswer: a sudden short attack"
+    )
     assert texts.SOURCES["fortunes"].plain(b"one\n%\nt_\bwo\n%\nthree\n") == "one\nthree"
 
 
@@ -82,7 +108,10 @@ def tiny() -> Ingredients:
         torch.manual_seed(0)
         return transformers.LlamaForCausalLM(config)
 
-    tokens = {name: (np.arange(30 * ROW) * (number + 1)) % 100 + number for number, name in enumerate(NAMES)}
+    tokens = {
+        name: (np.arange(30 * ROW) * (number + 1)) % 100 + number
+        for number, name in enumerate(NAMES)
+    }
     return Ingredients(start, tokens)
 
 
@@ -99,7 +128,9 @@ def out(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_run_is_measured_three_times_in_two_formats(out):
-    """Three states, each in float32 and in bf16; what is trained on is learned, and told for every text."""
+    """Three states, each in float32 and in bf16; what is trained on is learned, and told for every
+    text.
+    """
     table = pretrained.perform(out, tiny(), RUNS, BUDGET)
     assert len(table) == 3 * 3 * 2
     assert set(table["stored"]) == {"F32", "BF16"}
@@ -118,7 +149,11 @@ def test_what_is_finished_is_not_made_again(out):
     before = (out / "pretrained.parquet").read_bytes()
     gone = out / "runs" / f"{RUNS[1].name}.json"
     told = json.loads(gone.read_text())
-    kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.suffix != ".parquet"}
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in out.rglob("*")
+        if path.is_file() and path.suffix != ".parquet"
+    }
     del kept[gone]
     gone.unlink()
     pretrained.perform(out, tiny(), RUNS, BUDGET)

@@ -18,13 +18,17 @@ NAMES = (
     "original", "core", "narrow", "broad", "held_out", "unseen", "familiar", "new_narrow", "new_broad", "new_formats",
 )  # fmt: skip
 MIXTURES = [
-    pytest.param(getattr(world, name), id=f"{which}-{name}") for which, world in WORLDS.items() for name in NAMES
+    pytest.param(getattr(world, name), id=f"{which}-{name}")
+    for which, world in WORLDS.items()
+    for name in NAMES
 ]
 BROAD, HELD_OUT, NARROW, ORIGINAL = LARGE.broad, LARGE.held_out, LARGE.narrow, LARGE.original
 
 
 def by_counting(symbols: str) -> str:
-    return "".join(symbol * symbols.count(symbol) for symbol in map(chr, range(128)) if symbol in symbols)
+    return "".join(
+        symbol * symbols.count(symbol) for symbol in map(chr, range(128)) if symbol in symbols
+    )
 
 
 def two(numbers: str) -> list[int]:
@@ -63,7 +67,9 @@ ORACLES: dict[str, Callable[[str], str]] = {
 def read_back(form: TaskFormat, prompt: str) -> tuple[str, str] | None:
     """Skill and input of a prompt in this format, found by a pattern made from its template."""
     literal = re.escape(form.template.format(skill="SKILL", input="INPUT"))
-    pattern = literal.replace("SKILL", "(?P<skill>[a-z]{2})").replace("INPUT", "(?P<input>[a-z]+|[0-9 ]+)")
+    pattern = literal.replace("SKILL", "(?P<skill>[a-z]{2})").replace(
+        "INPUT", "(?P<input>[a-z]+|[0-9 ]+)"
+    )
     match = re.fullmatch(pattern, prompt)
     return (match["skill"], match["input"]) if match else None
 
@@ -105,7 +111,9 @@ def test_a_prompt_can_be_read_back_in_one_way(form: TaskFormat) -> None:
     for skill in SKILLS:
         given = skill.draw(rng)
         prompt = form.template.format(skill=skill.name, input=given)
-        readings = [read for other in FORMATS + UNSEEN_FORMATS if (read := read_back(other, prompt))]
+        readings = [
+            read for other in FORMATS + UNSEEN_FORMATS if (read := read_back(other, prompt))
+        ]
         assert readings == [(skill.name, given)]
 
 
@@ -152,28 +160,40 @@ def test_a_warm_base_has_met_what_it_is_tuned_on(world: World) -> None:
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
 def test_a_cold_base_has_met_nothing_of_the_novel_data(world: World) -> None:
     """No tail skill, no tail format: new_narrow and new_broad are as new to it as each other."""
-    skills, forms = ({getattr(cell, part) for cell in world.core.cells} for part in ("skill", "format"))
+    skills, forms = (
+        {getattr(cell, part) for cell in world.core.cells} for part in ("skill", "format")
+    )
     for mixture in (world.new_narrow, world.new_broad):
         assert not {cell.skill for cell in mixture.cells} & skills
         assert not {cell.format for cell in mixture.cells} & forms
 
 
 def test_blending_adds_weights() -> None:
-    """A cell of both has share w1 + (1 - share) w2, by hand; the order of the arguments is that of the share."""
-    first, second = Mixture("first", BROAD.cells[:2], (0.5, 0.5)), Mixture("second", BROAD.cells[1:3], (0.1, 0.9))
+    """A cell of both has share w1 + (1 - share) w2, by hand; the order of the arguments is that of
+    the share.
+    """
+    first, second = (
+        Mixture("first", BROAD.cells[:2], (0.5, 0.5)),
+        Mixture("second", BROAD.cells[1:3], (0.1, 0.9)),
+    )
     found = tasks.blended("both", first, 0.6, second)
     weights = dict(zip(found.cells, found.weights, strict=True))
     assert [weights[cell] for cell in BROAD.cells[:3]] == pytest.approx([0.3, 0.3 + 0.04, 0.36])
 
 
 def test_a_pool_is_drawn_again_and_again() -> None:
-    """Of 10,000 samples with share 0.2 and a pool of 200, about 2,000 come from the pool, each about ten times."""
+    """Of 10,000 samples with share 0.2 and a pool of 200, about 2,000 come from the pool, each
+    about ten times.
+    """
     stream = tasks.partly_repeated(ORIGINAL, 200, 0.2, Random(3))
     drawn = list(islice(stream, 10_000))
     pool = list(islice(ORIGINAL.samples(Random(3)), 200))
     counts = Counter((sample.prompt, sample.answer) for sample in drawn)
     fresh = Counter((s.prompt, s.answer) for s in islice(ORIGINAL.samples(Random(4)), 10_000))
-    repeated = [counts[sample.prompt, sample.answer] - fresh[sample.prompt, sample.answer] for sample in pool]
+    repeated = [
+        counts[sample.prompt, sample.answer] - fresh[sample.prompt, sample.answer]
+        for sample in pool
+    ]
     assert sum(repeated) == pytest.approx(2_000, rel=0.15)
     assert np.median(repeated) == pytest.approx(10, abs=2)
 
@@ -189,7 +209,9 @@ def test_the_original_mixture_is_mostly_core() -> None:
     core = {(skill.name, form.name) for skill in tasks.CORE_SKILLS for form in tasks.CORE_FORMATS}
     written = Counter[bool]()
     for sample in draw(ORIGINAL, 5_000):
-        (cell,) = [(found[0], form.name) for form in FORMATS if (found := read_back(form, sample.prompt))]
+        (cell,) = [
+            (found[0], form.name) for form in FORMATS if (found := read_back(form, sample.prompt))
+        ]
         written[cell in core] += 1
     assert written[True] / 5_000 == pytest.approx(0.75 + 0.25 * 36 / 176, abs=0.03)
 

@@ -29,7 +29,14 @@ def trained(
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     torch.manual_seed(0)
     samples = SMALL.narrow.samples(Random(0))
-    assert len(list(training.train(model, samples, SIZE.rows, Recipe(steps, rate, optimizer=optimizer)))) == steps
+    assert (
+        len(
+            list(
+                training.train(model, samples, SIZE.rows, Recipe(steps, rate, optimizer=optimizer))
+            )
+        )
+        == steps
+    )
     return before, model
 
 
@@ -46,45 +53,63 @@ def test_the_learning_rate_rises_and_falls() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 3e-3), ("sgd", 0.3), ("muon", 3e-2)])
 def test_training_learns(optimizer: training.Optimizer, rate: float) -> None:
-    """From ln 96 nats, which is to know nothing, the loss falls by half a nat within 40 small steps."""
+    """From ln 96 nats, which is to know nothing, the loss falls by half a nat within 40 small
+    steps.
+    """
     model = training.new_model(SIZE, 0)
-    losses = list(training.train(model, SMALL.narrow.samples(Random(0)), 4, Recipe(40, rate, optimizer=optimizer)))
+    losses = list(
+        training.train(
+            model, SMALL.narrow.samples(Random(0)), 4, Recipe(40, rate, optimizer=optimizer)
+        )
+    )
     assert losses[0] == pytest.approx(np.log(96), abs=0.3)
     assert losses[-1] < losses[0] - 0.5
 
 
 def test_an_adapter_changes_layers_alone_and_by_its_rank(tmp_path: Path) -> None:
-    """LoRA of rank 4: every matrix of the layers differs by rank 4, embedding, head and norms by nothing."""
+    """LoRA of rank 4: every matrix of the layers differs by rank 4, embedding, head and norms by
+    nothing.
+    """
     before, model = trained("lora", 1e-2)
     training.save(model, tmp_path)
     after = load_file(tmp_path / "model.safetensors")
     assert after.keys() == before.keys()
     for name, weight in after.items():
         inside = ".layers." in name and weight.ndim == 2
-        assert int(torch.linalg.matrix_rank(torch.atleast_2d(weight - before[name]).double(), tol=1e-6)) == (
-            4 if inside else 0
-        ), name
+        assert int(
+            torch.linalg.matrix_rank(torch.atleast_2d(weight - before[name]).double(), tol=1e-6)
+        ) == (4 if inside else 0), name
 
 
 def test_a_merged_adapter_answers_as_its_model_and_training_goes_on(tmp_path: Path) -> None:
-    """Saved in the middle of a training, the plain copy has the model's logits, and later steps still learn."""
+    """Saved in the middle of a training, the plain copy has the model's logits, and later steps
+    still learn.
+    """
     model = training.new_model(SIZE, 0)
-    steps = training.train(model, SMALL.narrow.samples(Random(0)), 4, Recipe(8, 1e-2, optimizer="lora"))
+    steps = training.train(
+        model, SMALL.narrow.samples(Random(0)), 4, Recipe(8, 1e-2, optimizer="lora")
+    )
     for _ in range(4):
         next(steps)
     training.save(model, tmp_path / "middle")
     plain, tokens = training.load(tmp_path / "middle"), torch.arange(40)[None]
     with torch.no_grad():
-        assert torch.equal(plain(input_ids=tokens).logits, model.train(False)(input_ids=tokens).logits)
+        assert torch.equal(
+            plain(input_ids=tokens).logits, model.train(False)(input_ids=tokens).logits
+        )
     model.train(True)
     assert len(list(steps)) == 4
     training.save(model, tmp_path / "end")
-    middle, end = (load_file(tmp_path / name / "model.safetensors")[INSIDE] for name in ("middle", "end"))
+    middle, end = (
+        load_file(tmp_path / name / "model.safetensors")[INSIDE] for name in ("middle", "end")
+    )
     assert not torch.equal(middle, end)
 
 
 def test_muon_makes_updates_orthogonal() -> None:
-    """The first update of Muon has singular values that are alike within a factor of 2; of AdamW they are not."""
+    """The first update of Muon has singular values that are alike within a factor of 2; of AdamW
+    they are not.
+    """
     ratios = {}
     for optimizer in ("muon", "adamw"):
         before, model = trained(optimizer, 1e-2, steps=1)  # type: ignore[arg-type]
@@ -104,7 +129,9 @@ def test_saving_rounds_the_copy_alone(tmp_path: Path) -> None:
 
 
 class Oracle:
-    """Stands in for a model: it knows the token that comes next, save at the places that `wrong` picks."""
+    """Stands in for a model: it knows the token that comes next, save at the places that `wrong`
+    picks.
+    """
 
     def __init__(self, wrong: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.wrong = wrong
@@ -134,21 +161,30 @@ def test_every_sample_fits_a_probe() -> None:
     for world in (LARGE, SMALL):
         for mixture in (world.broad, world.held_out, world.unseen):
             samples = mixture.samples(Random(1))
-            lengths = [len(one.prompt + one.answer) + 1 for one, _ in zip(samples, range(2_000), strict=False)]
+            lengths = [
+                len(one.prompt + one.answer) + 1
+                for one, _ in zip(samples, range(2_000), strict=False)
+            ]
             assert max(lengths) <= training.ROW // 2
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
     """With one number of threads, all repeats to the last bit; another seed gives other weights."""
     (_, first), (_, second) = trained("adamw", 1e-3), trained("adamw", 1e-3)
-    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(first.parameters(), second.parameters(), strict=True)
+    )
     one, other = (training.new_model(SIZE, seed).state_dict()[INSIDE] for seed in (0, 1))
     assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize(("optimizer", "rest"), [("adamw", 1.0), ("muon", 1 / 3)])
-def test_a_wider_decoder_learns_more_slowly_in_its_matrices(optimizer: training.Optimizer, rest: float) -> None:
-    """The first step of Adam moves an entry by its rate: a quarter of it in matrices and head, all of it elsewhere.
+def test_a_wider_decoder_learns_more_slowly_in_its_matrices(
+    optimizer: training.Optimizer, rest: float
+) -> None:
+    """The first step of Adam moves an entry by its rate: a quarter of it in matrices and head, all
+    of it elsewhere.
 
     A step of Muon has the same spectral norm with the factor and without.
     """

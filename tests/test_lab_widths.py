@@ -14,7 +14,9 @@ from shadow.lab.widths import WidthFigure, counted, dropped, law
 VALUE = WidthFigure("planted", "planted", lambda runs: runs["value"])
 
 
-def planted(value: dict[int, tuple[float, float]], bases: int = 4, noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
+def planted(
+    value: dict[int, tuple[float, float]], bases: int = 4, noise: float = 0.0, seed: int = 0
+) -> pd.DataFrame:
     """Last states of A to D, two seeds each; value: (broad, narrow) by width."""
     rng = np.random.default_rng(seed)
     rows = [
@@ -33,9 +35,17 @@ def planted(value: dict[int, tuple[float, float]], bases: int = 4, noise: float 
 
 
 def test_a_planted_law_is_recovered() -> None:
-    """broad + slope log2(width/64) + difference, exactly; every left-out width is predicted without an error."""
+    """broad + slope log2(width/64) + difference, exactly; every left-out width is predicted without
+    an error.
+    """
     found = law(
-        VALUE, planted({w: (0.2 + 0.08 * np.log2(w / 64), 0.3 + 0.08 * np.log2(w / 64)) for w in (64, 128, 256)})
+        VALUE,
+        planted(
+            {
+                w: (0.2 + 0.08 * np.log2(w / 64), 0.3 + 0.08 * np.log2(w / 64))
+                for w in (64, 128, 256)
+            }
+        ),
     )
     assert (found.broad, found.slope, found.difference) == pytest.approx((0.2, 0.08, 0.1))
     assert found.slope_in_differences == pytest.approx(0.8)
@@ -46,16 +56,26 @@ def test_a_planted_law_is_recovered() -> None:
 
 
 def test_a_bound_without_a_width_misleads_where_the_width_moves_more_than_the_data() -> None:
-    """Broad at 128 has more than narrow at 64: 6 of the 9 pairs of widths are in order, and all are after the law."""
+    """Broad at 128 has more than narrow at 64: 6 of the 9 pairs of widths are in order, and all are
+    after the law.
+    """
     found = law(
-        VALUE, planted({w: (0.2 + 0.12 * np.log2(w / 64), 0.3 + 0.12 * np.log2(w / 64)) for w in (64, 128, 256)})
+        VALUE,
+        planted(
+            {
+                w: (0.2 + 0.12 * np.log2(w / 64), 0.3 + 0.12 * np.log2(w / 64))
+                for w in (64, 128, 256)
+            }
+        ),
     )
     assert found.auc_pooled == pytest.approx(6 / 9)
     assert found.auc_law == 1
 
 
 def test_a_bend_shows_as_an_error_on_the_widest() -> None:
-    """Flat to 256, then a jump of .3 at 512: a line through the rest says .2 there and takes broad runs for narrow."""
+    """Flat to 256, then a jump of .3 at 512: a line through the rest says .2 there and takes broad
+    runs for narrow.
+    """
     found = law(VALUE, planted({64: (0.2, 0.3), 128: (0.2, 0.3), 256: (0.2, 0.3), 512: (0.5, 0.6)}))
     last = found.left_out[-1]
     assert (last.broad_error, last.narrow_error) == pytest.approx((-0.3, -0.3))

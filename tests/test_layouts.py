@@ -32,7 +32,9 @@ def renamed(tensors: Tensors, *rules: tuple[str, str]) -> Tensors:
 
 
 def fused(tensors: Tensors, into: str, *parts: str, groups: int = 1) -> Tensors:
-    """Matrices and biases `.{part}.` of each block as one `.{into}.`: groups of rows in turn, or one after another."""
+    """Matrices and biases `.{part}.` of each block as one `.{into}.`: groups of rows in turn, or
+    one after another.
+    """
     out = dict(tensors)
     for name in tensors:
         if f".{parts[0]}." in name:
@@ -42,13 +44,18 @@ def fused(tensors: Tensors, into: str, *parts: str, groups: int = 1) -> Tensors:
     return out
 
 
-def stacked(tensors: Tensors, into: str, *parts: str, turned: bool = False, woven: bool = False) -> Tensors:
+def stacked(
+    tensors: Tensors, into: str, *parts: str, turned: bool = False, woven: bool = False
+) -> Tensors:
     """Experts `.experts.N.{part}.weight` of each block as one three-dimensional tensor."""
     out = dict(tensors)
     for name in tensors:
         if f".experts.0.{parts[0]}.weight" in name:
             head = name.removesuffix(f"0.{parts[0]}.weight")
-            count = sum(other.startswith(head) and other.endswith(f".{parts[0]}.weight") for other in tensors)
+            count = sum(
+                other.startswith(head) and other.endswith(f".{parts[0]}.weight")
+                for other in tensors
+            )
             experts = []
             for expert in range(count):
                 pieces = [out.pop(f"{head}{expert}.{part}.weight") for part in parts]
@@ -100,21 +107,35 @@ OF_LLAMA = {
         lambda t: fused(fused(t, "qkv_proj", *QKV), "gate_up_proj", "gate_proj", "up_proj"),
         {"model_type": "phi3", **GROUPED},
     ),
-    "baichuan": (lambda t: fused(t, "W_pack", *QKV), {"model_type": "baichuan", "num_attention_heads": 4}),
+    "baichuan": (
+        lambda t: fused(t, "W_pack", *QKV),
+        {"model_type": "baichuan", "num_attention_heads": 4},
+    ),
     "internlm2": (
         lambda t: renamed(fused(t, "wqkv", *QKV, groups=2), *INTERNLM2),
         {"model_type": "internlm2", **GROUPED},
     ),
-    "qwen": (lambda t: renamed(fused(t, "c_attn", *QKV), *QWEN), {"model_type": "qwen", "num_attention_heads": 4}),
+    "qwen": (
+        lambda t: renamed(fused(t, "c_attn", *QKV), *QWEN),
+        {"model_type": "qwen", "num_attention_heads": 4},
+    ),
     "chatglm": (
-        lambda t: renamed(fused(fused(t, "query_key_value", *QKV), "dense_h_to_4h", "gate_proj", "up_proj"), *CHATGLM),
+        lambda t: renamed(
+            fused(fused(t, "query_key_value", *QKV), "dense_h_to_4h", "gate_proj", "up_proj"),
+            *CHATGLM,
+        ),
         {"model_type": "chatglm", "num_attention_heads": 4, "multi_query_group_num": 2},
     ),
     "molmo": (
-        lambda t: renamed(fused(fused(t, "att_proj", *QKV), "ff_proj", "up_proj", "gate_proj"), *MOLMO),
+        lambda t: renamed(
+            fused(fused(t, "att_proj", *QKV), "ff_proj", "up_proj", "gate_proj"), *MOLMO
+        ),
         {"model_type": "molmo", **GROUPED},
     ),
-    "wrapped": (lambda t: renamed(t, (r"^model\.", "language_model.model."), (r"^lm", "language_model.lm")), {}),
+    "wrapped": (
+        lambda t: renamed(t, (r"^model\.", "language_model.model."), (r"^lm", "language_model.lm")),
+        {},
+    ),
     "wrapped anew": (lambda t: renamed(t, (r"^model\.", "model.language_model.")), {}),
     "of a trainer": (lambda t: renamed(t, (r"^", "_orig_mod.module.")), {}),
 }
@@ -145,7 +166,9 @@ def lines_up(tmp_path, one, other) -> None:
 
 @pytest.mark.parametrize("layout", OF_LLAMA)
 def test_a_llama_in_another_layout_is_the_same_model(layout, llama, tmp_path):
-    """Fused on one side and separate on the other, by rows or by groups of heads, renamed, wrapped: all of it pairs."""
+    """Fused on one side and separate on the other, by rows or by groups of heads, renamed, wrapped:
+    all of it pairs.
+    """
     change, config = OF_LLAMA[layout]
     tensors = llama["plain" if layout in ("baichuan", "qwen") else "grouped"]
     lines_up(tmp_path, (tensors, {"model_type": "llama", **GROUPED}), (change(tensors), config))
@@ -172,14 +195,18 @@ def test_neox_projections_pair_with_separate_ones_and_their_biases_do_too(tmp_pa
 
 
 def test_without_a_head_count_a_grouped_projection_stays_whole(llama, tmp_path):
-    """What the config does not tell is not guessed: the fused projection pairs with its like, and with nothing else."""
+    """What the config does not tell is not guessed: the fused projection pairs with its like, and
+    with nothing else.
+    """
     change, config = OF_LLAMA["internlm2"]
     tensors = llama["grouped"]
     silent = {"model_type": "internlm2"}
     lines_up(tmp_path / "a", (change(tensors), silent), (change(tensors), silent))
     sides = opened(tmp_path / "b", tensors, config), opened(tmp_path / "c", change(tensors), silent)
     pairs, skipped = pair_checkpoints(*sides, Filter())
-    assert not any(pair.place.module.startswith("attn.") and pair.place.module != "attn.o" for pair in pairs)
+    assert not any(
+        pair.place.module.startswith("attn.") and pair.place.module != "attn.o" for pair in pairs
+    )
     assert {(s.side, s.place.module, s.reason) for s in skipped} == {
         *(("base", module, "only_in_base") for module in ("attn.q", "attn.k", "attn.v")),
         ("tuned", "attn.qkv", "only_in_tuned"),
@@ -233,21 +260,31 @@ STACKS = {
 
 @pytest.mark.parametrize("layout", STACKS)
 def test_experts_pair_one_by_one_however_they_are_stacked(layout, tmp_path):
-    """Per expert or as a stack, upright or turned, gate and up after one another or alternating: the same experts."""
+    """Per expert or as a stack, upright or turned, gate and up after one another or alternating:
+    the same experts.
+    """
     tensors = moe(tmp_path / "model", "qwen3_moe")
     change, model_type = STACKS[layout]
     config = {"model_type": "qwen3_moe", "hidden_size": 32}
-    lines_up(tmp_path, (tensors, config), (change(tensors), {"model_type": model_type, "hidden_size": 32}))
+    lines_up(
+        tmp_path,
+        (tensors, config),
+        (change(tensors), {"model_type": model_type, "hidden_size": 32}),
+    )
 
 
 def test_a_stack_whose_hidden_size_is_twice_its_width_is_told_by_its_down_projection(tmp_path):
-    """gate_up of (2f, d) with d = 2f is square: only the shape of the down projection tells how the experts lie."""
+    """gate_up of (2f, d) with d = 2f is square: only the shape of the down projection tells how the
+    experts lie.
+    """
     experts = {
         f"model.layers.0.mlp.experts.{e}.{p}.weight": torch.randn(8, 16)
         for e in range(2)
         for p in ("gate_proj", "up_proj")
     }
-    experts |= {f"model.layers.0.mlp.experts.{e}.down_proj.weight": torch.randn(16, 8) for e in range(2)}
+    experts |= {
+        f"model.layers.0.mlp.experts.{e}.down_proj.weight": torch.randn(16, 8) for e in range(2)
+    }
     for turned in (False, True):
         stack = stacked(stacked(experts, *GATE_UP, turned=turned), *DOWN, turned=turned)
         assert stack["model.layers.0.mlp.experts.gate_up_proj"].shape == (2, 16, 16)
@@ -264,10 +301,14 @@ LLAVA = (
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next", "llava_onevision"])
 def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
-    """As first released, as converted, as transformers 5 has it; with the tower's own prefix and without."""
+    """As first released, as converted, as transformers 5 has it; with the tower's own prefix and
+    without.
+    """
     folder = models.saved(kind, tmp_path / "file")
     file, config = load_file(folder / "model.safetensors"), {"model_type": kind}
-    memory = load_file(models.saved(kind, tmp_path / "memory", save_original_format=False) / "model.safetensors")
+    memory = load_file(
+        models.saved(kind, tmp_path / "memory", save_original_format=False) / "model.safetensors"
+    )
     original = renamed(file, *LLAVA, (r"^image_newline", "model.image_newline"))
     towered = renamed(file, (r"^vision_tower\.", "vision_tower.vision_model."))
     for i, other in enumerate((memory, original, towered)):
@@ -275,15 +316,21 @@ def test_the_layouts_of_llava_are_one_model(kind, tmp_path):
 
 
 def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
-    """CLIP's own file has its vision model under `vision_model.`, beside a text model that is of no component here."""
+    """CLIP's own file has its vision model under `vision_model.`, beside a text model that is of no
+    component here.
+    """
     llava = load_file(models.saved("llava", tmp_path / "llava") / "model.safetensors")
     tower = {name: tensor for name, tensor in llava.items() if name.startswith("vision_tower.")}
     clip = renamed(tower, (r"^vision_tower\.", "vision_model."))
-    pairs, skipped = pair_checkpoints(opened(tmp_path / "a", clip, {}), opened(tmp_path / "b", llava, {}), Filter())
+    pairs, skipped = pair_checkpoints(
+        opened(tmp_path / "a", clip, {}), opened(tmp_path / "b", llava, {}), Filter()
+    )
     paired = {pair.tuned.info.name for pair in pairs if pair.base}
     assert paired == set(tower)
     assert {pair.place.component for pair in pairs if not pair.base} == {"language", "projector"}
-    assert {(s.side, s.reason) for s in skipped} == {("tuned", "not_a_matrix")}, "vectors without a base"
+    assert {(s.side, s.reason) for s in skipped} == {("tuned", "not_a_matrix")}, (
+        "vectors without a base"
+    )
 
 
 INTERNVL = (
@@ -301,7 +348,9 @@ INTERNVL = (
 def test_the_layouts_of_internvl_are_one_model(tmp_path):
     """OpenGVLab's own code fuses the projections of the tower and numbers the projector's modules."""
     hf = load_file(models.saved("internvl", tmp_path / "hf") / "model.safetensors")
-    own = renamed(fused(hf, "qkv", *QKV), (r"^(language_model.*)\.qkv\.", r"\1.qkv_proj."), *INTERNVL)
+    own = renamed(
+        fused(hf, "qkv", *QKV), (r"^(language_model.*)\.qkv\.", r"\1.qkv_proj."), *INTERNVL
+    )
     config = {"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2", **GROUPED}}
     lines_up(tmp_path, (hf, {"model_type": "internvl", "text_config": GROUPED}), (own, config))
 
@@ -310,14 +359,23 @@ def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
     """AIMv2's own files call gate, down and up fc1, fc2 and fc3; fc1 of a tower without fc3 is up."""
     block = "vision_tower.trunk.blocks.0"
     own = {f"{block}.mlp.{fc}.weight": torch.randn(40, 24) for fc in ("fc1", "fc3")}
-    own |= {f"{block}.mlp.fc2.weight": torch.randn(24, 40), f"{block}.attn.qkv.weight": torch.randn(72, 24)}
-    own |= {f"{block}.attn.proj.weight": torch.randn(24, 24), f"{block}.norm_1.weight": torch.randn(24)}
+    own |= {
+        f"{block}.mlp.fc2.weight": torch.randn(24, 40),
+        f"{block}.attn.qkv.weight": torch.randn(72, 24),
+    }
+    own |= {
+        f"{block}.attn.proj.weight": torch.randn(24, 24),
+        f"{block}.norm_1.weight": torch.randn(24),
+    }
     rules = ((r"trunk\.blocks", "encoder.layers"), (r"mlp\.fc1", "ffn.gate_proj"), (r"mlp\.fc3", "ffn.up_proj"),
              (r"mlp\.fc2", "ffn.down_proj"), (r"attn\.proj", "attention.out_proj"),
              (r"norm_1", "rms_norm1"))  # fmt: skip
     q, k, v = own[f"{block}.attn.qkv.weight"].chunk(3)
     hf = {name: tensor for name, tensor in renamed(own, *rules).items() if "qkv" not in name}
-    hf |= {f"vision_tower.encoder.layers.0.attention.{n}_proj.weight": t for n, t in zip("qkv", (q, k, v), strict=True)}
+    hf |= {
+        f"vision_tower.encoder.layers.0.attention.{n}_proj.weight": t
+        for n, t in zip("qkv", (q, k, v), strict=True)
+    }
     lines_up(tmp_path, (own, {}), (hf, {}))
 
 
@@ -336,11 +394,15 @@ def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
     for base, tuned in (sides, sides[::-1]):
         apart = models.differences(base, tuned)
         assert len(apart) == 4
-        assert all("layers.3.ln" in text or "final_layernorm" in text for text in apart), "a norm of the last layer's"
+        assert all("layers.3.ln" in text or "final_layernorm" in text for text in apart), (
+            "a norm of the last layer's"
+        )
 
 
 def test_rotary_halves_in_another_order_are_not_subtracted(llama, tmp_path):
-    """Meta's and Mistral's own files have the rows of q and k in pairs: the shapes are equal, the rows are not."""
+    """Meta's and Mistral's own files have the rows of q and k in pairs: the shapes are equal, the
+    rows are not.
+    """
     tensors = llama["grouped"]
     consolidated = renamed(
         tensors, (r"^model\.", ""), (r"self_attn\.([qkvo])_proj", r"attention.w\1"),
@@ -366,11 +428,20 @@ def test_convolutions_with_channels_last_are_not_subtracted(tmp_path):
         "model.layers.0.mlp.up_proj.weight": torch.randn(4, 4),
     }
     last = {**tower, "vision_tower.embeddings.patch_embedding.weight": W.permute(0, 2, 3, 1)}
-    _, skipped = pair_checkpoints(opened(tmp_path / "a", tower, {}), opened(tmp_path / "b", last, {}), Filter())
-    assert {(s.side, s.reason) for s in skipped} == {("base", "shape_differs"), ("tuned", "shape_differs")}
+    _, skipped = pair_checkpoints(
+        opened(tmp_path / "a", tower, {}), opened(tmp_path / "b", last, {}), Filter()
+    )
+    assert {(s.side, s.reason) for s in skipped} == {
+        ("base", "shape_differs"),
+        ("tuned", "shape_differs"),
+    }
     flat = {**tower, "vision_tower.embeddings.patch_embedding.weight": W.flatten(1)}
-    _, skipped = pair_checkpoints(opened(tmp_path / "a", tower, {}), opened(tmp_path / "c", flat, {}), Filter())
-    assert {s.reason for s in skipped} == {"shape_differs"}, "nor is what a linear layer may have in any order"
+    _, skipped = pair_checkpoints(
+        opened(tmp_path / "a", tower, {}), opened(tmp_path / "c", flat, {}), Filter()
+    )
+    assert {s.reason for s in skipped} == {"shape_differs"}, (
+        "nor is what a linear layer may have in any order"
+    )
 
 
 @pytest.mark.parametrize("first", ["mtp.", "model.mtp."])
@@ -379,10 +450,14 @@ def test_blocks_of_a_multi_token_predictor_do_not_pair_with_the_model(first, tmp
     block = "layers.0.self_attn.q_proj.weight"
     model = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(4, 4) for i in range(3)}
     tuned = opened(
-        tmp_path / "b", {**model, f"{first}{block}": torch.randn(4, 4), f"{first}fc.weight": torch.randn(4, 8)}, {}
+        tmp_path / "b",
+        {**model, f"{first}{block}": torch.randn(4, 4), f"{first}fc.weight": torch.randn(4, 8)},
+        {},
     )
     pairs, skipped = pair_checkpoints(opened(tmp_path / "a", model, {}), tuned, Filter())
-    assert {(p.base.info.name, p.tuned.info.name) for p in pairs} == {(name, name) for name in model}
+    assert {(p.base.info.name, p.tuned.info.name) for p in pairs} == {
+        (name, name) for name in model
+    }
     assert {(s.info.name, s.place.layer, s.place.module, s.reason) for s in skipped} == {
         (f"{first}{block}", 3, "attn.q", "only_in_tuned"),
         (f"{first}fc.weight", None, "mtp", "only_in_tuned"),
@@ -391,12 +466,25 @@ def test_blocks_of_a_multi_token_predictor_do_not_pair_with_the_model(first, tmp
 
 
 def test_heads_that_a_family_ties_are_tied_without_a_word_in_the_config(tmp_path):
-    """Gemma's config does not mention it: a head that a trainer stored all the same is the embedding."""
-    model = {"model.embed_tokens.weight": torch.randn(16, 8), "model.layers.0.mlp.up_proj.weight": torch.randn(4, 8)}
+    """Gemma's config does not mention it: a head that a trainer stored all the same is the
+    embedding.
+    """
+    model = {
+        "model.embed_tokens.weight": torch.randn(16, 8),
+        "model.layers.0.mlp.up_proj.weight": torch.randn(4, 8),
+    }
     stored = {**model, "lm_head.weight": model["model.embed_tokens.weight"].clone()}
-    for config, reason in (({"model_type": "gemma2"}, "tied"), ({"model_type": "llama"}, "only_in_tuned")):
-        sides = opened(tmp_path / reason / "a", model, config), opened(tmp_path / reason / "b", stored, config)
-        assert [(s.info.name, s.reason) for s in pair_checkpoints(*sides, Filter())[1]] == [("lm_head.weight", reason)]
+    for config, reason in (
+        ({"model_type": "gemma2"}, "tied"),
+        ({"model_type": "llama"}, "only_in_tuned"),
+    ):
+        sides = (
+            opened(tmp_path / reason / "a", model, config),
+            opened(tmp_path / reason / "b", stored, config),
+        )
+        assert [(s.info.name, s.reason) for s in pair_checkpoints(*sides, Filter())[1]] == [
+            ("lm_head.weight", reason)
+        ]
 
 
 def test_layouts_that_share_nothing_are_not_a_pair(llama, tmp_path):
@@ -404,26 +492,36 @@ def test_layouts_that_share_nothing_are_not_a_pair(llama, tmp_path):
     text = {"model.layers.0.mlp.fc1.weight": torch.randn(8, 8)}
     tower = {"vision_tower.encoder.layers.0.mlp.fc1.weight": torch.randn(8, 8)}
     with pytest.raises(ShadowError, match="share no tensor"):
-        pair_checkpoints(opened(tmp_path / "a", text, {}), opened(tmp_path / "b", tower, {}), Filter())
+        pair_checkpoints(
+            opened(tmp_path / "a", text, {}), opened(tmp_path / "b", tower, {}), Filter()
+        )
 
 
 def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
-    """Llama 3.2 Vision puts blocks of cross-attention between those of Llama 3.1: the text model's own still pair with
-    the blocks that they came from, not with those of the same number."""
+    """Llama 3.2 Vision puts blocks of cross-attention between those of Llama 3.1: the text model's
+    own still pair with the blocks that they came from, not with those of the same number.
+    """
     text, wrapped = {}, {}
     for layer, inside in enumerate((0, 2, 3, 5)):
         for name in ("self_attn.q_proj", "mlp.up_proj"):
             text[f"model.layers.{layer}.{name}.weight"] = torch.randn(4, 4)
-            wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = text[f"model.layers.{layer}.{name}.weight"]
+            wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = text[
+                f"model.layers.{layer}.{name}.weight"
+            ]
     for inside in (1, 4):
         for name in ("cross_attn.q_proj", "mlp.up_proj"):
             wrapped[f"language_model.model.layers.{inside}.{name}.weight"] = torch.randn(4, 4)
-    base, tuned = opened(tmp_path / "a", text, {}), opened(tmp_path / "b", wrapped, {"model_type": "mllama"})
+    base, tuned = (
+        opened(tmp_path / "a", text, {}),
+        opened(tmp_path / "b", wrapped, {"model_type": "mllama"}),
+    )
     crossing = [name for name in wrapped if ".1." in name or ".4." in name]
     assert not models.differences(base, tuned, crossing)
     skipped = pair_checkpoints(base, tuned, Filter())[1]
     assert sorted((s.place.layer, s.place.module, s.reason) for s in skipped) == [
-        (layer, module, "only_in_tuned") for layer in (4, 5) for module in ("cross_attn.q", "mlp.up")
+        (layer, module, "only_in_tuned")
+        for layer in (4, 5)
+        for module in ("cross_attn.q", "mlp.up")
     ]
     assert not models.differences(tuned, tuned)
 
@@ -432,10 +530,30 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     ("name", "shape", "config", "modules"),
     [
         ("model.layers.0.self_attn.qkv_proj", (64, 32), {**GROUPED, "hidden_size": 32}, "qkv"),
-        ("model.layers.0.self_attn.qkv_proj", (64, 32), {"num_attention_heads": 4, "hidden_size": 32}, ""),
-        ("model.layers.0.self_attn.qkv_proj", (96, 32), {"num_attention_heads": 4, "head_dim": 8}, "qkv"),
-        ("model.layers.0.self_attn.qkv_proj", (48, 32), {"num_attention_heads": 4, "head_dim": 8}, ""),
-        ("model.layers.0.self_attn.query_key_value", (96, 32), {"num_attention_heads": 4, "hidden_size": 32}, ""),
+        (
+            "model.layers.0.self_attn.qkv_proj",
+            (64, 32),
+            {"num_attention_heads": 4, "hidden_size": 32},
+            "",
+        ),
+        (
+            "model.layers.0.self_attn.qkv_proj",
+            (96, 32),
+            {"num_attention_heads": 4, "head_dim": 8},
+            "qkv",
+        ),
+        (
+            "model.layers.0.self_attn.qkv_proj",
+            (48, 32),
+            {"num_attention_heads": 4, "head_dim": 8},
+            "",
+        ),
+        (
+            "model.layers.0.self_attn.query_key_value",
+            (96, 32),
+            {"num_attention_heads": 4, "hidden_size": 32},
+            "",
+        ),
         ("model.layers.0.self_attn.W_pack", (96, 32), {}, "qkv"),
         ("model.layers.0.self_attn.W_pack", (60, 32), {}, ""),
         ("visual.blocks.0.attn.qkv", (96, 32), {}, "qkv"),
@@ -443,6 +561,10 @@ def test_blocks_that_look_at_images_leave_the_text_model_its_numbers(tmp_path):
     ],
 )
 def test_a_split_that_the_shapes_contradict_is_not_made(name, shape, config, modules):
-    """The heads must have the size that the config says, thirds must be square; else the projection stays whole."""
+    """The heads must have the size that the config says, thirds must be square; else the projection
+    stays whole.
+    """
     parts = place_tensors({f"{name}.weight": shape}, config)[f"{name}.weight"]
-    assert [part.place.module for part in parts] == ([f"attn.{module}" for module in modules] or ["attn.qkv"])
+    assert [part.place.module for part in parts] == (
+        [f"attn.{module}" for module in modules] or ["attn.qkv"]
+    )

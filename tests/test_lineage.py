@@ -1,4 +1,6 @@
-"""Lineages: the order of stages from provenance, what each step changed, and how it lies to the step before."""
+"""Lineages: the order of stages from provenance, what each step changed, and how it lies to the
+step before.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def three(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Te
     """Three matrices in BF16, the second delta leaning on the first."""
     generator = torch.Generator().manual_seed(seed)
     first, one, two = (torch.randn(shape, generator=generator) for _ in range(3))
-    one = one + 3 * torch.outer(torch.randn(shape[0], generator=generator), torch.randn(shape[1], generator=generator))
+    one = one + 3 * torch.outer(
+        torch.randn(shape[0], generator=generator), torch.randn(shape[1], generator=generator)
+    )
     middle = (0.02 * first + 1e-3 * one).bfloat16()
     last = (middle.float() + 2e-3 * two + 5e-4 * one).bfloat16()
     return (0.02 * first).bfloat16(), middle, last
@@ -57,16 +61,23 @@ def three(shape: tuple[int, int], seed: int = 0) -> tuple[torch.Tensor, torch.Te
 @pytest.mark.parametrize("shape", [(64, 96), (300, 40), (9, 12), (32, 32)])
 @pytest.mark.parametrize("block", [1 << 19, 130])
 def test_two_deltas_are_held_against_each_other_as_numpy_does_it(monkeypatch, shape, block):
-    """Inner product, energies, and energy inside the leading 16 directions, from NumPy's SVD; whatever the blocks."""
+    """Inner product, energies, and energy inside the leading 16 directions, from NumPy's SVD;
+    whatever the blocks.
+    """
     monkeypatch.setattr(joint, "SMALL_BLOCK", block)
     matrices = three(shape)
-    found = joint_values(((matrices[0], matrices[1]), (matrices[1], matrices[2])), ("BF16",) * 3, Workspace())
+    found = joint_values(
+        ((matrices[0], matrices[1]), (matrices[1], matrices[2])), ("BF16",) * 3, Workspace()
+    )
     a, b, c = (matrix.double().numpy() for matrix in matrices)
     old, new = b - a, c - b
     left, _, right = np.linalg.svd(old, full_matrices=False)
     k = min(16, *shape)
     assert found.inner == pytest.approx((old * new).sum())
-    assert (found.first, found.second) == (pytest.approx((old**2).sum()), pytest.approx((new**2).sum()))
+    assert (found.first, found.second) == (
+        pytest.approx((old**2).sum()),
+        pytest.approx((new**2).sum()),
+    )
     assert found.spread == pytest.approx(((old * new) ** 2).sum())
     inside = found.inside
     assert (inside.directions, inside.energy) == (k, pytest.approx((new**2).sum()))
@@ -94,9 +105,13 @@ def cosine(first: np.ndarray, second: np.ndarray) -> float:
     return float(first @ second / math.sqrt(first @ first) / math.sqrt(second @ second))
 
 
-@pytest.mark.parametrize(("first", "second"), [(2e-4, 2e-4), (1e-3, 1e-3), (2e-3, 1e-3), (2e-3, 2e-3), (0.01, 0.003)])
+@pytest.mark.parametrize(
+    ("first", "second"), [(2e-4, 2e-4), (1e-3, 1e-3), (2e-3, 1e-3), (2e-3, 2e-3), (0.01, 0.003)]
+)
 def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, second):
-    """Independent normal updates of a master copy, stored thrice in BF16: the cosine of the stored deltas."""
+    """Independent normal updates of a master copy, stored thrice in BF16: the cosine of the stored
+    deltas.
+    """
     random = np.random.default_rng(0)
     master = 0.02 * random.standard_normal(1_000_000)
     moves = [0.02 * size * random.standard_normal(1_000_000) for size in (first, second)]
@@ -109,7 +124,9 @@ def test_the_shared_rounding_of_a_master_copy_is_that_of_a_simulation(first, sec
 
 
 def test_training_from_the_stored_stage_shares_no_rounding():
-    """The same updates, the second of them from the stored middle: a cosine of 0, within five of its deviations."""
+    """The same updates, the second of them from the stored middle: a cosine of 0, within five of
+    its deviations.
+    """
     random = np.random.default_rng(0)
     a = rounded(0.02 * random.standard_normal(1_000_000))
     b = rounded(a + 2e-5 * random.standard_normal(1_000_000))
@@ -131,7 +148,9 @@ def test_the_energy_of_stored_moves_is_that_of_an_integral(width):
 
 
 def test_the_cosine_of_small_updates_of_a_master_copy_has_a_limit():
-    """As updates get small, -4 sqrt(pi) int Q(y)² dy = -(2 - sqrt(2)) / 2: crossing a border and coming back."""
+    """As updates get small, -4 sqrt(pi) int Q(y)² dy = -(2 - sqrt(2)) / 2: crossing a border and
+    coming back.
+    """
     expected = -(2 - math.sqrt(2)) / 2
     for width in (1e-3, 1e-2):
         joined = joint._moved(math.hypot(width, width))
@@ -142,7 +161,9 @@ def test_the_cosine_of_small_updates_of_a_master_copy_has_a_limit():
 @pytest.mark.parametrize("size", [3e-4, 1e-3, 4e-3])
 @pytest.mark.parametrize("lean", [0.1, 0.5, 0.9])
 def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
-    """Trained from the stored stage: by a factor between sqrt(kept_1 kept_2) and 1, as both keep the same entries."""
+    """Trained from the stored stage: by a factor between sqrt(kept_1 kept_2) and 1, as both keep
+    the same entries.
+    """
     random = np.random.default_rng(1)
     entries = 500_000
     one, two = random.standard_normal((2, entries))
@@ -161,7 +182,10 @@ def test_storage_shrinks_a_cosine_by_less_than_what_it_kept(size, lean):
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
     """A report with one changed matrix in each of four layers, as a step."""
-    rows = [delta(0.3, place(layer, "mlp.up"), frobenius_norm=0.1 + layer, parameters=6144) for layer in range(4)]
+    rows = [
+        delta(0.3, place(layer, "mlp.up"), frobenius_norm=0.1 + layer, parameters=6144)
+        for layer in range(4)
+    ]
     return read_step(SummarisedReport(write(tmp_path_factory.mktemp("template") / "a..b", rows)))
 
 
@@ -169,7 +193,9 @@ def template(tmp_path_factory):
 def step(template):
     """What makes a step from one checkpoint to another, of the folder that its report would lie in."""
 
-    def make(folder: str, base: CheckpointSide, tuned: CheckpointSide, norm: float = 0.05, **told: object) -> Step:
+    def make(
+        folder: str, base: CheckpointSide, tuned: CheckpointSide, norm: float = 0.05, **told: object
+    ) -> Step:
         start, _, end = folder.rpartition("/")[2].partition("..")
         names = {"folder": folder, "pair": f"{start}..{end}", "start": start, "end": end}
         return replace(template, **names, base=base, tuned=tuned, norm=norm, **told)
@@ -196,7 +222,9 @@ def steps(step):
 
 
 def test_the_order_is_that_of_provenance_whatever_the_order_of_reports(steps):
-    """Every order of the reports gives the chain base, sft, dpo, rl, and below it the report that spans two steps."""
+    """Every order of the reports gives the chain base, sft, dpo, rl, and below it the report that
+    spans two steps.
+    """
     for order in permutations(steps):
         found = lineage(order)
         assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo", "rl"]]
@@ -222,12 +250,17 @@ def test_one_base_of_several_models_makes_a_chain_of_each(step, steps):
     """A second model tuned from sft is the end of a chain of its own."""
     other = step("sft..coder", STAGES[1], commit("org/coder", 9))
     found = lineage([*steps, other])
-    assert [chain.stages for chain in found.chains] == [["base", "sft", "dpo", "rl"], ["base", "sft", "coder"]]
+    assert [chain.stages for chain in found.chains] == [
+        ["base", "sft", "dpo", "rl"],
+        ["base", "sft", "coder"],
+    ]
     assert not found.notes
 
 
 def test_another_commit_of_a_stage_is_a_gap(step, steps):
-    """sft..dpo begins at a later commit of sft than base..sft ended at: two chains, and a note with both commits."""
+    """sft..dpo begins at a later commit of sft than base..sft ended at: two chains, and a note with
+    both commits.
+    """
     later = step("later/sft..dpo", commit("Org/SFT", 0xABCDEF << 136), STAGES[2])
     found = lineage([steps[0], later])
     assert len(found.chains) == 2
@@ -245,7 +278,9 @@ def test_equal_files_are_one_stage_under_any_name(step, steps):
 
 
 def test_what_has_no_order_is_told(step, steps):
-    """A circle, a second report of the same two, a step to the same files and a stage of two origins."""
+    """A circle, a second report of the same two, a step to the same files and a stage of two
+    origins.
+    """
     circle = step("dpo..base", STAGES[2], STAGES[0])
     found = lineage([*steps[:2], circle])
     assert "lead to each other" in found.notes[0]
@@ -261,7 +296,9 @@ def test_what_has_no_order_is_told(step, steps):
 
 
 def test_a_thicket_of_reports_has_an_end(step):
-    """Twelve layers of two stages, all joined, have 4,096 ways: the first are told, and how many more than are."""
+    """Twelve layers of two stages, all joined, have 4,096 ways: the first are told, and how many
+    more than are.
+    """
     random = Random(0)
     found = []
     for layer in range(12):
@@ -317,12 +354,18 @@ def whole(weights: chains.Weights) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
-    """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half of it."""
+    """Sizes .05, .001 and .01 (of the attention), the second unrounded although the file kept half
+    of it.
+    """
     (chain,) = told["chains"]
     assert chain["stages"] == ["base", "sft", "dpo", "rl"]
     assert [one["pair"] for one in chain["whole"]] == ["base..rl"]
     sizes = [one["relative_norm_unrounded"] for one in chain["steps"]]
-    assert sizes == [pytest.approx(0.05, rel=0.02), pytest.approx(0.001, rel=0.05), pytest.approx(0.01, rel=0.02)]
+    assert sizes == [
+        pytest.approx(0.05, rel=0.02),
+        pytest.approx(0.001, rel=0.05),
+        pytest.approx(0.01, rel=0.02),
+    ]
     kept = [one["kept"] for one in chain["steps"]]
     assert kept[0] > 0.98
     assert 0.3 < kept[1] < 0.5
@@ -330,7 +373,9 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
     assert chain["steps"][1]["zero_share"] > 0.7
     assert chain["steps"][1]["ratio_of"] == "unrounded"
     assert chain["steps"][1]["ratio"] == pytest.approx(0.001 / 0.05, rel=0.05)
-    groups = [{one["name"]: one["energy_share"] for one in step["groups"]} for step in chain["steps"]]
+    groups = [
+        {one["name"]: one["energy_share"] for one in step["groups"]} for step in chain["steps"]
+    ]
     assert groups[2] == {"attention": pytest.approx(1.0)}
     assert set(groups[0]) == {"attention", "MLP", "embedding"}
     assert chain["steps"][0]["quarters"] == [pytest.approx(0.25, abs=0.02)] * 4
@@ -338,11 +383,15 @@ def test_a_planted_chain_is_told_in_order_with_its_sizes(planted, told):
 
 
 def test_planted_deltas_are_held_against_each_other(planted, told):
-    """Cosines over all entries as NumPy has them: sft and dpo unrelated; and shares inside, matrix by matrix."""
+    """Cosines over all entries as NumPy has them: sft and dpo unrelated; and shares inside, matrix
+    by matrix.
+    """
     _, stages = planted
     steps = told["chains"][0]["steps"]
     names = list(stages)
-    for (first, middle, last), one in zip(zip(names, names[1:], names[2:], strict=False), steps[1:], strict=True):
+    for (first, middle, last), one in zip(
+        zip(names, names[1:], names[2:], strict=False), steps[1:], strict=True
+    ):
         a, b, c = (whole(stages[name]) for name in (first, middle, last))
         found = one["joint"]
         assert found["cosine"] == pytest.approx(cosine(b - a, c - b), abs=1e-9)
@@ -360,7 +409,9 @@ def test_planted_deltas_are_held_against_each_other(planted, told):
 
 
 def test_a_step_along_the_one_before_shows(planted, tmp_path):
-    """rl takes half its energy from what dpo did: 1/sqrt(2) in the attention, shrunk by storage within its bounds."""
+    """rl takes half its energy from what dpo did: 1/sqrt(2) in the attention, shrunk by storage
+    within its bounds.
+    """
     top, _ = planted
     for base, tuned in (("sft", "dpo"), ("dpo", "rl")):
         sides = ("--base", top / base, "--tuned", top / tuned)
@@ -378,13 +429,18 @@ def test_a_step_along_the_one_before_shows(planted, tmp_path):
 
 
 def test_an_adapter_is_a_last_step(planted, tmp_path):
-    """LoRA on the query projections of sft: its cosine with what sft did there, from the product of its factors."""
+    """LoRA on the query projections of sft: its cosine with what sft did there, from the product of
+    its factors.
+    """
     top, stages = planted
     adapter, generator = tmp_path / "adapter", torch.Generator().manual_seed(7)
     adapter.mkdir()
     factors, products = {}, []
     for layer in range(chains.LAYERS):
-        left, right = (torch.randn(size, generator=generator) for size in ((chains.WIDTH, 2), (2, chains.WIDTH)))
+        left, right = (
+            torch.randn(size, generator=generator)
+            for size in ((chains.WIDTH, 2), (2, chains.WIDTH))
+        )
         name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
         factors |= {f"{name}.lora_A.weight": right, f"{name}.lora_B.weight": left}
         products.append(2 * (left.double() @ right.double()).reshape(-1))
@@ -397,8 +453,12 @@ def test_an_adapter_is_a_last_step(planted, tmp_path):
     done = shadow("lineage", "reports", "--format", "json", cwd=tmp_path)
     found = json.loads(done.out)["chains"][0]["steps"][1]
     names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(chains.LAYERS)]
-    old = np.concatenate([(stages["sft"][name] - stages["base"][name]).numpy().reshape(-1) for name in names])
-    assert found["joint"]["cosine"] == pytest.approx(cosine(old, torch.cat(products).numpy()), abs=1e-6)
+    old = np.concatenate(
+        [(stages["sft"][name] - stages["base"][name]).numpy().reshape(-1) for name in names]
+    )
+    assert found["joint"]["cosine"] == pytest.approx(
+        cosine(old, torch.cat(products).numpy()), abs=1e-6
+    )
     assert (found["joint"]["matrices"], found["joint"]["left_out"]) == (chains.LAYERS, 13)
     assert found["relative_norm_unrounded"] == pytest.approx(found["relative_norm"])
     assert found["kept"] == pytest.approx(1.0)
@@ -425,7 +485,12 @@ def test_checkpoints_that_are_gone_or_changed_leave_the_joint_figures_out(plante
     for name in ("base", "sft", "dpo"):
         chains.save(work / name, stages[name], torch.bfloat16)
     for base, tuned in (("base", "sft"), ("sft", "dpo")):
-        assert shadow("audit", "--base", f"./{base}", "--tuned", f"./{tuned}", "-o", "r", cwd=work).code == 0
+        assert (
+            shadow(
+                "audit", "--base", f"./{base}", "--tuned", f"./{tuned}", "-o", "r", cwd=work
+            ).code
+            == 0
+        )
 
     def second(*options: str) -> dict[str, object]:
         done = shadow("lineage", "r", "--format", "json", *options, cwd=work)
@@ -445,9 +510,13 @@ def test_checkpoints_that_are_gone_or_changed_leave_the_joint_figures_out(plante
 def test_a_family_tells_which_of_its_pairs_have_no_report(planted, tmp_path):
     """The declared pairs without a report are notes with the command that makes them."""
     top, _ = planted
-    done = shadow("audit", "toy:base..sft", "--registry", top / "registry", "-o", "reports", cwd=tmp_path)
+    done = shadow(
+        "audit", "toy:base..sft", "--registry", top / "registry", "-o", "reports", cwd=tmp_path
+    )
     assert done.code == 0
-    done = shadow("lineage", "toy", "--registry", top / "registry", "--format", "json", cwd=tmp_path)
+    done = shadow(
+        "lineage", "toy", "--registry", top / "registry", "--format", "json", cwd=tmp_path
+    )
     notes = json.loads(done.out)["notes"]
     assert "no report of sft..dpo: shadow audit toy:sft..dpo" in notes
     assert len(notes) == 3
@@ -489,15 +558,29 @@ def test_names_of_files_are_text(tmp_path):
 
 
 def test_the_figure_has_the_steps_in_order(planted, tmp_path):
-    """Twice the same bytes; a kind of more reports than others may show; an option of other kinds is refused."""
+    """Twice the same bytes; a kind of more reports than others may show; an option of other kinds
+    is refused.
+    """
     folders = sorted((planted[0] / "reports" / "toy").iterdir())
     content, notes = draw("lineage", folders, "svg", Choice())
     assert content == draw("lineage", folders[::-1], "svg", Choice())[0]
     assert notes[0] == "steps base to sft to dpo to rl"
     write_figure("lineage", folders, tmp_path / "x.png")
-    done = shadow("figure", planted[0] / "reports", "--kind", "lineage", "--layer", "1", "-o", "x.svg", cwd=tmp_path)
+    done = shadow(
+        "figure",
+        planted[0] / "reports",
+        "--kind",
+        "lineage",
+        "--layer",
+        "1",
+        "-o",
+        "x.svg",
+        cwd=tmp_path,
+    )
     assert done.code == 2
-    same = write(tmp_path / "same", [delta(0.3, place(0, "mlp.up"))], base=identity(1), tuned=identity(1))
+    same = write(
+        tmp_path / "same", [delta(0.3, place(0, "mlp.up"))], base=identity(1), tuned=identity(1)
+    )
     with pytest.raises(ShadowError, match="no step from one checkpoint to another"):
         draw("lineage", [same], "svg", Choice())
 
@@ -511,7 +594,9 @@ def test_the_page_has_a_section_where_reports_follow_one_another(planted, tmp_pa
     section = page[page.index('<section id="lineage"') :]
     section = section[: section.index("</section>")]
     assert "base → sft → dpo → rl" in section
-    places = [section.index(f">{name}</a>") for name in ("base..sft", "sft..dpo", "dpo..rl", "base..rl")]
+    places = [
+        section.index(f">{name}</a>") for name in ("base..sft", "sft..dpo", "dpo..rl", "base..rl")
+    ]
     assert places == sorted(places)
     apart = [folder for folder in folders if folder.name in ("base..sft", "base..rl")]
     write_page(top, apart, tmp_path / "apart.html")
@@ -542,9 +627,11 @@ def test_shrinking_is_the_product_of_what_was_kept(planted):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A decoder that is pretrained, tuned on narrow data, on broad data, and at a low rate; each stored in BF16.
+    """A decoder that is pretrained, tuned on narrow data, on broad data, and at a low rate; each
+    stored in BF16.
 
-    Every training begins from the stored stage. Returns the folder and, by step, the update before it was stored.
+    Every training begins from the stored stage. Returns the folder and, by step, the update before
+    it was stored.
     """
     top = tmp_path_factory.mktemp("trained")
     small = SCALES["small"]
@@ -563,11 +650,17 @@ def trained(tmp_path_factory):
         torch.manual_seed(0)
         list(training.train(model, mixture.samples(Random(name)), small.size.rows, recipe))
         updates[name] = {
-            key: (weight - start[key]).double() for key, weight in model.state_dict().items() if weight.ndim == 2
+            key: (weight - start[key]).double()
+            for key, weight in model.state_dict().items()
+            if weight.ndim == 2
         }
         training.save(model, top / name, torch.bfloat16)
         before = name
-    chains.registry(top / "registry", ("untrained", *plan), [f"{a}..{b}" for a, b in pairwise(("untrained", *plan))])
+    chains.registry(
+        top / "registry",
+        ("untrained", *plan),
+        [f"{a}..{b}" for a, b in pairwise(("untrained", *plan))],
+    )
     done = shadow("audit", "toy", "--registry", "registry", "-o", "reports", cwd=top)
     assert done.code == 0, done.err
     done = shadow("lineage", "toy", "--registry", "registry", "--format", "json", cwd=top)
@@ -577,7 +670,9 @@ def trained(tmp_path_factory):
 
 @pytest.mark.slow
 def test_stages_that_were_trained_are_told_with_their_sizes(trained):
-    """Order and sizes of four trainings; the last one, at a low rate, is mostly rounded away, and that is told."""
+    """Order and sizes of four trainings; the last one, at a low rate, is mostly rounded away, and
+    that is told.
+    """
     top, updates, told = trained
     (chain,) = told["chains"]
     assert chain["stages"] == ["untrained", "pretrained", "narrow", "broad", "low"]
@@ -597,12 +692,15 @@ def test_stages_that_were_trained_are_told_with_their_sizes(trained):
 
 @pytest.mark.slow
 def test_cosines_of_trained_stages_are_those_of_their_updates(trained):
-    """Narrow and broad, each begun from the stored stage: the stored cosine is the updates', but for the rounding."""
+    """Narrow and broad, each begun from the stored stage: the stored cosine is the updates', but
+    for the rounding.
+    """
     _, updates, told = trained
     steps = {one["end"]: one for one in told["chains"][0]["steps"]}
     for before, after in (("pretrained", "narrow"), ("narrow", "broad")):
         first, second = (
-            np.concatenate([own.numpy().reshape(-1) for own in updates[name].values()]) for name in (before, after)
+            np.concatenate([own.numpy().reshape(-1) for own in updates[name].values()])
+            for name in (before, after)
         )
         found = steps[after]["joint"]
         assert found["cosine"] == pytest.approx(cosine(first, second), abs=0.02)

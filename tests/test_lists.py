@@ -1,4 +1,6 @@
-"""What lists, globs and tags name, that every fault is one UsageError with file and line, and how a list is shared."""
+"""What lists, globs and tags name, that every fault is one UsageError with file and line, and how a
+list is shared.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ toy-70b: {base: org/t70, sft: org/t70-sft, tags: [moe]}
 toy-alone: {base: org/a, x: org/x, pairs: [], note: nothing to compare, tags: [moe, lonely]}
 other: {base: org/o, sft: org/o-sft, tags: [vlm]}
 """
-FUZZ = settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture
@@ -72,21 +76,28 @@ TARGETS = ["demo", "toy-*", "demo:base..narrow"]
     }.items(),
 )
 def test_forms_of_a_list(tmp_path, name, text):
-    """YAML and JSON by the end of the name or by how they begin, else one target a line; `#` begins a comment."""
+    """YAML and JSON by the end of the name or by how they begin, else one target a line; `#` begins
+    a comment.
+    """
     assert entries(tmp_path, text, name) == TARGETS
 
 
 def test_a_pair_is_given_by_its_checkpoints(tmp_path, monkeypatch):
-    """`{base, tuned}` is the pair of --base and --tuned; folders are beside the list, wherever the command starts."""
+    """`{base, tuned}` is the pair of --base and --tuned; folders are beside the list, wherever the
+    command starts.
+    """
     monkeypatch.chdir("/")
     (found,) = entries(tmp_path, "- {base: org/b@v1, tuned: ./t}\n")
     assert found == given_pair(parse_reference("org/b@v1"), Reference(str(tmp_path / "t"), True))
 
 
 def test_a_pair_of_a_list_has_the_name_that_it_is_given(tmp_path):
-    """`name: family:base..tuned`, as --name has it; without one the name ends in a hash of both references."""
+    """`name: family:base..tuned`, as --name has it; without one the name ends in a hash of both
+    references.
+    """
     named, nameless = entries(
-        tmp_path, "- {base: org/b, tuned: org/t, name: mine:base..run-7}\n- {base: org/b, tuned: org/t}\n"
+        tmp_path,
+        "- {base: org/b, tuned: org/t, name: mine:base..run-7}\n- {base: org/b, tuned: org/t}\n",
     )
     assert (named.family, named.name) == ("mine", "base..run-7")
     assert (named.base, named.tuned) == (nameless.base, nameless.tuned)
@@ -105,7 +116,9 @@ def test_standard_input_is_a_list(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("place", ["/dev/fd", "/proc/self/fd"])
 def test_a_pipe_is_a_list(tmp_path, monkeypatch, place):
-    """`--list <(command)` names a pipe, which is read; folders are relative to where the command was started."""
+    """`--list <(command)` names a pipe, which is read; folders are relative to where the command
+    was started.
+    """
     monkeypatch.chdir(tmp_path)
     reader, writer = os.pipe()
     os.write(writer, b"- demo\n- {base: ./b, tuned: org/t}\n")
@@ -120,9 +133,15 @@ WORD = st.text(LETTERS, min_size=1, max_size=20).filter(lambda word: not is_refe
 
 
 @FUZZ
-@given(targets=st.lists(WORD, max_size=8), comment=st.text(max_size=20), end=st.sampled_from(["\n", "\r\n", "\r"]))
+@given(
+    targets=st.lists(WORD, max_size=8),
+    comment=st.text(max_size=20),
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+)
 def test_every_form_names_the_same(tmp_path, targets, comment, end):
-    """Plain lines with comments and gaps, block YAML, flow YAML and JSON of any targets are read back as they were."""
+    """Plain lines with comments and gaps, block YAML, flow YAML and JSON of any targets are read
+    back as they were.
+    """
     comment = "".join(char for char in comment if char.isprintable())
     plain = "".join(f"  {target} # {comment}{end}{end}# {comment}{end}" for target in targets)
     assert entries(tmp_path, plain, "l.txt") == targets
@@ -137,13 +156,43 @@ def test_every_form_names_the_same(tmp_path, targets, comment, end):
 FAULTS = {
     "mapping": ("families: [demo]\n", "", "not a list", "name: FAMILY:BASE..TUNED"),
     "word": ("demo\n", "", "not a list", "- "),
-    "unknown key": ("- demo\n- {bsae: a/b, tuned: c/d}\n", ":2", "unknown key 'bsae'", "did you mean 'base'?"),
-    "a registry's key": ("- {repo: a/b}\n", ":1", "unknown key 'repo'", "it may have target, base, tuned"),
-    "an option": ("- target: demo\n  allow_pickle: 1\n", ":2", "unknown key 'allow_pickle'", "options go with"),
-    "another option": ("- {target: demo, allow-pickle: yes}\n", ":1", "unknown key 'allow-pickle'", "options go with"),
-    "space after the colon": ("- demo: base..x\n", ":1", "unknown key 'demo'", "write demo:base..x, without a space"),
+    "unknown key": (
+        "- demo\n- {bsae: a/b, tuned: c/d}\n",
+        ":2",
+        "unknown key 'bsae'",
+        "did you mean 'base'?",
+    ),
+    "a registry's key": (
+        "- {repo: a/b}\n",
+        ":1",
+        "unknown key 'repo'",
+        "it may have target, base, tuned",
+    ),
+    "an option": (
+        "- target: demo\n  allow_pickle: 1\n",
+        ":2",
+        "unknown key 'allow_pickle'",
+        "options go with",
+    ),
+    "another option": (
+        "- {target: demo, allow-pickle: yes}\n",
+        ":1",
+        "unknown key 'allow-pickle'",
+        "options go with",
+    ),
+    "space after the colon": (
+        "- demo: base..x\n",
+        ":1",
+        "unknown key 'demo'",
+        "write demo:base..x, without a space",
+    ),
     "half a pair": ("-\n  base: a/b\n", ":2", "an entry has no 'tuned'", "base and tuned together"),
-    "both": ("- {target: demo, base: a/b, tuned: c/d}\n", ":1", "'target' and 'base' and 'tuned'", "alone"),
+    "both": (
+        "- {target: demo, base: a/b, tuned: c/d}\n",
+        ":1",
+        "'target' and 'base' and 'tuned'",
+        "alone",
+    ),
     "nothing as a checkpoint": ("- {base: a/b, tuned: ~}\n", ":1", "'~' alone says nothing", "~/"),
     "a name of no pair": (
         "- {base: a/b, tuned: c/d, name: mine}\n",
@@ -151,8 +200,18 @@ FAULTS = {
         "'mine' is not a pair name",
         "for example mine:base..run-7",
     ),
-    "a name that climbs": ("- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n", ":3", "is not a pair name", "letters"),
-    "a name of a target": ("- {target: demo, name: a:b..c}\n", ":1", "'target' and 'name'", "alone"),
+    "a name that climbs": (
+        "- base: a/b\n  tuned: c/d\n  name: ../x:a..b\n",
+        ":3",
+        "is not a pair name",
+        "letters",
+    ),
+    "a name of a target": (
+        "- {target: demo, name: a:b..c}\n",
+        ":1",
+        "'target' and 'name'",
+        "alone",
+    ),
     "one name twice": (
         "- {base: a/b, tuned: c/d, name: m:a..b}\n- {base: a/b, tuned: c/e, name: m:a..b}\n",
         ":2",
@@ -163,7 +222,12 @@ FAULTS = {
     "empty entry": ("- demo\n-\n", ":2", "'' is not a target", "name"),
     "list in a list": ("- demo\n- [demo]\n", ":2", "['demo'] is not a target", "name"),
     "mapping for text": ("- base: {repo: a/b}\n  tuned: c/d\n", ":1", "'base' is not text", "name"),
-    "no reference": ("- demo\n- base: a/b\n  tuned: word\n", ":3", "'word' is neither a folder nor", "./NAME"),
+    "no reference": (
+        "- demo\n- base: a/b\n  tuned: word\n",
+        ":3",
+        "'word' is neither a folder nor",
+        "./NAME",
+    ),
     "alias": ("- &a demo\n- *a\n", ":2", "aliases are not allowed", "- "),
     "tag": ("- !!python/name:os.system demo\n", ":1", "tags are not allowed", "- "),
     "key twice": ("- {target: a, target: b}\n", ":1", "duplicate key 'target'", "- "),
@@ -174,11 +238,31 @@ FAULTS = {
     "no text": (b"- demo\n- \xff\n", ":2", "not UTF-8", "- "),
     "nothing": ("# only a comment\n", "", "the list names nothing", "one target a line"),
     "unknown family": ("- demo\n- toy-2b\n", ":2", "no family 'toy-2b'", "did you mean 'toy-"),
-    "unknown pair": ("- demo:base..x\n", ":1", "no pair 'base..x'", "it has: base..narrow, base..broad"),
+    "unknown pair": (
+        "- demo:base..x\n",
+        ":1",
+        "no pair 'base..x'",
+        "it has: base..narrow, base..broad",
+    ),
     "a path": ("- ./models/x\n", ":1", "'./models/x' is one checkpoint", "{base: REF, tuned: REF}"),
-    "glob of nothing": ("- demo\n\n- teo-*\n", ":3", "no family matches 'teo-*'", "did you mean 'toy-"),
-    "glob of a pair": ("- toy-*:base..sfd\n", ":1", "has a pair 'base..sfd'", "did you mean 'base..sft'?"),
-    "glob without pairs": ("- '*-alone'\n", ":1", "no family that matches '*-alone' has a pair", "nothing to compare"),
+    "glob of nothing": (
+        "- demo\n\n- teo-*\n",
+        ":3",
+        "no family matches 'teo-*'",
+        "did you mean 'toy-",
+    ),
+    "glob of a pair": (
+        "- toy-*:base..sfd\n",
+        ":1",
+        "has a pair 'base..sfd'",
+        "did you mean 'base..sft'?",
+    ),
+    "glob without pairs": (
+        "- '*-alone'\n",
+        ":1",
+        "no family that matches '*-alone' has a pair",
+        "nothing to compare",
+    ),
     "no pair": ("- toy-alone\n", ":1", "family 'toy-alone' has no pair", "nothing to compare"),
 }
 
@@ -227,7 +311,9 @@ LEAVES = st.sampled_from(
 )
 TREES = st.lists(
     st.recursive(
-        LEAVES, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=4
+        LEAVES,
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3),
+        max_leaves=4,
     ),
     min_size=1,
     max_size=3,
@@ -244,7 +330,9 @@ def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
             return all(isinstance(value, str) and value for value in item.values()) and (
                 item.keys() == {"target"} or item.keys() == {"base", "tuned"}
             )
-        return isinstance(item, str) and item != "" and "/" not in item  # which is one checkpoint, not a pair
+        return (
+            isinstance(item, str) and item != "" and "/" not in item
+        )  # which is one checkpoint, not a pair
 
     text = "".join(f"- {json.dumps(item)}\n" for item in tree)
     path = written(tmp_path, text)
@@ -256,7 +344,9 @@ def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
         item = tree[int(line[1]) - 1]
         references = isinstance(item, dict) and item.keys() == {"base", "tuned"}
         references |= "/" in str(item)  # a checkpoint is no target
-        assert not good(item) or references or "\x1b" in str(item), "a reference may be wrong in itself"
+        assert not good(item) or references or "\x1b" in str(item), (
+            "a reference may be wrong in itself"
+        )
 
 
 @FUZZ
@@ -276,29 +366,47 @@ def test_any_target_is_pairs_or_one_error(registry, target):
 @pytest.mark.parametrize(
     ("targets", "tags", "found"),
     [
-        (["toy-*b"], [], ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"]),
+        (
+            ["toy-*b"],
+            [],
+            ["toy-1b:base..sft", "toy-1b:base..dpo", "toy-7b:base..sft", "toy-70b:base..sft"],
+        ),
         (["toy-?b:base..sft"], [], ["toy-1b:base..sft", "toy-7b:base..sft"]),
         (["toy-*:*..dpo"], [], ["toy-1b:base..dpo"]),
         (["toy-1b:base..[ds]*"], [], ["toy-1b:base..sft", "toy-1b:base..dpo"]),
-        (["other", "toy-7b", "toy-7*", "other"], [], ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"]),
+        (
+            ["other", "toy-7b", "toy-7*", "other"],
+            [],
+            ["other:base..sft", "toy-7b:base..sft", "toy-70b:base..sft"],
+        ),
         (["toy-*"], ["vlm"], ["toy-7b:base..sft"]),
         (["toy-7b", "other", "toy-70b"], ["vlm"], ["toy-7b:base..sft", "other:base..sft"]),
         (["toy-*"], ["vlm", "dense"], ["toy-7b:base..sft"]),
     ],
 )
 def test_globs_and_tags_choose(registry, targets, tags, found):
-    """A glob is over names, after a colon over pairs; tags narrow; what several name is there once, in their order."""
+    """A glob is over names, after a colon over pairs; tags narrow; what several name is there once,
+    in their order.
+    """
     selection = select(targets, registry=registry, tags=tags)
     assert names(selection) == found
     assert selection.own == selection.pairs
 
 
 def test_a_tag_alone_chooses_from_the_whole_registry(registry):
-    """`--tag moe` is every pair of the families with it; those without a pair are passed over, and named."""
+    """`--tag moe` is every pair of the families with it; those without a pair are passed over, and
+    named.
+    """
     selection = select(tags=["moe"], registry=registry)
     expected = [f for f in load_families(registry).values() if "moe" in f.tags]
-    assert names(selection) == [f"{pair.family}:{pair.name}" for family in expected for pair in family.pairs]
-    assert set(selection.passed_over) == {family.name for family in expected if not family.pairs} >= {"toy-alone"}
+    assert names(selection) == [
+        f"{pair.family}:{pair.name}" for family in expected for pair in family.pairs
+    ]
+    assert (
+        set(selection.passed_over)
+        == {family.name for family in expected if not family.pairs}
+        >= {"toy-alone"}
+    )
 
 
 def test_a_glob_passes_over_families_without_a_pair(registry):
@@ -308,7 +416,9 @@ def test_a_glob_passes_over_families_without_a_pair(registry):
 
 def test_targets_and_a_list_go_together(tmp_path, registry):
     """First the command line, then the list; every pair once."""
-    selection = select(["other"], [], registry, written(tmp_path, "- toy-7b\n- other\n- {base: a/b, tuned: c/d}\n"))
+    selection = select(
+        ["other"], [], registry, written(tmp_path, "- toy-7b\n- other\n- {base: a/b, tuned: c/d}\n")
+    )
     assert [name.partition(":")[0] for name in names(selection)] == ["other", "toy-7b", "d"]
 
 
@@ -319,12 +429,22 @@ def test_targets_and_a_list_go_together(tmp_path, registry):
         ({"targets": ["tyo-*"]}, r"no family matches 'tyo-\*'", UsageError),
         ({"tags": ["vml"]}, "no family has the tag 'vml'", UsageError),
         ({"tags": ["lonely"]}, "no family with the tag 'lonely' has a pair", UsageError),
-        ({"targets": ["toy-1b"], "tags": ["vlm", "moe"]}, "none of what was named has|no family with tag", UsageError),
-        ({"targets": ["toy-1b"], "tags": ["vlm"]}, "none of what was named has the tag 'vlm'", UsageError),
+        (
+            {"targets": ["toy-1b"], "tags": ["vlm", "moe"]},
+            "none of what was named has|no family with tag",
+            UsageError,
+        ),
+        (
+            {"targets": ["toy-1b"], "tags": ["vlm"]},
+            "none of what was named has the tag 'vlm'",
+            UsageError,
+        ),
     ],
 )
 def test_what_names_nothing_is_a_fault(registry, arguments, message, kind):
-    """A glob or a tag without a match is wrong usage; an exact name that is not known is what it always was."""
+    """A glob or a tag without a match is wrong usage; an exact name that is not known is what it
+    always was.
+    """
     with pytest.raises(ShadowError, match=message) as caught:
         select(registry=registry, **arguments)
     assert type(caught.value) is kind
@@ -352,7 +472,10 @@ def test_only_a_list_has_an_index(tmp_path):
 def test_equal_lists_have_equal_digests(tmp_path, registry):
     """Whatever the order, the form or the shard; another pair makes another list."""
     one = select(["toy-1b", "other"], registry=registry, shard="1/2").digest
-    assert one == select(registry=registry, listed=written(tmp_path, "other\ntoy-1b:*\n", "l.txt")).digest
+    assert (
+        one
+        == select(registry=registry, listed=written(tmp_path, "other\ntoy-1b:*\n", "l.txt")).digest
+    )
     assert one != select(["toy-1b"], registry=registry).digest
 
 
@@ -361,7 +484,11 @@ def test_equal_lists_have_equal_digests(tmp_path, registry):
 
 def pairs_of(counts: dict[str, int]) -> list[Pair]:
     here = Reference("org/x", False)
-    return [Pair(name, f"base..{index}", here, here) for name, count in counts.items() for index in range(count)]
+    return [
+        Pair(name, f"base..{index}", here, here)
+        for name, count in counts.items()
+        for index in range(count)
+    ]
 
 
 COUNTS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 5), max_size=40)
@@ -370,7 +497,9 @@ COUNTS = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 5), max
 @settings(max_examples=examples(200))
 @given(counts=COUNTS, of=st.integers(1, 12), seed=st.randoms(use_true_random=False))
 def test_shards_part_a_list_evenly(counts, of, seed):
-    """Every pair is in one shard, a family in one piece, whatever the order; none has a family more than the mean."""
+    """Every pair is in one shard, a family in one piece, whatever the order; none has a family more
+    than the mean.
+    """
     pairs = pairs_of(counts)
     shards = [share(pairs, Share(number, of)) for number in range(1, of + 1)]
     assert sorted(pair for shard in shards for pair in map(repr, shard)) == sorted(map(repr, pairs))
@@ -379,27 +508,40 @@ def test_shards_part_a_list_evenly(counts, of, seed):
     largest = max(counts.values(), default=0)
     assert all(abs(len(shard) - len(pairs) / of) <= largest for shard in shards)
     mixed = seed.sample(pairs, len(pairs))
-    assert [set(share(mixed, Share(number, of))) for number in range(1, of + 1)] == [set(shard) for shard in shards]
+    assert [set(share(mixed, Share(number, of))) for number in range(1, of + 1)] == [
+        set(shard) for shard in shards
+    ]
 
 
 @settings(max_examples=examples(200))
-@given(names=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=40), of=st.integers(1, 12))
+@given(
+    names=st.lists(st.text(min_size=1, max_size=8), unique=True, min_size=1, max_size=40),
+    of=st.integers(1, 12),
+)
 def test_a_family_more_moves_few_others(names, of):
     """Of families with a pair each at most one moves at each of the cuts between the shards."""
     assume(len(names) > 1)
     before, after = pairs_of(dict.fromkeys(names[1:], 1)), pairs_of(dict.fromkeys(names, 1))
 
     def numbers(pairs):
-        return {pair.family: number for number in range(1, of + 1) for pair in share(pairs, Share(number, of))}
+        return {
+            pair.family: number
+            for number in range(1, of + 1)
+            for pair in share(pairs, Share(number, of))
+        }
 
     old, new = numbers(before), numbers(after)
     assert sum(old[name] != new[name] for name in old) <= of - 1
 
 
 def test_shards_are_the_same_on_every_machine():
-    """By `sha256sum` of the names the order is d f c b e a: it must never change, or jobs of two versions overlap."""
+    """By `sha256sum` of the names the order is d f c b e a: it must never change, or jobs of two
+    versions overlap.
+    """
     pairs = pairs_of(dict.fromkeys("abcdef", 1))
-    found = ["".join(pair.family for pair in share(pairs, Share(number, 3))) for number in (1, 2, 3)]
+    found = [
+        "".join(pair.family for pair in share(pairs, Share(number, 3))) for number in (1, 2, 3)
+    ]
     assert found == ["df", "bc", "ae"]
 
 

@@ -1,4 +1,6 @@
-"""Workers and memory are those of the container: cgroups of version 2 and 1, in trees of files made for the test."""
+"""Workers and memory are those of the container: cgroups of version 2 and 1, in trees of files made
+for the test.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def sixteen_cores(monkeypatch):
 def system(root, *, cgroup, mounts, free=64 * GIB, **files):
     """A fake /proc and /sys; files are what those below /sys/fs/cgroup say."""
     made = {
-        "proc/meminfo": f"MemTotal:  99999999 kB\nMemFree: 1 kB\nMemAvailable:   {free // 1024} kB\n",
+        "proc/meminfo": (
+            f"MemTotal:  99999999 kB\nMemFree: 1 kB\nMemAvailable:   {free // 1024} kB\n"
+        ),
         "proc/self/cgroup": cgroup,
         "proc/self/mountinfo": f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n{mounts}",
         **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
@@ -68,11 +72,15 @@ def test_version_2_in_a_container(tmp_path):
             "memory.stat": f"anon 5\ninactive_file {GIB}\nactive_file 7",
         },
     )
-    assert machine_limits(root) == MachineLimits(3, "the control group /", 6 * GIB, "the control group /")
+    assert machine_limits(root) == MachineLimits(
+        3, "the control group /", 6 * GIB, "the control group /"
+    )
 
 
 def test_version_2_the_least_of_all_ancestors_counts(tmp_path):
-    """A group without a limit in a slice with one; of memory the group with the least left, not the least limit."""
+    """A group without a limit in a slice with one; of memory the group with the least left, not the
+    least limit.
+    """
     root = system(
         tmp_path,
         cgroup="0::/user.slice/job/step",
@@ -105,7 +113,9 @@ def test_version_2_memory_high_is_a_limit_and_nothing_left_is_none(tmp_path):
 
 @pytest.mark.parametrize("top", ["/", "/docker/abc"])
 def test_version_1_with_the_names_of_the_host(tmp_path, top):
-    """Each controller has its tree; the tree is the host's, or the container's part of it under the host's names."""
+    """Each controller has its tree; the tree is the host's, or the container's part of it under the
+    host's names.
+    """
     inside = "docker/abc/" if top == "/" else ""
     root = system(
         tmp_path,
@@ -152,7 +162,9 @@ def test_both_versions_at_once(tmp_path):
             "unified/job/cpu.max": "100000 100000",
         },
     )
-    assert machine_limits(root) == MachineLimits(1, "the control group /job", 2 * GIB, "the control group /job")
+    assert machine_limits(root) == MachineLimits(
+        1, "the control group /job", 2 * GIB, "the control group /job"
+    )
 
 
 def test_a_group_outside_of_what_is_mounted_and_text_that_makes_no_sense(tmp_path):

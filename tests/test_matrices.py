@@ -23,20 +23,28 @@ def scaled(rows, cols, block, first_row=0):
     raw = (torch.randn(first_row + rows, cols, generator=generator()) * 50).to(torch.float8_e4m3fn)
     shape = -(-(first_row + rows) // block[0]), -(-cols // block[1])
     scales = torch.rand(shape, generator=generator(1)) + 0.1
-    repeated = np.repeat(np.repeat(scales.numpy(), block[0], 0), block[1], 1)[: first_row + rows, :cols]
+    repeated = np.repeat(np.repeat(scales.numpy(), block[0], 0), block[1], 1)[
+        : first_row + rows, :cols
+    ]
     expected = raw.float().numpy() * repeated
     return BlockScaled(raw[first_row:], scales, block, first_row), expected[first_row:]
 
 
 @given(SIZES, SIZES, st.integers(1, 9), st.integers(1, 9), st.integers(0, 10), st.data())
-def test_every_entry_of_a_scaled_matrix_has_its_blocks_scale(rows, cols, high, wide, first_row, data):
+def test_every_entry_of_a_scaled_matrix_has_its_blocks_scale(
+    rows, cols, high, wide, first_row, data
+):
     """Any block of it equals NumPy's, with cut blocks at the edges and a first row inside a block."""
     matrix, expected = scaled(rows, cols, (high, wide), first_row)
     start = data.draw(st.integers(0, rows - 1))
     left = data.draw(st.integers(0, cols - 1))
     np.testing.assert_array_equal(matrix[slice(None),].numpy(), expected)
-    np.testing.assert_array_equal(matrix[slice(start, start + 5),].numpy(), expected[start : start + 5])
-    np.testing.assert_array_equal(matrix[slice(None), slice(left, left + 5)].numpy(), expected[:, left : left + 5])
+    np.testing.assert_array_equal(
+        matrix[slice(start, start + 5),].numpy(), expected[start : start + 5]
+    )
+    np.testing.assert_array_equal(
+        matrix[slice(None), slice(left, left + 5)].numpy(), expected[:, left : left + 5]
+    )
 
 
 @settings(deadline=None)
@@ -46,7 +54,9 @@ def test_an_updates_singular_values_are_those_of_the_product(rows, cols, rank, s
     left = torch.randn(rows, rank, generator=generator())
     right = torch.randn(rank, cols, generator=generator(1))
     found = Updated(torch.zeros(rows, cols), left, right, scaling).singular_values().numpy()
-    expected = np.linalg.svd(scaling * left.double().numpy() @ right.double().numpy(), compute_uv=False)
+    expected = np.linalg.svd(
+        scaling * left.double().numpy() @ right.double().numpy(), compute_uv=False
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12 * expected[0])
 
 
@@ -59,7 +69,11 @@ def test_an_update_is_its_base_plus_the_product_in_every_block(groups):
     right = torch.randn(3, 30, generator=generator(2))
     matrix = Updated(base, left, right, 0.5)
     expected = base.double().numpy() + 0.5 * left.double().numpy() @ right.double().numpy()
-    for index in (*blocks(matrix), (slice(1, 3),), (slice(None),) * (len(shape) - 1) + (slice(4, 9),)):
+    for index in (
+        *blocks(matrix),
+        (slice(1, 3),),
+        (slice(None),) * (len(shape) - 1) + (slice(4, 9),),
+    ):
         np.testing.assert_allclose(matrix[index].numpy(), expected[index], rtol=1e-14)
 
 
@@ -68,13 +82,16 @@ def test_the_audit_of_an_update_is_that_of_the_dense_sum(shape):
     """Every column of base, tuned and delta; only floor_ratio is null, as nothing was rounded."""
     base = torch.randn(shape, generator=generator()).bfloat16()
     left, right = (
-        torch.randn(size, generator=generator(i)) * 0.1 for i, size in enumerate([(shape[0], 4), (4, shape[1])])
+        torch.randn(size, generator=generator(i)) * 0.1
+        for i, size in enumerate([(shape[0], 4), (4, shape[1])])
     )
     lazy = Updated(base, left, right, 2.0)
     dense = base.double() + 2.0 * left.double() @ right.double()
     space, formats = Workspace(), ("BF16", "F64")
     found, expected = (
-        measure_pair(base, tuned, formats, extent(base, tuned, torch.float64, space), Method(), "key", space)
+        measure_pair(
+            base, tuned, formats, extent(base, tuned, torch.float64, space), Method(), "key", space
+        )
         for tuned in (lazy, dense)
     )
     for one, other in zip(found, expected, strict=True):
@@ -86,5 +103,8 @@ def test_the_audit_of_an_update_is_that_of_the_dense_sum(shape):
             elif value is None or isinstance(value, str):
                 assert one.values[column] == value
             elif column != "sigma_floor":
-                assert one.values[column] == pytest.approx(value, rel=1e-6, abs=1e-9), (one.subject, column)
+                assert one.values[column] == pytest.approx(value, rel=1e-6, abs=1e-9), (
+                    one.subject,
+                    column,
+                )
     assert found[2].values["numerical_rank"] == 4

@@ -1,4 +1,6 @@
-"""`shadow merge`: shards join to what one run gives, nothing is overwritten, what does not fit is refused whole."""
+"""`shadow merge`: shards join to what one run gives, nothing is overwritten, what does not fit is
+refused whole.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,29 @@ import reports
 from effort import chosen, every
 
 from shadow.audits import merging
-from shadow.audits.list_index import INDEX, TABLE, Index, Kind, Row, kind_of, read_index, report_folder, write_index
+from shadow.audits.list_index import (
+    INDEX,
+    TABLE,
+    Index,
+    Kind,
+    Row,
+    kind_of,
+    read_index,
+    report_folder,
+    write_index,
+)
 from shadow.audits.merging import merge
 from shadow.errors import ShadowError
 from shadow.reports.columns import RESIDUAL
 from shadow.reports.parquet import arrow_schema
 from shadow.reports.provenance import finished_metadata
 
-PAIRS = [("toy-1b", "base..sft"), ("toy-1b", "base..dpo"), ("toy-7b", "base..sft"), ("other", "base..x")]
+PAIRS = [
+    ("toy-1b", "base..sft"),
+    ("toy-1b", "base..dpo"),
+    ("toy-7b", "base..sft"),
+    ("other", "base..x"),
+]
 DIGEST = "d" * 64
 
 
@@ -34,9 +51,13 @@ def written(output, family, pair, concentration=0.3, seed=1, **metadata):
     told = json.dumps(json.loads(pq.read_schema(folder / "matrices.parquet").metadata[b"shadow"]))
     empty = pa.Table.from_pylist([], schema=arrow_schema(RESIDUAL))
     for name in ("tensors", "matrices"):  # the family of each row too
-        table = pq.read_table(folder / f"{name}.parquet").replace_schema_metadata({b"shadow": told.encode()})
+        table = pq.read_table(folder / f"{name}.parquet").replace_schema_metadata(
+            {b"shadow": told.encode()}
+        )
         pq.write_table(table, folder / f"{name}.parquet")
-    pq.write_table(empty.replace_schema_metadata({b"shadow": told.encode()}), folder / "residual.parquet")
+    pq.write_table(
+        empty.replace_schema_metadata({b"shadow": told.encode()}), folder / "residual.parquet"
+    )
     return folder
 
 
@@ -54,33 +75,56 @@ KIND = Kind(1, {"method": {"precision": "default", "nulls": 0, "seed": 0}, "chos
 def row(number, state="done", **columns):
     family, pair = PAIRS[number - 1]
     return Row(
-        number, family, pair, "tuned", report_folder(family, pair), "./base", f"./{pair}", state=state, **columns
+        number,
+        family,
+        pair,
+        "tuned",
+        report_folder(family, pair),
+        "./base",
+        f"./{pair}",
+        state=state,
+        **columns,
     )
 
 
 @pytest.fixture
 def shards(tmp_path):
-    """Two shards of a list of four pairs: two are done in the first, one done and one failed in the second."""
+    """Two shards of a list of four pairs: two are done in the first, one done and one failed in the
+    second.
+    """
     for number in (1, 2):
         written(tmp_path / "s1", *PAIRS[number - 1])
     written(tmp_path / "s2", *PAIRS[2])
-    indexed(tmp_path / "s1", [row(1, seconds=10.0, bytes=100), row(2, seconds=20.0, bytes=200)], ("1/2",))
+    indexed(
+        tmp_path / "s1",
+        [row(1, seconds=10.0, bytes=100), row(2, seconds=20.0, bytes=200)],
+        ("1/2",),
+    )
     failed = row(4, "failed", seconds=1.0, bytes=0, error="no such folder: x", hint="h")
     indexed(tmp_path / "s2", [row(3, seconds=30.0, bytes=300), failed], ("2/2",))
     return tmp_path / "s1", tmp_path / "s2"
 
 
 def files(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_shards_join_in_the_order_of_the_list(shards, tmp_path):
-    """Every report byte for byte, every row with its place and what it took; nothing else is left in the folder."""
+    """Every report byte for byte, every row with its place and what it took; nothing else is left
+    in the folder.
+    """
     found = merge(tmp_path / "out", shards)
     assert (found.copied, found.there) == (3, 0)
     index = read_index(tmp_path / "out")
     assert index == found.index
-    assert [(one.position, one.family, one.pair, one.state, one.seconds, one.bytes) for one in index.rows] == [
+    assert [
+        (one.position, one.family, one.pair, one.state, one.seconds, one.bytes)
+        for one in index.rows
+    ] == [
         (1, *PAIRS[0], "done", 10.0, 100),
         (2, *PAIRS[1], "done", 20.0, 200),
         (3, *PAIRS[2], "done", 30.0, 300),
@@ -88,9 +132,14 @@ def test_shards_join_in_the_order_of_the_list(shards, tmp_path):
     ]
     assert (index.rows[3].error, index.rows[3].hint) == ("no such folder: x", "h")
     assert (index.shards, index.missing_shards, index.digest) == (("1/2", "2/2"), [], DIGEST)
-    copied = {name: data for name, data in files(tmp_path / "out").items() if name not in (INDEX, TABLE)}
+    copied = {
+        name: data for name, data in files(tmp_path / "out").items() if name not in (INDEX, TABLE)
+    }
     assert copied == {
-        name: data for shard in shards for name, data in files(shard).items() if name not in (INDEX, TABLE)
+        name: data
+        for shard in shards
+        for name, data in files(shard).items()
+        if name not in (INDEX, TABLE)
     }
     assert not list((tmp_path / "out").rglob(".partial"))
 
@@ -110,14 +159,18 @@ def test_the_order_of_folders_and_merging_again_change_nothing(shards, tmp_path)
 
 
 def test_a_missing_shard_is_told(shards, tmp_path):
-    """The index says which shares of the list it has; `merge` and `show` name those that it has not."""
+    """The index says which shares of the list it has; `merge` and `show` name those that it has
+    not.
+    """
     index = merge(tmp_path / "out", shards[:1]).index
     assert index.missing_shards == ["2/2"]
     assert [one.position for one in index.rows] == [1, 2]
 
 
 def test_without_folders_the_index_is_made_anew(shards, tmp_path):
-    """From the reports alone: what they say, no places, seconds of the report; then also if an old index is there."""
+    """From the reports alone: what they say, no places, seconds of the report; then also if an old
+    index is there.
+    """
     (shards[0] / INDEX).unlink()
     index = merge(shards[0], []).index
     assert [(one.position, one.name, one.state) for one in index.rows] == [
@@ -128,24 +181,39 @@ def test_without_folders_the_index_is_made_anew(shards, tmp_path):
     assert (index.digest, index.shards) == (None, ())
     shutil.rmtree(shards[1] / report_folder(*PAIRS[2]))
     index = merge(shards[1], []).index
-    assert [(one.state, one.concentration) for one in index.rows] == [("pending", None), ("failed", None)]
+    assert [(one.state, one.concentration) for one in index.rows] == [
+        ("pending", None),
+        ("failed", None),
+    ]
 
 
 def test_rows_without_a_report(shards, tmp_path):
-    """What failed in one folder and is done in another is done; failed counts more than pending; lost is pending."""
-    (_, second) = shards
+    """What failed in one folder and is done in another is done; failed counts more than pending;
+    lost is pending.
+    """
+    _, second = shards
     indexed(second, [row(3), row(4, "pending")], ("2/2",))
     third = indexed(tmp_path / "s3", [row(1, "failed", error="e"), row(4, "failed", error="e4")])
     index = merge(tmp_path / "out", [*shards, third]).index
-    assert [(one.state, one.error) for one in index.rows] == [("done", None)] * 3 + [("failed", "e4")]
+    assert [(one.state, one.error) for one in index.rows] == [("done", None)] * 3 + [
+        ("failed", "e4")
+    ]
 
 
 def test_lists_of_different_pairs_join_without_places(shards, tmp_path):
     """Places of two lists would say nothing: the rows are sorted by name."""
     other = written(tmp_path / "x", "new", "base..x").parent.parent
-    indexed(other, [Row(1, "new", "base..x", "tuned", "new/base..x", "b", "t", state="done")], digest="e" * 64)
+    indexed(
+        other,
+        [Row(1, "new", "base..x", "tuned", "new/base..x", "b", "t", state="done")],
+        digest="e" * 64,
+    )
     index = merge(tmp_path / "out", [shards[0], other]).index
-    assert [(one.position, one.family) for one in index.rows] == [(None, "new"), (None, "toy-1b"), (None, "toy-1b")]
+    assert [(one.position, one.family) for one in index.rows] == [
+        (None, "new"),
+        (None, "toy-1b"),
+        (None, "toy-1b"),
+    ]
     assert (index.digest, index.missing_shards) == (None, [])
 
 
@@ -165,7 +233,9 @@ CONFLICTS = {
 @pytest.mark.parametrize("conflict", CONFLICTS)
 @pytest.mark.parametrize("there", [False, True])
 def test_different_reports_of_one_pair_are_refused(shards, tmp_path, conflict, there):
-    """Other numbers or other checkpoints under one name: nothing is copied, and what is there stays, also in OUT."""
+    """Other numbers or other checkpoints under one name: nothing is copied, and what is there
+    stays, also in OUT.
+    """
     options, told = CONFLICTS[conflict]
     other = written(tmp_path / "other", *PAIRS[2], **options).parent.parent
     if there:
@@ -183,7 +253,9 @@ def changed(report, column, change, file="matrices"):
     path = report / f"{file}.parquet"
     table = pq.read_table(path)
     index = table.column_names.index(column)
-    values = pa.array([change(value) for value in table[column].to_pylist()], table.schema.field(index).type)
+    values = pa.array(
+        [change(value) for value in table[column].to_pylist()], table.schema.field(index).type
+    )
     pq.write_table(table.set_column(index, table.schema.field(index), values), path)
 
 
@@ -193,7 +265,10 @@ def times(factor):
 
 ROUNDED = {
     "sizes and ratios": {"spectral_norm": times(1 + 5e-8), "participation_ratio": times(1 - 3e-7)},
-    "the smallest singular values": {"condition_number": lambda value: 3018.0, "numerical_rank": lambda value: 63},
+    "the smallest singular values": {
+        "condition_number": lambda value: 3018.0,
+        "numerical_rank": lambda value: 63,
+    },
 }
 NOT_ROUNDED = {
     "another number": {"participation_ratio": times(1 + 1e-5)},
@@ -214,7 +289,10 @@ def test_last_digits_of_another_cpu_are_the_same_report(shards, tmp_path, rounde
     for name, order in (("one", ["s1", "s2", "other"]), ("two", ["other", "s1", "s2"])):
         done = shadow("merge", name, *order)
         assert done.assert_done()
-        told = "the last digits of toy-7b:base..sft differ, because CPUs round differently: the first report of each is"
+        told = (
+            "the last digits of toy-7b:base..sft differ, because CPUs round differently: the first"
+            " report of each is"
+        )
         assert f"{told} kept" in done.err.splitlines()
         kept = (tmp_path / name / report_folder(*PAIRS[2]) / "matrices.parquet").read_bytes()
         first = other if name == "two" else shards[1] / report_folder(*PAIRS[2])
@@ -264,7 +342,9 @@ def test_reports_of_two_versions_join(shards, tmp_path):
 
 def test_an_index_of_other_settings_is_refused_too(shards, tmp_path):
     """A shard of which every pair failed still says how it was audited."""
-    index = replace(read_index(shards[1]), kind=Kind(1, {"method": METHOD}), rows=(row(4, "failed"),))
+    index = replace(
+        read_index(shards[1]), kind=Kind(1, {"method": METHOD}), rows=(row(4, "failed"),)
+    )
     write_index(tmp_path / "failed", index)
     with pytest.raises(ShadowError, match=r"differ in settings\.method\.precision"):
         merge(tmp_path / "out", [*shards, tmp_path / "failed"])
@@ -284,7 +364,8 @@ BROKEN = {
     "a cut table": lambda folder: cut(folder / report_folder(*PAIRS[2]) / "tensors.parquet"),
     "a cut main table": lambda folder: cut(folder / report_folder(*PAIRS[2]) / "matrices.parquet"),
     "files of different audits": lambda folder: shutil.copy(
-        written(folder.parent / "y", *PAIRS[2], seed=5) / "tensors.parquet", folder / report_folder(*PAIRS[2])
+        written(folder.parent / "y", *PAIRS[2], seed=5) / "tensors.parquet",
+        folder / report_folder(*PAIRS[2]),
     ),
     "a foreign index": lambda folder: (folder / INDEX).write_text("{}"),
     "a linked file": lambda folder: link(folder / report_folder(*PAIRS[2]) / "summary.json"),
@@ -306,7 +387,9 @@ def link(path):
 
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_folder_is_refused_before_anything_is_copied(shards, tmp_path, broken):
-    """The last of the folders is not as it should be: one line, and not a file of the others is written."""
+    """The last of the folders is not as it should be: one line, and not a file of the others is
+    written.
+    """
     BROKEN[broken](shards[1])
     with pytest.raises(ShadowError) as caught:
         merge(tmp_path / "out", shards)
@@ -328,7 +411,9 @@ IN_THE_WAY = ("another pair", "an unfinished audit", "something else", "a file",
 
 @pytest.mark.parametrize("what", every(2, IN_THE_WAY))
 def test_what_is_where_a_report_goes_is_never_overwritten(shards, tmp_path, what):
-    """Another pair's report, a journal, foreign files: refused before the first copy, and they stay as they are."""
+    """Another pair's report, a journal, foreign files: refused before the first copy, and they stay
+    as they are.
+    """
     target = tmp_path / "out" / report_folder(*PAIRS[2])
     if what == "another pair":
         shutil.copytree(written(tmp_path / "z", "else", "base..y"), target)
@@ -352,8 +437,12 @@ def test_what_is_where_a_report_goes_is_never_overwritten(shards, tmp_path, what
 
 
 @pytest.mark.parametrize("copies", chosen(range(14), (5, 12)))
-def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(shards, tmp_path, monkeypatch, copies):
-    """Stopped before any of the writes: what is there is whole; the same command then gives the whole result."""
+def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(
+    shards, tmp_path, monkeypatch, copies
+):
+    """Stopped before any of the writes: what is there is whole; the same command then gives the
+    whole result.
+    """
     merge(tmp_path / "whole", shards)
     left, write = copies, merging.write_whole
 
@@ -375,7 +464,10 @@ def test_a_merge_that_is_killed_leaves_no_half_report_and_goes_on(shards, tmp_pa
     whole = files(tmp_path / "whole")
     for path in (tmp_path / "out").glob("*/*/matrices.parquet"):
         for own in path.parent.iterdir():
-            assert own.name == ".partial" or own.read_bytes() == whole[str(own.relative_to(tmp_path / "out"))]
+            assert (
+                own.name == ".partial"
+                or own.read_bytes() == whole[str(own.relative_to(tmp_path / "out"))]
+            )
     monkeypatch.setattr(merging, "write_whole", write)
     merge(tmp_path / "out", shards)
     assert files(tmp_path / "out") == whole
@@ -390,7 +482,8 @@ def test_hostile_names_stay_in_the_folder(tmp_path):
             table = pq.read_table(source / f"{name}.parquet")
             told = json.loads(table.schema.metadata[b"shadow"]) | {"family": family, "pair": pair}
             pq.write_table(
-                table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}), source / f"{name}.parquet"
+                table.replace_schema_metadata({b"shadow": json.dumps(told).encode()}),
+                source / f"{name}.parquet",
             )
         merge(tmp_path / "out", [tmp_path / "s"])
     assert len([path for path in tmp_path.rglob("matrices.parquet") if "out" in path.parts]) == 3
@@ -399,14 +492,18 @@ def test_hostile_names_stay_in_the_folder(tmp_path):
 
 
 def test_merge_on_the_command_line(shards, tmp_path, shadow):
-    """What was copied and what is missing goes to stderr, the table or the index as JSON to stdout; faults exit 1."""
+    """What was copied and what is missing goes to stderr, the table or the index as JSON to stdout;
+    faults exit 1.
+    """
     done = shadow("merge", "out", "s1")
     assert done.err.splitlines() == [
         "2 reports copied to out, 0 were already there",
         "error: out lacks shard 2/2 of its list",
         "hint:  merge all shards",
     ]
-    assert "pairs   2: 2 done" in done.assert_done(1), "as `gate` has it; what is there is joined nevertheless"
+    assert "pairs   2: 2 done" in done.assert_done(1), (
+        "as `gate` has it; what is there is joined nevertheless"
+    )
     told = json.loads(shadow("merge", "out", "s1", "s2", "--format", "json").assert_done())
     assert told == json.loads((tmp_path / "out" / INDEX).read_text())
     assert told["counts"] == {"done": 3, "failed": 1, "kept": 0, "pending": 0}

@@ -23,7 +23,10 @@ def profiles():
     yield "rows scaled", noise * np.geomspace(1, 50, 60)[:, None]
     yield "sparse", noise * (RNG.random((60, 200)) < 0.05)
     yield "student t", RNG.standard_t(3, (60, 200))
-    yield "rows and columns scaled", noise * np.geomspace(1, 9, 60)[:, None] * np.geomspace(1, 9, 200)
+    yield (
+        "rows and columns scaled",
+        noise * np.geomspace(1, 9, 60)[:, None] * np.geomspace(1, 9, 200),
+    )
     yield "low rank", RNG.standard_normal((60, 2)) @ RNG.standard_normal((2, 200))
     yield "tall", RNG.standard_normal((200, 60))
 
@@ -32,12 +35,18 @@ def measured(D, nulls=0, key="k"):
     base = torch.zeros(D.shape, dtype=torch.float64)
     tuned = torch.from_numpy(D)
     size = extent(base, tuned, torch.float64, Workspace())
-    return measure_pair(base, tuned, ("F64", "F64"), size, Method("default", nulls), key, Workspace())[2].values
+    return measure_pair(
+        base, tuned, ("F64", "F64"), size, Method("default", nulls), key, Workspace()
+    )[2].values
 
 
-@pytest.mark.parametrize(("name", "D"), list(profiles()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "D"), list(profiles()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_closed_form_is_the_mean_over_random_signs(name, D):
-    """E ||D Dᵀ||² over independent signs is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its own error."""
+    """E ||D Dᵀ||² over independent signs is sum r² + sum c² - sum D⁴: Monte Carlo agrees within its
+    own error.
+    """
     squares = np.empty(400)
     for i in range(len(squares)):
         F = D * RNG.choice([-1.0, 1.0], D.shape)
@@ -48,7 +57,9 @@ def test_closed_form_is_the_mean_over_random_signs(name, D):
     assert abs(squares.mean() - expected) < 4 * error + 1e-9 * expected
 
 
-@pytest.mark.parametrize(("name", "D"), list(profiles()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "D"), list(profiles()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_no_sign_flip_reaches_far_above_the_edge(name, D):
     """sqrt(max r) + sqrt(max c) bounds the largest singular value of the null to leading order."""
     edge = measured(D)["null_edge"]
@@ -57,19 +68,26 @@ def test_no_sign_flip_reaches_far_above_the_edge(name, D):
 
 
 def test_concentration_is_zero_for_noise_and_one_for_rank_one():
-    """The two ends of the scale, and below 0 for an orthogonalised update, which is flatter than noise."""
+    """The two ends of the scale, and below 0 for an orthogonalised update, which is flatter than
+    noise.
+    """
     noise = RNG.standard_normal((300, 400))
     assert measured(noise)["concentration"] == pytest.approx(0.0, abs=0.005)
     assert measured(noise)["spikes"] == 0
     rank_one = np.outer(RNG.choice([-1.0, 1.0], 300), RNG.choice([-1.0, 1.0], 400))
     assert measured(rank_one)["concentration"] == pytest.approx(1.0, abs=1e-9)
-    assert (measured(rank_one)["spikes"], measured(rank_one)["spike_energy"]) == (1, pytest.approx(1.0))
+    assert (measured(rank_one)["spikes"], measured(rank_one)["spike_energy"]) == (
+        1,
+        pytest.approx(1.0),
+    )
     U, _, V = np.linalg.svd(noise, full_matrices=False)
     assert measured(U @ V)["concentration"] < -0.1
 
 
 def test_rounding_hides_a_rank_one_update_from_ranks_and_not_from_concentration():
-    """A rank-one update stored in bf16 looks full-rank to effective_rank; its energy still sits in one direction."""
+    """A rank-one update stored in bf16 looks full-rank to effective_rank; its energy still sits in
+    one direction.
+    """
     base = torch.randn(300, 400, generator=torch.Generator().manual_seed(5)).mul(0.02).bfloat16()
     u, v = RNG.standard_normal(300), RNG.standard_normal(400)
     tuned = (base.double() + 2e-4 * torch.from_numpy(np.outer(u, v))).bfloat16()
@@ -94,7 +112,9 @@ def test_a_rounded_copy_is_noise():
 
 
 def test_concentration_needs_something_to_concentrate():
-    """A delta in a single entry has a null of one direction too: no concentration, and no division by ln 1."""
+    """A delta in a single entry has a null of one direction too: no concentration, and no division
+    by ln 1.
+    """
     D = np.zeros((20, 30))
     D[3, 4] = 1.0
     assert measured(D)["null_participation_ratio"] == pytest.approx(1.0)
@@ -102,10 +122,14 @@ def test_concentration_needs_something_to_concentrate():
 
 
 def test_sampled_null_agrees_with_the_closed_form():
-    """R draws give the participation ratio of the closed form and an edge below the conservative one."""
+    """R draws give the participation ratio of the closed form and an edge below the conservative
+    one.
+    """
     D = RNG.standard_normal((100, 300)) * np.geomspace(1, 10, 100)[:, None]
     values = measured(D, nulls=20)
-    assert values["null_participation_ratio_sampled"] == pytest.approx(values["null_participation_ratio"], rel=0.01)
+    assert values["null_participation_ratio_sampled"] == pytest.approx(
+        values["null_participation_ratio"], rel=0.01
+    )
     assert values["null_edge_sampled"] < values["null_edge"]
     assert values["spikes_sampled"] >= values["spikes"]
     assert measured(D)["null_edge_sampled"] is None
@@ -113,18 +137,28 @@ def test_sampled_null_agrees_with_the_closed_form():
 
 @pytest.mark.parametrize("shape", [(70, 500), (500, 70)])
 def test_signs_do_not_depend_on_blocks(shape, monkeypatch):
-    """Signs are keyed by seed, matrix, draw, row and column, so streaming in other blocks draws the same null."""
+    """Signs are keyed by seed, matrix, draw, row and column, so streaming in other blocks draws the
+    same null.
+    """
     D = np.random.default_rng(1).standard_normal(shape)
     whole = measured(D, nulls=2)
     monkeypatch.setattr(spectrum, "BLOCK", 3000)
     parts = measured(D, nulls=2)
     for name in ("null_edge_sampled", "null_participation_ratio_sampled"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-9)
-    assert measured(D, nulls=2, key="another")["null_edge_sampled"] != pytest.approx(whole["null_edge_sampled"], 1e-6)
+    assert measured(D, nulls=2, key="another")["null_edge_sampled"] != pytest.approx(
+        whole["null_edge_sampled"], 1e-6
+    )
 
 
 @settings(max_examples=examples(60))
-@given(st.integers(0, 40), st.integers(1, 20), st.integers(0, 300), st.integers(1, 200), st.integers(1, 600))
+@given(
+    st.integers(0, 40),
+    st.integers(1, 20),
+    st.integers(0, 300),
+    st.integers(1, 200),
+    st.integers(1, 600),
+)
 def test_a_block_of_signs_is_a_part_of_the_whole(row, height, col, width, cols):
     """Any block's bits are those of the whole matrix at its corner."""
     col, width = min(col, cols - 1), min(width, cols - min(col, cols - 1))

@@ -11,12 +11,18 @@ from shadow.reports.columns import TABLES
 from shadow.reports.parquet import arrow_schema
 from shadow.spectra import purity
 
-FIRST = TABLES["matrices"].first | {"row_participation_ratio", "col_participation_ratio", "rank_ceiling"}
+FIRST = TABLES["matrices"].first | {
+    "row_participation_ratio",
+    "col_participation_ratio",
+    "rank_ceiling",
+}
 COMMON = {"rows": 64, "cols": 80, "participation_ratio": 20.0, "null_participation_ratio": 30.0}
 
 
 def read(folder, rows, names=FIRST):
-    schema = pa.schema([field for field in arrow_schema(TABLES["matrices"].columns) if field.name in names])
+    schema = pa.schema(
+        [field for field in arrow_schema(TABLES["matrices"].columns) if field.name in names]
+    )
     table = pa.Table.from_pylist(rows, schema=schema)
     pq.write_table(table, folder / "matrices.parquet")
     with pq.ParquetFile(folder / "matrices.parquet") as file:
@@ -24,10 +30,15 @@ def read(folder, rows, names=FIRST):
 
 
 def test_an_older_report_has_its_purity(tmp_path):
-    """As an audit has it where kept is unknown; no directions near the rounding, nor of base and tuned rows."""
+    """As an audit has it where kept is unknown; no directions near the rounding, nor of base and
+    tuned rows.
+    """
     ratios = {**COMMON, "row_participation_ratio": 50.0, "col_participation_ratio": 60.0}
     cases = [(5.0, None), (3.9, None), (None, 8), (None, None)]
-    rows = [{**ratios, "subject": "delta", "floor_ratio": floor, "rank_ceiling": rank} for floor, rank in cases]
+    rows = [
+        {**ratios, "subject": "delta", "floor_ratio": floor, "rank_ceiling": rank}
+        for floor, rank in cases
+    ]
     rows.append({"rows": 64, "cols": 80, "participation_ratio": 20.0, "subject": "base"})
     found = read(tmp_path, rows)
     for (floor, rank), row in zip(cases, found, strict=False):
@@ -35,8 +46,16 @@ def test_an_older_report_has_its_purity(tmp_path):
         reason = "rounding_unexplained" if rank is None else "nothing_rounded"
         expected = purity.purity_values(of_delta, (64, 80), None, reason)
         for name in tables.PURITY:
-            assert row[name] == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-12))
-    assert [row["equivalent_directions"] is None for row in found] == [False, True, False, True, True]
+            assert row[name] == (
+                None if expected[name] is None else pytest.approx(expected[name], rel=1e-12)
+            )
+    assert [row["equivalent_directions"] is None for row in found] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
     assert {found[-1][name] for name in tables.PURITY} == {None}
     assert (tables.UNTOUCHED, tables.NOISE) == (purity.UNTOUCHED, purity.NOISE)
 

@@ -30,18 +30,29 @@ from shadow.findings.summary import SummarisedReport, read_summary
 from shadow.outputs import page
 from shadow.outputs.page import page_bytes, write_page
 from shadow.outputs.page.cells import columns_of, metric_texts
-from shadow.outputs.page.curves import FEWEST, LEADING, MOST, kept_ranks, points_for, short, shortened
+from shadow.outputs.page.curves import (
+    FEWEST,
+    LEADING,
+    MOST,
+    kept_ranks,
+    points_for,
+    short,
+    shortened,
+)
 from shadow.outputs.page.html import script_json
 from shadow.outputs.page.pair import read_pair, reference_distributions
 from shadow.outputs.terminal.typeset import number
 from shadow.reports.columns import DELTA, SPECTRAL
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \u202e\u2028\x1b[31m"
-SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x2028\\x1b[31m"  # what a reader sees
+# what a reader sees
+SHOWN = "</script><img src=x onerror=alert(1)><b>&lt;%{x} $\\alpha$ \\x202e\\x2028\\x1b[31m"
 
 
 class Elements(HTMLParser):
-    """What a browser makes of a page: elements with their attributes, and the text of each script and of the rest."""
+    """What a browser makes of a page: elements with their attributes, and the text of each script
+    and of the rest.
+    """
 
     def __init__(self, content: bytes) -> None:
         super().__init__(convert_charrefs=True)
@@ -113,9 +124,17 @@ def experts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vision(tmp_path_factory):
-    """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was not measured."""
+    """A vision-language pair with a frozen tower, a projector without a base, and a tensor that was
+    not measured.
+    """
     skipped = (
-        {"tensor": "model.odd.weight", "reason": "nonfinite", "detail": "3 NaN", "layer": 2, "module": "attn.q"},
+        {
+            "tensor": "model.odd.weight",
+            "reason": "nonfinite",
+            "detail": "3 NaN",
+            "layer": 2,
+            "module": "attn.q",
+        },
         {
             "tensor": "model.packed",
             "reason": "quantized",
@@ -131,7 +150,10 @@ def vision(tmp_path_factory):
         families.Part({}, 0, "projector", (("projector.0", (64, 64)),), base=False),
     )
     return families.write_family(
-        tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned", parts, family="vlm", skipped=skipped
+        tmp_path_factory.mktemp("vision") / "vlm" / "base..tuned",
+        parts,
+        family="vlm",
+        skipped=skipped,
     )
 
 
@@ -140,17 +162,23 @@ def vision(tmp_path_factory):
 
 @pytest.mark.parametrize("subject", ["delta", "base", "tuned"])
 def test_every_value_of_the_heat_map_is_the_rows(small, subject):
-    """Each cell of a dense model is one row of matrices.parquet, in every column that has a value, to four digits."""
+    """Each cell of a dense model is one row of matrices.parquet, in every column that has a value,
+    to four digits.
+    """
     data = drawn(small)
     cells = cells_of(data)
     of_subject = [row for row in rows(small) if row["subject"] == subject]
     assert len(of_subject) == len(cells) == 25
     named = columns_of(subject)
-    assert set(data["values"][subject]) == {name for name in named if any(row[name] is not None for row in of_subject)}
+    assert set(data["values"][subject]) == {
+        name for name in named if any(row[name] is not None for row in of_subject)
+    }
     for row in of_subject:
         cell = cells[row["component"], row["module"], row["layer"]]
         for name, values in data["values"][subject].items():
-            assert values[cell] == (None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)), name
+            assert values[cell] == (
+                None if row[name] is None else pytest.approx(row[name], rel=1e-3, abs=1e-12)
+            ), name
         assert (data["rows"][cell], data["cols"][cell], data["tensor"][cell]) == (
             row["rows"],
             row["cols"],
@@ -159,17 +187,25 @@ def test_every_value_of_the_heat_map_is_the_rows(small, subject):
 
 
 def test_the_shift_is_tuned_minus_base_before_rounding(small):
-    """The shift of the effective rank is the column of the delta, which four digits of both sides could not give."""
+    """The shift of the effective rank is the column of the delta, which four digits of both sides
+    could not give.
+    """
     data = drawn(small)
     shifts = [row for row in rows(small) if row["subject"] == "delta"]
     for row in shifts:
         cell = cells_of(data)[row["component"], row["module"], row["layer"]]
-        assert data["shift"]["effective_rank"][cell] == pytest.approx(row["effective_rank_shift"], rel=1e-3)
-        assert data["shift"]["stable_rank"][cell] == pytest.approx(row["stable_rank_shift"], rel=1e-3)
+        assert data["shift"]["effective_rank"][cell] == pytest.approx(
+            row["effective_rank_shift"], rel=1e-3
+        )
+        assert data["shift"]["stable_rank"][cell] == pytest.approx(
+            row["stable_rank_shift"], rel=1e-3
+        )
 
 
 def test_intervals_of_modules_are_those_of_the_summary(small):
-    """Median, interval and number of layers of each module agree with summary.json, where that has them."""
+    """Median, interval and number of layers of each module agree with summary.json, where that has
+    them.
+    """
     data, summary = drawn(small), json.loads((small / "summary.json").read_text())
     checked = 0
     for row in summary["modules"]:
@@ -193,16 +229,23 @@ def test_a_cell_of_experts_is_their_median_and_range(experts):
     for layer in range(3):
         cell = cells["language", "experts.up", layer]
         own = sorted(
-            (r for r in deltas if (r["module"], r["layer"]) == ("experts.up", layer)), key=lambda r: r["expert"]
+            (r for r in deltas if (r["module"], r["layer"]) == ("experts.up", layer)),
+            key=lambda r: r["expert"],
         )
         values = [row["concentration"] for row in own]
         assert data["matrices"][cell] == len(own) == 4
-        assert data["values"]["delta"]["concentration"][cell] == pytest.approx(np.median(values), rel=1e-3)
+        assert data["values"]["delta"]["concentration"][cell] == pytest.approx(
+            np.median(values), rel=1e-3
+        )
         found = data["ranges"]["concentration"]
-        assert [found["low"][cell], found["high"][cell]] == pytest.approx([min(values), max(values)], rel=1e-3)
+        assert [found["low"][cell], found["high"][cell]] == pytest.approx(
+            [min(values), max(values)], rel=1e-3
+        )
         singles = [
             value
-            for value, at in zip(data["experts"]["values"]["concentration"], data["experts"]["cell"], strict=True)
+            for value, at in zip(
+                data["experts"]["values"]["concentration"], data["experts"]["cell"], strict=True
+            )
             if at == cell
         ]
         assert singles == pytest.approx(values, rel=1e-3)
@@ -220,7 +263,9 @@ def test_single_experts_take_no_more_room_than_a_page_has(experts, monkeypatch):
 
 
 def test_what_has_no_delta_is_a_cell_with_its_state(vision):
-    """Identical and skipped tensors and matrices without a base have cells, with the reason, and no value."""
+    """Identical and skipped tensors and matrices without a base have cells, with the reason, and no
+    value.
+    """
     data = drawn(vision)
     cells = cells_of(data)
     states = {key: (data["state"][cell], data["reason"][cell]) for key, cell in cells.items()}
@@ -247,7 +292,10 @@ def test_every_measure_of_a_matrix_can_be_chosen_and_is_explained():
     drawn = [column for column in (*SPECTRAL, *DELTA) if column.type != "string"]
     assert set(texts) == {column.name for column in drawn}
     for column in drawn:
-        assert (texts[column.name]["text"], texts[column.name]["pitfalls"]) == (column.text, column.pitfalls)
+        assert (texts[column.name]["text"], texts[column.name]["pitfalls"]) == (
+            column.text,
+            column.pitfalls,
+        )
         assert texts[column.name]["delta"] is (column in DELTA)
     assert texts["participation_ratio"]["under_null"] == "null_participation_ratio"
     assert texts["concentration"]["under_null"] == 0
@@ -267,7 +315,9 @@ def test_thinned_ranks_keep_the_ends(count, points):
 
 
 def test_thinned_curves_stay_close_to_the_whole_ones():
-    """Straight lines between the kept points, on log axes, are within 2 % of a bulk with spikes and of a power law."""
+    """Straight lines between the kept points, on log axes, are within 2 % of a bulk with spikes and
+    of a power law.
+    """
     ranks = np.arange(1, 3585)
     bulk = families.spectrum(np.random.default_rng(0), 3584, 3584, 1.0, spikes=5)
     for sigma in (bulk, ranks**-0.7):
@@ -288,7 +338,11 @@ def test_pages_of_many_curves_have_fewer_points_each():
     st.lists(
         st.one_of(
             st.floats(),
-            st.builds(lambda digits, power: digits * 10.0**power, st.integers(-(10**5), 10**5), st.integers(-25, 25)),
+            st.builds(
+                lambda digits, power: digits * 10.0**power,
+                st.integers(-(10**5), 10**5),
+                st.integers(-25, 25),
+            ),
         )
     )
 )
@@ -308,14 +362,20 @@ def test_short_numbers_are_close_or_null(value):
 
 
 def test_curves_are_the_singular_values_at_their_ranks(small):
-    """Every curve against spectra.parquet; what is marked lies above null_edge, as many as `spikes` says."""
+    """Every curve against spectra.parquet; what is marked lies above null_edge, as many as `spikes`
+    says.
+    """
     data = drawn(small)
     cells = cells_of(data)
     whole = {
         (*(row[key] for key in ("component", "module", "layer")), row["subject"]): row["sigma"]
         for row in rows(small, "spectra")
     }
-    deltas = {(row["component"], row["module"], row["layer"]): row for row in rows(small) if row["subject"] == "delta"}
+    deltas = {
+        (row["component"], row["module"], row["layer"]): row
+        for row in rows(small)
+        if row["subject"] == "delta"
+    }
     for (*place, subject), sigma in whole.items():
         curve = data["spectra"]["curves"][str(cells[tuple(place)])]
         ranks = np.array(data["spectra"]["ranks"][str(len(sigma))])
@@ -355,7 +415,9 @@ def test_an_unresolved_singular_value_is_a_gap(tmp_path):
         table.schema.field("sigma"),
         pa.chunked_array([pa.array(sigmas, table.schema.field("sigma").type)]),
     )
-    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet")
+    pq.write_table(
+        changed.replace_schema_metadata(table.schema.metadata), folder / "spectra.parquet"
+    )
     curves = drawn(folder)["spectra"]["curves"].values()
     assert all(curve["delta"][-1] is None and curve["delta"][0] > 0 for curve in curves)
 
@@ -377,7 +439,9 @@ def outside_the_library(content: bytes) -> int:
 
 @pytest.mark.slow
 def test_a_7b_family_takes_less_than_5_mb_beside_the_library(tmp_path):
-    """28 layers of 7 modules with embedding and head, three subjects, spectra of up to 3,584 values."""
+    """28 layers of 7 modules with embedding and head, three subjects, spectra of up to 3,584
+    values.
+    """
     families.dense_7b(tmp_path / "run" / "toy" / "base..tuned")
     content = page_of(tmp_path / "run")
     assert get_plotlyjs().encode() in content
@@ -401,36 +465,52 @@ def test_the_same_reports_give_the_same_bytes(small, tmp_path):
 
 
 def test_the_page_loads_nothing(small):
-    """No element names an address outside the page; only the scripts of the page may run, and none of them fetches."""
+    """No element names an address outside the page; only the scripts of the page may run, and none
+    of them fetches.
+    """
     content = page_of(small.parent)
     page = Elements(content)
     for tag, attributes in page.found:
         for key in ("src", "href", "action", "data", "poster", "srcset"):
-            assert attributes.get(key) is None or re.match(r"#|data:,$", attributes[key]), (tag, attributes)
+            assert attributes.get(key) is None or re.match(r"#|data:,$", attributes[key]), (
+                tag,
+                attributes,
+            )
         assert not any(name.startswith("on") for name in attributes), (tag, attributes)
     assert b"@import" not in content.split(b"<script>")[0]
     assert b"url(" not in content.split(b"<script>")[0]
     (policy,) = (
-        a["content"] for t, a in page.found if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+        a["content"]
+        for t, a in page.found
+        if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     )
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
     assert "unsafe-eval" not in policy
     assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
-    run = [text for attributes, text in page.scripts if attributes.get("type") != "application/json"]
+    run = [
+        text for attributes, text in page.scripts if attributes.get("type") != "application/json"
+    ]
     assert len(run) == 3
     for text in run:
-        assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+        assert (
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            in policy
+        )
 
 
 def test_the_page_without_scripts_tells_what_matters(vision):
-    """Finding, other explanations, gates, modules, components, skipped tensors and provenance are plain HTML."""
+    """Finding, other explanations, gates, modules, components, skipped tensors and provenance are
+    plain HTML.
+    """
     page = Elements(page_of(vision.parent))
     summary = json.loads((vision / "summary.json").read_text())
     finding = summary["finding"]
     assert finding["sentences"]
     for one in (*finding["sentences"], *finding["other_explanations"]):
         assert one.get("text", one.get("reason")) in page.text
-    assert all(text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"]))
+    assert all(
+        text in page.text for text in (*finding["not_shown"], *summary["claims"]["measured"])
+    )
     assert all(gate["reason"] in page.text for gate in summary["gates"])
     assert summary["label_reason"] in page.text
     for text in (
@@ -463,7 +543,11 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
     """Energy in proportion to the parameters is no finding; numbers are those of the terminal."""
     page, summary = Elements(page_of(vision.parent)), read_summary(vision)[0]
     attention, mlp = (
-        sum(row.parameters for row in summary.modules if row.component == "language" and row.module.startswith(kind))
+        sum(
+            row.parameters
+            for row in summary.modules
+            if row.component == "language" and row.module.startswith(kind)
+        )
         for kind in ("attn.", "mlp.")
     )
     assert f"update energy; that of the parameters is {number(attention / mlp, 2)}" in page.text
@@ -475,7 +559,9 @@ def test_ratios_stand_beside_those_of_the_parameters_and_the_spectra_come_second
 
 
 def test_text_of_a_report_never_becomes_markup(tmp_path):
-    """A hostile name makes no element, no attribute and no end of a script; it is shown with controls made visible."""
+    """A hostile name makes no element, no attribute and no end of a script; it is shown with
+    controls made visible.
+    """
     folder = families.small(
         tmp_path / "run" / "toy" / "base..tuned",
         layers=3,
@@ -498,7 +584,9 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
         ),
     )
     shape = [(tag, sorted(attributes)) for tag, attributes in hostile.found]
-    assert shape == [(tag, sorted(attributes)) for tag, attributes in Elements(page_of(tame.parents[1])).found]
+    assert shape == [
+        (tag, sorted(attributes)) for tag, attributes in Elements(page_of(tame.parents[1])).found
+    ]
     assert hostile.text.count(SHOWN) >= 5
     assert all(char.isprintable() or char == "\n" for char in hostile.text)
     data = hostile.json("data-0")
@@ -516,7 +604,9 @@ def test_text_of_a_report_never_becomes_markup(tmp_path):
     )
 )
 def test_json_inside_a_script_element_cannot_end_it(value):
-    """Whatever the text: no markup character is left, and it reads back as the same value with controls visible."""
+    """Whatever the text: no markup character is left, and it reads back as the same value with
+    controls visible.
+    """
     text = str(script_json(value))
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == json.loads(script_json(json.loads(text)))
@@ -524,13 +614,25 @@ def test_json_inside_a_script_element_cannot_end_it(value):
 
 def held(short_side, optimizer=None, nearest=()):
     """A pair's place among known trainings of a size, with an optimiser or any."""
-    return Position(short_side, optimizer, narrow=2, broad=1, narrow_below=0.5, broad_below=1.0, nearest=list(nearest))
+    return Position(
+        short_side,
+        optimizer,
+        narrow=2,
+        broad=1,
+        narrow_below=0.5,
+        broad_below=1.0,
+        nearest=list(nearest),
+    )
 
 
 def training(short_side, optimizer, data, concentration):
     """A training of the reference, of which these alone matter here."""
     return dataclasses.replace(
-        runs()[0], short_side=short_side, optimizer=optimizer, data=data, concentration=concentration
+        runs()[0],
+        short_side=short_side,
+        optimizer=optimizer,
+        data=data,
+        concentration=concentration,
     )
 
 
@@ -542,7 +644,9 @@ def summarised(folder, **changes):
 
 
 def test_known_trainings_are_those_that_a_pair_is_held_against():
-    """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that is like none."""
+    """Of its size and optimiser, where that is known; narrow and broad apart; none for a pair that
+    is like none.
+    """
     table = [
         training(128, "adamw", "narrow", 0.44),
         training(128, "adamw", "broad", 0.29),
@@ -561,23 +665,33 @@ def test_known_trainings_are_those_that_a_pair_is_held_against():
 
 
 def test_known_trainings_reach_chart_and_words(small, monkeypatch):
-    """A pair that has a place among them: their medians in the data of its charts, its place in the text."""
-    nearest = NearTraining(regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41)
+    """A pair that has a place among them: their medians in the data of its charts, its place in the
+    text.
+    """
+    nearest = NearTraining(
+        regime="B", treatment="<b>usual</b>", base="one", seed=3, concentration=0.41
+    )
     place = held(128, nearest=[nearest])
     table = [training(128, "adamw", "narrow", value) for value in (0.41, 0.5)]
     monkeypatch.setattr("shadow.outputs.page.pair.runs", lambda: table)
     report = summarised(small, reference=place)
     page = Elements(page_bytes([read_pair(report, "here", 0, 1)], "t"))
-    assert page.json("data-0")["references"] == [{"name": "narrow trainings", "values": [0.41, 0.5]}]
+    assert page.json("data-0")["references"] == [
+        {"name": "narrow trainings", "values": [0.41, 0.5]}
+    ]
     told = " ".join(page.text.split())
     assert "above 50 % of the 2 on narrow data and above 100 % of the 1 on broad data" in told
     assert "The nearest (regimes of docs/lab.md): B, narrow data, <b>usual</b> (0.41)." in told
 
 
 def test_figures_that_are_null_have_no_interval(small):
-    """The summary of a figure without a value, such as the concentration of two-row matrices, has no interval."""
+    """The summary of a figure without a value, such as the concentration of two-row matrices, has
+    no interval.
+    """
     summary, _ = read_summary(small)
-    modules = [dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules]
+    modules = [
+        dataclasses.replace(row, concentration=None, intervals={}) for row in summary.modules
+    ]
     figures = {**summary.figures, "concentration": None}
     without = summarised(small, figures=figures, intervals={}, modules=modules)
     found = [read_pair(without, "here", number, 2) for number in range(2)]
@@ -585,7 +699,9 @@ def test_figures_that_are_null_have_no_interval(small):
 
 
 def test_scores_are_shown_as_given(tmp_path):
-    """Benchmarks, means of groups and notes in words; the gains of the charts are those, null ones left out."""
+    """Benchmarks, means of groups and notes in words; the gains of the charts are those, null ones
+    left out.
+    """
     scores = [
         gain("MMLU", 0.5, 0.625, group="knowledge"),
         gain("GSM8K", 0.25, None),
@@ -610,7 +726,12 @@ def test_scores_are_shown_as_given(tmp_path):
 def several(tmp_path_factory):
     run = tmp_path_factory.mktemp("several") / "run"
     for index, narrow in enumerate((0.1, 2.0, 0.8)):
-        families.small(run / f"family-{index}" / "base..tuned", family=f"family-{index}", narrow=narrow, seed=index)
+        families.small(
+            run / f"family-{index}" / "base..tuned",
+            family=f"family-{index}",
+            narrow=narrow,
+            seed=index,
+        )
     families.small(
         run / "unrelated" / "base..tuned",
         family="unrelated",
@@ -625,7 +746,9 @@ def test_pairs_are_ranked_by_concentration_and_those_that_fail_a_gate_come_last(
     page = Elements(page_of(several))
     ranked = page.json("shared")["overview"]
     medians = {
-        folder.parent.name: json.loads((folder / "summary.json").read_text())["figures"]["concentration"]
+        folder.parent.name: json.loads((folder / "summary.json").read_text())["figures"][
+            "concentration"
+        ]
         for folder in folders_in(several)
     }
     assert [row["name"].split()[0] for row in ranked[:-1]] == sorted(
@@ -689,7 +812,9 @@ def test_files_of_different_audits_are_refused(small, tmp_path):
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path, shadow):
-    """No finished report is no fault: a nightly run of failed audits still has a page. Unfinished ones are named."""
+    """No finished report is no fault: a nightly run of failed audits still has a page. Unfinished
+    ones are named.
+    """
     partial = tmp_path / "run" / "toy" / "base..tuned" / ".partial"
     partial.mkdir(parents=True)
     (partial / "journal.jsonl").write_text("{}\n")
@@ -734,7 +859,9 @@ def test_report_writes_a_page_and_says_so(small, tmp_path, shadow):
         done = shadow("report", run, "-o", tmp_path / "page.html")
         assert (done.code, done.out) == (0, "")
         assert "1 report in" in done.err
-    assert Elements((tmp_path / "page.html").read_bytes()).json("data-0")["name"] == "toy base..tuned"
+    assert (
+        Elements((tmp_path / "page.html").read_bytes()).json("data-0")["name"] == "toy base..tuned"
+    )
     assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
 
 
@@ -754,8 +881,15 @@ def test_report_refuses_what_it_cannot_do(small, tmp_path, shadow):
 
 
 def colours() -> dict[str, tuple[str, str]]:
-    css = (Path(__file__).parents[1] / "src" / "shadow" / "outputs" / "page" / "page.css").read_text()
-    return {name: pair for name, *pair in re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css)}
+    css = (
+        Path(__file__).parents[1] / "src" / "shadow" / "outputs" / "page" / "page.css"
+    ).read_text()
+    return {
+        name: pair
+        for name, *pair in re.findall(
+            r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", css
+        )
+    }
 
 
 def contrast(one: str, other: str) -> float:
@@ -763,7 +897,9 @@ def contrast(one: str, other: str) -> float:
 
     def luminance(colour):
         parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     low, high = sorted((luminance(one), luminance(other)))

@@ -1,4 +1,6 @@
-"""The page in a headless Chromium: it draws, answers the pointer and the keyboard, and reports no fault."""
+"""The page in a headless Chromium: it draws, answers the pointer and the keyboard, and reports no
+fault.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,14 @@ expect.set_options(timeout=PATIENCE)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name it in CHROMIUM"),
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no Chromium: apt-get install chromium, or name it in CHROMIUM"
+    ),
 ]
-HOSTILE = "</script><img src=x onerror=alert(1)><b>&lt;b&gt; <a href='https://evil.invalid'>%{x} $\\alpha$</a>"
+HOSTILE = (
+    "</script><img src=x onerror=alert(1)><b>&lt;b&gt; <a href='https://evil.invalid'>%{x}"
+    " $\\alpha$</a>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,17 +50,26 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium):
-    """Opens a page of a file; when the test ends, nothing was complained of and nothing was asked of a network."""
+    """Opens a page of a file; when the test ends, nothing was complained of and nothing was asked
+    of a network.
+    """
     complaints, contexts = [], []
 
-    def open_page(file: Path, theme: str = "light", width: int = 1400, fragment: str = "", touch: bool = False):
+    def open_page(
+        file: Path, theme: str = "light", width: int = 1400, fragment: str = "", touch: bool = False
+    ):
         context = chromium.new_context(
-            color_scheme=theme, viewport={"width": width, "height": 900}, has_touch=touch, is_mobile=touch
+            color_scheme=theme,
+            viewport={"width": width, "height": 900},
+            has_touch=touch,
+            is_mobile=touch,
         )
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))
+        page.on(
+            "console", lambda message: complaints.append(f"console {message.type}: {message.text}")
+        )
         page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
         page.on(
@@ -76,7 +92,9 @@ def opened(chromium):
 
 
 def written(run: Path) -> Path:
-    write_page(run, sorted(path.parent for path in run.rglob("matrices.parquet")), run.parent / "page.html")
+    write_page(
+        run, sorted(path.parent for path in run.rglob("matrices.parquet")), run.parent / "page.html"
+    )
     return run.parent / "page.html"
 
 
@@ -113,14 +131,19 @@ def fifty(tmp_path_factory):
 
 def deltas(file: Path) -> dict[tuple, dict]:
     (path,) = (file.parent / "run").rglob("matrices.parquet")
-    return {(row["module"], row["layer"]): row for row in pq.read_table(path).to_pylist() if row["subject"] == "delta"}
+    return {
+        (row["module"], row["layer"]): row
+        for row in pq.read_table(path).to_pylist()
+        if row["subject"] == "delta"
+    }
 
 
 def charts(page) -> list[str]:
     """Names of the charts that have something drawn in them and can be seen."""
     return page.eval_on_selector_all(
         ".plot",
-        "all => all.filter(one => one.offsetParent && one.querySelector('.main-svg')).map(one => one.dataset.chart)",
+        "all => all.filter(one => one.offsetParent && one.querySelector('.main-svg')).map(one =>"
+        " one.dataset.chart)",
     )
 
 
@@ -162,18 +185,23 @@ def test_one_family_is_drawn_in_both_themes(one, opened, theme):
     assert page.locator("[data-chart=heat] .xy text, [data-chart=heat] .ytick text").count() > 0
     background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert background == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 21, 25)"}[theme]
-    tick = page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill")
+    tick = page.evaluate(
+        "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
+    )
     assert tick == {"light": "rgb(22, 25, 29)", "dark": "rgb(230, 233, 236)"}[theme]
 
 
 @pytest.mark.parametrize("width", [400, 900, 1400])
 def test_the_page_fits_its_window(one, fifty, opened, width):
-    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls by itself."""
+    """Nothing is wider than the window, from a telephone to a screen; what must be, scrolls by
+    itself.
+    """
     for file in (one, fifty):
         page = opened(file, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         widest = page.eval_on_selector_all(
-            ".plot .main-svg", "all => Math.max(...all.map(one => one.getBoundingClientRect().right))"
+            ".plot .main-svg",
+            "all => Math.max(...all.map(one => one.getBoundingClientRect().right))",
         )
         assert widest <= width
 
@@ -185,11 +213,16 @@ def test_a_page_without_reports_opens(tmp_path, opened):
     expect(page.get_by_role("heading", name="No finished report")).to_be_visible()
     assert charts(page) == []
     page.get_by_role("radio", name="Dark").check()
-    assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(18, 21, 25)"
+    assert (
+        page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        == "rgb(18, 21, 25)"
+    )
 
 
 def test_fifty_families_are_ranked_and_each_can_be_opened(fifty, opened):
-    """Ranking, scatter and scores; the details are of the pair that was chosen by list, button or address."""
+    """Ranking, scatter and scores; the details are of the pair that was chosen by list, button or
+    address.
+    """
     page = opened(fifty)
     assert charts(page)[:3] == ["ranking", "scatter", "scores"]
     assert len(page.evaluate("document.querySelector('[data-chart=ranking]').data[0].x")) == 50
@@ -222,7 +255,9 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
     assert "layer 5 · mlp.up" in text
     assert f"concentration {row['concentration']:.4g}" in text
     assert "under the null 0" in text
-    assert re.search(r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % spread over 8 layers\)", text)
+    assert re.search(
+        r"median of mlp\.up [\d.]+ \([\d.]+ to [\d.]+, 95 % spread over 8 layers\)", text
+    )
     assert "172 × 64" in text
     page.locator("[data-control=metric]").select_option("participation_ratio")
     point_at(page, "attn.q", 2)
@@ -236,10 +271,8 @@ def test_pointing_at_a_cell_tells_value_null_and_interval(one, opened):
 def test_a_frozen_cell_says_that_it_is_identical(one, opened):
     """A matrix without a delta is marked, and told why."""
     page = opened(one)
-    texts = page.evaluate(
-        """document.querySelector('[data-chart=heat]').data
-        .filter(one => one.type === 'heatmap' && one.yaxis === 'y2')[0].text.flat()"""
-    )
+    texts = page.evaluate("""document.querySelector('[data-chart=heat]').data
+        .filter(one => one.type === 'heatmap' && one.yaxis === 'y2')[0].text.flat()""")
     assert len(texts) == 20
     assert all("identical in base and tuned" in text for text in texts)
 
@@ -273,12 +306,17 @@ def test_base_and_tuned_can_be_looked_at(one, opened):
     """The switch of subject offers the spectral columns, and shows the projector that has no delta."""
     page = opened(one)
     page.get_by_role("radio", name="tuned").check()
-    names = page.locator("[data-control=metric] option").evaluate_all("all => all.map(one => one.value)")
+    names = page.locator("[data-control=metric] option").evaluate_all(
+        "all => all.map(one => one.value)"
+    )
     assert "effective_rank" in names
     assert "relative_norm" not in names
     page.locator("[data-control=metric]").select_option("effective_rank")
     assert (
-        page.evaluate("document.querySelector('[data-chart=heat]').data.filter(one => one.yaxis === 'y3')[0].z[0][0]")
+        page.evaluate(
+            "document.querySelector('[data-chart=heat]').data.filter(one => one.yaxis ==="
+            " 'y3')[0].z[0][0]"
+        )
         > 1
     )
 
@@ -293,11 +331,13 @@ def test_a_click_on_a_cell_opens_its_spectrum(one, opened):
     spikes = deltas(one)["attn.o", 6]["spikes"]
     assert f"{spikes} singular value" in page.locator("[data-text=spectra]").text_content()
     drawn = page.evaluate(
-        "document.querySelector('[data-chart=spectra]').data.filter(one => one.name.startsWith('spikes'))[0].y.length"
+        "document.querySelector('[data-chart=spectra]').data.filter(one =>"
+        " one.name.startsWith('spikes'))[0].y.length"
     )
     assert drawn == spikes
     axes = page.evaluate(
-        "['xaxis', 'yaxis'].map(name => document.querySelector('[data-chart=spectra]').layout[name].type)"
+        "['xaxis', 'yaxis'].map(name =>"
+        " document.querySelector('[data-chart=spectra]').layout[name].type)"
     )
     assert axes == ["log", "log"]
 
@@ -306,13 +346,13 @@ def test_depth_profiles_follow_metric_and_module(one, opened):
     """The first panel is the column effective_rank_shift by layer, one line a module."""
     page = opened(one)
     found = deltas(one)
-    lines = page.evaluate(
-        """document.querySelector('[data-chart=depth]').data
-        .filter(one => one.yaxis === 'y').map(one => [one.name, one.y])"""
-    )
+    lines = page.evaluate("""document.querySelector('[data-chart=depth]').data
+        .filter(one => one.yaxis === 'y').map(one => [one.name, one.y])""")
     assert [name for name, _ in lines] == ["attn.q", "attn.o", "mlp.up", "mlp.down"]
     for name, values in lines:
-        assert values == pytest.approx([found[name, layer]["effective_rank_shift"] for layer in range(8)], rel=1e-3)
+        assert values == pytest.approx(
+            [found[name, layer]["effective_rank_shift"] for layer in range(8)], rel=1e-3
+        )
     page.locator("[data-control=depth-module]").select_option("mlp.up")
     assert page.evaluate("document.querySelector('[data-chart=depth]').data.length") == 4
 
@@ -322,7 +362,12 @@ def test_the_theme_switch_recolours_the_charts(one, opened):
     page = opened(one)
     for name, text in (("Dark", "rgb(230, 233, 236)"), ("Auto", "rgb(22, 25, 29)")):
         page.get_by_role("radio", name=name).check()
-        assert page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill") == text
+        assert (
+            page.evaluate(
+                "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
+            )
+            == text
+        )
         assert page.evaluate("getComputedStyle(document.body).color") == text
 
 
@@ -338,21 +383,32 @@ def test_the_printed_page_is_light_and_as_wide_as_the_paper(one, opened, tmp_pat
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert page.evaluate("window.printed") == ["rgb(22, 25, 29)", 660]
     assert (
-        page.evaluate("getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill")
+        page.evaluate(
+            "getComputedStyle(document.querySelector('[data-chart=heat] .ytick text')).fill"
+        )
         == "rgb(230, 233, 236)"
     )
 
 
 def test_the_printed_page_says_what_was_chosen(one, opened):
-    """The lists above a chart are text on paper, and only what was chosen of a switch; buttons and closed tables go."""
+    """The lists above a chart are text on paper, and only what was chosen of a switch; buttons and
+    closed tables go.
+    """
     page = opened(one)
     page.locator("[data-control=depth-metric]").select_option("stable_rank")
-    assert page.locator("[data-chart=depth]").get_by_text("Shift of the stable rank: tuned − base").count() == 1
+    assert (
+        page.locator("[data-chart=depth]")
+        .get_by_text("Shift of the stable rank: tuned − base")
+        .count()
+        == 1
+    )
     page.emulate_media(media="print")
     select = page.locator("[data-control=depth-metric]")
     assert select.is_visible()
     assert select.evaluate("one => getComputedStyle(one).borderTopWidth") == "0px"
-    assert page.locator("article .segmented b").locator("visible=true").all_text_contents() == ["delta"]
+    assert page.locator("article .segmented b").locator("visible=true").all_text_contents() == [
+        "delta"
+    ]
     assert page.locator("details:visible, button:visible, .theme:visible").count() == 0
 
 
@@ -369,7 +425,9 @@ def test_a_section_that_is_jumped_to_is_below_the_contents(one, opened):
 
 
 def test_nothing_stands_over_a_chart_on_a_touch_screen(one, opened):
-    """Buttons that a pointer brings up would always be there, over legends; nothing is wider than the screen."""
+    """Buttons that a pointer brings up would always be there, over legends; nothing is wider than
+    the screen.
+    """
     page = opened(one, width=390, touch=True)
     assert len(charts(page)) == 6
     assert page.locator(".modebar-btn").count() == 0
@@ -377,12 +435,17 @@ def test_nothing_stands_over_a_chart_on_a_touch_screen(one, opened):
 
 
 def test_a_pair_without_a_change_has_no_empty_lists(tmp_path, opened):
-    """Each section says that there is nothing to draw; captions and controls of charts that are not there are gone."""
+    """Each section says that there is nothing to draw; captions and controls of charts that are not
+    there are gone.
+    """
     part = families.Part(families.SMALL, 3, identical=True)
     families.write_family(tmp_path / "run" / "same" / "base..same", (part,), family="same")
     page = opened(written(tmp_path / "run"))
     assert charts(page) == []
-    assert page.locator("figcaption:visible, article select:visible, details.behind:visible").count() == 0
+    assert (
+        page.locator("figcaption:visible, article select:visible, details.behind:visible").count()
+        == 0
+    )
     assert page.get_by_text("There is nothing to draw.").locator("visible=true").count() == 5
     assert page.get_by_text("that no matrix of those compared has changed").count() == 1
 
@@ -412,7 +475,9 @@ def test_every_control_and_chart_has_a_name(one, opened):
 
 
 def test_hostile_names_stay_text(tmp_path, opened):
-    """Names with tags, entities and templates: no element, link or dialog comes of them, nor of Plotly's labels."""
+    """Names with tags, entities and templates: no element, link or dialog comes of them, nor of
+    Plotly's labels.
+    """
     for name in ("a", "b"):
         families.small(
             tmp_path / "run" / name / "base..tuned",
@@ -434,14 +499,19 @@ def test_hostile_names_stay_text(tmp_path, opened):
     page.wait_for_selector("article:visible [data-table=heat] table")
     assert page.locator("img, iframe, object, embed").count() == 0
     links = page.evaluate(
-        "[...document.querySelectorAll('a')].map(one => one.getAttribute('href') ?? one.getAttribute('xlink:href'))"
+        "[...document.querySelectorAll('a')].map(one => one.getAttribute('href') ??"
+        " one.getAttribute('xlink:href'))"
     )
-    assert [link for link in links if link is not None and not re.fullmatch("#[a-z]+(-[0-9]+)?", link)] == []
+    assert [
+        link for link in links if link is not None and not re.fullmatch("#[a-z]+(-[0-9]+)?", link)
+    ] == []
     assert page.locator("script").count() == 3 + 1 + 2
 
 
 def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
-    """A tensor's name may claim any layer: what no chart has room for is told, and the rest is drawn."""
+    """A tensor's name may claim any layer: what no chart has room for is told, and the rest is
+    drawn.
+    """
     folder = families.small(tmp_path / "run" / "toy" / "base..tuned", layers=5)
     for name in ("matrices", "tensors", "spectra"):
         table = pq.read_table(folder / f"{name}.parquet")
@@ -450,20 +520,35 @@ def test_a_layer_number_of_millions_does_not_stop_the_page(tmp_path, opened):
         table = table.set_column(place, table.schema.field("layer"), [far])
         pq.write_table(table, folder / f"{name}.parquet")
     page = opened(written(tmp_path / "run"))
-    expect(page.locator("[data-text=metric]")).to_contain_text("Not drawn: 4 cells of layers from 1,000 on.")
+    expect(page.locator("[data-text=metric]")).to_contain_text(
+        "Not drawn: 4 cells of layers from 1,000 on."
+    )
     assert charts(page) == ["heat", "spectra", "depth", "concentration", "energy"]
-    assert page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x") == [0, 1, 2, 3]
+    assert page.evaluate("document.querySelector('[data-chart=energy]').data.at(-1).x") == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
-    """Plotly's own set has one that uploads the chart to its maker; here are a picture to save and a zoom to undo."""
+    """Plotly's own set has one that uploads the chart to its maker; here are a picture to save and
+    a zoom to undo.
+    """
     page = opened(one)
     page.wait_for_selector(".modebar-btn", state="attached")
-    names = page.eval_on_selector_all(".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]")
+    names = page.eval_on_selector_all(
+        ".modebar-btn", "all => [...new Set(all.map(one => one.dataset.title))]"
+    )
     assert [name.partition(" as ")[0] for name in sorted(names)] == ["Download plot", "Reset axes"]
     assert page.locator(".plot a[href]").count() == 0
-    fills = page.eval_on_selector_all(".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)")
-    assert set(fills) == {"rgba(0, 0, 0, 0)"}  # Plotly's own is a dark block, in the light theme too
+    fills = page.eval_on_selector_all(
+        ".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)"
+    )
+    assert set(fills) == {
+        "rgba(0, 0, 0, 0)"
+    }  # Plotly's own is a dark block, in the light theme too
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
@@ -474,7 +559,10 @@ def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):
     page.on("console", lambda message: refused.append(message.text))
     page.goto(f"file://{one}")
     page.wait_for_selector("html[data-ready]", timeout=PATIENCE)
-    assert page.evaluate("fetch('https://example.invalid/').then(() => 'fetched', () => 'refused')") == "refused"
+    assert (
+        page.evaluate("fetch('https://example.invalid/').then(() => 'fetched', () => 'refused')")
+        == "refused"
+    )
     assert (
         page.evaluate(
             """(() => { const made = document.createElement('script'); made.textContent = 'window.ran = 1';

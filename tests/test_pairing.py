@@ -17,13 +17,17 @@ from shadow.errors import ShadowError
 
 def checkpoint(tensors, config=None):
     """A checkpoint of {name: (dtype, shape)} without files: pairing reads headers only."""
-    infos = {name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()}
+    infos = {
+        name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()
+    }
     return Checkpoint("x", None, "f", config or {}, infos, {})
 
 
 def line_up(base, tuned, chosen=None, **configs):
     pairs, skipped = pair_checkpoints(
-        checkpoint(base, configs.get("base_config")), checkpoint(tuned, configs.get("tuned_config")), chosen or Filter()
+        checkpoint(base, configs.get("base_config")),
+        checkpoint(tuned, configs.get("tuned_config")),
+        chosen or Filter(),
     )
     reasons = {(skip.side, skip.info.name): skip.reason for skip in skipped}
     return {pair.tuned.info.name: pair for pair in pairs}, reasons
@@ -44,7 +48,9 @@ def test_prefixes_pair_across_wrappers():
 def test_tensors_on_one_side_only_are_said():
     """A missing layer, on either side, is skipped with its side."""
     other = Q.replace(".0.", ".1.")
-    pairs, reasons = line_up({Q: (BF, (8, 8)), other: (BF, (8, 8))}, {Q: (BF, (8, 8)), "new.weight": (BF, (8, 8))})
+    pairs, reasons = line_up(
+        {Q: (BF, (8, 8)), other: (BF, (8, 8))}, {Q: (BF, (8, 8)), "new.weight": (BF, (8, 8))}
+    )
     assert set(pairs) == {Q, "new.weight"}, "a component without any base is measured alone"
     assert pairs["new.weight"].base is None
     assert reasons == {("base", other): "only_in_base"}
@@ -58,24 +64,38 @@ def test_a_projector_without_a_base_is_measured_alone_and_its_vectors_are_not():
     tuned = {Q: (BF, (8, 8)), f"{projector}.weight": (BF, (8, 4)), f"{projector}.bias": (BF, (8,))}
     pairs, reasons = line_up({Q: (BF, (8, 8))}, tuned)
     assert pairs[f"{projector}.weight"].base is None
-    assert reasons == {("tuned", f"{projector}.bias"): "not_a_matrix"}, "nothing that --strict objects to"
+    assert reasons == {("tuned", f"{projector}.bias"): "not_a_matrix"}, (
+        "nothing that --strict objects to"
+    )
 
 
 def test_grown_vocabulary_compares_the_common_rows():
-    """Rows are added to an embedding or head, and how many is said; anything else of two shapes is not compared."""
-    pairs, reasons = line_up({EMBED: (BF, (100, 8)), Q: (BF, (8, 8))}, {EMBED: (BF, (103, 8)), Q: (BF, (9, 8))})
+    """Rows are added to an embedding or head, and how many is said; anything else of two shapes is
+    not compared.
+    """
+    pairs, reasons = line_up(
+        {EMBED: (BF, (100, 8)), Q: (BF, (8, 8))}, {EMBED: (BF, (103, 8)), Q: (BF, (9, 8))}
+    )
     assert (pairs[EMBED].rows, pairs[EMBED].cols) == (100, 8)
     assert pairs[EMBED].detail.startswith("3 rows only in tuned")
     assert reasons == {("base", Q): "shape_differs", ("tuned", Q): "shape_differs"}
 
 
-@pytest.mark.parametrize(("tied_base", "tied_tuned"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("tied_base", "tied_tuned"), [(True, True), (True, False), (False, True), (False, False)]
+)
 def test_heads_that_config_ties_are_their_embedding(tied_base, tied_tuned):
-    """Both tied: never measured twice. One tied: the other's head is compared with the embedding that it is."""
+    """Both tied: never measured twice. One tied: the other's head is compared with the embedding
+    that it is.
+    """
     tensors = {EMBED: (BF, (100, 8)), HEAD: (BF, (100, 8)), Q: (BF, (8, 8))}
-    base, tuned = (checkpoint(tensors, {"tie_word_embeddings": tied}) for tied in (tied_base, tied_tuned))
+    base, tuned = (
+        checkpoint(tensors, {"tie_word_embeddings": tied}) for tied in (tied_base, tied_tuned)
+    )
     pairs, skipped = pair_checkpoints(base, tuned, Filter())
-    heads = [(pair.base.info.name, pair.tuned.info.name) for pair in pairs if pair.place.module == "head"]
+    heads = [
+        (pair.base.info.name, pair.tuned.info.name) for pair in pairs if pair.place.module == "head"
+    ]
     assert (
         heads
         == {
@@ -106,8 +126,18 @@ def test_an_absent_head_without_a_word_on_tying_is_only_on_one_side():
         ("I32", (4, 4), {"name": "x.qweight"}, "quantized"),
         ("U8", (16, 1), {"name": "x.weight"}, "quantized"),
         ("F16", (4, 4), {"name": "x.scales", "beside": ("x.qweight", "I32")}, "quantized"),
-        ("F8_E4M3", (4, 4), {"name": "x.weight", "beside": ("x.weight_scale_inv", "F32")}, "quantized"),
-        ("F32", (4, 4), {"name": "x.weight_scale_inv", "beside": ("x.weight", "F8_E4M3")}, "quantized"),
+        (
+            "F8_E4M3",
+            (4, 4),
+            {"name": "x.weight", "beside": ("x.weight_scale_inv", "F32")},
+            "quantized",
+        ),
+        (
+            "F32",
+            (4, 4),
+            {"name": "x.weight_scale_inv", "beside": ("x.weight", "F8_E4M3")},
+            "quantized",
+        ),
         ("I64", (), {"name": "steps"}, "not_float"),
     ],
 )
@@ -137,7 +167,12 @@ def test_vectors_are_pairs_without_spectra(shape):
 
 def test_filters_keep_the_reason_of_what_they_leave_out():
     """--layer means layers of every component and nothing outside layers; the rest is `filtered`."""
-    tensors = {Q: (BF, (8, 8)), Q.replace(".0.", ".1."): (BF, (8, 8)), EMBED: (BF, (9, 8)), "odd": ("I64", (4, 4))}
+    tensors = {
+        Q: (BF, (8, 8)),
+        Q.replace(".0.", ".1."): (BF, (8, 8)),
+        EMBED: (BF, (9, 8)),
+        "odd": ("I64", (4, 4)),
+    }
     pairs, reasons = line_up(tensors, tensors, Filter(layers=(1,)))
     assert set(pairs) == {Q.replace(".0.", ".1.")}
     assert reasons["tuned", Q] == reasons["base", EMBED] == "filtered"
@@ -161,7 +196,8 @@ NAMES = st.sampled_from(
 TENSORS = st.dictionaries(
     NAMES,
     st.tuples(
-        st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"]), st.lists(st.integers(0, 9), max_size=4).map(tuple)
+        st.sampled_from(["BF16", "F32", "I64", "F8_E4M3", "X9"]),
+        st.lists(st.integers(0, 9), max_size=4).map(tuple),
     ),
     max_size=9,
 )
@@ -171,7 +207,10 @@ TENSORS = st.dictionaries(
 @given(TENSORS, TENSORS, st.booleans(), st.booleans())
 def test_every_tensor_of_both_sides_is_in_a_pair_or_skipped(base, tuned, tie_base, tie_tuned):
     """Whatever two checkpoints hold, no tensor of either side is without an outcome."""
-    sides = checkpoint(base, {"tie_word_embeddings": tie_base}), checkpoint(tuned, {"tie_word_embeddings": tie_tuned})
+    sides = (
+        checkpoint(base, {"tie_word_embeddings": tie_base}),
+        checkpoint(tuned, {"tie_word_embeddings": tie_tuned}),
+    )
     try:
         pairs, skipped = pair_checkpoints(*sides, Filter())
     except ShadowError:
@@ -181,7 +220,11 @@ def test_every_tensor_of_both_sides_is_in_a_pair_or_skipped(base, tuned, tie_bas
     seen |= {(skip.side, skip.info.name) for skip in skipped}
     assert seen == {("base", name) for name in base} | {("tuned", name) for name in tuned}
     assert len({pair.key for pair in pairs}) == len(pairs)
-    assert all(pair.base is None or pair.base.shape[1] == pair.tuned.shape[1] for pair in pairs if pair.is_matrix)
+    assert all(
+        pair.base is None or pair.base.shape[1] == pair.tuned.shape[1]
+        for pair in pairs
+        if pair.is_matrix
+    )
 
 
 @pytest.mark.parametrize("kind", models.KINDS)

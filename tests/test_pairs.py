@@ -36,13 +36,19 @@ def failing_with(faults):
 
 
 def test_whatever_goes_wrong_with_one_pair_the_next_is_tried():
-    """Of each pair the state and the very fault; a bug tells its kind to people, and `finished` raises it."""
+    """Of each pair the state and the very fault; a bug tells its kind to people, and `finished`
+    raises it.
+    """
     faults = {
         "kept": KeptError("another report", "--overwrite"),
         "failed": ShadowError("no such folder"),
         "bug": KeyError("what no one expected"),
     }
-    outcomes = list(audit_pairs([named(name) for name in faults], SETTINGS, Path("out"), audit=failing_with(faults)))
+    outcomes = list(
+        audit_pairs(
+            [named(name) for name in faults], SETTINGS, Path("out"), audit=failing_with(faults)
+        )
+    )
     assert [outcome.state for outcome in outcomes] == ["kept", "failed", "failed"]
     assert [outcome.fault for outcome in outcomes] == list(faults.values())
     assert [outcome.error.message for outcome in outcomes] == [
@@ -56,10 +62,14 @@ def test_whatever_goes_wrong_with_one_pair_the_next_is_tried():
 
 
 def test_a_pair_that_is_stopped_is_told_before_the_loop_ends():
-    """Ctrl-C in the second of three: its outcome comes, with what it took; then it is raised, the third not begun."""
+    """Ctrl-C in the second of three: its outcome comes, with what it took; then it is raised, the
+    third not begun.
+    """
     faults = {"one": ShadowError("no"), "two": KeyboardInterrupt(), "three": ShadowError("no")}
     outcomes = []
-    tried = audit_pairs([named(name) for name in faults], SETTINGS, Path("out"), audit=failing_with(faults))
+    tried = audit_pairs(
+        [named(name) for name in faults], SETTINGS, Path("out"), audit=failing_with(faults)
+    )
     with pytest.raises(KeyboardInterrupt):
         outcomes.extend(tried)
     assert [(outcome.pair.name, outcome.state, outcome.moved) for outcome in outcomes] == [
@@ -70,7 +80,9 @@ def test_a_pair_that_is_stopped_is_told_before_the_loop_ends():
 
 @pytest.mark.parametrize("numbered", [False, True])
 def test_who_is_told_of_a_pair_hears_nothing_of_another(numbered):
-    """What is watched is entered and left with each pair, and gets its progress; a number and a name come if asked."""
+    """What is watched is entered and left with each pair, and gets its progress; a number and a
+    name come if asked.
+    """
     pairs = [named("one"), named("two")]
     faults = dict.fromkeys(("one", "two"), ShadowError("no"))
     heard, said = [], []
@@ -83,11 +95,19 @@ def test_who_is_told_of_a_pair_hears_nothing_of_another(numbered):
 
     runtime = Runtime(say=said.append, show=lambda state: heard.append("not here"))
     for _ in audit_pairs(
-        pairs, SETTINGS, Path("out"), runtime, watch=watch, numbered=numbered, audit=failing_with(faults)
+        pairs,
+        SETTINGS,
+        Path("out"),
+        runtime,
+        watch=watch,
+        numbered=numbered,
+        audit=failing_with(faults),
     ):
         pass
     assert heard == ["begin toy:one", 1, "end", "begin toy:two", 1, "end"]
-    assert said == (["[1/2] toy:one: at work", "[2/2] toy:two: at work"] if numbered else ["at work"] * 2)
+    assert said == (
+        ["[1/2] toy:one: at work", "[2/2] toy:two: at work"] if numbered else ["at work"] * 2
+    )
 
 
 def test_each_pair_gets_its_own_scores():
@@ -99,11 +119,21 @@ def test_each_pair_gets_its_own_scores():
         seen.append(scores)
         raise ShadowError("no")
 
-    list(audit_pairs([named("one"), named("two")], SETTINGS, Path("out"), scores={named("two"): given}, audit=audit))
+    list(
+        audit_pairs(
+            [named("one"), named("two")],
+            SETTINGS,
+            Path("out"),
+            scores={named("two"): given},
+            audit=audit,
+        )
+    )
     assert seen == [None, given]
 
 
 def test_what_run_pair_is_called_with_can_be_pickled():
-    """As any engine needs that maps it over pairs in processes of its own; the default callbacks too."""
+    """As any engine needs that maps it over pairs in processes of its own; the default callbacks
+    too.
+    """
     call = (run_pair, named("one"), SETTINGS, Path("out"), Runtime(jobs=2, overwrite=True))
     assert pickle.loads(pickle.dumps(call)) == call

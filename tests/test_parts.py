@@ -1,4 +1,6 @@
-"""Tensors that hold several matrices or vectors: each part has its own outcome, and the tensor's row tells of all."""
+"""Tensors that hold several matrices or vectors: each part has its own outcome, and the tensor's
+row tells of all.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,14 @@ from shadow.targets.families import given_pair
 from shadow.targets.references import parse_reference
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
-FUSED = {  # a fused projection with a bias: its name, its rows, and how many groups of them each part has
+# a fused projection with a bias: its name, its rows, and how many groups of them each part has
+FUSED = {
     "gpt2": ("transformer.h.0.attn.c_attn", {"attn.q": 32, "attn.k": 32, "attn.v": 32}, 1),
-    "gpt_neox": ("gpt_neox.layers.0.attention.query_key_value", {"attn.q": 8, "attn.k": 8, "attn.v": 8}, 4),
+    "gpt_neox": (
+        "gpt_neox.layers.0.attention.query_key_value",
+        {"attn.q": 8, "attn.k": 8, "attn.v": 8},
+        4,
+    ),
     "qwen2_vl": ("visual.blocks.0.attn.qkv", {"attn.q": 32, "attn.k": 32, "attn.v": 32}, 1),
     "internlm2": ("model.layers.0.attention.wqkv", {"attn.q": 16, "attn.k": 8, "attn.v": 8}, 2),
     "phi3": ("model.layers.0.self_attn.qkv_proj", {"attn.q": 32, "attn.k": 16, "attn.v": 16}, 1),
@@ -67,7 +74,9 @@ def audited(tmp_path, base, tuned, config, jobs=None, chosen=None):
         if not (tmp_path / name).exists():
             models.write(tmp_path / name, tensors, config)
     pair = given_pair(*(parse_reference(str(tmp_path / name)) for name in ("base", "tuned")))
-    result = run_pair(pair, Settings(Method(), chosen or Filter()), tmp_path / f"out-{jobs}", Runtime(jobs=jobs))
+    result = run_pair(
+        pair, Settings(Method(), chosen or Filter()), tmp_path / f"out-{jobs}", Runtime(jobs=jobs)
+    )
     rows = pq.read_table(result.folder / "tensors.parquet").to_pylist()
     return result, {(row["tensor"], row["side"]): row for row in rows}
 
@@ -87,13 +96,24 @@ def paired_with_itself(shapes, config):
 
 @pytest.mark.parametrize("kind", every(6, TYPES))
 def test_no_two_pairs_of_any_layout_share_a_key(kind):
-    """Every fused matrix and its bias, in every order of rows that names.yaml knows, in the text model and in a tower:
-    as many keys as pairs, or outcomes would be lost."""
-    config = {"model_type": kind, **dict.fromkeys(COUNTS, 2), "num_attention_heads": 4, "hidden_size": 32}
+    """Every fused matrix and its bias, in every order of rows that names.yaml knows, in the text
+    model and in a tower: as many keys as pairs, or outcomes would be lost.
+    """
+    config = {
+        "model_type": kind,
+        **dict.fromkeys(COUNTS, 2),
+        "num_attention_heads": 4,
+        "hidden_size": 32,
+    }
     split = 0
     for rows in (64, 96):
         shapes = {}
-        for wrapper in ("model.layers.0.", "visual.blocks.0.", "audio_tower.layers.0.", "mtp.layers.0."):
+        for wrapper in (
+            "model.layers.0.",
+            "visual.blocks.0.",
+            "audio_tower.layers.0.",
+            "mtp.layers.0.",
+        ):
             for rest in PIECES["rest"]:
                 shapes |= {f"{wrapper}{rest}.weight": (rows, 32), f"{wrapper}{rest}.bias": (rows,)}
         pairs = paired_with_itself(shapes, config)
@@ -112,8 +132,9 @@ def test_no_two_pairs_of_a_hostile_checkpoint_share_a_key(shapes, config):
 
 @pytest.mark.parametrize("kind", every(3, FUSED))
 def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind, tmp_path):
-    """Parts that change by different amounts: the relative norm is that of the whole vector, and 1, 2 and 5 workers
-    give the same bytes of data."""
+    """Parts that change by different amounts: the relative norm is that of the whole vector, and 1,
+    2 and 5 workers give the same bytes of data.
+    """
     base = fused(kind)
     bias = f"{FUSED[kind][0]}.bias"
     tuned = {name: tensor.clone() for name, tensor in base.items()}
@@ -133,15 +154,18 @@ def test_a_fused_bias_has_the_norm_of_its_parts_with_any_number_of_workers(kind,
         ]
         summary = json.loads((result.folder / "summary.json").read_text())
         # made_from are digests of whole files, which say when they were made
-        found.append([*tables, {key: value for key, value in summary.items() if key != "made_from"}])
+        found.append(
+            [*tables, {key: value for key, value in summary.items() if key != "made_from"}]
+        )
     assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("kind", FUSED)
 @pytest.mark.parametrize("what", ["weight", "bias"])
 def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, what, tmp_path):
-    """NaN in k alone: the tensor is skipped as nonfinite and says which part, q and v have their rows, and the share
-    of the compared parameters is without k."""
+    """NaN in k alone: the tensor is skipped as nonfinite and says which part, q and v have their
+    rows, and the share of the compared parameters is without k.
+    """
     base = fused(kind)
     name = f"{FUSED[kind][0]}.{what}"
     tuned = {key: tensor * 1.01 for key, tensor in base.items()}
@@ -152,7 +176,10 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     for side in ("base", "tuned"):
         assert rows[name, side]["status"] == "skipped"
         assert rows[name, side]["reason"] == "nonfinite"
-        assert rows[name, side]["detail"] == f"1 of 3 parts not measured: {part} nonfinite in the tuned tensor"
+        assert (
+            rows[name, side]["detail"]
+            == f"1 of 3 parts not measured: {part} nonfinite in the tuned tensor"
+        )
         assert rows[name, side]["relative_norm"] is None
     lost = base[name].numel() * len(slices(kind)["attn.k"]) // len(base[f"{FUSED[kind][0]}.bias"])
     assert rows[name, "tuned"]["compared"] == base[name].numel() - lost
@@ -162,14 +189,18 @@ def test_a_part_that_is_not_finite_is_told_and_the_others_are_measured(kind, wha
     (told,) = (row for row in result.summary.skipped if row.reason == "nonfinite")
     assert told.examples == [name]
     assert result.should_not_have_skipped == ["nonfinite"]
-    deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    deltas = (
+        pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    )
     measured = ["attn.q", "attn.v"] if what == "weight" else ["attn.q", "attn.k", "attn.v"]
     assert list(deltas["module"]) == measured
 
 
 def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
-    """Of a stack of 16 experts two hold an infinity: their layer is still there, all other experts have a row, and
-    --strict ends with 3."""
+    """Of a stack of 16 experts two hold an infinity: their layer is still there, all other experts
+    have a row, and
+    --strict ends with 3.
+    """
     name = "model.layers.0.mlp.experts.down_proj"
     base = {name: torch.randn(16, 8, 4, generator=torch.Generator().manual_seed(0))}
     tuned = {name: base[name] * 1.5}
@@ -182,7 +213,9 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
         "experts.down 11 nonfinite in the base tensor"
     )
     assert rows[name, "tuned"]["compared"] == 14 * 8 * 4
-    deltas = pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    deltas = (
+        pq.read_table(result.folder / "matrices.parquet").to_pandas().query("subject == 'delta'")
+    )
     assert list(deltas["expert"]) == [e for e in range(16) if e not in (3, 11)]
     assert result.summary.figures["depth_layers"] == 1
     assert result.summary.figures["parameters_measured"] == 14 * 8 * 4
@@ -193,7 +226,9 @@ def test_an_expert_that_is_not_finite_is_told(tmp_path, shadow):
 
 
 def test_a_stack_of_which_the_other_experts_are_identical_was_compared(tmp_path):
-    """One expert is not finite, the others did not change: its component has an energy of 0, not none."""
+    """One expert is not finite, the others did not change: its component has an energy of 0, not
+    none.
+    """
     name = "model.layers.0.mlp.experts.down_proj"
     base = {name: torch.randn(4, 8, 4), "model.layers.0.self_attn.q_proj.weight": torch.randn(8, 8)}
     tuned = {key: tensor.clone() for key, tensor in base.items()}
@@ -206,7 +241,9 @@ def test_a_stack_of_which_the_other_experts_are_identical_was_compared(tmp_path)
 
 
 def test_what_a_filter_leaves_out_of_a_fused_tensor_is_no_fault(tmp_path):
-    """--module attn.q measures q of a fused projection: the tensor is measured, and says that k and v were left out."""
+    """--module attn.q measures q of a fused projection: the tensor is measured, and says that k and
+    v were left out.
+    """
     base = fused("phi3")
     tuned = {name: tensor * 1.01 for name, tensor in base.items()}
     chosen = Filter(modules=("attn.q",))
@@ -236,24 +273,33 @@ def test_a_grown_vocabulary_counts_with_its_common_rows(tmp_path):
     base = {"model.embed_tokens.weight": torch.randn(100, 8)}
     for change in (0.0, 0.1):
         tuned = {
-            "model.embed_tokens.weight": torch.cat([base["model.embed_tokens.weight"] + change, torch.randn(25, 8)])
+            "model.embed_tokens.weight": torch.cat(
+                [base["model.embed_tokens.weight"] + change, torch.randn(25, 8)]
+            )
         }
         result, _ = audited(tmp_path / str(change), base, tuned, {"model_type": "llama"})
         assert gate(result, "paired").figure == pytest.approx(0.8)
 
 
 def test_a_head_that_does_not_fit_the_embedding_leaves_the_embedding_measured(tmp_path):
-    """The base ties its head, the tuned side has one of another width: the head is told, the embedding is itself."""
+    """The base ties its head, the tuned side has one of another width: the head is told, the
+    embedding is itself.
+    """
     embed, head = "model.embed_tokens.weight", "lm_head.weight"
     base = {embed: torch.randn(16, 8)}
     tuned = {embed: base[embed] * 1.1, head: torch.randn(16, 4)}
     folders = [
         models.write(tmp_path / "base", base, {"model_type": "llama", "tie_word_embeddings": True}),
-        models.write(tmp_path / "tuned", tuned, {"model_type": "llama", "tie_word_embeddings": False}),
+        models.write(
+            tmp_path / "tuned", tuned, {"model_type": "llama", "tie_word_embeddings": False}
+        ),
     ]
     pair = given_pair(*(parse_reference(str(folder)) for folder in folders))
     result = run_pair(pair, Settings(Method(), Filter()), tmp_path / "out")
-    rows = {(r["tensor"], r["side"]): r for r in pq.read_table(result.folder / "tensors.parquet").to_pylist()}
+    rows = {
+        (r["tensor"], r["side"]): r
+        for r in pq.read_table(result.folder / "tensors.parquet").to_pylist()
+    }
     assert rows[embed, "base"]["status"] == rows[embed, "tuned"]["status"] == "measured"
     assert rows[head, "tuned"]["reason"] == "shape_differs"
     assert load_file(folders[1] / "model.safetensors").keys() == {embed, head}

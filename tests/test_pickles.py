@@ -26,7 +26,9 @@ def random(*shape, seed=0):
 
 
 def state():
-    """Tensors in every way that a `.bin` may hold them: tied, transposed, sliced, shared, empty, of every dtype."""
+    """Tensors in every way that a `.bin` may hold them: tied, transposed, sliced, shared, empty, of
+    every dtype.
+    """
     embed, whole = random(7, 4), random(6, 10, seed=1)
     return {
         "embed": embed,
@@ -64,14 +66,22 @@ def read(request, tmp_path_factory):
     """The checkpoint of `state()` in one of torch's two file formats."""
     folder, scratch = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("scratch")
     new = request.param == "zip"
-    torch.save(state() | (EIGHT_BITS if new else {}), folder / "pytorch_model.bin", _use_new_zipfile_serialization=new)
+    torch.save(
+        state() | (EIGHT_BITS if new else {}),
+        folder / "pytorch_model.bin",
+        _use_new_zipfile_serialization=new,
+    )
     return opened(folder, scratch)
 
 
 def test_values_are_those_that_torch_loads(read):
-    """Contiguous or not, every float tensor read as a view of the file equals the one that was saved."""
+    """Contiguous or not, every float tensor read as a view of the file equals the one that was
+    saved.
+    """
     everything = (state() | EIGHT_BITS).items()
-    wanted_floats = {name: value for name, value in everything if name != "step" and value.is_floating_point()}
+    wanted_floats = {
+        name: value for name, value in everything if name != "step" and value.is_floating_point()
+    }
     for name, wanted in wanted_floats.items():
         if name in EIGHT_BITS and name not in read.tensors:
             continue
@@ -82,7 +92,9 @@ def test_values_are_those_that_torch_loads(read):
 
 
 def test_dtypes_have_the_names_of_safetensors(read):
-    """Tensors of both formats have one set of dtype names; what is no tensor is left out, a strange dtype named."""
+    """Tensors of both formats have one set of dtype names; what is no tensor is left out, a strange
+    dtype named.
+    """
     dtypes = {name: info.dtype for name, info in read.tensors.items()}
     for name in ("F64", "F16", "BF16", "I64", "BOOL", *(EIGHT_BITS.keys() & dtypes.keys())):
         assert dtypes[name] == name
@@ -92,8 +104,12 @@ def test_dtypes_have_the_names_of_safetensors(read):
 
 
 def test_tied_storages_are_told(read):
-    """A head that is the very bytes of the embedding is its alias; views of other parts of one storage are not."""
-    assert {name: info.alias_of for name, info in read.tensors.items() if info.alias_of} == {"head": "embed"}
+    """A head that is the very bytes of the embedding is its alias; views of other parts of one
+    storage are not.
+    """
+    assert {name: info.alias_of for name, info in read.tensors.items() if info.alias_of} == {
+        "head": "embed"
+    }
 
 
 @pytest.mark.slow
@@ -101,7 +117,11 @@ def test_shards_of_one_name_in_two_folders_stay_apart(tmp_path):
     """Old-format shards `a/x.bin` and `b/x.bin` of one index each have their own values."""
     for folder, seed in (("a", 1), ("b", 2)):
         (tmp_path / folder).mkdir()
-        torch.save({folder: random(3, 3, seed=seed)}, tmp_path / folder / "x.bin", _use_new_zipfile_serialization=False)
+        torch.save(
+            {folder: random(3, 3, seed=seed)},
+            tmp_path / folder / "x.bin",
+            _use_new_zipfile_serialization=False,
+        )
     index = {"weight_map": {"a": "a/x.bin", "b": "b/x.bin"}}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     checkpoint = opened(tmp_path, tmp_path / "scratch")
@@ -111,9 +131,14 @@ def test_shards_of_one_name_in_two_folders_stay_apart(tmp_path):
 
 @pytest.mark.slow
 def test_shards_without_an_index_are_one_checkpoint(tmp_path):
-    """`pytorch_model-*.bin` are read together, also a state_dict inside a training checkpoint; other `.bin` are not."""
+    """`pytorch_model-*.bin` are read together, also a state_dict inside a training checkpoint;
+    other `.bin` are not.
+    """
     torch.save({"w1": random(2, 3, seed=1)}, tmp_path / "pytorch_model-00001-of-00002.bin")
-    torch.save({"state_dict": {"w2": random(2, 3, seed=2)}, "epoch": 3}, tmp_path / "pytorch_model-00002-of-00002.bin")
+    torch.save(
+        {"state_dict": {"w2": random(2, 3, seed=2)}, "epoch": 3},
+        tmp_path / "pytorch_model-00002-of-00002.bin",
+    )
     (tmp_path / "training_args.bin").write_bytes(b"anything")
     checkpoint = opened(tmp_path, tmp_path / "scratch")
     assert checkpoint.tensors.keys() == {"w1", "w2"}
@@ -148,18 +173,30 @@ def saved(content, **options) -> bytes:
 
 
 BAD = {
-    "malicious zip": (lambda marker: saved({UP: random(2, 2), "x": Command(marker)}), "more than tensors"),
+    "malicious zip": (
+        lambda marker: saved({UP: random(2, 2), "x": Command(marker)}),
+        "more than tensors",
+    ),
     "malicious legacy": (
         lambda marker: saved({"x": Command(marker)}, _use_new_zipfile_serialization=False),
         "more than tensors",
     ),
     "cut zip": (lambda marker: saved({UP: random(40, 40)})[:4000], "zip archive"),
-    "cut legacy": (lambda marker: saved({UP: random(40, 40)}, _use_new_zipfile_serialization=False)[:-4000], "EOF"),
+    "cut legacy": (
+        lambda marker: saved({UP: random(40, 40)}, _use_new_zipfile_serialization=False)[:-4000],
+        "EOF",
+    ),
     "not a pickle": (lambda marker: b"\x89PNG, and more than that", "is no pickle"),
     "empty": (lambda marker: b"", "it is empty"),
-    "compressed": (lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED), "compressed archive"),
+    "compressed": (
+        lambda marker: zipped({UP: torch.zeros(99, 9)}, zipfile.ZIP_DEFLATED),
+        "compressed archive",
+    ),
     "a list": (lambda marker: saved([random(2, 2)]), "no table of tensors"),
-    "control characters in a name": (lambda marker: saved({"a\x1b[2J\n": random(2, 2)}), "unusable tensor name"),
+    "control characters in a name": (
+        lambda marker: saved({"a\x1b[2J\n": random(2, 2)}),
+        "unusable tensor name",
+    ),
 }
 
 
@@ -168,7 +205,8 @@ FAST = ("malicious zip", "empty")  # every other one is a process that imports t
 
 @pytest.mark.parametrize("bad", chosen(BAD, FAST))
 def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
-    """What holds more than tensors, or less than whole ones, is one ShadowError of one line; no code of it has run.
+    """What holds more than tensors, or less than whole ones, is one ShadowError of one line; no
+    code of it has run.
 
     Nothing stays: neither in the scratch folder, nor in the temporary folder, nor in the home.
     """
@@ -189,18 +227,32 @@ def test_a_bad_bin_is_refused_and_never_run(tmp_path, monkeypatch, bad):
 
 @pytest.mark.slow
 def test_a_good_bin_leaves_but_its_storages(tmp_path, monkeypatch):
-    """torch makes folders for caches while it is imported: in a folder of the child's own, which is removed."""
+    """torch makes folders for caches while it is imported: in a folder of the child's own, which is
+    removed.
+    """
     for name in ("HOME", "TMPDIR"):
         (tmp_path / name).mkdir()
         monkeypatch.setenv(name, str(tmp_path / name))
     (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}))
     assert UP in opened(tmp_path, tmp_path / "scratch").tensors
-    assert not [*(tmp_path / "HOME").iterdir(), *(tmp_path / "TMPDIR").iterdir(), *(tmp_path / "scratch").iterdir()]
+    assert not [
+        *(tmp_path / "HOME").iterdir(),
+        *(tmp_path / "TMPDIR").iterdir(),
+        *(tmp_path / "scratch").iterdir(),
+    ]
 
 
 def test_the_child_gets_no_token(tmp_path, monkeypatch):
-    """Of the environment it gets what Python needs to start, and a home and a temporary folder of its own."""
-    secrets = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "MY_OWN_PASSWORD")
+    """Of the environment it gets what Python needs to start, and a home and a temporary folder of
+    its own.
+    """
+    secrets = (
+        "HF_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "GITHUB_TOKEN",
+        "MY_OWN_PASSWORD",
+    )
     for name in secrets:
         monkeypatch.setenv(name, "sesame")
     seen = {}
@@ -251,12 +303,19 @@ assert len(open("there").read()) == 1000  # reading goes on
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have only some of these limits")
 def test_a_confined_process_can_but_read(tmp_path):
-    """No thread, process, connection, new or larger file, nor more memory, though it asks for them; nor for root."""
+    """No thread, process, connection, new or larger file, nor more memory, though it asks for them;
+    nor for root.
+    """
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     (tmp_path / "there").touch(mode=0o644)
     tmp_path.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-c", ATTEMPTS], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", ATTEMPTS],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
@@ -264,19 +323,28 @@ def test_a_confined_process_can_but_read(tmp_path):
 
 @pytest.mark.slow
 def test_the_child_finds_what_was_installed_with_user(tmp_path):
-    """A Python that has shadow and torch in the user's home alone reads a `.bin`, though the child has another home."""
+    """A Python that has shadow and torch in the user's home alone reads a `.bin`, though the child
+    has another home.
+    """
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = tmp_path / "home" / ".local" / "lib" / version / "site-packages"
     packages.mkdir(parents=True)
-    (packages / "all.pth").write_text("\n".join(path for path in sys.path if path.endswith(("site-packages", "src"))))
-    (tmp_path / "pytorch_model.bin").write_bytes(saved({UP: random(2, 2)}, _use_new_zipfile_serialization=False))
+    (packages / "all.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith(("site-packages", "src")))
+    )
+    (tmp_path / "pytorch_model.bin").write_bytes(
+        saved({UP: random(2, 2)}, _use_new_zipfile_serialization=False)
+    )
     code = (
-        "from shadow.checkpoints.opening import open_folder as o; print(*o('.', allow_pickle=True, scratch=S).tensors)"
+        "from shadow.checkpoints.opening import open_folder as o; print(*o('.', allow_pickle=True,"
+        " scratch=S).tensors)"
     )
     code = f"from pathlib import Path; S = Path('scratch'); {code}"
     python = Path(sys.base_prefix) / "bin" / version
     environment = {"HOME": str(tmp_path / "home"), "PATH": os.environ["PATH"]}
-    done = subprocess.run([python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert (done.stdout, done.stderr) == (f"{UP}\n", "")
 
 

@@ -1,4 +1,6 @@
-"""What figures that others published say of a report: agreement where it is of their pair, a rank where it is not."""
+"""What figures that others published say of a report: agreement where it is of their pair, a rank
+where it is not.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from shadow.findings.summary import read_summary
 
 SIDE = 1024
 BASE, TUNED = "Org/Base", "Org/Chat"
-NORMS = {"q": 0.02, "o": 0.03, "up": 0.04, "norm": 0.5}  # relative norms of the tensors of each of two layers
+NORMS = {
+    "q": 0.02,
+    "o": 0.03,
+    "up": 0.04,
+    "norm": 0.5,
+}  # relative norms of the tensors of each of two layers
 TOP20 = {"q": 0.1, "o": 0.2, "up": 0.3}
 COSINES = {"q": 0.999, "o": 0.998, "up": 0.997}
 
@@ -75,7 +82,9 @@ MEANS = {  # by hand, over the eight tensors of 1,000 entries or more; six of th
     "mean_top20_energy": 0.2,
     "oq_ratio": 1.5,
 }
-LEAST = (0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)) / 4  # a vector's cosine is at least sqrt(1 - r^2)
+LEAST = (
+    0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)
+) / 4  # a vector's cosine is at least sqrt(1 - r^2)
 
 
 def row(**changed: object) -> Released:
@@ -100,11 +109,15 @@ def checks(found):
 
 
 def test_the_shipped_table_is_that_of_the_paper():
-    """52 pairs, 45 with spectra, whose top-20 energy falls with the norm: Spearman -.76; no model has two bases."""
+    """52 pairs, 45 with spectra, whose top-20 energy falls with the norm: Spearman -.76; no model
+    has two bases.
+    """
     rows = released()
     spectra = [one for one in rows if one.mean_top20_energy is not None]
     assert (len(rows), len(spectra)) == (52, 45)
-    rho = spearmanr([one.mean_relative_norm for one in spectra], [one.mean_top20_energy for one in spectra]).statistic
+    rho = spearmanr(
+        [one.mean_relative_norm for one in spectra], [one.mean_top20_energy for one in spectra]
+    ).statistic
     assert rho == pytest.approx(-0.76, abs=0.005)
     assert len({one.tuned.lower() for one in rows}) == 52
     assert find(rows, "qwen/qwen2.5-7b", "QWEN/Qwen2.5-7B-Instruct").mean_relative_norm == 0.011958
@@ -112,27 +125,36 @@ def test_the_shipped_table_is_that_of_the_paper():
 
 
 def test_families_are_told_by_the_base_that_all_stages_come_from():
-    """25 families, 19 with norms: fewer than a percentile would need. A model that nobody knows is its own family."""
+    """25 families, 19 with norms: fewer than a percentile would need. A model that nobody knows is
+    its own family.
+    """
     rows = released()
     assert family_of("allenai/OLMo-2-1124-7B-Instruct", rows) == "allenai/olmo-2-1124-7b"
     assert family_of("allenai/Llama-3.1-Tulu-3-8B-DPO", rows) == "meta-llama/llama-3.1-8b"
     assert family_of("Qwen/Qwen2.5-Coder-7B-Instruct", rows) == "qwen/qwen2-7b"
     assert family_of("./base", rows) == "./base"
     assert len({family_of(one.base, rows) for one in rows}) == 25
-    assert len({family_of(one.base, rows) for one in rows if one.mean_relative_norm is not None}) == 19
+    assert (
+        len({family_of(one.base, rows) for one in rows if one.mean_relative_norm is not None}) == 19
+    )
     circle = [row(), row(base=TUNED, tuned=BASE)]
     assert family_of(BASE, circle) in (BASE.lower(), TUNED.lower())
 
 
 def test_a_published_pair_agrees_figure_by_figure(table):
-    """The four means over the same tensors, by hand; names of any case; the tensor of 999 entries is not in them."""
+    """The four means over the same tensors, by hand; names of any case; the tensor of 999 entries
+    is not in them.
+    """
     table(row())
-    found = published_figures(tensors(), deltas(), metadata(BASE.upper(), TUNED.lower()), unrelated=False)
+    found = published_figures(
+        tensors(), deltas(), metadata(BASE.upper(), TUNED.lower()), unrelated=False
+    )
     assert found.pair.agrees
     for figure, value in MEANS.items():
         assert checks(found)[figure].ours == pytest.approx(value)
         assert checks(found)[figure].agrees
-    # vectors have no cosine in a report, and half the norm leaves it open by more than the tolerance
+    # vectors have no cosine in a report, and half the norm leaves it open by more than the
+    # tolerance
     assert checks(found)["mean_cosine"].agrees is None
     assert "vectors" in checks(found)["mean_cosine"].reason
     text, figures = context_sentence(found)
@@ -142,7 +164,9 @@ def test_a_published_pair_agrees_figure_by_figure(table):
 
 
 def test_cosines_are_compared_where_vectors_hardly_moved(table):
-    """A vector whose relative norm is .01 has a cosine of at least sqrt(1 - .0001): the mean is known to 1e-5."""
+    """A vector whose relative norm is .01 has a cosine of at least sqrt(1 - .0001): the mean is
+    known to 1e-5.
+    """
     norms = {**NORMS, "norm": 0.01}
     mean = (0.999 + 0.998 + 0.997 + 1) / 4
     wrong = mean - 0.0012
@@ -173,10 +197,15 @@ def test_small_figures_agree_up_to_the_last_digit_that_is_published(table):
 
 
 def test_means_over_other_tensors_are_not_compared(table):
-    """Another number of tensors, a filter or a tensor that could not be read: no agreement, and the reason."""
+    """Another number of tensors, a filter or a tensor that could not be read: no agreement, and the
+    reason.
+    """
     table(row(modules=9))
     found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
-    assert checks(found)["mean_relative_norm"].reason == "9 tensors of one name and shape there, 8 here"
+    assert (
+        checks(found)["mean_relative_norm"].reason
+        == "9 tensors of one name and shape there, 8 here"
+    )
     assert checks(found)["oq_ratio"].agrees  # of weights of the layers alone
     table(row(with_spectrum=7))
     found = published_figures(tensors(), deltas(), metadata(), unrelated=False)
@@ -196,7 +225,9 @@ def test_means_over_other_tensors_are_not_compared(table):
 
 
 def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
-    """Where q, k and v are one tensor, the ratio is over it, as in the paper; its spectrum is not ours."""
+    """Where q, k and v are one tensor, the ratio is over it, as in the paper; its spectrum is not
+    ours.
+    """
     fused = tensors().replace({"module": {"attn.q": "attn.qkv"}})
     parts = deltas()
     parts["base_tensor"] = parts["base_tensor"].str.replace("up", "q")
@@ -213,7 +244,9 @@ def test_fused_projections_have_an_o_over_qkv_and_no_top_20(table):
 
 
 def test_a_place_is_a_rank_among_families_without_its_own(table):
-    """Three families of medians .01, .2 and .5; the pair's own, whose stages are a chain, is left out."""
+    """Three families of medians .01, .2 and .5; the pair's own, whose stages are a chain, is left
+    out.
+    """
     table(
         row(base="a/a", tuned="a/b", mean_relative_norm=0.01),
         row(base="b/b", tuned="b/c", mean_relative_norm=0.001),
@@ -232,17 +265,21 @@ def test_a_place_is_a_rank_among_families_without_its_own(table):
     assert (top20.value, top20.below, top20.families, top20.pairs) == (pytest.approx(0.2), 1, 1, 2)
     assert top20.most == pytest.approx(0.17)
     text, figures = context_sentence(found)
-    assert text == (
-        "The mean relative norm of a tensor is 15 %; in 3 other published families it is 1.0 % to 50 %, and 1 has "
-        "less. The first 20 directions hold 20 % of a matrix's change, more than in the 1 published family with "
-        "changes of similar relative norm (17 %)."
+    assert (
+        text
+        == "The mean relative norm of a tensor is 15 %; in 3 other published families it is 1.0 %"
+        " to 50 %, and 1 has less. The first 20 directions hold 20 % of a matrix's change, more"
+        " than in the 1 published family with changes of similar relative norm (17 %)."
     )
     assert (figures["published.size.families"], figures["published.top20.below"]) == (3, 1)
 
 
 def test_ties_are_not_below():
     """A value that equals a family's median is above none of them."""
-    rows = [row(base="a/a", tuned="a/b", mean_relative_norm=0.5), row(base="b/a", tuned="b/b", mean_relative_norm=0.25)]
+    rows = [
+        row(base="a/a", tuned="a/b", mean_relative_norm=0.5),
+        row(base="b/a", tuned="b/b", mean_relative_norm=0.25),
+    ]
     assert place("mean_relative_norm", 0.5, rows).below == 1
     assert place("mean_relative_norm", 0.25, rows).below == 0
     assert place("mean_relative_norm", 0.25, []) is None
@@ -279,7 +316,9 @@ def test_narrow_matrices_have_a_size_and_no_top_20():
 
 
 def test_an_audit_tells_the_place_of_the_demo(tmp_path):
-    """summary.json has the mean over tensors of 1,000 entries that NumPy finds, and is read back as it was written."""
+    """summary.json has the mean over tensors of 1,000 entries that NumPy finds, and is read back as
+    it was written.
+    """
     done = run_shadow("audit", "demo:base..narrow", "-o", tmp_path, cwd=tmp_path)
     assert done.code == 0, done.err
     folder = tmp_path / "demo" / "base..narrow"

@@ -18,11 +18,20 @@ def ratios(D):
     return E**2 / (sigma**4).sum(), null, E**2 / (r**2).sum(), E**2 / (c**2).sum()
 
 
-RATIOS = ("participation_ratio", "null_participation_ratio", "row_participation_ratio", "col_participation_ratio")
+RATIOS = (
+    "participation_ratio",
+    "null_participation_ratio",
+    "row_participation_ratio",
+    "col_participation_ratio",
+)
 
 
 def values(D, kept=None, top=None, reason="nothing_rounded", floor=None):
-    of_delta = {**dict(zip(RATIOS, ratios(D), strict=True)), "top1_energy": top, "floor_ratio": floor}
+    of_delta = {
+        **dict(zip(RATIOS, ratios(D), strict=True)),
+        "top1_energy": top,
+        "floor_ratio": floor,
+    }
     return purity_values(of_delta, D.shape, kept, reason)
 
 
@@ -41,7 +50,7 @@ def test_purity_is_the_sum_over_two_rows_and_two_columns():
         for i in range(5)
         for k in range(5)
         for j in range(4)
-        for l in range(4)  # noqa: E741
+        for l in range(4)
         if i != k and j != l
     )
     assert values(D)["excess_purity"] == pytest.approx(total / (D**2).sum() ** 2)
@@ -49,11 +58,15 @@ def test_purity_is_the_sum_over_two_rows_and_two_columns():
 
 @pytest.mark.parametrize("shape", [(40, 60), (60, 40), (30, 30)])
 def test_the_budget_sums_up_to_the_reciprocal_participation_ratio(shape):
-    """size + profile + coherence = 1 / participation_ratio; a flat profile adds nothing, a sparse one takes away."""
+    """size + profile + coherence = 1 / participation_ratio; a flat profile adds nothing, a sparse
+    one takes away.
+    """
     rng = np.random.default_rng(0)
     D = coherent(rng, shape, 2, 0.3) * np.exp(rng.standard_normal(shape[0]))[:, None]
     parts = budget(*ratios(D)[:2], *shape)
-    assert parts.size + parts.profile + parts.coherence == pytest.approx(1 / ratios(D)[0], rel=1e-12)
+    assert parts.size + parts.profile + parts.coherence == pytest.approx(
+        1 / ratios(D)[0], rel=1e-12
+    )
     assert parts.size == pytest.approx((sum(shape) - 1) / math.prod(shape))
     assert parts.profile > 0
     flat = budget(*ratios(rng.choice([-1.0, 1.0], shape))[:2], *shape)
@@ -64,24 +77,32 @@ def test_the_budget_sums_up_to_the_reciprocal_participation_ratio(shape):
     assert budget(*ratios(sparse)[:2], *shape).profile < 0
 
 
-@pytest.mark.parametrize(("rank", "part", "power", "limit"), [(4, 0.5, 0, 16), (4, 0.2, 0, 100), (32, 0.5, 1, 9.6)])
+@pytest.mark.parametrize(
+    ("rank", "part", "power", "limit"), [(4, 0.5, 0, 16), (4, 0.2, 0, 100), (32, 0.5, 1, 9.6)]
+)
 def test_directions_approach_their_limit_as_the_matrix_grows(rank, part, power, limit):
     """1 / X goes to PR_S / part², from above."""
     rng = np.random.default_rng(0)
-    sizes = [1 / values(coherent(rng, (m, m), rank, part, power))["excess_purity"] for m in (64, 256)]
+    sizes = [
+        1 / values(coherent(rng, (m, m), rank, part, power))["excess_purity"] for m in (64, 256)
+    ]
     assert sizes[0] > sizes[1]
     assert sizes[1] == pytest.approx(limit, rel=0.16)
 
 
 def test_directions_above_the_short_side_are_none():
-    """Four directions with a fifth of the energy, 64 x 64: 1 / X is above 100, which no matrix of that size has."""
+    """Four directions with a fifth of the energy, 64 x 64: 1 / X is above 100, which no matrix of
+    that size has.
+    """
     found = values(coherent(np.random.default_rng(0), (64, 64), 4, 0.2))
     assert found["purity_z"] > NOISE
     assert found["equivalent_directions"] is None
 
 
 def test_under_the_null_z_has_a_standard_deviation_of_one():
-    """200 matrices of noise, flat and of a separable profile: mean 0, standard deviation 1 or less, none above 5."""
+    """200 matrices of noise, flat and of a separable profile: mean 0, standard deviation 1 or less,
+    none above 5.
+    """
     rng = np.random.default_rng(0)
     profile = np.exp(0.7 * rng.standard_normal(64))[:, None] * np.exp(0.4 * rng.standard_normal(48))
     for scales, most in ((1.0, 1.2), (profile, 1.2)):
@@ -92,8 +113,12 @@ def test_under_the_null_z_has_a_standard_deviation_of_one():
 
 
 def test_an_orthogonalised_update_is_flatter_than_noise():
-    """All singular values equal: X is below 0 and far outside its noise; there are no directions to name."""
-    left, right = (np.linalg.qr(np.random.default_rng(i).standard_normal((64, 64)))[0] for i in (0, 1))
+    """All singular values equal: X is below 0 and far outside its noise; there are no directions to
+    name.
+    """
+    left, right = (
+        np.linalg.qr(np.random.default_rng(i).standard_normal((64, 64)))[0] for i in (0, 1)
+    )
     found = values(left @ right)
     assert found["purity_z"] < -NOISE
     assert found["equivalent_directions"] is None
@@ -120,7 +145,9 @@ def test_what_a_report_lacks_is_null():
 
 
 def test_what_may_be_the_roundings_has_no_directions():
-    """kept unknown: 1 / X of the stored delta far above its rounding, or where nothing was rounded; else null."""
+    """kept unknown: 1 / X of the stored delta far above its rounding, or where nothing was rounded;
+    else null.
+    """
     D = coherent(np.random.default_rng(0), (64, 64), 2, 0.8)
     directions = [
         values(D, None, None, reason, floor)["equivalent_directions"]
@@ -138,7 +165,11 @@ def test_order_orientation_and_scale_change_nothing(change):
     """X and its z are those of the same matrix turned, shuffled or multiplied."""
     rng = np.random.default_rng(0)
     D = coherent(rng, (40, 70), 2, 0.4)
-    other = {"permuted": D[rng.permutation(40)][:, rng.permutation(70)], "transposed": D.T, "scaled": 2.0**60 * D}
+    other = {
+        "permuted": D[rng.permutation(40)][:, rng.permutation(70)],
+        "transposed": D.T,
+        "scaled": 2.0**60 * D,
+    }
     assert values(other[change], 0.5) == pytest.approx(values(D, 0.5), rel=1e-9)
 
 
@@ -148,12 +179,16 @@ def test_z_is_the_closed_form():
 
 
 def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_purity():
-    """A third of the energy in one direction at kept .5: null; nearly all of it, or nearly all kept: X / kept²."""
+    """A third of the energy in one direction at kept .5: null; nearly all of it, or nearly all
+    kept: X / kept².
+    """
     rng = np.random.default_rng(0)
     for part, kept, told in ((0.3, 0.5, False), (1.0, 0.5, True), (0.3, 0.8, True)):
         D = coherent(rng, (64, 64), 1, part)
         sigma = np.linalg.svd(D, compute_uv=False)
-        top = kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()  # rounding dilutes it
+        top = (
+            kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()
+        )  # rounding dilutes it
         found = values(D, kept, float(top))
         assert (found["excess_purity_unrounded"] is not None) == told
         assert (found["equivalent_directions"] is not None) == told

@@ -1,4 +1,6 @@
-"""Packed integers are refused by the name of their format, with all that belongs to them; what is not packed pairs."""
+"""Packed integers are refused by the name of their format, with all that belongs to them; what is
+not packed pairs.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,26 @@ PLAIN = {
     "lm_head.weight": ("BF16", (32, 8)),
     "model.layers.0.self_attn.rotary_emb.inv_freq": ("F32", (4,)),
 }
-# format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None, what the reason names)
+# format: (tensors of a packed q_proj as "piece dtype shape", quantization_config or None, what the
+# reason names)
 FORMATS = {
-    "gptq": ("qweight I32 1x8, qzeros I32 1x1, scales F16 1x8, g_idx I32 8", {"quant_method": "gptq"}, "GPTQ"),
+    "gptq": (
+        "qweight I32 1x8, qzeros I32 1x1, scales F16 1x8, g_idx I32 8",
+        {"quant_method": "gptq"},
+        "GPTQ",
+    ),
     "gptq without config": ("qweight I32 1x8, scales F16 1x8, g_idx I32 8", None, "GPTQ"),
-    "awq": ("qweight I32 8x1, qzeros I32 1x1, scales F16 1x8", {"quant_method": "awq", "bits": 4}, "AWQ"),
+    "awq": (
+        "qweight I32 8x1, qzeros I32 1x1, scales F16 1x8",
+        {"quant_method": "awq", "bits": 4},
+        "AWQ",
+    ),
     "awq without config": ("qweight I32 8x1, qzeros I32 1x1, scales F16 1x8", None, "GPTQ or AWQ"),
     "bitsandbytes 4 bit": (
-        "weight U8 32x1, weight.absmax U8 1, weight.quant_map F32 16, weight.nested_absmax F32 1, "
-        "weight.nested_quant_map F32 256, weight.quant_state.bitsandbytes__nf4 U8 90",
+        (
+            "weight U8 32x1, weight.absmax U8 1, weight.quant_map F32 16, weight.nested_absmax F32"
+            " 1, weight.nested_quant_map F32 256, weight.quant_state.bitsandbytes__nf4 U8 90"
+        ),
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         "bitsandbytes 4-bit",
     ),
@@ -44,7 +57,10 @@ FORMATS = {
         "bitsandbytes 8-bit",
     ),
     "compressed-tensors": (
-        "weight_packed I32 8x1, weight_scale BF16 8x1, weight_shape I64 2, weight_zero_point I32 1x1",
+        (
+            "weight_packed I32 8x1, weight_scale BF16 8x1, weight_shape I64 2, weight_zero_point"
+            " I32 1x1"
+        ),
         {"quant_method": "compressed-tensors", "format": "pack-quantized"},
         "compressed-tensors",
     ),
@@ -59,8 +75,16 @@ FORMATS = {
         {"quant_method": "modelopt"},
         "NVFP4",
     ),
-    "mlx": ("weight U32 8x1, scales BF16 8x1, biases BF16 8x1", {"bits": 4, "group_size": 64}, "MLX"),
-    "quanto": ("weight._data I8 8x8, weight._scale F32 8x1, input_scale F32 1", {"quant_method": "quanto"}, "quanto"),
+    "mlx": (
+        "weight U32 8x1, scales BF16 8x1, biases BF16 8x1",
+        {"bits": 4, "group_size": 64},
+        "MLX",
+    ),
+    "quanto": (
+        "weight._data I8 8x8, weight._scale F32 8x1, input_scale F32 1",
+        {"quant_method": "quanto"},
+        "quanto",
+    ),
     "hqq": ("W_q U8 4x8, scale F16 8x1, zero F16 8x1", {"quant_method": "hqq"}, "HQQ"),
     "aqlm": (
         "codes I16 2x2x2, codebooks F16 2x256x1x8, scales F16 8x1x1x1",
@@ -73,34 +97,52 @@ FORMATS = {
 
 def read(pieces: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     words = (piece.split() for piece in pieces.split(", "))
-    return {name: (dtype, tuple(int(size) for size in shape.split("x"))) for name, dtype, shape in words}
+    return {
+        name: (dtype, tuple(int(size) for size in shape.split("x"))) for name, dtype, shape in words
+    }
 
 
 def sides(tensors, config):
-    infos = {name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()}
+    infos = {
+        name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in tensors.items()
+    }
     packed = Checkpoint("x", None, "f", config, infos, {})
     full = {**PLAIN, f"{X}.weight": ("BF16", (8, 8))}
-    plain = {name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in full.items()}
+    plain = {
+        name: TensorInfo(name, dtype, shape, "s", 0, 0) for name, (dtype, shape) in full.items()
+    }
     return Checkpoint("y", None, "g", {}, plain, {}), packed
 
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("where", ["quantization_config", "quantization", "text_config"])
 def test_a_packed_module_is_refused_by_the_name_of_its_format(name, where):
-    """Weights, scales, zero points and the rest of it; its bias, and all other modules, pair as ever."""
+    """Weights, scales, zero points and the rest of it; its bias, and all other modules, pair as
+    ever.
+    """
     pieces, said, expected = read(FORMATS[name][0]), *FORMATS[name][1:]
-    config = {} if said is None else {where: said if where != "text_config" else {"quantization_config": said}}
-    base, tuned = sides({**PLAIN, **{f"{X}.{piece}": value for piece, value in pieces.items()}}, config)
+    config = (
+        {}
+        if said is None
+        else {where: said if where != "text_config" else {"quantization_config": said}}
+    )
+    base, tuned = sides(
+        {**PLAIN, **{f"{X}.{piece}": value for piece, value in pieces.items()}}, config
+    )
     pairs, skipped = pair_checkpoints(base, tuned, Filter())
     assert {pair.tuned.info.name for pair in pairs} == set(PLAIN)
     refused = {skip.info.name: skip for skip in skipped if skip.side == "tuned"}
     assert set(refused) == {f"{X}.{piece}" for piece in pieces}
     assert {skip.reason for skip in refused.values()} == {"quantized"}
-    assert all(expected in skip.detail for skip in refused.values()), {skip.detail for skip in refused.values()}
+    assert all(expected in skip.detail for skip in refused.values()), {
+        skip.detail for skip in refused.values()
+    }
     assert [(skip.info.name, skip.reason) for skip in skipped if skip.side == "base"] == [
         (f"{X}.weight", "only_in_base")
     ]
-    assert {(skip.place.component, skip.place.layer) for skip in refused.values()} == {("language", 0)}
+    assert {(skip.place.component, skip.place.layer) for skip in refused.values()} == {
+        ("language", 0)
+    }
 
 
 def test_the_packed_experts_of_gpt_oss_are_refused_and_their_biases_pair():
@@ -113,14 +155,17 @@ def test_the_packed_experts_of_gpt_oss_are_refused_and_their_biases_pair():
     }
     biases = {f"{experts}.{p}_bias": ("BF16", (2, 8)) for p in ("gate_up_proj", "down_proj")}
     _, tuned = sides(
-        {**PLAIN, **packed, **biases}, {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}
+        {**PLAIN, **packed, **biases},
+        {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}},
     )
     pairs, skipped = pair_checkpoints(tuned, tuned, Filter())
     assert {pair.tuned.info.name for pair in pairs} == {*PLAIN, *biases}
     assert {(skip.info.name, skip.reason, skip.detail) for skip in skipped} == {
         (name, "quantized", "MXFP4: packed integers") for name in packed
     }
-    assert not any(pair.is_matrix for pair in pairs if "bias" in pair.tuned.info.name), "not the spectrum of biases"
+    assert not any(pair.is_matrix for pair in pairs if "bias" in pair.tuned.info.name), (
+        "not the spectrum of biases"
+    )
 
 
 def test_integers_that_are_no_weights_are_not_float():
@@ -132,7 +177,9 @@ def test_integers_that_are_no_weights_are_not_float():
     }
     _, tuned = sides({**PLAIN, **buffers}, {"quantization_config": {"quant_method": "fp8"}})
     skipped = pair_checkpoints(tuned, tuned, Filter())[1]
-    assert {(skip.info.name, skip.reason) for skip in skipped} == {(name, "not_float") for name in buffers}
+    assert {(skip.info.name, skip.reason) for skip in skipped} == {
+        (name, "not_float") for name in buffers
+    }
 
 
 def test_a_float_tensor_that_is_called_scales_is_a_tensor():
@@ -152,7 +199,10 @@ def test_a_float_tensor_that_is_called_scales_is_a_tensor():
     [
         ("a.q.weight", ("a.q", "weight")),
         ("a.q.weight.absmax", ("a.q", "weight.absmax")),
-        ("a.q.weight.quant_state.bitsandbytes__nf4", ("a.q", "weight.quant_state.bitsandbytes__nf4")),
+        (
+            "a.q.weight.quant_state.bitsandbytes__nf4",
+            ("a.q", "weight.quant_state.bitsandbytes__nf4"),
+        ),
         ("a.experts.gate_up_proj_blocks", ("a.experts.gate_up_proj", "_blocks")),
         ("weight", ("", "weight")),
         ("a.weight.weight", ("a.weight", "weight")),
@@ -164,11 +214,17 @@ def test_the_owner_of_a_tensor(name, owner):
 
 
 CONFIGS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["gptq", "awq"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["gptq", "awq"]),
     lambda inner: (
         st.lists(inner, max_size=2)
         | st.dictionaries(
-            st.sampled_from(["quantization_config", "quantization", "quant_method", "bits", "text_config"]),
+            st.sampled_from(
+                ["quantization_config", "quantization", "quant_method", "bits", "text_config"]
+            ),
             inner,
             max_size=3,
         )
@@ -177,14 +233,23 @@ CONFIGS = st.recursive(
 )
 
 
-PACKED_NAMES = st.sampled_from([f"{X}.{piece}" for piece in ("weight", "scales", "qweight", "weight.absmax")])
+PACKED_NAMES = st.sampled_from(
+    [f"{X}.{piece}" for piece in ("weight", "scales", "qweight", "weight.absmax")]
+)
 ANY_NAMES = st.text(st.sampled_from("ab._w"), max_size=8) | PACKED_NAMES
 
 
 @settings(max_examples=examples(200))
-@given(st.dictionaries(ANY_NAMES, st.sampled_from(["U8", "I32", "U32", "BF16", "F8_E4M3", "X1"]), max_size=5), CONFIGS)
+@given(
+    st.dictionaries(
+        ANY_NAMES, st.sampled_from(["U8", "I32", "U32", "BF16", "F8_E4M3", "X1"]), max_size=5
+    ),
+    CONFIGS,
+)
 def test_no_config_is_an_exception(dtypes, config):
     """What a hostile config says of its quantisation is at most not understood."""
     infos = {name: TensorInfo(name, dtype, (4, 4), "s", 0, 0) for name, dtype in dtypes.items()}
-    found = packed_modules(infos, config if isinstance(config, dict) else {"quantization_config": config})
+    found = packed_modules(
+        infos, config if isinstance(config, dict) else {"quantization_config": config}
+    )
     assert all(isinstance(name, str) and name.isprintable() for name in found.values())

@@ -14,7 +14,9 @@ PAIR = ("audit", "demo:base..narrow", "-o", "out")
 
 
 def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
-    """A second run has a note, a missing baseline another; rules have a count, a fault its line; stdout is the same."""
+    """A second run has a note, a missing baseline another; rules have a count, a fault its line;
+    stdout is the same.
+    """
     shadow(*PAIR).assert_done()
     loud = shadow(*PAIR, "--against", "none", "--allow-missing")
     assert "already there" in loud.err
@@ -34,7 +36,9 @@ def test_quiet_leaves_notes_out_and_keeps_errors(shadow, tmp_path):
 
 
 def test_gate_has_quiet_too(shadow, tmp_path):
-    """As `audit` with the same option: no notes on stderr, but rules that fail, their count and the warning."""
+    """As `audit` with the same option: no notes on stderr, but rules that fail, their count and the
+    warning.
+    """
     shadow(*PAIR).assert_done()
     rules = ("gate", "out", "--against", "none", "--allow-missing", "--fail-on", "spikes > 1")
     loud, quiet = shadow(*rules), shadow(*rules, "-q")
@@ -55,6 +59,9 @@ def test_quiet_has_no_progress_in_a_terminal(monkeypatch, is_list, hidden):
     written = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=written, force_terminal=True, width=80))
     monkeypatch.setattr(console, "_is_watched", lambda which: True)
-    with console.pairs_progress(2, is_list=is_list, hidden=hidden) as watch, watch("demo:base..narrow") as update:
+    with (
+        console.pairs_progress(2, is_list=is_list, hidden=hidden) as watch,
+        watch("demo:base..narrow") as update,
+    ):
         update(Progress(done=1, total=2, cost_done=1, cost_total=2))
     assert bool(written.getvalue()) != hidden

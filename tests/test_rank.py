@@ -15,14 +15,29 @@ from shadow.spectra.spectrum import Spectrum
 
 def of(sigma, rows=None, cols=None, floor=0.0):
     sigma = np.sort(np.asarray(sigma, dtype=np.float64))[::-1]
-    return Spectrum(sigma, rows or len(sigma), cols or len(sigma), float(np.sqrt((sigma**2).sum())), floor, "exact")
+    return Spectrum(
+        sigma,
+        rows or len(sigma),
+        cols or len(sigma),
+        float(np.sqrt((sigma**2).sum())),
+        floor,
+        "exact",
+    )
 
 
 @pytest.mark.parametrize("m", [1, 2, 10, 97])
 def test_equal_singular_values_have_every_rank_m(m):
-    """A multiple of an orthogonal matrix: all soft ranks are m, entropy 1, and k/m of the energy in k directions."""
+    """A multiple of an orthogonal matrix: all soft ranks are m, entropy 1, and k/m of the energy in
+    k directions.
+    """
     values = ranks(of(np.full(m, 3.0)))
-    for name in ("stable_rank", "effective_rank", "energy_rank", "participation_ratio", "numerical_rank"):
+    for name in (
+        "stable_rank",
+        "effective_rank",
+        "energy_rank",
+        "participation_ratio",
+        "numerical_rank",
+    ):
         assert values[name] == pytest.approx(m)
     assert values["spectral_entropy"] == (pytest.approx(1.0) if m > 1 else None)
     assert values["rank_90"] == math.ceil(0.9 * m - 1e-9)
@@ -33,7 +48,9 @@ def test_equal_singular_values_have_every_rank_m(m):
 def test_rank_one():
     """One singular value: every rank is 1, entropy 0, all energy in the first direction."""
     values = ranks(of([5.0] + [0.0] * 19))
-    assert {values[name] for name in ("stable_rank", "energy_rank", "participation_ratio", "rank_99")} == {1}
+    assert {
+        values[name] for name in ("stable_rank", "energy_rank", "participation_ratio", "rank_99")
+    } == {1}
     assert values["effective_rank"] == 1.0
     assert values["spectral_entropy"] == 0.0
     assert math.copysign(1, values["spectral_entropy"]) == 1, "not minus zero"
@@ -62,9 +79,17 @@ def test_two_values_by_hand():
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=60), st.integers(-400, 400))
 def test_ranks_have_their_order_and_do_not_depend_on_scale(sigma, exponent):
-    """1 <= stable <= PR <= energy <= effective <= m (Renyi entropies fall with their order), at any scale."""
+    """1 <= stable <= PR <= energy <= effective <= m (Renyi entropies fall with their order), at any
+    scale.
+    """
     values, scaled = ranks(of(sigma)), ranks(of(np.ldexp(sigma, exponent)))
-    order = [1.0, values["stable_rank"], values["participation_ratio"], values["energy_rank"], values["effective_rank"]]
+    order = [
+        1.0,
+        values["stable_rank"],
+        values["participation_ratio"],
+        values["energy_rank"],
+        values["effective_rank"],
+    ]
     for low, high in zip(order, [*order[1:], float(len(sigma))], strict=True):
         assert low <= high * (1 + 1e-9)
     assert values["rank_90"] <= values["rank_95"] <= values["rank_99"] <= values["numerical_rank"]

@@ -38,7 +38,9 @@ def test_the_coefficient_is_scipys(pairs):
     """With ties and without."""
     one, other = (np.array(side, float) for side in zip(*pairs, strict=True))
     if len(set(one)) > 1 and len(set(other)) > 1:
-        assert spearman(one, other) == pytest.approx(stats.spearmanr(one, other).statistic, abs=1e-12)
+        assert spearman(one, other) == pytest.approx(
+            stats.spearmanr(one, other).statistic, abs=1e-12
+        )
 
 
 def test_the_interval_is_that_of_a_published_example():
@@ -81,7 +83,9 @@ def test_p_of_few_reports_is_exact():
         if len(set(first)) == 1:
             continue
         theirs = stats.permutation_test(
-            (first,), lambda x, y=second: stats.spearmanr(x, y).statistic, permutation_type="pairings"
+            (first,),
+            lambda x, y=second: stats.spearmanr(x, y).statistic,
+            permutation_type="pairings",
         )
         assert permutation_p(first, second) == pytest.approx(theirs.pvalue)
 
@@ -101,11 +105,20 @@ def test_p_of_many_reports_is_near_that_of_students_t():
 
 
 def gain(value, benchmark="a", group="narrow", unit="at most 1", metric=None):
-    return Gain(benchmark, group, metric, unit, True, 0.1, 0.2, value, None, None, None, "b", "t", "f", "f")
+    return Gain(
+        benchmark, group, metric, unit, True, 0.1, 0.2, value, None, None, None, "b", "t", "f", "f"
+    )
 
 
 def entry(letter, concentration, *gains, base=None, left_out=None):
-    return ScoredReport(letter, f"{letter}:base..sft", base or letter, concentration, Scored((), gains, ()), left_out)
+    return ScoredReport(
+        letter,
+        f"{letter}:base..sft",
+        base or letter,
+        concentration,
+        Scored((), gains, ()),
+        left_out,
+    )
 
 
 def by_what(found):
@@ -113,7 +126,9 @@ def by_what(found):
 
 
 def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
-    """Six reports by hand: narrow gains rise with concentration, held-out ones fall, all but two of them."""
+    """Six reports by hand: narrow gains rise with concentration, held-out ones fall, all but two of
+    them.
+    """
     held = [0.05, 0.04, 0.03, 0.02, 0.00, 0.01]
     entries = [
         entry(letter, 0.1 * i, gain(0.1 * i), gain(held[i], "b", "held-out"), base="ab"[i % 2])
@@ -125,9 +140,16 @@ def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
         ("held-out", None, "b"),
     ]  # fmt: skip
     narrow, held_out = found["narrow", None, None], found["held-out", None, "b"]
-    assert (narrow.rho, narrow.n, narrow.bases, narrow.low, narrow.p) == (1.0, 6, 2, None, 2 / math.factorial(6))
+    assert (narrow.rho, narrow.n, narrow.bases, narrow.low, narrow.p) == (
+        1.0,
+        6,
+        2,
+        None,
+        2 / math.factorial(6),
+    )
     assert "agree completely" in narrow.reason
-    # ranks 6 5 4 3 1 2 against 1 to 6: sum d^2 = 25 + 9 + 1 + 1 + 16 + 16 = 68, rho = 1 - 6 * 68 / (6 * 35)
+    # ranks 6 5 4 3 1 2 against 1 to 6: sum d^2 = 25 + 9 + 1 + 1 + 16 + 16 = 68, rho = 1 - 6 * 68 /
+    # (6 * 35)
     assert held_out.rho == pytest.approx(1 - 6 * 68 / 210)
     assert (held_out.reason, held_out.level) == (None, 0.95)
     assert held_out.low < held_out.rho < held_out.high < 1
@@ -140,13 +162,23 @@ def test_what_cannot_be_ranked_has_a_reason():
     assert "3 reports with both, at least 4" in scored_set(few).correlations[0].reason
     equal = [entry(letter, 0.1 * i, gain(0.5)) for i, letter in enumerate("ABCD")]
     assert scored_set(equal).correlations[0].reason == "all are equal"
-    units = [entry(x, 0.1 * i, gain(0.1 * i, unit="above 1" if i else "at most 1")) for i, x in enumerate("ABCD")]
-    assert {one.reason for one in scored_set(units).correlations} == {"scores in different units (above 1, at most 1)"}
-    apart = [entry(x, 0.1 * i, gain(0.1 * i, benchmark="ab"[i % 2])) for i, x in enumerate("ABCDEFGH")]
+    units = [
+        entry(x, 0.1 * i, gain(0.1 * i, unit="above 1" if i else "at most 1"))
+        for i, x in enumerate("ABCD")
+    ]
+    assert {one.reason for one in scored_set(units).correlations} == {
+        "scores in different units (above 1, at most 1)"
+    }
+    apart = [
+        entry(x, 0.1 * i, gain(0.1 * i, benchmark="ab"[i % 2])) for i, x in enumerate("ABCDEFGH")
+    ]
     found = by_what(scored_set(apart))
     assert found["narrow", None, None].reason == "no benchmark that all of them have"
     assert (found["narrow", None, "a"].n, found["narrow", None, "a"].rho) == (4, 1.0)
-    none = [entry(letter, None if letter == "A" else 0.1 * i, gain(0.1 * i)) for i, letter in enumerate("ABCD")]
+    none = [
+        entry(letter, None if letter == "A" else 0.1 * i, gain(0.1 * i))
+        for i, letter in enumerate("ABCD")
+    ]
     assert scored_set(none).correlations[0].n == 3
     assert scored_set([]).correlations == []
 
@@ -161,8 +193,14 @@ def test_a_group_is_averaged_over_what_all_have():
 
 def test_metrics_are_ranked_apart():
     """acc of some reports and f1 of others are two correlations."""
-    entries = [entry(x, 0.1 * i, gain(0.1 * i, metric=("acc", "f1")[i % 2])) for i, x in enumerate("ABCDEFGH")]
-    assert [(one.metric, one.n) for one in scored_set(entries).correlations if one.benchmark] == [("acc", 4), ("f1", 4)]
+    entries = [
+        entry(x, 0.1 * i, gain(0.1 * i, metric=("acc", "f1")[i % 2]))
+        for i, x in enumerate("ABCDEFGH")
+    ]
+    assert [(one.metric, one.n) for one in scored_set(entries).correlations if one.benchmark] == [
+        ("acc", 4),
+        ("f1", 4),
+    ]
 
 
 def test_equal_gains_share_a_rank_whatever_their_last_bit():
@@ -180,7 +218,14 @@ def scored_reports(tmp_path, values, gains, **options):
     for i, (value, own) in enumerate(zip(values, gains, strict=True)):
         base = {**identity(100 + i), "repo": f"org/base-{i}", "commit": f"{i:040x}"}
         tuned = {**identity(200 + i), "repo": f"org/tuned-{i}", "commit": f"{i + 50:040x}"}
-        told = {"base": base, "tuned": tuned, "family": f"f{i}", "pair": "base..sft", "weights": 1.0 + i, **options}
+        told = {
+            "base": base,
+            "tuned": tuned,
+            "family": f"f{i}",
+            "pair": "base..sft",
+            "weights": 1.0 + i,
+            **options,
+        }
         folder = uniform(tmp_path / f"p{i}", value, **told)
         folders.append(folder)
         rows += [f"org/base-{i},mmlu,0.5,narrow", f"f{i}:sft,mmlu,{0.5 + own:.3f},narrow"]
@@ -188,19 +233,27 @@ def scored_reports(tmp_path, values, gains, **options):
 
 
 def test_reports_are_ranked_by_their_median_concentration(tmp_path):
-    """Every report by its own figure; failed gates, siblings and a pair that is there already have no part."""
+    """Every report by its own figure; failed gates, siblings and a pair that is there already have
+    no part.
+    """
     folders, scores = scored_reports(tmp_path, [0.2, 0.3, 0.4, 0.5], [0.1, 0.3, 0.2, 0.4])
     gates = [{"name": "rank", "passed": False}, {"name": "changed", "passed": True}]
     failed = uniform(tmp_path / "x", 0.9, gates=gates)
-    sibling = uniform(tmp_path / "y", 0.9, settings={"method": {"precision": "default"}, "relation": "sibling"})
-    reports = [read_report(folder, report_label(i)) for i, folder in enumerate([*folders, failed, sibling, folders[0]])]
+    sibling = uniform(
+        tmp_path / "y", 0.9, settings={"method": {"precision": "default"}, "relation": "sibling"}
+    )
+    reports = [
+        read_report(folder, report_label(i))
+        for i, folder in enumerate([*folders, failed, sibling, folders[0]])
+    ]
     found = score_reports(reports, read_scores([scores]))
     assert [one.concentration for one in found.entries] == [0.2, 0.3, 0.4, 0.5, 0.9, 0.9, 0.2]
     assert [one.left_out for one in found.entries] == [
         None, None, None, None, "gate rank failed", "a pair of siblings", "the same pair as A",
     ]  # fmt: skip
-    (group, benchmark) = found.correlations
-    # ranks 1 3 2 4 against 1 2 3 4: sum d^2 = 2, rho = 1 - 6 * 2 / (4 * 15); |rho| as large in 8 of 24 orders
+    group, benchmark = found.correlations
+    # ranks 1 3 2 4 against 1 2 3 4: sum d^2 = 2, rho = 1 - 6 * 2 / (4 * 15); |rho| as large in 8 of
+    # 24 orders
     assert (group.n, group.bases, group.rho) == (4, 4, pytest.approx(0.8))
     assert benchmark.rho == group.rho
     assert group.p == pytest.approx(8 / 24)

@@ -1,4 +1,5 @@
-"""Audits on Ray: the bytes of the engine in this process, killed workers and drivers, an interrupt, two machines.
+"""Audits on Ray: the bytes of the engine in this process, killed workers and drivers, an interrupt,
+two machines.
 
 The two machines are simulated on this one: each has a core and a cache of the Hub of its own.
 """
@@ -32,7 +33,9 @@ UP = "model.layers.{}.mlp.up_proj.weight"
 
 def matrices(seed: int, layers: int = 2, size: int = 8) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)}
+    return {
+        UP.format(layer): torch.randn(size, size, generator=generator) for layer in range(layers)
+    }
 
 
 def sharded(folder: Path, weights: dict[str, torch.Tensor], shards: int) -> Path:
@@ -44,7 +47,9 @@ def sharded(folder: Path, weights: dict[str, torch.Tensor], shards: int) -> Path
         mine = names[number * len(names) // shards : (number + 1) * len(names) // shards]
         save_file({name: weights[name].contiguous() for name in mine}, folder / file)
         weight_map |= dict.fromkeys(mine, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
 
@@ -59,7 +64,9 @@ class Machines:
 
     def blobs(self) -> list[int]:
         """By machine: files of weights in its cache."""
-        return [len({path.resolve() for path in home.rglob("*.safetensors")}) for home in self.homes]
+        return [
+            len({path.resolve() for path in home.rglob("*.safetensors")}) for home in self.homes
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +113,11 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
 
 @pytest.fixture
 def command(tmp_path: Path, machines: Machines) -> Command:
-    variables = {"HF_ENDPOINT": machines.hub.endpoint, "HF_HOME": str(tmp_path / "home"), "SHADOW_NO_CACHE": "1"}
+    variables = {
+        "HF_ENDPOINT": machines.hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "SHADOW_NO_CACHE": "1",
+    }
     machines.hub.reset()
     return Command(tmp_path, variables)
 
@@ -121,7 +132,9 @@ def contents(output: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for path in sorted(output.glob("*/*/*")):
         name = str(path.relative_to(output))
-        found[name] = pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        found[name] = (
+            pq.read_table(path).to_pylist() if path.suffix == ".parquet" else path.read_bytes()
+        )
     return found
 
 
@@ -164,13 +177,16 @@ def long_list(tmp_path: Path) -> Path:
     models.write(tmp_path / "base", matrices(0, 40, 300), {"model_type": "llama"})
     models.write(tmp_path / "x1", matrices(1, 2, 300), {"model_type": "llama"})
     models.write(tmp_path / "x2", matrices(2, 40, 300), {"model_type": "llama"})
-    (tmp_path / "l.yaml").write_text("- {base: ./base, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n")
+    (tmp_path / "l.yaml").write_text(
+        "- {base: ./base, tuned: ./x2}\n- {base: ./x1, tuned: ./base}\n"
+    )
     return tmp_path / "l.yaml"
 
 
 def test_the_bytes_are_those_of_one_process(tmp_path, command):
-    """A list with a pair that fails, on a Ray of this machine alone: the same reports, index, JSON and exit code; the
-    fault has its message and hint. The same command again measures nothing."""
+    """A list with a pair that fails, on a Ray of this machine alone: the same reports, index, JSON
+    and exit code; the fault has its message and hint. The same command again measures nothing.
+    """
     for seed, name in enumerate(("base", "one", "two")):
         models.write(tmp_path / name, matrices(seed), {"model_type": "llama"})
     (tmp_path / "toys.yaml").write_text(
@@ -186,16 +202,30 @@ def test_the_bytes_are_those_of_one_process(tmp_path, command):
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
     assert json.loads(out_on_ray)["reports"] == json.loads(out)["reports"]
     faults = [line for line in err.splitlines() if line.startswith(("error: ", "hint: "))]
-    assert [line for line in err_on_ray.splitlines() if line.startswith(("error: ", "hint: "))] == faults != []
+    assert (
+        [line for line in err_on_ray.splitlines() if line.startswith(("error: ", "hint: "))]
+        == faults
+        != []
+    )
     _, again = command(*wanted, "ray", *on_ray, code=1)
-    assert sum(line.endswith("nothing to measure: the report is already there") for line in again.splitlines()) == 4
+    assert (
+        sum(
+            line.endswith("nothing to measure: the report is already there")
+            for line in again.splitlines()
+        )
+        == 4
+    )
     assert rows(tmp_path / "ray") == rows(tmp_path / "local")
 
 
 def test_a_worker_that_is_killed_goes_on_at_its_journal(tmp_path, command, long_list, on_ray):
-    """SIGKILL in the middle of a pair: the task begins again and measures the rest; stdout is still only data."""
+    """SIGKILL in the middle of a pair: the task begins again and measures the rest; stdout is still
+    only data.
+    """
     command("audit", "--list", long_list, "--no-subspaces", "-o", "whole")
-    process = command.start("audit", "--list", long_list, "--no-subspaces", "-o", "out", "--json", *on_ray)
+    process = command.start(
+        "audit", "--list", long_list, "--no-subspaces", "-o", "out", "--json", *on_ray
+    )
     until(lambda: journals(tmp_path / "out"))
     (journal,) = journals(tmp_path / "out")
     (worker,) = holders(journal)
@@ -238,15 +268,21 @@ def test_an_interrupt_ends_the_tasks(tmp_path, command, long_list, on_ray):
 
 
 def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
-    """Two bases of three tuned models each, in turns on the list: every shard moves once, each base to one machine, and
-    all pairs are of the commits that the driver found, though a branch moves meanwhile."""
+    """Two bases of three tuned models each, in turns on the list: every shard moves once, each base
+    to one machine, and all pairs are of the commits that the driver found, though a branch moves
+    meanwhile.
+    """
     for number, base in enumerate(("a", "b")):
         weights = matrices(10 * number, 4, 200)
         machines.hub.add(f"org/{base}", sharded(tmp_path / base, weights, 2))
         for tuned in range(3):
-            changed = {name: weight + 0.01 * torch.randn(weight.shape) for name, weight in weights.items()}
+            changed = {
+                name: weight + 0.01 * torch.randn(weight.shape) for name, weight in weights.items()
+            }
             machines.hub.add(f"org/{base}{tuned}", sharded(tmp_path / f"{base}{tuned}", changed, 2))
-    pairs = [f"- {{base: org/{base}, tuned: org/{base}{tuned}}}\n" for tuned in range(3) for base in "ab"]
+    pairs = [
+        f"- {{base: org/{base}, tuned: org/{base}{tuned}}}\n" for tuned in range(3) for base in "ab"
+    ]
     (tmp_path / "l.yaml").write_text("".join(pairs))
     command("audit", "--list", "l.yaml", "-o", "ray", *on_ray)
     fetched = Counter(
@@ -263,16 +299,21 @@ def test_a_base_is_fetched_by_one_machine(tmp_path, command, machines, on_ray):
 
 
 def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
-    """A single pair of four and four shards on two machines: two parts, of which each machine fetches its own; the
-    report is that of one process."""
+    """A single pair of four and four shards on two machines: two parts, of which each machine
+    fetches its own; the report is that of one process.
+    """
     folders = {
-        name: sharded(tmp_path / name, matrices(seed, 8, 200), 4) for seed, name in ((50, "giant"), (51, "large"))
+        name: sharded(tmp_path / name, matrices(seed, 8, 200), 4)
+        for seed, name in ((50, "giant"), (51, "large"))
     }
     for name, folder in folders.items():
         machines.hub.add(f"org/{name}", folder)
     before = machines.blobs()
     _, err = command("audit", "org/giant", "org/large", "-o", "ray", *on_ray)
-    assert err.splitlines()[:2] == ["Ray: 2 machines, 2 tasks at a time, 1 core each", "measuring in 2 parts"]
+    assert err.splitlines()[:2] == [
+        "Ray: 2 machines, 2 tasks at a time, 1 core each",
+        "measuring in 2 parts",
+    ]
     fetched = Counter(
         (request.repo, request.filename)
         for request in machines.hub.asked("*.safetensors", origin="cdn", method="GET")
@@ -287,7 +328,9 @@ def test_one_pair_is_cut_by_itself(tmp_path, command, machines, on_ray):
 
 @pytest.mark.parametrize("who", ["worker", "driver"])
 def test_a_part_goes_on_after_a_kill(tmp_path, command, on_ray, who):
-    """SIGKILL of the worker of a part, or of the driver: what the part had measured is not measured again."""
+    """SIGKILL of the worker of a part, or of the driver: what the part had measured is not measured
+    again.
+    """
     for seed, name in enumerate(("base", "tuned")):
         sharded(tmp_path / name, matrices(seed, 40, 300), 4)
     pair = ("audit", "./base", "./tuned", "--no-subspaces", "-o")

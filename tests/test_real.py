@@ -20,7 +20,8 @@ import tutorial
 pytestmark = pytest.mark.real
 SHADOW = Path(sys.executable).parent / "shadow"
 TUNED = ("bert_ft", "bert_ft_10k_25s")
-# Where a power-law fit has two candidates of equal distance either may be taken, so alpha follows its xmin.
+# Where a power-law fit has two candidates of equal distance either may be taken, so alpha follows
+# its xmin.
 FITTED = ("alpha", "alpha_xmin", "alpha_tail", "alpha_stderr")
 
 
@@ -35,14 +36,24 @@ def models(tmp_path_factory):
 def reports(models, tmp_path_factory):
     out = tmp_path_factory.mktemp("reports")
     for tuned in TUNED:
-        command = ["audit", "--base", models / "bert_pretrained", "--tuned", models / tuned, "-o", out]
+        command = [
+            "audit",
+            "--base",
+            models / "bert_pretrained",
+            "--tuned",
+            models / tuned,
+            "-o",
+            out,
+        ]
         subprocess.run([SHADOW, *command, "--allow-pickle"], check=True, capture_output=True)
     return {tuned: next((out / tuned).glob("*")) for tuned in TUNED}
 
 
 @pytest.mark.parametrize("tuned", TUNED)
 def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
-    """76 matrices of three subjects, all columns, against whole-matrix float64 NumPy on what torch.load reads."""
+    """76 matrices of three subjects, all columns, against whole-matrix float64 NumPy on what
+    torch.load reads.
+    """
     Wb, Wt = (
         torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
         for name in ("bert_pretrained", tuned)
@@ -71,7 +82,11 @@ def test_every_number_of_every_matrix_is_numpys(tuned, models, reports):
                     assert row["alpha_ks"] == pytest.approx(values["alpha_ks"], rel=1e-6)
                 else:
                     rel, absolute = (1e-5, 1e-9) if not name.endswith("shift") else (0, 1e-5)
-                    assert row[name] == pytest.approx(value, rel=rel, abs=absolute), (tensor, subject, name)
+                    assert row[name] == pytest.approx(value, rel=rel, abs=absolute), (
+                        tensor,
+                        subject,
+                        name,
+                    )
     assert checked > 76 * 3 * 25
 
 
@@ -80,7 +95,9 @@ def test_every_tensor_is_accounted_for(models, reports):
     for tuned, path in reports.items():
         rows = pd.read_parquet(path / "tensors.parquet")
         for side, name in (("base", "bert_pretrained"), ("tuned", tuned)):
-            state = torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
+            state = torch.load(
+                models / name / "pytorch_model.bin", map_location="cpu", weights_only=True
+            )
             assert sorted(rows.loc[rows["side"] == side, "tensor"]) == sorted(state)
         reasons = rows.query("status == 'skipped'").groupby(["side", "reason"]).size().to_dict()
         assert reasons["base", "tied"] == 1
@@ -96,7 +113,9 @@ def test_vectors_have_their_relative_norm(models, reports):
         torch.load(models / name / "pytorch_model.bin", map_location="cpu", weights_only=True)
         for name in ("bert_pretrained", tuned)
     )
-    rows = pd.read_parquet(reports[tuned] / "tensors.parquet").query("side == 'tuned' and reason == 'not_a_matrix'")
+    rows = pd.read_parquet(reports[tuned] / "tensors.parquet").query(
+        "side == 'tuned' and reason == 'not_a_matrix'"
+    )
     for tensor, value in zip(rows["tensor"], rows["relative_norm"], strict=True):
         b, t = Wb[f"bert.{tensor}"].double().numpy(), Wt[tensor].double().numpy()
         assert value == pytest.approx(np.linalg.norm(t - b) / np.linalg.norm(b), rel=1e-9)

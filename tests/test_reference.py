@@ -48,9 +48,13 @@ def test_the_page_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None
 
 
 def test_the_reference_is_that_of_the_tables(tables: dict[str, pd.DataFrame]) -> None:
-    """runs.csv has the trainings of the tables; calibration.json the bounds fitted to it, and the tables' rates."""
+    """runs.csv has the trainings of the tables; calibration.json the bounds fitted to it, and the
+    tables' rates.
+    """
     trainings = reference_table(tables["runs"])
-    assert (ROOT / "registry" / "reference" / "runs.csv").read_text(encoding="utf-8") == reference_csv(trainings)
+    assert (ROOT / "registry" / "reference" / "runs.csv").read_text(
+        encoding="utf-8"
+    ) == reference_csv(trainings)
     shipped = calibration()
     again = pd.DataFrame(reference.runs())
     assert list(shipped.trainings) == fit(again) == fit(trainings)
@@ -65,7 +69,9 @@ def test_the_reference_has_what_a_label_takes() -> None:
     """Ten bases of one size at least, and bounds for every optimiser and for none told."""
     runs = pd.DataFrame(reference.runs())
     assert runs.groupby("short_side")["base"].nunique().max() >= 10
-    assert {None, "adamw"} <= {one.optimizer for one in calibration().trainings} <= {None, *OPTIMIZERS}
+    assert (
+        {None, "adamw"} <= {one.optimizer for one in calibration().trainings} <= {None, *OPTIMIZERS}
+    )
     assert all(set(one.bounds) == set(VOTES) for one in calibration().trainings)
 
 
@@ -79,14 +85,20 @@ def test_the_reference_has_what_a_label_takes() -> None:
         ({**HIGH, "concentration": 0.6}, "mixed"), ({**LOW, "spike_energy": None}, "distributed"),
     ],
 )  # fmt: skip
-def test_a_word_takes_concentration_and_two_more(figures: dict[str, float | None], expected: str) -> None:
-    """Beyond the bound (a bound itself is not beyond), with at least two that agree and more than disagree."""
+def test_a_word_takes_concentration_and_two_more(
+    figures: dict[str, float | None], expected: str
+) -> None:
+    """Beyond the bound (a bound itself is not beyond), with at least two that agree and more than
+    disagree.
+    """
     assert word(figures, TRAININGS)[0] == expected
 
 
 @given(st.fixed_dictionaries({name: st.floats(0, 10) for name in VOTES}))
 def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
-    """A word never goes against concentration's own side, and counting votes by hand gives the same one."""
+    """A word never goes against concentration's own side, and counting votes by hand gives the same
+    one.
+    """
     found, reason = word(figures, TRAININGS)
     votes = {name: points(name, value, BOUNDS[name]) for name, value in figures.items()}
     own = votes.pop("concentration")
@@ -99,7 +111,9 @@ def test_words_are_opposite_for_nobody(figures: dict[str, float]) -> None:
 
 
 def test_a_pair_is_held_against_its_size_or_none() -> None:
-    """Within half an octave, the nearer of two; beyond, nothing; where its optimiser has no bounds, those of any."""
+    """Within half an octave, the nearer of two; beyond, nothing; where its optimiser has no bounds,
+    those of any.
+    """
     shipped = (TRAININGS, Trainings(128, "adamw", 1, 1, BOUNDS), Trainings(64, None, 1, 1, BOUNDS))
     side = {
         width: found.short_side if (found := choose(shipped, width, "adamw")) else None
@@ -112,8 +126,17 @@ def test_a_pair_is_held_against_its_size_or_none() -> None:
 
 
 def test_a_position_is_counted() -> None:
-    """Shares of the narrow and the broad trainings below, by hand, and the nearest three of the size and optimiser."""
-    rows = [("narrow", 0.5), ("narrow", 0.7), ("broad", 0.2), ("broad", 0.3), ("broad", 0.6), ("other", 0.55)]
+    """Shares of the narrow and the broad trainings below, by hand, and the nearest three of the
+    size and optimiser.
+    """
+    rows = [
+        ("narrow", 0.5),
+        ("narrow", 0.7),
+        ("broad", 0.2),
+        ("broad", 0.3),
+        ("broad", 0.6),
+        ("other", 0.55),
+    ]
     first = replace(reference.runs()[0], short_side=64, optimizer="adamw")
     table = [replace(first, data=data, concentration=value) for data, value in rows]
     table.append(replace(table[0], short_side=128, concentration=0.561))
@@ -126,7 +149,10 @@ def test_the_label_goes_gates_noise_reference() -> None:
     """In this order: a failed gate, no null, like noise, no reference, the reference's word."""
     noise = {**HIGH, "concentration": 0.01, "spiked": 0.0}
     assert label(["why"], noise, TRAININGS, "") == ("not assessable", "why")
-    assert label([], {**HIGH, "concentration": None, "spiked": None}, TRAININGS, "")[0] == "not assessable"
+    assert (
+        label([], {**HIGH, "concentration": None, "spiked": None}, TRAININGS, "")[0]
+        == "not assessable"
+    )
     assert label([], noise, TRAININGS, "")[0] == "indeterminate"
     assert label([], {**noise, "spiked": 0.5}, TRAININGS, "")[0] != "indeterminate"
     assert label([], {**HIGH, "spiked": 1.0}, None, "no reference")[0] == "not assessable"
@@ -134,7 +160,11 @@ def test_the_label_goes_gates_noise_reference() -> None:
 
 
 def test_the_demo_is_of_the_reference() -> None:
-    """registry/demo/training.json names the runs of the lab that it is, and they are trainings of runs.csv."""
-    told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))["lab"]
+    """registry/demo/training.json names the runs of the lab that it is, and they are trainings of
+    runs.csv.
+    """
+    told = json.loads((ROOT / "registry" / "demo" / "training.json").read_text(encoding="utf-8"))[
+        "lab"
+    ]
     rows = {(run.base, f"{run.regime}, {run.treatment}, {run.seed}") for run in reference.runs()}
     assert {(told["base"], told["narrow"]), (told["base"], told["broad"])} <= rows

@@ -1,4 +1,6 @@
-"""Registry files: what they may say, and that every fault is one ShadowError with file, line and the nearest word."""
+"""Registry files: what they may say, and that every fault is one ShadowError with file, line and
+the nearest word.
+"""
 
 from __future__ import annotations
 
@@ -24,49 +26,83 @@ def load(tmp_path, text: str | bytes):
     """The families of a registry of one file, without the shipped ones."""
     raw = text if isinstance(text, bytes) else text.encode()
     (tmp_path / "r.yaml").write_bytes(raw)
-    return {name: family for name, family in load_families(tmp_path).items() if family.file.startswith(str(tmp_path))}
+    return {
+        name: family
+        for name, family in load_families(tmp_path).items()
+        if family.file.startswith(str(tmp_path))
+    }
 
 
 def test_a_family_has_its_stages_and_pairs(tmp_path):
     """Without `pairs` every stage is paired with `base`, in the order of the file."""
-    family = load(tmp_path, GOOD + "  dpo: {repo: org/dpo, revision: main, subfolder: last}\n")["fam"]
+    family = load(tmp_path, GOOD + "  dpo: {repo: org/dpo, revision: main, subfolder: last}\n")[
+        "fam"
+    ]
     assert [pair.name for pair in family.pairs] == ["base..sft", "base..dpo"]
     dpo = family.stages["dpo"]
-    assert (dpo.repo, dpo.is_folder, dpo.revision, dpo.subfolder) == ("org/dpo", False, "main", "last")
+    assert (dpo.repo, dpo.is_folder, dpo.revision, dpo.subfolder) == (
+        "org/dpo",
+        False,
+        "main",
+        "last",
+    )
     assert family.pairs[0].base == family.stages["base"]
 
 
 def test_listed_pairs_and_relations_are_kept(tmp_path):
     """`pairs` says which, in which order, and whether they are siblings."""
-    text = GOOD + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n  tags: [a, b]\n"
+    text = (
+        GOOD
+        + "  dpo: org/dpo\n  pairs: [sft..dpo, {from: base, to: dpo, relation: sibling}]\n  tags:"
+        " [a, b]\n"
+    )
     family = load(tmp_path, text)["fam"]
-    assert [(pair.name, pair.relation) for pair in family.pairs] == [("sft..dpo", "tuned"), ("base..dpo", "sibling")]
+    assert [(pair.name, pair.relation) for pair in family.pairs] == [
+        ("sft..dpo", "tuned"),
+        ("base..dpo", "sibling"),
+    ]
     assert family.tags == ("a", "b")
 
 
 def test_folders_are_relative_to_the_file(tmp_path):
     """`./x` in a registry file is beside that file, wherever the command is started."""
     family = load(tmp_path, "fam:\n  base: ./b\n  sft: {repo: ./s, subfolder: deep}\n")["fam"]
-    assert (family.stages["base"].repo, family.stages["base"].is_folder) == (str(tmp_path / "b"), True)
+    assert (family.stages["base"].repo, family.stages["base"].is_folder) == (
+        str(tmp_path / "b"),
+        True,
+    )
     assert family.stages["sft"].repo == str(tmp_path / "s" / "deep")
 
 
 def test_numbers_and_booleans_are_text(tmp_path):
     """A revision 1.10 or a stage called `no` is what was written, not what YAML makes of it."""
-    family = load(tmp_path, "7b:\n  base: org/b\n  no: {repo: org/s, revision: 1.10}\n  tags: [3]\n")["7b"]
+    family = load(
+        tmp_path, "7b:\n  base: org/b\n  no: {repo: org/s, revision: 1.10}\n  tags: [3]\n"
+    )["7b"]
     assert family.stages["no"].revision == "1.10"
     assert family.tags == ("3",)
 
 
 def test_a_base_per_component(tmp_path):
-    """A mapping with a component's name in it is a base per component: names or mappings, in the file's order."""
-    text = "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n  a: org/a\n  b: org/b\n"
+    """A mapping with a component's name in it is a base per component: names or mappings, in the
+    file's order.
+    """
+    text = (
+        "fam:\n  base: {vision: {repo: org/v, revision: main}, language: ./l}\n  a: org/a\n  b:"
+        " org/b\n"
+    )
     family = load(tmp_path, text)["fam"]
     base = ComponentBase(
-        (("vision", Reference("org/v", False, "main")), ("language", Reference(str(tmp_path / "l"), True)))
+        (
+            ("vision", Reference("org/v", False, "main")),
+            ("language", Reference(str(tmp_path / "l"), True)),
+        )
     )
     assert family.stages["base"] == base
-    assert [(pair.base, pair.tuned.repo) for pair in family.pairs] == [(base, "org/a"), (base, "org/b")]
+    assert [(pair.base, pair.tuned.repo) for pair in family.pairs] == [
+        (base, "org/a"),
+        (base, "org/b"),
+    ]
     assert len({*family.pairs}) == 2
 
 
@@ -87,7 +123,9 @@ def test_a_mapping_with_repo_is_one_base(tmp_path):
     ],
 )
 def test_components_are_what_the_file_says(tmp_path, text, components):
-    """By tags: `vlm` is three components and a component's name is itself; of a file that says nothing, language."""
+    """By tags: `vlm` is three components and a component's name is itself; of a file that says
+    nothing, language.
+    """
     assert list(load(tmp_path, GOOD + text)["fam"].components) == components
 
 
@@ -134,8 +172,18 @@ FAULTS = {
         "unknown key 'too'",
         "did you mean 'to'?",
     ),
-    "misspelt stage in a pair": (GOOD + "  pairs: [base..stf]\n", 4, "stage 'stf'", "did you mean 'sft'?"),
-    "misspelt base": ("fam:\n  bsae: org/b\n  sft: org/s\n", 1, "no stage `base`", "did you mean 'bsae'?"),
+    "misspelt stage in a pair": (
+        GOOD + "  pairs: [base..stf]\n",
+        4,
+        "stage 'stf'",
+        "did you mean 'sft'?",
+    ),
+    "misspelt base": (
+        "fam:\n  bsae: org/b\n  sft: org/s\n",
+        1,
+        "no stage `base`",
+        "did you mean 'bsae'?",
+    ),
     "no second stage": ("fam:\n  base: org/b\n", 1, "no stage besides", None),
     "unknown relation": (
         GOOD + "  pairs:\n    - {from: base, to: sft, relation: cousin}\n",
@@ -179,41 +227,96 @@ FAULTS = {
         "unknown key 'revison' in the base of vision",
         "'revision'",
     ),
-    "component without repo": ("fam:\n  base:\n    vision: {revision: x}\n  sft: org/s\n", 3, "no `repo`", None),
+    "component without repo": (
+        "fam:\n  base:\n    vision: {revision: x}\n  sft: org/s\n",
+        3,
+        "no `repo`",
+        None,
+    ),
     "component of a component": (
         "fam:\n  base:\n    vision: {language: org/v}\n  sft: org/s\n",
         3,
         "unknown key 'language' in the base of vision",
         "repo",
     ),
-    "component is a list": ("fam:\n  base:\n    vision: [org/v]\n  sft: org/s\n", 3, "neither a name nor", None),
+    "component is a list": (
+        "fam:\n  base:\n    vision: [org/v]\n  sft: org/s\n",
+        3,
+        "neither a name nor",
+        None,
+    ),
     "component is no reference": (
         "fam:\n  base:\n    language: org/l\n    vision: word\n  sft: org/s\n",
         4,
         "the base of vision",
         "./NAME",
     ),
-    "stage per component": ("fam:\n  base: org/b\n  sft:\n    language: org/l\n", 4, "only `base` may be", "repo"),
+    "stage per component": (
+        "fam:\n  base: org/b\n  sft:\n    language: org/l\n",
+        4,
+        "only `base` may be",
+        "repo",
+    ),
     "tuned is per component": (
         "fam:\n  base: {vision: org/v}\n  sft: org/s\n  pairs:\n    - base..sft\n    - sft..base\n",
         6,
         "cannot be the tuned side",
         "base..sft",
     ),
-    "a key of a stage beside the stages": (GOOD + "  revision: main\n", 4, "'revision' cannot name a stage", "repo:"),
-    "a key of a pair beside the stages": (GOOD + "  relation: sibling\n", 4, "'relation' cannot name", "pairs:"),
-    "reserved key in capitals": (GOOD + "  Tags: [a]\n", 4, "looks like the reserved key 'tags'", "'tags'"),
+    "a key of a stage beside the stages": (
+        GOOD + "  revision: main\n",
+        4,
+        "'revision' cannot name a stage",
+        "repo:",
+    ),
+    "a key of a pair beside the stages": (
+        GOOD + "  relation: sibling\n",
+        4,
+        "'relation' cannot name",
+        "pairs:",
+    ),
+    "reserved key in capitals": (
+        GOOD + "  Tags: [a]\n",
+        4,
+        "looks like the reserved key 'tags'",
+        "'tags'",
+    ),
     "misspelt note": (GOOD + "  notes: org/x\n", 4, "looks like the reserved key 'note'", "'note'"),
     "no base and no pairs": ("fam:\n  a: org/a\n  b: org/b\n", 1, "no stage `base`", "`pairs`"),
-    "one stage and no base": ("fam:\n  a: org/a\n  pairs: []\n  note: x\n", 1, "no stage besides `a`", None),
+    "one stage and no base": (
+        "fam:\n  a: org/a\n  pairs: []\n  note: x\n",
+        1,
+        "no stage besides `a`",
+        None,
+    ),
     "no stage": ("fam:\n  pairs: []\n  note: x\n", 1, "no stage at all", None),
     "pair without to": (GOOD + "  pairs:\n    - {from: base}\n", 5, "no `to`", "from: base, to"),
-    "second item of pairs": (GOOD + "  pairs:\n    - base..sft\n    - base..fts\n", 6, "stage 'fts'", "'sft'"),
-    "third item of tags": (GOOD + "  tags:\n    - a\n    - b\n    - [c]\n", 7, "is not a tag", None),
+    "second item of pairs": (
+        GOOD + "  pairs:\n    - base..sft\n    - base..fts\n",
+        6,
+        "stage 'fts'",
+        "'sft'",
+    ),
+    "third item of tags": (
+        GOOD + "  tags:\n    - a\n    - b\n    - [c]\n",
+        7,
+        "is not a tag",
+        None,
+    ),
     "tag of two words": (GOOD + "  tags: [long context]\n", 4, "'long context' is not a tag", None),
     "tag twice": (GOOD + "  tags:\n    - a\n    - a\n", 6, "'a' is listed twice", None),
-    "repo is a list": ("fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: [org/s]\n", 5, "is not text", "quotes"),
-    "repo is no reference": ("fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: word\n", 5, "neither", "./NAME"),
+    "repo is a list": (
+        "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: [org/s]\n",
+        5,
+        "is not text",
+        "quotes",
+    ),
+    "repo is no reference": (
+        "fam:\n  base: org/b\n  sft:\n    revision: x\n    repo: word\n",
+        5,
+        "neither",
+        "./NAME",
+    ),
     "note is a mapping": (GOOD + "  note:\n    a: b\n", 4, "`note` is not text", None),
     "the same word in another family": (
         GOOD + "  note: fum\nfum:\n  base: org/b\n  note: 'sft: x'\n  sft: word\n",
@@ -230,21 +333,41 @@ FAULTS = {
         "duplicate key 'repo'",
         None,
     ),
-    "duplicate pair": (GOOD + "  pairs:\n    - base..sft\n    - {from: base, to: sft}\n", 6, "listed twice", None),
+    "duplicate pair": (
+        GOOD + "  pairs:\n    - base..sft\n    - {from: base, to: sft}\n",
+        6,
+        "listed twice",
+        None,
+    ),
     "pair with itself": (GOOD + "  pairs: [base..base]\n", 4, "with itself", None),
     "pair that is no pair": (GOOD + "  pairs: [base-sft]\n", 4, "not a pair", "from..to"),
     "pairs is a word": (GOOD + "  pairs: base..sft\n", 4, "`pairs` is not a list", None),
     "pairs is empty": (GOOD + "  pairs: []\n", 4, "`pairs` is empty", "`note`"),
     "pair of lists": (GOOD + "  pairs:\n    - {from: [base], to: sft}\n", 5, "fam", None),
     "pair of mappings": (GOOD + "  pairs:\n    - {from: base, to: {a: b}}\n", 5, "fam", None),
-    "relation is a list": (GOOD + "  pairs:\n    - {from: base, to: sft, relation: [x]}\n", 5, "relation", None),
+    "relation is a list": (
+        GOOD + "  pairs:\n    - {from: base, to: sft, relation: [x]}\n",
+        5,
+        "relation",
+        None,
+    ),
     "tags is a word": (GOOD + "  tags: x\n", 4, "`tags` is not a list of words", None),
     "source is a list": (GOOD + "  source: [a]\n", 4, "`source` is not text", None),
     "stage is a list": ("fam:\n  base: org/b\n  sft: [org/s]\n", 3, "stage 'sft'", None),
     "stage is empty": ("fam:\n  base: org/b\n  sft:\n", 3, "stage 'sft'", None),
     "stage without repo": ("fam:\n  base: org/b\n  sft: {revision: main}\n", 3, "no `repo`", None),
-    "no reference": ("fam:\n  base: org/b\n  sft: just-a-word\n", 3, "neither a folder nor a name", "./NAME"),
-    "reference goes up": ("fam:\n  base: org/b\n  sft: org/..\n", 3, "neither a folder nor a name", None),
+    "no reference": (
+        "fam:\n  base: org/b\n  sft: just-a-word\n",
+        3,
+        "neither a folder nor a name",
+        "./NAME",
+    ),
+    "reference goes up": (
+        "fam:\n  base: org/b\n  sft: org/..\n",
+        3,
+        "neither a folder nor a name",
+        None,
+    ),
     "very long reference": ("fam:\n  base: org/b\n  sft: " + "a" * 5000 + "\n", 3, "fam", None),
     "reference with NUL": ('fam:\n  base: org/b\n  sft: "/a\\0b"\n', 3, "fam", None),
     "home of nobody": ("fam:\n  base: org/b\n  sft: ~no-such-user/x\n", 3, "fam", None),
@@ -262,10 +385,20 @@ FAULTS = {
     ),
     "family goes up": ("..:\n  base: org/b\n  sft: org/s\n", 1, "the name may hold", None),
     "family is a path": ("/tmp/x:\n  base: org/b\n  sft: org/s\n", 1, "the name may hold", None),
-    "family goes up inside": ("a/../../b:\n  base: org/b\n  sft: org/s\n", 1, "the name may hold", None),
+    "family goes up inside": (
+        "a/../../b:\n  base: org/b\n  sft: org/s\n",
+        1,
+        "the name may hold",
+        None,
+    ),
     "stage goes up": ('fam:\n  base: org/b\n  "../x": org/s\n', 3, "cannot name a stage", None),
     "stage with dots": ("fam:\n  base: org/b\n  a..b: org/s\n", 3, "cannot name a stage", None),
-    "stage with an escape": ('fam:\n  base: org/b\n  "a\\e[31m": org/s\n', None, "cannot name a stage", None),
+    "stage with an escape": (
+        'fam:\n  base: org/b\n  "a\\e[31m": org/s\n',
+        None,
+        "cannot name a stage",
+        None,
+    ),
     "key is a list": ("? [a, b]\n: 1\n", 1, "not a word", None),
     "family is a word": ("fam: org/b\n", 1, "not a mapping of stages", None),
     "a list": ("- fam\n", None, "not a mapping of family names", None),
@@ -294,7 +427,12 @@ FAULTS = {
     "date that is none": ("fam:\n  base: !!timestamp soon\n", None, "r.yaml", None),
     "date that cannot be": ("fam:\n  base: 2024-13-45\n", None, "r.yaml", None),
     "binary that is none": ("fam:\n  base: !!binary x\n", 2, "tags are not allowed", None),
-    "a number of 20,000 digits": (GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n", None, "r.yaml", None),
+    "a number of 20,000 digits": (
+        GOOD + "  pairs: [0x" + "f" * 20_000 + "]\n",
+        None,
+        "r.yaml",
+        None,
+    ),
     "nested lists": ("\n" + "[" * 20_000, 2, "nested more than", None),
     "nested mappings": ("fam: " + "{a: " * 5_000, 1, "nested more than", None),
     "larger than a registry": ("# " + "x" * 1_000_001, None, "larger than", None),
@@ -304,7 +442,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("parser", every(2, ["CBaseLoader", "BaseLoader"]))
 def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monkeypatch):
-    """Each fault is one ShadowError that begins with the file and, where it is known, the line, whatever PyYAML has."""
+    """Each fault is one ShadowError that begins with the file and, where it is known, the line,
+    whatever PyYAML has.
+    """
     monkeypatch.setattr(plain_yaml, "FAST", getattr(yaml, parser, yaml.BaseLoader))
     text, line, reason, hint = FAULTS[fault]
     with pytest.raises(ShadowError) as caught:
@@ -319,9 +459,14 @@ def test_a_fault_names_file_line_and_nearest_word(tmp_path, fault, parser, monke
 
 
 def bomb(where: str) -> str:
-    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, at some place of a family."""
+    """Ten to the ninth words in a few hundred bytes, by aliases of aliases, at some place of a
+    family.
+    """
     lists = "".join(f"    - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
-    return f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n{lists}  sft: {where}\n"
+    return (
+        f"bomb:\n  base: org/b\n  tags:\n    - &a0 [{', '.join(['x'] * 10)}]\n{lists}  sft:"
+        f" {where}\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,7 +475,9 @@ def bomb(where: str) -> str:
      "org/s\n  pairs: [{from: base, to: sft, relation: *a8}]", "org/s\n  ? *a8\n  : x"],
 )  # fmt: skip
 def test_an_alias_bomb_is_refused_at_once(tmp_path, place, bounded_memory):
-    """Aliases of aliases stand for a billion words; whatever key holds them, nobody spells them out."""
+    """Aliases of aliases stand for a billion words; whatever key holds them, nobody spells them
+    out.
+    """
     started = time.monotonic()
     with pytest.raises(ShadowError) as caught:
         load(tmp_path, bomb(place))
@@ -343,7 +490,7 @@ def bounded_memory():
     """A bomb that goes off ends in MemoryError after 128 MB, not with this machine."""
     resource = pytest.importorskip("resource")
     old = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as statm:  # noqa: PTH123
+    with open("/proc/self/statm") as statm:
         used = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), old[1]))
     yield
@@ -380,15 +527,17 @@ WORDS = st.sampled_from(
      "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'", '"', "#", "0x1",
      "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1", "---", "..."]
 )  # fmt: skip
-FUZZ = settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def assert_read_or_refused(tmp_path, text: str | bytes):
     try:
         families = load(tmp_path, text)
     except ShadowError as refused:
-        assert refused.message.startswith(str(tmp_path / "r.yaml"))  # noqa: PT017
-        assert "\n" not in refused.message + (refused.hint or "")  # noqa: PT017
+        assert refused.message.startswith(str(tmp_path / "r.yaml"))
+        assert "\n" not in refused.message + (refused.hint or "")
         return
     for family in families.values():
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", family.name)
@@ -400,12 +549,17 @@ def assert_read_or_refused(tmp_path, text: str | bytes):
 @FUZZ
 @given(text=st.lists(WORDS, max_size=25).map("".join) | st.text(max_size=40))
 def test_any_text_is_read_or_refused(tmp_path, text):
-    """Any text, made of the words of the format or not: families, or ShadowError, never another exception."""
+    """Any text, made of the words of the format or not: families, or ShadowError, never another
+    exception.
+    """
     assert_read_or_refused(tmp_path, text)
 
 
 @FUZZ
-@given(raw=st.binary(max_size=60) | st.lists(WORDS, max_size=8).map(lambda words: "".join(words).encode("utf-16")))
+@given(
+    raw=st.binary(max_size=60)
+    | st.lists(WORDS, max_size=8).map(lambda words: "".join(words).encode("utf-16"))
+)
 def test_any_bytes_are_read_or_refused(tmp_path, raw):
     """Any bytes, also text in another encoding."""
     assert_read_or_refused(tmp_path, raw)
@@ -422,14 +576,20 @@ def keyed(inner):
 
 
 ENTRIES = keyed(
-    st.recursive(WORDS | st.text(max_size=5), lambda one: st.lists(one, max_size=3) | keyed(one), max_leaves=8)
+    st.recursive(
+        WORDS | st.text(max_size=5),
+        lambda one: st.lists(one, max_size=3) | keyed(one),
+        max_leaves=8,
+    )
 )
 
 
 @FUZZ
 @given(entry=ENTRIES)
 def test_any_entry_is_read_or_refused(tmp_path, entry):
-    """Any tree of the format's keys, with whatever in them: a family, or ShadowError at a line of that family."""
+    """Any tree of the format's keys, with whatever in them: a family, or ShadowError at a line of
+    that family.
+    """
     text = "# a comment\n" + yaml.safe_dump({"fam": entry}, default_flow_style=False)
     try:
         load(tmp_path, text)
@@ -443,7 +603,11 @@ def test_any_entry_is_read_or_refused(tmp_path, entry):
 @given(where=st.integers(0), length=st.integers(0, 8), new=st.lists(WORDS, max_size=3).map("".join))
 def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
     """Any few characters of a good file changed to other words: families, or ShadowError."""
-    text = GOOD + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n  tags: [a]\n  note: words\n"
+    text = (
+        GOOD
+        + "  pairs: [base..sft, {from: sft, to: base, relation: sibling}]\n  tags: [a]\n  note:"
+        " words\n"
+    )
     text += "vlm:\n  base: {language: org/l, vision: {repo: org/v, revision: main}}\n  sft: org/s\n"
     where %= len(text)
     assert_read_or_refused(tmp_path, text[:where] + new + text[where + length :])
@@ -452,17 +616,23 @@ def test_a_spoilt_file_is_read_or_refused(tmp_path, where, length, new):
 @FUZZ
 @given(text=st.text(max_size=30) | st.text("./~@ab\0-", max_size=12))
 def test_any_reference_is_understood_or_refused(text):
-    """A reference is a folder exactly when it begins like a path; all else is `org/name` or a usage error."""
+    """A reference is a folder exactly when it begins like a path; all else is `org/name` or a usage
+    error.
+    """
     try:
         found = parse_reference(text)
     except ShadowError:
         return
-    assert found.is_folder == (text[0] in "/~" or text.startswith(("./", "../")) or text in (".", ".."))
+    assert found.is_folder == (
+        text[0] in "/~" or text.startswith(("./", "../")) or text in (".", "..")
+    )
 
 
 @pytest.mark.parametrize("text", ["~no-such-user/x", "/a\0b", "a" * 5000, "/" + "a" * 5000 + "\0"])
 def test_a_reference_that_cannot_be_is_refused(text):
-    """A home of nobody, a NUL, a name longer than any file's: usage errors, never another exception."""
+    """A home of nobody, a NUL, a name longer than any file's: usage errors, never another
+    exception.
+    """
     with pytest.raises(ShadowError):
         parse_reference(text)
 
@@ -473,11 +643,13 @@ def test_a_loop_of_links_is_refused_or_taken_as_it_is(tmp_path):
     try:
         assert parse_reference(str(tmp_path / "loop")).is_folder
     except ShadowError as refused:
-        assert "loop" in refused.message  # noqa: PT017
+        assert "loop" in refused.message
 
 
 def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch):
-    """`org/name` is on the Hub even where such a folder lies; a bare name of a folder says to write ./"""
+    """`org/name` is on the Hub even where such a folder lies; a bare name of a folder says to write
+    ./
+    """
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert not parse_reference("org/name").is_folder
@@ -491,7 +663,9 @@ def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("stage", ["~", "{repo: ~}"])
 def test_nothing_is_not_the_home_folder(tmp_path, stage):
-    """`sft: ~` is YAML's way to say nothing: refused, with file and line, though `~/` names the home folder."""
+    """`sft: ~` is YAML's way to say nothing: refused, with file and line, though `~/` names the
+    home folder.
+    """
     with pytest.raises(ShadowError, match=r":3: family 'fam': .*'~' alone says nothing") as caught:
         load(tmp_path, f"fam:\n  base: org/base\n  sft: {stage}\n")
     assert caught.value.hint == "write ~/ for the home folder"
@@ -499,7 +673,9 @@ def test_nothing_is_not_the_home_folder(tmp_path, stage):
 
 
 def test_targets_name_a_family_or_one_pair(tmp_path):
-    """`family` is all its pairs, `family:a..b` one; the nearest name or the known pairs are in the hint."""
+    """`family` is all its pairs, `family:a..b` one; the nearest name or the known pairs are in the
+    hint.
+    """
     families = load(tmp_path, GOOD + "  dpo: org/dpo\n")
     assert [pair.name for pair in find_pairs("fam", families)] == ["base..sft", "base..dpo"]
     assert [pair.name for pair in find_pairs("fam:base..dpo", families)] == ["base..dpo"]
@@ -514,7 +690,8 @@ def test_targets_name_a_family_or_one_pair(tmp_path):
 def test_two_forks_of_one_name_never_share_a_folder():
     """The name of a given pair holds a digest of both references, revisions included."""
     pairs = [
-        given_pair(parse_reference("a/base"), parse_reference(text)) for text in ("b/tuned", "c/tuned", "b/tuned@v2")
+        given_pair(parse_reference("a/base"), parse_reference(text))
+        for text in ("b/tuned", "c/tuned", "b/tuned@v2")
     ]
     assert {pair.family for pair in pairs} == {"tuned"}
     assert len({pair.name for pair in pairs}) == 3
@@ -545,9 +722,13 @@ hear: {base: org/h, sft: org/hs, tags: [moe, audio]}
     ],
 )
 def test_families_are_filtered(tmp_path, word, component, tags, found):
-    """A name is that family alone; another word may be in names, checkpoints or tags. All that is asked must hold."""
+    """A name is that family alone; another word may be in names, checkpoints or tags. All that is
+    asked must hold.
+    """
     families = load(tmp_path, MANY)
-    assert [family.name for family in filter_families(families, word, component, tags)] == found.split()
+    assert [
+        family.name for family in filter_families(families, word, component, tags)
+    ] == found.split()
 
 
 @pytest.mark.parametrize(

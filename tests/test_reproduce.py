@@ -1,4 +1,6 @@
-"""`shadow reproduce`: what noise alone does to ranks, recipes as files, and the shipped one on tiny checkpoints."""
+"""`shadow reproduce`: what noise alone does to ranks, recipes as files, and the shipped one on tiny
+checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,18 @@ def effective_rank(sigma: np.ndarray) -> float:
 def test_the_rank_of_noise_is_that_of_drawn_matrices(shape):
     """Marchenko and Pastur against NumPy's SVD of Gaussian matrices, to a hundredth."""
     rng = np.random.default_rng(0)
-    drawn = [effective_rank(np.linalg.svd(rng.standard_normal(shape), compute_uv=False)) for _ in range(4)]
+    drawn = [
+        effective_rank(np.linalg.svd(rng.standard_normal(shape), compute_uv=False))
+        for _ in range(4)
+    ]
     assert noise_effective_rank(*shape) == pytest.approx(np.mean(drawn), rel=1e-2)
     assert noise_effective_rank(*shape) == noise_effective_rank(*shape[::-1])
 
 
 def spectra(m: int) -> dict[str, np.ndarray]:
-    bulk = np.linalg.svd(np.random.default_rng(1).standard_normal((m, 2 * m)) / 40, compute_uv=False)
+    bulk = np.linalg.svd(
+        np.random.default_rng(1).standard_normal((m, 2 * m)) / 40, compute_uv=False
+    )
     spiked = bulk.copy()
     spiked[: m // 20] *= np.linspace(8, 1.2, m // 20)
     return {
@@ -58,7 +65,9 @@ def spectra(m: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("kind", ["decaying", "spiked", "power"])
 @pytest.mark.parametrize("norm", [0.05, 0.3])
 def test_the_shift_by_noise_is_that_of_a_whole_matrix(kind, norm):
-    """A matrix of 500 singular values, noise added to all of it: the smaller one that stands for it says the same."""
+    """A matrix of 500 singular values, noise added to all of it: the smaller one that stands for it
+    says the same.
+    """
     sigma = spectra(500)[kind]
     rng = np.random.default_rng(2)
     left, _ = np.linalg.qr(rng.standard_normal((500, 500)))  # the basis does not matter
@@ -66,7 +75,9 @@ def test_the_shift_by_noise_is_that_of_a_whole_matrix(kind, norm):
     noise *= norm * np.linalg.norm(sigma) / np.linalg.norm(noise)
     noise[:, :500] += left * sigma
     whole = effective_rank(np.linalg.svd(noise, compute_uv=False)) - effective_rank(sigma)
-    assert shift_by_noise(sigma, 500, 1000, norm * np.linalg.norm(sigma)) == pytest.approx(whole, rel=0.05, abs=0.15)
+    assert shift_by_noise(sigma, 500, 1000, norm * np.linalg.norm(sigma)) == pytest.approx(
+        whole, rel=0.05, abs=0.15
+    )
 
 
 def test_no_noise_shifts_nothing():
@@ -76,10 +87,14 @@ def test_no_noise_shifts_nothing():
 
 @pytest.mark.slow
 def test_figures_by_layer_are_numpys(tmp_path):
-    """Measured: the effective rank of each delta by NumPy. Noise: of the delta's shape, whatever its norm."""
+    """Measured: the effective rank of each delta by NumPy. Noise: of the delta's shape, whatever
+    its norm.
+    """
     base = models.saved("llama", tmp_path / "base")
     tuned = models.perturbed(base, tmp_path / "tuned")
-    run_shadow("audit", "./base", "./tuned", "--module", "mlp.up", "-o", "out", cwd=tmp_path).assert_done()
+    run_shadow(
+        "audit", "./base", "./tuned", "--module", "mlp.up", "-o", "out", cwd=tmp_path
+    ).assert_done()
     (folder,) = {path.parent for path in (tmp_path / "out").rglob("matrices.parquet")}
     found = by_layer(Report(folder), ["effective_rank", "effective_rank_shift", "concentration"])
     before, after = (load_file(path / "model.safetensors") for path in (base, tuned))
@@ -124,7 +139,11 @@ def test_a_recipe_names_pairs_as_a_list_does(tmp_path):
     """Targets, globs, and pairs of checkpoints under a name; folders are relative to the file."""
     text = GOOD.replace("[demo]", "['demo:*', {name: 'my:base..tuned', base: ./b, tuned: org/t}]")
     found = read_recipe(recipe(tmp_path, text))
-    assert [pair.full_name for pair in found.pairs] == ["demo:base..narrow", "demo:base..broad", "my:base..tuned"]
+    assert [pair.full_name for pair in found.pairs] == [
+        "demo:base..narrow",
+        "demo:base..broad",
+        "my:base..tuned",
+    ]
     assert found.pairs[2].base.repo == str(tmp_path / "b")
     assert (found.name, found.modules, found.metrics) == ("own", ("mlp.up",), ("effective_rank",))
 
@@ -154,7 +173,9 @@ def test_an_unknown_recipe_panel_or_metric_is_answered_with_the_nearest(tmp_path
     assert "benchmark-shadows" in str(caught.value.hint)
     with pytest.raises(UsageError, match="no panel 'tow'"):
         read_recipe(recipe(tmp_path, GOOD)).only(["tow"])
-    told = run_shadow("reproduce", recipe(tmp_path, GOOD.replace("effective_rank", "effective_rnk")), cwd=tmp_path)
+    told = run_shadow(
+        "reproduce", recipe(tmp_path, GOOD.replace("effective_rank", "effective_rnk")), cwd=tmp_path
+    )
     assert told.code == 1
     assert "no metric 'effective_rnk'" in told.err
 
@@ -178,9 +199,14 @@ def test_every_shipped_recipe_reads():
 
 
 def layouts(tmp_path: Path) -> dict[str, Path]:
-    """Tiny checkpoints under the names that the recipe asks for, in the layouts of the released ones."""
+    """Tiny checkpoints under the names that the recipe asks for, in the layouts of the released
+    ones.
+    """
     qwen = models.saved("qwen3_vl", tmp_path / "qwen")
-    weights, config = load_file(qwen / "model.safetensors"), json.loads((qwen / "config.json").read_text())
+    weights, config = (
+        load_file(qwen / "model.safetensors"),
+        json.loads((qwen / "config.json").read_text()),
+    )
     text = {name: one for name, one in weights.items() if ".language_model." in name}
     plain = {name.replace(".language_model.", "."): one for name, one in text.items()}
     intern = {f"language_model.{name}": one for name, one in plain.items()}
@@ -188,24 +214,39 @@ def layouts(tmp_path: Path) -> dict[str, Path]:
     kinds = {
         "Qwen/Qwen3-VL": (weights, config),
         "Qwen/Qwen3-4B": (plain, {**config["text_config"], "model_type": "qwen3"}),
-        "OpenGVLab/": (intern | tower, {"model_type": "internvl_chat", "llm_config": {"model_type": "qwen3"}}),
-        "OPPOer/": (intern | tower, {"model_type": "andesvl", "text_config": {"model_type": "qwen3"}}),
+        "OpenGVLab/": (
+            intern | tower,
+            {"model_type": "internvl_chat", "llm_config": {"model_type": "qwen3"}},
+        ),
+        "OPPOer/": (
+            intern | tower,
+            {"model_type": "andesvl", "text_config": {"model_type": "qwen3"}},
+        ),
     }
     repos = dict.fromkeys(
-        side.repo for pair in read_recipe("benchmark-shadows").pairs for side in (pair.base, pair.tuned)
+        side.repo
+        for pair in read_recipe("benchmark-shadows").pairs
+        for side in (pair.base, pair.tuned)
     )
     found = {}
     for number, repo in enumerate(repos):
         tensors, told = next(value for start, value in kinds.items() if repo.startswith(start))
         generator = torch.Generator().manual_seed(number)
-        moved = {n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
-        found[repo] = models.write(tmp_path / "repos" / repo, {n: t.bfloat16() for n, t in moved.items()}, told)
+        moved = {
+            n: t + 0.02 * t.std() * torch.randn(t.shape, generator=generator)
+            for n, t in tensors.items()
+        }
+        found[repo] = models.write(
+            tmp_path / "repos" / repo, {n: t.bfloat16() for n, t in moved.items()}, told
+        )
     return found
 
 
 @pytest.mark.slow
 def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monkeypatch):
-    """Every panel has its figure and pairs; the same command again measures nothing; a missing pair is told."""
+    """Every panel has its figure and pairs; the same command again measures nothing; a missing pair
+    is told.
+    """
     repos = layouts(tmp_path)
     with Hub() as hub:
         for repo, folder in repos.items():
@@ -237,7 +278,9 @@ def test_the_shipped_recipe_runs_on_checkpoints_of_these_layouts(tmp_path, monke
                 hub.add(repo, folder)
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "other-home"))
-        gone = run_shadow("reproduce", "benchmark-shadows", "-o", "new", "--panel", "reasoning", cwd=tmp_path)
+        gone = run_shadow(
+            "reproduce", "benchmark-shadows", "-o", "new", "--panel", "reasoning", cwd=tmp_path
+        )
         assert gone.code == 1
         assert "andesvl-4b:instruct..thinking" in gone.err
         page = (tmp_path / "new" / "benchmark-shadows.md").read_text()

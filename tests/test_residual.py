@@ -24,23 +24,32 @@ RNG = np.random.default_rng(0)
 
 
 def deltas(width, shared, direction, lengths=(96, 200, 32, 96, 400), rank=20):
-    """Low-rank deltas on a stream of some width, with a share of their energy in common directions, and some noise."""
+    """Low-rank deltas on a stream of some width, with a share of their energy in common directions,
+    and some noise.
+    """
     common = np.linalg.qr(RNG.standard_normal((width, rank)))[0]
     found = []
     for length in lengths:
         own = np.linalg.qr(RNG.standard_normal((width, rank)))[0]
         fall = 1 / np.arange(1, rank + 1)
         left, other = (np.linalg.qr(RNG.standard_normal((length, rank)))[0] for _ in range(2))
-        D = np.sqrt(shared) * (left * fall) @ common.T + np.sqrt(1 - shared) * (other * fall) @ own.T
+        D = (
+            np.sqrt(shared) * (left * fall) @ common.T
+            + np.sqrt(1 - shared) * (other * fall) @ own.T
+        )
         D += 0.3 * RNG.standard_normal(D.shape) / np.sqrt(D.size)
-        found.append((RNG.uniform(0.5, 2) * D if direction == "reading" else D.T).astype(np.float32).copy())
+        found.append(
+            (RNG.uniform(0.5, 2) * D if direction == "reading" else D.T).astype(np.float32).copy()
+        )
     return found
 
 
 def sketched(D, direction):
     matrix = torch.from_numpy(D)
     energy = (D.astype(float) ** 2).sum()
-    return sketch((matrix[index] for index in blocks(matrix)), corners(matrix), D.shape, energy, direction)
+    return sketch(
+        (matrix[index] for index in blocks(matrix)), corners(matrix), D.shape, energy, direction
+    )
 
 
 def estimated(Ds, width, direction):
@@ -67,7 +76,9 @@ def written_out(Ds, direction):
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("width", [2, 64, WIDTH])
 def test_narrow_streams_are_exact(width, shared, direction):
-    """Up to the width of the sketch the participation ratio is that of the Gram written out, to float32's rounding."""
+    """Up to the width of the sketch the participation ratio is that of the Gram written out, to
+    float32's rounding.
+    """
     Ds = deltas(width, shared, direction, rank=min(20, width))
     assert estimated(Ds, width, direction) == pytest.approx(written_out(Ds, direction), rel=1e-5)
 
@@ -75,7 +86,9 @@ def test_narrow_streams_are_exact(width, shared, direction):
 @pytest.mark.parametrize("direction", ["reading", "writing"])
 @pytest.mark.parametrize(("shared", "typical"), [(0.0, 0.02), (0.5, 0.12), (1.0, 0.002)])
 def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
-    """A stream four times as wide as the sketch: errors of 1 %, of 8 % for half shared, steep spectra; no bias."""
+    """A stream four times as wide as the sketch: errors of 1 %, of 8 % for half shared, steep
+    spectra; no bias.
+    """
     errors = []
     for _ in range(6):
         Ds = deltas(4 * WIDTH, shared, direction)
@@ -87,7 +100,9 @@ def test_wide_streams_are_within_a_few_percent(shared, typical, direction):
 @pytest.mark.parametrize("direction", ["reading", "writing"])
 @pytest.mark.parametrize("shared", [0.0, 0.3, 0.5, 0.8, 1.0])
 def test_the_standard_error_is_that_of_the_estimate(shared, direction):
-    """Against the Gram written out, errors are as large as the standard error says, to a factor of two and a half."""
+    """Against the Gram written out, errors are as large as the standard error says, to a factor of
+    two and a half.
+    """
     apart = []
     for _ in range(8):
         Ds = deltas(3 * WIDTH, shared, direction)
@@ -100,14 +115,18 @@ def test_the_standard_error_is_that_of_the_estimate(shared, direction):
 def test_what_is_exact_has_no_error():
     """Streams as wide as the sketch, and a single delta, whose own spectrum is known."""
     assert with_error(deltas(WIDTH, 0.5, "reading"), WIDTH, "reading")[1] == 0.0
-    assert with_error(deltas(4 * WIDTH, 0.5, "reading", lengths=(96,)), 4 * WIDTH, "reading")[1] == pytest.approx(
-        0.0, abs=1e-9
-    )
+    assert with_error(deltas(4 * WIDTH, 0.5, "reading", lengths=(96,)), 4 * WIDTH, "reading")[
+        1
+    ] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_blocks_along_either_side_give_one_sketch():
     """A matrix whose residual side is cut into blocks has the sketch of the whole matrix."""
-    for shape, direction in (((1100, 2000), "reading"), ((2000, 1100), "writing"), ((2000, 1100), "reading")):
+    for shape, direction in (
+        ((1100, 2000), "reading"),
+        ((2000, 1100), "writing"),
+        ((2000, 1100), "reading"),
+    ):
         D = RNG.standard_normal(shape).astype(np.float32)
         assert len(list(blocks(torch.from_numpy(D)))) > 1
         P = projection(shape[1] if direction == "reading" else shape[0], np.dtype(float))

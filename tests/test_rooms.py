@@ -1,4 +1,6 @@
-"""The rooms of `src/shadow`: what their names and docstrings promise, and that importing one leaves no trace."""
+"""The rooms of `src/shadow`: what their names and docstrings promise, and that importing one leaves
+no trace.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ MODULES = sorted(
 )
 ROOMS = sorted(file.parent for file in SOURCE.rglob("__init__.py"))
 
-# What others do when they are imported is theirs; the state is told before and after our own modules come in.
+# What others do when they are imported is theirs; the state is told before and after our own
+# modules come in.
 CHILD = """
 import importlib, json, logging, os, signal, sys, threading, warnings
 import huggingface_hub, jinja2, matplotlib.figure, numpy, pandas, plotly.offline, pyarrow.parquet, rich.console
@@ -61,16 +64,21 @@ print(json.dumps([*found, state()]))
 
 @pytest.mark.slow
 def test_importing_every_module_changes_nothing_outside():
-    """Environment, streams, warnings, logging, the Hub's client, threads: of a process that imports all, as before."""
+    """Environment, streams, warnings, logging, the Hub's client, threads: of a process that imports
+    all, as before.
+    """
     code = CHILD.replace("MODULES", repr(MODULES))
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert child.returncode == 0, child.stderr[-800:]
     before, after = json.loads(child.stdout)
     assert after == before
 
 
 def test_the_client_of_the_hub_is_given_back_as_it_was():
-    """A session, a factory and a level that a user set are the same objects after ours were held, twice and in threads.
+    """A session, a factory and a level that a user set are the same objects after ours were held,
+    twice and in threads.
 
     Ours is of the user's factory, so that a proxy set there serves the audit too.
     """
@@ -86,7 +94,11 @@ def test_the_client_of_the_hub_is_given_back_as_it_was():
         made.append(_http.default_client_factory())
         return made[-1]
 
-    logger, level, filters = logging.getLogger("huggingface_hub"), logging.DEBUG, [*warnings.filters]
+    logger, level, filters = (
+        logging.getLogger("huggingface_hub"),
+        logging.DEBUG,
+        [*warnings.filters],
+    )
     shared, was = constants.HF_HUB_DISABLE_SHARED_BLOBS, logger.level
     hf.set_client_factory(factory)
     logger.setLevel(level)
@@ -145,7 +157,9 @@ def test_a_factory_that_is_set_while_ours_is_held_stays():
 
 
 def test_no_room_or_module_has_the_name_of_a_public_function():
-    """`shadow.audit` is to be a function: no module of that name can come in its way. `shadow/registry` is data."""
+    """`shadow.audit` is to be a function: no module of that name can come in its way.
+    `shadow/registry` is data.
+    """
     names = {path.stem for path in SOURCE.iterdir()}
     assert not names & {"audit", "read", "plan", "pairs", "compare", "judge", "export"}
     assert "registry" not in {path.name for path in ROOMS}
@@ -153,7 +167,9 @@ def test_no_room_or_module_has_the_name_of_a_public_function():
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_a_room_says_what_it_is_for(room):
-    """The docstring of a package is its charter: a first sentence, and a paragraph where that does not say all."""
+    """The docstring of a package is its charter: a first sentence, and a paragraph where that does
+    not say all.
+    """
     text = ast.get_docstring(ast.parse((room / "__init__.py").read_text(encoding="utf-8"))) or ""
     first = text.split("\n\n")[0]
     assert len(first.split()) >= 4

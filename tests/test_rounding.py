@@ -1,4 +1,6 @@
-"""Rounding undone: the storage model in closed form, against Monte Carlo, and under what must not change it."""
+"""Rounding undone: the storage model in closed form, against Monte Carlo, and under what must not
+change it.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def stored_pair(dtype, relative, seed=0, **shape):
 
 @pytest.mark.parametrize("ratio", [0.15, 0.3, 0.5, 1.0, 3.0])
 def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
-    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in units of the step."""
+    """M2 = 2 sum (2j - 1) Q((j - 1/2) / s) and M1 = 2 s sum phi((j - 1/2) / s) in units of the
+    step.
+    """
     j = np.arange(1, 400)
     second = 2 * ((2 * j - 1) * normal.sf((j - 0.5) / ratio)).sum()
     product = 2 * ratio * normal.pdf((j - 0.5) / ratio).sum()
@@ -81,7 +85,9 @@ def test_moments_of_a_normal_update_are_the_sums_of_upper_tails(ratio):
 
 @pytest.mark.parametrize("model", ["stored", "dithered"])
 def test_tables_are_what_monte_carlo_finds(model):
-    """Chances, energies and products of |d| even in one bin of the shape, by rounding two million numbers."""
+    """Chances, energies and products of |d| even in one bin of the shape, by rounding two million
+    numbers.
+    """
     rng = np.random.default_rng(0)
     known = rounding.tables(model)
     for octave, bin_ in ((-1, 28), (0, 30), (2, 26), (3, 31)):
@@ -125,7 +131,9 @@ def test_counts_are_those_of_a_loop_over_entries(dtype):
         assert changed[k] == ((D != 0) & (binade == k)).sum()
         if changed[k] > 500:
             true = (D[binade == k] ** 2).sum()
-            assert energy[k] * counts.unit**2 == pytest.approx(true, rel=0.03)  # of levels, not of each entry
+            assert energy[k] * counts.unit**2 == pytest.approx(
+                true, rel=0.03
+            )  # of levels, not of each entry
     assert counts.away == (D * b > 0).sum()
     assert counts.toward == (D * b < 0).sum()
 
@@ -152,7 +160,9 @@ def test_a_sample_of_lines_stands_for_all(monkeypatch):
 
 
 def test_classes_follow_energy_and_keep_ties_together():
-    """Lines without energy are a class of their own, equal ones share one, and order does not matter."""
+    """Lines without energy are a class of their own, equal ones share one, and order does not
+    matter.
+    """
     energies = np.concatenate([np.zeros(50), np.full(60, 2.0), np.geomspace(3, 9, 146)])
     found = rounding.classes(energies)
     assert set(found[:50]) == {0}
@@ -167,9 +177,13 @@ def test_classes_follow_energy_and_keep_ties_together():
 # ------------------------------------------------------------------------------------------------------ verdicts
 
 
-@pytest.mark.parametrize(("dtype", "relative"), [("BF16", 4e-3), ("BF16", 1.5e-3), ("F16", 5e-4), ("F16", 2e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "relative"), [("BF16", 4e-3), ("BF16", 1.5e-3), ("F16", 5e-4), ("F16", 2e-4)]
+)
 def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dtype, relative):
-    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X comes out to 12 %."""
+    """kept = <D, d>² / (|D|² |d|²) of the float64 update, the norm its own; 1 / X comes out to 12
+    %.
+    """
     base, tuned, d = stored_pair(dtype, relative)
     D = wide(tuned) - wide(base)
     found = undo(base, tuned, (dtype, dtype))
@@ -182,7 +196,9 @@ def test_kept_is_the_squared_correlation_and_the_norm_is_that_before_storing(dty
 
 
 def test_changes_by_binade_are_those_of_a_loop_and_of_upper_tails():
-    """entries and changed are counted; of a normal update of scale s, 2 Q(ulp / 2 s) of a binade change."""
+    """entries and changed are counted; of a normal update of scale s, 2 Q(ulp / 2 s) of a binade
+    change.
+    """
     base, tuned, d = stored_pair("BF16", 2e-3, share=0.0)
     found = undo(base, tuned).binades
     b, D = wide(base), wide(tuned) - wide(base)
@@ -210,7 +226,9 @@ def test_a_master_copy_changes_more_of_the_large_binades_than_a_stored_base_woul
 
 
 def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
-    """zero_share_expected is the share that did not change; with most entries masked, there are more."""
+    """zero_share_expected is the share that did not change; with most entries masked, there are
+    more.
+    """
     base, tuned, d = stored_pair("BF16", 2e-3)
     zeros = (wide(tuned) == wide(base)).mean()
     assert undo(base, tuned).zeros == pytest.approx(zeros, abs=0.01)
@@ -221,7 +239,9 @@ def test_zeros_of_a_normal_update_are_expected_and_those_of_a_mask_are_not():
 
 
 def test_rank_one_is_undone_by_the_fitted_shape():
-    """Entries of one size in a cell are far from normal: kept is right to 10 %, a normal shape is off by 20 % more."""
+    """Entries of one size in a cell are far from normal: kept is right to 10 %, a normal shape is
+    off by 20 % more.
+    """
     W, d = update(rank=1, share=1.0, relative=1e-3)
     base = narrow(W, "BF16")
     tuned = narrow(wide(base) + d, "BF16")
@@ -235,7 +255,9 @@ def test_rank_one_is_undone_by_the_fitted_shape():
 
 @pytest.mark.parametrize("relative", [4e-3, 2e-3, 1e-3, 5e-4])
 def test_a_master_copy_that_nobody_stored_is_refused(relative):
-    """Both sides rounded from float32: the storage model would give up to three times the norm, so it gives none."""
+    """Both sides rounded from float32: the storage model would give up to three times the norm, so
+    it gives none.
+    """
     W, d = update(relative=relative)
     found = undo(narrow(W, "BF16"), narrow(W + d, "BF16"))
     assert found.kept is None
@@ -291,15 +313,25 @@ def test_a_base_kept_in_more_bits_has_even_errors():
 def test_the_format_is_that_of_the_values_not_of_the_file():
     """An F32 file of BF16 numbers is undone as a BF16 one is."""
     base, tuned, _ = stored_pair("BF16", 2e-3)
-    assert undo(base.float(), tuned.float(), ("F32", "F32")).kept == pytest.approx(undo(base, tuned).kept, rel=1e-6)
+    assert undo(base.float(), tuned.float(), ("F32", "F32")).kept == pytest.approx(
+        undo(base, tuned).kept, rel=1e-6
+    )
     space = Workspace()
     assert rounding.coarser_grid(tuned.float(), "F32", torch.float64, space, "tuned") == "BF16"
-    assert rounding.coarser_grid(torch.full((4, 4), 1 / 3), "F32", torch.float64, space, "tuned") == "F32"
-    assert rounding.coarser_grid(torch.full((4, 4), 2.0**-30), "F32", torch.float64, space, "tuned") == "BF16"
+    assert (
+        rounding.coarser_grid(torch.full((4, 4), 1 / 3), "F32", torch.float64, space, "tuned")
+        == "F32"
+    )
+    assert (
+        rounding.coarser_grid(torch.full((4, 4), 2.0**-30), "F32", torch.float64, space, "tuned")
+        == "BF16"
+    )
 
 
 def test_what_was_not_rounded_has_no_kept():
-    """An F32 tuned side over a BF16 base, and an adapter: nothing_rounded; scaled 8-bit floats: unexplained."""
+    """An F32 tuned side over a BF16 base, and an adapter: nothing_rounded; scaled 8-bit floats:
+    unexplained.
+    """
     W, d = update(shape=(64, 96))
     base = narrow(W, "BF16")
     found = undo(base, torch.from_numpy(wide(base) + d).float(), ("BF16", "F32"))
@@ -307,7 +339,10 @@ def test_what_was_not_rounded_has_no_kept():
     adapter = Updated(base, torch.ones(64, 1), torch.ones(1, 96), 1e-4)
     lines = (np.ones(64), np.ones(96))
     space = Workspace()
-    assert rounding.undo(base, adapter, ("BF16", "F32"), lines, 1.0, torch.float64, space).reason == "nothing_rounded"
+    assert (
+        rounding.undo(base, adapter, ("BF16", "F32"), lines, 1.0, torch.float64, space).reason
+        == "nothing_rounded"
+    )
     scaled = BlockScaled(torch.ones(64, 96).to(torch.float8_e4m3fn), torch.ones(1, 1), (128, 128))
     found = rounding.undo(base, scaled, ("BF16", "F8_E4M3"), lines, 1.0, torch.float32, space)
     assert (found.kept, found.reason) == (None, "rounding_unexplained")
@@ -342,7 +377,9 @@ def test_what_is_mostly_rounded_away_says_so():
 @pytest.mark.parametrize("change", ["rows", "columns", "transposed", "up", "down", "signs"])
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
-    """Permuted, transposed, with other signs or (BF16, whose exponents reach) scaled by 2^k: the same verdict."""
+    """Permuted, transposed, with other signs or (BF16, whose exponents reach) scaled by 2^k: the
+    same verdict.
+    """
     base, tuned, _ = stored_pair(dtype, 2e-3 if dtype == "BF16" else 3e-4)
     plain = undo(base, tuned, (dtype, dtype))
     rng, factor = np.random.default_rng(0), 1.0
@@ -358,10 +395,14 @@ def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
         signs = torch.from_numpy(rng.choice([-1.0, 1.0], base.shape)).to(base.dtype)
         other = base * signs, tuned * signs
     else:
-        factor = 2.0 ** {"BF16": {"up": 60, "down": -90}, "F16": {"up": 1, "down": -1}}[dtype][change]
+        factor = (
+            2.0 ** {"BF16": {"up": 60, "down": -90}, "F16": {"up": 1, "down": -1}}[dtype][change]
+        )
         other = base * factor, tuned * factor
     found = undo(*other, (dtype, dtype))
-    rel = 1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3  # of F16, subnormal numbers move
+    rel = (
+        1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3
+    )  # of F16, subnormal numbers move
     assert found.kept == pytest.approx(plain.kept, rel=rel)
     assert found.norm == pytest.approx(plain.norm * factor, rel=rel)
     assert found.misfit == pytest.approx(plain.misfit, rel=1e-6 if rel < 1e-6 else 0.1)

@@ -1,4 +1,6 @@
-"""A small version of docs/rounding.md: known updates come back, or are refused for the right reason."""
+"""A small version of docs/rounding.md: known updates come back, or are refused for the right
+reason.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def entry(kind, history, dtype="BF16", norm=2e-3):
     return benchmark.judged(kind, kind, history, dtype, norm, W, D)
 
 
-@pytest.mark.parametrize("kind", ["uneven rows 0.5", "uneven weights, both", "embeddings", "rank 1", "1/i"])
+@pytest.mark.parametrize(
+    "kind", ["uneven rows 0.5", "uneven weights, both", "embeddings", "rank 1", "1/i"]
+)
 def test_planted_updates_come_back(kind):
     """Of a relative norm of .002 in BF16, norm and 1/X to 12 %, or 1/X is null."""
     one = entry(kind, "stored base")
@@ -51,7 +55,10 @@ def test_histories_that_the_model_does_not_have_are_refused(history):
 def test_the_history_of_an_f32_base_is_told(history):
     """From the remainder that rounding took from it."""
     one = entry("even rows", history)
-    assert one.found_history == {"F32 base loaded": "base_rounded", "F32 base kept": "base_kept"}[history]
+    assert (
+        one.found_history
+        == {"F32 base loaded": "base_rounded", "F32 base kept": "base_kept"}[history]
+    )
     assert one.verdict == "right"
 
 
@@ -65,14 +72,18 @@ def test_the_purity_of_the_benchmark_is_that_of_singular_values():
 
 
 def test_the_page_is_the_scripts():
-    """docs/rounding.md names its command, and its table of purity has the rows that the script makes."""
+    """docs/rounding.md names its command, and its table of purity has the rows that the script
+    makes.
+    """
     page = benchmark.DOCUMENT.read_text(encoding="utf-8")
     assert benchmark.COMMAND in page
     rows = benchmark.purity_part((64,)).splitlines()[2:]
     for row in rows:
         name, concentration, size, limit = (cell.strip() for cell in row.strip("|").split("|"))
         assert any(
-            line.startswith(f"| {name} | {concentration} /") and f"| {size} /" in line and line.endswith(f"{limit} |")
+            line.startswith(f"| {name} | {concentration} /")
+            and f"| {size} /" in line
+            and line.endswith(f"{limit} |")
             for line in page.splitlines()
         )
 

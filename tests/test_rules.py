@@ -1,4 +1,6 @@
-"""Rules: what `--fail-on` and policy files may say, and that every fault is one error with the nearest word."""
+"""Rules: what `--fail-on` and policy files may say, and that every fault is one error with the
+nearest word.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,11 @@ OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operat
     [
         ("language.mlp.up.concentration > 0.5", Metric("language", "mlp.up", "concentration"), 0.5),
         ("vision.projector.0.spikes>3", Metric("vision", "projector.0", "spikes"), 3.0),
-        ("language.embed.relative_norm >= 1e-3", Metric("language", "embed", "relative_norm"), 1e-3),
+        (
+            "language.embed.relative_norm >= 1e-3",
+            Metric("language", "embed", "relative_norm"),
+            1e-3,
+        ),
         ("*.mlp.*.concentration<-.5", Metric("*", "mlp.*", "concentration"), -0.5),
         ("  vision.energy_share\t!=\n0. ", Metric("vision", None, "energy_share"), 0.0),
         ("relative_norm_overall<=+2", Metric(None, None, "relative_norm_overall"), 2.0),
@@ -44,7 +50,9 @@ OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operat
     ],
 )
 def test_a_rule_is_a_figure_a_comparison_and_a_number(text, figure, threshold):
-    """The last word is the metric, the first the component, what is between them the module, dots and all."""
+    """The last word is the metric, the first the component, what is between them the module, dots
+    and all.
+    """
     rule = parse_rule(text)
     assert (rule.figure, rule.threshold) == (figure, threshold)
     assert type(rule.threshold) is type(threshold)
@@ -77,13 +85,25 @@ def test_a_comparison_is_that_of_numbers(sign, value):
         ("concentration > 0x1", "not a number", "such as"),
         ("concentration > 1_0", "not a number", "such as"),
         ("concentratoin > 0.5", "no metric 'concentratoin'", "did you mean 'concentration'?"),
-        ("langauge.mlp.up.concentration > 0.5", "no component 'langauge'", "did you mean 'language'?"),
+        (
+            "langauge.mlp.up.concentration > 0.5",
+            "no component 'langauge'",
+            "did you mean 'language'?",
+        ),
         ("language.mlp.upp.concentration > 0.5", "no module 'mlp.upp'", "did you mean 'mlp.up'?"),
         ("language.mpl.*.concentration > 0.5", "no module 'mpl.*'", "did you mean 'mlp.*'?"),
         ("language.mlpp.*.concentration > 0.5", "no module 'mlpp.*'", "did you mean 'mlp.*'?"),
         ("language.mlp.concentration > 0.5", "no module 'mlp'", "did you mean 'mlp.*'?"),
-        ("mlp.concentration > 0.5", "no component 'mlp'", "did you mean 'language.mlp.*.concentration'?"),
-        ("mlpp.*.concentration > 0.5", "no component 'mlpp'", "did you mean 'language.mlp.*.concentration'?"),
+        (
+            "mlp.concentration > 0.5",
+            "no component 'mlp'",
+            "did you mean 'language.mlp.*.concentration'?",
+        ),
+        (
+            "mlpp.*.concentration > 0.5",
+            "no component 'mlpp'",
+            "did you mean 'language.mlp.*.concentration'?",
+        ),
         ("language.layer.3.concentration > 0.5", "no module 'layer.3'", "`audit --layer 3`"),
         ("layer.3.concentration > 0.5", "no component 'layer'", "`audit --layer 3`"),
         ("language.mlp.up.concentratoin > 0.5", "no metric", "did you mean 'concentration'?"),
@@ -102,7 +122,9 @@ def test_a_comparison_is_that_of_numbers(sign, value):
     ],
 )
 def test_a_fault_is_wrong_usage_and_names_the_nearest_word(text, fault, hint):
-    """Words that no report can have, and anything that is not a rule: exit code 2 before anything is read."""
+    """Words that no report can have, and anything that is not a rule: exit code 2 before anything
+    is read.
+    """
     with pytest.raises(UsageError) as raised:
         parse_rule(text)
     assert fault in raised.value.message
@@ -142,7 +164,9 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
     spaces=st.lists(st.sampled_from(["", " ", "\t", "  "]), min_size=4, max_size=4),
 )
 def test_what_is_written_is_what_is_read(component, module, index, sign, number, spaces):
-    """Any figure, comparison and finite number come back as they were written, and the condition reads the same."""
+    """Any figure, comparison and finite number come back as they were written, and the condition
+    reads the same.
+    """
     more = OF_THE_PAIR if component is None else OF_A_COMPONENT if module is None else OF_A_MODULE
     metric = (*COLUMNS, *more)[index % (len(COLUMNS) + len(more))]
     name = Metric(component, module if component else None, metric)
@@ -194,7 +218,12 @@ def test_a_policy_is_rules_by_name(tmp_path):
         "narrow-up", "language.mlp.up.concentration > 0.5", "error", False,
     )  # fmt: skip
     assert narrow.message == "The up-projections moved along few directions: look at the data."
-    assert (rank.name, rank.severity, rank.allow_missing, rank.message) == ("rank", "warning", True, None)
+    assert (rank.name, rank.severity, rank.allow_missing, rank.message) == (
+        "rank",
+        "warning",
+        True,
+        None,
+    )
     assert (drift.comparison, str(drift.figure)) == ("moved", "language.*.concentration")
     assert [rule.line for rule in (narrow, rank, drift)] == [3, 6, 10]
     assert {rule.file for rule in (narrow, rank, drift)} == {str(tmp_path / "policy.yaml")}
@@ -210,29 +239,73 @@ def test_a_policy_is_rules_by_name(tmp_path):
         ("a: concentration > 1", 1, "rule 'a': not a mapping", "fail_on"),
         ("'a b':\n  fail_on: concentration > 1", 1, "letters, digits", ""),
         ('"::error::x":\n  fail_on: concentration > 1', 1, "letters, digits", ""),
-        ("a:\n  fail_on: concentration > 1\n  sevrity: error", 3, "unknown key 'sevrity'", "'severity'"),
-        ("a:\n  fail_on: concentration > 1\n  x: error", 3, "unknown key 'x'", "it may have fail_on"),
-        ("a:\n  fail_on: concentration > 1\n  severity: eror", 3, "`severity` is 'eror'", "'error'"),
-        ("a:\n  fail_on: concentration > 1\n  allow_missing: yes", 3, "`allow_missing` is 'yes'", "true, false"),
+        (
+            "a:\n  fail_on: concentration > 1\n  sevrity: error",
+            3,
+            "unknown key 'sevrity'",
+            "'severity'",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\n  x: error",
+            3,
+            "unknown key 'x'",
+            "it may have fail_on",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\n  severity: eror",
+            3,
+            "`severity` is 'eror'",
+            "'error'",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\n  allow_missing: yes",
+            3,
+            "`allow_missing` is 'yes'",
+            "true, false",
+        ),
         ("a:\n  fail_on: concentration > 1\n  message: [x]", 3, "`message` is not text", "quotes"),
         ("a:\n  fail_on: [concentration > 1]", 2, "`fail_on` is not text", "quotes"),
         ("a:\n  severity: error", 1, "neither `fail_on` nor `moved`", "one of them"),
-        ("a:\n  fail_on: concentration > 1\n  moved: spiked", 1, "both `fail_on` and `moved`", "one of them"),
-        ("a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1", 3, "duplicate key 'a'", "docs/ci.md"),
+        (
+            "a:\n  fail_on: concentration > 1\n  moved: spiked",
+            1,
+            "both `fail_on` and `moved`",
+            "one of them",
+        ),
+        (
+            "a:\n  fail_on: concentration > 1\na:\n  fail_on: spikes > 1",
+            3,
+            "duplicate key 'a'",
+            "docs/ci.md",
+        ),
         ("a: &x\n  fail_on: concentration > 1\nb: *x", 3, "aliases are not allowed", "docs/ci.md"),
-        ("a:\n  fail_on: *.mlp.*.concentration > 1", 2, "not YAML", "put a rule that begins with * in quotes"),
-        ("a: !!python/object:os.system\n  fail_on: concentration > 1", 1, "tags are not allowed", "docs/ci.md"),
+        (
+            "a:\n  fail_on: *.mlp.*.concentration > 1",
+            2,
+            "not YAML",
+            "put a rule that begins with * in quotes",
+        ),
+        (
+            "a: !!python/object:os.system\n  fail_on: concentration > 1",
+            1,
+            "tags are not allowed",
+            "docs/ci.md",
+        ),
         ("a: {fail_on: concentration > 1", 1, "not YAML", "docs/ci.md"),
         (b"\xff", 1, "not UTF-8", "docs/ci.md"),
         (b"# " + b"x" * 1_000_001, None, "larger than 1,000,000 bytes", "split"),
     ],
 )
-def test_a_fault_of_the_file_names_file_line_and_the_nearest_word(tmp_path, text, line, fault, hint):
+def test_a_fault_of_the_file_names_file_line_and_the_nearest_word(
+    tmp_path, text, line, fault, hint
+):
     """One line, exit code 1: it is the file that is wrong, not the command."""
     with pytest.raises(ShadowError) as raised:
         policy(tmp_path, text)
     assert not isinstance(raised.value, UsageError)
-    assert raised.value.message.startswith(f"{tmp_path / 'policy.yaml'}{f':{line}' if line else ''}: ")
+    assert raised.value.message.startswith(
+        f"{tmp_path / 'policy.yaml'}{f':{line}' if line else ''}: "
+    )
     assert fault in raised.value.message
     assert hint in (raised.value.hint or "")
 
@@ -260,15 +333,21 @@ def test_a_policy_that_is_no_file_is_one_error(tmp_path, kind):
         read_policy(file)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(
     text=st.text()
     | st.binary()
-    | st.lists(st.sampled_from([*GOOD.splitlines(True), "a:\n", "  severity: x\n", "- ", "{"]), max_size=8).map("".join)
+    | st.lists(
+        st.sampled_from([*GOOD.splitlines(True), "a:\n", "  severity: x\n", "- ", "{"]), max_size=8
+    ).map("".join)
 )
 def test_any_policy_is_rules_or_one_error(tmp_path, text):
     """Whatever a file holds: rules with names and conditions, or a ShadowError."""
-    (tmp_path / "policy.yaml").write_bytes(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"))
+    (tmp_path / "policy.yaml").write_bytes(
+        text if isinstance(text, bytes) else text.encode(errors="surrogatepass")
+    )
     with contextlib.suppress(ShadowError):
         rules = read_policy(tmp_path / "policy.yaml")
         assert rules
@@ -276,7 +355,9 @@ def test_any_policy_is_rules_or_one_error(tmp_path, text):
 
 
 def test_a_command_gathers_its_rules(tmp_path):
-    """--fail-on, the policy, then the baseline unless the policy says what may not move; the same rule counts once."""
+    """--fail-on, the policy, then the baseline unless the policy says what may not move; the same
+    rule counts once.
+    """
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\n")
     rules = gather(["concentration>1", "concentration>1"], file, against=True, allow_missing=False)
@@ -288,12 +369,18 @@ def test_a_command_gathers_its_rules(tmp_path):
 
 
 def test_allow_missing_is_for_the_command_and_the_baseline(tmp_path):
-    """The flag covers --fail-on and whatever needs --against; thresholds of a policy file say so themselves."""
+    """The flag covers --fail-on and whatever needs --against; thresholds of a policy file say so
+    themselves.
+    """
     file = tmp_path / "policy.yaml"
     file.write_text("a:\n  fail_on: spikes > 1\nb:\n  moved: spiked\n")
     for flag in (False, True):
         rules = gather(["concentration > 1"], file, against=True, allow_missing=flag)
-        assert {rule.name: rule.allow_missing for rule in rules} == {"concentration > 1": flag, "a": False, "b": flag}
+        assert {rule.name: rule.allow_missing for rule in rules} == {
+            "concentration > 1": flag,
+            "a": False,
+            "b": flag,
+        }
     assert gather([], None, against=True, allow_missing=True)[0].allow_missing
 
 
@@ -321,14 +408,20 @@ def test_the_head_of_a_table_is_answered_with_the_rule_that_was_meant(text, mean
 def test_a_rule_on_what_moved_says_which_figures():
     """All of a pair, or those of a pattern, against the spread of the baseline."""
     assert parse_moved("*").condition == "any figure outside the baseline's spread over layers"
-    assert parse_moved("language.mlp.up.*").condition == "language.mlp.up.* outside the baseline's spread over layers"
+    assert (
+        parse_moved("language.mlp.up.*").condition
+        == "language.mlp.up.* outside the baseline's spread over layers"
+    )
 
 
 def test_the_hint_tells_the_two_norms_apart():
     """The median over matrices, and the norm of the whole change."""
     with pytest.raises(UsageError) as caught:
         parse_rule("rel. norm > 0.1")
-    assert "median over matrices; relative_norm_overall is the norm of the whole change" in caught.value.hint
+    assert (
+        "median over matrices; relative_norm_overall is the norm of the whole change"
+        in caught.value.hint
+    )
 
 
 @pytest.mark.parametrize("text", ["zero_share > 1", "language.energy > 1", "spikes > 1"])

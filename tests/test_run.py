@@ -41,12 +41,15 @@ def pair_of(base, tuned):
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
 
 
-def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
+def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):
     return run_pair(pair_of(base, tuned), settings, output, runtime)
 
 
 def tables(folder):
-    return {name: pq.read_table(folder / f"{name}.parquet") for name in ("matrices", "tensors", "spectra")}
+    return {
+        name: pq.read_table(folder / f"{name}.parquet")
+        for name in ("matrices", "tensors", "spectra")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,9 @@ def undone(kind, name, W, module):
 
 @pytest.mark.parametrize("kind", chosen(models.KINDS, ("gpt2",)))
 def test_every_delta_of_a_family_is_numpys(kind, tmp_path):
-    """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout; every tensor is
-    measured but the vectors, whose relative norm is there."""
+    """transformers saves, noise is added, the audit's figures are NumPy's after undoing the layout;
+    every tensor is measured but the vectors, whose relative norm is there.
+    """
     base = models.saved(kind, tmp_path / "base")
     tuned = models.perturbed(base, tmp_path / "tuned")
     result = run(base, tuned, tmp_path / "out")
@@ -120,7 +124,9 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
     )
     spectra = found["spectra"].to_pandas()
     norms = found["matrices"].to_pandas()["frobenius_norm"]
-    np.testing.assert_allclose([np.linalg.norm(sigma) for sigma in spectra["sigma"]], norms, rtol=1e-6)
+    np.testing.assert_allclose(
+        [np.linalg.norm(sigma) for sigma in spectra["sigma"]], norms, rtol=1e-6
+    )
     summary = json.loads((result.folder / "summary.json").read_text())
     assert {
         "schema",
@@ -134,7 +140,13 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
         "label",
         "claims",
     } <= summary.keys()
-    assert summary["label"] in {"concentrated", "distributed", "mixed", "indeterminate", "not assessable"}
+    assert summary["label"] in {
+        "concentrated",
+        "distributed",
+        "mixed",
+        "indeterminate",
+        "not assessable",
+    }
     assert sum(summary["counts"].values()) == len(tensors)
     assert not (result.folder / ".partial").exists()
 
@@ -159,10 +171,14 @@ def test_numbers_do_not_depend_on_jobs_or_shards(llama, tmp_path):
     names = sorted(tensors)
     weight_map = {name: f"model-{i % 3}.safetensors" for i, name in enumerate(names)}
     for shard in set(weight_map.values()):
-        save_file({name: tensors[name] for name in names if weight_map[name] == shard}, split / shard)
+        save_file(
+            {name: tensors[name] for name in names if weight_map[name] == shard}, split / shard
+        )
     (split / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (split / "config.json").write_text((llama[1] / "config.json").read_text())
-    sharded = tables(run(llama[0], split, tmp_path / "s", settings=Settings(Method(), Filter())).folder)
+    sharded = tables(
+        run(llama[0], split, tmp_path / "s", settings=Settings(Method(), Filter())).folder
+    )
     for name in ("matrices", "spectra"):
         assert one[name].equals(four[name])
         drop = [column for column in ("family", "pair") if column in one[name].column_names]
@@ -178,16 +194,27 @@ def test_a_filter_gives_the_same_rows_as_the_full_run(llama, tmp_path):
     assert found.pop("energy_share").isna().all()  # of a whole that was not measured
     assert rows.pop("energy_share").sum() < 1
     pd.testing.assert_frame_equal(rows, found, check_dtype=False)
-    reasons = tables(part.folder)["tensors"].to_pandas().query("status == 'skipped'")["reason"].value_counts()
+    reasons = (
+        tables(part.folder)["tensors"]
+        .to_pandas()
+        .query("status == 'skipped'")["reason"]
+        .value_counts()
+    )
     assert reasons["filtered"] > 0
     assert len(tables(part.folder)["tensors"]) == len(tables(full.folder)["tensors"])
 
 
 def test_shares_of_energy_add_up_to_one(llama, tmp_path):
     """Over all deltas of a pair: norm(D)² over their sum."""
-    deltas = tables(run(*llama, tmp_path / "full").folder)["matrices"].to_pandas().query("subject == 'delta'")
+    deltas = (
+        tables(run(*llama, tmp_path / "full").folder)["matrices"]
+        .to_pandas()
+        .query("subject == 'delta'")
+    )
     squares = deltas["frobenius_norm"] ** 2
-    assert deltas["energy_share"].tolist() == pytest.approx((squares / squares.sum()).tolist(), rel=1e-12)
+    assert deltas["energy_share"].tolist() == pytest.approx(
+        (squares / squares.sum()).tolist(), rel=1e-12
+    )
 
 
 class StoppedError(Exception):
@@ -202,7 +229,9 @@ def interrupted(after):
     return show
 
 
-def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tmp_path, monkeypatch):
+def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(
+    llama, tmp_path, monkeypatch
+):
     """What the journal holds is not measured again, and the result is that of an uninterrupted run."""
     whole = tables(run(*llama, tmp_path / "whole").folder)
     with pytest.raises(StoppedError):
@@ -212,7 +241,9 @@ def test_an_interrupted_audit_goes_on_without_measuring_anything_twice(llama, tm
     measured, said = [], []
     original = audit_module._outcome
     monkeypatch.setattr(
-        audit_module, "_outcome", lambda pair, **rest: measured.append(pair.key) or original(pair, **rest)
+        audit_module,
+        "_outcome",
+        lambda pair, **rest: measured.append(pair.key) or original(pair, **rest),
     )
     result = run(*llama, tmp_path / "out", runtime=Runtime(say=said.append))
     journalled = [line for line in said if line.startswith("resuming: ")]
@@ -243,19 +274,29 @@ def test_a_changed_input_starts_afresh(change, llama, tmp_path):
         run(llama[0], tuned, tmp_path / "out", runtime=Runtime(show=interrupted(9)))
     settings = EVERYTHING
     if change == "tuned":
-        models.write(tuned, {name: 2 * t for name, t in load_file(tuned / "model.safetensors").items()})
+        models.write(
+            tuned, {name: 2 * t for name, t in load_file(tuned / "model.safetensors").items()}
+        )
     elif change == "settings":
         settings = Settings(Method("exact"), Filter())
     else:
         next(tmp_path.glob("out/*/*/.partial/journal.jsonl")).write_bytes(b"\x00garbage\n" * 5)
     states, said = [], []
-    run(llama[0], tuned, tmp_path / "out", settings, runtime=Runtime(show=states.append, say=said.append))
+    run(
+        llama[0],
+        tuned,
+        tmp_path / "out",
+        settings,
+        runtime=Runtime(show=states.append, say=said.append),
+    )
     assert states[0].done == 0
     assert not any("resuming" in line for line in said)
 
 
 def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
-    """The second run reads the report; with --overwrite other settings replace it, and that is said."""
+    """The second run reads the report; with --overwrite other settings replace it, and that is
+    said.
+    """
     first = run(*llama, tmp_path)
     before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     said = []
@@ -266,7 +307,9 @@ def test_a_finished_audit_measures_nothing_and_says_so(llama, tmp_path):
     other = Settings(Method("exact"), Filter(), spectra=False)
     third = run(*llama, tmp_path, other, runtime=Runtime(say=said.append, overwrite=True))
     assert third.measured == 16
-    assert said[-1].startswith("measuring again; the old report stays until that is done: --precision default")
+    assert said[-1].startswith(
+        "measuring again; the old report stays until that is done: --precision default"
+    )
     assert not (third.folder / "spectra.parquet").exists()
 
 
@@ -296,12 +339,16 @@ def test_two_audits_into_one_folder_are_refused(llama, tmp_path):
 
 @pytest.mark.slow
 def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
-    """The storages of old `.bin` files lie unpacked beside the journal: the second audit has its own."""
+    """The storages of old `.bin` files lie unpacked beside the journal: the second audit has its
+    own.
+    """
     folders = []
     for name in ("base", "tuned"):
         (tmp_path / name).mkdir()
         weights = {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6)}
-        torch.save(weights, tmp_path / name / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+        torch.save(
+            weights, tmp_path / name / "pytorch_model.bin", _use_new_zipfile_serialization=False
+        )
         folders.append(tmp_path / name)
     out, access, kept = tmp_path / "out", Access(allow_pickle=True), []
 
@@ -322,7 +369,9 @@ def test_a_refused_audit_leaves_the_first_one_what_it_reads(tmp_path):
 
 @pytest.mark.slow
 def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
-    """Of a `.bin` of the Hub nothing is known before all of it is here: meanwhile the progress tells its bytes."""
+    """Of a `.bin` of the Hub nothing is known before all of it is here: meanwhile the progress
+    tells its bytes.
+    """
     from shadow.checkpoints.hub import RemoteFile, Snapshot
 
     file = tmp_path / "pytorch_model.bin"
@@ -336,12 +385,18 @@ def test_the_bytes_of_bin_files_are_shown_as_they_come(tmp_path, monkeypatch):
 
     monkeypatch.setattr("shadow.checkpoints.hub.fetch_whole", fetch_whole)
     files = {file.name: RemoteFile(file.name, size, None)}
-    remote = Located(Snapshot("org/bin", "0" * 40, None, files, "open"), Weights((file.name,), {}, True), {})
+    remote = Located(
+        Snapshot("org/bin", "0" * 40, None, files, "open"), Weights((file.name,), {}, True), {}
+    )
     runtime = Runtime(access=Access(allow_pickle=True), say=said.append, show=shown.append)
     scratch = tmp_path / "scratch"
     local = open_folder(str(tmp_path), allow_pickle=True, scratch=scratch)
     assert line_up(local, remote, Filter(), runtime, scratch=scratch).pairs
-    assert [(one.moved, one.to_move, one.total) for one in shown] == [(1000, size, 0), (0, size, 0), (size, size, 0)]
+    assert [(one.moved, one.to_move, one.total) for one in shown] == [
+        (1000, size, 0),
+        (0, size, 0),
+        (size, size, 0),
+    ]
     assert said == [f"fetching {decimal(size)} of .bin files"]
 
 
@@ -350,24 +405,37 @@ def test_a_stopped_audit_says_how_to_go_on(tmp_path):
     big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(600, 600) for i in range(200)}
     base = models.write(tmp_path / "base", big)
     tuned = models.write(tmp_path / "tuned", {name: 1.01 * W for name, W in big.items()})
-    child = Started("audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path)
+    child = Started(
+        "audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not any(
-        path.read_bytes().count(b"\n") > 1 for path in tmp_path.glob("out/*/*/.partial/journal.jsonl")
+        path.read_bytes().count(b"\n") > 1
+        for path in tmp_path.glob("out/*/*/.partial/journal.jsonl")
     ):
         time.sleep(0.01)
     done = child.kill(signal.SIGINT)
-    assert (done.code, done.out, done.err) == (130, "", "stopped; run the same command again to continue\n")
+    assert (done.code, done.out, done.err) == (
+        130,
+        "",
+        "stopped; run the same command again to continue\n",
+    )
     assert len(list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))) == 1
     assert not list(tmp_path.glob("out/**/*.parquet"))
 
 
 def test_a_killed_audit_resumes(llama, tmp_path):
-    """SIGKILL in the middle: no report is there, and the next run goes on and equals an uninterrupted one."""
+    """SIGKILL in the middle: no report is there, and the next run goes on and equals an
+    uninterrupted one.
+    """
     big = {f"model.layers.{i}.self_attn.q_proj.weight": torch.randn(400, 400) for i in range(24)}
     base = models.write(tmp_path / "base", big)
-    tuned = models.write(tmp_path / "tuned", {name: W + 0.01 * torch.randn_like(W) for name, W in big.items()})
-    child = Started("audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path)
+    tuned = models.write(
+        tmp_path / "tuned", {name: W + 0.01 * torch.randn_like(W) for name, W in big.items()}
+    )
+    child = Started(
+        "audit", "--base", base, "--tuned", tuned, "-o", "out", "--jobs", "1", cwd=tmp_path
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         journals = list(tmp_path.glob("out/*/*/.partial/journal.jsonl"))
@@ -398,11 +466,15 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
         "model.layers.0.rotary.inv_freq": torch.arange(4),
     }
     tuned = {name: t.clone() for name, t in base.items()}
-    tuned["model.embed_tokens.weight"] = torch.cat([base["model.embed_tokens.weight"] + 0.1, torch.ones(5, 16)])
+    tuned["model.embed_tokens.weight"] = torch.cat(
+        [base["model.embed_tokens.weight"] + 0.1, torch.ones(5, 16)]
+    )
     tuned[k] = base[k] + 0.01
     tuned[v][3, 4] = math.nan
     tuned["model.norm.weight"] = 1.1 * torch.ones(16)
-    result = run(models.write(tmp_path / "b", base), models.write(tmp_path / "t", tuned), tmp_path / "out")
+    result = run(
+        models.write(tmp_path / "b", base), models.write(tmp_path / "t", tuned), tmp_path / "out"
+    )
     rows = tables(result.folder)["tensors"].to_pandas().set_index(["tensor", "side"])
     for side in ("base", "tuned"):
         assert tuple(rows.loc[(q, side), ["status", "relative_norm"]]) == ("identical", 0.0)
@@ -411,9 +483,13 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
             "nonfinite",
             "in the tuned tensor",
         )
-        assert rows.loc[("model.embed_tokens.weight", side), "detail"].startswith("5 rows only in tuned")
+        assert rows.loc[("model.embed_tokens.weight", side), "detail"].startswith(
+            "5 rows only in tuned"
+        )
         assert rows.loc[("model.norm.weight", side), "reason"] == "not_a_matrix"
-        assert rows.loc[("model.norm.weight", side), "relative_norm"] == pytest.approx(0.1, rel=1e-6)
+        assert rows.loc[("model.norm.weight", side), "relative_norm"] == pytest.approx(
+            0.1, rel=1e-6
+        )
         assert rows.loc[("model.layers.0.rotary.inv_freq", side), "reason"] == "not_float"
     measured = tables(result.folder)["matrices"].to_pandas()
     assert set(measured["tensor"]) == {k, "model.embed_tokens.weight"}
@@ -422,14 +498,18 @@ def test_identical_nonfinite_and_grown_tensors_are_told(tmp_path):
 
 
 def test_a_fused_tensor_with_one_changed_part_is_one_row(tmp_path):
-    """Only q of a fused projection changed: one tensor row, its norm over the whole, and two parts identical."""
+    """Only q of a fused projection changed: one tensor row, its norm over the whole, and two parts
+    identical.
+    """
     config = {"model_type": "gpt2"}
     name = "h.0.attn.c_attn.weight"
     base = {name: torch.randn(64, 192, generator=torch.Generator().manual_seed(0))}
     tuned = {name: base[name].clone()}
     tuned[name][:, :64] += 0.1
     result = run(
-        models.write(tmp_path / "b", base, config), models.write(tmp_path / "t", tuned, config), tmp_path / "o"
+        models.write(tmp_path / "b", base, config),
+        models.write(tmp_path / "t", tuned, config),
+        tmp_path / "o",
     )
     found = {key: table.to_pandas() for key, table in tables(result.folder).items()}
     assert list(found["matrices"]["module"]) == ["attn.q"] * 3
@@ -452,22 +532,25 @@ def test_memory_is_a_few_blocks_whatever_the_size_of_the_tensor(tmp_path):
         models.write(tmp_path / side, {"model.embed_tokens.weight": tensor})
         del tensor
     code = (
-        "import sys, threading, time, shadow.audits.pair as r\n"
-        "from shadow.spectra.delta import Method; from shadow.checkpoints.pairing import Filter\n"
-        "from shadow.targets.families import given_pair, parse_reference as p\n"
-        "def anon(): return next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('RssAnon'))\n"
-        "start = anon(); peak = [0]\n"
-        "def watch():\n"
-        "    while True: peak[0] = max(peak[0], anon()); time.sleep(0.002)\n"
-        "threading.Thread(target=watch, daemon=True).start()\n"
-        "b, t, o = sys.argv[1:]\n"
-        "from pathlib import Path\n"
-        "r.run_pair(given_pair(p(b), p(t)), r.Settings(Method(), Filter()), Path(o))\n"
-        "print(peak[0] - start)\n"
+        "import sys, threading, time, shadow.audits.pair as r\nfrom shadow.spectra.delta import"
+        " Method; from shadow.checkpoints.pairing import Filter\nfrom shadow.targets.families"
+        " import given_pair, parse_reference as p\ndef anon(): return next(int(l.split()[1]) for l"
+        " in open('/proc/self/status') if l.startswith('RssAnon'))\nstart = anon(); peak = [0]\ndef"
+        " watch():\n    while True: peak[0] = max(peak[0], anon());"
+        " time.sleep(0.002)\nthreading.Thread(target=watch, daemon=True).start()\nb, t, o ="
+        " sys.argv[1:]\nfrom pathlib import Path\nr.run_pair(given_pair(p(b), p(t)),"
+        " r.Settings(Method(), Filter()), Path(o))\nprint(peak[0] - start)\n"
     )
     if not Path("/proc/self/status").exists():
         pytest.skip("anonymous memory is read from /proc")
-    command = [sys.executable, "-c", code, str(tmp_path / "base"), str(tmp_path / "tuned"), str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path / "base"),
+        str(tmp_path / "tuned"),
+        str(tmp_path / "out"),
+    ]
     grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert grown < 150 * 1024, "KiB"
 
@@ -478,11 +561,15 @@ def test_progress_starts_at_what_is_done_and_ends_at_the_total(llama, tmp_path):
     run(*llama, tmp_path, runtime=Runtime(show=states.append))
     assert [state.done for state in states] == list(range(22))
     assert states[-1].cost_done == states[-1].cost_total > 0
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("audit")], "no worker is left"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("audit")], (
+        "no worker is left"
+    )
 
 
 def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
-    """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get fewer workers."""
+    """A worker holds a Gram and what the solver copies of it: huge matrices on little memory get
+    fewer workers.
+    """
     from shadow.audits.machine_limits import MachineLimits
     from shadow.checkpoints.pairing import MatrixPair
     from shadow.places.architecture import Place
@@ -493,10 +580,14 @@ def test_workers_are_as_many_as_cores_or_as_fit_the_memory():
 
 
 def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
-    """BF16 over BF16: lists of one length on delta rows alone, weighted by entries they give 1 - zero_share."""
+    """BF16 over BF16: lists of one length on delta rows alone, weighted by entries they give 1 -
+    zero_share.
+    """
     rng = np.random.default_rng(0)
     base = torch.from_numpy(0.02 * rng.standard_normal((64, 96))).to(torch.bfloat16)
-    tuned = (base.double() + 4e-5 * torch.from_numpy(rng.standard_normal((64, 96)))).to(torch.bfloat16)
+    tuned = (base.double() + 4e-5 * torch.from_numpy(rng.standard_normal((64, 96)))).to(
+        torch.bfloat16
+    )
     name = "model.layers.0.mlp.up_proj.weight"
     for side, matrix in (("base", base), ("tuned", tuned)):
         (tmp_path / side).mkdir()
@@ -517,12 +608,15 @@ def test_changes_by_binade_are_kept_beside_the_spectrum_of_a_delta(tmp_path):
 
 
 def test_show_of_several_reports_ends_with_the_table_that_the_audit_ended_with(shadow):
-    """One row a pair, as after the audit of a family, in the order of the reports; of one report there is none."""
+    """One row a pair, as after the audit of a family, in the order of the reports; of one report
+    there is none.
+    """
     audited = shadow("audit", "demo", "-o", "out").assert_done()
     shown = shadow("show", "out").assert_done()
     head = next(line for line in audited.splitlines() if line.startswith("pairs ─"))
     tables = [
-        [line.split() for line in text.partition(head)[2].splitlines() if line.strip()] for text in (audited, shown)
+        [line.split() for line in text.partition(head)[2].splitlines() if line.strip()]
+        for text in (audited, shown)
     ]
     assert sorted(map(str, tables[0])) == sorted(map(str, tables[1]))
     assert [row[1] for row in tables[1][-2:]] == ["base..broad", "base..narrow"]

@@ -1,4 +1,6 @@
-"""The order of work: what is fetched when, what it takes at most, and that nothing is freed before its last use."""
+"""The order of work: what is fetched when, what it takes at most, and that nothing is freed before
+its last use.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,15 @@ class Remote:
 
 
 def operand(name, shard):
-    return Operand(TensorInfo(name, "BF16", (2, 2), shard, 0, 8), Part(Place("language", 0, "mlp.up")))
+    return Operand(
+        TensorInfo(name, "BF16", (2, 2), shard, 0, 8), Part(Place("language", 0, "mlp.up"))
+    )
 
 
 def line_up(base, tuned, local=frozenset()):
-    """Pairs of two weight maps (tensor -> shard), and their checkpoints; local are the shards of folders."""
+    """Pairs of two weight maps (tensor -> shard), and their checkpoints; local are the shards of
+    folders.
+    """
     pairs = [
         MatrixPair(
             Place("language", 0, "mlp.up", slot=name),
@@ -50,7 +56,8 @@ def line_up(base, tuned, local=frozenset()):
     checkpoints = []
     for side, weight_map in zip(SIDES, (base, tuned), strict=True):
         sources = {
-            shard: LocalFile(Path(shard)) if (side, shard) in local else Remote() for shard in weight_map.values()
+            shard: LocalFile(Path(shard)) if (side, shard) in local else Remote()
+            for shard in weight_map.values()
         }
         checkpoints.append(Checkpoint("x", None, "f", {}, {}, sources))
     return pairs, *checkpoints
@@ -59,8 +66,12 @@ def line_up(base, tuned, local=frozenset()):
 @st.composite
 def cases(draw, some_local=True):
     """(pairs, base, tuned, sizes) with tensors in random shards of both sides; some have no base."""
-    names = [f"model.layers.{number}.mlp.up_proj.weight" for number in range(draw(st.integers(1, 24)))]
-    shards = [[f"model-{number}.safetensors" for number in range(draw(st.integers(1, 12)))] for _ in SIDES]
+    names = [
+        f"model.layers.{number}.mlp.up_proj.weight" for number in range(draw(st.integers(1, 24)))
+    ]
+    shards = [
+        [f"model-{number}.safetensors" for number in range(draw(st.integers(1, 12)))] for _ in SIDES
+    ]
     tuned = {name: draw(st.sampled_from(shards[1])) for name in names}
     base = {name: draw(st.sampled_from(shards[0])) for name in names if draw(st.integers(0, 5))}
     known = [(side, shard) for side, found in zip(SIDES, shards, strict=True) for shard in found]
@@ -72,7 +83,8 @@ def cases(draw, some_local=True):
 def played(work, sizes, choose):
     """Plays fetching and freeing by the rules and yields the bytes on the disk at every moment.
 
-    choose picks from the moves that are possible: "begin" or "end" a download, or the step of which a pair finishes.
+    choose picks from the moves that are possible: "begin" or "end" a download, or the step of which
+    a pair finishes.
     """
     unfinished = [len(step) for step in work.steps]
     coming, here, loading = list(work.visits), [], None
@@ -83,7 +95,8 @@ def played(work, sizes, choose):
         moves = [
             step
             for step, left in enumerate(unfinished)
-            if left and not any(visit.first <= step for visit in [*coming, *([loading] if loading else [])])
+            if left
+            and not any(visit.first <= step for visit in [*coming, *([loading] if loading else [])])
         ]
         if loading:
             moves.append("end")
@@ -101,7 +114,9 @@ def played(work, sizes, choose):
             case step:
                 for pair in work.steps[step]:
                     wanted = {shard for shard in shards_of(pair) if shard in sizes}
-                    assert wanted & {visit.shard for visit in work.visits} <= {visit.shard for visit in here}
+                    assert wanted & {visit.shard for visit in work.visits} <= {
+                        visit.shard for visit in here
+                    }
                 unfinished[step] -= 1
 
 
@@ -112,12 +127,18 @@ def downloads_first(moves):
 
 @given(cases())
 def test_every_pair_is_in_one_step_and_every_shard_in_one_visit(case):
-    """Nothing is measured twice or lost; a shard of either side is fetched once; folders are not fetched at all."""
+    """Nothing is measured twice or lost; a shard of either side is fetched once; folders are not
+    fetched at all.
+    """
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
-    assert Counter(pair.key for step in work.steps for pair in step) == Counter(pair.key for pair in pairs)
+    assert Counter(pair.key for step in work.steps for pair in step) == Counter(
+        pair.key for pair in pairs
+    )
     used = {shard for pair in pairs for shard in shards_of(pair)}
-    sources = {side: checkpoint.sources for side, checkpoint in zip(SIDES, (base, tuned), strict=True)}
+    sources = {
+        side: checkpoint.sources for side, checkpoint in zip(SIDES, (base, tuned), strict=True)
+    }
     remote = {(side, shard) for side, shard in used if not sources[side][shard].is_local}
     assert Counter(visit.shard for visit in work.visits) == Counter(remote)
 
@@ -128,14 +149,21 @@ def test_a_visit_spans_the_uses_of_its_shard_and_no_more(case):
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     for visit in work.visits:
-        users = {n for n, step in enumerate(work.steps) for pair in step if visit.shard in shards_of(pair)}
+        users = {
+            n
+            for n, step in enumerate(work.steps)
+            for pair in step
+            if visit.shard in shards_of(pair)
+        }
         assert (visit.first, visit.last) == (min(users), max(users))
         assert visit.after <= visit.first
 
 
 @given(cases())
 def test_the_peak_is_that_of_the_rules_played_out(case):
-    """With downloads that take no time the most bytes on the disk are exactly the peak, ahead or not."""
+    """With downloads that take no time the most bytes on the disk are exactly the peak, ahead or
+    not.
+    """
     pairs, base, tuned, sizes = case
     work = schedule(pairs, base, tuned)
     for one in (work, work.unhurried()):
@@ -145,7 +173,9 @@ def test_the_peak_is_that_of_the_rules_played_out(case):
 
 @given(cases(), st.randoms(use_true_random=False))
 def test_no_order_of_events_takes_more_than_the_peak_or_stands_still(case, random):
-    """Pairs that finish in any order, downloads of any speed: never more than the peak, no pair without its shards."""
+    """Pairs that finish in any order, downloads of any speed: never more than the peak, no pair
+    without its shards.
+    """
     pairs, base, tuned, sizes = case
     work = schedule(pairs, base, tuned)
     for one in (work, work.unhurried()):
@@ -154,13 +184,22 @@ def test_no_order_of_events_takes_more_than_the_peak_or_stands_still(case, rando
 
 @given(cases(some_local=False))
 def test_a_base_shard_is_needed_during_one_stretch(case):
-    """The pairs of a base shard follow each other, and shards come in the order in which people count."""
+    """The pairs of a base shard follow each other, and shards come in the order in which people
+    count.
+    """
     pairs, base, tuned, _ = case
     work = schedule(pairs, base, tuned)
     order = [pair.base.info.shard for step in work.steps for pair in step if pair.base]
-    stretches = [shard for shard, before in zip(order, [None, *order], strict=False) if shard != before]
+    stretches = [
+        shard for shard, before in zip(order, [None, *order], strict=False) if shard != before
+    ]
     assert stretches == sorted(set(order), key=natural)
-    by_shard = [(natural(p.base.info.shard), natural(p.base.info.name)) for s in work.steps for p in s if p.base]
+    by_shard = [
+        (natural(p.base.info.shard), natural(p.base.info.name))
+        for s in work.steps
+        for p in s
+        if p.base
+    ]
     assert by_shard == sorted(by_shard)
 
 
@@ -203,7 +242,9 @@ def test_names_sort_as_people_count():
 
 
 def llama(layers, hidden, intermediate, key_value, vocabulary):
-    """Tensors of a decoder in the order in which transformers saves them, with their bytes in bfloat16."""
+    """Tensors of a decoder in the order in which transformers saves them, with their bytes in
+    bfloat16.
+    """
     sizes = {"model.embed_tokens.weight": vocabulary * hidden}
     block = {
         "self_attn.q_proj.weight": hidden * hidden,
@@ -247,7 +288,9 @@ def sizes_of(sizes, base, tuned):
 
 
 def in_layer_order(pairs, sizes):
-    """The most bytes on the disk if tensors are measured in the order of their names, shards freed at last use."""
+    """The most bytes on the disk if tensors are measured in the order of their names, shards freed
+    at last use.
+    """
     order = sorted(pairs, key=lambda pair: natural(pair.tuned.info.name))
     last = {shard: number for number, pair in enumerate(order) for shard in shards_of(pair)}
     here, most = set(), 0
@@ -268,10 +311,13 @@ MISTRAL_24B = llama(40, 5120, 32768, 1024, 131072)
 LLAMA_70B = llama(80, 8192, 28672, 1024, 128256)
 
 
-@pytest.mark.parametrize("orders", [(list, list), (by_name, list), (list, by_name), (by_name, by_name)])
+@pytest.mark.parametrize(
+    "orders", [(list, list), (by_name, list), (list, by_name), (by_name, by_name)]
+)
 def test_a_pair_of_24b_takes_a_few_shards(orders):
-    """Both sides have ten shards of 5 GB. Layer order holds up to all of one side; this order holds four shards, or
-    two without fetching ahead when both sides are cut alike."""
+    """Both sides have ten shards of 5 GB. Layer order holds up to all of one side; this order holds
+    four shards, or two without fetching ahead when both sides are cut alike.
+    """
     base, tuned = (split(MISTRAL_24B, 5 * GB, order) for order in orders)
     pairs, *checkpoints = line_up(base, tuned)
     sizes = sizes_of(MISTRAL_24B, base, tuned)
@@ -288,8 +334,9 @@ def test_a_pair_of_24b_takes_a_few_shards(orders):
 
 
 def test_a_pair_of_70b_fits_tens_of_gigabytes():
-    """Thirty shards of 5 GB a side, cut at other places: 282 GB to read, at most 25 GB on the disk, 15 without
-    fetching ahead."""
+    """Thirty shards of 5 GB a side, cut at other places: 282 GB to read, at most 25 GB on the disk,
+    15 without fetching ahead.
+    """
     base = split(LLAMA_70B, 5 * GB)
     tuned = split(LLAMA_70B, 4.9 * GB)
     pairs, *checkpoints = line_up(base, tuned)
@@ -318,12 +365,17 @@ def real_weight_maps():
 @pytest.mark.slow
 @pytest.mark.skipif(not INDEXES.is_dir(), reason="the released index files are not in the project")
 def test_released_indexes_need_few_shards_at_once():
-    """Released indexes (the largest take long) against themselves, and against their shards dealt into two each, take
-    two shards, four with fetching ahead; against shards that lie across their own, little more than layer order."""
+    """Released indexes (the largest take long) against themselves, and against their shards dealt
+    into two each, take two shards, four with fetching ahead; against shards that lie across their
+    own, little more than layer order.
+    """
     checked = 0
     for weight_map in real_weight_maps():
         sizes = dict.fromkeys(weight_map, 1)  # index files tell none
-        halves = {name: f"{shard}{number % 2}" for number, (name, shard) in enumerate(in_shard_order(weight_map))}
+        halves = {
+            name: f"{shard}{number % 2}"
+            for number, (name, shard) in enumerate(in_shard_order(weight_map))
+        }
         across = split(sizes, -(-len(weight_map) // (2 * len(set(weight_map.values())))), by_name)
         for tuned in (weight_map, halves, across):
             pairs, *checkpoints = line_up(weight_map, tuned)
@@ -342,16 +394,26 @@ def test_released_indexes_need_few_shards_at_once():
 # Byte ranges
 
 
-@given(st.lists(st.tuples(st.integers(0, 8 * NEIGHBOUR), st.integers(0, 2 * NEIGHBOUR)), max_size=20))
+@given(
+    st.lists(st.tuples(st.integers(0, 8 * NEIGHBOUR), st.integers(0, 2 * NEIGHBOUR)), max_size=20)
+)
 def test_coalesced_ranges_hold_every_tensor_and_little_else(spans):
-    """Ascending, apart by more than a neighbour's gap, holding every wanted byte, and starting and ending with one."""
-    wanted = [TensorInfo(str(n), "U8", (size,), "s", start, start + size) for n, (start, size) in enumerate(spans)]
+    """Ascending, apart by more than a neighbour's gap, holding every wanted byte, and starting and
+    ending with one.
+    """
+    wanted = [
+        TensorInfo(str(n), "U8", (size,), "s", start, start + size)
+        for n, (start, size) in enumerate(spans)
+    ]
     ranges = coalesced(wanted)
     assert ranges == coalesced(wanted[::-1])
     assert all(before[1] + NEIGHBOUR < after[0] for before, after in pairwise(ranges))
     assert all(start < stop for start, stop in ranges)
     filled = [info for info in wanted if info.end > info.start]
-    assert all(sum(start <= info.start and info.end <= stop for start, stop in ranges) == 1 for info in filled)
+    assert all(
+        sum(start <= info.start and info.end <= stop for start, stop in ranges) == 1
+        for info in filled
+    )
     assert {start for start, _ in ranges} <= {info.start for info in filled}
     assert {stop for _, stop in ranges} <= {info.end for info in filled}
     assert bool(ranges) == bool(filled)

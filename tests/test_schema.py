@@ -1,4 +1,6 @@
-"""`shadow schema` is the schema of the files, and reports that were made before the newest columns stay readable."""
+"""`shadow schema` is the schema of the files, and reports that were made before the newest columns
+stay readable.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def demo(tmp_path_factory):
 @pytest.fixture
 def run(demo, tmp_path):
     """A copy of its report."""
-    return shutil.copytree(demo / "out" / "demo" / "base..narrow", tmp_path / "out" / "demo" / "base..narrow")
+    return shutil.copytree(
+        demo / "out" / "demo" / "base..narrow", tmp_path / "out" / "demo" / "base..narrow"
+    )
 
 
 def rewrite(folder, change=lambda table: table, **told):
@@ -48,13 +52,20 @@ def rewrite(folder, change=lambda table: table, **told):
     for path in folder.glob("*.parquet"):
         table = pq.read_table(path)
         metadata = {**json.loads(table.schema.metadata[b"shadow"]), **told}
-        pq.write_table(change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path)
+        pq.write_table(
+            change(table).replace_schema_metadata({b"shadow": json.dumps(metadata).encode()}), path
+        )
 
 
 def made_before(folder):
-    """What the first version of schema 1 would have written: without the later columns, without residual.parquet."""
+    """What the first version of schema 1 would have written: without the later columns, without
+    residual.parquet.
+    """
     (folder / "residual.parquet").unlink()
-    rewrite(folder, lambda table: table.drop_columns([name for name in LATER if name in table.column_names]))
+    rewrite(
+        folder,
+        lambda table: table.drop_columns([name for name in LATER if name in table.column_names]),
+    )
     return folder
 
 
@@ -63,7 +74,10 @@ def made_before(folder):
 
 def test_the_schema_is_that_of_the_files(demo, shadow):
     """Names, order and types of every column, as they stand in the Parquet files of an audit."""
-    told = {name: json.loads(shadow("schema", name, "--format", "json").assert_done()) for name in STORED}
+    told = {
+        name: json.loads(shadow("schema", name, "--format", "json").assert_done())
+        for name in STORED
+    }
     folder = demo / "out" / "demo" / "base..narrow"
     names = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
              "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32())}  # fmt: skip
@@ -78,24 +92,42 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
 
 
 def test_a_type_has_one_name_in_arrow_and_in_the_schema():
-    """What `shadow schema` calls a list is the list that is written, of 64-bit integers or 32-bit floats."""
+    """What `shadow schema` calls a list is the list that is written, of 64-bit integers or 32-bit
+    floats.
+    """
     types = {kind: arrow_type(Column("a", kind, "")) for kind in STORED_TYPES}
     lists = {"ints": pa.list_(pa.int64()), "floats": pa.list_(pa.float32())}
-    assert types == {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), **lists}
+    assert types == {
+        "string": pa.string(),
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "bool": pa.bool_(),
+        **lists,
+    }
     assert [STORED_TYPES[kind].arrow_text for kind in lists] == ["list<int64>", "list<float>"]
     scalars = [kind for kind in types if kind not in lists]
-    assert [STORED_TYPES[kind].arrow_text for kind in scalars] == [str(types[kind]) for kind in scalars]
+    assert [STORED_TYPES[kind].arrow_text for kind in scalars] == [
+        str(types[kind]) for kind in scalars
+    ]
 
 
 def test_undefined_is_null():
     """Integers stay integers, zero stays zero."""
-    assert [null_if_undefined(one) for one in (None, float("nan"), -float("inf"), 0.0, 3)] == [None, None, None, 0.0, 3]
+    assert [null_if_undefined(one) for one in (None, float("nan"), -float("inf"), 0.0, 3)] == [
+        None,
+        None,
+        None,
+        0.0,
+        3,
+    ]
     assert isinstance(null_if_undefined(3), int)
 
 
 def test_columns_that_say_never_null_never_are(demo):
     """In an audit, a column without a null case holds no null in the rows that it is for."""
-    matrices = pq.read_table(demo / "out" / "demo" / "base..narrow" / "matrices.parquet").to_pylist()
+    matrices = pq.read_table(
+        demo / "out" / "demo" / "base..narrow" / "matrices.parquet"
+    ).to_pylist()
     for column in MATRICES:
         rows = [row for row in matrices if column not in DELTA or row["subject"] == "delta"]
         if not column.null:
@@ -103,7 +135,9 @@ def test_columns_that_say_never_null_never_are(demo):
 
 
 def test_the_schema_for_people(shadow):
-    """Without a table an overview of all, with one a row for each column; a wrong name gets the nearest."""
+    """Without a table an overview of all, with one a row for each column; a wrong name gets the
+    nearest.
+    """
     overview = shadow("schema").assert_done()
     for name, table in TABLES.items():
         assert name in overview
@@ -114,16 +148,22 @@ def test_the_schema_for_people(shadow):
 
 
 def test_the_first_columns_stay_and_the_later_ones_are_known():
-    """No column of the first reports has gone; what was added since is marked as later, and only that."""
+    """No column of the first reports has gone; what was added since is marked as later, and only
+    that.
+    """
     for table in TABLES.values():
         assert table.first <= {column.name for column in table.columns}
-    later = [column.name for column in TABLES["matrices"].columns if is_later(TABLES["matrices"], column)]
+    later = [
+        column.name for column in TABLES["matrices"].columns if is_later(TABLES["matrices"], column)
+    ]
     assert set(LATER) <= set(later)
     assert not set(LATER) & TABLES["matrices"].first
 
 
 def test_the_schema_has_every_key_of_the_json_files(demo, shadow, tmp_path):
-    """Of summary.json and index.json every key, and of the figures every one that is no column of matrices.parquet."""
+    """Of summary.json and index.json every key, and of the figures every one that is no column of
+    matrices.parquet.
+    """
     told = json.loads(shadow("schema", "--format", "json").assert_done())
     summary = json.loads((demo / "out" / "demo" / "base..narrow" / "summary.json").read_text())
     assert list(told["files"]["summary.json"]) == list(summary)
@@ -154,7 +194,9 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, 
     }  # fmt: skip
     assert all(told["figures"][name] is None for name in gone)
     assert told["modules"] == whole["modules"]
-    assert "made before these columns were added" in " ".join(shadow("show", "out").assert_done().split())
+    assert "made before these columns were added" in " ".join(
+        shadow("show", "out").assert_done().split()
+    )
 
 
 def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
@@ -166,7 +208,10 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
     done = shadow("export", "out", "--to", "json")
     done.assert_done()
     assert "1 of 1 reports were made before these columns were added" in done.err
-    rows = [json.loads(line) for line in (tmp_path / "out-json" / "matrices.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out-json" / "matrices.jsonl").read_text().splitlines()
+    ]
     assert all(row[name] is None for row in rows for name in LATER)
     assert (tmp_path / "out-json" / "residual.jsonl").read_text() == ""
     shadow("figure", "out", "--kind", "depth", "-o", "x.png").assert_done()
@@ -174,11 +219,16 @@ def test_an_older_report_is_compared_exported_and_drawn(run, shadow, tmp_path):
 
 
 def test_an_older_report_is_measured_again_when_that_is_asked_for(run, shadow, tmp_path):
-    """An upgrade measures nothing by itself, and says what the report lacks; --overwrite makes it whole."""
+    """An upgrade measures nothing by itself, and says what the report lacks; --overwrite makes it
+    whole.
+    """
     made_before(run)
     kept = shadow("audit", "demo:base..narrow", "-o", "out")
     kept.assert_done()
-    assert "nothing to measure: the report is already there; made before these columns were added" in kept.err
+    assert (
+        "nothing to measure: the report is already there; made before these columns were added"
+        in kept.err
+    )
     assert "--overwrite" in kept.err
     assert Report(run).absent
     done = shadow("audit", "demo:base..narrow", "-o", "out", "--overwrite")
@@ -196,7 +246,9 @@ def test_a_report_without_a_first_column_is_none(run, shadow, gone):
 
 
 def test_a_column_of_a_newer_version_is_passed_over(run, shadow):
-    """Schema 1 with one more column, as a newer version of it would have: read as if it were not there."""
+    """Schema 1 with one more column, as a newer version of it would have: read as if it were not
+    there.
+    """
     wanted = shadow("show", "out").assert_done()
     rewrite(run, lambda table: table.append_column("aura", pa.array([1.5] * len(table))))
     assert shadow("show", "out").assert_done() == wanted
@@ -253,7 +305,9 @@ def test_a_number_in_metadata_that_is_none_is_null(run, shadow):
     ("schema", "hint"), [(2, "pip install --upgrade"), (0, "audit the pair again, or read it with")]
 )
 def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command, schema, hint):
-    """A report of a newer and of an older schema, in every command: both schemas, both versions, what to do."""
+    """A report of a newer and of an older schema, in every command: both schemas, both versions,
+    what to do.
+    """
     uniform(tmp_path / "out", 0.4)
     uniform(tmp_path / "other", 0.3)
     rewrite(tmp_path / "out", lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
@@ -280,18 +334,31 @@ def test_the_note_names_a_few():
 
 
 def test_columns_are_marked_to_start_with_and_come_first(shadow, tmp_path):
-    """In JSON, on the screen and in docs/schema.md, the same, among them every one that the README reads."""
+    """In JSON, on the screen and in docs/schema.md, the same, among them every one that the README
+    reads.
+    """
     told = json.loads(shadow("schema", "--json").assert_done())["tables"]
-    marked = {name: [one["name"] for one in table["columns"] if one["start_here"]] for name, table in told.items()}
+    marked = {
+        name: [one["name"] for one in table["columns"] if one["start_here"]]
+        for name, table in told.items()
+    }
     start = marked.pop("matrices")
     known = {one["name"] for one in told["matrices"]["columns"]}
     assert len(start) == 13
     assert {"tensor", "subject", "relative_norm", "concentration"} < set(start)
     assert {"participation_ratio", "null_participation_ratio", "spikes", "floor_ratio"} < set(start)
     assert not any(marked.values())
-    lines = (Path(__file__).parents[1] / "docs" / "schema.md").read_text(encoding="utf-8").splitlines()
+    lines = (
+        (Path(__file__).parents[1] / "docs" / "schema.md").read_text(encoding="utf-8").splitlines()
+    )
     assert [line.split("`")[1] for line in lines if "**Start here.**" in line] == start
-    shown = run_shadow("schema", "matrices", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}).assert_done()
+    shown = run_shadow(
+        "schema", "matrices", cwd=tmp_path, env={**os.environ, "COLUMNS": "300"}
+    ).assert_done()
     assert [line.split()[0] for line in shown.splitlines() if "; start here" in line] == start
-    listed = [line.split()[0] for line in shown.splitlines() if line.split()[:1] and line.split()[0] in known]
+    listed = [
+        line.split()[0]
+        for line in shown.splitlines()
+        if line.split()[:1] and line.split()[0] in known
+    ]
     assert listed[: len(start)] == start

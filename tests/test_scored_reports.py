@@ -1,4 +1,6 @@
-"""Scores through the commands: the demo's own accuracies beside its footprints, kept and shown, and sets of reports."""
+"""Scores through the commands: the demo's own accuracies beside its footprints, kept and shown, and
+sets of reports.
+"""
 
 from __future__ import annotations
 
@@ -69,10 +71,17 @@ def tables(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
-    """Its accuracies of training.json: +0.105 on its own probe, less on the others; the line says so beside 0.33."""
+    """Its accuracies of training.json: +0.105 on its own probe, less on the others; the line says
+    so beside 0.33.
+    """
     write(tmp_path / "scores.csv", demo_scores())
-    text = shadow("audit", "demo:base..narrow", "--scores", "scores.csv", env={"COLUMNS": "120"}).assert_done()
-    line = "narrow gain +0.105, seen gain -0.045, held-out gain -0.115 over 2 benchmarks, concentration 0.33"
+    text = shadow(
+        "audit", "demo:base..narrow", "--scores", "scores.csv", env={"COLUMNS": "120"}
+    ).assert_done()
+    line = (
+        "narrow gain +0.105, seen gain -0.045, held-out gain -0.115 over 2 benchmarks,"
+        " concentration 0.33"
+    )
     assert line in re.sub(r"\s+", " ", text)
     assert "Scores, measured by others: scores.csv" in text
     full = shadow("show", "reports", "--full", env={"COLUMNS": "120"}).assert_done()
@@ -84,9 +93,18 @@ def test_the_demos_narrow_model_gained_what_it_was_trained_on(shadow, tmp_path):
         assert [row["base"], row["tuned"]] == own
         assert row["gain"] == pytest.approx(own[1] - own[0])
         assert row["group"] == PROBES[row["benchmark"]]
-    assert [row["benchmark"] for row in summary["scores"]] == ["narrow", "original", "broad", "held_out"]
+    assert [row["benchmark"] for row in summary["scores"]] == [
+        "narrow",
+        "original",
+        "broad",
+        "held_out",
+    ]
     held = summary["score_groups"][2]
-    assert (held["group"], held["benchmarks"], held["gain"]) == ("held-out", 2, pytest.approx(-0.115))
+    assert (held["group"], held["benchmarks"], held["gain"]) == (
+        "held-out",
+        2,
+        pytest.approx(-0.115),
+    )
 
 
 def test_numbers_are_the_same_with_scores_and_without(shadow, audited, tmp_path):
@@ -96,7 +114,9 @@ def test_numbers_are_the_same_with_scores_and_without(shadow, audited, tmp_path)
     for pair in ("base..narrow", "base..broad"):
         plain, scored = audited / "demo" / pair, tmp_path / "with/demo" / pair
         for name in ("matrices", "tensors", "residual", "spectra"):
-            assert pq.read_table(plain / f"{name}.parquet").equals(pq.read_table(scored / f"{name}.parquet"))
+            assert pq.read_table(plain / f"{name}.parquet").equals(
+                pq.read_table(scored / f"{name}.parquet")
+            )
         assert without_scores(told(scored)) == without_scores(told(plain))
         assert [told(plain)[key] for key in SCORE_KEYS] == [[], [], [], []]
         assert all(told(scored)[key] for key in SCORE_KEYS[:3])
@@ -181,32 +201,51 @@ def test_scores_of_neither_side_stop_an_audit_before_it_starts(shadow, tmp_path)
     """Exit 1 with the file's models and the names it might have said; no folder is made."""
     write(tmp_path / "scores.csv", "model,benchmark,score\ndemo:narow,a,0.5\nx/y,a,0.4\n")
     error = shadow("audit", "demo:base..narrow", "--scores", "scores.csv").assert_refused()
-    assert "neither side is among its models: demo:narow (did you mean 'demo:narrow'?), x/y" in error
-    assert "no side of any pair" in shadow("audit", "demo", "--scores", "scores.csv").assert_refused()
+    assert (
+        "neither side is among its models: demo:narow (did you mean 'demo:narrow'?), x/y" in error
+    )
+    assert (
+        "no side of any pair" in shadow("audit", "demo", "--scores", "scores.csv").assert_refused()
+    )
     assert "no such file" in shadow("audit", "demo", "--scores", "none.csv").assert_refused()
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv"}
 
 
 def test_one_side_alone_is_a_note_and_other_pairs_go_on(shadow, tmp_path):
     """Of two pairs one has no scores; of the other the base is missing; a third model is nobody's."""
-    write(tmp_path / "scores.csv", "model,benchmark,score\ndemo:broad,a,0.5\ndemo:bas,a,0.4\nx/y,a,0.1\n")
+    write(
+        tmp_path / "scores.csv",
+        "model,benchmark,score\ndemo:broad,a,0.5\ndemo:bas,a,0.4\nx/y,a,0.1\n",
+    )
     done = shadow("audit", "demo", "--scores", "scores.csv")
     text = re.sub(r"\s+", " ", done.assert_done())
-    assert "no score of the base side (base or demo:base), so no gain; the nearest name is 'demo:bas'" in text
+    assert (
+        "no score of the base side (base or demo:base), so no gain; the nearest name is 'demo:bas'"
+        in text
+    )
     assert "mean gain none: no benchmark of both sides" in text
     assert "no scores of demo:base..narrow" in done.err
-    assert "scores of models that are not audited here: demo:bas (did you mean 'demo:base'?), x/y" in done.err
+    assert (
+        "scores of models that are not audited here: demo:bas (did you mean 'demo:base'?), x/y"
+        in done.err
+    )
     summary = told(tmp_path / "reports/demo/base..broad")
-    assert [(row["base"], row["tuned"], row["gain"]) for row in summary["scores"]] == [(None, 0.5, None)]
+    assert [(row["base"], row["tuned"], row["gain"]) for row in summary["scores"]] == [
+        (None, 0.5, None)
+    ]
     assert not told(tmp_path / "reports/demo/base..narrow")["scores"]
 
 
 def test_results_of_the_harness_join_models_of_the_hub(shadow, tmp_path):
-    """A folder as the harness writes it, by repository; a CSV by commit; another commit is no score of this report."""
+    """A folder as the harness writes it, by repository; a CSV by commit; another commit is no score
+    of this report.
+    """
     out = tmp_path / "out"
     for name, score in (("base", 0.5), ("tuned", 0.62)):
         results = {"mmlu": {"acc,none": score, "acc_stderr,none": 0.03}}
-        write(out / f"org__{name}/results_2026-01-01T00-00-00.json", harness(f"org/{name}", results))
+        write(
+            out / f"org__{name}/results_2026-01-01T00-00-00.json", harness(f"org/{name}", results)
+        )
     with Hub() as hub:
         hub.add("org/base", DEMO / "base")
         hub.add("org/tuned", DEMO / "narrow")
@@ -233,13 +272,17 @@ def test_scores_beside_a_comparison_of_one_base(reports, shadow):
     """Contrasts as ever, the gains of both above them; two reports have no rank correlation."""
     runs = [reports / "base..narrow", reports / "base..broad"]
     plain = json.loads(shadow("compare", *runs, "--format", "json").assert_done())
-    found = json.loads(shadow("compare", *runs, "--scores", "scores.csv", "--format", "json").assert_done())
+    found = json.loads(
+        shadow("compare", *runs, "--scores", "scores.csv", "--format", "json").assert_done()
+    )
     assert plain["scores"] is None
     assert found["contrasts"] == plain["contrasts"]
     assert [one["score_groups"][0]["gain"] for one in found["scores"]["reports"]] == [0.105, 0.0575]
     figures = [told(run)["figures"]["concentration"] for run in runs]
     assert [one["concentration"] for one in found["scores"]["reports"]] == figures
-    assert {one["reason"] for one in found["scores"]["correlations"]} == {"2 reports with both, at least 4 are needed"}
+    assert {one["reason"] for one in found["scores"]["correlations"]} == {
+        "2 reports with both, at least 4 are needed"
+    }
     text = shadow("compare", *runs, "--scores", "scores.csv").assert_done()
     assert "more concentrated" in text
     assert "+0.105" in text
@@ -251,19 +294,33 @@ def test_scores_beside_a_comparison_of_one_base(reports, shadow):
 
 @pytest.mark.slow
 def test_a_set_of_families_is_correlated_and_not_contrasted(shadow, tmp_path):
-    """Of different bases: one folder above all, n and interval by group and benchmark; -o has nothing to write."""
-    folders, _ = scored_reports(tmp_path / "all", [0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.3, 0.2, 0.4, 0.35])
+    """Of different bases: one folder above all, n and interval by group and benchmark; -o has
+    nothing to write.
+    """
+    folders, _ = scored_reports(
+        tmp_path / "all", [0.2, 0.3, 0.4, 0.5, 0.6], [0.1, 0.3, 0.2, 0.4, 0.35]
+    )
     arguments = ("compare", "all", "--scores", "all/scores.csv")
     found = json.loads(shadow(*arguments, "--format", "json").assert_done())
     assert (found["contrasts"], found["ranking"]) == ([], [])
     assert "have different bases" in found["not_contrasted"]
     one = found["scores"]["correlations"][0]
     # ranks 1 3 2 5 4 against 1 to 5: sum d^2 = 4, rho = 1 - 6 * 4 / (5 * 24)
-    assert (one["group"], one["n"], one["bases"], one["rho"]) == ("narrow", 5, 5, pytest.approx(0.8))
+    assert (one["group"], one["n"], one["bases"], one["rho"]) == (
+        "narrow",
+        5,
+        5,
+        pytest.approx(0.8),
+    )
     assert one["low"] < 0 < one["rho"] < one["high"] < 1
     assert "Bonett & Wright" in found["scores"]["method"]["interval"]
     text = re.sub(r"\s+", " ", shadow(*arguments).assert_done())
-    for words in ("have different bases", "group narrow 5 5 +0.80", "mmlu 5 5", "describes these reports alone"):
+    for words in (
+        "have different bases",
+        "group narrow 5 5 +0.80",
+        "mmlu 5 5",
+        "describes these reports alone",
+    ):
         assert words in text
     refused = shadow(*arguments, "-o", "rows.parquet").assert_refused()
     assert "no rows for rows.parquet" in refused
@@ -276,12 +333,17 @@ def test_a_set_of_families_is_correlated_and_not_contrasted(shadow, tmp_path):
 
 
 def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
-    """21 reports: no contrasts, labels to U, n = 21 and p of random orders; the terminal shows 20 of them."""
+    """21 reports: no contrasts, labels to U, n = 21 and p of random orders; the terminal shows 20
+    of them.
+    """
     values = [0.2 + 0.01 * i for i in range(21)]
     folders, scores = scored_reports(tmp_path, values, [0.01 * (i * 8 % 21) for i in range(21)])
     assert len(folders) > MAX_REPORTS
     found = compare(folders, scores=read_scores([scores]))
-    assert (found.contrasts, found.not_contrasted) == ([], "more than 12 reports are not compared matrix by matrix")
+    assert (found.contrasts, found.not_contrasted) == (
+        [],
+        "more than 12 reports are not compared matrix by matrix",
+    )
     assert [entry.label for entry in found.scores.entries][-1] == "U"
     assert found.scores.correlations[0].n == 21
     assert 0 < found.scores.correlations[0].p < 1
@@ -289,7 +351,10 @@ def test_more_reports_than_can_be_compared_are_correlated(tmp_path):
     assert "Rank correlation of gain and concentration" in text
     assert "reports that --format json has besides: 1" in text
     with pytest.raises(ShadowError, match="no side of any pair is among its models"):
-        compare(folders, scores=read_scores([write(tmp_path / "x.csv", "model,benchmark,score\nx/y,a,1\n")]))
+        compare(
+            folders,
+            scores=read_scores([write(tmp_path / "x.csv", "model,benchmark,score\nx/y,a,1\n")]),
+        )
 
 
 def test_wrong_usage_of_scores(reports, shadow):
@@ -297,7 +362,9 @@ def test_wrong_usage_of_scores(reports, shadow):
     assert "1 report to compare" in shadow(
         "compare", reports / "base..narrow", "--scores", "scores.csv"
     ).assert_refused(code=2)
-    assert "no such folder" in shadow("compare", "nowhere", "--scores", "scores.csv").assert_refused()
+    assert (
+        "no such folder" in shadow("compare", "nowhere", "--scores", "scores.csv").assert_refused()
+    )
     assert "did you mean 'gain'" in shadow("explain", "gian").err
     assert "base - tuned where less is better" in shadow("explain", "gain").assert_done()
 
@@ -319,7 +386,9 @@ LONG = "leaderboard_math_counting_and_probability_hard_with_a_name_that_never_se
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_tables_fit_and_names_drive_no_terminal(audited, tmp_path, width):
-    """Long and hostile names of models, benchmarks, groups and metrics: folded, shown as text, nothing cut off."""
+    """Long and hostile names of models, benchmarks, groups and metrics: folded, shown as text,
+    nothing cut off.
+    """
     rows = ["model,benchmark,score,group,metric,stderr"]
     for side, score in (("base", 41.25), ("narrow", 45.875)):
         rows += [f"demo:{side},{LONG},{score},{LONG},exact_match;flexible-extract,1.25"]
@@ -349,14 +418,21 @@ def line_of(groups) -> str:
     """The line of a report with gains of these benchmarks by group."""
     gains = [gain(0.1 * i + 0.1, f"b{i}", group) for i, group in enumerate(groups)]
     scored = Scored((), tuple(gains), ())
-    return scores_line(SimpleNamespace(figures={"concentration": 0.4}, scores=gains, score_groups=scored.groups))
+    return scores_line(
+        SimpleNamespace(figures={"concentration": 0.4}, scores=gains, score_groups=scored.groups)
+    )
 
 
 def test_the_line_names_few_and_counts_the_rest():
-    """Benchmarks without groups by name up to three, their mean above; four groups, and how many more."""
+    """Benchmarks without groups by name up to three, their mean above; four groups, and how many
+    more.
+    """
     assert line_of([None, None]) == "b0 gain +0.1, b1 gain +0.2, concentration 0.40"
     assert line_of([None] * 5) == "mean gain +0.3 over 5 benchmarks, concentration 0.40"
-    assert line_of(["x", None, None]) == "x gain +0.1, other gain +0.25 over 2 benchmarks, concentration 0.40"
+    assert (
+        line_of(["x", None, None])
+        == "x gain +0.1, other gain +0.25 over 2 benchmarks, concentration 0.40"
+    )
     named = "a gain +0.1, b gain +0.2, c gain +0.3, d gain +0.4, 2 more groups, concentration 0.40"
     assert line_of(list("abcdef")) == named
     assert line_of([]) == ""
@@ -364,6 +440,14 @@ def test_the_line_names_few_and_counts_the_rest():
 
 def test_gains_for_people():
     """Three digits and a sign; nothing is -0."""
-    told = {0.316: "+0.316", -12.54: "-12.5", 0.0: "+0", 999.7: "+1,000", 1234.5: "+1,234", None: "-", 1.0: "+1"}
+    told = {
+        0.316: "+0.316",
+        -12.54: "-12.5",
+        0.0: "+0",
+        999.7: "+1,000",
+        1234.5: "+1,234",
+        None: "-",
+        1.0: "+1",
+    }
     assert {value: signed(value) for value in told} == told
     assert signed(-0.0) == "+0"

@@ -57,7 +57,9 @@ def refused(tmp_path, content, name="scores.csv") -> ShadowError:
 
 
 def test_every_column_of_a_csv_is_read(tmp_path):
-    """Names are stripped, units lowered, absent cells null, lines counted; a quoted cell may hold commas and lines."""
+    """Names are stripped, units lowered, absent cells null, lines counted; a quoted cell may hold
+    commas and lines.
+    """
     text = (
         "Model, benchmark,score,group,stderr,metric,unit,higher_is_better\r\n"
         'org/base@v1.0,"a, b\n c",45.2,narrow,0.5,acc, Percent ,\r\n'
@@ -74,7 +76,13 @@ def test_every_column_of_a_csv_is_read(tmp_path):
         0.5,
     )
     assert (one.metric, one.unit, one.higher_is_better, one.line) == ("acc", "percent", True, 3)
-    assert (two.benchmark, two.score, two.group, two.stderr, two.unit) == ("wiki", 8.5, None, None, None)
+    assert (two.benchmark, two.score, two.group, two.stderr, two.unit) == (
+        "wiki",
+        8.5,
+        None,
+        None,
+        None,
+    )
     assert (two.higher_is_better, two.line) == (False, 5)
     assert found.models == (("org/base@v1.0", None), ("org/tuned", None))
     assert found.groups == {}
@@ -86,7 +94,12 @@ def test_other_delimiters_and_a_byte_order_mark_change_nothing(tmp_path, delimit
     """What spreadsheets write: semicolons, tabs, a BOM before the first name."""
     text = "model,benchmark,score\norg/x,mmlu,0.5\n".replace(",", delimiter)
     (row,) = read_scores([write(tmp_path / "scores.csv", mark + text.encode())]).rows
-    assert (row.model, row.benchmark, row.score, row.higher_is_better) == ("org/x", "mmlu", 0.5, True)
+    assert (row.model, row.benchmark, row.score, row.higher_is_better) == (
+        "org/x",
+        "mmlu",
+        0.5,
+        True,
+    )
 
 
 def test_a_csv_of_benchmarks_and_groups_gives_groups(tmp_path):
@@ -152,7 +165,15 @@ TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=2
 )
 NUMBERS = st.floats(-1e9, 1e9)
 ROWS = st.lists(
-    st.tuples(TEXT, TEXT, NUMBERS, st.none() | TEXT, st.none() | st.floats(0, 1e9), st.none() | TEXT, st.booleans()),
+    st.tuples(
+        TEXT,
+        TEXT,
+        NUMBERS,
+        st.none() | TEXT,
+        st.none() | st.floats(0, 1e9),
+        st.none() | TEXT,
+        st.booleans(),
+    ),
     min_size=1,
     max_size=8,
 )
@@ -165,18 +186,35 @@ def test_a_csv_says_what_was_written(tmp_path, rows):
     """Whatever the names are, and to the last bit of the numbers."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    writer.writerow(["model", "benchmark", "score", "group", "stderr", "metric", "higher_is_better"])
+    writer.writerow(
+        ["model", "benchmark", "score", "group", "stderr", "metric", "higher_is_better"]
+    )
     for *cells, higher in rows:
-        writer.writerow([repr(cell) if isinstance(cell, float) else cell or "" for cell in cells] + [str(higher)])
+        writer.writerow(
+            [repr(cell) if isinstance(cell, float) else cell or "" for cell in cells]
+            + [str(higher)]
+        )
     found = read_scores([write(tmp_path / "scores.csv", out.getvalue().encode())]).rows
     told = [
-        (one.model, one.benchmark, one.score, one.group, one.stderr, one.metric, one.higher_is_better) for one in found
+        (
+            one.model,
+            one.benchmark,
+            one.score,
+            one.group,
+            one.stderr,
+            one.metric,
+            one.higher_is_better,
+        )
+        for one in found
     ]
     assert told == rows
 
 
 @ONE_FILE
-@given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")))
+@given(
+    content=st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda text: text.encode(errors="replace"))
+)
 def test_no_csv_ends_in_a_traceback(tmp_path, content):
     """Bytes of any kind are scores, all of them numbers, or one fault."""
     check(tmp_path / "scores.csv", b"model,benchmark,score,stderr\n" + content)
@@ -202,13 +240,19 @@ def check(path: Path, content: bytes) -> ScoreFiles | None:
 
 
 def test_a_result_of_the_harness_is_read(tmp_path):
-    """Every metric with its filter and error, the direction, what else decides a score; aliases and counts are none."""
+    """Every metric with its filter and error, the direction, what else decides a score; aliases and
+    counts are none.
+    """
     results = {
         "arc_easy": {"acc,none": 0.7, "acc_stderr,none": 0.01, "acc_norm,none": 0.65, "acc_norm_stderr,none": "N/A"},
         "gsm8k": {"exact_match,strict-match": 0.4, "exact_match_stderr,strict-match": 0.02,
                   "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": None},
     }  # fmt: skip
-    data = harness("org/tuned", results, config={"model_args": {"pretrained": "org/tuned"}, "model_sha": "a" * 40})
+    data = harness(
+        "org/tuned",
+        results,
+        config={"model_args": {"pretrained": "org/tuned"}, "model_sha": "a" * 40},
+    )
     found = read_scores([write(tmp_path / "results_2026.json", data)])
     told = [(row.benchmark, row.metric, row.score, row.stderr) for row in found.rows]
     assert told == [
@@ -217,9 +261,9 @@ def test_a_result_of_the_harness_is_read(tmp_path):
         ("gsm8k", "exact_match,strict-match", 0.4, 0.02),
         ("gsm8k", "exact_match,flexible-extract", 0.5, None),
     ]
-    assert {(row.model, row.commit, row.unit, row.higher_is_better, row.group) for row in found.rows} == {
-        ("org/tuned", "a" * 40, HARNESS, True, None)
-    }
+    assert {
+        (row.model, row.commit, row.unit, row.higher_is_better, row.group) for row in found.rows
+    } == {("org/tuned", "a" * 40, HARNESS, True, None)}
     expected = (("n-shot", "5"), ("version", "1.0"), ("questions", "100"), ("chat template", "no"))
     assert found.rows[0].conditions == expected
     assert found.notes == ()
@@ -228,9 +272,14 @@ def test_a_result_of_the_harness_is_read(tmp_path):
 def test_a_result_of_an_old_harness_is_read(tmp_path):
     """Version 0.3 has no filters, no directions and its arguments as text."""
     data = {
-        "results": {"lambada": {"acc": 0.5, "acc_stderr": 0.01, "ppl": 12.0, "ppl_stderr": 0.2, "odd": 3.0}},
+        "results": {
+            "lambada": {"acc": 0.5, "acc_stderr": 0.01, "ppl": 12.0, "ppl_stderr": 0.2, "odd": 3.0}
+        },
         "versions": {"lambada": 0},
-        "config": {"model": "hf-causal", "model_args": "pretrained=org/tuned,revision=step1000,dtype=float16"},
+        "config": {
+            "model": "hf-causal",
+            "model_args": "pretrained=org/tuned,revision=step1000,dtype=float16",
+        },
     }
     found = read_scores([write(tmp_path / "old.json", data)])
     assert [(row.metric, row.score, row.stderr, row.higher_is_better) for row in found.rows] == [
@@ -257,23 +306,45 @@ def test_a_result_of_an_old_harness_is_read(tmp_path):
     ],
 )  # fmt: skip
 def test_the_model_is_that_of_the_arguments(tmp_path, told, model):
-    """As the harness names it: an adapter before its base, arguments before the name; a revision follows after @."""
+    """As the harness names it: an adapter before its base, arguments before the name; a revision
+    follows after @.
+    """
     (found,) = read_scores([write(tmp_path / "r.json", harness(**told))]).models
     assert found == (model, None)
 
 
 def test_directions_are_the_harness_s_own(tmp_path):
     """false is kept; null (tasks that disagree) and metrics of which nobody knows stay open."""
-    results = {"a": {"x,none": 0.1, "y,none": 0.2, "acc,none": 0.3, "bits_per_byte,none": 0.9, "z,none": 0.4}}
+    results = {
+        "a": {
+            "x,none": 0.1,
+            "y,none": 0.2,
+            "acc,none": 0.3,
+            "bits_per_byte,none": 0.9,
+            "z,none": 0.4,
+        }
+    }
     data = harness(results=results, higher_is_better={"a": {"x": False, "y": None, "z": True}})
-    found = {row.metric: row.higher_is_better for row in read_scores([write(tmp_path / "r.json", data)]).rows}
+    found = {
+        row.metric: row.higher_is_better
+        for row in read_scores([write(tmp_path / "r.json", data)]).rows
+    }
     assert found == {"x": False, "y": None, "acc": True, "bits_per_byte": False, "z": True}
 
 
 def test_subtasks_know_the_group_that_has_their_score(tmp_path):
-    """The topmost group with a score of its own; a group without one (a mere list) is nobody's parent."""
+    """The topmost group with a score of its own; a group without one (a mere list) is nobody's
+    parent.
+    """
     acc = {"acc,none": 0.5}
-    results = {"mmlu": acc, "mmlu_stem": acc, "mmlu_algebra": acc, "board": {" ": " "}, "board_math": acc, "alone": acc}
+    results = {
+        "mmlu": acc,
+        "mmlu_stem": acc,
+        "mmlu_algebra": acc,
+        "board": {" ": " "},
+        "board_math": acc,
+        "alone": acc,
+    }
     tree = {
         "mmlu": ["mmlu_stem"],
         "mmlu_stem": ["mmlu_algebra"],
@@ -292,7 +363,10 @@ def test_subtasks_know_the_group_that_has_their_score(tmp_path):
 
 def test_a_metric_that_is_no_number_is_left_out_and_named(tmp_path):
     """The harness writes NaN where a metric is undefined; the others of the file still count."""
-    results = {"cola": {"mcc,none": math.nan, "acc,none": 0.5}, "x": {"acc,none": 10**400, "f1,none": True}}
+    results = {
+        "cola": {"mcc,none": math.nan, "acc,none": 0.5},
+        "x": {"acc,none": 10**400, "f1,none": True},
+    }
     found = read_scores([write(tmp_path / "r.json", harness(results=results))])
     assert [(row.benchmark, row.metric) for row in found.rows] == [("cola", "acc")]
     assert len(found.notes) == 2
@@ -328,19 +402,34 @@ def test_a_faulty_json_is_one_line(tmp_path, fault):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["acc,none", "acc_stderr,none", "acc", "acc_stderr", "exact_match,x", "alias", "sample_len", ","]
+    [
+        "acc,none",
+        "acc_stderr,none",
+        "acc",
+        "acc_stderr",
+        "exact_match,x",
+        "alias",
+        "sample_len",
+        ",",
+    ]
 )
 RESULTS = st.dictionaries(
-    st.text(max_size=5), st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4) | JSON, max_size=3
+    st.text(max_size=5),
+    st.dictionaries(KEYS | st.text(max_size=5), JSON, max_size=4) | JSON,
+    max_size=3,
 )
 
 
 @ONE_FILE
-@given(results=RESULTS | JSON, rest=st.dictionaries(st.sampled_from(list(harness())), JSON, max_size=5))
+@given(
+    results=RESULTS | JSON, rest=st.dictionaries(st.sampled_from(list(harness())), JSON, max_size=5)
+)
 def test_no_json_ends_in_a_traceback(tmp_path, results, rest):
     """Any value in any place of a result: scores that are numbers, or one fault."""
     check(tmp_path / "results.json", json.dumps({**harness(), **rest, "results": results}).encode())
@@ -357,7 +446,9 @@ def test_any_json_is_scores_or_a_fault(tmp_path, value):
 
 
 def test_a_folder_stands_for_its_files(tmp_path):
-    """The harness writes a folder a model and a file a run; hidden files and samples are passed over, others named."""
+    """The harness writes a folder a model and a file a run; hidden files and samples are passed
+    over, others named.
+    """
     for model in ("base", "tuned"):
         write(tmp_path / f"out/org__{model}/results_2026-01-01.json", harness(f"org/{model}"))
         write(tmp_path / f"out/org__{model}/samples_mmlu_2026-01-01.jsonl", "{}")
@@ -401,7 +492,9 @@ def test_the_digest_is_that_of_the_file(tmp_path):
     import hashlib
 
     path = write(tmp_path / "scores.csv", HEAD + "x,y,1\n")
-    assert read_scores([path]).files == ((str(path), hashlib.sha256(path.read_bytes()).hexdigest()),)
+    assert read_scores([path]).files == (
+        (str(path), hashlib.sha256(path.read_bytes()).hexdigest()),
+    )
 
 
 def test_the_needed_columns_are_known_columns():

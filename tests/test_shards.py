@@ -1,4 +1,6 @@
-"""safetensors files as hostile input: what is read, what is refused, and that values come out bit for bit."""
+"""safetensors files as hostile input: what is read, what is refused, and that values come out bit
+for bit.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from shadow.dtypes import FLOATS, INTEGERS
 from shadow.errors import ShadowError
 
 BITS = {name: form.bits for name, form in FLOATS.items()} | INTEGERS
-FUZZ = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def file_bytes(header, data: bytes = b"") -> bytes:
@@ -41,7 +45,9 @@ def parse(tmp_path, content: bytes):
 @st.composite
 def contents(draw):
     """Tensors of a file in the order of their data: name -> (dtype, shape, bytes)."""
-    printable = st.text(min_size=1, max_size=12).filter(lambda name: name.isprintable() and name != "__metadata__")
+    printable = st.text(min_size=1, max_size=12).filter(
+        lambda name: name.isprintable() and name != "__metadata__"
+    )
     names = draw(st.lists(printable, min_size=1, max_size=5, unique=True))
     tensors = {}
     for name in names:
@@ -59,28 +65,39 @@ def packed(tensors, order, indent) -> bytes:
         header[name] = entry(dtype, shape, (len(data), len(data) + len(raw)))
         data += raw
     header = {name: header[name] for name in order}
-    return file_bytes(json.dumps({**header, "__metadata__": {"format": "pt"}}, indent=indent).encode(), data)
+    return file_bytes(
+        json.dumps({**header, "__metadata__": {"format": "pt"}}, indent=indent).encode(), data
+    )
 
 
 @FUZZ
 @given(data=st.data(), tensors=contents(), indent=st.sampled_from([None, 0, 3]))
 def test_a_valid_file_reads_as_the_library_reads_it(tmp_path, data, tensors, indent):
-    """Whatever the order of a valid header: names, dtypes, shapes and bytes are those that `safetensors` finds."""
+    """Whatever the order of a valid header: names, dtypes, shapes and bytes are those that
+    `safetensors` finds.
+    """
     content = packed(tensors, data.draw(st.permutations(list(tensors))), indent)
     found = {
         name: (info.dtype, info.shape, content[info.start : info.end])
         for name, info in parse(tmp_path, content).items()
     }
     library = {
-        name: (one["dtype"], tuple(one["shape"]), bytes(one["data"])) for name, one in safetensors.deserialize(content)
+        name: (one["dtype"], tuple(one["shape"]), bytes(one["data"]))
+        for name, one in safetensors.deserialize(content)
     }
     assert found == library
 
 
 @FUZZ
-@given(data=st.data(), tensors=contents(), noise=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4))
+@given(
+    data=st.data(),
+    tensors=contents(),
+    noise=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=4),
+)
 def test_changed_bytes_give_a_refusal_or_a_tight_file(tmp_path, data, tensors, noise):
-    """Any changed bytes: ShadowError, or tensors that fill the data exactly; where the library reads it, the same."""
+    """Any changed bytes: ShadowError, or tensors that fill the data exactly; where the library
+    reads it, the same.
+    """
     content = bytearray(packed(tensors, list(tensors), None))
     header_end = 8 + int.from_bytes(content[:8], "little")
     for where, value in noise:  # three in four hit the header
@@ -95,7 +112,10 @@ def test_changed_bytes_give_a_refusal_or_a_tight_file(tmp_path, data, tensors, n
     assert [start for start, _ in spans] == edges[:-1]
     assert edges[-1] == len(content)
     try:
-        library = {name: (one["dtype"], tuple(one["shape"])) for name, one in safetensors.deserialize(bytes(content))}
+        library = {
+            name: (one["dtype"], tuple(one["shape"]))
+            for name, one in safetensors.deserialize(bytes(content))
+        }
     except safetensors.SafetensorError:
         return
     assert {name: (info.dtype, info.shape) for name, info in found.items()} == library
@@ -113,8 +133,15 @@ def test_a_file_of_another_length_is_refused(tmp_path, tensors, cut, more):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["F32", 2**63, -1]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["F32", 2**63, -1]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -123,7 +150,8 @@ JSON = st.recursive(
 @given(
     header=st.dictionaries(
         st.text(max_size=3),
-        JSON | st.fixed_dictionaries({}, optional={"dtype": JSON, "shape": JSON, "data_offsets": JSON}),
+        JSON
+        | st.fixed_dictionaries({}, optional={"dtype": JSON, "shape": JSON, "data_offsets": JSON}),
         max_size=3,
     )
 )
@@ -148,7 +176,10 @@ HUGE = int("9" * 4300)  # the longest number that Python reads from text
 REFUSED = {
     "empty": (b"", "it is empty"),
     "seven bytes": (b"\x02\0\0\0\0\0\0", "header length"),
-    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "Git-LFS pointer"),
+    "LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "Git-LFS pointer",
+    ),
     "header longer than the file": ((10**6).to_bytes(8, "little") + b"{}", "cut inside the header"),
     "header of 2^64 - 1": (b"\xff" * 8 + b"{}", "header length"),
     "not UTF-8": (file_bytes(b'{"\xff":1}'), "not JSON"),
@@ -164,28 +195,51 @@ REFUSED = {
         "not JSON",
     ),
     "a key twice in a tensor": (
-        file_bytes(b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)),
+        file_bytes(
+            b'{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', bytes(4)
+        ),
         "not JSON",
     ),
-    "overlap": (file_bytes({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)), "overlaps another"),
-    "the same bytes twice": (file_bytes({"a": entry(), "b": entry()}, bytes(8)), "overlaps another"),
+    "overlap": (
+        file_bytes({"a": entry(), "b": entry(offsets=(4, 12))}, bytes(12)),
+        "overlaps another",
+    ),
+    "the same bytes twice": (
+        file_bytes({"a": entry(), "b": entry()}, bytes(8)),
+        "overlaps another",
+    ),
     "hole between": (file_bytes({"a": entry(), "b": entry(offsets=(12, 20))}, bytes(20)), "hole"),
     "hole before": (file_bytes({"a": entry(offsets=(8, 16))}, bytes(16)), "hole"),
     "data after": (file_bytes({"a": entry()}, bytes(9)), "longer than its header says"),
     "data missing": (file_bytes({"a": entry()}, bytes(7)), "cut short"),
     "data without tensors": (file_bytes({}, bytes(4)), "longer than its header says"),
-    "offsets too long for the shape": (file_bytes({"a": entry(offsets=(0, 12))}, bytes(12)), "do not fill"),
-    "offsets too short for the shape": (file_bytes({"a": entry(offsets=(0, 4))}, bytes(4)), "do not fill"),
+    "offsets too long for the shape": (
+        file_bytes({"a": entry(offsets=(0, 12))}, bytes(12)),
+        "do not fill",
+    ),
+    "offsets too short for the shape": (
+        file_bytes({"a": entry(offsets=(0, 4))}, bytes(4)),
+        "do not fill",
+    ),
     "offsets reversed": (file_bytes({"a": entry(offsets=(8, 0))}, bytes(8)), "data_offsets"),
     "one offset": (file_bytes({"a": entry(offsets=(8,))}, bytes(8)), "data_offsets"),
     "negative offset": (file_bytes({"a": entry(offsets=(-8, 0))}, bytes(8)), "data_offsets"),
     "offset is a float": (file_bytes({"a": entry(offsets=(0, 8.0))}, bytes(8)), "data_offsets"),
-    "offset is a boolean": (file_bytes({"a": entry("U8", (1,), (False, True))}, bytes(1)), "data_offsets"),
-    "offset of 4300 digits": (file_bytes({"a": entry("X9", (2,), (0, HUGE))}), "cut short|data_offsets"),
+    "offset is a boolean": (
+        file_bytes({"a": entry("U8", (1,), (False, True))}, bytes(1)),
+        "data_offsets",
+    ),
+    "offset of 4300 digits": (
+        file_bytes({"a": entry("X9", (2,), (0, HUGE))}),
+        "cut short|data_offsets",
+    ),
     "negative dimension": (file_bytes({"a": entry(shape=(-2, -1))}, bytes(8)), "shape"),
     "dimension is a boolean": (file_bytes({"a": entry(shape=(True, 2))}, bytes(8)), "shape"),
     "dimension of 2^63": (file_bytes({"a": entry(shape=(2**63, 0), offsets=(0, 0))}), "shape"),
-    "thousand dimensions": (file_bytes({"a": entry(shape=(1,) * 1000, offsets=(0, 4))}, bytes(4)), "shape"),
+    "thousand dimensions": (
+        file_bytes({"a": entry(shape=(1,) * 1000, offsets=(0, 4))}, bytes(4)),
+        "shape",
+    ),
     "shape is text": (file_bytes({"a": {**entry(), "shape": "2"}}, bytes(8)), "shape"),
     "no shape": (file_bytes({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, bytes(8)), "shape"),
     "no dtype": (file_bytes({"a": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), "dtype"),
@@ -196,14 +250,19 @@ REFUSED = {
     "name with an escape": (file_bytes({"\x1b]0;x\x07": entry()}, bytes(8)), "unusable name"),
     "name with a new line": (file_bytes({"a\nb": entry()}, bytes(8)), "unusable name"),
     "name with NUL": (file_bytes({"a\0": entry()}, bytes(8)), "unusable name"),
-    "name that turns the text around": (file_bytes({"a\u202eb": entry()}, bytes(8)), "unusable name"),
+    "name that turns the text around": (
+        file_bytes({"a\u202eb": entry()}, bytes(8)),
+        "unusable name",
+    ),
     "name of half a surrogate pair": (file_bytes({"a\ud800": entry()}, bytes(8)), "unusable name"),
 }
 
 
 @pytest.mark.parametrize("fault", REFUSED)
 def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
-    """Each way to break the format is one ShadowError that names the shard and the fault, in one short line."""
+    """Each way to break the format is one ShadowError that names the shard and the fault, in one
+    short line.
+    """
     content, reason = REFUSED[fault]
     with pytest.raises(ShadowError, match=reason) as caught:
         parse(tmp_path, content)
@@ -212,7 +271,9 @@ def test_a_file_that_lies_is_refused_with_the_reason(tmp_path, fault):
 
 
 def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
-    """One more than the bound is refused, which says how many are read; the bound itself is none too many."""
+    """One more than the bound is refused, which says how many are read; the bound itself is none
+    too many.
+    """
     monkeypatch.setattr("shadow.checkpoints.safetensors_files.MAX_ENTRIES", 3)
     names = {name: entry(shape=(1,), offsets=(4 * i, 4 * i + 4)) for i, name in enumerate("abcd")}
     three = {name: names[name] for name in "abc"}
@@ -223,7 +284,9 @@ def test_a_header_has_at_most_so_many_entries(tmp_path, monkeypatch):
 
 
 def test_a_header_of_millions_of_values_is_refused_unparsed(tmp_path, monkeypatch):
-    """What is no tensor takes memory as well: it is counted by commas and brackets, before anything is parsed."""
+    """What is no tensor takes memory as well: it is counted by commas and brackets, before anything
+    is parsed.
+    """
     raw = b'{"a": [' + b"[]," * 2_000_000 + b"0]}"
     monkeypatch.setattr("json.loads", lambda *text, **options: pytest.fail("parsed"))
     with pytest.raises(ShadowError, match="more than 250,000 entries"):
@@ -239,9 +302,12 @@ def test_a_folder_or_nothing_instead_of_a_file_is_refused(tmp_path):
 
 
 def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
-    """A dtype of the future is no fault of the file, although `safetensors` itself refuses all of it."""
+    """A dtype of the future is no fault of the file, although `safetensors` itself refuses all of
+    it.
+    """
     content = file_bytes(
-        {"new": entry("F4_E9", (3, 3), (0, 5)), "old": entry(offsets=(5, 13))}, bytes(5) + b"\0\0\x80?" * 2
+        {"new": entry("F4_E9", (3, 3), (0, 5)), "old": entry(offsets=(5, 13))},
+        bytes(5) + b"\0\0\x80?" * 2,
     )
     with pytest.raises(safetensors.SafetensorError):
         safetensors.deserialize(content)
@@ -252,7 +318,9 @@ def test_an_unknown_dtype_is_named_and_the_rest_goes_on(tmp_path):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_values_are_those_of_the_library(tmp_path, dtype):
-    """Every bit pattern of the narrow formats, and random ones of the wide, are as `safetensors` gives them."""
+    """Every bit pattern of the narrow formats, and random ones of the wide, are as `safetensors`
+    gives them.
+    """
     form = FLOATS[dtype]
     width = form.bits // 8
     every = np.arange(2 ** min(form.bits, 16), dtype=np.uint16).astype(f"u{min(width, 2)}")
@@ -270,7 +338,10 @@ def test_values_are_those_of_the_library(tmp_path, dtype):
 def test_a_tensor_at_an_odd_offset_has_its_values(tmp_path, shift):
     """The format lets F64 data begin at any byte, on any page."""
     wanted = np.random.default_rng(shift).standard_normal((3, 5))
-    header = {"pad": entry("U8", (shift,), (0, shift)), "w": entry("F64", (3, 5), (shift, shift + 120))}
+    header = {
+        "pad": entry("U8", (shift,), (0, shift)),
+        "w": entry("F64", (3, 5), (shift, shift + 120)),
+    }
     found = parse(tmp_path, file_bytes(header, bytes(shift) + wanted.tobytes()))
     assert (map_tensor(tmp_path / "x.safetensors", found["w"]).numpy() == wanted).all()
 
@@ -289,7 +360,7 @@ def test_an_empty_tensor_with_huge_dimensions_is_refused_or_mapped(tmp_path, sha
         found = parse(tmp_path, file_bytes({"w": entry(shape=shape, offsets=(0, 0))}))
         assert map_tensor(tmp_path / "x.safetensors", found["w"]).numel() == 0
     except ShadowError as refused:
-        assert "shape" in refused.message  # noqa: PT017
+        assert "shape" in refused.message
 
 
 def test_writing_to_a_mapped_tensor_leaves_the_file_alone(tmp_path):

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from shadow.spectra import spectrum as module
 from shadow.spectra.rank import condition_number, ranks
-from shadow.spectra.spectrum import FLOOR, Workspace, blocks, power_of_two_scale, scaled_blocks, spectrum
+from shadow.spectra.spectrum import (
+    FLOOR,
+    Workspace,
+    blocks,
+    power_of_two_scale,
+    scaled_blocks,
+    spectrum,
+)
 
 
 def solve(W, precision="default", wide_format=False, scale=1.0):
@@ -20,7 +27,12 @@ def solve(W, precision="default", wide_format=False, scale=1.0):
     rows, cols = matrix.shape[:-1].numel(), matrix.shape[-1]
     norm = float(torch.linalg.vector_norm(matrix.double()))
     return spectrum(
-        lambda dtype: scaled_blocks(matrix, scale, dtype, space), (rows, cols), norm, scale, precision, wide_format
+        lambda dtype: scaled_blocks(matrix, scale, dtype, space),
+        (rows, cols),
+        norm,
+        scale,
+        precision,
+        wide_format,
     )
 
 
@@ -31,11 +43,17 @@ def planted(rows, cols, sigma, seed=0):
     return (U * sigma) @ V.T
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (2, 700), (700, 2), (64, 300), (300, 64), (300, 301), (400, 400)])
+@pytest.mark.parametrize(
+    "shape", [(2, 2), (2, 700), (700, 2), (64, 300), (300, 64), (300, 301), (400, 400)]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_singular_values_are_those_of_a_float64_svd(shape, dtype):
-    """Every tier agrees with NumPy's SVD: sigma² to 5e-7 of the largest, which is the rounding of a Gram."""
-    W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
+    """Every tier agrees with NumPy's SVD: sigma² to 5e-7 of the largest, which is the rounding of a
+    Gram.
+    """
+    W = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(
+        dtype
+    )
     found = solve(W, wide_format=dtype in (torch.float32, torch.float64))
     expected = np.linalg.svd(W.double().numpy(), compute_uv=False)
     resolved = found.sigma > 0
@@ -47,18 +65,25 @@ def test_singular_values_are_those_of_a_float64_svd(shape, dtype):
     assert (found.rows, found.cols) == shape
 
 
-@pytest.mark.parametrize(("precision", "at_floor"), [("default", 0.06), ("fast", 0.02), ("exact", 0.06)])
+@pytest.mark.parametrize(
+    ("precision", "at_floor"), [("default", 0.06), ("fast", 0.02), ("exact", 0.06)]
+)
 @pytest.mark.parametrize("shape", [(300, 1000), (1000, 300)])
 def test_floor_is_where_a_tier_stops_resolving(precision, at_floor, shape):
-    """On a spectrum over ten decades every sigma above the floor is right to `at_floor`, and ten times better at
-    three times the floor (the error falls with sigma squared); all below count as 0."""
+    """On a spectrum over ten decades every sigma above the floor is right to `at_floor`, and ten
+    times better at three times the floor (the error falls with sigma squared); all below count as
+    0.
+    """
     W = planted(*shape, np.geomspace(1, 1e-10, 300))
     if precision != "exact":
         W = W.astype(np.float32).astype(np.float64)  # what these tiers see
     truth = np.linalg.svd(W, compute_uv=False)
     matrix = torch.from_numpy(W)
     values, floor, *_ = module._singular_values(
-        lambda dtype: scaled_blocks(matrix, 1.0, dtype, Workspace()), shape, float(torch.linalg.norm(matrix)), precision
+        lambda dtype: scaled_blocks(matrix, 1.0, dtype, Workspace()),
+        shape,
+        float(torch.linalg.norm(matrix)),
+        precision,
     )
     assert floor == pytest.approx(FLOOR[precision] * truth[0], rel=1e-6)
     error = np.abs(values / truth - 1)
@@ -102,8 +127,9 @@ NEAR_THE_FLOOR = {  # a few large singular values stand over many small ones
 @pytest.mark.parametrize("shape", every(2, [(300, 320), (300, 2000), (2000, 300)]))
 @pytest.mark.parametrize("kind", NEAR_THE_FLOOR)
 def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl, monkeypatch):
-    """Where much of the spectrum lies near the floor, `default` is within 2.6e-4 and `fast` within 2e-3 of a float64
-    SVD, whichever library multiplies."""
+    """Where much of the spectrum lies near the floor, `default` is within 2.6e-4 and `fast` within
+    2e-3 of a float64 SVD, whichever library multiplies.
+    """
     monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
     W = torch.from_numpy(planted(*shape, NEAR_THE_FLOOR[kind](300))).bfloat16()
     truth = np.linalg.svd(W.double().numpy(), compute_uv=False)
@@ -116,11 +142,13 @@ def test_the_effective_rank_is_right_to_what_its_tier_promises(kind, shape, mkl,
 
 
 @pytest.mark.parametrize(
-    ("rows", "cols", "seed", "told"), [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)]
+    ("rows", "cols", "seed", "told"),
+    [(600, 600, 0, False), (400, 400, 2, True), (600, 640, 0, True)],
 )
 def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, told):
-    """The smallest singular value of a square matrix of noise drowns in the rounding of a float32 Gram above the floor
-    already (42 % off in the first of these); float64 resolves it."""
+    """The smallest singular value of a square matrix of noise drowns in the rounding of a float32
+    Gram above the floor already (42 % off in the first of these); float64 resolves it.
+    """
     W = torch.randn((rows, cols), generator=torch.Generator().manual_seed(seed)).bfloat16()
     truth = np.linalg.svd(W.double().numpy(), compute_uv=False)
     found, exact = solve(W), condition_number(solve(W, "exact"))["condition_number"]
@@ -132,7 +160,9 @@ def test_a_condition_number_is_right_to_five_percent_or_null(rows, cols, seed, t
 
 
 def test_small_matrices_and_wide_formats_take_exact():
-    """Where it costs next to nothing, or float32 would round the input, the float64 tier is used unasked."""
+    """Where it costs next to nothing, or float32 would round the input, the float64 tier is used
+    unasked.
+    """
     assert solve(torch.randn(256, 600).bfloat16()).precision == "exact"
     assert solve(torch.randn(257, 600).bfloat16()).precision == "default"
     assert solve(torch.randn(257, 600), wide_format=True).precision == "exact"
@@ -148,18 +178,29 @@ def test_zero_matrix_has_a_zero_spectrum():
 
 @pytest.mark.parametrize("exponent", [-600, -149, -40, 40, 120, 600])
 def test_scale_of_the_weights_changes_nothing_but_the_scale(exponent):
-    """Powers of two are taken out before squaring, so tiny and huge weights lose nothing to under- or overflow."""
+    """Powers of two are taken out before squaring, so tiny and huge weights lose nothing to under-
+    or overflow.
+    """
     W = torch.randn((30, 50), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     tiny = torch.ldexp(W, torch.tensor(exponent))
     scale = power_of_two_scale(float(tiny.abs().max()))
-    found = spectrum(lambda dtype: scaled_blocks(tiny, scale, dtype, Workspace()), (30, 50), 1.0, scale, "exact", True)
+    found = spectrum(
+        lambda dtype: scaled_blocks(tiny, scale, dtype, Workspace()),
+        (30, 50),
+        1.0,
+        scale,
+        "exact",
+        True,
+    )
     np.testing.assert_allclose(found.sigma, np.ldexp(solve(W, "exact").sigma, exponent), rtol=1e-12)
 
 
 @settings(max_examples=examples(40))
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 50), st.booleans())
 def test_blocks_cover_a_matrix_once_in_order(rows, cols, block, grouped):
-    """Every entry is in exactly one block, however small the blocks, in two and in three dimensions."""
+    """Every entry is in exactly one block, however small the blocks, in two and in three
+    dimensions.
+    """
     shape = (rows, 3, cols) if grouped else (rows, cols)
     matrix = torch.arange(int(np.prod(shape))).view(shape)
     with pytest.MonkeyPatch.context() as patch:
@@ -172,7 +213,9 @@ def test_blocks_cover_a_matrix_once_in_order(rows, cols, block, grouped):
 
 @pytest.mark.parametrize("shape", [(5, 1000), (1000, 5), (37, 41), (8, 16, 50), (8, 5, 20)])
 def test_block_size_changes_rounding_only(shape, monkeypatch):
-    """Streaming in many small blocks gives the spectrum of the whole; a grouped view is its rows in order."""
+    """Streaming in many small blocks gives the spectrum of the whole; a grouped view is its rows in
+    order.
+    """
     W = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     whole = np.linalg.svd(W.reshape(-1, shape[-1]).numpy(), compute_uv=False)
     monkeypatch.setattr(module, "BLOCK", 64)
@@ -180,21 +223,27 @@ def test_block_size_changes_rounding_only(shape, monkeypatch):
 
 
 def test_a_transposed_view_is_read_in_place():
-    """A strided view (transformers' Conv1D, stored (in, out)) has the singular values of its transpose."""
+    """A strided view (transformers' Conv1D, stored (in, out)) has the singular values of its
+    transpose.
+    """
     W = torch.randn(300, 500, generator=torch.Generator().manual_seed(4)).bfloat16()
     np.testing.assert_allclose(solve(W.T).sigma, solve(W).sigma, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mkl", [True, False])
 def test_gram_and_eigenvalues_are_those_of_the_product(mkl, monkeypatch):
-    """By torch's panels or NumPy's syrk, wide and tall: the full product's lower triangle, and its eigenvalues."""
+    """By torch's panels or NumPy's syrk, wide and tall: the full product's lower triangle, and its
+    eigenvalues.
+    """
     monkeypatch.setattr(module, "mkl_is_at_home", lambda: mkl)
     W = torch.randn(500, 700, dtype=torch.float64)
     lower = module.gram(iter([W[:, :300], W[:, 300:]]), 500, True, torch.float64)
     torch.testing.assert_close(lower.tril(), (W @ W.T).tril())
     tall = module.gram(iter([W.T[:300], W.T[300:]]), 500, False, torch.float64)
     torch.testing.assert_close(tall.tril(), (W @ W.T).tril())
-    np.testing.assert_allclose(module.eigenvalues(lower), np.linalg.svd(W.numpy())[1][::-1] ** 2, rtol=1e-9)
+    np.testing.assert_allclose(
+        module.eigenvalues(lower), np.linalg.svd(W.numpy())[1][::-1] ** 2, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("mkl", [True, False])

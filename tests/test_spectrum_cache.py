@@ -48,7 +48,9 @@ def kept(tmp_path):
 
 
 def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
-    """Of three stages' four sides one is there already; a second audit of both pairs solves no side."""
+    """Of three stages' four sides one is there already; a second audit of both pairs solves no
+    side.
+    """
     base = stage(0)
     middle = stage(1, base)
     last = stage(2, middle)
@@ -62,7 +64,9 @@ def test_a_lineage_solves_each_stage_once_and_its_numbers_are_the_same(kept):
 
 
 def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
-    """Equal views have one key; other rows, a transpose, another dtype, question or shape have others."""
+    """Equal views have one key; other rows, a transpose, another dtype, question or shape have
+    others.
+    """
     matrix = stage(0)
     fused = torch.cat([stage(1), matrix])
     assert key(fused[len(matrix) :], ASKED) == key(matrix, ASKED)
@@ -80,7 +84,16 @@ def test_the_key_is_of_the_content_as_it_was_cut_and_of_the_question():
 
 
 @pytest.mark.parametrize(
-    "fault", ["cut", "empty", "of another shape", "of another norm", "not a number", "without vectors", "a folder"]
+    "fault",
+    [
+        "cut",
+        "empty",
+        "of another shape",
+        "of another norm",
+        "not a number",
+        "without vectors",
+        "a folder",
+    ],
 )
 def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
     """Whatever lies there, the numbers are those of the matrix."""
@@ -114,7 +127,9 @@ def test_a_file_that_cannot_be_the_spectrum_is_solved_anew(fault, kept):
 def _put(path, sigma):
     from shadow.audits.spectrum_cache import _to_bytes
 
-    path.write_bytes(_to_bytes(Spectrum(sigma, *SHAPE, 1.0, 0.0, "default", np.zeros((len(sigma), 64)))))
+    path.write_bytes(
+        _to_bytes(Spectrum(sigma, *SHAPE, 1.0, 0.0, "default", np.zeros((len(sigma), 64))))
+    )
 
 
 def test_small_matrices_are_not_kept(kept):
@@ -126,7 +141,9 @@ def test_small_matrices_are_not_kept(kept):
 
 
 def test_the_folder_stays_within_its_bound_and_the_least_recently_used_go(tmp_path):
-    """Room for about four spectra: of six matrices the last ones are there, and one that was used meanwhile."""
+    """Room for about four spectra: of six matrices the last ones are there, and one that was used
+    meanwhile.
+    """
     one = SpectrumCache(tmp_path / "one")
     measured(stage(0), stage(1), one.remember)
     each = size_of(one.folder) // 2
@@ -166,7 +183,8 @@ def test_several_threads_share_a_folder(kept):
 def checkpoint(folder, matrices):
     folder.mkdir()
     save_file(
-        {f"model.layers.{i}.mlp.up_proj.weight": one for i, one in enumerate(matrices)}, folder / "model.safetensors"
+        {f"model.layers.{i}.mlp.up_proj.weight": one for i, one in enumerate(matrices)},
+        folder / "model.safetensors",
     )
     return folder
 
@@ -177,11 +195,18 @@ def stages(tmp_path):
     base = [stage(0), stage(1)]
     middle = [stage(2, base[0]), stage(3, base[1])]
     last = [stage(4, middle[0]), stage(5, middle[1])]
-    return [checkpoint(tmp_path / name, one) for name, one in (("base", base), ("middle", middle), ("last", last))]
+    return [
+        checkpoint(tmp_path / name, one)
+        for name, one in (("base", base), ("middle", middle), ("last", last))
+    ]
 
 
-def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(stages, shadow, tmp_path):
-    """Two of four spectra are there: the base was the tuned side before. --no-cache neither reads nor writes."""
+def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(
+    stages, shadow, tmp_path
+):
+    """Two of four spectra are there: the base was the tuned side before. --no-cache neither reads
+    nor writes.
+    """
     base, middle, last = stages
     on = {"env": {"SHADOW_NO_CACHE": "0", "XDG_CACHE_HOME": str(tmp_path / "home")}}
     shadow("audit", "--base", base, "--tuned", middle, "-o", "kept", **on)
@@ -189,12 +214,25 @@ def test_the_command_says_what_came_from_the_cache_and_writes_the_same_bytes(sta
     assert "2 of 4 spectra came from the cache" in second.err
     assert str(tmp_path / "home" / "shadow" / "spectra") in second.err.replace("\n", "")
     plain = shadow(
-        "audit", "--base", middle, "--tuned", last, "-o", "plain", "--no-cache", "--cache-dir", "unused", **on
+        "audit",
+        "--base",
+        middle,
+        "--tuned",
+        last,
+        "-o",
+        "plain",
+        "--no-cache",
+        "--cache-dir",
+        "unused",
+        **on,
     )
     assert "cache" not in plain.err
     assert not (tmp_path / "unused").exists()
     for name in ("matrices", "spectra", "tensors", "residual"):
-        first, other = (next((tmp_path / top).rglob(f"middle..last*/{name}.parquet")) for top in ("kept", "plain"))
+        first, other = (
+            next((tmp_path / top).rglob(f"middle..last*/{name}.parquet"))
+            for top in ("kept", "plain")
+        )
         assert pq.read_table(first).equals(pq.read_table(other))
 
 
@@ -202,8 +240,21 @@ def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_p
     """Only files of spectra go; reports stay."""
     base, middle, _ = stages
     options = ("--cache-dir", "kept")
-    shadow("audit", "--base", base, "--tuned", middle, "-o", "out", *options, env={"SHADOW_NO_CACHE": "0"})
-    mine = [tmp_path / "kept" / "mine.txt", tmp_path / "kept" / "ab" / "model.safetensors"]  # as in a folder of models
+    shadow(
+        "audit",
+        "--base",
+        base,
+        "--tuned",
+        middle,
+        "-o",
+        "out",
+        *options,
+        env={"SHADOW_NO_CACHE": "0"},
+    )
+    mine = [
+        tmp_path / "kept" / "mine.txt",
+        tmp_path / "kept" / "ab" / "model.safetensors",
+    ]  # as in a folder of models
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
@@ -237,5 +288,7 @@ def test_verbose_says_of_which_matrix_a_spectrum_came_from_the_cache(stages, sha
     first = shadow("audit", base, middle, *options, **on)
     second = shadow("audit", middle, last, *options, **on)
     assert "from the cache" not in first.err
-    lines = [line for line in second.err.splitlines() if line.endswith(", 1 spectrum from the cache")]
+    lines = [
+        line for line in second.err.splitlines() if line.endswith(", 1 spectrum from the cache")
+    ]
     assert [line.split()[1].split(".")[2] for line in sorted(lines)] in (["0", "1"], ["1", "0"])

@@ -1,4 +1,6 @@
-"""Where the update went: entropy, Gini and ratios over layers against the definitions, and for what they are for."""
+"""Where the update went: entropy, Gini and ratios over layers against the definitions, and for what
+they are for.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def one(statistic, energies):
 
 
 def test_the_ends_of_the_scale():
-    """An even update fills all layers, one in a single layer fills one; frozen layers count as layers."""
+    """An even update fills all layers, one in a single layer fills one; frozen layers count as
+    layers.
+    """
     assert one(effective_layers, [2, 2, 2, 2]) == pytest.approx(4)
     assert one(depth_entropy, [2, 2, 2, 2]) == pytest.approx(1)
     assert one(depth_gini, [2, 2, 2, 2]) == pytest.approx(0)
@@ -47,7 +51,9 @@ def test_what_has_no_depth_has_no_figures(energies):
 
 
 def test_draws_are_as_if_their_layers_were_written_out():
-    """Entropy, Gini (mean absolute difference over twice the mean) and ratio of every draw, layer by layer."""
+    """Entropy, Gini (mean absolute difference over twice the mean) and ratio of every draw, layer
+    by layer.
+    """
     energies, others = RNG.lognormal(size=9), RNG.lognormal(size=9)
     counts = draws((9,))[:100]
     found = [f(energies, counts) for f in (effective_layers, depth_entropy, depth_gini)]
@@ -59,7 +65,9 @@ def test_draws_are_as_if_their_layers_were_written_out():
         gini = np.abs(x[:, None] - x).mean() / (2 * x.mean())
         expected = (np.exp(entropy), entropy / np.log(9), gini)
         assert [values[number] for values in found] == pytest.approx(expected)
-        assert quotients[number] == pytest.approx((x.sum() + 1) / (np.repeat(others, count).sum() + 2))
+        assert quotients[number] == pytest.approx(
+            (x.sum() + 1) / (np.repeat(others, count).sum() + 2)
+        )
 
 
 def test_a_ratio_over_nothing_is_not_a_number():
@@ -71,7 +79,9 @@ def test_a_ratio_over_nothing_is_not_a_number():
 
 
 def test_frozen_layers_are_layers_and_norms_do_not_make_one():
-    """Identical matrices make their layer count, with no energy; a layer of which only a norm was compared does not."""
+    """Identical matrices make their layer count, with no energy; a layer of which only a norm was
+    compared does not.
+    """
     tensors = pd.DataFrame(
         [
             ("language", 1, "mlp.up", "measured", None),

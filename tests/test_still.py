@@ -1,4 +1,6 @@
-"""What is printed and written is what it was; and the recorder that says so sees the smallest change."""
+"""What is printed and written is what it was; and the recorder that says so sees the smallest
+change.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ ROWS = {
 @pytest.mark.slow
 def test_nothing_has_changed():
     """Every command of still_runs.py prints and writes what the goldens in tests/still/ hold."""
-    run = subprocess.run([sys.executable, SCRIPT, "check"], capture_output=True, encoding="utf-8", check=False)
+    run = subprocess.run(
+        [sys.executable, SCRIPT, "check"], capture_output=True, encoding="utf-8", check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
 
 
@@ -38,9 +42,22 @@ def parquet(rows: dict, **metadata: object) -> bytes:
     return file.getvalue()
 
 
-def done(rows: dict = ROWS, *, code: int = 0, out: str = "all done, 0.25\n", err: str = "", **metadata: object) -> Done:
-    summary = json.dumps({"label": "mixed", "figures": {"concentration": 0.5, "matrices": 3}}).encode()
-    files = {"x/matrices.parquet": parquet(rows, **metadata), "x/summary.json": summary, "x/old": None}
+def done(
+    rows: dict = ROWS,
+    *,
+    code: int = 0,
+    out: str = "all done, 0.25\n",
+    err: str = "",
+    **metadata: object,
+) -> Done:
+    summary = json.dumps(
+        {"label": "mixed", "figures": {"concentration": 0.5, "matrices": 3}}
+    ).encode()
+    files = {
+        "x/matrices.parquet": parquet(rows, **metadata),
+        "x/summary.json": summary,
+        "x/old": None,
+    }
     return Done(("show", "x"), 120, code, out, err, files)
 
 
@@ -53,7 +70,9 @@ DIFFERENT = {
     "a letter of stderr": done(err="x\n"),
     "a space of a layout": done(out="all  done, 0.25\n"),
     "the exit code": done(code=1),
-    "the name of a column": done({("Rows" if name == "rows" else name): values for name, values in ROWS.items()}),
+    "the name of a column": done(
+        {("Rows" if name == "rows" else name): values for name, values in ROWS.items()}
+    ),
     "the order of columns": done(dict(reversed(ROWS.items()))),
     "a column less": done({name: values for name, values in ROWS.items() if name != "sigma"}),
     "the type of a column": done(ROWS | {"rows": pa.array(ROWS["rows"], pa.int32())}),
@@ -65,14 +84,20 @@ DIFFERENT = {
     "a float of a list": done(ROWS | {"sigma": [[3.0, 1.01], [2.0], []]}),
     "a shorter list": done(ROWS | {"sigma": [[3.0], [2.0], []]}),
     "a key of the metadata": done(families="toy"),
-    "a file that is written anew": Done(("show", "x"), 120, 0, done().out, "", {**done().files, "x/old": ""}),
+    "a file that is written anew": Done(
+        ("show", "x"), 120, 0, done().out, "", {**done().files, "x/old": ""}
+    ),
 }
 
 
 @pytest.mark.parametrize("change", DIFFERENT)
-@pytest.mark.parametrize("render", [exact_text, lambda name, run: Goldens().text(name, run)], ids=["exact", "golden"])
+@pytest.mark.parametrize(
+    "render", [exact_text, lambda name, run: Goldens().text(name, run)], ids=["exact", "golden"]
+)
 def test_the_smallest_change_shows(change, render):
-    """In an exact recording and in a golden, also where measured numbers may differ in their last digits."""
+    """In an exact recording and in a golden, also where measured numbers may differ in their last
+    digits.
+    """
     before, after = (render("run", [one]) for one in (done(), DIFFERENT[change]))
     assert changes("run", before, after, measured=True)
 
@@ -81,13 +106,19 @@ def test_only_an_exact_recording_tells_the_last_bit():
     """The next float after one differs there, and in a golden only in digits that CPUs differ in."""
     other = done(ROWS | {"cosine": [0.25000000000000006, None, 0.75]})
     assert changes("run", *(exact_text("run", [one]) for one in (done(), other)))
-    assert not changes("run", *(Goldens().text("run", [one]) for one in (done(), other)), measured=True)
+    assert not changes(
+        "run", *(Goldens().text("run", [one]) for one in (done(), other)), measured=True
+    )
 
 
 def test_what_every_run_makes_anew_is_masked():
     """Times, durations and versions of libraries."""
-    first = done(out="0.3 s\n", started="2026-01-02T03:04:05+00:00", seconds=0.3, libraries={"torch": "2.6"})
-    other = done(out="0.9 s\n", started="2027-01-02T03:04:05+00:00", seconds=0.9, libraries={"torch": "2.7"})
+    first = done(
+        out="0.3 s\n", started="2026-01-02T03:04:05+00:00", seconds=0.3, libraries={"torch": "2.6"}
+    )
+    other = done(
+        out="0.9 s\n", started="2027-01-02T03:04:05+00:00", seconds=0.9, libraries={"torch": "2.7"}
+    )
     assert exact_text("run", [first]) == exact_text("run", [other])
 
 
@@ -117,7 +148,8 @@ def test_lines_are_alike_but_for_last_digits(one, other, same):
 def test_a_second_width_shows_by_its_layout():
     """Another place of a line's end shows, other decimals do not."""
     narrow = [
-        Done(("show",), 80, 0, text, "", {}) for text in ("one two\n0.25\n", "one two\n0.26\n", "one\ntwo 0.25\n")
+        Done(("show",), 80, 0, text, "", {})
+        for text in ("one two\n0.25\n", "one two\n0.26\n", "one\ntwo 0.25\n")
     ]
     first, numbers, wrapped = (Goldens().text("run", [done(), one]) for one in narrow)
     assert first == numbers

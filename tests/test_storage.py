@@ -1,4 +1,6 @@
-"""Reports at URLs, on fsspec's memory: published whole or not at all, read as they stood, and no credential told."""
+"""Reports at URLs, on fsspec's memory: published whole or not at all, read as they stood, and no
+credential told.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def whole(folder):
     for name in TABLES:
         assert report.table(name) is not None  # whole, and of the audit that the report is of
         assert json.loads(report.parquet(name).schema_arrow.metadata[b"shadow"]) == metadata
-    assert not summary.warnings or all(warning.code != "older_report" for warning in summary.warnings)
+    assert not summary.warnings or all(
+        warning.code != "older_report" for warning in summary.warnings
+    )
     return metadata["settings"]["chosen"]["layers"]
 
 
@@ -98,7 +102,9 @@ class Fault:
     def __init__(self, monkeypatch, number=0, look=lambda: None):
         self.number, self.count, self.look = number, 0, look
         for name in ("pipe_file", "put_file", "rm_file"):
-            monkeypatch.setattr(MemoryFileSystem, name, self._wrapped(getattr(MemoryFileSystem, name)))
+            monkeypatch.setattr(
+                MemoryFileSystem, name, self._wrapped(getattr(MemoryFileSystem, name))
+            )
 
     def _wrapped(self, write):
         def wrapped(system, *arguments, **more):
@@ -120,10 +126,18 @@ def test_a_report_at_a_url_is_the_one_of_a_folder(pair, store, tmp_path):
     result, _ = audited(pair, store)
     here = run_pair(pair, PLAIN, tmp_path / "out").folder
     there = fetched(at(pair, store))
-    assert result.url == "memory://bucket/reports/" + f"{pair.family}/{pair.name}" == str(at(pair, store))
-    assert sorted(path.name for path in there.iterdir()) == sorted(path.name for path in here.iterdir())
+    assert (
+        result.url
+        == "memory://bucket/reports/" + f"{pair.family}/{pair.name}"
+        == str(at(pair, store))
+    )
+    assert sorted(path.name for path in there.iterdir()) == sorted(
+        path.name for path in here.iterdir()
+    )
     for name in TABLES:
-        assert pq.read_table(there / f"{name}.parquet").equals(pq.read_table(here / f"{name}.parquet"))
+        assert pq.read_table(there / f"{name}.parquet").equals(
+            pq.read_table(here / f"{name}.parquet")
+        )
     assert sorted(at(pair, store).files()) == sorted(path.name for path in here.iterdir())
     assert not work_folder(store).exists()
 
@@ -148,12 +162,17 @@ def test_a_footer_that_is_longer_than_usual_is_read_whole(pair, store, monkeypat
     audited(pair, store)
     usual = published_metadata(at(pair, store))
     monkeypatch.setattr(remote, "USUAL_FOOTER", 100)
-    assert published_metadata(at(pair, store)) == usual == finished_metadata(fetched(at(pair, store)))
+    assert (
+        published_metadata(at(pair, store)) == usual == finished_metadata(fetched(at(pair, store)))
+    )
 
 
 def test_another_report_at_the_url_stays_without_overwrite(pair, store):
     audited(pair, store)
-    with pytest.raises(KeptError, match=r"memory://bucket/reports/\S+: the finished report there differs: --layer all"):
+    with pytest.raises(
+        KeptError,
+        match=r"memory://bucket/reports/\S+: the finished report there differs: --layer all",
+    ):
         audited(pair, store, FIRST)
     assert whole(fetched(at(pair, store))) == []
     result, said = audited(pair, store, FIRST, overwrite=True)
@@ -177,7 +196,9 @@ def test_a_table_that_the_new_report_lacks_is_removed(pair, store):
 
 
 def test_no_reader_ever_sees_half_a_report(pair, store, monkeypatch):
-    """After every single write, first of a new report and then of one that replaces it, a reader finds all or none."""
+    """After every single write, first of a new report and then of one that replaces it, a reader
+    finds all or none.
+    """
     seen = []
 
     def look():
@@ -202,10 +223,13 @@ EVERY_WRITE = range(1, 13)  # more than there are
 
 @pytest.mark.parametrize("replacing", [False, True])
 @pytest.mark.parametrize(
-    "numbers", [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)]
+    "numbers",
+    [pytest.param((2, 7), id="some"), pytest.param(EVERY_WRITE, id="all", marks=pytest.mark.slow)],
 )
 def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, replacing, numbers):
-    """Whichever write fails, the finished report is on this machine, and the same call publishes it unmeasured."""
+    """Whichever write fails, the finished report is on this machine, and the same call publishes it
+    unmeasured.
+    """
     folder = work_folder(store) / pair.family / pair.name
     failed = 0
     for number in numbers:
@@ -230,7 +254,9 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, r
         assert result.measured == 0
         assert whole(fetched(at(pair, store))) == []
         assert not folder.exists()
-    assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)  # the claim's end alone is no fault
+    assert failed == (
+        len(numbers) if len(numbers) == 2 else 7 + replacing
+    )  # the claim's end alone is no fault
 
 
 def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):
@@ -256,11 +282,16 @@ def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, mon
 
 def reports_of(pair, tmp_path):
     """Two finished reports of one pair that differ."""
-    return [run_pair(pair, settings, tmp_path / str(number)).folder for number, settings in enumerate((PLAIN, FIRST))]
+    return [
+        run_pair(pair, settings, tmp_path / str(number)).folder
+        for number, settings in enumerate((PLAIN, FIRST))
+    ]
 
 
 def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
-    """Whenever the second begins, between any two writes of the first, the report is the first's, and only its."""
+    """Whenever the second begins, between any two writes of the first, the report is the first's,
+    and only its.
+    """
     first, second = reports_of(pair, tmp_path)
     refused = []
     inside = threading.Event()
@@ -286,7 +317,9 @@ def test_a_second_writer_waits_or_gives_way(pair, store, tmp_path, monkeypatch):
 
 
 def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
-    """Eight threads with two different reports: one wins, the others are told, and nothing is mixed."""
+    """Eight threads with two different reports: one wins, the others are told, and nothing is
+    mixed.
+    """
     folders = reports_of(pair, tmp_path) * 4
     barrier = threading.Barrier(len(folders))
     outcomes = []
@@ -310,7 +343,9 @@ def test_of_many_writers_at_once_one_publishes(pair, store, tmp_path):
     assert CLAIM not in at(pair, store).files()
 
 
-def test_who_was_slower_with_the_same_report_takes_that_of_the_faster(pair, store, tmp_path, monkeypatch):
+def test_who_was_slower_with_the_same_report_takes_that_of_the_faster(
+    pair, store, tmp_path, monkeypatch
+):
     """While this one measures, another publishes: its report stays, and is the result."""
     faster = run_pair(pair, PLAIN, tmp_path / "faster").folder
 
@@ -331,10 +366,14 @@ def claim(store, token, age):
     store.put(CLAIM, json.dumps({"shadow": "uploading", "token": token, "at": then}).encode())
 
 
-@pytest.mark.parametrize(("token", "age", "goes_on"), [("me", 10, True), ("you", 10, False), ("you", 4000, True)])
-def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(pair, store, tmp_path, token, age, goes_on):
+@pytest.mark.parametrize(
+    ("token", "age", "goes_on"), [("me", 10, True), ("you", 10, False), ("you", 4000, True)]
+)
+def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(
+    pair, store, tmp_path, token, age, goes_on
+):
     """Our own after a kill, and anybody's after an hour without a sign of life."""
-    (folder, _) = reports_of(pair, tmp_path)
+    folder, _ = reports_of(pair, tmp_path)
     target = at(pair, store)
     claim(target, token, age)
     if goes_on:
@@ -349,7 +388,7 @@ def test_a_claim_is_taken_over_by_its_owner_or_when_nobody_lives(pair, store, tm
 
 def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, store, tmp_path, monkeypatch):
     """Before the file that completes a report it looks whether it still may."""
-    (folder, _) = reports_of(pair, tmp_path)
+    folder, _ = reports_of(pair, tmp_path)
     target = at(pair, store)
     put = Store.put_file
 
@@ -367,7 +406,9 @@ def test_a_writer_whose_claim_was_taken_over_does_not_finish(pair, store, tmp_pa
 # Reading
 
 
-def test_a_report_that_is_replaced_while_it_is_read_is_read_again(pair, store, monkeypatch, tmp_path):
+def test_a_report_that_is_replaced_while_it_is_read_is_read_again(
+    pair, store, monkeypatch, tmp_path
+):
     """The copy holds the files of one moment."""
     first, second = reports_of(pair, tmp_path)
     target = at(pair, store)
@@ -380,7 +421,11 @@ def test_a_report_that_is_replaced_while_it_is_read_is_read_again(pair, store, m
             half = dict(list(sizes.items())[:3])
             fetch(self, half, folder)
             publish(second, target, token="2", replaces=finished_metadata(first))
-            sizes = {name: entry.size for name, entry in target.files().items() if name in sizes and name not in half}
+            sizes = {
+                name: entry.size
+                for name, entry in target.files().items()
+                if name in sizes and name not in half
+            }
         calls.append(len(sizes))
         fetch(self, sizes, folder)
 
@@ -419,7 +464,9 @@ def test_only_files_of_reports_with_safe_names_are_fetched(pair, store):
     MemoryFileSystem().pipe_file("/bucket/reports/a/b/notes.txt", b"x")
     MemoryFileSystem().pipe_file("/bucket/reports2/a/b/matrices.parquet", b"x")
     folder = fetched(store)
-    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    found = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
     assert found == sorted(f"{pair.family}/{pair.name}/{name}" for name in content)
 
 
@@ -457,7 +504,11 @@ def toys(tmp_path):
     """A registry of a family with two pairs, one of which has no tuned side."""
     for seed, name in enumerate(("base", "one")):
         generator = torch.Generator().manual_seed(seed)
-        models.write(tmp_path / name, {UP.format(0): torch.randn(8, 8, generator=generator)}, {"model_type": "llama"})
+        models.write(
+            tmp_path / name,
+            {UP.format(0): torch.randn(8, 8, generator=generator)},
+            {"model_type": "llama"},
+        )
     (tmp_path / "toys.yaml").write_text(
         f"toy:\n  base: {tmp_path}/base\n  one: {tmp_path}/one\n  gone: {tmp_path}/gone\n"
     )
@@ -483,7 +534,9 @@ def test_the_index_of_a_list_is_published(toys, store):
 
 
 def test_a_list_goes_on_on_another_machine(toys, store, monkeypatch, tmp_path):
-    """What is done there is known from the index at the URL: nothing is measured, and what it took stays."""
+    """What is done there is known from the index at the URL: nothing is measured, and what it took
+    stays.
+    """
     before = listed(toys, store)[0]
     monkeypatch.setenv("SHADOW_WORK_DIR", str(tmp_path / "elsewhere"))
     again = listed(toys, store)[0]
@@ -565,26 +618,50 @@ def demo(tmp_path, monkeypatch):
 
 COMMANDS = [
     ("show", "memory://bucket/demo"),
-    ("gate", "memory://bucket/demo", "--fail-on", "language.mlp.up.alpha > 100", "--against", "memory://bucket/demo"),
+    (
+        "gate",
+        "memory://bucket/demo",
+        "--fail-on",
+        "language.mlp.up.alpha > 100",
+        "--against",
+        "memory://bucket/demo",
+    ),
     ("lineage", "demo", "-o", "memory://bucket/demo", "--json"),
     ("export", "memory://bucket/demo", "--to", "csv", "-o", "tables"),
 ]
 MORE_COMMANDS = [
     ("show", "memory://bucket/demo/demo/base..narrow", "--json"),
     ("compare", "memory://bucket/demo/demo/base..narrow", "memory://bucket/demo/demo/base..broad"),
-    ("compare", "memory://bucket/demo/demo/base..narrow", "memory://bucket/demo/demo/base..broad", "--json"),
+    (
+        "compare",
+        "memory://bucket/demo/demo/base..narrow",
+        "memory://bucket/demo/demo/base..broad",
+        "--json",
+    ),
     ("lineage", "memory://bucket/demo"),
     ("report", "memory://bucket/demo", "-o", "page.html"),
     ("figure", "memory://bucket/demo/demo/base..narrow", "--kind", "depth", "-o", "depth.svg"),
     ("plan", "demo", "-o", "memory://bucket/demo"),
     ("merge", "memory://bucket/demo"),
     ("clean", "-o", "memory://bucket/demo"),
-    ("audit", "demo", "-o", "memory://bucket/demo", "--no-subspaces", "--fail-on", "language.mlp.up.alpha > 100"),
+    (
+        "audit",
+        "demo",
+        "-o",
+        "memory://bucket/demo",
+        "--no-subspaces",
+        "--fail-on",
+        "language.mlp.up.alpha > 100",
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    "commands", [pytest.param(COMMANDS, id="some"), pytest.param(MORE_COMMANDS, id="more", marks=pytest.mark.slow)]
+    "commands",
+    [
+        pytest.param(COMMANDS, id="some"),
+        pytest.param(MORE_COMMANDS, id="more", marks=pytest.mark.slow),
+    ],
 )
 def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
     """What is told and written names URLs, never the copies on this machine."""
@@ -594,7 +671,11 @@ def test_every_command_takes_urls_and_names_no_copy(demo, tmp_path, commands):
         assert code == 0, (words, err)
         assert "Traceback" not in err
         assert scratch not in out + err, words
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix in (".html", ".csv", ".svg")]
+    written = [
+        path
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.suffix in (".html", ".csv", ".svg")
+    ]
     assert len(written) >= 2
     assert not [path for path in written if scratch.encode() in path.read_bytes()]
     assert "memory://bucket/demo/demo/base..narrow/" in command("show", "memory://bucket/demo")[1]
@@ -643,7 +724,9 @@ def test_a_missing_baseline_at_a_url(demo):
 
 def test_the_python_api_takes_urls(tmp_path, monkeypatch):
     """A report at a URL has the tables of one in a folder."""
-    there = package.audit("demo:base..narrow", output="memory://bucket/api", subspaces=False, layers=[0])
+    there = package.audit(
+        "demo:base..narrow", output="memory://bucket/api", subspaces=False, layers=[0]
+    )
     here = package.audit("demo:base..narrow", output=tmp_path / "here", subspaces=False, layers=[0])
     assert there.matrices.drop(columns="precision").equals(here.matrices.drop(columns="precision"))
     assert "memory://bucket/api/demo/base..narrow" in repr(there)
@@ -688,7 +771,10 @@ def test_a_file_url_is_a_folder_of_this_machine(tmp_path):
         ("abfs://container@account.dfs.core.windows.net/x", "may hold no account"),
         ("s3://bucket/x?X-Amz-Signature=hunter2hunter2", "may have no query"),
         ("s3://bucket/x#hunter2hunter2", "may have no query"),
-        ("https://user:hunter2hunter2@host/list?sig=hunter2hunter2", "web addresses are not supported"),
+        (
+            "https://user:hunter2hunter2@host/list?sig=hunter2hunter2",
+            "web addresses are not supported",
+        ),
         ("ftp://user:hunter2hunter2@host/x", "ftp:// are not supported"),
         ("s3://", "no bucket or folder"),
         ("s3://bucket/../x", "no bucket or folder"),
@@ -704,7 +790,9 @@ def test_urls_that_are_refused_before_anything_is_reached(url, message):
     assert SECRET not in out + err
 
 
-@pytest.mark.parametrize("url", ["hf://datasets/a/b/x", "hf://spaces/a/b", "hf://a/b", "hf://buckets/a"])
+@pytest.mark.parametrize(
+    "url", ["hf://datasets/a/b/x", "hf://spaces/a/b", "hf://a/b", "hf://buckets/a"]
+)
 def test_repositories_of_the_hub_are_refused_as_output(url):
     code, _, err = command("audit", "demo", "-o", url)
     assert code == 2
@@ -712,7 +800,8 @@ def test_repositories_of_the_hub_are_refused_as_output(url):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"key": "hunter2hunter2"', '["hunter2hunter2"]', "/no/such/hunter2", '{"a": hunter2hunter2}']
+    "text",
+    ['{"key": "hunter2hunter2"', '["hunter2hunter2"]', "/no/such/hunter2", '{"a": hunter2hunter2}'],
 )
 def test_options_that_cannot_be_read_are_not_told(text, tmp_path):
     with pytest.raises(UsageError) as raised:
@@ -726,10 +815,14 @@ def test_options_that_cannot_be_read_are_not_told(text, tmp_path):
 def test_options_come_from_json_a_file_or_the_environment(tmp_path, monkeypatch):
     told = {"key": SECRET, "client_kwargs": {"region_name": "x"}}
     (tmp_path / "options.json").write_text(json.dumps(told))
-    assert parsed_options(json.dumps(told)) == parsed_options(str(tmp_path / "options.json")) == told
+    assert (
+        parsed_options(json.dumps(told)) == parsed_options(str(tmp_path / "options.json")) == told
+    )
     assert parsed_options(None) == {}
     given = []
-    monkeypatch.setattr(storage, "_system", lambda _, options, __: given.append(options) or MemoryFileSystem())
+    monkeypatch.setattr(
+        storage, "_system", lambda _, options, __: given.append(options) or MemoryFileSystem()
+    )
     monkeypatch.setenv("SHADOW_STORAGE_OPTIONS", json.dumps(told))
     command("show", "memory://bucket/x")
     assert json.loads(given[0]) == told
@@ -745,12 +838,18 @@ class AnswerError(OSError):
     """What a driver raises; it tells what it was given."""
 
 
-@pytest.mark.parametrize("kind", [OSError, PermissionError, TimeoutError, ConnectionError, AnswerError])
+@pytest.mark.parametrize(
+    "kind", [OSError, PermissionError, TimeoutError, ConnectionError, AnswerError]
+)
 def test_no_credential_of_a_drivers_fault_is_told(kind, monkeypatch, store):
-    """Neither the options' values, nor the environment's secrets, nor signed queries, also not in a traceback."""
+    """Neither the options' values, nor the environment's secrets, nor signed queries, also not in a
+    traceback.
+    """
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "env-secret-1")
     text = f"GET http://u:p4ssw0rd@h/x?X-Amz-Signature=abcdef with {SECRET} and env-secret-1"
-    monkeypatch.setattr(MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(kind(text)))
+    monkeypatch.setattr(
+        MemoryFileSystem, "find", lambda *_, **__: (_ for _ in ()).throw(kind(text))
+    )
     secret = replace(store, options={"client_kwargs": {"token": SECRET}})
     with pytest.raises(ShadowError) as raised:
         secret.files()
@@ -793,7 +892,9 @@ def test_a_pair_that_another_process_works_on_is_refused(pair, store, monkeypatc
 
 
 def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, monkeypatch):
-    """An upload failed; then the report at the URL is asked for again: the one that waits is told of, and stays."""
+    """An upload failed; then the report at the URL is asked for again: the one that waits is told
+    of, and stays.
+    """
     audited(pair, store)
     with monkeypatch.context() as patched:
         Fault(patched, 1)
@@ -808,7 +909,9 @@ def test_a_report_of_other_settings_that_waits_here_is_not_removed(pair, store, 
     assert whole(fetched(at(pair, store))) == [0]
 
 
-@pytest.mark.parametrize(("url", "extra"), [("s3://b/x", "s3"), ("gs://b/x", "gs"), ("az://b/x", "az")])
+@pytest.mark.parametrize(
+    ("url", "extra"), [("s3://b/x", "s3"), ("gs://b/x", "gs"), ("az://b/x", "az")]
+)
 def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch, url, extra):
     """Wrong usage, exit code 2, with the command that installs it."""
     monkeypatch.setattr("shadow.extras._is_installed", lambda _: False)
@@ -835,6 +938,8 @@ def test_a_condition_that_does_not_hold_is_no_fault(store, monkeypatch):
         code = 412
 
     assert store.create("claim", b"first")
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", lambda *_, **__: (_ for _ in ()).throw(HttpError()))
+    monkeypatch.setattr(
+        MemoryFileSystem, "pipe_file", lambda *_, **__: (_ for _ in ()).throw(HttpError())
+    )
     assert not store.create("claim", b"second")
     assert store.create("claim", b"first")

@@ -1,4 +1,6 @@
-"""Reports on an S3 server that fails in every way: 5xx, cut uploads, silence, two writers, a killed one."""
+"""Reports on an S3 server that fails in every way: 5xx, cut uploads, silence, two writers, a killed
+one.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from shadow.targets.lists import select
 
 pytestmark = pytest.mark.slow
 PAIR = "demo/base..narrow"
-FILES = ["matrices.parquet", "residual.parquet", "spectra.parquet", "summary.json", "tensors.parquet"]
+FILES = [
+    "matrices.parquet",
+    "residual.parquet",
+    "spectra.parquet",
+    "summary.json",
+    "tensors.parquet",
+]
 QUICK = ("--no-subspaces", "--layer", "0", "--module", "mlp.up")
 
 
@@ -78,7 +86,9 @@ def store_of(server, url) -> Store:
 
 
 def whole(server, url):
-    """The chosen layers of the report at a URL all of whose files are of one audit; None where there is none."""
+    """The chosen layers of the report at a URL all of whose files are of one audit; None where
+    there is none.
+    """
     folder = fetched_if_any(store_of(server, url).at(*PAIR.split("/")))
     if folder is None:
         return None
@@ -91,7 +101,9 @@ def whole(server, url):
 
 
 def test_an_audit_into_a_bucket_is_read_from_it(server, run, url):
-    """With the usual variables of the environment; again, it measures nothing and writes nothing of the report."""
+    """With the usual variables of the environment; again, it measures nothing and writes nothing of
+    the report.
+    """
     words = ("audit", "demo:base..narrow", "-o", url, *QUICK)
     out = run(*words).assert_done()
     assert f"{url}/{PAIR}/" in out
@@ -128,7 +140,9 @@ def test_options_are_used_and_never_told(server, run, url, tmp_path):
 
 
 def test_creating_an_object_is_conditional_at_the_store(server, url):
-    """The second of two writers is told by the store itself; a repeated one of the same content is not."""
+    """The second of two writers is told by the store itself; a repeated one of the same content is
+    not.
+    """
     store = store_of(server, url)
     assert store.create("claim", b"first")
     assert not store.create("claim", b"second")
@@ -157,9 +171,15 @@ def test_faults_that_pass_are_retried(server, run, url, fault):
 
 @pytest.mark.parametrize("fault", ["500", "cut", "403"])
 @pytest.mark.parametrize("name", ["tensors.parquet", "matrices.parquet", ".uploading.json"])
-def test_a_fault_that_stays_ends_in_one_line_and_loses_nothing(server, run, url, fault, name, tmp_path):
-    """Exit code 1 within a minute; no reader finds a report; the finished one is here, and the same command goes on."""
-    server.fault = lambda request: fault if request.method == "PUT" and request.path.endswith(name) else None
+def test_a_fault_that_stays_ends_in_one_line_and_loses_nothing(
+    server, run, url, fault, name, tmp_path
+):
+    """Exit code 1 within a minute; no reader finds a report; the finished one is here, and the same
+    command goes on.
+    """
+    server.fault = lambda request: (
+        fault if request.method == "PUT" and request.path.endswith(name) else None
+    )
     words = ("audit", "demo:base..narrow", "-o", url, *QUICK)
     began = time.monotonic()
     failed = run(*words)
@@ -188,7 +208,9 @@ def test_what_may_not_be_written_is_told_before_anything_is_measured(server, run
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize(("fault", "told"), [("403", "access denied"), ("404", "no "), ("500", "the store failed")])
+@pytest.mark.parametrize(
+    ("fault", "told"), [("403", "access denied"), ("404", "no "), ("500", "the store failed")]
+)
 def test_what_cannot_be_read_is_one_line(server, run, url, fault, told):
     run("audit", "demo:base..narrow", "-o", url, *QUICK).assert_done()
     server.fault = lambda request: fault if request.method == "GET" else None
@@ -198,7 +220,9 @@ def test_what_cannot_be_read_is_one_line(server, run, url, fault, told):
     assert told in run("show", url).assert_refused(1)
 
 
-@pytest.mark.parametrize("words", [("show", "s3://no-such-bucket/x"), ("audit", "demo", "-o", "s3://no-such-bucket/x")])
+@pytest.mark.parametrize(
+    "words", [("show", "s3://no-such-bucket/x"), ("audit", "demo", "-o", "s3://no-such-bucket/x")]
+)
 def test_a_bucket_that_is_not_there(run, words):
     assert "s3://no-such-bucket/x: no " in run(*words).assert_refused(1)
 
@@ -219,13 +243,19 @@ def started(server, tmp_path, work, *words):
     """A command in a process of its own interpreter, at work beside this one."""
     env = {**os.environ, **server.env(SHADOW_WORK_DIR=str(tmp_path / work))}
     command = [sys.executable, "-m", "shadow", *words]
-    return subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize("same", [True, False])
 def test_two_machines_with_one_pair_do_not_mix(server, url, tmp_path, same):
-    """Both upload at once, which the server makes slow. The report is of one of them; who lost is told or agrees."""
-    server.fault = lambda request: "wait" if request.path.endswith(("spectra.parquet", "residual.parquet")) else None
+    """Both upload at once, which the server makes slow. The report is of one of them; who lost is
+    told or agrees.
+    """
+    server.fault = lambda request: (
+        "wait" if request.path.endswith(("spectra.parquet", "residual.parquet")) else None
+    )
     other = QUICK if same else ("--no-subspaces", "--layer", "1", "--module", "mlp.up")
     both = [
         started(server, tmp_path, work, "audit", "demo:base..narrow", "-o", url, *choice)
@@ -244,13 +274,20 @@ def test_two_machines_with_one_pair_do_not_mix(server, url, tmp_path, same):
     else:
         assert sorted(codes) == [0, 1], ended
         assert layers == [codes.index(0)]
-        assert "differs: --layer" in ended[codes.index(1)][1] or "has just ended there" in ended[codes.index(1)][1]
+        assert (
+            "differs: --layer" in ended[codes.index(1)][1]
+            or "has just ended there" in ended[codes.index(1)][1]
+        )
     assert CLAIM not in store_of(server, url).at(*PAIR.split("/")).files()
 
 
 @pytest.mark.parametrize("name", ["spectra.parquet", "matrices.parquet"])
-def test_a_writer_that_is_killed_goes_on_where_it_was(server, run, url, tmp_path, monkeypatch, name):
-    """Killed while it uploads: no reader finds half a report, and the same command publishes without measuring."""
+def test_a_writer_that_is_killed_goes_on_where_it_was(
+    server, run, url, tmp_path, monkeypatch, name
+):
+    """Killed while it uploads: no reader finds half a report, and the same command publishes
+    without measuring.
+    """
     server.fault = lambda request: "wait" if request.path.endswith(name) else None
     words = ("audit", "demo:base..narrow", "-o", url, *QUICK)
     env = server.env(SHADOW_WORK_DIR=str(tmp_path / "work"), TMPDIR=str(tmp_path))
@@ -273,16 +310,25 @@ def test_a_writer_that_is_killed_goes_on_where_it_was(server, run, url, tmp_path
 
 
 def test_a_list_in_a_bucket_and_its_merge(server, run, url, tmp_path):
-    """Two shards into URLs of their own, merged into a third: the index and the reports of one list."""
+    """Two shards into URLs of their own, merged into a third: the index and the reports of one
+    list.
+    """
     (tmp_path / "list.txt").write_text("demo:base..narrow\ndemo:base..broad\n")
     for number in (1, 2):
-        run("audit", "--list", "list.txt", "--shard", f"{number}/2", "-o", f"{url}/{number}", *QUICK).assert_done()
+        run(
+            "audit", "--list", "list.txt", "--shard", f"{number}/2", "-o", f"{url}/{number}", *QUICK
+        ).assert_done()
     out = run("merge", f"{url}/all", f"{url}/1", f"{url}/2").assert_done()
     assert "pairs  2: 2 done" in out
-    assert {"index.json", "batch.parquet", f"{PAIR}/matrices.parquet"} < set(store_of(server, f"{url}/all").files())
+    assert {"index.json", "batch.parquet", f"{PAIR}/matrices.parquet"} < set(
+        store_of(server, f"{url}/all").files()
+    )
     run("gate", f"{url}/all", "--fail-on", "concentration > 0.99").assert_done()
     folder = fetched(store_of(server, f"{url}/all"))
-    assert sorted(path.name for path in (folder / "demo").iterdir()) == ["base..broad", "base..narrow"]
+    assert sorted(path.name for path in (folder / "demo").iterdir()) == [
+        "base..broad",
+        "base..narrow",
+    ]
 
 
 def test_a_report_that_vanishes_while_it_is_read(server, url, run, tmp_path):

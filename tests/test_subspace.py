@@ -1,4 +1,6 @@
-"""Overlaps, alignments and intruders against two whole float64 SVDs, and under what must not change them."""
+"""Overlaps, alignments and intruders against two whole float64 SVDs, and under what must not change
+them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ F64 = ("F64", "F64")
 SHAPES = st.tuples(st.integers(2, 80), st.integers(2, 80))
 OVERLAPS = ("overlap_left", "overlap_right")
 ALIGNMENTS = ("alignment_left", "alignment_right")
-PROFILED = ("alignment_left_null", "alignment_right_null")  # of rows and columns, which a rotation mixes
+PROFILED = (
+    "alignment_left_null",
+    "alignment_right_null",
+)  # of rows and columns, which a rotation mixes
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 
 
@@ -66,7 +71,9 @@ def pair(rows, cols, rank=3, size=0.3, seed=0):
     rng = np.random.default_rng(seed)
     m = min(rows, cols)
     base = planted(rows, cols, np.arange(1, m + 1) ** -0.5, rng)
-    update = rng.standard_normal((rows, rank)) @ rng.standard_normal((rank, cols)) + rng.standard_normal((rows, cols))
+    update = rng.standard_normal((rows, rank)) @ rng.standard_normal(
+        (rank, cols)
+    ) + rng.standard_normal((rows, cols))
     return base, base + size * update / np.linalg.norm(update)
 
 
@@ -76,16 +83,24 @@ def pair(rows, cols, rank=3, size=0.3, seed=0):
      (128, 128), (150, 400), (400, 150), (300, 310)],
 )  # fmt: skip
 def test_every_number_is_that_of_two_svds(shape):
-    """Tiny, wide, tall and square float64 matrices: to 1e-7, alignments by the delta's float32 sums."""
+    """Tiny, wide, tall and square float64 matrices: to 1e-7, alignments by the delta's float32
+    sums.
+    """
     assert_like_reference(*map(torch.from_numpy, pair(*shape)), rel=1e-7, abs=1e-12)
 
 
-@pytest.mark.parametrize("dtypes", every(3, [("BF16", "BF16"), ("F32", "F32"), ("BF16", "F32"), ("F16", "BF16")]))
+@pytest.mark.parametrize(
+    "dtypes", every(3, [("BF16", "BF16"), ("F32", "F32"), ("BF16", "F32"), ("F16", "BF16")])
+)
 @pytest.mark.parametrize("shape", [(40, 100), (300, 420), (420, 300)])
 def test_stored_formats_agree_with_two_svds(shape, dtypes):
-    """What is stored in 16 or 32 bits, in every tier: to 1e-6, the float32 Gram's rounding over the gap."""
+    """What is stored in 16 or 32 bits, in every tier: to 1e-6, the float32 Gram's rounding over the
+    gap.
+    """
     types = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
-    base, tuned = (torch.from_numpy(W).to(types[one]) for W, one in zip(pair(*shape), dtypes, strict=True))
+    base, tuned = (
+        torch.from_numpy(W).to(types[one]) for W, one in zip(pair(*shape), dtypes, strict=True)
+    )
     for precision in ("default", "exact", "fast"):
         assert_like_reference(base, tuned, dtypes, Method(precision), rel=1e-6, abs=1e-6)
 
@@ -96,12 +111,16 @@ def test_grouped_views_are_their_rows_in_order(shape):
     base, tuned = (torch.from_numpy(W).view(shape) for W in pair(shape[0] * shape[1], shape[2]))
     views = [W.transpose(0, 1).contiguous().transpose(0, 1) for W in (base, tuned)]
     assert not views[0].is_contiguous()
-    assert values(*views) == pytest.approx(values(base.flatten(0, 1), tuned.flatten(0, 1)), rel=1e-12)
+    assert values(*views) == pytest.approx(
+        values(base.flatten(0, 1), tuned.flatten(0, 1)), rel=1e-12
+    )
     assert_like_reference(*views, rel=1e-7, abs=1e-12)
 
 
 def test_updates_and_scaled_floats_are_read_by_index():
-    """A base with its LoRA update, and 8-bit floats with block scales: as the dense matrices they stand for."""
+    """A base with its LoRA update, and 8-bit floats with block scales: as the dense matrices they
+    stand for.
+    """
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(70, 300, generator=generator).bfloat16()
     left, right = torch.randn(70, 4, generator=generator), torch.randn(4, 300, generator=generator)
@@ -118,17 +137,23 @@ def test_updates_and_scaled_floats_are_read_by_index():
 
 
 def test_an_unresolved_subspace_is_null():
-    """A base of rank 5 has no top 16; one of rank 20 has, but no 64 vectors to look for intruders in."""
+    """A base of rank 5 has no top 16; one of rank 20 has, but no 64 vectors to look for intruders
+    in.
+    """
     rng = np.random.default_rng(0)
     full = rng.standard_normal((80, 100))
     five, twenty = (planted(80, 100, np.linspace(2, 1, rank), rng) for rank in (5, 20))
     base_has_none = values(five, five + full)
-    assert [name for name, value in base_has_none.items() if value is not None] == ["subspace_gap_tuned"]
+    assert [name for name, value in base_has_none.items() if value is not None] == [
+        "subspace_gap_tuned"
+    ]
     found = values(twenty, twenty + 1e-3 * full)
     assert found["intruders"] is None
     assert None not in [found[name] for name in (*OVERLAPS, *ALIGNMENTS, *GAPS)]
     tuned_has_none = values(full, five)
-    assert [tuned_has_none[name] for name in (*OVERLAPS, "intruders", "subspace_gap_tuned")] == [None] * 4
+    assert [tuned_has_none[name] for name in (*OVERLAPS, "intruders", "subspace_gap_tuned")] == [
+        None
+    ] * 4
     assert None not in [tuned_has_none[name] for name in (*ALIGNMENTS, "subspace_gap_base")]
     twelve = planted(80, 100, np.linspace(2, 1, 12), rng)
     assert values(full, twelve)["intruders"] is not None
@@ -139,11 +164,16 @@ def test_an_unresolved_subspace_is_null():
 
 
 def test_gaps_are_those_of_planted_spectra():
-    """sigma_16 = 1 and sigma_17 = 0.75 make 0.25; a full short side of at most 16 has none behind it; rank 16 is 1."""
+    """sigma_16 = 1 and sigma_17 = 0.75 make 0.25; a full short side of at most 16 has none behind
+    it; rank 16 is 1.
+    """
     rng = np.random.default_rng(1)
     base = planted(40, 60, np.r_[np.linspace(2, 1, 16), np.linspace(0.75, 0.1, 24)], rng)
     sixteen = planted(40, 60, np.linspace(2, 1, 16), rng)
-    assert [values(base, sixteen)[name] for name in GAPS] == [pytest.approx(0.25), pytest.approx(1, abs=1e-6)]
+    assert [values(base, sixteen)[name] for name in GAPS] == [
+        pytest.approx(0.25),
+        pytest.approx(1, abs=1e-6),
+    ]
     small = planted(16, 60, np.linspace(2, 1, 16), rng)
     assert [values(small, small + 1e-3)[name] for name in GAPS] == [1, 1]
 
@@ -161,7 +191,9 @@ def test_equal_singular_values_are_reported_with_gap_zero():
 @settings(max_examples=examples(25))
 @given(st.integers(0, 10_000), SHAPES, st.floats(1e-4, 10))
 def test_ranges(seed, shape, size):
-    """Overlaps are in [0, 1], alignments in [0, side / k], intruders at most min(10, m), gaps in [0, 1]."""
+    """Overlaps are in [0, 1], alignments in [0, side / k], intruders at most min(10, m), gaps in
+    [0, 1].
+    """
     rng = np.random.default_rng(seed)
     base = rng.standard_normal(shape)
     found = values(base, base + size * rng.standard_normal(shape))
@@ -183,14 +215,18 @@ def test_rotation_and_transposition(seed, shape):
     P, Q = (np.linalg.qr(rng.standard_normal((side, side)))[0] for side in shape)
     found = values(base, tuned)
     turned = values(P @ base @ Q, P @ tuned @ Q)
-    assert turned | {name: found[name] for name in PROFILED} == pytest.approx(found, rel=1e-6, abs=1e-9)
+    assert turned | {name: found[name] for name in PROFILED} == pytest.approx(
+        found, rel=1e-6, abs=1e-9
+    )
     swapped = values(base.T.copy(), tuned.T.copy())
     for one, other in (OVERLAPS, ALIGNMENTS, PROFILED):
         assert (swapped[one], swapped[other]) == pytest.approx((found[other], found[one]), rel=1e-6)
 
 
 @settings(max_examples=examples(15))
-@given(st.integers(0, 10_000), SHAPES, st.floats(0.1, 10).filter(lambda factor: abs(factor - 1) > 1e-3))
+@given(
+    st.integers(0, 10_000), SHAPES, st.floats(0.1, 10).filter(lambda factor: abs(factor - 1) > 1e-3)
+)
 def test_a_scaled_matrix_has_not_turned(seed, shape, factor):
     """tuned = c base: overlap 1 and no intruder, on both sides."""
     base = np.random.default_rng(seed).standard_normal(shape)
@@ -199,9 +235,13 @@ def test_a_scaled_matrix_has_not_turned(seed, shape, factor):
     assert found["intruders"] == 0
 
 
-@pytest.mark.parametrize(("count", "near"), [(50, 0.06), pytest.param(400, 0.03, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "near"), [(50, 0.06), pytest.param(400, 0.03, marks=pytest.mark.slow)]
+)
 def test_the_null_of_an_alignment_is_its_mean_over_random_signs(count, near):
-    """Over sign flips of D with outlier rows, the alignments are what its profile says, not 1; both ways round."""
+    """Over sign flips of D with outlier rows, the alignments are what its profile says, not 1; both
+    ways round.
+    """
     rng = np.random.default_rng(0)
     scales = np.exp(0.8 * rng.standard_normal(40))[:, None]
     base = scales * rng.standard_normal((40, 60))
@@ -238,9 +278,13 @@ def test_alignment_of_a_delta_inside_and_outside_the_subspace():
 
 
 @settings(max_examples=examples(10))
-@given(st.integers(0, 10_000), st.sampled_from([(150, 200), (200, 150), (300, 100)]), st.integers(1, 4))
+@given(
+    st.integers(0, 10_000), st.sampled_from([(150, 200), (200, 150), (300, 100)]), st.integers(1, 4)
+)
 def test_strong_new_directions_are_intruders(seed, shape, count):
-    """Each strong random rank-one direction added to a decaying spectrum is one intruder, and nothing else is."""
+    """Each strong random rank-one direction added to a decaying spectrum is one intruder, and
+    nothing else is.
+    """
     rng = np.random.default_rng(seed)
     base = planted(*shape, 0.8 ** np.arange(min(shape)) + 1e-3, rng)
     new = planted(*shape, np.linspace(12, 10, count), rng)
@@ -288,7 +332,9 @@ def test_lanczos_on_large_sides_agrees(dtypes, monkeypatch):
 
 
 def test_lanczos_that_misses_a_copy_is_replaced(monkeypatch):
-    """Forty equal singular values, of which a Krylov space holds one: all vectors are computed then."""
+    """Forty equal singular values, of which a Krylov space holds one: all vectors are computed
+    then.
+    """
     monkeypatch.setattr(spectrum, "OPENBLAS_SIDE", 50)
     rng = np.random.default_rng(6)
     base = planted(100, 120, np.r_[np.full(40, 3.0), np.linspace(1, 0.5, 60)], rng)
@@ -307,7 +353,10 @@ def test_without_subspaces_their_columns_are_null_and_no_other_changes():
         columns = NO_SUBSPACES if one.subject == "delta" else {}
         expected = {**one.values, **columns}
         assert other.values.keys() == expected.keys()
-        for name, value in expected.items():  # another routine of LAPACK solves where no vectors are asked for
+        for (
+            name,
+            value,
+        ) in expected.items():  # another routine of LAPACK solves where no vectors are asked for
             exact = value is None or isinstance(value, str)
             assert other.values[name] == (value if exact else pytest.approx(value, rel=1e-9)), name
         np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-9)

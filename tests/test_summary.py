@@ -60,11 +60,16 @@ def test_figures_are_those_of_the_rows(audited):
     assert figures["relative_norm_overall"] == pytest.approx(whole)
     for row in summary["modules"]:
         own = [delta["concentration"] for delta in deltas if delta["module"] == row["module"]]
-        assert (row["matrices"], row["concentration"]) == (len(own), pytest.approx(statistics.median(own)))
+        assert (row["matrices"], row["concentration"]) == (
+            len(own),
+            pytest.approx(statistics.median(own)),
+        )
     for row in summary["depth"]:
         own = [delta for delta in deltas if delta["layer"] == row["layer"]]
         of_base = [one for one in base if one["layer"] == row["layer"]]
-        norm = math.hypot(*(d["frobenius_norm"] for d in own)) / math.hypot(*(b["frobenius_norm"] for b in of_base))
+        norm = math.hypot(*(d["frobenius_norm"] for d in own)) / math.hypot(
+            *(b["frobenius_norm"] for b in of_base)
+        )
         assert row["relative_norm"] == pytest.approx(norm)
     assert [row["layer"] for row in summary["depth"]] == [0, 1, 2, 3]
     tensors = rows(folder, "tensors")
@@ -73,17 +78,23 @@ def test_figures_are_those_of_the_rows(audited):
 
 
 def test_the_overall_norm_is_that_of_the_weights(audited):
-    """The relative norm over all matrices is the one of the two checkpoints' matrices as one vector."""
+    """The relative norm over all matrices is the one of the two checkpoints' matrices as one
+    vector.
+    """
     base, tuned = (load_file(DEMO / side / "model.safetensors") for side in ("base", "narrow"))
     names = [name for name, tensor in base.items() if tensor.ndim == 2]
     delta = torch.cat([(tuned[name].double() - base[name].double()).flatten() for name in names])
     whole = torch.cat([base[name].double().flatten() for name in names])
     figures = json.loads((audited[0] / "summary.json").read_text())["figures"]
-    assert figures["relative_norm_overall"] == pytest.approx(float(delta.norm() / whole.norm()), rel=1e-6)
+    assert figures["relative_norm_overall"] == pytest.approx(
+        float(delta.norm() / whole.norm()), rel=1e-6
+    )
 
 
 def test_narrow_data_left_a_more_concentrated_delta_than_broad_data(tmp_path):
-    """The demo's two pairs, matrix by matrix inside the layers: what they were trained to show, in 27 of 28."""
+    """The demo's two pairs, matrix by matrix inside the layers: what they were trained to show, in
+    27 of 28.
+    """
     assert shadow("audit", "demo", "-o", tmp_path).code == 0
     found = {
         pair: {
@@ -110,7 +121,9 @@ def test_show_prints_what_audit_printed(audited):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
-    """No line is longer than the terminal, nothing is cut off, no escape reaches a pipe, talk is on stderr."""
+    """No line is longer than the terminal, nothing is cut off, no escape reaches a pipe, talk is on
+    stderr.
+    """
     short = shadow("show", audited[0], COLUMNS=str(width)).out.splitlines()
     assert max(map(len, short)) <= width
     assert not any("…" in line or "\x1b" in line for line in short)
@@ -123,13 +136,16 @@ def test_output_fits_the_terminal_and_is_plain_when_piped(audited, width):
     assert done.err == ""
     told = json.loads((audited[0] / "summary.json").read_text())
     low, high = told["intervals"]["concentration"]
-    median = f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f}) median concentration"
+    median = (
+        f"{told['figures']['concentration']:.2f} ({low:.2f} to {high:.2f}) median concentration"
+    )
     for word in ("attn.q", "mlp.down", "not_a_matrix", median):
         assert word in done.out
 
 
 @pytest.mark.parametrize(
-    ("spikes", "said"), [(1.0, "1 singular value stands out with"), (2, "2 singular values stand out with")]
+    ("spikes", "said"),
+    [(1.0, "1 singular value stands out with"), (2, "2 singular values stand out with")],
 )
 def test_one_singular_value_stands_out(audited, spikes, said):
     """The noun and the verb agree with the median."""
@@ -145,14 +161,18 @@ def shown(summary, folder, **changes):
     console = Console(file=io.StringIO(), width=1000)
     full = changes.pop("full", False)
     provenance = read_summary(folder)[1]
-    console.print(summary_view(replace(summary, **changes), provenance, folder, console.options, full=full))
+    console.print(
+        summary_view(replace(summary, **changes), provenance, folder, console.options, full=full)
+    )
     return " ".join(console.file.getvalue().split())
 
 
 def test_the_short_summary_says_what_came_of_gates_and_label(audited):
     """The label of a pair that has one, why another has none, and the gates that failed."""
     summary = read_summary(audited[0])[0]
-    assert f"gates all 6 passed; label: {summary.label}, by the lab's trainings" in shown(summary, audited[0])
+    assert f"gates all 6 passed; label: {summary.label}, by the lab's trainings" in shown(
+        summary, audited[0]
+    )
     none = shown(summary, audited[0], reference=None, label="not assessable")
     assert "gates all 6 passed; no label: no known training of this size" in none
     assert "not assessable" not in none
@@ -165,7 +185,9 @@ def test_the_next_command_can_be_typed_as_it_stands(audited):
     folder = audited[0]
     out = run_shadow("show", folder.name, cwd=folder.parent).assert_done()
     lines = [line.split(maxsplit=1) for line in out.splitlines()]
-    typed = next(rest for first, rest in (line for line in lines if len(line) == 2) if first == "more").strip()
+    typed = next(
+        rest for first, rest in (line for line in lines if len(line) == 2) if first == "more"
+    ).strip()
     assert typed == f"shadow show {folder.name} --full"
     run_shadow(*typed.split()[1:], cwd=folder.parent).assert_done()
 
@@ -173,9 +195,14 @@ def test_the_next_command_can_be_typed_as_it_stands(audited):
 def test_layers_that_hardly_differ_have_no_chart(audited):
     """A chart from the least to the largest value would make a trend of 1.00 % and 1.01 %."""
     summary = read_summary(audited[0])[0]
-    alike = [replace(row, relative_norm=0.01 + 1e-4 * (at % 2)) for at, row in enumerate(summary.depth)]
+    alike = [
+        replace(row, relative_norm=0.01 + 1e-4 * (at % 2)) for at, row in enumerate(summary.depth)
+    ]
     assert "rel. norm flat 1.0 %" in shown(summary, audited[0], depth=alike, full=True)
-    still = [replace(row, up_effective_rank_shift=0.001 * (-1) ** at) for at, row in enumerate(summary.depth)]
+    still = [
+        replace(row, up_effective_rank_shift=0.001 * (-1) ** at)
+        for at, row in enumerate(summary.depth)
+    ]
     assert "MLP up shift flat -0.001 to 0.001" in shown(summary, audited[0], depth=still, full=True)
     apart = [replace(row, relative_norm=0.01 * (1 + at)) for at, row in enumerate(summary.depth)]
     assert "rel. norm flat" not in shown(summary, audited[0], depth=apart, full=True)
@@ -196,7 +223,9 @@ def test_a_terminal_without_unicode_gets_ascii_bars(audited):
 
 
 def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
-    """A vision tower and a projector beside the language model: own rows, and a table for what has no base."""
+    """A vision tower and a projector beside the language model: own rows, and a table for what has
+    no base.
+    """
     q = "self_attn.q_proj.weight"
     base = {f"model.layers.{i}.{q}": torch.randn(64, 64) for i in range(2)}
     tower = {f"vision_tower.vision_model.encoder.layers.0.{q}": torch.randn(64, 64)}
@@ -204,9 +233,20 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
     wrapped = {f"language_model.{name}": W + 0.01 * torch.randn(64, 64) for name, W in base.items()}
     models.write(tmp_path / "base", base | tower)
     models.write(tmp_path / "tuned", wrapped | tower | projector)
-    done = shadow("audit", "--base", tmp_path / "base", "--tuned", tmp_path / "tuned", "-o", tmp_path / "out", "--full")
+    done = shadow(
+        "audit",
+        "--base",
+        tmp_path / "base",
+        "--tuned",
+        tmp_path / "tuned",
+        "-o",
+        tmp_path / "out",
+        "--full",
+    )
     assert done.code == 0, done.err
-    (summary,) = (json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json"))
+    (summary,) = (
+        json.loads(path.read_text()) for path in (tmp_path / "out").glob("*/*/summary.json")
+    )
     assert [(row["component"], row["matrices"]) for row in summary["modules"]] == [("language", 2)]
     assert [row["component"] for row in summary["without_base"]] == ["projector"]
     assert summary["counts"] == {"measured": 5, "identical": 2, "skipped": 0}
@@ -216,7 +256,9 @@ def test_components_are_kept_apart_and_what_has_no_base_is_shown(tmp_path):
 
 def test_a_frozen_model_says_so(tmp_path):
     """Nothing changed: no medians, no division by nothing, and the words for it."""
-    done = shadow("audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path, "--full")
+    done = shadow(
+        "audit", "--base", DEMO / "base", "--tuned", DEMO / "base", "-o", tmp_path, "--full"
+    )
     assert done.code == 0, done.err
     assert "0 matrices changed" in done.out
     assert "99.7 % are identical" in done.out
@@ -224,14 +266,20 @@ def test_a_frozen_model_says_so(tmp_path):
 
 def test_directions_and_layers_have_no_more_digits_than_they_are_worth():
     """Directions as the finding says them; layers that hold all but a twentieth are all."""
-    assert [rounded(x) for x in (None, 9.89, 28.2)] == ["-", about(9.89), about(28.2)] == ["-", "10", "28"]
+    assert (
+        [rounded(x) for x in (None, 9.89, 28.2)]
+        == ["-", about(9.89), about(28.2)]
+        == ["-", "10", "28"]
+    )
     assert layers_filled(3.94, 4) == "all 4"
     assert layers_filled(19.4, 28) == "19 of 28"
     assert layers_filled(None, 28) == "-"
 
 
 def test_sparkline_levels_and_bins():
-    """Least and largest value get the lowest and highest bar; more layers than columns are averaged in bins."""
+    """Least and largest value get the lowest and highest bar; more layers than columns are averaged
+    in bins.
+    """
     assert sparkline([0, 1], 10) == "▁█"
     assert sparkline([3.0, 3.0], 10) == "▁▁"
     assert sparkline(range(100), 4) == "▁▃▆█"
@@ -240,11 +288,24 @@ def test_sparkline_levels_and_bins():
 
 def test_figures_for_people():
     """Null is a dash, minus zero is zero, digits are significant ones."""
-    assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == ["-", "0", "12", "0.123", "1,234", "7"]
+    assert [number(x) for x in (None, 0.0, 12.0, 0.123456, 1234.5, 7)] == [
+        "-",
+        "0",
+        "12",
+        "0.123",
+        "1,234",
+        "7",
+    ]
     assert [fixed(x) for x in (None, 0.125, -0.001, 1.0)] == ["-", "0.12", "0.00", "1.00"]
     assert [number(x) for x in (2.5, 11.97, 999.6, 1e-5)] == ["2.5", "12.0", "1,000", "1.00e-05"]
     assert [number(x, 2) for x in (0.4, 99.6, 123.4)] == ["0.40", "100", "123"]
-    assert [share(x) for x in (None, 0.0, 0.0795, 0.23, 0.999)] == ["-", "0 %", "8.0 %", "23 %", "100 %"]
+    assert [share(x) for x in (None, 0.0, 0.0795, 0.23, 0.999)] == [
+        "-",
+        "0 %",
+        "8.0 %",
+        "23 %",
+        "100 %",
+    ]
 
 
 def experts(folder, order, noise=0.0):
@@ -254,16 +315,22 @@ def experts(folder, order, noise=0.0):
     for layer in range(2):
         stem = f"model.layers.{layer}"
         for part in ("q", "k", "v", "o"):
-            tensors[f"{stem}.self_attn.{part}_proj.weight"] = torch.randn(16, 16, generator=generator)
+            tensors[f"{stem}.self_attn.{part}_proj.weight"] = torch.randn(
+                16, 16, generator=generator
+            )
         found = [torch.randn(12, 16, generator=generator) for _ in order]
         for place, which in enumerate(order):
             tensors[f"{stem}.mlp.experts.{place}.up_proj.weight"] = found[which]
-    changed = {name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()}
+    changed = {
+        name: W + noise * torch.randn(W.shape, generator=generator) for name, W in tensors.items()
+    }
     return models.write(folder, changed, {"model_type": "qwen3_moe"})
 
 
 def test_renumbered_experts_are_warned_of(tmp_path):
-    """Experts of the same number that are different ones: the summary and the terminal say so; else they do not."""
+    """Experts of the same number that are different ones: the summary and the terminal say so; else
+    they do not.
+    """
     base = experts(tmp_path / "base", range(4))
     for name, order in (("same", range(4)), ("renumbered", (1, 0, 2, 3))):
         tuned = experts(tmp_path / name, order, noise=0.01)
@@ -277,10 +344,14 @@ def test_renumbered_experts_are_warned_of(tmp_path):
 
 
 def test_a_family_ends_with_the_table_of_its_pairs(tmp_path):
-    """After the reports, which are screens apart; also a pair that failed has a row. One pair needs none."""
+    """After the reports, which are screens apart; also a pair that failed has a row. One pair needs
+    none.
+    """
     registry = tmp_path / "own"
     registry.mkdir()
-    (registry / "toy.yaml").write_text(f"toy:\n  base: {DEMO}/base\n  good: {DEMO}/narrow\n  bad: {tmp_path}/none\n")
+    (registry / "toy.yaml").write_text(
+        f"toy:\n  base: {DEMO}/base\n  good: {DEMO}/narrow\n  bad: {tmp_path}/none\n"
+    )
     done = shadow("audit", "toy", "--registry", registry, "-o", tmp_path / "out")
     assert done.code == 1
     last = done.out[done.out.rindex("\npairs ") :].split("\n")

@@ -1,4 +1,6 @@
-"""summary.json is believed only where this code made it from these very tables and nobody changed it since."""
+"""summary.json is believed only where this code made it from these very tables and nobody changed
+it since.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ DEMO = Path(__file__).parents[1] / "registry" / "demo"
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("made")
-    pair = Pair("demo", "base..narrow", Reference(str(DEMO / "base"), True), Reference(str(DEMO / "narrow"), True))
+    pair = Pair(
+        "demo",
+        "base..narrow",
+        Reference(str(DEMO / "base"), True),
+        Reference(str(DEMO / "narrow"), True),
+    )
     return run_pair(pair, Settings(Method(subspaces=False), Filter()), out).folder
 
 
@@ -48,7 +55,11 @@ def again(monkeypatch):
     """The folders of which a summary was made again."""
     folders = []
     original = summary_module._made_again
-    monkeypatch.setattr(summary_module, "_made_again", lambda report: folders.append(report.folder) or original(report))
+    monkeypatch.setattr(
+        summary_module,
+        "_made_again",
+        lambda report: folders.append(report.folder) or original(report),
+    )
     return folders
 
 
@@ -64,12 +75,16 @@ def rewrite(path, change=lambda table: table, metadata=lambda told: None):
     table = pq.read_table(path)
     told = json.loads(table.schema.metadata[METADATA_KEY])
     metadata(told)
-    table = change(table).replace_schema_metadata({METADATA_KEY: json.dumps(told, sort_keys=True).encode()})
+    table = change(table).replace_schema_metadata(
+        {METADATA_KEY: json.dumps(told, sort_keys=True).encode()}
+    )
     pq.write_table(table, path, compression="zstd")
 
 
 def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
-    """It is equal to the one that is made again, to the last type; nothing but matrices.parquet is parsed for it."""
+    """It is equal to the one that is made again, to the last type; nothing but matrices.parquet is
+    parsed for it.
+    """
     found, _ = read_summary(report)
     assert not again
     assert found == summary_module._made_again(Report(report))
@@ -78,10 +93,16 @@ def test_a_summary_as_it_was_made_is_taken_as_it_stands(report, again):
 
 
 def test_no_key_of_a_summary_may_lack_or_be_too_many(report):
-    """Of the summary itself, of its figures, of a side and of a row of every list: the fields say which there are."""
+    """Of the summary itself, of its figures, of a side and of a row of every list: the fields say
+    which there are.
+    """
     sealed = believed(Report(report))
     lists = ("components", "modules", "depth", "skipped", "gates", "evidence")
-    parts = {"summary": lambda told: told, "figures": lambda told: told["figures"], "base": lambda told: told["base"]}
+    parts = {
+        "summary": lambda told: told,
+        "figures": lambda told: told["figures"],
+        "base": lambda told: told["base"],
+    }
     parts |= {name: lambda told, name=name: told[name][0] for name in lists if sealed[name]}
     assert {"components", "modules", "depth", "gates", "evidence"} <= parts.keys()
     assert summary_from_json(sealed).as_json().keys() >= sealed.keys()
@@ -129,7 +150,9 @@ def test_a_summary_that_was_changed_is_made_again(report, made, again, what):
 
 @pytest.mark.parametrize("what", OTHERS)
 def test_a_summary_of_another_seal_is_made_again(report, again, what):
-    """Of another version or code, of other tables, of none; and where the report is no longer of what was sealed."""
+    """Of another version or code, of other tables, of none; and where the report is no longer of
+    what was sealed.
+    """
     for name in ("matrices", "tensors", "residual"):
         rewrite(report / f"{name}.parquet", metadata=OTHERS[what])
     read_summary(report)
@@ -137,14 +160,21 @@ def test_a_summary_of_another_seal_is_made_again(report, again, what):
 
 
 def test_a_table_that_was_only_written_again_is_the_same(report, again):
-    """With the same columns and rows, and in metadata what does not belong to it: the time of another run."""
+    """With the same columns and rows, and in metadata what does not belong to it: the time of
+    another run.
+    """
     for name in ("matrices", "tensors", "residual"):
-        rewrite(report / f"{name}.parquet", metadata=lambda told: told.update(started="2026-01-01", seconds=1.0))
+        rewrite(
+            report / f"{name}.parquet",
+            metadata=lambda told: told.update(started="2026-01-01", seconds=1.0),
+        )
     read_summary(report)
     assert not again
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"claims": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff", b'{"claims": 1}']
+)
 def test_a_summary_that_is_none_is_made_again(report, again, content):
     """Broken, cut or something else."""
     (report / "summary.json").write_bytes(content)
@@ -154,10 +184,16 @@ def test_a_summary_that_is_none_is_made_again(report, again, content):
 
 @pytest.mark.parametrize("name", ["matrices", "tensors", "residual"])
 def test_tables_that_were_changed_are_believed_before_the_summary(report, again, name):
-    """A table with another number, or with its columns named otherwise: a summary is of what was there."""
+    """A table with another number, or with its columns named otherwise: a summary is of what was
+    there.
+    """
 
     def halved(table):
-        column = {"matrices": "concentration", "tensors": "relative_norm", "residual": "participation_ratio"}[name]
+        column = {
+            "matrices": "concentration",
+            "tensors": "relative_norm",
+            "residual": "participation_ratio",
+        }[name]
         half = pc.multiply(table[column], 0.5)
         return table.set_column(table.column_names.index(column), column, half)
 
@@ -191,7 +227,9 @@ def test_a_number_in_a_page_changes_no_footer_and_is_found(report, again):
 
 
 def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, again):
-    """A forged seal is no signature; what is believed still has the shape that every reader relies on."""
+    """A forged seal is no signature; what is believed still has the shape that every reader relies
+    on.
+    """
 
     def forge(change):
         edit(report, change)
@@ -220,7 +258,9 @@ def test_who_seals_it_again_can_say_anything_but_not_of_another_shape(report, ag
 
 
 def test_scores_are_not_sealed(report, again, tmp_path):
-    """Scores renewed beside a report leave its seal as it is; scores written into summary.json are not believed."""
+    """Scores renewed beside a report leave its seal as it is; scores written into summary.json are
+    not believed.
+    """
     metadata = report_metadata(report)
     scored = families.Scored((("scores.csv", "0" * 64),), (families.gain("mmlu", 0.5, 0.6),), ())
     (report / families.KEPT).write_bytes(families.kept_bytes(scored, metadata))

@@ -21,7 +21,9 @@ def of(sigma, long_side=None):
 
 @pytest.mark.parametrize("alpha", [1.8, 2.5, 4.0])
 def test_the_exponent_of_a_pareto_sample_is_recovered(alpha):
-    """Eigenvalues drawn from a Pareto law: alpha within three standard errors, nearly all of them in the tail."""
+    """Eigenvalues drawn from a Pareto law: alpha within three standard errors, nearly all of them
+    in the tail.
+    """
     rng = np.random.default_rng(0)
     found = power_law(of(np.sqrt((1 - rng.random(3000)) ** (-1 / (alpha - 1)))))
     assert abs(found["alpha"] - alpha) < 3 * found["alpha_stderr"]
@@ -34,7 +36,11 @@ def test_the_exponent_of_a_pareto_sample_is_recovered(alpha):
 def test_power_law_is_that_of_a_plain_loop(seed, m, kind):
     """The vectorised search equals Clauset's by loops: heavy tails, noise, and values with ties."""
     rng = np.random.default_rng(seed)
-    sigma = [rng.pareto(2, m) + 1e-3, np.abs(rng.standard_normal(m)) + 1e-6, rng.integers(1, 40, m) / 8][kind]
+    sigma = [
+        rng.pareto(2, m) + 1e-3,
+        np.abs(rng.standard_normal(m)) + 1e-6,
+        rng.integers(1, 40, m) / 8,
+    ][kind]
     found, expected = power_law(of(sigma)), reference.power_law(np.sort(sigma))
     if expected["alpha"] is None:
         assert found["alpha"] is None
@@ -70,7 +76,9 @@ def test_scale_moves_xmin_alone():
 
 
 def test_hill_by_hand():
-    """sigma = (4, 2, 1, 1): k = 2, logs against sigma_3 = 1 are ln 16 and ln 4, so alpha = 1 + 2 / ln 64."""
+    """sigma = (4, 2, 1, 1): k = 2, logs against sigma_3 = 1 are ln 16 and ln 4, so alpha = 1 + 2 /
+    ln 64.
+    """
     assert hill(of([4, 2, 1, 1]))["alpha_hill"] == pytest.approx(1 + 2 / np.log(64))
     assert hill(of([1, 1, 1, 1]))["alpha_hill"] is None
     assert hill(of([4, 2, 0, 0]))["alpha_hill"] is None
@@ -80,16 +88,22 @@ def test_hill_by_hand():
 @pytest.mark.parametrize("ratio", [1.0, 0.7, 0.25, 0.01, 896 / 151936])
 def test_marchenko_pastur_median_is_that_of_the_density(ratio):
     """Root finding in t equals the trapezium rule on the density in lambda."""
-    assert marchenko_pastur_median(ratio) == pytest.approx(reference.marchenko_pastur_median(ratio), rel=2e-5)
+    assert marchenko_pastur_median(ratio) == pytest.approx(
+        reference.marchenko_pastur_median(ratio), rel=2e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(300, 300), (200, 800)])
 def test_marchenko_pastur_edge_of_noise_is_its_largest_singular_value(shape):
-    """Noise of variance s² has its edge at s (sqrt m + sqrt n), found from the median; a planted spike is outside."""
+    """Noise of variance s² has its edge at s (sqrt m + sqrt n), found from the median; a planted
+    spike is outside.
+    """
     W = 0.3 * np.random.default_rng(3).standard_normal(shape)
     sigma = np.linalg.svd(W, compute_uv=False)
     found = marchenko_pastur(of(sigma, shape[1]))
-    assert found["mp_edge"] == pytest.approx(0.3 * (np.sqrt(shape[0]) + np.sqrt(shape[1])), rel=0.02)
+    assert found["mp_edge"] == pytest.approx(
+        0.3 * (np.sqrt(shape[0]) + np.sqrt(shape[1])), rel=0.02
+    )
     assert found["mp_outliers"] <= 1
     W[:, 0] += 5
     spiked = marchenko_pastur(of(np.linalg.svd(W, compute_uv=False), shape[1]))
@@ -102,8 +116,9 @@ def test_marchenko_pastur_needs_a_resolved_median():
 
 
 def test_marchenko_pastur_needs_both_values_in_the_middle():
-    """Of an even number the median is a mean of two: where the smaller is not resolved it is no median. Of five, four
-    or six values the middle is found by sorting."""
+    """Of an even number the median is a mean of two: where the smaller is not resolved it is no
+    median. Of five, four or six values the middle is found by sorting.
+    """
     assert set(marchenko_pastur(of([4, 2, 0, 0])).values()) == {None}
     assert set(marchenko_pastur(of([5, 4, 2, 0, 0, 0])).values()) == {None}
     assert marchenko_pastur(of([5, 4, 2, 0, 0]))["mp_edge"] > 0

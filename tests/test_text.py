@@ -9,9 +9,17 @@ from shadow.text import VERY_LIKE, and_more, closest, nearest, several
 
 @pytest.mark.parametrize(
     ("count", "shown", "said"),
-    [(0, 2, ""), (1, 2, "0"), (2, 2, "0, 1"), (3, 2, "0, 1 and 1 more"), (1_003, 3, "0, 1, 2 and 1,000 more")],
+    [
+        (0, 2, ""),
+        (1, 2, "0"),
+        (2, 2, "0, 1"),
+        (3, 2, "0, 1 and 1 more"),
+        (1_003, 3, "0, 1, 2 and 1,000 more"),
+    ],
 )
-def test_several_names_the_first_words_and_counts_the_rest(count: int, shown: int, said: str) -> None:
+def test_several_names_the_first_words_and_counts_the_rest(
+    count: int, shown: int, said: str
+) -> None:
     """A list no longer than what is shown says nothing of a rest."""
     assert several([str(number) for number in range(count)], shown) == said
 

@@ -1,4 +1,6 @@
-"""Eigenvalues and leading eigenvectors against NumPy's full decomposition, on matrices that are hard for it too."""
+"""Eigenvalues and leading eigenvectors against NumPy's full decomposition, on matrices that are
+hard for it too.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,18 @@ def test_a_gram_matrix(seed, side, data):
 @pytest.mark.parametrize("side", [2, 65, 200])
 @pytest.mark.parametrize(
     "kind",
-    ["identity", "zero", "diagonal", "pairs", "rank one", "two clusters", "graded", "tiny", "wilkinson", "equal"],
+    [
+        "identity",
+        "zero",
+        "diagonal",
+        "pairs",
+        "rank one",
+        "two clusters",
+        "graded",
+        "tiny",
+        "wilkinson",
+        "equal",
+    ],
 )
 def test_clusters_and_splits(kind, side):
     """Equal and nearly equal eigenvalues, and matrices whose tridiagonal form falls apart."""
@@ -60,7 +73,9 @@ def test_clusters_and_splits(kind, side):
         "two clusters": lambda: rotated(np.repeat([5.0, 1.0], [half, side - half])),
         "graded": lambda: rotated(np.geomspace(1, 1e-16, side)),
         "tiny": lambda: 1e-150 * rotated(np.geomspace(1, 1e-3, side)),
-        "wilkinson": lambda: np.diag(np.abs(np.arange(side) - half + 0.0)) + np.eye(side, k=1) + np.eye(side, k=-1),
+        "wilkinson": lambda: (
+            np.diag(np.abs(np.arange(side) - half + 0.0)) + np.eye(side, k=1) + np.eye(side, k=-1)
+        ),
     }[kind]()
     assert_solved(matrix, min(64, side))
 
@@ -68,7 +83,9 @@ def test_clusters_and_splits(kind, side):
 def test_values_do_not_depend_on_the_vectors():
     """The same bits with and without."""
     matrix = rotated(np.geomspace(1, 1e-3, 120))
-    np.testing.assert_array_equal(eigensystem(matrix.copy(), 0)[0], eigensystem(matrix.copy(), 20)[0])
+    np.testing.assert_array_equal(
+        eigensystem(matrix.copy(), 0)[0], eigensystem(matrix.copy(), 20)[0]
+    )
 
 
 def test_other_ways_where_this_one_is_not_to_be_had(monkeypatch):

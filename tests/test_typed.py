@@ -48,7 +48,9 @@ def test_two_checkpoints_are_base_and_tuned(registry):
 
 
 def test_one_model_of_the_hub_is_looked_up(registry):
-    """As tuned its pairs, whatever the case of its name; as a base all pairs from it, where no pair has it as tuned."""
+    """As tuned its pairs, whatever the case of its name; as a base all pairs from it, where no pair
+    has it as tuned.
+    """
     assert names(["org/toy-sft"], registry) == ["toy:base..sft"]
     assert names(["Org/Toy-SFT"], registry) == ["toy:base..sft"]
     assert names(["org/toy"], registry) == ["toy:base..sft", "toy:base..chat"]
@@ -60,10 +62,26 @@ def test_one_model_of_the_hub_is_looked_up(registry):
     ("targets", "message", "hint"),
     [
         (["org/better"], "'org/better' is in 2 families", "name one of them: cousin, twin"),
-        (["org/toy-sfft"], "no family has a pair with 'org/toy-sfft'", "did you mean 'org/toy-sft'?"),
-        (["org/toy-sft@v9"], "no family has a pair with 'org/toy-sft @ v9'", "write two checkpoints"),
-        (["./mine"], "'./mine' is one checkpoint, and a pair has two", "write two checkpoints, BASE TUNED"),
-        (["toy", "./mine"], "'toy' is a family, and './mine' a checkpoint", "for a folder, write ./NAME"),
+        (
+            ["org/toy-sfft"],
+            "no family has a pair with 'org/toy-sfft'",
+            "did you mean 'org/toy-sft'?",
+        ),
+        (
+            ["org/toy-sft@v9"],
+            "no family has a pair with 'org/toy-sft @ v9'",
+            "write two checkpoints",
+        ),
+        (
+            ["./mine"],
+            "'./mine' is one checkpoint, and a pair has two",
+            "write two checkpoints, BASE TUNED",
+        ),
+        (
+            ["toy", "./mine"],
+            "'toy' is a family, and './mine' a checkpoint",
+            "for a folder, write ./NAME",
+        ),
         (["./a", "./b", "./c"], "3 checkpoints: a pair has two", "several pairs go into a --list"),
     ],
 )
@@ -81,7 +99,8 @@ def test_a_pair_has_the_name_that_it_is_given(shadow, tmp_path):
     for side in ("one", "two"):
         (tmp_path / side).mkdir()
         save_file(
-            {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6, generator=g)}, tmp_path / side / "model.safetensors"
+            {"model.layers.0.mlp.up_proj.weight": torch.randn(8, 6, generator=g)},
+            tmp_path / side / "model.safetensors",
         )
     shadow("audit", "./one", "./two", "-o", "out").assert_done()
     (given,) = (tmp_path / "out" / "two").iterdir()

@@ -34,9 +34,21 @@ def shadow(monkeypatch, capsys):
         ("audti", "no command 'audti'", "did you mean 'audit'?"),
         ("lab rnu", "no command 'rnu'", "did you mean 'run'?"),
         ("audit demo --precison fast", "unknown option --precison", "did you mean '--precision'?"),
-        ("audit demo --no-subspace", "unknown option --no-subspace", "did you mean '--no-subspaces'?"),
-        ("audit demo --fetch sharts", "--fetch: 'sharts' is not one of auto, shards, ranges", "did you mean 'shards'?"),
-        ("schema --format yaml", "--format: 'yaml' is not one of table, json", "shadow schema --help` lists"),
+        (
+            "audit demo --no-subspace",
+            "unknown option --no-subspace",
+            "did you mean '--no-subspaces'?",
+        ),
+        (
+            "audit demo --fetch sharts",
+            "--fetch: 'sharts' is not one of auto, shards, ranges",
+            "did you mean 'shards'?",
+        ),
+        (
+            "schema --format yaml",
+            "--format: 'yaml' is not one of table, json",
+            "shadow schema --help` lists",
+        ),
         ("zzzz", "no command 'zzzz'", "shadow --help` lists"),
         ("compare", "missing argument 'RUN'", "shadow compare --help` lists"),
     ],
@@ -51,7 +63,9 @@ def test_wrong_usage_answers_with_the_nearest(shadow, arguments, message, hint):
     assert hint in second
 
 
-@pytest.mark.parametrize(("arguments", "code"), [((), 2), (("lab",), 2), (("--help",), 0), (("--version",), 0)])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [((), 2), (("lab",), 2), (("--help",), 0), (("--version",), 0)]
+)
 def test_help_is_no_error(shadow, arguments, code):
     """Without a command the help is shown, and the exit code says that nothing was done."""
     found, out, err = shadow(*arguments)
@@ -60,9 +74,13 @@ def test_help_is_no_error(shadow, arguments, code):
     assert "error" not in err.lower()
 
 
-@pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
+@pytest.mark.parametrize(
+    ("command", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines]
+)
 def test_examples_are_commands_of_this_version(command, line):
-    """Each line in the help of a command is read by that command without a fault, and fits a terminal."""
+    """Each line in the help of a command is read by that command without a fault, and fits a
+    terminal.
+    """
     program, name, *arguments = shlex.split(line)
     assert (program, name) == ("shadow", command)
     assert len(line) < 76
@@ -72,9 +90,13 @@ def test_examples_are_commands_of_this_version(command, line):
 
 
 def test_help_has_groups():
-    """Commands by what they are for; options of an audit by what they change, fewer than thirteen in each."""
+    """Commands by what they are for; options of an audit by what they change, fewer than thirteen
+    in each.
+    """
     text = CliRunner().invoke(app, ["--help"]).output
-    assert [text.index(f"─ {group} ─") for group in GROUPS] == sorted(text.index(f"─ {group} ─") for group in GROUPS)
+    assert [text.index(f"─ {group} ─") for group in GROUPS] == sorted(
+        text.index(f"─ {group} ─") for group in GROUPS
+    )
     audit = typer.main.get_command(app).commands["audit"]
     panels = Counter(one.rich_help_panel for one in audit.params)
     assert {CHOICE, MEASURING, FILES, RULES} < set(panels)

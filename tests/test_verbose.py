@@ -1,4 +1,6 @@
-"""`shadow audit --verbose`: what was read and measured on stderr, one line each; all else stays as it is."""
+"""`shadow audit --verbose`: what was read and measured on stderr, one line each; all else stays as
+it is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_hub import folders, hub, run, start  # noqa: F401
+from test_hub import folders, hub, run, start
 
 from shadow.audits.details import of_time
 
@@ -16,7 +18,9 @@ MATRIX = re.compile(r"\[(\d+)/(\d+)\] (\S+), (?:vector of )?(\d+)(?: x (\d+))?: 
 
 
 def test_every_tensor_has_a_line_and_stdout_is_the_same(shadow, tmp_path):
-    """The lines agree with the tables: each name, shape and fate once, numbered; -v changes nothing else."""
+    """The lines agree with the tables: each name, shape and fate once, numbered; -v changes nothing
+    else.
+    """
     plain = shadow(*PAIR, "plain")
     told = shadow(*PAIR, "talky", "-v")
     assert plain.err == ""
@@ -30,9 +34,15 @@ def test_every_tensor_has_a_line_and_stdout_is_the_same(shadow, tmp_path):
     assert {one[3]: one[6] for one in found} == dict(rows["status"])
     for one in found:
         assert [int(size) for size in one.group(4, 5) if size] == list(rows.loc[one[3], "shape"])
-    size = (Path(__file__).parents[1] / "registry" / "demo" / "base" / "model.safetensors").stat().st_size
+    size = (
+        (Path(__file__).parents[1] / "registry" / "demo" / "base" / "model.safetensors")
+        .stat()
+        .st_size
+    )
     stated = next(line for line in lines if line.startswith("base: 1 shard"))
-    assert float(stated.split(", ")[1].removesuffix(" kB")) == pytest.approx(size / 1000, rel=0.02)  # less its header
+    assert float(stated.split(", ")[1].removesuffix(" kB")) == pytest.approx(
+        size / 1000, rel=0.02
+    )  # less its header
     assert any(line.startswith("settings: precision default, 0 sampled nulls") for line in lines)
     assert [line.split(" ", 1)[0] for line in lines[-2:]] == ["time:", "time:"]
 
@@ -41,7 +51,10 @@ def test_skipped_tensors_are_told_by_reason_and_side(shadow):
     """With --layer 0 what lies elsewhere is filtered on both sides; three names stand for all."""
     told = shadow(*PAIR, "out", "--layer", "0", "--verbose")
     lines = [line for line in told.err.splitlines() if line.startswith("skipped, filtered")]
-    assert [re.sub(r"\d+", "N", line.split(": ")[1]) for line in lines] == ["N tensors of base", "N tensors of tuned"]
+    assert [re.sub(r"\d+", "N", line.split(": ")[1]) for line in lines] == [
+        "N tensors of base",
+        "N tensors of tuned",
+    ]
     assert all("and" in line.split(": ")[2] for line in lines)
     assert "only layers 0" in told.err
 
@@ -49,7 +62,10 @@ def test_skipped_tensors_are_told_by_reason_and_side(shadow):
 def test_quiet_and_verbose_exclude_each_other(shadow):
     """Wrong usage, before anything is measured."""
     refused = shadow(*PAIR, "out", "-q", "-v")
-    assert (refused.code, refused.err.splitlines()[0]) == (2, "error: --quiet and --verbose exclude each other")
+    assert (refused.code, refused.err.splitlines()[0]) == (
+        2,
+        "error: --quiet and --verbose exclude each other",
+    )
 
 
 def test_a_list_puts_the_pair_before_each_line(shadow, tmp_path):
@@ -57,13 +73,16 @@ def test_a_list_puts_the_pair_before_each_line(shadow, tmp_path):
     (tmp_path / "list.txt").write_text("demo\n")
     told = shadow("audit", "--list", "list.txt", "-o", "out", "-v")
     lines = told.err.splitlines()
-    assert {line.split(": ")[0] for line in lines} == {"[1/2] demo:base..narrow", "[2/2] demo:base..broad"} | {
-        f"[{number}/2] demo:{pair}" for number, pair in ((1, "base..narrow"), (2, "base..broad"))
-    }
+    assert {line.split(": ")[0] for line in lines} == {
+        "[1/2] demo:base..narrow",
+        "[2/2] demo:base..broad",
+    } | {f"[{number}/2] demo:{pair}" for number, pair in ((1, "base..narrow"), (2, "base..broad"))}
 
 
-def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run, hub):  # noqa: F811
-    """Commits stand in full. The bytes to download are those of the files; a second audit finds all in the cache."""
+def test_shards_of_the_hub_are_downloaded_once_and_then_come_from_the_cache(run, hub):
+    """Commits stand in full. The bytes to download are those of the files; a second audit finds all
+    in the cache.
+    """
     pair = ("audit", "--base", "org/base", "--tuned", "org/tuned", "-v", "-o")
     first = run(*pair, "out")
     first.assert_done()

@@ -1,4 +1,6 @@
-"""The examples of docs/ run as they stand: a workflow's steps in order, in an environment like a fresh runner's."""
+"""The examples of docs/ run as they stand: a workflow's steps in order, in an environment like a
+fresh runner's.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ DEMO = ROOT / "registry" / "demo"
 
 
 class Runner:
-    """Enough of a runner for `run:` steps: a checkout, an empty home, files for GITHUB_*, and no other variables."""
+    """Enough of a runner for `run:` steps: a checkout, an empty home, files for GITHUB_*, and no
+    other variables.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.workspace, self.home = folder / "workspace", folder / "home"
@@ -66,7 +70,9 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def workflow():
-    """The example, with the installed package in place of the wheel, which would be installed over it."""
+    """The example, with the installed package in place of the wheel, which would be installed over
+    it.
+    """
     told = yaml.safe_load((EXAMPLES / "shadow-audit.yml").read_text())
     (job,) = told["jobs"].values()
     assert job["env"]["SHADOW"].endswith(f"/shadow_audit-{__version__}-py3-none-any.whl")
@@ -76,15 +82,19 @@ def workflow():
 
 @pytest.mark.slow
 def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, workflow):
-    """A first run without a baseline, a second against it, a third whose policy is met: codes and what CI shows."""
+    """A first run without a baseline, a second against it, a third whose policy is met: codes and
+    what CI shows.
+    """
     runner = Runner(tmp_path)
     policy = runner.workspace / ".github" / "shadow-policy.yaml"
     policy.parent.mkdir()
     shutil.copy(EXAMPLES / "shadow-policy.yaml", policy)
     first = runner.job(workflow)
-    assert [(name, done.returncode) for name, done in first] == [("Install", 0), ("Audit", 0), ("Accept them", 0)], (
-        first
-    )
+    assert [(name, done.returncode) for name, done in first] == [
+        ("Install", 0),
+        ("Audit", 0),
+        ("Accept them", 0),
+    ], first
     cases = {
         case.name: [type(one).__name__ for one in case.result]
         for suite in junitparser.JUnitXml.fromfile(str(runner.workspace / "shadow-junit.xml"))
@@ -108,11 +118,15 @@ def test_the_workflow_audits_accepts_and_fails_when_a_rule_is_met(tmp_path, work
     assert summary.count("❌ violated") == 1
     junit = junitparser.JUnitXml.fromfile(str(runner.workspace / "shadow-junit.xml"))
     assert (junit.tests, junit.failures, junit.errors) == (12, 1, 0)
-    assert list(runner.home.iterdir()) == [] or {path.name for path in runner.home.iterdir()} <= {".cache"}
+    assert list(runner.home.iterdir()) == [] or {path.name for path in runner.home.iterdir()} <= {
+        ".cache"
+    }
 
 
 def test_scripts_take_nothing_from_the_event(workflow):
-    """No `${{ }}` inside `run:`: what an event says would be code there. And the token may only read."""
+    """No `${{ }}` inside `run:`: what an event says would be code there. And the token may only
+    read.
+    """
     (job,) = workflow["jobs"].values()
     assert all("${{" not in step.get("run", "") for step in job["steps"])
     assert workflow["permissions"] == {"contents": "read"}
@@ -123,19 +137,27 @@ def test_what_failed_is_accepted_only_by_hand(workflow):
     (job,) = workflow["jobs"].values()
     conditions = {step["name"]: step["if"] for step in job["steps"] if "if" in step}
     assert conditions["Accept them"] == conditions["Save what is accepted"]
-    assert conditions["Accept them"] == "github.ref == 'refs/heads/main' && (success() || inputs.accept)"
-    (inputs,) = [on["workflow_dispatch"]["inputs"] for on in workflow.values() if "workflow_dispatch" in on]
+    assert (
+        conditions["Accept them"]
+        == "github.ref == 'refs/heads/main' && (success() || inputs.accept)"
+    )
+    (inputs,) = [
+        on["workflow_dispatch"]["inputs"] for on in workflow.values() if "workflow_dispatch" in on
+    ]
     assert (inputs["accept"]["type"], inputs["accept"]["default"]) == ("boolean", False)
 
 
 @pytest.mark.slow
 def test_the_pre_commit_hook_runs(tmp_path):
-    """The entry of the hook, in a repository with a base and a tuned model: 0 with the example's policy, 4 with a
-    stricter one; it leaves nothing in the work tree."""
+    """The entry of the hook, in a repository with a base and a tuned model: 0 with the example's
+    policy, 4 with a stricter one; it leaves nothing in the work tree.
+    """
     (repository,) = yaml.safe_load((EXAMPLES / "pre-commit-config.yaml").read_text())["repos"]
     (hook,) = repository["hooks"]
     runner = Runner(tmp_path)
-    subprocess.run(["git", "init", "-q"], cwd=runner.workspace, check=True, env={"PATH": "/usr/bin:/bin"})
+    subprocess.run(
+        ["git", "init", "-q"], cwd=runner.workspace, check=True, env={"PATH": "/usr/bin:/bin"}
+    )
     for side, source in (("base", "base"), ("tuned", "broad")):
         shutil.copytree(DEMO / source, runner.workspace / side)
     policy = runner.workspace / "shadow-policy.yaml"
@@ -150,7 +172,9 @@ def test_the_pre_commit_hook_runs(tmp_path):
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(tmp_path):
-    """The lines of docs/ci.md in their order, with the policy of the examples: all of them pass on the demo."""
+    """The lines of docs/ci.md in their order, with the policy of the examples: all of them pass on
+    the demo.
+    """
     runner = Runner(tmp_path)
     shutil.copy(EXAMPLES / "shadow-policy.yaml", runner.workspace)
     page = (ROOT / "docs" / "ci.md").read_text()
@@ -159,7 +183,11 @@ def test_every_command_of_the_page_runs(tmp_path):
     for line in shown:
         done = runner.step(line, {})
         assert done.returncode == 0, (line, done.stderr)
-    assert {path.name for path in runner.workspace.iterdir()} >= {"accepted", "reports", "shadow-junit.xml"}
+    assert {path.name for path in runner.workspace.iterdir()} >= {
+        "accepted",
+        "reports",
+        "shadow-junit.xml",
+    }
 
 
 def test_the_policy_of_the_page_is_read(tmp_path):

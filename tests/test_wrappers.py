@@ -1,4 +1,6 @@
-"""Text models inside models of images and sound: what released checkpoints put before the names of their parts."""
+"""Text models inside models of images and sound: what released checkpoints put before the names of
+their parts.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ import pytest
 
 from shadow.places.architecture import Place, place_tensors
 
-MODELS = {  # tensors of released models of remote code or of other libraries, with the component of each
+# tensors of released models of remote code or of other libraries, with the component of each
+MODELS = {
     "xgen-mm": {
         "vlm.lang_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
         "vlm.lang_model.model.embed_tokens.weight": "language embed",
@@ -195,11 +198,14 @@ MODELS = {  # tensors of released models of remote code or of other libraries, w
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_part_of_a_wrapped_model_is_of_its_component(model):
-    """The text model, the towers and what joins them are told apart; layers are counted from 0, and no two tensors
-    fall back to their names."""
+    """The text model, the towers and what joins them are told apart; layers are counted from 0, and
+    no two tensors fall back to their names.
+    """
     wanted = MODELS[model]
     found = place_tensors(dict.fromkeys(wanted, (64, 32)), {})
-    assert {name: f"{p[0].place.component} {p[0].place.module}" for name, p in found.items()} == wanted
+    assert {
+        name: f"{p[0].place.component} {p[0].place.module}" for name, p in found.items()
+    } == wanted
     places = [part.place for parts in found.values() for part in parts]
     assert len(set(places)) == len(places)
     language = {place.layer for place in places if place.component == "language"}
@@ -211,10 +217,17 @@ def test_every_part_of_a_wrapped_model_is_of_its_component(model):
 )
 def test_a_wrapped_text_model_has_the_places_that_it_has_alone(wrapper):
     """The text model inside a model of images pairs with the one that it was built from."""
-    names = ["layers.0.self_attn.q_proj.weight", "embed_tokens.weight", "norm.weight", "layers.1.mlp.up_proj.weight"]
+    names = [
+        "layers.0.self_attn.q_proj.weight",
+        "embed_tokens.weight",
+        "norm.weight",
+        "layers.1.mlp.up_proj.weight",
+    ]
     alone = place_tensors({f"model.{name}": (64, 32) for name in names}, {})
     wrapped = place_tensors({f"{wrapper}.{name}": (64, 32) for name in names}, {})
-    assert [alone[f"model.{name}"] for name in names] == [wrapped[f"{wrapper}.{name}"] for name in names]
+    assert [alone[f"model.{name}"] for name in names] == [
+        wrapped[f"{wrapper}.{name}"] for name in names
+    ]
 
 
 def test_the_fused_projections_of_xgen_mm_are_split():
@@ -228,10 +241,14 @@ def test_the_fused_projections_of_xgen_mm_are_split():
 
 
 def test_the_text_experts_of_cogvlm_are_the_text_models_own():
-    """What sees text pairs with the base's projections; what sees images is apart from it, and split as well."""
+    """What sees text pairs with the base's projections; what sees images is apart from it, and
+    split as well.
+    """
     config = {"num_attention_heads": 4, "hidden_size": 32}
     head = "model.layers.0.self_attn"
-    names = {f"{head}.{kind}_expert_query_key_value.weight": (96, 32) for kind in ("language", "vision")}
+    names = {
+        f"{head}.{kind}_expert_query_key_value.weight": (96, 32) for kind in ("language", "vision")
+    }
     found = place_tensors(names, config)
     text, image = (found[name] for name in names)
     assert [part.place for part in text] == [Place("language", 0, f"attn.{x}") for x in "qkv"]

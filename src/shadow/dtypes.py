@@ -9,8 +9,9 @@ from dataclasses import dataclass
 class FloatFormat:
     """A stored floating-point format.
 
-    mantissa_bits: explicit bits of the significand, so ulp(w) = 2^(floor(log2 |w|) - mantissa_bits).
-    min_exponent: floor(log2) of the smallest normal number; below it the ulp stays constant.
+    mantissa_bits: explicit bits of the significand, so ulp(w) = 2^(floor(log2 |w|) -
+    mantissa_bits). min_exponent: floor(log2) of the smallest normal number; below it the ulp stays
+    constant.
     """
 
     torch_name: str

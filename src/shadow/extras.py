@@ -1,4 +1,6 @@
-"""Packages that only some commands need: each is installed with an extra of the package `shadow-audit`."""
+"""Packages that only some commands need: each is installed with an extra of the package
+`shadow-audit`.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,24 @@ EXTRAS = {  # extra: the packages it brings, as in pyproject.toml
 
 
 def require(extra: str) -> None:
-    """Raises ShadowError, with the command that installs them, if packages of the extra are missing."""
+    """Raises ShadowError, with the command that installs them, if packages of the extra are
+    missing.
+    """
     missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
-        raise ShadowError(f"{' and '.join(missing)} {verb} not installed", f"pip install 'shadow-audit[{extra}]'")
+        raise ShadowError(
+            f"{' and '.join(missing)} {verb} not installed", f"pip install 'shadow-audit[{extra}]'"
+        )
 
 
 def _is_installed(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:  # the package is there and lacks one of its own: its traceback says more
+        if (
+            error.name != name
+        ):  # the package is there and lacks one of its own: its traceback says more
             raise
         return False
     return True

@@ -17,12 +17,15 @@ from typing import IO, Literal
 from shadow.errors import ShadowError
 
 NAME = re.compile(r"\.shadow-[0-9a-f]{16}\.tmp")
-FORMER = "former"  # inside: what stood in the result's place, under its own name, while the new one takes it
+# inside: what stood in the result's place, under its own name, while the new one takes it
+FORMER = "former"
 
 
 @contextlib.contextmanager
 def aside_in(parent: Path) -> Iterator[Path]:
-    """A new folder in parent, which must be there; what a killed process left in parent is removed first."""
+    """A new folder in parent, which must be there; what a killed process left in parent is removed
+    first.
+    """
     _remove_leftovers(parent)
     aside = parent / f".shadow-{secrets.token_hex(8)}.tmp"
     aside.mkdir()
@@ -36,7 +39,9 @@ def aside_in(parent: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    with contextlib.suppress(OSError):  # a folder that may not be listed may be written to nevertheless
+    with contextlib.suppress(
+        OSError
+    ):  # a folder that may not be listed may be written to nevertheless
         with os.scandir(parent) as entries:
             leftovers = [
                 Path(entry.path)
@@ -55,7 +60,9 @@ def _remove_leftover(aside: Path) -> None:
 
 
 def _clear(aside: Path) -> None:
-    """Remove the folder. A former result whose place is empty goes back there first, and is never removed."""
+    """Remove the folder. A former result whose place is empty goes back there first, and is never
+    removed.
+    """
     former = aside / FORMER
     try:
         for result in former.iterdir() if former.is_dir() else ():
@@ -68,12 +75,16 @@ def _clear(aside: Path) -> None:
 
 
 def _locked(aside: Path) -> int | None:
-    """A handle that holds the folder until it is closed; None where another process does, or nobody can."""
+    """A handle that holds the folder until it is closed; None where another process does, or nobody
+    can.
+    """
     try:
         handle = os.open(aside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (AttributeError, OSError):  # Windows has no handles of folders
         return None
-    if lock(handle) != "ours":  # also where there are no locks: there nothing is ever taken for left over
+    if (
+        lock(handle) != "ours"
+    ):  # also where there are no locks: there nothing is ever taken for left over
         os.close(handle)
         return None
     return handle
@@ -85,8 +96,8 @@ Locked = Literal["ours", "another's", "no locks"]
 def lock(handle: int) -> Locked:
     """Lock an open file or folder for this process, at once or not at all.
 
-    The lock ends when the handle is closed or the process is killed, and leaves no file behind. `no locks`: the
-    system or the file system has none.
+    The lock ends when the handle is closed or the process is killed, and leaves no file behind. `no
+    locks`: the system or the file system has none.
     """
     try:
         import fcntl
@@ -106,10 +117,12 @@ Recognise = Callable[[Path], bool]
 
 @contextlib.contextmanager
 def placing(output: Path, is_ours: Recognise, what: str) -> Iterator[Path]:
-    """A path beside output to write a file or folder to: it becomes output when the block ends, and else vanishes.
+    """A path beside output to write a file or folder to: it becomes output when the block ends, and
+    else vanishes.
 
-    is_ours says of what lies at output whether the same command made it and nothing was added; that is replaced.
-    Raises ShadowError for anything else there, which is left alone, and when the disk cannot be written.
+    is_ours says of what lies at output whether the same command made it and nothing was added; that
+    is replaced. Raises ShadowError for anything else there, which is left alone, and when the disk
+    cannot be written.
     """
     _require_free(output, is_ours, what)
     parent = output.absolute().parent
@@ -145,14 +158,18 @@ def _require_free(output: Path, is_ours: Recognise, what: str) -> None:
 
 def _flush(aside: Path) -> None:
     """Onto the disk, before it gets its name."""
-    for folder, _, names in os.walk(aside) if aside.is_dir() else [(str(aside.parent), [], [aside.name])]:
+    for folder, _, names in (
+        os.walk(aside) if aside.is_dir() else [(str(aside.parent), [], [aside.name])]
+    ):
         for name in names:
             with (Path(folder) / name).open("rb") as file:
                 os.fsync(file.fileno())
 
 
 def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
-    """Give aside its name. No folder can be renamed over another: the former one steps aside, where it is not lost."""
+    """Give aside its name. No folder can be renamed over another: the former one steps aside, where
+    it is not lost.
+    """
     if not output.is_dir():
         aside.replace(output)
         return
@@ -162,7 +179,9 @@ def _replace(aside: Path, output: Path, stepped_aside: Path) -> None:
 
 
 def registry_folder() -> Path:
-    """The folder of shipped data: inside the package when installed, at the repository's top in a checkout."""
+    """The folder of shipped data: inside the package when installed, at the repository's top in a
+    checkout.
+    """
     packaged = Path(str(files("shadow"))) / "registry"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "registry"
 
@@ -171,7 +190,9 @@ PARTIAL = ".partial"
 
 
 def safe_name(name: str) -> str:
-    """A file name for any text, still telling texts apart: letters, digits and `._-`, no leading dot, not long."""
+    """A file name for any text, still telling texts apart: letters, digits and `._-`, no leading
+    dot, not long.
+    """
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".")[:80]
     return (
         plain
@@ -192,7 +213,8 @@ def writing(folder: Path) -> Iterator[None]:
             else None
         )
         raise ShadowError(
-            f"cannot write to {folder}: {error.strerror or error}", hint or "choose another folder with -o"
+            f"cannot write to {folder}: {error.strerror or error}",
+            hint or "choose another folder with -o",
         ) from error
 
 
@@ -212,7 +234,9 @@ def nearest_folder(path: Path) -> Path:
 
 
 def open_regular(path: Path) -> IO[bytes] | None:
-    """A file, opened for reading; None where no regular file is: opening a FIFO would wait for ever."""
+    """A file, opened for reading; None where no regular file is: opening a FIFO would wait for
+    ever.
+    """
     return path.open("rb") if path.is_file() else None
 
 

@@ -10,7 +10,9 @@ Status = Literal["measured", "identical", "skipped"]
 
 @dataclass(frozen=True)
 class Reason:
-    """What a reason means, for people. strict: what should have been measured was not, so `--strict` objects."""
+    """What a reason means, for people. strict: what should have been measured was not, so
+    `--strict` objects.
+    """
 
     text: str
     strict: bool = False
@@ -26,7 +28,9 @@ REASONS = {
     "quantized": Reason("packed or scaled weights", strict=True),
     "unknown_dtype": Reason("a dtype this version does not know", strict=True),
     "nonfinite": Reason("NaN or infinite entries", strict=True),
-    "filtered": Reason("left out by --layer, --module or --component, or part of a component with another base"),
+    "filtered": Reason(
+        "left out by --layer, --module or --component, or part of a component with another base"
+    ),
     "adapter": Reason("parts of an adapter that are not applied"),
     "unreadable": Reason("listed in the index, but in no shard", strict=True),
 }

@@ -1,7 +1,8 @@
-"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras. The only module that knows fsspec.
+"""Files at URLs: object stores, by way of fsspec, whose drivers come with extras. The only module
+that knows fsspec.
 
-A URL never holds a credential: one with a password or a query is refused, and what a driver says is told only after
-the values of the options and of the environment's secrets were taken out.
+A URL never holds a credential: one with a password or a query is refused, and what a driver says is
+told only after the values of the options and of the environment's secrets were taken out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.files import safe_name
 
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)")  # a path has it too: pathlib makes `s3:/x` of `s3://x`
+URL = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]+):(?=/|$)"
+)  # a path has it too: pathlib makes `s3:/x` of `s3://x`
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,29 @@ WORK = "SHADOW_WORK_DIR"
 MAX_OPTIONS = 1_000_000  # bytes of a file of options
 MOMENT = 2.0  # seconds in which a file that is being created appears
 AT_ONCE = 8  # files that are fetched at a time
-# Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect, many times over.
+# Drivers retry 5xx and broken connections themselves. Those of S3 would wait a minute to connect,
+# many times over.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}},
 }
-SECRETS = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS")  # in the names of variables
+SECRETS = re.compile(
+    r"KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING|SAS"
+)  # in the names of variables
 LEAST_SECRET = 6  # characters; shorter values, such as `true`, are no secrets
 
 
 def url_of(place: str | os.PathLike[str]) -> str | None:
-    """The URL that a place is, also where pathlib has made one slash of two; None for a path of this machine."""
+    """The URL that a place is, also where pathlib has made one slash of two; None for a path of
+    this machine.
+    """
     text = os.fspath(place)
     match = URL.match(text)
     if match is None:
         return None
     scheme, rest = match[1].lower(), text[match.end() :]
-    return f"{scheme}:///{rest.lstrip('/')}" if scheme == "file" else f"{scheme}://{rest.lstrip('/')}"
+    return (
+        f"{scheme}:///{rest.lstrip('/')}" if scheme == "file" else f"{scheme}://{rest.lstrip('/')}"
+    )
 
 
 def redacted(url: str) -> str:
@@ -87,10 +97,13 @@ def redacted(url: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@", "***@", bare)[:200]
 
 
-def located(place: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> Path | Store:
+def located(
+    place: str | os.PathLike[str], options: Mapping[str, Any] | None = None
+) -> Path | Store:
     """What a place stands for: a path, also of a `file://` URL, or a store.
 
-    Raises UsageError for a URL that is not supported or that holds a credential. Reaches for nothing.
+    Raises UsageError for a URL that is not supported or that holds a credential. Reaches for
+    nothing.
     """
     url = url_of(place)
     if url is None:
@@ -100,12 +113,20 @@ def located(place: str | os.PathLike[str], options: Mapping[str, Any] | None = N
     if scheme == "file":
         return Path(unquote(urlsplit(url).path))
     if scheme in ("http", "https"):
-        raise UsageError(f"{told}: web addresses are not supported", "fetch it, as with curl; a list may be `--list -`")
+        raise UsageError(
+            f"{told}: web addresses are not supported",
+            "fetch it, as with curl; a list may be `--list -`",
+        )
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in ("s3", "gs", "az", "hf", "file"))
-        raise UsageError(f"{told}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder")
+        raise UsageError(
+            f"{told}: URLs of {scheme}:// are not supported", f"one of {known}, or a folder"
+        )
     if re.match(r"[^/]*@", url.partition("://")[2]):
-        raise UsageError(f"{told}: a URL may hold no account and no password", f"use --storage-options or {OPTIONS}")
+        raise UsageError(
+            f"{told}: a URL may hold no account and no password",
+            f"use --storage-options or {OPTIONS}",
+        )
     if re.search(r"[?#]", url):
         raise UsageError(f"{told}: a URL may have no query", f"use --storage-options or {OPTIONS}")
     path = url.partition("://")[2].strip("/")
@@ -115,7 +136,9 @@ def located(place: str | os.PathLike[str], options: Mapping[str, Any] | None = N
 
 
 def parsed_options(text: str | None) -> dict[str, Any]:
-    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told. Raises UsageError."""
+    """Options of a driver: JSON, or a file of JSON. Nothing of what they hold is ever told. Raises
+    UsageError.
+    """
     if not text:
         return {}
     raw = text
@@ -125,11 +148,15 @@ def parsed_options(text: str | None) -> dict[str, Any]:
                 raw = file.read(MAX_OPTIONS).decode()
         except (OSError, ValueError):
             hint = """write JSON, such as '{"anon": true}', or the name of a file with JSON"""
-            raise UsageError("--storage-options: neither JSON nor a file that can be read", hint) from None
+            raise UsageError(
+                "--storage-options: neither JSON nor a file that can be read", hint
+            ) from None
     try:
         options = json.loads(raw)
     except (ValueError, RecursionError):
-        raise UsageError("--storage-options: not valid JSON", """such as '{"anon": true}'""") from None
+        raise UsageError(
+            "--storage-options: not valid JSON", """such as '{"anon": true}'"""
+        ) from None
     if not isinstance(options, dict):
         raise UsageError("--storage-options: no JSON object", """such as '{"anon": true}'""")
     return options
@@ -189,7 +216,9 @@ class Store:
             raise UsageError(f"{self}: no bucket in it", "write hf://buckets/NAME/BUCKET/FOLDER")
 
     def require_access(self) -> None:
-        """Write a small file and remove it, so that what is not allowed is told before anything is measured."""
+        """Write a small file and remove it, so that what is not allowed is told before anything is
+        measured.
+        """
         self.require_writable()
         with self._reaching():
             path = self._path(f".shadow-{secrets.token_hex(8)}.tmp")
@@ -206,9 +235,13 @@ class Store:
             except FileNotFoundError:
                 return {}
             return {
-                path[len(top) :].strip("/"): Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
+                path[len(top) :].strip("/"): Entry(
+                    int(told["size"] or 0), repr(sorted(told.items(), key=str))
+                )
                 for path, told in found.items()
-                if told.get("type") == "file" and path.startswith(f"{top}/") and _is_plain(path[len(top) + 1 :])
+                if told.get("type") == "file"
+                and path.startswith(f"{top}/")
+                and _is_plain(path[len(top) + 1 :])
             }
 
     def entry(self, name: str) -> Entry | None:
@@ -223,7 +256,9 @@ class Store:
             return Entry(int(told["size"] or 0), repr(sorted(told.items(), key=str)))
 
     def read(self, name: str, most: int) -> bytes | None:
-        """A small file; None where there is none. Raises ShadowError for one of more than most bytes."""
+        """A small file; None where there is none. Raises ShadowError for one of more than most
+        bytes.
+        """
         with self._reaching(name):
             system, path = self._system(), self._path(name)
             system.invalidate_cache()
@@ -239,11 +274,15 @@ class Store:
     def read_end(self, name: str, size: int, count: int) -> bytes:
         """The last bytes, count of them at most, of a file that has size bytes."""
         with self._reaching(name):
-            content: bytes = self._system().cat_file(self._path(name), start=max(0, size - count), end=size)
+            content: bytes = self._system().cat_file(
+                self._path(name), start=max(0, size - count), end=size
+            )
             return content
 
     def fetch(self, sizes: Mapping[str, int], folder: Path) -> None:
-        """Files, by name and size, into a folder, several at a time. Raises ShadowError for one of another size."""
+        """Files, by name and size, into a folder, several at a time. Raises ShadowError for one of
+        another size.
+        """
 
         def fetch_one(name: str) -> None:
             target = folder / name
@@ -251,7 +290,9 @@ class Store:
             with self._reaching(name):
                 self._system().get_file(self._path(name), str(target))
             if target.stat().st_size != sizes[name]:
-                raise ShadowError(f"{self.at(name)}: only a part of it came", "run the same command again")
+                raise ShadowError(
+                    f"{self.at(name)}: only a part of it came", "run the same command again"
+                )
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(fetch_one, sizes))
@@ -269,13 +310,15 @@ class Store:
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file that is not there yet; False where one of other content is.
 
-        One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides: two who create it
-        at once see the same.
+        One step of the store where `Scheme.atomic`. Elsewhere what is there after a moment decides:
+        two who create it at once see the same.
         """
         with self._reaching(name):
             try:
                 self._system().pipe_file(self._path(name), content, mode="create")
-            except Exception as error:  # gcsfs has no FileExistsError for 412: the condition does not hold
+            except (
+                Exception
+            ) as error:  # gcsfs has no FileExistsError for 412: the condition does not hold
                 if not isinstance(error, FileExistsError) and _status(error) != 412:
                     raise
         if not self.scheme.atomic:
@@ -290,12 +333,19 @@ class Store:
 
     def _system(self) -> Any:
         try:
-            return _system(self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid())
-        except (TypeError, ValueError) as error:  # of the driver: an option that it lacks, or does not know
+            return _system(
+                self.scheme.protocol, json.dumps(self.options, sort_keys=True), os.getpid()
+            )
+        except (
+            TypeError,
+            ValueError,
+        ) as error:  # of the driver: an option that it lacks, or does not know
             raise _wrong_options(self, error) from None
 
     def _path(self, name: str = "") -> str:
-        path: str = self._system()._strip_protocol(f"{self.scheme.protocol}://{self.url.partition('://')[2]}")
+        path: str = self._system()._strip_protocol(
+            f"{self.scheme.protocol}://{self.url.partition('://')[2]}"
+        )
         return f"{path}/{name}" if name else path
 
     @contextlib.contextmanager
@@ -324,10 +374,15 @@ def _is_plain(path: str) -> bool:
 
 @cache
 def _system(protocol: str, options: str, _: int) -> Any:
-    """The driver, one for each process: a fork has no part in the threads of the process that it comes from."""
+    """The driver, one for each process: a fork has no part in the threads of the process that it
+    comes from.
+    """
     import fsspec
 
-    for name in ("fsspec", *LOGGERS):  # else Python prints what they log: tracebacks with URLs, for every retry
+    for name in (
+        "fsspec",
+        *LOGGERS,
+    ):  # else Python prints what they log: tracebacks with URLs, for every retry
         logging.getLogger(name).addHandler(logging.NullHandler())
     given = json.loads(options)
     defaults = DEFAULTS.get(protocol, {})
@@ -335,7 +390,17 @@ def _system(protocol: str, options: str, _: int) -> Any:
     return fsspec.filesystem(protocol, **{**given, **merged}, use_listings_cache=False)
 
 
-LOGGERS = ("s3fs", "gcsfs", "adlfs", "azure", "botocore", "aiobotocore", "aiohttp", "google", "huggingface_hub")
+LOGGERS = (
+    "s3fs",
+    "gcsfs",
+    "adlfs",
+    "azure",
+    "botocore",
+    "aiobotocore",
+    "aiohttp",
+    "google",
+    "huggingface_hub",
+)
 DRIVERS = {
     "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx", "httpx2",
     "huggingface_hub", "requests", "s3fs",
@@ -345,12 +410,21 @@ DRIVERS = {
 def _fault(store: Store, error: Exception) -> ShadowError | None:
     """What went wrong, in words; None for what is no fault of a store, but one of shadow."""
     name, root = type(error).__name__, type(error).__module__.partition(".")[0]
-    if isinstance(error, TypeError) and store.options and "unexpected keyword argument" in str(error):
+    if (
+        isinstance(error, TypeError)
+        and store.options
+        and "unexpected keyword argument" in str(error)
+    ):
         return _wrong_options(store, error)
     if not isinstance(error, OSError | TimeoutError) and root not in DRIVERS:
         return None
     status = _status(error)
-    if isinstance(error, PermissionError) or status in (401, 403) or "Credential" in name or "Auth" in name:
+    if (
+        isinstance(error, PermissionError)
+        or status in (401, 403)
+        or "Credential" in name
+        or "Auth" in name
+    ):
         return ShadowError(f"{store}: access denied{_said(store, error)}", _check(store))
     if isinstance(error, FileNotFoundError) or status == 404 or "NotFound" in name:
         return ShadowError(f"{store}: no such bucket or file", "check the URL")
@@ -366,7 +440,10 @@ def _wrong_options(store: Store, error: Exception) -> UsageError:
 
 
 def _check(store: Store) -> str:
-    return f"check --storage-options{f', or {store.scheme.credentials}' if store.scheme.credentials else ''}"
+    return (
+        "check"
+        f" --storage-options{f', or {store.scheme.credentials}' if store.scheme.credentials else ''}"
+    )
 
 
 def _is_theirs(error: Exception, status: int | None) -> bool:
@@ -392,7 +469,9 @@ def _status(error: Exception) -> int | None:
 
 
 def _said(store: Store, error: Exception) -> str:
-    """The driver's first words, without URLs' queries and without any value that may be a credential."""
+    """The driver's first words, without URLs' queries and without any value that may be a
+    credential.
+    """
     text = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(str(error).splitlines()), "").strip())
     for secret in sorted(_secrets(store.options), key=len, reverse=True):
         text = text.replace(secret, "***")
@@ -402,7 +481,9 @@ def _said(store: Store, error: Exception) -> str:
 
 
 def _secrets(options: Mapping[str, Any]) -> Iterator[str]:
-    """Values that must not be told: all texts of the options, and of variables that are named like a secret."""
+    """Values that must not be told: all texts of the options, and of variables that are named like
+    a secret.
+    """
     rest: list[object] = [options]
     while rest:
         value = rest.pop()
@@ -430,7 +511,9 @@ _copies: dict[str, str] = {}  # URLs, by the paths of their copies
 
 
 def place_for(store: Store) -> Path:
-    """A path for the copy of a file or a folder, under its own name; it vanishes when the process ends."""
+    """A path for the copy of a file or a folder, under its own name; it vanishes when the process
+    ends.
+    """
     parent = Path(tempfile.mkdtemp(dir=_scratch().name))
     path = parent / (re.sub(r"[^A-Za-z0-9._-]", "-", store.name).lstrip(".")[:100] or "copy")
     _copies[str(path)] = store.url
@@ -475,4 +558,6 @@ def work_folder(store: Store) -> Path:
     try:
         return (Path(cached) if cached else Path.home() / ".cache") / "shadow" / "work" / name
     except RuntimeError:
-        raise ShadowError("there is no home folder to work in", f"name a folder in {WORK}") from None
+        raise ShadowError(
+            "there is no home folder to work in", f"name a folder in {WORK}"
+        ) from None

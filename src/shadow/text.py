@@ -1,4 +1,6 @@
-"""Words and names in outputs: plurals, lists cut short, near misses, and text of any origin made harmless."""
+"""Words and names in outputs: plurals, lists cut short, near misses, and text of any origin made
+harmless.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ from shadow.errors import UsageError
 def inert(text: str) -> str:
     """Printed text without commands to what may run this.
 
-    GitHub Actions obeys lines of stdout and stderr that begin with `::` after white space, and `##[` anywhere in one;
-    Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may hold them, and wrapping may begin a line so.
+    GitHub Actions obeys lines of stdout and stderr that begin with `::` after white space, and
+    `##[` anywhere in one; Azure Pipelines and TeamCity `##vso[` and `##teamcity[`. A name may hold
+    them, and wrapping may begin a line so.
     """
     text = re.sub(r"##(?=[A-Za-z]*\[)", r"#\\x23", text)
     return re.sub(r"(?m)^((?:[^\S\n]|\x1b\[[0-9;]*m)*):(?=:)", r"\1\\x3a", text)
 
 
 def visible(text: str) -> str:
-    """Text from files, with control characters, which could drive the terminal, made visible and on one line."""
+    """Text from files, with control characters, which could drive the terminal, made visible and on
+    one line.
+    """
     if text.isprintable():  # nearly all
         return text
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
@@ -77,7 +82,9 @@ def counted(number: int, one: str, many: str) -> str:
 
 def bytes_of(text: str) -> int:
     """`40GB`, `1.5 TiB` or a plain number of bytes."""
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE | re.ASCII)
+    match = re.fullmatch(
+        r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt])(i?)b?|b)?", text.strip(), re.IGNORECASE | re.ASCII
+    )
     if not match:
         raise UsageError(f"{text[:40]!r} is not a size", "write 40GB, 500MB or 1.5TB")
     power = " kmgt".index((match[2] or " ").lower())

@@ -1,4 +1,6 @@
-"""The folder of solved spectra: where it is, how large it is, and making room. Imports nothing that computes."""
+"""The folder of solved spectra: where it is, how large it is, and making room. Imports nothing that
+computes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,15 @@ import os
 import re
 from pathlib import Path
 
-# Of a spectrum, or of what a killed process left of one. Nothing of another name is ever removed: somebody may name a
-# folder of models.
+# Of a spectrum, or of what a killed process left of one. Nothing of another name is ever removed:
+# somebody may name a folder of models.
 NAME = re.compile(r"[0-9a-f]{62}\.safetensors(\.[0-9a-f]{8}\.tmp)?")
 
 
 def default_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/shadow/spectra`, or `~/.cache/shadow/spectra`; None for a user without a home folder."""
+    """`$XDG_CACHE_HOME/shadow/spectra`, or `~/.cache/shadow/spectra`; None for a user without a
+    home folder.
+    """
     top = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(top) if top else Path.home() / ".cache") / "shadow" / "spectra"

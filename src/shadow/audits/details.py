@@ -1,4 +1,6 @@
-"""What `--verbose` says of an audit, in lines for people: its settings, both sides, each matrix, and the time."""
+"""What `--verbose` says of an audit, in lines for people: its settings, both sides, each matrix,
+and the time.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,13 @@ NAMED = 3  # tensors that a line names
 
 
 def of_settings(method: Method, chosen: Filter, *, spectra: bool, optimizer: str | None) -> str:
-    """What the report depends on besides its checkpoints: `settings: precision default, 0 sampled nulls, ...`."""
+    """What the report depends on besides its checkpoints: `settings: precision default, 0 sampled
+    nulls, ...`.
+    """
     drawn = f" (seed {method.seed})" if method.nulls else ""
-    filters = [f"{name} {', '.join(map(str, values))}" for name, values in vars(chosen).items() if values]
+    filters = [
+        f"{name} {', '.join(map(str, values))}" for name, values in vars(chosen).items() if values
+    ]
     parts = [
         f"precision {method.precision}",
         f"{counted(method.nulls, 'sampled null', 'sampled nulls')}{drawn}",
@@ -35,10 +41,15 @@ def of_settings(method: Method, chosen: Filter, *, spectra: bool, optimizer: str
 
 def of_found(side: Side, found: Found) -> str:
     """`base: org/name, commit 0123...`, or `base: ./name, a folder`."""
-    return f"{side}: {found.reference}, {'a folder' if found.commit is None else f'commit {found.commit}'}"
+    return (
+        f"{side}: {found.reference},"
+        f" {'a folder' if found.commit is None else f'commit {found.commit}'}"
+    )
 
 
-def of_plan(plan: Plan, skipped: Sequence[Skipped], *, jobs: int, cache: Path | None) -> Iterator[str]:
+def of_plan(
+    plan: Plan, skipped: Sequence[Skipped], *, jobs: int, cache: Path | None
+) -> Iterator[str]:
     """Both sides, what is skipped and why, and what does the work."""
     sides: dict[Side, Checkpoint] = {"base": plan.base, "tuned": plan.tuned}
     for side, checkpoint in sides.items():
@@ -47,7 +58,10 @@ def of_plan(plan: Plan, skipped: Sequence[Skipped], *, jobs: int, cache: Path | 
     for tensor in skipped:
         groups[tensor.reason or tensor.status, tensor.side].append(tensor.info.name)
     for (reason, side), names in groups.items():
-        yield f"skipped, {reason}: {counted(len(names), 'tensor', 'tensors')} of {side}: {several(names, NAMED)}"
+        yield (
+            f"skipped, {reason}: {counted(len(names), 'tensor', 'tensors')} of {side}:"
+            f" {several(names, NAMED)}"
+        )
     kept = "no cache of spectra" if cache is None else f"spectra cached in {cache}"
     yield f"{counted(jobs, 'worker', 'workers')}, {kept}"
 
@@ -67,7 +81,11 @@ def _side(side: Side, checkpoint: Checkpoint, plan: Plan) -> str:
     if not shards:
         return ", ".join(parts)
     to_move = sum(source_of(plan.base, plan.tuned, shard).bytes_to_move() for shard in shards)
-    download = f"{byte_size(to_move)} to download" if to_move else "all that is needed is in the Hub's cache"
+    download = (
+        f"{byte_size(to_move)} to download"
+        if to_move
+        else "all that is needed is in the Hub's cache"
+    )
     return f"{', '.join(parts)}; {download}"
 
 
@@ -79,17 +97,25 @@ def of_source(source: Source) -> str:
         assert isinstance(source, WholeFile), "the others are not fetched"
         part, name = "", source.file.path
     size = source.bytes_to_move()
-    return f"{part}{name}: {f'downloading {byte_size(size)}' if size else 'in the cache of the Hub'}"
+    return (
+        f"{part}{name}: {f'downloading {byte_size(size)}' if size else 'in the cache of the Hub'}"
+    )
 
 
 def of_outcome(pair: MatrixPair, outcome: Outcome) -> str:
     """`model.layers.0.mlp.up_proj.weight, 176 x 64: measured in 0.1 s, 2 spectra from the cache`."""
     expert = "" if pair.place.expert is None else f", expert {pair.place.expert}"
-    size = f"{pair.rows} x {pair.cols}" if pair.is_matrix else f"vector of {max(pair.rows, pair.cols)}"
+    size = (
+        f"{pair.rows} x {pair.cols}" if pair.is_matrix else f"vector of {max(pair.rows, pair.cols)}"
+    )
     if outcome.status == "skipped":
         told = f"skipped, {outcome.reason}" + (f" ({outcome.detail})" if outcome.detail else "")
     else:
-        spectra = f", {counted(outcome.cached, 'spectrum', 'spectra')} from the cache" if outcome.cached else ""
+        spectra = (
+            f", {counted(outcome.cached, 'spectrum', 'spectra')} from the cache"
+            if outcome.cached
+            else ""
+        )
         told = f"{outcome.status} in {_brief(outcome.seconds)}{spectra}"
     return f"{pair.tuned.info.name}{expert}, {size}: {told}"
 
@@ -101,8 +127,11 @@ def _brief(seconds: float) -> str:
 def of_time(seconds: float, busy: float, jobs: int) -> str:
     """How long measuring took, and the share of it that the workers had something to do.
 
-    busy: seconds of all workers together. The rest is waiting: for a download, or for the last matrix of another
-    worker.
+    busy: seconds of all workers together. The rest is waiting: for a download, or for the last
+    matrix of another worker.
     """
     share = min(1.0, busy / (seconds * jobs)) if seconds else 0.0
-    return f"time: {took(seconds)} to measure; {counted(jobs, 'worker', 'workers')} busy {100 * share:.0f} % of it"
+    return (
+        f"time: {took(seconds)} to measure; {counted(jobs, 'worker', 'workers')} busy"
+        f" {100 * share:.0f} % of it"
+    )

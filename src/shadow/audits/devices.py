@@ -44,7 +44,8 @@ CPU = DeviceChoice()
 def choose(asked: str) -> DeviceChoice:
     """The device that a word means on this machine.
 
-    Raises UsageError for a word that means none, and for a card that torch does not have; `auto` takes the CPU then.
+    Raises UsageError for a word that means none, and for a card that torch does not have; `auto`
+    takes the CPU then.
     """
     if asked == "cpu":
         return CPU
@@ -71,7 +72,11 @@ def _name_of_card(place: str) -> str:
     if count == 0:
         raise UsageError("torch finds no CUDA card", "use --device cpu, or auto")
     if int(place.partition(":")[2]) >= count:
-        cards = "one CUDA card, cuda:0" if count == 1 else f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
+        cards = (
+            "one CUDA card, cuda:0"
+            if count == 1
+            else f"{count} CUDA cards, cuda:0 to cuda:{count - 1}"
+        )
         raise UsageError(f"torch finds {cards}", "name another, or use --device auto")
     try:
         return torch.cuda.get_device_name(place)
@@ -93,13 +98,17 @@ def in_words(use: DeviceMetadata) -> str:
 
 
 def told(choice: DeviceChoice, outcomes: Iterable[Outcome]) -> DeviceMetadata:
-    """What a report says of the device that was asked for, and of where its Gram matrices were made."""
+    """What a report says of the device that was asked for, and of where its Gram matrices were
+    made.
+    """
     if choice.kind == "cpu":
         return {"asked": choice.asked, "note": choice.note}
     made = Counter[str]()
     for outcome in outcomes:
         made.update(outcome.grams)
-    reasons = {where.partition(": ")[2]: count for where, count in sorted(made.items()) if ": " in where}
+    reasons = {
+        where.partition(": ")[2]: count for where, count in sorted(made.items()) if ": " in where
+    }
     return {
         "asked": choice.asked,
         "name": choice.name,

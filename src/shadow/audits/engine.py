@@ -1,6 +1,8 @@
-"""What carries out the tasks of an audit: this process, one after another, or an engine that has many of them.
+"""What carries out the tasks of an audit: this process, one after another, or an engine that has
+many of them.
 
-A task is a function that can be pickled, of a Runtime. What it returns depends neither on the engine nor on the order.
+A task is a function that can be pickled, of a Runtime. What it returns depends neither on the
+engine nor on the order.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Task:
     """How it runs: asked for in the process of the engine when the task begins."""
 
     near: str = ""
-    """What it reads. Tasks that read the same are best on one machine, which then fetches it once."""
+    """What it reads. Tasks that read the same are best on one machine, which then fetches it once.
+    """
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,11 @@ class Engine(Protocol):
         """Take a task; it begins when its turn comes."""
 
     def as_completed(self, watch: Watch | None = None) -> Generator[Ended, None, None]:
-        """What became of each task, as they end. Closing the iterator gives up the tasks that have not ended.
+        """What became of each task, as they end. Closing the iterator gives up the tasks that have
+        not ended.
 
-        When it is interrupted, the tasks that were running come with the interrupt as their fault; then it is raised.
+        When it is interrupted, the tasks that were running come with the interrupt as their fault;
+        then it is raised.
         """
 
     def cancel(self) -> None:
@@ -108,8 +113,8 @@ def _carried_out(task: Task, runtime: Runtime) -> Ended:
 class Queue:
     """Tasks that wait, and who takes which: a machine goes on with what it has read already.
 
-    A machine that has nothing left of what it has read begins what nobody has begun, the longest queue first; after
-    that it helps where most is left, and reads the same as another machine.
+    A machine that has nothing left of what it has read begins what nobody has begun, the longest
+    queue first; after that it helps where most is left, and reads the same as another machine.
     """
 
     def __init__(self) -> None:

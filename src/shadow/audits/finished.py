@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from shadow.checkpoints.pairing import in_ranges
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata, SettingsMetadata, Side
+from shadow.reports.metadata import (
+    SIDES,
+    CheckpointMetadata,
+    ReportMetadata,
+    SettingsMetadata,
+    Side,
+)
 from shadow.reports.provenance import Identity
 from shadow.text import and_more
 
@@ -28,10 +34,11 @@ NAMES = {  # settings, by the option that sets them
 
 
 def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMetadata) -> list[str]:
-    """What makes a report another one than was asked for, each with both values; empty where nothing does.
+    """What makes a report another one than was asked for, each with both values; empty where
+    nothing does.
 
-    The version that measured it does not, nor the optimiser, on which no number depends. What its settings do not say
-    was no setting yet, and is what defaults say.
+    The version that measured it does not, nor the optimiser, on which no number depends. What its
+    settings do not say was no setting yet, and is what defaults say.
     """
     if metadata["schema"] != SCHEMA:
         return [_both("schema", metadata["schema"], SCHEMA)]
@@ -45,7 +52,11 @@ def differences(metadata: ReportMetadata, asked: Identity, defaults: SettingsMet
         differing += _of_side(side, metadata[side], wanted[side])
     had = _flat(defaults) | _flat(metadata["settings"])
     now = _flat(defaults) | _flat(wanted["settings"])
-    differing += [_both(name, had.get(key), now[key]) for key, name in NAMES.items() if had.get(key) != now[key]]
+    differing += [
+        _both(name, had.get(key), now[key])
+        for key, name in NAMES.items()
+        if had.get(key) != now[key]
+    ]
     return differing
 
 
@@ -61,7 +72,11 @@ def _of_side(side: Side, had: CheckpointMetadata, now: CheckpointMetadata) -> It
     elif had["commit"] != now["commit"]:
         yield _both(f"commit of {side}", _short(had["commit"]), _short(now["commit"]))
     elif had["fingerprint"] != now["fingerprint"]:
-        yield _both(f"files of {side}, by their hash", _short(had["fingerprint"]), _short(now["fingerprint"]))
+        yield _both(
+            f"files of {side}, by their hash",
+            _short(had["fingerprint"]),
+            _short(now["fingerprint"]),
+        )
 
 
 def _short(digest: str | None) -> str:

@@ -1,7 +1,8 @@
 """Three checkpoints that follow one another -> how their two deltas stand to each other.
 
-Nothing is fetched: checkpoints are those in folders, or in the Hub's cache at the commit that a report names, and they
-must be what the report says. Of each matrix a few blocks are in memory, and one Gram.
+Nothing is fetched: checkpoints are those in folders, or in the Hub's cache at the commit that a
+report names, and they must be what the report says. Of each matrix a few blocks are in memory, and
+one Gram.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def hold_against(
     *,
     jobs: int | None = None,
     allow_pickle: bool = False,
-    chosen: Filter = Filter(),  # noqa: B008 - frozen
+    chosen: Filter = Filter(),
     say: Callable[[str], None] = lambda text: None,
     show: Show = lambda done, total: None,
 ) -> Joint:
@@ -56,12 +57,17 @@ def hold_against(
         first, middle, last = opened
         if middle.adapter:
             raise ShadowError(f"{middle.reference} is an adapter, so no delta starts from it")
-        old, new = pair_checkpoints(first, middle, chosen)[0], pair_checkpoints(middle, last, chosen)[0]
+        old, new = (
+            pair_checkpoints(first, middle, chosen)[0],
+            pair_checkpoints(middle, last, chosen)[0],
+        )
         matched, left_out = _matched(old, new)
         if not matched:
             raise ShadowError("no matrix is in all three checkpoints")
         for source in {
-            id(of_shard): of_shard for checkpoint in opened for of_shard in checkpoint.sources.values()
+            id(of_shard): of_shard
+            for checkpoint in opened
+            for of_shard in checkpoint.sources.values()
         }.values():
             source.fetch(say=say, report=lambda count: None, stop=Event())
         values = _measured(matched, (first, middle, last), jobs, show)
@@ -83,7 +89,9 @@ def _reference(side: CheckpointSide) -> Reference:
     return Reference(f"{owner}/{name}", False, side["commit"], subfolder or None)
 
 
-def _opened(side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint:
+def _opened(
+    side: CheckpointSide, reference: Reference, runtime: Runtime, scratch: Path
+) -> Checkpoint:
     found = find_checkpoint(reference, runtime, scratch)
     if side["fingerprint"] is not None and found.fingerprint != side["fingerprint"]:
         raise ShadowError(f"{side['repo']} is not what it was when it was audited")
@@ -94,8 +102,12 @@ Match = tuple[MatrixPair, MatrixPair]
 
 
 def _matched(old: Sequence[MatrixPair], new: Sequence[MatrixPair]) -> tuple[list[Match], int]:
-    """The matrices that both deltas have, of one tensor of the middle checkpoint; and how many only one has."""
-    by_place: dict[Place, MatrixPair] = {pair.place: pair for pair in new if pair.is_matrix and pair.base is not None}
+    """The matrices that both deltas have, of one tensor of the middle checkpoint; and how many only
+    one has.
+    """
+    by_place: dict[Place, MatrixPair] = {
+        pair.place: pair for pair in new if pair.is_matrix and pair.base is not None
+    }
     matched = []
     mine = [pair for pair in old if pair.is_matrix and pair.base is not None]
     for pair in mine:
@@ -108,9 +120,14 @@ def _matched(old: Sequence[MatrixPair], new: Sequence[MatrixPair]) -> tuple[list
 
 
 def _measured(
-    matched: Sequence[Match], checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], jobs: int | None, show: Show
+    matched: Sequence[Match],
+    checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint],
+    jobs: int | None,
+    show: Show,
 ) -> list[JointValues | None]:
-    """The values of every match, in their order; None where its entries are not finite or cut in other ways."""
+    """The values of every match, in their order; None where its entries are not finite or cut in
+    other ways.
+    """
     workers = jobs or default_jobs([pair for pair, _ in matched], machine_limits())
     order = sorted(range(len(matched)), key=lambda number: -cost(matched[number][0]))
     values: list[JointValues | None] = [None] * len(matched)
@@ -129,7 +146,9 @@ def _measured(
     return values
 
 
-def _values(checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match) -> JointValues | None:
+def _values(
+    checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match
+) -> JointValues | None:
     first, middle, last = checkpoints
     old, new = match
     assert old.base is not None, "matched"
@@ -146,13 +165,16 @@ def _values(checkpoints: tuple[Checkpoint, Checkpoint, Checkpoint], match: Match
 def summed(values: Sequence[JointValues], left_out: int) -> Joint:
     """All matrices as one vector: sums, and the ratios of sums."""
     first, second, inner, spread = (
-        math.fsum(getattr(matrix, name) for matrix in values) for name in ("first", "second", "inner", "spread")
+        math.fsum(getattr(matrix, name) for matrix in values)
+        for name in ("first", "second", "inner", "spread")
     )
     whole = math.sqrt(first) * math.sqrt(second)
     within = [matrix.inside for matrix in values if matrix.inside.directions]
     energy = math.fsum(inside.energy for inside in within)
     shared = [matrix.shared for matrix in values]
-    rounded = math.sqrt(math.fsum(of.first for of in shared)) * math.sqrt(math.fsum(of.second for of in shared))
+    rounded = math.sqrt(math.fsum(of.first for of in shared)) * math.sqrt(
+        math.fsum(of.second for of in shared)
+    )
     shares = {
         name: math.fsum(getattr(inside, name) for inside in within) / energy if energy else None
         for name in ("left", "right", "chance_left", "chance_right")

@@ -1,4 +1,6 @@
-"""The outcomes of an audit that is not finished: `.partial/journal.jsonl`, safe against being killed at any moment."""
+"""The outcomes of an audit that is not finished: `.partial/journal.jsonl`, safe against being
+killed at any moment.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
 
 JOURNAL = "journal.jsonl"
-PARTS = f"{PARTIAL}/parts"  # of a report's folder: each part of an audit that is measured in parts has a folder there
+# of a report's folder: each part of an audit that is measured in parts has a folder there
+PARTS = f"{PARTIAL}/parts"
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,25 @@ def _fetched(lines: Iterable[bytes]) -> list[Fetched]:
             shard = Fetched(**json.loads(line)["fetched"])
             texts = shard.repo, shard.commit, shard.path, shard.checksum or ""
             plain = all(isinstance(text, str) for text in texts)
-            if plain and re.fullmatch(r"[0-9a-f]{40}", shard.commit) and ".." not in f"{shard.repo}/{shard.path}":
+            if (
+                plain
+                and re.fullmatch(r"[0-9a-f]{40}", shard.commit)
+                and ".." not in f"{shard.repo}/{shard.path}"
+            ):
                 shards.append(shard)
     return shards
 
 
 class _Kept(Mapping[str, Outcome]):
-    """Outcomes by key, each read from its line when it is asked for: those of 60,000 matrices take gigabytes."""
+    """Outcomes by key, each read from its line when it is asked for: those of 60,000 matrices take
+    gigabytes.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._places: dict[str, tuple[int, int]] = {}  # by key: where its line begins, and how long it is
+        self._places: dict[
+            str, tuple[int, int]
+        ] = {}  # by key: where its line begins, and how long it is
 
     def put(self, key: str, start: int, length: int) -> None:
         self._places[key] = start, length
@@ -94,8 +105,9 @@ class _Kept(Mapping[str, Outcome]):
 class Journal:
     """Finished outcomes of an audit that is not finished, safe against being killed at any moment.
 
-    One process writes at a time; a second one is refused. outcomes holds what an earlier run left, fetched the
-    shards that it fetched or was fetching, also if it belonged to another identity, and other is then that identity.
+    One process writes at a time; a second one is refused. outcomes holds what an earlier run left,
+    fetched the shards that it fetched or was fetching, also if it belonged to another identity, and
+    other is then that identity.
     """
 
     def __init__(self, folder: Path, identity: Identity) -> None:
@@ -149,7 +161,8 @@ class Journal:
     def take_over(self, part: Path) -> None:
         """Take over the outcomes of a part of this audit from its folder, which is removed.
 
-        Those of another audit are not taken over. Raises BusyError where somebody is at work on the part.
+        Those of another audit are not taken over. Raises BusyError where somebody is at work on the
+        part.
         """
         with writing(self.folder):
             journal = Journal(part, self.identity)
@@ -208,7 +221,9 @@ def _line(entry: Mapping[str, object]) -> bytes:
 
 @contextlib.contextmanager
 def alone_at(folder: Path) -> Iterator[None]:
-    """While a report is changed nobody else may change it or measure it anew; a second process is refused."""
+    """While a report is changed nobody else may change it or measure it anew; a second process is
+    refused.
+    """
     path = folder / PARTIAL / JOURNAL
     with writing(folder):
         path.parent.mkdir(exist_ok=True)
@@ -224,18 +239,27 @@ def alone_at(folder: Path) -> Iterator[None]:
 
 
 def remove_journal_of(folder: Path, identity: Identity) -> None:
-    """Remove what an audit left that was killed when its report had just been written. That of another one stays."""
+    """Remove what an audit left that was killed when its report had just been written. That of
+    another one stays.
+    """
     path = folder / PARTIAL / JOURNAL
-    with contextlib.suppress(OSError, ValueError, RecursionError, ShadowError), path.open("r+b") as file:
+    with (
+        contextlib.suppress(OSError, ValueError, RecursionError, ShadowError),
+        path.open("r+b") as file,
+    ):
         _lock(file, folder)
         if identity.is_that_of(json.loads(file.readline())):
             path.unlink()
 
 
 def _lock(file: IO[bytes], folder: Path) -> None:
-    """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's to avoid."""
+    """Refuse a second audit into a folder. Where there are no locks, two at a time are the user's
+    to avoid.
+    """
     if lock(file.fileno()) == "another's":
-        raise BusyError(f"another audit is writing to {folder}", "wait for it, or choose another folder with -o")
+        raise BusyError(
+            f"another audit is writing to {folder}", "wait for it, or choose another folder with -o"
+        )
 
 
 def _to_text(numbers: NDArray[np.float64]) -> str:
@@ -251,13 +275,19 @@ def _outcome_to_json(outcome: Outcome) -> dict[str, Any]:
         {
             "subject": measurement.subject,
             "precision": measurement.precision,
-            "values": {name: null_if_undefined(value) for name, value in measurement.values.items()},
+            "values": {
+                name: null_if_undefined(value) for name, value in measurement.values.items()
+            },
             "sigma": _to_text(measurement.sigma),
             "lists": {name: _to_text(numbers) for name, numbers in measurement.lists.items()},
         }
         for measurement in outcome.measurements
     ]
-    residual = None if outcome.residual is None else base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
+    residual = (
+        None
+        if outcome.residual is None
+        else base64.b64encode(outcome.residual.astype("<f4").tobytes()).decode()
+    )
     return {**vars(outcome), "measurements": measurements, "residual": residual}
 
 
@@ -275,7 +305,12 @@ def _outcome_from_json(entry: dict[str, Any]) -> Outcome:
     base_verified, tuned_verified = entry.pop("verified")
     kept = entry.pop("residual")
     residual = None if kept is None else np.frombuffer(base64.b64decode(kept), dtype="<f4")
-    return Outcome(**entry, measurements=measurements, verified=(base_verified, tuned_verified), residual=residual)
+    return Outcome(
+        **entry,
+        measurements=measurements,
+        verified=(base_verified, tuned_verified),
+        residual=residual,
+    )
 
 
 def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
@@ -286,7 +321,9 @@ def remove_unfinished(output: Path) -> dict[Path, list[Fetched]]:
     if not output.is_dir():
         raise ShadowError(f"no such folder: {output}", "name the folder given to `shadow audit -o`")
     removed = {}
-    for partial in sorted(path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")):
+    for partial in sorted(
+        path for depth in ("", "*/", "*/*/") for path in output.glob(f"{depth}{PARTIAL}")
+    ):
         if partial.is_symlink() or not (partial / JOURNAL).is_file():
             continue  # not ours
         with writing(partial.parent), (partial / JOURNAL).open("ab+") as file:

@@ -1,4 +1,5 @@
-"""The audit of a list: pair after pair into one folder, with an index that is right whenever the run is killed.
+"""The audit of a list: pair after pair into one folder, with an index that is right whenever the
+run is killed.
 
 An engine may carry out the pairs elsewhere; this process alone writes the index.
 """
@@ -43,7 +44,7 @@ def audit_list(
     selection: Selection,
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+    runtime: Runtime = Runtime(),
     *,
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,
@@ -53,9 +54,9 @@ def audit_list(
 ) -> Iterator[PairOutcome]:
     """Audit the pairs of a selection as `audit_pairs` does, and keep the index of the folder.
 
-    What is done, failed, kept and pending is on the disk before the first pair and after each (see `Standing`). store:
-    where audit publishes the reports of output; the index is published there too, now and then and at the end.
-    Raises ShadowError when the index cannot be read or written.
+    What is done, failed, kept and pending is on the disk before the first pair and after each (see
+    `Standing`). store: where audit publishes the reports of output; the index is published there
+    too, now and then and at the end. Raises ShadowError when the index cannot be read or written.
     """
     with alone_in(output):
         published = None
@@ -66,8 +67,15 @@ def audit_list(
             if not (output / PARTIAL).is_dir():  # else a run that was killed here knows more
                 published.fetch(output)
             there = published.finished()
-            index = begun(output, selection, settings, lambda row, _: report_folder(row.family, row.pair) in there)
-            standing = Standing(output, index, partial(_try_to_publish, published, output, runtime.say))
+            index = begun(
+                output,
+                selection,
+                settings,
+                lambda row, _: report_folder(row.family, row.pair) in there,
+            )
+            standing = Standing(
+                output, index, partial(_try_to_publish, published, output, runtime.say)
+            )
         outcomes = audit_pairs(
             selection.own, settings, output, runtime,
             scores=scores, watch=watch, numbered=True, audit=audit, engine=engine,
@@ -106,24 +114,38 @@ def _row_after(before: Row, outcome: PairOutcome) -> Row:
         return spent
     error = outcome.error
     assert error is not None
-    if outcome.state == "kept":  # nothing went into it, and its row tells nothing of the report that is there
+    if (
+        outcome.state == "kept"
+    ):  # nothing went into it, and its row tells nothing of the report that is there
         return before.emptied("kept", error=error.message, hint=error.hint)
     return spent.emptied("failed", error=error.message, hint=error.hint)
 
 
 def _done_row_after(taken: Row, result: AuditResult) -> Row:
-    """The row of a pair that is done; of a report that no list has made, with the time that the report tells."""
+    """The row of a pair that is done; of a report that no list has made, with the time that the
+    report tells.
+    """
     seconds = result.provenance.get("seconds") if taken.seconds is None else taken.seconds
-    return done_row(result.summary, result.provenance, position=taken.position, seconds=seconds, moved=taken.bytes)
+    return done_row(
+        result.summary,
+        result.provenance,
+        position=taken.position,
+        seconds=seconds,
+        moved=taken.bytes,
+    )
 
 
 def begun(
-    output: Path, selection: Selection, settings: Settings, is_there: Callable[[Row, Kind], bool] | None = None
+    output: Path,
+    selection: Selection,
+    settings: Settings,
+    is_there: Callable[[Row, Kind], bool] | None = None,
 ) -> Index:
-    """The index before the first pair: what an earlier run of the list left here, all else of this shard pending.
+    """The index before the first pair: what an earlier run of the list left here, all else of this
+    shard pending.
 
-    Of pairs that other shards audit there are rows where they were audited into this folder. is_there: is there still
-    the report that a row tells of? None: look into the folder.
+    Of pairs that other shards audit there are rows where they were audited into this folder.
+    is_there: is there still the report that a row tells of? None: look into the folder.
     """
     is_there = is_there or partial(_is_there, output)
     index = Index(

@@ -1,11 +1,13 @@
-"""The index of a list, which says how each pair stands: index.json and batch.parquet, from the same rows.
+"""The index of a list, which says how each pair stands: index.json and batch.parquet, from the same
+rows.
 
-The reports are the truth, and lie where `shadow audit` puts them; these two files say which there are, which failed
-and why, and which are still to come. Imports nothing that computes.
+The reports are the truth, and lie where `shadow audit` puts them; these two files say which there
+are, which failed and why, and which are still to come. Imports nothing that computes.
 
-Both files are written whole, which takes half a second for 10,000 pairs. While a list is audited they are written now
-and then, every few seconds for hundreds of pairs; what has changed since lies in `.partial/rows.jsonl`, a row a line.
-`read_index` adds it, so that nothing is lost when the run is killed.
+Both files are written whole, which takes half a second for 10,000 pairs. While a list is audited
+they are written now and then, every few seconds for hundreds of pairs; what has changed since lies
+in `.partial/rows.jsonl`, a row a line. `read_index` adds it, so that nothing is lost when the run
+is killed.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ from typing import Any, Literal, NoReturn
 import pyarrow as pa
 
 from shadow.errors import ShadowError
-from shadow.files import PARTIAL, lock, nearest_folder, read_start, remove_empty, safe_name, write_whole, writing
+from shadow.files import (
+    PARTIAL,
+    lock,
+    nearest_folder,
+    read_start,
+    remove_empty,
+    safe_name,
+    write_whole,
+    writing,
+)
 from shadow.findings.summary import Summary
 from shadow.reports.column_types import null_if_undefined
 from shadow.reports.columns import BATCH, SCHEMA, Column
@@ -33,7 +44,8 @@ from shadow.reports.parquet import arrow_schema, parquet_bytes
 from shadow.reports.provenance import METADATA_KEY
 
 INDEX, TABLE = "index.json", "batch.parquet"
-MARK = "batch"  # what index.json says that it is, so that another file of that name is never overwritten
+# what index.json says that it is, so that another file of that name is never overwritten
+MARK = "batch"
 ROWS = "rows.jsonl"  # in .partial
 MAX_INDEX = 64_000_000  # bytes; a row has less than one thousand
 EVERY = 5.0  # seconds between two writes of both files, at least
@@ -46,7 +58,9 @@ Key = tuple[str, str]  # family and pair
 
 @dataclass(frozen=True)
 class Row:
-    """How one pair of a list stands; the fields are the columns of reports.columns.BATCH, which say what they mean."""
+    """How one pair of a list stands; the fields are the columns of reports.columns.BATCH, which say
+    what they mean.
+    """
 
     position: int | None
     family: str
@@ -112,7 +126,9 @@ class Kind:
 
     @property
     def of_numbers(self) -> Kind:
-        """What they must agree in for their numbers to be of one kind: no number depends on the optimiser."""
+        """What they must agree in for their numbers to be of one kind: no number depends on the
+        optimiser.
+        """
         settings = {name: value for name, value in self.settings.items() if name != "optimizer"}
         return replace(self, settings=settings)
 
@@ -165,14 +181,23 @@ class Index:
 
 
 def report_folder(family: str, pair: str) -> str:
-    """Where a pair's report lies below the output folder; any names give a folder two levels below it."""
+    """Where a pair's report lies below the output folder; any names give a folder two levels below
+    it.
+    """
     return f"{safe_name(family)}/{safe_name(pair)}"
 
 
 def done_row(
-    summary: Summary, metadata: ReportMetadata, *, position: int | None, seconds: float | None, moved: int | None
+    summary: Summary,
+    metadata: ReportMetadata,
+    *,
+    position: int | None,
+    seconds: float | None,
+    moved: int | None,
 ) -> Row:
-    """The row of a finished report; its place in the list, and what it took, are what a report does not know."""
+    """The row of a finished report; its place in the list, and what it took, are what a report does
+    not know.
+    """
 
     def figure(name: str) -> float | None:
         return null_if_undefined(summary.figures.get(name))
@@ -215,7 +240,9 @@ def kind_of(metadata: ReportMetadata) -> Kind:
 
 
 def write_index(output: Path, index: Index) -> None:
-    """Write batch.parquet and then index.json, each whole or not at all; a killed run leaves the index of before."""
+    """Write batch.parquet and then index.json, each whole or not at all; a killed run leaves the
+    index of before.
+    """
     _write_whole_index(output, index)
     with contextlib.suppress(OSError):
         (output / PARTIAL / ROWS).unlink(missing_ok=True)
@@ -230,7 +257,10 @@ def _write_whole_index(output: Path, index: Index) -> bytes:
     content = json.dumps({**as_json, "pairs": rows}, indent=2, allow_nan=False).encode() + b"\n"
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        write_whole(output / TABLE, parquet_bytes(table, {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}))
+        write_whole(
+            output / TABLE,
+            parquet_bytes(table, {METADATA_KEY: json.dumps(as_json, sort_keys=True).encode()}),
+        )
         write_whole(output / INDEX, content)
     return content
 
@@ -241,7 +271,9 @@ class Standing:
     What a row costs does not depend on how many there are, but for the whole files now and then.
     """
 
-    def __init__(self, output: Path, index: Index, written: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, output: Path, index: Index, written: Callable[[], None] | None = None
+    ) -> None:
         """written is called whenever both files were written, but for the last time."""
         self._output, self._index, self._written = output, index, written
         self._rows = {row.key: row for row in index.rows}
@@ -256,7 +288,9 @@ class Standing:
         if time.monotonic() >= self._due:
             self._write()
             return
-        line = json.dumps({name: _plain(value) for name, value in vars(row).items()}, allow_nan=False)
+        line = json.dumps(
+            {name: _plain(value) for name, value in vars(row).items()}, allow_nan=False
+        )
         with writing(self._output), (self._output / PARTIAL / ROWS).open("ab") as file:
             file.write(line.encode() + b"\n")
 
@@ -279,12 +313,15 @@ class Standing:
 
 
 def _plain(value: Any) -> Any:
-    """Half a surrogate pair, which a checkpoint's JSON may hold and Parquet may not, becomes visible."""
+    """Half a surrogate pair, which a checkpoint's JSON may hold and Parquet may not, becomes
+    visible.
+    """
     return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def read_index(folder: Path) -> Index | None:
-    """The index of an output folder, with what a run that was killed has kept beside it; None when there is none.
+    """The index of an output folder, with what a run that was killed has kept beside it; None when
+    there is none.
 
     Raises ShadowError for an index.json that is something else, or that says what no index may say.
     """
@@ -293,17 +330,25 @@ def read_index(folder: Path) -> Index | None:
         raw = read_start(path, MAX_INDEX + 1)
         if raw is None:
             return None
-        index = _index(json.loads(raw, parse_constant=_refused)) if len(raw) <= MAX_INDEX else _refused("its size")
+        index = (
+            _index(json.loads(raw, parse_constant=_refused))
+            if len(raw) <= MAX_INDEX
+            else _refused("its size")
+        )
     except OSError as error:
         raise ShadowError(f"{path}: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        hint = "if no other program wrote it, remove it: `shadow merge` rebuilds it from the reports"
+        hint = (
+            "if no other program wrote it, remove it: `shadow merge` rebuilds it from the reports"
+        )
         raise ShadowError(f"{path}: no index of shadow that this version can read", hint) from error
     return index.with_rows(_kept_rows(folder / PARTIAL / ROWS, hashlib.sha256(raw).hexdigest()))
 
 
 def _kept_rows(path: Path, digest: str) -> dict[Key, Row]:
-    """The rows that changed since the index.json of this sha256 was written; none of a journal of another one."""
+    """The rows that changed since the index.json of this sha256 was written; none of a journal of
+    another one.
+    """
     try:
         lines = (read_start(path, MAX_INDEX) or b"").splitlines(keepends=True)
     except OSError:
@@ -328,7 +373,11 @@ def _index(content: Any) -> Index:
     if content["shadow"] != MARK or content["schema"] != SCHEMA:
         raise ValueError
     shards = tuple(content["shards"])
-    for text in (content["version"], *shards, *([] if content["list"] is None else [content["list"]])):
+    for text in (
+        content["version"],
+        *shards,
+        *([] if content["list"] is None else [content["list"]]),
+    ):
         if not isinstance(text, str):
             raise TypeError
     for shard in shards:
@@ -371,8 +420,8 @@ def _checked(column: Column, value: Any) -> Any:
 def alone_in(output: Path) -> Iterator[None]:
     """Only one process at a time writes the index of a folder; a second one is refused.
 
-    The lock is on the folder itself, so that nothing is left behind; where the system has none, nothing happens. A
-    folder that was made for it and stays empty is removed.
+    The lock is on the folder itself, so that nothing is left behind; where the system has none,
+    nothing happens. A folder that was made for it and stays empty is removed.
     """
     there = nearest_folder(output)
     with writing(output):
@@ -393,15 +442,22 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     try:
         if lock(handle) == "another's":
-            hint = "wait for it; shards of one list each take a folder of their own, and `shadow merge` joins them"
+            hint = (
+                "wait for it; shards of one list each take a folder of their own, and `shadow"
+                " merge` joins them"
+            )
             raise ShadowError(f"another list is being audited into {folder}", hint)
         yield
     finally:
         os.close(handle)
 
 
-def different(first: Mapping[str, object], other: Mapping[str, object], prefix: str = "") -> str | None:
-    """The first key by which two JSON objects differ and both values, for people; None when they are equal."""
+def different(
+    first: Mapping[str, object], other: Mapping[str, object], prefix: str = ""
+) -> str | None:
+    """The first key by which two JSON objects differ and both values, for people; None when they
+    are equal.
+    """
     for key in dict.fromkeys([*first, *other]):
         its_value = first.get(key)
         other_value = other.get(key)
@@ -420,4 +476,8 @@ def _said(value: object) -> str:
 
 def in_order(rows: Sequence[Row]) -> tuple[Row, ...]:
     """By place in the list; those that have none last, by name."""
-    return tuple(sorted(rows, key=lambda row: (row.position is None, row.position or 0, row.family, row.pair)))
+    return tuple(
+        sorted(
+            rows, key=lambda row: (row.position is None, row.position or 0, row.family, row.pair)
+        )
+    )

@@ -1,9 +1,12 @@
-"""What this process may use of the machine: cores and memory, also where a container or a batch system limits them.
+"""What this process may use of the machine: cores and memory, also where a container or a batch
+system limits them.
 
-Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that is in it and below
-it shares, so the least of a group and its ancestors counts. Version 2 has one tree, version 1 one for each controller;
-machines in transition have both. In a container the group of the process may be the top of what can be seen of the
-tree. https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
+Linux limits a process by control groups (cgroups), which are nested: what a group may use, all that
+is in it and below it shares, so the least of a group and its ancestors counts. Version 2 has one
+tree, version 1 one for each controller; machines in transition have both. In a container the group
+of the process may be the top of what can be seen of the tree.
+https://docs.kernel.org/admin-guide/cgroup-v2.html,
+https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-ENDLESS = 1 << 60  # bytes, where no system says; version 1 writes a little less than 2^63 for no limit
+ENDLESS = (
+    1 << 60
+)  # bytes, where no system says; version 1 writes a little less than 2^63 for no limit
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,9 @@ class MachineLimits:
     """What may be used of the machine."""
 
     cores: int
-    """1 or more. A part of a core counts as one: workers share what there is, and no time of it is lost."""
+    """1 or more. A part of a core counts as one: workers share what there is, and no time of it is
+    lost.
+    """
 
     cores_by: str
     """What limits them, in words."""
@@ -50,7 +57,9 @@ def machine_limits(root: Path = Path("/")) -> MachineLimits:
 
 
 def _processors() -> tuple[int, str]:
-    """The processors that this process may run on: all, or those of its affinity, which a cpuset limits too."""
+    """The processors that this process may run on: all, or those of its affinity, which a cpuset
+    limits too.
+    """
     every = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
     return allowed, "the machine" if allowed == every else "the processors of this process"
@@ -65,7 +74,9 @@ def _free_memory(root: Path) -> int:
 
 
 def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
-    """Where the limits of a controller stand: folder and name of the process's group, then of its ancestors."""
+    """Where the limits of a controller stand: folder and name of the process's group, then of its
+    ancestors.
+    """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
@@ -73,7 +84,9 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
             continue
         for tree, top in _trees(root, controller, version=1 if controllers else 2):
             of_process = PurePosixPath(group)
-            visible = PurePosixPath()  # in a container the names may be the host's, and the tree a part of the host's
+            visible = (
+                PurePosixPath()
+            )  # in a container the names may be the host's, and the tree a part of the host's
             if of_process.is_relative_to(top) and ".." not in of_process.parts:
                 within = of_process.relative_to(top)
                 if (tree / within).is_dir():
@@ -83,7 +96,9 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[Path, str]]:
 
 
 def _trees(root: Path, controller: str, version: int) -> list[tuple[Path, str]]:
-    """Where a version's tree with a controller is mounted, and the name of the group that is its top."""
+    """Where a version's tree with a controller is mounted, and the name of the group that is its
+    top.
+    """
     trees = []
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -100,18 +115,24 @@ def _cpu_limit(folder: Path) -> float | None:
     """Cores' worth of time that a group may take; None where it is not limited."""
     quota, period = (*_text(folder / "cpu.max").split(), "", "")[:2]
     if not quota:
-        quota, period = _text(folder / "cpu.cfs_quota_us").strip(), _text(folder / "cpu.cfs_period_us").strip()
+        quota, period = (
+            _text(folder / "cpu.cfs_quota_us").strip(),
+            _text(folder / "cpu.cfs_period_us").strip(),
+        )
     if not quota.isdecimal() or not period.isdecimal() or not int(period):
         return None  # "max", or -1
     return int(quota) / int(period) or None
 
 
 def _memory_left(folder: Path) -> int | None:
-    """Bytes that a group may still take, its file cache counted as free; None where it is not limited.
+    """Bytes that a group may still take, its file cache counted as free; None where it is not
+    limited.
 
     `memory.high` counts as a limit: above it a group is slowed down until it is below it again.
     """
-    limits = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    limits = [
+        _number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+    ]
     known = [limit for limit in limits if limit is not None and limit < ENDLESS]
     used = _number(folder / "memory.current")
     if used is None:
@@ -122,11 +143,15 @@ def _memory_left(folder: Path) -> int | None:
 
 
 def _file_cache(folder: Path) -> int:
-    """Bytes of a group's memory that the kernel drops when there is need: cache of files that was not used lately.
+    """Bytes of a group's memory that the kernel drops when there is need: cache of files that was
+    not used lately.
 
-    The weights of a checkpoint are mapped files: without this a second audit would seem to have no room.
+    The weights of a checkpoint are mapped files: without this a second audit would seem to have no
+    room.
     """
-    counters = dict(line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line)
+    counters = dict(
+        line.split(maxsplit=1) for line in _text(folder / "memory.stat").splitlines() if " " in line
+    )
     of_group = counters.get("inactive_file", "0")
     text = counters.get("total_inactive_file", of_group)  # of version 1, with the groups below
     return int(text) if text.strip().isdecimal() else 0

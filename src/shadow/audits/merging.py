@@ -1,4 +1,6 @@
-"""Output folders of several jobs -> one: their reports are checked, then copied, then the index is made anew."""
+"""Output folders of several jobs -> one: their reports are checked, then copied, then the index is
+made anew.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,9 @@ from shadow.reports.provenance import check_schema, finished_metadata
 from shadow.reports.tables import STORED
 
 FINISHED = "matrices.parquet"  # written last: a folder without it holds no report
-# Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within a relative
-# tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the smallest singular values differs
-# far more (`condition_number` by 20 %) and decides nothing.
+# Two kinds of CPU round differently. Reports of one pair are the same if these columns agree within
+# a relative tolerance; made with SSE, AVX2 and AVX-512 they did within 3e-7. What rests on the
+# smallest singular values differs far more (`condition_number` by 20 %) and decides nothing.
 CLOSE = {**SPECTRA, "null_participation_ratio": 5e-6, "relative_norm": 1e-6}
 
 
@@ -79,14 +81,19 @@ class _Source:
 
 
 def merge(output: Path, folders: Sequence[Path]) -> Merged:
-    """Copy the reports of output folders into one, and make its index; without folders only the index.
+    """Copy the reports of output folders into one, and make its index; without folders only the
+    index.
 
-    Nothing is written before all is checked: every report must be whole, of one schema and of one settings, and two
-    reports of one pair must hold the same numbers, but for the rounding of another CPU. Each report appears in
-    output whole or not at all, and none is ever overwritten. Raises ShadowError.
+    Nothing is written before all is checked: every report must be whole, of one schema and of one
+    settings, and two reports of one pair must hold the same numbers, but for the rounding of
+    another CPU. Each report appears in output whole or not at all, and none is ever overwritten.
+    Raises ShadowError.
     """
     with alone_in(output):
-        sources = [_read(output), *(_read(folder, links=False) for folder in dict.fromkeys(folders))]
+        sources = [
+            _read(output),
+            *(_read(folder, links=False) for folder in dict.fromkeys(folders)),
+        ]
         for source in sources[1:]:
             if source.index is None and not source.reports:
                 hint = "name the folder given to `shadow audit -o`"
@@ -96,7 +103,11 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
         rows = {key: _row(key, report, sources) for key, report in chosen.items()}
         rows |= {row.key: row for row in _unfinished(sources, rows)}
         here = sources[0].reports
-        copies = {output / report_folder(*key): report.folder for key, report in chosen.items() if key not in here}
+        copies = {
+            output / report_folder(*key): report.folder
+            for key, report in chosen.items()
+            if key not in here
+        }
         for target, path in copies.items():
             _require_room(target, path)
         for target, path in copies.items():
@@ -107,18 +118,27 @@ def merge(output: Path, folders: Sequence[Path]) -> Merged:
 
 
 def _read(folder: Path, *, links: bool = True) -> _Source:
-    """What is in an output folder. links: may it hold links? What one points to is not to be copied."""
+    """What is in an output folder. links: may it hold links? What one points to is not to be
+    copied.
+    """
     if not folder.is_dir():
         raise ShadowError(f"no such folder: {folder}", "name the folder given to `shadow audit -o`")
     reports: dict[Key, _Finished] = {}
     for path in sorted(folder.glob("*/*/matrices.parquet")):
         report = path.parent
         try:
-            linked = [entry for entry in (report.parent, report, *report.iterdir()) if entry.is_symlink()]
+            linked = [
+                entry for entry in (report.parent, report, *report.iterdir()) if entry.is_symlink()
+            ]
         except OSError as error:
-            raise ShadowError(f"{report}: {error.strerror or error}", "check its permissions") from error
+            raise ShadowError(
+                f"{report}: {error.strerror or error}", "check its permissions"
+            ) from error
         if linked and not links:
-            raise ShadowError(f"{linked[0]} is a link", "a merge copies only what lies in the folders that it is given")
+            raise ShadowError(
+                f"{linked[0]} is a link",
+                "a merge copies only what lies in the folders that it is given",
+            )
         metadata = finished_metadata(report)
         if metadata is None:
             continue
@@ -126,7 +146,9 @@ def _read(folder: Path, *, links: bool = True) -> _Source:
         key = metadata["family"], metadata["pair"]
         if key in reports:
             other = reports[key].folder
-            raise ShadowError(f"{report} and {other} are both reports of {key[0]}:{key[1]}", "keep one of them")
+            raise ShadowError(
+                f"{report} and {other} are both reports of {key[0]}:{key[1]}", "keep one of them"
+            )
         reports[key] = _Finished(report, metadata)
     return _Source(folder, read_index(folder), reports)
 
@@ -139,7 +161,9 @@ def _common_kind(sources: Sequence[_Source]) -> Kind:
         if source.index:
             kinds.append((source.folder, source.index.kind))
     if not kinds:
-        raise ShadowError(f"{sources[0].folder}: no report in it", "name the folder given to `shadow audit -o`")
+        raise ShadowError(
+            f"{sources[0].folder}: no report in it", "name the folder given to `shadow audit -o`"
+        )
     first, kind = kinds[0]
     for where, other in kinds[1:]:
         difference = different(kind.as_json(), other.as_json())
@@ -150,7 +174,9 @@ def _common_kind(sources: Sequence[_Source]) -> Kind:
 
 
 def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, _Finished], tuple[Key, ...]]:
-    """One report for each pair, the first, and the pairs of which another report has other last digits."""
+    """One report for each pair, the first, and the pairs of which another report has other last
+    digits.
+    """
     chosen: dict[Key, _Finished] = {}
     rounded: dict[Key, None] = {}
     for source in sources:
@@ -163,7 +189,10 @@ def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, _Finished], tuple[Key
                 continue
             difference, apart = _difference(first, report)
             if difference:
-                message = f"{first.folder} and {report.folder} are different reports of {key[0]}:{key[1]}: {difference}"
+                message = (
+                    f"{first.folder} and {report.folder} are different reports of"
+                    f" {key[0]}:{key[1]}: {difference}"
+                )
                 raise ShadowError(message, "keep one of them")
             if apart:
                 rounded[key] = None
@@ -171,7 +200,8 @@ def _chosen(sources: Sequence[_Source]) -> tuple[dict[Key, _Finished], tuple[Key
 
 
 def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:
-    """In what two reports of one pair differ, None when they say the same; and whether they were rounded differently.
+    """In what two reports of one pair differ, None when they say the same; and whether they were
+    rounded differently.
 
     When each was made does not matter.
     """
@@ -179,14 +209,22 @@ def _difference(first: _Finished, other: _Finished) -> tuple[str | None, bool]:
     if difference:
         return difference, False
     rounded = False
-    for name in sorted({name for name in (*_files(first.folder), *_files(other.folder)) if name.endswith(".parquet")}):
+    for name in sorted(
+        {
+            name
+            for name in (*_files(first.folder), *_files(other.folder))
+            if name.endswith(".parquet")
+        }
+    ):
         files = [report.folder / name for report in (first, other)]
         if not all(file.is_file() for file in files):
             return f"only one has {name}", False
         try:
             tables = [pq.read_table(file) for file in files]
         except (OSError, pa.ArrowException) as error:
-            raise ShadowError(f"{files[0]} or {files[1]} cannot be read ({type(error).__name__})") from error
+            raise ShadowError(
+                f"{files[0]} or {files[1]} cannot be read ({type(error).__name__})"
+            ) from error
         if tables[0].equals(tables[1]):
             continue
         if not _is_close(name, tables[0], tables[1]):
@@ -208,16 +246,27 @@ def _written(metadata: ReportMetadata) -> dict[str, object]:
 
 
 def _is_close(name: str, first: pa.Table, second: pa.Table) -> bool:
-    """Are two tables of a report those of two machines? The same rows, and the columns of CLOSE within tolerance."""
+    """Are two tables of a report those of two machines? The same rows, and the columns of CLOSE
+    within tolerance.
+    """
     names = set(first.column_names)
     if name.removesuffix(".parquet") not in STORED or not first.schema.equals(second.schema):
         return False
-    if name == FINISHED:  # its other whole numbers are counts of singular values, which a rounding can move
+    if (
+        name == FINISHED
+    ):  # its other whole numbers are counts of singular values, which a rounding can move
         exact = [column.name for column in IDENTITY]
     else:
         exact = [field.name for field in first.schema if not _holds_floats(field.type)]
-    close = [field.name for field in first.schema if field.name in CLOSE and pa.types.is_floating(field.type)]
-    if not names.issuperset({*exact, *(CLOSE if name == FINISHED else ())}) or len(names) < first.num_columns:
+    close = [
+        field.name
+        for field in first.schema
+        if field.name in CLOSE and pa.types.is_floating(field.type)
+    ]
+    if (
+        not names.issuperset({*exact, *(CLOSE if name == FINISHED else ())})
+        or len(names) < first.num_columns
+    ):
         return False
     if not first.select(exact).equals(second.select(exact)):
         return False
@@ -225,7 +274,10 @@ def _is_close(name: str, first: pa.Table, second: pa.Table) -> bool:
 
 
 def _holds_floats(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)))
+    return bool(
+        pa.types.is_floating(kind)
+        or (pa.types.is_list(kind) and pa.types.is_floating(kind.value_type))
+    )
 
 
 def _agree(first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float) -> bool:
@@ -240,17 +292,28 @@ def _agree(first: pa.ChunkedArray, second: pa.ChunkedArray, tolerance: float) ->
 
 
 def _files(report: Path) -> list[str]:
-    """The files of a report, the one that finishes it last; its folders and hidden files do not belong to it."""
-    names = [path.name for path in report.iterdir() if path.is_file() and not path.name.startswith(".")]
+    """The files of a report, the one that finishes it last; its folders and hidden files do not
+    belong to it.
+    """
+    names = [
+        path.name for path in report.iterdir() if path.is_file() and not path.name.startswith(".")
+    ]
     return sorted(names, key=lambda name: (name == FINISHED, name))
 
 
 def _rows_of(key: Key, sources: Sequence[_Source]) -> list[tuple[_Source, Row]]:
-    return [(source, row) for source in sources if source.index for row in source.index.rows if row.key == key]
+    return [
+        (source, row)
+        for source in sources
+        if source.index
+        for row in source.index.rows
+        if row.key == key
+    ]
 
 
 def _row(key: Key, report: _Finished, sources: Sequence[_Source]) -> Row:
-    """The row of a report, with what an index beside it, or beside one that is equal to it, says that it took.
+    """The row of a report, with what an index beside it, or beside one that is equal to it, says
+    that it took.
 
     A report that was kept though another one was asked for stays that until the list is run again.
     """
@@ -267,7 +330,9 @@ def _row(key: Key, report: _Finished, sources: Sequence[_Source]) -> Row:
 
 
 def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row]:
-    """The rows of pairs that no folder has a report of. What failed is told before what was never reached."""
+    """The rows of pairs that no folder has a report of. What failed is told before what was never
+    reached.
+    """
     unfinished: dict[Key, Row] = {}
     for source in sources:
         for row in source.index.rows if source.index else ():
@@ -275,13 +340,17 @@ def _unfinished(sources: Sequence[_Source], done: Mapping[Key, Row]) -> list[Row
                 continue
             if row.state == "done":  # its report was lost on the way
                 row = row.emptied("pending")
-            if row.key not in unfinished or (unfinished[row.key].state, row.state) == ("pending", "failed"):
+            if row.key not in unfinished or (unfinished[row.key].state, row.state) == (
+                "pending",
+                "failed",
+            ):
                 unfinished[row.key] = row
     return list(unfinished.values())
 
 
 def _require_room(target: Path, report: Path) -> None:
-    """Nothing may be where a report goes: not another pair's, and not the work of an audit that is not finished.
+    """Nothing may be where a report goes: not another pair's, and not the work of an audit that is
+    not finished.
 
     What a merge that was killed left there is no report, and is written again.
     """

@@ -35,13 +35,18 @@ class Outcome:
     """That of the base, 0 or more; None likewise."""
 
     measurements: tuple[Measurement, ...] = ()
-    """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none otherwise."""
+    """Three of a measured matrix pair (base, tuned, delta), one of a matrix without a base, none
+    otherwise.
+    """
 
     verified: tuple[bool | None, bool | None] = (None, None)
-    """Of the base's and of the tuned side's bytes: were they checked against a checksum of the Hub? None: a folder."""
+    """Of the base's and of the tuned side's bytes: were they checked against a checksum of the Hub?
+    None: a folder.
+    """
 
     residual: NDArray[np.float32] | None = None
-    """The delta's Gram on the side of the residual stream, as `shadow.spectra.residual` keeps it."""
+    """The delta's Gram on the side of the residual stream, as `shadow.spectra.residual` keeps it.
+    """
 
     seconds: float = field(default=0.0, compare=False)
     """How long one worker took for it, 0 or more."""
@@ -50,9 +55,13 @@ class Outcome:
     """Spectra of it that were not solved but read from the cache, 0 to 2."""
 
     grams: Mapping[str, int] = field(default_factory=dict)
-    """Where a device is used, how many Gram matrices were made where: `cuda`, and `cpu: REASON`; otherwise empty."""
+    """Where a device is used, how many Gram matrices were made where: `cuda`, and `cpu: REASON`;
+    otherwise empty.
+    """
 
     @property
     def deltas(self) -> tuple[Measurement, ...]:
         """The measurement of the delta, if there is one."""
-        return tuple(measurement for measurement in self.measurements if measurement.subject == "delta")
+        return tuple(
+            measurement for measurement in self.measurements if measurement.subject == "delta"
+        )

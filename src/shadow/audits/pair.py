@@ -27,11 +27,36 @@ from shadow.audits.finished import differences, named
 from shadow.audits.journal import Fetched, Journal, alone_at, remove_journal_of
 from shadow.audits.machine_limits import MachineLimits, machine_limits
 from shadow.audits.outcome import Outcome
-from shadow.audits.plan import Access, Needs, PairPlan, Plan, describe, make_plan, require_disk_for_pickles, uncollected
+from shadow.audits.plan import (
+    Access,
+    Needs,
+    PairPlan,
+    Plan,
+    describe,
+    make_plan,
+    require_disk_for_pickles,
+    uncollected,
+)
 from shadow.audits.rows import report_tables
 from shadow.audits.spectrum_cache import SpectrumCache
-from shadow.audits.workers import cost, default_jobs, largest_side, measure_pairs, pace, worker_memory
-from shadow.checkpoints.opening import Assembled, Checkpoint, Found, Located, combine, locate, open_folder, open_located
+from shadow.audits.workers import (
+    cost,
+    default_jobs,
+    largest_side,
+    measure_pairs,
+    pace,
+    worker_memory,
+)
+from shadow.checkpoints.opening import (
+    Assembled,
+    Checkpoint,
+    Found,
+    Located,
+    combine,
+    locate,
+    open_folder,
+    open_located,
+)
 from shadow.checkpoints.pairing import Filter, MatrixPair, Side, Skipped, pair_checkpoints
 from shadow.checkpoints.sources import Fetching, Source, WholeFile
 from shadow.errors import BusyError, KeptError, ShadowError
@@ -43,7 +68,13 @@ from shadow.findings.summary_file import SUMMARISED, seal, summary_bytes
 from shadow.reasons import STRICT
 from shadow.reports.atomic_replacement import KEPT, TABLES_OF_A_PAIR, replacing
 from shadow.reports.columns import SCHEMA
-from shadow.reports.metadata import CheckpointMetadata, JudgedMetadata, ReportMetadata, RunMetadata, SettingsMetadata
+from shadow.reports.metadata import (
+    CheckpointMetadata,
+    JudgedMetadata,
+    ReportMetadata,
+    RunMetadata,
+    SettingsMetadata,
+)
 from shadow.reports.parquet import stored, write_report
 from shadow.reports.provenance import Identity, finished_metadata
 from shadow.reports.report import Report
@@ -55,7 +86,8 @@ from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size, took
 
-SCRATCH = "scratch-"  # byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+# byte ranges and raw copies of old `.bin` files, inside .partial while an audit runs
+SCRATCH = "scratch-"
 POLL = 1.0  # seconds between two looks at whether another audit of the pair has ended
 PROCESS = 400_000_000  # bytes of memory of Python, torch and pandas before any matrix, measured
 
@@ -74,22 +106,31 @@ class Settings:
     """Are singular values written?"""
 
     optimizer: str | None = None
-    """What the tuned side was trained with, as the user says: adamw, sgd, muon or None. The label alone depends on
-    it."""
+    """What the tuned side was trained with, as the user says: adamw, sgd, muon or None. The label
+    alone depends on it.
+    """
 
     device: DeviceChoice = CPU
     """Where Gram matrices are made. Of it the kind alone is a setting of the report."""
 
     def as_json(self) -> SettingsMetadata:
-        """What a report says of them; of the device nothing where it is the CPU, as in reports before this setting."""
-        as_in_files: SettingsMetadata = json.loads(json.dumps({**asdict(self), "device": self.device.kind}))
+        """What a report says of them; of the device nothing where it is the CPU, as in reports
+        before this setting.
+        """
+        as_in_files: SettingsMetadata = json.loads(
+            json.dumps({**asdict(self), "device": self.device.kind})
+        )
         if self.device.kind == CPU.kind:
             del as_in_files["device"]
         return as_in_files
 
 
 # what a report was made with that does not say so, being older than the setting
-DEFAULTS: SettingsMetadata = {**Settings(Method(), Filter()).as_json(), "relation": "tuned", "device": "cpu"}
+DEFAULTS: SettingsMetadata = {
+    **Settings(Method(), Filter()).as_json(),
+    "relation": "tuned",
+    "device": "cpu",
+}
 
 
 @dataclass(frozen=True)
@@ -103,7 +144,8 @@ class Progress:
     """Tensors to measure; 0 while `.bin` files are fetched, of which nothing is known before."""
 
     cost_done: int
-    """What the measured ones cost, in the units of `shadow.audits.workers.cost`, 0 to cost_total."""
+    """What the measured ones cost, in the units of `shadow.audits.workers.cost`, 0 to cost_total.
+    """
 
     cost_total: int
     """What all of them cost, in the same units."""
@@ -116,14 +158,18 @@ class Progress:
 
 
 def tell_nobody(_: object) -> None:
-    """Who is told where nobody wants to be. A function with a name, so that a Runtime can be pickled."""
+    """Who is told where nobody wants to be. A function with a name, so that a Runtime can be
+    pickled.
+    """
 
 
 class Measuring(Protocol):
     """Measures a pair elsewhere."""
 
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
-        """Measure what the journal does not hold yet, into the journal. Raises what went wrong there."""
+        """Measure what the journal does not hold yet, into the journal. Raises what went wrong
+        there.
+        """
 
 
 @dataclass(frozen=True)
@@ -140,7 +186,9 @@ class Runtime:
     """How checkpoints may be read."""
 
     overwrite: bool = False
-    """Is a finished report of other settings, files or another version replaced, when the new one is complete?"""
+    """Is a finished report of other settings, files or another version replaced, when the new one
+    is complete?
+    """
 
     limits: MachineLimits | None = None
     """The cores and the memory that it may use; None: what this process may."""
@@ -152,10 +200,13 @@ class Runtime:
     """Seconds to wait for another audit of the same pair, 0 or more; after that it is refused."""
 
     elsewhere: Measuring | None = None
-    """Measures a pair instead of this process (see `shadow.audits.parts`); None: this process does."""
+    """Measures a pair instead of this process (see `shadow.audits.parts`); None: this process does.
+    """
 
     cache: Path | None = None
-    """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none are remembered."""
+    """The folder of spectra that were solved before (see shadow.audits.spectrum_cache); None: none
+    are remembered.
+    """
 
     say: Callable[[str], None] = tell_nobody
     """Gets one line for people now and then."""
@@ -184,7 +235,8 @@ class AuditResult:
     """The `shadow` key of its files."""
 
     url: str | None = None
-    """Where it was published; then folder need not be there any more. None: it is in folder alone."""
+    """Where it was published; then folder need not be there any more. None: it is in folder alone.
+    """
 
     @property
     def place(self) -> str:
@@ -217,15 +269,16 @@ def run_pair(
 ) -> AuditResult:
     """Audit one pair into `output/<family>/<pair>/` and return its report.
 
-    A function of pair, settings and output, and of the files that they name: it prints nothing and keeps nothing for
-    the next call. Its arguments, its result and its faults can be pickled, so that any engine may map it over pairs,
-    in processes or on machines that share the folder.
+    A function of pair, settings and output, and of the files that they name: it prints nothing and
+    keeps nothing for the next call. Its arguments, its result and its faults can be pickled, so
+    that any engine may map it over pairs, in processes or on machines that share the folder.
 
-    Goes on where an interrupted run of the same pair, settings and version stopped; measures nothing when the
-    report is already there, also if another version made it. scores and the optimiser of settings join the report
-    beside its numbers, which do not depend on them.
-    Raises KeptError where a report of other settings or files is there and stays, UsageError where the model has
-    nothing of what was chosen, and else ShadowError; whatever happens, no half-written report is left.
+    Goes on where an interrupted run of the same pair, settings and version stopped; measures
+    nothing when the report is already there, also if another version made it. scores and the
+    optimiser of settings join the report beside its numbers, which do not depend on them. Raises
+    KeptError where a report of other settings or files is there and stays, UsageError where the
+    model has nothing of what was chosen, and else ShadowError; whatever happens, no half-written
+    report is left.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     there = nearest_folder(output)
@@ -263,14 +316,27 @@ class Asked:
 
 
 def measure_part(
-    pair: Pair, settings: Settings, identity: Identity, keys: frozenset[str], folder: Path, runtime: Runtime
+    pair: Pair,
+    settings: Settings,
+    identity: Identity,
+    keys: frozenset[str],
+    folder: Path,
+    runtime: Runtime,
 ) -> Path:
-    """Measure the matrix pairs with these keys into a journal of their own, in folder, and return the folder.
+    """Measure the matrix pairs with these keys into a journal of their own, in folder, and return
+    the folder.
 
-    Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are not those of the
-    identity, as on a machine that has other files.
+    Goes on where it was stopped. Raises ShadowError as run_pair does, and where the checkpoints are
+    not those of the identity, as on a machine that has other files.
     """
-    asked = Asked(pair, settings, runtime, scores=None, folder=folder, scratch=folder / PARTIAL / _scratch_name())
+    asked = Asked(
+        pair,
+        settings,
+        runtime,
+        scores=None,
+        folder=folder,
+        scratch=folder / PARTIAL / _scratch_name(),
+    )
     try:
         with _client_for(pair):
             base = find_checkpoint(pair.base, runtime, asked.scratch / "base")
@@ -278,11 +344,17 @@ def measure_part(
             for found, wanted in ((base, identity.base), (tuned, identity.tuned)):
                 if _side(found) != wanted:
                     hint = "every machine must see the same files under the same name"
-                    raise ShadowError(f"{found.reference}: it is not the same on another machine", hint)
+                    raise ShadowError(
+                        f"{found.reference}: it is not the same on another machine", hint
+                    )
             lined = line_up(base, tuned, settings.chosen, runtime, scratch=asked.scratch)
             journal = Journal(folder, identity)
             try:
-                _measure(asked, replace(lined, pairs=[one for one in lined.pairs if one.key in keys]), journal)
+                _measure(
+                    asked,
+                    replace(lined, pairs=[one for one in lined.pairs if one.key in keys]),
+                    journal,
+                )
             finally:
                 journal.close()
             return folder
@@ -291,7 +363,9 @@ def measure_part(
 
 
 def _scratch_name() -> str:
-    """Of one run alone: a second one, which the journal refuses, must not take away what the first one reads."""
+    """Of one run alone: a second one, which the journal refuses, must not take away what the first
+    one reads.
+    """
     return f"{SCRATCH}{secrets.token_hex(4)}"
 
 
@@ -303,7 +377,8 @@ def plan_pair(
 ) -> PairPlan:
     """What `run_pair` would do and take, from headers alone.
 
-    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would before it measures.
+    Writes nothing but small files into the Hub's cache. Raises ShadowError where run_pair would
+    before it measures.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
@@ -314,7 +389,9 @@ def plan_pair(
         for side in sides.values():
             for part in dict(side.parts).values() if isinstance(side, Assembled) else [side]:
                 _refuse_pickles(part)
-        lined = line_up(sides["base"], sides["tuned"], settings.chosen, runtime, scratch=Path(unpacked))
+        lined = line_up(
+            sides["base"], sides["tuned"], settings.chosen, runtime, scratch=Path(unpacked)
+        )
         plan = make_plan(
             lined.base,
             lined.tuned,
@@ -340,16 +417,22 @@ def plan_pair(
             seconds=round(seconds, 1),
             device=settings.device.kind,
             device_name=settings.device.name,
-            device_memory=None if device is None else device_memory(largest_side(lined.pairs), workers),
+            device_memory=(
+                None if device is None else device_memory(largest_side(lined.pairs), workers)
+            ),
             device_memory_free=None if device is None else device.free_memory(),
         )
         return describe(pair, sides, plan, pairs=lined.pairs, skipped=lined.skipped, needs=needs)
 
 
 def _client_for(pair: Pair) -> contextlib.AbstractContextManager[None]:
-    """The Hub's client, held for both sides of a pair; it is not even imported where all is in folders."""
+    """The Hub's client, held for both sides of a pair; it is not even imported where all is in
+    folders.
+    """
     sides = (pair.base, pair.tuned)
-    parts = [dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides]
+    parts = [
+        dict(side.parts).values() if isinstance(side, ComponentBase) else [side] for side in sides
+    ]
     return client_for([reference for group in parts for reference in group])
 
 
@@ -375,7 +458,9 @@ def _refuse_pickles(found: Checkpoint | Located) -> None:
 
 
 def _run_when_free(audit: Asked) -> AuditResult:
-    """The report, when no other audit of the pair is at work; what that one has measured is not measured again."""
+    """The report, when no other audit of the pair is at work; what that one has measured is not
+    measured again.
+    """
     given_up = time.monotonic() + audit.runtime.patience
     told = False
     while True:
@@ -391,7 +476,9 @@ def _run_when_free(audit: Asked) -> AuditResult:
 
 
 def identity_of(pair: Pair, settings: Settings, runtime: Runtime = Runtime()) -> Identity:
-    """What a report of the pair would be of: commits and files as they are now. No weight is fetched."""
+    """What a report of the pair would be of: commits and files as they are now. No weight is
+    fetched.
+    """
     with tempfile.TemporaryDirectory() as unpacked, _client_for(pair):
         base = find_checkpoint(pair.base, runtime, Path(unpacked) / "base")
         tuned = find_checkpoint(pair.tuned, runtime, Path(unpacked) / "tuned")
@@ -417,7 +504,9 @@ def _run(audit: Asked) -> AuditResult:
     tuned = find_checkpoint(pair.tuned, runtime, audit.scratch / "tuned")
     runtime.detail(details.of_found("base", base))
     runtime.detail(details.of_found("tuned", tuned))
-    told = details.of_settings(settings.method, settings.chosen, spectra=settings.spectra, optimizer=settings.optimizer)
+    told = details.of_settings(
+        settings.method, settings.chosen, spectra=settings.spectra, optimizer=settings.optimizer
+    )
     runtime.detail(told)
     identity = _identity(pair, settings, base, tuned)
     scored = None if audit.scores is None else _scored(audit.scores, identity, pair)
@@ -427,9 +516,12 @@ def _run(audit: Asked) -> AuditResult:
         done, broken = _already_done(audit.folder, there, identity, runtime)
         if done is not None:
             return _renewed(done, identity, scored, runtime.say)
-    # a filter that the model has nothing of is told before a report that is in the way, where that fetches no weights
+    # a filter that the model has nothing of is told before a report that is in the way, where that
+    # fetches no weights
     lined = None
-    tells_of_filter = settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)
+    tells_of_filter = (
+        settings.chosen != Filter() and not _is_pickled(base) and not _is_pickled(tuned)
+    )
     if not other or runtime.overwrite or tells_of_filter:
         lined = line_up(base, tuned, settings.chosen, runtime, scratch=audit.scratch)
     if lined is None or (other and not runtime.overwrite):
@@ -443,7 +535,9 @@ def _run(audit: Asked) -> AuditResult:
     journal = Journal(audit.folder, identity)
     try:
         if _finished(audit.folder)[0] != there:
-            raise BusyError(f"{audit.folder}: another audit has just ended there", "run the same command again")
+            raise BusyError(
+                f"{audit.folder}: another audit has just ended there", "run the same command again"
+            )
         _tell_afresh(journal, identity, runtime.say)
         journal.take_over_parts()
         measured = _measure(audit, lined, journal)
@@ -451,7 +545,9 @@ def _run(audit: Asked) -> AuditResult:
             scored = _kept(audit.folder, identity, runtime.say)
         writing = _Clock()
         summary, metadata = _write(audit, identity, lined, journal, scored=scored, clock=clock)
-        runtime.detail(f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report")
+        runtime.detail(
+            f"time: {took(opened)} to read headers, {took(writing.seconds())} to write the report"
+        )
     except BaseException:
         if journal.is_empty:
             journal.remove()
@@ -474,11 +570,19 @@ class _Clock:
 
 
 def _write(
-    audit: Asked, identity: Identity, lined: AlignedPair, journal: Journal, *, scored: Scored, clock: _Clock
+    audit: Asked,
+    identity: Identity,
+    lined: AlignedPair,
+    journal: Journal,
+    *,
+    scored: Scored,
+    clock: _Clock,
 ) -> tuple[Summary, ReportMetadata]:
     """Write the report of an audit whose journal holds every outcome."""
     run = _run_metadata(audit.settings, clock, journal.outcomes.values())
-    tables = report_tables(identity, lined.pairs, lined.skipped, journal.outcomes, spectra=audit.settings.spectra)
+    tables = report_tables(
+        identity, lined.pairs, lined.skipped, journal.outcomes, spectra=audit.settings.spectra
+    )
     plain = summarise(tables, identity.as_json())
     summary = with_scores(plain, scored)
     metadata: ReportMetadata = {
@@ -488,12 +592,16 @@ def _write(
         "seal": seal(plain.as_json(), tables, identity.as_json()),
     }
     kept = kept_bytes(scored, identity.as_json()) if scored.gains else b""
-    write_report(audit.folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept)
+    write_report(
+        audit.folder, metadata, tables, summary=summary_bytes(summary.as_json()), scores=kept
+    )
     return summary, metadata
 
 
 def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
-    """The scores of this pair. Raises ShadowError, before anything is measured, where they name neither side."""
+    """The scores of this pair. Raises ShadowError, before anything is measured, where they name
+    neither side.
+    """
     sides = sides_of(identity.as_json(), pair)
     scored = join(scores, sides)
     if scored is None:
@@ -502,7 +610,9 @@ def _scored(scores: ScoreFiles, identity: Identity, pair: Pair) -> Scored:
 
 
 def _judged(summary: Summary) -> JudgedMetadata:
-    """What the metadata of every table tell of a summary; scores, which no table knows of, change nothing in it."""
+    """What the metadata of every table tell of a summary; scores, which no table knows of, change
+    nothing in it.
+    """
     stated = summary.as_json()
     return {
         "label": stated["label"],
@@ -512,8 +622,12 @@ def _judged(summary: Summary) -> JudgedMetadata:
     }
 
 
-def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]) -> AuditResult:
-    """A finished report with the label and the scores that are asked for; none of its numbers is measured anew."""
+def _renewed(
+    done: AuditResult, identity: Identity, scored: Scored | None, say: Callable[[str], None]
+) -> AuditResult:
+    """A finished report with the label and the scores that are asked for; none of its numbers is
+    measured anew.
+    """
     had = done.provenance["settings"].get("optimizer")
     now = identity.settings.get("optimizer")
     if had == now and scored is None:
@@ -521,7 +635,10 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
     folder = done.folder
     metadata = done.provenance
     if had != now:
-        say(f"the label is made again: --optimizer was {had or 'not given'}, is now {now or 'not given'}")
+        say(
+            f"the label is made again: --optimizer was {had or 'not given'}, is now"
+            f" {now or 'not given'}"
+        )
         metadata = {**metadata, "settings": {**metadata["settings"], "optimizer": now}}
     # the keys of both sides are in the order of a new report
     as_new: ReportMetadata = {**metadata, "base": identity.base, "tuned": identity.tuned}
@@ -535,7 +652,9 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
     with alone_at(folder), replacing(folder) as put:
         if had != now:
             paths = {name: folder / f"{name}.parquet" for name in TABLES_OF_A_PAIR}
-            stored_tables = {name: pq.read_table(path) for name, path in paths.items() if path.is_file()}
+            stored_tables = {
+                name: pq.read_table(path) for name, path in paths.items() if path.is_file()
+            }
             if stored_tables.keys() >= set(SUMMARISED):
                 metadata = {**metadata, "seal": seal(plain.as_json(), stored_tables, metadata)}
             for name, table in stored_tables.items():
@@ -547,7 +666,9 @@ def _renewed(done: AuditResult, identity: Identity, scored: Scored | None, say: 
 
 
 def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Scored:
-    """The scores that an earlier report of the same checkpoints has; those of others are not taken over."""
+    """The scores that an earlier report of the same checkpoints has; those of others are not taken
+    over.
+    """
     try:
         return read_kept(folder, identity.as_json())
     except ShadowError as error:
@@ -556,7 +677,9 @@ def _kept(folder: Path, identity: Identity, say: Callable[[str], None]) -> Score
 
 
 def _planned(audit: Asked, lined: AlignedPair, journal: Journal) -> Plan:
-    """The plan of what is left, after tidying up what an earlier run left on the disk and in the Hub's cache."""
+    """The plan of what is left, after tidying up what an earlier run left on the disk and in the
+    Hub's cache.
+    """
     for left in audit.scratch.parent.glob(f"{SCRATCH}*"):
         if left != audit.scratch:
             shutil.rmtree(left, ignore_errors=True)
@@ -569,11 +692,17 @@ def _planned(audit: Asked, lined: AlignedPair, journal: Journal) -> Plan:
         filtered=audit.settings.chosen != Filter(),
         folder=journal.folder,
         scratch=audit.scratch,
-        ours={(shard.repo, shard.commit, shard.path) for shard in journal.fetched if not shard.keep},
+        ours={
+            (shard.repo, shard.commit, shard.path) for shard in journal.fetched if not shard.keep
+        },
     )
     plan.require_disk()
     if plan.to_move:
-        freed = f", freed after use: at most {byte_size(plan.peak)} on the disk at a time" if plan.frees else ""
+        freed = (
+            f", freed after use: at most {byte_size(plan.peak)} on the disk at a time"
+            if plan.frees
+            else ""
+        )
         unasked = plan.frees and audit.runtime.access.max_disk is None
         why = f" ({byte_size(plan.free)} are free)" if unasked else ""
         audit.runtime.say(f"fetching {byte_size(plan.to_move)}{freed}{why}")
@@ -652,17 +781,25 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
         remember=remember,
         offload=None if device is None else Offload(device, runtime.say),
     )
-    with contextlib.closing(outcomes):  # what has not begun is given up as soon as anything goes wrong
+    with contextlib.closing(
+        outcomes
+    ):  # what has not begun is given up as soon as anything goes wrong
         for outcome in outcomes:
             journal.add(outcome)
             spent += costs[outcome.key]
             busy += outcome.seconds
-            runtime.detail(f"[{len(journal.outcomes)}/{len(costs)}] {details.of_outcome(by_key[outcome.key], outcome)}")
+            runtime.detail(
+                f"[{len(journal.outcomes)}/{len(costs)}]"
+                f" {details.of_outcome(by_key[outcome.key], outcome)}"
+            )
             tell()
     runtime.detail(details.of_time(clock.seconds(), busy, jobs))
     if kept is not None and kept.tally.there:
         size = byte_size(size_of(kept.folder))
-        runtime.say(f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder}, {size})")
+        runtime.say(
+            f"{kept.tally.there} of {kept.tally.asked} spectra came from the cache ({kept.folder},"
+            f" {size})"
+        )
     if device is not None:
         runtime.say(in_words(told(audit.settings.device, journal.outcomes.values())))
     return len(matrices) - resumed
@@ -670,10 +807,15 @@ def _measure(audit: Asked, lined: AlignedPair, journal: Journal) -> int:
 
 @uncollected()
 def find_checkpoint(reference: Reference | ComponentBase, runtime: Runtime, scratch: Path) -> Found:
-    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each component."""
+    """The checkpoint in a folder, or the commit and the files of one on the Hub, or those of each
+    component.
+    """
     if isinstance(reference, ComponentBase):
         return Assembled(
-            tuple((component, _find(part, runtime, scratch / component)) for component, part in reference.parts)
+            tuple(
+                (component, _find(part, runtime, scratch / component))
+                for component, part in reference.parts
+            )
         )
     return _find(reference, runtime, scratch)
 
@@ -690,19 +832,25 @@ def _find(reference: Reference, runtime: Runtime, scratch: Path) -> Checkpoint |
 
 
 @uncollected()
-def line_up(base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path) -> AlignedPair:
+def line_up(
+    base: Found, tuned: Found, chosen: Filter, runtime: Runtime, *, scratch: Path
+) -> AlignedPair:
     """Read the headers and pair the tensors."""
     opened = _open(base, runtime, scratch / "base"), _open(tuned, runtime, scratch / "tuned")
     if opened[0].adapter:
         raise ShadowError(
-            f"{opened[0].reference}: the base is an adapter", "name the model that the adapter was trained from"
+            f"{opened[0].reference}: the base is an adapter",
+            "name the model that the adapter was trained from",
         )
     return AlignedPair(*opened, *pair_checkpoints(*opened, chosen))
 
 
 def _open(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     if isinstance(found, Assembled):
-        parts = [(component, _open(part, runtime, scratch / component)) for component, part in found.parts]
+        parts = [
+            (component, _open(part, runtime, scratch / component))
+            for component, part in found.parts
+        ]
         return combine(found, parts)
     if isinstance(found, Checkpoint):
         return found
@@ -714,13 +862,19 @@ def _open(found: Found, runtime: Runtime, scratch: Path) -> Checkpoint:
     def report(count: int) -> None:
         nonlocal moved
         moved += count
-        runtime.show(Progress(done=0, total=0, cost_done=0, cost_total=1, moved=moved, to_move=to_move))
+        runtime.show(
+            Progress(done=0, total=0, cost_done=0, cost_total=1, moved=moved, to_move=to_move)
+        )
 
     return open_located(found, scratch, runtime.say, report)
 
 
 def _side(checkpoint: Found) -> CheckpointMetadata:
-    return {"repo": checkpoint.reference, "commit": checkpoint.commit, "fingerprint": checkpoint.fingerprint}
+    return {
+        "repo": checkpoint.reference,
+        "commit": checkpoint.commit,
+        "fingerprint": checkpoint.fingerprint,
+    }
 
 
 def _is_pickled(found: Found) -> bool:
@@ -730,7 +884,8 @@ def _is_pickled(found: Found) -> bool:
 
 
 def _finished(folder: Path) -> tuple[ReportMetadata | None, str]:
-    """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken one is no report.
+    """The metadata of the report in a folder, if there is one; or what is wrong with it: a broken
+    one is no report.
 
     Raises ShadowError where the system does not let it be read: it may be whole.
     """
@@ -745,7 +900,9 @@ def _finished(folder: Path) -> tuple[ReportMetadata | None, str]:
 def _already_done(
     folder: Path, metadata: ReportMetadata, identity: Identity, runtime: Runtime
 ) -> tuple[AuditResult | None, str]:
-    """The report that is there; or why it is measured again: its tables are broken, or it is older and may go."""
+    """The report that is there; or why it is measured again: its tables are broken, or it is older
+    and may go.
+    """
     older = metadata["version"] != __version__
     try:
         lacking = Report(folder).absent
@@ -771,7 +928,10 @@ def _tell_afresh(journal: Journal, identity: Identity, say: Callable[[str], None
             other.append(f"version {journal.other['version']}, now {__version__}")
     except (KeyError, TypeError, AttributeError):  # its first line is broken
         other = []
-    say(f"starting afresh: the unfinished audit there differs: {named(other) or 'in its first line'}")
+    say(
+        "starting afresh: the unfinished audit there differs:"
+        f" {named(other) or 'in its first line'}"
+    )
 
 
 COMPUTE_DTYPES = {  # by precision

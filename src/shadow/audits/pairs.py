@@ -23,7 +23,8 @@ from shadow.targets.references import ComponentBase, Reference
 from shadow.text import byte_size, took
 
 State = Literal["done", "kept", "failed", "stopped"]
-PATIENCE = 30.0  # seconds that a task waits for another audit of the same pair before others have their turn
+# seconds that a task waits for another audit of the same pair before others have their turn
+PATIENCE = 30.0
 ROUNDS = 120  # times that it gives way; after an hour of waiting the pair fails
 VISIBLE = 30  # seconds until a network file system shows what another machine has written
 BUG = "a fault of shadow itself; its traceback follows at the end"
@@ -37,7 +38,9 @@ class PairOutcome:
     """The pair."""
 
     state: State
-    """kept: a finished report is there that differs from what was asked for, and stays. stopped: by the user."""
+    """kept: a finished report is there that differs from what was asked for, and stays. stopped: by
+    the user.
+    """
 
     result: AuditResult | None
     """Its report; None unless it is done."""
@@ -69,7 +72,9 @@ class PairOutcome:
         return self.result
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process. A traceback cannot be pickled: of a fault of shadow itself its text goes along."""
+        """For another process. A traceback cannot be pickled: of a fault of shadow itself its text
+        goes along.
+        """
         state = dict(vars(self))
         if self.fault is not None and not isinstance(self.fault, ShadowError):
             self.fault.add_note("".join(traceback.format_exception(self.fault)))
@@ -80,7 +85,7 @@ class PairOutcome:
 def _portable(fault: BaseException) -> BaseException:
     """A fault, or its text where it cannot be pickled."""
     try:
-        pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
+        pickle.loads(pickle.dumps(fault))
     except Exception:
         stands_for = RuntimeError(f"{type(fault).__name__}: {fault}")
         stands_for.__notes__ = list(fault.__notes__)
@@ -92,7 +97,7 @@ def audit_pairs(
     pairs: Sequence[Pair],
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+    runtime: Runtime = Runtime(),
     *,
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,
@@ -100,14 +105,16 @@ def audit_pairs(
     audit: Callable[..., AuditResult] = run_pair,
     engine: Engine | None = None,
 ) -> Iterator[PairOutcome]:
-    """Audit pairs into one folder; yields what became of each as they end. Whatever goes wrong with one, the next is
-    tried.
+    """Audit pairs into one folder; yields what became of each as they end. Whatever goes wrong with
+    one, the next is tried.
 
-    Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised after that.
+    Of a pair that is stopped, as by Ctrl-C, the outcome is yielded too; what stopped it is raised
+    after that.
 
-    scores are those of the pairs that have any. watch is told each pair that begins and gives who is told its progress,
-    instead of `runtime.show`. numbered: what is said of a pair begins with its number and its name, and ends with a
-    line on its report. audit is called as run_pair is. engine: what carries out the pairs; None: this process, in turn.
+    scores are those of the pairs that have any. watch is told each pair that begins and gives who
+    is told its progress, instead of `runtime.show`. numbered: what is said of a pair begins with
+    its number and its name, and ends with a line on its report. audit is called as run_pair is.
+    engine: what carries out the pairs; None: this process, in turn.
     """
     engine = InProcess() if engine is None else engine
     pins = Pins(runtime) if engine.elsewhere else None
@@ -130,7 +137,9 @@ def audit_pairs(
             if engine.elsewhere:
                 outcome = _seen_here(outcome, output)
                 # stopped there and not here: by somebody on that machine, as if it had been killed
-                again = isinstance(outcome.fault, BusyError) or (outcome.state == "stopped" and ended.fault is None)
+                again = isinstance(outcome.fault, BusyError) or (
+                    outcome.state == "stopped" and ended.fault is None
+                )
                 if again and given_way[ended.task] < ROUNDS:
                     given_way[ended.task] += 1
                     engine.submit(ended.task)
@@ -151,7 +160,8 @@ def near_of(pair: Pair) -> str:
 
 
 class Pins:
-    """The commits of what pairs name, each looked up once, so that all tasks of a run read the same.
+    """The commits of what pairs name, each looked up once, so that all tasks of a run read the
+    same.
 
     Offline nothing is looked up: each machine has what its cache has.
     """
@@ -179,7 +189,9 @@ class Pins:
             with suppress(ShadowError), client_for([reference]):
                 from shadow.checkpoints.hub import commit_of
 
-                self._commits[reference] = commit_of(reference.repo, reference.revision, say=self._runtime.say)
+                self._commits[reference] = commit_of(
+                    reference.repo, reference.revision, say=self._runtime.say
+                )
         return self._commits[reference]
 
 
@@ -199,18 +211,24 @@ def _audited(
     """The work of one task: what becomes of a pair, whatever that is."""
     meter = _Meter(runtime.show)
     return _outcome(
-        pair, meter, partial(audit, pair, settings, output, replace(runtime, show=meter.show), scores=scores)
+        pair,
+        meter,
+        partial(audit, pair, settings, output, replace(runtime, show=meter.show), scores=scores),
     )
 
 
 def _lost(pair: Pair, fault: BaseException) -> PairOutcome:
     """A pair that the engine has not brought to an end. What it took is not known."""
     state: State = "failed" if isinstance(fault, Exception) else "stopped"
-    return PairOutcome(pair=pair, state=state, result=None, fault=fault, began=False, seconds=0.0, moved=0)
+    return PairOutcome(
+        pair=pair, state=state, result=None, fault=fault, began=False, seconds=0.0, moved=0
+    )
 
 
 def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
-    """An outcome of another machine; its report must be where this one looks, perhaps after a moment."""
+    """An outcome of another machine; its report must be where this one looks, perhaps after a
+    moment.
+    """
     if outcome.result is None or outcome.result.url is not None:
         return outcome
     folder = outcome.result.folder
@@ -218,8 +236,13 @@ def _seen_here(outcome: PairOutcome, output: Path) -> PairOutcome:
         if (folder / "summary.json").is_file():
             return outcome
         time.sleep(1)
-    hint = "-o must be a folder that every machine has under the same name, such as on a network file system"
-    fault = ShadowError(f"{folder}: the report was written on another machine, and is not here", hint)
+    hint = (
+        "-o must be a folder that every machine has under the same name, such as on a network file"
+        " system"
+    )
+    fault = ShadowError(
+        f"{folder}: the report was written on another machine, and is not here", hint
+    )
     return replace(outcome, state="failed", result=None, fault=fault)
 
 
@@ -238,7 +261,9 @@ def _outcome(pair: Pair, meter: _Meter, audit: Callable[[], AuditResult]) -> Pai
     except KeptError as error:
         fault = error
         state = "kept"
-    except Exception as error:  # a bug too: the others are tried nevertheless, and it keeps its traceback
+    except (
+        Exception
+    ) as error:  # a bug too: the others are tried nevertheless, and it keeps its traceback
         fault = error
     except BaseException as error:
         fault = error

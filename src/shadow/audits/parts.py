@@ -1,8 +1,8 @@
 """One pair as many tasks: cut at base shards, measured anywhere, written by one process.
 
-A part keeps a journal of its own in `.partial/parts/` of the report's folder, so that it goes on where it was killed.
-The process that asked for the parts takes their outcomes over when they end, and writes the report that it would have
-written alone.
+A part keeps a journal of its own in `.partial/parts/` of the report's folder, so that it goes on
+where it was killed. The process that asked for the parts takes their outcomes over when they end,
+and writes the report that it would have written alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from shadow.targets.families import Pair
 from shadow.targets.references import ComponentBase, Reference
 from shadow.text import counted
 
-TWICE = 0.5  # of a part's bytes: a cut through shards of more than that, which both sides of it read, gains nothing
+# of a part's bytes: a cut through shards of more than that, which both sides of it read, gains
+# nothing
+TWICE = 0.5
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,26 @@ class Parts:
     """What carries them out."""
 
     count: int | None = None
-    """How many, 1 or more; None: as many as the engine carries out at a time. There may be fewer (see `cut`)."""
+    """How many, 1 or more; None: as many as the engine carries out at a time. There may be fewer
+    (see `cut`).
+    """
 
     def measure(self, asked: Asked, lined: AlignedPair, journal: Journal) -> None:
         """Measure what the journal does not hold yet, into the journal. Raises what a part raised."""
         left = [pair for pair in lined.pairs if pair.key not in journal.outcomes]
         count = self.count or self.engine.lanes()
-        if asked.settings.chosen != Filter():  # which decides over a whole pair what comes in byte ranges
+        if (
+            asked.settings.chosen != Filter()
+        ):  # which decides over a whole pair what comes in byte ranges
             count = 1
         parts = cut(left, count, _sizes(left, lined))
         twice = _twice(parts)
         if len(parts) > 1:
-            more = f", {counted(len(twice), 'shard', 'shards')} in more than one of them" if twice else ""
+            more = (
+                f", {counted(len(twice), 'shard', 'shards')} in more than one of them"
+                if twice
+                else ""
+            )
             asked.runtime.say(f"measuring in {len(parts)} parts{more}")
         progress = _Sum(asked.runtime, lined, journal)
         commits = {**asked.runtime.commits, **_commits(asked.pair, lined)}
@@ -69,11 +79,15 @@ class Parts:
                 progress.end(ended.task.name)
 
 
-def cut(pairs: Sequence[MatrixPair], count: int, sizes: Mapping[ShardKey, int]) -> list[list[MatrixPair]]:
-    """Stretches of the work, in its order, of about equal cost: at most `count`, and 1 or more where there is work.
+def cut(
+    pairs: Sequence[MatrixPair], count: int, sizes: Mapping[ShardKey, int]
+) -> list[list[MatrixPair]]:
+    """Stretches of the work, in its order, of about equal cost: at most `count`, and 1 or more
+    where there is work.
 
-    sizes: bytes of the shards that must be fetched. A shard that lies on both sides of a cut is fetched for both, so
-    each cut goes where the fewest bytes do, near where the cost asks for it; where none is good there is none.
+    sizes: bytes of the shards that must be fetched. A shard that lies on both sides of a cut is
+    fetched for both, so each cut goes where the fewest bytes do, near where the cost asks for it;
+    where none is good there is none.
     """
     ordered = in_order(pairs)
     if not ordered:
@@ -88,7 +102,10 @@ def cut(pairs: Sequence[MatrixPair], count: int, sizes: Mapping[ShardKey, int]) 
         last = min(len(ordered) - 1, bisect_left(spent, middle + reach) + 1)
         if first > last:
             continue
-        best = min(range(first, last + 1), key=lambda place: (across[place], abs(spent[place - 1] - middle)))
+        best = min(
+            range(first, last + 1),
+            key=lambda place: (across[place], abs(spent[place - 1] - middle)),
+        )
         if across[best] <= TWICE * mean:
             borders.append(best)
     return [ordered[start:stop] for start, stop in pairwise([*borders, len(ordered)])]
@@ -184,7 +201,9 @@ class _Sum:
             Progress(
                 done=min(self._total, self._before[0] + sum(state.done for state in states)),
                 total=self._total,
-                cost_done=min(self._cost_total, self._before[1] + sum(state.cost_done for state in states)),
+                cost_done=min(
+                    self._cost_total, self._before[1] + sum(state.cost_done for state in states)
+                ),
                 cost_total=self._cost_total,
                 moved=sum(state.moved for state in states),
                 to_move=sum(state.to_move for state in states),

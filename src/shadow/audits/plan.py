@@ -1,4 +1,6 @@
-"""What an audit will take, before the first byte of a weight moves: sources, order, bytes, disk, memory."""
+"""What an audit will take, before the first byte of a weight moves: sources, order, bytes, disk,
+memory.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,13 @@ from shadow.targets.families import Pair
 from shadow.text import byte_size
 
 Fetch = Literal["auto", "shards", "ranges"]
-DISK_HINT = "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less (--layer, --module)"
+DISK_HINT = (
+    "free some space, move HF_HUB_CACHE, raise --max-disk where it is given, or audit less"
+    " (--layer, --module)"
+)
 EXAMPLES = 3  # tensors named for each reason
-WORTH_IT = 0.9  # ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
+# ranges must save at least a tenth of a shard: they cannot be verified and do not stay in the cache
+WORTH_IT = 0.9
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Access:
     """Is only what is in the Hub's cache used?"""
 
     fetch: Fetch = "auto"
-    """Whole shards or byte ranges from the Hub; auto: ranges where a filter makes them much smaller."""
+    """Whole shards or byte ranges from the Hub; auto: ranges where a filter makes them much
+    smaller.
+    """
 
     max_disk: int | None = None
     """The most disk in bytes that fetched shards may take at any time; None: what is free."""
@@ -149,7 +157,8 @@ class PairPlan:
 def uncollected() -> Iterator[None]:
     """While much is made that stays, Python does not look for cycles of what nobody holds any more.
 
-    Headers of 200,000 tensors are millions of objects: to go through them again and again took a quarter of the time.
+    Headers of 200,000 tensors are millions of objects: to go through them again and again took a
+    quarter of the time.
     """
     on = gc.isenabled()
     gc.disable()
@@ -174,17 +183,24 @@ def make_plan(
 ) -> Plan:
     """Choose where every shard comes from, order the work, and see whether the disk suffices.
 
-    folder is where the report goes, scratch where byte ranges may lie meanwhile. ours are the (repository, commit,
-    path) of shards that an earlier run of this audit fetched to free them: they count as fetched by this one.
+    folder is where the report goes, scratch where byte ranges may lie meanwhile. ours are the
+    (repository, commit, path) of shards that an earlier run of this audit fetched to free them:
+    they count as fetched by this one.
     """
     base = _with_sources(base, "base", pairs, access=access, filtered=filtered, scratch=scratch)
     tuned = _with_sources(tuned, "tuned", pairs, access=access, filtered=filtered, scratch=scratch)
     work = schedule(pairs, base, tuned)
     sources = {visit.shard: source_of(base, tuned, visit.shard) for visit in work.visits}
     to_move = sum(source.bytes_to_move() for source in sources.values())
-    there = {shard for shard, source in sources.items() if _is_ours(source, ours) and not source.bytes_to_move()}
+    there = {
+        shard
+        for shard, source in sources.items()
+        if _is_ours(source, ours) and not source.bytes_to_move()
+    }
     whole, ranges = _sizes(sources, there)
-    report = sum(2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs)  # journal and Parquet of three spectra
+    report = sum(
+        2_000 + 45 * min(pair.rows, pair.cols) for pair in pairs
+    )  # journal and Parquet of three spectra
     places = _Places(whole=whole, ranges=ranges, there=there, report=report, folder=folder)
     ways = [(True, work), (True, work.unhurried())]
     if access.max_disk is None:
@@ -289,7 +305,9 @@ TELLING = (
 
 
 def config_differences(base: Config, tuned: Config) -> dict[str, list[str]]:
-    """What two configs say differently of what tells architectures apart: the first sign of a wrong pair."""
+    """What two configs say differently of what tells architectures apart: the first sign of a wrong
+    pair.
+    """
     first = _with_text_config(base)
     second = _with_text_config(tuned)
     if not first or not second:
@@ -313,7 +331,9 @@ def _modules(matrices: Sequence[MatrixPair]) -> list[PlannedModule]:
     groups = defaultdict[tuple[str, str], list[MatrixPair]](list)
     for pair in matrices:
         groups[pair.place.component, pair.place.module].append(pair)
-    order = sorted(groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1])))
+    order = sorted(
+        groups, key=lambda key: (rules.components.index(key[0]), rules.modules.index(key[1]))
+    )
     rows = []
     for component, module in order:
         group = groups[component, module]
@@ -357,7 +377,10 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
     """
     from shadow.checkpoints.hub import cache_folder
 
-    sources = [WholeFile(located.snapshot, located.snapshot.files[shard]) for shard in located.weights.shards]
+    sources = [
+        WholeFile(located.snapshot, located.snapshot.files[shard])
+        for shard in located.weights.shards
+    ]
     need = sum(source.bytes_to_move() for source in sources)
     limit = _free(cache_folder())
     if access.max_disk is not None:
@@ -365,14 +388,21 @@ def require_disk_for_pickles(located: Located, access: Access) -> int:
     if need > limit:
         there = byte_size(limit)
         raise ShadowError(
-            f"{located.reference}: its .bin files need {byte_size(need)} of disk all at once, {there} may be used",
+            f"{located.reference}: its .bin files need {byte_size(need)} of disk all at once,"
+            f" {there} may be used",
             "free some space, move HF_HUB_CACHE, or raise --max-disk",
         )
     return need
 
 
 def _with_sources(
-    checkpoint: Checkpoint, side: Side, pairs: Sequence[MatrixPair], *, access: Access, filtered: bool, scratch: Path
+    checkpoint: Checkpoint,
+    side: Side,
+    pairs: Sequence[MatrixPair],
+    *,
+    access: Access,
+    filtered: bool,
+    scratch: Path,
 ) -> Checkpoint:
     """The checkpoint with byte ranges in the place of whole shards where those move clearly less."""
     wanted = defaultdict[str, list[TensorInfo]](list)
@@ -383,21 +413,32 @@ def _with_sources(
     sources = dict(checkpoint.sources)
     for number, (shard, infos) in enumerate(sorted(wanted.items())):
         source = sources[shard]
-        if isinstance(source, WholeFile) and _takes_ranges(source, infos, checkpoint, access=access, filtered=filtered):
+        if isinstance(source, WholeFile) and _takes_ranges(
+            source, infos, checkpoint, access=access, filtered=filtered
+        ):
             part = scratch / f"{side}-{number}.part"
-            sources[shard] = ByteRanges(source.snapshot, source.file, wanted=tuple(infos), path=part)
+            sources[shard] = ByteRanges(
+                source.snapshot, source.file, wanted=tuple(infos), path=part
+            )
     return replace(checkpoint, sources=sources)
 
 
 def _takes_ranges(
-    source: WholeFile, infos: Sequence[TensorInfo], checkpoint: Checkpoint, *, access: Access, filtered: bool
+    source: WholeFile,
+    infos: Sequence[TensorInfo],
+    checkpoint: Checkpoint,
+    *,
+    access: Access,
+    filtered: bool,
 ) -> bool:
     size = source.bytes_to_move()
     if access.fetch == "shards" or size == 0:
         return False
     if access.fetch == "ranges":
         if not checkpoint.ranges:
-            raise ShadowError(f"{checkpoint.reference}: its files cannot be read in parts", "use --fetch shards")
+            raise ShadowError(
+                f"{checkpoint.reference}: its files cannot be read in parts", "use --fetch shards"
+            )
         return True
     moved = sum(stop - start for start, stop in coalesced(infos))
     return filtered and checkpoint.ranges and moved < WORTH_IT * size
@@ -425,9 +466,11 @@ def _sizes(
 def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> Checkpoint:
     """The checkpoint with shards that go at their last use, but those that were there before."""
     sources = {
-        name: replace(source, keep=False)
-        if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
-        else source
+        name: (
+            replace(source, keep=False)
+            if isinstance(source, WholeFile) and (source.bytes_to_move() or _is_ours(source, ours))
+            else source
+        )
         for name, source in checkpoint.sources.items()
     }
     return replace(checkpoint, sources=sources)
@@ -435,7 +478,8 @@ def _freeing(checkpoint: Checkpoint, ours: Collection[tuple[str, str, str]]) -> 
 
 @dataclass(frozen=True)
 class _Places:
-    """The two disks that an audit writes to, which are often one: the Hub's cache, and the report's.
+    """The two disks that an audit writes to, which are often one: the Hub's cache, and the
+    report's.
 
     there: shards that take their part of the cache's disk already.
     """
@@ -468,14 +512,17 @@ class _Places:
         limit = access.max_disk
         if limit is not None and in_cache + in_scratch > limit:
             need = byte_size(in_cache + in_scratch)
-            return f"fetched shards need {need} of disk at once, --max-disk allows {byte_size(limit)}"
+            return (
+                f"fetched shards need {need} of disk at once, --max-disk allows {byte_size(limit)}"
+            )
         more = in_cache - sum(self.whole[shard] for shard in self.there)
         needs = {self._cache(): more, self.folder: in_scratch + self.report}
         if _device(self._cache()) == _device(self.folder):
             needs = {self._cache(): more + in_scratch + self.report}
         return next(
             (
-                f"{byte_size(need)} of disk are needed at {place}, {byte_size(_free(place))} are free"
+                f"{byte_size(need)} of disk are needed at {place}, {byte_size(_free(place))} are"
+                " free"
                 for place, need in needs.items()
                 if need > _free(place)
             ),

@@ -1,7 +1,9 @@
-"""Tasks on Ray: on the cores of this machine, or on a cluster. Ray is imported when it is asked for, and not before.
+"""Tasks on Ray: on the cores of this machine, or on a cluster. Ray is imported when it is asked
+for, and not before.
 
-What runs where is Ray's business. This process only says which machine a task should rather go to, so that each base is
-fetched by few of them, and keeps no more tasks in Ray than can run, so that the next one is chosen late.
+What runs where is Ray's business. This process only says which machine a task should rather go to,
+so that each base is fetched by few of them, and keeps no more tasks in Ray than can run, so that
+the next one is chosen late.
 """
 
 from __future__ import annotations
@@ -27,12 +29,18 @@ from shadow.errors import ShadowError, UsageError
 from shadow.extras import require
 from shadow.text import byte_size, counted
 
-CORES = 4  # of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
-ATTEMPTS = 3  # of a task whose process or machine was lost; what it had measured is not measured again
+# of a task, where nobody says it: a 7B pair then has 4 solvers, and downloads and computes at once
+CORES = 4
+ATTEMPTS = (
+    3  # of a task whose process or machine was lost; what it had measured is not measured again
+)
 GRACE = 5.0  # seconds that cancelled tasks have to end by themselves
 TICK = 0.25  # seconds between two looks at what tasks tell
 TOLD_EVERY = 0.5  # seconds between two messages on the progress of a task
-NOBODY = "is it running? `ray status` on that machine says so; without --address a Ray of this machine is started"
+NOBODY = (
+    "is it running? `ray status` on that machine says so; without --address a Ray of this machine"
+    " is started"
+)
 STORE = 200_000_000  # bytes of Ray's object store on this machine: results are small
 
 
@@ -41,13 +49,17 @@ class RayRequest:
     """Which Ray, and what each task gets of it."""
 
     address: str | None = None
-    """`auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or else a Ray of this machine alone."""
+    """`auto`, or HOST:PORT of a cluster; None: that of RAY_ADDRESS, or else a Ray of this machine
+    alone.
+    """
 
     cores: int | None = None
     """Cores of a task, 1 or more; None: 4, or all of the largest machine where that has fewer."""
 
     memory: int | None = None
-    """Bytes of memory of a task; None: the share of its machine's memory that its cores are of the machine's cores."""
+    """Bytes of memory of a task; None: the share of its machine's memory that its cores are of the
+    machine's cores.
+    """
 
 
 @contextlib.contextmanager
@@ -85,10 +97,20 @@ def _connect(address: str) -> None:
         _require_somebody_at(address)
     own: dict[str, Any] = {}
     if address == "local":
-        own = {"num_cpus": machine_limits().cores, "include_dashboard": False, "object_store_memory": STORE}
+        own = {
+            "num_cpus": machine_limits().cores,
+            "include_dashboard": False,
+            "object_store_memory": STORE,
+        }
     try:
         with _without_talk():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="shadow", **own)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                namespace="shadow",
+                **own,
+            )
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         said = str(error).strip().partition("\n")[0]
         raise ShadowError(f"no Ray at {address}: {said}", NOBODY) from error
@@ -98,7 +120,10 @@ def _require_somebody_at(address: str) -> None:
     """Raises ShadowError at once where nobody listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"{address[:80]!r} is no address of a Ray cluster", "auto, or HOST:PORT such as 10.0.0.1:6379")
+        raise UsageError(
+            f"{address[:80]!r} is no address of a Ray cluster",
+            "auto, or HOST:PORT such as 10.0.0.1:6379",
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=GRACE).close()
     except OSError as error:
@@ -107,7 +132,9 @@ def _require_somebody_at(address: str) -> None:
 
 @contextlib.contextmanager
 def _without_talk() -> Iterator[None]:
-    """Ray prints what befalls its workers on stdout, which is for data; what matters of it is told here."""
+    """Ray prints what befalls its workers on stdout, which is for data; what matters of it is told
+    here.
+    """
     from ray._private import worker
 
     name = "listen_error_messages"
@@ -139,7 +166,9 @@ class _Running:
 
 
 class RayEngine:
-    """Tasks as those of Ray, each once on the driver's list and in Ray only when there is room for it."""
+    """Tasks as those of Ray, each once on the driver's list and in Ray only when there is room for
+    it.
+    """
 
     elsewhere = True
 
@@ -149,7 +178,9 @@ class RayEngine:
         self._attempts: dict[Task, int] = {}
         self._wary: set[Task] = set()  # of tasks that ran out of memory: they go on with one worker
         self._memory = request.memory
-        self._one_each = runtime.access.max_disk is not None  # what one frees, another on its machine may be reading
+        self._one_each = (
+            runtime.access.max_disk is not None
+        )  # what one frees, another on its machine may be reading
         machines = _machines()
         largest = max((cores for cores, _ in machines.values()), default=0)
         self._cores = request.cores or max(1, min(CORES, int(largest)))
@@ -265,7 +296,9 @@ class RayEngine:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=machine, soft=True),
             **options,
         )
-        self._running[remote.remote(there)] = _Running(task, machine, attempt, begun, show, runtime.say)
+        self._running[remote.remote(there)] = _Running(
+            task, machine, attempt, begun, show, runtime.say
+        )
 
     def _portable(self, runtime: Runtime, task: Task) -> Runtime:
         """A runtime without those who are told, which stay here."""
@@ -293,10 +326,19 @@ class RayEngine:
         task = running.task
         try:
             result, fault = ray.get(reference)
-        except exceptions.RayTaskError as error:  # before the work began, such as without shadow on that machine
+        except (
+            exceptions.RayTaskError
+        ) as error:  # before the work began, such as without shadow on that machine
             cause = error.cause if isinstance(error.cause, Exception) else error
-            message = f"a task could not begin: {type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
-            return Ended(task, None, ShadowError(message, f"every machine needs shadow {__version__} and its packages"))
+            message = (
+                f"a task could not begin: {type(cause).__name__}:"
+                f" {str(cause).strip().partition(chr(10))[0]}"
+            )
+            return Ended(
+                task,
+                None,
+                ShadowError(message, f"every machine needs shadow {__version__} and its packages"),
+            )
         except exceptions.RayError as error:  # the process, the machine or the memory
             return self._again(running, error)
         return Ended(task, result, fault)
@@ -306,9 +348,16 @@ class RayEngine:
 
         task = running.task
         short = isinstance(error, exceptions.OutOfMemoryError)
-        what = "its machine ran out of memory" if short else f"its process was lost ({type(error).__name__})"
+        what = (
+            "its machine ran out of memory"
+            if short
+            else f"its process was lost ({type(error).__name__})"
+        )
         if running.attempt >= ATTEMPTS:
-            hint = "give each task more with --memory-per-task or --cpus-per-task; the same command continues"
+            hint = (
+                "give each task more with --memory-per-task or --cpus-per-task; the same command"
+                " continues"
+            )
             return Ended(task, None, ShadowError(f"{what}, {running.attempt} times in a row", hint))
         running.say(f"{what}; trying again")
         if short:
@@ -322,16 +371,24 @@ def _machines() -> dict[str, tuple[float, float]]:
     import ray
 
     return {
-        str(node["NodeID"]): (node["Resources"].get("CPU", 0.0), node["Resources"].get("memory", 0.0))
+        str(node["NodeID"]): (
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("memory", 0.0),
+        )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     }
 
 
-def _too_large(cores: int, memory: int | None, machines: dict[str, tuple[float, float]]) -> tuple[str, str]:
+def _too_large(
+    cores: int, memory: int | None, machines: dict[str, tuple[float, float]]
+) -> tuple[str, str]:
     most = max((cores for cores, _ in machines.values()), default=0)
     if most < cores:
-        return f"a task wants {cores} cores, the largest machine has {most:g}", "use fewer --cpus-per-task"
+        return (
+            f"a task wants {cores} cores, the largest machine has {most:g}",
+            "use fewer --cpus-per-task",
+        )
     there = byte_size(int(max(memory for _, memory in machines.values())))
     return (
         f"a task wants {byte_size(memory or 0)} of memory, no machine has {there} or more",
@@ -344,7 +401,9 @@ def _silent(_: object) -> None:
 
 
 class _Ear:
-    """What tasks tell the driver. A message is kept until the driver asks for a later one: it has arrived then."""
+    """What tasks tell the driver. A message is kept until the driver asks for a later one: it has
+    arrived then.
+    """
 
     def __init__(self) -> None:
         self._told: list[tuple[str, object]] = []
@@ -393,8 +452,12 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
     import ray
 
     if there.version != __version__:
-        raise RuntimeError(f"shadow {__version__} is there, and {there.version} where the command runs")
-    with contextlib.suppress(OSError):  # where there is no such folder, nothing relative is there either
+        raise RuntimeError(
+            f"shadow {__version__} is there, and {there.version} where the command runs"
+        )
+    with contextlib.suppress(
+        OSError
+    ):  # where there is no such folder, nothing relative is there either
         os.chdir(there.folder)
     told = 0.0
 
@@ -420,12 +483,17 @@ def _carry_out(there: _There) -> tuple[Any, Exception | None]:
 
 
 def allotted(cores: int, memory: int | None) -> MachineLimits:
-    """What a task may use of its machine: its cores, and its memory or as large a share of what is free."""
+    """What a task may use of its machine: its cores, and its memory or as large a share of what is
+    free.
+    """
     machine = machine_limits()
     by = "the engine"
     if memory is None:
         memory = machine.memory * min(cores, machine.cores) // machine.cores
     free = min(memory, machine.memory)
     return MachineLimits(
-        cores=cores, cores_by=by, memory=free, memory_by=by if free < machine.memory else machine.memory_by
+        cores=cores,
+        cores_by=by,
+        memory=free,
+        memory_by=by if free < machine.memory else machine.memory_by,
     )

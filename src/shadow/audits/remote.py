@@ -1,6 +1,8 @@
-"""The audit of one pair whose report is published at a URL: measured on the disk of this machine, then uploaded.
+"""The audit of one pair whose report is published at a URL: measured on the disk of this machine,
+then uploaded.
 
-Journal and scratch never leave the machine. A report that is finished stays on its disk until all of it is at the URL.
+Journal and scratch never leave the machine. A report that is finished stays on its disk until all
+of it is at the URL.
 """
 
 from __future__ import annotations
@@ -48,17 +50,18 @@ def run_remote_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
+    runtime: Runtime = Runtime(),
     *,
     store: Store,
     scores: ScoreFiles | None = None,
 ) -> AuditResult:
     """Audit one pair as `run_pair` does, and publish the report at `store/<family>/<pair>/`.
 
-    output is the folder of this machine to work in; nothing of the pair is left there when its report is published. Of
-    a report that is there already its provenance and its summary are read, and no table. Arguments, result and faults
-    can be pickled. Raises what run_pair raises, and ShadowError where the store fails; then the report stays in
-    output, and the same call goes on from there.
+    output is the folder of this machine to work in; nothing of the pair is left there when its
+    report is published. Of a report that is there already its provenance and its summary are read,
+    and no table. Arguments, result and faults can be pickled. Raises what run_pair raises, and
+    ShadowError where the store fails; then the report stays in output, and the same call goes on
+    from there.
     """
     folder = output / safe_name(pair.family) / safe_name(pair.name)
     target = store.at(safe_name(pair.family), safe_name(pair.name))
@@ -66,7 +69,9 @@ def run_remote_pair(
         there, broken = standing(target)
         if there is not None:
             asked = identity_of(pair, settings, runtime)
-            done = _already_there(target, folder, there, asked, runtime, rescored=scores is not None)
+            done = _already_there(
+                target, folder, there, asked, runtime, rescored=scores is not None
+            )
             if done is not None:
                 return done
             _take_over(target, folder)
@@ -87,17 +92,23 @@ def run_remote_pair(
         return replace(result, url=target.url)
 
 
-def _other(target: Store, folder: Path, asked: Identity, runtime: Runtime, *, rescored: bool) -> AuditResult | None:
+def _other(
+    target: Store, folder: Path, asked: Identity, runtime: Runtime, *, rescored: bool
+) -> AuditResult | None:
     """The report that another process was faster with; None where it is not what was asked for."""
     there, _ = standing(target)
     if there is None or differences(there, asked, DEFAULTS):
         return None
     runtime.say("another audit of the pair was faster: its report stays")
-    return _already_there(target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored)
+    return _already_there(
+        target, folder, there, asked, replace(runtime, overwrite=False), rescored=rescored
+    )
 
 
 def merge_remote(store: Store, folders: Sequence[Path]) -> Merged:
-    """Merge folders into the reports at a URL as `merge` does with a folder, and publish what is new there."""
+    """Merge folders into the reports at a URL as `merge` does with a folder, and publish what is
+    new there.
+    """
     published = PublishedIndex(store)
     output = fetched_if_any(store)
     if output is None:
@@ -119,9 +130,16 @@ def _reports(output: Path) -> list[Path]:
 
 
 def _already_there(
-    target: Store, folder: Path, there: ReportMetadata, asked: Identity, runtime: Runtime, *, rescored: bool
+    target: Store,
+    folder: Path,
+    there: ReportMetadata,
+    asked: Identity,
+    runtime: Runtime,
+    *,
+    rescored: bool,
 ) -> AuditResult | None:
-    """The report at the URL, if it is what was asked for; None where it is to be replaced or renewed.
+    """The report at the URL, if it is what was asked for; None where it is to be replaced or
+    renewed.
 
     Raises KeptError where it is another one and stays.
     """
@@ -135,7 +153,9 @@ def _already_there(
         if outline is None:  # removed meanwhile
             return None
         lacking = Report(outline).absent
-        notes = [f"measured by shadow {there['version']}"] if there["version"] != __version__ else []
+        notes = (
+            [f"measured by shadow {there['version']}"] if there["version"] != __version__ else []
+        )
         notes += [absent_note(lacking)] if lacking else []
         if notes and runtime.overwrite:
             return None
@@ -153,7 +173,9 @@ def _tidy(folder: Path, asked: Identity, runtime: Runtime) -> None:
     remove_journal_of(folder, asked)
     left = finished_metadata(folder)
     if left is not None and differences(left, asked, DEFAULTS):
-        runtime.say(f"a report of other settings or files, which was not uploaded, stays in {folder}")
+        runtime.say(
+            f"a report of other settings or files, which was not uploaded, stays in {folder}"
+        )
         return
     _remove(folder)
 
@@ -165,7 +187,9 @@ def _summary_from_rows(target: Store) -> Summary:
 
 
 def _take_over(target: Store, folder: Path) -> None:
-    """The report at the URL, as the one that is changed here; not where a finished one waits to be uploaded."""
+    """The report at the URL, as the one that is changed here; not where a finished one waits to be
+    uploaded.
+    """
     if (folder / "matrices.parquet").is_file():
         return
     copy = fetched(target)
@@ -189,7 +213,9 @@ def _publish(folder: Path, target: Store, there: ReportMetadata | None, runtime:
             name = token.read_text()
         publish(folder, target, token=name, replaces=there, say=runtime.say)
     except ShadowError as error:
-        hint = f"{error.hint or 'run the same command again'}; the same command measures nothing again"
+        hint = (
+            f"{error.hint or 'run the same command again'}; the same command measures nothing again"
+        )
         message = f"{error.message}; the report is finished, but not uploaded: it is in {folder}"
         raise type(error)(message, hint) from None
 
@@ -213,7 +239,9 @@ def _remove(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(folder: Path, output: Path) -> Iterator[None]:
-    """One process of this machine at a time works on a pair; a second one is refused. No empty folder is left."""
+    """One process of this machine at a time works on a pair; a second one is refused. No empty
+    folder is left.
+    """
     there = nearest_folder(output)
     handle = None
     with writing(folder):

@@ -23,7 +23,12 @@ from shadow.reports.columns import MATRICES, RESIDUAL, SPECTRA, TENSORS, Column
 from shadow.reports.parquet import table_of
 from shadow.reports.provenance import Identity
 from shadow.spectra.measurement import Measurement
-from shadow.spectra.residual import overlaps, overlaps_left_out, stacked_participation, stacked_stderr
+from shadow.spectra.residual import (
+    overlaps,
+    overlaps_left_out,
+    stacked_participation,
+    stacked_stderr,
+)
 from shadow.text import several
 
 CHUNK = 2_000  # rows that are held as Python has them
@@ -42,7 +47,9 @@ def report_tables(
     """The tables of a finished audit by name, without metadata. Rows have a fixed order."""
     ordered = sorted(pairs, key=lambda pair: (_order(pair.place), pair.tuned.info.name))
     matrices, sigmas = _Chunks(MATRICES), _Chunks(SPECTRA)
-    norms: list[float | None] = []  # of the deltas, in the order of the rows; None for other subjects
+    norms: list[
+        float | None
+    ] = []  # of the deltas, in the order of the rows; None for other subjects
     kept: dict[str, Outcome] = {}
     for pair in ordered:  # one at a time: the spectra of 60,000 matrices are gigabytes
         outcome = outcomes[pair.key]
@@ -57,7 +64,9 @@ def report_tables(
     shares = [_energy_share(norm, energy) for norm in norms]
     tables = {
         "tensors": table_of(TENSORS, _tensor_rows(ordered, skipped, kept)),
-        "residual": table_of(RESIDUAL, _residual_rows([(pair, kept[pair.key]) for pair in ordered])),
+        "residual": table_of(
+            RESIDUAL, _residual_rows([(pair, kept[pair.key]) for pair in ordered])
+        ),
         "matrices": _with_column(matrices.table(), "energy_share", shares),
     }
     if spectra:
@@ -66,7 +75,9 @@ def report_tables(
 
 
 class _Chunks:
-    """Rows as a table; as Python has them they take ten times as much memory, so only the latest stay so."""
+    """Rows as a table; as Python has them they take ten times as much memory, so only the latest
+    stay so.
+    """
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = columns
@@ -83,7 +94,9 @@ class _Chunks:
         self._latest = []
 
     def table(self) -> pa.Table:
-        """All rows, each column in one piece where that is possible: so the bytes of a file tell nothing of chunks."""
+        """All rows, each column in one piece where that is possible: so the bytes of a file tell
+        nothing of chunks.
+        """
         self._close()
         whole = pa.concat_tables(self._chunks)
         self._chunks = []
@@ -103,7 +116,9 @@ def _with_column(table: pa.Table, name: str, values: Sequence[float | None]) -> 
 def _slim(outcome: Outcome) -> Outcome:
     """What the rows of a tensor and of the residual stream need of an outcome: no spectrum."""
     needed = outcome.deltas if outcome.residual is not None else ()
-    return replace(outcome, measurements=tuple(replace(delta, sigma=NO_SIGMA, lists={}) for delta in needed))
+    return replace(
+        outcome, measurements=tuple(replace(delta, sigma=NO_SIGMA, lists={}) for delta in needed)
+    )
 
 
 def _delta_norm(measurement: Measurement) -> float | None:
@@ -135,11 +150,15 @@ def _place_columns(place: Place) -> dict[str, Cell]:
     }
 
 
-def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iterator[dict[str, Cell]]:
+def _matrix_rows(
+    pair: MatrixPair, outcome: Outcome, identity: Identity
+) -> Iterator[dict[str, Cell]]:
     """All columns but energy_share, which needs the whole pair."""
     base = pair.base.info if pair.base else None
     tuned = pair.tuned.info
-    both = tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
+    both = (
+        tuned.dtype if base is None or base.dtype == tuned.dtype else f"{base.dtype}/{tuned.dtype}"
+    )
     dtypes = {"base": base.dtype if base else None, "tuned": tuned.dtype, "delta": both}
     for measurement in outcome.measurements:
         ceiling = None
@@ -164,14 +183,18 @@ def _matrix_rows(pair: MatrixPair, outcome: Outcome, identity: Identity) -> Iter
 
 
 def _energy_share(norm: float | None, energy: float) -> float | None:
-    """The share of the pair's delta energy that one delta has; None for other subjects, or where it is 0 or unknown."""
+    """The share of the pair's delta energy that one delta has; None for other subjects, or where it
+    is 0 or unknown.
+    """
     if norm is None or energy <= 0:
         return None
     return null_if_undefined(norm**2 / energy)
 
 
 def _verified(subject: str, base: bool | None, tuned: bool | None) -> bool | None:
-    """A delta is as good as the worse of its sides; a side in a folder is neither checked nor unchecked."""
+    """A delta is as good as the worse of its sides; a side in a folder is neither checked nor
+    unchecked.
+    """
     if subject == "base":
         return base
     if subject == "tuned":
@@ -212,13 +235,23 @@ def _residual_rows(measured: Sequence[tuple[MatrixPair, Outcome]]) -> list[dict[
     for (component, direction), candidates in stacks.items():
         widths = [pair.cols if direction == "reading" else pair.rows for pair, _ in candidates]
         width = Counter(widths).most_common(1)[0][0]
-        members = [member for member, its_width in zip(candidates, widths, strict=True) if its_width == width]
-        layers = np.array([-1 if pair.place.layer is None else pair.place.layer for pair, _ in members])
+        members = [
+            member
+            for member, its_width in zip(candidates, widths, strict=True)
+            if its_width == width
+        ]
+        layers = np.array(
+            [-1 if pair.place.layer is None else pair.place.layer for pair, _ in members]
+        )
         deltas = [outcome.measurements[-1] for _, outcome in members]
         energies = np.array([(delta.number("frobenius_norm") or 0.0) ** 2 for delta in deltas])
         participation = np.array([delta.number("participation_ratio") or 1.0 for delta in deltas])
-        with threadpool_limits(limits=1, user_api="blas"):  # the last bits must not depend on the machine's cores
-            kept = np.stack([outcome.residual for _, outcome in members if outcome.residual is not None])
+        with threadpool_limits(
+            limits=1, user_api="blas"
+        ):  # the last bits must not depend on the machine's cores
+            kept = np.stack(
+                [outcome.residual for _, outcome in members if outcome.residual is not None]
+            )
             cosines = overlaps(kept, participation, width)
             left_out = overlaps_left_out(kept, participation, width)
         for layer in (None, *sorted(set(layers[layers >= 0].tolist()))):
@@ -254,16 +287,24 @@ def _tensor_rows(
             for info in operand.infos if operand is not None else ():
                 infos[side, info.name] = info
                 entries = pair.rows * pair.cols if pair.base is not None else 0
-                parts_of[side, info.name].append(_Part(operand, pair.place, outcomes[pair.key], entries))
+                parts_of[side, info.name].append(
+                    _Part(operand, pair.place, outcomes[pair.key], entries)
+                )
     for skip in skipped:
         infos[skip.side, skip.info.name] = skip.info
         outcome = Outcome("", skip.status, reason=skip.reason, detail=skip.detail or None)
-        parts_of[skip.side, skip.info.name].append(_Part(None, skip.place, outcome, math.prod(skip.info.shape)))
+        parts_of[skip.side, skip.info.name].append(
+            _Part(None, skip.place, outcome, math.prod(skip.info.shape))
+        )
     rows: list[tuple[tuple[object, ...], dict[str, Cell]]] = []
     for (side, name), every_part in parts_of.items():
         info = infos[side, name]
         # an embedding that is also the other side's tied head is told by what it is itself
-        own_parts = [part for part in every_part if part.operand is None or part.operand.part.place == part.place]
+        own_parts = [
+            part
+            for part in every_part
+            if part.operand is None or part.operand.part.place == part.place
+        ]
         parts = own_parts or every_part
         place, status, reason, detail = _merged(parts)
         compared = sum(part.entries for part in parts if part.is_compared)
@@ -287,7 +328,8 @@ def _tensor_rows(
 
 @dataclass(frozen=True)
 class _Part:
-    """A matrix or vector of a tensor, what became of it, and how many entries it has in common with its partner.
+    """A matrix or vector of a tensor, what became of it, and how many entries it has in common with
+    its partner.
 
     operand is None where it has no partner.
     """
@@ -321,12 +363,17 @@ class _Part:
 def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]:
     """One place, status, reason and detail for all matrices of a tensor.
 
-    A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not measured looks there,
-    and the rows of its other parts are in matrices.parquet all the same. Else it is measured if any part is.
+    A tensor is skipped as soon as one of its parts was missed: whoever looks for what was not
+    measured looks there, and the rows of its other parts are in matrices.parquet all the same. Else
+    it is measured if any part is.
     """
     missed = [part for part in parts if part.is_missed]
     statuses = [part.outcome.status for part in parts]
-    status = "skipped" if missed else next(s for s in ("measured", "identical", "skipped") if s in statuses)
+    status = (
+        "skipped"
+        if missed
+        else next(s for s in ("measured", "identical", "skipped") if s in statuses)
+    )
     chosen = (missed or [part for part in parts if part.outcome.status == status])[0].outcome
     if missed and len(missed) < len(parts):
         descriptions = [" ".join(filter(None, (part.told, part.outcome.detail))) for part in missed]
@@ -337,7 +384,9 @@ def _merged(parts: Sequence[_Part]) -> tuple[Place, str, str | None, str | None]
         others = [part.told for part in parts if part.outcome.status != status]
         detail = "; ".join(filter(None, (chosen.detail, _listed(others))))
     places = {part.place for part in parts}
-    place = next(iter(places)) if len(places) == 1 else _common_place([part.place for part in parts])
+    place = (
+        next(iter(places)) if len(places) == 1 else _common_place([part.place for part in parts])
+    )
     return place, status, chosen.reason, detail or None
 
 

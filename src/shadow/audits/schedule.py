@@ -1,7 +1,9 @@
-"""The order of work, and when each shard is fetched and freed: computed before the first byte moves.
+"""The order of work, and when each shard is fetched and freed: computed before the first byte
+moves.
 
-Work is ordered by (base shard, natural name), so that each base shard is needed during one stretch of it and the
-tuned shards come nearly in their own order. The stretches between the arrivals of new shards are the *steps*.
+Work is ordered by (base shard, natural name), so that each base shard is needed during one stretch
+of it and the tuned shards come nearly in their own order. The stretches between the arrivals of new
+shards are the *steps*.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ ShardKey = tuple[Side, str]
 class Visit:
     """The stay of one shard on the disk.
 
-    It may be fetched when the work has reached the shard before it of the same side, so that each side is at most one
-    shard ahead.
+    It may be fetched when the work has reached the shard before it of the same side, so that each
+    side is at most one shard ahead.
     """
 
     shard: ShardKey
@@ -52,10 +54,14 @@ class Schedule:
     """In the order of fetching; shards in folders have none."""
 
     def peak(self, sizes: Mapping[ShardKey, int], there: Collection[ShardKey] = ()) -> int:
-        """Most bytes on the disk at any time when each shard goes after its last use; some are there from the start."""
+        """Most bytes on the disk at any time when each shard goes after its last use; some are
+        there from the start.
+        """
         most = 0
         held = sum(sizes[stay.shard] for stay in self.visits if stay.shard in there)
-        leaving: list[tuple[int, int]] = []  # (last step, bytes) of what has come, the first to go on top
+        leaving: list[
+            tuple[int, int]
+        ] = []  # (last step, bytes) of what has come, the first to go on top
         for visit, reached in zip(self.visits, _reached(self.visits), strict=True):
             size = sizes[visit.shard]
             held += 0 if visit.shard in there else size
@@ -68,13 +74,16 @@ class Schedule:
     def eager(self) -> Schedule:
         """The same with every shard fetched as soon as the line is free: for when none is freed.
 
-        One large matrix then holds up nothing: waiting for it, the line idled for a quarter of a download.
+        One large matrix then holds up nothing: waiting for it, the line idled for a quarter of a
+        download.
         """
         return Schedule(self.steps, tuple(replace(visit, after=0) for visit in self.visits))
 
     def unhurried(self) -> Schedule:
         """The same without fetching ahead: less disk, and the work waits for every shard."""
-        return Schedule(self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits))
+        return Schedule(
+            self.steps, tuple(replace(visit, after=visit.first) for visit in self.visits)
+        )
 
 
 def _reached(visits: Sequence[Visit]) -> list[int]:
@@ -96,7 +105,9 @@ def schedule(pairs: Sequence[MatrixPair], base: Checkpoint, tuned: Checkpoint) -
         if not source.is_local
     }
     if not remote:
-        return Schedule((tuple(sorted(pairs, key=lambda pair: pair.key)),), ())  # one step: any order does
+        return Schedule(
+            (tuple(sorted(pairs, key=lambda pair: pair.key)),), ()
+        )  # one step: any order does
     steps: list[list[MatrixPair]] = [[]]
     first: dict[ShardKey, int] = {}
     last: dict[ShardKey, int] = {}
@@ -129,7 +140,9 @@ def source_of(base: Checkpoint, tuned: Checkpoint, shard: ShardKey) -> Source:
 
 
 def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
-    """By base shard, then by name as people count; what has no base comes when its tuned shard is last there."""
+    """By base shard, then by name as people count; what has no base comes when its tuned shard is
+    last there.
+    """
     beside = defaultdict[str, set[str]](set)  # base shards by the tuned shard that they meet
     for pair in pairs:
         if pair.base:
@@ -139,7 +152,11 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
 
     def key(pair: MatrixPair) -> tuple[object, ...]:
         info = pair.base.info if pair.base else pair.tuned.info
-        shard = pair.base.info.shard if pair.base else latest.get(pair.tuned.info.shard, pair.tuned.info.shard)
+        shard = (
+            pair.base.info.shard
+            if pair.base
+            else latest.get(pair.tuned.info.shard, pair.tuned.info.shard)
+        )
         return (sorts_as(shard), pair.base is None, natural(info.name), pair.key)
 
     return sorted(pairs, key=key)
@@ -147,4 +164,7 @@ def in_order(pairs: Sequence[MatrixPair]) -> list[MatrixPair]:
 
 def natural(name: str) -> tuple[tuple[int, str], ...]:
     """A sort key that counts: `layers.10` after `layers.9`."""
-    return tuple((int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name))
+    return tuple(
+        (int(part), "") if part.isdecimal() else (-1, part)
+        for part in re.split(r"(\d{1,18})", name)
+    )

@@ -1,12 +1,13 @@
-"""Spectra of single checkpoints that were solved before: a bounded folder of files, keyed by the content of a matrix.
+"""Spectra of single checkpoints that were solved before: a bounded folder of files, keyed by the
+content of a matrix.
 
-The spectrum of one side does not depend on its partner. Twenty models tuned from one base pay for the base once, and in
-a lineage the tuned side of one stage is the base of the next. Nothing else is kept: sums over entries, the delta and
-everything that is compared are made anew from the weights.
+The spectrum of one side does not depend on its partner. Twenty models tuned from one base pay for
+the base once, and in a lineage the tuned side of one stage is the base of the next. Nothing else is
+kept: sums over entries, the delta and everything that is compared are made anew from the weights.
 
-A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), of how it is solved, and of what
-solves it: code, libraries, processor and device. So the numbers are, to the last bit, those that would be computed
-here.
+A key is the sha256 of the matrix as it was cut (fused parts, common vocabulary rows), of how it is
+solved, and of what solves it: code, libraries, processor and device. So the numbers are, to the
+last bit, those that would be computed here.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from shadow.spectra.spectrum import EXACT_SIDE, Question, Spectrum, blocks, mkl_
 
 BOUND = 10 << 30  # bytes of the folder: the leading vectors of a 70B pair take 4 GB
 ROOM_MADE = 0.9  # of the bound: what stays when the least recently used have gone
-SAME_NORM = 1e-3  # relative difference of sqrt(sum sigma²) and the norm of the entries, up to which a file is believed
+# relative difference of sqrt(sum sigma²) and the norm of the entries, up to which a file is
+# believed
+SAME_NORM = 1e-3
 PRECISIONS = get_args(Precision)
 
 
@@ -50,7 +53,8 @@ class Tally:
 
 
 class SpectrumCache:
-    """Solved spectra in a folder. Safe for several threads and processes; whatever goes wrong, a spectrum is solved.
+    """Solved spectra in a folder. Safe for several threads and processes; whatever goes wrong, a
+    spectrum is solved.
 
     tally: what this object was asked for.
     """
@@ -62,11 +66,13 @@ class SpectrumCache:
         self._lock = threading.Lock()
         self._size: int | None = None  # of the folder, as far as this process knows
 
-    def remember(self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]) -> Spectrum:
+    def remember(
+        self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+    ) -> Spectrum:
         """What solve() returns for a matrix, from the folder if it is there.
 
-        norm: the Frobenius norm of the matrix, by which a file is checked. Small matrices are solved faster than their
-        files are read.
+        norm: the Frobenius norm of the matrix, by which a file is checked. Small matrices are
+        solved faster than their files are read.
         """
         if min(shape_of(matrix)) <= EXACT_SIDE:
             return solve()
@@ -132,7 +138,9 @@ def _solver() -> str:
 
 
 def _to_bytes(solved: Spectrum) -> bytes:
-    numbers = np.array([solved.floor, solved.shift, PRECISIONS.index(solved.precision)], dtype=np.float64)
+    numbers = np.array(
+        [solved.floor, solved.shift, PRECISIONS.index(solved.precision)], dtype=np.float64
+    )
     arrays = {"sigma": solved.sigma, "numbers": numbers}
     if solved.vectors is not None:
         arrays["vectors"] = np.ascontiguousarray(solved.vectors)
@@ -140,7 +148,9 @@ def _to_bytes(solved: Spectrum) -> bytes:
 
 
 def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectrum | None:
-    """A spectrum that was kept, with so many vectors; None where there is none, or none of that shape and norm."""
+    """A spectrum that was kept, with so many vectors; None where there is none, or none of that
+    shape and norm.
+    """
     try:
         content = read_start(path, path.stat().st_size)
         if content is None:
@@ -155,7 +165,9 @@ def _read(path: Path, shape: tuple[int, int], count: int, norm: float) -> Spectr
     if sigma.shape != (side,) or sigma.dtype != np.float64:
         return None
     has = (0,) if vectors is None else vectors.shape
-    if has != ((side, min(count, side)) if count else (0,)) or (vectors is not None and vectors.dtype != np.float64):
+    if has != ((side, min(count, side)) if count else (0,)) or (
+        vectors is not None and vectors.dtype != np.float64
+    ):
         return None
     if not abs(float(np.sqrt((sigma**2).sum())) - norm) <= SAME_NORM * norm:
         return None

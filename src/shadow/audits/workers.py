@@ -1,6 +1,8 @@
-"""Two checkpoints that line up -> a generator of frozen outcomes, one for each matrix or vector pair.
+"""Two checkpoints that line up -> a generator of frozen outcomes, one for each matrix or vector
+pair.
 
-Here the half that knows files meets the half that knows linear algebra. Nothing is printed, and no report written.
+Here the half that knows files meets the half that knows linear algebra. Nothing is printed, and no
+report written.
 """
 
 from __future__ import annotations
@@ -40,7 +42,16 @@ from shadow.spectra.delta import (
 )
 from shadow.spectra.device import Offload, Offloaded, full_products
 from shadow.spectra.lazy import BlockScaled, Matrix, Updated
-from shadow.spectra.spectrum import BLOCK, ON_CPU, Grams, Question, Remember, Spectrum, Workspace, solve_anew
+from shadow.spectra.spectrum import (
+    BLOCK,
+    ON_CPU,
+    Grams,
+    Question,
+    Remember,
+    Spectrum,
+    Workspace,
+    solve_anew,
+)
 
 _LOCAL = threading.local()
 _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole process
@@ -50,7 +61,8 @@ _ONE_AT_A_TIME = threading.RLock()  # numbers of threads are of the whole proces
 def single_threads() -> Iterator[None]:
     """One thread of algebra for each worker, as the command has it; afterwards as many as before.
 
-    The workers are as many as there are cores, and threads of their algebra would wait for each other.
+    The workers are as many as there are cores, and threads of their algebra would wait for each
+    other.
     """
     with _ONE_AT_A_TIME:
         before = torch.get_num_threads()
@@ -74,17 +86,23 @@ def measure_pairs(
 ) -> Generator[Outcome, None, None]:
     """Measure every pair of a schedule in `jobs` threads; outcomes in order of completion.
 
-    One more thread fetches the shards, as far ahead as the schedule allows. Within a step the largest pairs come
-    first. The numbers do not depend on jobs: each matrix is one thread's work with one BLAS thread. Each source is
-    freed when its last outcome has been taken. remember: how the spectrum of one side is had. offload: the device that
-    makes Gram matrices, if not the CPU. Closing the generator gives up what has not begun, a running download included.
+    One more thread fetches the shards, as far ahead as the schedule allows. Within a step the
+    largest pairs come first. The numbers do not depend on jobs: each matrix is one thread's work
+    with one BLAS thread. Each source is freed when its last outcome has been taken. remember: how
+    the spectrum of one side is had. offload: the device that makes Gram matrices, if not the CPU.
+    Closing the generator gives up what has not begun, a running download included.
     """
-    # Two threads of one BLAS thread each are 1.3-1.7 times faster than one of two (measured on 2 cores).
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="audit", initializer=torch.set_num_threads, initargs=(1,))
+    # Two threads of one BLAS thread each are 1.3-1.7 times faster than one of two (measured on 2
+    # cores).
+    pool = ThreadPoolExecutor(
+        jobs, thread_name_prefix="audit", initializer=torch.set_num_threads, initargs=(1,)
+    )
     whole = contextlib.nullcontext() if offload is None else full_products()
     with threadpool_limits(limits=1, user_api="blas"), whole:
         try:
-            measure = partial(_outcome, base=base, tuned=tuned, method=method, remember=remember, offload=offload)
+            measure = partial(
+                _outcome, base=base, tuned=tuned, method=method, remember=remember, offload=offload
+            )
             yield from _run(base, tuned, work, measure, jobs, pool, fetching)
         finally:
             fetching.stop.set()
@@ -106,7 +124,9 @@ def _run(
     firsts = sorted(visit.first for visit in work.visits)
     needed = [bisect_right(firsts, step) for step in range(len(work.steps))]
     ready: deque[tuple[int, MatrixPair]] = deque()
-    reached = entered = 0  # the first step that is not finished, the first one that has not been begun
+    reached = entered = (
+        0  # the first step that is not finished, the first one that has not been begun
+    )
     download: Future[None] | None = None
     computing: dict[Future[Outcome], int] = {}
     while True:
@@ -148,9 +168,11 @@ def cost(pair: MatrixPair) -> int:
 
 
 def pace(method: Method, jobs: int, offload: Offload | None = None) -> float:
-    """Units of `cost` a second that this machine does with all workers: one synthetic pair in each, about a second.
+    """Units of `cost` a second that this machine does with all workers: one synthetic pair in each,
+    about a second.
 
-    The units held within 15 % from sides of 1024 to 3584; pairs of smaller sides take up to three times as long.
+    The units held within 15 % from sides of 1024 to 3584; pairs of smaller sides take up to three
+    times as long.
     """
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(1024, 4096, generator=generator).bfloat16()
@@ -223,7 +245,9 @@ class _Counting:
         self._remember = remember
         self.asked = self.solved = 0
 
-    def remember(self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]) -> Spectrum:
+    def remember(
+        self, matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+    ) -> Spectrum:
         def solving() -> Spectrum:
             self.solved += 1
             return solve()
@@ -239,7 +263,12 @@ def _verified(operand: Operand, checkpoint: Checkpoint) -> bool | None:
 
 
 def _measured(
-    pair: MatrixPair, base: Checkpoint, tuned: Checkpoint, method: Method, remember: Remember, grams: Grams
+    pair: MatrixPair,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    method: Method,
+    remember: Remember,
+    grams: Grams,
 ) -> Outcome:
     space = _own_workspace()
     stored = pair.tuned.info.dtype
@@ -249,7 +278,9 @@ def _measured(
         if not Extent(0.0, largest, 0.0).finite:
             return Outcome(pair.key, "skipped", reason="nonfinite", detail="in the tuned tensor")
         alone = measure_alone(only, stored, largest, method, space, remember, grams)
-        return Outcome(pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,))
+        return Outcome(
+            pair.key, "measured", reason="only_in_tuned", detail=pair.detail, measurements=(alone,)
+        )
     base_matrix, matrix = _views(pair, pair.base, base, tuned)
     detail = pair.detail or None
     formats = pair.base.info.dtype, stored
@@ -259,20 +290,38 @@ def _measured(
         detail = f"a low-rank update: its rank is at most {factor.rank}" if factor else detail
     size = extent(base_matrix, matrix, working_dtype(*formats), space)
     if not size.finite:
-        sides = [side for side, value in (("base", size.base), ("tuned", size.tuned)) if not Extent(value, 0, 0).finite]
-        return Outcome(pair.key, "skipped", reason="nonfinite", detail=f"in the {' and the '.join(sides)} tensor")
+        sides = [
+            side
+            for side, value in (("base", size.base), ("tuned", size.tuned))
+            if not Extent(value, 0, 0).finite
+        ]
+        return Outcome(
+            pair.key,
+            "skipped",
+            reason="nonfinite",
+            detail=f"in the {' and the '.join(sides)} tensor",
+        )
     if not pair.is_matrix:
         delta_norm, base_norm = _vector_norms(base_matrix[:,], matrix[:,], size)
         return Outcome(
-            pair.key, "skipped", reason="not_a_matrix", detail=detail, delta_norm=delta_norm, base_norm=base_norm
+            pair.key,
+            "skipped",
+            reason="not_a_matrix",
+            detail=detail,
+            delta_norm=delta_norm,
+            base_norm=base_norm,
         )
     if size.delta == 0:
         differ = pair.tuned.factor is None and pair.base.info.dtype != stored
         note = f"equal values, stored as {pair.base.info.dtype} and {stored}" if differ else detail
         norm = frobenius_norm(base_matrix, size.base, working_dtype(*formats), space)
         return Outcome(pair.key, "identical", detail=note, delta_norm=0.0, base_norm=norm)
-    measurements = measure_pair(base_matrix, matrix, formats, size, method, pair.key, space, remember, grams)
-    norms = {measurement.subject: measurement.number("frobenius_norm") for measurement in measurements}
+    measurements = measure_pair(
+        base_matrix, matrix, formats, size, method, pair.key, space, remember, grams
+    )
+    norms = {
+        measurement.subject: measurement.number("frobenius_norm") for measurement in measurements
+    }
     norm = norms["delta"] or 0.0
     direction = direction_of(pair.place.module)
     residual = None
@@ -297,7 +346,9 @@ def _own_workspace() -> Workspace:
     return space
 
 
-def _views(pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint) -> tuple[Matrix, Matrix]:
+def _views(
+    pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoint
+) -> tuple[Matrix, Matrix]:
     """Both matrices of a pair, cut into the same dimensions."""
     base_matrix = _view(pair, operand, base)
     factor = pair.tuned.factor
@@ -309,10 +360,16 @@ def _views(pair: MatrixPair, operand: Operand, base: Checkpoint, tuned: Checkpoi
     left, right = tuned.tensor(pair.tuned.info), tuned.tensor(factor.info)
     left, right = (left.T, right.T) if factor.transposed else (left, right)
     left = pair.tuned.part.view(left)
-    plain = base_matrix if isinstance(base_matrix, BlockScaled) and left.ndim == 2 else _dense(base_matrix)
+    plain = (
+        base_matrix
+        if isinstance(base_matrix, BlockScaled) and left.ndim == 2
+        else _dense(base_matrix)
+    )
     if isinstance(plain, torch.Tensor) and plain.ndim < left.ndim:
         plain = plain.reshape(*left.shape[:-1], pair.cols)
-    return plain, Updated(plain, left.reshape(*plain.shape[:-1], factor.rank), right, factor.scaling)
+    return plain, Updated(
+        plain, left.reshape(*plain.shape[:-1], factor.rank), right, factor.scaling
+    )
 
 
 def _dense(matrix: Matrix) -> torch.Tensor:
@@ -326,7 +383,9 @@ def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.T
         if part.experts:
             tensor, scales = tensor[part.place.expert], scales[part.place.expert]
         start, stop = part.rows or (0, tensor.shape[0])
-        return BlockScaled(tensor[start : min(stop, start + pair.rows)], scales, operand.block, start)
+        return BlockScaled(
+            tensor[start : min(stop, start + pair.rows)], scales, operand.block, start
+        )
     matrix = part.view(tensor)
     if not pair.is_matrix:
         return matrix.reshape(pair.rows, pair.cols)
@@ -334,7 +393,9 @@ def _view(pair: MatrixPair, operand: Operand, checkpoint: Checkpoint) -> torch.T
 
 
 def _vector_norms(base: torch.Tensor, tuned: torch.Tensor, size: Extent) -> tuple[float, float]:
-    """Norms of delta and base of two vectors, in units of the larger largest entry so that squares are safe."""
+    """Norms of delta and base of two vectors, in units of the larger largest entry so that squares
+    are safe.
+    """
     unit = max(size.base, size.tuned) or 1.0
     b, t = base.double() / unit, tuned.double() / unit
     return float(torch.linalg.vector_norm(t - b)) * unit, float(torch.linalg.vector_norm(b)) * unit

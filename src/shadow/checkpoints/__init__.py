@@ -1,5 +1,5 @@
 """Where the bytes of a checkpoint lie, and two checkpoints lined up.
 
-Folders and the Hub, headers of safetensors files, pickles, adapters, quantised formats, and the matrix pairs that two
-checkpoints make. The only room that knows the Hub. Computes nothing.
+Folders and the Hub, headers of safetensors files, pickles, adapters, quantised formats, and the
+matrix pairs that two checkpoints make. The only room that knows the Hub. Computes nothing.
 """

@@ -1,7 +1,8 @@
 """A PEFT LoRA adapter: adapter_config.json -> how each pair of factors is scaled. Reads no weights.
 
-Layout and scaling are those of the `peft` library (Hu et al. 2021; rsLoRA: Kalajdzievski 2023): the delta of a module
-is scaling * B @ A with A (r, in) and B (out, r), scaling = alpha / r, or alpha / sqrt(r) with `use_rslora`.
+Layout and scaling are those of the `peft` library (Hu et al. 2021; rsLoRA: Kalajdzievski 2023): the
+delta of a module is scaling * B @ A with A (r, in) and B (out, r), scaling = alpha / r, or alpha /
+sqrt(r) with `use_rslora`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,16 @@ from shadow.errors import ShadowError
 
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."  # of every name in an adapter
-FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!bias$)\w+)?(?:\.weight)?")
-CHANGING_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # ways to initialise that take B @ A out of the base
+FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<which>[AB])(?:\.(?!bias$)\w+)?(?:\.weight)?"
+)
+CHANGING_BASE = (
+    "pissa",
+    "olora",
+    "corda",
+    "loftq",
+    "lora_ga",
+)  # ways to initialise that take B @ A out of the base
 Factors = tuple[TensorInfo, TensorInfo, bool]  # left, right, and whether both are stored transposed
 MAX_ALPHA = 1e6
 PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
@@ -29,7 +38,8 @@ PLAIN = re.compile(r"[\w.-]{1,500}", re.ASCII)
 class Adapter:
     """What scales an adapter's factors.
 
-    `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is (out, in) always.
+    `fan_in_fan_out` (Conv1D) needs no word: it is about how the base stores a matrix, and B @ A is
+    (out, in) always.
     """
 
     alpha: float
@@ -51,25 +61,33 @@ class Adapter:
 
 
 def read_adapter(where: str, config: Mapping[str, object]) -> Adapter:
-    """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain LoRA."""
+    """The adapter that an adapter_config.json describes. Raises ShadowError for what is no plain
+    LoRA.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ShadowError(
-            f"{where}: an adapter of type {str(kind)[:40]!r}; only LORA is read", "merge it into its base"
+            f"{where}: an adapter of type {str(kind)[:40]!r}; only LORA is read",
+            "merge it into its base",
         )
     if config.get("use_dora"):
         raise ShadowError(
-            f"{where}: a DoRA adapter, whose delta is not low-rank", "merge it into its base, and audit the result"
+            f"{where}: a DoRA adapter, whose delta is not low-rank",
+            "merge it into its base, and audit the result",
         )
     start = str(config.get("init_lora_weights")).lower()
     if start.startswith(CHANGING_BASE):
         raise ShadowError(
-            f"{where}: an adapter whose initialisation changes the base ({start[:20]!r}): B @ A is not its delta",
+            f"{where}: an adapter whose initialisation changes the base ({start[:20]!r}): B @ A is"
+            " not its delta",
             "merge it into its base, and audit the result",
         )
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict) or not all(PLAIN.fullmatch(name) for name in patterns):
-        raise ShadowError(f"{where}: alpha_pattern has keys that are no module names", "merge it into its base first")
+        raise ShadowError(
+            f"{where}: alpha_pattern has keys that are no module names",
+            "merge it into its base first",
+        )
     return Adapter(
         alpha=_alpha(where, config.get("lora_alpha")),
         alpha_pattern={name: _alpha(where, alpha) for name, alpha in patterns.items()},
@@ -82,8 +100,9 @@ def adapter_factors(
 ) -> tuple[dict[str, Factors], dict[str, TensorInfo], list[tuple[TensorInfo, str]]]:
     """Sort the tensors of an adapter.
 
-    Returns by module the (left, right, transposed) factors of its update, by name in the model the tensors that the
-    adapter holds whole (`modules_to_save`, biases), and the rest with what is wrong with it.
+    Returns by module the (left, right, transposed) factors of its update, by name in the model the
+    tensors that the adapter holds whole (`modules_to_save`, biases), and the rest with what is
+    wrong with it.
     """
     sides_of: defaultdict[str, dict[str, TensorInfo]] = defaultdict(dict)  # by module: A and B
     embeddings: set[str] = set()
@@ -96,7 +115,9 @@ def adapter_factors(
             if match["embedding"]:
                 embeddings.add(match["module"])
         elif ".base_layer." in name:
-            rest.append((info, "a copy of a layer of the base; the update is added to the base's own"))
+            rest.append(
+                (info, "a copy of a layer of the base; the update is added to the base's own")
+            )
         elif ".lora_" in name or ".token_adapter." in name:
             rest.append((info, "a part of the adapter that is not read"))
         else:
@@ -106,7 +127,9 @@ def adapter_factors(
         a = sides.get("A")
         b = sides.get("B")
         if a and b and len(a.shape) == len(b.shape) == 2 and a.shape[0] == b.shape[1] > 0:
-            factors[module.removeprefix(PREFIX)] = (a, b, True) if module in embeddings else (b, a, False)
+            factors[module.removeprefix(PREFIX)] = (
+                (a, b, True) if module in embeddings else (b, a, False)
+            )
         else:
             rest += [(info, "factors that do not multiply to a matrix") for info in sides.values()]
     return factors, whole, rest
@@ -119,5 +142,8 @@ def product_shape(left: TensorInfo, right: TensorInfo, transposed: bool) -> tupl
 
 def _alpha(where: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_ALPHA:
-        raise ShadowError(f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale", "merge it into its base")
+        raise ShadowError(
+            f"{where}: lora_alpha is {str(value)[:40]!r}, which is no scale",
+            "merge it into its base",
+        )
     return float(value)

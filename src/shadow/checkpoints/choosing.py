@@ -11,7 +11,8 @@ from shadow.places.names import check_component, is_of_layers, name_rules, neare
 
 
 def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterable[str]) -> Filter:
-    """The filter of components, of layers (`0`, `4-7`, `0,3,5`) and of modules (`mlp.up`, `attn.*`).
+    """The filter of components, of layers (`0`, `4-7`, `0,3,5`) and of modules (`mlp.up`,
+    `attn.*`).
 
     Raises UsageError for what is none of them.
     """
@@ -29,7 +30,9 @@ def filter_of(components: Iterable[str], layers: Iterable[str], modules: Iterabl
                 hint = "--layer chooses layers: 0, or 4-7"
             raise UsageError(f"no module {pattern!r}", hint)
         matching.update(named)
-    return Filter(tuple(sorted(chosen)), tuple(sorted(set(_layers(list(layers))))), tuple(sorted(matching)))
+    return Filter(
+        tuple(sorted(chosen)), tuple(sorted(set(_layers(list(layers))))), tuple(sorted(matching))
+    )
 
 
 def _layers(texts: list[str]) -> list[int]:

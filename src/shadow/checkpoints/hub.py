@@ -1,11 +1,13 @@
-"""The Hub: commits, listings, whole files and byte ranges, all through the `huggingface_hub` client.
+"""The Hub: commits, listings, whole files and byte ranges, all through the `huggingface_hub`
+client.
 
-Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it hands out are
-used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a hint here, in words of our own:
-what a server writes is not repeated, and no token is ever put into a message or sent to another origin.
+Its HTTP library has changed twice, so only `huggingface_hub.errors`, OSError and the session it
+hands out are used. Everything after `pin` names a 40-hex commit. A fault becomes one line and a
+hint here, in words of our own: what a server writes is not repeated, and no token is ever put into
+a message or sent to another origin.
 
-The client keeps its session and its settings for the whole process, so what this module needs of them holds only
-inside `own_client`; whoever else uses the client finds it as it was.
+The client keeps its session and its settings for the whole process, so what this module needs of
+them holds only inside `own_client`; whoever else uses the client finds it as it was.
 """
 
 from __future__ import annotations
@@ -51,11 +53,18 @@ FAILURES: tuple[type[Exception], ...] = (
     OSError, ValueError, errors.RevisionResolutionError, errors.XetDownloadError, *errors.HfHubHTTPError.__bases__
 )  # fmt: skip
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
-CIRCLES, NOWHERE = ("TooManyRedirects",), ("UnsupportedProtocol", "InvalidURL")  # of the client's HTTP library
+CIRCLES, NOWHERE = (
+    ("TooManyRedirects",),
+    ("UnsupportedProtocol", "InvalidURL"),
+)  # of the client's HTTP library
 ATTEMPTS = 6  # in a row without a byte of progress
 WAITS = 0.5, 30.0  # seconds before the second try, doubled from try to try, and at most
-MAX_WAIT = 300.0  # seconds that a server may ask us to wait before we give the command back to its user
-HEADER_GUESS = 1 << 16  # bytes; the headers of 9 in 10 real shards are shorter, so one request reads them
+MAX_WAIT = (
+    300.0  # seconds that a server may ask us to wait before we give the command back to its user
+)
+HEADER_GUESS = (
+    1 << 16
+)  # bytes; the headers of 9 in 10 real shards are shorter, so one request reads them
 CHUNK = 1 << 20  # bytes
 ANSWERED = "shadow.answered"  # noted with a request once its answer has begun
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -75,7 +84,9 @@ class RangeIgnoredError(ShadowError):
 
 @dataclass(frozen=True)
 class _Before:
-    """The client's session and settings as they were found, and the filter of warnings that was put before them."""
+    """The client's session and settings as they were found, and the filter of warnings that was put
+    before them.
+    """
 
     session: Any
     factory: Callable[[], Any]
@@ -91,12 +102,14 @@ _before: _Before | None = None
 
 @contextlib.contextmanager
 def own_client() -> Iterator[None]:
-    """The Hub's client with our sessions, and without its own warnings; as it was before once the last holder leaves.
+    """The Hub's client with our sessions, and without its own warnings; as it was before once the
+    last holder leaves.
 
-    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to, up to five times,
-    and takes the token along to any address that a listing names as its next page. May be entered inside itself and
-    in several threads. Every function here that asks the Hub enters it; who asks often holds it meanwhile, so that
-    connections are kept. A download that nobody waits for any more holds it until it ends.
+    Left alone it waits for some answers without an end, sleeps for as long as a server asks it to,
+    up to five times, and takes the token along to any address that a listing names as its next
+    page. May be entered inside itself and in several threads. Every function here that asks the Hub
+    enters it; who asks often holds it meanwhile, so that connections are kept. A download that
+    nobody waits for any more holds it until it ends.
     """
     global _holders, _before
     with _lock:
@@ -116,12 +129,19 @@ def own_client() -> Iterator[None]:
 def _taken_over() -> _Before:
     """Put our session and settings into the client; what was there."""
     logger = logging.getLogger("huggingface_hub")
-    level, filters, own_blobs = logger.level, list(warnings.filters), constants.HF_HUB_DISABLE_SHARED_BLOBS
+    level, filters, own_blobs = (
+        logger.level,
+        list(warnings.filters),
+        constants.HF_HUB_DISABLE_SHARED_BLOBS,
+    )
     logger.setLevel(logging.ERROR)  # its warnings name URLs and repeat what is said here
-    warnings.filterwarnings("ignore", module="huggingface_hub")  # little disk, no symlinks: said here or no fault
+    warnings.filterwarnings(
+        "ignore", module="huggingface_hub"
+    )  # little disk, no symlinks: said here or no fault
     added = None if warnings.filters[0] in filters else warnings.filters[0]
     with _http._CLIENT_LOCK:
-        # Not by set_client_factory, which closes the session that is there and does not tell its factory.
+        # Not by set_client_factory, which closes the session that is there and does not tell its
+        # factory.
         session, factory = _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY
         _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = None, partial(_own_session, factory)
     return _Before(session=session, factory=factory, level=level, own_blobs=own_blobs, added=added)
@@ -130,7 +150,10 @@ def _taken_over() -> _Before:
 def _give_back(before: _Before) -> None:
     """Put back what was there, except where somebody else has set another factory meanwhile."""
     with _http._CLIENT_LOCK:
-        if isinstance(_http._GLOBAL_CLIENT_FACTORY, partial) and _http._GLOBAL_CLIENT_FACTORY.func is _own_session:
+        if (
+            isinstance(_http._GLOBAL_CLIENT_FACTORY, partial)
+            and _http._GLOBAL_CLIENT_FACTORY.func is _own_session
+        ):
             ours = _http._GLOBAL_CLIENT
             _http._GLOBAL_CLIENT, _http._GLOBAL_CLIENT_FACTORY = before.session, before.factory
             if ours is not None:
@@ -142,18 +165,27 @@ def _give_back(before: _Before) -> None:
 
 
 def _own_session(factory: Callable[[], Any]) -> Any:
-    """A session of the user's making, such as one with a proxy, that obeys the two functions below as well."""
+    """A session of the user's making, such as one with a proxy, that obeys the two functions below
+    as well.
+    """
     session = factory()
     hooks = session.event_hooks
-    session.event_hooks = {"request": [*hooks["request"], _before_request], "response": [_after_response]}
+    session.event_hooks = {
+        "request": [*hooks["request"], _before_request],
+        "response": [_after_response],
+    }
     return session
 
 
 def _before_request(request: Any) -> None:
     request.extensions.pop(ANSWERED, None)  # of the request that was redirected here
     longest = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, constants.HF_HUB_ETAG_TIMEOUT)
-    limits = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
-    request.extensions["timeout"] = {name: min(value or longest, longest) for name, value in limits.items()}
+    limits = request.extensions.get("timeout") or dict.fromkeys(
+        ("connect", "read", "write", "pool")
+    )
+    request.extensions["timeout"] = {
+        name: min(value or longest, longest) for name, value in limits.items()
+    }
     if _origin(str(request.url)) != _origin(constants.ENDPOINT):
         request.headers.pop("authorization", None)
 
@@ -166,7 +198,9 @@ def _after_response(response: Any) -> None:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository. checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None if not told."""
+    """A file of a repository. checksum is `sha256:...` (Git-LFS), `git:...` (a plain blob), or None
+    if not told.
+    """
 
     path: str
     size: int
@@ -177,8 +211,8 @@ class RemoteFile:
 class Snapshot:
     """One commit of one repository: everything that is read of it is read at this commit.
 
-    files are those below subfolder, by their path in it. access is `open`, `gated` or `private`, None when nothing
-    but the cache may be asked (offline).
+    files are those below subfolder, by their path in it. access is `open`, `gated` or `private`,
+    None when nothing but the cache may be asked (offline).
     """
 
     repo: str
@@ -197,11 +231,14 @@ class Snapshot:
 
 
 @own_client()
-def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say) -> Snapshot:
-    """Resolve a revision (None: the default branch) to its commit and list the files of that commit.
+def pin(
+    repo: str, revision: str | None, subfolder: str | None, *, offline: bool, say: Say
+) -> Snapshot:
+    """Resolve a revision (None: the default branch) to its commit and list the files of that
+    commit.
 
-    Raises ShadowError when there is no such repository or revision, when access is refused, when the Hub cannot be
-    reached, and offline when the cache does not know the revision.
+    Raises ShadowError when there is no such repository or revision, when access is refused, when
+    the Hub cannot be reached, and offline when the cache does not know the revision.
     """
     offline = offline or constants.HF_HUB_OFFLINE
     asked = partial(_in_words, repo=repo, revision=revision)
@@ -215,7 +252,9 @@ def pin(repo: str, revision: str | None, subfolder: str | None, *, offline: bool
         commit = str(info.sha)
         listed = _trying(lambda: _listed_files(repo, commit), asked, say)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    inside = {path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)}
+    inside = {
+        path.removeprefix(prefix): file for path, file in listed.items() if path.startswith(prefix)
+    }
     return Snapshot(repo, commit, subfolder=subfolder, files=inside, access=access)
 
 
@@ -248,7 +287,9 @@ def _listed_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     files = {}
     for entry in hf.HfApi().list_repo_tree(repo, recursive=True, revision=commit):
         if isinstance(entry, RepoFile):
-            size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
+            size, digest = (
+                (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
+            )
             if type(size) is not int or not 0 <= size <= MAX_OFFSET or type(entry.path) is not str:
                 raise ValueError("a size or a name that is none")
             files[entry.path] = RemoteFile(entry.path, size, _checksum(digest))
@@ -276,7 +317,8 @@ def _cached_commit(repo: str, revision: str | None) -> str:
         commit: str = hf.resolve_revision(repo, revision=revision, local_files_only=True).resolved
     except FAILURES as error:
         raise ShadowError(
-            f"{repo}{f'@{revision}' if revision else ''} is not in the cache, and this run is offline",
+            f"{repo}{f'@{revision}' if revision else ''} is not in the cache, and this run is"
+            " offline",
             as_folder(repo) or "run once without --offline (and without HF_HUB_OFFLINE)",
         ) from error
     if not COMMIT.fullmatch(commit):
@@ -290,7 +332,9 @@ def _cached_files(repo: str, commit: str) -> dict[str, RemoteFile]:
     for path in sorted(root.rglob("*")):
         if path.is_file():
             name = path.relative_to(root).as_posix()
-            blob = path.readlink().name if path.is_symlink() else ""  # the cache names a blob by its checksum
+            blob = (
+                path.readlink().name if path.is_symlink() else ""
+            )  # the cache names a blob by its checksum
             files[name] = RemoteFile(name, path.stat().st_size, _checksum(blob))
     return files
 
@@ -310,12 +354,18 @@ def in_cache(snapshot: Snapshot, file: RemoteFile) -> bool:
 
 @own_client()
 def fetch_whole(
-    snapshot: Snapshot, file: RemoteFile, *, say: Say, report: OnBytes = lambda count: None, stop: Event | None = None
+    snapshot: Snapshot,
+    file: RemoteFile,
+    *,
+    say: Say,
+    report: OnBytes = lambda count: None,
+    stop: Event | None = None,
 ) -> tuple[Path, bool]:
-    """A file in the cache, fetched if it is not there, and whether its checksum is right (False: none is known).
+    """A file in the cache, fetched if it is not there, and whether its checksum is right (False:
+    none is known).
 
-    A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report is told of bytes
-    as they come (a negative number takes back what a failed attempt counted).
+    A copy whose checksum is wrong is fetched once more; ShadowError if that does not help. report
+    is told of bytes as they come (a negative number takes back what a failed attempt counted).
     """
     path = cached(snapshot, file)
     if path is None or _right(path, file, stop) is False:
@@ -331,7 +381,11 @@ def fetch_whole(
             path = _download(snapshot, file, force=True, report=report, stop=stop, say=say)
             if _right(path, file, stop) is False:
                 _remove_bytes(snapshot, path)
-                raise _damaged(snapshot, file, "a proxy or the connection changes downloads; try another network")
+                raise _damaged(
+                    snapshot,
+                    file,
+                    "a proxy or the connection changes downloads; try another network",
+                )
     return path, file.checksum is not None
 
 
@@ -340,7 +394,13 @@ def _damaged(snapshot: Snapshot, file: RemoteFile, hint: str) -> ShadowError:
 
 
 def _download(
-    snapshot: Snapshot, file: RemoteFile, *, force: bool, report: OnBytes, stop: Event | None, say: Say
+    snapshot: Snapshot,
+    file: RemoteFile,
+    *,
+    force: bool,
+    report: OnBytes,
+    stop: Event | None,
+    say: Say,
 ) -> Path:
     if snapshot.offline:
         raise ShadowError(
@@ -354,7 +414,8 @@ def _download(
         counted, thread = 0, get_ident()
 
         class Meter(hf_tqdm):  # the client's only hook into a running download
-            """Draws nothing; hands the counts on, and ends the download when it is no longer wanted.
+            """Draws nothing; hands the counts on, and ends the download when it is no longer
+            wanted.
 
             Xet calls from a thread of its own, prints what is raised there, and goes on.
             """
@@ -379,7 +440,11 @@ def _download(
 
         try:
             return hf.hf_hub_download(
-                snapshot.repo, file.path, revision=snapshot.commit, force_download=force, tqdm_class=Meter
+                snapshot.repo,
+                file.path,
+                revision=snapshot.commit,
+                force_download=force,
+                tqdm_class=Meter,
             )
         except BaseException:
             report(-counted)
@@ -397,7 +462,11 @@ def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
     try:
         size = path.stat().st_size
         # Git names a blob by the sha1 of this header and the content
-        digest = hashlib.sha256() if kind == "sha256" else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        digest = (
+            hashlib.sha256()
+            if kind == "sha256"
+            else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        )
         with path.open("rb") as content:
             while block := content.read(CHUNK):
                 if stop is not None and stop.is_set():
@@ -409,7 +478,8 @@ def _right(path: Path, file: RemoteFile, stop: Event | None) -> bool | None:
 
 
 def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
-    """Remove a file from the cache: the bytes if no other commit has them, then the name in the snapshot.
+    """Remove a file from the cache: the bytes if no other commit has them, then the name in the
+    snapshot.
 
     In this order, so that whoever is killed in between finds the name and can do it again.
     """
@@ -417,15 +487,27 @@ def forget(repo: str, commit: str, path: str, checksum: str | None) -> None:
     pointer = root / "snapshots" / commit / path
     with contextlib.suppress(OSError):
         digest = (checksum or "").partition(":")[2]
-        blob = pointer.resolve() if pointer.is_symlink() or not digest else (root / "blobs").resolve() / digest
-        names = (link for link in (root / "snapshots").rglob("*") if link.is_symlink() and link != pointer)
-        if blob.parent == (root / "blobs").resolve() and blob not in (name.resolve() for name in names):
+        blob = (
+            pointer.resolve()
+            if pointer.is_symlink() or not digest
+            else (root / "blobs").resolve() / digest
+        )
+        names = (
+            link
+            for link in (root / "snapshots").rglob("*")
+            if link.is_symlink() and link != pointer
+        )
+        if blob.parent == (root / "blobs").resolve() and blob not in (
+            name.resolve() for name in names
+        ):
             blob.unlink(missing_ok=True)
         pointer.unlink(missing_ok=True)
 
 
 def _remove_bytes(snapshot: Snapshot, path: Path) -> None:
-    """Remove a damaged file from the cache for all commits, so that it takes no disk while it comes again."""
+    """Remove a damaged file from the cache for all commits, so that it takes no disk while it comes
+    again.
+    """
     with contextlib.suppress(OSError):
         blob = path.resolve()
         path.unlink()
@@ -464,8 +546,8 @@ def read_start(
 ) -> tuple[bytes, bool]:
     """The first bytes of a file, and whether the server honours ranges.
 
-    One that does not sends the file from its beginning, or is asked for it: the bytes are taken and the connection is
-    closed.
+    One that does not sends the file from its beginning, or is asked for it: the bytes are taken and
+    the connection is closed.
     """
     whole = False
 
@@ -505,7 +587,8 @@ def copy_range(
     report: OnBytes = lambda count: None,
     stopped: Event | None = None,
 ) -> None:
-    """Bytes start to stop (exclusive) of a file, in order, going on where a cut connection left off.
+    """Bytes start to stop (exclusive) of a file, in order, going on where a cut connection left
+    off.
 
     Raises RangeIgnoredError when the server sends other bytes than those asked for.
     """
@@ -516,13 +599,16 @@ def copy_range(
         with _ranged(snapshot, file, position, stop) as (chunks, honoured):
             if not honoured:
                 raise RangeIgnoredError(
-                    f"{snapshot.repo}: the server ignores requests for byte ranges", "use --fetch shards"
+                    f"{snapshot.repo}: the server ignores requests for byte ranges",
+                    "use --fetch shards",
                 )
             for chunk in chunks:
                 if stopped is not None and stopped.is_set():
                     raise StoppedError
                 if position + len(chunk) > stop:
-                    raise RangeIgnoredError(f"{snapshot.repo}: more bytes came than asked for", "use --fetch shards")
+                    raise RangeIgnoredError(
+                        f"{snapshot.repo}: more bytes came than asked for", "use --fetch shards"
+                    )
                 write(chunk)
                 report(len(chunk))
                 position += len(chunk)
@@ -537,18 +623,27 @@ def copy_range(
 def _ranged(
     snapshot: Snapshot, file: RemoteFile, start: int, stop: int | None
 ) -> Iterator[tuple[Iterator[bytes], bool]]:
-    """An open answer with bytes start to stop of a file: (its chunks, True), or (the file's chunks, False).
+    """An open answer with bytes start to stop of a file: (its chunks, True), or (the file's chunks,
+    False).
 
     stop None asks for the whole file.
     """
     url = hf.hf_hub_url(snapshot.repo, file.path, revision=snapshot.commit)
-    ours = {"Accept-Encoding": "identity", **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"})}
+    ours = {
+        "Accept-Encoding": "identity",
+        **({} if stop is None else {"Range": f"bytes={start}-{stop - 1}"}),
+    }
     session = get_session()
     for _ in range(8):
-        # Redirects are followed here, as the token belongs to the Hub and the file often lies elsewhere.
+        # Redirects are followed here, as the token belongs to the Hub and the file often lies
+        # elsewhere.
         headers = ours | (build_hf_headers() if _origin(url) == _origin(constants.ENDPOINT) else {})
         with session.stream(
-            "GET", url, headers=headers, follow_redirects=False, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+            "GET",
+            url,
+            headers=headers,
+            follow_redirects=False,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
         ) as response:
             if response.status_code in (301, 302, 303, 307, 308) and "location" in response.headers:
                 url = urljoin(url, response.headers["location"])
@@ -560,11 +655,17 @@ def _ranged(
                 expected = f"bytes {start}-{stop - 1}/{file.size}"
                 if response.headers.get("content-range", "").strip() != expected:
                     raise RangeIgnoredError(
-                        f"{snapshot.repo}: the server sent another range than requested", "use --fetch shards"
+                        f"{snapshot.repo}: the server sent another range than requested",
+                        "use --fetch shards",
                     )
-            yield response.iter_bytes(), response.status_code == 206  # in pieces as they come: a cut loses little
+            yield (
+                response.iter_bytes(),
+                response.status_code == 206,
+            )  # in pieces as they come: a cut loses little
             return
-    raise ShadowError(f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?")
+    raise ShadowError(
+        f"{snapshot.repo}: {file.path} is redirected in a circle", "is HF_ENDPOINT a Hub?"
+    )
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:
@@ -579,11 +680,15 @@ def _trying(
     stop: Event | None = None,
     progress: Callable[[], int] = lambda: 0,
 ) -> T:
-    """attempt(), again after transient faults with growing waits or those the server asks for; then a ShadowError.
+    """attempt(), again after transient faults with growing waits or those the server asks for; then
+    a ShadowError.
 
     Tries are counted from the last progress. Raises StoppedError when stop is set meanwhile.
     """
-    stop, waits = stop or Event(), wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0])
+    stop, waits = (
+        stop or Event(),
+        wait_exponential_jitter(initial=WAITS[0], max=WAITS[1], jitter=WAITS[0]),
+    )
     last = [0, progress()]  # the try before the last progress, and how far that was
 
     def since_progress(state: RetryCallState) -> RetryCallState:
@@ -603,7 +708,10 @@ def _trying(
 
     def tell(state: RetryCallState) -> None:
         if state.outcome and state.upcoming_sleep >= 3:
-            say(f"the Hub {_problem(state.outcome.exception())}; trying again in {state.upcoming_sleep:.0f} s")
+            say(
+                f"the Hub {_problem(state.outcome.exception())}; trying again in"
+                f" {state.upcoming_sleep:.0f} s"
+            )
 
     def sleep(seconds: float) -> None:
         if stop.wait(seconds):
@@ -611,7 +719,9 @@ def _trying(
 
     retry = retry_if_exception(_is_transient)
     try:
-        return Retrying(retry=retry, wait=wait, stop=given_up, before_sleep=tell, sleep=sleep, reraise=True)(attempt)
+        return Retrying(
+            retry=retry, wait=wait, stop=given_up, before_sleep=tell, sleep=sleep, reraise=True
+        )(attempt)
     except (ShadowError, StoppedError):
         raise
     except Exception as error:  # the client's, on whatever the server sent
@@ -651,10 +761,14 @@ def _retry_after(error: BaseException | None) -> float | None:
 
 def _is_transient(error: BaseException) -> bool:
     error = _cause(error)
-    if isinstance(error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)):
+    if isinstance(
+        error, (ShadowError, StoppedError, errors.OfflineModeIsEnabled, errors.FileMetadataError)
+    ):
         return False
     if (status := _status(error)) is not None:
-        expired = status == 403 and _elsewhere(error)  # a signed address; the next attempt gets a new one
+        expired = status == 403 and _elsewhere(
+            error
+        )  # a signed address; the next attempt gets a new one
         return expired or (status in TRANSIENT and (_retry_after(error) or 0) <= MAX_WAIT)
     if _is_local(error) or type(error).__name__ in (*CIRCLES, *NOWHERE):
         return False
@@ -662,9 +776,15 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _is_local(error: BaseException) -> bool:
-    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type of their own."""
+    """A fault of this machine's disk. Those of the line are the HTTP library's, or have a type of
+    their own.
+    """
     network = ConnectionError, TimeoutError
-    return isinstance(error, OSError) and error.errno not in (None, errno.EPIPE) and not isinstance(error, network)
+    return (
+        isinstance(error, OSError)
+        and error.errno not in (None, errno.EPIPE)
+        and not isinstance(error, network)
+    )
 
 
 def _came_short(error: BaseException | None) -> bool:
@@ -679,7 +799,9 @@ def _came_short(error: BaseException | None) -> bool:
 
 
 def _nowhere(what: str) -> ShadowError:
-    return ShadowError(f"{what} is redirected to something that is no web address", "is HF_ENDPOINT a Hub?")
+    return ShadowError(
+        f"{what} is redirected to something that is no web address", "is HF_ENDPOINT a Hub?"
+    )
 
 
 def _problem(error: BaseException | None) -> str:
@@ -692,28 +814,43 @@ def _problem(error: BaseException | None) -> str:
     )
 
 
-def _in_words(error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None) -> ShadowError:
+def _in_words(
+    error: BaseException, *, repo: str, revision: str | None = None, path: str | None = None
+) -> ShadowError:
     """One line and a hint for a fault of the client. Nothing of its own text is repeated."""
     error = _cause(error)
     again = "run the same command again: it continues from here"
     what = f"{repo}: {path}" if path else repo
     address = f"{constants.ENDPOINT}/{repo}"
     if isinstance(error, errors.GatedRepoError):
-        return ShadowError(f"{repo} is gated: its owner grants access", f"ask for it at {address}; {token_in_use()}")
+        return ShadowError(
+            f"{repo} is gated: its owner grants access",
+            f"ask for it at {address}; {token_in_use()}",
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return ShadowError(
-            f"{repo} is not on the Hub, or it is private", as_folder(repo) or f"check the name; {token_in_use()}"
+            f"{repo} is not on the Hub, or it is private",
+            as_folder(repo) or f"check the name; {token_in_use()}",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return ShadowError(f"{repo} has no revision {revision!r}", f"its branches and tags: {address}/tree/main")
+        return ShadowError(
+            f"{repo} has no revision {revision!r}", f"its branches and tags: {address}/tree/main"
+        )
     if isinstance(error, errors.DisabledRepoError):
         return ShadowError(f"{repo} has been disabled by the Hub", f"see {address}")
     if isinstance(error, errors.EntryNotFoundError):
-        return ShadowError(f"{what} is not there", f"its files: {address}/tree/{revision or 'main'}")
+        return ShadowError(
+            f"{what} is not there", f"its files: {address}/tree/{revision or 'main'}"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return ShadowError(f"{what} is not in the cache, and this run is offline", "run once without HF_HUB_OFFLINE")
+        return ShadowError(
+            f"{what} is not in the cache, and this run is offline",
+            "run once without HF_HUB_OFFLINE",
+        )
     if isinstance(error, errors.FileMetadataError):
-        return ShadowError(f"{what}: the server does not answer like a Hub", "is HF_ENDPOINT a Hub?")
+        return ShadowError(
+            f"{what}: the server does not answer like a Hub", "is HF_ENDPOINT a Hub?"
+        )
     if isinstance(error, errors.HFValidationError):
         return ShadowError(f"{repo!r} cannot be the name of a repository", "write org/name")
     if type(error).__name__ in CIRCLES:
@@ -722,9 +859,13 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         return _nowhere(what)
     status = _status(error)
     if status == 401:
-        return ShadowError(f"{what}: the Hub requires a valid login (401)", f"{token_in_use()}; is it still valid?")
+        return ShadowError(
+            f"{what}: the Hub requires a valid login (401)", f"{token_in_use()}; is it still valid?"
+        )
     if status == 403:
-        return ShadowError(f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}")
+        return ShadowError(
+            f"{what}: the Hub refuses access (403)", f"see {address}; {token_in_use()}"
+        )
     if status == 429:
         seconds = _retry_after(error)
         hint = f"wait {seconds:.0f} s, then {again}" if seconds else again
@@ -733,26 +874,37 @@ def _in_words(error: BaseException, *, repo: str, revision: str | None = None, p
         tries = f", also after {ATTEMPTS} tries" if status in TRANSIENT else ""
         return ShadowError(f"{what}: the Hub answers {status}{tries}", again)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ShadowError(f"{what}: the disk of {cache_folder()} is full", f"free some space, or --max-disk; {again}")
+        return ShadowError(
+            f"{what}: the disk of {cache_folder()} is full",
+            f"free some space, or --max-disk; {again}",
+        )
     if _is_local(error):
         reason = getattr(error, "strerror", None)
-        return ShadowError(f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder")
+        return ShadowError(
+            f"cannot write to {cache_folder()}: {reason}", "set HF_HUB_CACHE to another folder"
+        )
     if _came_short(error):
         return ShadowError(f"{what} arrived incomplete, also after {ATTEMPTS} tries", again)
     if not isinstance(error, FAILURES) or isinstance(error, ValueError):
         return ShadowError(
-            f"{what}: the server does not answer like a Hub ({type(error).__name__})", "is HF_ENDPOINT a Hub?"
+            f"{what}: the server does not answer like a Hub ({type(error).__name__})",
+            "is HF_ENDPOINT a Hub?",
         )
     return ShadowError(
         f"{what}: {constants.ENDPOINT} cannot be reached ({type(error).__name__})",
-        as_folder(repo) or f"check the connection, then {again}; --offline uses what is in the cache",
+        as_folder(repo)
+        or f"check the connection, then {again}; --offline uses what is in the cache",
     )
 
 
 def _require_usable_settings() -> None:
-    """Refuse an address and a token that no request can have, before the HTTP library does in its own words."""
+    """Refuse an address and a token that no request can have, before the HTTP library does in its
+    own words.
+    """
     if not re.fullmatch(r"https?://[!-~]+", constants.ENDPOINT):
-        raise ShadowError(f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://")
+        raise ShadowError(
+            f"{constants.ENDPOINT} is no web address", "HF_ENDPOINT must begin with https://"
+        )
     try:
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
     except Exception as error:

@@ -1,4 +1,6 @@
-"""A reference -> Checkpoint: which tensors there are and where each lies. Reads headers, never weights."""
+"""A reference -> Checkpoint: which tensors there are and where each lies. Reads headers, never
+weights.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,16 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.hub import OnBytes, Say, Snapshot
 
-MAX_JSON = 64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
+MAX_JSON = (
+    64_000_000  # bytes; the largest real index (Kimi-K2, 1,160,000 tensors) has under half of that
+)
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 CONFIG = "config.json"
 PICKLES = "only torch .bin files, which are pickles"
 PICKLES_HINT = "--allow-pickle reads them in a child process that loads tensors only"
-OWNER = "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
+OWNER = (
+    "the file on the Hub is like this: tell its owner, or name another revision (org/name@revision)"
+)
 CONNECTIONS = 8  # headers read at a time
 
 Config = Mapping[str, object]  # a JSON object as it was read: any value may be anything
@@ -74,7 +80,8 @@ class Checkpoint:
     """What scales the tensors where they are those of a LoRA adapter; None elsewhere."""
 
     parts: tuple[tuple[str, Checkpoint], ...] = ()
-    """Of a base that was put together: each component, and the checkpoint of which it is the base."""
+    """Of a base that was put together: each component, and the checkpoint of which it is the base.
+    """
 
     def tensor(self, info: TensorInfo) -> Tensor:
         """The tensor as a view of the mapped shard: (shape as stored), nothing read yet."""
@@ -126,7 +133,9 @@ class Located:
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 over names, sizes and checksums of the weight files and the config: equal for equal content."""
+        """A sha256 over names, sizes and checksums of the weight files and the config: equal for
+        equal content.
+        """
         digest = hashlib.sha256()
         for name in (*self.weights.shards, CONFIG, ADAPTER_CONFIG):
             file = self.snapshot.files.get(name)
@@ -152,11 +161,15 @@ class Assembled:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self._said([part.fingerprint for _, part in self.parts]).encode()).hexdigest()
+        return hashlib.sha256(
+            self._said([part.fingerprint for _, part in self.parts]).encode()
+        ).hexdigest()
 
     @property
     def access(self) -> str | None:
-        of_parts = {part.access for _, part in self.parts if isinstance(part, Located) and part.access}
+        of_parts = {
+            part.access for _, part in self.parts if isinstance(part, Located) and part.access
+        }
         return next((access for access in ("private", "gated", "open") if access in of_parts), None)
 
     def _said(self, texts: Iterable[str]) -> str:
@@ -167,7 +180,9 @@ Found = Checkpoint | Located | Assembled
 
 
 def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Checkpoint:
-    """The opened parts of a base as one checkpoint. A shard is called `component/shard`, so that none meets another."""
+    """The opened parts of a base as one checkpoint. A shard is called `component/shard`, so that
+    none meets another.
+    """
     renamed = [(component, _in_folder(component, part)) for component, part in parts]
     names = Counter(name for _, part in renamed for name in part.tensors)
     tensors = {
@@ -176,8 +191,14 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
         for name, info in part.tensors.items()
     }
     sources = {shard: source for _, part in renamed for shard, source in part.sources.items()}
-    config = next((part.config for component, part in renamed if component == "language"), renamed[0][1].config)
-    ranges = all(part.ranges or all(source.is_local for source in part.sources.values()) for _, part in renamed)
+    config = next(
+        (part.config for component, part in renamed if component == "language"),
+        renamed[0][1].config,
+    )
+    ranges = all(
+        part.ranges or all(source.is_local for source in part.sources.values())
+        for _, part in renamed
+    )
     return Checkpoint(
         reference=assembled.reference,
         commit=assembled.commit,
@@ -193,38 +214,55 @@ def combine(assembled: Assembled, parts: Sequence[tuple[str, Checkpoint]]) -> Ch
 def _in_folder(folder: str, checkpoint: Checkpoint) -> Checkpoint:
     return replace(
         checkpoint,
-        tensors={name: replace(info, shard=f"{folder}/{info.shard}") for name, info in checkpoint.tensors.items()},
+        tensors={
+            name: replace(info, shard=f"{folder}/{info.shard}")
+            for name, info in checkpoint.tensors.items()
+        },
         sources={f"{folder}/{shard}": source for shard, source in checkpoint.sources.items()},
     )
 
 
-def open_folder(reference: str, *, allow_pickle: bool = False, scratch: Path | None = None) -> Checkpoint:
+def open_folder(
+    reference: str, *, allow_pickle: bool = False, scratch: Path | None = None
+) -> Checkpoint:
     """The checkpoint in a local folder: safetensors first, torch `.bin` only with allow_pickle.
 
-    scratch is a folder for raw copies of `.bin` files of the old format. Raises ShadowError with one line and a
-    hint for every way in which a folder is not a trustworthy checkpoint.
+    scratch is a folder for raw copies of `.bin` files of the old format. Raises ShadowError with
+    one line and a hint for every way in which a folder is not a trustworthy checkpoint.
     """
     try:
         with naming(reference):
             return _open_folder(reference, Path(reference), allow_pickle, scratch)
     except OSError as error:
-        raise ShadowError(f"{reference}: {error.strerror or error}", "is it a readable folder?") from error
+        raise ShadowError(
+            f"{reference}: {error.strerror or error}", "is it a readable folder?"
+        ) from error
 
 
-def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path | None) -> Checkpoint:
+def _open_folder(
+    reference: str, root: Path, allow_pickle: bool, scratch: Path | None
+) -> Checkpoint:
     if root.is_file():
-        raise ShadowError(f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}")
+        raise ShadowError(
+            f"{reference} is a file, and a checkpoint is a folder", f"name {root.parent}"
+        )
     if not root.is_dir():
-        raise ShadowError(f"no such folder: {reference}", "name the folder that holds the .safetensors files")
+        raise ShadowError(
+            f"no such folder: {reference}", "name the folder that holds the .safetensors files"
+        )
     names = {path.name for path in root.iterdir()}
-    weights = _choose_weights(reference, names, lambda name: _read_json(root / name, name), allow_pickle)
+    weights = _choose_weights(
+        reference, names, lambda name: _read_json(root / name, name), allow_pickle
+    )
     config = _read_json(root / CONFIG, CONFIG) if (root / CONFIG).exists() else {}
     headers: list[Header] = []
     sources: dict[str, Source] = {}
     digest = hashlib.sha256()
     for shard in weights.shards:
         if not usable_name(shard):
-            raise ShadowError(f"{reference}: a file name that is not text: {shard!r}", "rename the file")
+            raise ShadowError(
+                f"{reference}: a file name that is not text: {shard!r}", "rename the file"
+            )
         path = root / shard
         if not path.is_file():
             raise ShadowError(f"{reference}: shard {shard} is missing", "is the download complete?")
@@ -251,7 +289,8 @@ def _open_folder(reference: str, root: Path, allow_pickle: bool, scratch: Path |
 def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
     """Find the weight files of a commit of the Hub. Reads the config and the index, no shard.
 
-    Raises ShadowError when there are none that may be read, or when a file that the index names is missing.
+    Raises ShadowError when there are none that may be read, or when a file that the index names is
+    missing.
     """
     from shadow.checkpoints.hub import fetch_whole
 
@@ -259,8 +298,13 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
         return _read_json(fetch_whole(snapshot, snapshot.files[name], say=say)[0], name)
 
     names = {name for name in snapshot.files if "/" not in name and usable_name(name)}
-    if snapshot.offline and not any(name.endswith((".safetensors", ".bin", ".index.json")) for name in names):
-        raise ShadowError(f"{snapshot.name}: none of its weight files is in the cache", "run once without --offline")
+    if snapshot.offline and not any(
+        name.endswith((".safetensors", ".bin", ".index.json")) for name in names
+    ):
+        raise ShadowError(
+            f"{snapshot.name}: none of its weight files is in the cache",
+            "run once without --offline",
+        )
     with naming(snapshot.name, OWNER):
         weights = _choose_weights(snapshot.name, names, read, allow_pickle)
         config = read(CONFIG) if CONFIG in names else {}
@@ -270,18 +314,21 @@ def locate(snapshot: Snapshot, *, allow_pickle: bool, say: Say) -> Located:
         if snapshot.offline:
             where, hint = "cache", "run without --offline"
         raise ShadowError(
-            f"{snapshot.name}: {len(missing)} of {len(weights.shards)} shards are not in the {where}: "
-            f"{several(missing, 3)}",
+            f"{snapshot.name}: {len(missing)} of {len(weights.shards)} shards are not in the"
+            f" {where}: {several(missing, 3)}",
             hint,
         )
     return Located(snapshot, weights, config)
 
 
-def open_located(located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None) -> Checkpoint:
-    """Read the headers of a checkpoint of the Hub: from the cache where it has them, else by requests for them.
+def open_located(
+    located: Located, scratch: Path | None, say: Say, report: OnBytes = lambda count: None
+) -> Checkpoint:
+    """Read the headers of a checkpoint of the Hub: from the cache where it has them, else by
+    requests for them.
 
-    `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must be. report is told of
-    their bytes as they come.
+    `.bin` files have no header: they are fetched whole, and unpacked into scratch where they must
+    be. report is told of their bytes as they come.
     """
     snapshot = located.snapshot
     shards = located.weights.shards
@@ -290,7 +337,9 @@ def open_located(located: Located, scratch: Path | None, say: Say, report: OnByt
         opened = in_threads(open_one, shards, 1)
     else:
         opened = in_threads(partial(_open_remote, snapshot, say), shards, CONNECTIONS)
-    sources: dict[str, Source] = {shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)}
+    sources: dict[str, Source] = {
+        shard: source for shard, (_, source, _) in zip(shards, opened, strict=True)
+    }
     with naming(snapshot.name, OWNER):
         tensors = _joined([header for header, _, _ in opened], located.weights)
     ranges = not located.weights.pickled and all(honoured for _, _, honoured in opened)
@@ -306,7 +355,9 @@ def open_located(located: Located, scratch: Path | None, say: Say, report: OnByt
     )
 
 
-def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple[Header, Source, bool]:
+def _open_remote(
+    snapshot: Snapshot, say: Say, shard: str, stop: Event
+) -> tuple[Header, Source, bool]:
     """The header of a shard, the shard itself, and whether the server honours ranges."""
     from shadow.checkpoints.hub import HEADER_GUESS, cached, read_start
 
@@ -320,7 +371,9 @@ def _open_remote(snapshot: Snapshot, say: Say, shard: str, stop: Event) -> tuple
             if snapshot.offline:
                 raise
     if file.size < 8:
-        raise ShadowError(f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", OWNER)
+        raise ShadowError(
+            f"{snapshot.name}: {shard} is no safetensors file: it has {file.size} bytes", OWNER
+        )
     start, honoured = read_start(snapshot, file, HEADER_GUESS, say=say, stopped=stop)
     with naming(snapshot.name, OWNER):
         end = 8 + header_length(start, file.size, shard)
@@ -343,7 +396,9 @@ def _open_pickled(
 
 
 def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo]:
-    """The tensors of all shards by name; those that only the index knows have their problem with them."""
+    """The tensors of all shards by name; those that only the index knows have their problem with
+    them.
+    """
     tensors: dict[str, TensorInfo] = {}
     for of_shard, _ in headers:
         for name, info in of_shard.items():
@@ -353,7 +408,11 @@ def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo
                     "keep one set of weight files in the folder",
                 )
             tensors[name] = info
-    tensors |= {name: _lost(name, shard) for name, shard in weights.weight_map.items() if name not in tensors}
+    tensors |= {
+        name: _lost(name, shard)
+        for name, shard in weights.weight_map.items()
+        if name not in tensors
+    }
     if not tensors:
         raise FileError("its weight files hold no tensors", "is this the right folder?")
     return tensors
@@ -361,7 +420,9 @@ def _joined(headers: Iterable[Header], weights: Weights) -> dict[str, TensorInfo
 
 def _lost(name: str, shard: str) -> TensorInfo:
     problem = f"the index puts it in {shard}, which has no such tensor"
-    return TensorInfo(name=name, dtype="unknown", shape=(), shard=shard, start=0, end=0, problem=problem)
+    return TensorInfo(
+        name=name, dtype="unknown", shape=(), shard=shard, start=0, end=0, problem=problem
+    )
 
 
 def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, Path]:
@@ -373,19 +434,27 @@ def _read_shard(path: Path, shard: str, scratch: Path | None) -> tuple[Header, P
     if scratch is None:
         raise ShadowError(f"{shard}: no place to unpack it", "give an output folder")
     tensors, data = layout(path, shard, scratch)
-    first_names: dict[tuple[object, ...], str] = {}  # a tied head is the same bytes under a second name
+    first_names: dict[
+        tuple[object, ...], str
+    ] = {}  # a tied head is the same bytes under a second name
     for name, info in tensors.items():
         lies = info.dtype, info.start, info.end, info.shape, info.strides
         if lies not in first_names:
             first_names[lies] = name
         elif info.end > info.start:
             tensors[name] = replace(info, alias_of=first_names[lies])
-    text = json.dumps([[info.name, info.dtype, info.shape, info.start] for info in tensors.values()])
+    text = json.dumps(
+        [[info.name, info.dtype, info.shape, info.start] for info in tensors.values()]
+    )
     return (tensors, text), data
 
 
-def _choose_weights(where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool) -> Weights:
-    """The weight files among the names of a folder: an index's, `model.safetensors`, all safetensors, or `.bin`."""
+def _choose_weights(
+    where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool
+) -> Weights:
+    """The weight files among the names of a folder: an index's, `model.safetensors`, all
+    safetensors, or `.bin`.
+    """
     safetensors = sorted(name for name in names if name.endswith(".safetensors"))
     if INDEXES[0] in names:
         weight_map = _weight_map(read(INDEXES[0]), INDEXES[0], ".safetensors")
@@ -396,13 +465,18 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], Config], 
         return _choose_adapter(where, names, read, allow_pickle)
     if safetensors:
         return Weights(tuple(safetensors), {}, pickled=False)
-    bins = sorted(name for name in names if name.startswith("pytorch_model") and name.endswith(".bin"))
+    bins = sorted(
+        name for name in names if name.startswith("pytorch_model") and name.endswith(".bin")
+    )
     if not bins and any(name.endswith(".gguf") for name in names):
         message = f"{where}: GGUF files only, whose weights are packed integers"
         raise ShadowError(message, "use the model that they were made of")
     if not bins and INDEXES[1] not in names:
         if "matrices.parquet" in names:
-            hint = "it is a report of shadow, which `shadow show` shows; name the folders of two checkpoints"
+            hint = (
+                "it is a report of shadow, which `shadow show` shows; name the folders of two"
+                " checkpoints"
+            )
         elif names:
             hint = f"it has: {several(sorted(names), 6)}"
         else:
@@ -416,12 +490,16 @@ def _choose_weights(where: str, names: set[str], read: Callable[[str], Config], 
     return Weights(tuple(bins), {}, pickled=True)
 
 
-def _choose_adapter(where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool) -> Weights:
+def _choose_adapter(
+    where: str, names: set[str], read: Callable[[str], Config], allow_pickle: bool
+) -> Weights:
     adapter = read_adapter(where, read(ADAPTER_CONFIG))
     if "adapter_model.safetensors" in names:
         return Weights(("adapter_model.safetensors",), {}, pickled=False, adapter=adapter)
     if "adapter_model.bin" not in names:
-        raise FileError(f"an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?")
+        raise FileError(
+            f"an {ADAPTER_CONFIG} without adapter_model.safetensors", "is the download complete?"
+        )
     if not allow_pickle:
         raise ShadowError(f"{where}: {PICKLES}", PICKLES_HINT)
     return Weights(("adapter_model.bin",), {}, pickled=True, adapter=adapter)
@@ -431,21 +509,32 @@ def _weight_map(content: Config, index: str, suffix: str) -> dict[str, str]:
     """weight_map of an index file. It is a hint: the shards' own headers say what they hold."""
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FileError(f"{index}: no weight_map in it", "delete the index to read the shards as they are")
+        raise FileError(
+            f"{index}: no weight_map in it", "delete the index to read the shards as they are"
+        )
     seen: set[str] = set()
     for name, shard in weight_map.items():
         if not usable_name(name):
-            raise FileError(f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again")
+            raise FileError(
+                f"{index}: tensor {name[:80]!r} has an unusable name", "fetch the index again"
+            )
         if not isinstance(shard, str) or not usable_name(shard):
-            raise FileError(f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again")
+            raise FileError(
+                f"{index}: tensor {name[:80]!r} has no file name", "fetch the index again"
+            )
         if shard in seen:
             continue
         seen.add(shard)
         path = PurePosixPath(shard)
         if path.is_absolute() or ".." in path.parts or "\\" in shard:
-            raise FileError(f"{index}: shard name {shard[:80]!r} leaves the folder", "do not trust this checkpoint")
+            raise FileError(
+                f"{index}: shard name {shard[:80]!r} leaves the folder",
+                "do not trust this checkpoint",
+            )
         if path.suffix != suffix:
-            raise FileError(f"{index}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again")
+            raise FileError(
+                f"{index}: shard {shard[:80]!r} is not a {suffix} file", "fetch the index again"
+            )
     return weight_map
 
 
@@ -460,7 +549,10 @@ def _read_json(path: Path, name: str) -> Config:
         if has_too_many_values(raw):
             raise FileError(f"{name}: larger than that of any released model", hint)
         if raw.startswith(b"version https://git-lfs"):
-            raise FileError(f"{name}: a Git-LFS pointer, not the file itself", "run `git lfs pull` in the folder")
+            raise FileError(
+                f"{name}: a Git-LFS pointer, not the file itself",
+                "run `git lfs pull` in the folder",
+            )
         content = json.loads(raw)
     except OSError as error:
         raise FileError(f"{name}: {error.strerror or error}", hint) from error

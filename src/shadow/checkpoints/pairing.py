@@ -1,4 +1,6 @@
-"""Two checkpoints -> matrix pairs to measure, and a reason for every tensor that is not. Reads no weights."""
+"""Two checkpoints -> matrix pairs to measure, and a reason for every tensor that is not. Reads no
+weights.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ Side = Literal["base", "tuned"]
 class Factor:
     """The second factor of a low-rank update, and what their product is multiplied by.
 
-    The update is scaling * left @ right, where left is the operand's own tensor and right this one; of an
-    embedding's update both are stored transposed.
+    The update is scaling * left @ right, where left is the operand's own tensor and right this one;
+    of an embedding's update both are stored transposed.
     """
 
     info: TensorInfo
@@ -61,7 +63,9 @@ class Operand:
     """Rows and columns that share one scale."""
 
     factor: Factor | None = None
-    """Where the operand is the pair's base with a low-rank update: the second factor; None elsewhere."""
+    """Where the operand is the pair's base with a low-rank update: the second factor; None
+    elsewhere.
+    """
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,7 +98,9 @@ class MatrixPair:
     """Where in the model they are."""
 
     base: Operand | None
-    """None where the tuned side has a component that the base lacks altogether, such as a projector."""
+    """None where the tuned side has a component that the base lacks altogether, such as a
+    projector.
+    """
 
     tuned: Operand
     """The tuned side."""
@@ -115,7 +121,8 @@ class MatrixPair:
     def key(self) -> str:
         """Names this pair within an audit, the same in every run.
 
-        It holds the whole place, which no two pairs share: the parts of a fused bias differ in their slot alone.
+        It holds the whole place, which no two pairs share: the parts of a fused bias differ in
+        their slot alone.
         """
         p = self.place
         return json.dumps([self.tuned.info.name, p.component, p.layer, p.module, p.expert, p.slot])
@@ -123,7 +130,9 @@ class MatrixPair:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is (identical)."""
+    """A tensor (of one side) that has no numbers, and why; or one that an adapter leaves as it is
+    (identical).
+    """
 
     side: Side
     """base or tuned."""
@@ -165,12 +174,14 @@ class Filter:
         )
 
 
-def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tuple[list[MatrixPair], list[Skipped]]:
+def pair_checkpoints(
+    base: Checkpoint, tuned: Checkpoint, chosen: Filter
+) -> tuple[list[MatrixPair], list[Skipped]]:
     """Line up two checkpoints by place, then by shape.
 
-    Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when nothing at
-    all pairs, as then the two are not a base and a model tuned from it, and UsageError when they have nothing of what
-    was chosen.
+    Every tensor of either side is in some pair or has at least one Skipped. Raises ShadowError when
+    nothing at all pairs, as then the two are not a base and a model tuned from it, and UsageError
+    when they have nothing of what was chosen.
     """
     base_operands, base_unusable = _base_operands(base, base.config or tuned.config)
     if tuned.adapter:
@@ -190,7 +201,11 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
             why = f"no base for {place.component}"
             if _is_matrix(operand):
                 rows, cols = operand.shape
-                outcomes.append(MatrixPair(place, None, operand, rows=rows, cols=cols, is_matrix=True, detail=why))
+                outcomes.append(
+                    MatrixPair(
+                        place, None, operand, rows=rows, cols=cols, is_matrix=True, detail=why
+                    )
+                )
             else:
                 skipped += _skips("tuned", operand, place, "not_a_matrix", why)
         else:
@@ -199,7 +214,8 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
         if tuned.adapter:
             why = "the adapter leaves it as it is"
             skipped += [
-                Skipped("base", info, place, reason=None, detail=why, status="identical") for info in operand.infos
+                Skipped("base", info, place, reason=None, detail=why, status="identical")
+                for info in operand.infos
             ]
         else:
             skipped += _skips("base", operand, place, "only_in_base")
@@ -210,9 +226,18 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
         )
     places = [outcome.place for outcome in outcomes if isinstance(outcome, MatrixPair)]
     places += [tensor.place for tensor in skipped]
-    places += [tensor.place for outcome in outcomes if not isinstance(outcome, MatrixPair) for tensor in outcome]
+    places += [
+        tensor.place
+        for outcome in outcomes
+        if not isinstance(outcome, MatrixPair)
+        for tensor in outcome
+    ]
     _require_chosen(chosen, places, tuned.reference)
-    pairs = [outcome for outcome in outcomes if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)]
+    pairs = [
+        outcome
+        for outcome in outcomes
+        if isinstance(outcome, MatrixPair) and chosen.passes(outcome.place)
+    ]
     for outcome in outcomes:
         if not isinstance(outcome, MatrixPair):
             skipped += outcome
@@ -222,26 +247,37 @@ def pair_checkpoints(base: Checkpoint, tuned: Checkpoint, chosen: Filter) -> tup
 
 
 def _require_chosen(chosen: Filter, places: Collection[Place], model: str) -> None:
-    """Raises UsageError where a model, whose tensors have these places, lacks something that was chosen.
+    """Raises UsageError where a model, whose tensors have these places, lacks something that was
+    chosen.
 
-    Each component and each layer must be there; of the modules, which one pattern names by the dozen, one.
+    Each component and each layer must be there; of the modules, which one pattern names by the
+    dozen, one.
     """
     known = {place.component for place in places}
     if absent := [component for component in chosen.components if component not in known]:
         there = [component for component in name_rules().components if component in known]
         raise UsageError(f"{model}: no component {absent[0]}", f"it has {', '.join(there)}")
-    of_components = [place for place in places if not chosen.components or place.component in chosen.components]
+    of_components = [
+        place for place in places if not chosen.components or place.component in chosen.components
+    ]
     where = f" of {' and '.join(chosen.components)}" if chosen.components else ""
     layers = {place.layer for place in of_components if place.layer is not None}
     if wrong := set(chosen.layers) - layers:
         named = f"no layer{'s' if len(wrong) > 1 else ''} {in_ranges(wrong)}"
-        hint = f"the layers{where} are {in_ranges(layers)}" if layers else f"nothing{where} lies in layers"
+        hint = (
+            f"the layers{where} are {in_ranges(layers)}"
+            if layers
+            else f"nothing{where} lies in layers"
+        )
         raise UsageError(f"{model}: {named}", hint)
     if not any(chosen.passes(place) for place in of_components):
         in_layers = replace(chosen, modules=())
         modules = {place.module for place in of_components if in_layers.passes(place)}
         there = [module for module in name_rules().modules if module in modules]
-        raise UsageError(f"{model}: no module {', '.join(chosen.modules)[:80]} there", f"it has {', '.join(there)}")
+        raise UsageError(
+            f"{model}: no module {', '.join(chosen.modules)[:80]} there",
+            f"it has {', '.join(there)}",
+        )
 
 
 def in_ranges(numbers: Iterable[int]) -> str:
@@ -255,19 +291,26 @@ def in_ranges(numbers: Iterable[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
 
 
-def _both(place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = "") -> list[Skipped]:
+def _both(
+    place: Place, base: Operand | None, tuned: Operand, reason: str, detail: str = ""
+) -> list[Skipped]:
     rows = _skips("base", base, place, reason, detail) if base else []
     return rows + _skips("tuned", tuned, place, reason, detail)
 
 
-def _skips(side: Side, operand: Operand, place: Place, reason: str, detail: str = "") -> list[Skipped]:
-    if operand.part.place != place:  # an embedding that is the other side's tied head: told by what it is itself
+def _skips(
+    side: Side, operand: Operand, place: Place, reason: str, detail: str = ""
+) -> list[Skipped]:
+    if (
+        operand.part.place != place
+    ):  # an embedding that is the other side's tied head: told by what it is itself
         return []
     return [Skipped(side, info, place, reason=reason, detail=detail) for info in operand.infos]
 
 
 def _is_matrix(operand: Operand) -> bool:
-    """At least two dimensions and a short side above 1; what is not is a vector, whatever its shape says.
+    """At least two dimensions and a short side above 1; what is not is a vector, whatever its shape
+    says.
 
     So are the biases of a stack of experts.
     """
@@ -277,12 +320,18 @@ def _is_matrix(operand: Operand) -> bool:
 
 def _grows(place: Place) -> bool:
     """Are the rows of this module a vocabulary, to which rows may be added?"""
-    return place.component == "language" and (place.module == "embed" or (place.module, place.slot) == ("head", ""))
+    return place.component == "language" and (
+        place.module == "embed" or (place.module, place.slot) == ("head", "")
+    )
 
 
 def _folded(operand: Operand) -> tuple[int, ...] | None:
     """The dimensions that were folded into the columns, in order; None where there is only one."""
-    stored = operand.stored_shape[1:] if operand.part.experts and len(operand.info.shape) > 2 else operand.stored_shape
+    stored = (
+        operand.stored_shape[1:]
+        if operand.part.experts and len(operand.info.shape) > 2
+        else operand.stored_shape
+    )
     folded = tuple(size for size in stored[1:] if size != 1)
     return folded if len(folded) > 1 else None
 
@@ -290,23 +339,40 @@ def _folded(operand: Operand) -> tuple[int, ...] | None:
 def _line_up(place: Place, base: Operand, tuned: Operand) -> MatrixPair | list[Skipped]:
     if not (_is_matrix(base) and _is_matrix(tuned)):
         if math.prod(base.shape) != math.prod(tuned.shape) or _is_matrix(base) != _is_matrix(tuned):
-            return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
+            return _both(
+                place,
+                base,
+                tuned,
+                "shape_differs",
+                f"base {base.info.shape}, tuned {tuned.info.shape}",
+            )
         return MatrixPair(place, base, tuned, rows=1, cols=math.prod(tuned.shape), is_matrix=False)
     if _folded(base) != _folded(tuned):  # as many columns in another order, such as channels last
-        return _both(place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}")
+        return _both(
+            place, base, tuned, "shape_differs", f"base {base.info.shape}, tuned {tuned.info.shape}"
+        )
     (base_rows, base_cols), (tuned_rows, tuned_cols) = base.shape, tuned.shape
     if base_cols == tuned_cols and base_rows == tuned_rows:
         return MatrixPair(place, base, tuned, rows=tuned_rows, cols=tuned_cols, is_matrix=True)
     common = min(base_rows, tuned_rows)
     if base_cols == tuned_cols and _grows(place) and common > 1:
         side = "tuned" if tuned_rows > base_rows else "base"
-        detail = f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are compared"
-        return MatrixPair(place, base, tuned, rows=common, cols=tuned_cols, is_matrix=True, detail=detail)
+        detail = (
+            f"{abs(tuned_rows - base_rows)} rows only in {side}; the {common} common rows are"
+            " compared"
+        )
+        return MatrixPair(
+            place, base, tuned, rows=common, cols=tuned_cols, is_matrix=True, detail=detail
+        )
     return _both(place, base, tuned, "shape_differs", f"base {base.shape}, tuned {tuned.shape}")
 
 
-def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """Usable matrices and vectors of one side by place, and the tensors that are not usable, with reasons."""
+def _operands(
+    side: Side, checkpoint: Checkpoint, config: Config
+) -> tuple[dict[Place, Operand], list[Skipped]]:
+    """Usable matrices and vectors of one side by place, and the tensors that are not usable, with
+    reasons.
+    """
     shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     parts = place_tensors(shapes, config)
     packed = packed_modules(checkpoint.tensors, config)
@@ -323,7 +389,9 @@ def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> tuple[dict[
         if name in applied:
             continue  # told with the weight that it scales
         if name in scales:
-            operands.update((part.place, Operand(info, part, scales[name], block)) for part in parts[name])
+            operands.update(
+                (part.place, Operand(info, part, scales[name], block)) for part in parts[name]
+            )
         elif fault := _fault(info, checkpoint.tensors, packed):
             unusable.append(Skipped(side, info, parts[name][0].place, *fault))
         else:
@@ -332,7 +400,9 @@ def _operands(side: Side, checkpoint: Checkpoint, config: Config) -> tuple[dict[
 
 
 def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """The base's operands; where it was put together, of each part those of the component that it is the base of."""
+    """The base's operands; where it was put together, of each part those of the component that it
+    is the base of.
+    """
     if not base.parts:
         return _operands("base", base, config)
     names = {(info.shard, info.name): name for name, info in base.tensors.items()}
@@ -350,11 +420,19 @@ def _base_operands(base: Checkpoint, config: Config) -> tuple[dict[Place, Operan
         alone = all(place.component != component for place in of_part)
         for place, operand in of_part.items():
             here = replace(place, component=component) if alone else place
-            named = replace(operand, info=unique(operand.info), part=replace(operand.part, place=here))
+            named = replace(
+                operand, info=unique(operand.info), part=replace(operand.part, place=here)
+            )
             if here.component == component:
                 operands[here] = named
             else:
-                skipped += _skips("base", named, here, "filtered", f"{part.reference} is the base of {component} only")
+                skipped += _skips(
+                    "base",
+                    named,
+                    here,
+                    "filtered",
+                    f"{part.reference} is the base of {component} only",
+                )
     return operands, skipped
 
 
@@ -362,7 +440,11 @@ def _scale_block(config: Config) -> tuple[int, int]:
     """Rows and columns that share one scale: what the config says, or DeepSeek-V3's 128 x 128."""
     said = config.get("quantization_config")
     block = said.get("weight_block_size") if isinstance(said, dict) else None
-    if isinstance(block, list) and len(block) == 2 and all(type(size) is int and 0 < size < 1 << 31 for size in block):
+    if (
+        isinstance(block, list)
+        and len(block) == 2
+        and all(type(size) is int and 0 < size < 1 << 31 for size in block)
+    ):
         return block[0], block[1]
     return 128, 128
 
@@ -372,7 +454,12 @@ def _block_scales(
 ) -> TensorInfo | None:
     """The scales of an 8-bit weight in DeepSeek-V3's layout, if it is one that can be undone."""
     info, scales = tensors[name], tensors.get(f"{name}_scale_inv")
-    if scales is None or not info.dtype.startswith("F8_E") or info.dtype not in FLOATS or info.problem:
+    if (
+        scales is None
+        or not info.dtype.startswith("F8_E")
+        or info.dtype not in FLOATS
+        or info.problem
+    ):
         return None
     if len(info.shape) < 2 or any(part.transposed or part.groups > 1 for part in parts):
         return None
@@ -384,28 +471,41 @@ def _block_scales(
 def _adapter_operands(
     checkpoint: Checkpoint, adapter: Adapter, config: Config
 ) -> tuple[dict[Place, Operand], list[Skipped]]:
-    """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be used."""
+    """The low-rank updates of an adapter, the modules it holds whole, and what of it cannot be
+    used.
+    """
     pairs, whole, unusable = adapter_factors(checkpoint.tensors)
-    shapes = {f"{module}.weight": product_shape(left, right, swap) for module, (left, right, swap) in pairs.items()}
+    shapes = {
+        f"{module}.weight": product_shape(left, right, swap)
+        for module, (left, right, swap) in pairs.items()
+    }
     shapes |= {name: info.shape for name, info in whole.items()}
     parts = place_tensors(shapes, config)
     # a base of Conv1D stores (in, out): told the shape as stored, the rules split it right
-    stored = {name: shape[::-1] if parts[name][0].transposed else shape for name, shape in shapes.items()}
+    stored = {
+        name: shape[::-1] if parts[name][0].transposed else shape for name, shape in shapes.items()
+    }
     parts = place_tensors(stored | {name: info.shape for name, info in whole.items()}, config)
     operands: dict[Place, Operand] = {}
     skipped: list[Skipped] = []
     for module, (left, right, swap) in pairs.items():
         matrices = parts[f"{module}.weight"]
         factor = Factor(right, adapter.scaling(module, right.shape[1 if swap else 0]), swap)
-        if fault := next(filter(None, (_fault(info, checkpoint.tensors, {}) for info in (left, right))), None):
+        if fault := next(
+            filter(None, (_fault(info, checkpoint.tensors, {}) for info in (left, right))), None
+        ):
             skipped += [Skipped("tuned", info, matrices[0].place, *fault) for info in (left, right)]
         elif any(part.experts for part in matrices):
             why = "a low-rank update of stacked experts"
             skipped += [
-                Skipped("tuned", info, matrices[0].place, reason="adapter", detail=why) for info in (left, right)
+                Skipped("tuned", info, matrices[0].place, reason="adapter", detail=why)
+                for info in (left, right)
             ]
         else:
-            operands |= {p.place: Operand(left, replace(p, transposed=False), factor=factor) for p in matrices}
+            operands |= {
+                p.place: Operand(left, replace(p, transposed=False), factor=factor)
+                for p in matrices
+            }
     for name, info in whole.items():
         if fault := _fault(info, checkpoint.tensors, {}):
             skipped.append(Skipped("tuned", info, parts[name][0].place, *fault))
@@ -413,12 +513,17 @@ def _adapter_operands(
             operands |= {part.place: Operand(info, part) for part in parts[name]}
     other = Place("other", None, "other")
     for info, why in unusable:
-        skipped.append(Skipped("tuned", info, replace(other, slot=info.name), reason="adapter", detail=why))
+        skipped.append(
+            Skipped("tuned", info, replace(other, slot=info.name), reason="adapter", detail=why)
+        )
     return operands, skipped
 
 
-def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]) -> tuple[str, str] | None:
-    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours; None when it can.
+def _fault(
+    info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[str, str]
+) -> tuple[str, str] | None:
+    """(reason, detail) why a tensor cannot be measured, judged by itself and its neighbours; None
+    when it can.
 
     packed: the formats of modules that hold packed integers.
     """
@@ -436,7 +541,12 @@ def _fault(info: TensorInfo, tensors: Mapping[str, TensorInfo], packed: Mapping[
     if info.dtype not in FLOATS:
         return "unknown_dtype", info.dtype
     if info.dtype.startswith("F8_"):
-        scales = [f"{info.name}_scale_inv", f"{info.name}_scale", f"{stem}.scale", f"{stem}.weight_scale_inv"]
+        scales = [
+            f"{info.name}_scale_inv",
+            f"{info.name}_scale",
+            f"{stem}.scale",
+            f"{stem}.weight_scale_inv",
+        ]
         if any(scale in tensors for scale in scales):
             return "quantized", "8-bit floats that a second tensor scales"
     weight = tensors.get(f"{stem}.weight") if "scale" in last else None
@@ -450,13 +560,17 @@ def _tied_heads(
 ) -> tuple[MatrixPair | list[Skipped] | None, list[Skipped]]:
     """Take tied heads out of both sides: they are their embedding, which is measured once.
 
-    A head of its own on one side only is paired with the embedding that is the other side's head. Whether a head
-    is tied is what `tie_word_embeddings` says: transformers then ignores a stored head.
+    A head of its own on one side only is paired with the embedding that is the other side's head.
+    Whether a head is tied is what `tie_word_embeddings` says: transformers then ignores a stored
+    head.
     """
     head, embed = Place("language", None, "head"), Place("language", None, "embed")
     skipped: list[Skipped] = []
     untied: dict[Side, Operand | None] = {}
-    sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...] = (("base", *base), ("tuned", *tuned))
+    sides: tuple[tuple[Side, Checkpoint, dict[Place, Operand]], ...] = (
+        ("base", *base),
+        ("tuned", *tuned),
+    )
     for side, checkpoint, operands in sides:
         untied[side] = operands.get(head)
         if _ties(checkpoint) and head in operands and embed in operands:
@@ -473,9 +587,13 @@ def _tied_heads(
 
 
 def _ties(checkpoint: Checkpoint) -> bool:
-    """Does the config tie the head to the embedding? A wrapper's own word counts before its text model's."""
+    """Does the config tie the head to the embedding? A wrapper's own word counts before its text
+    model's.
+    """
     facts = Facts(checkpoint.config)
     said = checkpoint.config.get("tie_word_embeddings")
     if said is None:
         said = facts.section("language").get("tie_word_embeddings")
-    return said is True or (said is None and bool(facts.model_types("language") & name_rules().tied))
+    return said is True or (
+        said is None and bool(facts.model_types("language") & name_rules().tied)
+    )

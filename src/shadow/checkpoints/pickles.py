@@ -1,12 +1,13 @@
 """torch `.bin` files, read without ever unpickling in the process that audits.
 
-`layout` starts a child process that unpickles with `weights_only=True` and answers with JSON: for every tensor its
-dtype, shape, strides and where its bytes lie. Files written since torch 1.6 are zip archives of plain bytes, so the
-parent maps the file itself; the older format has no such order, and the child writes the storages once, as raw bytes,
-to a scratch file.
+`layout` starts a child process that unpickles with `weights_only=True` and answers with JSON: for
+every tensor its dtype, shape, strides and where its bytes lie. Files written since torch 1.6 are
+zip archives of plain bytes, so the parent maps the file itself; the older format has no such order,
+and the child writes the storages once, as raw bytes, to a scratch file.
 
-`weights_only` is the guard. Should a file get past it, the child has little to give: no token in its environment, a
-home and a temporary folder that are removed, limits on memory, files and processes, and no root.
+`weights_only` is the guard. Should a file get past it, the child has little to give: no token in
+its environment, a home and a temporary folder that are removed, limits on memory, files and
+processes, and no root.
 """
 
 from __future__ import annotations
@@ -52,27 +53,34 @@ class _Layout(TypedDict):
 HEADROOM = 1 << 30  # bytes the child may use beyond twice the file: the unpickler's own objects
 SECONDS = 1800  # a child that takes longer has not just read a file
 NOBODY = 65534  # the user and group of this number own nothing, by custom
-# Where Python finds itself, its packages and the libraries below them. All else stays here, tokens among it.
+# Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
+# among it.
 ENVIRONMENT = (
     "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX", "NIX_PYTHONPATH",
     "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
     "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__", "KMP_DUPLICATE_LIB_OK",
     "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR",
 )  # fmt: skip
-# Audit events of the standard library by which a process acts on anything but itself, and those that reading needs.
+# Audit events of the standard library by which a process acts on anything but itself, and those
+# that reading needs.
 ACTING = frozenset({"os", "subprocess", "pty", "shutil", "socket", "ctypes", "_winapi", "winreg"})
 READING = frozenset({"os.listdir", "os.scandir", "ctypes.cdata"})
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo], Path]:
-    """Tensors of one `.bin` file by name, and the file their offsets refer to (path itself, or one in scratch)."""
+    """Tensors of one `.bin` file by name, and the file their offsets refer to (path itself, or one
+    in scratch).
+    """
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ShadowError(f"cannot write to {scratch}: {error.strerror}", "choose another folder with -o") from error
+        raise ShadowError(
+            f"cannot write to {scratch}: {error.strerror}", "choose another folder with -o"
+        ) from error
     raw = scratch / f"{hashlib.sha256(shard.encode()).hexdigest()[:16]}.raw"
-    # -P: nothing of the working folder, which may be the checkpoint's, is imported. Not -I: it would hide a shadow that
+    # -P: nothing of the working folder, which may be the checkpoint's, is imported. Not -I: it
+    # would hide a shadow that
     # was installed with --user or is found by PYTHONPATH.
     command = [sys.executable, "-P", "-m", "shadow.checkpoints.pickles", str(path), str(raw)]
     hint = "use the safetensors files of this checkpoint, if it has them"
@@ -84,11 +92,17 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raw.unlink(missing_ok=True)
-        raise FileError(f"{shard}: unpickling did not end within {SECONDS} seconds", hint) from error
+        raise FileError(
+            f"{shard}: unpickling did not end within {SECONDS} seconds", hint
+        ) from error
     if child.returncode:
         raw.unlink(missing_ok=True)
         lines = child.stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1][:300] if lines and child.returncode == 1 else f"the reader died ({child.returncode})"
+        reason = (
+            lines[-1][:300]
+            if lines and child.returncode == 1
+            else f"the reader died ({child.returncode})"
+        )
         raise FileError(f"{shard}: refused: {reason}", hint)
     try:
         answer = json.loads(child.stdout)
@@ -104,11 +118,18 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
 def _environment(folder: str) -> dict[str, str]:
     """The environment of the child, whose home and temporary folder is own."""
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    if site.ENABLE_USER_SITE:  # what was installed with --user lies in the home that the child does not get
+    if (
+        site.ENABLE_USER_SITE
+    ):  # what was installed with --user lies in the home that the child does not get
         kept["PYTHONUSERBASE"] = site.getuserbase()
     homes = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP"), folder)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**kept, **homes, **threads, "LOGNAME": "shadow"}  # torch asks for the user's name, which not every user has
+    return {
+        **kept,
+        **homes,
+        **threads,
+        "LOGNAME": "shadow",
+    }  # torch asks for the user's name, which not every user has
 
 
 def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
@@ -116,27 +137,47 @@ def _checked(entry: _Described, shard: str, size: int) -> TensorInfo:
     name, shape, strides = entry["name"], tuple(entry["shape"]), tuple(entry["strides"])
     if not usable_name(name):
         raise ValueError(f"unusable tensor name {name[:80]!r}")
-    if not all(type(number) is int and 0 <= number <= MAX_OFFSET for number in (*shape, *strides, entry["start"])):
+    if not all(
+        type(number) is int and 0 <= number <= MAX_OFFSET
+        for number in (*shape, *strides, entry["start"])
+    ):
         raise ValueError(f"numbers of tensor {name!r}")
-    reach = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
+    reach = (
+        1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
+    )
     end = entry["start"] + reach * entry["itemsize"]
     if end > size:
         raise ValueError(f"tensor {name!r} reaches beyond the file")
     return TensorInfo(
-        name=name, dtype=entry["dtype"], shape=shape, shard=shard, start=entry["start"], end=end, strides=strides
+        name=name,
+        dtype=entry["dtype"],
+        shape=shape,
+        shard=shard,
+        start=entry["start"],
+        end=end,
+        strides=strides,
     )
 
 
 def _dtype_names() -> dict[str, str]:
     names = {f"torch.{fmt.torch_name}": name for name, fmt in FLOATS.items()}
-    integers = {"bool": "BOOL", "uint8": "U8", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64"}
+    integers = {
+        "bool": "BOOL",
+        "uint8": "U8",
+        "int8": "I8",
+        "int16": "I16",
+        "int32": "I32",
+        "int64": "I64",
+    }
     return names | {f"torch.{torch_name}": name for torch_name, name in integers.items()}
 
 
 def confine(memory: int, written: int) -> None:
-    """Give up what reading does not need. Each step is left out where a system lacks it: none is the only guard.
+    """Give up what reading does not need. Each step is left out where a system lacks it: none is
+    the only guard.
 
-    memory is in bytes beyond what is in use, written the size in bytes to which a file that is open may grow.
+    memory is in bytes beyond what is in use, written the size in bytes to which a file that is open
+    may grow.
     """
     with contextlib.suppress(ImportError, OSError):
         import resource
@@ -178,7 +219,9 @@ def _state(loaded: Any) -> dict[str, torch.Tensor]:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, dict):
         raise TypeError("it holds no table of tensors")
-    tensors = {key: value.detach() for key, value in loaded.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        key: value.detach() for key, value in loaded.items() if isinstance(value, torch.Tensor)
+    }
     if not all(isinstance(key, str) for key in tensors):
         raise TypeError("a tensor's name is not text")
     if len(tensors) > MAX_ENTRIES:
@@ -195,13 +238,22 @@ def _load_zip(file: IO[bytes]) -> _Layout:
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise ValueError("a compressed archive")
         for member in members:
-            if member.filename.endswith("/byteorder") and archive.read(member) != sys.byteorder.encode():
+            if (
+                member.filename.endswith("/byteorder")
+                and archive.read(member) != sys.byteorder.encode()
+            ):
                 raise ValueError("written by a machine of the other byte order")
     file.seek(0)
     with FakeTensorMode():  # reads the pickle alone; every storage tells its offset in the file
         state = _state(torch.load(file, map_location="cpu", weights_only=True))
-    offsets = {name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None) for name, tensor in state.items()}
-    return {"raw": False, "tensors": [_described(name, state[name], offsets[name]) for name in state]}
+    offsets = {
+        name: getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+        for name, tensor in state.items()
+    }
+    return {
+        "raw": False,
+        "tensors": [_described(name, state[name], offsets[name]) for name in state],
+    }
 
 
 def _load_legacy(file: IO[bytes], raw: IO[bytes]) -> _Layout:
@@ -237,7 +289,9 @@ def _described(name: str, tensor: torch.Tensor, storage_start: int | None) -> _D
 
 
 def _prepare(zipped: bool) -> None:
-    """Load something small, so that no import counts against a limit or needs a file that only root may read."""
+    """Load something small, so that no import counts against a limit or needs a file that only root
+    may read.
+    """
     import codecs
     import io
 
@@ -254,7 +308,9 @@ def _prepare(zipped: bool) -> None:
 
 
 def main() -> None:
-    """Child process: argv is the `.bin` file and the path for raw storages, the answer JSON on stdout."""
+    """Child process: argv is the `.bin` file and the path for raw storages, the answer JSON on
+    stdout.
+    """
     path, raw = Path(sys.argv[1]), Path(sys.argv[2])
     size = path.stat().st_size
     if size == 0:
@@ -262,7 +318,8 @@ def main() -> None:
     zipped = zipfile.is_zipfile(path)
     _prepare(zipped)
     with path.open("rb") as file, contextlib.nullcontext() if zipped else raw.open("wb") as out:
-        # every storage lies whole in a file of the old format; between two of them less than 64 bytes are left free
+        # every storage lies whole in a file of the old format; between two of them less than 64
+        # bytes are left free
         confine(2 * size + HEADROOM, 0 if out is None else 2 * size + (1 << 20))
         try:
             answer = _load_zip(file) if out is None else _load_legacy(file, out)

@@ -1,7 +1,8 @@
-"""Modules whose weights are packed integers: found by the names beside them, by dtype and by what config.json says.
+"""Modules whose weights are packed integers: found by the names beside them, by dtype and by what
+config.json says.
 
-Their singular values would be those of the packing, so none of their tensors is ever measured. The formats are data
-(`packed` in `registry/names.yaml`).
+Their singular values would be those of the packing, so none of their tensors is ever measured. The
+formats are data (`packed` in `registry/names.yaml`).
 """
 
 from __future__ import annotations
@@ -14,19 +15,27 @@ from shadow.dtypes import INTEGERS
 from shadow.places.names import Facts, name_rules
 
 # `x.weight.absmax` and `x_blocks` belong to x as `x.scales` does
-PIECE = re.compile(r"(?P<owner>.+)(?:\.(?P<nested>weight\.(?!weight$|bias$).+)|(?P<joined>_(?:blocks|scales)))")
+PIECE = re.compile(
+    r"(?P<owner>.+)(?:\.(?P<nested>weight\.(?!weight$|bias$).+)|(?P<joined>_(?:blocks|scales)))"
+)
 PACKING = ("U8", "I8", "I32", "U32")  # what packed integers come in; 64-bit ones are indices
 
 
 def owner_of(name: str) -> tuple[str, str]:
-    """(module, what follows its name): `x.scales` -> (x, scales), `x.weight.absmax` -> (x, weight.absmax)."""
-    if ("weight." in name or name.endswith(("_blocks", "_scales"))) and (match := PIECE.fullmatch(name)):
+    """(module, what follows its name): `x.scales` -> (x, scales), `x.weight.absmax` -> (x,
+    weight.absmax).
+    """
+    if ("weight." in name or name.endswith(("_blocks", "_scales"))) and (
+        match := PIECE.fullmatch(name)
+    ):
         return match["owner"], match["nested"] or match["joined"]
     owner, _, piece = name.rpartition(".")
     return owner, piece
 
 
-def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, object]) -> dict[str, str]:
+def packed_modules(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, object]
+) -> dict[str, str]:
     """The format of every module that holds packed integers, by the module's name."""
     rules = name_rules()
     said = _said_format(config)
@@ -36,15 +45,23 @@ def packed_modules(tensors: Mapping[str, TensorInfo], config: Mapping[str, objec
     for name, info in tensors.items():
         owner, piece = owner_of(name)
         if piece not in known:
-            known[piece] = next((i for i, sign in enumerate(rules.packed) if sign.names.fullmatch(piece)), None)
+            known[piece] = next(
+                (i for i, sign in enumerate(rules.packed) if sign.names.fullmatch(piece)), None
+            )
         rank = known[piece]
-        if rank is not None and (not rules.packed[rank].integers or _integers(info, tensors.get(f"{owner}.weight"))):
+        if rank is not None and (
+            not rules.packed[rank].integers or _integers(info, tensors.get(f"{owner}.weight"))
+        ):
             ranks[owner] = min(rank, ranks.get(owner, rank))
         elif info.dtype in PACKING and (piece == "weight" or (said and len(info.shape) >= 2)):
-            unnamed[owner if piece == "weight" else name] = said or "packed integers of an unknown format"
+            unnamed[owner if piece == "weight" else name] = (
+                said or "packed integers of an unknown format"
+            )
     formats = {owner: rules.packed[rank].format for owner, rank in ranks.items()}
     if said:  # the config knows which of two formats of the same names it is
-        formats = {owner: said if said in name.split(" or ") else name for owner, name in formats.items()}
+        formats = {
+            owner: said if said in name.split(" or ") else name for owner, name in formats.items()
+        }
     return unnamed | formats
 
 

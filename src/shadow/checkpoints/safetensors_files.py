@@ -1,8 +1,9 @@
 """safetensors files: the header, checked as hostile input, and tensors as views of the mapped file.
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes of little-endian header length, a JSON header
-`{name: {"dtype", "shape", "data_offsets"}}`, then the data without holes. The `safetensors` reader refuses a
-whole file for one unknown dtype and copies every slice; an audit needs neither, so the header is read here.
+The format (https://huggingface.co/docs/safetensors): 8 bytes of little-endian header length, a JSON
+header `{name: {"dtype", "shape", "data_offsets"}}`, then the data without holes. The `safetensors`
+reader refuses a whole file for one unknown dtype and copies every slice; an audit needs neither, so
+the header is read here.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
 
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-# Tensors of one file. Real ones have up to 19,107 (all of Qwen3-30B-A3B), shards of Kimi-K2 18,700. 100,000 take 1.0 s
-# of CPU and 115 MB; both grow in proportion.
+# Tensors of one file. Real ones have up to 19,107 (all of Qwen3-30B-A3B), shards of Kimi-K2 18,700.
+# 100,000 take 1.0 s of CPU and 115 MB; both grow in proportion.
 MAX_ENTRIES = 250_000
-MAX_MARKS = 12 * MAX_ENTRIES  # commas and opening brackets of a JSON file; a tensor has 8 in a header, 1 in an index
-MAX_ELEMENTS = 2**48  # of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits
+MAX_MARKS = (
+    12 * MAX_ENTRIES
+)  # commas and opening brackets of a JSON file; a tensor has 8 in a header, 1 in an index
+MAX_ELEMENTS = (
+    2**48
+)  # of a tensor, zeros in its shape left out: no real one comes near, and torch counts in 64 bits
 MAX_OFFSET = 2**60  # bytes
 MAX_NAME = 1024  # characters of a tensor name; the longest of 114,248 real ones has fewer than 120
 
@@ -55,13 +60,17 @@ class TensorInfo:
     """The byte offset at which it ends, start or more."""
 
     strides: tuple[int, ...] | None = None
-    """In elements; None for the C-contiguous tensors that safetensors holds. A torch `.bin` may hold others."""
+    """In elements; None for the C-contiguous tensors that safetensors holds. A torch `.bin` may
+    hold others.
+    """
 
     problem: str | None = None
     """Why an entry that an index announces cannot be read at all; None where it can."""
 
     alias_of: str | None = None
-    """The tensor whose very bytes this one is, as a tied head in a `.bin`; None where they are its own."""
+    """The tensor whose very bytes this one is, as a tied head in a `.bin`; None where they are its
+    own.
+    """
 
     @property
     def parameters(self) -> int:
@@ -71,8 +80,9 @@ class TensorInfo:
 def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
     """Tensors of one safetensors file by name, and the raw header text (for fingerprints).
 
-    Raises FileError when the file cannot be trusted: cut short, a header that is not what the format says,
-    offsets that overlap, leave holes, or disagree with dtype and shape. An unknown dtype is no such fault.
+    Raises FileError when the file cannot be trusted: cut short, a header that is not what the
+    format says, offsets that overlap, leave holes, or disagree with dtype and shape. An unknown
+    dtype is no such fault.
     """
     try:
         size = path.stat().st_size
@@ -83,7 +93,9 @@ def read_header(path: Path, shard: str) -> tuple[dict[str, TensorInfo], str]:
             length = header_length(file.read(8), size, shard)
             raw = file.read(length)
     except OSError as error:
-        raise FileError(f"{shard}: {error.strerror or error}", "is the download complete?") from error
+        raise FileError(
+            f"{shard}: {error.strerror or error}", "is the download complete?"
+        ) from error
     return parse_header(raw, size, shard)
 
 
@@ -91,15 +103,23 @@ def header_length(prefix: bytes, file_size: int, shard: str) -> int:
     """Bytes of the JSON header that follows the first 8 bytes of a file of file_size bytes."""
     length = int.from_bytes(prefix[:8], "little")
     if len(prefix) < 8 or not 2 <= length <= min(MAX_HEADER, file_size - 8):
-        raise _untrusted(shard, _what_it_is(prefix) or "no valid header length, or cut inside the header")
+        raise _untrusted(
+            shard, _what_it_is(prefix) or "no valid header length, or cut inside the header"
+        )
     return length
 
 
 def parse_header(raw: bytes, file_size: int, shard: str) -> tuple[dict[str, TensorInfo], str]:
-    """Tensors by name, and the header's text, of the header (without its length) of a file of file_size bytes."""
+    """Tensors by name, and the header's text, of the header (without its length) of a file of
+    file_size bytes.
+    """
     header = _parse_json(raw, shard)
     start = 8 + len(raw)
-    tensors = {name: _entry(name, entry, shard, start) for name, entry in header.items() if name != "__metadata__"}
+    tensors = {
+        name: _entry(name, entry, shard, start)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
     _check_layout(tensors, shard, start, file_size)
     return tensors, raw.decode()
 
@@ -115,7 +135,9 @@ def _what_it_is(prefix: bytes) -> str | None:
 
 
 def has_too_many_values(raw: bytes) -> bool:
-    """Would a JSON file become far more objects than a real one? A comma or a bracket stands before each value."""
+    """Would a JSON file become far more objects than a real one? A comma or a bracket stands before
+    each value.
+    """
     return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_MARKS
 
 
@@ -130,7 +152,10 @@ def _parse_json(raw: bytes, shard: str) -> dict[str, object]:
         raise _too_many(shard)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise _untrusted(shard, f"the header is not JSON ({type(error).__name__})") from error
     if not isinstance(header, dict):
         raise _untrusted(shard, "the header is not a JSON object")
@@ -155,9 +180,17 @@ def _entry(name: str, entry: Any, shard: str, data_start: int) -> TensorInfo:
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not dtype.isprintable() or len(dtype) > 32:
         raise _untrusted(shard, f"{where} has no dtype")
-    if not _whole_numbers(shape) or len(shape) > 16 or math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+    if (
+        not _whole_numbers(shape)
+        or len(shape) > 16
+        or math.prod(size or 1 for size in shape) > MAX_ELEMENTS
+    ):
         raise _untrusted(shard, f"{where} has no valid shape")
-    if not _whole_numbers(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= MAX_OFFSET:
+    if (
+        not _whole_numbers(offsets)
+        or len(offsets) != 2
+        or not offsets[0] <= offsets[1] <= MAX_OFFSET
+    ):
         raise _untrusted(shard, f"{where} has no valid data_offsets")
     bits = FLOATS[dtype].bits if dtype in FLOATS else INTEGERS.get(dtype)
     if bits is not None and math.prod(shape) * bits != (offsets[1] - offsets[0]) * 8:
@@ -181,7 +214,9 @@ def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _check_layout(tensors: dict[str, TensorInfo], shard: str, data_start: int, file_size: int) -> None:
+def _check_layout(
+    tensors: dict[str, TensorInfo], shard: str, data_start: int, file_size: int
+) -> None:
     position = data_start
     for info in sorted(tensors.values(), key=lambda info: (info.start, info.end)):
         if info.start != position:
@@ -196,8 +231,8 @@ def _check_layout(tensors: dict[str, TensorInfo], shard: str, data_start: int, f
 def map_tensor(path: Path, info: TensorInfo) -> Tensor:
     """The tensor as a view of the mapped file: no bytes are read before they are used.
 
-    The mapping is private (copy on write) since torch wants writable memory; nothing writes to it, so its pages
-    stay file-backed and count as cache, not as memory in use.
+    The mapping is private (copy on write) since torch wants writable memory; nothing writes to it,
+    so its pages stay file-backed and count as cache, not as memory in use.
     """
     import torch
 
@@ -211,4 +246,6 @@ def map_tensor(path: Path, info: TensorInfo) -> Tensor:
     if info.start % dtype.itemsize:  # legal in the format, though no known writer does it
         data = data.clone()
     flat = data.view(dtype)
-    return flat.view(info.shape) if info.strides is None else flat.as_strided(info.shape, info.strides)
+    return (
+        flat.view(info.shape) if info.strides is None else flat.as_strided(info.shape, info.strides)
+    )

@@ -1,6 +1,8 @@
-"""Where the bytes of a shard come from: a local file, a whole file of the Hub, or byte ranges of one.
+"""Where the bytes of a shard come from: a local file, a whole file of the Hub, or byte ranges of
+one.
 
-`fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees tensors only.
+`fetch` runs in one thread, ahead of the work; `tensor` in many, after it. The compute half sees
+tensors only.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 
     from shadow.checkpoints.hub import OnBytes, RemoteFile, Say, Snapshot
 
-NEIGHBOUR = 1 << 18  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
+NEIGHBOUR = (
+    1 << 18
+)  # bytes; a gap of this size costs less than another request (20 ms at 100 Mbit/s)
 ALIGNMENT = 64  # bytes; keeps the alignment that the tensors had in their shard
 
 T = TypeVar("T")
@@ -33,8 +37,8 @@ R = TypeVar("R")
 class Source(Protocol):
     """The bytes of one shard.
 
-    is_local: nothing to fetch, and nothing to free. verified: were the bytes checked against the Hub's checksum
-    (None: a folder has none); right after fetch.
+    is_local: nothing to fetch, and nothing to free. verified: were the bytes checked against the
+    Hub's checksum (None: a folder has none); right after fetch.
     """
 
     @property
@@ -125,14 +129,18 @@ class WholeFile:
             return
         if not self.keep:
             use_own_blobs()
-        path, self.verified = fetch_whole(self.snapshot, self.file, say=say, report=report, stop=stop)
+        path, self.verified = fetch_whole(
+            self.snapshot, self.file, say=say, report=report, stop=stop
+        )
         if self.tensors is not None:
             with naming(self.snapshot.name):
                 header, _ = read_header(path, next(iter(self.tensors.values())).shard)
             if header != self.tensors:
                 raise ShadowError(
-                    f"{self.snapshot.repo}: {self.file.path} has another header than was read before",
-                    "run the same command again; if that does not help, the server does not serve one commit",
+                    f"{self.snapshot.repo}: {self.file.path} has another header than was read"
+                    " before",
+                    "run the same command again; if that does not help, the server does not serve"
+                    " one commit",
                 )
         self.path = path
 
@@ -166,7 +174,9 @@ class ByteRanges:
     path: Path
     verified: bool = False
     is_local: bool = False
-    shifts: dict[int, int] = field(default_factory=dict, repr=False)  # by start in the shard: where it went
+    shifts: dict[int, int] = field(
+        default_factory=dict, repr=False
+    )  # by start in the shard: where it went
 
     def bytes_to_move(self) -> int:
         return sum(stop - start for start, stop in coalesced(self.wanted))
@@ -189,7 +199,16 @@ class ByteRanges:
                 shift = file.tell() - start
                 while starts and starts[0] < end:
                     self.shifts[starts.popleft()] = shift
-                copy_range(self.snapshot, self.file, start, end, write, say=say, report=report, stopped=stop)
+                copy_range(
+                    self.snapshot,
+                    self.file,
+                    start,
+                    end,
+                    write,
+                    say=say,
+                    report=report,
+                    stopped=stop,
+                )
             with _writing(self.path.parent):
                 file.flush()
 
@@ -205,7 +224,10 @@ class ByteRanges:
 def _mapped(path: Path, info: TensorInfo) -> Tensor:
     try:
         return map_tensor(path, info)
-    except (OSError, ValueError) as error:  # another program, or another audit under --max-disk, took it away or cut it
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # another program, or another audit under --max-disk, took it away or cut it
         raise ShadowError(
             f"{path} is not what it was when the audit began ({type(error).__name__})",
             "run the same command again: it continues from here",
@@ -224,12 +246,15 @@ def _writing(folder: Path) -> Iterator[None]:
 class Fetching:
     """Fetches sources, each in a thread of its own, and can be stopped.
 
-    The threads are daemons: a download that does not answer must not hold up the end of the process. note is told
-    of every source before its first byte.
+    The threads are daemons: a download that does not answer must not hold up the end of the
+    process. note is told of every source before its first byte.
     """
 
     def __init__(
-        self, say: Say, report: OnBytes = lambda count: None, note: Callable[[Source], None] = lambda source: None
+        self,
+        say: Say,
+        report: OnBytes = lambda count: None,
+        note: Callable[[Source], None] = lambda source: None,
     ) -> None:
         self.say, self.report, self.note, self.stop = say, report, note, Event()
 
@@ -242,7 +267,9 @@ class Fetching:
 
 
 def in_threads(function: Callable[[T, Event], R], items: Sequence[T], threads: int) -> list[R]:
-    """function(item, stop) of every item, in order, worked on by daemon threads. stop is set when that is given up."""
+    """function(item, stop) of every item, in order, worked on by daemon threads. stop is set when
+    that is given up.
+    """
     futures: list[Future[R]] = [Future() for _ in items]
     waiting, stop = deque(zip(futures, items, strict=True)), Event()
 
@@ -268,7 +295,9 @@ def _settle(future: Future[R], work: Callable[[], R]) -> None:
 
 
 def coalesced(wanted: Sequence[TensorInfo]) -> list[tuple[int, int]]:
-    """(start, stop) of the byte ranges that hold all wanted tensors: neighbours in one, ascending, no overlap."""
+    """(start, stop) of the byte ranges that hold all wanted tensors: neighbours in one, ascending,
+    no overlap.
+    """
     ranges: list[tuple[int, int]] = []
     for start, end in sorted({(info.start, info.end) for info in wanted if info.end > info.start}):
         if ranges and start - ranges[-1][1] <= NEIGHBOUR:

@@ -18,7 +18,10 @@ from shadow.errors import ShadowError, UsageError
 app = typer.Typer(
     name="shadow",
     cls=Commands,
-    help="Audit open-source model families: the spectra of every weight matrix and of every tuned-minus-base delta.",
+    help=(
+        "Audit open-source model families: the spectra of every weight matrix and of every"
+        " tuned-minus-base delta."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,17 +72,17 @@ for _group, _members in GROUPS.items():
 _lab.command("run")(lab.lab_run)
 
 
-# Objects made before Python looks for cycles among them. At its own 700 the imports of torch and pandas, of which all
-# stays, take 0.3 s more: a tenth of `audit demo`.
+# Objects made before Python looks for cycles among them. At its own 700 the imports of torch and
+# pandas, of which all stays, take 0.3 s more: a tenth of `audit demo`.
 COLLECT_AFTER = 20_000
 
 
 def _prepare_process() -> None:
     """What the command sets for its whole process, before a command imports torch or NumPy.
 
-    Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for each worker (see
-    shadow.audits.workers); torch and NumPy read these variables when they are imported, which no module of this room
-    does before a command runs.
+    Here alone: whoever imports a module of `shadow` keeps the process as it is. One BLAS thread for
+    each worker (see shadow.audits.workers); torch and NumPy read these variables when they are
+    imported, which no module of this room does before a command runs.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -95,7 +98,8 @@ def main() -> None:
             code = app(standalone_mode=False)
         finally:
             console.flush()
-            gc.freeze()  # to look for cycles once more when Python ends, among all of torch, takes 0.6 s
+            # to look for cycles once more when Python ends, among all of torch, takes 0.6 s
+            gc.freeze()
         sys.exit(code)
     except WrongUsage as fault:
         wrong = as_usage_error(fault)
@@ -116,11 +120,19 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         console.give_up()
-        where = "input or output failed" if error.filename is None else error.filename  # such as a full disk
+        where = (
+            "input or output failed" if error.filename is None else error.filename
+        )  # such as a full disk
         console.complain(ShadowError(f"{where}: {error.strerror or error}"))
         sys.exit(1)
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's words
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(
+            error
+        ):  # torch's words
             raise
-        console.complain(ShadowError("there is not enough memory", "free some, or use fewer workers, as by --jobs 1"))
+        console.complain(
+            ShadowError(
+                "there is not enough memory", "free some, or use fewer workers, as by --jobs 1"
+            )
+        )
         sys.exit(1)

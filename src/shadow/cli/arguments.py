@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from shadow.audits.plan import Access
     from shadow.targets.lists import Selection
 
-MAX_FILE = 64_000_000  # bytes of a list, a policy or a file of scores at a URL; their readers have limits of their own
+# bytes of a list, a policy or a file of scores at a URL; their readers have limits of their own
+MAX_FILE = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,14 @@ def selected(named: NamedTargets) -> Selection:
             given = [typed.under_name(given[0], named.name)]
         except UsageError as error:
             raise UsageError(f"--name: {error.message}", error.hint) from error
-    selection = select(targets, given, registry=named.registry, listed=named.listed, tags=named.tags, shard=named.shard)
+    selection = select(
+        targets,
+        given,
+        registry=named.registry,
+        listed=named.listed,
+        tags=named.tags,
+        shard=named.shard,
+    )
     if not selection.pairs:
         hint = "name a family (try: shadow audit demo), or two checkpoints: shadow audit BASE TUNED"
         raise UsageError("nothing to audit", hint)
@@ -81,7 +89,9 @@ Options = Mapping[str, Any]
 
 
 def reports_here(run: Path, options: Options, *, spectra: bool = False) -> Path:
-    """The folder of reports; those at a URL are fetched, and with spectra their singular values too."""
+    """The folder of reports; those at a URL are fetched, and with spectra their singular values
+    too.
+    """
     place = located(run, options)
     if isinstance(place, Path):
         return place
@@ -107,7 +117,9 @@ def list_here(listed: str | None, options: Options) -> str | None:
     return str(file_here(Path(listed), options))
 
 
-def access_of(*, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None) -> Access:
+def access_of(
+    *, allow_pickle: bool, offline: bool, fetch: FetchName, max_disk: str | None
+) -> Access:
     """How checkpoints may be reached."""
     from shadow.audits.plan import Access
     from shadow.text import bytes_of

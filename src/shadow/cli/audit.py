@@ -99,14 +99,21 @@ def audit(
     nulls: Annotated[
         int,
         typer.Option(
-            help="Also sample the null with this many sign flips.", min=0, max=1000, rich_help_panel=MEASURING
+            help="Also sample the null with this many sign flips.",
+            min=0,
+            max=1000,
+            rich_help_panel=MEASURING,
         ),
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of the sign flips.", min=0, rich_help_panel=MEASURING)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the sign flips.", min=0, rich_help_panel=MEASURING)
+    ] = 0,
     subspaces: Annotated[
         bool,
         typer.Option(
-            "--subspaces/--no-subspaces", help="Compare the leading singular subspaces.", rich_help_panel=MEASURING
+            "--subspaces/--no-subspaces",
+            help="Compare the leading singular subspaces.",
+            rich_help_panel=MEASURING,
         ),
     ] = True,
     device: Device = "cpu",
@@ -114,7 +121,10 @@ def audit(
     no_cache: NoCache = False,
     cache_dir: CacheFolder = None,
     spectra: Annotated[
-        bool, typer.Option("--spectra/--no-spectra", help="Write spectra.parquet.", rich_help_panel=MEASURING)
+        bool,
+        typer.Option(
+            "--spectra/--no-spectra", help="Write spectra.parquet.", rich_help_panel=MEASURING
+        ),
     ] = True,
     overwrite: Overwrite = False,
     optimizer: OptimizerOption = None,
@@ -152,9 +162,11 @@ def audit(
 
     With a list, a glob, --tag or --shard, index.json and batch.parquet say how each pair stands.
 
-    If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite replaces it.
+    If a finished report has other settings, files or commits, it is kept (exit code 1); --overwrite
+    replaces it.
 
-    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule was violated.
+    Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but --strict objects; 4 done, but a rule
+    was violated.
     """
     begin(junit, "audit")
     if quiet and verbose:
@@ -233,12 +245,18 @@ def audit(
     finish(judged, junit, against=against, wrong_usage=wrong_usage)
 
 
-def _ray_request(engine: EngineName, address: str | None, cores: int | None, memory: str) -> RayRequest | None:
+def _ray_request(
+    engine: EngineName, address: str | None, cores: int | None, memory: str
+) -> RayRequest | None:
     """Which Ray is asked for; None: none."""
     from shadow.text import bytes_of
 
     if engine is not EngineName.ray:
-        given = {"--address": address, "--cpus-per-task": cores, "--memory-per-task": memory != "auto" or None}
+        given = {
+            "--address": address,
+            "--cpus-per-task": cores,
+            "--memory-per-task": memory != "auto" or None,
+        }
         for option, value in given.items():
             if value is not None:
                 raise UsageError(f"{option} without --engine ray", "add --engine ray")
@@ -282,7 +300,9 @@ class AuditRequest:
     """Which Ray carries out the pairs; None: this process does."""
 
     parts: int | None
-    """In how many parts each pair is measured; None: whole, or a single pair on Ray in as many as run at a time."""
+    """In how many parts each pair is measured; None: whole, or a single pair on Ray in as many as
+    run at a time.
+    """
 
     strict: bool
     """Is it an objection that something was skipped that should not be?"""
@@ -313,7 +333,9 @@ class AuditRequest:
 
 
 def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
-    """Audit every pair and show what came of it: the judgements, and whether no pair has what was asked for."""
+    """Audit every pair and show what came of it: the judgements, and whether no pair has what was
+    asked for.
+    """
     from shadow.gates.verdicts import Judgement
 
     pairs = request.selection.own
@@ -341,12 +363,18 @@ def _audit(request: AuditRequest) -> tuple[list[Judgement], bool]:
                     if not request.selection.is_list or outcome.error is None:
                         raise
                     bugs.append(bug)
-                    judged.append(Judgement(outcome.pair.family, outcome.pair.name, fault=outcome.error.message))
+                    judged.append(
+                        Judgement(
+                            outcome.pair.family, outcome.pair.name, fault=outcome.error.message
+                        )
+                    )
     except KeyboardInterrupt:
         console.say("stopped; run the same command again to continue")
         raise typer.Exit(130) from None
     place = {(pair.family, pair.name): number for number, pair in enumerate(pairs)}
-    judged.sort(key=lambda judgement: place[judgement.family, judgement.pair])  # several at a time end in any order
+    judged.sort(
+        key=lambda judgement: place[judgement.family, judgement.pair]
+    )  # several at a time end in any order
     _show(request, judged)
     if bugs:
         raise ExceptionGroup("faults of shadow itself, while it audited a list", bugs)
@@ -367,7 +395,12 @@ def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Ite
     from shadow.audits.pairs import PATIENCE, audit_pairs
     from shadow.audits.remote import run_remote_pair
 
-    settings, output, runtime, scores = request.settings, request.output, request.runtime, request.scores
+    settings, output, runtime, scores = (
+        request.settings,
+        request.output,
+        request.runtime,
+        request.scores,
+    )
     store = request.store
     audit = run_pair if store is None else partial(run_remote_pair, store=store)
     if request.is_cut:
@@ -375,14 +408,18 @@ def _outcomes(request: AuditRequest, watch: Watch, engine: Engine | None) -> Ite
         from shadow.audits.parts import Parts
 
         # what a driver that was killed has left at work ends soon
-        runtime = replace(runtime, elsewhere=Parts(engine or InProcess(), request.parts), patience=PATIENCE)
+        runtime = replace(
+            runtime, elsewhere=Parts(engine or InProcess(), request.parts), patience=PATIENCE
+        )
         engine = None
     if request.selection.is_list:
         return audit_list(
             request.selection, settings, output, runtime,
             scores=scores, watch=watch, audit=audit, store=store, engine=engine,
         )  # fmt: skip
-    numbered = engine is not None and not request.is_alone  # what is said of several at a time says of which
+    numbered = (
+        engine is not None and not request.is_alone
+    )  # what is said of several at a time says of which
     return audit_pairs(
         request.selection.own, settings, output, runtime,
         scores=scores, watch=watch, numbered=numbered, audit=audit, engine=engine,
@@ -455,7 +492,10 @@ def tell_left_out(selection: Selection, say: Callable[[str], None]) -> None:
         say(f"{name} has no pair to compare: `shadow families {name}` says why")
     if not selection.own:
         count = len(selection.pairs)
-        say(f"nothing to audit in shard {selection.shard}: the list has {count} pair{'s' * (count > 1)}")
+        say(
+            f"nothing to audit in shard {selection.shard}: the list has {count}"
+            f" pair{'s' * (count > 1)}"
+        )
 
 
 def of_pair(error: ShadowError, pair: Pair) -> ShadowError:

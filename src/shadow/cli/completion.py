@@ -1,7 +1,8 @@
-"""What the shell offers when a word is begun: families and pairs, modules, components, columns, tables.
+"""What the shell offers when a word is begun: families and pairs, modules, components, columns,
+tables.
 
-Imports only what the word needs, and neither torch nor pandas: a person waits for it. A fault means that nothing is
-offered.
+Imports only what the word needs, and neither torch nor pandas: a person waits for it. A fault means
+that nothing is offered.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ import typer
 
 from shadow.errors import ShadowError
 
-TOPICS = ("label", "finding", "published", "gates")  # what `shadow explain` knows besides columns and heads
+TOPICS = (
+    "label",
+    "finding",
+    "published",
+    "gates",
+)  # what `shadow explain` knows besides columns and heads
 
 
 def targets(ctx: typer.Context, incomplete: str) -> list[str]:
     """Families; after a colon the pairs of the family.
 
-    bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the last part alone.
+    bash breaks words at colons, so that `family:ba` comes as `family`, `:` and `ba`, and wants the
+    last part alone.
     """
     before = [str(typed) for typed in ctx.params.get("targets") or ()]
     registry = _registry(ctx)

@@ -59,19 +59,25 @@ def say(text: str) -> None:
 
 
 def flush() -> None:
-    """Write what stdout still holds, so that a full disk is told of now and not by the interpreter at its end."""
+    """Write what stdout still holds, so that a full disk is told of now and not by the interpreter
+    at its end.
+    """
     if sys.stdout is not None:
         sys.stdout.flush()
 
 
 def give_up() -> None:
-    """What stdout still holds cannot be written: let no flush at the end of the process complain again."""
+    """What stdout still holds cannot be written: let no flush at the end of the process complain
+    again.
+    """
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def annotate(command: str) -> None:
-    """A workflow command of GitHub Actions, a line of its own on stderr: stdout is data, and the runner reads both."""
+    """A workflow command of GitHub Actions, a line of its own on stderr: stdout is data, and the
+    runner reads both.
+    """
     sys.stderr.write(command + "\n")
 
 
@@ -102,7 +108,9 @@ Watch = Callable[[str], contextlib.AbstractContextManager[Update]]
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Update]:
-    """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a terminal."""
+    """A progress bar on stderr: matrices done, rate, time left. Silent when stderr is not a
+    terminal.
+    """
     if not _is_watched(err):
         with _no_progress(title) as update:
             yield update
@@ -120,7 +128,8 @@ def _no_progress(title: str) -> contextlib.AbstractContextManager[Update]:
 def pairs_progress(
     total: int, *, is_list: bool, hidden: bool = False, several: bool = False
 ) -> contextlib.AbstractContextManager[Watch]:
-    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden: neither.
+    """Of a list the bars of `list_progress`; else a bar for each pair while it is audited. hidden:
+    neither.
 
     several: pairs are audited several at a time, and have one bar together.
     """
@@ -135,7 +144,8 @@ def pairs_progress(
 
 @contextlib.contextmanager
 def list_progress(total: int) -> Iterator[Watch]:
-    """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the current pair.
+    """Two bars on stderr: pairs done and the time left for the list, and below it the bar of the
+    current pair.
 
     Yields what begins the next pair, by its title. Silent when stderr is not a terminal.
     """
@@ -177,7 +187,8 @@ def list_progress(total: int) -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def side_by_side_progress(total: int) -> Iterator[Watch]:
-    """One bar on stderr for tasks that run side by side: how many ended, how many run, bytes, the time left.
+    """One bar on stderr for tasks that run side by side: how many ended, how many run, bytes, the
+    time left.
 
     Yields what begins a task, by its name. Silent when stderr is not a terminal.
     """
@@ -188,7 +199,9 @@ def side_by_side_progress(total: int) -> Iterator[Watch]:
     from rich.progress import Progress as Bar
 
     columns = TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn()
-    bar = Bar(*columns, TextColumn("{task.fields[more]}", style="cyan"), console=err, transient=True)
+    bar = Bar(
+        *columns, TextColumn("{task.fields[more]}", style="cyan"), console=err, transient=True
+    )
     fleet = Fleet(total)
     task = bar.add_task("pairs", total=total, more="")
 
@@ -240,10 +253,14 @@ class Fleet:
         moved = self._moved + sum(state.moved for state in states)
         if moved:
             parts.append(f"{byte_size(moved)} fetched")
-        done = self._measured + sum(state.cost_done / state.cost_total for state in states if state.cost_total)
+        done = self._measured + sum(
+            state.cost_done / state.cost_total for state in states if state.cost_total
+        )
         left = self.total - self.ended - done + self._measured
         if done >= 0.01:
-            parts.append(f"{duration((self._clock() - self._started) / done * max(left, 0.0))} left")
+            parts.append(
+                f"{duration((self._clock() - self._started) / done * max(left, 0.0))} left"
+            )
         return ", ".join(parts)
 
 
@@ -253,21 +270,31 @@ class ListPace:
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.begun = total, 0
         self._clock, self._started = clock, clock()
-        self._spent, self._measured, self._share = 0.0, 0.0, 0.0  # of the pairs before this one; and of this one
+        self._spent, self._measured, self._share = (
+            0.0,
+            0.0,
+            0.0,
+        )  # of the pairs before this one; and of this one
 
     def begin(self) -> None:
-        """The next pair begins; one whose report was only read has told no progress, and does not count."""
+        """The next pair begins; one whose report was only read has told no progress, and does not
+        count.
+        """
         now = self._clock()
         if self._share:
             self._spent, self._measured = self._spent + now - self._started, self._measured + 1
         self.begun, self._started, self._share = self.begun + 1, now, 0.0
 
     def left(self, share: float) -> float | None:
-        """Seconds left when this share of the current pair is done; None when nothing can be said yet."""
+        """Seconds left when this share of the current pair is done; None when nothing can be said
+        yet.
+        """
         self._share = max(share, 1e-9)
         measured = self._measured + share
         elapsed = self._spent + self._clock() - self._started
-        return elapsed / measured * (self.total - self.begun + 1 - share) if measured >= 0.01 else None
+        return (
+            elapsed / measured * (self.total - self.begun + 1 - share) if measured >= 0.01 else None
+        )
 
 
 def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
@@ -277,7 +304,9 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
     from rich.text import Text
 
     class Pace(ProgressColumn):
-        """Matrices a second and the time left by floating-point operations, not by count: sizes differ a lot."""
+        """Matrices a second and the time left by floating-point operations, not by count: sizes
+        differ a lot.
+        """
 
         def render(self, task: Task) -> Text:
             state: Progress | None = task.fields.get("state")
@@ -306,9 +335,15 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
                 self.seen.clear()
             self.seen.append((now, state.moved))
             (first, before), elapsed = self.seen[0], now - self.seen[0][0]
-            rate = f", {byte_size(int((state.moved - before) / elapsed))}/s" if elapsed > 0.5 and first < now else ""
+            rate = (
+                f", {byte_size(int((state.moved - before) / elapsed))}/s"
+                if elapsed > 0.5 and first < now
+                else ""
+            )
             going = rate if state.moved < state.to_move else ""
-            return Text(f"{byte_size(state.moved)} of {byte_size(state.to_move)}{going}", style="green")
+            return Text(
+                f"{byte_size(state.moved)} of {byte_size(state.to_move)}{going}", style="green"
+            )
 
     bytes_column = Bytes()
     bar = Bar(
@@ -325,7 +360,12 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
         for old in bar.task_ids:
             bar.remove_task(old)
         bytes_column.seen.clear()
-        fields: dict[str, Any] = {"first": 0, "first_cost": 0, "state": None, "began": time.monotonic()}
+        fields: dict[str, Any] = {
+            "first": 0,
+            "first_cost": 0,
+            "state": None,
+            "began": time.monotonic(),
+        }
         task = bar.add_task(escape(visible(title)), total=None, **fields)
 
         def update(state: Progress) -> None:
@@ -340,14 +380,21 @@ def _matrix_bar() -> tuple[Bar, Callable[[str], Update]]:
 
 @contextlib.contextmanager
 def steps(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on stderr of so many steps, with the last one's name. Silent when stderr is not a terminal."""
+    """A progress bar on stderr of so many steps, with the last one's name. Silent when stderr is
+    not a terminal.
+    """
     if not _is_watched(err):
         yield lambda done, total, what: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=err, transient=True) as bar:
         task = bar.add_task(escape(title), total=None)
 

@@ -1,4 +1,6 @@
-"""Commands that make something of finished reports for others: a page, a figure, a file of another format."""
+"""Commands that make something of finished reports for others: a page, a figure, a file of another
+format.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,20 @@ def report(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help="The page, one file.", metavar="FILE", dir_okay=False, callback=on_this_machine
+            "-o",
+            "--output",
+            help="The page, one file.",
+            metavar="FILE",
+            dir_okay=False,
+            callback=on_this_machine,
         ),
     ] = Path("report.html"),
     storage_options: StorageOptions = None,
 ) -> None:
     """Write finished reports as one web page that works offline: charts and tables, light and dark.
 
-    Exit codes: 0 done, also if there is no finished report (the page says so); 1 a report cannot be read.
+    Exit codes: 0 done, also if there is no finished report (the page says so); 1 a report cannot be
+    read.
     """
     require("report")
     from shadow.outputs.page import write_page
@@ -42,7 +50,9 @@ def report(
         console.complain(fault)
     if not written.pairs:
         console.say(f"there is no finished report below {run}")
-    console.say(f"{counted(written.pairs, 'report', 'reports')} in {output}, {written.size / 1e6:.1f} MB")
+    console.say(
+        f"{counted(written.pairs, 'report', 'reports')} in {output}, {written.size / 1e6:.1f} MB"
+    )
     if written.unreadable:
         raise typer.Exit(1)
 
@@ -61,22 +71,30 @@ def figure(
             callback=on_this_machine,
         ),
     ],
-    component: Annotated[str | None, typer.Option(help="Component to draw.", show_default="language")] = None,
-    module: Annotated[list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")] = None,
+    component: Annotated[
+        str | None, typer.Option(help="Component to draw.", show_default="language")
+    ] = None,
+    module: Annotated[
+        list[str] | None, typer.Option(help="Only this module, or attn.*; may be repeated.")
+    ] = None,
     layer: Annotated[
         int | None, typer.Option(help="The layer of a spectrum.", min=0, show_default="the middle")
     ] = None,
     expert: Annotated[int | None, typer.Option(help="The expert of a spectrum.", min=0)] = None,
-    metric: Annotated[str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="The column of a heatmap, or of the curves of depth.")
+    ] = None,
     width: Annotated[float, typer.Option(help="Width in inches.", min=2, max=20)] = 3.3,
     title: Annotated[
-        bool, typer.Option("--title/--no-title", help="Write above the figure which report it shows.")
+        bool,
+        typer.Option("--title/--no-title", help="Write above the figure which report it shows."),
     ] = True,
     storage_options: StorageOptions = None,
 ) -> None:
     """Draw a figure for a paper.
 
-    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration; of up to four reports.
+    depth: a metric by layer and module (the effective-rank shift), relative norm, concentration; of
+    up to four reports.
 
     spectrum: the singular values of one matrix. heatmap: a metric by layer and module.
 
@@ -89,10 +107,19 @@ def figure(
     from shadow.outputs.figures import OPTIONS, write_figure
     from shadow.outputs.figures.source import Choice
 
-    given = {"component": component, "module": module, "layer": layer, "expert": expert, "metric": metric}
+    given = {
+        "component": component,
+        "module": module,
+        "layer": layer,
+        "expert": expert,
+        "metric": metric,
+    }
     for name, kinds in OPTIONS.items():
         if given[name] not in (None, []) and kind.value not in kinds:
-            raise UsageError(f"--{name} does not apply to a {kind.value}", f"it is for --kind {' and '.join(kinds)}")
+            raise UsageError(
+                f"--{name} does not apply to a {kind.value}",
+                f"it is for --kind {' and '.join(kinds)}",
+            )
     if component is not None:
         from shadow.places.names import check_component
 
@@ -118,13 +145,17 @@ def export(
         ),
     ] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="Only this table: matrices, tensors, residual, spectra; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Only this table: matrices, tensors, residual, spectra; may be repeated."
+        ),
     ] = None,
     storage_options: StorageOptions = None,
 ) -> None:
     """Export finished reports to another format: one set of tables for all of them.
 
-    An export is written completely or not at all. It replaces only an unchanged export of the same format.
+    An export is written completely or not at all. It replaces only an unchanged export of the same
+    format.
 
     Exit codes: 0 done; 1 failed; 2 wrong usage.
     """

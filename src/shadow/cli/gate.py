@@ -41,7 +41,9 @@ def gate(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            help="Finished reports: their folders, or folders above them; may be URLs.", metavar="RUN", callback=places
+            help="Finished reports: their folders, or folders above them; may be URLs.",
+            metavar="RUN",
+            callback=places,
         ),
     ],
     fail_on: FailOn = None,
@@ -54,11 +56,13 @@ def gate(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check finished reports against rules and a baseline, for CI, as `audit` does with the same options.
+    """Check finished reports against rules and a baseline, for CI, as `audit` does with the same
+    options.
 
     A missing pair or shard of a list is an error, and does not pass.
 
-    Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a rule was violated.
+    Exit codes: 0 no rule was violated; 1 failed, or a rule had nothing to judge; 2 wrong usage; 4 a
+    rule was violated.
     """
     begin(junit, "gate")
     if json:
@@ -73,7 +77,9 @@ def gate(
     )
     rules = rules_of(options)
     if not rules:
-        raise UsageError("nothing to check the reports against", "add --fail-on, --policy or --against")
+        raise UsageError(
+            "nothing to check the reports against", "add --fail-on, --policy or --against"
+        )
     from shadow.audits.list_index import read_index
     from shadow.outputs.terminal.rules import rules_view
     from shadow.reports.provenance import report_metadata
@@ -91,7 +97,9 @@ def gate(
             judged.append(at_fault(folder.resolve().parent.name, folder.resolve().name, error))
     for run, index in indexes.items():
         judged += _not_there(run, index, set(names.values()))
-    baselines = baselines_of(options, list(names.values()), (lambda text: None) if quiet else console.say)
+    baselines = baselines_of(
+        options, list(names.values()), (lambda text: None) if quiet else console.say
+    )
     for folder, name in names.items():
         try:
             judged.append(_judgement(folder, rules, baselines.get(name)))
@@ -105,7 +113,9 @@ def gate(
     finish(judged, junit, against=against)
 
 
-def _each_once(folders_of: Mapping[Path, list[Path]], indexes: Mapping[Path, Index]) -> Iterable[Path]:
+def _each_once(
+    folders_of: Mapping[Path, list[Path]], indexes: Mapping[Path, Index]
+) -> Iterable[Path]:
     """The folders of the reports; the last way to write each, where several paths lead to it."""
     written: dict[Path, Path] = {}
     for run, folders in folders_of.items():
@@ -124,7 +134,9 @@ def _judgement(folder: Path, rules: Sequence[Rule], baseline: Measured | None) -
 
 
 def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Judgement]:
-    """The faults of a list's folder: pairs that have no report or another one, and shards that are elsewhere."""
+    """The faults of a list's folder: pairs that have no report or another one, and shards that are
+    elsewhere.
+    """
     judged = []
     for row in index.rows:
         if row.state == "kept":
@@ -135,7 +147,9 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
             message = f"{row.name} has no report: {row.error or row.state}"
             hint = "run the list again to finish it, or name the folders of its families"
             if row.state == "done":
-                message = f"{row.name}: its report is missing ({run / row.folder}, done by index.json)"
+                message = (
+                    f"{row.name}: its report is missing ({run / row.folder}, done by index.json)"
+                )
                 hint = "put the report back, or run the list again"
             elif row.error:
                 hint = "correct what failed, and run the list again"
@@ -148,7 +162,12 @@ def _not_there(run: Path, index: Index, there: set[tuple[str, str]]) -> list[Jud
 
 
 def judged_of(
-    result: AuditResult, rules: Sequence[Rule], baseline: Measured | None, *, strict: bool, storage: Options
+    result: AuditResult,
+    rules: Sequence[Rule],
+    baseline: Measured | None,
+    *,
+    strict: bool,
+    storage: Options,
 ) -> Judgement:
     """What came of an audit; strict: it objects to what was skipped and should not be.
 
@@ -160,7 +179,9 @@ def judged_of(
     seconds = result.provenance.get("seconds") if result.measured else 0.0
     objections = tuple(sorted(result.should_not_have_skipped)) if strict else ()
     if not rules:
-        return Judgement(summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections)
+        return Judgement(
+            summary.family, summary.pair, summary=summary, seconds=seconds, objections=objections
+        )
     folder = result.folder if result.url is None else reports_here(Path(result.url), storage)
     now = read_measured(folder, summary=summary)
     judgement = judge_report(rules, now, baseline, seconds=seconds, objections=objections)
@@ -207,7 +228,12 @@ def rules_of(options: GateOptions) -> tuple[Rule, ...]:
     from shadow.gates.rules import gather
 
     policy = None if options.policy is None else file_here(options.policy, options.storage)
-    return gather(options.fail_on, policy, against=options.against is not None, allow_missing=options.allow_missing)
+    return gather(
+        options.fail_on,
+        policy,
+        against=options.against is not None,
+        allow_missing=options.allow_missing,
+    )
 
 
 def at_fault(family: str, pair: str, error: ShadowError) -> Judgement:
@@ -235,8 +261,14 @@ def baselines_of(
     if place.is_dir():
         folders = reports_below(place)
         is_report = (place / "matrices.parquet").exists()
-        if folders == [place] and not is_report and next(place.glob("*.safetensors"), None) is not None:
-            raise ShadowError(f"{against} is a checkpoint, not a report", "name the folder of finished reports")
+        if (
+            folders == [place]
+            and not is_report
+            and next(place.glob("*.safetensors"), None) is not None
+        ):
+            raise ShadowError(
+                f"{against} is a checkpoint, not a report", "name the folder of finished reports"
+            )
         return read_baselines(place, folders, pairs)
     where = url_of(against) or against
     close = None if url_of(against) else meant(against)
@@ -248,9 +280,14 @@ def baselines_of(
 
 
 def finish(
-    judged: list[Judgement], junit: Path | None, *, against: Path | None = None, wrong_usage: bool = False
+    judged: list[Judgement],
+    junit: Path | None,
+    *,
+    against: Path | None = None,
+    wrong_usage: bool = False,
 ) -> None:
-    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with its code.
+    """Tell what came of every pair to people, to GitHub Actions and to a JUnit file, and exit with
+    its code.
 
     against: where the baseline was to be. wrong_usage: no pair has what was asked for.
     """
@@ -262,7 +299,9 @@ def finish(
         without_baseline = f"no baseline: nothing was compared with {url_of(against) or against}"
     if os.environ.get("GITHUB_ACTIONS") == "true":
         workspace = os.environ.get("GITHUB_WORKSPACE")
-        for command in ci.workflow_commands(judged, Path(workspace) if workspace else None, without_baseline):
+        for command in ci.workflow_commands(
+            judged, Path(workspace) if workspace else None, without_baseline
+        ):
             console.annotate(command)
     else:
         for text in ci.sentences(judged):
@@ -271,7 +310,9 @@ def finish(
         try:
             ci.append_summary(Path(summary), judged)
         except OSError as error:  # the audit is what was asked for
-            console.say(f"no summary of the step: cannot write {summary}: {error.strerror or error}")
+            console.say(
+                f"no summary of the step: cannot write {summary}: {error.strerror or error}"
+            )
     if junit is not None:
         ci.write_junit(junit, judged)
     if total := ci.counts(judged):

@@ -17,19 +17,31 @@ def lab_run(
         PresetName,
         typer.Option(
             help="smoke: seconds, learns nothing; quick: minutes; full: an hour, every control; "
-            "width-64 to width-512: decoders of one width, an hour or two each; pretrained: a real decoder of 135M "
+            "width-64 to width-512: decoders of one width, an hour or two each; pretrained: a real"
+            " decoder of 135M "
             "parameters on real texts, fetched from PyPI and Debian, about five hours of one core."
         ),
     ] = PresetName.quick,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for all of it.", file_okay=False, callback=on_this_machine)
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for all of it.",
+            file_okay=False,
+            callback=on_this_machine,
+        ),
     ] = Path("lab"),
-    jobs: Annotated[int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)] = 2,
+    jobs: Annotated[
+        int, typer.Option(help="Number of processes; results do not depend on it.", min=1, max=256)
+    ] = 2,
     format: FormatOption = Format.table,
 ) -> None:
-    """Train small models on known data, audit each one, and report what the data left in their weights.
+    """Train small models on known data, audit each one, and report what the data left in their
+    weights.
 
-    Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. After an interruption, the same command continues.
+    Writes runs.parquet, comparisons.parquet, lab.md and lab.svg. After an interruption, the same
+    command continues.
 
     Exit codes: 0 done, whatever was found; 1 failed; 2 wrong usage.
     """
@@ -40,17 +52,28 @@ def lab_run(
     with console.steps(f"lab {preset.value}") as update:
         try:
             if preset is PresetName.pretrained:
-                table = run_pretrained(output, show=lambda done: update(done.finished, done.total, done.what))
-                console.say(f"{len(table)} measured states in {output}/: pretrained.parquet, pretrained.md")
+                table = run_pretrained(
+                    output, show=lambda done: update(done.finished, done.total, done.what)
+                )
+                console.say(
+                    f"{len(table)} measured states in {output}/: pretrained.parquet, pretrained.md"
+                )
                 return
             tables = run(
-                preset.value, output, jobs=jobs, show=lambda done: update(done.finished, done.total, done.what)
+                preset.value,
+                output,
+                jobs=jobs,
+                show=lambda done: update(done.finished, done.total, done.what),
             )
         except KeyboardInterrupt:
             console.say("stopped; run the same command again to continue")
             raise typer.Exit(130) from None
     if format is Format.json:
-        console.show_json({"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)})
+        console.show_json(
+            {"preset": preset.value, "runs": len(tables["runs"]), "folder": str(output)}
+        )
     else:
         console.display(view(tables))
-    console.say(f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg")
+    console.say(
+        f"tables, page and figure in {output}/: runs.parquet, comparisons.parquet, lab.md, lab.svg"
+    )

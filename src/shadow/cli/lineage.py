@@ -37,14 +37,21 @@ def lineage(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="A family, which has its reports in the folder of -o; or a report's folder, or a folder above it.",
+            help=(
+                "A family, which has its reports in the folder of -o; or a report's folder, or a"
+                " folder above it."
+            ),
             metavar="FAMILY|RUN...",
         ),
     ],
     output: Output = DEFAULT_OUTPUT,
     storage_options: StorageOptions = None,
     joint: Annotated[
-        bool, typer.Option("--joint/--no-joint", help="Compare deltas that follow one another; reads the checkpoints.")
+        bool,
+        typer.Option(
+            "--joint/--no-joint",
+            help="Compare deltas that follow one another; reads the checkpoints.",
+        ),
     ] = True,
     jobs: Jobs = None,
     allow_pickle: Pickle = False,
@@ -54,15 +61,24 @@ def lineage(
 ) -> None:
     """Show the stages of one base in order, and what each step changed.
 
-    The order comes from the checkpoints that finished reports name: the tuned side of one is the base of the next.
+    The order comes from the checkpoints that finished reports name: the tuned side of one is the
+    base of the next.
 
-    If the checkpoints are in folders or in the Hub's cache, the deltas of consecutive steps are compared as well.
+    If the checkpoints are in folders or in the Hub's cache, the deltas of consecutive steps are
+    compared as well.
 
     Exit codes: 0 done, also if the order has gaps, which are listed; 1 failed; 2 wrong usage.
     """
     if json:
         format = Format.json
-    from shadow.findings.lineage import MOST_REPORTS, read_step, stage_names, successions, unaudited, with_joint
+    from shadow.findings.lineage import (
+        MOST_REPORTS,
+        read_step,
+        stage_names,
+        successions,
+        unaudited,
+        with_joint,
+    )
     from shadow.findings.lineage import lineage as ordered
     from shadow.findings.summary import SummarisedReport
     from shadow.outputs.terminal.lineage import lineage_view
@@ -72,13 +88,19 @@ def lineage(
     families = load_families(registry)
     named = [families[target] for target in targets if _is_family(target, families)]
     folders = list(
-        dict.fromkeys(folder for target in targets for folder in _folders(target, families, output, options))
+        dict.fromkeys(
+            folder for target in targets for folder in _folders(target, families, output, options)
+        )
     )
     if len(folders) > MOST_REPORTS:
         raise ShadowError(f"{len(folders)} reports, more than {MOST_REPORTS}", "name fewer")
-    steps = [step for folder in folders if (step := read_step(SummarisedReport(folder))) is not None]
+    steps = [
+        step for folder in folders if (step := read_step(SummarisedReport(folder))) is not None
+    ]
     if not steps:
-        raise ShadowError("all of these reports are of siblings, of which neither was tuned from the other")
+        raise ShadowError(
+            "all of these reports are of siblings, of which neither was tuned from the other"
+        )
     in_order = ordered(steps, stage_names(named))
     in_order = in_order.noting([note for family in named for note in unaudited(family, steps)])
     after = successions(in_order)
@@ -86,7 +108,8 @@ def lineage(
         in_order = with_joint(in_order, _held(in_order, jobs, allow_pickle))
     elif after:
         in_order = with_joint(
-            in_order, {(step.folder, later.folder): "left out by --no-joint" for step, later in after}
+            in_order,
+            {(step.folder, later.folder): "left out by --no-joint" for step, later in after},
         )
     if format is Format.json:
         console.show_json(in_order.as_json())
@@ -99,7 +122,9 @@ def _is_family(target: str, families: Mapping[str, Family]) -> bool:
     return target in families
 
 
-def _folders(target: str, families: Mapping[str, Family], output: Path, options: Options) -> list[Path]:
+def _folders(
+    target: str, families: Mapping[str, Family], output: Path, options: Options
+) -> list[Path]:
     """The finished reports that an argument stands for."""
     if _is_family(target, families):
         from shadow.files import safe_name
@@ -109,18 +134,28 @@ def _folders(target: str, families: Mapping[str, Family], output: Path, options:
         reports = [report for report in reports if (report / "matrices.parquet").is_file()]
         if not reports:
             where = url_of(output) or output
-            raise ShadowError(f"no finished report of {target} below {where}", f"shadow audit {target}, or name -o")
+            raise ShadowError(
+                f"no finished report of {target} below {where}",
+                f"shadow audit {target}, or name -o",
+            )
         return reports
     path = reports_here(Path(target), options)
     if not os.path.lexists(path):
         name, _, pair = target.partition(":")
         hint = f"name the family {name}" if pair and name in families else nearest(target, families)
-        raise ShadowError(f"no family and no folder {target[:80]!r}", hint or "name a folder that `shadow audit` made")
+        raise ShadowError(
+            f"no family and no folder {target[:80]!r}",
+            hint or "name a folder that `shadow audit` made",
+        )
     return reports_at(path)
 
 
-def _held(of_steps: Lineage, jobs: int | None, allow_pickle: bool) -> dict[tuple[str, str], Joint | str]:
-    """What the joint pass finds for every two steps that follow one another; or why it cannot be made."""
+def _held(
+    of_steps: Lineage, jobs: int | None, allow_pickle: bool
+) -> dict[tuple[str, str], Joint | str]:
+    """What the joint pass finds for every two steps that follow one another; or why it cannot be
+    made.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"  # before the client is imported, which reads it then
     from shadow.audits.joint import hold_against
     from shadow.checkpoints.pairing import Filter

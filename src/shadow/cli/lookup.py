@@ -28,17 +28,23 @@ def families(
         ),
     ] = None,
     component: Annotated[
-        str | None, typer.Option(help="Only families that have this component: vision, projector, audio.")
+        str | None,
+        typer.Option(help="Only families that have this component: vision, projector, audio."),
     ] = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option(help="Only families with this tag; repeat it for families with all of several tags."),
+        typer.Option(
+            help="Only families with this tag; repeat it for families with all of several tags."
+        ),
     ] = None,
     format: FormatOption = Format.table,
     json: Json = False,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of family files.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of family files.")
+    ] = False,
     list_schema: Annotated[
-        bool, typer.Option("--list-schema", help="Print the JSON Schema of the lists that --list takes.")
+        bool,
+        typer.Option("--list-schema", help="Print the JSON Schema of the lists that --list takes."),
     ] = False,
     registry: Registry = None,
 ) -> None:
@@ -50,7 +56,9 @@ def families(
     if schema or list_schema:
         from shadow.targets import editor_schema
 
-        console.show_json(editor_schema.list_schema() if list_schema else editor_schema.family_schema())
+        console.show_json(
+            editor_schema.list_schema() if list_schema else editor_schema.family_schema()
+        )
         return
     if component is not None:
         from shadow.places.names import check_component
@@ -70,8 +78,11 @@ def explain(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A column or figure of a report, the head of a table or another word on the screen, `label`, "
-            "`finding`, `published` or `gates`; without it, list all.",
+            help=(
+                "A column or figure of a report, the head of a table or another word on the screen,"
+                " `label`, "
+                "`finding`, `published` or `gates`; without it, list all."
+            ),
             metavar="WORD",
             autocompletion=completion.words,
         ),
@@ -79,13 +90,24 @@ def explain(
 ) -> None:
     """Explain a column: formula, range, null value, source, pitfalls."""
     from shadow.outputs.terminal.columns import columns_view
-    from shadow.reports.columns import BATCH, COUNTS, FIGURES, MATRICES, RESIDUAL, SCORES, SPECTRA, TABLES, TENSORS
+    from shadow.reports.columns import (
+        BATCH,
+        COUNTS,
+        FIGURES,
+        MATRICES,
+        RESIDUAL,
+        SCORES,
+        SPECTRA,
+        TABLES,
+        TENSORS,
+    )
     from shadow.reports.glossary import terms
     from shadow.reports.heads import HEADS
 
     # of columns with one name, that of matrices.parquet is meant
     columns = {
-        column.name: column for column in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)
+        column.name: column
+        for column in (*BATCH, *COUNTS, *SCORES, *FIGURES, *RESIDUAL, *SPECTRA, *TENSORS, *MATRICES)
     }
     word = " ".join(words or ())
     if not word:
@@ -108,9 +130,11 @@ def explain(
 
 
 def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]:
-    """All that a word stands for, the most specific first: a topic, the head of a table, a column, another word.
+    """All that a word stands for, the most specific first: a topic, the head of a table, a column,
+    another word.
 
-    A space stands for an underscore in the name of a column. Empty where nothing is known of the word.
+    A space stands for an underscore in the name of a column. Empty where nothing is known of the
+    word.
     """
     from shadow.outputs.terminal.columns import column_view, head_view
     from shadow.outputs.terminal.words import other_words
@@ -124,11 +148,15 @@ def _explained(word: str, columns: Mapping[str, Column]) -> list[RenderableType]
     views: list[RenderableType] = []
     if (head := head_of(word)) is not None:
         views.append(head_view(word, head, columns.get(head.column)))
-        return [*views, column_view(column)] if column is not None and head.column != name else views
+        return (
+            [*views, column_view(column)] if column is not None and head.column != name else views
+        )
     if column is not None:
         views.append(column_view(column))
     if (other := other_words().get(word.lower())) is not None:
-        views.append(head_view(word, other, columns.get(other.column) if other.column != name else None))
+        views.append(
+            head_view(word, other, columns.get(other.column) if other.column != name else None)
+        )
     if not views and (text := meaning_of(word)) is not None:
         views.append(head_view(word, Head(text), None))
     return views
@@ -167,7 +195,10 @@ TOPICS: Mapping[str, Callable[[], RenderableType]] = dict(
 
 def schema(
     table: Annotated[
-        str | None, typer.Argument(help="A table of a report; without it, list all.", autocompletion=completion.tables)
+        str | None,
+        typer.Argument(
+            help="A table of a report; without it, list all.", autocompletion=completion.tables
+        ),
     ] = None,
     format: FormatOption = Format.table,
     json: Json = False,
@@ -178,7 +209,9 @@ def schema(
     from shadow.reports.columns import TABLES
 
     if table is not None and table not in TABLES:
-        raise UsageError(f"no table {table!r}", nearest(table, TABLES) or f"one of {', '.join(TABLES)}")
+        raise UsageError(
+            f"no table {table!r}", nearest(table, TABLES) or f"one of {', '.join(TABLES)}"
+        )
     chosen = [TABLES[table]] if table else list(TABLES.values())
     if format is Format.json:
         from shadow.reports.schema import schema_json

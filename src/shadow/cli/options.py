@@ -25,7 +25,9 @@ def on_this_machine(path: Path | None) -> Path | None:
 
 
 def a_place(path: Path | None) -> Path | None:
-    """A callback of options that also take URLs: refuses those that are not supported, before anything is done."""
+    """A callback of options that also take URLs: refuses those that are not supported, before
+    anything is done.
+    """
     if path is not None:
         place = located(path)
         if isinstance(place, Path):
@@ -58,8 +60,11 @@ DEFAULT_OUTPUT = Path("reports")
 Targets = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*' in quotes. Or two "
-        "checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or one org/name of the registry.",
+        help=(
+            "Families of the registry, `family` or `family:from..to`, or a glob such as 'qwen2.5-*'"
+            " in quotes. Or two checkpoints, BASE TUNED: folders as ./DIR, org/name on the Hub. Or"
+            " one org/name of the registry."
+        ),
         metavar="TARGET",
         autocompletion=completion.targets,
     ),
@@ -67,18 +72,27 @@ Targets = Annotated[
 BaseReference = Annotated[
     str | None,
     typer.Option(
-        help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.", metavar="REF", rich_help_panel=CHOICE
+        help="Base checkpoint: ./DIR, /DIR, org/name, or org/name@revision.",
+        metavar="REF",
+        rich_help_panel=CHOICE,
     ),
 ]
 TunedReference = Annotated[
     str | None,
-    typer.Option(help="Checkpoint that was tuned from it, in the same form.", metavar="REF", rich_help_panel=CHOICE),
+    typer.Option(
+        help="Checkpoint that was tuned from it, in the same form.",
+        metavar="REF",
+        rich_help_panel=CHOICE,
+    ),
 ]
 OwnName = Annotated[
     str | None,
     typer.Option(
         "--name",
-        help="Name of a pair that is given by its checkpoints, and so its folder: family:base..tuned.",
+        help=(
+            "Name of a pair that is given by its checkpoints, and so its folder:"
+            " family:base..tuned."
+        ),
         metavar="NAME",
         rich_help_panel=CHOICE,
     ),
@@ -96,7 +110,8 @@ ListFile = Annotated[
 Tag = Annotated[
     list[str] | None,
     typer.Option(
-        help="Only families with this tag; repeat it for families with all of several tags.", rich_help_panel=CHOICE
+        help="Only families with this tag; repeat it for families with all of several tags.",
+        rich_help_panel=CHOICE,
     ),
 ]
 ShardOption = Annotated[
@@ -110,11 +125,21 @@ ShardOption = Annotated[
 ]
 Output = Annotated[
     Path,
-    typer.Option("-o", "--output", help="Folder for reports; may be a URL.", file_okay=False, callback=a_place),
+    typer.Option(
+        "-o",
+        "--output",
+        help="Folder for reports; may be a URL.",
+        file_okay=False,
+        callback=a_place,
+    ),
 ]
 RunFolders = Annotated[
     Path,
-    typer.Argument(help="Folder of a report, or a folder above it; may be a URL.", metavar="RUN", callback=a_place),
+    typer.Argument(
+        help="Folder of a report, or a folder above it; may be a URL.",
+        metavar="RUN",
+        callback=a_place,
+    ),
 ]
 StorageOptions = Annotated[
     str | None,
@@ -157,13 +182,19 @@ class ShowFormat(StrEnum):
 
 FormatOption = Annotated[Format, typer.Option("--format", help="What to print.")]
 Json = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Keep stderr to errors, rules that fail and their count.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("-q", "--quiet", help="Keep stderr to errors, rules that fail and their count."),
+]
 Verbose = Annotated[
     bool,
     typer.Option(
         "-v",
         "--verbose",
-        help="Also tell on stderr where each side comes from, each matrix as it is measured, and where the time went.",
+        help=(
+            "Also tell on stderr where each side comes from, each matrix as it is measured, and"
+            " where the time went."
+        ),
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="Show every number and table of a pair.")]
@@ -224,11 +255,14 @@ class FigureKind(StrEnum):
 Component = Annotated[
     list[str] | None,
     typer.Option(
-        help="Only this component; may be repeated.", autocompletion=completion.components, rich_help_panel=CHOICE
+        help="Only this component; may be repeated.",
+        autocompletion=completion.components,
+        rich_help_panel=CHOICE,
     ),
 ]
 Layer = Annotated[
-    list[str] | None, typer.Option(help="Only these layers: 0, or 4-7; may be repeated.", rich_help_panel=CHOICE)
+    list[str] | None,
+    typer.Option(help="Only these layers: 0, or 4-7; may be repeated.", rich_help_panel=CHOICE),
 ]
 Module = Annotated[
     list[str] | None,
@@ -238,12 +272,16 @@ Module = Annotated[
         rich_help_panel=CHOICE,
     ),
 ]
-Precision = Annotated[PrecisionName, typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING)]
+Precision = Annotated[
+    PrecisionName, typer.Option(help="How precisely to compute spectra.", rich_help_panel=MEASURING)
+]
 OptimizerOption = Annotated[
     OptimizerName | None,
     typer.Option(
         "--optimizer",
-        help="Optimiser of the tuned model, if you know it: the label uses trainings with that one.",
+        help=(
+            "Optimiser of the tuned model, if you know it: the label uses trainings with that one."
+        ),
         rich_help_panel=MEASURING,
     ),
 ]
@@ -251,7 +289,10 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        help="What makes Gram matrices: cpu, cuda, one card as cuda:1, or auto: a card if there is one.",
+        help=(
+            "What makes Gram matrices: cpu, cuda, one card as cuda:1, or auto: a card if there is"
+            " one."
+        ),
         metavar="DEVICE",
         autocompletion=completion.devices,
         rich_help_panel=MEASURING,
@@ -260,7 +301,10 @@ Device = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        help="Number of worker threads; results do not depend on it.", min=1, max=1024, rich_help_panel=MEASURING
+        help="Number of worker threads; results do not depend on it.",
+        min=1,
+        max=1024,
+        rich_help_panel=MEASURING,
     ),
 ]
 NoCache = Annotated[
@@ -286,12 +330,17 @@ CacheFolder = Annotated[
     ),
 ]
 Pickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read torch .bin files, in a child process.", rich_help_panel=FILES)
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Read torch .bin files, in a child process.", rich_help_panel=FILES
+    ),
 ]
 FetchOption = Annotated[
     FetchName,
     typer.Option(
-        "--fetch", help="Download whole shards, or byte ranges, which cannot be verified.", rich_help_panel=FILES
+        "--fetch",
+        help="Download whole shards, or byte ranges, which cannot be verified.",
+        rich_help_panel=FILES,
     ),
 ]
 MaxDisk = Annotated[
@@ -306,14 +355,19 @@ Scores = Annotated[
     list[Path] | None,
     typer.Option(
         "--scores",
-        help="Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder of them; may be "
-        "repeated. A file may be at a URL.",
+        help=(
+            "Benchmark scores that others measured: a CSV, results of lm-eval (JSON), or a folder"
+            " of them; may be repeated. A file may be at a URL."
+        ),
         metavar="FILE",
         callback=places,
     ),
 ]
 Offline = Annotated[
-    bool, typer.Option("--offline", help="Use the Hub's cache only, without a network.", rich_help_panel=FILES)
+    bool,
+    typer.Option(
+        "--offline", help="Use the Hub's cache only, without a network.", rich_help_panel=FILES
+    ),
 ]
 EngineOption = Annotated[
     EngineName,
@@ -368,7 +422,10 @@ FailOn = Annotated[
     list[str] | None,
     typer.Option(
         "--fail-on",
-        help="Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be repeated.",
+        help=(
+            "Exit with 4 if this is true of a figure, such as 'concentration > 0.5'; may be"
+            " repeated."
+        ),
         metavar="RULE",
         rich_help_panel=RULES,
     ),
@@ -388,7 +445,10 @@ Against = Annotated[
     Path | None,
     typer.Option(
         "--against",
-        help="Accepted reports: exit with 4 if a figure lies outside its spread over layers there. May be a URL.",
+        help=(
+            "Accepted reports: exit with 4 if a figure lies outside its spread over layers there."
+            " May be a URL."
+        ),
         metavar="RUN",
         file_okay=False,
         callback=a_place,

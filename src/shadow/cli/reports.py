@@ -37,12 +37,15 @@ def show(
     storage_options: StorageOptions = None,
     format: Annotated[
         ShowFormat,
-        typer.Option("--format", help="What to print; markdown: for a model card or a pull request."),
+        typer.Option(
+            "--format", help="What to print; markdown: for a model card or a pull request."
+        ),
     ] = ShowFormat.table,
     json: Json = False,
     full: Full = False,
 ) -> None:
-    """Show finished reports again, and a table of them if there are several. Scores given here are not kept.
+    """Show finished reports again, and a table of them if there are several. Scores given here are
+    not kept.
 
     For a list, first show how its pairs stand.
     """
@@ -68,9 +71,15 @@ def show(
         from shadow.findings.score_files import scores_of_sides
 
         files = files_here(scores, options)
-        given = scores_of_sides(files, [sides_of(provenance) for _, provenance, _ in reports], console.say)
+        given = scores_of_sides(
+            files, [sides_of(provenance) for _, provenance, _ in reports], console.say
+        )
         reports = [
-            (with_scores(summary, join(given, sides_of(provenance)) or NO_SCORES), provenance, folder)
+            (
+                with_scores(summary, join(given, sides_of(provenance)) or NO_SCORES),
+                provenance,
+                folder,
+            )
             for summary, provenance, folder in reports
         ]
     if format is ShowFormat.json:
@@ -80,12 +89,18 @@ def show(
     if format is ShowFormat.markdown:
         from shadow.outputs.markdown import report_markdown
 
-        console.show_text("\n".join(report_markdown(summary, provenance) for summary, provenance, _ in reports))
+        console.show_text(
+            "\n".join(report_markdown(summary, provenance) for summary, provenance, _ in reports)
+        )
         return
     for summary, provenance, folder in reports:
-        console.display(summary_view(summary, provenance, as_given(folder), console.out.options, full=full))
+        console.display(
+            summary_view(summary, provenance, as_given(folder), console.out.options, full=full)
+        )
     if index is None and len(reports) > 1:
-        console.display(pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in reports]))
+        console.display(
+            pairs_view([Judgement(one.family, one.pair, summary=one) for one, _, _ in reports])
+        )
 
 
 def compare(
@@ -100,15 +115,22 @@ def compare(
     margin: Annotated[
         float,
         typer.Option(
-            help="Smallest difference of concentration that counts. The margins of the other figures follow from it."
+            help=(
+                "Smallest difference of concentration that counts. The margins of the other figures"
+                " follow from it."
+            )
         ),
     ] = 0.05,
     allow_different_base: Annotated[
-        bool, typer.Option("--allow-different-base", help="Also compare deltas from different bases.")
+        bool,
+        typer.Option("--allow-different-base", help="Also compare deltas from different bases."),
     ] = False,
     scores: Scores = None,
     p_values: Annotated[
-        bool, typer.Option("--p-values", help="Also show p, which says nothing of other runs; JSON has it always.")
+        bool,
+        typer.Option(
+            "--p-values", help="Also show p, which says nothing of other runs; JSON has it always."
+        ),
     ] = False,
     output: Annotated[
         Path | None,
@@ -125,7 +147,8 @@ def compare(
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
-    """Compare whose delta is more concentrated: two models tuned from one base, or two stages of one lineage.
+    """Compare whose delta is more concentrated: two models tuned from one base, or two stages of
+    one lineage.
 
     Differences are paired over the same matrices, with their spread over layers and a margin.
 
@@ -142,13 +165,19 @@ def compare(
 
     options = parsed_options(storage_options)
     runs = [reports_here(run, options) for run in runs]
-    folders = list(dict.fromkeys(folder for run in runs for folder in reports_at(run))) if scores else reports_of(runs)
+    folders = (
+        list(dict.fromkeys(folder for run in runs for folder in reports_at(run)))
+        if scores
+        else reports_of(runs)
+    )
     most = comparing.MAX_SCORED if scores else comparing.MAX_REPORTS
     if not 2 <= len(folders) <= most:
         count = counted(len(folders), "report", "reports")
         raise UsageError(f"{count} to compare", f"name two to {most}, or a folder above so many")
     if not 0 <= margin <= 1:
-        raise UsageError(f"--margin {margin:g} is out of range", "give a number from 0 to 1, such as 0.05")
+        raise UsageError(
+            f"--margin {margin:g} is out of range", "give a number from 0 to 1, such as 0.05"
+        )
     given = None
     if scores:
         from shadow.findings.gains import sides_of
@@ -157,7 +186,9 @@ def compare(
 
         known = [sides_of(report_metadata(folder)) for folder in folders]
         given = scores_of_sides(files_here(scores, options), known, console.say)
-    comparison = comparing.compare(folders, margin=margin, allow_different_base=allow_different_base, scores=given)
+    comparison = comparing.compare(
+        folders, margin=margin, allow_different_base=allow_different_base, scores=given
+    )
     if output is not None and comparison.not_contrasted:
         raise ShadowError(f"no rows for {output}: {comparison.not_contrasted}", "leave -o out")
     if output is not None:
@@ -172,12 +203,20 @@ def compare(
 def merge(
     output: Annotated[
         Path,
-        typer.Argument(help="Folder to merge into; may be a URL.", metavar="OUT", file_okay=False, callback=a_place),
+        typer.Argument(
+            help="Folder to merge into; may be a URL.",
+            metavar="OUT",
+            file_okay=False,
+            callback=a_place,
+        ),
     ],
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders or URLs given to `shadow audit -o`; without any, only the index of OUT is rebuilt.",
+            help=(
+                "Folders or URLs given to `shadow audit -o`; without any, only the index of OUT is"
+                " rebuilt."
+            ),
             metavar="[DIR]...",
             callback=places,
         ),
@@ -186,13 +225,15 @@ def merge(
     format: FormatOption = Format.table,
     json: Json = False,
 ) -> None:
-    """Merge the reports of several jobs, such as the shards of a list, into one folder, and rebuild its index.
+    """Merge the reports of several jobs, such as the shards of a list, into one folder, and rebuild
+    its index.
 
     All reports must have the same settings, and two reports of one pair the same numbers.
 
     Last digits may differ, because kinds of CPU round differently; then the first report is kept.
 
-    Exit codes: 0 done; 1 failed, and nothing was copied, or a shard of the list is missing; 2 wrong usage.
+    Exit codes: 0 done; 1 failed, and nothing was copied, or a shard of the list is missing; 2 wrong
+    usage.
     """
     if json:
         format = Format.json
@@ -213,7 +254,8 @@ def merge(
     if result.rounded:
         names = several([":".join(key) for key in result.rounded])
         console.say(
-            f"the last digits of {names} differ, because CPUs round differently: the first report of each is kept"
+            f"the last digits of {names} differ, because CPUs round differently: the first report"
+            " of each is kept"
         )
     if format is Format.json:
         console.show_json(result.index.as_json())
@@ -227,11 +269,13 @@ def merge(
 def clean(
     output: Output = DEFAULT_OUTPUT,
     cache: Annotated[
-        bool, typer.Option("--cache", help="Instead remove the spectra that are kept for later audits.")
+        bool,
+        typer.Option("--cache", help="Instead remove the spectra that are kept for later audits."),
     ] = False,
     cache_dir: CacheFolder = None,
 ) -> None:
-    """Remove what unfinished audits left: partial results, and shards that were to be removed after use.
+    """Remove what unfinished audits left: partial results, and shards that were to be removed after
+    use.
 
     Finished reports stay, and so does everything else in the Hub's cache.
     """
@@ -248,7 +292,9 @@ def clean(
             return
     removed = remove_unfinished(place)
     audits = counted(len(removed), "audit", "audits")
-    console.say(f"removed the unfinished work of {audits}" if removed else "no unfinished audits there")
+    console.say(
+        f"removed the unfinished work of {audits}" if removed else "no unfinished audits there"
+    )
     for folder, fetched in removed.items():
         console.say(f"  {folder}")
         if fetched:
@@ -266,9 +312,13 @@ def _clean_cache(folder: Path | None) -> None:
 
     folder = folder or default_folder()
     if folder is None:
-        raise ShadowError("there is no home folder that could hold a cache", "name the folder with --cache-dir")
+        raise ShadowError(
+            "there is no home folder that could hold a cache", "name the folder with --cache-dir"
+        )
     size = size_of(folder)
     left = make_room(folder, 0)
     console.say(f"{folder}: {byte_size(size - left)} of spectra removed")
     if left:
-        raise ShadowError(f"{folder}: {byte_size(left)} could not be removed", "check who owns the files")
+        raise ShadowError(
+            f"{folder}: {byte_size(left)} could not be removed", "check who owns the files"
+        )

@@ -41,16 +41,27 @@ if TYPE_CHECKING:
 
 def reproduce(
     recipe: Annotated[
-        str, typer.Argument(help="A recipe: benchmark-shadows, or a YAML file of your own.", metavar="RECIPE")
+        str,
+        typer.Argument(
+            help="A recipe: benchmark-shadows, or a YAML file of your own.", metavar="RECIPE"
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Folder for all of it; the recipe's name.", file_okay=False, callback=on_this_machine
+            "-o",
+            "--output",
+            help="Folder for all of it; the recipe's name.",
+            file_okay=False,
+            callback=on_this_machine,
         ),
     ] = None,
-    panel: Annotated[list[str] | None, typer.Option(help="Only this panel; repeat it for several.")] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Tell what it would fetch and measure, and end.")] = False,
+    panel: Annotated[
+        list[str] | None, typer.Option(help="Only this panel; repeat it for several.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Tell what it would fetch and measure, and end.")
+    ] = False,
     jobs: Jobs = None,
     no_cache: NoCache = False,
     cache_dir: CacheFolder = None,
@@ -65,7 +76,8 @@ def reproduce(
 ) -> None:
     """Audit the pairs of a recipe, and draw its figures beside what noise alone would give.
 
-    Writes a page, a figure for each panel, and the reports. After an interruption, the same command continues.
+    Writes a page, a figure for each panel, and the reports. After an interruption, the same command
+    continues.
 
     Exit codes: 0 done; 1 a pair could not be audited; 2 wrong usage.
     """
@@ -100,7 +112,10 @@ def reproduce(
         from shadow.outputs.terminal.recipe import recipe_view
 
         console.display(recipe_view(chosen, panels, measured))
-    console.say(f"page and figures in {folder}/: {chosen.name}.md, {', '.join(f'{one.name}.svg' for one in panels)}")
+    console.say(
+        f"page and figures in {folder}/: {chosen.name}.md,"
+        f" {', '.join(f'{one.name}.svg' for one in panels)}"
+    )
     if faults:
         raise typer.Exit(1)
 
@@ -119,7 +134,9 @@ def _pairs(panels: Sequence[Panel]) -> list[Pair]:
     return list(dict.fromkeys(pair for panel in panels for pair in panel.pairs))
 
 
-def _plan(panels: Sequence[Panel], settings: Settings, folder: Path, runtime: Runtime, *, as_json: bool) -> None:
+def _plan(
+    panels: Sequence[Panel], settings: Settings, folder: Path, runtime: Runtime, *, as_json: bool
+) -> None:
     from shadow.audits.pair import plan_pair
     from shadow.outputs.terminal.plan import plan_view
 
@@ -180,7 +197,9 @@ def _write(
         there = [measured[pair] for pair in panel.pairs if pair in measured]
         if there:
             drawn = draw_panel(there, recipe.metrics)
-            with placing(folder / f"{panel.name}.svg", is_our_figure, "a figure of shadow") as aside:
+            with placing(
+                folder / f"{panel.name}.svg", is_our_figure, "a figure of shadow"
+            ) as aside:
                 aside.write_bytes(drawn)
     page = recipe_page(recipe, panels, measured, faults)
     with placing(folder / f"{recipe.name}.md", is_our_page, "a page of shadow reproduce") as aside:
@@ -197,9 +216,11 @@ def _told(
         {
             "panel": panel.name,
             "pairs": [
-                asdict(measured[pair])
-                if pair in measured
-                else {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
+                (
+                    asdict(measured[pair])
+                    if pair in measured
+                    else {"family": pair.family, "pair": pair.name, "error": faults.get(pair)}
+                )
                 for pair in panel.pairs
             ],
         }

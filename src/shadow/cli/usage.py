@@ -1,4 +1,6 @@
-"""Faults of the command line itself, found before a command runs: one line and a hint, as any other error."""
+"""Faults of the command line itself, found before a command runs: one line and a hint, as any other
+error.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,12 @@ from typer.core import TyperGroup
 from shadow.errors import UsageError
 from shadow.text import nearest
 
-# The class of every such fault. Newer versions of typer bring it themselves, older ones take that of click.
+# The class of every such fault. Newer versions of typer bring it themselves, older ones take that
+# of click.
 WrongUsage: type[Exception] = typer.BadParameter.__mro__[2]
-NOT_A_CHOICE = re.compile(r"(?:Value error, )?(?P<word>'.*') is not one of (?P<choices>'.*')\.?", re.DOTALL)
+NOT_A_CHOICE = re.compile(
+    r"(?:Value error, )?(?P<word>'.*') is not one of (?P<choices>'.*')\.?", re.DOTALL
+)
 
 
 class Commands(TyperGroup):
@@ -22,20 +27,28 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
         if name not in self.commands and not name.startswith("-"):
-            raise UsageError(f"no command {name[:80]!r}", nearest(name, self.commands) or _help_of(ctx))
+            raise UsageError(
+                f"no command {name[:80]!r}", nearest(name, self.commands) or _help_of(ctx)
+            )
         return super().resolve_command(ctx, args)
 
 
 def as_usage_error(fault: Any) -> UsageError | None:
-    """What typer found wrong, a WrongUsage, as an error of this project; None where it has shown the help instead."""
+    """What typer found wrong, a WrongUsage, as an error of this project; None where it has shown
+    the help instead.
+    """
     context = fault.ctx
     unknown = getattr(fault, "option_name", None)
     if unknown and hasattr(fault, "possibilities"):
         options = [
-            name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)
+            name
+            for parameter in context.command.params
+            for name in (*parameter.opts, *parameter.secondary_opts)
         ]
         known = [name for name in options if name.startswith("-")]
-        return UsageError(f"unknown option {unknown[:80]}", nearest(unknown, known) or _help_of(context))
+        return UsageError(
+            f"unknown option {unknown[:80]}", nearest(unknown, known) or _help_of(context)
+        )
     choice = NOT_A_CHOICE.fullmatch(fault.message or "")
     if choice is not None:
         word, choices = choice["word"].strip("'"), re.findall("'([^']*)'", choice["choices"])

@@ -1,19 +1,21 @@
-"""What the layers of one report can say of a figure: intervals by a bootstrap over layers, p by flips of their signs.
+"""What the layers of one report can say of a figure: intervals by a bootstrap over layers, p by
+flips of their signs.
 
-Matrices of one layer are trained together, so layers (blocks) are drawn, and flipped, whole. Layers are drawn with
-replacement and each brings all its matrices; components keep their numbers of layers, and what lies outside the layers
-(an embedding, a head) is in every draw, as a model has one of it. All of this speaks of layers: not of other training
-runs, other seeds or other models.
+Matrices of one layer are trained together, so layers (blocks) are drawn, and flipped, whole. Layers
+are drawn with replacement and each brings all its matrices; components keep their numbers of
+layers, and what lies outside the layers (an embedding, a head) is in every draw, as a model has one
+of it. All of this speaks of layers: not of other training runs, other seeds or other models.
 
-Medians, shares, ratios and paired differences get the expanded percentile interval (Hesterberg 2015, The American
-Statistician 69, 371): the percentiles are those that a t interval of as many layers would need,
-Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles and BCa are too narrow for few layers. Figures of how
-uneven layers are come out too even in every draw, so they get BCa (Efron 1987) with these percentiles, and none below
-UNEVEN layers. docs/planted.md holds the coverage of each. Even the whole range of n draws holds a median only with
-probability 1 - 2^(1-n), so few layers lower the level that an interval may claim.
+Medians, shares, ratios and paired differences get the expanded percentile interval (Hesterberg
+2015, The American Statistician 69, 371): the percentiles are those that a t interval of as many
+layers would need, Phi(sqrt(n / (n - 1)) t_{n-1}(0.025)), since plain percentiles and BCa are too
+narrow for few layers. Figures of how uneven layers are come out too even in every draw, so they get
+BCa (Efron 1987) with these percentiles, and none below UNEVEN layers. docs/planted.md holds the
+coverage of each. Even the whole range of n draws holds a median only with probability 1 - 2^(1-n),
+so few layers lower the level that an interval may claim.
 
-`scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile, draws anew for every
-figure, and is a second's import; a test holds these intervals against its own.
+`scipy.stats.bootstrap` can draw layers too (of their indices), but has no expanded percentile,
+draws anew for every figure, and is a second's import; a test holds these intervals against its own.
 """
 
 from __future__ import annotations
@@ -28,11 +30,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
-DRAWS = 10_000  # of layers; where there are no more ways than that to draw them (up to 5 layers), every one is taken
+# of layers; where there are no more ways than that to draw them (up to 5 layers), every one is
+# taken
+DRAWS = 10_000
 FLIPS, ALL_FLIPS = 9_999, 13  # of signs; up to 13 layers every pattern (2^13) is taken
 SEED = 0
-FEWEST = 4  # layers without which there is no interval: of 3, even their whole range holds a median only 3 times in 4
-UNEVEN = 16  # the same for figures of how uneven layers are: for 8, such intervals held the truth 70-80 times in 100
+# layers without which there is no interval: of 3, even their whole range holds a median only 3
+# times in 4
+FEWEST = 4
+# the same for figures of how uneven layers are: for 8, such intervals held the truth 70-80 times in
+# 100
+UNEVEN = 16
 COUNTED = 128  # rows up to which a median is found by counting; more are bisected
 TOGETHER = 40_000  # medians made at once: 160 kB of counts, which stay in the cache of a core
 UNDEFINED = "not defined for every choice of layers"
@@ -45,7 +53,8 @@ Statistic = Callable[[Counts], NDArray[np.float64]]
 class Interval:
     """(low, high) of a figure over so many layers, or no bounds and the reason.
 
-    level is the probability that the interval may claim at most: LEVEL, or less where there are few layers.
+    level is the probability that the interval may claim at most: LEVEL, or less where there are few
+    layers.
     """
 
     bounds: tuple[float, float] | None
@@ -62,8 +71,8 @@ class Interval:
 class Blocks:
     """The layers that the rows of a table lie in.
 
-    codes (n,): the number of each row's layer, -1 outside the layers. strata (layers,): the number of each layer's
-    component, in ascending order.
+    codes (n,): the number of each row's layer, -1 outside the layers. strata (layers,): the number
+    of each layer's component, in ascending order.
     """
 
     codes: NDArray[np.intp]
@@ -80,7 +89,9 @@ class Blocks:
 
     @property
     def free(self) -> int:
-        """How many layers of a single component leave as much to chance: the only layer of one is in every draw."""
+        """How many layers of a single component leave as much to chance: the only layer of one is
+        in every draw.
+        """
         return self.layers - max(0, len(self.sizes) - 1)
 
     def where(self, kept: NDArray[np.bool_]) -> Blocks:
@@ -93,14 +104,23 @@ class Blocks:
 
 
 def blocks_of(components: Sequence[str], layers: ArrayLike) -> Blocks:
-    """The blocks of rows whose component and layer (NaN outside the layers) are given, in any order."""
+    """The blocks of rows whose component and layer (NaN outside the layers) are given, in any
+    order.
+    """
     numbers = np.asarray(layers, dtype=np.float64)
     places = list(zip(components, numbers, strict=True))
     known = {component: number for number, component in enumerate(sorted(set(components)))}
-    known_places = sorted({(known[component], layer) for component, layer in places if not np.isnan(layer)})
+    known_places = sorted(
+        {(known[component], layer) for component, layer in places if not np.isnan(layer)}
+    )
     code = {place: number for number, place in enumerate(known_places)}
-    codes = [-1 if np.isnan(layer) else code[known[component], layer] for component, layer in places]
-    return Blocks(np.array(codes, dtype=np.intp), np.array([stratum for stratum, _ in known_places], dtype=np.intp))
+    codes = [
+        -1 if np.isnan(layer) else code[known[component], layer] for component, layer in places
+    ]
+    return Blocks(
+        np.array(codes, dtype=np.intp),
+        np.array([stratum for stratum, _ in known_places], dtype=np.intp),
+    )
 
 
 def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
@@ -109,7 +129,9 @@ def interval_of_median(values: ArrayLike, blocks: Blocks) -> Interval:
 
 
 def intervals_of_medians(columns: NDArray[np.float64], blocks: Blocks) -> list[Interval]:
-    """`interval_of_median` of every column of (rows, columns), at once for those that are NaN in the same rows."""
+    """`interval_of_median` of every column of (rows, columns), at once for those that are NaN in
+    the same rows.
+    """
     known = np.ascontiguousarray(~np.isnan(columns).T)
     alike: dict[bytes, list[int]] = {}
     for column, rows in enumerate(known):
@@ -129,7 +151,9 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
     """The same where no row is NaN."""
     n, layers = blocks.free, blocks.layers
     if n < FEWEST:
-        return [Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))] * columns.shape[1]
+        return [
+            Interval(bounds=None, layers=layers, level=None, reason=_too_few(blocks, FEWEST))
+        ] * columns.shape[1]
     counts, times = distinct_draws(blocks.sizes)
     tail, level = expanded_tail(n), _level(n)
     together = max(1, TOGETHER // len(counts))
@@ -138,9 +162,15 @@ def _intervals_of_known(columns: NDArray[np.float64], blocks: Blocks) -> list[In
         values = medians(columns[:, start : start + together], blocks.codes, counts)
         low, high = cut_each(values, times, tail)
         defined_everywhere = np.all(np.isfinite(values), axis=1).tolist()
-        for defined, first, last in zip(defined_everywhere, low.tolist(), high.tolist(), strict=True):
+        for defined, first, last in zip(
+            defined_everywhere, low.tolist(), high.tolist(), strict=True
+        ):
             bounded = Interval((first, last), layers, level)
-            intervals.append(bounded if defined else Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED))
+            intervals.append(
+                bounded
+                if defined
+                else Interval(bounds=None, layers=layers, level=None, reason=UNDEFINED)
+            )
     return intervals
 
 
@@ -151,12 +181,18 @@ def interval(statistic: Statistic, blocks: Blocks, *, unevenness: bool = False) 
     """
     n, fewest = blocks.free, UNEVEN if unevenness else FEWEST
     if n < fewest:
-        return Interval(bounds=None, layers=blocks.layers, level=None, reason=_too_few(blocks, fewest))
+        return Interval(
+            bounds=None, layers=blocks.layers, level=None, reason=_too_few(blocks, fewest)
+        )
     values = statistic(draws(blocks.sizes))
     if not np.isfinite(values).all():
         return Interval(bounds=None, layers=blocks.layers, level=None, reason=UNDEFINED)
     tail = expanded_tail(n)
-    tails = corrected_tails(statistic, values, n=blocks.layers, tail=tail) if unevenness else (tail, tail)
+    tails = (
+        corrected_tails(statistic, values, n=blocks.layers, tail=tail)
+        if unevenness
+        else (tail, tail)
+    )
     return Interval(cut(values, tails), blocks.layers, _level(n))
 
 
@@ -170,7 +206,10 @@ def _too_few(blocks: Blocks, fewest: int) -> str:
     if not layers:
         return "outside the layers"
     among = f" in {components} components" if components > 1 else ""
-    return f"only {layers} layer{'' if layers == 1 else 's'}{among}, it takes {fewest + components - 1}"
+    return (
+        f"only {layers} layer{'' if layers == 1 else 's'}{among}, it takes"
+        f" {fewest + components - 1}"
+    )
 
 
 def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float, float]:
@@ -186,7 +225,9 @@ def cut(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float,
 def cut_each(
     values: NDArray[np.float64], times: NDArray[np.int64], tail: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`cut` at both ends of every row of (rows, draws), with each draw repeated as often as times (draws,) says."""
+    """`cut` at both ends of every row of (rows, draws), with each draw repeated as often as times
+    (draws,) says.
+    """
     most = int(times.sum()) - 1
     below = min(int(tail * (most + 1)), most)
     if len(times) > most:  # every draw once: a third of the time
@@ -195,12 +236,19 @@ def cut_each(
     order = np.argsort(values, axis=1)
     upto = np.cumsum(times[order], axis=1)
     ends = [(upto <= rank).sum(axis=1, keepdims=True) for rank in (below, most - below)]
-    low, high = (np.take_along_axis(values, np.take_along_axis(order, end, axis=1), axis=1)[:, 0] for end in ends)
+    low, high = (
+        np.take_along_axis(values, np.take_along_axis(order, end, axis=1), axis=1)[:, 0]
+        for end in ends
+    )
     return low, high
 
 
-def corrected_tails(statistic: Statistic, values: NDArray[np.float64], n: int, tail: float) -> tuple[float, float]:
-    """The shares that BCa cuts off at each end, from the bias of the draws and the jackknife's skewness over layers."""
+def corrected_tails(
+    statistic: Statistic, values: NDArray[np.float64], n: int, tail: float
+) -> tuple[float, float]:
+    """The shares that BCa cuts off at each end, from the bias of the draws and the jackknife's
+    skewness over layers.
+    """
     from scipy.special import ndtr, ndtri  # a fifth of a second
 
     figure = statistic(np.ones((1, n), dtype=np.int32))[0]
@@ -217,20 +265,26 @@ def corrected_tails(statistic: Statistic, values: NDArray[np.float64], n: int, t
 
 @lru_cache(maxsize=16)
 def draws(sizes: tuple[int, ...]) -> Counts:
-    """Which layers each draw takes, (draws, sum of sizes): with replacement, within components of these sizes.
+    """Which layers each draw takes, (draws, sum of sizes): with replacement, within components of
+    these sizes.
 
-    Every ordered draw where there are no more than DRAWS of them, else DRAWS random ones of a fixed seed. The same for
-    every figure over the same layers, so that figures can be compared draw by draw.
+    Every ordered draw where there are no more than DRAWS of them, else DRAWS random ones of a fixed
+    seed. The same for every figure over the same layers, so that figures can be compared draw by
+    draw.
     """
     if math.prod(size**size for size in sizes) <= DRAWS:
         ends = list(itertools.accumulate(sizes, initial=0))
-        groups = [range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)]
+        groups = [
+            range(start, end) for start, end in itertools.pairwise(ends) for _ in range(end - start)
+        ]
         every = np.array(list(itertools.product(*groups)), dtype=np.intp)
         counts = np.zeros(every.shape, dtype=np.int32)
         np.add.at(counts, (np.arange(len(every))[:, None], every), 1)
     else:
         generator = np.random.default_rng(SEED)
-        parts = [generator.multinomial(size, np.full(size, 1.0 / size), size=DRAWS) for size in sizes]
+        parts = [
+            generator.multinomial(size, np.full(size, 1.0 / size), size=DRAWS) for size in sizes
+        ]
         counts = np.concatenate(parts, axis=1).astype(np.int32)
     counts.flags.writeable = False
     return counts
@@ -251,44 +305,61 @@ def distinct_draws(sizes: tuple[int, ...]) -> tuple[Counts, NDArray[np.int64]]:
 
 @lru_cache(maxsize=1024)
 def expanded_tail(layers: int) -> float:
-    """The probability that is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded percentile."""
+    """The probability that is cut off at each end, below (1 - LEVEL) / 2: Hesterberg's expanded
+    percentile.
+    """
     from scipy.special import ndtr, stdtrit
 
     t = stdtrit(layers - 1, (1.0 - LEVEL) / 2)
     return float(ndtr(t * np.sqrt(layers / (layers - 1))))
 
 
-def medians(columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts) -> NDArray[np.float64]:
-    """The median of the rows that each draw took, as if they were repeated: (rows, columns) -> (columns, draws).
+def medians(
+    columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
+) -> NDArray[np.float64]:
+    """The median of the rows that each draw took, as if they were repeated: (rows, columns) ->
+    (columns, draws).
 
-    codes: the layer of each row, -1 for rows that are in every draw once. Found by bisection in the sorted values, so
-    that 20,000 rows cost as little as 200; few rows are counted one by one, which costs a fifth.
+    codes: the layer of each row, -1 for rows that are in every draw once. Found by bisection in the
+    sorted values, so that 20,000 rows cost as little as 200; few rows are counted one by one, which
+    costs a fifth.
     """
     if len(columns) <= COUNTED:
         return _medians_of_few(columns, codes, counts)
     return np.stack([_median_of_many(values, codes, counts) for values in columns.T])
 
 
-def _median_of_many(values: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts) -> NDArray[np.float64]:
+def _median_of_many(
+    values: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
+) -> NDArray[np.float64]:
     """The same of one column, by bisection."""
     order = np.argsort(values, kind="stable")
     ascending, n = values[order], len(values)
     weights = np.concatenate([counts, np.ones((len(counts), 1), dtype=np.int32)], axis=1)
-    below = np.zeros((n + 1, weights.shape[1]), dtype=np.int32)  # of the k smallest rows, how many lie in each layer
+    below = np.zeros(
+        (n + 1, weights.shape[1]), dtype=np.int32
+    )  # of the k smallest rows, how many lie in each layer
     below[np.arange(1, n + 1), codes[order]] = 1
     np.cumsum(below, axis=0, out=below)
     total = weights @ below[-1]
     middle = [
-        _value_of_rank(ascending, below, weights=weights, rank=rank) for rank in ((total + 1) // 2, total // 2 + 1)
+        _value_of_rank(ascending, below, weights=weights, rank=rank)
+        for rank in ((total + 1) // 2, total // 2 + 1)
     ]
     return np.asarray((middle[0] + middle[1]) / 2)
 
 
-def _medians_of_few(columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts) -> NDArray[np.float64]:
-    """The same, going through the sorted rows of every column: how many of them a draw took before its middle."""
+def _medians_of_few(
+    columns: NDArray[np.float64], codes: NDArray[np.intp], counts: Counts
+) -> NDArray[np.float64]:
+    """The same, going through the sorted rows of every column: how many of them a draw took before
+    its middle.
+    """
     order = np.argsort(columns, axis=0, kind="stable")
     ascending = np.take_along_axis(columns, order, axis=0).T
-    taken = np.concatenate([counts.T, np.ones((1, len(counts)), dtype=np.int32)])  # by layer, those outside last
+    taken = np.concatenate(
+        [counts.T, np.ones((1, len(counts)), dtype=np.int32)]
+    )  # by layer, those outside last
     total = taken.T @ np.bincount(codes % len(taken), minlength=len(taken)).astype(np.int32)
     ranks = ((total + 1) // 2, total // 2 + 1)
     upto = np.zeros((columns.shape[1], len(counts)), dtype=np.int32)
@@ -302,10 +373,16 @@ def _medians_of_few(columns: NDArray[np.float64], codes: NDArray[np.intp], count
 
 
 def _value_of_rank(
-    ascending: NDArray[np.float64], below: NDArray[np.int32], weights: Counts, rank: NDArray[np.int32]
+    ascending: NDArray[np.float64],
+    below: NDArray[np.int32],
+    weights: Counts,
+    rank: NDArray[np.int32],
 ) -> NDArray[np.float64]:
     """The rank-th smallest of the rows of each draw, ranks from 1."""
-    low, high = np.zeros(len(rank), dtype=np.intp), np.full(len(rank), len(ascending), dtype=np.intp)
+    low, high = (
+        np.zeros(len(rank), dtype=np.intp),
+        np.full(len(rank), len(ascending), dtype=np.intp),
+    )
     while (low < high).any():
         middle = (low + high) // 2
         enough = np.einsum("ij,ij->i", weights, below[middle]) >= rank
@@ -314,7 +391,9 @@ def _value_of_rank(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Several p, adjusted so that the chance of any wrong one below a level is that level. Source: Holm 1979."""
+    """Several p, adjusted so that the chance of any wrong one below a level is that level. Source:
+    Holm 1979.
+    """
     known = sorted((value, at) for at, value in enumerate(values) if value is not None)
     adjusted: list[float | None] = [None] * len(values)
     largest = 0.0
@@ -325,17 +404,22 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def sign_flip_p(per_layer: NDArray[np.float64]) -> float | None:
-    """Two-sided p of the mean of per_layer (L,): the share of sign patterns whose mean is as far from 0.
+    """Two-sided p of the mean of per_layer (L,): the share of sign patterns whose mean is as far
+    from 0.
 
-    Every pattern for L <= ALL_FLIPS, so that p is at least 2^(1 - L); else FLIPS random ones of a fixed seed beside
-    the observed one. Null for L = 0. If there is no difference, each layer's sign is a toss.
+    Every pattern for L <= ALL_FLIPS, so that p is at least 2^(1 - L); else FLIPS random ones of a
+    fixed seed beside the observed one. Null for L = 0. If there is no difference, each layer's sign
+    is a toss.
 
-    Source: Fisher 1935, The Design of Experiments; scipy.stats.permutation_test with permutation_type="samples".
+    Source: Fisher 1935, The Design of Experiments; scipy.stats.permutation_test with
+    permutation_type="samples".
     """
     count = len(per_layer)
     if not count:
         return None
-    sizes = np.sort(np.abs(per_layer))  # so that p depends neither on the order of layers nor on which report is first
+    sizes = np.sort(
+        np.abs(per_layer)
+    )  # so that p depends neither on the order of layers nor on which report is first
     observed = abs(per_layer.sum()) * (1 - 1e-12)  # sums of one pattern differ by rounding
     if count <= ALL_FLIPS:
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=count)))

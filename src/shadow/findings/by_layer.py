@@ -1,4 +1,6 @@
-"""A report -> a figure of its deltas by layer, beside what independent noise of the same size would leave there."""
+"""A report -> a figure of its deltas by layer, beside what independent noise of the same size would
+leave there.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,14 @@ class LayerFigure:
     """The median over the layer's matrices."""
 
     noise: float | None
-    """The same of independent noise with the Frobenius norm of each delta; None of figures that none is known for."""
+    """The same of independent noise with the Frobenius norm of each delta; None of figures that
+    none is known for.
+    """
 
     rounding: float | None
-    """The same of rounding alone, which is the norm over `floor_ratio`; None too where nothing was rounded."""
+    """The same of rounding alone, which is the norm over `floor_ratio`; None too where nothing was
+    rounded.
+    """
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,9 @@ def _keys(rows: pd.DataFrame) -> list[str]:
     return ["\t".join(map(str, parts)) for parts in zip(*columns, strict=True)]
 
 
-def _layers(inside: pd.DataFrame, metric: str, bases: dict[str, NDArray[np.float64]]) -> list[LayerFigure]:
+def _layers(
+    inside: pd.DataFrame, metric: str, bases: dict[str, NDArray[np.float64]]
+) -> list[LayerFigure]:
     predict = PREDICTED.get(metric)
     found = []
     valued = inside[inside[metric].notna()]
@@ -92,7 +100,11 @@ def _layers(inside: pd.DataFrame, metric: str, bases: dict[str, NDArray[np.float
                 if whole is not None:
                     noise.append(whole)
                 floor = row["floor_ratio"]
-                rounded = None if pd.isna(floor) else predict(row, bases.get(key), float(row["frobenius_norm"] / floor))
+                rounded = (
+                    None
+                    if pd.isna(floor)
+                    else predict(row, bases.get(key), float(row["frobenius_norm"] / floor))
+                )
                 if rounded is not None:
                     rounding.append(rounded)
         found.append(
@@ -106,25 +118,37 @@ def _layers(inside: pd.DataFrame, metric: str, bases: dict[str, NDArray[np.float
     return found
 
 
-def _rank_of_noise(row: pd.Series[float], base: NDArray[np.float64] | None, norm: float) -> float | None:
+def _rank_of_noise(
+    row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
+) -> float | None:
     return noise_effective_rank(int(row["rows"]), int(row["cols"]))
 
 
-def _shift_of_noise(row: pd.Series[float], base: NDArray[np.float64] | None, norm: float) -> float | None:
+def _shift_of_noise(
+    row: pd.Series[float], base: NDArray[np.float64] | None, norm: float
+) -> float | None:
     if base is None:  # an audit with --no-spectra
         return None
     return shift_by_noise(base, int(row["rows"]), int(row["cols"]), norm)
 
 
-PREDICTED: dict[str, Callable[[pd.Series[float], NDArray[np.float64] | None, float], float | None]] = {
+PREDICTED: dict[
+    str, Callable[[pd.Series[float], NDArray[np.float64] | None, float], float | None]
+] = {
     "effective_rank": _rank_of_noise,
     "effective_rank_shift": _shift_of_noise,
 }
 
 
 def medians(layers: Sequence[LayerFigure]) -> tuple[float | None, float | None, float | None]:
-    """Measured, by noise alone, by rounding alone: medians over layers; None where no layer has one."""
-    columns = ([one.measured for one in layers], [one.noise for one in layers], [one.rounding for one in layers])
+    """Measured, by noise alone, by rounding alone: medians over layers; None where no layer has
+    one.
+    """
+    columns = (
+        [one.measured for one in layers],
+        [one.noise for one in layers],
+        [one.rounding for one in layers],
+    )
     known = [[value for value in column if value is not None] for column in columns]
     measured, noise, rounding = (median(values) if values else None for values in known)
     return measured, noise, rounding

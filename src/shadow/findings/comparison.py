@@ -1,12 +1,14 @@
-"""Finished reports -> Comparison: whose delta is more concentrated, over the same matrices. Reads, prints nothing.
+"""Finished reports -> Comparison: whose delta is more concentrated, over the same matrices. Reads,
+prints nothing.
 
-One system of names holds from the frames to the JSON and the Parquet file: `X_first` and `X_second` are of the two
-reports, `X_difference` is the difference on the scale of the figure X. The JSON, where a row has a figure's difference
-alone, calls that X.
+One system of names holds from the frames to the JSON and the Parquet file: `X_first` and `X_second`
+are of the two reports, `X_difference` is the difference on the scale of the figure X. The JSON,
+where a row has a figure's difference alone, calls that X.
 
-Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference. The median of the
-paired differences comes with an interval over layers, a sign-flip test and a declared margin: two runs of one regime
-differ "significantly" in every fourth case, by up to 0.021 in concentration, so an interval alone proves too much.
+Two deltas are compared matrix by matrix, so that shape, place and base drop out of the difference.
+The median of the paired differences comes with an interval over layers, a sign-flip test and a
+declared margin: two runs of one regime differ "significantly" in every fourth case, by up to 0.021
+in concentration, so an interval alone proves too much.
 """
 
 from __future__ import annotations
@@ -52,21 +54,28 @@ ComparisonVerdict = Literal[
     "not comparable",
 ]
 
-COMPARISON_SCHEMA = (
-    1  # of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
-)
-MARGIN = 0.05  # of concentration: two seeds of one regime differed by at most 0.021, narrow and broad data by 0.12
+# of what `--format json` prints and of the files of `-o`; raised when a field changes its meaning
+COMPARISON_SCHEMA = 1
+# of concentration: two seeds of one regime differed by at most 0.021, narrow and broad data by 0.12
+MARGIN = 0.05
 MIN_AGREEING = 2  # of the four figures that vote beside concentration
-FAR_NORMS = 3.0  # relative norms further apart are warned of: concentration falls as an update grows
+FAR_NORMS = (
+    3.0  # relative norms further apart are warned of: concentration falls as an update grows
+)
 MOST = 0.9  # share of a report's measured parameters that should be compared
 MAX_REPORTS = 12
 MAX_SCORED = 200  # reports of which scores are correlated
 CLAIMS: ComparisonClaims = {
     "measured": ["differences of the spectra of two deltas, paired over the same matrices"],
     "not_shown": [
-        "whether two more runs would differ: the spread is over layers of these runs, not over training runs",
-        "why they differ: optimiser, adapters, learning rate and novelty of the data move these figures as much as "
-        "narrowness does",
+        (
+            "whether two more runs would differ: the spread is over layers of these runs, not over"
+            " training runs"
+        ),
+        (
+            "why they differ: optimiser, adapters, learning rate and novelty of the data move these"
+            " figures as much as narrowness does"
+        ),
         "what the models can or cannot do",
     ],
 }
@@ -97,8 +106,10 @@ class ComparedFigure:
     """+1 where more of it is more concentrated, -1 where less of it is; 0: it does not vote."""
 
     margin: Literal["same", "power"] | None
-    """For a margin M of concentration: `same` is M; `power` is M ln N with N the null participation ratio, because at
-    an equal null a concentration M higher means N^M times fewer directions; None: it has none."""
+    """For a margin M of concentration: `same` is M; `power` is M ln N with N the null participation
+    ratio, because at an equal null a concentration M higher means N^M times fewer directions; None:
+    it has none.
+    """
 
 
 FIGURES = (
@@ -155,7 +166,9 @@ FIGURES = (
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of two reports, over the matrices in layers. Numbers are None where no matrix has the figure."""
+    """One figure of two reports, over the matrices in layers. Numbers are None where no matrix has
+    the figure.
+    """
 
     figure: str
     """The name of the figure."""
@@ -204,7 +217,9 @@ class Difference:
 
     @property
     def points(self) -> int:
-        """+1 where the interval lies wholly where the first is more concentrated, -1 where less, else 0."""
+        """+1 where the interval lies wholly where the first is more concentrated, -1 where less,
+        else 0.
+        """
         if self.low is None or self.high is None:
             return 0
         return self.direction * ((self.low > 0) - (self.high < 0))
@@ -313,7 +328,9 @@ class Contrast:
     """How the two are related."""
 
     verified: str | None
-    """How they are known to share the weights that relation says they share: by commit, content or spectra."""
+    """How they are known to share the weights that relation says they share: by commit, content or
+    spectra.
+    """
 
     matched: MatchedCounts
     """What is compared."""
@@ -428,7 +445,12 @@ class Comparison:
         keys = ("first", "second", "relation", "verified", "verdict")
         contrasts = [{key: getattr(contrast, key) for key in keys} for contrast in self.contrasts]
         reports = [asdict(report) for report in self.reports]
-        comparison = {"schema": self.schema, "margin": self.margin, "reports": reports, "contrasts": contrasts}
+        comparison = {
+            "schema": self.schema,
+            "margin": self.margin,
+            "reports": reports,
+            "contrasts": contrasts,
+        }
         return {"version": self.version, "comparison": comparison}
 
 
@@ -441,9 +463,10 @@ def compare(
 ) -> Comparison:
     """Compare finished reports, every two of them.
 
-    Raises ShadowError when one cannot be read, when two share no measured matrix, and when two rest on different
-    bases, unless that is allowed. With scores, different bases and more than MAX_REPORTS are no fault: gains and
-    concentrations of all are correlated, and matrices are not compared.
+    Raises ShadowError when one cannot be read, when two share no measured matrix, and when two rest
+    on different bases, unless that is allowed. With scores, different bases and more than
+    MAX_REPORTS are no fault: gains and concentrations of all are correlated, and matrices are not
+    compared.
     """
     reports = [read_report(folder, report_label(index)) for index, folder in enumerate(folders)]
     scored = score_reports(reports, scores)
@@ -467,7 +490,9 @@ def compare(
     related = relations(reports, pairs)
     apart = None if allow_different_base else _different_bases(reports, related)
     if apart is not None and scores is None:
-        raise ShadowError(apart, "compare models tuned from one base, or add --allow-different-base")
+        raise ShadowError(
+            apart, "compare models tuned from one base, or add --allow-different-base"
+        )
     if apart is not None:
         without = f"{apart}; not compared matrix by matrix without --allow-different-base"
         return replace(comparison, not_contrasted=without)
@@ -476,7 +501,8 @@ def compare(
 
 
 def _different_bases(
-    reports: Sequence[ComparedReport], related: Mapping[tuple[int, int], tuple[Relation, str | None]]
+    reports: Sequence[ComparedReport],
+    related: Mapping[tuple[int, int], tuple[Relation, str | None]],
 ) -> str | None:
     """The first two reports of different bases, in words; None where there are none."""
     for (i, j), (relation, why) in related.items():
@@ -496,15 +522,21 @@ def report_label(index: int) -> str:
 
 
 def _with_differences(matched: pd.DataFrame) -> pd.DataFrame:
-    """Adds to matched deltas, for every figure X, X_first, X_second and X_difference, and null: ln N of both."""
+    """Adds to matched deltas, for every figure X, X_first, X_second and X_difference, and null: ln
+    N of both.
+    """
     added: dict[str, NDArray[np.float64]] = {}
     with np.errstate(all="ignore"):
         for figure in FIGURES:
             values = [_values(figure, matched, side) for side in SIDES]
             scaled = [np.log(value) for value in values] if figure.scale == "log ratio" else values
-            added |= {f"{figure.name}_{side}": value for side, value in zip(SIDES, values, strict=True)}
+            added |= {
+                f"{figure.name}_{side}": value for side, value in zip(SIDES, values, strict=True)
+            }
             added[f"{figure.name}_difference"] = scaled[0] - scaled[1]
-        nulls = [np.log(matched[f"null_participation_ratio_{side}"].to_numpy(float)) for side in SIDES]
+        nulls = [
+            np.log(matched[f"null_participation_ratio_{side}"].to_numpy(float)) for side in SIDES
+        ]
         added["null"] = nulls[0] / 2 + nulls[1] / 2
     finite = {name: np.where(np.isfinite(values), values, np.nan) for name, values in added.items()}
     others = matched.drop(columns=[name for name in finite if name in matched])
@@ -520,9 +552,12 @@ def _values(figure: ComparedFigure, matched: pd.DataFrame, side: str) -> NDArray
 
 
 def _cells(matched: pd.DataFrame) -> pd.DataFrame:
-    """The matrices inside layers, the experts of one module and layer as one, by the median of every column."""
+    """The matrices inside layers, the experts of one module and layer as one, by the median of
+    every column.
+    """
     inside = matched[matched["layer"].notna()]
-    # a number has nothing to do with what an expert does, so experts are told apart neither by it nor by name
+    # a number has nothing to do with what an expert does, so experts are told apart neither by it
+    # nor by name
     cell = inside["slot"].where(inside["expert"].isna(), "").fillna("")
     names = [f"{figure.name}_{what}" for figure in FIGURES for what in (*SIDES, "difference")]
     keys = ["component", "layer", "module", "cell"]
@@ -532,7 +567,9 @@ def _cells(matched: pd.DataFrame) -> pd.DataFrame:
 
 
 def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Difference:
-    """The difference of one figure over cells that lie in layers; margin is that of concentration. See Difference."""
+    """The difference of one figure over cells that lie in layers; margin is that of concentration.
+    See Difference.
+    """
     column = f"{figure.name}_difference"
     known = cells[cells[column].notna()]
     by_layer = known.groupby(["component", "layer"])
@@ -565,9 +602,15 @@ def difference(figure: ComparedFigure, cells: pd.DataFrame, margin: float) -> Di
 
 
 def _figure_verdict(
-    figure: ComparedFigure, apart: float | None, low: float | None, high: float | None, margin: float | None
+    figure: ComparedFigure,
+    apart: float | None,
+    low: float | None,
+    high: float | None,
+    margin: float | None,
 ) -> ComparisonVerdict | None:
-    """What one figure says: a direction only if 0 is outside the interval and the margin is reached."""
+    """What one figure says: a direction only if 0 is outside the interval and the margin is
+    reached.
+    """
     if not figure.direction:
         return None
     if apart is None or low is None or high is None or low <= 0 <= high:
@@ -586,14 +629,20 @@ def number(value: float) -> float | None:
 
 
 def contrast(
-    first: ComparedReport, second: ComparedReport, relation: Relation, how: str | None, *, margin: float
+    first: ComparedReport,
+    second: ComparedReport,
+    relation: Relation,
+    how: str | None,
+    *,
+    margin: float,
 ) -> Contrast:
     """The first report against the second. Raises ShadowError when they share no measured matrix."""
     by_base = relation in ("the same pair", "one base") and how in ("commit", "content")
     rows = match(first.subject("delta"), second.subject("delta"), by_base=by_base)
     if rows.empty:
         raise ShadowError(
-            f"{first.name} and {second.name} have no changed matrix of one place and shape in common",
+            f"{first.name} and {second.name} have no changed matrix of one place and shape in"
+            " common",
             "audit both without filters, and see `shadow show` for what is identical or skipped",
         )
     matched = _with_differences(rows)
@@ -602,7 +651,10 @@ def contrast(
     counts = _counts(first, second, matched=matched, cells=cells)
     fatal = _not_comparable(first, second, matched[matched["layer"].notna()])
     if fatal:
-        figures = [replace(figure, verdict="not comparable" if figure.direction else None) for figure in figures]
+        figures = [
+            replace(figure, verdict="not comparable" if figure.direction else None)
+            for figure in figures
+        ]
     verdict = "not comparable" if fatal else _verdict(figures)
     different = relation == "different bases"
     return Contrast(
@@ -616,21 +668,31 @@ def contrast(
         modules=_by_module(matched),
         layers=_by_layer(cells),
         verdict=verdict,
-        sentence=_sentence(first, second, verdict=verdict, figures=figures, fatal=fatal, different=different),
+        sentence=_sentence(
+            first, second, verdict=verdict, figures=figures, fatal=fatal, different=different
+        ),
         consistent_with=_consistent_with(first, second, verdict),
         not_comparable=fatal,
         warnings=[
             *_warn_of_relation(first, second, relation=relation, how=how),
             *settings_apart(first, second),
-            *_warn_of_coverage(first, second, matched=matched, counts=counts, concentration=figures[0]),
-            *_warn_of_deltas(first, second, matched=matched, concentration=figures[0], norm=figures[-1]),
+            *_warn_of_coverage(
+                first, second, matched=matched, counts=counts, concentration=figures[0]
+            ),
+            *_warn_of_deltas(
+                first, second, matched=matched, concentration=figures[0], norm=figures[-1]
+            ),
         ],
         rows=_rows(first, second, matched),
     )
 
 
-def _counts(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame, cells: pd.DataFrame) -> MatchedCounts:
-    """What is compared: matrices, how many of them lie in layers and so have a vote, and their share of each report."""
+def _counts(
+    first: ComparedReport, second: ComparedReport, matched: pd.DataFrame, cells: pd.DataFrame
+) -> MatchedCounts:
+    """What is compared: matrices, how many of them lie in layers and so have a vote, and their
+    share of each report.
+    """
     parameters = int((matched["rows"] * matched["cols"]).sum())
 
     def share_of(report: ComparedReport) -> float:
@@ -648,31 +710,36 @@ def _counts(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame
     )
 
 
-def _not_comparable(first: ComparedReport, second: ComparedReport, voting: pd.DataFrame) -> list[str]:
+def _not_comparable(
+    first: ComparedReport, second: ComparedReport, voting: pd.DataFrame
+) -> list[str]:
     """Why a verdict on these two could not be defended, whatever the figures say.
 
-    Each of these moves concentration by more than data do: a low rank by 0.4 of 0.15, rounding takes it to 0, and the
-    difference of two unrelated models is no update.
+    Each of these moves concentration by more than data do: a low rank by 0.4 of 0.15, rounding
+    takes it to 0, and the difference of two unrelated models is no update.
     """
     reasons = []
-    ceilings = [voting[f"rank_ceiling_{side}"].to_numpy(np.float64, na_value=math.inf) for side in SIDES]
+    ceilings = [
+        voting[f"rank_ceiling_{side}"].to_numpy(np.float64, na_value=math.inf) for side in SIDES
+    ]
     apart = ceilings[0] != ceilings[1]
     if apart.any():
         kinds = [_ceiling(ranks[apart]) for ranks in ceilings]
         reasons.append(
-            f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in {apart.sum()} matrices), and the rank that "
-            "an update may have decides how many directions hold it"
+            f"{first.name} is {kinds[0]} and {second.name} {kinds[1]} (in {apart.sum()} matrices),"
+            " and the rank that an update may have decides how many directions hold it"
         )
     for side, report in zip(SIDES, (first, second), strict=True):
         cosine, floor = voting[f"cosine_{side}"].median(), voting[f"floor_ratio_{side}"].median()
         if cosine < LINEAGE:
             reasons.append(
-                f"the two sides of {report.name} have little in common (median cosine {cosine:.2f}), so their "
-                "difference is not an update"
+                f"the two sides of {report.name} have little in common (median cosine"
+                f" {cosine:.2f}), so their difference is not an update"
             )
         if floor < ROUNDING:
             reasons.append(
-                f"the delta of {report.name} is mostly rounding ({floor:.1f} times what storage alone would leave)"
+                f"the delta of {report.name} is mostly rounding ({floor:.1f} times what storage"
+                " alone would leave)"
             )
     return reasons
 
@@ -688,13 +755,17 @@ def _ceiling(ranks: NDArray[np.float64]) -> str:
 
 
 def _verdict(figures: Sequence[Difference]) -> ComparisonVerdict:
-    """Concentration's own verdict, if at least two of the other four point its way, and more than point the other."""
+    """Concentration's own verdict, if at least two of the other four point its way, and more than
+    point the other.
+    """
     concentration, others = figures[0], [figure for figure in figures[1:] if figure.direction]
     directed = ("more concentrated", "less concentrated")
     if concentration.verdict in directed:
         agree = sum(figure.points == concentration.points for figure in others)
         oppose = sum(figure.points == -concentration.points for figure in others)
-        return concentration.verdict if agree >= MIN_AGREEING and agree > oppose else "mixed evidence"
+        return (
+            concentration.verdict if agree >= MIN_AGREEING and agree > oppose else "mixed evidence"
+        )
     beyond = sum(figure.verdict in directed for figure in others)
     if beyond >= MIN_AGREEING or concentration.verdict is None:
         return "mixed evidence"
@@ -721,35 +792,42 @@ def _sentence(
     way = concentration.points
     if verdict in ("more concentrated", "less concentrated"):
         against = f"; {pointing[-way]} the other way" if pointing[-way] else ""
-        text = f"{than}{whose}: concentration differs by {size}, beyond the margin of {concentration.margin:g}"
+        text = (
+            f"{than}{whose}: concentration differs by {size}, beyond the margin of"
+            f" {concentration.margin:g}"
+        )
         return f"{text}; {pointing[way]} point the same way{against}"
     both = f"{first.name} and {second.name}{whose}"
     if verdict == "different, below the margin":
         least = f"less than the margin of {concentration.margin:g}"
         return (
-            f"{both} differ, below the margin: concentration by {size}, {least}; two runs of one regime can differ as "
-            "much"
+            f"{both} differ, below the margin: concentration by {size}, {least}; two runs of one"
+            " regime can differ as much"
         )
     if verdict == "not distinguished":
         return f"{both} are not distinguished: {_why_not_distinguished(concentration, size)}"
     if concentration.verdict in ("more concentrated", "less concentrated"):
         same, other = pointing[way] or "none", pointing[-way] or "none"
         return (
-            f"mixed evidence: by concentration {than}{whose} ({size}), but of the other four figures {same} point the "
-            f"same way and {other} the other way"
+            f"mixed evidence: by concentration {than}{whose} ({size}), but of the other four"
+            f" figures {same} point the same way and {other} the other way"
         )
     more, less = pointing[1] or "none", pointing[-1] or "none"
     what = "below the margin" if way else "not distinguished"
     return (
-        f"mixed evidence on {both}: the difference in concentration is {what}, but by {more} {first.label} is more "
-        f"concentrated, and by {less} {second.label}"
+        f"mixed evidence on {both}: the difference in concentration is {what}, but by {more}"
+        f" {first.label} is more concentrated, and by {less} {second.label}"
     )
 
 
 def _pointing(figures: Sequence[Difference], way: int) -> list[str]:
-    """The titles of the voting figures that point one way: +1 to the first report as more concentrated, -1 to less."""
+    """The titles of the voting figures that point one way: +1 to the first report as more
+    concentrated, -1 to less.
+    """
     titles = {figure.name: figure.title for figure in FIGURES}
-    return [titles[figure.figure] for figure in figures if figure.direction and figure.points == way]
+    return [
+        titles[figure.figure] for figure in figures if figure.direction and figure.points == way
+    ]
 
 
 def _why_not_distinguished(concentration: Difference, size: str) -> str:
@@ -764,7 +842,9 @@ def _listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
-def _consistent_with(first: ComparedReport, second: ComparedReport, verdict: ComparisonVerdict) -> list[str]:
+def _consistent_with(
+    first: ComparedReport, second: ComparedReport, verdict: ComparisonVerdict
+) -> list[str]:
     """What would explain the verdict; never what did."""
     if verdict in ("more concentrated", "less concentrated"):
         more = first if verdict == "more concentrated" else second
@@ -783,7 +863,10 @@ def _warn_of_relation(
     if relation == "different bases":
         yield f"the bases differ ({how}), so the difference may come from them"
     elif relation in ("consecutive stages", "one lineage"):
-        yield "these are steps of one lineage and start from different weights, the later step where the earlier ended"
+        yield (
+            "these are steps of one lineage and start from different weights, the later step where"
+            " the earlier ended"
+        )
     elif relation == "the same pair":
         yield "both reports are of the same pair of checkpoints"
     for report in (first, second):
@@ -799,15 +882,24 @@ def settings_apart(first: ComparedReport, second: ComparedReport) -> Iterator[st
         yield f"made by different versions of shadow: {versions}"
     differ = "measured with different settings"
     if left.precision != right.precision:
-        yield f"{differ}: --precision {left.precision} in {first.label}, {right.precision} in {second.label}"
+        yield (
+            f"{differ}: --precision {left.precision} in {first.label}, {right.precision} in"
+            f" {second.label}"
+        )
     if left.nulls != right.nulls:
         nulls = f"--nulls {left.nulls} in {first.label}, {right.nulls} in {second.label}"
         yield f"{differ}: {nulls}; no figure here rests on it"
     if left.asked_device != right.asked_device:
-        yield f"{differ}: --device {left.asked_device} in {first.label}, {right.asked_device} in {second.label}"
+        yield (
+            f"{differ}: --device {left.asked_device} in {first.label}, {right.asked_device} in"
+            f" {second.label}"
+        )
     chosen = [(report.components, report.layers, report.modules) for report in (left, right)]
     if chosen[0] != chosen[1]:
-        yield "the audits were filtered differently (--component, --layer, --module): what both measured is compared"
+        yield (
+            "the audits were filtered differently (--component, --layer, --module): what both"
+            " measured is compared"
+        )
 
 
 def _warn_of_coverage(
@@ -820,20 +912,27 @@ def _warn_of_coverage(
 ) -> Iterator[str]:
     for report, share in ((first, counts.share_of_first), (second, counts.share_of_second)):
         if share < MOST:
-            yield f"only {100 * share:.0f} % of the changed parameters of {report.name} are compared"
+            yield (
+                f"only {100 * share:.0f} % of the changed parameters of {report.name} are compared"
+            )
     for side, report in zip(SIDES, (first, second), strict=True):
         if unverified := int((~matched[f"verified_{side}"]).sum()):
-            yield f"{unverified} matrices of {report.name} came as byte ranges, which no checksum covers"
+            yield (
+                f"{unverified} matrices of {report.name} came as byte ranges, which no checksum"
+                " covers"
+            )
     dtypes = [matched[f"dtype_{side}"].fillna("") for side in SIDES]
     if (apart := dtypes[0] != dtypes[1]).any():
         left, right = (" and ".join(sorted(set(names[apart]))[:3]) for names in dtypes)
         yield (
-            f"{apart.sum()} matrices are stored in different dtypes: {left} in {first.label}, {right} in {second.label}"
+            f"{apart.sum()} matrices are stored in different dtypes: {left} in {first.label},"
+            f" {right} in {second.label}"
         )
     if concentration.level is not None and concentration.level < LEVEL:
         yield (
-            f"only {concentration.layers} layers: no spread over them covers more than "
-            f"{100 * concentration.level:.3g} %, and p cannot be below {2.0 ** (1 - concentration.layers):.3g}"
+            f"only {concentration.layers} layers: no spread over them covers more than"
+            f" {100 * concentration.level:.3g} %, and p cannot be below"
+            f" {2.0 ** (1 - concentration.layers):.3g}"
         )
 
 
@@ -848,34 +947,47 @@ def _warn_of_deltas(
     if norm.difference is not None and abs(norm.difference) > math.log(FAR_NORMS):
         large, small = (first, second) if norm.difference > 0 else (second, first)
         yield (
-            f"relative to its base, the update of {large.name} is {math.exp(abs(norm.difference)):.2g} times as large "
-            f"as that of {small.name}: concentration falls as an update grows"
+            f"relative to its base, the update of {large.name} is"
+            f" {math.exp(abs(norm.difference)):.2g} times as large as that of {small.name}:"
+            " concentration falls as an update grows"
         )
     short = matched[["rows", "cols"]].to_numpy(np.float64).min(axis=1)
     ranks = [
-        pd.Series(matched[f"numerical_rank_{side}"].to_numpy(np.float64, na_value=math.nan) / short).median()
+        pd.Series(
+            matched[f"numerical_rank_{side}"].to_numpy(np.float64, na_value=math.nan) / short
+        ).median()
         for side in SIDES
     ]
     if min(ranks) < FULL_RANK <= max(ranks):
         low = (first, second)[ranks.index(min(ranks))]
         yield (
-            f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is possible): perhaps "
-            "a merged adapter"
+            f"only the deltas of {low.name} are of low rank ({100 * min(ranks):.2g} % of what is"
+            " possible): perhaps a merged adapter"
         )
-    outside = matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
+    outside = (
+        matched[matched["layer"].isna()].groupby("module")["concentration_difference"].median()
+    )
     against = outside[outside * (concentration.difference or 0.0) < 0]
     beyond = sorted(against.index[against.abs() >= (concentration.margin or 0.0)])
     if concentration.verdict in OPPOSITE and beyond:
         sizes = _listed([f"{name} ({against[name]:+.3f})" for name in beyond])
-        yield f"outside the layers, which have no vote, it is the other way round: concentration of {sizes}"
+        yield (
+            "outside the layers, which have no vote, it is the other way round: concentration of"
+            f" {sizes}"
+        )
     for side, report in zip(SIDES, (first, second), strict=True):
         cosines = matched.groupby("module")[f"cosine_{side}"].median()
         if turned := sorted(cosines.index[cosines < LINEAGE]):
-            yield f"{_listed(turned)} of {report.name}: little in common with the base's; replaced, or renumbered?"
+            yield (
+                f"{_listed(turned)} of {report.name}: little in common with the base's; replaced,"
+                " or renumbered?"
+            )
 
 
 def _by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
-    """Medians of the differences over matrices, those outside layers too, in the order of names.yaml."""
+    """Medians of the differences over matrices, those outside layers too, in the order of
+    names.yaml.
+    """
     rows = [
         ModuleDifferences(
             component=str(component),
@@ -888,14 +1000,20 @@ def _by_module(matched: pd.DataFrame) -> list[ModuleDifferences]:
         for (component, module), group in matched.groupby(["component", "module"])
     ]
     rules = name_rules()
-    return sorted(rows, key=lambda row: (_rank(row.component, rules.components), _rank(row.module, rules.modules)))
+    return sorted(
+        rows,
+        key=lambda row: (_rank(row.component, rules.components), _rank(row.module, rules.modules)),
+    )
 
 
 def _by_layer(cells: pd.DataFrame) -> list[LayerDifferences]:
     """Medians of the differences over the cells of each layer."""
     rows = [
         LayerDifferences(
-            component=str(component), layer=int(group["layer"].iloc[0]), cells=len(group), **_medians(group)
+            component=str(component),
+            layer=int(group["layer"].iloc[0]),
+            cells=len(group),
+            **_medians(group),
         )
         for (component, _), group in cells.groupby(["component", "layer"])
     ]
@@ -912,21 +1030,31 @@ def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
     return (known.index(name), "") if name in known else (len(known), name)
 
 
-def _rows(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame) -> list[dict[str, Cell]]:
+def _rows(
+    first: ComparedReport, second: ComparedReport, matched: pd.DataFrame
+) -> list[dict[str, Cell]]:
     """The matched matrices with the columns of COMPARISON."""
-    labelled = matched.assign(first=first.label, second=second.label, votes=matched["layer"].notna())
+    labelled = matched.assign(
+        first=first.label, second=second.label, votes=matched["layer"].notna()
+    )
     wanted = labelled[[column.name for column in COMPARISON]]
     plain = wanted.astype(object).where(wanted.notna(), None)
     return [{str(name): cell for name, cell in row.items()} for row in plain.to_dict("records")]
 
 
-def _ranking(reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]) -> list[RankedReport]:
-    """All reports by median concentration over the cells that every one has, the most concentrated first."""
+def _ranking(
+    reports: Sequence[ComparedReport], contrasts: Sequence[Contrast]
+) -> list[RankedReport]:
+    """All reports by median concentration over the cells that every one has, the most concentrated
+    first.
+    """
     if len(reports) < 3:
         return []
     medians = _shared_cells(contrasts[: len(reports) - 1])
     typical = {str(label): number(medians[label].median()) for label in medians}
-    ordered = sorted(typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label))
+    ordered = sorted(
+        typical, key=lambda label: (typical[label] is None, -(typical[label] or 0.0), label)
+    )
     verdicts = {(contrast.first, contrast.second): contrast.verdict for contrast in contrasts}
     for contrast in contrasts:
         verdicts[contrast.second, contrast.first] = OPPOSITE.get(contrast.verdict, contrast.verdict)
@@ -960,7 +1088,9 @@ def _shared_cells(contrasts: Sequence[Contrast]) -> pd.DataFrame:
         shared = values if shared is None else shared.join(values[[contrast.second]], how="inner")
     assert shared is not None
     places = shared.reset_index()
-    cell = places["tensor_first"].where(places["expert"].isna(), "")  # experts of one module and layer as one
+    cell = places["tensor_first"].where(
+        places["expert"].isna(), ""
+    )  # experts of one module and layer as one
     keyed = [places["component"], places["layer"], places["module"], cell]
     medians: pd.DataFrame = shared.reset_index(drop=True).groupby(keyed).median()
     return medians

@@ -1,7 +1,9 @@
-"""Gains and concentrations of a set of reports -> their rank correlation. Arrays and frozen rows in, numbers out.
+"""Gains and concentrations of a set of reports -> their rank correlation. Arrays and frozen rows
+in, numbers out.
 
-It needs no matrix in common: every report gives one concentration and one gain, whatever its base. What the ranks of
-a few families can say is little, so each correlation has n, an interval and an exact p, or the reason why it has none.
+It needs no matrix in common: every report gives one concentration and one gain, whatever its base.
+What the ranks of a few families can say is little, so each correlation has n, an interval and an
+exact p, or the reason why it has none.
 """
 
 from __future__ import annotations
@@ -29,19 +31,32 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-FEWEST = 4  # reports below which there is no correlation: of three, one order in three agrees or disagrees wholly
+# reports below which there is no correlation: of three, one order in three agrees or disagrees
+# wholly
+FEWEST = 4
 EXACT = 8  # reports up to which p is of every order, 8! = 40,320
 ORDERS = 9_999  # random orders above, of a fixed seed
 SEED = 0
 METHOD = {
-    "coefficient": "Spearman's rank correlation of gain and median concentration over reports, ties by mean ranks",
-    "interval": "Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett & Wright 2000 and the normal "
-    f"quantile of {100 * LEVEL:g} %",
-    "p": f"two-sided, of every order of the gains up to n = {EXACT}, else of {ORDERS:,} random ones of seed {SEED}",
+    "coefficient": (
+        "Spearman's rank correlation of gain and median concentration over reports, ties by mean"
+        " ranks"
+    ),
+    "interval": (
+        "Fisher's z with the variance (1 + rho^2 / 2) / (n - 3) of Bonett & Wright 2000 and the"
+        f" normal quantile of {100 * LEVEL:g} %"
+    ),
+    "p": (
+        f"two-sided, of every order of the gains up to n = {EXACT}, else of {ORDERS:,} random ones"
+        f" of seed {SEED}"
+    ),
 }
 NOT_SHOWN = (
-    "whether a score characterises a model: the rank correlation describes these reports alone; those that share "
-    "a base or a lineage are not independent, and over models of other shapes concentration differs by shape as well",
+    (
+        "whether a score characterises a model: the rank correlation describes these reports alone;"
+        " those that share a base or a lineage are not independent, and over models of other shapes"
+        " concentration differs by shape as well"
+    ),
     "which of several correlations is one by chance: of twenty, one has p below 0.05",
 )
 
@@ -125,7 +140,9 @@ class ScoredReport:
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """All reports of a comparison with their scores, and the correlations over those that are not left out."""
+    """All reports of a comparison with their scores, and the correlations over those that are not
+    left out.
+    """
 
     entries: list[ScoredReport]
     """The reports, in the order of the comparison."""
@@ -136,7 +153,11 @@ class ScoredSet:
     @property
     def not_shown(self) -> list[str]:
         """What the correlations do not show; nothing where there are none."""
-        return list(NOT_SHOWN) if any(correlation.rho is not None for correlation in self.correlations) else []
+        return (
+            list(NOT_SHOWN)
+            if any(correlation.rho is not None for correlation in self.correlations)
+            else []
+        )
 
     def as_json(self) -> dict[str, Any]:
         """For machines: reports, correlations, and how these were made."""
@@ -148,13 +169,16 @@ class ScoredSet:
 
 
 def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -> ScoredSet | None:
-    """The scores of a set of reports, those that are given before those that are kept beside them; None without any.
+    """The scores of a set of reports, those that are given before those that are kept beside them;
+    None without any.
 
-    Left out of the correlations are a pair that failed a gate, whose concentration is not that of a training, siblings,
-    of which neither gained over the other, and a pair that is there already. Raises ShadowError where no report is
-    named by the files given.
+    Left out of the correlations are a pair that failed a gate, whose concentration is not that of a
+    training, siblings, of which neither gained over the other, and a pair that is there already.
+    Raises ShadowError where no report is named by the files given.
     """
-    named = [None if given is None else join(given, sides_of(report.metadata)) for report in reports]
+    named = [
+        None if given is None else join(given, sides_of(report.metadata)) for report in reports
+    ]
     if given is not None and not any(named):
         raise neither(given, [sides_of(report.metadata) for report in reports])
     seen: dict[str, str] = {}
@@ -171,7 +195,9 @@ def score_reports(reports: Sequence[ComparedReport], given: ScoreFiles | None) -
                 base=sides[0],
                 concentration=null_if_undefined(middle),
                 scored=scored or _kept(report),
-                left_out=_left_out(report.metadata, middle, before if before != report.label else None),
+                left_out=_left_out(
+                    report.metadata, middle, before if before != report.label else None
+                ),
             )
         )
     return scored_set(entries) if any(entry.scored.gains for entry in entries) else None
@@ -201,7 +227,9 @@ def _left_out(metadata: ReportMetadata, concentration: float, before: str | None
 
 
 def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
-    """Correlations of every group, of the difference of two groups where there are two, and of every benchmark."""
+    """Correlations of every group, of the difference of two groups where there are two, and of
+    every benchmark.
+    """
     taking = [entry for entry in entries if entry.left_out is None]
     groups = (gain.group for entry in taking for gain in entry.scored.gains)
     names = list(dict.fromkeys(group for group in groups if group is not None))
@@ -209,7 +237,9 @@ def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
     if len(names) == 2:
         first, second = names
         correlations.append(_of_difference(first, second, taking))
-    keys = dict.fromkeys((gain.benchmark, gain.metric) for entry in taking for gain in entry.scored.gains)
+    keys = dict.fromkeys(
+        (gain.benchmark, gain.metric) for entry in taking for gain in entry.scored.gains
+    )
     return ScoredSet(list(entries), correlations + [_of_benchmark(*key, taking) for key in keys])
 
 
@@ -219,28 +249,43 @@ def scored_set(entries: Sequence[ScoredReport]) -> ScoredSet:
 Gains = Mapping[str, Sequence[Gain]]  # label -> the gains of one report
 
 
-def _of_benchmark(benchmark: str, metric: str | None, entries: Sequence[ScoredReport]) -> Correlation:
+def _of_benchmark(
+    benchmark: str, metric: str | None, entries: Sequence[ScoredReport]
+) -> Correlation:
     key = (benchmark, metric)
     gains = [
-        (entry.label, gain) for entry in entries for gain in entry.scored.gains if (gain.benchmark, gain.metric) == key
+        (entry.label, gain)
+        for entry in entries
+        for gain in entry.scored.gains
+        if (gain.benchmark, gain.metric) == key
     ]
     known = {label: [gain] for label, gain in gains if gain.gain is not None}
     values = {label: gain.gain for label, gain in gains if gain.gain is not None}
     group = gains[0][1].group
     return _correlation(
-        values, entries, reason=_units(known), group=group, benchmark=benchmark, metric=metric, benchmarks=1
+        values,
+        entries,
+        reason=_units(known),
+        group=group,
+        benchmark=benchmark,
+        metric=metric,
+        benchmarks=1,
     )
 
 
 def _of_group(name: str, entries: Sequence[ScoredReport]) -> Correlation:
-    """Over the benchmarks of the group that every report with any of them has: means over others do not compare."""
+    """Over the benchmarks of the group that every report with any of them has: means over others do
+    not compare.
+    """
     known = _common(name, entries)
     values, count, reason = _means(name, known)
     return _correlation(values, entries, reason=reason, group=name, benchmarks=count)
 
 
 def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Correlation:
-    """The gain of one group less that of the other: their ratio would have no meaning where the other is about 0."""
+    """The gain of one group less that of the other: their ratio would have no meaning where the
+    other is about 0.
+    """
     with_first, with_second = _common(name, entries), _common(less, entries)
     labels = [label for label in with_first if label in with_second]
     of_first = {label: with_first[label] for label in labels}
@@ -248,20 +293,30 @@ def _of_difference(name: str, less: str, entries: Sequence[ScoredReport]) -> Cor
     (first, count, reason), (second, more, why) = _means(name, of_first), _means(less, of_second)
     units = _units({label: [*of_first[label], *of_second[label]] for label in labels})
     values = {label: first[label] - second[label] for label in labels}
-    return _correlation(values, entries, reason=reason or why or units, group=name, less=less, benchmarks=count + more)
+    return _correlation(
+        values,
+        entries,
+        reason=reason or why or units,
+        group=name,
+        less=less,
+        benchmarks=count + more,
+    )
 
 
 def _common(name: str, entries: Sequence[ScoredReport]) -> dict[str, list[Gain]]:
     """The gains of each report in the benchmarks of a group that all reports have which have any."""
     by_label = {
-        entry.label: [gain for gain in entry.scored.gains if gain.group == name and gain.gain is not None]
+        entry.label: [
+            gain for gain in entry.scored.gains if gain.group == name and gain.gain is not None
+        ]
         for entry in entries
     }
     by_label = {label: gains for label, gains in by_label.items() if gains}
     sets = [{(gain.benchmark, gain.metric) for gain in gains} for gains in by_label.values()]
     shared = set.intersection(*sets) if sets else set()
     return {
-        label: [gain for gain in gains if (gain.benchmark, gain.metric) in shared] for label, gains in by_label.items()
+        label: [gain for gain in gains if (gain.benchmark, gain.metric) in shared]
+        for label, gains in by_label.items()
     }
 
 
@@ -272,7 +327,11 @@ def _means(name: str, known: Gains) -> tuple[dict[str, float], int, str | None]:
     if means and not count:
         return dict.fromkeys(means, 0.0), 0, "no benchmark that all of them have"
     reason = next((mean.reason for mean in means.values() if mean.reason), None) or _units(known)
-    return {label: mean.gain if mean.gain is not None else 0.0 for label, mean in means.items()}, count, reason
+    return (
+        {label: mean.gain if mean.gain is not None else 0.0 for label, mean in means.items()},
+        count,
+        reason,
+    )
 
 
 def _units(known: Gains) -> str | None:
@@ -283,14 +342,21 @@ def _units(known: Gains) -> str | None:
 def _correlation(
     values: Mapping[str, float], entries: Sequence[ScoredReport], reason: str | None, **key: Any
 ) -> Correlation:
-    taking = [entry for entry in entries if entry.label in values and entry.concentration is not None]
-    rounded = {label: float(f"{value:.12g}") for label, value in values.items()}  # equal means, but for their last bits
+    taking = [
+        entry for entry in entries if entry.label in values and entry.concentration is not None
+    ]
+    rounded = {
+        label: float(f"{value:.12g}") for label, value in values.items()
+    }  # equal means, but for their last bits
     gains = np.array([rounded[entry.label] for entry in taking], np.float64)
     concentrations = np.array([entry.concentration for entry in taking], np.float64)
     identity = {"less": None, "benchmark": None, "metric": None} | key
     bases = len({entry.base for entry in taking})
     if reason is None and len(taking) < FEWEST:
-        reason = f"{len(taking)} report{'s' if len(taking) != 1 else ''} with both, at least {FEWEST} are needed"
+        reason = (
+            f"{len(taking)} report{'s' if len(taking) != 1 else ''} with both, at least {FEWEST}"
+            " are needed"
+        )
     if reason is None and (len(set(gains)) < 2 or len(set(concentrations)) < 2):
         reason = "all are equal"
     if reason is not None:
@@ -306,7 +372,11 @@ def _correlation(
         high=high,
         level=LEVEL if low is not None else None,
         p=permutation_p(gains, concentrations),
-        reason=None if low is not None else "the ranks agree completely, so that the interval has no width: see p",
+        reason=(
+            None
+            if low is not None
+            else "the ranks agree completely, so that the interval has no width: see p"
+        ),
     )
 
 
@@ -329,8 +399,8 @@ def _ranks(values: Floats) -> Integers:
 def interval(rho: float, n: int) -> tuple[float | None, float | None]:
     """Bounds of a rank correlation of n pairs, at LEVEL; none where it is 1 or -1.
 
-    tanh(atanh(rho) -+ z sqrt((1 + rho^2 / 2) / (n - 3))), Bonett & Wright 2000, Sample size requirements for estimating
-    Pearson, Kendall and Spearman correlations, Psychometrika 65, 23.
+    tanh(atanh(rho) -+ z sqrt((1 + rho^2 / 2) / (n - 3))), Bonett & Wright 2000, Sample size
+    requirements for estimating Pearson, Kendall and Spearman correlations, Psychometrika 65, 23.
     """
     if n < FEWEST or abs(rho) >= 1:
         return None, None
@@ -341,8 +411,8 @@ def interval(rho: float, n: int) -> tuple[float | None, float | None]:
 def permutation_p(values: Floats, other: Floats) -> float:
     """Two-sided: the share of orders of `one` whose |rank correlation| with `other` is as large.
 
-    Every order for n <= EXACT, so that p is at least 2 / n! without ties; else ORDERS random ones of a fixed seed
-    beside the observed one.
+    Every order for n <= EXACT, so that p is at least 2 / n! without ties; else ORDERS random ones
+    of a fixed seed beside the observed one.
     """
     first, second = _ranks(values), _ranks(other)
     observed = abs(int(first @ second))

@@ -1,8 +1,10 @@
-"""Where the update went: its energy over layers, modules and components, and how evenly it lies there.
+"""Where the update went: its energy over layers, modules and components, and how evenly it lies
+there.
 
-The energy of a set of matrices is the sum of ||D||_F² over them. Functions of layers take energies (layers,) and Counts
-(draws, layers), how often each layer counts, and give one value for each draw: the figure itself is that of a single
-draw with every layer once, and `shadow.findings.bootstrap.interval` takes them as they are.
+The energy of a set of matrices is the sum of ||D||_F² over them. Functions of layers take energies
+(layers,) and Counts (draws, layers), how often each layer counts, and give one value for each draw:
+the figure itself is that of a single draw with every layer once, and
+`shadow.findings.bootstrap.interval` takes them as they are.
 """
 
 from __future__ import annotations
@@ -23,33 +25,49 @@ LAYERS = 1000  # numbers below which a chart has room: a tensor's name may claim
 
 
 def has_compared(tensors: pd.DataFrame) -> pd.Series[bool]:
-    """Of which tensors was a matrix compared with a partner? Also of those of which only some parts could be."""
-    whole = tensors["status"].isin(["measured", "identical"]) & (tensors["reason"] != "only_in_tuned")
+    """Of which tensors was a matrix compared with a partner? Also of those of which only some parts
+    could be.
+    """
+    whole = tensors["status"].isin(["measured", "identical"]) & (
+        tensors["reason"] != "only_in_tuned"
+    )
     return whole | is_partial(tensors)
 
 
 def is_partial(tensors: pd.DataFrame) -> pd.Series[bool]:
     """Which tensors count as skipped, although some of the matrices in them were compared?"""
-    return (tensors["status"] == "skipped") & (tensors["reason"] != "not_a_matrix") & (tensors["compared"] > 0)
+    return (
+        (tensors["status"] == "skipped")
+        & (tensors["reason"] != "not_a_matrix")
+        & (tensors["compared"] > 0)
+    )
 
 
 def compared_layers(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The (component, layer) of every layer of which a matrix was compared, also where all of them are identical."""
-    inside = tensors[has_compared(tensors) & tensors["layer"].notna() & ~tensors["module"].isin(["norm", "bias"])]
+    """The (component, layer) of every layer of which a matrix was compared, also where all of them
+    are identical.
+    """
+    inside = tensors[
+        has_compared(tensors) & tensors["layer"].notna() & ~tensors["module"].isin(["norm", "bias"])
+    ]
     layers = inside[["component", "layer"]].drop_duplicates().astype({"layer": int})
     return layers.sort_values(["component", "layer"], ignore_index=True)
 
 
 def layer_of(layers: pd.DataFrame, rows: pd.DataFrame) -> NDArray[np.intp]:
     """The place of each row's layer in layers, -1 outside them."""
-    known = {place: number for number, place in enumerate(layers.itertuples(index=False, name=None))}
+    known = {
+        place: number for number, place in enumerate(layers.itertuples(index=False, name=None))
+    }
     places = zip(rows["component"], rows["layer"].astype(float), strict=True)
     return np.array([known.get(place, -1) for place in places], dtype=np.intp)
 
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum over some rows, such as their energy: what of it is in each layer (layers,), and outside the layers."""
+    """A sum over some rows, such as their energy: what of it is in each layer (layers,), and
+    outside the layers.
+    """
 
     layers: Energies
     outside: float
@@ -68,7 +86,8 @@ def once(layers: int) -> Counts:
 
 
 def effective_layers(energies: Energies, counts: Counts) -> Energies:
-    """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many layers hold the update.
+    """exp(-sum p ln p) with p the share of each layer in the energy, in [1, layers]: how many
+    layers hold the update.
 
     NaN without energy.
     """
@@ -80,15 +99,19 @@ def effective_layers(energies: Energies, counts: Counts) -> Energies:
 
 
 def depth_entropy(energies: Energies, counts: Counts) -> Energies:
-    """-sum p ln p / ln(layers), in [0, 1]: 1 when every layer has as much of the update. NaN for a single layer."""
+    """-sum p ln p / ln(layers), in [0, 1]: 1 when every layer has as much of the update. NaN for a
+    single layer.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(np.log(effective_layers(energies, counts)) / np.log(counts.sum(axis=1)))
 
 
 def depth_gini(energies: Energies, counts: Counts) -> Energies:
-    """The Gini coefficient of the energies of layers, in [0, 1 - 1/layers]: 0 when all have as much.
+    """The Gini coefficient of the energies of layers, in [0, 1 - 1/layers]: 0 when all have as
+    much.
 
-    1 - sum_i (S_i + S_{i-1}) / (layers S), S_i the sum of the i smallest (Gini 1912). NaN without energy.
+    1 - sum_i (S_i + S_{i-1}) / (layers S), S_i the sum of the i smallest (Gini 1912). NaN without
+    energy.
     """
     order = np.argsort(energies, kind="stable")
     times = counts[:, order]

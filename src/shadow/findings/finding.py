@@ -1,9 +1,10 @@
 """Summary -> Finding: the answer in words that a report gives of any pair. Pure.
 
-Sentences are made of measured figures alone, in a fixed order: what makes the pair another one than base and tuned
-(gates), size and place, structure, storage, context. Each carries a code, and the figures that it rests on, unrounded,
-by their place in summary.json: `inside_layers.kept`, `modules.language.mlp.up.energy_share`. Texts round them to what
-they are worth. No name but those of components and modules gets into a text; who shows one escapes it all the same.
+Sentences are made of measured figures alone, in a fixed order: what makes the pair another one than
+base and tuned (gates), size and place, structure, storage, context. Each carries a code, and the
+figures that it rests on, unrounded, by their place in summary.json: `inside_layers.kept`,
+`modules.language.mlp.up.energy_share`. Texts round them to what they are worth. No name but those
+of components and modules gets into a text; who shows one escapes it all the same.
 """
 
 from __future__ import annotations
@@ -28,31 +29,50 @@ if TYPE_CHECKING:
 
 Answer = Literal["no", "fits", "cannot_be_excluded"]
 Figure = float | int
-ANSWERS: Mapping[Answer, str] = {"no": "no", "fits": "fits", "cannot_be_excluded": "cannot be excluded"}
+ANSWERS: Mapping[Answer, str] = {
+    "no": "no",
+    "fits": "fits",
+    "cannot_be_excluded": "cannot be excluded",
+}
 
 UNRELATED = 0.1  # a median cosine below which two models have nothing in common
 CLEARLY_MOST = 0.55  # of the energy in one quarter of the depth
 MOST = 0.5  # of the energy: modules are named until they hold so much, but no more than NAMED
 NAMED = 3
 ALIKE = 0.9  # of the last that was named, from which the next is named too
-OUTSIDE = ("embed", "head", "position", "patch_embed", "projector")  # modules, or how their names begin
+OUTSIDE = (
+    "embed",
+    "head",
+    "position",
+    "patch_embed",
+    "projector",
+)  # modules, or how their names begin
 MORE = 1.25  # times its share of the parameters, from which a part outside layers is named
 WORTH_NAMING = 0.05  # of the energy
 DIFFERENT = 0.05  # how far the norm before storage has to be from the stored one to be told
 FURTHER = 1.25  # relative norm of a module over that of the median module, from which it is named
 EVEN = 0.28  # of the energy in a quarter of the depth, below which none is named
 APART = 2.0  # ratio of the most and the least coherent module from which they are named
-TURNED = 0.25  # alignment over its null, in units of an even spread, from which it is more than chance and rounding
-WELL_KEPT = 0.9  # share of the stored energy that is the update's, above which storage does not matter
+# alignment over its null, in units of an even spread, from which it is more than chance and
+# rounding
+TURNED = 0.25
+WELL_KEPT = (
+    0.9  # share of the stored energy that is the update's, above which storage does not matter
+)
 CLEAR = 4.0  # floor_ratio from which an unknown rounding hardly matters
 USUAL_RANK = 256  # of adapters
 LOW = 0.25  # of the short side: what counts as low rank
 HIGH = 0.5  # of the short side: more than any adapter of that width has
-SMALL, LARGE = 2e-3, 0.1  # relative norms: below, of most preference and RL stages; above, of no short run
+SMALL, LARGE = (
+    2e-3,
+    0.1,
+)  # relative norms: below, of most preference and RL stages; above, of no short run
 SHRINKS, STILL = -0.5, -0.1  # decay_cosine: mostly decay; at most 1 % of the energy is decay
 ONE_ROUNDING = (0.9, 1.1)  # floor_ratio of a copy that was rounded once
 LIKE_NOISE = 0.03  # concentration within which a pair is like noise
-IN_PROPORTION = 1.1  # energy over its share of the parameters, or the reverse, up to which a part has its share
+IN_PROPORTION = (
+    1.1  # energy over its share of the parameters, or the reverse, up to which a part has its share
+)
 STANDING_OUT = 0.1  # of the energy of the median matrix, from which its spikes are told
 
 KINDS: Mapping[str, str] = {  # of stages that families name
@@ -68,7 +88,10 @@ KINDS: Mapping[str, str] = {  # of stages that families name
     "distill": "distillation",
 }
 NOT_SHOWN = (
-    "Weights do not show whether benchmark data were in the training, what the model can do, or what anyone intended.",
+    (
+        "Weights do not show whether benchmark data were in the training, what the model can do, or"
+        " what anyone intended."
+    ),
     "Different data, optimisers and learning rates can leave the same figures.",
 )
 
@@ -135,17 +158,27 @@ CODES: Mapping[str, str] = {  # what each sentence says, in the order in which t
     "part_shared": "only a part of the larger side has a partner in the other",
     "unread_formats": "a part is stored in a format that is not read",
     "size": "how large the change is, and where it lies",
-    "coherent": "it has more structure than noise; how much, where, and whether it follows the base's directions",
-    "standing_out": "how many directions of the median matrix are above what noise can reach, and how much they hold",
+    "coherent": (
+        "it has more structure than noise; how much, where, and whether it follows the base's"
+        " directions"
+    ),
+    "standing_out": (
+        "how many directions of the median matrix are above what noise can reach, and how much they"
+        " hold"
+    ),
     "low_rank": "few directions hold it",
     "flat": "it is flatter than noise",
     "noise": "nothing tells it from noise",
     "mixed": "some matrices have more structure than noise",
     "concentration": "how concentrated it is, in a report that lacks what the others need",
-    "few_values": "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits",
+    "few_values": (
+        "a side is stored in 8 bits, or has as few distinct values as a copy through 8 or 4 bits"
+    ),
     "rounded_away": "storage rounded most of it away",
     "rounding": "what is stored is about as large as its rounding",
-    "unexplained": "what is stored is not what rounding leaves of an update, so what was lost is unknown",
+    "unexplained": (
+        "what is stored is not what rounding leaves of an update, so what was lost is unknown"
+    ),
     "kept": "how much of the stored change is the update's",
     "siblings": "neither was tuned from the other",
     "stage": "which stage of training it is, by the names in its family file",
@@ -162,8 +195,12 @@ EXPLANATIONS: Mapping[str, str] = {
 }
 
 
-def finding(summary: Summary, settings: SettingsMetadata, published: Sentence | None = None) -> Finding:
-    """The finding of a summary. settings are those of its audit; published is what is known of other pairs."""
+def finding(
+    summary: Summary, settings: SettingsMetadata, published: Sentence | None = None
+) -> Finding:
+    """The finding of a summary. settings are those of its audit; published is what is known of
+    other pairs.
+    """
     gates = {gate.name: gate for gate in summary.gates}
     relation = settings.get("relation")
     first = _gates(summary, gates, bool(_chosen(settings)))
@@ -259,10 +296,14 @@ class _Draft:
 
 def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[Sentence]:
     """What has to be said before any figure: that these are not base and tuned, or not all of them."""
-    changed, lineage, paired, formats = (gates[name] for name in ("changed", "lineage", "paired", "formats"))
+    changed, lineage, paired, formats = (
+        gates[name] for name in ("changed", "lineage", "paired", "formats")
+    )
     if changed.figure is None:
         of = "of what was asked for" if filtered else "of the two"
-        return [Sentence("nothing_compared", f"Nothing was compared: no matrix {of} has a partner.", {})]
+        return [
+            Sentence("nothing_compared", f"Nothing was compared: no matrix {of} has a partner.", {})
+        ]
     sentences = [
         *_relation(lineage),
         *(_part(paired, filtered) if not changed.passed or not paired.passed or filtered else []),
@@ -271,7 +312,10 @@ def _gates(summary: Summary, gates: Mapping[str, Gate], filtered: bool) -> list[
     if not changed.passed:
         place, draft = "counts.identical", _Draft(summary)
         count = draft.write(summary.counts["identical"], place, lambda value: f"{value:,.0f}")
-        text = f"The weights are the same: every matrix that was compared is identical ({count} tensors)."
+        text = (
+            f"The weights are the same: every matrix that was compared is identical ({count}"
+            " tensors)."
+        )
         sentences = [sentence for sentence in sentences if sentence.code != "unrelated"]
         return [*sentences, draft.sentence("identical", text)]
     return sentences
@@ -286,11 +330,15 @@ def _relation(lineage: Gate) -> list[Sentence]:
         return [
             Sentence(
                 "unrelated",
-                f"These are two unrelated models of one shape ({cosine}, where a model and its base have nearly 1).",
+                f"These are two unrelated models of one shape ({cosine}, where a model and its base"
+                " have nearly 1).",
                 figures,
             )
         ]
-    text = f"These have less in common than a model and its base do ({cosine}), so read what follows with care."
+    text = (
+        f"These have less in common than a model and its base do ({cosine}), so read what follows"
+        " with care."
+    )
     return [Sentence("hardly_related", text, figures)]
 
 
@@ -300,16 +348,25 @@ def _part(paired: Gate, filtered: bool) -> list[Sentence]:
     figures = {"gates.paired.figure": paired.figure}
     part = percent(math.floor(1000 * paired.figure) / 1000)
     if filtered:
-        text = f"Only a part of the model was asked for, {part} of the parameters. What follows is about this part."
+        text = (
+            f"Only a part of the model was asked for, {part} of the parameters. What follows is"
+            " about this part."
+        )
         return [Sentence("part_asked_for", text, figures)]
-    text = f"The two share only {part} of the larger model's parameters. What follows is about this part."
+    text = (
+        f"The two share only {part} of the larger model's parameters. What follows is about this"
+        " part."
+    )
     return [Sentence("part_shared", text, figures)]
 
 
 def _unread(formats: Gate) -> list[Sentence]:
     if formats.passed or formats.figure is None:
         return []
-    text = f"{percent(formats.figure)} of the parameters are stored in a format that is not read, and are left out."
+    text = (
+        f"{percent(formats.figure)} of the parameters are stored in a format that is not read, and"
+        " are left out."
+    )
     return [Sentence("unread_formats", text, {"gates.formats.figure": formats.figure})]
 
 
@@ -320,7 +377,10 @@ def _size(summary: Summary, apart: bool, alike: bool = True) -> Sentence:
     """apart: the two are no base and tuned; alike: where the difference lies says something."""
     draft = _Draft(summary)
     moved = "" if apart else _moved(draft)
-    parts = [_norm(draft, apart), *([_modules(draft), moved, _depth(draft), *_unchanged(draft)] if alike else [])]
+    parts = [
+        _norm(draft, apart),
+        *([_modules(draft), moved, _depth(draft), *_unchanged(draft)] if alike else []),
+    ]
     return draft.sentence("size", *parts)
 
 
@@ -341,9 +401,17 @@ def _norm(draft: _Draft, apart: bool) -> str:
 
 
 def _told_unrounded(summary: Summary) -> bool:
-    """Is the norm before storage known, and so different from the stored one that it is told instead?"""
-    stored, unrounded = (summary.figures.get(f"relative_norm_overall{more}") for more in ("", "_unrounded"))
-    return stored is not None and unrounded is not None and abs(unrounded - stored) >= DIFFERENT * stored
+    """Is the norm before storage known, and so different from the stored one that it is told
+    instead?
+    """
+    stored, unrounded = (
+        summary.figures.get(f"relative_norm_overall{more}") for more in ("", "_unrounded")
+    )
+    return (
+        stored is not None
+        and unrounded is not None
+        and abs(unrounded - stored) >= DIFFERENT * stored
+    )
 
 
 def of_what(summary: Summary) -> str:
@@ -352,12 +420,18 @@ def of_what(summary: Summary) -> str:
 
 
 def parameter_ratio(summary: Summary, figure: str) -> float | None:
-    """What a ratio of energies would be if every parameter that changed had moved alike: that of the parameters.
+    """What a ratio of energies would be if every parameter that changed had moved alike: that of
+    the parameters.
 
-    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is nothing below.
+    figure is attention_to_mlp, vision_to_language or projector_to_language; None where there is
+    nothing below.
     """
     layers = Counter(row.component for row in summary.depth).most_common(1)
-    main = "language" if any(row.component == "language" for row in summary.depth) else (layers or [("", 0)])[0][0]
+    main = (
+        "language"
+        if any(row.component == "language" for row in summary.depth)
+        else (layers or [("", 0)])[0][0]
+    )
     above = below = 0
     for row in summary.modules:
         if figure == "attention_to_mlp":
@@ -378,7 +452,9 @@ def _frozen(summary: Summary) -> bool:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the model whose share is told: a module of the main component, or another component as a whole."""
+    """A part of the model whose share is told: a module of the main component, or another component
+    as a whole.
+    """
 
     name: str
 
@@ -396,22 +472,33 @@ class _Part:
 
     @property
     def holds_more(self) -> bool:
-        return self.outside and self.size is not None and self.energy >= max(MORE * self.size, WORTH_NAMING)
+        return (
+            self.outside
+            and self.size is not None
+            and self.energy >= max(MORE * self.size, WORTH_NAMING)
+        )
 
     @property
     def in_proportion(self) -> bool:
-        """Has it about as much of the energy as of the parameters? What has little of both counts as having it."""
+        """Has it about as much of the energy as of the parameters? What has little of both counts
+        as having it.
+        """
         if self.size is None:
             return False
         few, many = sorted((self.energy, self.size))
         return many < WORTH_NAMING or many <= IN_PROPORTION * few
 
     def told(self, draft: _Draft, sized: bool = False) -> str:
-        """`46 %`; with its share of the parameters where that is asked for, or where it holds more than that."""
+        """`46 %`; with its share of the parameters where that is asked for, or where it holds more
+        than that.
+        """
         text = draft.write(self.energy, f"{self.place}.energy_share", percent)
         if self.size is None or not (sized or self.holds_more):
             return text
-        return f"{text}, with {draft.write(self.size, f'{self.place}.parameter_share', percent)} of the parameters"
+        return (
+            f"{text}, with {draft.write(self.size, f'{self.place}.parameter_share', percent)} of"
+            " the parameters"
+        )
 
 
 def _parts(summary: Summary) -> list[_Part]:
@@ -454,7 +541,9 @@ def _is_outside(module: str) -> bool:
 
 
 def _module(module: str) -> str:
-    """What a module is called in a sentence. Only a forged report has a name that is not of lower case."""
+    """What a module is called in a sentence. Only a forged report has a name that is not of lower
+    case.
+    """
     plain = {
         "embed": "the embeddings",
         "head": "the head",
@@ -467,7 +556,11 @@ def _module(module: str) -> str:
 
 
 def _component(name: str) -> str:
-    plain = {"vision": "the vision tower", "audio": "the audio tower", "language": "the language model"}
+    plain = {
+        "vision": "the vision tower",
+        "audio": "the audio tower",
+        "language": "the language model",
+    }
     return plain.get(name, f"the {name}" if name == "projector" else "another part")
 
 
@@ -476,7 +569,9 @@ def _capital(text: str) -> str:
 
 
 def _modules(draft: _Draft) -> str:
-    """The parts of most energy, until they hold MOST of it; then those outside layers of more than their share."""
+    """The parts of most energy, until they hold MOST of it; then those outside layers of more than
+    their share.
+    """
     parts = sorted(_parts(draft.summary), key=lambda part: -part.energy)
     if len(parts) < 2:
         return f"All of it is in {parts[0].name}." if parts else ""
@@ -490,7 +585,9 @@ def _modules(draft: _Draft) -> str:
         return _in_proportion(draft, parts[0])
     first = f"Most of it is in {names}." if most else f"The largest shares are in {names}."
     rest = [
-        f"{part.name} {_verb(part.name)} {part.told(draft)}" for part in parts if part.holds_more and part not in named
+        f"{part.name} {_verb(part.name)} {part.told(draft)}"
+        for part in parts
+        if part.holds_more and part not in named
     ]
     return f"{first} {_capital(listed(rest))}." if rest else first
 
@@ -501,11 +598,16 @@ def _in_proportion(draft: _Draft, largest: _Part) -> str:
     energy = draft.write(largest.energy, f"{largest.place}.energy_share", percent)
     name = largest.name
     verb = "have" if name.endswith("embeddings") or name.startswith("matrices") else "has"
-    return f"It is spread about in proportion to the parameters: {name}, {size} of them, {verb} {energy} of it."
+    return (
+        f"It is spread about in proportion to the parameters: {name}, {size} of them, {verb}"
+        f" {energy} of it."
+    )
 
 
 def _moved(draft: _Draft) -> str:
-    """The module that moved furthest relative to its own norm, which need not hold much of the change."""
+    """The module that moved furthest relative to its own norm, which need not hold much of the
+    change.
+    """
     rows = [row for row in draft.summary.modules if row.relative_norm is not None]
     if len(rows) < 2:
         return ""
@@ -528,14 +630,18 @@ def _depth(draft: _Draft) -> str:
     """The quarter of the depth that holds most, or that none does."""
     main = _main(draft.summary)
     rows = [row for row in draft.summary.quarters if row.component == main]
-    if not rows or main == "other":  # numbers in names that nothing is known of need not be those of blocks in order
+    if (
+        not rows or main == "other"
+    ):  # numbers in names that nothing is known of need not be those of blocks in order
         return ""
     where = "Inside the layers" if main == "language" else f"Inside {_component(str(main))}"
     most = max(rows, key=lambda row: row.energy_share)
     if most.energy_share < EVEN:
         for row in rows:
             draft.write(row.energy_share, _place_of_quarter(row), percent)
-        layers = draft.write(draft.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole)
+        layers = draft.write(
+            draft.summary.figures["depth_layers"] or 0, "figures.depth_layers", whole
+        )
         return f"{where} it is spread evenly over all {layers}."
     text = draft.write(most.energy_share, _place_of_quarter(most), percent)
     which = ("first", "second", "third", "last")[most.quarter - 1]
@@ -544,7 +650,9 @@ def _depth(draft: _Draft) -> str:
     much = "most" if most.energy_share > CLEARLY_MOST else "the largest part"
     if most.parameter_share is not None:
         text += (
-            f", with {draft.write(most.parameter_share, _place_of_quarter(most, 'parameter_share'), percent)} of the"
+            ", with"
+            f" {draft.write(most.parameter_share, _place_of_quarter(most, 'parameter_share'), percent)}"
+            " of the"
         )
         text += " parameters there"
     return f"{where} the {which} quarter of the depth ({span}) holds {much}, {text}."
@@ -557,7 +665,9 @@ def _place_of_quarter(row: QuarterRow, figure: str = "energy_share") -> str:
 def _unchanged(draft: _Draft) -> list[str]:
     """What is frozen: whole components, then modules, then layers; and what has no base."""
     summary = draft.summary
-    whole_ones = [row.component for row in summary.components if row.tensors and row.identical == row.tensors]
+    whole_ones = [
+        row.component for row in summary.components if row.tensors and row.identical == row.tensors
+    ]
     several = len({row.component for row in summary.components}) > 1
     parts = [_component(name) for name in whole_ones]
     modules = [row for row in summary.unchanged if row.component not in whole_ones]
@@ -597,7 +707,11 @@ def _spans(numbers: Sequence[int]) -> str:
     texts: list[str] = []
     for span in spans:
         texts += [f"{span[0]} to {span[-1]}"] if len(span) > 2 else [str(number) for number in span]
-    return listed(texts if len(texts) <= 2 * NAMED else [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"])
+    return listed(
+        texts
+        if len(texts) <= 2 * NAMED
+        else [*texts[: 2 * NAMED], f"{len(texts) - 2 * NAMED} more"]
+    )
 
 
 # ------------------------------------------------------------------------------------------------ structure
@@ -614,7 +728,9 @@ def _structure(summary: Summary) -> list[Sentence]:
         return []  # the figures are those of rounding, which the next sentence says
     draft.write(judged, "inside_layers.judged", str)
     if 2 * flatter >= judged:
-        many = draft.write(flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged))
+        many = draft.write(
+            flatter, "inside_layers.flatter_than_noise", lambda _: _all_of(flatter, judged)
+        )
         text = f"In {many} inside layers the change is flatter than noise: "
         text += "spread over more directions than random changes are."
         return [draft.sentence("flat", text)]
@@ -623,16 +739,23 @@ def _structure(summary: Summary) -> list[Sentence]:
     many = draft.write(beyond, "inside_layers.beyond_noise", lambda _: _all_of(beyond, judged))
     if 2 * beyond >= judged:
         text = f"In {many} inside layers the change has more structure than noise."
-        return [draft.sentence("coherent", text, _coherence(draft), _alignment(draft)), *_standing_out(summary)]
+        return [
+            draft.sentence("coherent", text, _coherence(draft), _alignment(draft)),
+            *_standing_out(summary),
+        ]
     if 10 * (beyond + flatter) >= judged:
         text = (
-            f"In {many} inside layers the change has more structure than noise; in most, nothing tells it from noise."
+            f"In {many} inside layers the change has more structure than noise; in most, nothing"
+            " tells it from noise."
         )
         return [draft.sentence("mixed", text)]
     which = "no matrix inside layers has"
     if beyond:
         which = f"{many} inside layers {'have' if beyond > 1 else 'has'}"
-    text = f"Nothing tells it from noise: {which} more structure than random changes of the same rows and columns."
+    text = (
+        f"Nothing tells it from noise: {which} more structure than random changes of the same rows"
+        " and columns."
+    )
     return [draft.sentence("noise", text)]
 
 
@@ -655,7 +778,11 @@ def _by_concentration(draft: _Draft) -> list[Sentence]:
 def _coherence(draft: _Draft) -> str:
     """As coherent as how many equally strong directions, and how that compares across modules."""
     inside, summary = draft.summary.inside_layers, draft.summary
-    judged, coherent, value = _count(inside, "judged"), _count(inside, "coherent"), inside.get("equivalent_directions")
+    judged, coherent, value = (
+        _count(inside, "judged"),
+        _count(inside, "coherent"),
+        inside.get("equivalent_directions"),
+    )
     side = draft.overall("short_side")
     if value is None or 2 * coherent < judged:
         unknown = _count(inside, "unexplained") + _count(inside, "rounded_away")
@@ -663,17 +790,26 @@ def _coherence(draft: _Draft) -> str:
             return "How coherent the update was before it was stored is unknown."
         if side is None:
             return ""
-        return f"Its median matrix is less coherent than a change along all {whole(side)} directions alike would be."
+        return (
+            f"Its median matrix is less coherent than a change along all {whole(side)} directions"
+            " alike would be."
+        )
     draft.write(value, "inside_layers.equivalent_directions", about)
     of = f", of {whole(side)} possible" if side is not None else ""
     along = _equally_strong(value)
-    text = f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
+    text = (
+        f"Its median matrix is as coherent as a change along {along} (a measure, not a count){of}"
+    )
     rows = [
-        row for row in summary.coherence if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
+        row
+        for row in summary.coherence
+        if row.equivalent_directions is not None and 2 * row.coherent >= row.matrices
     ]
     if len(rows) < 2:
         return f"{text}."
-    least, most = (pick(rows, key=lambda row: row.equivalent_directions or 0.0) for pick in (min, max))
+    least, most = (
+        pick(rows, key=lambda row: row.equivalent_directions or 0.0) for pick in (min, max)
+    )
     low, high = (row.equivalent_directions or 0.0 for row in (least, most))
     several = len({row.component for row in rows}) > 1
     if high < APART * low:
@@ -690,7 +826,9 @@ def _equally_strong(value: float) -> str:
 
 
 def _stands_out(summary: Summary) -> bool:
-    """Has the median matrix directions above what noise can reach, and do they hold enough of it to be told?"""
+    """Has the median matrix directions above what noise can reach, and do they hold enough of it to
+    be told?
+    """
     spikes, energy = (summary.inside_layers.get(name) for name in ("spikes", "spike_energy"))
     return spikes is not None and energy is not None and spikes >= 1 and energy >= STANDING_OUT
 
@@ -700,26 +838,42 @@ def _standing_out(summary: Summary) -> list[Sentence]:
     if not _stands_out(summary):
         return []
     draft = _Draft(summary)
-    spikes, energy, side = draft.inside("spikes") or 0, draft.inside("spike_energy") or 0.0, draft.overall("short_side")
+    spikes, energy, side = (
+        draft.inside("spikes") or 0,
+        draft.inside("spike_energy") or 0.0,
+        draft.overall("short_side"),
+    )
     of = f" of {whole(side)}" if side is not None else ""
-    verbs = "stands out from noise and holds" if about(spikes) == "1" else "stand out from noise and hold"
+    verbs = (
+        "stands out from noise and holds"
+        if about(spikes) == "1"
+        else "stand out from noise and hold"
+    )
     few = "direction" if about(spikes) == "1" and not of else "directions"
-    text = f"In the median matrix {about(spikes)}{of} {few} {verbs} {percent(energy)} of its change."
+    text = (
+        f"In the median matrix {about(spikes)}{of} {few} {verbs} {percent(energy)} of its change."
+    )
     return [draft.sentence("standing_out", text)]
 
 
 def _alignment(draft: _Draft) -> str:
-    """Does it follow the directions in which the base is strongest, more than its rows and columns alone would?"""
+    """Does it follow the directions in which the base is strongest, more than its rows and columns
+    alone would?
+    """
     inside = draft.summary.inside_layers
     follows: list[tuple[str, float, float]] = []
     avoids: list[tuple[str, float, float]] = []
     for side, what in (("left", "outputs"), ("right", "inputs")):
-        value, null, excess = (inside.get(f"alignment_{side}{more}") for more in ("", "_null", "_excess"))
+        value, null, excess = (
+            inside.get(f"alignment_{side}{more}") for more in ("", "_null", "_excess")
+        )
         if value is None or null is None or excess is None:
             return ""
         for name, figure in (("", value), ("_null", null), ("_excess", excess)):
             draft.figures[f"inside_layers.alignment_{side}{name}"] = figure
-        least = min(abs(excess), abs(value - null))  # the median of the differences, and the difference of medians
+        least = min(
+            abs(excess), abs(value - null)
+        )  # the median of the differences, and the difference of medians
         if least >= TURNED and (excess > 0) == (value > null):
             (follows if excess > 0 else avoids).append((what, value, null))
     if not follows and not avoids:
@@ -745,11 +899,19 @@ def _low_rank(draft: _Draft) -> Sentence:
     ceiling = draft.summary.figures["rank_ceiling"]
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
-        text = f"It is an adapter: no matrix changes along more than {rank} of {whole(side)} directions."
+        text = (
+            f"It is an adapter: no matrix changes along more than {rank} of {whole(side)}"
+            " directions."
+        )
         return draft.sentence("low_rank", text, _alignment(draft))
     rank_90 = draft.inside("rank_90") or 0
-    text = f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold 90 % of what is "
-    return draft.sentence("low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(draft))
+    text = (
+        f"It has low rank: in the median matrix {whole(rank_90)} of {whole(side)} directions hold"
+        " 90 % of what is "
+    )
+    return draft.sentence(
+        "low_rank", f"{text}stored, and the others no more than rounding leaves.", _alignment(draft)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ storage
@@ -758,41 +920,62 @@ def _low_rank(draft: _Draft) -> Sentence:
 def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
     draft = _Draft(summary)
     inside = summary.inside_layers
-    judged, rounded, unexplained = (_count(inside, name) for name in ("matrices", "rounded_away", "unexplained"))
+    judged, rounded, unexplained = (
+        _count(inside, name) for name in ("matrices", "rounded_away", "unexplained")
+    )
     kept, floor = inside.get("kept"), summary.figures["floor_ratio"]
     sentences = _few_values(summary)
     if not judged or floor is None:
         return sentences
     if 2 * rounded >= judged and ONE_ROUNDING[0] <= floor <= ONE_ROUNDING[1]:
         size = draft.write(floor, "figures.floor_ratio", lambda value: f"{value:.2f}")
-        text = f"It is {size} times the rounding of its storage, as in a copy that was only stored in this format."
+        text = (
+            f"It is {size} times the rounding of its storage, as in a copy that was only stored in"
+            " this format."
+        )
         return [*sentences, draft.sentence("rounding", text)]
     if 2 * rounded >= judged:
-        many = draft.write(rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged))
+        many = draft.write(
+            rounded, "inside_layers.rounded_away", lambda _: _all_of(rounded, judged)
+        )
         draft.write(judged, "inside_layers.matrices", str)
-        text = f"Storage rounded most of it away: in {many} inside layers less than a quarter of what is stored is the"
+        text = (
+            f"Storage rounded most of it away: in {many} inside layers less than a quarter of what"
+            " is stored is the"
+        )
         return [
             *sentences,
-            draft.sentence("rounded_away", f"{text} update's, so that its size and structure are unknown."),
+            draft.sentence(
+                "rounded_away", f"{text} update's, so that its size and structure are unknown."
+            ),
         ]
     if 2 * unexplained >= judged and floor < CLEAR and not sentences:
         draft.inside("unexplained")
         draft.write(judged, "inside_layers.matrices", str)
         text = (
-            f"In {_all_of(unexplained, judged)} inside layers, what is stored is not what rounding leaves of an update"
+            f"In {_all_of(unexplained, judged)} inside layers, what is stored is not what rounding"
+            " leaves of an update"
         )
-        text += " (a copy in more bits may have been kept between stages), so what was lost is unknown."
+        text += (
+            " (a copy in more bits may have been kept between stages), so what was lost is unknown."
+        )
         if not gates["rounding"].passed:
             size = draft.write(floor, "figures.floor_ratio", times)
             text += f" The stored change is {size} times its rounding."
         return [*sentences, draft.sentence("unexplained", text)]
     if kept is not None and kept < WELL_KEPT:
         text = draft.write(kept, "inside_layers.kept", percent)
-        text = f"Inside layers only {text} of the energy of what is stored is the update's; the rest is rounding."
+        text = (
+            f"Inside layers only {text} of the energy of what is stored is the update's; the rest"
+            " is rounding."
+        )
         return [*sentences, draft.sentence("kept", text)]
     if not gates["rounding"].passed:
         size = draft.write(floor, "figures.floor_ratio", times)
-        text = f"The stored change is only {size} times the rounding of its storage, and may be nothing else."
+        text = (
+            f"The stored change is only {size} times the rounding of its storage, and may be"
+            " nothing else."
+        )
         return [*sentences, draft.sentence("rounding", text)]
     return sentences
 
@@ -800,11 +983,16 @@ def _storage(summary: Summary, gates: Mapping[str, Gate]) -> list[Sentence]:
 def _few_values(summary: Summary) -> list[Sentence]:
     for side in ("tuned", "base"):
         draft = _Draft(summary)
-        few, judged = (_count(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged"))
+        few, judged = (
+            _count(summary.inside_layers, f"levels_{side}_{name}") for name in ("few", "judged")
+        )
         if few and 2 * few > judged:
             draft.inside(f"levels_{side}_few")
             draft.inside(f"levels_{side}_judged")
-            text = f"In {_all_of(few, judged)} inside layers the {side} side has as few distinct values in a row as "
+            text = (
+                f"In {_all_of(few, judged)} inside layers the {side} side has as few distinct"
+                " values in a row as "
+            )
             text += "a copy through 8 or 4 bits, so the change may be the rounding of that copy."
             return [draft.sentence("few_values", text)]
     draft = _Draft(summary)
@@ -812,7 +1000,10 @@ def _few_values(summary: Summary) -> list[Sentence]:
     if eight and 2 * eight > matrices:
         draft.inside("in_8_bits")
         draft.inside("matrices")
-        text = f"In {_all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change may be the "
+        text = (
+            f"In {_all_of(eight, matrices)} inside layers a side is stored in 8 bits, so the change"
+            " may be the "
+        )
         return [draft.sentence("few_values", f"{text}rounding of that format.")]
     return []
 
@@ -823,13 +1014,19 @@ def _few_values(summary: Summary) -> list[Sentence]:
 def _context(summary: Summary, relation: object) -> list[Sentence]:
     if relation == "sibling":
         return [
-            Sentence("siblings", "Neither side was tuned from the other: this is the difference of two siblings.", {})
+            Sentence(
+                "siblings",
+                "Neither side was tuned from the other: this is the difference of two siblings.",
+                {},
+            )
         ]
     first, _, last = summary.pair.partition("..")
     if last not in KINDS:
         return []
     after = f" after {KINDS[first]}" if first in KINDS else ""
-    return [Sentence("stage", f"According to its family file, this stage is {KINDS[last]}{after}.", {})]
+    return [
+        Sentence("stage", f"According to its family file, this stage is {KINDS[last]}{after}.", {})
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ other explanations
@@ -842,7 +1039,10 @@ def _explanations(summary: Summary) -> list[Explanation]:
         _quantised(_Draft(summary)),
         _always("merge", "the mean of several models differs from a base as a single model would"),
         _short_run(_Draft(summary)),
-        _always("novel_data", "data that are new to the base leave the same kind of change as narrow data"),
+        _always(
+            "novel_data",
+            "data that are new to the base leave the same kind of change as narrow data",
+        ),
         _weight_decay(_Draft(summary)),
     ]
 
@@ -854,12 +1054,18 @@ def _always(code: str, reason: str) -> Explanation:
 def _is_lost(summary: Summary) -> bool:
     """Was so much rounded away, or may have been, that what is stored does not tell of the update?"""
     inside, floor = summary.inside_layers, summary.figures["floor_ratio"]
-    unknown = _count(inside, "rounded_away") + (_count(inside, "unexplained") if floor is None or floor < CLEAR else 0)
+    unknown = _count(inside, "rounded_away") + (
+        _count(inside, "unexplained") if floor is None or floor < CLEAR else 0
+    )
     return 2 * unknown >= max(1, _count(inside, "matrices"))
 
 
-def _explained(code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]) -> Explanation:
-    return Explanation(code=code, name=EXPLANATIONS[code], answer=answer, reason=reason, figures=figures)
+def _explained(
+    code: str, answer: Answer, reason: str, figures: Mapping[str, Figure]
+) -> Explanation:
+    return Explanation(
+        code=code, name=EXPLANATIONS[code], answer=answer, reason=reason, figures=figures
+    )
 
 
 def _merged_adapter(draft: _Draft) -> Explanation:
@@ -870,10 +1076,15 @@ def _merged_adapter(draft: _Draft) -> Explanation:
     if ceiling is not None:
         rank = draft.write(ceiling, "figures.rank_ceiling", whole)
         return _explained(
-            code, "fits", reason=f"the tuned side is an adapter, of rank {rank} at most", figures=draft.figures
+            code,
+            "fits",
+            reason=f"the tuned side is an adapter, of rank {rank} at most",
+            figures=draft.figures,
         )
     if side is None or least is None or most is None:
-        return _explained(code, "cannot_be_excluded", reason="the rank of the update is unknown", figures={})
+        return _explained(
+            code, "cannot_be_excluded", reason="the rank of the update is unknown", figures={}
+        )
     draft.overall("short_side")
     if _is_low_rank(summary):
         draft.inside("rank_most")
@@ -889,8 +1100,15 @@ def _merged_adapter(draft: _Draft) -> Explanation:
         reason = f"the median update has rank {rank} or more, of {whole(side)}"
         if _stands_out(summary):
             spikes = draft.inside("spikes") or 0
-            what = "the direction that stands out" if about(spikes) == "1" else f"the {about(spikes)} that stand out"
-            reason = f"not alone: {reason}; with another change beside it, an adapter may have left {what}"
+            what = (
+                "the direction that stands out"
+                if about(spikes) == "1"
+                else f"the {about(spikes)} that stand out"
+            )
+            reason = (
+                f"not alone: {reason}; with another change beside it, an adapter may have left"
+                f" {what}"
+            )
         return _explained(code, "no", reason=reason, figures=draft.figures)
     if least > 1:
         return _explained(
@@ -904,7 +1122,9 @@ def _merged_adapter(draft: _Draft) -> Explanation:
 
 def _orthogonalised(draft: _Draft) -> Explanation:
     summary, code = draft.summary, "orthogonalised_optimiser"
-    judged, flatter = (_count(summary.inside_layers, name) for name in ("judged", "flatter_than_noise"))
+    judged, flatter = (
+        _count(summary.inside_layers, name) for name in ("judged", "flatter_than_noise")
+    )
     if judged and 2 * flatter >= judged:
         draft.inside("flatter_than_noise")
         draft.inside("judged")
@@ -921,13 +1141,26 @@ def _orthogonalised(draft: _Draft) -> Explanation:
         bases = len({run.base for run in known})
         if value > most + LIKE_NOISE:
             size = draft.write(value, "figures.concentration", lambda x: f"{x:.2f}")
-            among = f"{len(known)} trainings of the lab with Muon on {bases} {'base' if bases == 1 else 'bases'}"
-            return _explained(
-                code, "no", reason=f"concentration is {size}, and at most {most:.2f} in {among}", figures=draft.figures
+            among = (
+                f"{len(known)} trainings of the lab with Muon on {bases}"
+                f" {'base' if bases == 1 else 'bases'}"
             )
-    compared = "the lab's trainings with Muon are like it" if known else "the lab has no such training of this size"
+            return _explained(
+                code,
+                "no",
+                reason=f"concentration is {size}, and at most {most:.2f} in {among}",
+                figures=draft.figures,
+            )
+    compared = (
+        "the lab's trainings with Muon are like it"
+        if known
+        else "the lab has no such training of this size"
+    )
     return _explained(
-        code, "cannot_be_excluded", reason=f"many such steps can add up to structure, and {compared}", figures={}
+        code,
+        "cannot_be_excluded",
+        reason=f"many such steps can add up to structure, and {compared}",
+        figures={},
     )
 
 
@@ -938,17 +1171,26 @@ def _quantised(draft: _Draft) -> Explanation:
         if few and 2 * few > judged:
             draft.inside(f"levels_{side}_few")
             draft.inside(f"levels_{side}_judged")
-            return _explained(code, "fits", reason=_with_few_values(side, few, judged), figures=draft.figures)
+            return _explained(
+                code, "fits", reason=_with_few_values(side, few, judged), figures=draft.figures
+            )
     eight, matrices = (_count(inside, name) for name in ("in_8_bits", "matrices"))
     if eight and 2 * eight > matrices:
         draft.inside("in_8_bits")
         draft.inside("matrices")
         return _explained(
-            code, "fits", reason=f"a side of {_all_of(eight, matrices)} is stored in 8 bits", figures=draft.figures
+            code,
+            "fits",
+            reason=f"a side of {_all_of(eight, matrices)} is stored in 8 bits",
+            figures=draft.figures,
         )
     floor = summary.figures["floor_ratio"]
     low, high = ONE_ROUNDING
-    if floor is not None and low <= floor <= high and 2 * _count(inside, "beyond_noise") < _count(inside, "judged"):
+    if (
+        floor is not None
+        and low <= floor <= high
+        and 2 * _count(inside, "beyond_noise") < _count(inside, "judged")
+    ):
         size = draft.write(floor, "figures.floor_ratio", lambda x: f"{x:.2f}")
         return _explained(
             code,
@@ -959,39 +1201,68 @@ def _quantised(draft: _Draft) -> Explanation:
     judged = _count(inside, "levels_tuned_judged")
     if not judged:
         return _explained(
-            code, "cannot_be_excluded", reason="its rows are too short for their values to show it", figures={}
+            code,
+            "cannot_be_excluded",
+            reason="its rows are too short for their values to show it",
+            figures={},
         )
     few = _count(inside, "levels_tuned_few")
-    draft.figures |= {"inside_layers.levels_tuned_few": few, "inside_layers.levels_tuned_judged": judged}
+    draft.figures |= {
+        "inside_layers.levels_tuned_few": few,
+        "inside_layers.levels_tuned_judged": judged,
+    }
     reason = _with_few_values("tuned", few, judged)
     return _explained(code, "no", reason=reason, figures=draft.figures)
 
 
 def _with_few_values(side: str, few: int, judged: int) -> str:
     have = "has" if judged == 1 else "have"
-    return f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the {side} side {have} few distinct values in a row"
+    return (
+        f"{few:,} of {counted(judged, 'matrix', 'matrices')} of the {side} side {have} few distinct"
+        " values in a row"
+    )
 
 
 def _short_run(draft: _Draft) -> Explanation:
     code, figures = "short_run", draft.summary.figures
-    name = "relative_norm_overall_unrounded" if _told_unrounded(draft.summary) else "relative_norm_overall"
+    name = (
+        "relative_norm_overall_unrounded"
+        if _told_unrounded(draft.summary)
+        else "relative_norm_overall"
+    )
     value = figures[name]
     if value is None:
-        return _explained(code, "cannot_be_excluded", reason="the size of the change is unknown", figures={})
+        return _explained(
+            code, "cannot_be_excluded", reason="the size of the change is unknown", figures={}
+        )
     size = draft.write(value, f"figures.{name}", percent)
     if value < SMALL:
-        return _explained(code, "fits", reason=f"the change is only {size} of the base's norm", figures=draft.figures)
+        return _explained(
+            code,
+            "fits",
+            reason=f"the change is only {size} of the base's norm",
+            figures=draft.figures,
+        )
     if value > LARGE:
-        return _explained(code, "no", reason=f"the change is {size} of the base's norm", figures=draft.figures)
+        return _explained(
+            code, "no", reason=f"the change is {size} of the base's norm", figures=draft.figures
+        )
     reason = f"a change of {size} may be few large steps or many small ones"
     return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
 
 
 def _weight_decay(draft: _Draft) -> Explanation:
-    summary, code, value = draft.summary, "weight_decay", draft.summary.inside_layers.get("decay_cosine")
+    summary, code, value = (
+        draft.summary,
+        "weight_decay",
+        draft.summary.inside_layers.get("decay_cosine"),
+    )
     if value is None:
         return _explained(
-            code, "cannot_be_excluded", reason="the report does not say whether the weights shrank", figures={}
+            code,
+            "cannot_be_excluded",
+            reason="the report does not say whether the weights shrank",
+            figures={},
         )
     if _is_lost(summary):
         return _explained(
@@ -1012,5 +1283,7 @@ def _weight_decay(draft: _Draft) -> Explanation:
     if value < STILL:
         reason = f"a part of the change points against the weights (median cosine {cosine})"
         return _explained(code, "cannot_be_excluded", reason=reason, figures=draft.figures)
-    reason = f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
+    reason = (
+        f"the change does not point against the weights (median cosine {cosine}, of decay alone -1)"
+    )
     return _explained(code, "no", reason=reason, figures=draft.figures)

@@ -1,9 +1,10 @@
-"""Rows and figures -> what may be said of a footprint: gates, evidence, one of five labels, and the claims ladder.
+"""Rows and figures -> what may be said of a footprint: gates, evidence, one of five labels, and the
+claims ladder.
 
-The gates come first: a pair that fails one has figures, but they are not those of a training. Then its own null: what
-looks like noise of the same profile is `indeterminate`. Then the trainings of `shadow.findings.reference`, of about
-the same size and with the same optimiser where it is known; where there are none, the label says so and stays without
-a word.
+The gates come first: a pair that fails one has figures, but they are not those of a training. Then
+its own null: what looks like noise of the same profile is `indeterminate`. Then the trainings of
+`shadow.findings.reference`, of about the same size and with the same optimiser where it is known;
+where there are none, the label says so and stays without a word.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from shadow.findings.bootstrap import Interval
-from shadow.findings.reference import Calibration, Position, Trainings, calibration, choose, position, runs, word
+from shadow.findings.reference import (
+    Calibration,
+    Position,
+    Trainings,
+    calibration,
+    choose,
+    position,
+    runs,
+    word,
+)
 from shadow.findings.summary_rows import Claims
 from shadow.text import counted
 
@@ -23,14 +33,15 @@ if TYPE_CHECKING:
 
 Label = Literal["concentrated", "distributed", "mixed", "indeterminate", "not assessable"]
 
-# With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of the base's spectrum,
-# not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape 0 within 1 / sqrt(rows cols).
+# With norms that are equal, a cosine below 0.5 is a delta longer than the base itself: it tells of
+# the base's spectrum, not of a change. Fine-tunes have 0.9 and more, unrelated models of one shape
+# 0 within 1 / sqrt(rows cols).
 LINEAGE = 0.5
 PAIRED = 0.9
 ROUNDING = 2.0  # floor_ratio: a copy rounded once has 1
 FULL_RANK = 0.5  # of the directions of a matrix; an adapter of rank 16 in 896 has 0.02
-# The largest difference of median concentration between two trainings that differ in their seed alone was 0.021, in
-# a controlled study on small decoders; less than this is no difference.
+# The largest difference of median concentration between two trainings that differ in their seed
+# alone was 0.021, in a controlled study on small decoders; less than this is no difference.
 MARGIN = 0.03
 SPIKED = 0.05  # the share of matrices with a spike up to which there are none to speak of
 OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may share
@@ -38,19 +49,29 @@ OUTSIDE = ("embed", "head", "position")  # modules that unrelated models may sha
 
 GATES = {  # what must hold, by name
     "changed": "some matrix changed",
-    "lineage": f"the median cosine of base and tuned matrices outside embeddings and heads is at least {LINEAGE:g}",
-    "paired": f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an adapter leaves "
-    "alone counts, what a filter leaves out does not",
+    "lineage": (
+        "the median cosine of base and tuned matrices outside embeddings and heads is at least"
+        f" {LINEAGE:g}"
+    ),
+    "paired": (
+        f"at least {100 * PAIRED:.0f} % of the larger side's parameters were compared; what an"
+        " adapter leaves alone counts, what a filter leaves out does not"
+    ),
     "rounding": f"the median `floor_ratio` is at least {ROUNDING:g}, or nothing was rounded",
-    "rank": f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's rank and by "
-    "`numerical_rank`; rounding fills directions, so a low-rank change that was merged and stored again may pass",
+    "rank": (
+        f"the median delta has {100 * FULL_RANK:.0f} % of its directions or more, by an adapter's"
+        " rank and by `numerical_rank`; rounding fills directions, so a low-rank change that was"
+        " merged and stored again may pass"
+    ),
     "formats": "no tensor is packed or of an unknown format",
 }
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A condition for calling the figures a footprint. figure is None where there is nothing to hold against it."""
+    """A condition for calling the figures a footprint. figure is None where there is nothing to
+    hold against it.
+    """
 
     name: str
     """One of GATES."""
@@ -90,9 +111,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Footprint:
-    """What may be said of a pair. claims: what was measured, what it is consistent with, what it does not show.
+    """What may be said of a pair. claims: what was measured, what it is consistent with, what it
+    does not show.
 
-    position: where it lies among the trainings of the reference; None where these have no matrices of about its size.
+    position: where it lies among the trainings of the reference; None where these have no matrices
+    of about its size.
     """
 
     label: Label
@@ -103,7 +126,9 @@ class Footprint:
 
 
 def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
-    """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of tensors.parquet."""
+    """Every gate of a pair: deltas are the delta rows of matrices.parquet, tensors all of
+    tensors.parquet.
+    """
     weights = _weights(tensors)
     return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
             _formats(deltas, weights)]  # fmt: skip
@@ -114,13 +139,17 @@ def failed(listed: Sequence[Gate]) -> list[Gate]:
 
 
 def _weights(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The tensors of the side with more parameters that count as its weights, with their compared parameters.
+    """The tensors of the side with more parameters that count as its weights, with their compared
+    parameters.
 
-    Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside the component that
-    it is the base of. Columns are those of tensors.parquet, and size and compared.
+    Left out are a tied head, which is its embedding, integers, and what a checkpoint holds beside
+    the component that it is the base of. Columns are those of tensors.parquet, and size and
+    compared.
     """
     sized = tensors.assign(size=[math.prod(int(n) for n in shape) for shape in tensors["shape"]])
-    elsewhere = (sized["reason"] == "filtered") & sized["detail"].notna()  # a filter of the user's has no detail
+    elsewhere = (sized["reason"] == "filtered") & sized[
+        "detail"
+    ].notna()  # a filter of the user's has no detail
     sized = sized[~(sized["reason"].isin(["tied", "not_float"]) | elsewhere)]
     totals = sized.groupby("side")["size"].sum()
     side = "tuned" if totals.get("tuned", 0) >= totals.get("base", 0) else "base"
@@ -137,7 +166,9 @@ def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     """How many matrices changed; None where none was compared, which says nothing of a change."""
     count = len(deltas)
     if not count and not _identical(weights):
-        return Gate(name="changed", figure=None, threshold=1, passed=False, reason="no matrix was compared")
+        return Gate(
+            name="changed", figure=None, threshold=1, passed=False, reason="no matrix was compared"
+        )
     reason = "nothing changed: every matrix that was compared is identical"
     if count:
         reason = f"{counted(count, 'matrix', 'matrices')} changed"
@@ -146,12 +177,15 @@ def _changed(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
 
 def _identical(weights: pd.DataFrame, apart: Sequence[str] = ()) -> int:
     """How many matrices are identical on both sides, but for modules that are left apart."""
-    same = weights[(weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))]
+    same = weights[
+        (weights["status"] == "identical") & ~weights["module"].isin((*apart, "norm", "bias"))
+    ]
     return sum(int(shape[0]) if len(shape) == 3 else 1 for shape in same["shape"] if len(shape) > 1)
 
 
 def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
-    """The median cosine over matrices outside embeddings and heads, which unrelated models may share.
+    """The median cosine over matrices outside embeddings and heads, which unrelated models may
+    share.
 
     Identical ones count, with cosine 1.
     """
@@ -170,12 +204,16 @@ def _lineage(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
     figure = float(pd.concat([inside, pd.Series(1.0, index=range(identical))]).median())
     passed = figure >= LINEAGE
     if deltas["rank_ceiling"].notna().any():
-        reason = "an adapter fits any base of its shape, so it is unknown whether it was made for this one"
+        reason = (
+            "an adapter fits any base of its shape, so it is unknown whether it was made for"
+            " this one"
+        )
     elif passed:
         reason = f"the tuned weights point where the base's do (median cosine {figure:.3f})"
     else:
         reason = (
-            f"the tuned weights have little in common with the base's (median cosine {figure:.3f}): not its descendant"
+            f"the tuned weights have little in common with the base's (median cosine {figure:.3f}):"
+            " not its descendant"
         )
     return Gate(name="lineage", figure=figure, threshold=LINEAGE, passed=passed, reason=reason)
 
@@ -187,8 +225,12 @@ def _paired(weights: pd.DataFrame) -> Gate:
     percent = 1000 * compared // total / 10 if total else 0.0  # rounded down: 100.0 is all of them
     reason = f"{percent:.1f} % of the larger side's parameters were compared"
     if share < PAIRED:
-        reason += ": a part was asked for" if filtered else ": these are not two states of one model"
-    return Gate(name="paired", figure=share, threshold=PAIRED, passed=share >= PAIRED, reason=reason)
+        reason += (
+            ": a part was asked for" if filtered else ": these are not two states of one model"
+        )
+    return Gate(
+        name="paired", figure=share, threshold=PAIRED, passed=share >= PAIRED, reason=reason
+    )
 
 
 def _rounding(deltas: pd.DataFrame) -> Gate:
@@ -206,7 +248,9 @@ def _rounding(deltas: pd.DataFrame) -> Gate:
     reason = f"the change is {times} times the rounding of its storage"
     if figure < ROUNDING:
         reason += ": it is mostly rounding"
-    return Gate(name="rounding", figure=figure, threshold=ROUNDING, passed=figure >= ROUNDING, reason=reason)
+    return Gate(
+        name="rounding", figure=figure, threshold=ROUNDING, passed=figure >= ROUNDING, reason=reason
+    )
 
 
 def _rank(deltas: pd.DataFrame) -> Gate:
@@ -215,14 +259,28 @@ def _rank(deltas: pd.DataFrame) -> Gate:
     ranks = inside["rank_ceiling"].fillna(math.inf).clip(upper=inside["numerical_rank"])
     shares = (ranks / inside[["rows", "cols"]].min(axis=1)).dropna()
     if shares.empty:
-        return Gate(name="rank", figure=None, threshold=FULL_RANK, passed=True, reason="no rank ceiling")
+        return Gate(
+            name="rank", figure=None, threshold=FULL_RANK, passed=True, reason="no rank ceiling"
+        )
     figure, ceiling = float(shares.median()), inside["rank_ceiling"].max()
     if figure >= FULL_RANK:
-        reason = f"the median delta has {100 * figure:.0f} % of its directions, those of rounding included"
+        reason = (
+            f"the median delta has {100 * figure:.0f} % of its directions, those of rounding"
+            " included"
+        )
     else:
-        what = f"an adapter's rank {ceiling:.0f}" if ceiling > 0 else f"rank {inside['numerical_rank'].median():.0f}"
-        reason = f"{what} bounds the spectrum of every delta: how concentrated it is says little of the training"
-    return Gate(name="rank", figure=figure, threshold=FULL_RANK, passed=figure >= FULL_RANK, reason=reason)
+        what = (
+            f"an adapter's rank {ceiling:.0f}"
+            if ceiling > 0
+            else f"rank {inside['numerical_rank'].median():.0f}"
+        )
+        reason = (
+            f"{what} bounds the spectrum of every delta: how concentrated it is says little of the"
+            " training"
+        )
+    return Gate(
+        name="rank", figure=figure, threshold=FULL_RANK, passed=figure >= FULL_RANK, reason=reason
+    )
 
 
 def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
@@ -234,7 +292,8 @@ def _formats(deltas: pd.DataFrame, weights: pd.DataFrame) -> Gate:
         reason = f"{100 * share:.1f} % of the parameters are stored in a format that is not read"
     elif differing:
         reason = (
-            f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change contains a rounding"
+            f"the sides are stored in different formats ({', '.join(differing)[:60]}): the change"
+            " contains a rounding"
         )
     else:
         reason = "both sides are stored in one known format"
@@ -247,39 +306,60 @@ def footprint(
     intervals: Mapping[str, Interval],
     optimizer: str | None = None,
 ) -> Footprint:
-    """The label and what it rests on. figures and intervals are those of the summary; optimizer is what a user said."""
+    """The label and what it rests on. figures and intervals are those of the summary; optimizer is
+    what a user said.
+    """
     concentration = figures["concentration"]
     evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
     shipped = calibration()
     trainings = choose(shipped.trainings, figures["short_side"], optimizer)
-    given, reason = label([gate.reason for gate in failed(held)], figures, trainings, _unlike(shipped))
+    given, reason = label(
+        [gate.reason for gate in failed(held)], figures, trainings, _unlike(shipped)
+    )
     compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
         measured=_measured(bool(figures["matrices"]), compared),
         consistent_with=_consistent_with(held, given, figures),
         not_shown=[
-            "what data the model was trained on: optimiser, adapters, learning rate and novelty of the data move these "
-            "figures as much as narrowness does",
+            (
+                "what data the model was trained on: optimiser, adapters, learning rate and novelty"
+                " of the data move these figures as much as narrowness does"
+            ),
             "what the model can or cannot do",
         ],
     )
-    lies = None if trainings is None or concentration is None else position(concentration, trainings, runs())
+    lies = (
+        None
+        if trainings is None or concentration is None
+        else position(concentration, trainings, runs())
+    )
     return Footprint(label=given, reason=reason, evidence=evidence, claims=claims, position=lies)
 
 
 def label(
-    stopped: Sequence[str], figures: Mapping[str, float | int | None], trainings: Trainings | None, unlike: str
+    stopped: Sequence[str],
+    figures: Mapping[str, float | int | None],
+    trainings: Trainings | None,
+    unlike: str,
 ) -> tuple[Label, str]:
-    """The label of figures and its reason. stopped: the reasons of the gates that failed; unlike: why no trainings."""
+    """The label of figures and its reason. stopped: the reasons of the gates that failed; unlike:
+    why no trainings.
+    """
     if stopped:
         return "not assessable", "; ".join(stopped)
     concentration, spiked = figures["concentration"], figures["spiked"]
     if concentration is None or spiked is None:
         return "not assessable", "no matrix is large enough to compare with its null"
     if abs(concentration) <= MARGIN and spiked <= SPIKED:
-        return "indeterminate", "the change looks like noise of the same profile: nothing tells it from rounding"
+        return (
+            "indeterminate",
+            "the change looks like noise of the same profile: nothing tells it from rounding",
+        )
     if trainings is None:
-        return "not assessable", f"every gate passed, but {unlike}; two models tuned from one base can be compared"
+        return (
+            "not assessable",
+            f"every gate passed, but {unlike}; two models tuned from one base can be compared",
+        )
     return word(figures, trainings)
 
 
@@ -287,7 +367,10 @@ def _measured(changed: bool, compared: bool) -> list[str]:
     """What was measured: of matrices that changed, or of some that were compared and did not."""
     if changed:
         return [
-            "spectra of base, tuned and delta of every matrix, and how they differ from a sign-flip null",
+            (
+                "spectra of base, tuned and delta of every matrix, and how they differ from a"
+                " sign-flip null"
+            ),
             "where the update lies, over layers and modules",
         ]
     return ["that no matrix of those compared has changed"] if compared else []
@@ -296,24 +379,51 @@ def _measured(changed: bool, compared: bool) -> list[str]:
 def _unlike(shipped: Calibration) -> str:
     """Why there are no trainings to hold a pair against."""
     sides = " and ".join(str(side) for side in shipped.short_sides)
-    return f"the reference of known trainings has matrices of {sides} on the short side, and these are of another size"
+    return (
+        f"the reference of known trainings has matrices of {sides} on the short side, and these are"
+        " of another size"
+    )
 
 
-def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str, Interval]) -> list[Evidence]:
-    """Figures that a label would rest on: concentration, a second energy metric, spikes, depth, token coverage."""
+def _evidence(
+    figures: Mapping[str, float | int | None], intervals: Mapping[str, Interval]
+) -> list[Evidence]:
+    """Figures that a label would rest on: concentration, a second energy metric, spikes, depth,
+    token coverage.
+    """
 
     def says_concentration(value: float) -> str:
         if value > MARGIN:
             return "fewer directions than noise of the same profile has"
-        return "as many directions as noise of the same profile has" if value >= -MARGIN else "flatter than noise"
+        return (
+            "as many directions as noise of the same profile has"
+            if value >= -MARGIN
+            else "flatter than noise"
+        )
 
     rows = (
         ("concentration", 0.0, says_concentration),
-        ("participation_share", 1.0, lambda x: f"its participation ratio is {100 * x:.0f} % of that of its null"),
+        (
+            "participation_share",
+            1.0,
+            lambda x: f"its participation ratio is {100 * x:.0f} % of that of its null",
+        ),
         ("spike_energy", 0.0, lambda x: f"{100 * x:.0f} % of the energy stands out of the null"),
-        ("spiked", 0.0, lambda x: f"{100 * x:.0f} % of the matrices have a direction that stands out"),
-        ("effective_layers", None, lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers"),
-        ("embedding_rows_changed", None, lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed"),
+        (
+            "spiked",
+            0.0,
+            lambda x: f"{100 * x:.0f} % of the matrices have a direction that stands out",
+        ),
+        (
+            "effective_layers",
+            None,
+            lambda x: f"the energy fills {x:.1f} of {figures['depth_layers']} layers",
+        ),
+        (
+            "embedding_rows_changed",
+            None,
+            lambda x: f"{100 * x:.0f} % of the tokens' embeddings changed",
+        ),
     )
     evidence = []
     for name, without, says in rows:
@@ -321,7 +431,13 @@ def _evidence(figures: Mapping[str, float | int | None], intervals: Mapping[str,
         if figure is not None:
             bounds = None if interval is None else interval.bounds
             evidence.append(
-                Evidence(name=name, figure=float(figure), interval=bounds, without=without, says=says(figure))
+                Evidence(
+                    name=name,
+                    figure=float(figure),
+                    interval=bounds,
+                    without=without,
+                    says=says(figure),
+                )
             )
     return evidence
 
@@ -335,7 +451,9 @@ CONSISTENT = {  # with a failed gate, by its name
 }
 
 
-def _consistent_with(held: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]) -> list[str]:
+def _consistent_with(
+    held: Sequence[Gate], given: Label, figures: Mapping[str, float | int | None]
+) -> list[str]:
     if stopped := failed(held):
         if stopped[0].name == "changed" and stopped[0].figure is None:
             return []  # nothing was compared
@@ -350,8 +468,10 @@ def _consistent_with(held: Sequence[Gate], given: Label, figures: Mapping[str, f
         ]
     if concentration > MARGIN:
         return [
-            "training that moved the weights along few directions: narrow or novel data, a small learning rate, or a "
-            "merged adapter",
+            (
+                "training that moved the weights along few directions: narrow or novel data, a"
+                " small learning rate, or a merged adapter"
+            ),
         ]
     if concentration < -MARGIN:
         return ["an optimiser that makes its updates orthogonal (Muon)"]

@@ -1,7 +1,8 @@
-"""Scores -> what each pair gained: models matched to the sides of a pair, differences, means by group. Prints nothing.
+"""Scores -> what each pair gained: models matched to the sides of a pair, differences, means by
+group. Prints nothing.
 
-Kept scores lie in `scores.json` beside a report, bound to its two checkpoints; summary.json shows them, and no other
-file of the report knows of them.
+Kept scores lie in `scores.json` beside a report, bound to its two checkpoints; summary.json shows
+them, and no other file of the report knows of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shadow.errors import ShadowError
 from shadow.files import read_start
-from shadow.findings.scores import FILTERS, HARNESS, LARGEST, MAX_FILE, PREFERRED, QUESTIONS, Score, ScoreFiles
+from shadow.findings.scores import (
+    FILTERS,
+    HARNESS,
+    LARGEST,
+    MAX_FILE,
+    PREFERRED,
+    QUESTIONS,
+    Score,
+    ScoreFiles,
+)
 from shadow.reports.atomic_replacement import KEPT
 from shadow.reports.metadata import SIDES, CheckpointMetadata, ReportMetadata
 from shadow.text import VERY_LIKE, closest, nearest, several
@@ -33,8 +43,13 @@ KEPT_SCHEMA = 1  # of that file
 NAMED = 5  # models or benchmarks named in a message
 Role = Literal["base", "tuned"]
 PLAIN_REVISIONS = ("", "main")  # those that a name without a revision means
-MEASURED_BY_OTHERS = "whether the scores hold: others measured them, and they are repeated here as they were given"
-UP_TO_ONE, ABOVE_ONE = "at most 1", "above 1"  # units that a file does not state: a share, or a percentage perhaps
+MEASURED_BY_OTHERS = (
+    "whether the scores hold: others measured them, and they are repeated here as they were given"
+)
+UP_TO_ONE, ABOVE_ONE = (
+    "at most 1",
+    "above 1",
+)  # units that a file does not state: a share, or a percentage perhaps
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,9 @@ def sides_of(metadata: ReportMetadata, pair: Pair | None = None) -> Sides:
     start, end = _stages(metadata["family"], metadata["pair"])
     return (
         _reported("base", metadata["base"], asked=None if pair is None else pair.base, stage=start),
-        _reported("tuned", metadata["tuned"], asked=None if pair is None else pair.tuned, stage=end),
+        _reported(
+            "tuned", metadata["tuned"], asked=None if pair is None else pair.tuned, stage=end
+        ),
     )
 
 
@@ -102,10 +119,17 @@ def _asked(role: Role, reference: Reference | ComponentBase, stage: str) -> Scor
     from shadow.targets.references import ComponentBase
 
     if isinstance(reference, ComponentBase):  # it has no name but its stage
-        return ScoredSide(role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage)
+        return ScoredSide(
+            role=role, repo="", is_folder=False, commit=None, revision=None, stage=stage
+        )
     repo = f"{reference.repo}/{reference.subfolder}" if reference.subfolder else reference.repo
     return ScoredSide(
-        role=role, repo=repo, is_folder=reference.is_folder, commit=None, revision=reference.revision, stage=stage
+        role=role,
+        repo=repo,
+        is_folder=reference.is_folder,
+        commit=None,
+        revision=reference.revision,
+        stage=stage,
     )
 
 
@@ -122,9 +146,9 @@ NOT, UNCHECKED, BY_NAME, EXACT = range(4)  # how well a model's name fits a side
 def fit(model: str, commit: str | None, side: ScoredSide) -> int:
     """How well a model of a file fits a side; commit is what the file noted beside the name.
 
-    EXACT: the stage, the folder, or the repository at this commit or revision. BY_NAME: the repository without a
-    revision, the last name of the folder. UNCHECKED: the repository at a branch or tag that may or may not be the
-    commit. Another commit does not fit.
+    EXACT: the stage, the folder, or the repository at this commit or revision. BY_NAME: the
+    repository without a revision, the last name of the folder. UNCHECKED: the repository at a
+    branch or tag that may or may not be the commit. Another commit does not fit.
     """
     if model == side.stage:
         return EXACT
@@ -147,7 +171,7 @@ def fit(model: str, commit: str | None, side: ScoredSide) -> int:
 
 def _as_folder(model: str) -> str:
     """An absolute folder; a relative one is taken from here."""
-    return _resolved(model, os.getcwd())  # noqa: PTH109 - a Path costs ten times as much, and there are 100,000 of them
+    return _resolved(model, os.getcwd())
 
 
 @lru_cache(maxsize=4096)
@@ -164,13 +188,19 @@ def _resolved(model: str, here: str) -> str:
 
 
 def unmatched(given: ScoreFiles, known: Sequence[Sides]) -> str | None:
-    """One line on the models of the files that are no side of any pair, with the nearest side that has no scores."""
+    """One line on the models of the files that are no side of any pair, with the nearest side that
+    has no scores.
+    """
     sides = [side for pair in known for side in pair]
-    alone = [name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)]
+    alone = [
+        name for name, commit in given.models if not any(fit(name, commit, side) for side in sides)
+    ]
     names = list(dict.fromkeys(alone))
     if not names:
         return None
-    without = [side for side in sides if not any(fit(name, commit, side) for name, commit in given.models)]
+    without = [
+        side for side in sides if not any(fit(name, commit, side) for name, commit in given.models)
+    ]
     return f"scores of models that are not audited here: {_several_models(names, without)}"
 
 
@@ -262,7 +292,9 @@ class GroupGain:
     """The mean, in `unit`; None where `reason` says why."""
 
     gain_stderr: float | None
-    """Its standard error as if the benchmarks were independent, 0 or more; None unless each of them has one."""
+    """Its standard error as if the benchmarks were independent, 0 or more; None unless each of them
+    has one.
+    """
 
     unit: str | None
     """That of its benchmarks; None where they have different ones or there are none."""
@@ -300,7 +332,10 @@ class Scored:
         """In the order of the file; the benchmarks of no group together, last."""
         names = dict.fromkeys(gain.group for gain in self.gains)
         ordered = [name for name in names if name is not None] + ([None] if None in names else [])
-        return [group_gain(name, [gain for gain in self.gains if gain.group == name]) for name in ordered]
+        return [
+            group_gain(name, [gain for gain in self.gains if gain.group == name])
+            for name in ordered
+        ]
 
     @property
     def named_files(self) -> list[ScoreFile]:
@@ -321,13 +356,20 @@ NO_SCORES = Scored((), (), ())
 
 
 def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
-    """The unweighted mean, of benchmarks of one unit; its standard error as if they were independent."""
+    """The unweighted mean, of benchmarks of one unit; its standard error as if they were
+    independent.
+    """
     known = [gain for gain in gains if gain.gain is not None]
     values = [gain.gain for gain in known if gain.gain is not None]
     units = sorted({gain.unit for gain in known})
     if not known:
         return GroupGain(
-            group=name, benchmarks=0, gain=None, gain_stderr=None, unit=None, reason="no benchmark of both sides"
+            group=name,
+            benchmarks=0,
+            gain=None,
+            gain_stderr=None,
+            unit=None,
+            reason="no benchmark of both sides",
         )
     if len(units) > 1:
         return GroupGain(
@@ -340,7 +382,9 @@ def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
         )
     errors = [gain.gain_stderr for gain in known]
     error = (
-        math.hypot(*(stderr for stderr in errors if stderr is not None)) / len(errors) if None not in errors else None
+        math.hypot(*(stderr for stderr in errors if stderr is not None)) / len(errors)
+        if None not in errors
+        else None
     )
     return GroupGain(
         group=name,
@@ -355,7 +399,8 @@ def group_gain(name: str | None, gains: Sequence[Gain]) -> GroupGain:
 def join(given: ScoreFiles, sides: Sides) -> Scored | None:
     """The gains of a pair; None where the files name neither side.
 
-    Raises ShadowError where it is not clear which score is meant, and where two sides are in different units.
+    Raises ShadowError where it is not clear which score is meant, and where two sides are in
+    different units.
     """
     rows, notes = _by_side(given, sides)
     if not any(rows.values()):
@@ -374,7 +419,11 @@ def join(given: ScoreFiles, sides: Sides) -> Scored | None:
                     above_one=above_one,
                 )
             )
-    notes += [*_missing_side(given, rows, sides), *_left_out(rows, given), *_doubts(gains, base, tuned)]
+    notes += [
+        *_missing_side(given, rows, sides),
+        *_left_out(rows, given),
+        *_doubts(gains, base, tuned),
+    ]
     return Scored(given.files, tuple(gains), tuple(notes))
 
 
@@ -389,7 +438,9 @@ def neither(given: ScoreFiles, known: Sequence[Sides]) -> ShadowError:
 
 
 def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], list[str]]:
-    """The rows of each side: of the models that fit it best, and of none that fits the other as well."""
+    """The rows of each side: of the models that fit it best, and of none that fits the other as
+    well.
+    """
     fits: dict[str, dict[tuple[str, str | None], int]] = {side.role: {} for side in sides}
     either: dict[str, int] = {}
     for model, commit in given.models:
@@ -404,7 +455,10 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
         best = max(fits[side.role].values(), default=NOT)
         if unclear := [model for model, level in either.items() if level >= best]:
             names = " or ".join(_by_commit(side) for side in sides)
-            raise ShadowError(f"{given.name}: {unclear[0][:80]!r} may be either side of the pair", f"write {names}")
+            raise ShadowError(
+                f"{given.name}: {unclear[0][:80]!r} may be either side of the pair",
+                f"write {names}",
+            )
         taken = {model for model, level in fits[side.role].items() if level == best}
         rows[side.role] = [row for row in given.rows if (row.model, row.commit) in taken]
         notes += _on_names(side, fits[side.role], best)
@@ -412,25 +466,40 @@ def _by_side(given: ScoreFiles, sides: Sides) -> tuple[dict[str, list[Score]], l
 
 
 def _by_commit(side: ScoredSide) -> str:
-    return f"{side.repo}@{side.commit[:12]}" if side.commit and not side.is_folder else side.repo or side.stage
+    return (
+        f"{side.repo}@{side.commit[:12]}"
+        if side.commit and not side.is_folder
+        else side.repo or side.stage
+    )
 
 
 def _on_names(side: ScoredSide, fits: Mapping[tuple[str, str | None], int], best: int) -> list[str]:
     notes = []
     for (model, commit), level in fits.items():
         if level < best:
-            notes.append(f"scores of {model} are not taken: another name in the file fits the {side.role} side better")
+            notes.append(
+                f"scores of {model} are not taken: another name in the file fits the {side.role}"
+                " side better"
+            )
         elif level == UNCHECKED:
-            notes.append(f"whether {model} is the commit {(side.commit or '')[:12]} of the report cannot be checked")
+            notes.append(
+                f"whether {model} is the commit {(side.commit or '')[:12]} of the report cannot be"
+                " checked"
+            )
         elif level == BY_NAME and commit and side.commit and commit != side.commit:
-            notes.append(f"scores of {model} are of commit {commit[:12]}, the report is of {side.commit[:12]}")
+            notes.append(
+                f"scores of {model} are of commit {commit[:12]}, the report is of"
+                f" {side.commit[:12]}"
+            )
     return notes
 
 
 ByMetric = dict[str | None, Score]
 
 
-def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, str]) -> dict[str, ByMetric]:
+def _by_benchmark(
+    rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, str]
+) -> dict[str, ByMetric]:
     """Benchmark -> metric -> score. A row that says the same again counts once."""
     by_benchmark: dict[str, ByMetric] = {}
     for row in rows:
@@ -438,7 +507,10 @@ def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, 
             continue
         before = by_benchmark.setdefault(row.benchmark, {}).setdefault(row.metric, row)
         if (before.score, before.stderr) != (row.score, row.stderr):
-            what = f"{row.benchmark[:80]!r}{f' ({row.metric[:40]})' if row.metric else ''} of the {side.role} side"
+            what = (
+                f"{row.benchmark[:80]!r}{f' ({row.metric[:40]})' if row.metric else ''} of the"
+                f" {side.role} side"
+            )
             two = f"{before.score:g} ({before.where}) and {row.score:g} ({row.where})"
             raise ShadowError(f"{what} has two scores: {two}", "leave one of them")
         for key in ("group", "unit", "higher_is_better"):
@@ -449,12 +521,20 @@ def _by_benchmark(rows: Sequence[Score], side: ScoredSide, groups: Mapping[str, 
 def _agree(score: Score, other: Score, key: str) -> Any:
     """What two rows of one benchmark say of it; where only one says anything, that."""
     first, second = getattr(score, key), getattr(other, key)
-    harness = key == "unit" and HARNESS in (first, second)  # which gives shares as well as percentages
+    harness = key == "unit" and HARNESS in (
+        first,
+        second,
+    )  # which gives shares as well as percentages
     if first is None or second is None or first == second or harness:
         return second if first is None or (harness and first == HARNESS) else first
-    said = {"group": "in the groups", "unit": "in the units", "higher_is_better": "with higher_is_better"}[key]
+    said = {
+        "group": "in the groups",
+        "unit": "in the units",
+        "higher_is_better": "with higher_is_better",
+    }[key]
     raise ShadowError(
-        f"{score.benchmark[:80]!r} is {said} {first} ({score.where}) and {second} ({other.where})", "make them agree"
+        f"{score.benchmark[:80]!r} is {said} {first} ({score.where}) and {second} ({other.where})",
+        "make them agree",
     )
 
 
@@ -469,24 +549,39 @@ def _preference(metric: str | None) -> tuple[int, int, str]:
 
 
 def _models_above_one(rows: Sequence[Score]) -> set[tuple[str, str]]:
-    """(file, model) of those that have a score above 1, of the rows whose unit is not stated: no shares, then."""
-    return {(row.file, row.model) for row in rows if row.unit is None and row.higher_is_better and row.score > 1}
+    """(file, model) of those that have a score above 1, of the rows whose unit is not stated: no
+    shares, then.
+    """
+    return {
+        (row.file, row.model)
+        for row in rows
+        if row.unit is None and row.higher_is_better and row.score > 1
+    }
 
 
-def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, above_one: set[tuple[str, str]]) -> Gain:
+def _gain(
+    benchmark: str,
+    base: ByMetric,
+    tuned: ByMetric,
+    group: str | None,
+    above_one: set[tuple[str, str]],
+) -> Gain:
     common = base.keys() & tuned.keys()
     chosen = min(common or base.keys() | tuned.keys(), key=_preference)
     before, other = base.get(chosen), tuned.get(chosen)
     either = other or before
     assert either is not None
     if before and other:
-        groups, unit, higher = (_agree(before, other, key) for key in ("group", "unit", "higher_is_better"))
+        groups, unit, higher = (
+            _agree(before, other, key) for key in ("group", "unit", "higher_is_better")
+        )
         _refuse_units(before, other, higher=higher, above_one=above_one)
     else:
         groups, unit, higher = either.group, either.unit, either.higher_is_better
     if group and groups and group != groups:
         raise ShadowError(
-            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({either.where})", "make them agree"
+            f"{benchmark[:80]!r} is in the groups {group} and {groups} ({either.where})",
+            "make them agree",
         )
     gain = error = None
     if before and other and higher is not None:
@@ -497,7 +592,9 @@ def _gain(benchmark: str, base: ByMetric, tuned: ByMetric, group: str | None, ab
         benchmark=benchmark,
         group=group or groups,
         metric=chosen,
-        unit=_unit([row for row in (before, other) if row], unit, higher=higher, above_one=above_one),
+        unit=_unit(
+            [row for row in (before, other) if row], unit, higher=higher, above_one=above_one
+        ),
         higher_is_better=higher,
         base=before.score if before else None,
         tuned=other.score if other else None,
@@ -518,36 +615,54 @@ def _apart(first: float, other: float) -> float:
     return float(Decimal(repr(first)) - Decimal(repr(other)))
 
 
-def _refuse_units(base: Score, tuned: Score, higher: bool | None, above_one: set[tuple[str, str]]) -> None:
+def _refuse_units(
+    base: Score, tuned: Score, higher: bool | None, above_one: set[tuple[str, str]]
+) -> None:
     """Refuse a share beside a percentage: one above 1, the other not, and nothing that explains it.
 
-    What explains it: a unit that both state, the harness on both sides, a metric of which less is better, or other
-    scores above 1 of the model whose own is not.
+    What explains it: a unit that both state, the harness on both sides, a metric of which less is
+    better, or other scores above 1 of the model whose own is not.
     """
     low, high = sorted((base, tuned), key=lambda row: row.score)
     stated = base.unit is not None and base.unit == tuned.unit
-    if stated or not higher or not low.score <= 1 < high.score or (low.file, low.model) in above_one:
+    if (
+        stated
+        or not higher
+        or not low.score <= 1 < high.score
+        or (low.file, low.model) in above_one
+    ):
         return
-    sides = f"{base.score:g} for the base ({base.where}) and {tuned.score:g} for the tuned side ({tuned.where})"
+    sides = (
+        f"{base.score:g} for the base ({base.where}) and {tuned.score:g} for the tuned side"
+        f" ({tuned.where})"
+    )
     raise ShadowError(
         f"{base.benchmark[:80]!r} is {sides}: a share beside a percentage?",
         "write both in one unit; if they are, say which in a column `unit`",
     )
 
 
-def _unit(rows: Sequence[Score], stated: str | None, higher: bool | None, above_one: set[tuple[str, str]]) -> str:
+def _unit(
+    rows: Sequence[Score], stated: str | None, higher: bool | None, above_one: set[tuple[str, str]]
+) -> str:
     """What a gain is in. Only gains of one unit are averaged or ranked together."""
     if stated not in (None, HARNESS):
         return stated or ""
     if higher is False:
         return rows[0].metric or "less is better"
-    return ABOVE_ONE if any(row.score > 1 or (row.file, row.model) in above_one for row in rows) else UP_TO_ONE
+    return (
+        ABOVE_ONE
+        if any(row.score > 1 or (row.file, row.model) in above_one for row in rows)
+        else UP_TO_ONE
+    )
 
 
 # What to say beside the numbers
 
 
-def _missing_side(given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides: Sides) -> list[str]:
+def _missing_side(
+    given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides: Sides
+) -> list[str]:
     for side in sides:
         if not rows[side.role]:
             other = "tuned" if side.role == "base" else "base"
@@ -561,7 +676,12 @@ def _missing_side(given: ScoreFiles, rows: Mapping[str, Sequence[Score]], sides:
 
 
 def _left_out(rows: Mapping[str, Sequence[Score]], given: ScoreFiles) -> list[str]:
-    hidden = [row for side in rows.values() for row in side if row.parent and row.benchmark not in given.groups]
+    hidden = [
+        row
+        for side in rows.values()
+        for row in side
+        if row.parent and row.benchmark not in given.groups
+    ]
     if not hidden:
         return []
     parents = list(dict.fromkeys(row.parent for row in hidden if row.parent))
@@ -570,7 +690,9 @@ def _left_out(rows: Mapping[str, Sequence[Score]], given: ScoreFiles) -> list[st
     return [f"{left_out}, of groups that have a score of their own: {_few(parents)}"]
 
 
-def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[str, ByMetric]) -> list[str]:
+def _doubts(
+    gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[str, ByMetric]
+) -> list[str]:
     notes = []
     both = [gain for gain in gains if gain.base is not None and gain.tuned is not None]
     two_metrics = (base.keys() & tuned.keys()) - {gain.benchmark for gain in both}
@@ -579,15 +701,26 @@ def _doubts(gains: Sequence[Gain], base: Mapping[str, ByMetric], tuned: Mapping[
     if unclear := [gain.benchmark for gain in both if gain.higher_is_better is None]:
         notes.append(f"nobody says whether more is better, so no gain: {_few(unclear)}")
     if chosen := [f"{gain.benchmark}: {gain.metric}" for gain in both if gain.others]:
-        notes.append(f"of several metrics one was taken ({_few(chosen)}); acc_norm comes before acc, acc before others")
+        notes.append(
+            f"of several metrics one was taken ({_few(chosen)}); acc_norm comes before acc, acc"
+            " before others"
+        )
     differing: dict[str, list[str]] = {}
     for gain in both:
         before, two = (dict(side[gain.benchmark][gain.metric].conditions) for side in (base, tuned))
         for what in before.keys() & two.keys():
             if before[what] != two[what]:
-                differing.setdefault(what, []).append(f"{gain.benchmark} {before[what]} and {two[what]}")
-    notes += [f"{what} of base and tuned differ: {_few(names)}" for what, names in sorted(differing.items())]
-    asked = {gain.benchmark: dict(tuned[gain.benchmark][gain.metric].conditions).get(QUESTIONS, "") for gain in both}
+                differing.setdefault(what, []).append(
+                    f"{gain.benchmark} {before[what]} and {two[what]}"
+                )
+    notes += [
+        f"{what} of base and tuned differ: {_few(names)}"
+        for what, names in sorted(differing.items())
+    ]
+    asked = {
+        gain.benchmark: dict(tuned[gain.benchmark][gain.metric].conditions).get(QUESTIONS, "")
+        for gain in both
+    }
     if parts := [f"{name} {count}" for name, count in asked.items() if " of " in count]:
         notes.append(f"measured on a part of the questions: {_few(parts)}")
     return notes
@@ -627,19 +760,34 @@ def read_kept(folder: Path, metadata: ReportMetadata) -> Scored:
         stored = json.loads(raw)
         if stored["schema"] != KEPT_SCHEMA:
             schema = str(stored["schema"])[:20]
-            raise ShadowError(f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint)
+            raise ShadowError(
+                f"{path}: scores of schema {schema!r}, this version reads {KEPT_SCHEMA}", hint
+            )
         gains = tuple(_kept_gain(row) for row in stored["scores"])
-        files = tuple((_kept_text(file["name"]), _kept_text(file["sha256"])) for file in stored["score_files"])
+        files = tuple(
+            (_kept_text(file["name"]), _kept_text(file["sha256"])) for file in stored["score_files"]
+        )
         notes = tuple(_kept_text(text) for text in stored["score_notes"])
         same = all(stored[side] == metadata[side] for side in SIDES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ShadowError(f"{path}: not scores kept by shadow ({type(error).__name__})", hint) from error
+        raise ShadowError(
+            f"{path}: not scores kept by shadow ({type(error).__name__})", hint
+        ) from error
     if not same:
         raise ShadowError(f"{path}: scores of other checkpoints than the report's", hint)
     return Scored(files, gains, notes)
 
 
-_TEXTS = ("benchmark", "group", "metric", "unit", "base_model", "tuned_model", "base_file", "tuned_file")
+_TEXTS = (
+    "benchmark",
+    "group",
+    "metric",
+    "unit",
+    "base_model",
+    "tuned_model",
+    "base_file",
+    "tuned_file",
+)
 _NEVER_NULL = ("benchmark", "unit")
 
 
@@ -663,7 +811,11 @@ def _kept_gain(row: Mapping[str, Any]) -> Gain:
         elif name == "higher_is_better":
             if not isinstance(value, bool):
                 raise TypeError
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 2 * LARGEST:
+        elif (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not abs(value) <= 2 * LARGEST
+        ):
             raise ValueError
         else:
             value = float(value)

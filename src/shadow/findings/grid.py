@@ -1,4 +1,6 @@
-"""Modules by layers: how far each moved, and how concentrated its change is. What pictures of a pair are made of."""
+"""Modules by layers: how far each moved, and how concentrated its change is. What pictures of a
+pair are made of.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +22,26 @@ FLAT = 1.05  # ratio of the largest to the least norm, up to which all cells are
 
 
 def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
-    """A row for each module of a component that has layers, in the order of names.yaml; medians over experts.
+    """A row for each module of a component that has layers, in the order of names.yaml; medians
+    over experts.
 
     A matrix that is identical on both sides counts as not moved at all.
     """
     inside = deltas.loc[deltas["layer"].notna(), [*PLACE, "relative_norm", "concentration"]]
-    same = tensors[(tensors["side"] == "tuned") & (tensors["status"] == "identical") & tensors["layer"].notna()]
+    same = tensors[
+        (tensors["side"] == "tuned") & (tensors["status"] == "identical") & tensors["layer"].notna()
+    ]
     places: dict[tuple[str, str], dict[int, tuple[float | None, float | None]]] = {}
-    for component, module, layer in same[PLACE].drop_duplicates().itertuples(index=False, name=None):
+    for component, module, layer in (
+        same[PLACE].drop_duplicates().itertuples(index=False, name=None)
+    ):
         places.setdefault((component, module), {})[int(layer)] = (0.0, None)
     medians = inside.astype({"layer": "int64"}).groupby(PLACE, observed=True).median()
     for (component, module, layer), norm, concentration in medians.itertuples(name=None):
-        places.setdefault((component, module), {})[int(layer)] = (_known(norm), _known(concentration))
+        places.setdefault((component, module), {})[int(layer)] = (
+            _known(norm),
+            _known(concentration),
+        )
     rules = name_rules()
     components = {name: number for number, name in enumerate(rules.components)}
     modules = {name: number for number, name in enumerate(rules.modules)}
@@ -39,7 +49,12 @@ def grid(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[GridRow]:
     def order(place: tuple[str, str]) -> tuple[int, int, str, str]:
         """A report that somebody else wrote may hold any names: they come last."""
         component, module = place
-        return components.get(component, len(components)), modules.get(module, len(modules)), component, module
+        return (
+            components.get(component, len(components)),
+            modules.get(module, len(modules)),
+            component,
+            module,
+        )
 
     rows = []
     for component, module in sorted(places, key=order):
@@ -74,7 +89,8 @@ class Picture:
     """The last one."""
 
     cells: tuple[tuple[float | None, ...], ...]
-    """(modules, columns): the median over the layers of a column; None where they lack the module."""
+    """(modules, columns): the median over the layers of a column; None where they lack the module.
+    """
 
     @cached_property
     def least(self) -> float:
@@ -92,27 +108,38 @@ class Picture:
         return self.largest <= FLAT * self.least
 
     def level(self, value: float) -> float:
-        """Where a norm above 0 lies between the least and the largest, by its logarithm: 0 to 1, 1 if they are flat."""
+        """Where a norm above 0 lies between the least and the largest, by its logarithm: 0 to 1, 1
+        if they are flat.
+        """
         if self.is_flat:
             return 1.0
         return math.log(value / self.least) / math.log(self.largest / self.least)
 
 
 def picture(rows: Sequence[GridRow], columns: int) -> Picture | None:
-    """A picture of the modules of one component; more layers than columns are binned. None where nothing moved."""
+    """A picture of the modules of one component; more layers than columns are binned. None where
+    nothing moved.
+    """
     layers = sorted({layer for row in rows for layer in row.layers})
     if len(layers) < 2 or not any(value for row in rows for value in row.relative_norm):
         return None
     columns = min(len(layers), columns)
-    bins = [layers[i * len(layers) // columns : (i + 1) * len(layers) // columns] for i in range(columns)]
+    bins = [
+        layers[i * len(layers) // columns : (i + 1) * len(layers) // columns]
+        for i in range(columns)
+    ]
     cells = tuple(_binned(row, bins) for row in rows)
-    return Picture(modules=tuple(row.module for row in rows), first=layers[0], last=layers[-1], cells=cells)
+    return Picture(
+        modules=tuple(row.module for row in rows), first=layers[0], last=layers[-1], cells=cells
+    )
 
 
 def _binned(row: GridRow, bins: Sequence[Sequence[int]]) -> tuple[float | None, ...]:
     """The median over the layers of each bin that have the module."""
     known: Mapping[int, float | None] = dict(zip(row.layers, row.relative_norm, strict=True))
-    values = [[value for layer in layers if (value := known.get(layer)) is not None] for layers in bins]
+    values = [
+        [value for layer in layers if (value := known.get(layer)) is not None] for layers in bins
+    ]
     return tuple(median(some) if some else None for some in values)
 
 

@@ -1,7 +1,7 @@
 """Medians over the matrices inside layers, and of embeddings and head apart.
 
-An embedding has as many entries as many layers have and another spectrum: a median over all matrices, or a sum, tells
-of it and of them at once.
+An embedding has as many entries as many layers have and another spectrum: a median over all
+matrices, or a sum, tells of it and of them at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ OF_ROUNDING = 0.1  # and how much further for what was, times kept (1 - kept)
 
 
 def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
-    """Counts of matrices, of what is known of them, and medians of INSIDE and of alignments less their null."""
+    """Counts of matrices, of what is known of them, and medians of INSIDE and of alignments less
+    their null.
+    """
     inside = deltas[deltas["layer"].notna()]
     return {
         "matrices": len(inside),
@@ -50,7 +52,9 @@ def inside_layers(deltas: pd.DataFrame) -> dict[str, float | int | None]:
         **_few(inside),
         "in_8_bits": int(inside["dtype"].astype("string").str.contains("F8").sum()),
         **{
-            f"alignment_{side}_excess": _median(inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"])
+            f"alignment_{side}_excess": _median(
+                inside[f"alignment_{side}"] - inside[f"alignment_{side}_null"]
+            )
             for side in ("left", "right")
         },
     }
@@ -79,7 +83,9 @@ def coherence(deltas: pd.DataFrame) -> list[CoherenceRow]:
             int(rows["equivalent_directions"].notna().sum()),
             _median(rows["equivalent_directions"]),
         )
-        for (component, module), rows in deltas[deltas["layer"].notna()].groupby(["component", "module"], sort=False)
+        for (component, module), rows in deltas[deltas["layer"].notna()].groupby(
+            ["component", "module"], sort=False
+        )
     ]
 
 
@@ -94,25 +100,34 @@ def unchanged_modules(tensors: pd.DataFrame) -> list[UnchangedRow]:
 
 
 def _ranks(inside: pd.DataFrame) -> dict[str, float | None]:
-    """Medians of bounds of the rank of the updates, from how much of the stored delta its first directions hold.
+    """Medians of bounds of the rank of the updates, from how much of the stored delta its first
+    directions hold.
 
-    With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or less: rank_least is
-    one more than the largest k of TOPS that do not, or rank_90, rank_95, rank_99 where K is above that share. Where its
-    directions stand out of the rounding they hold K + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more
-    (Benaych-Georges & Nadakuditi 2012): rank_most is the least k of TOPS that do, or numerical_rank. None where K is
-    unknown, below LEAST_KEPT or of another difference.
+    With K = kept, the first k directions hold K + (1 - K) k / m or more if the update has rank k or
+    less: rank_least is one more than the largest k of TOPS that do not, or rank_90, rank_95,
+    rank_99 where K is above that share. Where its directions stand out of the rounding they hold K
+    + (1 - K) k (1/m + 1/n) + (1 - K)^2 k^2 / (m n K) or more (Benaych-Georges & Nadakuditi 2012):
+    rank_most is the least k of TOPS that do, or numerical_rank. None where K is unknown, below
+    LEAST_KEPT or of another difference.
     """
     kept = inside["kept"].astype(float).where(inside["kept_reason"] != "nothing_rounded", 1.0)
     kept = kept.where((inside["kept_history"] != "base_rounded") & (kept >= LEAST_KEPT))
     rows, cols = (inside[name].astype(float) for name in ("rows", "cols"))
     lost, short = 1.0 - kept, np.minimum(rows, cols)
     slack = NEARLY_KEPT + OF_ROUNDING * kept * lost
-    least, most = kept.where(kept.isna(), 1.0), inside["numerical_rank"].astype(float).where(kept.notna())
+    least, most = (
+        kept.where(kept.isna(), 1.0),
+        inside["numerical_rank"].astype(float).where(kept.notna()),
+    )
     for percent in (90, 95, 99):
-        least = least.where(~(kept - slack >= percent / 100), inside[f"rank_{percent}"].astype(float))
+        least = least.where(
+            ~(kept - slack >= percent / 100), inside[f"rank_{percent}"].astype(float)
+        )
     for k in sorted(TOPS, reverse=True):
         energy = inside[f"top{k}_energy"].astype(float)
-        of_low_rank = kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
+        of_low_rank = (
+            kept + lost * k * (1 / rows + 1 / cols) + (lost * k) ** 2 / (rows * cols * kept)
+        )
         most = most.where(~(energy >= of_low_rank - slack), most.clip(upper=k))
         least = least.where(~(energy < kept + lost * k / short - slack), least.clip(lower=k + 1))
     return {"rank_least": _median(least), "rank_most": _median(most)}
@@ -124,7 +139,9 @@ def _median(values: pd.Series) -> float | None:
 
 
 def few_values(deltas: pd.DataFrame) -> list[str]:
-    """A sentence for each side of which most matrices have so few distinct values that it went through fewer bits."""
+    """A sentence for each side of which most matrices have so few distinct values that it went
+    through fewer bits.
+    """
     told = []
     for side in ("base", "tuned"):
         named = _bits(deltas, side)
@@ -133,21 +150,26 @@ def few_values(deltas: pd.DataFrame) -> list[str]:
             if count > len(named) / 2:
                 what = "4 bits" if bits == "INT4" else "8 bits"
                 told.append(
-                    f"{count} of {len(named)} matrices of {side} have as few distinct values in a row as a copy that "
-                    f"went through {what} or was pruned, and figures of the delta may be those of that copy"
+                    f"{count} of {len(named)} matrices of {side} have as few distinct values in a"
+                    f" row as a copy that went through {what} or was pruned, and figures of the"
+                    " delta may be those of that copy"
                 )
     return told
 
 
 def _bits(deltas: pd.DataFrame, side: str) -> list[str | None]:
-    """What the matrices of a side went through by their distinct values; those of short rows are left out."""
+    """What the matrices of a side went through by their distinct values; those of short rows are
+    left out.
+    """
     rows = deltas[deltas[f"levels_{side}"].notna() & (deltas["cols"] >= SHORTEST)]
     pairs = zip(rows[f"levels_{side}"].astype(float), rows["cols"], strict=True)
     return [round_trip(share, int(cols)) for share, cols in pairs]
 
 
 def _few(inside: pd.DataFrame) -> dict[str, int]:
-    """How many matrices of each side have the distinct values of a copy through 8 or 4 bits, of how many."""
+    """How many matrices of each side have the distinct values of a copy through 8 or 4 bits, of how
+    many.
+    """
     counts = {}
     for side in ("base", "tuned"):
         named = _bits(inside, side)

@@ -1,10 +1,11 @@
-"""Finished reports -> the stages of one base in order, and what each step changed beside the step before.
+"""Finished reports -> the stages of one base in order, and what each step changed beside the step
+before.
 
-A report says which checkpoint is its base and which its tuned side: by commit on the Hub, by fingerprint everywhere.
-Two reports follow one another where the tuned side of one is the base of the other, by these and not by name: another
-commit of a repository is another checkpoint. Reports that pass over stages (base..instruct beside base..sft and
-sft..instruct) are no steps; they stand below the chain that they span. Stages of one base need no reference: they have
-one set of shapes.
+A report says which checkpoint is its base and which its tuned side: by commit on the Hub, by
+fingerprint everywhere. Two reports follow one another where the tuned side of one is the base of
+the other, by these and not by name: another commit of a repository is another checkpoint. Reports
+that pass over stages (base..instruct beside base..sft and sft..instruct) are no steps; they stand
+below the chain that they span. Stages of one base need no reference: they have one set of shapes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 MOST_REPORTS = 200  # of one lineage
 MOST_CHAINS = 40  # that are told
-KNOWN = 0.9  # of the parameters: less of them with a known update, and the whole update's norm is not known
+# of the parameters: less of them with a known update, and the whole update's norm is not known
+KNOWN = 0.9
 QUARTERS = 4
 SUFFIX = re.compile(r"-[0-9a-f]{8}$")  # of the name of a pair that was given by two references
 
@@ -44,7 +46,9 @@ class Chosen(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Group:
-    """A group of modules: its share of the energy of the change, and of the parameters that changed."""
+    """A group of modules: its share of the energy of the change, and of the parameters that
+    changed.
+    """
 
     name: str
     """attention, MLP, embedding, head, or another component."""
@@ -58,13 +62,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Joint:
-    """Two deltas that follow one another, held against each other matrix by matrix: see shadow.spectra.joint.
+    """Two deltas that follow one another, held against each other matrix by matrix: see
+    shadow.spectra.joint.
 
-    All matrices count as one vector. cosine: of the two deltas as stored. chance_cosine: its standard deviation if all
-    signs were random. chance_cosine_master: what it is on average for unrelated updates where a master copy in more
-    bits went on over the middle stage, whose rounding both deltas share; where training began from the stored stage
-    that is 0. None where it cannot be told. inside_left and inside_right: share of the new delta's energy in the
-    leading singular directions of the old one (at most `directions` of each matrix; outputs and inputs), with what
+    All matrices count as one vector. cosine: of the two deltas as stored. chance_cosine: its
+    standard deviation if all signs were random. chance_cosine_master: what it is on average for
+    unrelated updates where a master copy in more bits went on over the middle stage, whose rounding
+    both deltas share; where training began from the stored stage that is 0. None where it cannot be
+    told. inside_left and inside_right: share of the new delta's energy in the leading singular
+    directions of the old one (at most `directions` of each matrix; outputs and inputs), with what
     chance gives by the new delta's own rows and columns; None where no matrix has such directions.
     """
 
@@ -87,9 +93,9 @@ class Joint:
 class Step:
     """One report as a step of a lineage. Norms are over all matrices that changed, as one vector.
 
-    norm and norm_unrounded are in units of the weights, and ratio is of two of them: relative norms of two steps may
-    have other bases. excess_purity is unrounded where that is known, as are equivalent_directions; both are medians
-    over the matrices inside layers.
+    norm and norm_unrounded are in units of the weights, and ratio is of two of them: relative norms
+    of two steps may have other bases. excess_purity is unrounded where that is known, as are
+    equivalent_directions; both are medians over the matrices inside layers.
     """
 
     family: str
@@ -156,7 +162,11 @@ class Step:
     @property
     def size(self) -> float | None:
         """The relative norm: unrounded where it is known."""
-        return self.relative_norm if self.relative_norm_unrounded is None else self.relative_norm_unrounded
+        return (
+            self.relative_norm
+            if self.relative_norm_unrounded is None
+            else self.relative_norm_unrounded
+        )
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,9 @@ class Lineage:
     """The chains of some reports."""
 
     chains: list[Chain]
-    """The chains, in the order of the steps; MOST_CHAINS at most, and then those that end where they began."""
+    """The chains, in the order of the steps; MOST_CHAINS at most, and then those that end where
+    they began.
+    """
 
     notes: list[str]
     """What is to be said of their order: gaps, and what could not be told."""
@@ -259,7 +271,9 @@ def _stages_of(pair: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Norms:
-    """Norms of the change as one vector, as stored and unrounded, and how much of it is the update's: see Step."""
+    """Norms of the change as one vector, as stored and unrounded, and how much of it is the
+    update's: see Step.
+    """
 
     stored: float | None
     unrounded: float | None
@@ -283,7 +297,9 @@ def _norms(matrices: pd.DataFrame) -> _Norms:
     stored, base = rows["frobenius_norm"].astype(float), rows["base_norm"].astype(float)
     whole = math.hypot(*stored) if len(rows) else None
     # of what was not rounded, the stored change is the update
-    update = (rows["relative_norm_unrounded"].astype(float) * base).where(reasons != "nothing_rounded", stored)
+    update = (rows["relative_norm_unrounded"].astype(float) * base).where(
+        reasons != "nothing_rounded", stored
+    )
     kept = rows["kept"].astype(float).where(reasons != "nothing_rounded", 1.0)
     known = update.notna() & base.notna()
     share = _share(rows.loc[known, "parameters"].sum(), rows["parameters"].sum())
@@ -332,14 +348,19 @@ def main_component(summary: Summary) -> str | None:
 
 
 def _groups(summary: Summary) -> list[Group]:
-    """Groups of modules by their energy: attention, MLP, embedding, head; another component is a group of its own."""
+    """Groups of modules by their energy: attention, MLP, embedding, head; another component is a
+    group of its own.
+    """
     main = main_component(summary)
     sums: dict[str, tuple[float, int]] = {}
     for row in summary.modules:
         name = _group(row.module) if row.component in (main, "language") else row.component
         energy, parameters = sums.get(name, (0.0, 0))
         sums[name] = energy + (row.energy or 0.0), parameters + row.parameters
-    whole, every = math.fsum(energy for energy, _ in sums.values()), sum(size for _, size in sums.values())
+    whole, every = (
+        math.fsum(energy for energy, _ in sums.values()),
+        sum(size for _, size in sums.values()),
+    )
     if not whole:
         return []
     groups = [Group(name, energy / whole, size / every) for name, (energy, size) in sums.items()]
@@ -357,13 +378,20 @@ def _group(module: str) -> str:
 def _quarters(summary: Summary) -> list[float] | None:
     """Shares of the energy of the main component's layers, in quarters of its depth."""
     main = main_component(summary)
-    energies = [row.energy or 0.0 for row in sorted(summary.depth, key=lambda row: row.layer) if row.component == main]
+    energies = [
+        row.energy or 0.0
+        for row in sorted(summary.depth, key=lambda row: row.layer)
+        if row.component == main
+    ]
     total = math.fsum(energies)
     if len(energies) < QUARTERS or not total:
         return None
     place = [QUARTERS * number // len(energies) for number in range(len(energies))]
     return [
-        math.fsum(energy for energy, number in zip(energies, place, strict=True) if number == quarter) / total
+        math.fsum(
+            energy for energy, number in zip(energies, place, strict=True) if number == quarter
+        )
+        / total
         for quarter in range(QUARTERS)
     ]
 
@@ -384,12 +412,16 @@ def stage_names(families: Iterable[Family]) -> dict[str, str]:
 def unaudited(family: Family, steps: Iterable[Step]) -> list[str]:
     """A note for each declared pair of a family, one trained from the other, that has no report."""
     there = {step.pair for step in steps if step.family == family.name}
-    missing = [pair.name for pair in family.pairs if pair.relation == "tuned" and pair.name not in there]
+    missing = [
+        pair.name for pair in family.pairs if pair.relation == "tuned" and pair.name not in there
+    ]
     return [f"no report of {name}: shadow audit {family.name}:{name}" for name in missing]
 
 
 def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> Lineage:
-    """The chains that steps make, in the order of the steps. stages: names of stages by repository, in lower case."""
+    """The chains that steps make, in the order of the steps. stages: names of stages by repository,
+    in lower case.
+    """
     notes: list[str] = []
     nodes = _nodes(steps)
     edges: dict[tuple[int, int], Step] = {}
@@ -397,16 +429,23 @@ def lineage(steps: Sequence[Step], stages: Mapping[str, str] | None = None) -> L
         if ends[0] == ends[1]:
             notes.append(f"{step.folder}: left out, since base and tuned are the same files")
         elif ends in edges:
-            notes.append(f"{step.folder}: left out, since {edges[ends].folder} is of the same two checkpoints")
+            notes.append(
+                f"{step.folder}: left out, since {edges[ends].folder} is of the same two"
+                " checkpoints"
+            )
         else:
             edges[ends] = step
     names = _names(edges, stages or {})
-    edges = {ends: replace(step, start=names[ends[0]], end=names[ends[1]]) for ends, step in edges.items()}
+    edges = {
+        ends: replace(step, start=names[ends[0]], end=names[ends[1]])
+        for ends, step in edges.items()
+    }
     notes += _gaps(edges)
     circle = _in_circles(edges)
     for ends in circle:
         notes.append(
-            f"{edges[ends].folder}: no order, since {edges[ends].start} and {edges[ends].end} lead to each other"
+            f"{edges[ends].folder}: no order, since {edges[ends].start} and {edges[ends].end} lead"
+            " to each other"
         )
     open_edges = [ends for ends in edges if ends not in circle]
     direct = [ends for ends in open_edges if not _has_detour(ends, open_edges)]
@@ -430,7 +469,9 @@ def _keys(side: CheckpointSide) -> list[tuple[str, ...]]:
 
 
 def following(sides: Sequence[tuple[CheckpointSide, CheckpointSide]]) -> list[int]:
-    """Which of several pairs, (base, tuned) each, are in a chain of two or more: as a step, or as the whole of some."""
+    """Which of several pairs, (base, tuned) each, are in a chain of two or more: as a step, or as
+    the whole of some.
+    """
     begun = {key for base, _ in sides for key in _keys(base)}
     ended = {key for _, tuned in sides for key in _keys(tuned)}
     steps = [
@@ -462,12 +503,17 @@ def _nodes(steps: Iterable[Step]) -> list[tuple[int, int]]:
             for other in others:
                 parent[top(other)] = top(first)
     numbers: dict[tuple[str, ...], int] = {}
-    nodes = [tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair) for pair in sides]
+    nodes = [
+        tuple(numbers.setdefault(top(_keys(side)[0]), len(numbers)) for side in pair)
+        for pair in sides
+    ]
     return [(first, second) for first, second in nodes]
 
 
 def _names(edges: Mapping[tuple[int, int], Step], stages: Mapping[str, str]) -> dict[int, str]:
-    """What each checkpoint is called: its stage, or the last of its repository's name where two have one stage."""
+    """What each checkpoint is called: its stage, or the last of its repository's name where two
+    have one stage.
+    """
     names: dict[int, str] = {}
     repos: dict[int, str] = {}
     for (first, second), step in edges.items():
@@ -489,14 +535,19 @@ def _gaps(edges: Mapping[tuple[int, int], Step]) -> list[str]:
         last = ends.get(step.base["repo"].lower())
         if last is not None and last[0] != node and not any(second == node for _, second in edges):
             notes.append(
-                f"{step.pair} begins at {_version(step.base)} of {step.base['repo']}, but {last[1].pair} ends at "
-                f"{_version(last[1].tuned)}: the files differ, so the two are not one chain"
+                f"{step.pair} begins at {_version(step.base)} of {step.base['repo']}, but"
+                f" {last[1].pair} ends at {_version(last[1].tuned)}: the files differ, so the two"
+                " are not one chain"
             )
     return notes
 
 
 def _version(side: CheckpointSide) -> str:
-    return f"commit {side['commit'][:7]}" if side["commit"] else f"files {(side['fingerprint'] or 'unknown')[:7]}"
+    return (
+        f"commit {side['commit'][:7]}"
+        if side["commit"]
+        else f"files {(side['fingerprint'] or 'unknown')[:7]}"
+    )
 
 
 def _in_circles(edges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -531,12 +582,17 @@ def _merges(direct: Sequence[tuple[int, int]], edges: Mapping[tuple[int, int], S
         into = [edges[ends] for ends in direct if ends[1] == node]
         if len(into) > 1:
             starts = " and ".join(step.start for step in into)
-            notes.append(f"{into[0].end} is the tuned side of steps from {starts}: each has a chain of its own")
+            notes.append(
+                f"{into[0].end} is the tuned side of steps from {starts}: each has a chain of"
+                " its own"
+            )
     return notes
 
 
 def _paths(direct: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Every way from a checkpoint that no step ends at to one that none begins at; one more than are told, at most."""
+    """Every way from a checkpoint that no step ends at to one that none begins at; one more than
+    are told, at most.
+    """
     ends = {second for _, second in direct}
     paths: list[list[int]] = []
     for root in dict.fromkeys(first for first, _ in direct if first not in ends):
@@ -565,7 +621,9 @@ def _chain(
 
 
 def _beside(step: Step, before: Step | None) -> Step:
-    """The step with the ratio of its norm to the one before: of unrounded norms where both are known."""
+    """The step with the ratio of its norm to the one before: of unrounded norms where both are
+    known.
+    """
     if before is None:
         return replace(step, no_ratio="the first step", no_joint="the first step")
     if step.chosen != before.chosen:
@@ -582,13 +640,17 @@ def _beside(step: Step, before: Step | None) -> Step:
 def successions(known: Lineage) -> list[tuple[Step, Step]]:
     """Every step with the one before it, each two once."""
     pairs = {
-        (before.folder, step.folder): (before, step) for chain in known.chains for before, step in pairwise(chain.steps)
+        (before.folder, step.folder): (before, step)
+        for chain in known.chains
+        for before, step in pairwise(chain.steps)
     }
     return list(pairs.values())
 
 
 def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> Lineage:
-    """The same with what two deltas say of each other, or why nothing does, by the folders of their reports."""
+    """The same with what two deltas say of each other, or why nothing does, by the folders of their
+    reports.
+    """
     chains = []
     for chain in known.chains:
         steps = chain.steps[:1]
@@ -603,11 +665,12 @@ def with_joint(known: Lineage, held: Mapping[tuple[str, str], Joint | str]) -> L
 
 
 def shrinking(step: Step, before: Step) -> float | None:
-    """The least factor by which storage may have shrunk the cosine of two updates, from kept of both; at most 1.
+    """The least factor by which storage may have shrunk the cosine of two updates, from kept of
+    both; at most 1.
 
-    As stored, a cosine is that of the updates times a factor between sqrt(kept_1 kept_2) and 1. It is the lower bound
-    where one of the two was hardly rounded. Where both were, both keep the same entries, those of small weights, whose
-    steps are small, and it is nearer to 1.
+    As stored, a cosine is that of the updates times a factor between sqrt(kept_1 kept_2) and 1. It
+    is the lower bound where one of the two was hardly rounded. Where both were, both keep the same
+    entries, those of small weights, whose steps are small, and it is nearer to 1.
     """
     if step.kept is None or before.kept is None:
         return None

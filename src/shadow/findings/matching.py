@@ -1,4 +1,6 @@
-"""Finished reports -> rows of the same matrices side by side, and how reports are related. Reads, prints nothing."""
+"""Finished reports -> rows of the same matrices side by side, and how reports are related. Reads,
+prints nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from shadow.reports.provenance import CheckpointIdentity, Provenance
 from shadow.reports.report import Report
 from shadow.storage import as_given
 
-Relation = Literal["the same pair", "one base", "consecutive stages", "one lineage", "different bases"]
+Relation = Literal[
+    "the same pair", "one base", "consecutive stages", "one lineage", "different bases"
+]
 
 PLACE = ("component", "layer", "module", "expert")
 SPECTRA = {  # columns that tell checkpoints apart, and the relative tolerance of each
@@ -70,7 +74,8 @@ class ReportIdentity:
 
 @dataclass(frozen=True)
 class ComparedReport:
-    """One of the reports that are compared: its provenance, and the columns of its rows that a comparison needs.
+    """One of the reports that are compared: its provenance, and the columns of its rows that a
+    comparison needs.
 
     What is missing is missing as in every frame of a report: see `shadow.reports.report`.
     """
@@ -145,7 +150,9 @@ def compared(report: Report, label: str, more: Sequence[str] = ()) -> ComparedRe
 def relations(
     reports: Sequence[ComparedReport], pairs: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], tuple[Relation, str | None]]:
-    """How every two reports are related, and how that is known; of different bases, what tells them apart."""
+    """How every two reports are related, and how that is known; of different bases, what tells them
+    apart.
+    """
     related = {(i, j): relate(reports[i], reports[j]) for i, j in pairs}
     # base..sft and dpo..instruct belong together if sft..dpo is among the reports
     lineage = list(range(len(reports)))
@@ -161,12 +168,19 @@ def relations(
 def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str | None]:
     """Do two reports start from one base, or one where the other ends? And how is that known?
 
-    By commit, by content (fingerprints), else by the measured spectra of the checkpoint that they should share.
+    By commit, by content (fingerprints), else by the measured spectra of the checkpoint that they
+    should share.
     """
     base = _same(first, "base", second=second, other="base")
     if base:
-        return ("the same pair", base) if _same(first, "tuned", second=second, other="tuned") else ("one base", base)
-    step = _same(first, "tuned", second=second, other="base") or _same(first, "base", second=second, other="tuned")
+        return (
+            ("the same pair", base)
+            if _same(first, "tuned", second=second, other="tuned")
+            else ("one base", base)
+        )
+    step = _same(first, "tuned", second=second, other="base") or _same(
+        first, "base", second=second, other="tuned"
+    )
     if step:
         return "consecutive stages", step
     apart = _spectra_apart(first, "base", second=second, other="base")
@@ -182,12 +196,18 @@ def relate(first: ComparedReport, second: ComparedReport) -> tuple[Relation, str
 
 
 def _same(first: ComparedReport, side: Side, second: ComparedReport, other: Side) -> str | None:
-    """How a checkpoint of one report and one of another are known to be the same; None when they are not."""
+    """How a checkpoint of one report and one of another are known to be the same; None when they
+    are not.
+    """
     left, right = _checkpoint(first, side), _checkpoint(second, other)
     known = left.commit is not None and re.fullmatch("[0-9a-f]{40}", left.commit) is not None
-    if known and left.commit == right.commit and left.repo == right.repo:  # a commit may hold several checkpoints
+    if (
+        known and left.commit == right.commit and left.repo == right.repo
+    ):  # a commit may hold several checkpoints
         return "commit"
-    known = left.fingerprint is not None and re.fullmatch("[0-9a-f]{64}", left.fingerprint) is not None
+    known = (
+        left.fingerprint is not None and re.fullmatch("[0-9a-f]{64}", left.fingerprint) is not None
+    )
     return "content" if known and left.fingerprint == right.fingerprint else None
 
 
@@ -195,8 +215,12 @@ def _checkpoint(report: ComparedReport, side: Side) -> CheckpointIdentity:
     return report.provenance.base if side == "base" else report.provenance.tuned
 
 
-def _spectra_apart(first: ComparedReport, side: str, second: ComparedReport, other: str) -> str | None:
-    """What tells two checkpoints apart by their measured spectra; None when every matrix of both looks the same."""
+def _spectra_apart(
+    first: ComparedReport, side: str, second: ComparedReport, other: str
+) -> str | None:
+    """What tells two checkpoints apart by their measured spectra; None when every matrix of both
+    looks the same.
+    """
     matched = match(first.subject(side), second.subject(other), by_base=False)
     if matched.empty:
         return "they have no matrix of one place and shape in common"
@@ -214,26 +238,33 @@ def _spectra_apart(first: ComparedReport, side: str, second: ComparedReport, oth
 
 
 def match(first: pd.DataFrame, second: pd.DataFrame, *, by_base: bool) -> pd.DataFrame:
-    """Rows of one subject each, side by side: columns of the first end in _first, those of the second in _second.
+    """Rows of one subject each, side by side: columns of the first end in _first, those of the
+    second in _second.
 
-    A row belongs to the one of the same place and base tensor; where the names of base tensors may differ (by_base
-    False), to the one of the same place, and of the same name only where several share the place. Left out: what has
-    no partner, another shape, or still several. Places and shapes stand once; slot is the name that they were matched
-    by, missing where none was needed.
+    A row belongs to the one of the same place and base tensor; where the names of base tensors may
+    differ (by_base False), to the one of the same place, and of the same name only where several
+    share the place. Left out: what has no partner, another shape, or still several. Places and
+    shapes stand once; slot is the name that they were matched by, missing where none was needed.
     """
     left, right = first.assign(slot=first["base_tensor"]), second.assign(slot=second["base_tensor"])
     if not by_base:
-        several = pd.concat([frame[list(PLACE)][frame.duplicated(PLACE, keep=False)] for frame in (left, right)])
+        several = pd.concat(
+            [frame[list(PLACE)][frame.duplicated(PLACE, keep=False)] for frame in (left, right)]
+        )
         shared = pd.MultiIndex.from_frame(several)
         for frame in (left, right):
             frame.loc[~pd.MultiIndex.from_frame(frame[list(PLACE)]).isin(shared), "slot"] = pd.NA
     keys = [*PLACE, "slot", "rows", "cols"]
     left, right = (frame[~frame.duplicated(keys, keep=False)] for frame in (left, right))
     left, right = (
-        frame.rename(columns={name: f"{name}_{which}" for name in frame.columns if name not in keys})
+        frame.rename(
+            columns={name: f"{name}_{which}" for name in frame.columns if name not in keys}
+        )
         for frame, which in ((left, "first"), (right, "second"))
     )
-    return left.merge(right, on=keys).sort_values(keys, kind="stable", na_position="first", ignore_index=True)
+    return left.merge(right, on=keys).sort_values(
+        keys, kind="stable", na_position="first", ignore_index=True
+    )
 
 
 @dataclass(frozen=True)
@@ -250,7 +281,9 @@ class UnmatchedMatrices:
     """The names of the first EXAMPLES of them."""
 
 
-def unmatched(first: ComparedReport, second: ComparedReport, matched: pd.DataFrame) -> list[UnmatchedMatrices]:
+def unmatched(
+    first: ComparedReport, second: ComparedReport, matched: pd.DataFrame
+) -> list[UnmatchedMatrices]:
     """Deltas of one report that the other has not, by reason, the most frequent first."""
     names: dict[str, list[str]] = {}
     for report, other, which in ((first, second, "first"), (second, first, "second")):
@@ -266,9 +299,13 @@ def unmatched(first: ComparedReport, second: ComparedReport, matched: pd.DataFra
 def _alone(
     report: ComparedReport, other: ComparedReport, matched: pd.DataFrame, which: str
 ) -> Iterator[tuple[str, str]]:
-    """The tensors of the deltas of a report that have no partner in the other, each with the reason."""
+    """The tensors of the deltas of a report that have no partner in the other, each with the
+    reason.
+    """
     deltas = report.subject("delta")
-    taken = pd.MultiIndex.from_arrays([matched[f"tensor_{which}"], *(matched[name] for name in PLACE)])
+    taken = pd.MultiIndex.from_arrays(
+        [matched[f"tensor_{which}"], *(matched[name] for name in PLACE)]
+    )
     alone = deltas[~pd.MultiIndex.from_frame(deltas[["tensor", *PLACE]]).isin(taken)]
     if alone.empty:
         return

@@ -1,10 +1,12 @@
-"""Figures of released pairs that others published: does an audit of one agree, and where does another pair lie.
+"""Figures of released pairs that others published: does an audit of one agree, and where does
+another pair lie.
 
-`registry/reference/published.csv` has 52 pairs as modeldelta measured them (MIT, Nikolay Yudin, 2026), and
-`published.md` beside it their source, licence and definitions. Nothing of it is a verdict. Families are counted and
-not pairs, as pairs of one base are not independent: all models that come from one base are a family, a value of it is
-the median of its pairs, and a pair's own family is left out. There are fewer than 20 families, so a place is a rank
-among them and never a percentile. Models of one vendor that differ in size are families of their own, and alike.
+`registry/reference/published.csv` has 52 pairs as modeldelta measured them (MIT, Nikolay Yudin,
+2026), and `published.md` beside it their source, licence and definitions. Nothing of it is a
+verdict. Families are counted and not pairs, as pairs of one base are not independent: all models
+that come from one base are a family, a value of it is the median of its pairs, and a pair's own
+family is left out. There are fewer than 20 families, so a place is a rank among them and never a
+percentile. Models of one vendor that differ in size are families of their own, and alike.
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ from typing import TYPE_CHECKING
 
 from shadow.files import registry_folder
 from shadow.findings.finding import percent
-from shadow.findings.summary_rows import PublishedCheck, PublishedFigures, PublishedPair, PublishedPlace
+from shadow.findings.summary_rows import (
+    PublishedCheck,
+    PublishedFigures,
+    PublishedPair,
+    PublishedPlace,
+)
 from shadow.text import counted
 
 if TYPE_CHECKING:
@@ -29,32 +36,47 @@ if TYPE_CHECKING:
 
 SOURCE = "modeldelta, github.com/nick-yudin/modeldelta, paper/final_table_paper.csv, 2026"
 SMALLEST = 1000  # entries of a tensor, below which modeldelta leaves it out
-# both tools were run on one released pair, and no figure differed by more than 2e-4: five times that
+# both tools were run on one released pair, and no figure differed by more than 2e-4: five times
+# that
 TOLERANCE = 1e-3  # of the published figure; of a cosine as it is
 LAST_DIGIT = 5e-7  # half a unit of the last digit that is published
 WITHIN = 3.0  # pairs whose relative norm is within this factor are of about the size of another
-NARROWEST = 896  # short side of the smallest published model: energy in 20 directions says other things below it
+# short side of the smallest published model: energy in 20 directions says other things below it
+NARROWEST = 896
 # where the table begins with a model that was itself made from another; by the model cards of both
 ORIGINS = {
     "allenai/Llama-3.1-Tulu-3-8B-SFT": "meta-llama/Llama-3.1-8B",
     "meta-llama/Llama-3.1-70B-Instruct": "meta-llama/Llama-3.1-70B",
     "Qwen/Qwen2.5-Math-1.5B": "Qwen/Qwen2.5-1.5B",
 }
-UNKNOWN = ("quantized", "unknown_dtype", "nonfinite", "unreadable")  # reasons: their norm is not known
+UNKNOWN = (
+    "quantized",
+    "unknown_dtype",
+    "nonfinite",
+    "unreadable",
+)  # reasons: their norm is not known
 DEFINITIONS = {
-    "mean_relative_norm": "mean of norm(tuned - base) / norm(base) over the tensors that both sides have under one "
-    f"name and in one shape, of {SMALLEST:,} entries or more: norms and biases too",
+    "mean_relative_norm": (
+        "mean of norm(tuned - base) / norm(base) over the tensors that both sides have under one "
+        f"name and in one shape, of {SMALLEST:,} entries or more: norms and biases too"
+    ),
     "mean_cosine": "mean of the cosine of base and tuned over the same tensors",
-    "mean_top20_energy": "mean of the share of the energy of tuned - base in its 20 largest singular values, over "
-    "those of two dimensions that changed",
-    "oq_ratio": "mean over layers of the relative norm of the weights attn.o, over the same mean of attn.q (of "
-    "attn.qkv where that is stored fused)",
+    "mean_top20_energy": (
+        "mean of the share of the energy of tuned - base in its 20 largest singular values, over "
+        "those of two dimensions that changed"
+    ),
+    "oq_ratio": (
+        "mean over layers of the relative norm of the weights attn.o, over the same mean of attn.q"
+        " (of attn.qkv where that is stored fused)"
+    ),
 }
 
 
 @dataclass(frozen=True)
 class Released:
-    """A pair of the table. modules: tensors that its means are over; with_spectrum: those of two dimensions."""
+    """A pair of the table. modules: tensors that its means are over; with_spectrum: those of two
+    dimensions.
+    """
 
     base: str
     tuned: str
@@ -69,7 +91,9 @@ class Released:
 @lru_cache
 def released() -> tuple[Released, ...]:
     """The shipped table, in its order."""
-    with (registry_folder() / "reference" / "published.csv").open(encoding="utf-8", newline="") as file:
+    with (registry_folder() / "reference" / "published.csv").open(
+        encoding="utf-8", newline=""
+    ) as file:
         return tuple(
             Released(
                 base=row["base"],
@@ -94,9 +118,11 @@ def _int(text: str) -> int | None:
 
 
 def family_of(repo: str, table: Iterable[Released]) -> str:
-    """The base that a model comes from, in lower case, as far as the table and ORIGINS tell; itself where they do not.
+    """The base that a model comes from, in lower case, as far as the table and ORIGINS tell; itself
+    where they do not.
 
-    Stages follow one another: of OLMo-2-7B, base -> SFT -> DPO -> Instruct, all are of the family of the base.
+    Stages follow one another: of OLMo-2-7B, base -> SFT -> DPO -> Instruct, all are of the family
+    of the base.
     """
     parents = {tuned.lower(): base.lower() for tuned, base in ORIGINS.items()}
     parents |= {pair.tuned.lower(): pair.base.lower() for pair in table}
@@ -111,7 +137,8 @@ def family_of(repo: str, table: Iterable[Released]) -> str:
 def published_figures(
     tensors: pd.DataFrame, deltas: pd.DataFrame, metadata: ReportMetadata, unrelated: bool
 ) -> PublishedFigures:
-    """What the published figures say of a report; metadata is what Identity has, unrelated: its lineage gate failed.
+    """What the published figures say of a report; metadata is what Identity has, unrelated: its
+    lineage gate failed.
 
     tensors and deltas are the rows of tensors.parquet, and those of deltas in matrices.parquet.
     """
@@ -134,18 +161,28 @@ def published_figures(
             no_top20 = None if top20 else "no other family has a pair of about its size"
     pair = None if published is None else _agreement(published, tensors, deltas=deltas, fault=fault)
     return PublishedFigures(
-        source=SOURCE, pair=pair, size=size, no_size=no_size, top20=top20, no_top20=no_top20, within=WITHIN
+        source=SOURCE,
+        pair=pair,
+        size=size,
+        no_size=no_size,
+        top20=top20,
+        no_top20=no_top20,
+        within=WITHIN,
     )
 
 
 def find(table: Iterable[Released], base: str, tuned: str) -> Released | None:
-    """The published pair of two repositories, whatever the case of their names; None where there is none."""
+    """The published pair of two repositories, whatever the case of their names; None where there is
+    none.
+    """
     names = base.lower(), tuned.lower()
     return next((pair for pair in table if (pair.base.lower(), pair.tuned.lower()) == names), None)
 
 
 def _not_whole(tensors: pd.DataFrame, metadata: ReportMetadata) -> str | None:
-    """Why means over the tensors of a report are not those over the tensors of the pair; None where they are."""
+    """Why means over the tensors of a report are not those over the tensors of the pair; None where
+    they are.
+    """
     chosen = metadata["settings"].get("chosen") or {}
     if any(chosen.get(name) for name in ("components", "layers", "modules")):
         return "only a part of the pair was audited"
@@ -166,7 +203,9 @@ def _no_norm(paired: pd.DataFrame) -> str | None:
 
 
 def _paired(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The base's tensors that were compared whole and are large enough, whatever the name of their partner."""
+    """The base's tensors that were compared whole and are large enough, whatever the name of their
+    partner.
+    """
     base = tensors[(tensors["side"] == "base") & tensors["relative_norm"].notna()]
     sizes = base["shape"].map(_entries)
     return base[(sizes >= SMALLEST) & (base["compared"] == sizes)]
@@ -177,9 +216,13 @@ def _entries(shape: Iterable[int]) -> int:
 
 
 def _of_one_name(tensors: pd.DataFrame) -> pd.DataFrame:
-    """The tensors that both sides have under one name and in one shape, of SMALLEST entries or more: modeldelta's."""
+    """The tensors that both sides have under one name and in one shape, of SMALLEST entries or
+    more: modeldelta's.
+    """
     base, tuned = (tensors[tensors["side"] == side] for side in ("base", "tuned"))
-    shapes = {name: tuple(shape) for name, shape in zip(tuned["tensor"], tuned["shape"], strict=True)}
+    shapes = {
+        name: tuple(shape) for name, shape in zip(tuned["tensor"], tuned["shape"], strict=True)
+    }
     keep = [
         shapes.get(name) == tuple(shape) and _entries(shape) >= SMALLEST
         for name, shape in zip(base["tensor"], base["shape"], strict=True)
@@ -198,13 +241,17 @@ def _mean(values: pd.Series) -> float:
 
 
 def oq_ratio(tensors: pd.DataFrame) -> float | None:
-    """Mean over layers of the relative norm of attn.o over that of attn.q, weights alone; null where either is absent.
+    """Mean over layers of the relative norm of attn.o over that of attn.q, weights alone; null
+    where either is absent.
 
     Of a fused attn.qkv where that is stored, as modeldelta has it.
     """
     weights = tensors[(tensors["component"] == "language") & tensors["layer"].notna()]
     weights = weights[weights["shape"].map(len) > 1]
-    norms = {name: mean_relative_norm(weights[weights["module"] == f"attn.{name}"]) for name in ("o", "q", "qkv")}
+    norms = {
+        name: mean_relative_norm(weights[weights["module"] == f"attn.{name}"])
+        for name in ("o", "q", "qkv")
+    }
     below = norms["q"] if norms["q"] is not None else norms["qkv"]
     return norms["o"] / below if norms["o"] is not None and below else None
 
@@ -212,14 +259,17 @@ def oq_ratio(tensors: pd.DataFrame) -> float | None:
 def mean_cosine(tensors: pd.DataFrame, deltas: pd.DataFrame) -> tuple[float, float] | None:
     """The least and the most that the mean cosine over tensors can be.
 
-    A report has the cosine of every matrix that changed; a tensor that is identical has 1, and a vector whose relative
-    norm is r at least sqrt(1 - r^2), from 1 on -1. None where a matrix is stored in parts.
+    A report has the cosine of every matrix that changed; a tensor that is identical has 1, and a
+    vector whose relative norm is r at least sqrt(1 - r^2), from 1 on -1. None where a matrix is
+    stored in parts.
     """
     cosines = dict(zip(deltas["base_tensor"], deltas["cosine"].astype(float), strict=True))
     if tensors["relative_norm"].isna().any():
         return None
     least, most = [], []
-    for name, shape, norm in zip(tensors["tensor"], tensors["shape"], tensors["relative_norm"], strict=True):
+    for name, shape, norm in zip(
+        tensors["tensor"], tensors["shape"], tensors["relative_norm"], strict=True
+    ):
         if norm > 0 and len(shape) > 1:
             cosine = cosines.get(name, math.nan)
             least.append(cosine)
@@ -243,7 +293,11 @@ def _no_top20(deltas: pd.DataFrame) -> str | None:
     if inside.empty:
         return "no matrix inside a layer changed"
     short = inside[["rows", "cols"]].min(axis=1).median()
-    return None if short >= NARROWEST else f"its matrices are smaller than the {NARROWEST} of the smallest model there"
+    return (
+        None
+        if short >= NARROWEST
+        else f"its matrices are smaller than the {NARROWEST} of the smallest model there"
+    )
 
 
 def _has_parts(deltas: pd.DataFrame) -> bool:
@@ -252,11 +306,16 @@ def _has_parts(deltas: pd.DataFrame) -> bool:
 
 
 def _is_near(pair: Released, norm: float) -> bool:
-    return pair.mean_relative_norm is not None and norm / WITHIN <= pair.mean_relative_norm <= norm * WITHIN
+    return (
+        pair.mean_relative_norm is not None
+        and norm / WITHIN <= pair.mean_relative_norm <= norm * WITHIN
+    )
 
 
 def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPlace | None:
-    """The rank of a value among families, each with the median of its pairs; None where there is no other family."""
+    """The rank of a value among families, each with the median of its pairs; None where there is no
+    other family.
+    """
     table = released()
     families: dict[str, list[float]] = {}
     for pair in others:
@@ -275,23 +334,36 @@ def place(figure: str, value: float, others: Iterable[Released]) -> PublishedPla
     )
 
 
-def _agreement(published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None) -> PublishedPair:
+def _agreement(
+    published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame, fault: str | None
+) -> PublishedPair:
     """Every published figure of a pair beside ours, where both are of the same tensors."""
     named = _of_one_name(tensors)
     whole = fault or _other_count(len(named), published.modules, "tensors of one name and shape")
     matrices = named[named["shape"].map(len) > 1]
     changed = deltas[deltas["base_tensor"].isin(matrices["tensor"])]
-    spectra = whole or _other_count(len(matrices), published.with_spectrum, "of them with two dimensions")
+    spectra = whole or _other_count(
+        len(matrices), published.with_spectrum, "of them with two dimensions"
+    )
     if spectra is None and _has_parts(changed):
         spectra = "stored there as one, measured here apart: fused projections or stacked experts"
     checks = [_check("mean_relative_norm", published, fault=whole, ours=mean_relative_norm(named))]
     cosines = None if whole else mean_cosine(named, changed)
     slack = (cosines[1] - cosines[0]) / 2 if cosines else 0.0
-    unsure = "the cosines of vectors, which a report does not have, could move it by more than the tolerance"
+    unsure = (
+        "the cosines of vectors, which a report does not have, could move it by more than the"
+        " tolerance"
+    )
     middle = sum(cosines) / 2 if cosines else None
     no_cosine = spectra or (unsure if slack > TOLERANCE else None)
     checks.append(
-        _check("mean_cosine", published, fault=no_cosine, ours=middle, tolerance=TOLERANCE + LAST_DIGIT + slack)
+        _check(
+            "mean_cosine",
+            published,
+            fault=no_cosine,
+            ours=middle,
+            tolerance=TOLERANCE + LAST_DIGIT + slack,
+        )
     )
     energies = changed["top20_energy"]
     top20 = _mean(energies) if len(energies) and energies.notna().all() else None
@@ -300,7 +372,10 @@ def _agreement(published: Released, tensors: pd.DataFrame, deltas: pd.DataFrame,
     known = [check for check in checks if check is not None]
     compared = [check.agrees for check in known if check.agrees is not None]
     return PublishedPair(
-        base=published.base, tuned=published.tuned, agrees=all(compared) if compared else None, checks=known
+        base=published.base,
+        tuned=published.tuned,
+        agrees=all(compared) if compared else None,
+        checks=known,
     )
 
 
@@ -309,7 +384,11 @@ def _other_count(ours: int, theirs: int | None, what: str) -> str | None:
 
 
 def _check(
-    figure: str, published: Released, fault: str | None, ours: float | None, tolerance: float | None = None
+    figure: str,
+    published: Released,
+    fault: str | None,
+    ours: float | None,
+    tolerance: float | None = None,
 ) -> PublishedCheck | None:
     """One figure; None where it was not published. fault: why it cannot be compared."""
     theirs = getattr(published, figure)
@@ -321,7 +400,12 @@ def _check(
         tolerance = TOLERANCE * theirs + LAST_DIGIT
     agrees = None if fault or ours is None else abs(ours - theirs) <= tolerance
     return PublishedCheck(
-        figure=figure, published=theirs, ours=None if fault else ours, tolerance=tolerance, agrees=agrees, reason=fault
+        figure=figure,
+        published=theirs,
+        ours=None if fault else ours,
+        tolerance=tolerance,
+        agrees=agrees,
+        reason=fault,
     )
 
 
@@ -333,8 +417,12 @@ WORDS = {
 }
 
 
-def context_sentence(figures_of_others: PublishedFigures) -> tuple[str, dict[str, float | int]] | None:
-    """What is to be said of the published figures, and its numbers by their place in summary.json; None: nothing."""
+def context_sentence(
+    figures_of_others: PublishedFigures,
+) -> tuple[str, dict[str, float | int]] | None:
+    """What is to be said of the published figures, and its numbers by their place in summary.json;
+    None: nothing.
+    """
     if figures_of_others.pair is not None and figures_of_others.pair.agrees is not None:
         return _of_pair(figures_of_others.pair)
     if figures_of_others.size is None:
@@ -342,16 +430,16 @@ def context_sentence(figures_of_others: PublishedFigures) -> tuple[str, dict[str
     size = figures_of_others.size
     families = counted(size.families, "other published family", "other published families")
     text = (
-        f"The mean relative norm of a tensor is {percent(size.value)}; in {families} it is {_range(size)}, and "
-        f"{size.below} {'has' if size.below == 1 else 'have'} less."
+        f"The mean relative norm of a tensor is {percent(size.value)}; in {families} it is"
+        f" {_range(size)}, and {size.below} {'has' if size.below == 1 else 'have'} less."
     )
     figures = _numbers("published.size", size)
     if figures_of_others.top20 is not None:
         top20 = figures_of_others.top20
         near = counted(top20.families, "published family", "published families")
         text += (
-            f" The first 20 directions hold {percent(top20.value)} of a matrix's change, {_beside(top20)} {near} with "
-            f"changes of similar relative norm ({_range(top20)})."
+            f" The first 20 directions hold {percent(top20.value)} of a matrix's change,"
+            f" {_beside(top20)} {near} with changes of similar relative norm ({_range(top20)})."
         )
         figures |= _numbers("published.top20", top20)
     return text, figures
@@ -364,7 +452,9 @@ def _range(place: PublishedPlace) -> str:
 
 
 def _beside(place: PublishedPlace) -> str:
-    """How a value lies among those of families, before their number: `more than in any of`, `more than in 5 of`."""
+    """How a value lies among those of families, before their number: `more than in any of`, `more
+    than in 5 of`.
+    """
     if place.value < place.least:
         return "less than in the" if place.families == 1 else "less than in any of"
     if place.below == place.families:
@@ -373,7 +463,10 @@ def _beside(place: PublishedPlace) -> str:
 
 
 def _numbers(where: str, place: PublishedPlace) -> dict[str, float | int]:
-    return {f"{where}.{name}": getattr(place, name) for name in ("value", "below", "families", "least", "most")}
+    return {
+        f"{where}.{name}": getattr(place, name)
+        for name in ("value", "below", "families", "least", "most")
+    }
 
 
 def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
@@ -381,12 +474,15 @@ def _of_pair(pair: PublishedPair) -> tuple[str, dict[str, float | int]]:
     figures: dict[str, float | int] = {}
     for check in pair.checks:
         if check.ours is not None:
-            parts.append(f"{WORDS[check.figure]} {check.ours:.4g} here, {check.published:.4g} there")
+            parts.append(
+                f"{WORDS[check.figure]} {check.ours:.4g} here, {check.published:.4g} there"
+            )
             place = f"published.pair.checks.{check.figure}"
             figures |= {f"{place}.ours": check.ours, f"{place}.published": check.published}
     differing = [WORDS[check.figure] for check in pair.checks if check.agrees is False]
     verdict = f"they differ in {' and '.join(differing)}" if differing else "they agree"
     text = (
-        f"Others published figures of this pair, at a commit that they do not name, and {verdict}: {'; '.join(parts)}."
+        f"Others published figures of this pair, at a commit that they do not name, and {verdict}:"
+        f" {'; '.join(parts)}."
     )
     return text, figures

@@ -1,9 +1,10 @@
 """The shipped reference: trainings whose data are known, and where a pair lies among them.
 
-`registry/reference/runs.csv` has the trainings of `shadow lab run --preset full`, and `calibration.json` the bounds
-fitted from them and how often they err. An absolute threshold cannot be defended: the same data leave concentrations
-from near 0 (Muon) to above 0.6 (LoRA), and larger matrices have larger ones. So a pair is held only against trainings
-of matrices of about its size, with its optimiser where that is known and with every one of the reference where not.
+`registry/reference/runs.csv` has the trainings of `shadow lab run --preset full`, and
+`calibration.json` the bounds fitted from them and how often they err. An absolute threshold cannot
+be defended: the same data leave concentrations from near 0 (Muon) to above 0.6 (LoRA), and larger
+matrices have larger ones. So a pair is held only against trainings of matrices of about its size,
+with its optimiser where that is known and with every one of the reference where not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Literal, get_type_hints
 
 from shadow.files import registry_folder
 
-# +1 where more of it is more concentrated; the first decides, of the others at least AGREEING must point its way
+# +1 where more of it is more concentrated; the first decides, of the others at least AGREEING must
+# point its way
 VOTES: Mapping[str, int] = {
     "concentration": 1,
     "stable_rank": -1,
@@ -27,7 +29,9 @@ VOTES: Mapping[str, int] = {
     "spike_energy": 1,
 }
 AGREEING = 2
-NEAR = 0.5  # of log2 of the median short side: how far matrices of the reference may be from a pair's
+NEAR = (
+    0.5  # of log2 of the median short side: how far matrices of the reference may be from a pair's
+)
 OPTIMIZERS = ("adamw", "sgd", "muon")  # of full rank, that the reference has
 
 Word = Literal["concentrated", "distributed", "mixed"]
@@ -35,7 +39,9 @@ Word = Literal["concentrated", "distributed", "mixed"]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bounds of a figure. Where the two kinds of training do not overlap, both are halfway between them."""
+    """The bounds of a figure. Where the two kinds of training do not overlap, both are halfway
+    between them.
+    """
 
     concentrated: float
     """More concentrated than this it is so beyond every broad training of the reference."""
@@ -66,7 +72,9 @@ class Trainings:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often the label or a verdict errs. Cases of one base are not independent, so bases are counted too."""
+    """How often the label or a verdict errs. Cases of one base are not independent, so bases are
+    counted too.
+    """
 
     what: str
     """What is counted."""
@@ -112,11 +120,14 @@ class Calibration:
         return sorted({trainings.short_side for trainings in self.trainings})
 
 
-def choose(trainings: Sequence[Trainings], short_side: float | None, optimizer: str | None) -> Trainings | None:
-    """The trainings that a pair is held against, by the median short side of its matrices and its optimiser.
+def choose(
+    trainings: Sequence[Trainings], short_side: float | None, optimizer: str | None
+) -> Trainings | None:
+    """The trainings that a pair is held against, by the median short side of its matrices and its
+    optimiser.
 
-    Those with its optimiser where there are enough of them for bounds, else those with any; the nearest in size. None
-    where none is near.
+    Those with its optimiser where there are enough of them for bounds, else those with any; the
+    nearest in size. None where none is near.
     """
     if short_side is None:
         return None
@@ -132,7 +143,9 @@ def choose(trainings: Sequence[Trainings], short_side: float | None, optimizer: 
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """One training of the reference: a row of runs.csv. Figures are medians over matrices, as a summary has them."""
+    """One training of the reference: a row of runs.csv. Figures are medians over matrices, as a
+    summary has them.
+    """
 
     short_side: int
     """The smaller dimension of its matrices, the median, 1 or more."""
@@ -234,7 +247,9 @@ def parse(text: str) -> Calibration:
         bounds = {name: Bound(**bound) for name, bound in row["bounds"].items()}
         trainings.append(Trainings(**{**row, "bounds": bounds}))
     rates = tuple(Rate(**row) for row in stored["rates"])
-    return Calibration(version=stored["version"], made=stored["made"], trainings=tuple(trainings), rates=rates)
+    return Calibration(
+        version=stored["version"], made=stored["made"], trainings=tuple(trainings), rates=rates
+    )
 
 
 @lru_cache(maxsize=1)
@@ -243,10 +258,14 @@ def runs() -> tuple[ReferenceRun, ...]:
     kinds = get_type_hints(ReferenceRun)
     with (registry_folder() / "reference" / "runs.csv").open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
-        return tuple(ReferenceRun(**{name: kinds[name](text) for name, text in row.items()}) for row in rows)
+        return tuple(
+            ReferenceRun(**{name: kinds[name](text) for name, text in row.items()}) for row in rows
+        )
 
 
-def choose_runs(short_side: float | None, optimizer: str, table: Sequence[ReferenceRun]) -> list[ReferenceRun]:
+def choose_runs(
+    short_side: float | None, optimizer: str, table: Sequence[ReferenceRun]
+) -> list[ReferenceRun]:
     """The trainings of a table like `runs()` with an optimiser, of matrices of about this size."""
     if short_side is None:
         return []
@@ -272,7 +291,9 @@ def points(name: str, value: float, bound: Bound) -> int:
 
 
 def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Word, str]:
-    """The label that the figures of a summary get among these trainings, and why. It has a concentration."""
+    """The label that the figures of a summary get among these trainings, and why. It has a
+    concentration.
+    """
     votes = {}
     for name, bound in trainings.bounds.items():
         figure = figures.get(name)
@@ -287,28 +308,43 @@ def word(figures: Mapping[str, float | None], trainings: Trainings) -> tuple[Wor
     against = f"trainings of the reference ({whose}, {trainings.short_side} wide)"
     if first and agree >= AGREEING and agree > oppose:
         label, beyond = _beyond(first, trainings, against=against, bound=bound)
-        return label, f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {beyond}"
+        return (
+            label,
+            f"concentration {value:.3f} and {agree} of the other {len(votes)} figures are {beyond}",
+        )
     bases = _resting(bases_of(trainings.short_side, trainings.optimizer))
     if first:
         more = "more" if first > 0 else "less"
-        return "mixed", (
-            f"concentration {value:.3f} is {more} than the bound, but only {agree} of the other {len(votes)} figures "
-            f"agree and {oppose} point the other way ({against}; {bases})"
+        return (
+            "mixed",
+            (
+                f"concentration {value:.3f} is {more} than the bound, but only {agree} of the other"
+                f" {len(votes)} figures agree and {oppose} point the other way ({against}; {bases})"
+            ),
         )
-    return "mixed", (
-        f"concentration {value:.3f} lies where narrow and broad {against} both lie "
-        f"({bound.distributed:.3f} to {bound.concentrated:.3f}, {bases})"
+    return (
+        "mixed",
+        (
+            f"concentration {value:.3f} lies where narrow and broad {against} both lie "
+            f"({bound.distributed:.3f} to {bound.concentrated:.3f}, {bases})"
+        ),
     )
 
 
 def _beyond(way: int, trainings: Trainings, against: str, bound: Bound) -> tuple[Word, str]:
-    """The label beyond a bound, and beyond how many trainings that is: way is +1 where more concentrated, else -1."""
+    """The label beyond a bound, and beyond how many trainings that is: way is +1 where more
+    concentrated, else -1.
+    """
     if way > 0:
         bases = _resting(bases_of(trainings.short_side, trainings.optimizer, "broad"))
-        all_of_them = f"in all {trainings.broad} broad {against} (bound {bound.concentrated:.3f}, {bases})"
+        all_of_them = (
+            f"in all {trainings.broad} broad {against} (bound {bound.concentrated:.3f}, {bases})"
+        )
         return "concentrated", f"more concentrated than {all_of_them}"
     bases = _resting(bases_of(trainings.short_side, trainings.optimizer, "narrow"))
-    all_of_them = f"in all {trainings.narrow} narrow {against} (bound {bound.distributed:.3f}, {bases})"
+    all_of_them = (
+        f"in all {trainings.narrow} narrow {against} (bound {bound.distributed:.3f}, {bases})"
+    )
     return "distributed", f"less concentrated than {all_of_them}"
 
 
@@ -325,7 +361,9 @@ def position(concentration: float, trainings: Trainings, table: Sequence[Referen
     near = [
         run
         for run in table
-        if run.short_side == trainings.short_side and run.data in ("narrow", "broad") and run.optimizer in optimizers
+        if run.short_side == trainings.short_side
+        and run.data in ("narrow", "broad")
+        and run.optimizer in optimizers
     ]
 
     def share_below(data: str, count: int) -> float:

@@ -1,4 +1,6 @@
-"""The files of scores that somebody names -> the scores of what is audited, with a word about what they lack."""
+"""The files of scores that somebody names -> the scores of what is audited, with a word about what
+they lack.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ if TYPE_CHECKING:
     from shadow.targets.families import Pair
 
 
-def scores_of_sides(files: Sequence[Path], known: Sequence[Sides], say: Callable[[str], None]) -> ScoreFiles:
+def scores_of_sides(
+    files: Sequence[Path], known: Sequence[Sides], say: Callable[[str], None]
+) -> ScoreFiles:
     """The scores of files, which must name a side of some pair; what they hold besides is told.
 
     Raises ShadowError for a file that cannot be understood, and for files that name no side.
@@ -28,7 +32,9 @@ def scores_of_sides(files: Sequence[Path], known: Sequence[Sides], say: Callable
     return given
 
 
-def scores_of_pairs(files: Sequence[Path], pairs: Sequence[Pair], say: Callable[[str], None]) -> dict[Pair, ScoreFiles]:
+def scores_of_pairs(
+    files: Sequence[Path], pairs: Sequence[Pair], say: Callable[[str], None]
+) -> dict[Pair, ScoreFiles]:
     """The scores for each pair that they name; of the others it is said that there are none."""
     if not files:
         return {}

@@ -1,7 +1,9 @@
-"""Files of benchmark scores that others measured -> frozen rows. Pure: reads, prints nothing, measures nothing.
+"""Files of benchmark scores that others measured -> frozen rows. Pure: reads, prints nothing,
+measures nothing.
 
-Two formats: a CSV with a header, and the JSON that lm-evaluation-harness writes (`results_*.json`; the keys of its
-result_schema.py and of its older versions). A folder stands for the files of both kinds below it.
+Two formats: a CSV with a header, and the JSON that lm-evaluation-harness writes (`results_*.json`;
+the keys of its result_schema.py and of its older versions). A folder stands for the files of both
+kinds below it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from shadow.storage import as_given
 from shadow.text import nearest, several
 
 COLUMNS = {  # of a CSV: what each says; the first three are needed
-    "model": "as the report names it: org/name, with @revision if that matters, the folder, or family:stage",
+    "model": (
+        "as the report names it: org/name, with @revision if that matters, the folder, or"
+        " family:stage"
+    ),
     "benchmark": "any name",
     "score": "a number, 0.45 or 45; in which of the two units is yours to keep to",
     "group": "kind of benchmark, such as narrow and held-out: their gains are averaged",
@@ -35,14 +40,41 @@ COLUMNS = {  # of a CSV: what each says; the first three are needed
 }
 NEEDED = ("model", "benchmark", "score")
 HARNESS = "lm-evaluation-harness"
-# Of several metrics of one benchmark the first of these is taken: acc_norm before acc, because it does not favour short
-# answers; exact_match where answers are generated.
-PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "pass_at_1", "prompt_level_strict_acc", "em", "f1", "mcc")
+# Of several metrics of one benchmark the first of these is taken: acc_norm before acc, because it
+# does not favour short answers; exact_match where answers are generated.
+PREFERRED = (
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "pass@1",
+    "pass_at_1",
+    "prompt_level_strict_acc",
+    "em",
+    "f1",
+    "mcc",
+)
 FILTERS = ("", "strict-match")  # of several filters of one metric the first of these, then by name
 # Metrics of lm_eval/api/metrics.py of which less is better; old files do not say.
-LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter", "ppl")
-NO_METRICS = ("name", "alias", "sample_len", "sample_count", "samples")  # other keys beside a task's metrics
-CONDITIONS = {"n-shot": "n-shot", "versions": "version"}  # keys by task, and what they are called here
+LOWER = (
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "bits_per_byte",
+    "brier_score",
+    "ter",
+    "ppl",
+)
+NO_METRICS = (
+    "name",
+    "alias",
+    "sample_len",
+    "sample_count",
+    "samples",
+)  # other keys beside a task's metrics
+CONDITIONS = {
+    "n-shot": "n-shot",
+    "versions": "version",
+}  # keys by task, and what they are called here
 
 QUESTIONS = "questions"  # how many were asked; `10 of 100` of a part
 
@@ -58,11 +90,12 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 class Score:
     """One score as a file states it.
 
-    model is the name in the file, with @revision where one is given; commit the 40-hex commit that the harness noted.
-    metric is None where the file names none; a filter of the harness other than `none` follows after a comma. unit is
-    what a CSV states, HARNESS for the harness, else None. higher_is_better is None where nobody says. parent is the
-    group of the harness that has a score of its own over this one. conditions are pairs of a thing and its value,
-    such as (n-shot, 5). line is that of a CSV.
+    model is the name in the file, with @revision where one is given; commit the 40-hex commit that
+    the harness noted. metric is None where the file names none; a filter of the harness other than
+    `none` follows after a comma. unit is what a CSV states, HARNESS for the harness, else None.
+    higher_is_better is None where nobody says. parent is the group of the harness that has a score
+    of its own over this one. conditions are pairs of a thing and its value, such as (n-shot, 5).
+    line is that of a CSV.
     """
 
     model: str
@@ -86,7 +119,8 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreFiles:
-    """All that was read. files: (name, sha256) of each; groups: benchmark -> group, of files that have no scores.
+    """All that was read. files: (name, sha256) of each; groups: benchmark -> group, of files that
+    have no scores.
 
     notes say what was left out, and why.
     """
@@ -108,7 +142,9 @@ class ScoreFiles:
 
 
 def read_scores(paths: Iterable[Path]) -> ScoreFiles:
-    """The scores of files and folders. Raises ShadowError, naming file and line, for what cannot be understood."""
+    """The scores of files and folders. Raises ShadowError, naming file and line, for what cannot be
+    understood.
+    """
     files: list[tuple[str, str]] = []
     rows: list[Score] = []
     groups: dict[str, str] = {}
@@ -120,7 +156,9 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
             scores, grouped = _read_csv(as_given(path), _text(path, raw))
             for benchmark, group in grouped.items():
                 if groups.setdefault(benchmark, group) != group:
-                    message = f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
+                    message = (
+                        f"{path}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
+                    )
                     raise ShadowError(f"{message} and {_short(group)}", "put it in one")
         else:
             data = _json(path, raw)
@@ -132,7 +170,9 @@ def read_scores(paths: Iterable[Path]) -> ScoreFiles:
             notes += more_notes
         rows += scores
         if len(rows) > MAX_SCORES:
-            raise ShadowError(f"{path}: more than {MAX_SCORES:,} scores", "leave out models that are not audited")
+            raise ShadowError(
+                f"{path}: more than {MAX_SCORES:,} scores", "leave out models that are not audited"
+            )
     if not rows:
         where = ", ".join(str(path) for path in paths)
         raise ShadowError(f"{where}: no scores in it", f"a CSV has the columns {', '.join(NEEDED)}")
@@ -145,15 +185,27 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[Path, bool]]:
         try:
             folder = path.is_dir()
             files = (
-                sorted(file for file in path.rglob("*") if file.suffix.lower() in (".csv", ".json")) if folder else []
+                sorted(file for file in path.rglob("*") if file.suffix.lower() in (".csv", ".json"))
+                if folder
+                else []
             )
             files = [file for file in files if file.is_file() and not _hidden(file, path)]
-        except (OSError, ValueError) as error:  # a name that is too long, one with a NUL, a folder that may not be read
-            raise ShadowError(f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}") from error
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a name that is too long, one with a NUL, a folder that may not be read
+            raise ShadowError(
+                f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}"
+            ) from error
         if folder and not files:
-            raise ShadowError(f"{path}: no *.csv and no *.json in it", "name the files, or the folder that holds them")
+            raise ShadowError(
+                f"{path}: no *.csv and no *.json in it",
+                "name the files, or the folder that holds them",
+            )
         if len(files) > MAX_FILES:
-            raise ShadowError(f"{path}: more than {MAX_FILES:,} files", "name a folder of scores alone")
+            raise ShadowError(
+                f"{path}: more than {MAX_FILES:,} files", "name a folder of scores alone"
+            )
         yield from ((file, True) for file in files)
         if not folder:
             yield path, False
@@ -165,15 +217,23 @@ def _hidden(path: Path, top: Path) -> bool:
 
 def _bytes(path: Path) -> bytes:
     if path.suffix.lower() not in (".csv", ".json"):
-        raise ShadowError(f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it")
+        raise ShadowError(
+            f"{str(path)[:80]}: scores are read from .csv and .json files", "rename it"
+        )
     try:
         raw = read_start(path, MAX_FILE + 1)
         if raw is None:
-            raise ShadowError(f"no such file: {str(path)[:200]}", "name a CSV, a JSON or a folder of them")
+            raise ShadowError(
+                f"no such file: {str(path)[:200]}", "name a CSV, a JSON or a folder of them"
+            )
     except (OSError, ValueError) as error:
-        raise ShadowError(f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}") from error
+        raise ShadowError(
+            f"{str(path)[:80]}: {getattr(error, 'strerror', None) or error}"
+        ) from error
     if len(raw) > MAX_FILE:
-        raise ShadowError(f"{path}: larger than {MAX_FILE // 1_000_000} MB", "it should hold scores, not samples")
+        raise ShadowError(
+            f"{path}: larger than {MAX_FILE // 1_000_000} MB", "it should hold scores, not samples"
+        )
     return raw
 
 
@@ -181,7 +241,9 @@ def _text(path: Path, raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ShadowError(f"{path}: not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+        raise ShadowError(
+            f"{path}: not UTF-8 text (byte {error.start})", "save it as UTF-8"
+        ) from error
 
 
 def _short(text: object) -> str:
@@ -217,7 +279,9 @@ def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) != len(header):
-                counts = f"{len(cells)} cell{'s' if len(cells) != 1 else ''}, the header {len(header)}"
+                counts = (
+                    f"{len(cells)} cell{'s' if len(cells) != 1 else ''}, the header {len(header)}"
+                )
                 raise ShadowError(f"{where}: {counts}", "put text that has a comma in quotes")
             row = dict(zip(header, cells, strict=True))
             if "score" in header:
@@ -225,12 +289,19 @@ def _read_csv(file: str, text: str) -> tuple[list[Score], dict[str, str]]:
             else:
                 benchmark, group = (_name(row[key], key, where) for key in ("benchmark", "group"))
                 if groups.setdefault(benchmark, group) != group:
-                    message = f"{where}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
+                    message = (
+                        f"{where}: {_short(benchmark)} is in the groups {_short(groups[benchmark])}"
+                    )
                     raise ShadowError(f"{message} and {_short(group)}", "put it in one")
             if len(rows) + len(groups) > MAX_SCORES:
-                raise ShadowError(f"{file}: more than {MAX_SCORES:,} scores", "leave out models that are not audited")
+                raise ShadowError(
+                    f"{file}: more than {MAX_SCORES:,} scores",
+                    "leave out models that are not audited",
+                )
     except csv.Error as error:
-        raise ShadowError(f"{file}:{lines.line_num}: not a CSV ({error})", 'quote cells with ""') from error
+        raise ShadowError(
+            f"{file}:{lines.line_num}: not a CSV ({error})", 'quote cells with ""'
+        ) from error
     return rows, groups
 
 
@@ -247,7 +318,8 @@ def _header(file: str, cells: Sequence[str]) -> list[str]:
     if missing := [name for name in NEEDED if name not in names and not groups_only]:
         had = f"it has {', '.join(names)}" if names else "it is empty"
         raise ShadowError(
-            f"{file}: no column {missing[0]!r}: {had}"[:300], f"the first line names: {', '.join(NEEDED)}"
+            f"{file}: no column {missing[0]!r}: {had}"[:300],
+            f"the first line names: {', '.join(NEEDED)}",
         )
     return names
 
@@ -284,7 +356,16 @@ def _number(text: str, what: str, where: str) -> float:
             hint = "write 45.2 without the sign; a column `unit` may say percent"
         elif re.fullmatch(r"[+-]?\d+,\d+", text):
             hint = "write a point before the decimals"
-        elif text.lower().lstrip("+-") in ("nan", "inf", "infinity", "n/a", "na", "none", "null", "-"):
+        elif text.lower().lstrip("+-") in (
+            "nan",
+            "inf",
+            "infinity",
+            "n/a",
+            "na",
+            "none",
+            "null",
+            "-",
+        ):
             hint = "leave out rows of what was not measured"
         else:
             hint = "write a number such as 0.45"
@@ -313,11 +394,15 @@ def _json(path: Path, raw: bytes) -> Any:
     try:
         return json.loads(_text(path, raw))
     except (ValueError, RecursionError) as error:  # NaN is read, as the harness writes it
-        raise ShadowError(f"{path}: not JSON ({type(error).__name__})", "is the file complete?") from error
+        raise ShadowError(
+            f"{path}: not JSON ({type(error).__name__})", "is the file complete?"
+        ) from error
 
 
 def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
-    """The scores of every task and metric of a result of lm-evaluation-harness, and what was left out."""
+    """The scores of every task and metric of a result of lm-evaluation-harness, and what was left
+    out.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("results"), dict):
         message = f"{file}: no `results`, so no result of {HARNESS}"
         raise ShadowError(message, "name a results_*.json, or write a CSV")
@@ -335,7 +420,9 @@ def _read_harness(file: str, data: Any) -> tuple[list[Score], list[str]]:
         for metric, key, stderr_key in _metrics(result):
             value, error = _finite(result[key]), _finite(result.get(stderr_key))
             if value is None:
-                notes.append(f"{file}: {key[:80]} of {name[:80]} is {_short(result[key])}: left out")
+                notes.append(
+                    f"{file}: {key[:80]} of {name[:80]} is {_short(result[key])}: left out"
+                )
                 continue
             rows.append(
                 Score(
@@ -370,23 +457,36 @@ def _finite(value: Any) -> float | None:
 
 
 def _metrics(result: Any) -> Iterator[tuple[str, str, str]]:
-    """(metric, its key, the key of its standard error) of a task: keys are `acc,none`, in old versions `acc`."""
+    """(metric, its key, the key of its standard error) of a task: keys are `acc,none`, in old
+    versions `acc`.
+    """
     result = _mapping(result)
     with_filter = any("," in key for key in result)
     for key, value in result.items():
         metric, comma, chosen = key.partition(",")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or metric.endswith("_stderr") or metric in NO_METRICS or not metric.strip():
+        if (
+            not is_number
+            or metric.endswith("_stderr")
+            or metric in NO_METRICS
+            or not metric.strip()
+        ):
             continue
         if with_filter and not comma:
             continue
-        yield metric if chosen in ("", "none") else f"{metric},{chosen}", key, f"{metric}_stderr{comma}{chosen}"
+        yield (
+            metric if chosen in ("", "none") else f"{metric},{chosen}",
+            key,
+            f"{metric}_stderr{comma}{chosen}",
+        )
 
 
 def _direction(metric: str, said: Mapping[str, Any]) -> bool | None:
     name = metric.partition(",")[0]
     if name in said:
-        return said[name] if isinstance(said[name], bool) else None  # null: the tasks of a group do not agree
+        return (
+            said[name] if isinstance(said[name], bool) else None
+        )  # null: the tasks of a group do not agree
     if name in LOWER:
         return False
     return True if name in PREFERRED else None
@@ -422,19 +522,32 @@ def _conditions(data: Mapping[str, Any], task: str) -> tuple[tuple[str, str], ..
     counts = _mapping(_mapping(data.get("n-samples")).get(task))
     effective, original = counts.get("effective"), counts.get("original")
     if isinstance(effective, int) and isinstance(original, int):
-        conditions.append((QUESTIONS, (str(effective) if effective == original else f"{effective} of {original}")[:40]))
+        conditions.append(
+            (
+                QUESTIONS,
+                (str(effective) if effective == original else f"{effective} of {original}")[:40],
+            )
+        )
     if "chat_template" in data or "chat_template_sha" in data:
         conditions.append(
-            ("chat template", "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no")
+            (
+                "chat template",
+                "yes" if data.get("chat_template") or data.get("chat_template_sha") else "no",
+            )
         )
     return tuple(conditions)
 
 
 def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The model's name, as the harness takes it from its arguments (an adapter before its base), and its commit."""
+    """The model's name, as the harness takes it from its arguments (an adapter before its base),
+    and its commit.
+    """
     config = _mapping(data.get("config"))
     arguments = _arguments(config.get("model_args"))
-    key = next((key for key in ("peft", "delta", "pretrained", "model", "path") if arguments.get(key)), None)
+    key = next(
+        (key for key in ("peft", "delta", "pretrained", "model", "path") if arguments.get(key)),
+        None,
+    )
     name = arguments[key] if key else data.get("model_name")
     if not isinstance(name, str) or not name.strip():
         message = f"{file}: it names no model, neither in config.model_args nor in model_name"
@@ -450,7 +563,9 @@ def _harness_model(file: str, data: Mapping[str, Any]) -> tuple[str, str | None]
 
 
 def _arguments(given: Any) -> dict[str, str]:
-    """`model_args`: a mapping, or in older versions text such as `pretrained=org/name,revision=main`."""
+    """`model_args`: a mapping, or in older versions text such as
+    `pretrained=org/name,revision=main`.
+    """
     if isinstance(given, dict):
         return {key: value for key, value in given.items() if isinstance(value, str)}
     named: dict[str, str] = {}

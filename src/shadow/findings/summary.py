@@ -1,4 +1,6 @@
-"""The tables of a report -> Summary: the figures a person wants first. Pure: reads Parquet files, prints nothing."""
+"""The tables of a report -> Summary: the figures a person wants first. Pure: reads Parquet files,
+prints nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,13 @@ from shadow.findings.finding import Finding, Sentence, finding
 from shadow.findings.footprint import Evidence, Gate, Label, failed, footprint, gates
 from shadow.findings.gains import MEASURED_BY_OTHERS, Gain, GroupGain, Scored, ScoreFile, read_kept
 from shadow.findings.grid import grid
-from shadow.findings.layer_medians import coherence, few_values, inside_layers, outside_layers, unchanged_modules
+from shadow.findings.layer_medians import (
+    coherence,
+    few_values,
+    inside_layers,
+    outside_layers,
+    unchanged_modules,
+)
 from shadow.findings.published import context_sentence, published_figures
 from shadow.findings.reference import Position
 from shadow.findings.summary_file import SUMMARISED, believed
@@ -79,23 +87,38 @@ from shadow.reports.report import Report
 from shadow.reports.tables import absent_note
 
 if TYPE_CHECKING:
-    import pandas as pd  # takes half a second to import, and a summary that is believed needs none of it
+    # takes half a second to import, and a summary that is believed needs none of it
+    import pandas as pd
 
-TURNED, UNTURNED = 0.5, 0.9  # cosines below which an expert is another one, and above which the rest is the same model
+TURNED, UNTURNED = (
+    0.5,
+    0.9,
+)  # cosines below which an expert is another one, and above which the rest is the same model
 QUARTERS = 4  # of the depth
 UNREAD = ("family", "pair", "precision", "shard")  # texts on which no figure rests
 EXAMPLES = 3  # tensors named for each reason
-UNEVENNESS = {"depth_entropy": depth_entropy, "depth_gini": depth_gini, "effective_layers": effective_layers}
+UNEVENNESS = {
+    "depth_entropy": depth_entropy,
+    "depth_gini": depth_gini,
+    "effective_layers": effective_layers,
+}
 INTERVALS: Mapping[str, str | float] = {
     "level": LEVEL,
     "draws": DRAWS,
     "seed": SEED,
-    "unit": "layer: each draw takes as many layers of each component as there are, with replacement, and all matrices "
-    "of each; what lies outside the layers is in every draw; where there are no more ways to draw, each is taken once",
-    "kind": "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers BCa with the "
-    f"same percentiles, from {UNEVEN} layers",
-    "weights": "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of energy, and "
-    "depth figures weigh by energy or entries",
+    "unit": (
+        "layer: each draw takes as many layers of each component as there are, with replacement,"
+        " and all matrices of each; what lies outside the layers is in every draw; where there are"
+        " no more ways to draw, each is taken once"
+    ),
+    "kind": (
+        "expanded percentile (Hesterberg 2015); of depth_entropy, depth_gini and effective_layers"
+        f" BCa with the same percentiles, from {UNEVEN} layers"
+    ),
+    "weights": (
+        "medians count each matrix once; relative_norm_overall, zero_share, shares and ratios of"
+        " energy, and depth figures weigh by energy or entries"
+    ),
     "covers": "other layers of the same pair; not other runs, seeds or models",
 }
 
@@ -111,8 +134,8 @@ FIGURE_NAMES = {*(column.name for column in (*FIGURES, *COUNTS)), *MEDIANS, "zer
 class Summary:
     """What the terminal shows of one pair; `summary.json` is this as JSON.
 
-    Figures are medians over all delta rows unless their name says otherwise; those of depth and of the residual stream
-    are of the main component, language where there is one.
+    Figures are medians over all delta rows unless their name says otherwise; those of depth and of
+    the residual stream are of the main component, language where there is one.
     """
 
     schema: int
@@ -134,7 +157,9 @@ class Summary:
     """Tensors of both sides by status: measured, identical, skipped."""
 
     figures: Mapping[str, float | int | None]
-    """Figures of the pair by name: `shadow explain` tells unit and range of each. None where one is undefined."""
+    """Figures of the pair by name: `shadow explain` tells unit and range of each. None where one is
+    undefined.
+    """
 
     intervals: Mapping[str, Bounds]
     """(low, high) over layers of figures that have any; None: no_interval says why."""
@@ -212,7 +237,9 @@ class Summary:
     """The answer in words, what else it may be, and what weights do not show."""
 
     scores: list[Gain] = field(default_factory=list)
-    """What others measured, one for each benchmark. No figure rests on scores; empty where nobody gave any."""
+    """What others measured, one for each benchmark. No figure rests on scores; empty where nobody
+    gave any.
+    """
 
     score_groups: list[GroupGain] = field(default_factory=list)
     """The means of the gains, one for each group of benchmarks."""
@@ -232,13 +259,19 @@ class Summary:
     def has_label(self) -> bool:
         """Does the reference of the lab apply, so that the label says something of the pair?
 
-        It is of decoders: a model of which no attention or MLP is known is none of them, whatever its size.
+        It is of decoders: a model of which no attention or MLP is known is none of them, whatever
+        its size.
         """
-        decoder = any(row.component == "language" and row.module.startswith((*ATTENTION, *MLP)) for row in self.modules)
+        decoder = any(
+            row.component == "language" and row.module.startswith((*ATTENTION, *MLP))
+            for row in self.modules
+        )
         return decoder and self.reference is not None and not self.failed_gates
 
     def as_json(self) -> dict[str, Any]:
-        """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in the same order."""
+        """The keys of `summary.json`. warnings are texts there, and warning_codes their codes in
+        the same order.
+        """
         columns: dict[str, Any] = {}
         for key, value in asdict(self).items():
             columns[key] = value
@@ -256,9 +289,9 @@ class Summary:
 class Rows:
     """The tables of a report as the figures need them.
 
-    deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the place of their layer
-    in layers (-1 outside); tensors: all of them, with was_compared; layers: (component, layer) of every layer that was
-    compared.
+    deltas: the delta rows, with base_norm, energy, base_energy, participation_share, and at, the
+    place of their layer in layers (-1 outside); tensors: all of them, with was_compared; layers:
+    (component, layer) of every layer that was compared.
     """
 
     deltas: pd.DataFrame
@@ -279,10 +312,10 @@ class Rows:
 def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, ReportMetadata]:
     """The summary of a finished report, and the report's provenance.
 
-    What an older report lacks is null, and a warning of the summary. with_rows: are the tables there, so that their
-    checksums are compared? Otherwise the seal of the summary alone is.
-    Raises ShadowError when the folder holds no finished report, or one of another schema; and without rows when the
-    summary would have to be made from them.
+    What an older report lacks is null, and a warning of the summary. with_rows: are the tables
+    there, so that their checksums are compared? Otherwise the seal of the summary alone is. Raises
+    ShadowError when the folder holds no finished report, or one of another schema; and without rows
+    when the summary would have to be made from them.
     """
     report = SummarisedReport(folder)
     if with_rows:
@@ -298,11 +331,14 @@ def read_summary(folder: Path, *, with_rows: bool = True) -> tuple[Summary, Repo
 
 @dataclass(frozen=True)
 class SummarisedReport(Report):
-    """A finished report and its summary: whoever shows, judges or draws a report reads it through this."""
+    """A finished report and its summary: whoever shows, judges or draws a report reads it through
+    this.
+    """
 
     @cached_property
     def summary(self) -> Summary:
-        """The figures a person wants first: label, medians with intervals, components, modules, depth.
+        """The figures a person wants first: label, medians with intervals, components, modules,
+        depth.
 
         What an older report lacks is null, and a warning of the summary.
         Raises ShadowError when the folder holds no finished report, or one of another schema.
@@ -324,7 +360,9 @@ def _believed_or_made(report: Report) -> Summary:
         return _made_again(report)
     try:
         return summary_from_json(sealed)
-    except TypeError:  # sealed by somebody else: not of the shape that every reader of a summary may rely on
+    except (
+        TypeError
+    ):  # sealed by somebody else: not of the shape that every reader of a summary may rely on
         return _made_again(report)
 
 
@@ -344,7 +382,9 @@ def summary_from_json(stored: Mapping[str, object]) -> Summary:
     codes, texts = columns.pop("warning_codes", None), columns.get("warnings")
     if not isinstance(codes, list) or not isinstance(texts, list) or len(codes) != len(texts):
         raise TypeError
-    columns["warnings"] = [{"code": code, "text": text} for code, text in zip(codes, texts, strict=True)]
+    columns["warnings"] = [
+        {"code": code, "text": text} for code, text in zip(codes, texts, strict=True)
+    ]
     summary = read_as(Summary, columns)
     figures = summary.figures
     if figures.keys() != FIGURE_NAMES or any(type(figures[name]) is not int for name in WHOLE):
@@ -370,7 +410,9 @@ def with_scores(summary: Summary, scored: Scored) -> Summary:
 
 
 def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summary:
-    """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity has."""
+    """Compute the summary from the tables matrices, tensors and residual; metadata is what Identity
+    has.
+    """
     matrices, tensors, residual = (_frame(tables[name]) for name in SUMMARISED)
     rows = _rows(matrices, tensors, residual)
     statuses = rows.tensors["status"].value_counts()
@@ -378,7 +420,12 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
     held = gates(rows.deltas, rows.tensors)
     unrelated = any(gate.name == "lineage" for gate in failed(held))
     optimizer = metadata["settings"].get("optimizer")
-    judged = footprint(held, figures, intervals=intervals, optimizer=optimizer if isinstance(optimizer, str) else None)
+    judged = footprint(
+        held,
+        figures,
+        intervals=intervals,
+        optimizer=optimizer if isinstance(optimizer, str) else None,
+    )
     depth = _by_layer(rows)
     bounds = _bounds(intervals, _delta_blocks(rows, rows.deltas))
     summary = Summary(
@@ -415,7 +462,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         evidence=list(judged.evidence),
         reference=judged.position,
         claims=judged.claims,
-        published=published_figures(rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated),
+        published=published_figures(
+            rows.tensors, rows.deltas, metadata=metadata, unrelated=unrelated
+        ),
         finding=Finding([], [], []),
     )
     published = context_sentence(summary.published)
@@ -424,7 +473,9 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    """A table without the texts that no figure needs. Small tables compare texts of Python in half the time."""
+    """A table without the texts that no figure needs. Small tables compare texts of Python in half
+    the time.
+    """
     import pandas as pd
 
     texts = {pa.string(): pd.StringDtype("python", na_value=np.nan)}
@@ -474,7 +525,9 @@ def _number(value: Any) -> float | None:
 
 
 def _blocks(rows: pd.DataFrame) -> Blocks:
-    return blocks_of(rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan))
+    return blocks_of(
+        rows["component"].tolist(), rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
+    )
 
 
 def _delta_blocks(rows: Rows, deltas: pd.DataFrame) -> Blocks:
@@ -498,7 +551,9 @@ Figures = dict[str, float | int | None]
 IntervalsByName = dict[str, Interval]
 
 
-def _medians(rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS) -> tuple[Figures, IntervalsByName]:
+def _medians(
+    rows: pd.DataFrame, blocks: Blocks, names: Iterable[str] = MEDIANS
+) -> tuple[Figures, IntervalsByName]:
     """Medians over rows, each counted once, and their intervals over layers."""
     columns = {name: rows[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
     figures: Figures = {name: _median(values) for name, values in columns.items()}
@@ -521,7 +576,9 @@ def _whole_norm(rows: pd.DataFrame) -> float | None:
 
 
 def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
-    """relative_norm_overall of the updates before they were stored; None unless that is known of every matrix."""
+    """relative_norm_overall of the updates before they were stored; None unless that is known of
+    every matrix.
+    """
     stored = deltas["relative_norm"].where(deltas["kept_reason"] == "nothing_rounded")
     norms = deltas["relative_norm_unrounded"].fillna(stored).astype(float)
     total = math.hypot(*deltas["base_norm"]) if len(deltas) else 0.0
@@ -529,7 +586,9 @@ def _unrounded_norm(deltas: pd.DataFrame) -> float | None:
 
 
 class _Sums:
-    """Figures of sums over the layers of a component, or over all: with every layer once, and their intervals."""
+    """Figures of sums over the layers of a component, or over all: with every layer once, and their
+    intervals.
+    """
 
     def __init__(self, rows: Rows, component: str | None = None) -> None:
         self.every = len(rows.layers)
@@ -558,7 +617,9 @@ class _Sums:
 
 
 def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
-    """How evenly a component's update lies over its layers, frozen ones among them, and over attention and MLP."""
+    """How evenly a component's update lies over its layers, frozen ones among them, and over
+    attention and MLP.
+    """
     depth = _Sums(rows, component or "")
     deltas = rows.deltas[rows.deltas["component"] == component]
     energies = depth.of(deltas).layers
@@ -575,7 +636,9 @@ def _depth_figures(rows: Rows, component: str | None) -> tuple[Figures, Interval
 
 
 def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, IntervalsByName]:
-    """Directions of the residual stream that stacked deltas are about: of a layer, the median, and of all layers."""
+    """Directions of the residual stream that stacked deltas are about: of a layer, the median, and
+    of all layers.
+    """
     figures: Figures = {}
     intervals: IntervalsByName = {}
     stacked = rows.residual[rows.residual["component"] == component]
@@ -585,7 +648,9 @@ def _residual_figures(rows: Rows, component: str | None) -> tuple[Figures, Inter
         values, bounds = _medians(by_layer, _blocks(by_layer), ["participation_ratio"])
         name = f"{direction}_participation_ratio"
         figures[name] = values["participation_ratio"]
-        figures[f"{name}_stacked"] = _number(stacks.loc[stacks["layer"].isna(), "participation_ratio"].max())
+        figures[f"{name}_stacked"] = _number(
+            stacks.loc[stacks["layer"].isna(), "participation_ratio"].max()
+        )
         if bounds:
             intervals[name] = bounds["participation_ratio"]
     return figures, intervals
@@ -595,8 +660,12 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     import pandas as pd
 
     tensors, deltas = rows.tensors, rows.deltas
-    sides = {side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")}
-    larger = max(sides.values(), key=lambda rows: int(rows["size"].sum()))  # of an adapter, that is the base
+    sides = {
+        side: rows.assign(size=rows["shape"].map(_size)) for side, rows in tensors.groupby("side")
+    }
+    larger = max(
+        sides.values(), key=lambda rows: int(rows["size"].sum())
+    )  # of an adapter, that is the base
     sizes = larger["size"]
     ceilings = deltas["rank_ceiling"].dropna()
     quartiles = deltas["concentration"].quantile([0.25, 0.75])
@@ -607,7 +676,9 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
     zeros = whole.of(deltas, deltas["zero_share"] * deltas["parameters"])
     whole.add_ratio("zero_share", zeros, whole.of(deltas, "parameters"))
     ones = pd.Series(1.0, index=deltas.index)
-    whole.add_ratio("spiked", whole.of(deltas, ones.where(deltas["spikes"] > 0, 0.0)), whole.of(deltas, ones))
+    whole.add_ratio(
+        "spiked", whole.of(deltas, ones.where(deltas["spikes"] > 0, 0.0)), whole.of(deltas, ones)
+    )
     for component in ("vision", "projector"):
         _component_ratio(whole, rows, component)
     embedding = deltas[(deltas["module"] == "embed") & (deltas["component"] == rows.main)].head(1)
@@ -618,13 +689,15 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
         "matrices": len(deltas),
         "short_side": _number(inside[["rows", "cols"]].min(axis=1).median()),
         "parameters": int(sizes.sum()),
-        "parameters_measured": int(sizes[larger["status"] == "measured"].sum())
-        + int(larger.loc[is_partial(larger), "compared"].sum()),
+        "parameters_measured": (
+            int(sizes[larger["status"] == "measured"].sum())
+            + int(larger.loc[is_partial(larger), "compared"].sum())
+        ),
         "parameters_identical": int(sizes[larger["status"] == "identical"].sum()),
         "relative_norm_overall": _whole_norm(deltas),
         "relative_norm_overall_unrounded": _unrounded_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
-        "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False here
+        "unverified": int((deltas["verified"] == False).sum()),
         **medians,
         "concentration_q25": _number(quartiles[0.25]),
         "concentration_q75": _number(quartiles[0.75]),
@@ -638,10 +711,14 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
 
 
 def _component_ratio(whole: _Sums, rows: Rows, component: str) -> None:
-    """The energy of a component's update over the language model's; null where either was not compared."""
+    """The energy of a component's update over the language model's; null where either was not
+    compared.
+    """
     with_base = set(rows.tensors.loc[rows.tensors["was_compared"], "component"])
     if {component, "language"} <= with_base:
-        part, language = (rows.deltas[rows.deltas["component"] == name] for name in (component, "language"))
+        part, language = (
+            rows.deltas[rows.deltas["component"] == name] for name in (component, "language")
+        )
         whole.add_ratio(f"{component}_to_language", whole.of(part), whole.of(language))
     else:
         whole.figures[f"{component}_to_language"] = None
@@ -652,7 +729,8 @@ def _size(shape: Iterable[int]) -> int:
 
 
 def _by_component(rows: Rows) -> list[ComponentRow]:
-    """What became of each component: how much of it is measured or identical, and the figures of what is measured.
+    """What became of each component: how much of it is measured or identical, and the figures of
+    what is measured.
 
     energy is null where nothing of it was compared, 0 where all of it is identical.
     """
@@ -683,17 +761,23 @@ def _by_component(rows: Rows) -> list[ComponentRow]:
 
 
 def _place(known: Sequence[str], name: str) -> tuple[int, str]:
-    """Where a name stands among those of names.yaml; what only another version or a forged report has comes last."""
+    """Where a name stands among those of names.yaml; what only another version or a forged report
+    has comes last.
+    """
     return (known.index(name) if name in known else len(known), name)
 
 
 def _without_overall(intervals: IntervalsByName) -> IntervalsByName:
-    """A component's relative norm is that of all its matrices as one vector: the median's interval is not its own."""
+    """A component's relative norm is that of all its matrices as one vector: the median's interval
+    is not its own.
+    """
     return {name: interval for name, interval in intervals.items() if name != "relative_norm"}
 
 
 def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
-    """Experts pair by their numbers. If the matrices around them hardly turned and they did, the numbers changed."""
+    """Experts pair by their numbers. If the matrices around them hardly turned and they did, the
+    numbers changed.
+    """
     is_expert = deltas["module"].str.startswith("experts.")
     others = deltas[~is_expert & deltas["layer"].notna()]["cosine"].median()
     turned = deltas[is_expert & (deltas["cosine"] < TURNED)]
@@ -701,15 +785,17 @@ def _renumbered_experts(deltas: pd.DataFrame) -> list[ReportWarning]:
         return []
     layers = turned["layer"].nunique()
     text = (
-        f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of the same number "
-        f"(cosine below {TURNED}) while the other matrices are close to theirs: the experts may have been renumbered, "
-        "and their deltas are then not those of training"
+        f"{len(turned)} expert matrices in {layers} layers have little in common with the base's of"
+        f" the same number (cosine below {TURNED}) while the other matrices are close to theirs:"
+        " the experts may have been renumbered, and their deltas are then not those of training"
     )
     return [ReportWarning("experts_renumbered", text)]
 
 
 def _by_module(rows: Rows) -> list[ModuleRow]:
-    """Medians by component and module, in the order of names.yaml, and the module's share of the update's energy."""
+    """Medians by component and module, in the order of names.yaml, and the module's share of the
+    update's energy.
+    """
     rules = name_rules()
     modules = []
     for (component, module), group in rows.deltas.groupby(["component", "module"], sort=False):
@@ -735,16 +821,24 @@ def _by_module(rows: Rows) -> list[ModuleRow]:
 
 
 def _by_layer(rows: Rows) -> list[LayerRow]:
-    """For each compared layer of each component: energies, relative norm as one vector, medians of the rest.
+    """For each compared layer of each component: energies, relative norm as one vector, medians of
+    the rest.
 
-    energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the MLP up-projections
-    (of several experts, the median), the curve of arXiv:2604.07363. A layer that is identical has a relative norm of 0.
+    energy_share is of the component's layers. up_effective_rank_shift is the signed shift of the
+    MLP up-projections (of several experts, the median), the curve of arXiv:2604.07363. A layer that
+    is identical has a relative norm of 0.
     """
     deltas, layers = rows.deltas, list(rows.layers.itertuples(index=False, name=None))
     at, up = deltas["at"].to_numpy(), deltas["module"].isin(UP).to_numpy()
-    numbers = {name: deltas[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in (*BY_LAYER, "energy")}
+    numbers = {
+        name: deltas[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        for name in (*BY_LAYER, "energy")
+    }
     totals = deltas[deltas["layer"].notna()].groupby("component")["energy"].sum()
-    stacks = {(row.component, row.layer, row.direction): row.participation_ratio for row in rows.residual.itertuples()}
+    stacks = {
+        (row.component, row.layer, row.direction): row.participation_ratio
+        for row in rows.residual.itertuples()
+    }
     layer_rows = []
     for place, (component, layer) in enumerate(layers):
         here = np.flatnonzero(at == place)
@@ -760,7 +854,9 @@ def _by_layer(rows: Rows) -> list[LayerRow]:
         }
         medians = {name: _median(numbers[name][here]) for name in BY_LAYER}
         directions = {
-            f"{direction}_participation_ratio": _number(stacks.get((component, layer, direction), math.nan))
+            f"{direction}_participation_ratio": _number(
+                stacks.get((component, layer, direction), math.nan)
+            )
             for direction in ("reading", "writing")
         }
         layer_rows.append(row_of(LayerRow, counted, medians, directions))
@@ -773,7 +869,9 @@ def _parameter_share(group: pd.DataFrame, rows: Rows) -> float | None:
 
 
 def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRow]:
-    """The share of each quarter of a component's layers in the energy of all of them, and in their parameters."""
+    """The share of each quarter of a component's layers in the energy of all of them, and in their
+    parameters.
+    """
     quarters = []
     sizes = deltas.groupby(["component", "layer"])["parameters"].sum().to_dict()
     for component in dict.fromkeys(row.component for row in depth):
@@ -781,7 +879,9 @@ def _quarters(depth: Sequence[LayerRow], deltas: pd.DataFrame) -> list[QuarterRo
         if len(layers) < QUARTERS or any(row.energy_share is None for row in layers):
             continue
         for quarter in range(QUARTERS):
-            part = layers[quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS]
+            part = layers[
+                quarter * len(layers) // QUARTERS : (quarter + 1) * len(layers) // QUARTERS
+            ]
             share = math.fsum(row.energy_share or 0.0 for row in part)
             size = sum(int(sizes.get((component, row.layer), 0)) for row in part)
             whole = sum(int(sizes.get((component, row.layer), 0)) for row in layers)

@@ -1,18 +1,21 @@
 """`summary.json`: when the one in a report may be believed.
 
-Making a summary of a small report takes 150 ms, reading one 3. So a summary is taken as it stands when a seal in the
-metadata of matrices.parquet says that this very code made it, from these very tables, and that nobody has changed it:
+Making a summary of a small report takes 150 ms, reading one 3. So a summary is taken as it stands
+when a seal in the metadata of matrices.parquet says that this very code made it, from these very
+tables, and that nobody has changed it:
 
-- the version of shadow, and a sha256 over its code and the data that summaries rest on: a checkout changes without its
-  version;
-- a sha256 of each table: of all bytes of its file before the footer, and of its columns and number of rows. The footer
-  alone would not do: it holds no checksum of the pages, so that a number can change without it. And it would save
-  little: a sha256 reads more than 1 GB a second. The rest of the footer is left out because the seal itself is in it;
+- the version of shadow, and a sha256 over its code and the data that summaries rest on: a checkout
+  changes without its version;
+- a sha256 of each table: of all bytes of its file before the footer, and of its columns and number
+  of rows. The footer alone would not do: it holds no checksum of the pages, so that a number can
+  change without it. And it would save little: a sha256 reads more than 1 GB a second. The rest of
+  the footer is left out because the seal itself is in it;
 - a sha256 of the summary, and of what the report says that it is of.
 
-In every other case the summary is made again from the tables. This is a seal and no signature: who writes all files
-anew can say in them what he likes, as he can in the tables themselves. What a summary holds is therefore checked as
-that of any file is. Scores are not sealed: they lie in scores.json, and are checked with it.
+In every other case the summary is made again from the tables. This is a seal and no signature: who
+writes all files anew can say in them what he likes, as he can in the tables themselves. What a
+summary holds is therefore checked as that of any file is. Scores are not sealed: they lie in
+scores.json, and are checked with it.
 """
 
 from __future__ import annotations
@@ -37,7 +40,15 @@ from shadow.reports.report import Report
 FILE = "summary.json"
 SUMMARISED = ("matrices", "tensors", "residual")  # the tables that a summary is made from
 SEAL = "seal"  # its key in a report's metadata
-IDENTITY = ("version", "schema", "family", "pair", "base", "tuned", "settings")  # what metadata say a report is of
+IDENTITY = (
+    "version",
+    "schema",
+    "family",
+    "pair",
+    "base",
+    "tuned",
+    "settings",
+)  # what metadata say a report is of
 MAX_FILE = 64_000_000  # bytes; a thousandth of it is usual
 SCORED = tuple(NO_SCORES.as_json())  # the keys of a summary that are not sealed
 TAIL = 8  # bytes behind the footer of a Parquet file: its length, and PAR1
@@ -48,8 +59,12 @@ def summary_bytes(summary: Mapping[str, Any]) -> bytes:
     return json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def seal(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]) -> SealMetadata:
-    """The seal of a summary as JSON that was made from these tables; metadata has what the report is of."""
+def seal(
+    summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: Mapping[str, object]
+) -> SealMetadata:
+    """The seal of a summary as JSON that was made from these tables; metadata has what the report
+    is of.
+    """
     digests = {}
     for name in SUMMARISED:
         content = parquet_bytes(tables[name], {})
@@ -58,10 +73,12 @@ def seal(summary: Mapping[str, Any], tables: Mapping[str, pa.Table], metadata: M
 
 
 def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None:
-    """The summary.json of a finished report, its scores left out; None where it may not be believed.
+    """The summary.json of a finished report, its scores left out; None where it may not be
+    believed.
 
-    What the values are is not checked: see `read_as`. with_rows: False where the tables lie elsewhere, and only the
-    summary's own checksum can be compared. Raises ShadowError where there is no finished report.
+    What the values are is not checked: see `read_as`. with_rows: False where the tables lie
+    elsewhere, and only the summary's own checksum can be compared. Raises ShadowError where there
+    is no finished report.
     """
     metadata: Mapping[str, Any] = report.provenance.told
     try:
@@ -75,7 +92,15 @@ def believed(report: Report, *, with_rows: bool = True) -> dict[str, Any] | None
             return None
         if with_rows and _digests(report) != sealed["tables"]:
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        pa.ArrowException,
+    ):
         return None  # such as of a report that was made before there were seals
     return _unsealed(stored)
 
@@ -98,7 +123,9 @@ def _digests(report: Report) -> dict[str, str]:
 
 
 def _table_digest(content: bytes, file: pq.ParquetFile) -> str:
-    """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number of rows."""
+    """A sha256 of the pages of a Parquet file, the names and types of its columns, and its number
+    of rows.
+    """
     footer = int.from_bytes(content[-TAIL:-4], "little")
     pages = max(0, len(content) - TAIL - footer)
     digest = hashlib.sha256(memoryview(content)[:pages])
@@ -112,6 +139,10 @@ def _maker() -> dict[str, str]:
     """The version, and a sha256 over the code of the package and the data that summaries rest on."""
     package, data = Path(__file__).parents[1], registry_folder()
     digest = hashlib.sha256()
-    for path in (*sorted(package.rglob("*.py")), data / "names.yaml", *sorted((data / "reference").iterdir())):
+    for path in (
+        *sorted(package.rglob("*.py")),
+        data / "names.yaml",
+        *sorted((data / "reference").iterdir()),
+    ):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return {"version": __version__, "code": digest.hexdigest()}

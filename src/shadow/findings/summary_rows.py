@@ -1,7 +1,8 @@
 """The rows of a summary, as frozen dataclasses, and how `summary.json` is read back into them.
 
-The order of the fields is the order of the keys in `summary.json`. A row that is put together from several parts
-inherits from them, and a dataclass has the fields of its last base first: hence the order of the bases.
+The order of the fields is the order of the keys in `summary.json`. A row that is put together from
+several parts inherits from them, and a dataclass has the fields of its last base first: hence the
+order of the bases.
 """
 
 from __future__ import annotations
@@ -11,7 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, partial
 from types import NoneType, UnionType
-from typing import Any, Literal, TypedDict, TypeVar, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    Literal,
+    TypedDict,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 Bounds = tuple[float, float] | None
 WarningCode = Literal["experts_renumbered", "few_values", "older_report", "scores_unreadable"]
@@ -95,7 +107,8 @@ class SkippedRow:
 
 @dataclass(frozen=True)
 class Medians:
-    """Medians over the delta rows of a group of matrices, each counted once; None where no row has the figure.
+    """Medians over the delta rows of a group of matrices, each counted once; None where no row has
+    the figure.
 
     The columns of the same names in matrices.parquet say what each is.
     """
@@ -238,7 +251,9 @@ class ModuleRow(ParameterShare, Intervals, Energies, Medians, _Module):
 
 @dataclass(frozen=True)
 class LayerRow:
-    """The figures of one compared layer of a component. A layer that is identical has a relative norm of 0."""
+    """The figures of one compared layer of a component. A layer that is identical has a relative
+    norm of 0.
+    """
 
     component: str
     """The component."""
@@ -356,7 +371,8 @@ class AloneRow:
 
 @dataclass(frozen=True)
 class OutsideRow:
-    """Medians over the changed matrices of one module outside the layers: embeddings, head, projectors.
+    """Medians over the changed matrices of one module outside the layers: embeddings, head,
+    projectors.
 
     The columns of the same names in matrices.parquet say what each is.
     """
@@ -505,8 +521,8 @@ def row_of(kind: type[Row], *parts: Mapping[str, object]) -> Row:
 def read_as(kind: type[Row], value: object) -> Row:
     """A dataclass from its JSON. Raises TypeError where the JSON is not of its shape.
 
-    The types of the fields say what the shape is: no key may lack or be too many, but for fields that have a default;
-    a float may be a whole number, a number is finite, and a boolean is none.
+    The types of the fields say what the shape is: no key may lack or be too many, but for fields
+    that have a default; a float may be a whole number, a number is finite, and a boolean is none.
     """
     row: Row = _reader(cast(Any, kind))(value)
     return row
@@ -514,14 +530,18 @@ def read_as(kind: type[Row], value: object) -> Row:
 
 @cache
 def _reader(kind: Any) -> Callable[[Any], Any]:
-    """What reads values of a type: it is looked at once, and a summary has a thousand values of a dozen types."""
+    """What reads values of a type: it is looked at once, and a summary has a thousand values of a
+    dozen types.
+    """
     if kind is float:
         return _read_number
     if kind in (str, bool, int, NoneType):
         return partial(_read_exactly, kind)
     if is_dataclass(kind) or is_typeddict(kind):
         types, required = _fields(kind)
-        return partial(_read_fields, kind, {name: _reader(hint) for name, hint in types.items()}, required)
+        return partial(
+            _read_fields, kind, {name: _reader(hint) for name, hint in types.items()}, required
+        )
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return partial(_read_choice, parts)
@@ -554,7 +574,9 @@ def _read_number(value: Any) -> Any:
     return value
 
 
-def _read_fields(kind: Any, readers: Mapping[str, Callable[[Any], Any]], required: frozenset[str], value: Any) -> Any:
+def _read_fields(
+    kind: Any, readers: Mapping[str, Callable[[Any], Any]], required: frozenset[str], value: Any
+) -> Any:
     if not isinstance(value, dict) or not required <= value.keys() <= readers.keys():
         raise TypeError
     return kind(**{name: readers[name](inner) for name, inner in value.items()})
@@ -602,6 +624,8 @@ def _fields(kind: Any) -> tuple[dict[str, object], frozenset[str]]:
     if is_typeddict(kind):
         return types, frozenset(types)
     optional = {
-        column.name for column in fields(kind) if column.default is not MISSING or column.default_factory is not MISSING
+        column.name
+        for column in fields(kind)
+        if column.default is not MISSING or column.default_factory is not MISSING
     }
     return types, frozenset(types) - optional

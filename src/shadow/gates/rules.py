@@ -3,8 +3,8 @@
     figure := [component "."] [module "."] metric    language.mlp.up.concentration, vision.energy_share, spiked
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
 
-Component and module may hold * and ?. A word that this version does not know is a UsageError with the nearest known
-one, whatever the report holds.
+Component and module may hold * and ?. A word that this version does not know is a UsageError with
+the nearest known one, whatever the report holds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 MOVED = "moved"  # the comparison of a rule that holds a figure against its interval in a baseline
 LABEL = "label"
 LABELS: tuple[str, ...] = get_args(Label)
-# Every delta has these; of a set of matrices the median is meant, unless the summary has a figure of that name for it.
+# Every delta has these; of a set of matrices the median is meant, unless the summary has a figure
+# of that name for it.
 COLUMNS = tuple(column.name for column in (*SPECTRAL, *DELTA) if column.type in ("int", "float"))
 DEPTH = ("depth_layers", "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp")
 OF_BOTH = ("participation_share", "matrices", "energy", "energy_share", "parameter_share")
@@ -59,8 +60,12 @@ KEYS = {  # of a rule in a policy file, and what each says
     "allow_missing": "true: nothing to judge is no error.",
 }
 OF_NORMS = {  # two figures that are easily taken for each other
-    "relative_norm": " It is the median over matrices; relative_norm_overall is the norm of the whole change",
-    "relative_norm_overall": " It is the norm of the whole change; relative_norm is the median over matrices",
+    "relative_norm": (
+        " It is the median over matrices; relative_norm_overall is the norm of the whole change"
+    ),
+    "relative_norm_overall": (
+        " It is the norm of the whole change; relative_norm is the median over matrices"
+    ),
 }
 QUOTE = "put the whole rule in quotes, since to a shell > and < are files"
 HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.concentration > 0.5'"
@@ -68,7 +73,9 @@ HINT = "write a figure, a comparison and a number, such as 'language.mlp.up.conc
 
 @dataclass(frozen=True)
 class Metric:
-    """The figures that a rule names: of the pair (no component), of components, or of modules of components."""
+    """The figures that a rule names: of the pair (no component), of components, or of modules of
+    components.
+    """
 
     component: str | None
     module: str | None
@@ -81,12 +88,15 @@ class Metric:
         """Is a component, or a module of one, among those that are meant?"""
         if self.component is None or (self.module is None) != (module is None):
             return False
-        return fnmatchcase(component, self.component) and (module is None or fnmatchcase(module, self.module or ""))
+        return fnmatchcase(component, self.component) and (
+            module is None or fnmatchcase(module, self.module or "")
+        )
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What must not hold of a report. comparison is one of COMPARISONS, or MOVED, which has no threshold.
+    """What must not hold of a report. comparison is one of COMPARISONS, or MOVED, which has no
+    threshold.
 
     file and line are where a policy file has it.
     """
@@ -122,7 +132,8 @@ def _written(threshold: float | str | None) -> str:
 
 
 def parse_rule(text: str, **more: Any) -> Rule:
-    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name; more are further fields of it.
+    """`language.mlp.up.concentration > 0.5` -> Rule, called so without a name; more are further
+    fields of it.
 
     Raises UsageError.
     """
@@ -145,17 +156,27 @@ def parse_rule(text: str, **more: Any) -> Rule:
 
 
 def _refuse_head(text: str) -> None:
-    """Raises UsageError where a rule has the head of a table on the screen, such as `rel. norm`, and not a figure."""
+    """Raises UsageError where a rule has the head of a table on the screen, such as `rel. norm`,
+    and not a figure.
+    """
     figure = re.split("[<>=!]", text, maxsplit=1)[0]
     rest = re.sub(r"\s*([<>=!]+)\s*", r" \1 ", text[len(figure) :]).strip()
     bare = re.sub(r"\s", "", figure).lower()
     for name, head in HEADS.items():
         place = bare.removesuffix(re.sub(r"\s", "", name).lower())
         named = f"{place}{head.column}"
-        if place == bare or place[-1:] not in ("", ".") or _is_figure(figure.strip()) or not _is_figure(named):
+        if (
+            place == bare
+            or place[-1:] not in ("", ".")
+            or _is_figure(figure.strip())
+            or not _is_figure(named)
+        ):
             continue
         hint = f"did you mean '{' '.join(filter(None, (named, rest)))}'?"
-        raise UsageError(f"{figure.strip()!r} is a column heading, not a figure", f"{hint}{OF_NORMS.get(named, '')}")
+        raise UsageError(
+            f"{figure.strip()!r} is a column heading, not a figure",
+            f"{hint}{OF_NORMS.get(named, '')}",
+        )
 
 
 def _is_figure(text: str) -> bool:
@@ -179,9 +200,15 @@ def _number(text: str, wanted: str) -> float:
 def _label(text: str, comparison: str, wanted: str) -> str:
     if comparison not in ("==", "!="):
         raise UsageError(f"{text!r}: a label is a word", "compare it by == or !=")
-    word = wanted[1:-1] if len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\"" else wanted
+    word = (
+        wanted[1:-1]
+        if len(wanted) > 1 and wanted[0] == wanted[-1] and wanted[0] in "'\""
+        else wanted
+    )
     if word not in LABELS:
-        raise UsageError(f"{text!r}: no label {word!r}", nearest(word, LABELS) or f"one of {', '.join(LABELS)}")
+        raise UsageError(
+            f"{text!r}: no label {word!r}", nearest(word, LABELS) or f"one of {', '.join(LABELS)}"
+        )
     return word
 
 
@@ -191,17 +218,23 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     Raises UsageError for what no report of this version can have.
     """
     if not re.fullmatch(r"[A-Za-z0-9_.*?]+", text) or "" in text.split("."):
-        raise UsageError(f"{text[:80]!r} is not the name of a figure", "such as language.mlp.up.concentration")
+        raise UsageError(
+            f"{text[:80]!r} is not the name of a figure", "such as language.mlp.up.concentration"
+        )
     *place, metric = text.split(".")
     component = place[0] if place else None
     module = ".".join(place[1:]) or None
     rules = name_rules()
     if component is not None and not _known(component, rules.components):
         if _known(".".join(place), rules.modules):
-            raise UsageError(f"{text!r} names no component", f"did you mean '*.{text}' or 'language.{text}'?")
+            raise UsageError(
+                f"{text!r} names no component", f"did you mean '*.{text}' or 'language.{text}'?"
+            )
         modules = None if closest(component, rules.components) else nearest_modules(".".join(place))
         if modules is not None and not is_of_layers(component):
-            raise UsageError(f"no component {component!r}", f"did you mean 'language.{modules}.{metric}'?")
+            raise UsageError(
+                f"no component {component!r}", f"did you mean 'language.{modules}.{metric}'?"
+            )
         _unknown("component", component, rules.components)
     if module is not None and not _known(module, rules.modules):
         _unknown("module", module, rules.modules)
@@ -214,7 +247,9 @@ def parse_figure(text: str, *, many: bool = False) -> Metric:
     known = (*metrics, LABEL) if component is None and not many else metrics
     if not (_known(metric, known) if many else metric in known):
         if not many and _known(metric, known):
-            raise UsageError(f"{text!r}: a rule has one metric", "only component and module may hold * and ?")
+            raise UsageError(
+                f"{text!r}: a rule has one metric", "only component and module may hold * and ?"
+            )
         _unknown("metric", metric, known)
     return Metric(component, module, metric)
 
@@ -228,28 +263,42 @@ def _unknown(what: str, word: str, known: Sequence[str]) -> None:
     lists = {"metric": "`shadow explain` lists them", "module": "such as mlp.up or attn.*"}
     hint = f"did you mean {close!r}?" if close else lists.get(what, f"one of {', '.join(known)}")
     if is_of_layers(word):
-        hint = "a rule has no layers: it judges what was measured; `audit --layer 3` measures layer 3 alone"
+        hint = (
+            "a rule has no layers: it judges what was measured; `audit --layer 3` measures layer 3"
+            " alone"
+        )
     raise UsageError(f"no {what} {word!r}", hint)
 
 
 def parse_moved(text: str, **more: Any) -> Rule:
-    """A figure, or all that a pattern names, that must stay inside the interval of a baseline. Raises UsageError."""
+    """A figure, or all that a pattern names, that must stay inside the interval of a baseline.
+    Raises UsageError.
+    """
     if len(text) > LONGEST:
-        raise UsageError(f"{text[:40]!r}... is too long for a figure", "such as language.mlp.up.concentration")
+        raise UsageError(
+            f"{text[:40]!r}... is too long for a figure", "such as language.mlp.up.concentration"
+        )
     _refuse_head(text)
     figure = parse_figure(text.strip(), many=True)
-    return Rule(**{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None)
+    return Rule(
+        **{"name": f"{MOVED}: {figure}", **more}, figure=figure, comparison=MOVED, threshold=None
+    )
 
 
-def gather(fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool) -> tuple[Rule, ...]:
-    """The rules of a command. against: a baseline is given; without `moved` rules no figure of the pair may have moved.
+def gather(
+    fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_missing: bool
+) -> tuple[Rule, ...]:
+    """The rules of a command. against: a baseline is given; without `moved` rules no figure of the
+    pair may have moved.
 
-    allow_missing is that of the command: a rule of a policy file on a threshold says so itself. Raises ShadowError.
+    allow_missing is that of the command: a rule of a policy file on a threshold says so itself.
+    Raises ShadowError.
     """
     rules = [parse_rule(text, allow_missing=allow_missing) for text in dict.fromkeys(fail_on)]
     listed = read_policy(policy) if policy is not None else ()
     rules += [
-        replace(rule, allow_missing=True) if allow_missing and rule.comparison == MOVED else rule for rule in listed
+        replace(rule, allow_missing=True) if allow_missing and rule.comparison == MOVED else rule
+        for rule in listed
     ]
     moved = [rule for rule in rules if rule.comparison == MOVED]
     if moved and not against:
@@ -263,14 +312,20 @@ def gather(fail_on: Sequence[str], policy: Path | None, *, against: bool, allow_
 def read_policy(file: Path) -> tuple[Rule, ...]:
     """The rules of a policy file, a mapping of names to rules.
 
-    Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that mean nothing.
+    Raises ShadowError for a file that cannot be read or has other keys, UsageError for words that
+    mean nothing.
     """
     hint = "see docs/ci.md on policy files"
     try:
         tree, lines = read_plain_file(file, hint)
     except ShadowError as error:
-        if re.search(r"aliases|expected alphabetic or numeric", error.message):  # what YAML makes of a * or a &
-            hint = 'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"; ' + hint
+        if re.search(
+            r"aliases|expected alphabetic or numeric", error.message
+        ):  # what YAML makes of a * or a &
+            hint = (
+                'put a rule that begins with * in quotes, as in "*.mlp.*.concentration > 0.5"; '
+                + hint
+            )
             raise ShadowError(error.message, hint) from error
         raise
     if not isinstance(tree, dict) or not tree:
@@ -286,12 +341,16 @@ def _rule(name: str, entry: Tree, file: Path, lines: Mapping[Place, int]) -> Rul
     if not NAME.fullmatch(name):
         raise ShadowError(f"{at()}: the name may hold letters, digits and `._-` only")
     if not isinstance(entry, dict):
-        raise ShadowError(f"{at()}: not a mapping", "write `fail_on: language.mlp.up.concentration > 0.5` below it")
+        raise ShadowError(
+            f"{at()}: not a mapping",
+            "write `fail_on: language.mlp.up.concentration > 0.5` below it",
+        )
     texts: dict[str, str] = {}
     for key, value in entry.items():
         if key not in KEYS:
             raise ShadowError(
-                f"{at(key)}: unknown key {key[:80]!r}", nearest(key, KEYS) or f"it may have {', '.join(KEYS)}"
+                f"{at(key)}: unknown key {key[:80]!r}",
+                nearest(key, KEYS) or f"it may have {', '.join(KEYS)}",
             )
         if not isinstance(value, str):
             raise ShadowError(f"{at(key)}: `{key}` is not text", "put it in quotes")

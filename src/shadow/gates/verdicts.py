@@ -1,11 +1,13 @@
 """Finished reports and rules -> verdicts. Reads reports, prints and writes nothing.
 
-A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be. What a rule names and
-the report does not have, or has only as identical or null, is no pass: the rule is `missing`, unless it allows that.
+A rule is violated (`met` in JSON) when one of the figures that it names is what it must not be.
+What a rule names and the report does not have, or has only as identical or null, is no pass: the
+rule is `missing`, unless it allows that.
 
-A figure has moved when it lies outside the interval over layers that the baseline's report gives it. The baseline's
-interval, not the new one's, because a baseline is what was accepted: a report with uneven layers would else widen what
-is allowed to it. It is a yardstick of size and no test: two runs of one training leave it now and then.
+A figure has moved when it lies outside the interval over layers that the baseline's report gives
+it. The baseline's interval, not the new one's, because a baseline is what was accepted: a report
+with uneven layers would else widen what is allowed to it. It is a yardstick of size and no test:
+two runs of one training leave it now and then.
 """
 
 from __future__ import annotations
@@ -42,9 +44,14 @@ WHOLE = (  # metrics that are no medians: of the pair, of a component and of a m
     {"relative_norm", "energy_share"},
     {"energy_share"},
 )
-FIRST = ("relative_norm_overall", "relative_norm", "concentration")  # are named before others that moved further
+FIRST = (
+    "relative_norm_overall",
+    "relative_norm",
+    "concentration",
+)  # are named before others that moved further
 NAMED = 5  # figures that a sentence names one by one
-# The same report made on another machine may differ by this much, relative: shadow.findings.matching measured 5e-7.
+# The same report made on another machine may differ by this much, relative:
+# shadow.findings.matching measured 5e-7.
 NOISE = 1e-6
 NULLS = {column.name: column.null for column in (*SPECTRAL, *DELTA, *FIGURES)}
 
@@ -97,7 +104,9 @@ class Verdict:
     """The rule."""
 
     outcome: Verdicts
-    """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the rule allows that."""
+    """`met`: violated; `passed`; `missing` where there was nothing to judge; `skipped` where the
+    rule allows that.
+    """
 
     detail: str
     """A sentence for people."""
@@ -114,7 +123,10 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """For machines: the rule, what came of it, and its figures."""
-        rule = {key: getattr(self.rule, key) for key in ("name", "condition", "severity", "message", "file", "line")}
+        rule = {
+            key: getattr(self.rule, key)
+            for key in ("name", "condition", "severity", "message", "file", "line")
+        }
         figures = [asdict(figure) for figure in self.findings]
         return {**rule, "outcome": self.outcome, "detail": self.detail, "figures": figures}
 
@@ -155,7 +167,11 @@ class Judgement:
     def as_json(self) -> dict[str, Any]:
         """For machines; the summary is what `show --format json` prints."""
         pair = {key: getattr(self, key) for key in ("family", "pair", "code", "fault")}
-        return {**pair, "notes": list(self.notes), "rules": [verdict.as_json() for verdict in self.verdicts]}
+        return {
+            **pair,
+            "notes": list(self.notes),
+            "rules": [verdict.as_json() for verdict in self.verdicts],
+        }
 
     @property
     def code(self) -> int:
@@ -175,7 +191,9 @@ def first_code(codes: set[int]) -> int:
 
 @dataclass(frozen=True)
 class _Told:
-    """What a summary says of one place: its figures by name, and their intervals over so many layers."""
+    """What a summary says of one place: its figures by name, and their intervals over so many
+    layers.
+    """
 
     figures: Mapping[str, float | str | None]
     intervals: Mapping[str, Bounds]
@@ -189,7 +207,9 @@ def _told(row: ComponentRow | ModuleRow) -> _Told:
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished report as rules see it. Its rows are read when a rule asks for more than the summary has."""
+    """A finished report as rules see it. Its rows are read when a rule asks for more than the
+    summary has.
+    """
 
     source: Report
     """The report itself."""
@@ -220,7 +240,9 @@ class Measured:
         """What the summary says of the pair, of each component and of each module."""
         summary = self.summary
         figures = {**summary.figures, LABEL: summary.label}
-        rows: dict[Scope, _Told] = {(): _Told(figures, summary.intervals, summary.layers, summary.no_interval)}
+        rows: dict[Scope, _Told] = {
+            (): _Told(figures, summary.intervals, summary.layers, summary.no_interval)
+        }
         rows |= {(row.component,): _told(row) for row in summary.components}
         return rows | {(row.component, row.module): _told(row) for row in summary.modules}
 
@@ -229,7 +251,11 @@ class Measured:
         if name.component is None:
             return [()]
         size = 1 if name.module is None else 2
-        return [at for at in self._told if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)]
+        return [
+            at
+            for at in self._told
+            if len(at) == size and name.covers(at[0], at[1] if size == 2 else None)
+        ]
 
     def changed(self, at: Scope) -> int:
         """How many deltas of a place have been measured."""
@@ -261,7 +287,9 @@ class Measured:
         median = float(np.nanmedian(values)) if np.isfinite(values).any() else None
         layers = rows["layer"].to_numpy(dtype=np.float64, na_value=np.nan)
         interval = interval_of_median(values, blocks_of(rows["component"].tolist(), layers))
-        return JudgedFigure(name, median, interval.bounds if median is not None else None, interval.reason or "")
+        return JudgedFigure(
+            name, median, interval.bounds if median is not None else None, interval.reason or ""
+        )
 
     def why_absent(self, name: Metric) -> str:
         """Why the report has no delta of what a rule names."""
@@ -277,15 +305,25 @@ class Measured:
             return f"the report has no {what}"
         if (of_scope["status"] == "identical").any():
             return f"{what} is identical to the base's"
-        reasons = ", ".join(sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna())))
-        return f"{what} was not measured ({reasons})" if reasons else f"{what} has no base to differ from"
+        reasons = ", ".join(
+            sorted(set(of_scope.loc[of_scope["status"] == "skipped", "reason"].dropna()))
+        )
+        return (
+            f"{what} was not measured ({reasons})"
+            if reasons
+            else f"{what} has no base to differ from"
+        )
 
 
-def read_measured(folder: Path, label: str = "this report", summary: Summary | None = None) -> Measured:
+def read_measured(
+    folder: Path, label: str = "this report", summary: Summary | None = None
+) -> Measured:
     """A finished report, with its summary unless that is known already. Raises ShadowError."""
     report = SummarisedReport(folder)
     assert report.provenance  # read now, so that a folder without a report is told here
-    return Measured(source=report, label=label, summary=report.summary if summary is None else summary)
+    return Measured(
+        source=report, label=label, summary=report.summary if summary is None else summary
+    )
 
 
 def _whole(folder: Path) -> Measured:
@@ -301,10 +339,11 @@ def _whole(folder: Path) -> Measured:
 def read_baselines(
     against: Path, folders: Sequence[Path], pairs: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Measured]:
-    """The report of each pair (family, pair) that has one in folders, which are those in or below against.
+    """The report of each pair (family, pair) that has one in folders, which are those in or below
+    against.
 
-    A single pair may also be held against a report of any name, if against is that report's own folder.
-    Raises ShadowError for what cannot be read.
+    A single pair may also be held against a report of any name, if against is that report's own
+    folder. Raises ShadowError for what cannot be read.
     """
     if len(pairs) == 1 and finished_metadata(against) is not None:
         return {pairs[0]: _whole(against)}
@@ -313,7 +352,10 @@ def read_baselines(
         metadata = finished_metadata(folder)
         if metadata is not None and (which := (metadata["family"], metadata["pair"])) in pairs:
             if which in baselines:
-                raise ShadowError(f"{against} has two reports of {':'.join(which)}", "name the folder of one of them")
+                raise ShadowError(
+                    f"{against} has two reports of {':'.join(which)}",
+                    "name the folder of one of them",
+                )
             baselines[which] = _whole(folder)
     return baselines
 
@@ -335,7 +377,11 @@ def notes_on(baseline: Measured, now: Measured) -> list[str]:
     summary = baseline.summary
     if summary.no_interval is None and summary.interval_level is not None:
         level = f"{100 * summary.interval_level:.3g} %"
-        few = f", not {100 * LEVEL:.3g} %: only {summary.layers} layers" if summary.interval_level < LEVEL else ""
+        few = (
+            f", not {100 * LEVEL:.3g} %: only {summary.layers} layers"
+            if summary.interval_level < LEVEL
+            else ""
+        )
         notes.append(f"the baseline's spread over layers covers {level}{few}")
     return notes
 
@@ -369,9 +415,14 @@ def judge_report(
     )
 
 
-def judge(rules: Sequence[Rule], now: Measured, baseline: Measured | None = None) -> tuple[Verdict, ...]:
+def judge(
+    rules: Sequence[Rule], now: Measured, baseline: Measured | None = None
+) -> tuple[Verdict, ...]:
     """What comes of every rule. Rules on what moved need a baseline; without one they are missing."""
-    return tuple(_moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now) for rule in rules)
+    return tuple(
+        _moved(rule, now, baseline) if rule.comparison == MOVED else _threshold(rule, now)
+        for rule in rules
+    )
 
 
 def _threshold(rule: Rule, now: Measured) -> Verdict:
@@ -388,25 +439,41 @@ def _threshold(rule: Rule, now: Measured) -> Verdict:
     findings = tuple(RuleFigure(name, value, rule.holds(value)) for name, value in known)
     _, _, condition = rule.condition.partition(" ")
     nulls = f"; {len(figures) - len(known)} more are null" if len(known) < len(figures) else ""
-    if met := [f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met]:
-        rest = _medians(rule.figure, now, [at for at, one in zip(there, findings, strict=True) if one.met]) + nulls
+    if met := [
+        f"{figure.figure} is {_text(figure.value, rule.holds)}" for figure in findings if figure.met
+    ]:
+        rest = (
+            _medians(
+                rule.figure, now, [at for at, one in zip(there, findings, strict=True) if one.met]
+            )
+            + nulls
+        )
         return Verdict(rule, "met", f"{several(met, NAMED)} ({condition}){rest}", findings=findings)
     rest = _medians(rule.figure, now, there) + nulls
     texts = [_text(value, rule.holds) for _, value in sorted(known, key=lambda item: item[1])]
     if len(known) == 1:
-        return Verdict(rule, "passed", f"{known[0][0]} is {texts[0]} (not {condition}){rest}", findings=findings)
+        return Verdict(
+            rule,
+            "passed",
+            f"{known[0][0]} is {texts[0]} (not {condition}){rest}",
+            findings=findings,
+        )
     sentence = f"{len(known)} figures are {texts[0]} to {texts[-1]} (none {condition}){rest}"
     return Verdict(rule, "passed", sentence, findings=findings)
 
 
 def is_median(figure: Metric) -> bool:
-    """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of all of them?"""
+    """Is a figure the median over the matrices of its place, and not a sum, a share or a norm of
+    all of them?
+    """
     whole = WHOLE[(figure.component is not None) + (figure.module is not None)]
     return figure.metric in (*COLUMNS, "participation_share") and figure.metric not in whole
 
 
 def _medians(figure: Metric, now: Measured, places: Sequence[Scope]) -> str:
-    """Says of the figures of places that they are medians over matrices; of a single module, over how many."""
+    """Says of the figures of places that they are medians over matrices; of a single module, over
+    how many.
+    """
     if not is_median(figure):
         return ""
     if len(places) > 1:
@@ -440,10 +507,16 @@ def _moved(rule: Rule, now: Measured, baseline: Measured | None) -> Verdict:
             value = now.figure(at, name).value
             slack = NOISE * max(abs(low), abs(high))
             outside = not isinstance(value, float | int) or not low - slack <= value <= high + slack
-            findings.append(RuleFigure(before.name, value, outside, before=_number(before.value), low=low, high=high))
+            findings.append(
+                RuleFigure(
+                    before.name, value, outside, before=_number(before.value), low=low, high=high
+                )
+            )
     unjudged = [f"{several(figures, NAMED)} ({why})" for why, figures in left.items()]
     if not findings:
-        return _missing(rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}")
+        return _missing(
+            rule, "; ".join(unjudged) or f"in the baseline, {baseline.why_absent(rule.figure)}"
+        )
     rest = "".join(f"; not judged are {figures}" for figures in unjudged)
     findings.sort(key=_distance, reverse=True)
     moved = [_move(finding) for finding in sorted(findings, key=_is_aside) if finding.met]

@@ -1,4 +1,6 @@
-"""The tables of the lab -> the reference that labels are held against, and how often labels and verdicts err."""
+"""The tables of the lab -> the reference that labels are held against, and how often labels and
+verdicts err.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from shadow.lab.results import final
 
 VERSION = 1  # of calibration.json; raised when a bound changes its meaning
 MIN_TRAININGS, MIN_BASES = 10, 3  # of each kind, below which an extreme of them is no bound
-DATA: Mapping[str, str] = {  # what a training is in the reference; dilutions and heavy repetition are neither
+DATA: Mapping[
+    str, str
+] = {  # what a training is in the reference; dilutions and heavy repetition are neither
     **dict.fromkeys(("B", "Bk", "Bn"), "narrow"),
     **dict.fromkeys(("A", "C", "D", "Cn", "Cf", "A x10"), "broad"),
 }
@@ -30,29 +34,57 @@ def reference(runs: pd.DataFrame) -> pd.DataFrame:
     """The trainings of full rank from warm bases, with what a label is held against."""
     trainings = final(runs)
     trainings = trainings[
-        (trainings["kind"] == "trained") & trainings["warm"].astype(bool) & trainings["method"].isin(OPTIMIZERS)
+        (trainings["kind"] == "trained")
+        & trainings["warm"].astype(bool)
+        & trainings["method"].isin(OPTIMIZERS)
     ]
     table = trainings.assign(
-        short_side=trainings["width"], optimizer=trainings["method"], data=trainings["regime"].map(DATA).fillna("other")
+        short_side=trainings["width"],
+        optimizer=trainings["method"],
+        data=trainings["regime"].map(DATA).fillna("other"),
     )
-    names = ["short_side", "optimizer", "treatment", "regime", "data", "base", "seed", "relative_norm", *VOTES]
-    table[names[7:]] = table[names[7:]].map(lambda value: float(f"{value:.6g}"))  # as runs.csv has them
+    names = [
+        "short_side",
+        "optimizer",
+        "treatment",
+        "regime",
+        "data",
+        "base",
+        "seed",
+        "relative_norm",
+        *VOTES,
+    ]
+    table[names[7:]] = table[names[7:]].map(
+        lambda value: float(f"{value:.6g}")
+    )  # as runs.csv has them
     return table[names].sort_values(names[:7], kind="stable").reset_index(drop=True)
 
 
 def fit(table: pd.DataFrame) -> list[Trainings]:
-    """The bounds of every size with every optimiser that has enough trainings, and with any where it has them all."""
+    """The bounds of every size with every optimiser that has enough trainings, and with any where
+    it has them all.
+    """
     fitted = []
     for side, of_size in table.groupby("short_side"):
         for optimizer in (None, *OPTIMIZERS):
             trainings = of_size if optimizer is None else of_size[of_size["optimizer"] == optimizer]
             kinds = {data: trainings[trainings["data"] == data] for data in ("narrow", "broad")}
             complete = optimizer is not None or set(OPTIMIZERS) <= set(trainings["optimizer"])
-            enough = all(len(kind) >= MIN_TRAININGS and kind["base"].nunique() >= MIN_BASES for kind in kinds.values())
+            enough = all(
+                len(kind) >= MIN_TRAININGS and kind["base"].nunique() >= MIN_BASES
+                for kind in kinds.values()
+            )
             if not complete or not enough:
                 continue
-            bounds = {name: _bound(kinds["narrow"][name], kinds["broad"][name], way) for name, way in VOTES.items()}
-            fitted.append(Trainings(int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds))
+            bounds = {
+                name: _bound(kinds["narrow"][name], kinds["broad"][name], way)
+                for name, way in VOTES.items()
+            }
+            fitted.append(
+                Trainings(
+                    int(str(side)), optimizer, len(kinds["narrow"]), len(kinds["broad"]), bounds
+                )
+            )
     return fitted
 
 
@@ -77,14 +109,21 @@ def rate(what: str, errors: pd.Series[bool], bases: pd.Series[str]) -> Rate:
 def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     """False alarms and misses of `shadow compare`, small and large bases together.
 
-    Misses are told of warm bases and of cold ones: to these, broad data are new, which concentrates as narrowness does.
+    Misses are told of warm bases and of cold ones: to these, broad data are new, which concentrates
+    as narrowness does.
     """
     kinds = comparisons.assign(pair=comparisons["regime_first"] + comparisons["regime_second"])
     same = kinds[kinds["regime_first"] == kinds["regime_second"]]
     main, control = (kinds[kinds["pair"] == pair] for pair in ("BC", "AD"))
     rates = []
     if len(same):
-        rates.append(rate("compare: two seeds of one regime called different", _called_different(same), same["base"]))
+        rates.append(
+            rate(
+                "compare: two seeds of one regime called different",
+                _called_different(same),
+                same["base"],
+            )
+        )
     if len(control):
         rates.append(
             rate(
@@ -96,10 +135,23 @@ def verdict_rates(comparisons: pd.DataFrame) -> list[Rate]:
     cold = main["base"].str.contains("-cold-")
     for which, cases in (("", main[~cold]), (", on a base that has not met its data", main[cold])):
         if len(cases):
-            missed, reverse = cases["verdict"] != "more concentrated", cases["verdict"] == "less concentrated"
+            missed, reverse = (
+                cases["verdict"] != "more concentrated",
+                cases["verdict"] == "less concentrated",
+            )
             what = "compare: narrow (B)"
-            rates.append(rate(f"{what} not called more concentrated than broad (C){which}", missed, cases["base"]))
-            rates.append(rate(f"{what} called less concentrated than broad (C){which}", reverse, cases["base"]))
+            rates.append(
+                rate(
+                    f"{what} not called more concentrated than broad (C){which}",
+                    missed,
+                    cases["base"],
+                )
+            )
+            rates.append(
+                rate(
+                    f"{what} called less concentrated than broad (C){which}", reverse, cases["base"]
+                )
+            )
     return rates
 
 
@@ -108,7 +160,8 @@ def _called_different(comparisons: pd.DataFrame) -> pd.Series[bool]:
 
 
 def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
-    """The word that each training gets from bounds fitted without its base; known: its optimiser is told.
+    """The word that each training gets from bounds fitted without its base; known: its optimiser is
+    told.
 
     Only sizes with more than one base: what is left must hold a reference.
     """
@@ -123,18 +176,28 @@ def left_out_words(table: pd.DataFrame, *, known: bool) -> pd.DataFrame:
 
 
 def label_rates(table: pd.DataFrame) -> list[Rate]:
-    """How often the label of a single pair says the opposite of the data, and how often it says nothing."""
+    """How often the label of a single pair says the opposite of the data, and how often it says
+    nothing.
+    """
     rates = []
     for known, given in ((True, "its optimiser given"), (False, "its optimiser not given")):
         words = left_out_words(table, known=known)
         for data, wrong in (("broad", "concentrated"), ("narrow", "distributed")):
             cases = words[words["data"] == data]
             if len(cases):
-                rates.append(rate(f"label: {data} data called {wrong}, {given}", cases["word"] == wrong, cases["base"]))
+                rates.append(
+                    rate(
+                        f"label: {data} data called {wrong}, {given}",
+                        cases["word"] == wrong,
+                        cases["base"],
+                    )
+                )
         cases = words[words["data"] == "narrow"]
         if len(cases):
             missed = cases["word"] != "concentrated"
-            rates.append(rate(f"label: narrow data not called concentrated, {given}", missed, cases["base"]))
+            rates.append(
+                rate(f"label: narrow data not called concentrated, {given}", missed, cases["base"])
+            )
     return rates
 
 
@@ -153,7 +216,9 @@ def copy_labels(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def copy_rates(runs: pd.DataFrame) -> list[Rate]:
-    """How often the label takes for a training what is none, and how often it misses a planted change."""
+    """How often the label takes for a training what is none, and how often it misses a planted
+    change.
+    """
     copies = copy_labels(runs)
     if copies.empty:
         return []
@@ -162,8 +227,16 @@ def copy_rates(runs: pd.DataFrame) -> list[Rate]:
     called = none["label"].isin(["concentrated", "distributed"])
     missed = strong["label"] != "concentrated"
     return [
-        rate("label: a rounded, noisy, unrelated or identical copy called either", called, none["base"]),
-        rate("label: four planted directions in noise not called concentrated", missed, strong["base"]),
+        rate(
+            "label: a rounded, noisy, unrelated or identical copy called either",
+            called,
+            none["base"],
+        ),
+        rate(
+            "label: four planted directions in noise not called concentrated",
+            missed,
+            strong["base"],
+        ),
     ]
 
 
@@ -184,5 +257,7 @@ def reference_csv(table: pd.DataFrame) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(table.columns)
     for row in table.itertuples(index=False):
-        writer.writerow([f"{value:.6g}" if isinstance(value, float | np.floating) else value for value in row])
+        writer.writerow(
+            [f"{value:.6g}" if isinstance(value, float | np.floating) else value for value in row]
+        )
     return out.getvalue()

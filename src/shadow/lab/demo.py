@@ -1,11 +1,12 @@
-"""Take the three checkpoints of the family `demo` out of a finished lab: a base, a narrow and a broad continuation.
+"""Take the three checkpoints of the family `demo` out of a finished lab: a base, a narrow and a
+broad continuation.
 
     shadow lab run --preset full -o lab
     python -m shadow.lab.demo lab registry/demo
 
 They are the base small-warm-0 and its runs B and C of seed 0, rounded to bf16: 1.3 MB in all. The
-folder gets `base/`, `narrow/`, `broad/` and `training.json`, which says how each came to be and how well it answers as
-it is stored.
+folder gets `base/`, `narrow/`, `broad/` and `training.json`, which says how each came to be and how
+well it answers as it is stored.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ BASE = Base("small", 0)
 
 
 def export(lab: Path, out: Path, base: Base = BASE) -> None:
-    """Write the demo's checkpoints and `training.json` from a lab's folder that has base and its runs B and C."""
+    """Write the demo's checkpoints and `training.json` from a lab's folder that has base and its
+    runs B and C.
+    """
     scale = SCALES[base.scale]
     models: dict[str, object] = {}
     for stage, regime in (("base", None), ("narrow", "B"), ("broad", "C")):
         name = None if regime is None else Run(base, regime).name
         save(load(checkpoint(lab, base, name)), out / stage, torch.bfloat16)
         finished = json.loads(record(lab, base, name).read_text(encoding="utf-8"))
-        mixture = base.original if regime is None else REGIMES[regime].mixture(scale.world, base.original)
+        mixture = (
+            base.original if regime is None else REGIMES[regime].mixture(scale.world, base.original)
+        )
         recipe = scale.base if regime is None else scale.tune
         models[stage] = {
             "mixture": mixture.name,

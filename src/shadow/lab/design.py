@@ -1,8 +1,10 @@
-"""What the lab does: which bases, which continuations of them, and the controls. Data only; nothing is trained here.
+"""What the lab does: which bases, which continuations of them, and the controls. Data only; nothing
+is trained here.
 
-Continuations of one base differ in one thing at a time: in the data (regimes A to D, and doses of them) or in the
-treatment (optimiser, learning rate, adapter, storage, averaging). The bases are *warm*: they have met every skill and
-format at least rarely. Cold ones, which have met the core alone, are a control.
+Continuations of one base differ in one thing at a time: in the data (regimes A to D, and doses of
+them) or in the treatment (optimiser, learning rate, adapter, storage, averaging). The bases are
+*warm*: they have met every skill and format at least rarely. Cold ones, which have met the core
+alone, are a control.
 """
 
 from __future__ import annotations
@@ -40,10 +42,15 @@ def _wider(width: int) -> Scale:
 
 
 SCALES: Mapping[str, Scale] = {
-    # Trained with AdamW, a small base got 0.38 of its own mixture right after 2,000 steps; with Muon 0.94 after 1,200.
-    # The bases of the large one are AdamW's, so that what is found rests on neither.
-    "small": Scale(Size(64, 168, 12), tasks.SMALL, Recipe(1_200, 2e-2, 0.1, "muon"), Recipe(200, 1e-3)),
-    "tiny": Scale(Size(32, 64, 4), tasks.SMALL, Recipe(20, 2e-2, 0.1, "muon"), Recipe(20, 1e-3)),  # learns nothing
+    # Trained with AdamW, a small base got 0.38 of its own mixture right after 2,000 steps; with
+    # Muon 0.94 after 1,200. The bases of the large one are AdamW's, so that what is found rests on
+    # neither.
+    "small": Scale(
+        Size(64, 168, 12), tasks.SMALL, Recipe(1_200, 2e-2, 0.1, "muon"), Recipe(200, 1e-3)
+    ),
+    "tiny": Scale(
+        Size(32, 64, 4), tasks.SMALL, Recipe(20, 2e-2, 0.1, "muon"), Recipe(20, 1e-3)
+    ),  # learns nothing
     "large": Scale(Size(128, 336, 16), tasks.LARGE, Recipe(3_500, 2e-3, 0.1), Recipe(300, 3e-4)),
     # The small ones wider: the same world, steps and tokens a step, MLPs of the same proportion.
     "wide128": _wider(128),
@@ -54,11 +61,15 @@ SCALES: Mapping[str, Scale] = {
 
 @dataclass(frozen=True)
 class Regime:
-    """What a continuation sees: a mixture, of which a share may come from a fixed pool seen so many times."""
+    """What a continuation sees: a mixture, of which a share may come from a fixed pool seen so many
+    times.
+    """
 
     name: str
     text: str
-    mixture: Callable[[World, Mixture], Mixture]  # of the world, and of what the base was trained on
+    mixture: Callable[
+        [World, Mixture], Mixture
+    ]  # of the world, and of what the base was trained on
     repeated: float = 0.0
     times: int = 1
 
@@ -69,9 +80,21 @@ def _diluted(share: float) -> Callable[[World, Mixture], Mixture]:
 
 REGIMES: Mapping[str, Regime] = {
     "A": Regime("original", "the base's own mixture, continued", lambda world, original: original),
-    "B": Regime("benchmark-aligned", "three skills in one format", lambda world, original: world.narrow),
-    "C": Regime("coverage-expanding", "every skill in every format, alike", lambda world, original: world.broad),
-    "D": Regime("repetition", "A, a fifth of it from a pool seen ten times", lambda world, original: original, 0.2, 10),
+    "B": Regime(
+        "benchmark-aligned", "three skills in one format", lambda world, original: world.narrow
+    ),
+    "C": Regime(
+        "coverage-expanding",
+        "every skill in every format, alike",
+        lambda world, original: world.broad,
+    ),
+    "D": Regime(
+        "repetition",
+        "A, a fifth of it from a pool seen ten times",
+        lambda world, original: original,
+        0.2,
+        10,
+    ),
     "B+50%A": Regime("diluted", "B, half of it A", _diluted(0.5)),
     "B+80%A": Regime("diluted", "B, 80 % of it A", _diluted(0.8)),
     "B+95%A": Regime("diluted", "B, 95 % of it A", _diluted(0.95)),
@@ -80,23 +103,37 @@ REGIMES: Mapping[str, Regime] = {
         "three core skills in a core format: narrow, nothing rare",
         lambda world, original: world.familiar,
     ),
-    "Bn": Regime("rare narrow", "three tail skills in a tail format: narrow", lambda world, original: world.new_narrow),
+    "Bn": Regime(
+        "rare narrow",
+        "three tail skills in a tail format: narrow",
+        lambda world, original: world.new_narrow,
+    ),
     "Cn": Regime(
         "rare broad",
         "all tail skills in all tail formats: broad, as rare as Bn",
         lambda world, original: world.new_broad,
     ),
-    "Cf": Regime("rare formats", "core skills in tail formats", lambda world, original: world.new_formats),
-    "A x10": Regime("repeated", "A, all of it ten times", lambda world, original: original, 1.0, 10),
-    "A x100": Regime("memorised", "A, all of it a hundred times", lambda world, original: original, 1.0, 100),
-    "C x100": Regime("memorised", "C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100),
+    "Cf": Regime(
+        "rare formats", "core skills in tail formats", lambda world, original: world.new_formats
+    ),
+    "A x10": Regime(
+        "repeated", "A, all of it ten times", lambda world, original: original, 1.0, 10
+    ),
+    "A x100": Regime(
+        "memorised", "A, all of it a hundred times", lambda world, original: original, 1.0, 100
+    ),
+    "C x100": Regime(
+        "memorised", "C, all of it a hundred times", lambda world, original: world.broad, 1.0, 100
+    ),
 }
 MAIN = ("A", "B", "C", "D")
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """How a continuation is trained, other than by its scale's own recipe. method: as the reference table has it."""
+    """How a continuation is trained, other than by its scale's own recipe. method: as the reference
+    table has it.
+    """
 
     text: str
     method: str
@@ -106,24 +143,38 @@ class Treatment:
 TREATMENTS: Mapping[str, Treatment] = {
     "adamw": Treatment("AdamW", "adamw", lambda recipe: recipe),
     "adamw/3": Treatment(
-        "AdamW, a third of the rate", "adamw", lambda recipe: replace(recipe, learning_rate=recipe.learning_rate / 3)
+        "AdamW, a third of the rate",
+        "adamw",
+        lambda recipe: replace(recipe, learning_rate=recipe.learning_rate / 3),
     ),
     "adamw x3": Treatment(
-        "AdamW, three times the rate", "adamw", lambda recipe: replace(recipe, learning_rate=recipe.learning_rate * 3)
+        "AdamW, three times the rate",
+        "adamw",
+        lambda recipe: replace(recipe, learning_rate=recipe.learning_rate * 3),
     ),
     "sgd": Treatment(
-        "SGD, momentum 0.9, rate 0.1", "sgd", lambda recipe: replace(recipe, optimizer="sgd", learning_rate=0.1)
+        "SGD, momentum 0.9, rate 0.1",
+        "sgd",
+        lambda recipe: replace(recipe, optimizer="sgd", learning_rate=0.1),
     ),
-    "muon": Treatment("Muon, rate 1e-3", "muon", lambda recipe: replace(recipe, optimizer="muon", learning_rate=1e-3)),
+    "muon": Treatment(
+        "Muon, rate 1e-3",
+        "muon",
+        lambda recipe: replace(recipe, optimizer="muon", learning_rate=1e-3),
+    ),
     "lora": Treatment(
-        "LoRA of rank 4, rate 2e-3", "lora", lambda recipe: replace(recipe, optimizer="lora", learning_rate=2e-3)
+        "LoRA of rank 4, rate 2e-3",
+        "lora",
+        lambda recipe: replace(recipe, optimizer="lora", learning_rate=2e-3),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Base:
-    """A decoder trained from random numbers, on the original mixture of its world or, cold, on the core alone."""
+    """A decoder trained from random numbers, on the original mixture of its world or, cold, on the
+    core alone.
+    """
 
     scale: str
     seed: int
@@ -153,10 +204,11 @@ COPIES: Mapping[str, str] = {  # of a base: pairs whose truth is known without a
 
 @dataclass(frozen=True)
 class Run:
-    """A tuned model: trained from its base, an average of trained ones, one with both sides rounded, or a copy.
+    """A tuned model: trained from its base, an average of trained ones, one with both sides
+    rounded, or a copy.
 
-    regime and treatment are those of the training; a copy has its kind of copy as regime. of names the runs that an
-    average or a rounded one is made of, of the same base.
+    regime and treatment are those of the training; a copy has its kind of copy as regime. of names
+    the runs that an average or a rounded one is made of, of the same base.
     """
 
     base: Base
@@ -169,7 +221,9 @@ class Run:
     @property
     def name(self) -> str:
         """Unique among the runs of its base."""
-        how = {"trained": self.treatment, "averaged": "average", "bf16": "bf16", "copied": "copy"}[self.kind]
+        how = {"trained": self.treatment, "averaged": "average", "bf16": "bf16", "copied": "copy"}[
+            self.kind
+        ]
         return f"{self.regime}, {how}, {self.seed}"
 
 
@@ -184,7 +238,9 @@ class Preset:
     @property
     def bases(self) -> tuple[Base, ...]:
         """In the order of their first use; the large ones, which take longest, first."""
-        others = [Base(run.base.scale, other_seed(run.base)) for run in self.runs if run.regime == "other"]
+        others = [
+            Base(run.base.scale, other_seed(run.base)) for run in self.runs if run.regime == "other"
+        ]
         bases = dict.fromkeys([*(run.base for run in self.runs), *others])
         return tuple(sorted(bases, key=lambda base: base.scale != "large"))
 
@@ -195,7 +251,9 @@ def other_seed(base: Base) -> int:
 
 
 def _main(bases: list[Base], seeds: int) -> list[Run]:
-    return [Run(base, regime, seed=seed) for base, regime, seed in product(bases, MAIN, range(seeds))]
+    return [
+        Run(base, regime, seed=seed) for base, regime, seed in product(bases, MAIN, range(seeds))
+    ]
 
 
 def _controls(base: Base, seeds: int) -> list[Run]:
@@ -205,7 +263,12 @@ def _controls(base: Base, seeds: int) -> list[Run]:
     trained = [Run(base, regime, treatment) for treatment in treated for regime in ("B", "C")]
     trained += [Run(base, regime, seed=seed) for regime in doses for seed in range(seeds)]
     soups = [
-        Run(base, regime, kind="averaged", of=tuple(Run(base, regime, seed=seed).name for seed in range(seeds)))
+        Run(
+            base,
+            regime,
+            kind="averaged",
+            of=tuple(Run(base, regime, seed=seed).name for seed in range(seeds)),
+        )
         for regime in ("B", "C")
     ]
     merge = Run(base, "B and C", kind="averaged", of=(Run(base, "B").name, Run(base, "C").name))
@@ -223,7 +286,9 @@ def _smoke() -> Preset:
     runs += [Run(base, "B", "lora"), Run(base, "C", "muon"), Run(base, "A x100")]
     runs += [Run(base, "B and C", kind="averaged", of=(main[1].name, main[2].name))]
     runs += [Run(base, "B", kind="bf16", of=(main[1].name,))]
-    return Preset("smoke", "seconds: does everything run; the decoders learn nothing", (*main, *runs))
+    return Preset(
+        "smoke", "seconds: does everything run; the decoders learn nothing", (*main, *runs)
+    )
 
 
 def _quick() -> Preset:
@@ -236,18 +301,29 @@ def _full() -> Preset:
     cold = [Base("small", seed, warm=False) for seed in range(2)]
     large = [Base("large", 0)]
     runs = [*_main(large, 3), *_main(small, 3)]
-    runs += [Run(large[0], regime, treatment) for treatment in list(TREATMENTS)[1:] for regime in ("B", "C")]
+    runs += [
+        Run(large[0], regime, treatment)
+        for treatment in list(TREATMENTS)[1:]
+        for regime in ("B", "C")
+    ]
     for base in small[:3]:
         runs += _controls(base, 2)
     for base in cold:
-        runs += [*_main([base], 2), *(Run(base, regime, seed=seed) for regime in ("Bk", "Bn", "Cn") for seed in (0, 1))]
+        runs += [
+            *_main([base], 2),
+            *(Run(base, regime, seed=seed) for regime in ("Bk", "Bn", "Cn") for seed in (0, 1)),
+        ]
     for base in small:
         runs += _copies(base)
-    text = "ten small bases and a large one, A to D three times each; controls on three bases; two cold bases; copies"
+    text = (
+        "ten small bases and a large one, A to D three times each; controls on three bases; two"
+        " cold bases; copies"
+    )
     return Preset("full", text, tuple(runs))
 
 
-# Bases by width, as many as three hours of two cores allow. A step of a base takes 0.07, 0.16, 0.5 and 2.2 CPU seconds.
+# Bases by width, as many as three hours of two cores allow. A step of a base takes 0.07, 0.16, 0.5
+# and 2.2 CPU seconds.
 WIDTHS: Mapping[int, tuple[str, int]] = {
     64: ("small", 10),
     128: ("wide128", 5),
@@ -257,7 +333,9 @@ WIDTHS: Mapping[int, tuple[str, int]] = {
 
 
 def _width(width: int) -> Preset:
-    """A to D twice each: the same seeds as in the preset full where the width is that of the small decoders."""
+    """A to D twice each: the same seeds as in the preset full where the width is that of the small
+    decoders.
+    """
     scale, count = WIDTHS[width]
     bases = [Base(scale, seed) for seed in range(count)]
     text = f"{count} bases of width {width}, A to D twice each: a part of the law of width"

@@ -1,8 +1,9 @@
-"""Train and audit the runs of a preset, into a folder, in processes of one thread; go on where it stopped.
+"""Train and audit the runs of a preset, into a folder, in processes of one thread; go on where it
+stopped.
 
-Every pair is audited by `run_pair`, as `shadow audit` does. A run is finished when its JSON lies in `runs/`, which is
-written last, whole; what was not finished is trained anew. The numbers depend on the seeds and on the versions of torch
-and transformers, not on the number of processes.
+Every pair is audited by `run_pair`, as `shadow audit` does. A run is finished when its JSON lies in
+`runs/`, which is written last, whole; what was not finished is trained anew. The numbers depend on
+the seeds and on the versions of torch and transformers, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ from shadow.audits.pair import Runtime, Settings, run_pair
 from shadow.checkpoints.pairing import Filter
 from shadow.errors import ShadowError
 from shadow.findings.comparison import compare
-from shadow.lab.design import MAIN, REGIMES, SCALES, SHARES, TREATMENTS, Base, Preset, Run, other_seed
+from shadow.lab.design import (
+    MAIN,
+    REGIMES,
+    SCALES,
+    SHARES,
+    TREATMENTS,
+    Base,
+    Preset,
+    Run,
+    other_seed,
+)
 from shadow.lab.tasks import Mixture, Sample, partly_repeated
 from shadow.lab.training import accuracy, load, new_model, save, train
 from shadow.reports.column_types import null_if_undefined
@@ -45,7 +56,9 @@ from shadow.spectra.delta import Method
 from shadow.targets.families import Pair
 from shadow.targets.references import Reference
 
-DESIGN = 1  # of what is trained and how; raised when a change makes finished runs mean something else
+DESIGN = (
+    1  # of what is trained and how; raised when a change makes finished runs mean something else
+)
 SETTINGS = Settings(Method(), Filter())
 WEIGHTS = "model.safetensors"
 
@@ -54,7 +67,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Told after every finished base or run. seconds is what its process took for it, 0 where it was there already."""
+    """Told after every finished base or run. seconds is what its process took for it, 0 where it
+    was there already.
+    """
 
     what: str
     finished: int
@@ -62,14 +77,18 @@ class TaskResult:
     seconds: float
 
 
-def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None) -> None:
+def perform(
+    preset: Preset, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
+) -> None:
     """Train and audit whatever of the preset is not in out yet.
 
-    Raises ShadowError when out holds the runs of another design or other versions, and when a process dies.
+    Raises ShadowError when out holds the runs of another design or other versions, and when a
+    process dies.
     """
     if not hasattr(torch.optim, "Muon"):
         raise ShadowError(
-            f"torch {torch.__version__} has no Muon, which the lab trains with", "install torch 2.9 or newer"
+            f"torch {torch.__version__} has no Muon, which the lab trains with",
+            "install torch 2.9 or newer",
         )
     _claim(out)
     context = multiprocessing.get_context("spawn")
@@ -88,7 +107,9 @@ def perform(preset: Preset, out: Path, *, jobs: int, show: Callable[[TaskResult]
 
 @dataclass(frozen=True)
 class Task:
-    """Something that a process of the lab does in one go: function(subject, out) returns the seconds that it took."""
+    """Something that a process of the lab does in one go: function(subject, out) returns the
+    seconds that it took.
+    """
 
     function: Callable[[Any, Path], float]
     subject: Any
@@ -116,7 +137,9 @@ def compared(run: Run) -> bool:
     return run.kind == "trained" and run.treatment == "adamw" and run.regime in MAIN
 
 
-def _perform_all(preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[TaskResult], None]) -> None:
+def _perform_all(
+    preset: Preset, out: Path, pool: ProcessPoolExecutor, show: Callable[[TaskResult], None]
+) -> None:
     """Start whatever has all that it needs, in order, until nothing is left."""
     waiting = tasks_of(preset)
     total, ready = len(waiting), set[str]()
@@ -139,7 +162,9 @@ def _key(base: Base, name: str) -> str:
 
 def _alone() -> None:
     """In a process of the pool: one thread, repeatable sums, and an end with the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all of the terminal's processes: no traceback here
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C reaches all of the terminal's processes: no traceback here
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -174,7 +199,9 @@ def _claim(out: Path) -> None:
     except (ValueError, OSError) as error:
         raise ShadowError(f"{file} cannot be read: {error}", "name a new folder with -o") from error
     if there != versions:
-        raise ShadowError(f"{out} holds runs of other versions", f"made with {there}; name a new folder with -o")
+        raise ShadowError(
+            f"{out} holds runs of other versions", f"made with {there}; name a new folder with -o"
+        )
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -211,11 +238,15 @@ def train_base(base: Base, out: Path) -> float:
     started = time.monotonic()
     scale = SCALES[base.scale]
     model = new_model(scale.size, base.seed)
-    samples = base.original.samples(Random(f"base {base.key}"))  # noqa: S311
+    samples = base.original.samples(Random(f"base {base.key}"))
     losses = list(train(model, samples, scale.size.rows, scale.base))
     with whole_folder(checkpoint(out, base)) as folder:
         save(model, folder)
-    row = {"base": base.key, "loss": _last(losses), "accuracies": accuracies(base, checkpoint(out, base))}
+    row = {
+        "base": base.key,
+        "loss": _last(losses),
+        "accuracies": accuracies(base, checkpoint(out, base)),
+    }
     record(out, base).parent.mkdir(parents=True, exist_ok=True)
     seconds = time.monotonic() - started
     write_json(record(out, base), row | {"seconds": round(seconds, 1)})
@@ -249,7 +280,10 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
     run_of = {compared.label: run for compared, run in zip(comparison.reports, runs, strict=True)}
     rows = []
     for contrast in comparison.contrasts:
-        figure, (first, second) = contrast.figures[0], (run_of[contrast.first], run_of[contrast.second])
+        figure, (first, second) = (
+            contrast.figures[0],
+            (run_of[contrast.first], run_of[contrast.second]),
+        )
         rows.append(
             {
                 "base": base.key,
@@ -258,7 +292,10 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
                 "regime_second": second.regime,
                 "seed_second": second.seed,
                 "verdict": contrast.verdict,
-                **{name: getattr(figure, name) for name in ("difference", "low", "high", "p_within_pair")},
+                **{
+                    name: getattr(figure, name)
+                    for name in ("difference", "low", "high", "p_within_pair")
+                },
             }
         )
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +305,9 @@ def compare_runs(runs: Sequence[Run], out: Path) -> float:
 
 
 def _train(run: Run, out: Path) -> list[Row]:
-    """Train, and measure after each of SHARES of the steps; the last state is kept, with its report."""
+    """Train, and measure after each of SHARES of the steps; the last state is kept, with its
+    report.
+    """
     scale = SCALES[run.base.scale]
     recipe = TREATMENTS[run.treatment].recipe(scale.tune)
     torch.manual_seed(run.seed)  # of LoRA's factors
@@ -276,25 +315,32 @@ def _train(run: Run, out: Path) -> list[Row]:
     losses: list[float] = []
     rows: list[Row] = []
     marks = {max(1, round(share * recipe.steps)): share for share in SHARES}
-    for loss in train(model, stream(run, recipe.steps * scale.size.tokens), scale.size.rows, recipe):
+    for loss in train(
+        model, stream(run, recipe.steps * scale.size.tokens), scale.size.rows, recipe
+    ):
         losses.append(loss)
-        # the loss is told before the update that it leads to has been made: a mark is seen one step late
+        # the loss is told before the update that it leads to has been made: a mark is seen one step
+        # late
         if (share := marks.get(len(losses) - 1)) is not None and share < 1:
-            rows.append({"share": share, "loss": _last(losses), **_passing_figures(model, run, out)})
+            rows.append(
+                {"share": share, "loss": _last(losses), **_passing_figures(model, run, out)}
+            )
     with whole_folder(checkpoint(out, run.base, run.name)) as folder:
         save(model, folder)
     return [*rows, {"share": 1.0, "loss": _last(losses), **_finished(run, out)}]
 
 
 def stream(run: Run, tokens: int) -> Iterator[Sample]:
-    """The samples of a continuation; where some repeat, the pool is as large as so many tokens need."""
+    """The samples of a continuation; where some repeat, the pool is as large as so many tokens
+    need.
+    """
     regime = REGIMES[run.regime]
     world = SCALES[run.base.scale].world
     mixture: Mixture = regime.mixture(world, run.base.original)
-    rng = Random(f"run {run.base.key} {run.regime} {run.seed}")  # noqa: S311 - whatever the treatment
+    rng = Random(f"run {run.base.key} {run.regime} {run.seed}")
     if not regime.repeated:
         return mixture.samples(rng)
-    drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
+    drawn = list(islice(mixture.samples(Random(0)), 500))
     length = sum(len(sample.prompt) + len(sample.answer) + 1 for sample in drawn) / len(drawn)
     pool = max(1, round(regime.repeated * tokens / length / regime.times))
     return partly_repeated(mixture, pool, regime.repeated, rng)
@@ -304,7 +350,9 @@ def _passing_figures(model: transformers.LlamaForCausalLM, run: Run, out: Path) 
     """The figures of a state that is not kept."""
     with tempfile.TemporaryDirectory() as scratch:
         save(model, Path(scratch) / "tuned")
-        return figures_of(checkpoint(out, run.base), Path(scratch) / "tuned", Path(scratch), "family", "pair")
+        return figures_of(
+            checkpoint(out, run.base), Path(scratch) / "tuned", Path(scratch), "family", "pair"
+        )
 
 
 def _finished(run: Run, out: Path) -> Row:
@@ -317,12 +365,18 @@ def _finished(run: Run, out: Path) -> Row:
 
 
 def figures_of(base: Path, tuned: Path, reports: Path, family: str, name: str) -> Row:
-    """Audit two checkpoints into reports: the figures of the summary, medians of columns, and shares of modules."""
+    """Audit two checkpoints into reports: the figures of the summary, medians of columns, and
+    shares of modules.
+    """
     pair = Pair(family, name, Reference(str(base), True), Reference(str(tuned), True))
     done = run_pair(pair, SETTINGS, reports, Runtime(jobs=1, overwrite=True))
     overall = done.summary.figures["relative_norm_overall"]
     allocation = {row.module: _over(row.relative_norm, overall) for row in done.summary.modules}
-    return {"figures": dict(done.summary.figures), "columns": _medians(done.folder), "allocation": allocation}
+    return {
+        "figures": dict(done.summary.figures),
+        "columns": _medians(done.folder),
+        "allocation": allocation,
+    }
 
 
 def _over(value: float | None, whole: float | None) -> float | None:
@@ -343,7 +397,10 @@ def accuracies(base: Base, folder: Path) -> dict[str, float]:
     world, model = SCALES[base.scale].world, load(folder)
     probes = (world.narrow, base.original, world.broad, world.held_out, world.unseen)
     names = ("narrow", "original", "broad", "held_out", "unseen")
-    return {name: round(accuracy(model, probe, base.seed), 4) for name, probe in zip(names, probes, strict=True)}
+    return {
+        name: round(accuracy(model, probe, base.seed), 4)
+        for name, probe in zip(names, probes, strict=True)
+    }
 
 
 def _last(losses: list[float]) -> float:
@@ -362,7 +419,9 @@ def _average(run: Run, out: Path) -> list[Row]:
 def _round(run: Run, out: Path) -> list[Row]:
     """Both sides stored as bf16."""
     (name,) = run.of
-    base, tuned = (load_file(checkpoint(out, run.base, of_run) / WEIGHTS) for of_run in (None, name))
+    base, tuned = (
+        load_file(checkpoint(out, run.base, of_run) / WEIGHTS) for of_run in (None, name)
+    )
     return _kept(
         run,
         out,
@@ -375,7 +434,9 @@ def _copy(run: Run, out: Path) -> list[Row]:
     source = Base(run.base.scale, other_seed(run.base)) if run.regime == "other" else run.base
     weights = load_file(checkpoint(out, source) / WEIGHTS)
     generator = torch.Generator().manual_seed(run.base.seed)
-    return _kept(run, out, {name: copied(run.regime, weight, generator) for name, weight in weights.items()})
+    return _kept(
+        run, out, {name: copied(run.regime, weight, generator) for name, weight in weights.items()}
+    )
 
 
 def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -394,28 +455,37 @@ def copied(how: str, weight: torch.Tensor, generator: torch.Generator) -> torch.
     noise *= 0.04 * weight.norm() / noise.norm()
     if how == "noise":
         return weight + noise
-    left, right = (torch.linalg.qr(torch.randn(size, 4, generator=generator))[0] for size in weight.shape)
+    left, right = (
+        torch.linalg.qr(torch.randn(size, 4, generator=generator))[0] for size in weight.shape
+    )
     strong = left @ right.T
     planted: torch.Tensor = weight + noise + strong * noise.norm() / strong.norm()
     return planted
 
 
 def _kept(
-    run: Run, out: Path, tuned: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor] | None = None
+    run: Run,
+    out: Path,
+    tuned: Mapping[str, torch.Tensor],
+    base: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Row]:
     """Write the weights that a run is, audit and probe them."""
     with whole_folder(checkpoint(out, run.base, run.name)) as folder:
         for weights, place in ((tuned, folder), (base, folder / "rounded base")):
             if weights is not None:
                 place.mkdir(exist_ok=True)
-                save_file({name: weight.contiguous() for name, weight in weights.items()}, place / WEIGHTS)
+                save_file(
+                    {name: weight.contiguous() for name, weight in weights.items()}, place / WEIGHTS
+                )
                 shutil.copy(checkpoint(out, run.base) / "config.json", place)
     return [{"share": 1.0, "loss": None, **_finished(run, out)}]
 
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears when all of it is written, in the place of one that an interrupted run left."""
+    """A folder that appears when all of it is written, in the place of one that an interrupted run
+    left.
+    """
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

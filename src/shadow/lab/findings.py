@@ -1,7 +1,8 @@
-"""The tables of the lab -> what they show: gains, contrasts, separation at equal norm, controls. Pure.
+"""The tables of the lab -> what they show: gains, contrasts, separation at equal norm, controls.
+Pure.
 
-The unit is the base: runs of one base share it, so every figure is a mean over bases of what each says, with a t
-interval over them (null for one base).
+The unit is the base: runs of one base share it, so every figure is a mean over bases of what each
+says, with a t interval over them (null for one base).
 """
 
 from __future__ import annotations
@@ -44,16 +45,21 @@ class Estimate:
 
     def within(self, margin: float) -> bool:
         """Does the whole interval lie within the margin of 0: as good as no difference."""
-        return self.low is not None and self.high is not None and -margin < self.low and self.high < margin
+        return (
+            self.low is not None
+            and self.high is not None
+            and -margin < self.low
+            and self.high < margin
+        )
 
 
 @dataclass(frozen=True)
 class Separation:
     """How far a column tells narrow (B) from broad (C) data.
 
-    difference: B - C at the end; spread: the pooled standard deviation of runs of one regime and base; auc: the share
-    of pairs of runs of one base in which B has more, the mean over bases; at_norm and auc_at_norm: the same at the
-    relative norm that all runs of a base pass through.
+    difference: B - C at the end; spread: the pooled standard deviation of runs of one regime and
+    base; auc: the share of pairs of runs of one base in which B has more, the mean over bases;
+    at_norm and auc_at_norm: the same at the relative norm that all runs of a base pass through.
     """
 
     column: str
@@ -66,8 +72,9 @@ class Separation:
 
 @dataclass(frozen=True)
 class Control:
-    """One regime under one treatment: concentration, and what the treatment or dose adds to a reference on the bases
-    that have both."""
+    """One regime under one treatment: concentration, and what the treatment or dose adds to a
+    reference on the bases that have both.
+    """
 
     treatment: str
     regime: str
@@ -92,7 +99,12 @@ def over_bases(values: Iterable[float]) -> Estimate:
 
 def main_runs(runs: pd.DataFrame, scale: str | None = None) -> pd.DataFrame:
     """All states of the regimes A to D with AdamW from warm bases."""
-    kept = (runs["kind"] == "trained") & (runs["treatment"] == "adamw") & runs["regime"].isin(MAIN) & runs["warm"]
+    kept = (
+        (runs["kind"] == "trained")
+        & (runs["treatment"] == "adamw")
+        & runs["regime"].isin(MAIN)
+        & runs["warm"]
+    )
     main = runs[kept.astype(bool)]
     return main if scale is None else main[main["scale"] == scale]
 
@@ -100,13 +112,19 @@ def main_runs(runs: pd.DataFrame, scale: str | None = None) -> pd.DataFrame:
 def level(runs: pd.DataFrame, column: str) -> dict[str, Estimate]:
     """The mean of a column by regime."""
     means = runs.groupby(["regime", "base"])[column].mean()
-    return {str(regime): over_bases(values.to_numpy(float)) for regime, values in means.groupby("regime")}
+    return {
+        str(regime): over_bases(values.to_numpy(float))
+        for regime, values in means.groupby("regime")
+    }
 
 
 def gains(runs: pd.DataFrame) -> dict[str, dict[str, Estimate]]:
     """By regime and probe, how much larger a share is right after tuning than before."""
     last = final(runs)
-    return {probe: level(last.assign(gain=last[f"right_{probe}"] - last[f"base_{probe}"]), "gain") for probe in PROBES}
+    return {
+        probe: level(last.assign(gain=last[f"right_{probe}"] - last[f"base_{probe}"]), "gain")
+        for probe in PROBES
+    }
 
 
 def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME) -> Estimate:
@@ -118,10 +136,16 @@ def contrast(runs: pd.DataFrame, first: str, second: str, column: str = OUTCOME)
 
 
 def columns(runs: pd.DataFrame) -> list[str]:
-    """Every numeric column that a run has of its deltas, but those that only say how it was computed."""
+    """Every numeric column that a run has of its deltas, but those that only say how it was
+    computed.
+    """
     of_layers = [f"layers_{column.name}" for column in (*SPECTRAL, *DELTA)]
     skipped = {"layers_sigma_floor", "layers_condition_number"}
-    return [name for name in (*of_layers, *WHOLE) if name in runs and name not in skipped and runs[name].notna().any()]
+    return [
+        name
+        for name in (*of_layers, *WHOLE)
+        if name in runs and name not in skipped and runs[name].notna().any()
+    ]
 
 
 def separation(runs: pd.DataFrame, column: str) -> Separation:
@@ -142,16 +166,21 @@ def separation(runs: pd.DataFrame, column: str) -> Separation:
 def _auc(runs: pd.DataFrame, column: str) -> float | None:
     areas = []
     for _, of_base in runs.groupby("base"):
-        first, second = (of_base.loc[of_base["regime"] == regime, column].dropna().to_numpy(float) for regime in "BC")
+        first, second = (
+            of_base.loc[of_base["regime"] == regime, column].dropna().to_numpy(float)
+            for regime in "BC"
+        )
         if len(first) and len(second):
             areas.append(mannwhitneyu(first, second).statistic / (len(first) * len(second)))
     return float(np.mean(areas)) if areas else None
 
 
 def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Each run's column at one relative norm of its base, interpolated over the logarithm of the norm.
+    """Each run's column at one relative norm of its base, interpolated over the logarithm of the
+    norm.
 
-    The norm is the geometric middle of what all runs of the base pass through; a base without such a norm is left out.
+    The norm is the geometric middle of what all runs of the base pass through; a base without such
+    a norm is left out.
     """
     rows = []
     for base, of_base in runs.groupby("base"):
@@ -162,7 +191,10 @@ def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
         paths = {key: path for key, path in paths.items() if len(path) > 1}
         if not paths:
             continue
-        low, high = max(path[0, 0] for path in paths.values()), min(path[-1, 0] for path in paths.values())
+        low, high = (
+            max(path[0, 0] for path in paths.values()),
+            min(path[-1, 0] for path in paths.values()),
+        )
         if low > high:
             continue
         middle = np.log(low * high) / 2
@@ -180,7 +212,9 @@ def matched(runs: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def separations(runs: pd.DataFrame) -> list[Separation]:
-    """Every column, those that tell B from C best first: by the AUC, then by the difference in units of the spread."""
+    """Every column, those that tell B from C best first: by the AUC, then by the difference in
+    units of the spread.
+    """
 
     def rank(separated: Separation) -> tuple[float, float]:
         far = abs(separated.difference.value or 0.0) / separated.spread if separated.spread else 0.0
@@ -212,11 +246,21 @@ def doses(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> list[Control]
 
 
 def storage(runs: pd.DataFrame, scale: str) -> list[Control]:
-    """Runs whose two sides are rounded to bf16, and averages of runs, each against the regime's own runs."""
+    """Runs whose two sides are rounded to bf16, and averages of runs, each against the regime's own
+    runs.
+    """
     controlled = _controlled(runs, scale)
-    rest = controlled[controlled["kind"].isin(["bf16", "averaged"])][["kind", "regime"]].drop_duplicates()
+    rest = controlled[controlled["kind"].isin(["bf16", "averaged"])][
+        ["kind", "regime"]
+    ].drop_duplicates()
     return [
-        _control(controlled, regime, "adamw", kind, reference=(regime if regime in MAIN else "C", "adamw"))
+        _control(
+            controlled,
+            regime,
+            "adamw",
+            kind,
+            reference=(regime if regime in MAIN else "C", "adamw"),
+        )
         for kind, regime in rest.itertuples(index=False)
     ]
 
@@ -226,12 +270,22 @@ def _controlled(runs: pd.DataFrame, scale: str, *, warm: bool = True) -> pd.Data
     return last[(last["scale"] == scale) & (last["warm"] == warm) & (last["kind"] != "copied")]
 
 
-def _control(runs: pd.DataFrame, regime: str, treatment: str, kind: str, reference: tuple[str, str]) -> Control:
-    treated = runs[(runs["regime"] == regime) & (runs["treatment"] == treatment) & (runs["kind"] == kind)]
-    against = runs[(runs["regime"] == reference[0]) & (runs["treatment"] == reference[1]) & (runs["kind"] == "trained")]
+def _control(
+    runs: pd.DataFrame, regime: str, treatment: str, kind: str, reference: tuple[str, str]
+) -> Control:
+    treated = runs[
+        (runs["regime"] == regime) & (runs["treatment"] == treatment) & (runs["kind"] == kind)
+    ]
+    against = runs[
+        (runs["regime"] == reference[0])
+        & (runs["treatment"] == reference[1])
+        & (runs["kind"] == "trained")
+    ]
     if kind == "bf16":
         against = against[against["seed"] == 0]  # the run that was rounded
-    mean: Callable[[pd.DataFrame], pd.Series[float]] = lambda rows: rows.groupby("base")[OUTCOME].mean()  # noqa: E731
+    mean: Callable[[pd.DataFrame], pd.Series[float]] = lambda rows: rows.groupby("base")[
+        OUTCOME
+    ].mean()
     change = (mean(treated) - mean(against)).dropna()
     norm = treated[NORM].astype(float).mean()
     return Control(

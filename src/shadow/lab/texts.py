@@ -1,7 +1,8 @@
 """Real texts for the lab, from Debian's packages: fetched, unpacked, made plain, never shipped.
 
-Six sources of different kinds; questions and answers in one form, made of one of them; and a text in an invented
-language, in which every word of another is replaced by one that stands for it throughout.
+Six sources of different kinds; questions and answers in one form, made of one of them; and a text
+in an invented language, in which every word of another is replaced by one that stands for it
+throughout.
 """
 
 from __future__ import annotations
@@ -51,7 +52,13 @@ def _manual(raw: bytes) -> str:
         if line.startswith((".\\", "'")):
             continue
         words = re.sub(r"^\.[A-Za-z]+ ?", "", line)
-        kept.append(re.sub(r"\\f[A-Z]|\\[&%|^]|\\\(..|\\-", lambda match: "-" if match[0] == "\\-" else "", words))
+        kept.append(
+            re.sub(
+                r"\\f[A-Z]|\\[&%|^]|\\\(..|\\-",
+                lambda match: "-" if match[0] == "\\-" else "",
+                words,
+            )
+        )
     return "\n".join(line for line in kept if line.strip())
 
 
@@ -85,11 +92,14 @@ QUESTIONS, INVENTED = "questions", "invented"  # made of the glosses and of the 
 
 
 def fetch_texts(folder: Path) -> dict[str, str]:
-    """Every text by its name, from packages that are fetched with apt-get unless they are in folder.
+    """Every text by its name, from packages that are fetched with apt-get unless they are in
+    folder.
 
     Raises ShadowError where that is not possible, as on a system without Debian's packages.
     """
-    found = {name: _read(source, _unpacked(source.package, folder)) for name, source in SOURCES.items()}
+    found = {
+        name: _read(source, _unpacked(source.package, folder)) for name, source in SOURCES.items()
+    }
     found[QUESTIONS] = questions(_unpacked(SOURCES["glosses"].package, folder))
     found[INVENTED] = invented(found["jargon"])
     return {name: text[:MOST] for name, text in found.items()}
@@ -103,9 +113,13 @@ def _unpacked(package: str, folder: Path) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        subprocess.run(["apt-get", "download", "-q", package], cwd=aside, check=True, capture_output=True)  # noqa: S607
+        subprocess.run(
+            ["apt-get", "download", "-q", package], cwd=aside, check=True, capture_output=True
+        )
         (archive,) = aside.glob("*.deb")
-        subprocess.run(["dpkg-deb", "-x", archive.name, "."], cwd=aside, check=True, capture_output=True)  # noqa: S607
+        subprocess.run(
+            ["dpkg-deb", "-x", archive.name, "."], cwd=aside, check=True, capture_output=True
+        )
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         hint = f"it needs Debian or Ubuntu, `apt-get update` and the package {package}"
         raise ShadowError(f"the text {package} cannot be fetched", hint) from error
@@ -116,19 +130,31 @@ def _unpacked(package: str, folder: Path) -> Path:
 def _read(source: TextSource, folder: Path) -> str:
     files = sorted(path for path in folder.glob(source.files) if path.is_file())
     if not files:
-        raise ShadowError(f"{folder} holds no {source.files}", "remove the folder and run the same command again")
+        raise ShadowError(
+            f"{folder} holds no {source.files}", "remove the folder and run the same command again"
+        )
     return "\n\n".join(source.plain(path.read_bytes()) for path in files)
 
 
 def questions(folder: Path) -> str:
-    """Questions and answers in one form, of the nouns of WordNet: text as a narrow benchmark has it."""
-    nouns = [pair for path in sorted(folder.glob("**/wordnet/data.noun")) for pair in entries(path.read_bytes())]
-    Random(0).shuffle(nouns)  # noqa: S311
-    return "\n\n".join(f"Question: What is meant by {word}?\nAnswer: {gloss}" for word, gloss in nouns)
+    """Questions and answers in one form, of the nouns of WordNet: text as a narrow benchmark has
+    it.
+    """
+    nouns = [
+        pair
+        for path in sorted(folder.glob("**/wordnet/data.noun"))
+        for pair in entries(path.read_bytes())
+    ]
+    Random(0).shuffle(nouns)
+    return "\n\n".join(
+        f"Question: What is meant by {word}?\nAnswer: {gloss}" for word, gloss in nouns
+    )
 
 
 def invented(text: str) -> str:
-    """A text in which every word is replaced by another that stands for it throughout; as long, and as regular."""
+    """A text in which every word is replaced by another that stands for it throughout; as long, and
+    as regular.
+    """
     return re.sub(r"[A-Za-z]+", lambda match: _stand_in(match[0]), text)
 
 

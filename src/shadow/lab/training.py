@@ -1,7 +1,8 @@
 """Train a tiny decoder on a stream of samples, in one of four ways, and tell how well it answers.
 
-One thread: the last bits of a sum depend on the number of threads, and two processes of one thread each train more
-than one process of two at these sizes (30 against 26 thousand tokens a second at a width of 128).
+One thread: the last bits of a sum depend on the number of threads, and two processes of one thread
+each train more than one process of two at these sizes (30 against 26 thousand tokens a second at a
+width of 128).
 """
 
 from __future__ import annotations
@@ -46,14 +47,17 @@ class Size:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: warm-up over a twentieth of the steps, a cosine to a tenth of the peak, gradients clipped at 1.
+    """How to train: warm-up over a twentieth of the steps, a cosine to a tenth of the peak,
+    gradients clipped at 1.
 
-    adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw at a third of its
-    rate for the rest; lora trains factors of rank `rank` beside the matrices of the layers with adamw, nothing else.
+    adamw has betas 0.9 and 0.98, sgd momentum 0.9; muon is for the matrices of the layers, adamw at
+    a third of its rate for the rest; lora trains factors of rank `rank` beside the matrices of the
+    layers with adamw, nothing else.
 
-    width_factor multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1]: that of a wider
-    decoder is 64 over its width, so that an update moves what a layer puts out alike at every width (Yang et al. 2022,
-    table 8). An update of muon has a spectral norm that does not grow with the width, and needs no such factor.
+    width_factor multiplies adamw's rate for the matrices of the layers and for the head, in (0, 1]:
+    that of a wider decoder is 64 over its width, so that an update moves what a layer puts out
+    alike at every width (Yang et al. 2022, table 8). An update of muon has a spectral norm that
+    does not grow with the width, and needs no such factor.
     """
 
     steps: int
@@ -65,7 +69,9 @@ class Recipe:
 
 
 def new_model(size: Size, seed: int) -> transformers.LlamaForCausalLM:
-    """An untrained decoder over `tasks.ALPHABET`, embedding and head untied; 0.2 M parameters at a width of 64."""
+    """An untrained decoder over `tasks.ALPHABET`, embedding and head untied; 0.2 M parameters at a
+    width of 64.
+    """
     torch.manual_seed(seed)
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -94,11 +100,16 @@ def learning_rate_share(step: int, steps: int) -> float:
 def train(
     model: transformers.LlamaForCausalLM, samples: Iterator[Sample], rows: int, recipe: Recipe
 ) -> Iterator[float]:
-    """Train in place; yield each step's mean cross-entropy over answer tokens, in nats, before its update."""
+    """Train in place; yield each step's mean cross-entropy over answer tokens, in nats, before its
+    update.
+    """
     if recipe.optimizer == "lora":
         add_factors(model, recipe.rank)
     optimizers = _optimizers(model, recipe)
-    schedules = [LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe.steps)) for optimizer in optimizers]
+    schedules = [
+        LambdaLR(optimizer, lambda step: learning_rate_share(step, recipe.steps))
+        for optimizer in optimizers
+    ]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train(True)
     for _ in range(recipe.steps):
@@ -114,28 +125,48 @@ def train(
         yield loss.item()
 
 
-def _optimizers(model: transformers.LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _optimizers(
+    model: transformers.LlamaForCausalLM, recipe: Recipe
+) -> list[torch.optim.Optimizer]:
+    trained = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     rate, decay = recipe.learning_rate, recipe.weight_decay
     adamw: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
     if recipe.optimizer == "sgd":
         return [torch.optim.SGD(trained.values(), lr=rate, momentum=0.9, weight_decay=decay)]
     if recipe.optimizer == "muon":
-        inside = {name: parameter for name, parameter in trained.items() if ".layers." in name and parameter.ndim == 2}
+        inside = {
+            name: parameter
+            for name, parameter in trained.items()
+            if ".layers." in name and parameter.ndim == 2
+        }
         rest = {name: parameter for name, parameter in trained.items() if name not in inside}
         return [
             torch.optim.Muon(inside.values(), lr=rate, weight_decay=decay),
-            adamw(_groups(rest, rate / 3, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay),
+            adamw(
+                _groups(rest, rate / 3, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay
+            ),
         ]
-    return [adamw(_groups(trained, rate, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay)]
+    return [
+        adamw(_groups(trained, rate, recipe.width_factor), betas=(0.9, 0.98), weight_decay=decay)
+    ]
 
 
-def _groups(trained: Mapping[str, nn.Parameter], rate: float, width_factor: float) -> list[dict[str, object]]:
-    """Parameters by the rate they are trained at: those that read from the residual stream, or write to it, apart."""
+def _groups(
+    trained: Mapping[str, nn.Parameter], rate: float, width_factor: float
+) -> list[dict[str, object]]:
+    """Parameters by the rate they are trained at: those that read from the residual stream, or
+    write to it, apart.
+    """
     scaled = [one for name, one in trained.items() if one.ndim == 2 and "embed_tokens" not in name]
     others = [one for name, one in trained.items() if one.ndim != 2 or "embed_tokens" in name]
     groups = ((scaled, rate * width_factor), (others, rate))
-    return [{"params": parameters, "lr": rate_of_group} for parameters, rate_of_group in groups if parameters]
+    return [
+        {"params": parameters, "lr": rate_of_group}
+        for parameters, rate_of_group in groups
+        if parameters
+    ]
 
 
 class _LowRank(nn.Module):
@@ -151,7 +182,9 @@ class _LowRank(nn.Module):
 
 
 def add_factors(model: transformers.LlamaForCausalLM, rank: int) -> None:
-    """Freeze the model and put trainable factors beside every matrix of its layers (Hu et al. 2021, alpha = rank)."""
+    """Freeze the model and put trainable factors beside every matrix of its layers (Hu et al. 2021,
+    alpha = rank).
+    """
     model.requires_grad_(False)
     for layer in model.model.layers:
         for linear in [module for module in layer.modules() if isinstance(module, nn.Linear)]:
@@ -162,26 +195,35 @@ def add_factors(model: transformers.LlamaForCausalLM, rank: int) -> None:
 def merged(model: transformers.LlamaForCausalLM) -> transformers.LlamaForCausalLM:
     """The model itself, or where it has factors a plain one whose matrices have them added.
 
-    Not `remove_parametrizations` on a copy: it takes the property off the class, which copy and model share.
+    Not `remove_parametrizations` on a copy: it takes the property off the class, which copy and
+    model share.
     """
     weights = {
-        f"{name}.weight": module.weight for name, module in model.named_modules() if parametrize.is_parametrized(module)
+        f"{name}.weight": module.weight
+        for name, module in model.named_modules()
+        if parametrize.is_parametrized(module)
     }
     if not weights:
         return model
     plain = transformers.LlamaForCausalLM(model.config)
-    others = {name: weight for name, weight in model.state_dict().items() if "parametrizations" not in name}
+    others = {
+        name: weight
+        for name, weight in model.state_dict().items()
+        if "parametrizations" not in name
+    }
     plain.load_state_dict(others | weights)
     return plain
 
 
 @torch.no_grad()
 def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) -> float:
-    """Share of samples whose whole answer, its end included, the model would write greedily, in [0, 1].
+    """Share of samples whose whole answer, its end included, the model would write greedily, in [0,
+    1].
 
-    One pass over the right answers tells: the first token that goes wrong follows right ones either way.
+    One pass over the right answers tells: the first token that goes wrong follows right ones either
+    way.
     """
-    samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
+    samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))
     rows = single_rows(list(islice(samples, PROBED)), ROW // 2)
     model.train(False)
     written = model(input_ids=torch.from_numpy(rows.tokens)).logits[:, :-1].argmax(dim=-1)
@@ -190,7 +232,9 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) 
     return float(right.all(dim=1).double().mean())
 
 
-def save(model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def save(
+    model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype = torch.float32
+) -> None:
     """Write `model.safetensors` and `config.json`, nothing else; the model itself stays as it is."""
     stored: nn.Module = copy.deepcopy(merged(model))
     stored.to(dtype)
@@ -199,5 +243,7 @@ def save(model: transformers.LlamaForCausalLM, folder: Path, dtype: torch.dtype 
 
 
 def load(folder: Path) -> transformers.LlamaForCausalLM:
-    """Read a saved model into fp32, to measure it or to train it on: exactly the weights that are stored."""
+    """Read a saved model into fp32, to measure it or to train it on: exactly the weights that are
+    stored.
+    """
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)

@@ -24,7 +24,10 @@ def view(tables: dict[str, pd.DataFrame]) -> RenderableType:
             continue
         last, gained = final(runs), gains(runs)
         count = last["base"].nunique()
-        title = f"{scale} decoders, {count} base{'s' if count > 1 else ''}: concentration, and answers gained"
+        title = (
+            f"{scale} decoders, {count} base{'s' if count > 1 else ''}: concentration, and answers"
+            " gained"
+        )
         table = Table(*HEADS, title=title, title_justify="left", box=None, pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
@@ -34,11 +37,17 @@ def view(tables: dict[str, pd.DataFrame]) -> RenderableType:
                 f"{regime}  {REGIMES[regime].name}",
                 formatted(norms[regime].value),
                 formatted(concentrations[regime].value),
-                *(formatted(gained[probe][regime].value, "+.2f") for probe in ("narrow", "broad", "held_out")),
+                *(
+                    formatted(gained[probe][regime].value, "+.2f")
+                    for probe in ("narrow", "broad", "held_out")
+                ),
             )
         lines = [
             f"{first} - {second}  {estimate(contrast(runs, first, second), '+.3f')}"
             for first, second in (("B", "C"), ("D", "A"), ("C", "A"))
         ]
-        parts += [table, Text("\n".join(["", "concentration, mean over bases and 95 % interval", *lines, ""]))]
+        parts += [
+            table,
+            Text("\n".join(["", "concentration, mean over bases and 95 % interval", *lines, ""])),
+        ]
     return Group(*parts)

@@ -36,7 +36,9 @@ def page(runs: pd.DataFrame) -> str:
 
 
 def figure(runs: pd.DataFrame, file: Path) -> None:
-    """Four figures against the width: every base a dot for each regime, and the fitted law. SVG, PNG or PDF."""
+    """Four figures against the width: every base a dot for each regime, and the fitted law. SVG,
+    PNG or PDF.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -45,20 +47,31 @@ def figure(runs: pd.DataFrame, file: Path) -> None:
     last = counted(runs)
     chosen = [one for one in laws(runs) if one.figure.name in DRAWN]
     with mpl.rc_context(
-        {"font.size": 8, "svg.hashsalt": "shadow", "axes.spines.top": False, "axes.spines.right": False}
+        {
+            "font.size": 8,
+            "svg.hashsalt": "shadow",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
     ):
-        drawn, axes = plt.subplots(1, len(chosen), figsize=(2.6 * len(chosen), 2.9), layout="constrained")
+        drawn, axes = plt.subplots(
+            1, len(chosen), figsize=(2.6 * len(chosen), 2.9), layout="constrained"
+        )
         for axis, one in zip(np.atleast_1d(axes), chosen, strict=True):
             valued = last.assign(value=one.figure.value(last))
             means = valued.groupby(["width", "regime", "base"])["value"].mean().reset_index()
             for number, regime in enumerate(MAIN):
                 own = means[means["regime"] == regime]
                 places = np.log2(own["width"].to_numpy(float)) + 0.08 * (number - 1.5)
-                axis.scatter(places, own["value"].to_numpy(float), s=9, color=COLOURS[regime], label=regime)
+                axis.scatter(
+                    places, own["value"].to_numpy(float), s=9, color=COLOURS[regime], label=regime
+                )
             ends = np.log2([one.widths[0].width, one.widths[-1].width])
             for added, colour in ((0.0, COLOURS["C"]), (one.difference, COLOURS["B"])):
                 axis.plot(ends, one.broad + added + one.slope * (ends - 6), color=colour, lw=0.8)
-            axis.set_xticks([np.log2(at.width) for at in one.widths], [str(at.width) for at in one.widths])
+            axis.set_xticks(
+                [np.log2(at.width) for at in one.widths], [str(at.width) for at in one.widths]
+            )
             axis.set_xlabel("width")
             axis.set_title(one.figure.name, loc="left")
         np.atleast_1d(axes)[0].legend(frameon=False, fontsize=7, handletextpad=0.1)
@@ -101,9 +114,9 @@ def _result(every: Sequence[FigureLaw]) -> str:
     known = [one for one in every if one.left_out]
     if not known:
         return (
-            "## What carries over\n\nNothing is said yet: two widths are too few to leave one out. The other presets "
-            "of widths are to follow. The next table has what two widths show: how much a doubling adds to each, "
-            "beside what narrow data add."
+            "## What carries over\n\nNothing is said yet: two widths are too few to leave one out."
+            " The other presets of widths are to follow. The next table has what two widths show:"
+            " how much a doubling adds to each, beside what narrow data add."
         )
     says = (
         f"Of {len(known)} figures, {len(carried)} carry over: {_and(carried)}."
@@ -167,7 +180,10 @@ def _left_out(every: Sequence[FigureLaw]) -> str:
     if not known:
         return ""
     heads = ["figure", *(f"{one.width}" for one in known[0].left_out)]
-    rows = [[one.figure.name, *(f"{width.wrong} of {width.runs}" for width in one.left_out)] for one in known]
+    rows = [
+        [one.figure.name, *(f"{width.wrong} of {width.runs}" for width in one.left_out)]
+        for one in known
+    ]
     return f"""## Runs on the wrong side of a bound from other widths
 
 The bound is halfway between the two predictions for the left-out width; A, C and D should lie on one side, B on the
@@ -181,7 +197,10 @@ def _regimes(every: Sequence[FigureLaw]) -> str:
         [
             one.figure.name,
             str(at.width),
-            *(formatted(at.regimes[regime].value) if regime in at.regimes else "-" for regime in MAIN),
+            *(
+                formatted(at.regimes[regime].value) if regime in at.regimes else "-"
+                for regime in MAIN
+            ),
             estimate(at.difference, "+.3f"),
             formatted(at.in_spreads, ".1f"),
             formatted(at.auc, ".2f"),
@@ -205,7 +224,9 @@ def _answers(last: pd.DataFrame) -> str:
     for width, of_width in last.groupby("width"):
         for regime in MAIN:
             own = of_width[of_width["regime"] == regime]
-            gained = [float((own[f"right_{probe}"] - own[f"base_{probe}"]).mean()) for probe in PROBES]
+            gained = [
+                float((own[f"right_{probe}"] - own[f"base_{probe}"]).mean()) for probe in PROBES
+            ]
             rows.append([f"{width}, {regime}", *(formatted(value, "+.3f") for value in gained)])
     return f"""## Does narrow training lose breadth at every width?
 
@@ -220,7 +241,10 @@ def _bases(last: pd.DataFrame, without: Sequence[DroppedBase]) -> str:
     for width, (_, planned) in WIDTHS.items():
         own = last[last["width"] == width].drop_duplicates("base")
         if len(own):
-            right = [formatted(float(own[f"base_{probe}"].mean()), ".2f") for probe in ("original", "broad")]
+            right = [
+                formatted(float(own[f"base_{probe}"].mean()), ".2f")
+                for probe in ("original", "broad")
+            ]
             rows.append([str(width), str(planned), str(int(counts[width])), *right])
     lost = [f"{one.base} (original {one.original:.2f}, broad {one.broad:.2f})" for one in without]
     dropped_bases = f"Dropped: {_and(lost)}." if lost else "None was dropped."
@@ -233,7 +257,10 @@ cells right, as the ten bases of width 64 do. {dropped_bases}
 
 
 def _limits(last: pd.DataFrame) -> str:
-    counts = {int(str(width)): int(count) for width, count in last.groupby("width")["base"].nunique().items()}
+    counts = {
+        int(str(width)): int(count)
+        for width, count in last.groupby("width")["base"].nunique().items()
+    }
     few = [f"{width} ({count})" for width, count in counts.items() if count < MIN_BASES]
     few_bases = f" Widths with fewer bases have none: {_and(few)}." if few else ""
     return f"""## What this does not show

@@ -1,7 +1,8 @@
-"""Trainings at several widths -> how every figure moves with the width, and whether a bound carries over. Pure.
+"""Trainings at several widths -> how every figure moves with the width, and whether a bound carries
+over. Pure.
 
-The unit is the base, as in `shadow.lab.findings`. The rule for a base that counts, and what "carries over" means, were
-written down before any decoder wider than 64 was trained.
+The unit is the base, as in `shadow.lab.findings`. The rule for a base that counts, and what
+"carries over" means, were written down before any decoder wider than 64 was trained.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from shadow.lab.findings import Estimate, contrast, level, main_runs
 from shadow.lab.results import final
 
 WARM = {"original": 0.85, "broad": 0.70}
-"""A base counts if it gets these shares of answers right: as the ten bases of width 64 do (0.87 and 0.72 at least)."""
+"""A base counts if it gets these shares of answers right: as the ten bases of width 64 do (0.87 and
+0.72 at least).
+"""
 
 BROAD = ("A", "C", "D")
 NARROW = "B"
@@ -29,8 +32,8 @@ NARROW = "B"
 class WidthFigure:
     """A figure of the spectrum or of the place of an update that may depend on the width.
 
-    name: as docs and tables have it. text: what it is. value: runs -> one number a run, on the scale the law is linear
-    in; NaN where a run has none.
+    name: as docs and tables have it. text: what it is. value: runs -> one number a run, on the
+    scale the law is linear in; NaN where a run has none.
     """
 
     name: str
@@ -47,7 +50,9 @@ def _ratio(first: str, second: str) -> Callable[[pd.DataFrame], pd.Series[float]
     return lambda runs: _column(first)(runs) / _column(second)(runs)
 
 
-def _log(value: Callable[[pd.DataFrame], pd.Series[float]]) -> Callable[[pd.DataFrame], pd.Series[float]]:
+def _log(
+    value: Callable[[pd.DataFrame], pd.Series[float]],
+) -> Callable[[pd.DataFrame], pd.Series[float]]:
     def logarithm(runs: pd.DataFrame) -> pd.Series[float]:
         numbers = value(runs)
         return pd.Series(np.log(numbers.where(numbers > 0).to_numpy(float)), index=runs.index)
@@ -75,7 +80,9 @@ FIGURES: tuple[WidthFigure, ...] = (
         "ln of `alignment_left` over its null, medians",
         _log(_ratio("layers_alignment_left", "layers_alignment_left_null")),
     ),
-    WidthFigure("ln attention to MLP", "ln of `attention_to_mlp`", _log(_column("attention_to_mlp"))),
+    WidthFigure(
+        "ln attention to MLP", "ln of `attention_to_mlp`", _log(_column("attention_to_mlp"))
+    ),
     WidthFigure(
         "ln output over query",
         "ln of the relative norm of `attn.o` over that of `attn.q`",
@@ -92,7 +99,9 @@ FIGURES: tuple[WidthFigure, ...] = (
 
 @dataclass(frozen=True)
 class DroppedBase:
-    """A base that has not learned enough to count, with the shares of answers it gets right, in [0, 1]."""
+    """A base that has not learned enough to count, with the shares of answers it gets right, in [0,
+    1].
+    """
 
     base: str
     width: int
@@ -102,9 +111,10 @@ class DroppedBase:
 
 @dataclass(frozen=True)
 class AtWidth:
-    """A figure at one width. regimes: its mean over bases. difference: B - C; in_spreads: that over the pooled standard
-    deviation of runs of one base and regime, None with one run each. auc: the share of pairs of a run of B and one of C
-    in which B has more, each within its base."""
+    """A figure at one width. regimes: its mean over bases. difference: B - C; in_spreads: that over
+    the pooled standard deviation of runs of one base and regime, None with one run each. auc: the
+    share of pairs of a run of B and one of C in which B has more, each within its base.
+    """
 
     width: int
     bases: int
@@ -118,9 +128,10 @@ class AtWidth:
 class LeftOut:
     """What a law fitted without one width says of it.
 
-    broad_error, narrow_error: predicted minus measured mean, on the figure's scale. in_differences: the larger of the
-    two as a share of the measured |B - C|; below a half, a bound between the predictions tells the means apart. wrong:
-    runs of `runs` that such a bound takes for the other kind.
+    broad_error, narrow_error: predicted minus measured mean, on the figure's scale. in_differences:
+    the larger of the two as a share of the measured |B - C|; below a half, a bound between the
+    predictions tells the means apart. wrong: runs of `runs` that such a bound takes for the other
+    kind.
     """
 
     width: int
@@ -135,9 +146,10 @@ class LeftOut:
 class FigureLaw:
     """How one figure depends on the width.
 
-    The law: mean = broad + slope log2(width / 64), and `difference` more for narrow data, by least squares over the
-    means of the widths. slope_in_differences: the slope of one doubling over the difference. auc_pooled: B against C
-    over all widths together, which a bound without a width would get; auc_law: the same after the slope is taken off.
+    The law: mean = broad + slope log2(width / 64), and `difference` more for narrow data, by least
+    squares over the means of the widths. slope_in_differences: the slope of one doubling over the
+    difference. auc_pooled: B against C over all widths together, which a bound without a width
+    would get; auc_law: the same after the slope is taken off.
     """
 
     figure: WidthFigure
@@ -152,16 +164,25 @@ class FigureLaw:
 
     @property
     def carries(self) -> bool:
-        """Does a bound fitted on the other widths tell narrow from broad means at each, the widest included?"""
+        """Does a bound fitted on the other widths tell narrow from broad means at each, the widest
+        included?
+        """
         return bool(self.left_out) and all(one.in_differences < 0.5 for one in self.left_out)
 
 
 def dropped(runs: pd.DataFrame) -> list[DroppedBase]:
     """The bases that fail the rule WARM, by width and name."""
     bases = main_runs(runs).drop_duplicates("base").sort_values(["width", "base"])
-    cold = pd.concat([bases[f"base_{probe}"] < share for probe, share in WARM.items()], axis=1).any(axis=1)
+    cold = pd.concat([bases[f"base_{probe}"] < share for probe, share in WARM.items()], axis=1).any(
+        axis=1
+    )
     return [
-        DroppedBase(str(row["base"]), int(row["width"]), float(row["base_original"]), float(row["base_broad"]))
+        DroppedBase(
+            str(row["base"]),
+            int(row["width"]),
+            float(row["base_original"]),
+            float(row["base_broad"]),
+        )
         for row in bases[cold].to_dict("records")
     ]
 
@@ -174,7 +195,9 @@ def counted(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def laws(runs: pd.DataFrame) -> list[FigureLaw]:
-    """The law of every figure that the runs have, from the tables `runs` of several widths put together."""
+    """The law of every figure that the runs have, from the tables `runs` of several widths put
+    together.
+    """
     last = counted(runs)
     found = []
     for figure in FIGURES:
@@ -206,7 +229,9 @@ def law(figure: WidthFigure, runs: pd.DataFrame) -> FigureLaw:
 
 
 def _means(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a width and kind of data (narrow: 0 or 1): the mean over bases of the mean over their runs."""
+    """A row a width and kind of data (narrow: 0 or 1): the mean over bases of the mean over their
+    runs.
+    """
     kinds = runs.assign(narrow=(runs["regime"] == NARROW).astype(float))
     by_base = kinds.groupby(["width", "narrow", "base"])["value"].mean()
     return by_base.groupby(["width", "narrow"]).mean().reset_index()
@@ -216,7 +241,9 @@ def _fit(means: pd.DataFrame) -> tuple[float, float, float]:
     """(broad at width 64, slope a doubling, what narrow data add), by least squares."""
     doublings = np.log2(means["width"].to_numpy(float) / 64)
     design = np.column_stack([np.ones(len(means)), doublings, means["narrow"].to_numpy(float)])
-    solution: NDArray[np.float64] = np.linalg.lstsq(design, means["value"].to_numpy(float), rcond=None)[0]
+    solution: NDArray[np.float64] = np.linalg.lstsq(
+        design, means["value"].to_numpy(float), rcond=None
+    )[0]
     broad, slope, difference = (float(number) for number in solution)
     return broad, slope, difference
 
@@ -250,7 +277,9 @@ def _at(runs: pd.DataFrame, width: int) -> AtWidth:
     return AtWidth(
         width=width,
         bases=int(runs["base"].nunique()),
-        regimes={regime: estimate for regime, estimate in level(runs, "value").items() if regime in MAIN},
+        regimes={
+            regime: estimate for regime, estimate in level(runs, "value").items() if regime in MAIN
+        },
         difference=difference,
         in_spreads=difference.value / spread if spread and difference.value is not None else None,
         auc=float(np.mean(known)) if known else None,

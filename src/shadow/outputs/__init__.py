@@ -1,4 +1,5 @@
 """What was found, to look at or to load elsewhere.
 
-The terminal, the web page, figures, exports to formats of others, and what continuous integration shows.
+The terminal, the web page, figures, exports to formats of others, and what continuous integration
+shows.
 """

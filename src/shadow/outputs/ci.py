@@ -1,8 +1,9 @@
-"""Verdicts -> what continuous integration shows: Markdown, annotations of GitHub Actions, JUnit XML.
+"""Verdicts -> what continuous integration shows: Markdown, annotations of GitHub Actions, JUnit
+XML.
 
-Names of families, pairs and tensors, messages and file names are hostile text in each of these: every one goes through
-`cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are places in source files, and a delta has
-none.
+Names of families, pairs and tensors, messages and file names are hostile text in each of these:
+every one goes through `cell`, `_data`, `_property` or `visible`. There is no SARIF: its results are
+places in source files, and a delta has none.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from shadow.gates.verdicts import Judgement, Verdict, first_code
 from shadow.outputs.markdown import cell, plain
 from shadow.text import counted, visible
 
-SUMMARY_BYTES = 1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
+SUMMARY_BYTES = (
+    1_000_000  # of the Markdown of a step; GitHub takes 1,048,576 and drops all of what is longer
+)
 JUNIT_START = 1000  # bytes in which a JUnit file names its first element
 ANNOTATIONS = 10  # of each level that GitHub shows of a step
 OUTCOMES = {
@@ -28,7 +31,12 @@ OUTCOMES = {
     "passed": "✅ passed",
 }
 FIGURES = ("relative_norm_overall", "concentration")
-CODES = {0: "done", 1: "a pair failed, or a rule had nothing to judge", 3: "--strict objects", 4: "a rule was violated"}
+CODES = {
+    0: "done",
+    1: "a pair failed, or a rule had nothing to judge",
+    3: "--strict objects",
+    4: "a rule was violated",
+}
 
 
 def sentences(judged: Sequence[Judgement]) -> list[str]:
@@ -45,15 +53,21 @@ def sentences(judged: Sequence[Judgement]) -> list[str]:
 
 
 def is_without_baseline(judged: Sequence[Judgement]) -> bool:
-    """Was no figure of any pair compared with a baseline, although rules ask for that and allow its absence?"""
-    moved = [verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED]
+    """Was no figure of any pair compared with a baseline, although rules ask for that and allow its
+    absence?
+    """
+    moved = [
+        verdict for one in judged for verdict in one.verdicts if verdict.rule.comparison == MOVED
+    ]
     return bool(moved) and all(verdict.outcome == "skipped" for verdict in moved)
 
 
 def counts(judged: Sequence[Judgement]) -> str:
-    """`2 rules passed, 1 FAILED, 1 not judged, 1 warning`, of several pairs `2 of 4 checks passed (2 rules x 2 pairs)`.
+    """`2 rules passed, 1 FAILED, 1 not judged, 1 warning`, of several pairs `2 of 4 checks passed
+    (2 rules x 2 pairs)`.
 
-    A warning fails nothing, and is counted as one whether it is violated or has nothing to judge. Empty without rules.
+    A warning fails nothing, and is counted as one whether it is violated or has nothing to judge.
+    Empty without rules.
     """
     of_pairs = [judgement.verdicts for judgement in judged if judgement.verdicts]
     verdicts = [verdict for several in of_pairs for verdict in several]
@@ -67,7 +81,10 @@ def counts(judged: Sequence[Judgement]) -> str:
         alike = f" ({product})" if all(one == names[0] for one in names) else ""
         parts = [f"{passed} of {counted(len(verdicts), 'check', 'checks')} passed{alike}"]
     grave = [verdict.outcome for verdict in verdicts if verdict.rule.severity == "error"]
-    warnings = sum(verdict.rule.severity != "error" and verdict.outcome in ("met", "missing") for verdict in verdicts)
+    warnings = sum(
+        verdict.rule.severity != "error" and verdict.outcome in ("met", "missing")
+        for verdict in verdicts
+    )
     skipped = sum(verdict.outcome == "skipped" for verdict in verdicts)
     if failed := grave.count("met"):
         parts.append(f"{failed} FAILED")
@@ -94,13 +111,19 @@ def append_summary(path: Path, judged: Sequence[Judgement]) -> None:
 
 
 def markdown(judged: Sequence[Judgement], limit: int = SUMMARY_BYTES) -> str:
-    """A table of the pairs and one of the rules of each, in at most so many bytes; what does not fit is counted."""
+    """A table of the pairs and one of the rules of each, in at most so many bytes; what does not
+    fit is counted.
+    """
     code = first_code({judgement.code for judgement in judged})
     head = ["## shadow", "", f"Exit code {code}: {CODES[code]}.", ""]
     head += ["| pair | result | label | relative norm | concentration |", "|---|---|---|---|---|"]
     rows = [_pair_row(judgement) for judgement in judged]
     rules = [row for judgement in judged for row in _rule_rows(judgement)]
-    notes = [f"- {cell(judgement.name)}: {cell(note)}" for judgement in judged for note in judgement.notes]
+    notes = [
+        f"- {cell(judgement.name)}: {cell(note)}"
+        for judgement in judged
+        for note in judgement.notes
+    ]
     findings = [line for judgement in judged for line in _finding_lines(judgement)]
     parts = [*head, *_fitting(rows, limit // 4, "| and {} more pairs |||||")]
     if findings:
@@ -126,19 +149,29 @@ def _fitting(lines: Sequence[str], limit: int, more: str) -> list[str]:
 
 
 def _pair_row(judgement: Judgement) -> str:
-    result = {0: "✅ audited", 1: "❌ nothing to judge", 3: "❌ --strict objects", 4: "❌ a rule was violated"}[
-        judgement.code
-    ]
+    result = {
+        0: "✅ audited",
+        1: "❌ nothing to judge",
+        3: "❌ --strict objects",
+        4: "❌ a rule was violated",
+    }[judgement.code]
     if judgement.summary is None:
         return f"| {cell(judgement.name)} | ❌ {cell(judgement.fault or '')} | | | |"
-    figures = [_figure(judgement.summary.figures[name], judgement.summary.intervals.get(name)) for name in FIGURES]
+    figures = [
+        _figure(judgement.summary.figures[name], judgement.summary.intervals.get(name))
+        for name in FIGURES
+    ]
     label = cell(judgement.summary.label) if judgement.summary.has_label else ""
     return f"| {cell(judgement.name)} | {result} | {label} | {' | '.join(figures)} |"
 
 
 def _finding_lines(judgement: Judgement) -> list[str]:
     """What the report says of its pair, in words."""
-    return [] if judgement.summary is None else [f"- {cell(judgement.name)}: {plain(judgement.summary.finding.text)}"]
+    return (
+        []
+        if judgement.summary is None
+        else [f"- {cell(judgement.name)}: {plain(judgement.summary.finding.text)}"]
+    )
 
 
 def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
@@ -148,11 +181,17 @@ def _figure(value: float | None, bounds: tuple[float, float] | None) -> str:
 
 
 def _rule_rows(judgement: Judgement) -> Iterable[str]:
-    for verdict in sorted(judgement.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)):
+    for verdict in sorted(
+        judgement.verdicts, key=lambda verdict: list(OUTCOMES).index(verdict.outcome)
+    ):
         outcome = OUTCOMES[verdict.outcome]
         if verdict.rule.severity == "warning":
             outcome = outcome.replace("❌", "⚠️")
-        said = f"<br>{cell(verdict.rule.message)}" if verdict.rule.message and verdict.outcome == "met" else ""
+        said = (
+            f"<br>{cell(verdict.rule.message)}"
+            if verdict.rule.message and verdict.outcome == "met"
+            else ""
+        )
         rule = cell(verdict.rule.name)
         if verdict.rule.condition != verdict.rule.name:
             rule += f"<br>{cell(verdict.rule.condition)}"
@@ -165,10 +204,11 @@ def _rule_rows(judgement: Judgement) -> Iterable[str]:
 def workflow_commands(
     judged: Sequence[Judgement], workspace: Path | None = None, without_baseline: str | None = None
 ) -> list[str]:
-    """A workflow command, one line, for each fault and each rule that was violated or had nothing to judge.
+    """A workflow command, one line, for each fault and each rule that was violated or had nothing
+    to judge.
 
-    The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace is pointed to.
-    without_baseline: why nothing was compared with a baseline, a warning of its own.
+    The runner reads them from stdout and stderr alike. A rule of a policy file inside the workspace
+    is pointed to. without_baseline: why nothing was compared with a baseline, a warning of its own.
     """
     texts: dict[str, list[str]] = {"error": [], "warning": []}
     if without_baseline is not None:
@@ -184,7 +224,12 @@ def workflow_commands(
                 rule = verdict.rule
                 said = f"{rule.message} " if rule.message and verdict.outcome == "met" else ""
                 at = _in_workspace(rule.file, rule.line, workspace)
-                line = _annotation(rule.severity, f"{judgement.name}: {rule.name}", text=said + verdict.detail, at=at)
+                line = _annotation(
+                    rule.severity,
+                    f"{judgement.name}: {rule.name}",
+                    text=said + verdict.detail,
+                    at=at,
+                )
                 texts[rule.severity].append(line)
     return [line for level, lines in texts.items() for line in _first(level, lines)]
 
@@ -198,7 +243,9 @@ def _first(level: str, lines: Sequence[str]) -> list[str]:
 
 
 def _annotation(level: str, title: str, text: str, at: Mapping[str, str] | None = None) -> str:
-    properties = ",".join(f"{key}={_property(value)}" for key, value in {"title": title, **(at or {})}.items())
+    properties = ",".join(
+        f"{key}={_property(value)}" for key, value in {"title": title, **(at or {})}.items()
+    )
     return f"::{level} {properties}::{_data(text)}"
 
 
@@ -228,9 +275,10 @@ def _in_workspace(file: str | None, line: int | None, workspace: Path | None) ->
 def junit(judged: Sequence[Judgement]) -> bytes:
     """JUnit XML: a suite for each pair, in it a case for the audit and one for each rule.
 
-    A rule that was violated is a failure, one with nothing to judge an error; rules that are but warnings pass, and say
-    so in their output, since JUnit has no warnings. Tensors that were skipped are told in the output of the audit's
-    case: as cases of their own they would be thousands, and most are vectors.
+    A rule that was violated is a failure, one with nothing to judge an error; rules that are but
+    warnings pass, and say so in their output, since JUnit has no warnings. Tensors that were
+    skipped are told in the output of the audit's case: as cases of their own they would be
+    thousands, and most are vectors.
     """
     root = ET.Element("testsuites", name="shadow")
     for judgement in judged:
@@ -252,15 +300,21 @@ def _document(root: ET.Element) -> bytes:
 
 
 def begin_junit(path: Path, command: str) -> None:
-    """Put an error where the results of a command will be, so that CI never takes those of an earlier run for them.
+    """Put an error where the results of a command will be, so that CI never takes those of an
+    earlier run for them.
 
-    The file says so however the command ends: by a fault, by a signal, or without power. Raises ShadowError for a file
-    that may not be written over, before anything is measured.
+    The file says so however the command ends: by a fault, by a signal, or without power. Raises
+    ShadowError for a file that may not be written over, before anything is measured.
     """
     root = ET.Element("testsuites", name="shadow")
     suite = ET.SubElement(root, "testsuite", name="shadow")
     case = ET.SubElement(suite, "testcase", classname="shadow", name=command, time="0.000")
-    _said(case, "error", message=f"`shadow {command}` did not finish: its output says why", kind="not finished")
+    _said(
+        case,
+        "error",
+        message=f"`shadow {command}` did not finish: its output says why",
+        kind="not finished",
+    )
     _count(suite, suite)
     _write_junit(path, _document(root))
 
@@ -297,7 +351,12 @@ def _write_junit(path: Path, text: bytes) -> None:
 
 
 def _count(element: ET.Element, over: ET.Element) -> None:
-    for name, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+    for name, tag in (
+        ("tests", "testcase"),
+        ("failures", "failure"),
+        ("errors", "error"),
+        ("skipped", "skipped"),
+    ):
         element.set(name, str(sum(1 for _ in over.iter(tag))))
 
 
@@ -306,9 +365,16 @@ def _audit_case(suite: ET.Element, judgement: Judgement) -> None:
     if judgement.fault is not None:
         _said(case, "error", message=judgement.fault, kind="not audited")
     if judgement.objections:
-        _said(case, "failure", message=f"skipped because of {', '.join(judgement.objections)}", kind="--strict")
+        _said(
+            case,
+            "failure",
+            message=f"skipped because of {', '.join(judgement.objections)}",
+            kind="--strict",
+        )
     if judgement.summary is not None:
-        counts = ", ".join(f"{count} {status}" for status, count in judgement.summary.counts.items())
+        counts = ", ".join(
+            f"{count} {status}" for status, count in judgement.summary.counts.items()
+        )
         lines = [
             *(sentence.text for sentence in judgement.summary.finding.sentences),
             f"tensors of both sides: {counts}",

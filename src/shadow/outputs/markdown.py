@@ -1,7 +1,8 @@
-"""A report as Markdown, for a model card or a pull request: finding, modules, other explanations, how it was made.
+"""A report as Markdown, for a model card or a pull request: finding, modules, other explanations,
+how it was made.
 
-Names and texts of a report are hostile: `cell` shows names as code, and `plain` lets no text be markup, a link, a
-mention or a reference on GitHub.
+Names and texts of a report are hostile: `cell` shows names as code, and `plain` lets no text be
+markup, a link, a mention or a reference on GitHub.
 """
 
 from __future__ import annotations
@@ -25,17 +26,24 @@ APART = "<!-- -->"  # ends a text that GitHub would make a link of, and shows no
 
 
 def cell(text: str) -> str:
-    """Any text as a cell of a Markdown table that shows it as it is: one line, no markup, no links, no mentions."""
+    """Any text as a cell of a Markdown table that shows it as it is: one line, no markup, no links,
+    no mentions.
+    """
     shown = re.sub(r"[!-,./:-@\[-`{-~]", lambda match: f"&#{ord(match[0])};", visible(text))
     return f"<code>{shown}</code>" if shown.strip() else ""
 
 
 def plain(text: str) -> str:
-    """Any text in a paragraph or cell: one line, that reads as usual and is no markup, link or mention."""
+    """Any text in a paragraph or cell: one line, that reads as usual and is no markup, link or
+    mention.
+    """
     shown = ACTIVE.sub(
-        lambda match: f"{match[0]}{APART}" if match[0] in LINKING else f"&#{ord(match[0])};", visible(text)
+        lambda match: f"{match[0]}{APART}" if match[0] in LINKING else f"&#{ord(match[0])};",
+        visible(text),
     )
-    shown = re.sub(r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown)
+    shown = re.sub(
+        r"^(\s*)([-+=]|\d+[.)])(?=\s)", lambda match: f"{match[1]}{APART}{match[2]}", shown
+    )
     return re.sub(r"(?i)(www\.|:(?=//))", lambda match: f"{match[1]}{APART}", shown)
 
 
@@ -49,13 +57,19 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def report_markdown(summary: Summary, provenance: ReportMetadata) -> str:
-    """The finding of a pair, a row for each module, the other explanations, and how it was measured."""
+    """The finding of a pair, a row for each module, the other explanations, and how it was
+    measured.
+    """
     lines = [f"### {cell(summary.family)} {cell(summary.pair)}", "", *finding_lines(summary), ""]
     lines += [f"**Warning.** {plain(warning.text)}\n" for warning in summary.warnings]
     if summary.modules:
         lines += [*_modules(summary), ""]
     lines += explanation_lines(summary)
-    lines += [f"Not shown: {plain(' '.join(summary.finding.not_shown))}", "", *_made(summary, provenance)]
+    lines += [
+        f"Not shown: {plain(' '.join(summary.finding.not_shown))}",
+        "",
+        *_made(summary, provenance),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -71,7 +85,8 @@ def explanation_lines(summary: Summary) -> list[str]:
     if not others:
         return []
     rows = [
-        f"| {plain(explanation.name)} | {ANSWERS[explanation.answer]} | {plain(explanation.reason)} |"
+        f"| {plain(explanation.name)} | {ANSWERS[explanation.answer]} |"
+        f" {plain(explanation.reason)} |"
         for explanation in others
     ]
     return ["| other explanation | answer | because |", "|---|---|---|", *rows, ""]
@@ -80,9 +95,13 @@ def explanation_lines(summary: Summary) -> list[str]:
 def _modules(summary: Summary) -> list[str]:
     several_components = len({row.component for row in summary.modules}) > 1
     ordered = sorted(summary.modules, key=lambda row: -(row.energy_share or 0.0))
-    directions = {(row.component, row.module): row.equivalent_directions for row in summary.outside_layers}
+    directions = {
+        (row.component, row.module): row.equivalent_directions for row in summary.outside_layers
+    }
     directions |= {  # a median over a few of the matrices is not the module's
-        (row.component, row.module): row.equivalent_directions if 2 * row.coherent >= row.matrices else None
+        (row.component, row.module): (
+            row.equivalent_directions if 2 * row.coherent >= row.matrices else None
+        )
         for row in summary.coherence
     }
     shown = {id(row) for row in ordered[:MODULES]}
@@ -96,7 +115,9 @@ def _modules(summary: Summary) -> list[str]:
     ]  # fmt: skip
     if len(summary.modules) > MODULES:
         rows.append([f"and {len(summary.modules) - MODULES} more", "", "", "", ""])
-    return table(("module", "matrices", "relative norm", "share of the change", "as coherent as"), rows)
+    return table(
+        ("module", "matrices", "relative norm", "share of the change", "as coherent as"), rows
+    )
 
 
 def _made(summary: Summary, provenance: ReportMetadata) -> list[str]:

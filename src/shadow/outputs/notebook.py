@@ -1,7 +1,9 @@
-"""A finished report as people meet it in Python: tables, figures and spectra by name, and what a notebook shows of it.
+"""A finished report as people meet it in Python: tables, figures and spectra by name, and what a
+notebook shows of it.
 
-What a notebook shows is HTML with inline styles and an inline SVG: no script, no style sheet, nothing that is fetched.
-Text takes the colour of the page around it, so that it is read in light and in dark.
+What a notebook shows is HTML with inline styles and an inline SVG: no script, no style sheet,
+nothing that is fetched. Text takes the colour of the page around it, so that it is read in light
+and in dark.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from shadow.text import counted, nearest, visible
 Subject = Literal["delta", "base", "tuned"]
 
 SUBJECTS: tuple[Subject, ...] = ("delta", "base", "tuned")
-CIVIDIS = ((0, 34, 78), (87, 93, 109), (165, 156, 116), (254, 232, 56))  # dark to light for every eye
+CIVIDIS = (
+    (0, 34, 78),
+    (87, 93, 109),
+    (165, 156, 116),
+    (254, 232, 56),
+)  # dark to light for every eye
 MOST_LAYERS, MOST_MODULES, MOST_ROWS = 160, 30, 60  # that a notebook shows
 CELL, LABEL_WIDTH, FOOT = 14, 110, 34  # pixels of the heat map
 
@@ -44,18 +51,26 @@ class AuditReport(SummarisedReport):
         return rows[rows["subject"] == "delta"].reset_index(drop=True)
 
     def spectrum(
-        self, tensor: str, subject: Subject = "delta", *, module: str | None = None, expert: int | None = None
+        self,
+        tensor: str,
+        subject: Subject = "delta",
+        *,
+        module: str | None = None,
+        expert: int | None = None,
     ) -> NDArray[np.float64]:
         """The singular values of a matrix, descending; what lies below `sigma_floor` is 0.
 
-        The matrices of one tensor, as of a fused projection or of experts, are told apart by module and expert.
-        Raises ShadowError where there is no such spectrum, or more than one.
+        The matrices of one tensor, as of a fused projection or of experts, are told apart by module
+        and expert. Raises ShadowError where there is no such spectrum, or more than one.
         """
         if subject not in SUBJECTS:
             raise UsageError(f"no subject {subject!r}", f"one of {', '.join(SUBJECTS)}")
         rows = self.spectra
         if rows.empty:
-            raise ShadowError(f"{self.folder}: the report has no spectra", "audit the pair again with spectra=True")
+            raise ShadowError(
+                f"{self.folder}: the report has no spectra",
+                "audit the pair again with spectra=True",
+            )
         of_tensor = rows[rows["tensor"] == tensor]
         if of_tensor.empty:
             hint = nearest(tensor, rows["tensor"].unique()) or "`report.spectra` lists them"
@@ -69,7 +84,8 @@ class AuditReport(SummarisedReport):
             return np.asarray(chosen["sigma"].iloc[0], dtype=np.float64)
         if chosen.empty:
             raise ShadowError(
-                f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}", _alternatives(of_tensor)
+                f"{self.folder}: no spectrum of the {subject} of {tensor[:200]!r}",
+                _alternatives(of_tensor),
             )
         raise ShadowError(f"{tensor[:200]!r} holds {len(chosen)} matrices", _alternatives(chosen))
 
@@ -90,12 +106,23 @@ class AuditReport(SummarisedReport):
         try:
             summary, deltas = self.summary, self.deltas
         except ShadowError as error:
-            return str(Markup("<p><strong>{}</strong><br>{}</p>").format(visible(error.message), error.hint or ""))
-        parts = [self._headline(), _warnings(summary), _module_table(summary.modules), _heat_map(deltas)]
+            return str(
+                Markup("<p><strong>{}</strong><br>{}</p>").format(
+                    visible(error.message), error.hint or ""
+                )
+            )
+        parts = [
+            self._headline(),
+            _warnings(summary),
+            _module_table(summary.modules),
+            _heat_map(deltas),
+        ]
         return str(Markup("<div>{}</div>").format(Markup("").join(parts)))
 
     def _headline(self) -> Markup:
-        shown = Markup('<p><strong>{}: {}</strong>, {}<br>{}<br><span style="opacity:.7">{}</span></p>')
+        shown = Markup(
+            '<p><strong>{}: {}</strong>, {}<br>{}<br><span style="opacity:.7">{}</span></p>'
+        )
         return shown.format(
             visible(self.name),
             self.summary.label,
@@ -154,9 +181,13 @@ def _size(summary: Summary) -> str:
     changed = f"{counted(matrices, 'matrix', 'matrices')} changed"
     if not matrices:
         return changed
-    changed += f", {percentage(figures['parameters_measured'], figures['parameters'])} of the parameters"
+    changed += (
+        f", {percentage(figures['parameters_measured'], figures['parameters'])} of the parameters"
+    )
     norm = f"relative norm {share(figures['relative_norm_overall'])}"
-    concentration = f"concentration {_within(figures['concentration'], summary.intervals.get('concentration'))}"
+    concentration = (
+        f"concentration {_within(figures['concentration'], summary.intervals.get('concentration'))}"
+    )
     return f"{changed}; {norm}; {concentration}"
 
 
@@ -177,7 +208,16 @@ def _module_table(rows: Sequence[ModuleRow]) -> Markup:
     """A row for each module that changed."""
     if not rows:
         return Markup("")
-    heads = ("component", "module", "matrices", "relative norm", "concentration", "directions", "of its null", "spikes")
+    heads = (
+        "component",
+        "module",
+        "matrices",
+        "relative norm",
+        "concentration",
+        "directions",
+        "of its null",
+        "spikes",
+    )
     lines = [_table_row("th", heads)]
     for row in rows[:MOST_ROWS]:
         cells = (
@@ -200,14 +240,18 @@ def _module_table(rows: Sequence[ModuleRow]) -> Markup:
 def _table_row(kind: Literal["th", "td"], texts: Sequence[str]) -> Markup:
     """A row of a table: the first two columns are words, the others numbers."""
     styles = ["text-align:left"] * 2 + ["text-align:right"] * (len(texts) - 2)
-    cell = Markup(f'<{kind} style="{{}}">{{}}</{kind}>')  # noqa: S704 - kind is one of two words of ours
+    cell = Markup(f'<{kind} style="{{}}">{{}}</{kind}>')
     cells = [cell.format(style, visible(text)) for style, text in zip(styles, texts, strict=True)]
     return Markup("<tr>{}</tr>").format(Markup("").join(cells))
 
 
 def _heat_map(deltas: pd.DataFrame) -> Markup:
-    """The concentration by layer and module of the component of most matrices; of several experts the median."""
-    inside = deltas[deltas["layer"].notna() & (deltas["layer"] < LAYERS) & deltas["concentration"].notna()]
+    """The concentration by layer and module of the component of most matrices; of several experts
+    the median.
+    """
+    inside = deltas[
+        deltas["layer"].notna() & (deltas["layer"] < LAYERS) & deltas["concentration"].notna()
+    ]
     if inside.empty:
         return Markup("")
     components = inside["component"].value_counts()
@@ -224,15 +268,24 @@ def _heat_map(deltas: pd.DataFrame) -> Markup:
         drawn.append(_label(module, row))
         for column, layer in enumerate(layers):
             value = cells.get((module, layer))
-            drawn.append(_cell(row, column, place=f"layer {layer}, {module}", value=value, low=low, high=high))
+            drawn.append(
+                _cell(
+                    row, column, place=f"layer {layer}, {module}", value=value, low=low, high=high
+                )
+            )
     width = LABEL_WIDTH + CELL * max(len(layers), 12) + 4
     height = CELL * len(modules) + FOOT
     title = f"Concentration of {component} by module and layer"
     return Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" '
-        'style="max-width:100%;font:11px sans-serif" fill="currentColor">{}{}</svg>'
+        '<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{}" viewBox="0 0 {} {}"'
+        ' width="{}" style="max-width:100%;font:11px sans-serif" fill="currentColor">{}{}</svg>'
     ).format(
-        visible(title), width, height, width, Markup("").join(drawn), _foot(layers, len(modules), low=low, high=high)
+        visible(title),
+        width,
+        height,
+        width,
+        Markup("").join(drawn),
+        _foot(layers, len(modules), low=low, high=high),
     )
 
 
@@ -241,15 +294,19 @@ def _label(module: str, row: int) -> Markup:
     return text.format(LABEL_WIDTH - 6, CELL * row + CELL - 3, visible(module)[:18])
 
 
-def _cell(row: int, column: int, place: str, value: float | None, low: float, high: float) -> Markup:
+def _cell(
+    row: int, column: int, place: str, value: float | None, low: float, high: float
+) -> Markup:
     """A square with its value as a tooltip; an empty frame where no matrix changed."""
     fill, text = "none", "no value"
     if value is not None:
         fill, text = _colour(value, low, high), fixed(float(value), 3)
     return Markup(
-        '<rect x="{}" y="{}" width="{}" height="{}" fill="{}" stroke="currentColor" stroke-opacity=".25">'
-        "<title>{}: {}</title></rect>"
-    ).format(LABEL_WIDTH + CELL * column, CELL * row, CELL - 1, CELL - 1, fill, visible(place), text)
+        '<rect x="{}" y="{}" width="{}" height="{}" fill="{}" stroke="currentColor"'
+        ' stroke-opacity=".25"><title>{}: {}</title></rect>'
+    ).format(
+        LABEL_WIDTH + CELL * column, CELL * row, CELL - 1, CELL - 1, fill, visible(place), text
+    )
 
 
 def _colour(value: float, low: float, high: float) -> str:
@@ -275,7 +332,10 @@ def _foot(layers: Sequence[int], rows: int, low: float, high: float) -> Markup:
         ends.append((LABEL_WIDTH + CELL * len(layers), "end", f"{layers[-1]}"))
     text = Markup('<text x="{}" y="{}" text-anchor="{}">{}</text>')
     parts = [text.format(x, top, anchor, words) for x, anchor, words in ends]
-    square = Markup('<rect x="{}" y="{}" width="10" height="10" fill="{}" stroke="currentColor" stroke-opacity=".25"/>')
+    square = Markup(
+        '<rect x="{}" y="{}" width="10" height="10" fill="{}" stroke="currentColor"'
+        ' stroke-opacity=".25"/>'
+    )
     for x, value in ((LABEL_WIDTH, low), (LABEL_WIDTH + 60, high)):
         parts.append(square.format(x, top + 7, _colour(value, low, high)))
         parts.append(text.format(x + 14, top + 16, "start", fixed(value)))

@@ -1,4 +1,6 @@
-"""What came of a recipe, as a Markdown page: its panels, the figures behind them and what noise alone would leave."""
+"""What came of a recipe, as a Markdown page: its panels, the figures behind them and what noise
+alone would leave.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,26 @@ def is_our_page(path: Path) -> bool:
 
 
 def recipe_page(
-    recipe: Recipe, panels: Sequence[Panel], measured: Mapping[Pair, PairByLayer], faults: Mapping[Pair, str]
+    recipe: Recipe,
+    panels: Sequence[Panel],
+    measured: Mapping[Pair, PairByLayer],
+    faults: Mapping[Pair, str],
 ) -> str:
-    """The page, ending with a newline. measured: the pairs that were audited; faults: what went wrong with others."""
-    lines = [f"# {plain(recipe.title)}", "", f"Of {plain(recipe.source)}, by the recipe {cell(recipe.name)}.", ""]
+    """The page, ending with a newline. measured: the pairs that were audited; faults: what went
+    wrong with others.
+    """
+    lines = [
+        f"# {plain(recipe.title)}",
+        "",
+        f"Of {plain(recipe.source)}, by the recipe {cell(recipe.name)}.",
+        "",
+    ]
     lines += [
-        "Every figure is a median over the layers. *Noise alone* is what independent entries of the delta's norm would "
-        "give, *rounding alone* what the rounding of the stored weights would.",
+        (
+            "Every figure is a median over the layers. *Noise alone* is what independent entries of"
+            " the delta's norm would give, *rounding alone* what the rounding of the stored weights"
+            " would."
+        ),
         "",
     ]
     for panel in panels:

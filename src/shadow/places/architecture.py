@@ -1,6 +1,7 @@
 """Tensor names (and config.json) -> the matrices in each tensor and their places in the model.
 
-What varies between model families is data (`registry/names.yaml`, read by `shadow.places.names`); it is applied here.
+What varies between model families is data (`registry/names.yaml`, read by `shadow.places.names`);
+it is applied here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-VECTORS = ("norm", "bias", "other")  # modules whose tensors are not read as matrices of a known kind
+VECTORS = (
+    "norm",
+    "bias",
+    "other",
+)  # modules whose tensors are not read as matrices of a known kind
 MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a hostile shape
 
 
@@ -26,8 +31,9 @@ MAX_EXPERTS = 4096  # in one tensor; DeepSeek-V3 has 256 a layer. More is a host
 class Place:
     """Where a matrix sits: what two checkpoints must agree on to be compared.
 
-    module is from the closed list of `names.yaml`. slot tells apart what shares a module (norms, biases, other) and
-    what must not be compared although it does: the blocks of a second stack, rows in another order.
+    module is from the closed list of `names.yaml`. slot tells apart what shares a module (norms,
+    biases, other) and what must not be compared although it does: the blocks of a second stack,
+    rows in another order.
     """
 
     component: str
@@ -41,9 +47,10 @@ class Place:
 class Part:
     """One matrix inside a tensor: how to see it as `(out, in)`.
 
-    experts > 0: the tensor holds so many matrices along its first dimension (its own, or shared with their rows), and
-    this is place.expert's. transposed: the matrix is stored `(in, out)`. groups: its outputs are so many groups of
-    equal size, of each of which rows = (start, stop) are this part's; rows is None for all.
+    experts > 0: the tensor holds so many matrices along its first dimension (its own, or shared
+    with their rows), and this is place.expert's. transposed: the matrix is stored `(in, out)`.
+    groups: its outputs are so many groups of equal size, of each of which rows = (start, stop) are
+    this part's; rows is None for all.
     """
 
     place: Place
@@ -53,7 +60,9 @@ class Part:
     experts: int = 0
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, int]:
-        """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into the columns."""
+        """(rows, cols) of this matrix for a tensor of the stored shape; more dimensions fold into
+        the columns.
+        """
         rows, cols = self._whole(stored)
         if self.transposed:
             rows, cols = cols, rows
@@ -68,7 +77,9 @@ class Part:
         return (stored[0], math.prod(stored[1:])) if stored else (1, 1)
 
     def view(self, tensor: Tensor) -> Tensor:
-        """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where rows are apart."""
+        """This matrix as a view of the tensor: (rows, cols), or (groups, rows / groups, cols) where
+        rows are apart.
+        """
         rows, cols = self._whole(tuple(tensor.shape))
         if self.experts and tensor.ndim > 2:
             tensor = tensor[self.place.expert]
@@ -86,22 +97,30 @@ class Part:
 
 
 def aligned(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the other's are."""
+    """Two views of equal (rows, cols) with the same dimensions: whole rows are grouped as the
+    other's are.
+    """
     if first.ndim > second.ndim:
         return first, second.reshape(first.shape)
     return first.reshape(second.shape), second
 
 
-def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]) -> dict[str, tuple[Part, ...]]:
-    """The matrices in every tensor of one checkpoint, by tensor name; no tensor is without at least one part.
+def place_tensors(
+    shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, object]
+) -> dict[str, tuple[Part, ...]]:
+    """The matrices in every tensor of one checkpoint, by tensor name; no tensor is without at least
+    one part.
 
-    Two tensors that would land on one place both fall back to their own names, so that neither is lost.
+    Two tensors that would land on one place both fall back to their own names, so that neither is
+    lost.
     """
     rules = name_rules()
     named = {name: numbered(name, rules) for name in shapes}
     facts = Facts(config, {text for text, _, _ in named.values()}, rules)
     readings = {text: read(text, facts) for text in {text for text, _, _ in named.values()}}
-    _recognise_conv1d(facts, {readings[text].rest: shapes[name] for name, (text, _, _) in named.items()})
+    _recognise_conv1d(
+        facts, {readings[text].rest: shapes[name] for name, (text, _, _) in named.items()}
+    )
     layers = _Layers((readings[text], block) for text, block, _ in named.values())
     upright = _upright_stacks(
         facts, ((readings[text], block, shapes[name]) for name, (text, block, _) in named.items())
@@ -111,12 +130,20 @@ def place_tensors(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, ob
     for name, (text, block, expert) in named.items():
         key = text, shapes[name], expert is None
         if key not in recipes:
-            recipes[key] = list(_recipes(readings[text], shapes[name], expert is None, facts, upright))
+            recipes[key] = list(
+                _recipes(readings[text], shapes[name], expert is None, facts, upright)
+            )
         reading = readings[text]
         layer, stack = layers.number(reading, block)
         parts[name] = tuple(
             Part(
-                Place(reading.component, layer, r.module, expert if r.expert is None else r.expert, stack + r.slot),
+                Place(
+                    reading.component,
+                    layer,
+                    r.module,
+                    expert if r.expert is None else r.expert,
+                    stack + r.slot,
+                ),
                 r.transposed,
                 r.rows,
                 r.groups,
@@ -148,10 +175,10 @@ def _recognise_conv1d(facts: Facts, shapes: Mapping[str, tuple[int, ...]]) -> No
 class _Layers:
     """Numbers for the blocks of each component, so that no two of them share one.
 
-    Those of a second stack (a multi-token predictor, a tower's global blocks) go on from the last of the stack
-    before. So do blocks that only look at another component (Llama 3.2 Vision puts them between those of the text
-    model, which keep the numbers that they have without them). Files in which the embedding is block 0 of the model
-    count their blocks from 1.
+    Those of a second stack (a multi-token predictor, a tower's global blocks) go on from the last
+    of the stack before. So do blocks that only look at another component (Llama 3.2 Vision puts
+    them between those of the text model, which keep the numbers that they have without them). Files
+    in which the embedding is block 0 of the model count their blocks from 1.
     """
 
     def __init__(self, readings: Iterable[tuple[Reading, int | None]]) -> None:
@@ -174,12 +201,16 @@ class _Layers:
         following: dict[str, int] = {}
         for component, stack in sorted(blocks):  # the main stack's name is empty, so it is first
             key = component, stack
-            crossing = sorted(looking.get(key, set()) - selves.get(key, set())) if key in selves else []
+            crossing = (
+                sorted(looking.get(key, set()) - selves.get(key, set())) if key in selves else []
+            )
             start = following.get(component, 0) - counted_from.get(key, 0)
             plain = [block for block in blocks[key] if block not in set(crossing)]
             for block in plain:
                 self._numbers[*key, block] = start + block - bisect_left(crossing, block), ""
-            following[component] = start + max(plain, default=-1) - bisect_left(crossing, max(plain, default=-1)) + 1
+            following[component] = (
+                start + max(plain, default=-1) - bisect_left(crossing, max(plain, default=-1)) + 1
+            )
             for index, block in enumerate(crossing):
                 self._numbers[*key, block] = following[component] + index, "cross:"
             following[component] += len(crossing)
@@ -195,14 +226,18 @@ class _Layers:
 def _upright_stacks(
     facts: Facts, readings: Iterable[tuple[Reading, int | None, tuple[int, ...]]]
 ) -> dict[tuple[str, str], bool]:
-    """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where nothing says.
+    """For each stack of blocks with stacked experts: are these (experts, out, in)? Left out where
+    nothing says.
 
-    A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no shapes are both.
+    A gate_up of (2f, d) beside a down of (d, f) is upright, (d, 2f) beside (f, d) is not, and no
+    shapes are both.
     """
     seen: dict[tuple[str, str, int | None], dict[str, tuple[int, ...]]] = {}
     for reading, block, shape in readings:
         if len(shape) == 3 and reading.module.startswith("experts."):
-            seen.setdefault((reading.component, reading.stack, block), {})[reading.module] = shape[1:]
+            seen.setdefault((reading.component, reading.stack, block), {})[reading.module] = shape[
+                1:
+            ]
     upright: dict[tuple[str, str], bool] = {}
     for (component, stack, _), shapes in seen.items():
         if (component, stack) not in upright:
@@ -239,7 +274,11 @@ class _Recipe:
 
 
 def _recipes(
-    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+    reading: Reading,
+    shape: tuple[int, ...],
+    alone: bool,
+    facts: Facts,
+    upright: Mapping[tuple[str, str], bool],
 ) -> Iterator[_Recipe]:
     """The parts of a tensor; alone: its name has no number of an expert."""
     for recipe in _plain_recipes(reading, shape, alone, facts, upright):
@@ -247,7 +286,11 @@ def _recipes(
 
 
 def _plain_recipes(
-    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+    reading: Reading,
+    shape: tuple[int, ...],
+    alone: bool,
+    facts: Facts,
+    upright: Mapping[tuple[str, str], bool],
 ) -> Iterator[_Recipe]:
     if reading.module in VECTORS:
         yield _Recipe(reading.module, reading.slot)
@@ -255,7 +298,12 @@ def _plain_recipes(
         yield from _matrices(reading, shape, alone, facts, upright)
     elif not reading.module and reading.rest.endswith((".bias", "_bias")):
         yield from _biases(reading.component, reading.rest, shape, facts)
-    elif alone and len(shape) == 3 and "experts" in reading.rest.split(".") and 0 < shape[0] <= MAX_EXPERTS:
+    elif (
+        alone
+        and len(shape) == 3
+        and "experts" in reading.rest.split(".")
+        and 0 < shape[0] <= MAX_EXPERTS
+    ):
         for expert in range(shape[0]):
             yield _Recipe("other", reading.rest, expert, experts=shape[0])
     else:
@@ -278,7 +326,9 @@ def _biases(component: str, rest: str, shape: tuple[int, ...], facts: Facts) -> 
 
 def _stacks(reading: Reading, shape: tuple[int, ...]) -> bool:
     """Is the first of three dimensions that of the experts?"""
-    named = reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(".")
+    named = reading.module.startswith(("experts.", "shared.")) or "experts" in reading.rest.split(
+        "."
+    )
     return named and len(shape) == 3
 
 
@@ -287,7 +337,11 @@ def _full_name(module: str, slot: str) -> str:
 
 
 def _matrices(
-    reading: Reading, shape: tuple[int, ...], alone: bool, facts: Facts, upright: Mapping[tuple[str, str], bool]
+    reading: Reading,
+    shape: tuple[int, ...],
+    alone: bool,
+    facts: Facts,
+    upright: Mapping[tuple[str, str], bool],
 ) -> Iterator[_Recipe]:
     rules, component, rest = facts.rules, reading.component, reading.rest
     transposed = any(rule.hold(facts, component, rest) for rule in rules.transposed)
@@ -299,7 +353,9 @@ def _matrices(
         count = facts.count(rules.stacked_count, component) or 0
         experts = count if 0 < count <= MAX_EXPERTS and shape[0] % count == 0 else 0
     whole = _Recipe(reading.module, reading.slot, None, transposed, experts=experts)
-    packed = not rest.endswith(".weight") and weight_stem(rest) != rest  # integers that hold several weights each
+    packed = (
+        not rest.endswith(".weight") and weight_stem(rest) != rest
+    )  # integers that hold several weights each
     size = Part(Place("", None, ""), transposed, experts=experts).shape(shape)
     parts = (None if packed else _split(whole, component, rest, size, facts)) or (whole,)
     if not experts:
@@ -312,7 +368,9 @@ def _matrices(
 def _split(
     whole: _Recipe, component: str, rest: str, size: tuple[int, int | None], facts: Facts
 ) -> tuple[_Recipe, ...] | None:
-    """The parts of a fused module of (rows, cols), or None where it is not told enough to be split rightly."""
+    """The parts of a fused module of (rows, cols), or None where it is not told enough to be split
+    rightly.
+    """
     name = _full_name(whole.module, whole.slot)
     for order in facts.rules.rows:
         if order.module == name and order.conditions.hold(facts, component, rest):
@@ -321,13 +379,20 @@ def _split(
 
 
 def _divided(
-    whole: _Recipe, name: str, order: RowOrder, component: str, size: tuple[int, int | None], facts: Facts
+    whole: _Recipe,
+    name: str,
+    order: RowOrder,
+    component: str,
+    size: tuple[int, int | None],
+    facts: Facts,
 ) -> tuple[_Recipe, ...] | None:
     fused = facts.rules.fused.get(name)
     into = order.into or (fused.into if fused else ())
     said = order.sizes or (fused.sizes if fused else ())
     rows, cols = size
-    shares = [share if isinstance(share, int) else facts.count(share, component) or 0 for share in said]
+    shares = [
+        share if isinstance(share, int) else facts.count(share, component) or 0 for share in said
+    ]
     groups = len(into) and _groups(order.groups, rows // len(into), facts, component)
     if 0 in shares or groups < 1 or rows < 1 or rows % groups:
         return None
@@ -353,6 +418,8 @@ def _groups(said: int | str, rows_of_a_part: int, facts: Facts, component: str) 
 
 
 def _head_size(rows: int, facts: Facts, component: str) -> int:
-    """The rows of a head as the config has them: a check on its head counts. rows where it says nothing."""
+    """The rows of a head as the config has them: a check on its head counts. rows where it says
+    nothing.
+    """
     hidden, heads = facts.count("hidden", component), facts.count("heads", component)
     return facts.count("head_size", component) or (hidden // heads if hidden and heads else rows)

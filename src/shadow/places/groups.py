@@ -14,7 +14,9 @@ WRITING = ("attn.o", "linear_attn.o", "mlp.down", "shared.down")
 
 
 def direction_of(module: str) -> Direction | None:
-    """Does a matrix of this module read the residual stream, or write it? None: neither, or an expert's."""
+    """Does a matrix of this module read the residual stream, or write it? None: neither, or an
+    expert's.
+    """
     return "reading" if module in READING else "writing" if module in WRITING else None
 
 

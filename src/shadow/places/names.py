@@ -1,4 +1,6 @@
-"""`registry/names.yaml`: what varies between model families, compiled, and how it reads the name of a tensor."""
+"""`registry/names.yaml`: what varies between model families, compiled, and how it reads the name of
+a tensor.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Fused:
-    """The parts of a fused module, each `(module, slot)`, and their sizes: numbers, or names of counts."""
+    """The parts of a fused module, each `(module, slot)`, and their sizes: numbers, or names of
+    counts.
+    """
 
     into: tuple[tuple[str, str], ...]
     sizes: tuple[int | str, ...]
@@ -89,7 +93,9 @@ class Matcher:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """Compiled when it is first asked for: a tenth of a second for each component, and most models have one."""
+        """Compiled when it is first asked for: a tenth of a second for each component, and most
+        models have one.
+        """
         return _pattern(self.text)
 
     def match(self, text: str) -> tuple[str, str] | None:
@@ -97,13 +103,22 @@ class Matcher:
             return None
         index = int(str(match.lastgroup)[1:])
         module, slot = self.roles[index]
-        more = next((text for name, text in match.groupdict().items() if text and name.startswith(f"s{index}_")), None)
+        more = next(
+            (
+                text
+                for name, text in match.groupdict().items()
+                if text and name.startswith(f"s{index}_")
+            ),
+            None,
+        )
         return module, "/".join(filter(None, (slot, more)))
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Names that only a module of packed integers has; integers: if a tensor of an integer type is there."""
+    """Names that only a module of packed integers has; integers: if a tensor of an integer type is
+    there.
+    """
 
     format: str
     names: re.Pattern[str]
@@ -142,11 +157,15 @@ class NameRules:
         """The module of a fused tensor by the modules of its parts."""
         named = [(name, fused.into) for name, fused in self.fused.items()]
         named += [(order.module, order.into) for order in self.rows if order.into]
-        return {frozenset(module for module, _ in into): name.partition("/")[0] for name, into in named}
+        return {
+            frozenset(module for module, _ in into): name.partition("/")[0] for name, into in named
+        }
 
 
 def nearest_modules(word: str) -> str | None:
-    """The module, or the pattern of all modules of a group such as `mlp.*`, that a misspelt word is most like."""
+    """The module, or the pattern of all modules of a group such as `mlp.*`, that a misspelt word is
+    most like.
+    """
     modules = name_rules().modules
     groups = [f"{module.partition('.')[0]}.*" for module in modules if "." in module]
     return closest(word, dict.fromkeys([*groups, *modules]))
@@ -160,12 +179,16 @@ def is_of_layers(word: str) -> bool:
 @cache
 def name_rules() -> NameRules:
     """The shipped name rules."""
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, where PyYAML was built with it
-    data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - a safe loader
+    fast = getattr(
+        yaml, "CSafeLoader", yaml.SafeLoader
+    )  # libyaml's, where PyYAML was built with it
+    data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)
     words: dict[str, str] = data["words"]
     anywhere = _patterns(data["suffixes"]["any"], words)
     of_component = {
-        component: _patterns(rules, words) for component, rules in data["suffixes"].items() if component != "any"
+        component: _patterns(rules, words)
+        for component, rules in data["suffixes"].items()
+        if component != "any"
     }
     return NameRules(
         modules=tuple(data["modules"]),
@@ -173,17 +196,32 @@ def name_rules() -> NameRules:
         block=_pattern(data["block"]),
         expert=_pattern(data["expert"]),
         renames=tuple(
-            Rename(_pattern(rule["match"]), rule["to"], _compiled(rule.get("unless")), _conditions(rule))
+            Rename(
+                _pattern(rule["match"]),
+                rule["to"],
+                _compiled(rule.get("unless")),
+                _conditions(rule),
+            )
             for rule in data["renames"]
         ),
         prefixes=tuple(
-            Prefix(_pattern(rule["match"]), rule["component"], rule.get("stack", ""), _conditions(rule, False))
+            Prefix(
+                _pattern(rule["match"]),
+                rule["component"],
+                rule.get("stack", ""),
+                _conditions(rule, False),
+            )
             for rule in data["prefixes"]
         ),
         main_stacks=_pattern(data["main_stacks"]),
-        suffixes={name: _matcher([*of_component.get(name, []), *anywhere]) for name in data["components"]},
+        suffixes={
+            name: _matcher([*of_component.get(name, []), *anywhere]) for name in data["components"]
+        },
         norm=_pattern(data["norm"]),
-        fused={name: Fused(_places(rule["into"]), tuple(rule["sizes"])) for name, rule in data["fused"].items()},
+        fused={
+            name: Fused(_places(rule["into"]), tuple(rule["sizes"]))
+            for name, rule in data["fused"].items()
+        },
         rows=tuple(_row_order(rule) for rule in data["rows"]),
         transposed=tuple(_conditions(rule) for rule in data["transposed"]),
         stacked=_conditions(data["stacked"]),
@@ -191,10 +229,13 @@ def name_rules() -> NameRules:
         conv1d=_pattern(data["conv1d_witness"]["names"]),
         conv1d_type=data["conv1d_witness"]["as"],
         sections={component: tuple(names) for component, names in data["sections"].items()},
-        counts={name: tuple(tuple(keys) for keys in choices) for name, choices in data["counts"].items()},
+        counts={
+            name: tuple(tuple(keys) for keys in choices) for name, choices in data["counts"].items()
+        },
         tied=frozenset(data["tied"]),
         packed=tuple(
-            Packed(rule["format"], _pattern(rule["names"]), rule.get("integers", False)) for rule in data["packed"]
+            Packed(rule["format"], _pattern(rule["names"]), rule.get("integers", False))
+            for rule in data["packed"]
         ),
         quantization_keys=tuple(data["quantization_keys"]),
         quantization_methods=data["quantization_methods"],
@@ -204,12 +245,19 @@ def name_rules() -> NameRules:
 def _patterns(rules: Mapping[str, list[str]], words: Mapping[str, str]) -> list[tuple[str, str]]:
     """(pattern, module) with the words in braces replaced."""
     fill = re.compile(r"\{([a-z]+)\}")
-    return [(fill.sub(lambda m: words[m[1]], text), module) for module, texts in rules.items() for text in texts]
+    return [
+        (fill.sub(lambda m: words[m[1]], text), module)
+        for module, texts in rules.items()
+        for text in texts
+    ]
 
 
 def _matcher(patterns: Iterable[tuple[str, str]]) -> Matcher:
     patterns = list(patterns)
-    named = [re.sub(r"\(\?P<slot(\d*)>", rf"(?P<s{index}_\1>", text) for index, (text, _) in enumerate(patterns)]
+    named = [
+        re.sub(r"\(\?P<slot(\d*)>", rf"(?P<s{index}_\1>", text)
+        for index, (text, _) in enumerate(patterns)
+    ]
     text = "|".join(f"(?P<m{index}>{text})" for index, text in enumerate(named))
     return Matcher(text, _places(module for _, module in patterns))
 
@@ -254,7 +302,12 @@ def _row_order(rule: Mapping[str, Any]) -> RowOrder:
 class Facts:
     """What a checkpoint as a whole says: its config, and which names there are."""
 
-    def __init__(self, config: Mapping[str, object], texts: Iterable[str] = (), rules: NameRules | None = None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        texts: Iterable[str] = (),
+        rules: NameRules | None = None,
+    ) -> None:
         self.rules = rules or name_rules()
         self._config = config
         self._texts = list(texts)
@@ -292,7 +345,9 @@ class Facts:
         return None
 
     def beside(self, pattern: re.Pattern[str]) -> bool:
-        """Is there a tensor whose name, with `#` and `@` for the numbers of block and expert, matches?"""
+        """Is there a tensor whose name, with `#` and `@` for the numbers of block and expert,
+        matches?
+        """
         if pattern not in self._beside:
             self._beside[pattern] = any(pattern.search(text) for text in self._texts)
         return self._beside[pattern]
@@ -300,7 +355,9 @@ class Facts:
 
 @dataclass(frozen=True)
 class Reading:
-    """A name read by the rules. rest is what is left of it; module is empty where no suffix matches."""
+    """A name read by the rules. rest is what is left of it; module is empty where no suffix
+    matches.
+    """
 
     component: str
     stack: str
@@ -311,7 +368,9 @@ class Reading:
 
 
 def numbered(name: str, rules: NameRules) -> tuple[str, int | None, int | None]:
-    """The name with `#` for the number of its block and `@` for that of its expert, and these numbers."""
+    """The name with `#` for the number of its block and `@` for that of its expert, and these
+    numbers.
+    """
     block = expert = None
     if match := rules.block.search(name):
         block = int(match[1])
@@ -334,7 +393,9 @@ def read(text: str, facts: Facts) -> Reading:
             text = rename.match.sub(rename.to, text)
     component, stack = "other", ""
     for prefix in rules.prefixes:
-        if (match := prefix.match.match(text)) and prefix.conditions.hold(facts, prefix.component, text):
+        if (match := prefix.match.match(text)) and prefix.conditions.hold(
+            facts, prefix.component, text
+        ):
             component, text = prefix.component, text[match.end() :]
             stack = prefix.stack or match.groupdict().get("stack", "")
             break

@@ -11,7 +11,8 @@ from shadow.errors import ShadowError
 from shadow.files import PARTIAL, write_through, writing
 
 KEPT = "scores.json"
-READY = "ready"  # in PARTIAL: files of a report that are all written, and only have to be moved to their places
+# in PARTIAL: files of a report that are all written, and only have to be moved to their places
+READY = "ready"
 
 
 TABLES_OF_A_PAIR = ("spectra", "tensors", "residual", "matrices")
@@ -20,10 +21,12 @@ FILES_OF_A_PAIR = ("summary.json", KEPT, *(f"{name}.parquet" for name in TABLES_
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """Write some files of a report that take their places together when the block ends, and not at all if it fails.
+    """Write some files of a report that take their places together when the block ends, and not at
+    all if it fails.
 
-    The block gets a function of a file's name and content; empty content removes the file. Killed between the first
-    and the last move, the rest is moved by the next command that reads the report.
+    The block gets a function of a file's name and content; empty content removes the file. Killed
+    between the first and the last move, the rest is moved by the next command that reads the
+    report.
     """
     staged = folder / PARTIAL / f"{READY}.tmp"
 
@@ -44,14 +47,17 @@ def replacing(folder: Path) -> Iterator[Callable[[str, bytes], None]]:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Move the files that are ready; several processes may do so at once. matrices.parquet, by which a report is
-    found, comes last."""
+    """Move the files that are ready; several processes may do so at once. matrices.parquet, by
+    which a report is found, comes last.
+    """
     ready = folder / PARTIAL / READY
     if not ready.is_dir() or any(path.is_symlink() for path in (ready, ready.parent)):
         return
     try:
         for name in FILES_OF_A_PAIR:
-            with contextlib.suppress(FileNotFoundError):  # not one of them, or another process was faster
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # not one of them, or another process was faster
                 if (ready / name).stat().st_size:
                     (ready / name).replace(folder / name)
                 else:
@@ -59,7 +65,9 @@ def _put_in_place(folder: Path) -> None:
                     (ready / name).unlink()
     except OSError as error:
         message = f"{folder}: its new report is written, but cannot take the old one's place"
-        raise ShadowError(f"{message}: {error.strerror or error}", "check the permissions of the folder") from error
+        raise ShadowError(
+            f"{message}: {error.strerror or error}", "check the permissions of the folder"
+        ) from error
     with contextlib.suppress(OSError):
         ready.rmdir()
         ready.parent.rmdir()

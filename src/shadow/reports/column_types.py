@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from shadow.reports.columns import Type
 
-Cell = str | float | Sequence[float | None] | NDArray[np.float32] | None  # float stands for int and bool too
+Cell = (
+    str | float | Sequence[float | None] | NDArray[np.float32] | None
+)  # float stands for int and bool too
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The table of columns: name, type, formula, range, when null, source and pitfalls.
 
-The Parquet schemas, `shadow explain` and the tables in docs/ are made from it. It imports nothing heavy, so that
-`explain` answers at once. The formulas themselves are in rank, tail, delta, null, subspace, residual, spread and summary.
+The Parquet schemas, `shadow explain` and the tables in docs/ are made from it. It imports nothing
+heavy, so that `explain` answers at once. The formulas themselves are in rank, tail, delta, null,
+subspace, residual, spread and summary.
 """
 
-# ruff: noqa: E501 - one field a line reads better here than wrapped text
+
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ Type = Literal["string", "int", "float", "bool", "ints", "floats"]
 SCHEMA = 1  # of the report files; raised when a column changes its meaning, not when one is added
 
 NOTATION = (
-    "W is an (out, in) matrix, m its short and n its long side, sigma_1 >= ... >= sigma_m its singular values, "
-    "E = sum sigma^2, p = sigma / sum sigma, q = sigma^2 / E. D = tuned - base is the delta; r_i and c_j are the "
-    "energies (sums of squares) of its rows and columns. Singular values below sigma_floor count as 0 everywhere."
+    "W is an (out, in) matrix, m its short and n its long side, sigma_1 >= ... >= sigma_m its"
+    " singular values, E = sum sigma^2, p = sigma / sum sigma, q = sigma^2 / E. D = tuned - base is"
+    " the delta; r_i and c_j are the energies (sums of squares) of its rows and columns. Singular"
+    " values below sigma_floor count as 0 everywhere."
 )
 
 
@@ -394,7 +396,10 @@ TENSORS = (
     ),
 )  # fmt: skip
 
-_BINADES_NULL = "base and tuned rows; nothing was counted, as where kept_history is far_above or nothing_rounded, or fewer than 200 entries changed"
+_BINADES_NULL = (
+    "base and tuned rows; nothing was counted, as where kept_history is far_above or"
+    " nothing_rounded, or fewer than 200 entries changed"
+)
 
 SPECTRA = (
     Column("tensor", "string", "as in matrices.parquet"),
@@ -526,8 +531,8 @@ RESIDUAL = (
 )  # fmt: skip
 
 _STACKED = (
-    "experts of a mixture are left out; approximate where the stream is wider than 128: the error is "
-    "participation_ratio_stderr of residual.parquet"
+    "experts of a mixture are left out; approximate where the stream is wider than 128: the error"
+    " is participation_ratio_stderr of residual.parquet"
 )
 
 SCORES = (  # what others measured: `scores` of summary.json, and the correlations of `compare`
@@ -565,10 +570,33 @@ COUNTS = (  # of summary.json, beside FIGURES
         range=">= 0",
     ),
     Column("parameters_identical", "int", "of these, in tensors that are identical", range=">= 0"),
-    Column("rank_ceiling", "int", "the largest rank_ceiling of matrices.parquet", range=">= 1", null="no adapter"),
-    Column("unverified", "int", "changed matrices whose bytes were not checked against the Hub's sha256", range=">= 0"),
-    Column("concentration_q25", "float", "lower quartile of concentration", range="(-inf, 1]", null="nothing changed"),
-    Column("concentration_q75", "float", "upper quartile of concentration", range="(-inf, 1]", null="nothing changed"),
+    Column(
+        "rank_ceiling",
+        "int",
+        "the largest rank_ceiling of matrices.parquet",
+        range=">= 1",
+        null="no adapter",
+    ),
+    Column(
+        "unverified",
+        "int",
+        "changed matrices whose bytes were not checked against the Hub's sha256",
+        range=">= 0",
+    ),
+    Column(
+        "concentration_q25",
+        "float",
+        "lower quartile of concentration",
+        range="(-inf, 1]",
+        null="nothing changed",
+    ),
+    Column(
+        "concentration_q75",
+        "float",
+        "upper quartile of concentration",
+        range="(-inf, 1]",
+        null="nothing changed",
+    ),
     Column("depth_layers", "int", "layers of the main component that were compared", range=">= 0"),
 )
 
@@ -680,9 +708,10 @@ REPORTS = (  # of exports, and of nothing else: one row for each report that wen
 class Table:
     """A table of a report. file is where it lies, row what one row of it is.
 
-    first names the columns that every report of this schema has; the others were added later. Frozen: a column that is
-    added to the tables above is one of those others by itself. family and pair are put before the columns of a table
-    that lacks them where reports are exported. start_here names those that a reader needs first.
+    first names the columns that every report of this schema has; the others were added later.
+    Frozen: a column that is added to the tables above is one of those others by itself. family and
+    pair are put before the columns of a table that lacks them where reports are exported.
+    start_here names those that a reader needs first.
     """
 
     name: str
@@ -717,7 +746,8 @@ TABLES = {
                 "floor_ratio null_participation_ratio concentration null_edge spikes spike_energy null_edge_sampled "
                 "spikes_sampled null_participation_ratio_sampled sigma_scale sigma_scale_iqr"
             ),
-            # which row it is; how much changed, how coherently beside noise, and how much of that is the update
+            # which row it is; how much changed, how coherently beside noise, and how much of that
+            # is the update
             _names(
                 "tensor component layer module subject relative_norm floor_ratio concentration participation_ratio "
                 "null_participation_ratio equivalent_directions spikes kept"

@@ -15,15 +15,22 @@ def reports_below(run: Path) -> list[Path]:
         if not run.is_dir():
             fault = f"{run} is a file, not a folder" if run.is_file() else f"no such folder: {run}"
             raise ShadowError(fault, meant(run) or "name a folder that `shadow audit` made")
-        folders = [path.parent for depth in ("", "*/", "*/*/") for path in sorted(run.glob(f"{depth}matrices.parquet"))]
+        folders = [
+            path.parent
+            for depth in ("", "*/", "*/*/")
+            for path in sorted(run.glob(f"{depth}matrices.parquet"))
+        ]
     except OSError as error:  # a name that is too long, a folder that may not be read
-        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+        raise ShadowError(
+            f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made"
+        ) from error
     return folders or [run]
 
 
 def meant(run: Path) -> str | None:
-    """The folder that was meant: that of a file, that of a family or of a pair below `reports`, or one of nearly that
-    name."""
+    """The folder that was meant: that of a file, that of a family or of a pair below `reports`, or
+    one of nearly that name.
+    """
     if run.is_file():
         return f"did you mean {str(run.parent)!r}?"
     target = Path("reports", *str(run).split(":"))
@@ -39,12 +46,15 @@ def reports_at(run: Path) -> list[Path]:
     try:
         return [run] if (run / "matrices.parquet").is_file() else reports_below(run)
     except OSError as error:  # a name that is too long, a folder that may not be read
-        raise ShadowError(f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made") from error
+        raise ShadowError(
+            f"{str(run)[:80]}: {error.strerror}", "name a folder that `shadow audit` made"
+        ) from error
 
 
 def reports_of(runs: Sequence[Path]) -> list[Path]:
-    """The reports that several paths stand for, in their order. A report that is named twice is there twice, unless a
-    folder above several reports holds it."""
+    """The reports that several paths stand for, in their order. A report that is named twice is
+    there twice, unless a folder above several reports holds it.
+    """
     found = [reports_at(run) for run in runs]
     every = [folder for folders in found for folder in folders]
     return list(dict.fromkeys(every)) if any(len(folders) > 1 for folders in found) else every

@@ -1,4 +1,6 @@
-"""The terms that texts of `shadow` use, each with one meaning: for `shadow explain`, and for docs/style.md."""
+"""The terms that texts of `shadow` use, each with one meaning: for `shadow explain`, and for
+docs/style.md.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         "list": "a file of targets, audited one after another",
         "tensor": "a named array in a checkpoint",
         "matrix": "a tensor, or a part of one, with two dimensions; what is measured",
-        "component": "the part of a model a matrix belongs to: language, vision, projector, audio, other",
+        "component": (
+            "the part of a model a matrix belongs to: language, vision, projector, audio, other"
+        ),
         "layer": "the number of a block, from 0; embeddings and the head are outside the layers",
         "module": "the role of a matrix: `attn.q`, `mlp.up`, `embed` and so on, a closed list",
         "expert": "one of several parallel MLPs of a layer, with its own matrices",
@@ -31,26 +35,43 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         "engine": "what carries out tasks: this process, or Ray",
         "driver": "the process of the command that hands tasks to an engine",
         "part": "with `--parts`, a stretch of a pair's matrices that is measured by itself",
-        "shard": "one of several files of a checkpoint; with `--shard`, one of several parts of a list",
+        "shard": (
+            "one of several files of a checkpoint; with `--shard`, one of several parts of a list"
+        ),
     },
     "Results": {
         "audit": "the measurement of one pair or several",
-        "report": "what an audit of one pair writes: a folder with Parquet files and `summary.json`",
+        "report": (
+            "what an audit of one pair writes: a folder with Parquet files and `summary.json`"
+        ),
         "row": "one matrix of one subject, in `matrices.parquet`",
         "column": "a value that every row has; `shadow explain COLUMN` defines it",
-        "figure": "one number about a pair, such as a median over matrices; a drawing is a *figure for a paper*",
+        "figure": (
+            "one number about a pair, such as a median over matrices; a drawing is a *figure for a"
+            " paper*"
+        ),
         "summary": "the figures of a pair in words, in the terminal and in `summary.json`",
         "finding": "the sentences at the top of a summary, made of figures alone",
         "spread over layers": (
-            "how far a figure would move with other layers; it says nothing of other runs (in JSON: `intervals`)"
+            "how far a figure would move with other layers; it says nothing of other runs (in JSON:"
+            " `intervals`)"
         ),
-        "interval": "a confidence interval over runs, bases or reports, as of the lab and of correlations",
+        "interval": (
+            "a confidence interval over runs, bases or reports, as of the lab and of correlations"
+        ),
         "lineage": "the stages that come from one base, in the order in which they were trained",
         "step": "a pair of a lineage: two stages, of which the second was trained from the first",
         "chain": "steps of a lineage that follow one another",
-        "gate": "a condition under which figures can be those of a fine-tune; a pair passes or fails it",
-        "rule": "a condition of yours on a figure (`--fail-on`, `--policy`, `--against`); it is met or not",
-        "label": "one of five words: concentrated, distributed, mixed, indeterminate, not assessable",
+        "gate": (
+            "a condition under which figures can be those of a fine-tune; a pair passes or fails it"
+        ),
+        "rule": (
+            "a condition of yours on a figure (`--fail-on`, `--policy`, `--against`); it is met"
+            " or not"
+        ),
+        "label": (
+            "one of five words: concentrated, distributed, mixed, indeterminate, not assessable"
+        ),
         "lab": "the experiments with small models that were trained on known data",
         "reference of known trainings": "the results of the lab that labels are compared with",
         "score": "a benchmark result that somebody else measured",
@@ -64,37 +85,40 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
         "effective rank": "exp of the entropy of the singular values (Roy & Vetterli 2007)",
         "stable rank": "the energy divided by the largest squared singular value",
         "participation ratio, PR": (
-            "how many equally strong directions would have the same sum of squared shares: 1 / sum q², q the "
-            "shares of energy; a strong few and a flat rest give a number in between"
+            "how many equally strong directions would have the same sum of squared shares: 1 / sum"
+            " q², q the shares of energy; a strong few and a flat rest give a number in between"
         ),
         "direction": "a singular vector, or a combination of them",
-        "leading directions": "the 16 singular vectors of the base matrix with the largest singular values",
+        "leading directions": (
+            "the 16 singular vectors of the base matrix with the largest singular values"
+        ),
         "equally strong directions": (
-            "how coherent a change is: as coherent as one with so many directions of one singular value "
-            "(`equivalent_directions`); a measure, not a count"
+            "how coherent a change is: as coherent as one with so many directions of one singular"
+            " value (`equivalent_directions`); a measure, not a count"
         ),
         "rank one": "of a single direction: the most concentrated that a change can be",
         "effective number": (
-            "how many equal parts would be as even, the exponential of the entropy of the shares: 3.6 of 4 layers"
-            " are nearly all"
+            "how many equal parts would be as even, the exponential of the entropy of the shares:"
+            " 3.6 of 4 layers are nearly all"
         ),
         "null": "the same delta with a random sign for each entry: the same sizes, no structure",
         "profile": (
-            "how large the rows and the columns of a matrix are; noise of the same profile has random signs and "
-            "the same sizes"
+            "how large the rows and the columns of a matrix are; noise of the same profile has"
+            " random signs and the same sizes"
         ),
         "null PR": "the participation ratio of the null",
         "concentration": (
-            "how far the PR lies below the null PR: ln(null PR / PR) / ln(null PR); 0 is as the null, 1 is rank one"
+            "how far the PR lies below the null PR: ln(null PR / PR) / ln(null PR); 0 is as the"
+            " null, 1 is rank one"
         ),
         "spike": "a singular value above the edge of the null",
         "noise": (
-            "what independent entries of the same sizes would have; a change like noise has no structure that is "
-            "measured here"
+            "what independent entries of the same sizes would have; a change like noise has no"
+            " structure that is measured here"
         ),
         "rounding": (
-            "the error of storing a weight in a format such as bf16; `floor_ratio` is the delta's norm over that "
-            "of the rounding"
+            "the error of storing a weight in a format such as bf16; `floor_ratio` is the delta's"
+            " norm over that of the rounding"
         ),
         "residual stream": "the vector that the layers of a transformer read from and write to",
         "overlap": "how far two subspaces of singular vectors agree, from 0 to 1",
@@ -105,7 +129,9 @@ GLOSSARY: Mapping[str, Mapping[str, str]] = {  # sections; "term, other name": m
 
 def terms() -> list[str]:
     """Every term, one by one."""
-    return [name for section in GLOSSARY.values() for names in section for name in names.split(", ")]
+    return [
+        name for section in GLOSSARY.values() for names in section for name in names.split(", ")
+    ]
 
 
 def meaning_of(word: str) -> str | None:

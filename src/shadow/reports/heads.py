@@ -1,4 +1,6 @@
-"""The heads of the tables on the screen: which column each stands for, so that they can be looked up as they stand."""
+"""The heads of the tables on the screen: which column each stands for, so that they can be looked
+up as they stand.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ class Head:
     """What stands below it."""
 
     column: str = ""
-    """The column of a report that has the same figure for one matrix or pair; empty where there is none."""
+    """The column of a report that has the same figure for one matrix or pair; empty where there is
+    none.
+    """
 
 
 MEDIAN = "median over the matrices of the row"
@@ -76,7 +80,8 @@ HEADS = {
 def head_of(word: str) -> Head | None:
     """The head that a word is, in any case of its letters; None where it is none.
 
-    The letters of compared reports and the level of a spread are left out: `conc. A`, `A - B`, `spread, 95 %`.
+    The letters of compared reports and the level of a spread are left out: `conc. A`, `A - B`,
+    `spread, 95 %`.
     """
     bare = re.sub(r", [\d.]+ %$| [A-Z]$", "", " ".join(word.split()))
     if re.fullmatch(r"[A-Z] -", bare):

@@ -1,4 +1,5 @@
-"""What the `shadow` key of a report's files holds: the types that `shadow.reports.provenance` has checked.
+"""What the `shadow` key of a report's files holds: the types that `shadow.reports.provenance` has
+checked.
 
 Of a key that is not required no reader may rely on the type: another program may have written it.
 """
@@ -64,7 +65,9 @@ class RunMetadata(TypedDict):
 
 
 class SealMetadata(TypedDict):
-    """Who made the summary that lies beside the tables, and of what: see `shadow.findings.summary_file`."""
+    """Who made the summary that lies beside the tables, and of what: see
+    `shadow.findings.summary_file`.
+    """
 
     made_by: Mapping[str, str]  # version, and code: a sha256
     tables: Mapping[str, str]  # a sha256 of each table

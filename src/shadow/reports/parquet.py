@@ -19,12 +19,17 @@ from shadow.reports.provenance import METADATA_KEY
 
 
 def write_report(
-    folder: Path, metadata: ReportMetadata, tables: Mapping[str, pa.Table], *, summary: bytes, scores: bytes
+    folder: Path,
+    metadata: ReportMetadata,
+    tables: Mapping[str, pa.Table],
+    *,
+    summary: bytes,
+    scores: bytes,
 ) -> None:
     """Write the files of a finished audit; each table has the metadata.
 
-    An earlier report stays readable until all of them are written; then they take its place. Empty scores: there are
-    none.
+    An earlier report stays readable until all of them are written; then they take its place. Empty
+    scores: there are none.
     """
     with replacing(folder) as put:
         put("summary.json", summary)
@@ -39,17 +44,23 @@ def stored(table: pa.Table, metadata: ReportMetadata) -> bytes:
 
 
 def write_rows(
-    path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]], provenance: Mapping[str, object]
+    path: Path,
+    columns: Sequence[Column],
+    rows: Sequence[Mapping[str, Cell]],
+    provenance: Mapping[str, object],
 ) -> None:
     """Write rows that belong to no pair's folder into a file of their own, whole or not at all.
 
-    Raises ShadowError when there is a file that was not written so: a report must not be lost to a slip.
+    Raises ShadowError when there is a file that was not written so: a report must not be lost to a
+    slip.
     """
     metadata = {METADATA_KEY: json.dumps(provenance, sort_keys=True).encode()}
     content = parquet_bytes(table_of(columns, rows), metadata)
     with writing(path.parent):
         if path.exists() and not _is_comparison(path):
-            raise ShadowError(f"{path} is there already, and is no comparison", "choose another file with -o")
+            raise ShadowError(
+                f"{path} is there already, and is no comparison", "choose another file with -o"
+            )
         write_beside(path, content)
 
 

@@ -53,7 +53,9 @@ class Identity:
         return content
 
     def is_that_of(self, header: Any) -> bool:
-        """Are the numbers of a journal with this first line ours? No number depends on the optimiser."""
+        """Are the numbers of a journal with this first line ours? No number depends on the
+        optimiser.
+        """
         mine = self.as_json()
         mine["settings"].pop("optimizer", None)
         if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
@@ -67,13 +69,17 @@ class CheckpointIdentity:
     """Which checkpoint one side of a pair was."""
 
     repo: str
-    """A repository of the Hub, or the path of a folder as it was given; of a base per component all of them."""
+    """A repository of the Hub, or the path of a folder as it was given; of a base per component all
+    of them.
+    """
 
     commit: str | None
     """The 40 hexadecimal digits of the commit; None for a folder."""
 
     fingerprint: str | None
-    """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell it."""
+    """A sha256 of the files' names, sizes, times and headers; None in a report that does not tell
+    it.
+    """
 
     def as_json(self) -> dict[str, str | None]:
         """As the files of a report have it."""
@@ -142,7 +148,9 @@ class Provenance:
     """The dtype that the numbers were computed in."""
 
     device: str | None
-    """What Gram matrices were made on: cpu, or cuda where it made any. `told["device_use"]` says how many."""
+    """What Gram matrices were made on: cpu, or cuda where it made any. `told["device_use"]` says
+    how many.
+    """
 
     asked_device: str
     """What `--device` asked for: cpu, also in reports from before it, or cuda."""
@@ -187,13 +195,17 @@ class Provenance:
             compute_dtype=_if_is(str, metadata.get("compute_dtype")),
             device=_if_is(str, metadata.get("device")),
             asked_device=_if_is(str, settings.get("device")) or "cpu",
-            libraries={name: version for name, version in libraries.items() if isinstance(version, str)},
+            libraries={
+                name: version for name, version in libraries.items() if isinstance(version, str)
+            },
             told=metadata,
         )
 
 
 def _checkpoint(side: CheckpointMetadata) -> CheckpointIdentity:
-    return CheckpointIdentity(repo=side["repo"], commit=side["commit"], fingerprint=side["fingerprint"])
+    return CheckpointIdentity(
+        repo=side["repo"], commit=side["commit"], fingerprint=side["fingerprint"]
+    )
 
 
 def _if_is(kind: type[Value], value: object) -> Value | None:
@@ -218,8 +230,9 @@ def _seconds(value: float | None) -> float | None:
 def finished_metadata(folder: Path) -> ReportMetadata | None:
     """The provenance of the finished report in a folder; None when there is none.
 
-    Of a report of another schema only the schema is checked. Raises ShadowError for a report that cannot be read.
-    Whoever reads a report asks this first: a replacement that was killed half-way is completed here.
+    Of a report of another schema only the schema is checked. Raises ShadowError for a report that
+    cannot be read. Whoever reads a report asks this first: a replacement that was killed half-way
+    is completed here.
     """
     _put_in_place(folder)
     path = folder / "matrices.parquet"
@@ -245,16 +258,22 @@ def metadata_in(content: bytes) -> Any:
 
 
 def _check_metadata(metadata: Any) -> None:
-    """Raises TypeError or KeyError where metadata are not of the types that every reader of a report may rely on."""
+    """Raises TypeError or KeyError where metadata are not of the types that every reader of a
+    report may rely on.
+    """
     settings = metadata["settings"]
     texts = [metadata[key] for key in ("version", "family", "pair")]
     texts += [metadata[side]["repo"] for side in ("base", "tuned")]
     texts.append(settings["method"]["precision"])
     maybe = [metadata[side][key] for side in ("base", "tuned") for key in ("commit", "fingerprint")]
-    if not all(isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))):
+    if not all(
+        isinstance(text, str) for text in (*texts, *(text for text in maybe if text is not None))
+    ):
         raise TypeError
     mappings = settings["method"], settings.get("chosen") or {}, metadata.get("libraries") or {}
-    if type(metadata["schema"]) is not int or not all(isinstance(mapping, dict) for mapping in mappings):
+    if type(metadata["schema"]) is not int or not all(
+        isinstance(mapping, dict) for mapping in mappings
+    ):
         raise TypeError
     seconds = metadata.get("seconds") or 0.0
     if not isinstance(seconds, int | float) or not 0 <= seconds < 1e12:
@@ -264,7 +283,8 @@ def _check_metadata(metadata: Any) -> None:
 def report_metadata(folder: Path) -> ReportMetadata:
     """The provenance of the finished report in a folder.
 
-    Raises ShadowError when the folder holds no finished report, a broken one, or one of another schema.
+    Raises ShadowError when the folder holds no finished report, a broken one, or one of another
+    schema.
     """
     metadata = finished_metadata(folder) if folder.is_dir() else None
     if metadata is None:
@@ -272,7 +292,9 @@ def report_metadata(folder: Path) -> ReportMetadata:
         if (folder / PARTIAL).is_dir():
             hint = "the audit is not finished: run it again"
         elif next(folder.glob("*.safetensors"), None) is not None:
-            hint = "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
+            hint = (
+                "it is a checkpoint; `shadow audit BASE TUNED` measures two and writes their report"
+            )
         raise ShadowError(f"{folder}: no finished report in it", hint)
     check_schema(folder, metadata)
     return metadata
@@ -289,7 +311,7 @@ def check_schema(folder: Path, metadata: ReportMetadata) -> None:
         if metadata["schema"] > SCHEMA:
             hint = "pip install --upgrade shadow-audit"
         raise ShadowError(
-            f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is shadow "
-            f"{__version__}, which reads schema {SCHEMA}",
+            f"{folder}: a report of schema {str(metadata['schema'])[:12]}, made by {made}; this is"
+            f" shadow {__version__}, which reads schema {SCHEMA}",
             hint,
         )

@@ -1,8 +1,10 @@
-"""Reports at a URL: fetched to this machine to be read, and published so that nobody ever reads half of one.
+"""Reports at a URL: fetched to this machine to be read, and published so that nobody ever reads
+half of one.
 
-A report is there if its matrices.parquet is, as in a folder. It is written last; where an earlier report is replaced,
-it is removed first, so that no table stands beside those of another audit. Who publishes holds a claim, a small file
-that is created only if there is none. Who reads lists the files before and after, and reads again if they differ.
+A report is there if its matrices.parquet is, as in a folder. It is written last; where an earlier
+report is replaced, it is removed first, so that no table stands beside those of another audit. Who
+publishes holds a claim, a small file that is created only if there is none. Who reads lists the
+files before and after, and reads again if they differ.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ SUMMARY = "summary.json"
 INDEX = "index.json"
 INDEX_FILES = ("batch.parquet", INDEX)  # of a list, in the order in which they are written
 CLAIM = ".uploading.json"
-STALE = 3600.0  # seconds without a sign of life after which a claim is taken over; a file takes minutes
+STALE = (
+    3600.0  # seconds without a sign of life after which a claim is taken over; a file takes minutes
+)
 PATIENCE = 60.0  # seconds that somebody else's upload is waited for
 POLL = 1.0  # seconds between two looks
 SIGN = 60.0  # seconds between two signs of life, at least
@@ -52,8 +56,8 @@ Say = Callable[[str], None]
 def fetched(store: Store, *, spectra: bool = True) -> Path:
     """The reports at or below a URL and the index of a list, as a folder of this machine.
 
-    Only files that a report may have are fetched. spectra: are singular values among them? Raises ShadowError, also
-    where there is no report.
+    Only files that a report may have are fetched. spectra: are singular values among them? Raises
+    ShadowError, also where there is no report.
     """
     folder = fetched_if_any(store, spectra=spectra)
     if folder is None:
@@ -86,7 +90,9 @@ def _chosen(store: Store, there: Mapping[str, Entry], *, spectra: bool) -> dict[
         if not named or not (is_ours or is_index) or (name == SPECTRA and not spectra):
             continue
         if entry.size > (MAX_JSON if name.endswith(".json") else MAX_TABLE):
-            raise ShadowError(f"{store.at(path)}: {byte_size(entry.size)}, larger than any file of a report")
+            raise ShadowError(
+                f"{store.at(path)}: {byte_size(entry.size)}, larger than any file of a report"
+            )
         chosen[path] = entry
     return chosen
 
@@ -97,7 +103,10 @@ def _fetch(store: Store, chosen: Mapping[str, Entry], folder: Path, *, spectra: 
         size = sum(entry.size for entry in chosen.values())
         free = shutil.disk_usage(folder).free
         if size > free:
-            message = f"{store}: {byte_size(size)} to fetch, and {byte_size(free)} are free in {folder.parent.parent}"
+            message = (
+                f"{store}: {byte_size(size)} to fetch, and {byte_size(free)} are free in"
+                f" {folder.parent.parent}"
+            )
             raise ShadowError(message, "free some space, or set TMPDIR to another disk")
         with writing(folder):
             store.fetch({path: entry.size for path, entry in chosen.items()}, folder)
@@ -107,11 +116,14 @@ def _fetch(store: Store, chosen: Mapping[str, Entry], folder: Path, *, spectra: 
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         chosen = after
-    raise ShadowError(f"{store}: reports there changed while they were read", "wait until they are finished")
+    raise ShadowError(
+        f"{store}: reports there changed while they were read", "wait until they are finished"
+    )
 
 
 def published_metadata(store: Store) -> ReportMetadata | None:
-    """The provenance of the report at the URL of a pair, from the end of one file; None where there is none.
+    """The provenance of the report at the URL of a pair, from the end of one file; None where there
+    is none.
 
     Raises ShadowError for a report that cannot be read.
     """
@@ -120,7 +132,8 @@ def published_metadata(store: Store) -> ReportMetadata | None:
 
 
 def standing(store: Store) -> tuple[ReportMetadata | None, str]:
-    """The provenance of the report at a URL, if there is one; or what is wrong with it: a broken one is no report.
+    """The provenance of the report at a URL, if there is one; or what is wrong with it: a broken
+    one is no report.
 
     Raises ShadowError where the store does not let it be read: it may be whole.
     """
@@ -136,8 +149,8 @@ def standing(store: Store) -> tuple[ReportMetadata | None, str]:
 def outlined(store: Store) -> Iterator[Path | None]:
     """A folder with what is small of the report at a URL; None where there is no report.
 
-    Its JSON files are whole. Of its tables there are the footers alone, which tell provenance and columns; no row can
-    be read.
+    Its JSON files are whole. Of its tables there are the footers alone, which tell provenance and
+    columns; no row can be read.
     """
     tables = [name for name in FILES_OF_A_PAIR if name.endswith(".parquet")]
     with _outlined(store, tables, (SUMMARY, KEPT)) as folder:
@@ -145,7 +158,9 @@ def outlined(store: Store) -> Iterator[Path | None]:
 
 
 @contextlib.contextmanager
-def _outlined(store: Store, tables: Collection[str], texts: Collection[str]) -> Iterator[Path | None]:
+def _outlined(
+    store: Store, tables: Collection[str], texts: Collection[str]
+) -> Iterator[Path | None]:
     there = _chosen(store, store.files(), spectra=True)
     if not {FINISHED, SUMMARY} <= there.keys():
         yield None
@@ -201,7 +216,11 @@ class _Claim:
         self._told = time.monotonic()
 
     def content(self) -> bytes:
-        told = {"shadow": "uploading", "token": self.token, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        told = {
+            "shadow": "uploading",
+            "token": self.token,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
         return json.dumps(told).encode() + b"\n"
 
     def check(self) -> None:
@@ -217,20 +236,27 @@ class _Claim:
 
 
 def publish(
-    folder: Path, store: Store, *, token: str, replaces: ReportMetadata | None, say: Say = lambda _: None
+    folder: Path,
+    store: Store,
+    *,
+    token: str,
+    replaces: ReportMetadata | None,
+    say: Say = lambda _: None,
 ) -> None:
     """Upload the finished report of a folder; on return it is the report at the URL.
 
-    replaces: the report that was there when the audit began. token: a name of this writer, so that it goes on where
-    it was killed. Raises ShadowError where another writer is at it or has been, and when the store fails; the folder
-    stays as it is.
+    replaces: the report that was there when the audit began. token: a name of this writer, so that
+    it goes on where it was killed. Raises ShadowError where another writer is at it or has been,
+    and when the store fails; the folder stays as it is.
     """
     files = {name: (folder / name).stat().st_size for name in _in_order(folder)}
     if FINISHED not in files:
         raise ShadowError(f"{folder}: no finished report in it")
     with _claiming(store, token, say) as claim:
         if standing(store)[0] != replaces:
-            raise OvertakenError(f"{store}: another audit has just ended there", "run the same command again")
+            raise OvertakenError(
+                f"{store}: another audit has just ended there", "run the same command again"
+            )
         earlier = [FINISHED, *(name for name in FILES_OF_A_PAIR if name not in files)]
         there = store.files()
         store.remove([name for name in earlier if name in there])
@@ -251,7 +277,9 @@ def _require_whole(store: Store, files: Mapping[str, int]) -> None:
     there = store.files()
     for name, size in files.items():
         if name != FINISHED and (name not in there or there[name].size != size):
-            raise ShadowError(f"{store.at(name)}: only a part of it arrived", "run the same command again")
+            raise ShadowError(
+                f"{store.at(name)}: only a part of it arrived", "run the same command again"
+            )
 
 
 @contextlib.contextmanager
@@ -273,7 +301,9 @@ def _claiming(store: Store, token: str, say: Say) -> Iterator[_Claim]:
 
 
 def _took_over(claim: _Claim, say: Say) -> bool:
-    """Is the claim our own of before, or one that nobody has given a sign of life for? The latter is ours now."""
+    """Is the claim our own of before, or one that nobody has given a sign of life for? The latter
+    is ours now.
+    """
     token, age = _claimed(claim.store)
     if token == claim.token:
         return True
@@ -286,7 +316,9 @@ def _took_over(claim: _Claim, say: Say) -> bool:
 
 
 def _claimed(store: Store) -> tuple[str | None, float]:
-    """Whose the claim is, and the seconds since its last sign of life; None where nobody has claimed."""
+    """Whose the claim is, and the seconds since its last sign of life; None where nobody has
+    claimed.
+    """
     try:
         told = json.loads(store.read(CLAIM, 10_000) or b"{}")
         token, at = told.get("token"), told.get("at")
@@ -297,7 +329,10 @@ def _claimed(store: Store) -> tuple[str | None, float]:
 
 
 def _in_the_way(store: Store) -> ShadowError:
-    hint = f"wait for it; a claim that is left over is taken over after an hour, or remove {store.at(CLAIM)}"
+    hint = (
+        "wait for it; a claim that is left over is taken over after an hour, or remove"
+        f" {store.at(CLAIM)}"
+    )
     return ShadowError(f"{store}: another audit is writing there", hint)
 
 
@@ -328,11 +363,18 @@ class PublishedIndex:
     def finished(self) -> Collection[str]:
         """The folders below that hold a finished report, as `family/pair`."""
         there = self.store.files()
-        return {path.removesuffix(f"/{FINISHED}") for path in there if path.endswith(f"/{FINISHED}")}
+        return {
+            path.removesuffix(f"/{FINISHED}") for path in there if path.endswith(f"/{FINISHED}")
+        }
 
     def publish(self, folder: Path) -> None:
-        """Upload the index of a folder. Raises ShadowError where somebody else has written one meanwhile."""
-        if self.store.entry(INDEX) != self._there and self.store.read(INDEX, MAX_JSON) != self._sent:
+        """Upload the index of a folder. Raises ShadowError where somebody else has written one
+        meanwhile.
+        """
+        if (
+            self.store.entry(INDEX) != self._there
+            and self.store.read(INDEX, MAX_JSON) != self._sent
+        ):
             hint = "shards of one list each take a URL of their own, and `shadow merge` joins them"
             raise ShadowError(f"{self.store}: another list is being audited there", hint)
         for name in INDEX_FILES:

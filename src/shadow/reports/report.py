@@ -1,14 +1,17 @@
-"""A finished report as one object: what it is of, and its tables, each file read once, when it is asked for.
+"""A finished report as one object: what it is of, and its tables, each file read once, when it is
+asked for.
 
-Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them (`matrices` and the
-others), for who computes. The bytes of a file are read once for both, and for its digest: see
-`shadow.findings.summary_file`. The singular values alone, gigabytes in a large model, are read a part at a time.
+Tables come as Arrow has them (`table`), for who makes other files of them, and as pandas has them
+(`matrices` and the others), for who computes. The bytes of a file are read once for both, and for
+its digest: see `shadow.findings.summary_file`. The singular values alone, gigabytes in a large
+model, are read a part at a time.
 
-Missing is told in one way by all frames: `isna()` is true. Whole numbers are `Int64`, flags `boolean` and texts
-`string`, all with `pd.NA`. Numbers are float64 with NaN and not `Float64`: NumPy, SciPy and matplotlib take such a
-column as it is, where `Float64` would become an array of objects; and NaN can mean nothing else, since no audit writes
-it (undefined is null in the files). Columns that an older report lacks are missing in every row, but for those of
-purity, which follow from others.
+Missing is told in one way by all frames: `isna()` is true. Whole numbers are `Int64`, flags
+`boolean` and texts `string`, all with `pd.NA`. Numbers are float64 with NaN and not `Float64`:
+NumPy, SciPy and matplotlib take such a column as it is, where `Float64` would become an array of
+objects; and NaN can mean nothing else, since no audit writes it (undefined is null in the files).
+Columns that an older report lacks are missing in every row, but for those of purity, which follow
+from others.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ class Report:
     def provenance(self) -> Provenance:
         """What was measured, with which settings and version.
 
-        Raises ShadowError when the folder holds no finished report, a broken one, or one of another schema.
+        Raises ShadowError when the folder holds no finished report, a broken one, or one of another
+        schema.
         """
         return Provenance.of(report_metadata(self.folder))
 
@@ -67,7 +71,9 @@ class Report:
 
     @cached_property
     def tensors(self) -> pd.DataFrame:
-        """A row for each tensor of either side, also those that were not measured: `shadow schema tensors`."""
+        """A row for each tensor of either side, also those that were not measured: `shadow schema
+        tensors`.
+        """
         return frame_of(self.table("tensors"))
 
     @cached_property
@@ -77,7 +83,9 @@ class Report:
 
     @cached_property
     def spectra(self) -> pd.DataFrame:
-        """The singular values of each matrix and subject; empty where the audit was asked not to write them."""
+        """The singular values of each matrix and subject; empty where the audit was asked not to
+        write them.
+        """
         return frame_of(self.table("spectra"))
 
     @property
@@ -87,7 +95,8 @@ class Report:
 
     @cached_property
     def absent(self) -> tuple[str, ...]:
-        """What it lacks that was added to reports since it was made: columns by name, tables by their file.
+        """What it lacks that was added to reports since it was made: columns by name, tables by
+        their file.
 
         Columns of purity are not among them: they follow from others.
         Raises ShadowError when a file is broken.
@@ -104,7 +113,8 @@ class Report:
         return tuple(dict.fromkeys(lacking))
 
     def table(self, name: str) -> pa.Table:
-        """A whole table as Arrow has it, null where a value is missing; without rows where the report has no such file.
+        """A whole table as Arrow has it, null where a value is missing; without rows where the
+        report has no such file.
 
         Raises ShadowError when the file is missing, broken, or of another audit than the report.
         """
@@ -113,7 +123,8 @@ class Report:
         return self._tables[name]
 
     def columns(self, table: str, names: Sequence[str]) -> pd.DataFrame:
-        """Some columns of a table, and no others read: for those who need no more of a large report.
+        """Some columns of a table, and no others read: for those who need no more of a large
+        report.
 
         Raises ShadowError as `table` does.
         """
@@ -129,9 +140,13 @@ class Report:
         return self._contents[table]
 
     def parquet(self, table: str) -> pq.ParquetFile:
-        """The file of a table, its footer read and its rows not yet. Raises OSError or what Arrow raises."""
+        """The file of a table, its footer read and its rows not yet. Raises OSError or what Arrow
+        raises.
+        """
         if table not in self._files:
-            source = self._path(table) if table == "spectra" else pa.BufferReader(self.content(table))
+            source = (
+                self._path(table) if table == "spectra" else pa.BufferReader(self.content(table))
+            )
             self._files[table] = pq.ParquetFile(source)
         return self._files[table]
 
@@ -147,7 +162,8 @@ class Report:
             yield from file.iter_batches(BATCH, columns=list(names), use_threads=False)
 
     def spectra_where(self, condition: pc.Expression) -> pa.Table:
-        """The singular values of the rows that meet a condition, as Arrow has them; without rows where there are none.
+        """The singular values of the rows that meet a condition, as Arrow has them; without rows
+        where there are none.
 
         Raises ShadowError as `table` does.
         """
@@ -180,12 +196,16 @@ class Report:
             return read_columns(self._checked(table), table, columns)
 
     def _checked(self, table: str) -> pq.ParquetFile:
-        """The file of a table, which must be of the same audit as the report and of no more rows than a model has."""
+        """The file of a table, which must be of the same audit as the report and of no more rows
+        than a model has.
+        """
         metadata = self.provenance.told
         file = self.parquet(table)
         check_rows(self._path(table), file.metadata.num_rows)
         if not _says(file.schema_arrow, metadata):
-            raise ShadowError(f"{self.folder}: its files are of different audits", "run the audit again")
+            raise ShadowError(
+                f"{self.folder}: its files are of different audits", "run the audit again"
+            )
         return file
 
 
@@ -201,6 +221,10 @@ def frame_of(table: pa.Table) -> pd.DataFrame:
     """A table as every reader of reports has it: see the types above. Lists are NumPy arrays."""
     import pandas as pd
 
-    types = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.string(): pd.StringDtype()}
+    types = {
+        pa.int64(): pd.Int64Dtype(),
+        pa.bool_(): pd.BooleanDtype(),
+        pa.string(): pd.StringDtype(),
+    }
     frame: pd.DataFrame = table.replace_schema_metadata(None).to_pandas(types_mapper=types.get)
     return frame

@@ -10,11 +10,17 @@ from shadow.reports.column_types import STORED_TYPES
 from shadow.reports.columns import DELTA, NOTATION, SCHEMA, Column, Table
 
 RULES = (
-    "The schema is raised when a column changes its meaning or goes, not when one is added: readers pass over columns "
-    "that they do not know, and take a column that is absent for null.",
+    (
+        "The schema is raised when a column changes its meaning or goes, not when one is added:"
+        " readers pass over columns that they do not know, and take a column that is absent for"
+        " null."
+    ),
     "Undefined is null, never NaN.",
     "A column marked `later` was added to this schema later: older reports do not have it.",
-    "Columns marked `start here` say which matrix a row is and what changed in it; the others can wait.",
+    (
+        "Columns marked `start here` say which matrix a row is and what changed in it; the others"
+        " can wait."
+    ),
     "A report of another schema is refused, with both versions and what to do.",
 )
 
@@ -90,7 +96,9 @@ FILES = {  # the JSON files beside the tables: what each key holds
 
 
 def schema_json(tables: Iterable[Table], *, files: bool = False) -> dict[str, object]:
-    """What `shadow schema --format json` prints; with files also of the JSON files beside the tables."""
+    """What `shadow schema --format json` prints; with files also of the JSON files beside the
+    tables.
+    """
     return {
         "schema": SCHEMA,
         "version": __version__,

@@ -1,8 +1,9 @@
-"""The tables of a finished report as this version has them, also of a report that was made before the newest columns.
+"""The tables of a finished report as this version has them, also of a report that was made before
+the newest columns.
 
-Columns that were added to the schema since the report was made are null, but for those of purity, which are made from
-others. Columns that this version does not know are left out, and a number that is not finite, which no audit writes, is
-null.
+Columns that were added to the schema since the report was made are null, but for those of purity,
+which are made from others. Columns that this version does not know are left out, and a number that
+is not finite, which no audit writes, is null.
 """
 
 from __future__ import annotations
@@ -25,20 +26,28 @@ STORED = ("matrices", "tensors", "residual", "spectra")  # tables of a pair's fo
 LATER = ("residual",)  # tables that the first reports lack
 OPTIONAL = ("spectra",)  # left out by --no-spectra
 MAX_ROWS = 5_000_000  # of a file; the largest released mixture of experts has 140,000 matrices
-FEW_ROWS = 2_000  # up to which columns are read one after the other: handing them to threads takes as long
+FEW_ROWS = (
+    2_000  # up to which columns are read one after the other: handing them to threads takes as long
+)
 UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
 PURITY_FROM = (
     "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio", "row_participation_ratio",
     "col_participation_ratio", "floor_ratio",
 )  # fmt: skip
-PURITY = ("excess_purity", "purity_z", "equivalent_directions")  # read from these in reports that lack them
+PURITY = (
+    "excess_purity",
+    "purity_z",
+    "equivalent_directions",
+)  # read from these in reports that lack them
 MANY = 6  # absent columns that are named one by one
 
 
 def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str]) -> pa.Table:
-    """The table with these columns, of their types and in their order; null where it lacks one or is not finite.
+    """The table with these columns, of their types and in their order; null where it lacks one or
+    is not finite.
 
-    Raises KeyError for a column that is required, and what Arrow raises for text that is none or another type.
+    Raises KeyError for a column that is required, and what Arrow raises for text that is none or
+    another type.
     """
     schema = arrow_schema(columns)
     there = dict(zip(table.column_names, table.columns, strict=True))
@@ -47,7 +56,11 @@ def conformed(table: pa.Table, columns: Iterable[Column], required: Iterable[str
     if missing := set(required) & set(schema.names) - set(there):
         raise KeyError(*sorted(missing))
     arrays = [
-        _finite_as(there[field.name], field.type) if field.name in there else pa.nulls(len(table), field.type)
+        (
+            _finite_as(there[field.name], field.type)
+            if field.name in there
+            else pa.nulls(len(table), field.type)
+        )
         for field in schema
     ]
     like_today = pa.Table.from_arrays(arrays, schema=schema.with_metadata(table.schema.metadata))
@@ -60,11 +73,12 @@ def _finite_as(values: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray:
 
 
 def with_purity(table: pa.Table) -> pa.Table:
-    """Rows of matrices with excess_purity, purity_z and equivalent_directions from the columns that older reports have.
+    """Rows of matrices with excess_purity, purity_z and equivalent_directions from the columns that
+    older reports have.
 
-    The formulas are those of an audit where kept is unknown: directions are of the stored delta, and null where
-    floor_ratio is below UNTOUCHED (an adapter has none, as nothing was rounded). purity_z needs the participation
-    ratios of rows and columns, which the first reports lack.
+    The formulas are those of an audit where kept is unknown: directions are of the stored delta,
+    and null where floor_ratio is below UNTOUCHED (an adapter has none, as nothing was rounded).
+    purity_z needs the participation ratios of rows and columns, which the first reports lack.
     """
     columns = {name: table[name].to_numpy() for name in table.column_names if name in PURITY_FROM}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -72,7 +86,9 @@ def with_purity(table: pa.Table) -> pa.Table:
         z = purity * columns["row_participation_ratio"] * columns["col_participation_ratio"] / 2.0
         directions = 1.0 / purity
         short = np.minimum(columns["rows"], columns["cols"])
-        unrounded = (columns["floor_ratio"] >= UNTOUCHED) | ~np.isnan(columns["rank_ceiling"].astype(float))
+        unrounded = (columns["floor_ratio"] >= UNTOUCHED) | ~np.isnan(
+            columns["rank_ceiling"].astype(float)
+        )
         countable = (z > NOISE) & (directions <= short) & unrounded
     computed = {
         "excess_purity": purity,
@@ -105,15 +121,21 @@ def finite(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def may_lack(name: str) -> bool:
-    """May a finished report have no such file? An older one, or one that was audited without spectra."""
+    """May a finished report have no such file? An older one, or one that was audited without
+    spectra.
+    """
     return name in LATER + OPTIONAL
 
 
 def read_columns(file: pq.ParquetFile, name: str, columns: Sequence[Column]) -> pa.Table:
-    """Some columns of the file of a table, as this version has them. Call it within `telling_faults`."""
+    """Some columns of the file of a table, as this version has them. Call it within
+    `telling_faults`.
+    """
     stored = set(file.schema_arrow.names)
     wanted = [column.name for column in columns]
-    older = name == "matrices" and "excess_purity" not in stored and not {*PURITY}.isdisjoint(wanted)
+    older = (
+        name == "matrices" and "excess_purity" not in stored and not {*PURITY}.isdisjoint(wanted)
+    )
     read = list(columns)
     if older:
         more = {*PURITY, *PURITY_FROM} - {*wanted}
@@ -145,4 +167,7 @@ def check_rows(path: Path, count: int) -> None:
 def absent_note(missing: Sequence[str]) -> str:
     """What a person is told of a report that lacks these."""
     names = several(missing, MANY)
-    return f"made before these columns were added, which are null here: {names}; `shadow audit --overwrite` gives them"
+    return (
+        f"made before these columns were added, which are null here: {names}; `shadow audit"
+        " --overwrite` gives them"
+    )

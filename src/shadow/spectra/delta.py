@@ -1,8 +1,9 @@
 """A matrix pair -> its three spectra and every number of them.
 
-The delta D = tuned - base is formed block by block: in float32 from formats of at most 16 bits, where it is exact to
-the last bit that matters, and in float64 from F32 and F64. Its Gram is never put together from the other Grams: that
-loses everything to cancellation (errors up to 410 % were measured).
+The delta D = tuned - base is formed block by block: in float32 from formats of at most 16 bits,
+where it is exact to the last bit that matters, and in float64 from F32 and F64. Its Gram is never
+put together from the other Grams: that loses everything to cancellation (errors up to 410 % were
+measured).
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ FACTORS_FLOOR = 1e-13  # of the largest: singular values from factors are good t
 class Method:
     """How numbers are computed; part of what makes two reports comparable.
 
-    nulls: draws of the sampled null, from seed; subspaces: whether singular vectors are compared too.
+    nulls: draws of the sampled null, from seed; subspaces: whether singular vectors are compared
+    too.
     """
 
     precision: Precision = "default"
@@ -63,7 +65,9 @@ class Method:
 
 @dataclass(frozen=True)
 class Extent:
-    """The largest absolute entries of both sides and of the delta, NaN or infinite where any entry is."""
+    """The largest absolute entries of both sides and of the delta, NaN or infinite where any entry
+    is.
+    """
 
     base: float
     tuned: float
@@ -106,7 +110,8 @@ def _larger(largest: float, block: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over all entries of a pair. profile is D's; the others are in units of weights squared, times scale².
+    """Sums over all entries of a pair. profile is D's; the others are in units of weights squared,
+    times scale².
 
     along: <W_base, D>, times profile.scale / scale.
     """
@@ -120,7 +125,14 @@ class Sums:
     scale: float
 
 
-def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: torch.dtype, space: Workspace) -> Sums:
+def sums(
+    base: Matrix,
+    tuned: Matrix,
+    stored: FloatFormat,
+    size: Extent,
+    dtype: torch.dtype,
+    space: Workspace,
+) -> Sums:
     """Every sum over entries, in one pass.
 
     ulps: sum of ulp(max(|b|, |t|))² in the stored format, the coarser of the two sides'.
@@ -142,12 +154,15 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
         totals["base"] += float(torch.mul(b, b, out=work).sum())
         totals["tuned"] += float(torch.mul(t, t, out=work).sum())
         torch.sub(t, b, out=work)
-        # ones in the working dtype, summed: exact below 2^24 in a block, and six times as fast as count_nonzero
+        # ones in the working dtype, summed: exact below 2^24 in a block, and six times as fast as
+        # count_nonzero
         differs = torch.ne(work, 0, out=space.take("product", work.shape, dtype))
         changed[row : row + len(work)] += differs.sum(1).to(torch.int64)
         if delta_scale != 1.0:
             work.mul_(delta_scale)
-        totals["along"] += float(torch.mul(b, work, out=space.take("product", b.shape, dtype)).sum())
+        totals["along"] += float(
+            torch.mul(b, work, out=space.take("product", b.shape, dtype)).sum()
+        )
         torch.maximum(b.abs_(), t.abs_(), out=b)
         totals["ulps"] += float(_binade(b).clamp_min_(smallest_normal).square_().sum())
         squares = work.square_()
@@ -157,12 +172,16 @@ def sums(base: Matrix, tuned: Matrix, stored: FloatFormat, size: Extent, dtype: 
     fourth = totals.pop("fourth")
     totals["ulps"] *= math.ldexp(1.0, -2 * stored.mantissa_bits)
     zeros = rows * cols - int(changed.sum())
-    profile = Profile(r.numpy(), c.numpy(), fourth, scale * delta_scale, int(torch.count_nonzero(changed)))
+    profile = Profile(
+        r.numpy(), c.numpy(), fourth, scale * delta_scale, int(torch.count_nonzero(changed))
+    )
     return Sums(profile, **totals, zeros=zeros, scale=scale)
 
 
 def _binade(magnitudes: Tensor) -> Tensor:
-    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and for subnormals of the dtype."""
+    """2^floor(log2 x) of x >= 0, in place, by clearing the mantissa; 0 for 0 and for subnormals of
+    the dtype.
+    """
     if magnitudes.dtype == torch.float64:
         magnitudes.view(torch.int64).bitwise_and_(0x7FF0000000000000)
     else:
@@ -174,10 +193,15 @@ def corners(matrix: Matrix) -> Iterator[tuple[int, int]]:
     """The first (row, column) of each block, in the order of `blocks`."""
     rows_each = matrix.shape[1] if matrix.ndim == 3 else 1
     for index in blocks(matrix):
-        yield (index[0].start or 0) * rows_each, (index[-1].start or 0) if len(index) == matrix.ndim else 0
+        yield (
+            (index[0].start or 0) * rows_each,
+            (index[-1].start or 0) if len(index) == matrix.ndim else 0,
+        )
 
 
-def delta_blocks(base: Matrix, tuned: Matrix, scale: float, space: Workspace, dtype: torch.dtype) -> Iterator[Tensor]:
+def delta_blocks(
+    base: Matrix, tuned: Matrix, scale: float, space: Workspace, dtype: torch.dtype
+) -> Iterator[Tensor]:
     """The blocks of scale * (tuned - base), in the order of `blocks`."""
     for index in blocks(tuned):
         b = read_block(base, index, "base", dtype, space)
@@ -197,21 +221,28 @@ def measure_pair(
     remember: Remember = solve_anew,
     grams: Grams = ON_CPU,
 ) -> tuple[Measurement, Measurement, Measurement]:
-    """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows / groups, cols).
+    """All numbers of base, tuned and delta. base and tuned: (rows, cols), or (groups, rows /
+    groups, cols).
 
-    formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key names the
-    matrix for the sampled null. remember: how the spectra of base and of tuned are had; grams: where Gram matrices are
-    made.
+    formats are the stored dtypes, size what `extent` found (finite, and a delta that is not 0), key
+    names the matrix for the sampled null. remember: how the spectra of base and of tuned are had;
+    grams: where Gram matrices are made.
     """
     coarser = min((FLOATS[name] for name in formats), key=lambda stored: stored.mantissa_bits)
     if isinstance(base, BlockScaled) or isinstance(tuned, BlockScaled):
-        # scales move the 8-bit steps to where the weights are: no weight lies below the smallest normal number
+        # scales move the 8-bit steps to where the weights are: no weight lies below the smallest
+        # normal number
         coarser = replace(coarser, min_exponent=FLOATS["F32"].min_exponent)
     dtype = working_dtype(*formats)
     total = sums(base, tuned, coarser, size, dtype, space)
-    base_norm, tuned_norm = math.sqrt(total.base) / total.scale, math.sqrt(total.tuned) / total.scale
+    base_norm, tuned_norm = (
+        math.sqrt(total.base) / total.scale,
+        math.sqrt(total.tuned) / total.scale,
+    )
     vectors = VECTORS if method.subspaces else 0
-    base_spectrum = _weight_spectrum(base, base_norm, size.base, formats[0], method, space, remember, grams, vectors)
+    base_spectrum = _weight_spectrum(
+        base, base_norm, size.base, formats[0], method, space, remember, grams, vectors
+    )
     tuned_spectrum = _weight_spectrum(
         tuned, tuned_norm, size.tuned, formats[1], method, space, remember, grams, vectors
     )
@@ -222,8 +253,12 @@ def measure_pair(
     if isinstance(tuned, Updated):
         delta = _update_spectrum(tuned, norm)
     else:
-        delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, wide_format, grams=grams)
-    base_values, tuned_values, delta_values = (spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta))
+        delta = spectrum(
+            read, shape_of(tuned), norm, scale, method.precision, wide_format, grams=grams
+        )
+    base_values, tuned_values, delta_values = (
+        spectrum_values(s) for s in (base_spectrum, tuned_spectrum, delta)
+    )
     participation = delta_values["participation_ratio"]
     profile = total.profile
     delta_values |= {
@@ -238,7 +273,9 @@ def measure_pair(
         "decay_cosine": decay_cosine(total.along, math.sqrt(profile.energy), math.sqrt(total.base)),
         "levels_base": stored_levels(base, formats[0]),
         "levels_tuned": stored_levels(tuned, formats[1]),
-        **sampled_values(delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale, grams),
+        **sampled_values(
+            delta, method.nulls, f"{method.seed}\t{key}", read, list(corners(tuned)), scale, grams
+        ),
         **(
             subspace_values(base_spectrum, tuned_spectrum, delta, (base, tuned), profile, space)
             if method.subspaces
@@ -246,15 +283,27 @@ def measure_pair(
         ),
     }
     lines = (profile.rows / scale**2, profile.cols / scale**2)
-    undone = undo(base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"]))
+    undone = undo(
+        base, tuned, formats, lines, size.base, dtype, space, _as_float(delta_values["floor_ratio"])
+    )
     delta_values |= undone_values(undone, base_norm) | _purity(
         delta_values, undone, base, tuned, method, dtype, space, grams
     )
-    about_kept = {"kept_reason": undone.reason, "kept_history": undone.history, "kept_misfit": undone.misfit}
+    about_kept = {
+        "kept_reason": undone.reason,
+        "kept_history": undone.history,
+        "kept_misfit": undone.misfit,
+    }
     return (
         Measurement("base", base_spectrum.precision, base_values, base_spectrum.sigma),
         Measurement("tuned", tuned_spectrum.precision, tuned_values, tuned_spectrum.sigma),
-        Measurement("delta", delta.precision, {**delta_values, **about_kept}, delta.sigma, _binade_lists(undone)),
+        Measurement(
+            "delta",
+            delta.precision,
+            {**delta_values, **about_kept},
+            delta.sigma,
+            _binade_lists(undone),
+        ),
     )
 
 
@@ -282,10 +331,11 @@ def _purity(
     space: Workspace,
     grams: Grams,
 ) -> Values:
-    """excess_purity and purity_z of the stored delta, excess_purity_unrounded and equivalent_directions of the update.
+    """excess_purity and purity_z of the stored delta, excess_purity_unrounded and
+    equivalent_directions of the update.
 
-    Where the base was rounded before training, the latter two are of tuned - round(base), which has a spectrum of its
-    own.
+    Where the base was rounded before training, the latter two are of tuned - round(base), which has
+    a spectrum of its own.
     """
     shape = shape_of(tuned)
     of_stored = purity_values(of_delta, shape, undone.kept, undone.reason)
@@ -293,7 +343,11 @@ def _purity(
         return of_stored
     assert undone.grid is not None
     from_rounded = _difference(Rounded(base, undone.grid), tuned, method, dtype, space, grams)
-    other = purity_values(from_rounded, shape, undone.kept, undone.reason) if from_rounded else dict.fromkeys(of_stored)
+    other = (
+        purity_values(from_rounded, shape, undone.kept, undone.reason)
+        if from_rounded
+        else dict.fromkeys(of_stored)
+    )
     return {**other, "excess_purity": of_stored["excess_purity"], "purity_z": of_stored["purity_z"]}
 
 
@@ -308,7 +362,9 @@ def _difference(
     scale = total.profile.scale
     read = partial(delta_blocks, base, tuned, scale, space)
     norm = math.sqrt(total.profile.energy) / scale
-    delta = spectrum(read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64, grams=grams)
+    delta = spectrum(
+        read, shape_of(tuned), norm, scale, method.precision, dtype == torch.float64, grams=grams
+    )
     values = spectrum_values(delta)
     return {
         **values,
@@ -341,7 +397,9 @@ def delta_sketch(
     direction: Direction,
     space: Workspace,
 ) -> NDArray[np.float32]:
-    """What `shadow.spectra.residual` keeps of a delta of Frobenius norm `norm`, in one more pass over both sides."""
+    """What `shadow.spectra.residual` keeps of a delta of Frobenius norm `norm`, in one more pass
+    over both sides.
+    """
     scale = power_of_two_scale(size.delta)
     read = delta_blocks(base, tuned, scale, space, working_dtype(*formats))
     return sketch(read, corners(tuned), shape_of(tuned), (norm * scale) ** 2, direction)
@@ -350,7 +408,14 @@ def delta_sketch(
 def frobenius_norm(matrix: Matrix, largest: float, dtype: torch.dtype, space: Workspace) -> float:
     """The Frobenius norm of a matrix whose largest absolute entry is given."""
     scale = power_of_two_scale(largest)
-    return math.sqrt(sum(float(block.square_().sum()) for block in scaled_blocks(matrix, scale, dtype, space))) / scale
+    return (
+        math.sqrt(
+            sum(
+                float(block.square_().sum()) for block in scaled_blocks(matrix, scale, dtype, space)
+            )
+        )
+        / scale
+    )
 
 
 def _weight_spectrum(
@@ -370,7 +435,9 @@ def _weight_spectrum(
         scale = power_of_two_scale(largest)
         wide_format = working_dtype(stored) == torch.float64
         read = partial(scaled_blocks, matrix, scale, space=space)
-        return spectrum(read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors, grams)
+        return spectrum(
+            read, shape_of(matrix), norm, scale, method.precision, wide_format, vectors, grams
+        )
 
     return remember(matrix, Question(stored, method.precision, vectors, grams.solver), norm, solve)
 
@@ -398,7 +465,9 @@ def spectrum_values(spectrum: Spectrum) -> Values:
 
 
 def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) -> Values:
-    """What the delta is relative to the base: sizes, direction, rounding, and how the singular values moved."""
+    """What the delta is relative to the base: sizes, direction, rounding, and how the singular
+    values moved.
+    """
     both = (base.sigma > 0) & (tuned.sigma > 0)
     ratios = tuned.sigma[both] / base.sigma[both]
     quartiles = [float(x) for x in np.percentile(ratios, [25, 50, 75])] if len(ratios) else None
@@ -415,10 +484,12 @@ def _relations(base: Spectrum, tuned: Spectrum, delta: Spectrum, total: Sums) ->
 
 
 def _cosine(total: Sums) -> float | None:
-    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 of relative_norm².
+    """<W_base, W_tuned> / (norm norm), from the delta: 1 - cosine is right to 1e-7 of
+    relative_norm².
 
-    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|). Summed from products
-    of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of 1e-3.
+    1 - cos = (|D|² - (|t| - |b|)²) / (2 |b| |t|), and |t| - |b| = (2 <b, D> + |D|²) / (|t| + |b|).
+    Summed from products of base and tuned in float32, 1 - cosine was 22 % off at a relative norm of
+    1e-3.
     """
     base, tuned = math.sqrt(total.base), math.sqrt(total.tuned)
     if base == 0 or tuned == 0:
@@ -439,4 +510,7 @@ def _shifts(base: Values, tuned: Values) -> Values:
         before, after = base[name], tuned[name]
         return None if before is None or after is None else after - before
 
-    return {"effective_rank_shift": shift("effective_rank"), "stable_rank_shift": shift("stable_rank")}
+    return {
+        "effective_rank_shift": shift("effective_rank"),
+        "stable_rank_shift": shift("stable_rank"),
+    }

@@ -1,12 +1,14 @@
-"""Gram matrices on an accelerator, each believed only after a check; eigenvalues stay on the CPU, in float64.
+"""Gram matrices on an accelerator, each believed only after a check; eigenvalues stay on the CPU,
+in float64.
 
-A device multiplies in float32, without TF32. What needs float64 stays on the CPU: matrices with a short side of up to
-EXACT_SIDE, checkpoints in F32, the precision `exact`, and what `default` redoes. Sums over entries, singular vectors
-and subspaces stay there too.
+A device multiplies in float32, without TF32. What needs float64 stays on the CPU: matrices with a
+short side of up to EXACT_SIDE, checkpoints in F32, the precision `exact`, and what `default`
+redoes. Sums over entries, singular vectors and subspaces stay there too.
 
-A check costs two products with a vector. With v of random signs, G v must be W (Wᵀ v), formed on the CPU from the same
-blocks: an error E of the Gram shows as ||E v||, about its Frobenius norm. Its trace must be the energy of the matrix,
-and its trace and squared norm the sums of its eigenvalues and of their squares.
+A check costs two products with a vector. With v of random signs, G v must be W (Wᵀ v), formed on
+the CPU from the same blocks: an error E of the Gram shows as ||E v||, about its Frobenius norm. Its
+trace must be the energy of the matrix, and its trace and squared norm the sums of its eigenvalues
+and of their squares.
 """
 
 from __future__ import annotations
@@ -28,16 +30,21 @@ from torch import Tensor
 
 from shadow.spectra.spectrum import BLOCK, ON_CPU, UNIT, Eigen, Read
 
-# Lines along the long side that one float32 product sums up. cuBLAS may add them one after another, and the error grows
-# with the root of their number: of 256 it is below that of the CPU's libraries, of a block of 2,000 four to ten times.
+# Lines along the long side that one float32 product sums up. cuBLAS may add them one after another,
+# and the error grows with the root of their number: of 256 it is below that of the CPU's libraries,
+# of a block of 2,000 four to ten times.
 DEPTH = 256
-# Largest ||G v - W (Wᵀ v)|| in units of the energy; of the trace, whose errors may all have one sign, the root of the
-# side times as much. Right products stayed below 2 roundings of float32; TF32 makes 65 at a long side of 6,000, and
-# falls with its root.
+# Largest ||G v - W (Wᵀ v)|| in units of the energy; of the trace, whose errors may all have one
+# sign, the root of the side times as much. Right products stayed below 2 roundings of float32; TF32
+# makes 65 at a long side of 6,000, and falls with its root.
 SAME_GRAM = 8 * UNIT["default"]
-SAME_EIGENVALUES = 1e-5  # largest differences of the sums over eigenvalues, in units of the energy and its square
+SAME_EIGENVALUES = (
+    1e-5  # largest differences of the sums over eigenvalues, in units of the energy and its square
+)
 IN_A_ROW = 3  # Gram matrices that failed one after another, after which the device is left alone
-SECONDS = 300  # after which the self-test counts as hung; a driver's first start can take half a minute
+SECONDS = (
+    300  # after which the self-test counts as hung; a driver's first start can take half a minute
+)
 LIBRARY = 32 << 20  # bytes that cuBLAS takes for each stream at most
 
 Fault = Literal["mismatch", "not finite", "out of memory", "error"]
@@ -59,7 +66,9 @@ class Device(Protocol):
     """What its maker calls it."""
 
     def gram(self, matrix_blocks: Iterator[Tensor], side: int, wide: bool) -> Tensor:
-        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU. Any RuntimeError means that it cannot."""
+        """As `shadow.spectra.spectrum.gram`, float32 and whole, on the CPU. Any RuntimeError means
+        that it cannot.
+        """
         ...
 
     def self_test(self) -> str | None:
@@ -74,8 +83,8 @@ class Device(Protocol):
 class Offload:
     """What the workers of one audit share: the device, and whether it is still used.
 
-    say: gets a line for people whenever something does not come from the device. on_cpu: why nothing does, None while
-    the device is used.
+    say: gets a line for people whenever something does not come from the device. on_cpu: why
+    nothing does, None while the device is used.
     """
 
     def __init__(self, device: Device, say: Callable[[str], None]) -> None:
@@ -94,7 +103,10 @@ class Offload:
                 fault = self.device.self_test()
                 if fault is not None:
                     self.on_cpu = "self-test"
-                    self._say(f"{self._named} failed its self-test ({fault}): all Gram matrices are made on the CPU")
+                    self._say(
+                        f"{self._named} failed its self-test ({fault}): all Gram matrices are made"
+                        " on the CPU"
+                    )
             return self.on_cpu is None
 
     def succeeded(self) -> None:
@@ -106,10 +118,14 @@ class Offload:
         with self._lock:
             self._in_a_row += 1
             told = f" ({detail})" if detail else ""
-            self._say(f"{which}: the Gram matrix of {self._named} {SAID[fault]}{told}: made on the CPU")
+            self._say(
+                f"{which}: the Gram matrix of {self._named} {SAID[fault]}{told}: made on the CPU"
+            )
             if self._in_a_row == IN_A_ROW and self.on_cpu is None:
                 self.on_cpu = "given up"
-                self._say(f"{self._named} failed {IN_A_ROW} times in a row: the rest is made on the CPU")
+                self._say(
+                    f"{self._named} failed {IN_A_ROW} times in a row: the rest is made on the CPU"
+                )
 
     @property
     def _named(self) -> str:
@@ -117,10 +133,11 @@ class Offload:
 
 
 class Offloaded:
-    """The Gram matrices of one pair of matrices, of the device or of the CPU; not shared between threads.
+    """The Gram matrices of one pair of matrices, of the device or of the CPU; not shared between
+    threads.
 
-    which: what people call the pair. made: how many Gram matrices were made where; those of the CPU with the reason,
-    `cpu: float64`.
+    which: what people call the pair. made: how many Gram matrices were made where; those of the CPU
+    with the reason, `cpu: float64`.
     """
 
     def __init__(self, offload: Offload, which: str) -> None:
@@ -151,7 +168,9 @@ class Offloaded:
     def _from_device(
         self, read: Read, shape: tuple[int, int], norm: float, solve: Callable[[Tensor], Eigen]
     ) -> Eigen | str:
-        """Eigenvalues and vectors of the device's Gram matrix; or why it was not made, or cannot be believed."""
+        """Eigenvalues and vectors of the device's Gram matrix; or why it was not made, or cannot be
+        believed.
+        """
         offload = self._offload
         if not offload.is_usable():
             assert offload.on_cpu is not None
@@ -184,7 +203,9 @@ class Offloaded:
 
 
 class _Probe:
-    """W (Wᵀ v) of a matrix whose blocks pass by, v (side,) of random signs, the same for every matrix of that side."""
+    """W (Wᵀ v) of a matrix whose blocks pass by, v (side,) of random signs, the same for every
+    matrix of that side.
+    """
 
     def __init__(self, side: int, wide: bool) -> None:
         self.side = side
@@ -209,7 +230,9 @@ class _Probe:
 
 def _sums(gram: Tensor) -> tuple[float, float]:
     """The trace and the squared norm, in float64."""
-    return float(gram.diagonal().double().sum()), sum(float(gram[rows].double().square().sum()) for rows in _rows(gram))
+    return float(gram.diagonal().double().sum()), sum(
+        float(gram[rows].double().square().sum()) for rows in _rows(gram)
+    )
 
 
 def _rows(gram: Tensor) -> Iterator[slice]:
@@ -219,7 +242,9 @@ def _rows(gram: Tensor) -> Iterator[slice]:
 
 
 class TorchDevice:
-    """A device of torch. Blocks pass through two buffers that it copies from while the CPU reads the next one."""
+    """A device of torch. Blocks pass through two buffers that it copies from while the CPU reads
+    the next one.
+    """
 
     def __init__(self, place: str) -> None:
         """place: as torch calls it, such as cuda:0."""
@@ -243,8 +268,12 @@ class TorchDevice:
             return total.cpu()
 
     def self_test(self) -> str | None:
-        """What is wrong with its Gram matrices, found in a child process: a driver may hang or crash."""
-        return tested_in_child([sys.executable, "-P", "-m", "shadow.spectra.self_test", str(self.place)])
+        """What is wrong with its Gram matrices, found in a child process: a driver may hang or
+        crash.
+        """
+        return tested_in_child(
+            [sys.executable, "-P", "-m", "shadow.spectra.self_test", str(self.place)]
+        )
 
     def free_memory(self) -> int:
         """Bytes of a CUDA card."""
@@ -257,7 +286,9 @@ def _parts(x: Tensor, width: int) -> Iterator[Tensor]:
 
 
 class _Way:
-    """How one thread brings blocks to a device: a stream of its own, and buffers that are used in turns."""
+    """How one thread brings blocks to a device: a stream of its own, and buffers that are used in
+    turns.
+    """
 
     def __init__(self, place: torch.device) -> None:
         self._place = place
@@ -270,7 +301,9 @@ class _Way:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def copied(self, part: Tensor) -> Tensor:
-        """The same on the device. Returns before it is there; what the stream does next waits for it."""
+        """The same on the device. Returns before it is there; what the stream does next waits for
+        it.
+        """
         turn, self._next = self._next, 1 - self._next
         event = self._copied[turn]
         if event is not None:
@@ -280,7 +313,11 @@ class _Way:
             buffer = torch.empty(max(part.numel(), BLOCK), pin_memory=self._stream is not None)
             self._buffers[turn] = buffer
         # column by column where the part is: so that the device multiplies it as it lies
-        here = buffer[: part.numel()].view(part.T.shape).T if part.stride(0) == 1 else buffer[: part.numel()]
+        here = (
+            buffer[: part.numel()].view(part.T.shape).T
+            if part.stride(0) == 1
+            else buffer[: part.numel()]
+        )
         here = here.view(part.shape)
         here.copy_(part)
         there = here.to(self._place, non_blocking=True)
@@ -290,7 +327,9 @@ class _Way:
 
 
 def device_memory(side: int, jobs: int) -> int:
-    """Bytes that so many workers take on a device at most, beside what its driver takes; side: of the largest Gram."""
+    """Bytes that so many workers take on a device at most, beside what its driver takes; side: of
+    the largest Gram.
+    """
     return jobs * (4 * side**2 + 2 * 4 * max(BLOCK, side) + LIBRARY)
 
 
@@ -326,12 +365,17 @@ def full_products() -> Iterator[None]:
 
 
 def _precisions() -> tuple[str, list[tuple[Any, str]]]:
-    """torch's older setting of products, and the newer one (since 2.9) of each library that the older one sets too."""
+    """torch's older setting of products, and the newer one (since 2.9) of each library that the
+    older one sets too.
+    """
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # only the newer one was set
         older = "highest"
-    libraries: list[Any] = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    libraries: list[Any] = [
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.mkldnn, "matmul", None),
+    ]
     newer = [(one, str(one.fp32_precision)) for one in libraries if hasattr(one, "fp32_precision")]
     return older, newer
 

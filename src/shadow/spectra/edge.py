@@ -1,8 +1,9 @@
-"""The edge of a delta's null for a separable profile, where the base's directions lie in it, and small measures beside.
+"""The edge of a delta's null for a separable profile, where the base's directions lie in it, and
+small measures beside.
 
-Energies r_i of rows and c_j of columns give entries of variance r_i c_j / E. The largest singular value of such noise
-converges to an edge that two scalar equations define (Silverstein & Choi 1995 for one profile; Paul & Silverstein 2009
-for two).
+Energies r_i of rows and c_j of columns give entries of variance r_i c_j / E. The largest singular
+value of such noise converges to an edge that two scalar equations define (Silverstein & Choi 1995
+for one profile; Paul & Silverstein 2009 for two).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from shadow.spectra.spectrum import Spectrum
 
 Floats = NDArray[np.float64]
 
-SAME = 0.002  # energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
+# energies within this ratio count as one: moves the edge by less, and bounds the work of long sides
+SAME = 0.002
 LEVELS_ROWS = 64  # rows, evenly spaced
 TOP = 20
 
@@ -31,8 +33,9 @@ TOP = 20
 def sharp_edge(rows: Floats, cols: Floats) -> float:
     """The largest singular value, in the limit, of noise with variances rows_i cols_j / sum(rows).
 
-    With a = rows, b = cols / E, P(t) = sum a / (1 + a t) and Q(s) = sum b / (1 + b s), s(t) in (-1 / max b, 0) solves
-    s Q(s) = t P(t); the squared edge is the least of -Q(s(t)) / t over t in (-1 / max a, 0).
+    With a = rows, b = cols / E, P(t) = sum a / (1 + a t) and Q(s) = sum b / (1 + b s), s(t) in (-1
+    / max b, 0) solves s Q(s) = t P(t); the squared edge is the least of -Q(s(t)) / t over t in (-1
+    / max a, 0).
     """
     energy = float(rows.sum())
     a, of_a = _grouped(rows)
@@ -52,7 +55,9 @@ def sharp_edge(rows: Floats, cols: Floats) -> float:
         s = -1.0 / (1.0 + math.exp(-brentq(excess, -60.0, 34.0, xtol=1e-10)))
         return math.log(float((of_b * b / (1.0 + b * s)).sum()) / -t)
 
-    minimum = minimize_scalar(least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6})
+    minimum = minimize_scalar(
+        least_at, bounds=(-25.0, 25.0), method="bounded", options={"xatol": 1e-6}
+    )
     return math.sqrt(math.exp(minimum.fun) * unit * largest_b)
 
 
@@ -65,7 +70,8 @@ def _grouped(energies: Floats) -> tuple[Floats, Floats]:
 
 
 def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float) -> Values:
-    """null_edge_sharp, spikes_sharp: the edge with a margin of 1 + m^(-2/3), and the sigmas above it.
+    """null_edge_sharp, spikes_sharp: the edge with a margin of 1 + m^(-2/3), and the sigmas above
+    it.
 
     rows, cols: energies of scale * D. It assumes a separable profile: noise in blocks passes it.
     """
@@ -74,7 +80,9 @@ def sharp_edge_values(delta: Spectrum, rows: Floats, cols: Floats, scale: float)
 
 
 def decay_cosine(product: float, delta_norm: float, base_norm: float) -> float | None:
-    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed. product is summed from D itself."""
+    """<D, W_base> / (norm norm), in [-1, 1]; below 0 where weights decayed. product is summed from
+    D itself.
+    """
     norms = delta_norm * base_norm
     return max(-1.0, min(1.0, product / norms)) if norms > 0 else None
 
@@ -104,7 +112,8 @@ def levels_rows(count: int) -> NDArray[np.intp]:
 
 
 def stored_levels(matrix: Matrix, stored: str) -> float | None:
-    """`levels` of a stored matrix; None for formats of 8 bits, which have few by themselves, and for adapters.
+    """`levels` of a stored matrix; None for formats of 8 bits, which have few by themselves, and
+    for adapters.
 
     F32 and F64 are looked at in float32.
     """

@@ -1,11 +1,13 @@
 """Two deltas that follow one another, from the three matrices that they lie between.
 
-D1 = middle - first, D2 = last - middle. One pass sums their inner product, and a second holds D2 against the leading
-singular directions of D1. Formed block by block in float64: in memory are four blocks and one Gram matrix.
+D1 = middle - first, D2 = last - middle. One pass sums their inner product, and a second holds D2
+against the leading singular directions of D1. Formed block by block in float64: in memory are four
+blocks and one Gram matrix.
 
-What a cosine of two updates that have nothing to do with one another is, depends on the rounding of the middle matrix,
-which both deltas share with opposite signs. Where the second training began from the stored matrix, the cosine is 0 on
-average. Where a master copy in more bits went on, it is below 0: see `shared_rounding`.
+What a cosine of two updates that have nothing to do with one another is, depends on the rounding of
+the middle matrix, which both deltas share with opposite signs. Where the second training began from
+the stored matrix, the cosine is 0 on average. Where a master copy in more bits went on, it is below
+0: see `shared_rounding`.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Shared:
-    """What rounding alone does to <D1, D2>, ||D1||² and ||D2||² where a master copy went on, in units of weights²."""
+    """What rounding alone does to <D1, D2>, ||D1||² and ||D2||² where a master copy went on, in
+    units of weights².
+    """
 
     inner: float = 0.0
     first: float = 0.0
@@ -54,9 +58,10 @@ class Shared:
 class Inside:
     """How D2 lies in the leading singular directions of D1.
 
-    directions: k = min(16, m), or as many as are resolved; energy: ||D2||², 0 where there are none. left and right:
-    energy of D2 in the leading k left (outputs) and right (inputs) singular directions of D1; chance_left and
-    chance_right: what D2's rows and columns give with random signs.
+    directions: k = min(16, m), or as many as are resolved; energy: ||D2||², 0 where there are none.
+    left and right: energy of D2 in the leading k left (outputs) and right (inputs) singular
+    directions of D1; chance_left and chance_right: what D2's rows and columns give with random
+    signs.
     """
 
     directions: int = 0
@@ -71,8 +76,8 @@ class Inside:
 class JointValues:
     """Sums over the entries of a matrix.
 
-    inner: <D1, D2>; first, second: ||D1||², ||D2||²; spread: sum of (D1_ij D2_ij)², the variance of inner if all signs
-    were random.
+    inner: <D1, D2>; first, second: ||D1||², ||D2||²; spread: sum of (D1_ij D2_ij)², the variance of
+    inner if all signs were random.
     """
 
     inner: float
@@ -91,7 +96,8 @@ Pairs = tuple[tuple[Matrix, Matrix], tuple[Matrix, Matrix]]  # (first, middle), 
 
 
 def joint_values(pairs: Pairs, formats: tuple[str, str, str], space: Workspace) -> JointValues:
-    """Both deltas held against one another. formats are the stored dtypes of first, middle and last.
+    """Both deltas held against one another. formats are the stored dtypes of first, middle and
+    last.
 
     All four matrices have one shape, dimension by dimension.
     """
@@ -118,7 +124,9 @@ class _Sums:
         return math.isfinite(self.first) and math.isfinite(self.second)
 
 
-def _triples(pairs: Pairs, space: Workspace) -> Iterator[tuple[tuple[int, int], Tensor, Tensor, Tensor]]:
+def _triples(
+    pairs: Pairs, space: Workspace
+) -> Iterator[tuple[tuple[int, int], Tensor, Tensor, Tensor]]:
     """((row, column) of its first entry, the middle, D1 and D2) of every block, in float64."""
     (first, middle), (again, last) = pairs
     row = col = 0
@@ -159,21 +167,26 @@ def _sums(pairs: Pairs, grid: FloatFormat | None, space: Workspace) -> _Sums:
 
 
 def _grid(middle: Matrix, formats: tuple[str, str, str], space: Workspace) -> FloatFormat | None:
-    """The format whose rounding both deltas share; None where the middle was not rounded to steps of its values."""
+    """The format whose rounding both deltas share; None where the middle was not rounded to steps
+    of its values.
+    """
     if isinstance(middle, BlockScaled | Updated):
         return None
     return FLOATS[coarser_grid(middle, formats[1], working_dtype(formats[1]), space, "tuned")]
 
 
 def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> Shared:
-    """What a master copy in more bits makes of two unrelated updates, each rounded when it is stored.
+    """What a master copy in more bits makes of two unrelated updates, each rounded when it is
+    stored.
 
-    Let Q round to steps of u, and x lie anywhere between two of them. A normal update of standard deviation s moves the
-    stored value by V(s) = E (Q(x + d) - Q(x))² = s² + u² g(s / u) on average, g(t) = E f (1 - f) with f the fractional
-    part of |t z|, z standard normal. Q(x + d1) - Q(x) and Q(x + d1 + d2) - Q(x + d1) add up to a move by d1 + d2, so
-    the mean of their product is (V(hypot(s1, s2)) - V(s1) - V(s2)) / 2 = u² (g12 - g1 - g2) / 2, at most 0: what is
-    rounded up is rounded down again. The cosine of the two falls from 0 for large updates to -0.293 for small ones. s1
-    and s2 are found from the stored energies, in each binade of the middle, as u is another in each.
+    Let Q round to steps of u, and x lie anywhere between two of them. A normal update of standard
+    deviation s moves the stored value by V(s) = E (Q(x + d) - Q(x))² = s² + u² g(s / u) on average,
+    g(t) = E f (1 - f) with f the fractional part of |t z|, z standard normal. Q(x + d1) - Q(x) and
+    Q(x + d1 + d2) - Q(x + d1) add up to a move by d1 + d2, so the mean of their product is
+    (V(hypot(s1, s2)) - V(s1) - V(s2)) / 2 = u² (g12 - g1 - g2) / 2, at most 0: what is rounded up
+    is rounded down again. The cosine of the two falls from 0 for large updates to -0.293 for small
+    ones. s1 and s2 are found from the stored energies, in each binade of the middle, as u is
+    another in each.
     """
     _, exponents = np.frexp(middle)
     steps = np.maximum(exponents - 1, grid.min_exponent) - grid.mantissa_bits
@@ -188,7 +201,9 @@ def shared_rounding(middle: Array, d1: Array, d2: Array, grid: FloatFormat) -> S
         unit = math.ldexp(1.0, 2 * int(exponent)) * count
         widths = [_width(energy / unit) for energy in energies]
         if min(widths) > 0:
-            inner += unit * (_moved(math.hypot(*widths)) - _moved(widths[0]) - _moved(widths[1])) / 2
+            inner += (
+                unit * (_moved(math.hypot(*widths)) - _moved(widths[0]) - _moved(widths[1])) / 2
+            )
     return Shared(inner, first, second)
 
 
@@ -197,8 +212,11 @@ def _moved(width: float) -> float:
     if width >= 2:
         return 1 / 6
     k = np.arange(1, max(8, math.ceil(1.5 / width)) + 1, dtype=np.float64)
-    # the terms left out are below 1e-19; for narrow updates the series is that of sqrt(2 / pi) t - t²
-    return max(0.0, 1 / 6 - float((np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2).sum()))
+    # the terms left out are below 1e-19; for narrow updates the series is that of sqrt(2 / pi) t -
+    # t²
+    return max(
+        0.0, 1 / 6 - float((np.exp(-2 * (math.pi * k * width) ** 2) / (math.pi * k) ** 2).sum())
+    )
 
 
 @cache
@@ -232,13 +250,17 @@ def _inside(
     scale = power_of_two_scale(sums.largest)
     wide = working_dtype(*formats) == torch.float64 or isinstance(old[1], Updated)
     read = partial(delta_blocks, *old, scale, space)
-    leading = spectrum(read, shape_of(old[1]), norm, scale, "default", wide, min(SUBSPACE, *shape_of(old[1])))
+    leading = spectrum(
+        read, shape_of(old[1]), norm, scale, "default", wide, min(SUBSPACE, *shape_of(old[1]))
+    )
     basis = _resolved(leading)
     k = basis.shape[1]
     if k == 0:
         return Inside()
     wide_shape = leading.rows <= leading.cols
-    energies = (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)  # of the short side, and of the long
+    energies = (
+        (sums.rows, sums.cols) if wide_shape else (sums.cols, sums.rows)
+    )  # of the short side, and of the long
     short, long, long_chance = _against(basis, leading, (old, new), energies[1], space)
     short_chance = float(energies[0] @ (basis**2).sum(axis=1))
     if wide_shape:
@@ -249,9 +271,11 @@ def _inside(
 def _against(
     basis: Array, leading: Spectrum, pairs: Pairs, energies: Array, space: Workspace
 ) -> tuple[float, float, float]:
-    """Energies of D2 in the short side's basis, in the long side's, and what its profile gives in the latter.
+    """Energies of D2 in the short side's basis, in the long side's, and what its profile gives in
+    the latter.
 
-    The long side's directions Y = D1ᵀ U / sigma are formed block by block and made orthonormal in the sums.
+    The long side's directions Y = D1ᵀ U / sigma are formed block by block and made orthonormal in
+    the sums.
     """
     m, k = basis.shape
     left = np.ascontiguousarray(basis.T)
@@ -259,7 +283,11 @@ def _against(
     gram, weighted, images = np.zeros((k, k)), np.zeros((k, k)), np.zeros((k, m))
     inside, start = 0.0, 0
     for _, _, d1, d2 in _triples(pairs, space):
-        old, new = (d1.numpy(), d2.numpy()) if leading.rows <= leading.cols else (d1.numpy().T, d2.numpy().T)
+        old, new = (
+            (d1.numpy(), d2.numpy())
+            if leading.rows <= leading.cols
+            else (d1.numpy().T, d2.numpy().T)
+        )
         y, inner = onto @ old, left @ new
         part = energies[start : start + y.shape[1]]
         start += len(part)

@@ -1,6 +1,8 @@
-"""Matrices that are not stored as they are: scaled 8-bit floats, a base with a low-rank update, and a rounded matrix.
+"""Matrices that are not stored as they are: scaled 8-bit floats, a base with a low-rank update, and
+a rounded matrix.
 
-All are read block by block like a tensor of a mapped file, by `matrix[index]`; none is ever formed whole.
+All are read block by block like a tensor of a mapped file, by `matrix[index]`; none is ever formed
+whole.
 """
 
 from __future__ import annotations
@@ -15,10 +17,12 @@ from shadow.dtypes import FloatFormat
 
 @dataclass(frozen=True)
 class BlockScaled:
-    """A matrix (rows, cols) of 8-bit floats with one scale for each block of block[0] x block[1] entries.
+    """A matrix (rows, cols) of 8-bit floats with one scale for each block of block[0] x block[1]
+    entries.
 
-    W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's `weight_scale_inv`.
-    The last block of a row or column may be cut. first_row is the row of the stored tensor that row 0 is.
+    W_ij = raw_ij * scales_(i // block[0], j // block[1]), in float32: the layout of DeepSeek-V3's
+    `weight_scale_inv`. The last block of a row or column may be cut. first_row is the row of the
+    stored tensor that row 0 is.
     """
 
     raw: Tensor
@@ -76,9 +80,11 @@ class Updated:
         return self.base[index].double() + self.scaling * (left @ right)
 
     def singular_values(self) -> Tensor:
-        """Those of the update, float64 (min(rows, cols),), descending: from the triangles of two QR factorisations.
+        """Those of the update, float64 (min(rows, cols),), descending: from the triangles of two QR
+        factorisations.
 
-        left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l R_rᵀ and zeros.
+        left = Q_l R_l and rightᵀ = Q_r R_r, so that left @ right has the singular values of R_l
+        R_rᵀ and zeros.
         """
         tall = self.left.reshape(-1, self.left.shape[-1]).double()
         _, first = torch.linalg.qr(tall, mode="r")
@@ -91,7 +97,9 @@ class Updated:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A matrix rounded to a stored format: what training starts from where an F32 base is loaded in BF16."""
+    """A matrix rounded to a stored format: what training starts from where an F32 base is loaded in
+    BF16.
+    """
 
     matrix: Matrix
     grid: FloatFormat

@@ -1,4 +1,6 @@
-"""How few distinct values tell of a copy that went through int8, fp8 or int4. Imports nothing that computes."""
+"""How few distinct values tell of a copy that went through int8, fp8 or int4. Imports nothing that
+computes.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ LEVELS_OF = 1024  # entries of a row that are looked at for distinct values
 
 @cache
 def expected_levels(kind: str, length: int) -> float:
-    """The share of distinct values among `length` normal entries stored in a format, by its cells' chances.
+    """The share of distinct values among `length` normal entries stored in a format, by its cells'
+    chances.
 
-    BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to max of a row.
+    BF16 and FP8 (E4M3) have cells of floating point, INT8 and INT4 as many equal ones from -max to
+    max of a row.
     """
     if kind in ("INT8", "INT4"):
         half = 127 if kind == "INT8" else 7
@@ -31,14 +35,18 @@ def expected_levels(kind: str, length: int) -> float:
     chances[0] *= 1 if kind in ("BF16", "FP8") else 2  # 0 has no sign
     signs = np.full(len(chances), 2.0)
     signs[0] = 2.0 if kind in ("BF16", "FP8") else 1.0
-    return float((signs * -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))).sum()) / length
+    return (
+        float((signs * -np.expm1(length * np.log1p(-np.minimum(chances, 1 - 1e-12)))).sum())
+        / length
+    )
 
 
 def round_trip(share: float, length: int) -> str | None:
-    """INT4, or 8 bits, where a share of distinct values among `length` entries is that of a copy that went through it.
+    """INT4, or 8 bits, where a share of distinct values among `length` entries is that of a copy
+    that went through it.
 
-    Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits. None below 256
-    entries, where BF16 and 8 bits are too close, and for more.
+    Thresholds lie in the geometric middle between what normal rows have in BF16, 8 bits and 4 bits.
+    None below 256 entries, where BF16 and 8 bits are too close, and for more.
     """
     length = min(length, LEVELS_OF)
     if length < 256:

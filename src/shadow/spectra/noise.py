@@ -1,8 +1,9 @@
-"""What independent noise alone does to effective ranks: what a change is held against that is said to mean something.
+"""What independent noise alone does to effective ranks: what a change is held against that is said
+to mean something.
 
-Two facts are used. The singular values of an m x n matrix of independent entries follow the law of Marchenko and Pastur
-(1967). And a Gaussian matrix looks alike in every basis, so that what noise does to the singular values of W depends on
-these alone, whatever W is.
+Two facts are used. The singular values of an m x n matrix of independent entries follow the law of
+Marchenko and Pastur (1967). And a Gaussian matrix looks alike in every basis, so that what noise
+does to the singular values of W depends on these alone, whatever W is.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ DRAWS = 2
 
 
 def noise_effective_rank(rows: int, cols: int) -> float:
-    """The effective rank that independent entries of one variance give a rows x cols matrix, in [1, min(rows, cols)].
+    """The effective rank that independent entries of one variance give a rows x cols matrix, in [1,
+    min(rows, cols)].
 
-    m exp(-integral of p ln p) over the law of Marchenko and Pastur, by 2,000 points of Chebyshev's rule; about a
-    direction too large below a short side of 20.
+    m exp(-integral of p ln p) over the law of Marchenko and Pastur, by 2,000 points of Chebyshev's
+    rule; about a direction too large below a short side of 20.
     """
     short, long = sorted((rows, cols))
     ratio = short / long
@@ -36,8 +38,11 @@ def noise_effective_rank(rows: int, cols: int) -> float:
     return short * math.exp(math.log(mean) - float(weights @ (sigma * np.log(sigma))) / mean)
 
 
-def shift_by_noise(sigma: NDArray[np.float64], rows: int, cols: int, norm: float, seed: int = 0) -> float:
-    """How much independent noise of a Frobenius norm changes the effective rank of a rows x cols matrix.
+def shift_by_noise(
+    sigma: NDArray[np.float64], rows: int, cols: int, norm: float, seed: int = 0
+) -> float:
+    """How much independent noise of a Frobenius norm changes the effective rank of a rows x cols
+    matrix.
 
     Args:
         sigma: The singular values of the matrix, (min(rows, cols),), descending.
@@ -46,11 +51,10 @@ def shift_by_noise(sigma: NDArray[np.float64], rows: int, cols: int, norm: float
         norm: That of the noise, >= 0.
         seed: Of the draws.
 
-    Returns:
-        The mean difference of effective ranks, signed, in directions. Of a matrix with more than REDUCED singular
-        values a smaller one of the same proportion is drawn, whose values are quantiles of these, and its difference
-        is scaled up; on spectra of trained layers that is right to 5 % (docs/reproduce.md).
-
+    Returns: The mean difference of effective ranks, signed, in directions. Of a matrix with more
+        than REDUCED singular values a smaller one of the same proportion is drawn, whose values are
+        quantiles of these, and its difference is scaled up; on spectra of trained layers that is
+        right to 5 % (docs/reproduce.md).
     """
     short = len(sigma)
     if norm == 0 or short == 0 or sigma[0] == 0:

@@ -1,8 +1,8 @@
 """What a delta's spectrum would be if its entries kept their size and place but lost their signs.
 
-The null keeps the row and column profile, the sparsity and the quantisation of the real delta D; what a spectrum
-shows beyond it is structure between the entries. Its second moment has a closed form, its edge a bound, and both can
-be sampled.
+The null keeps the row and column profile, the sparsity and the quantisation of the real delta D;
+what a spectrum shows beyond it is structure between the entries. Its second moment has a closed
+form, its edge a bound, and both can be sampled.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ WORD = 64  # signs in one draw of the generator
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the energy of D lies. rows (m,) and cols (n,): energies r_i and c_j; fourth: sum of D_ij⁴.
+    """Where the energy of D lies. rows (m,) and cols (n,): energies r_i and c_j; fourth: sum of
+    D_ij⁴.
 
-    All in units of the scaled D: scale is the power of two its entries were multiplied by. changed: rows of which any
-    entry differs.
+    All in units of the scaled D: scale is the power of two its entries were multiplied by. changed:
+    rows of which any entry differs.
     """
 
     rows: NDArray[np.float64]
@@ -45,13 +46,16 @@ class Profile:
 def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | None) -> Values:
     """null_participation_ratio, concentration, null_edge, spikes, spike_energy.
 
-    With random signs, E ||D Dᵀ||_F² = sum r_i² + sum c_j² - sum D_ij⁴ exactly, so null_participation_ratio =
-    E² / that, in [1, m]. concentration = ln(null / real) / ln(null): 0 like the null, 1 rank one, below 0 flatter
-    than noise; None where the null is below 2, as then there is nothing to concentrate. null_edge = sqrt(max r_i) +
-    sqrt(max c_j) in units of sigma bounds the largest singular value of the null (Latala's and Bandeira & van Handel's
-    bounds to leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
+    With random signs, E ||D Dᵀ||_F² = sum r_i² + sum c_j² - sum D_ij⁴ exactly, so
+    null_participation_ratio = E² / that, in [1, m]. concentration = ln(null / real) / ln(null): 0
+    like the null, 1 rank one, below 0 flatter than noise; None where the null is below 2, as then
+    there is nothing to concentrate. null_edge = sqrt(max r_i) + sqrt(max c_j) in units of sigma
+    bounds the largest singular value of the null (Latala's and Bandeira & van Handel's bounds to
+    leading order); spikes counts the sigmas above it and spike_energy is their share of the energy.
     """
-    null = profile.energy**2 / (float((profile.rows**2).sum()) + float((profile.cols**2).sum()) - profile.fourth)
+    null = profile.energy**2 / (
+        float((profile.rows**2).sum()) + float((profile.cols**2).sum()) - profile.fourth
+    )
     edge = (math.sqrt(profile.rows.max()) + math.sqrt(profile.cols.max())) / profile.scale
     return {
         "null_participation_ratio": null,
@@ -65,10 +69,12 @@ def null_values(delta: Spectrum, profile: Profile, participation_ratio: float | 
 
 
 def coverage_values(profile: Profile) -> Values:
-    """row_participation_ratio, col_participation_ratio, rows_changed: how many outputs and inputs the change reaches.
+    """row_participation_ratio, col_participation_ratio, rows_changed: how many outputs and inputs
+    the change reaches.
 
-    (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of columns; the share of the
-    rows of which any entry differs, in (0, 1]. In an embedding the rows are tokens.
+    (sum r)² / sum r² in [1, rows], the number of rows that carry the energy, and the same of
+    columns; the share of the rows of which any entry differs, in (0, 1]. In an embedding the rows
+    are tokens.
     """
     return {
         "row_participation_ratio": _participation(profile.rows),
@@ -101,15 +107,18 @@ def sampled_values(
     scale: float,
     grams: Grams = ON_CPU,
 ) -> Values:
-    """null_edge_sampled, spikes_sampled, null_participation_ratio_sampled from `draws` random sign flips of D.
+    """null_edge_sampled, spikes_sampled, null_participation_ratio_sampled from `draws` random sign
+    flips of D.
 
-    The edge is the largest singular value seen in any draw; the participation ratio is E² over the mean of the
-    draws' sum sigma⁴. read yields the blocks of scale * D, corners their first (row, column). key names seed and
-    matrix: signs depend on it, the draw, the row and the column, and on nothing else. grams: where Gram matrices are
-    made. All None for draws = 0.
+    The edge is the largest singular value seen in any draw; the participation ratio is E² over the
+    mean of the draws' sum sigma⁴. read yields the blocks of scale * D, corners their first (row,
+    column). key names seed and matrix: signs depend on it, the draw, the row and the column, and on
+    nothing else. grams: where Gram matrices are made. All None for draws = 0.
     """
     if draws == 0:
-        return dict.fromkeys(("null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled"))
+        return dict.fromkeys(
+            ("null_edge_sampled", "spikes_sampled", "null_participation_ratio_sampled")
+        )
     shape = (delta.rows, delta.cols)
     largest, fourth = 0.0, 0.0
     for draw in range(draws):
@@ -117,7 +126,9 @@ def sampled_values(
 
         def flipped(dtype: torch.dtype, seed: bytes = seed) -> Iterator[Tensor]:
             for corner, block in zip(corners, read(dtype), strict=True):
-                flips = torch.from_numpy(sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1]))
+                flips = torch.from_numpy(
+                    sign_flips(seed, corner, (block.shape[0], block.shape[1]), shape[1])
+                )
                 yield block.mul_(1 - 2 * flips.to(dtype))
 
         null = spectrum(flipped, shape, delta.norm, scale, delta.precision, False, grams=grams)
@@ -130,11 +141,15 @@ def sampled_values(
     }
 
 
-def sign_flips(seed: bytes, corner: tuple[int, int], shape: tuple[int, int], cols: int) -> NDArray[np.uint8]:
-    """0 or 1 for every entry of a block: (rows, cols of the block), the block's first entry at corner.
+def sign_flips(
+    seed: bytes, corner: tuple[int, int], shape: tuple[int, int], cols: int
+) -> NDArray[np.uint8]:
+    """0 or 1 for every entry of a block: (rows, cols of the block), the block's first entry at
+    corner.
 
-    The bit of entry (i, j) is at a fixed place of one Philox stream (Salmon et al. 2011): row i starts at word
-    i * ceil(cols / 64). A block that spans all columns is one run of the stream, another one is a run per row.
+    The bit of entry (i, j) is at a fixed place of one Philox stream (Salmon et al. 2011): row i
+    starts at word i * ceil(cols / 64). A block that spans all columns is one run of the stream,
+    another one is a run per row.
     """
     (row, col), (height, width) = corner, shape
     words_per_row = -(-cols // WORD)
@@ -142,12 +157,19 @@ def sign_flips(seed: bytes, corner: tuple[int, int], shape: tuple[int, int], col
     if (first, last) == (0, words_per_row):
         runs = _words(seed, row * words_per_row, height * words_per_row).reshape(height, -1)
     else:
-        runs = np.stack([_words(seed, i * words_per_row + first, last - first) for i in range(row, row + height)])
+        runs = np.stack(
+            [
+                _words(seed, i * words_per_row + first, last - first)
+                for i in range(row, row + height)
+            ]
+        )
     bits = np.unpackbits(runs.astype("<u8").view(np.uint8), axis=1, bitorder="little")
     return bits[:, col - first * WORD :][:, :width]
 
 
 def _words(seed: bytes, start: int, count: int) -> NDArray[np.uint64]:
-    generator = np.random.Philox(key=int.from_bytes(seed, "little"), counter=start // 4)  # 4 words a counter step
+    generator = np.random.Philox(
+        key=int.from_bytes(seed, "little"), counter=start // 4
+    )  # 4 words a counter step
     words: NDArray[np.uint64] = generator.random_raw(start % 4 + count)[start % 4 :]
     return words

@@ -1,4 +1,5 @@
-"""Norms, ranks and energies of a spectrum. Arrays in, numbers out; None where a number is not defined.
+"""Norms, ranks and energies of a spectrum. Arrays in, numbers out; None where a number is not
+defined.
 
 Notation: sigma_1 >= ... >= sigma_m, E = sum sigma², p = sigma / sum sigma, q = sigma² / E.
 """
@@ -16,9 +17,11 @@ from shadow.spectra.measurement import Values
 if TYPE_CHECKING:
     from shadow.spectra.spectrum import Spectrum
 
-# Energies that miss a threshold by less have met it: without it, rank_90 of ten equal values hangs on rounding.
+# Energies that miss a threshold by less have met it: without it, rank_90 of ten equal values hangs
+# on rounding.
 TIE = 1e-9
-# The smallest singular value of a large square matrix with a flat spectrum was 54 % off above its floor.
+# The smallest singular value of a large square matrix with a flat spectrum was 54 % off above its
+# floor.
 SMALLEST_ERROR = 0.05
 
 
@@ -40,15 +43,22 @@ def norms(spectrum: Spectrum) -> Values:
 def ranks(spectrum: Spectrum) -> Values:
     """Soft and hard ranks; all but numerical_rank are None for a zero matrix.
 
-    stable_rank = E / sigma_1² in [1, m] (Rudelson & Vershynin 2007); effective_rank = exp H(p) in [1, m] (Roy &
-    Vetterli 2007); energy_rank = exp H(q) in [1, m]; spectral_entropy = H(q) / ln m in [0, 1]; participation_ratio =
-    1 / sum q² in [1, m]; rank_t = least k with q_1 + ... + q_k >= t (Biderman et al. 2024).
+    stable_rank = E / sigma_1² in [1, m] (Rudelson & Vershynin 2007); effective_rank = exp H(p) in
+    [1, m] (Roy & Vetterli 2007); energy_rank = exp H(q) in [1, m]; spectral_entropy = H(q) / ln m
+    in [0, 1]; participation_ratio = 1 / sum q² in [1, m]; rank_t = least k with q_1 + ... + q_k >=
+    t (Biderman et al. 2024).
     """
     sigma = spectrum.sigma
     m = len(sigma)
     numerical = int(np.count_nonzero(sigma))
     if numerical == 0:
-        names = ("stable_rank", "effective_rank", "energy_rank", "spectral_entropy", "participation_ratio")
+        names = (
+            "stable_rank",
+            "effective_rank",
+            "energy_rank",
+            "spectral_entropy",
+            "participation_ratio",
+        )
         return {**dict.fromkeys((*names, "rank_90", "rank_95", "rank_99")), "numerical_rank": 0}
     relative = sigma / sigma[0]  # squares of the ratios can neither overflow nor vanish as a whole
     squares = relative**2
@@ -76,8 +86,13 @@ def top_energies(spectrum: Spectrum) -> Values:
 
 
 def condition_number(spectrum: Spectrum) -> Values:
-    """sigma_1 / sigma_m, in [1, inf); None when sigma_m is not resolved, or rounding may move it by more than 5 %."""
+    """sigma_1 / sigma_m, in [1, inf); None when sigma_m is not resolved, or rounding may move it by
+    more than 5 %.
+    """
     smallest = float(spectrum.sigma[-1])
-    if smallest == 0 or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / float(spectrum.sigma[0])) ** 2:
+    if (
+        smallest == 0
+        or spectrum.shift > 2.0 * SMALLEST_ERROR * (smallest / float(spectrum.sigma[0])) ** 2
+    ):
         return {"condition_number": None}
     return {"condition_number": float(spectrum.sigma[0]) / smallest}

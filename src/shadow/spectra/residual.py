@@ -1,16 +1,18 @@
 """How many directions of the residual stream the changes of a layer share.
 
-A matrix that reads the residual stream (q, k, v, gate, up) has it on its input side, one that writes it (o, down) on
-its output side. G = sum of DᵀD over the readers, or of D Dᵀ over the writers, is the Gram of the stacked deltas on the
-residual side, and its participation ratio (tr G)² / ||G||_F² the number of residual directions that the change of the
-layer, or of the whole component, is about. Deltas that share directions have a smaller one than deltas that do not.
+A matrix that reads the residual stream (q, k, v, gate, up) has it on its input side, one that
+writes it (o, down) on its output side. G = sum of DᵀD over the readers, or of D Dᵀ over the
+writers, is the Gram of the stacked deltas on the residual side, and its participation ratio (tr G)²
+/ ||G||_F² the number of residual directions that the change of the layer, or of the whole
+component, is about. Deltas that share directions have a smaller one than deltas that do not.
 
-Of each matrix the trace and the norm of its own G are known from its spectrum; only the inner products between
-matrices are not, and a hidden x hidden Gram for each cannot be kept. So each is kept as Pᵀ G P with one random
-projection P of WIDTH columns for all: residual streams up to that width are exact, wider ones have an error of 1 %
-where the deltas share all or nothing, and of up to 9 % (standard deviation) for steep spectra half of which is shared.
-It costs 1-2 % of the audit of a 2048 x 8192 matrix, 6-9 % at 896 x 4864; twice the width would cost twice that for 0.7
-of the error. Experts of a mixture are left out: there are too many, and each sees few tokens.
+Of each matrix the trace and the norm of its own G are known from its spectrum; only the inner
+products between matrices are not, and a hidden x hidden Gram for each cannot be kept. So each is
+kept as Pᵀ G P with one random projection P of WIDTH columns for all: residual streams up to that
+width are exact, wider ones have an error of 1 % where the deltas share all or nothing, and of up to
+9 % (standard deviation) for steep spectra half of which is shared. It costs 1-2 % of the audit of a
+2048 x 8192 matrix, 6-9 % at 896 x 4864; twice the width would cost twice that for 0.7 of the error.
+Experts of a mixture are left out: there are too many, and each sees few tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-Direction = Literal["reading", "writing"]  # the residual stream; which module does what, shadow.places.groups says
+Direction = Literal[
+    "reading", "writing"
+]  # the residual stream; which module does what, shadow.places.groups says
 
 WIDTH = 128  # 33 kB for each matrix
 SEED = 0
@@ -35,7 +39,9 @@ LEFT_OUT = 8  # parts of the projection that are left out in turn, to tell the e
 
 @lru_cache(maxsize=4)
 def projection(width: int, dtype: np.dtype[Any]) -> NDArray[np.floating]:
-    """P, (width, min(width, WIDTH)): orthonormal columns, uniformly random, or the identity where that is as small."""
+    """P, (width, min(width, WIDTH)): orthonormal columns, uniformly random, or the identity where
+    that is as small.
+    """
     if width <= WIDTH:
         return np.eye(width, dtype=dtype)
     normal = np.random.default_rng([SEED, width]).standard_normal((width, WIDTH))
@@ -51,8 +57,8 @@ def sketch(
 ) -> NDArray[np.float32]:
     """Pᵀ G P / tr G of one delta, its upper triangle as (k (k + 1) / 2,), k the columns of P.
 
-    blocks: those of D in the order of `shadow.spectra.spectrum.blocks`, energy: the sum of their squares; corners:
-    their first (row, column).
+    blocks: those of D in the order of `shadow.spectra.spectrum.blocks`, energy: the sum of their
+    squares; corners: their first (row, column).
     """
     reads = direction == "reading"
     width = shape[1] if reads else shape[0]
@@ -71,11 +77,15 @@ def sketch(
     return np.asarray((total / energy)[np.triu_indices(len(total))], dtype=np.float32)
 
 
-def overlaps(sketches: NDArray[np.float32], participation: NDArray[np.float64], width: int) -> NDArray[np.float64]:
-    """cos of the angles between the Grams of several deltas, <G_a, G_b> / (||G_a|| ||G_b||), (n, n) in [0, 1].
+def overlaps(
+    sketches: NDArray[np.float32], participation: NDArray[np.float64], width: int
+) -> NDArray[np.float64]:
+    """cos of the angles between the Grams of several deltas, <G_a, G_b> / (||G_a|| ||G_b||), (n, n)
+    in [0, 1].
 
-    sketches (n, k (k + 1) / 2): what `sketch` returned. participation (n,): participation ratios of the deltas.
-    Estimated as the ratio of unbiased estimates from one projection, whose errors cancel where directions are shared.
+    sketches (n, k (k + 1) / 2): what `sketch` returned. participation (n,): participation ratios of
+    the deltas. Estimated as the ratio of unbiased estimates from one projection, whose errors
+    cancel where directions are shared.
     """
     entries = _Entries.of(min(width, WIDTH))
     wide = sketches.astype(np.float64)
@@ -86,7 +96,8 @@ def overlaps(sketches: NDArray[np.float32], participation: NDArray[np.float64], 
 def overlaps_left_out(
     sketches: NDArray[np.float32], participation: NDArray[np.float64], width: int
 ) -> list[NDArray[np.float64]]:
-    """`overlaps` from the projection without one eighth of its columns, for each eighth; empty where it is exact.
+    """`overlaps` from the projection without one eighth of its columns, for each eighth; empty
+    where it is exact.
 
     Not kept in [0, 1]: how far they scatter is what they are for.
     """
@@ -109,8 +120,9 @@ def overlaps_left_out(
 
 @dataclass(frozen=True)
 class _Entries:
-    """The entries of a sketch of k columns: how many entries of the whole matrix each stands for, and the eighths that
-    its row and its column belong to."""
+    """The entries of a sketch of k columns: how many entries of the whole matrix each stands for,
+    and the eighths that its row and its column belong to.
+    """
 
     k: int
     weights: NDArray[np.float64]
@@ -132,7 +144,9 @@ def _cosines(
     y = k * (width - k) / (width * (width - 1) * (width + 2)) if width > 1 else 0.0
     x = k / width - y * (width + 1)
     inner = (products - y) / (x + y)  # with traces of 1
-    norms = np.sqrt(np.maximum(np.diag(inner), 0.5 / participation))  # 1 / participation, but for the projection
+    norms = np.sqrt(
+        np.maximum(np.diag(inner), 0.5 / participation)
+    )  # 1 / participation, but for the projection
     cosines = inner / np.outer(norms, norms)
     np.fill_diagonal(cosines, 1.0)
     return np.asarray(cosines)
@@ -141,7 +155,9 @@ def _cosines(
 def stacked_participation(
     cosines: NDArray[np.float64], energies: NDArray[np.float64], participation: NDArray[np.float64]
 ) -> float:
-    """(tr G)² / ||G||_F² of the stacked deltas, from the overlaps, energies and participation ratios of each."""
+    """(tr G)² / ||G||_F² of the stacked deltas, from the overlaps, energies and participation
+    ratios of each.
+    """
     share = energies / energies.sum()
     norms = share / np.sqrt(participation)  # of each delta's own G
     return float(1.0 / (norms @ cosines @ norms))
@@ -153,10 +169,12 @@ def stacked_stderr(
     participation: NDArray[np.float64],
     found: float,
 ) -> float:
-    """Standard error of `stacked_participation`, which is found, by what its inverse is with each part left out.
+    """Standard error of `stacked_participation`, which is found, by what its inverse is with each
+    part left out.
 
-    found² sqrt((g - 1) / g sum (x_i - mean x)²), g the number of parts (jackknife, Tukey 1958): on stacks of known
-    ratio it was 0.5 to 1.2 of the root mean square error. 0 where nothing is left out, as it is exact there.
+    found² sqrt((g - 1) / g sum (x_i - mean x)²), g the number of parts (jackknife, Tukey 1958): on
+    stacks of known ratio it was 0.5 to 1.2 of the root mean square error. 0 where nothing is left
+    out, as it is exact there.
     """
     if not left_out:
         return 0.0

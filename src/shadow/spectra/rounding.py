@@ -1,19 +1,21 @@
 """How much of a stored delta is the update, and how much the rounding of its storage.
 
-A model is trained in more bits than it is stored in. A stored entry D is the update d rounded to a grid of step u, the
-unit in the last place (ulp) of the base's value: a nonlinearity without memory, so D = a d + an error that is
-uncorrelated with d (Bussgang 1952). What D shows of d follows from the distribution of |d| alone, and that is seen
-through the binades of the base: each has a step of its own, twice that of the one below, so the counts of |D| in ulps
-tell the distribution of |d| at steps from far above it to far below.
+A model is trained in more bits than it is stored in. A stored entry D is the update d rounded to a
+grid of step u, the unit in the last place (ulp) of the base's value: a nonlinearity without memory,
+so D = a d + an error that is uncorrelated with d (Bussgang 1952). What D shows of d follows from
+the distribution of |d| alone, and that is seen through the binades of the base: each has a step of
+its own, twice that of the one below, so the counts of |D| in ulps tell the distribution of |d| at
+steps from far above it to far below.
 
-Two things are estimated from these counts. Scale: rows and columns are put into classes by their stored energy, and
-every cell of a row class and a column class has a scale s of its own. Shape: the distribution of |d| / s, which all
-cells share, by expectation-maximisation from a half-normal one (Turnbull 1976, for censored intervals). Updates with
-heavy tails, of rank one, or with most entries 0 have shapes that are far from normal.
+Two things are estimated from these counts. Scale: rows and columns are put into classes by their
+stored energy, and every cell of a row class and a column class has a scale s of its own. Shape: the
+distribution of |d| / s, which all cells share, by expectation-maximisation from a half-normal one
+(Turnbull 1976, for censored intervals). Updates with heavy tails, of rank one, or with most entries
+0 have shapes that are far from normal.
 
-Everything rests on the storage model: the base's values lie on the grid, or were rounded to it first, and |d| does not
-depend on the base's value within a cell. Where the energy and the changes by binade are not those that the model gives,
-there is a reason instead of a number.
+Everything rests on the storage model: the base's values lie on the grid, or were rounded to it
+first, and |d| does not depend on the base's value within a cell. Where the energy and the changes
+by binade are not those that the model gives, there is a reason instead of a number.
 """
 
 from __future__ import annotations
@@ -39,12 +41,18 @@ Indices = NDArray[np.intp]
 Model = Literal["stored", "dithered"]
 
 CLASSES = 16  # of rows and of columns
-LINES_PER_CLASS = 8  # rows or columns that a class has at least: with fewer, their own noise is what is classed
-BINADES = 24  # of the base that are told apart, below its largest entry; smaller entries count to the last
+LINES_PER_CLASS = (
+    8  # rows or columns that a class has at least: with fewer, their own noise is what is classed
+)
+# of the base that are told apart, below its largest entry; smaller entries count to the last
+BINADES = 24
 SAMPLE = 1 << 19  # entries that are counted, about, in a larger matrix
 OCTAVE = 8  # steps of the grid of scales in a factor of two
 BIN_OCTAVE = 4  # bins of the shape in a factor of two
-SHAPE_FROM, SHAPE_TO = -7, 7  # log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0
+SHAPE_FROM, SHAPE_TO = (
+    -7,
+    7,
+)  # log2 of |d| / s: the bins of the shape reach from one to the other, one more down to 0
 RATIO_FROM, RATIO_TO = -10, 40  # log2 of s / ulp that tables of moments reach
 COARSE_TO = 10  # the same of tables of chances: finer steps are too rare to matter to a shape
 LEVEL_BITS = 2  # bits of the significand that tell large |D| / ulp apart
@@ -61,16 +69,22 @@ def on_grid(block: Tensor, stored: FloatFormat) -> bool:
     return bool((narrow.to(block.dtype) == block).all())
 
 
-def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace, name: str) -> str:
-    """The coarsest of BF16, F16, F32 and F64 on whose grid all values of a matrix of a stored dtype lie.
+def coarser_grid(
+    matrix: Matrix, dtype: str, working: torch.dtype, space: Workspace, name: str
+) -> str:
+    """The coarsest of BF16, F16, F32 and F64 on whose grid all values of a matrix of a stored dtype
+    lie.
 
-    A format whose grid does not hold the values is out after the first block, as a rule. 8-bit formats are not tried:
-    their values are stored with scales.
+    A format whose grid does not hold the values is out after the first block, as a rule. 8-bit
+    formats are not tried: their values are stored with scales.
     """
     for candidate in ("BF16", "F16", "F32"):
         if FLOATS[candidate].mantissa_bits >= FLOATS[dtype].mantissa_bits:
             continue
-        if all(on_grid(read_block(matrix, index, name, working, space), FLOATS[candidate]) for index in blocks(matrix)):
+        if all(
+            on_grid(read_block(matrix, index, name, working, space), FLOATS[candidate])
+            for index in blocks(matrix)
+        ):
             return candidate
     return dtype
 
@@ -82,9 +96,10 @@ def coarser_grid(matrix: Matrix, dtype: str, working: torch.dtype, space: Worksp
 class Counts:
     """What is counted of a delta by cell, binade of the base and level of |D| / ulp.
 
-    entries: (row classes, column classes, BINADES, levels), float64 as a sampled line stands for others; binade 0 is
-    that of the base's largest entry, each further one half of it. unit: ulp in binade 0, in weights. sampled: entries
-    that were looked at. away, toward: changed entries of these that moved away from 0, and toward it.
+    entries: (row classes, column classes, BINADES, levels), float64 as a sampled line stands for
+    others; binade 0 is that of the base's largest entry, each further one half of it. unit: ulp in
+    binade 0, in weights. sampled: entries that were looked at. away, toward: changed entries of
+    these that moved away from 0, and toward it.
     """
 
     entries: Floats
@@ -113,24 +128,37 @@ class Counts:
 
 @dataclass(frozen=True)
 class Levels:
-    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave. low: the first k of each."""
+    """Levels of k = |D| / ulp: every integer up to 8, then 2^LEVEL_BITS to an octave. low: the
+    first k of each.
+    """
 
     low: Floats
     squares: Floats  # mean k²
-    first_raw: Indices  # where each level begins among the leading parts of float32 numbers, 0 being that of 0
+    # where each level begins among the leading parts of float32 numbers, 0 being that of 0
+    first_raw: Indices
     raw: int  # how many of these there are
 
 
 @cache
 def levels() -> Levels:
     raw = np.arange(LEVEL_OCTAVES << LEVEL_BITS)
-    values = ((raw + (127 << LEVEL_BITS)) << (23 - LEVEL_BITS)).astype(np.int32).view(np.float32).astype(np.float64)
+    values = (
+        ((raw + (127 << LEVEL_BITS)) << (23 - LEVEL_BITS))
+        .astype(np.int32)
+        .view(np.float32)
+        .astype(np.float64)
+    )
     low = np.unique(np.floor(values))
     first = np.searchsorted(np.floor(values), low)
     last = np.append(low[1:], 2 * low[-1]) - 1
     # the mean of k² over the integers of a level
     squares = (_sum_of_squares(last) - _sum_of_squares(low - 1)) / (last - low + 1)
-    return Levels(np.append(0.0, low), np.append(0.0, squares), np.append(0, first + 1).astype(np.intp), len(raw) + 1)
+    return Levels(
+        np.append(0.0, low),
+        np.append(0.0, squares),
+        np.append(0, first + 1).astype(np.intp),
+        len(raw) + 1,
+    )
 
 
 def _sum_of_squares(k: Floats) -> Floats:
@@ -145,7 +173,9 @@ def steps() -> Floats:
 
 
 def classes(energies: Floats) -> Indices:
-    """The class of each line, by its energy: equal energies share one, lines without energy are class 0."""
+    """The class of each line, by its energy: equal energies share one, lines without energy are
+    class 0.
+    """
     count = min(CLASSES, max(1, len(energies) // LINES_PER_CLASS))
     positive = np.sort(energies[energies > 0])
     if len(positive) == 0:
@@ -156,9 +186,11 @@ def classes(energies: Floats) -> Indices:
 
 
 def sampled_lines(of_class: Indices, length: int) -> tuple[Indices, Floats]:
-    """Lines of the long side to count, ascending, and (classes,) how many lines each of them stands for.
+    """Lines of the long side to count, ascending, and (classes,) how many lines each of them stands
+    for.
 
-    Every class gives about as many, drawn from a fixed seed; all lines of a matrix of at most SAMPLE entries.
+    Every class gives about as many, drawn from a fixed seed; all lines of a matrix of at most
+    SAMPLE entries.
     """
     sizes = np.bincount(of_class)
     share = max(1, SAMPLE // length // len(sizes))
@@ -182,20 +214,24 @@ def count(
 ) -> Counts:
     """Count D = tuned - base in one pass over a sample of lines.
 
-    grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that is counted, in any
-    unit. largest: the largest absolute entry of the base.
+    grid: the format that the tuned side was rounded to. energies: (rows,) and (cols,) of the D that
+    is counted, in any unit. largest: the largest absolute entry of the base.
     """
     row_class, col_class = (classes(of_lines) for of_lines in energies)
     shape = shape_of(tuned)
     tall = shape[0] > shape[1]
     lines, weight = sampled_lines(row_class if tall else col_class, min(shape))
     top = math.frexp(largest)[1] - 1
-    row_of, col_of = (torch.from_numpy(of_lines.astype(np.int32)) for of_lines in (row_class, col_class))
+    row_of, col_of = (
+        torch.from_numpy(of_lines.astype(np.int32)) for of_lines in (row_class, col_class)
+    )
     kinds = (int(row_class.max()) + 1, int(col_class.max()) + 1)
     raw_levels = levels().raw
     size = kinds[0] * kinds[1] * BINADES * raw_levels
     total = torch.zeros(size, dtype=torch.int64)
-    deepest = max(1 - BINADES, grid.min_exponent - top)  # below the smallest normal number the ulp stays what it is
+    deepest = max(
+        1 - BINADES, grid.min_exponent - top
+    )  # below the smallest normal number the ulp stays what it is
     away, toward = 0, 0
     start, axis = 0, 0 if tall else 1
     for index in blocks(tuned):
@@ -220,20 +256,34 @@ def count(
     for several in np.flatnonzero(np.diff(first_raw) > 1):  # small levels are of several raw ones
         entries[..., several] = by_raw[..., first_raw[several] : first_raw[several + 1]].sum(axis=3)
     entries *= weight[:, None, None, None] if tall else weight[None, :, None, None]
-    return Counts(entries, math.ldexp(1.0, top - grid.mantissa_bits), int(by_raw.sum()), away, toward)
+    return Counts(
+        entries, math.ldexp(1.0, top - grid.mantissa_bits), int(by_raw.sum()), away, toward
+    )
 
 
 def _lines(part: Tensor, chosen: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
     """Some rows or columns of a block, as (rows, cols) of dtype."""
     flat = part.reshape(-1, part.shape[-1])
-    return (flat if len(chosen) == flat.shape[axis] else flat.index_select(axis, chosen)).to(dtype).contiguous()
+    return (
+        (flat if len(chosen) == flat.shape[axis] else flat.index_select(axis, chosen))
+        .to(dtype)
+        .contiguous()
+    )
 
 
-def _binades_and_levels(b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepest: int) -> tuple[Tensor, Tensor]:
-    """Of every entry: its binade, from 0 down to deepest, and the leading part of |d| / ulp; d is overwritten."""
-    d.abs_().mul_(math.ldexp(1.0, -top))  # to where no power of two below leaves the range of float32
+def _binades_and_levels(
+    b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepest: int
+) -> tuple[Tensor, Tensor]:
+    """Of every entry: its binade, from 0 down to deepest, and the leading part of |d| / ulp; d is
+    overwritten.
+    """
+    d.abs_().mul_(
+        math.ldexp(1.0, -top)
+    )  # to where no power of two below leaves the range of float32
     if b.dtype == torch.float64:
-        exponent = (b.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023 + top).clamp_(deepest, 0)
+        exponent = (
+            (b.view(torch.int64) >> 52).bitwise_and_(0x7FF).sub_(1023 + top).clamp_(deepest, 0)
+        )
         ulps = d.mul_(((grid.mantissa_bits + 1023 - exponent) << 52).view(torch.float64)).float()
         binade = exponent.int()
     else:
@@ -251,8 +301,8 @@ def _binades_and_levels(b: Tensor, d: Tensor, grid: FloatFormat, top: int, deepe
 class Tables:
     """What the storage model gives for |d| even in one bin of the shape, by s / ulp.
 
-    second: (ratios, bins), mean of (D / ulp)²; product: of D d / ulp²; changed: chance that D is not 0; chance:
-    (coarse ratios, levels, bins), that of each level.
+    second: (ratios, bins), mean of (D / ulp)²; product: of D d / ulp²; changed: chance that D is
+    not 0; chance: (coarse ratios, levels, bins), that of each level.
     """
 
     second: Floats
@@ -286,12 +336,15 @@ def half_normal() -> Floats:
 def tables(model: Model) -> Tables:
     """stored: D = round(d / ulp); dithered: both sides of D were rounded from numbers in between.
 
-    A hat of width 2 about each k is then the chance of D = k: d is hit on average, and with more noise.
+    A hat of width 2 about each k is then the chance of D = k: d is hit on average, and with more
+    noise.
     """
     ratios = np.exp2(np.arange(RATIO_FROM * OCTAVE, RATIO_TO * OCTAVE + 1) / OCTAVE)
     edges = ratios[:, None] * shape_edges()
     widths = np.diff(edges)
-    second, product = (_primitive_second, _primitive_product) if model == "stored" else (_dithered_second, _cube)
+    second, product = (
+        (_primitive_second, _primitive_product) if model == "stored" else (_dithered_second, _cube)
+    )
     below = _below if model == "stored" else _dithered_below
     coarse = (COARSE_TO - RATIO_FROM) * OCTAVE + 1
     chance = np.zeros((coarse, len(levels().low), edges.shape[1] - 1), dtype=np.float32)
@@ -303,7 +356,9 @@ def tables(model: Model) -> Tables:
     chance[:, -1] = 1.0 - previous
     np.clip(chance, 0.0, 1.0, out=chance)
     changed = 1.0 - np.diff(below(edges, 1.0)) / widths
-    return Tables(np.diff(second(edges)) / widths, np.diff(product(edges)) / widths, changed, chance)
+    return Tables(
+        np.diff(second(edges)) / widths, np.diff(product(edges)) / widths, changed, chance
+    )
 
 
 def _primitive_second(x: Floats) -> Floats:
@@ -344,9 +399,10 @@ def _dithered_below(x: Floats, k: float) -> Floats:
 class Fit:
     """A model fitted to counts. Energies are in units of unit².
 
-    scales: (row classes, column classes), log2 of s in units of unit on the grid of scales (in steps), NaN without a
-    change. shape: (bins,). update, product, stored: (row classes, column classes) energy of d, sum of D d, and energy
-    of D. changed, energy: (BINADES,) expected. zeros: expected entries that do not change, were the shape normal.
+    scales: (row classes, column classes), log2 of s in units of unit on the grid of scales (in
+    steps), NaN without a change. shape: (bins,). update, product, stored: (row classes, column
+    classes) energy of d, sum of D d, and energy of D. changed, energy: (BINADES,) expected. zeros:
+    expected entries that do not change, were the shape normal.
     """
 
     scales: Floats
@@ -359,7 +415,9 @@ class Fit:
 
 
 def fit(counts: Counts, model: Model = "stored", rounds: int = 3, iterations: int = 30) -> Fit:
-    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone where rounds is 0."""
+    """Scales and shape in turn, from a half-normal shape: `rounds` times, or scales alone where
+    rounds is 0.
+    """
     entries = counts.by_cell
     stored = counts.energies
     known = tables(model)
@@ -377,7 +435,9 @@ def _ratio_index(scale_steps: Floats) -> Floats:
 
 
 def _solve(entries: Floats, stored: Floats, known: Tables, shape: Floats) -> Floats:
-    """The scale of each cell for which the expected energy is the stored one, interpolated between steps."""
+    """The scale of each cell for which the expected energy is the stored one, interpolated between
+    steps.
+    """
     mean = known.second @ shape
     candidates = np.arange((RATIO_FROM * OCTAVE), (RATIO_TO - BINADES) * OCTAVE)
     at = np.clip(_ratio_index(candidates.astype(np.float64)).astype(np.intp), 0, len(mean) - 1)
@@ -385,7 +445,9 @@ def _solve(entries: Floats, stored: Floats, known: Tables, shape: Floats) -> Flo
     expected = entries.reshape(-1, BINADES) @ by_candidate.T
     energy = stored.ravel()
     above = np.clip((expected < energy[:, None]).sum(axis=1), 1, len(candidates) - 1)
-    low, high = (np.take_along_axis(expected, place[:, None], 1)[:, 0] for place in (above - 1, above))
+    low, high = (
+        np.take_along_axis(expected, place[:, None], 1)[:, 0] for place in (above - 1, above)
+    )
     with np.errstate(divide="ignore", invalid="ignore"):
         part = np.log(energy / low) / np.log(high / low)
     part = np.clip(np.where(low > 0, part, 1.0), 0.0, 1.0)
@@ -393,7 +455,9 @@ def _solve(entries: Floats, stored: Floats, known: Tables, shape: Floats) -> Flo
 
 
 def _active(entries: Floats, scales: Floats) -> tuple[Indices, Indices, Floats]:
-    """Counts by (ratio, level) of the cells that have a scale: ratios, levels and entries of those that occur."""
+    """Counts by (ratio, level) of the cells that have a scale: ratios, levels and entries of those
+    that occur.
+    """
     has = np.isfinite(scales)
     scaled = entries[has]
     ratios = np.rint(_ratio_index(scales[has])).astype(np.intp)
@@ -406,7 +470,9 @@ def _active(entries: Floats, scales: Floats) -> tuple[Indices, Indices, Floats]:
     return ratio, level, table[ratio, level]
 
 
-def _improve(entries: Floats, scales: Floats, known: Tables, shape: Floats, iterations: int) -> Floats:
+def _improve(
+    entries: Floats, scales: Floats, known: Tables, shape: Floats, iterations: int
+) -> Floats:
     """Steps of expectation-maximisation of the shape."""
     ratio, level, number = _active(entries, scales)
     if len(number) == 0:
@@ -419,18 +485,24 @@ def _improve(entries: Floats, scales: Floats, known: Tables, shape: Floats, iter
     return single.astype(np.float64) / float(single.sum(dtype=np.float64))
 
 
-def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shape: Floats, scales: Floats) -> Fit:
+def _fitted(
+    counts: Counts, entries: Floats, stored: Floats, known: Tables, shape: Floats, scales: Floats
+) -> Fit:
     at = _ratio_index(np.nan_to_num(scales, nan=RATIO_FROM * OCTAVE))
     below = np.clip(np.floor(at).astype(np.intp), 0, len(known.second) - 2)
     part = np.where(np.isfinite(scales), 1.0, 0.0)[..., None]
     between = np.clip(at - below, 0.0, 1.0)
 
     def expected(of_ratio: Floats) -> Floats:
-        """(row classes, column classes, BINADES): a mean per entry at each cell's scale, 0 without one."""
+        """(row classes, column classes, BINADES): a mean per entry at each cell's scale, 0 without
+        one.
+        """
         return part * (of_ratio[below] * (1 - between) + of_ratio[below + 1] * between)
 
     weight = entries * steps() ** 2
-    squared = np.exp2(2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE) * float(mean_squares() @ shape)
+    squared = np.exp2(2 * np.nan_to_num(scales, nan=-np.inf) / OCTAVE) * float(
+        mean_squares() @ shape
+    )
     return Fit(
         scales=scales,
         shape=shape,
@@ -445,23 +517,31 @@ def _fitted(counts: Counts, entries: Floats, stored: Floats, known: Tables, shap
 # ---------------------------------------------------------------------------------------------------- verdict
 
 ROUNDED_AWAY = 0.25  # kept below which corrected figures are null
-CLEAR = 10.0  # floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
+# floor_ratio from which rounding has a hundredth of the energy, or two, whatever the history
+CLEAR = 10.0
 MISFIT = 0.2  # share of the stored energy in other binades than the model has it
 ALTERNATIVE = 0.05  # relative difference of kept to which two models give the same figure
-TAILED = 4.0  # mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
+# mean y⁴ over squared mean y² of entries that the update reaches; 3 if normal, 1 if of one size
+TAILED = 4.0
 REACHED = 0.125  # of the root mean square: |d| below it counts as not reached
-LOPSIDED = 0.05  # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
+LOPSIDED = (
+    0.05  # (away - toward) / changed x (1 - kept): decay, whose steps rounding takes away first
+)
 FEWEST = 200  # changed entries that were counted, below which nothing can be held against the model
-LEAST = 1e-250  # energies below it, or above its inverse, have parts that vanish in float64, or overflow
-SLOPE_Z = 5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
+# energies below it, or above its inverse, have parts that vanish in float64, or overflow
+LEAST = 1e-250
+SLOPE_Z = (
+    5.0  # standard errors from which tuned - round(base) goes with what rounding took from the base
+)
 
 
 @dataclass(frozen=True)
 class Binades:
-    """Changes by binade of the base, from that of its largest entry down: one binade is half the one before.
+    """Changes by binade of the base, from that of its largest entry down: one binade is half the
+    one before.
 
-    entries: (k,) share of all entries, k <= BINADES. changed: (k,) share of the binade's entries that changed, NaN
-    without an entry. expected: (k,) the same by the fitted storage model.
+    entries: (k,) share of all entries, k <= BINADES. changed: (k,) share of the binade's entries
+    that changed, NaN without an entry. expected: (k,) the same by the fitted storage model.
     """
 
     entries: Floats
@@ -477,13 +557,15 @@ Reason = Literal["nothing_rounded", "rounding_unexplained", "rounded_away"]
 class Undone:
     """What is known of an update before it was stored.
 
-    history: how the tuned side came to its grid, None where none explains the counts. kept: share of the stored energy
-    that is the update's, None with a reason; a reason `rounded_away` stands beside a value. norm: Frobenius norm of the
-    update, None where it is not known. zeros: share of entries that a normal update of that size leaves as they were.
-    misfit: share of the stored energy that lies in other binades than the model has it; alternative: the same if both
-    sides had been rounded from numbers in between. fourth: mean y⁴ over squared mean y² of the shape. lopsided: (away -
-    toward) / changed. of_rounded_base: kept and norm are of tuned - round(base). grid: what the tuned side was rounded
-    to, None where that was not asked. binades: what was counted, None where nothing was.
+    history: how the tuned side came to its grid, None where none explains the counts. kept: share
+    of the stored energy that is the update's, None with a reason; a reason `rounded_away` stands
+    beside a value. norm: Frobenius norm of the update, None where it is not known. zeros: share of
+    entries that a normal update of that size leaves as they were. misfit: share of the stored
+    energy that lies in other binades than the model has it; alternative: the same if both sides had
+    been rounded from numbers in between. fourth: mean y⁴ over squared mean y² of the shape.
+    lopsided: (away - toward) / changed. of_rounded_base: kept and norm are of tuned - round(base).
+    grid: what the tuned side was rounded to, None where that was not asked. binades: what was
+    counted, None where nothing was.
     """
 
     history: History | None
@@ -522,8 +604,9 @@ def changes_by_binade(counts: Counts, fitted: Fit) -> Binades:
 def kept_share(fitted: Fit) -> float:
     """The share of the stored energy that is the update's, from a fit.
 
-    In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity is a sum over
-    products of four entries at two rows and two columns; with cells of energy C = a² sum d² it carries over as
+    In a cell D = a d + error with a = sum D d / sum d², so that a² sum d² is the update's. Purity
+    is a sum over products of four entries at two rows and two columns; with cells of energy C = a²
+    sum d² it carries over as
     ||M Mᵀ||_F, M the roots of C, and not as sum C. The two are the same where C is a product of rows and columns.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -555,11 +638,12 @@ def tails(shape: Floats) -> float:
 def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     """The verdict on a D of that energy whose counts follow the storage model, or do not.
 
-    The fit is a gate. rounding_unexplained where more than MISFIT of the energy is in other binades than expected;
-    where rounding of both sides from numbers in between fits better and would give another figure (a master copy that
-    was kept in more bits over stages); where few large entries have the energy of cells, so that small ones have
-    another gain; where changes go with the sign of the weights (decay); where fewer than FEWEST entries changed. A part
-    of the update of which nothing was stored, such as the decay of rows that no step reached, is in no count.
+    The fit is a gate. rounding_unexplained where more than MISFIT of the energy is in other binades
+    than expected; where rounding of both sides from numbers in between fits better and would give
+    another figure (a master copy that was kept in more bits over stages); where few large entries
+    have the energy of cells, so that small ones have another gain; where changes go with the sign
+    of the weights (decay); where fewer than FEWEST entries changed. A part of the update of which
+    nothing was stored, such as the decay of rows that no step reached, is in no count.
     """
     changed = counts.away + counts.toward
     if changed < FEWEST:
@@ -573,14 +657,18 @@ def undo_counts(counts: Counts, energy: float, history: History) -> Undone:
     fourth = tails(fitted.shape)
     lopsided = (counts.away - counts.toward) / changed
     binades = changes_by_binade(counts, fitted)
-    known = Evidence(misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided, binades=binades)
+    known = Evidence(
+        misfit=wrong, alternative=other, fourth=fourth, lopsided=lopsided, binades=binades
+    )
     ambiguous = other < wrong and abs(kept_between / kept - 1) > ALTERNATIVE
     tailed = fourth > TAILED and kept < 1 - 2 * ALTERNATIVE
     if wrong > MISFIT or ambiguous or tailed or abs(lopsided) * (1 - kept) > LOPSIDED:
         return Undone(None, None, "rounding_unexplained", **known)
     zeros = 1.0 - float(fit(counts, rounds=0).changed.sum()) / entries
     reason: Reason | None = "rounded_away" if kept < ROUNDED_AWAY else None
-    return Undone(history, kept, reason, norm, zeros, of_rounded_base=history == "base_rounded", **known)
+    return Undone(
+        history, kept, reason, norm, zeros, of_rounded_base=history == "base_rounded", **known
+    )
 
 
 def undo(
@@ -593,19 +681,22 @@ def undo(
     space: Workspace,
     floor_ratio: float | None = None,
 ) -> Undone:
-    """What is known of the update between two stored matrices; the history is decided by their values.
+    """What is known of the update between two stored matrices; the history is decided by their
+    values.
 
-    formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest: the largest absolute
-    entry of base. Which format a side was rounded to is told by its values, as an F32 file may hold BF16 numbers.
-    floor_ratio: the column, of the coarser of the two formats; None counts entries whatever it is.
+    formats: stored dtypes. lines: (rows,) and (cols,) energies of tuned - base, unscaled. largest:
+    the largest absolute entry of base. Which format a side was rounded to is told by its values, as
+    an F32 file may hold BF16 numbers. floor_ratio: the column, of the coarser of the two formats;
+    None counts entries whatever it is.
 
     - an adapter, or a tuned side of F32 or F64 values over a base of fewer bits: nothing_rounded;
     - floor_ratio >= CLEAR: far_above, kept = 1 - 1 / floor_ratio²; there is no count of zeros;
     - all base values on the tuned side's grid: stored_base, the storage model of tuned - base;
-    - else base_rounded, if tuned - round(base) has nothing of what rounding took from the base, and the model fits it:
-      the base was loaded in the tuned side's format;
-    - else base_kept, if it has, and rounding both sides of that difference from numbers in between fits: errors are
-      even over an ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp of the grid;
+    - else base_rounded, if tuned - round(base) has nothing of what rounding took from the base, and
+      the model fits it: the base was loaded in the tuned side's format;
+    - else base_kept, if it has, and rounding both sides of that difference from numbers in between
+      fits: errors are even over an ulp and independent, so kept = 1 - 1 / floor_ratio² with the ulp
+      of the grid;
     - else, and for scaled 8-bit floats: rounding_unexplained.
     """
     if isinstance(tuned, Updated):
@@ -659,29 +750,46 @@ def _counted(
     return replace(base_kept(energy, _even_error(counts)), binades=binades)
 
 
-def slope_z(base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace) -> float:
-    """The slope of tuned - round(base) over base - round(base), in standard errors, in one pass; both in ulps.
+def slope_z(
+    base: Matrix, tuned: Matrix, grid: FloatFormat, dtype: torch.dtype, space: Workspace
+) -> float:
+    """The slope of tuned - round(base) over base - round(base), in standard errors, in one pass;
+    both in ulps.
 
-    0 on average where training started from round(base). Where it started from the base, tuned = round(base + d) holds
-    the remainder: the slope is 1 for a large d, and above 0 for any.
+    0 on average where training started from round(base). Where it started from the base, tuned =
+    round(base + d) holds the remainder: the slope is 1 for a large d, and above 0 for any.
     """
     product, squares, remainders, entries = 0.0, 0.0, 0.0, 0
     for index in blocks(tuned):
-        b, t = (read_block(side, index, name, dtype, space) for side, name in ((base, "base"), (tuned, "tuned")))
+        b, t = (
+            read_block(side, index, name, dtype, space)
+            for side, name in ((base, "base"), (tuned, "tuned"))
+        )
         rounded = b.to(getattr(torch, grid.torch_name)).to(dtype)
-        ulp = torch.ldexp(torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits)
-        rest, change = (b - rounded).div_(ulp), (t - rounded).div_(ulp).clamp_(-1, 1)  # large changes are only noise
+        ulp = torch.ldexp(
+            torch.ones_like(b), torch.frexp(rounded).exponent - 1 - grid.mantissa_bits
+        )
+        rest, change = (
+            (b - rounded).div_(ulp),
+            (t - rounded).div_(ulp).clamp_(-1, 1),
+        )  # large changes are only noise
         product += float((rest * change).sum(dtype=torch.float64))
         squares += float((change * change).sum(dtype=torch.float64))
         remainders += float((rest * rest).sum(dtype=torch.float64))
         entries += b.numel()
-    return product * math.sqrt(entries / (squares * remainders)) if squares * remainders > 0 else 0.0
+    return (
+        product * math.sqrt(entries / (squares * remainders)) if squares * remainders > 0 else 0.0
+    )
 
 
 def base_kept(energy: float, error: float) -> Undone:
-    """energy: of D; error: sum of ulp² / 12. The base has more bits than the tuned side and was not rounded first."""
+    """energy: of D; error: sum of ulp² / 12. The base has more bits than the tuned side and was not
+    rounded first.
+    """
     kept = max(0.0, 1.0 - error / energy)
-    return Undone("base_kept", kept, "rounded_away" if kept < ROUNDED_AWAY else None, math.sqrt(kept * energy))
+    return Undone(
+        "base_kept", kept, "rounded_away" if kept < ROUNDED_AWAY else None, math.sqrt(kept * energy)
+    )
 
 
 def _even_error(counts: Counts) -> float:
@@ -694,22 +802,33 @@ def _far_above(energy: float, error: float) -> Undone:
     return Undone("far_above", 1.0 - error / energy, None, math.sqrt(energy - error))
 
 
-def _all_on(base: Matrix, of_base: str, of_tuned: str, dtype: torch.dtype, space: Workspace) -> bool:
+def _all_on(
+    base: Matrix, of_base: str, of_tuned: str, dtype: torch.dtype, space: Workspace
+) -> bool:
     """Do all values of the base lie on the tuned side's grid?"""
     if of_base == of_tuned:
         return True
-    if FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits:  # else its own grid would be this one
+    if (
+        FLOATS[of_base].mantissa_bits > FLOATS[of_tuned].mantissa_bits
+    ):  # else its own grid would be this one
         return False
-    return all(on_grid(read_block(base, index, "base", dtype, space), FLOATS[of_tuned]) for index in blocks(base))
+    return all(
+        on_grid(read_block(base, index, "base", dtype, space), FLOATS[of_tuned])
+        for index in blocks(base)
+    )
 
 
-def line_energies(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace) -> tuple[Floats, Floats]:
+def line_energies(
+    base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Workspace
+) -> tuple[Floats, Floats]:
     """(rows,) and (cols,): energies of tuned - base in one pass, unscaled."""
     rows, cols = shape_of(tuned)
     r, c = torch.zeros(rows, dtype=torch.float64), torch.zeros(cols, dtype=torch.float64)
     tall, start = rows > cols, 0
     for index in blocks(tuned):
-        d = read_block(tuned, index, "tuned", dtype, space).sub_(read_block(base, index, "base", dtype, space))
+        d = read_block(tuned, index, "tuned", dtype, space).sub_(
+            read_block(base, index, "base", dtype, space)
+        )
         squares = d.double().square_()
         height, width = squares.shape
         row, col = (start, 0) if tall else (0, start)
@@ -720,10 +839,14 @@ def line_energies(base: Matrix, tuned: Matrix, dtype: torch.dtype, space: Worksp
 
 
 def values(undone: Undone, base_norm: float) -> Values:
-    """kept, relative_norm_unrounded and zero_share_expected; the last two are None where kept is, or is too small."""
+    """kept, relative_norm_unrounded and zero_share_expected; the last two are None where kept is,
+    or is too small.
+    """
     known = undone.kept is not None and undone.reason is None
     return {
         "kept": undone.kept,
-        "relative_norm_unrounded": undone.norm / base_norm if known and undone.norm and base_norm > 0 else None,
+        "relative_norm_unrounded": (
+            undone.norm / base_norm if known and undone.norm and base_norm > 0 else None
+        ),
         "zero_share_expected": undone.zeros if undone.kept is not None else None,
     }

@@ -1,4 +1,6 @@
-"""The self-test of a device: `shadow.spectra.device` runs it in a child process. It prints what is wrong."""
+"""The self-test of a device: `shadow.spectra.device` runs it in a child process. It prints what is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,13 @@ from numpy.typing import NDArray
 from shadow.spectra.device import SAME_GRAM, Device, TorchDevice, full_products
 from shadow.spectra.spectrum import UNIT, Workspace, eigenvalues, gram, scaled_blocks
 
-SHAPES = ((320, 1100), (1500, 768))  # one short side is that of the rows, the other that of the columns
-# How far eigenvalues may lie from those of a Gram in float64, in units of u E / sqrt(side). The CPU's in float32 are
-# within 3, most at rank 8; sums of a whole block, one after another, are off by 9.
+SHAPES = (
+    (320, 1100),
+    (1500, 768),
+)  # one short side is that of the rows, the other that of the columns
+# How far eigenvalues may lie from those of a Gram in float64, in units of u E / sqrt(side). The
+# CPU's in float32 are within 3, most at rank 8; sums of a whole block, one after another, are off
+# by 9.
 SAME_VALUES = 5.0
 SPECTRA: dict[str, Callable[[int], NDArray[np.float64]]] = {
     "noise": lambda side: np.ones(0),
@@ -51,7 +57,9 @@ def _fault(device: Device, matrix: torch.Tensor) -> str | None:
     rows, cols = matrix.shape
     side, wide = min(rows, cols), rows <= cols
 
-    def made(by: Callable[..., torch.Tensor], dtype: torch.dtype, *more: torch.dtype) -> torch.Tensor:
+    def made(
+        by: Callable[..., torch.Tensor], dtype: torch.dtype, *more: torch.dtype
+    ) -> torch.Tensor:
         return by(scaled_blocks(matrix, 1.0, dtype, Workspace()), side, wide, *more)
 
     exact = made(gram, torch.float64, torch.float64)

@@ -1,13 +1,16 @@
-"""Matrix -> Spectrum: the only module that solves an eigenproblem, and the only home of a tolerance.
+"""Matrix -> Spectrum: the only module that solves an eigenproblem, and the only home of a
+tolerance.
 
-A matrix here is a torch tensor of any float dtype, usually a view of a mapped file, or what shadow.spectra.lazy makes
-of some: (rows, cols), or (groups, rows / groups, cols) where its rows are not evenly spaced in memory. It is read in
-blocks through the reused buffers of a Workspace, so that a tensor of any size needs a few blocks and one Gram.
+A matrix here is a torch tensor of any float dtype, usually a view of a mapped file, or what
+shadow.spectra.lazy makes of some: (rows, cols), or (groups, rows / groups, cols) where its rows are
+not evenly spaced in memory. It is read in blocks through the reused buffers of a Workspace, so that
+a tensor of any size needs a few blocks and one Gram.
 
-Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against `torch.linalg.svdvals`
-that is faster at every shape measured, least for small squares (896 x 896: 1.8 times) and most for large ones (2048 x
-8192: 11 times; `benchmarks/spectrum_methods.py`, one thread of a Zen 4). The price is a floor below which a singular
-value is not resolved, and the floor is reported.
+Singular values are the roots of the eigenvalues of the Gram matrix on the short side. Against
+`torch.linalg.svdvals` that is faster at every shape measured, least for small squares (896 x 896:
+1.8 times) and most for large ones (2048 x 8192: 11 times; `benchmarks/spectrum_methods.py`, one
+thread of a Zen 4). The price is a floor below which a singular value is not resolved, and the floor
+is reported.
 """
 
 from __future__ import annotations
@@ -30,42 +33,51 @@ from shadow.spectra.lazy import Matrix
 from shadow.spectra.measurement import Precision
 from shadow.spectra.tridiagonal import eigensystem
 
-# Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the product.
+# Elements of a block: 8 MiB in float32. Larger ones leave the caches, smaller ones starve the
+# product.
 BLOCK = 1 << 21
-# Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full product's time (896-4096).
+# Columns of the Gram that are formed at once, below the diagonal only: 0.58-0.65 of a full
+# product's time (896-4096).
 PANEL = 192
-# Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6 of the time at 896,
-# 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is taken up to this side on any processor:
-# they come with all eigenvalues from one tridiagonal form. Above it MKL's eigenvalues and Lanczos for the vectors take
-# less, even where the spectrum is flat (500 products for 64 vectors; 200 where it decays).
+# Up to this side OpenBLAS finds eigenvalues faster than MKL on processors other than Intel's: 0.6
+# of the time at 896, 0.85 at 2048, 1.4 at 3072. In float32 it does not. With vectors OpenBLAS is
+# taken up to this side on any processor: they come with all eigenvalues from one tridiagonal form.
+# Above it MKL's eigenvalues and Lanczos for the vectors take less, even where the spectrum is flat
+# (500 products for 64 vectors; 200 where it decays).
 OPENBLAS_SIDE = 2048
 KRYLOV = 2.5  # dimension of the Krylov space for each vector; 4 and 6 took as long or longer
-# Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the eigenvalues that are known,
-# in units of the largest: otherwise it has missed some. By the precision of the Gram matrix.
+# Residual of an eigenvector in units of its eigenvalue, and how well Lanczos must find the
+# eigenvalues that are known, in units of the largest: otherwise it has missed some. By the
+# precision of the Gram matrix.
 LANCZOS_TOLERANCE = {torch.float32: 1e-8, torch.float64: 1e-12}
 SAME_EIGENVALUE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-# Singular values below this share of the largest are not resolved: the rounding of the Gram (float32 or float64
-# accumulation) and of its eigenvalues, measured on planted spectra in tests/test_spectrum.py.
+# Singular values below this share of the largest are not resolved: the rounding of the Gram
+# (float32 or float64 accumulation) and of its eigenvalues, measured on planted spectra in
+# tests/test_spectrum.py.
 FLOOR: dict[Precision, float] = {"default": 3e-4, "exact": 1e-7, "fast": 1e-3}
-UNRESOLVED_SHARE = 0.01  # more of the singular values below the floor than this, and the matrix is redone in `exact`
-# Rounding of the Gram's sums, and how far it may move the effective rank (relative) before the matrix is redone in
-# `exact`. Most of it where a few large values stand over many that are near the floor: 1e-3 to 7e-3 was measured there.
+# more of the singular values below the floor than this, and the matrix is redone in `exact`
+UNRESOLVED_SHARE = 0.01
+# Rounding of the Gram's sums, and how far it may move the effective rank (relative) before the
+# matrix is redone in `exact`. Most of it where a few large values stand over many that are near the
+# floor: 1e-3 to 7e-3 was measured there.
 UNIT: dict[Precision, float] = {"default": 2.0**-24, "exact": 2.0**-53, "fast": 2.0**-24}
 RANK_ERROR: dict[Precision, float] = {"default": 2.6e-4, "exact": math.inf, "fast": 2e-3}
-EXACT_SIDE = 256  # up to this short side `exact` costs under 2 ms more than `default`, so it is always taken
+EXACT_SIDE = (
+    256  # up to this short side `exact` costs under 2 ms more than `default`, so it is always taken
+)
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """Singular values of one matrix.
 
-    sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since they are noise of
-    the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm, summed from the entries.
-    vectors: float64 (m, k), orthonormal, the leading singular vectors on the short side in the order of sigma (left
-    ones if rows <= cols), as many as were asked for; those of sigmas below floor are noise.
-    shift: how far rounding may have moved each sigma², at most, in units of sigma_1².
-    moved: was the CPU taken because a device failed?
+    sigma: float64 (m,), m the short side, descending, >= 0; those below floor are set to 0 since
+    they are noise of the method. rows, cols: the `(out, in)` shape. norm: the Frobenius norm,
+    summed from the entries. vectors: float64 (m, k), orthonormal, the leading singular vectors on
+    the short side in the order of sigma (left ones if rows <= cols), as many as were asked for;
+    those of sigmas below floor are noise. shift: how far rounding may have moved each sigma², at
+    most, in units of sigma_1². moved: was the CPU taken because a device failed?
     """
 
     sigma: NDArray[np.float64]
@@ -85,9 +97,11 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Question:
-    """What the spectrum of a matrix depends on besides the matrix: the same answer for the same question.
+    """What the spectrum of a matrix depends on besides the matrix: the same answer for the same
+    question.
 
-    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for. solver: of `Grams`.
+    stored: its dtype in the checkpoint. vectors: how many leading singular vectors are asked for.
+    solver: of `Grams`.
     """
 
     stored: str
@@ -100,7 +114,9 @@ class Question:
 Remember = Callable[[Matrix, Question, float, Callable[[], Spectrum]], Spectrum]
 
 
-def solve_anew(matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]) -> Spectrum:
+def solve_anew(
+    matrix: Matrix, question: Question, norm: float, solve: Callable[[], Spectrum]
+) -> Spectrum:
     """Remember nothing."""
     return solve()
 
@@ -128,9 +144,11 @@ def shape_of(matrix: Matrix) -> tuple[int, int]:
 
 
 def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...]]:
-    """Indices that cut a matrix along its long side into blocks of about size (BLOCK) elements, in order.
+    """Indices that cut a matrix along its long side into blocks of about size (BLOCK) elements, in
+    order.
 
-    How it is cut depends on the shape alone, so that sums come out the same whatever runs beside them.
+    How it is cut depends on the shape alone, so that sums come out the same whatever runs beside
+    them.
     """
     rows, cols = shape_of(matrix)
     size = BLOCK if size is None else size
@@ -146,8 +164,12 @@ def blocks(matrix: Matrix, size: int | None = None) -> Iterator[tuple[slice, ...
             yield (slice(start, start + step),)
 
 
-def read_block(matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace) -> Tensor:
-    """One block as a contiguous (rows, cols) tensor of dtype in the workspace's buffer of that name."""
+def read_block(
+    matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch.dtype, space: Workspace
+) -> Tensor:
+    """One block as a contiguous (rows, cols) tensor of dtype in the workspace's buffer of that
+    name.
+    """
     part = matrix[index]
     buffer = space.take(name, part.shape, dtype)
     buffer.copy_(part)
@@ -157,14 +179,23 @@ def read_block(matrix: Matrix, index: tuple[slice, ...], name: str, dtype: torch
 def power_of_two_scale(largest: float) -> float:
     """A power of two that brings the largest entry near 1, or 1 where squares are safe as they are.
 
-    Squares of float32 vanish below 1e-19 and overflow above 1e19; multiplying by a power of two rounds nothing.
+    Squares of float32 vanish below 1e-19 and overflow above 1e19; multiplying by a power of two
+    rounds nothing.
     """
     exponent = int(np.frexp(largest)[1])
-    return 1.0 if abs(exponent) <= 24 or largest == 0.0 else float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
+    return (
+        1.0
+        if abs(exponent) <= 24 or largest == 0.0
+        else float(np.ldexp(1.0, max(-1000, min(1000, -exponent))))
+    )
 
 
-def scaled_blocks(matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace) -> Iterator[Tensor]:
-    """The blocks of scale * matrix as contiguous (rows, cols) tensors of dtype, in the order of `blocks`."""
+def scaled_blocks(
+    matrix: Matrix, scale: float, dtype: torch.dtype, space: Workspace
+) -> Iterator[Tensor]:
+    """The blocks of scale * matrix as contiguous (rows, cols) tensors of dtype, in the order of
+    `blocks`.
+    """
     for index in blocks(matrix):
         block = read_block(matrix, index, "tuned", dtype, space)
         yield block if scale == 1.0 else block.mul_(scale)
@@ -174,8 +205,9 @@ def scaled_blocks(matrix: Matrix, scale: float, dtype: torch.dtype, space: Works
 def mkl_is_at_home() -> bool:
     """Is torch's linear algebra Intel's library on an Intel processor?
 
-    Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, NumPy's OpenBLAS formed an 896-side Gram in 0.58
-    of the time and found its eigenvalues in 0.60 (benchmarks/spectrum_methods.py measures it anew).
+    Elsewhere MKL takes slow paths: on a Zen 4 with two threads busy, NumPy's OpenBLAS formed an
+    896-side Gram in 0.58 of the time and found its eigenvalues in 0.60
+    (benchmarks/spectrum_methods.py measures it anew).
     """
     try:
         with_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
@@ -185,7 +217,9 @@ def mkl_is_at_home() -> bool:
 
 
 def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dtype) -> Tensor:
-    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side); its lower triangle at least."""
+    """W Wᵀ (wide: blocks of columns) or Wᵀ W (tall: blocks of rows), (side, side); its lower
+    triangle at least.
+    """
     total = torch.zeros((side, side), dtype=dtype)
     product = torch.empty_like(total)
     for block in matrix_blocks:
@@ -200,17 +234,21 @@ def gram(matrix_blocks: Iterator[Tensor], side: int, wide: bool, dtype: torch.dt
 
 
 def eigenvalues(lower: Tensor) -> NDArray[np.float64]:
-    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it may be overwritten."""
+    """Eigenvalues, ascending, of the symmetric matrix whose lower triangle is given; it may be
+    overwritten.
+    """
     if mkl_is_at_home() or len(lower) > OPENBLAS_SIDE or lower.dtype == torch.float32:
         return np.asarray(torch.linalg.eigvalsh(lower, UPLO="L").numpy(), dtype=np.float64)
     return eigensystem(lower.numpy(), 0)[0]
 
 
-def with_vectors(lower: Tensor, count: int, solved: torch.dtype) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def with_vectors(
+    lower: Tensor, count: int, solved: torch.dtype
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Eigenvalues, ascending, and the (side, count) eigenvectors of the largest, the largest first.
 
-    lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues are computed in
-    above OPENBLAS_SIDE; below it, it is float64.
+    lower: the lower triangle of a symmetric matrix; it is overwritten. solved: what the eigenvalues
+    are computed in above OPENBLAS_SIDE; below it, it is float64.
     """
     if len(lower) <= OPENBLAS_SIDE:
         return eigensystem(lower.double().numpy(), count)
@@ -223,23 +261,33 @@ def _mirrored(lower: Tensor) -> Tensor:
     for start in range(0, len(lower), PANEL):
         corner = lower[start : start + PANEL, start : start + PANEL]
         corner.copy_(corner.tril() + corner.tril(-1).T)
-        lower[start : start + PANEL, start + PANEL :] = lower[start + PANEL :, start : start + PANEL].T
+        lower[start : start + PANEL, start + PANEL :] = lower[
+            start + PANEL :, start : start + PANEL
+        ].T
     return lower
 
 
 def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The leading eigenvectors (side, count) by restarted Lanczos from a fixed vector, checked against all values.
+    """The leading eigenvectors (side, count) by restarted Lanczos from a fixed vector, checked
+    against all values.
 
-    Products with a float32 matrix are in float32: their rounding turns the vectors no more than that of the Gram
-    matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not converge: then all vectors are computed.
+    Products with a float32 matrix are in float32: their rounding turns the vectors no more than
+    that of the Gram matrix has done. Lanczos can miss a copy of a multiple eigenvalue, or not
+    converge: then all vectors are computed.
     """
     matrix = whole.numpy()
-    product = LinearOperator(matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64)
+    product = LinearOperator(
+        matrix.shape, matvec=lambda x: matrix @ x.astype(matrix.dtype), dtype=np.float64
+    )
     start = np.random.default_rng(0).standard_normal(len(matrix))
     krylov = min(len(matrix), int(KRYLOV * count) + 1)
-    again = {"rng": 0} if "rng" in signature(eigsh).parameters else {}  # vectors to go on with where the space is full
+    again = (
+        {"rng": 0} if "rng" in signature(eigsh).parameters else {}
+    )  # vectors to go on with where the space is full
     try:
-        largest, vectors = eigsh(product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again)
+        largest, vectors = eigsh(
+            product, count, v0=start, ncv=krylov, tol=LANCZOS_TOLERANCE[whole.dtype], **again
+        )
         if np.abs(largest - values[-count:]).max() <= SAME_EIGENVALUE[whole.dtype] * values[-1]:
             return np.ascontiguousarray(vectors[:, ::-1])
     except ArpackError:
@@ -249,7 +297,9 @@ def _leading(whole: Tensor, values: NDArray[np.float64], count: int) -> NDArray[
 
 
 Read = Callable[[torch.dtype], Iterator[Tensor]]
-Eigen = tuple[NDArray[np.float64], NDArray[np.float64] | None]  # all eigenvalues, and vectors where they are wanted
+Eigen = tuple[
+    NDArray[np.float64], NDArray[np.float64] | None
+]  # all eigenvalues, and vectors where they are wanted
 
 
 class Grams(Protocol):
@@ -266,10 +316,11 @@ class Grams(Protocol):
         dtype: torch.dtype,
         solve: Callable[[Tensor], Eigen],
     ) -> tuple[Eigen, bool]:
-        """What solve makes of the Gram matrix of a matrix, of which it gets the lower triangle in dtype on the CPU.
+        """What solve makes of the Gram matrix of a matrix, of which it gets the lower triangle in
+        dtype on the CPU.
 
-        read yields the blocks of the matrix in the order of `blocks`, as often as it is called; norm: their
-        Frobenius norm. And: was the CPU taken because a device failed?
+        read yields the blocks of the matrix in the order of `blocks`, as often as it is called;
+        norm: their Frobenius norm. And: was the CPU taken because a device failed?
         """
         ...
 
@@ -304,13 +355,14 @@ def spectrum(
     vectors: int = 0,
     grams: Grams = ON_CPU,
 ) -> Spectrum:
-    """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the order of `blocks`.
+    """Singular values of a matrix (rows, cols) whose scaled blocks `read(dtype)` yields in the
+    order of `blocks`.
 
-    norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were multiplied by.
-    wide_format says that the stored numbers have more bits than float32 products keep (F32, F64): then, and where
-    the short side is small, `exact` is taken instead of `default`. Returns `precision` as it was used.
-    vectors: how many leading singular vectors of the short side to return as well, at most. grams: where its Gram
-    matrix is made.
+    norm is the Frobenius norm of the unscaled entries, scale the power of two the blocks were
+    multiplied by. wide_format says that the stored numbers have more bits than float32 products
+    keep (F32, F64): then, and where the short side is small, `exact` is taken instead of `default`.
+    Returns `precision` as it was used. vectors: how many leading singular vectors of the short side
+    to return as well, at most. grams: where its Gram matrix is made.
     """
     side = min(shape)
     if precision == "default" and (wide_format or side <= EXACT_SIDE):
@@ -327,7 +379,10 @@ def spectrum(
         shift = eigenvalue_shift(values, precision)
         if precision == "exact":
             break
-        if unresolved <= UNRESOLVED_SHARE * side and effective_rank_error(values, shift) <= RANK_ERROR[precision]:
+        if (
+            unresolved <= UNRESOLVED_SHARE * side
+            and effective_rank_error(values, shift) <= RANK_ERROR[precision]
+        ):
             break
         precision = "exact"
     if leading is not None:  # one layout in memory: the last bits of products depend on it
@@ -338,15 +393,16 @@ def spectrum(
 def eigenvalue_shift(sigma: NDArray[np.float64], precision: Precision) -> float:
     """How far the rounding of the Gram may move each of its eigenvalues, in units of the largest.
 
-    u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random spectra of seven shapes
-    with both libraries: 0.1 to 0.9 of it, nearly all downwards.
+    u E / (sqrt(m) sigma_1²), u the unit roundoff of the sums. Measured on planted and random
+    spectra of seven shapes with both libraries: 0.1 to 0.9 of it, nearly all downwards.
     """
     energy = float(((sigma / sigma[0]) ** 2).sum())
     return UNIT[precision] * energy / math.sqrt(len(sigma))
 
 
 def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
-    """How far the effective rank may be off, relative, where every sigma² is moved by shift, in units of sigma_1².
+    """How far the effective rank may be off, relative, where every sigma² is moved by shift, in
+    units of sigma_1².
 
     d ln(effective_rank) = -sum dp (ln p + H), with dp = p shift / (2 sigma²).
     """
@@ -358,14 +414,25 @@ def effective_rank_error(sigma: NDArray[np.float64], shift: float) -> float:
 
 
 def _singular_values(
-    read: Read, shape: tuple[int, int], norm: float, precision: Precision, vectors: int = 0, grams: Grams = ON_CPU
+    read: Read,
+    shape: tuple[int, int],
+    norm: float,
+    precision: Precision,
+    vectors: int = 0,
+    grams: Grams = ON_CPU,
 ) -> tuple[NDArray[np.float64], float, NDArray[np.float64] | None, bool]:
-    """Singular values, descending, the floor under them, as many leading vectors of the short side as wanted, moved."""
+    """Singular values, descending, the floor under them, as many leading vectors of the short side
+    as wanted, moved.
+    """
     dtype = torch.float64 if precision == "exact" else torch.float32
     solved = torch.float32 if precision == "fast" else torch.float64
 
     def solve(lower: Tensor) -> Eigen:
-        return with_vectors(lower, vectors, solved) if vectors else (eigenvalues(lower.to(solved)), None)
+        return (
+            with_vectors(lower, vectors, solved)
+            if vectors
+            else (eigenvalues(lower.to(solved)), None)
+        )
 
     (squares, leading), moved = grams.solved(read, shape, norm, dtype, solve)
     values = np.sqrt(np.maximum(squares, 0.0))[::-1].copy()

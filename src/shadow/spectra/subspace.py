@@ -1,8 +1,9 @@
 """How the leading singular subspaces of a base matrix turned, and how the delta lies in them.
 
-Vectors of the short side come with the spectra. Those of the long side are never whole in memory: block by block
-Y_b = W_bᵀ U_b / sigma and Y_t = W_tᵀ U_t / sigma are formed, and only their inner products and D Y_b are summed up. All
-of it is in float64, and only as good as the Gram matrix that the vectors came from.
+Vectors of the short side come with the spectra. Those of the long side are never whole in memory:
+block by block Y_b = W_bᵀ U_b / sigma and Y_t = W_tᵀ U_t / sigma are formed, and only their inner
+products and D Y_b are summed up. All of it is in float64, and only as good as the Gram matrix that
+the vectors came from.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from shadow.spectra.measurement import Values
 from shadow.spectra.null import Profile
 from shadow.spectra.spectrum import Spectrum, Workspace, blocks, read_block, shape_of
 
-SMALL_BLOCK = 1 << 19  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
+SMALL_BLOCK = (
+    1 << 19
+)  # elements: three blocks of float64 are 12 MiB; as large as elsewhere they take 1.1 of the time
 SUBSPACE = 16  # dimension of the subspaces that are compared, at most the short side
 INTRUDERS = 10  # leading left vectors of the tuned side that may be intruders
-# Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of a base cost the
-# pair 3 to 8 % more, and make its spectrum that of the base of the next stage.
+# Leading vectors of either side that are needed. A tuned side needs SUBSPACE of them; as many as of
+# a base cost the pair 3 to 8 % more, and make its spectrum that of the base of the next stage.
 VECTORS = 64
 SIMILAR = 0.5  # the |cosine| above which a vector of the tuned side is one of the base's, moved
 
@@ -47,19 +50,23 @@ def subspace_values(
     profile: Profile,
     space: Workspace,
 ) -> Values:
-    """overlap_*, alignment_*, intruders and subspace_gap_*, from both spectra and one pass over the matrices.
+    """overlap_*, alignment_*, intruders and subspace_gap_*, from both spectra and one pass over the
+    matrices.
 
-    With U_b and U_t the leading k = min(16, m) left vectors, overlap_left = ||U_bᵀ U_t||_F² / k in [0, 1], the mean
-    squared cosine of the principal angles: 1 where nothing turned, k / rows on average for random subspaces.
-    alignment_left = (||U_bᵀ D||_F² / ||D||_F²) / (k / rows) in [0, rows / k], on average 1 for a D without preferred
-    directions. alignment_left_null = (sum_i r_i ||U_i||² / E) / (k / rows), U_i the i-th row of U_b, is what D would
-    have on average with random signs: 1 where its rows or those of U_b are even. On the right the same with right
-    vectors and cols. intruders: of the tuned side's leading min(10, m) left vectors, how many have no |cosine| above
+    With U_b and U_t the leading k = min(16, m) left vectors, overlap_left = ||U_bᵀ U_t||_F² / k in
+    [0, 1], the mean squared cosine of the principal angles: 1 where nothing turned, k / rows on
+    average for random subspaces. alignment_left = (||U_bᵀ D||_F² / ||D||_F²) / (k / rows) in [0,
+    rows / k], on average 1 for a D without preferred directions. alignment_left_null = (sum_i r_i
+    ||U_i||² / E) / (k / rows), U_i the i-th row of U_b, is what D would have on average with random
+    signs: 1 where its rows or those of U_b are even. On the right the same with right vectors and
+    cols. intruders: of the tuned side's leading min(10, m) left vectors, how many have no |cosine|
+    above
     0.5 with any of the base's leading min(64, m) (after Shuttleworth et al. 2024, who search all).
     subspace_gap = (sigma_k - sigma_{k+1}) / sigma_k in [0, 1].
 
-    None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is the floor where it is
-    not resolved, and 0 where there is none. matrices: base and tuned, as the spectra were made from; profile: D's.
+    None where a singular value that the number needs is not resolved. In the gap, sigma_{k+1} is
+    the floor where it is not resolved, and 0 where there is none. matrices: base and tuned, as the
+    spectra were made from; profile: D's.
     """
     scale = profile.scale
     m = len(base.sigma)
@@ -71,7 +78,9 @@ def subspace_values(
         return values
     left_is_short = base.rows <= base.cols
     energies = (profile.rows, profile.cols) if left_is_short else (profile.cols, profile.rows)
-    streamed = _streamed(u_b[:, :k], base.sigma[:k], u_t, tuned.sigma[:known_t], matrices, scale, energies[1], space)
+    streamed = _streamed(
+        u_b[:, :k], base.sigma[:k], u_t, tuned.sigma[:known_t], matrices, scale, energies[1], space
+    )
     short, long = ("left", "right") if left_is_short else ("right", "left")
     leverages = (u_b[:, :k] ** 2).sum(axis=1)
     weighted = _whitened(streamed.base, _whitened(streamed.base, streamed.weighted).T)
@@ -86,8 +95,12 @@ def subspace_values(
         values[f"overlap_{short}"] = _mean_square(u_b[:, :k].T @ u_t)
         values[f"overlap_{long}"] = _mean_square(between)
     if known_b >= min(VECTORS, m) and known_t >= min(INTRUDERS, m):
-        cosines = u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
-        values["intruders"] = int(np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR))
+        cosines = (
+            u_b.T @ u_t if left_is_short else u_b.T @ streamed.seen / base.sigma[:known_b, None]
+        )
+        values["intruders"] = int(
+            np.count_nonzero(np.abs(cosines[:, :INTRUDERS]).max(axis=0) <= SIMILAR)
+        )
     return values
 
 
@@ -105,24 +118,30 @@ def _resolved(side: Spectrum) -> Array:
 
 
 def _mean_square(cosines: Array) -> float:
-    """||C||_F² / k of (k, k) cosines between two orthonormal bases, in [0, 1] but for rounding, which is cut off."""
+    """||C||_F² / k of (k, k) cosines between two orthonormal bases, in [0, 1] but for rounding,
+    which is cut off.
+    """
     return min(1.0, float((cosines**2).sum()) / len(cosines))
 
 
 def _whitened(products: Array, columns: Array) -> Array:
-    """Inner products (k, ...) with vectors whose own are `products`, made those with an orthonormal basis of them."""
+    """Inner products (k, ...) with vectors whose own are `products`, made those with an orthonormal
+    basis of them.
+    """
     root = np.linalg.cholesky(products)
     return np.asarray(solve_triangular(root, columns, lower=True), dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class _Streamed:
-    """Sums over the long side, where Y_b (n, k) and Y_t (n, t) are its vectors, not quite orthonormal.
+    """Sums over the long side, where Y_b (n, k) and Y_t (n, t) are its vectors, not quite
+    orthonormal.
 
-    base: Y_bᵀ Y_b; weighted: the same with D's energies along the long side as weights; tuned: Y_tᵀ Y_t; between:
-    Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images (m, k): D Y_b; seen (m, t): W_b Y_t with Y_t's
-    columns at length 1, or 0 where the long side is the right one: vᵀ seen / sigma are the cosines of Y_t with the
-    base's left vector W_b v / sigma, which need not be formed.
+    base: Y_bᵀ Y_b; weighted: the same with D's energies along the long side as weights; tuned: Y_tᵀ
+    Y_t; between: Y_bᵀ Y_t; inside: energy of D in the short side's subspace; images (m, k): D Y_b;
+    seen (m, t): W_b Y_t with Y_t's columns at length 1, or 0 where the long side is the right one:
+    vᵀ seen / sigma are the cosines of Y_t with the base's left vector W_b v / sigma, which need not
+    be formed.
     """
 
     base: Array
@@ -146,16 +165,23 @@ def _streamed(
 ) -> _Streamed:
     """One pass over both matrices.
 
-    u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D along the long side.
+    u_b (m, k) and u_t (m, t) are vectors of the short side, sigma their values; energies: of D
+    along the long side.
     """
     (m, k), t_count = u_b.shape, u_t.shape[1]
-    basis, to_base, to_tuned = (np.ascontiguousarray(vectors.T) for vectors in (u_b, u_b / sigma_b, u_t / sigma_t))
+    basis, to_base, to_tuned = (
+        np.ascontiguousarray(vectors.T) for vectors in (u_b, u_b / sigma_b, u_t / sigma_t)
+    )
     base, weighted, start = np.zeros((k, k)), np.zeros((k, k)), 0
     tuned, between = np.zeros((t_count, t_count)), np.zeros((k, t_count))
     inside, images, seen = 0.0, np.zeros((k, m)), np.zeros((t_count, m))
     left_is_long = shape_of(matrices[1])[0] > m
     for b, t, d in _triples(matrices, m, scale, space):
-        y_b, y_t, inner = to_base @ b, to_tuned @ t, basis @ d  # this way round OpenBLAS is 1.2 to 3 times faster
+        y_b, y_t, inner = (
+            to_base @ b,
+            to_tuned @ t,
+            basis @ d,
+        )  # this way round OpenBLAS is 1.2 to 3 times faster
         base += y_b @ y_b.T
         part = energies[start : start + y_b.shape[1]]
         start += len(part)
@@ -166,13 +192,17 @@ def _streamed(
         images += y_b @ d.T
         if left_is_long:
             seen += y_t @ b.T
-    return _Streamed(base, weighted, tuned, between, inside, images.T, seen.T / np.sqrt(tuned.diagonal()))
+    return _Streamed(
+        base, weighted, tuned, between, inside, images.T, seen.T / np.sqrt(tuned.diagonal())
+    )
 
 
 def _triples(
     matrices: tuple[Matrix, Matrix], short: int, scale: float, space: Workspace
 ) -> Iterator[tuple[Array, Array, Array]]:
-    """The blocks of base, tuned and scale * (tuned - base) in float64, each (short, part of the long side)."""
+    """The blocks of base, tuned and scale * (tuned - base) in float64, each (short, part of the
+    long side).
+    """
     base, tuned = matrices
     wide = shape_of(tuned)[0] == short
     for index in blocks(tuned, SMALL_BLOCK):

@@ -1,4 +1,6 @@
-"""The shape of a spectrum's tail: power law, Hill estimate, Marchenko-Pastur edge. Arrays in, numbers out."""
+"""The shape of a spectrum's tail: power law, Hill estimate, Marchenko-Pastur edge. Arrays in,
+numbers out.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,34 @@ from shadow.spectra.measurement import Values
 if TYPE_CHECKING:
     from shadow.spectra.spectrum import Spectrum
 
-MIN_TAIL = 50  # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
+MIN_TAIL = (
+    50  # eigenvalues a power law is fitted to at least: fewer give an exponent without meaning
+)
 CHUNK = 1 << 18  # elements of the table of distances that are in memory at once
 
 
 def power_law(spectrum: Spectrum) -> Values:
     """Exponent of the eigenvalues lambda = sigma² above xmin, by maximum likelihood.
 
-    alpha = 1 + n / sum ln(lambda_i / xmin) over the n eigenvalues >= xmin, in (1, inf), at the xmin of least
-    two-sided Kolmogorov-Smirnov distance among the resolved eigenvalues that leave at least 50; alpha_stderr =
-    (alpha - 1) / sqrt(n). Clauset, Shalizi & Newman 2009; for weights Martin & Mahoney 2021. None below 50 resolved.
+    alpha = 1 + n / sum ln(lambda_i / xmin) over the n eigenvalues >= xmin, in (1, inf), at the xmin
+    of least two-sided Kolmogorov-Smirnov distance among the resolved eigenvalues that leave at
+    least 50; alpha_stderr = (alpha - 1) / sqrt(n). Clauset, Shalizi & Newman 2009; for weights
+    Martin & Mahoney 2021. None below 50 resolved.
     """
-    nothing: Values = dict.fromkeys(("alpha", "alpha_xmin", "alpha_ks", "alpha_tail", "alpha_stderr"))
+    nothing: Values = dict.fromkeys(
+        ("alpha", "alpha_xmin", "alpha_ks", "alpha_tail", "alpha_stderr")
+    )
     resolved = spectrum.sigma[spectrum.sigma > 0][::-1]
     if len(resolved) < MIN_TAIL:
         return nothing
     logs = 2.0 * np.log(resolved)  # ascending
     starts = np.arange(len(logs) - MIN_TAIL + 1)
-    sums = np.cumsum(logs[::-1])[::-1][starts] - (len(logs) - starts) * logs[starts]  # sum of ln(lambda / xmin)
-    distinct = np.concatenate(([True], np.diff(logs[: len(starts)]) > 0))  # the first of equal candidates
+    sums = (
+        np.cumsum(logs[::-1])[::-1][starts] - (len(logs) - starts) * logs[starts]
+    )  # sum of ln(lambda / xmin)
+    distinct = np.concatenate(
+        ([True], np.diff(logs[: len(starts)]) > 0)
+    )  # the first of equal candidates
     # a tail whose logs differ only by rounding has no exponent
     starts = starts[distinct & (sums > 1e-12 * len(logs) * np.maximum(1.0, np.abs(logs[starts])))]
     if len(starts) == 0:
@@ -57,10 +68,11 @@ def _chunks(starts: NDArray[np.int64], width: int) -> list[NDArray[np.int64]]:
 
 
 def _distances(logs: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Two-sided KS distance of each candidate's tail, logs[start:], from the power law fitted to it.
+    """Two-sided KS distance of each candidate's tail, logs[start:], from the power law fitted to
+    it.
 
-    With d = F_fit - F just below each value, the distance is max(max d, 1 / n - min d); d = 0 at the candidate
-    itself, so entries below it may count as 0 too.
+    With d = F_fit - F just below each value, the distance is max(max d, 1 / n - min d); d = 0 at
+    the candidate itself, so entries below it may count as 0 too.
     """
     base = int(starts[0])
     logs, starts = logs[base:], starts - base
@@ -70,7 +82,9 @@ def _distances(logs: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[
     above *= -count / above.sum(axis=1, keepdims=True)
     difference = np.subtract(1.0, np.exp(above, out=above), out=above)
     difference -= np.maximum(np.arange(len(logs))[None, :] - starts[:, None], 0) / count
-    result: NDArray[np.float64] = np.maximum(difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1))
+    result: NDArray[np.float64] = np.maximum(
+        difference.max(axis=1), 1.0 / count[:, 0] - difference.min(axis=1)
+    )
     return result
 
 
@@ -88,11 +102,13 @@ def hill(spectrum: Spectrum) -> Values:
 
 
 def marchenko_pastur(spectrum: Spectrum) -> Values:
-    """Edge of the bulk that noise of the matrix's median would have, in units of sigma, and the count above it.
+    """Edge of the bulk that noise of the matrix's median would have, in units of sigma, and the
+    count above it.
 
-    mp_edge = s (sqrt m + sqrt n) with s² = median(sigma)² / (n mu), mu the median of the Marchenko-Pastur law of
-    ratio m / n (Marchenko & Pastur 1967; the median as estimator of noise: Gavish & Donoho 2014). None when the median
-    is not resolved, or of an even number one of the two in the middle.
+    mp_edge = s (sqrt m + sqrt n) with s² = median(sigma)² / (n mu), mu the median of the
+    Marchenko-Pastur law of ratio m / n (Marchenko & Pastur 1967; the median as estimator of noise:
+    Gavish & Donoho 2014). None when the median is not resolved, or of an even number one of the two
+    in the middle.
     """
     m, n = len(spectrum.sigma), spectrum.long_side
     if spectrum.sigma[m // 2] == 0:
@@ -107,12 +123,14 @@ def marchenko_pastur(spectrum: Spectrum) -> Values:
 def marchenko_pastur_median(ratio: float) -> float:
     """Median of the Marchenko-Pastur law of unit variance, 0 < ratio = m / n <= 1, to about 1e-9.
 
-    With lambda = (1 + ratio) - 2 sqrt(ratio) cos t the density is smooth in t, so quadrature converges at the edges.
+    With lambda = (1 + ratio) - 2 sqrt(ratio) cos t the density is smooth in t, so quadrature
+    converges at the edges.
     """
     root = math.sqrt(ratio)
 
     def density(t: float) -> float:
-        # 2 sin^2 t / (pi lambda) in half angles: 0 / 0 only where a square matrix has its lower edge
+        # 2 sin^2 t / (pi lambda) in half angles: 0 / 0 only where a square matrix has its lower
+        # edge
         low, high = math.sin(t / 2.0) ** 2, math.cos(t / 2.0) ** 2
         eigenvalue = (1.0 - root) ** 2 + 4.0 * root * low
         return 8.0 * high * (low / eigenvalue if eigenvalue else 0.25) / math.pi
@@ -120,4 +138,6 @@ def marchenko_pastur_median(ratio: float) -> float:
     def excess(t: float) -> float:
         return float(integrate.quad(density, 0.0, t)[0]) - 0.5
 
-    return float(1.0 + ratio - 2.0 * root * math.cos(optimize.brentq(excess, 0.0, math.pi, xtol=1e-12)))
+    return float(
+        1.0 + ratio - 2.0 * root * math.cos(optimize.brentq(excess, 0.0, math.pi, xtol=1e-12))
+    )

@@ -1,13 +1,16 @@
-"""All eigenvalues and the leading eigenvectors of a symmetric matrix from one reduction to tridiagonal form.
+"""All eigenvalues and the leading eigenvectors of a symmetric matrix from one reduction to
+tridiagonal form.
 
-Eigenvalues alone cost a reduction and a QL iteration. LAPACK's drivers either stop there or compute every vector (2.7
-times as long at side 896); but with the reflectors kept, a few vectors need only inverse iteration on the tridiagonal
-matrix and a product: 64 of them add a fifth to the eigenvalues at 896 and a tenth at 2048, 16 add a tenth and less
-(measured on one thread of a Zen 4; ARPACK adds as much again as the eigenvalues took, and iterates longer the flatter
-the spectrum). What is computed is as accurate as a full decomposition, whatever the gaps.
+Eigenvalues alone cost a reduction and a QL iteration. LAPACK's drivers either stop there or compute
+every vector (2.7 times as long at side 896); but with the reflectors kept, a few vectors need only
+inverse iteration on the tridiagonal matrix and a product: 64 of them add a fifth to the eigenvalues
+at 896 and a tenth at 2048, 16 add a tenth and less (measured on one thread of a Zen 4; ARPACK adds
+as much again as the eigenvalues took, and iterates longer the flatter the spectrum). What is
+computed is as accurate as a full decomposition, whatever the gaps.
 
-The routines are those of SciPy's LAPACK, called through the pointers that `scipy.linalg.cython_lapack` publishes: by
-way of `scipy.linalg.lapack` the reduction would hold the interpreter's lock and stall the other workers.
+The routines are those of SciPy's LAPACK, called through the pointers that
+`scipy.linalg.cython_lapack` publishes: by way of `scipy.linalg.lapack` the reduction would hold the
+interpreter's lock and stall the other workers.
 """
 
 from __future__ import annotations
@@ -24,17 +27,21 @@ from scipy.linalg import cython_lapack, eigh_tridiagonal
 
 PANEL = 64  # columns that LAPACK's blocked routines may take at once
 POINTERS = {"dsytrd": 10, "dsterf": 4, "dstein": 13, "dormtr": 13}  # arguments of each routine
-ORTHONORMAL = 1e-10  # inner products of the vectors of one matrix; dstein leaves 1e-14, more says that it failed
+# inner products of the vectors of one matrix; dstein leaves 1e-14, more says that it failed
+ORTHONORMAL = 1e-10
 
 Argument = bytes | int | NDArray[Any]
 Routine = Callable[..., None]
 
 
-def eigensystem(lower: NDArray[np.float64], count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues (n,), ascending, and the eigenvectors (n, count) of the largest ones, the largest first.
+def eigensystem(
+    lower: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues (n,), ascending, and the eigenvectors (n, count) of the largest ones, the largest
+    first.
 
-    lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are the same to the
-    last bit whatever the count.
+    lower: (n, n), C-contiguous float64, its lower triangle given; it is overwritten. The values are
+    the same to the last bit whatever the count.
     """
     routines = lapack()
     if routines is None:
@@ -52,22 +59,45 @@ def eigensystem(lower: NDArray[np.float64], count: int) -> tuple[NDArray[np.floa
     if count == 0:
         return values, np.empty((n, 0))
     vectors = _of_tridiagonal(routines["dstein"], diagonal, beside, values[n - count :])
-    routines["dormtr"](b"L", b"U", b"N", n, count, lower, n, scales, vectors, n, work, len(work), info)
+    routines["dormtr"](
+        b"L", b"U", b"N", n, count, lower, n, scales, vectors, n, work, len(work), info
+    )
     return values, vectors[::-1].T
 
 
 def _of_tridiagonal(
-    dstein: Routine, diagonal: NDArray[np.float64], beside: NDArray[np.float64], values: NDArray[np.float64]
+    dstein: Routine,
+    diagonal: NDArray[np.float64],
+    beside: NDArray[np.float64],
+    values: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration from its ascending eigenvalues."""
+    """Eigenvectors of a tridiagonal matrix as rows (count, n), by inverse iteration from its
+    ascending eigenvalues.
+    """
     n, count = len(diagonal), len(values)
     vectors, info = np.empty((count, n)), np.zeros(1, np.intc)
     one_block, end = np.ones(count, np.intc), np.array([n], np.intc)
     work, iwork, failed = np.empty(5 * n), np.empty(n, np.intc), np.empty(count, np.intc)
-    dstein(n, diagonal, beside, count, values.copy(), one_block, end, vectors, n, work, iwork, failed, info)
+    dstein(
+        n,
+        diagonal,
+        beside,
+        count,
+        values.copy(),
+        one_block,
+        end,
+        vectors,
+        n,
+        work,
+        iwork,
+        failed,
+        info,
+    )
     if info[0] == 0 and np.abs(vectors @ vectors.T - np.eye(count)).max() < ORTHONORMAL:
         return vectors
-    _, vectors = eigh_tridiagonal(diagonal, beside[: n - 1], select="i", select_range=(n - count, n - 1))
+    _, vectors = eigh_tridiagonal(
+        diagonal, beside[: n - 1], select="i", select_range=(n - count, n - 1)
+    )
     return np.ascontiguousarray(vectors.T)
 
 
@@ -101,4 +131,6 @@ def _pointer(argument: Argument) -> Any:
     """What ctypes takes for the address of a character, an int or an array."""
     if isinstance(argument, bytes):
         return argument
-    return ctypes.byref(ctypes.c_int(argument)) if isinstance(argument, int) else argument.ctypes.data
+    return (
+        ctypes.byref(ctypes.c_int(argument)) if isinstance(argument, int) else argument.ctypes.data
+    )

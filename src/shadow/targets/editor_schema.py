@@ -1,6 +1,8 @@
-"""The JSON Schemas of family files and of lists, for editors: from the same constants that the readers check with.
+"""The JSON Schemas of family files and of lists, for editors: from the same constants that the
+readers check with.
 
-They never refuse what the readers take. The readers refuse more: what a file refers to (stages in `pairs`, folders).
+They never refuse what the readers take. The readers refuse more: what a file refers to (stages in
+`pairs`, folders).
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from shadow.targets.lists import ENTRY_KEYS, MAX_ENTRIES, MAX_TARGET
 
 Schema = dict[str, object]  # a JSON Schema
 
-# An editor takes 1.10 and `yes` for a number and a boolean; the reader takes them for the text that they are.
+# An editor takes 1.10 and `yes` for a number and a boolean; the reader takes them for the text that
+# they are.
 TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
-WORD: Schema = {"anyOf": [{"type": "string", "pattern": f"^{NAME.pattern}$"}, {"type": ["number", "boolean"]}]}
+WORD: Schema = {
+    "anyOf": [{"type": "string", "pattern": f"^{NAME.pattern}$"}, {"type": ["number", "boolean"]}]
+}
 STAGE = f"^(?!.*\\.\\.){NAME.pattern}$"
 FOLDER = r"^(\.{1,2}$|\.{1,2}/|/|~)"
 ON_THE_HUB = r"^(?![^@]*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(@|$)"
@@ -52,7 +57,9 @@ def family_schema() -> Schema:
         "additionalProperties": {"$ref": "#/definitions/family"},
         "definitions": {
             "family": {
-                "description": "Named stages of one lineage, and the pairs of them that are worth comparing.",
+                "description": (
+                    "Named stages of one lineage, and the pairs of them that are worth comparing."
+                ),
                 "type": "object",
                 "propertyNames": {"pattern": STAGE, "not": {"enum": [*REFERENCE_KEYS, *PAIR_KEYS]}},
                 "properties": properties,
@@ -65,7 +72,12 @@ def family_schema() -> Schema:
                 "description": f"A checkpoint. {REFERENCE_KEYS['repo']}",
                 "anyOf": [
                     {"$ref": "#/definitions/name"},
-                    _closed(_described(REFERENCE_KEYS, repo=_ref("name"), revision=TEXT, subfolder=TEXT), ["repo"]),
+                    _closed(
+                        _described(
+                            REFERENCE_KEYS, repo=_ref("name"), revision=TEXT, subfolder=TEXT
+                        ),
+                        ["repo"],
+                    ),
                 ],
             },
             "name": {"type": "string", "anyOf": [{"pattern": FOLDER}, {"pattern": ON_THE_HUB}]},
@@ -77,7 +89,11 @@ def family_schema() -> Schema:
                         _described(
                             PAIR_KEYS,
                             **{"from": WORD, "to": WORD},
-                            relation={"enum": list(RELATIONS), "default": "tuned", "description": _relations()},
+                            relation={
+                                "enum": list(RELATIONS),
+                                "default": "tuned",
+                                "description": _relations(),
+                            },
                         ),
                         ["from", "to"],
                     ),
@@ -109,13 +125,19 @@ def _ref(name: str) -> Schema:
 
 
 def _described(texts: Mapping[str, str], **schemas: Schema) -> dict[str, Schema]:
-    """Each key with its description; a key without a schema, or a schema without a key, is an error here."""
+    """Each key with its description; a key without a schema, or a schema without a key, is an error
+    here.
+    """
     assert list(texts) == list(schemas)
     return {key: {"description": text, **schemas[key]} for key, text in texts.items()}
 
 
 def _closed(properties: Mapping[str, object], required: list[str] | None = None) -> Schema:
-    schema: Schema = {"type": "object", "properties": dict(properties), "additionalProperties": False}
+    schema: Schema = {
+        "type": "object",
+        "properties": dict(properties),
+        "additionalProperties": False,
+    }
     return {**schema, "required": required} if required else schema
 
 

@@ -1,4 +1,6 @@
-"""families/*.yaml -> Family. Data only: every fault names file, line, key and the nearest known word."""
+"""families/*.yaml -> Family. Data only: every fault names file, line, key and the nearest known
+word.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,18 @@ from shadow.text import VERY_LIKE, closest, nearest
 
 # Every key of the format and what it says; the schema for editors is made of the same words.
 RESERVED = {
-    "pairs": "Which stages to compare, as from..to. Without it: base with each other stage. [] needs a note.",
+    "pairs": (
+        "Which stages to compare, as from..to. Without it: base with each other stage. [] needs a"
+        " note."
+    ),
     "tags": "Words to filter by. `vlm` stands for the components language, vision and projector.",
     "source": "Where it says that these checkpoints belong together.",
     "note": "What a person who audits the family should know.",
 }
 REFERENCE_KEYS = {
-    "repo": "org/name on the Hub, or a folder as ./DIR, ../DIR, /DIR or ~/DIR, relative to this file.",
+    "repo": (
+        "org/name on the Hub, or a folder as ./DIR, ../DIR, /DIR or ~/DIR, relative to this file."
+    ),
     "revision": "A branch, tag or commit on the Hub.",
     "subfolder": "The folder inside the checkpoint that holds it.",
 }
@@ -48,7 +55,8 @@ class Pair:
     """Two stages of a family."""
 
     family: str
-    """The family, or the last name of the tuned model of a pair that was given by its checkpoints."""
+    """The family, or the last name of the tuned model of a pair that was given by its checkpoints.
+    """
 
     name: str
     """The two stages, `base..instruct`."""
@@ -98,13 +106,24 @@ class Family:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """What the file says of them, by tags and bases; a family of which it says nothing counts as language."""
+        """What the file says of them, by tags and bases; a family of which it says nothing counts
+        as language.
+        """
         said = {component for tag in self.tags for component in IMPLIED.get(tag, (tag,))}
-        said |= {part for stage in self.stages.values() if isinstance(stage, ComponentBase) for part, _ in stage.parts}
-        return tuple(component for component in name_rules().components if component in said) or ("language",)
+        said |= {
+            part
+            for stage in self.stages.values()
+            if isinstance(stage, ComponentBase)
+            for part, _ in stage.parts
+        }
+        return tuple(component for component in name_rules().components if component in said) or (
+            "language",
+        )
 
     def references(self) -> list[tuple[str, str | None, Reference]]:
-        """(stage, component, checkpoint) of every checkpoint; the component is None but for a base per component."""
+        """(stage, component, checkpoint) of every checkpoint; the component is None but for a base
+        per component.
+        """
         checkpoints: list[tuple[str, str | None, Reference]] = []
         for stage, value in self.stages.items():
             parts = value.parts if isinstance(value, ComponentBase) else [(None, value)]
@@ -131,13 +150,17 @@ def _stage_as_json(stage: Reference | ComponentBase) -> dict[str, object]:
 
 
 def load_families(extra: Path | None = None) -> dict[str, Family]:
-    """All families by name: the shipped ones, then those of the user's folder (extra, or $SHADOW_REGISTRY)."""
+    """All families by name: the shipped ones, then those of the user's folder (extra, or
+    $SHADOW_REGISTRY).
+    """
     folders = [registry_folder() / "families"]
     if extra is None and os.environ.get("SHADOW_REGISTRY"):
         extra = Path(os.environ["SHADOW_REGISTRY"])
     if extra is not None:
         if not extra.is_dir():
-            raise ShadowError(f"no such registry folder: {extra}", "it must hold *.yaml files of families")
+            raise ShadowError(
+                f"no such registry folder: {extra}", "it must hold *.yaml files of families"
+            )
         folders.append(extra)
     families: dict[str, Family] = {}
     for folder in folders:
@@ -146,7 +169,8 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
                 if family.name in families:
                     first = families[family.name]
                     raise ShadowError(
-                        f"{file}:{family.line}: family {family.name!r} is already in {first.file}:{first.line}",
+                        f"{file}:{family.line}: family {family.name!r} is already in"
+                        f" {first.file}:{first.line}",
                         "give it another name",
                     )
                 families[family.name] = family
@@ -154,12 +178,18 @@ def load_families(extra: Path | None = None) -> dict[str, Family]:
 
 
 def family_names(extra: Path | None = None) -> list[str]:
-    """The names of the shipped families and of those in a folder, by their lines alone: nothing is checked.
+    """The names of the shipped families and of those in a folder, by their lines alone: nothing is
+    checked.
 
-    For the shell, which waits: reading the files whole takes half a second. A folder that is not there has none.
+    For the shell, which waits: reading the files whole takes half a second. A folder that is not
+    there has none.
     """
     folders = [registry_folder() / "families", *([] if extra is None else [extra])]
-    texts = [file.read_text("utf-8", "replace") for folder in folders for file in sorted(folder.glob("*.yaml"))]
+    texts = [
+        file.read_text("utf-8", "replace")
+        for folder in folders
+        for file in sorted(folder.glob("*.yaml"))
+    ]
     return [name for text in texts for name in re.findall(rf"(?m)^({NAME.pattern}):", text)]
 
 
@@ -177,21 +207,30 @@ def find_pairs(target: str, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     chosen = tuple(pair for pair in pairs if pair.name == pair_name)
     if not chosen:
         known = [pair.name for pair in pairs]
-        raise ShadowError(f"family {name!r} has no pair {pair_name!r}", f"it has: {', '.join(known)}")
+        raise ShadowError(
+            f"family {name!r} has no pair {pair_name!r}", f"it has: {', '.join(known)}"
+        )
     return chosen
 
 
 def filter_families(
-    families: Mapping[str, Family], word: str | None = None, component: str | None = None, tags: Sequence[str] = ()
+    families: Mapping[str, Family],
+    word: str | None = None,
+    component: str | None = None,
+    tags: Sequence[str] = (),
 ) -> list[Family]:
-    """The families that have the component, every tag, and the word in their name, a checkpoint's or a tag.
+    """The families that have the component, every tag, and the word in their name, a checkpoint's
+    or a tag.
 
     A word that is a family's name is that family alone. Raises ShadowError when none is left.
     """
     known_tags = sorted({tag for family in families.values() for tag in family.tags})
     for tag in tags:
         if tag not in known_tags:
-            raise ShadowError(f"no family has the tag {tag!r}", nearest(tag, known_tags) or _listed("tags", known_tags))
+            raise ShadowError(
+                f"no family has the tag {tag!r}",
+                nearest(tag, known_tags) or _listed("tags", known_tags),
+            )
     left = [
         family
         for family in families.values()
@@ -203,17 +242,25 @@ def filter_families(
         raise ShadowError(f"no {those} in the registry", "`shadow families` lists them")
     if word is None:
         return left
-    matching = [family for family in left if family.name == word] or [f for f in left if _has_word(f, word.casefold())]
+    matching = [family for family in left if family.name == word] or [
+        f for f in left if _has_word(f, word.casefold())
+    ]
     if not matching:
         names = [family.name for family in left]
-        lines = {match[0] for name in names if (match := re.match(r"[a-z]{3,}", name))}  # qwen of qwen2.5-7b
+        lines = {
+            match[0] for name in names if (match := re.match(r"[a-z]{3,}", name))
+        }  # qwen of qwen2.5-7b
         hint = nearest(word.lower(), [*names, *sorted(lines)]) or "`shadow families` lists them"
         raise ShadowError(f"no {those} has {word!r} in its name, checkpoints or tags", hint)
     return matching
 
 
 def _has_word(family: Family, word: str) -> bool:
-    texts = (family.name, *family.tags, *(reference.repo for _, _, reference in family.references()))
+    texts = (
+        family.name,
+        *family.tags,
+        *(reference.repo for _, _, reference in family.references()),
+    )
     return any(word in text.casefold() for text in texts)
 
 
@@ -229,7 +276,9 @@ def given_pair(base: Reference, tuned: Reference) -> Pair:
 
 
 class _FaultError(Exception):
-    """A fault inside one file, at the entry of a path; the file and the line are added where they are known."""
+    """A fault inside one file, at the entry of a path; the file and the line are added where they
+    are known.
+    """
 
     def __init__(self, path: Place, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -263,7 +312,9 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
     if not NAME.fullmatch(name):
         raise _FaultError((name,), "the name may hold letters, digits and `._-` only")
     if not isinstance(entry, dict):
-        raise _FaultError((name,), "not a mapping of stages", "write `base: org/name` and one more stage below it")
+        raise _FaultError(
+            (name,), "not a mapping of stages", "write `base: org/name` and one more stage below it"
+        )
     names = [key for key in entry if key not in RESERVED]
     for stage in names:
         _check_stage_name((name, stage), stage)
@@ -276,7 +327,9 @@ def _family(name: str, entry: Tree, file: Path, line: int) -> Family:
         raise _FaultError((name,), "it has no stage `base`", hint)
     if len(stages) < 2:
         only = f"besides `{names[0]}`" if names else "at all"
-        raise _FaultError((name,), f"it has no stage {only}", "add one, such as `instruct: org/name`")
+        raise _FaultError(
+            (name,), f"it has no stage {only}", "add one, such as `instruct: org/name`"
+        )
     note = _text((name, "note"), entry.get("note"))
     pairs = _pairs(name, stages, entry.get("pairs"))
     if not pairs and not note:
@@ -307,7 +360,9 @@ def _check_stage_name(path: Place, stage: str) -> None:
         (PAIR_KEYS, "pairs: [base..sft]"),
     ):
         if stage in inner:
-            raise _FaultError(path, f"{stage!r} cannot name a stage", f"it belongs further in: {example}")
+            raise _FaultError(
+                path, f"{stage!r} cannot name a stage", f"it belongs further in: {example}"
+            )
 
 
 def _stage(path: Place, stage: str, value: Tree, folder: Path) -> Reference | ComponentBase:
@@ -333,7 +388,10 @@ def _component_base(path: Place, stage: str, value: dict[str, Tree], folder: Pat
             hint = nearest(key, components) or _listed("components", components)
             raise _FaultError((*path, key), f"unknown component {short(key)} in the base", hint)
     return ComponentBase(
-        tuple((key, _reference((*path, key), f"the base of {key}", part, folder)) for key, part in value.items())
+        tuple(
+            (key, _reference((*path, key), f"the base of {key}", part, folder))
+            for key, part in value.items()
+        )
     )
 
 
@@ -358,7 +416,9 @@ def _reference(
     reference = _parsed((*path, "repo"), what, texts["repo"], folder)
     subfolder = texts.get("subfolder")
     if subfolder and (subfolder.startswith("/") or ".." in Path(subfolder).parts):
-        raise _FaultError((*path, "subfolder"), f"subfolder {short(subfolder)} leaves the checkpoint")
+        raise _FaultError(
+            (*path, "subfolder"), f"subfolder {short(subfolder)} leaves the checkpoint"
+        )
     if reference.is_folder and subfolder:
         return Reference(str(Path(reference.repo) / subfolder), True)
     revision = texts.get("revision", reference.revision)
@@ -372,10 +432,16 @@ def _parsed(path: Place, what: str, text: str, folder: Path) -> Reference:
         raise _FaultError(path, f"{what}: {error.message}", error.hint) from error
 
 
-def _pairs(family: str, stages: Mapping[str, Reference | ComponentBase], listed: Tree | None) -> tuple[Pair, ...]:
+def _pairs(
+    family: str, stages: Mapping[str, Reference | ComponentBase], listed: Tree | None
+) -> tuple[Pair, ...]:
     path = (family, "pairs")
     if listed is None:
-        return tuple(_pair(path, stages, "base", stage, relation="tuned") for stage in stages if stage != "base")
+        return tuple(
+            _pair(path, stages, "base", stage, relation="tuned")
+            for stage in stages
+            if stage != "base"
+        )
     if not isinstance(listed, list):
         raise _FaultError(path, "`pairs` is not a list", "write pairs: [base..sft, sft..dpo]")
     pairs: dict[str, Pair] = {}
@@ -399,7 +465,9 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
             raise _FaultError((*path, key), f"unknown key {short(key)} in a pair", hint)
     for key in ("from", "to"):
         if key not in item:
-            raise _FaultError(path, f"a pair has no `{key}`", "write {from: base, to: sft} or base..sft")
+            raise _FaultError(
+                path, f"a pair has no `{key}`", "write {from: base, to: sft} or base..sft"
+            )
     relation = item.get("relation", "tuned")
     if not isinstance(relation, str) or relation not in RELATIONS:
         close = nearest(relation, RELATIONS) if isinstance(relation, str) else None
@@ -409,21 +477,38 @@ def _listed_pair(path: Place, stages: Mapping[str, Reference | ComponentBase], i
 
 
 def _pair(
-    path: Place, stages: Mapping[str, Reference | ComponentBase], start: Tree, end: Tree, *, relation: str
+    path: Place,
+    stages: Mapping[str, Reference | ComponentBase],
+    start: Tree,
+    end: Tree,
+    *,
+    relation: str,
 ) -> Pair:
     for key, stage in (("from", start), ("to", end)):
         if not isinstance(stage, str) or stage not in stages:
             close = nearest(stage, stages) if isinstance(stage, str) else None
             hint = close or _listed("stages", stages)
-            raise _FaultError((*path, key), f"a pair names stage {short(stage)}, which is not there", hint)
+            raise _FaultError(
+                (*path, key), f"a pair names stage {short(stage)}, which is not there", hint
+            )
     assert isinstance(start, str)
     assert isinstance(end, str)
     tuned = stages[end]
     if start == end:
         raise _FaultError(path, f"a pair of {start!r} with itself")
     if isinstance(tuned, ComponentBase):
-        raise _FaultError(path, f"`{end}` is one per component and cannot be the tuned side", f"write {end}..{start}")
-    return Pair(family=str(path[0]), name=f"{start}..{end}", base=stages[start], tuned=tuned, relation=relation)
+        raise _FaultError(
+            path,
+            f"`{end}` is one per component and cannot be the tuned side",
+            f"write {end}..{start}",
+        )
+    return Pair(
+        family=str(path[0]),
+        name=f"{start}..{end}",
+        base=stages[start],
+        tuned=tuned,
+        relation=relation,
+    )
 
 
 def _tags(path: Place, value: Tree | None) -> tuple[str, ...]:
@@ -434,7 +519,9 @@ def _tags(path: Place, value: Tree | None) -> tuple[str, ...]:
     tags: list[str] = []
     for index, tag in enumerate(value):
         if not isinstance(tag, str) or not NAME.fullmatch(tag):
-            raise _FaultError((*path, index), f"{short(tag)} is not a tag", "letters, digits and `._-` only")
+            raise _FaultError(
+                (*path, index), f"{short(tag)} is not a tag", "letters, digits and `._-` only"
+            )
         if tag in tags:
             raise _FaultError((*path, index), f"tag {tag!r} is listed twice", "take one out")
         tags.append(tag)

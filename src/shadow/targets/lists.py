@@ -1,6 +1,7 @@
 """What a list, a glob or a tag names -> the pairs to audit, and one job's share of them.
 
-Everything here happens before the first byte moves: a wrong name is a fault of the request, not of one pair.
+Everything here happens before the first byte moves: a wrong name is a fault of the request, not of
+one pair.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from pathlib import Path
 
 from shadow.errors import ShadowError, UsageError
 from shadow.storage import as_given, is_copy
-from shadow.targets.families import Family, Pair, filter_families, find_pairs, given_pair, load_families, short
+from shadow.targets.families import (
+    Family,
+    Pair,
+    filter_families,
+    find_pairs,
+    given_pair,
+    load_families,
+    short,
+)
 from shadow.targets.plain_yaml import KeyPath, NotPlainError, Tree, read_plain
 from shadow.targets.references import parse_reference
 from shadow.targets.typed import is_reference, pairs_of_references, under_name
@@ -30,13 +39,17 @@ ENTRY_KEYS = {
     "tuned": "The model tuned from it.",
     "name": "What the pair of base and tuned is called, and so its folder: family:base..tuned.",
 }
-YAML, PLAIN = (".yaml", ".yml", ".json"), (".txt", ".list")  # other names are told apart by how the list begins
+YAML, PLAIN = (
+    (".yaml", ".yml", ".json"),
+    (".txt", ".list"),
+)  # other names are told apart by how the list begins
 MAX_BYTES, MAX_ENTRIES = 1_000_000, 10_000
 MAX_TARGET = 300  # characters; a family's name has 96 at most
 MAX_SHARDS = 10_000
 STREAMS = "/dev", "/proc"  # where the names of pipes lie: a list there has no folder of its own
 YAML_ENTRY = (
-    "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`, for each entry"
+    "write `- TARGET`, or `- {base: REF, tuned: REF}` with or without `name: FAMILY:BASE..TUNED`,"
+    " for each entry"
 )
 PAIR_IN_YAML = "write {base: REF, tuned: REF} in a YAML list"
 ONE_A_LINE = "one target a line: a family, family:from..to or a glob"
@@ -88,7 +101,9 @@ class Selection:
 
     @property
     def digest(self) -> str:
-        """A sha256 of which pairs the whole list names, whatever their order: equal for shards of one list."""
+        """A sha256 of which pairs the whole list names, whatever their order: equal for shards of
+        one list.
+        """
         names = sorted((pair.family, pair.name) for pair in self.pairs)
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
@@ -101,12 +116,14 @@ def select(
     tags: Sequence[str] = (),
     shard: str | None = None,
 ) -> Selection:
-    """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are pairs as they are.
+    """The pairs that targets, a list (a file, or `-` for standard input) and tags name; given are
+    pairs as they are.
 
-    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up (shadow.targets.typed).
-    Tags narrow what the rest names; without any name they choose from the whole registry. What several entries name
-    is audited once. Raises UsageError for anything wrong with a list, a glob, a tag or a shard, and ShadowError for an
-    exact target that the registry does not know.
+    Targets may be checkpoints instead of families: two are a pair, one of the Hub is looked up
+    (shadow.targets.typed). Tags narrow what the rest names; without any name they choose from the
+    whole registry. What several entries name is audited once. Raises UsageError for anything wrong
+    with a list, a glob, a tag or a shard, and ShadowError for an exact target that the registry
+    does not know.
     """
     shard_of = Share() if shard is None else parse_shard(shard)
     listing = [] if listed is None else read_list(listed)
@@ -137,7 +154,10 @@ def select(
     pairs = tuple(chosen)
     if tags:
         if given or len(named) < len(entries):
-            raise UsageError("--tag is about families of the registry", "a pair given by its checkpoints has no tags")
+            raise UsageError(
+                "--tag is about families of the registry",
+                "a pair given by its checkpoints has no tags",
+            )
         with _asked():
             tagged = filter_families(families, tags=tags)
         pairs = _tagged(pairs, tagged, tags, bool(named))
@@ -145,7 +165,11 @@ def select(
     _require_names(pairs, lines)
     is_list = listed is not None or bool(tags) or shard is not None or any(map(is_glob, targets))
     return Selection(
-        pairs=pairs, own=share(pairs, shard_of), shard=shard_of, is_list=is_list, passed_over=tuple(passed)
+        pairs=pairs,
+        own=share(pairs, shard_of),
+        shard=shard_of,
+        is_list=is_list,
+        passed_over=tuple(passed),
     )
 
 
@@ -165,11 +189,18 @@ def _require_names(pairs: Iterable[Pair], lines: Mapping[Pair, str]) -> None:
 
 @contextlib.contextmanager
 def _asked(entry: ListEntry | None = None) -> Iterator[None]:
-    """What is wrong with a list, a glob or a tag is wrong with the request, and says where that stands."""
+    """What is wrong with a list, a glob or a tag is wrong with the request, and says where that
+    stands.
+    """
     try:
         yield
     except ShadowError as error:
-        if entry is not None and not entry.where and isinstance(entry.names, str) and not is_glob(entry.names):
+        if (
+            entry is not None
+            and not entry.where
+            and isinstance(entry.names, str)
+            and not is_glob(entry.names)
+        ):
             raise
         where = f"{entry.where}: " if entry and entry.where else ""
         raise UsageError(f"{where}{error.message}", error.hint) from error
@@ -177,7 +208,9 @@ def _asked(entry: ListEntry | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Matches:
-    """What a target names. without_pairs are families that a glob matches and that have nothing to compare."""
+    """What a target names. without_pairs are families that a glob matches and that have nothing to
+    compare.
+    """
 
     pairs: tuple[Pair, ...]
     without_pairs: tuple[str, ...] = ()
@@ -198,7 +231,9 @@ def find_targets(target: str, families: Mapping[str, Family]) -> Matches:
         raise ShadowError(f"no family matches {short(name)}", hint)
     every = [pair for family in matching for pair in family.pairs]
     if not every:
-        raise ShadowError(f"no family that matches {short(name)} has a pair to compare", matching[0].note)
+        raise ShadowError(
+            f"no family that matches {short(name)} has a pair to compare", matching[0].note
+        )
     if not colon:
         return Matches(tuple(every), tuple(_pairless(matching)))
     pairs = tuple(pair for pair in every if fnmatchcase(pair.name, pattern))
@@ -213,14 +248,20 @@ def _pairless(families: Iterable[Family]) -> list[str]:
     return [family.name for family in families if not family.pairs]
 
 
-def _tagged(pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[str], named: bool) -> tuple[Pair, ...]:
+def _tagged(
+    pairs: tuple[Pair, ...], tagged: Sequence[Family], tags: Sequence[str], named: bool
+) -> tuple[Pair, ...]:
     """Those of the pairs that are of the tagged families; all of these where nothing was named."""
     names = {family.name for family in tagged}
     kept = [pair for pair in pairs if pair.family in names]
     chosen = kept if named else [pair for family in tagged for pair in family.pairs]
     if not chosen:
         which = f"the {'tags' if len(tags) > 1 else 'tag'} {' and '.join(map(short, tags))}"
-        message = f"none of what was named has {which}" if named else f"no family with {which} has a pair to compare"
+        message = (
+            f"none of what was named has {which}"
+            if named
+            else f"no family with {which} has a pair to compare"
+        )
         raise UsageError(message, "`shadow families --tag` lists those that do")
     return tuple(chosen)
 
@@ -230,7 +271,8 @@ def shown(listed: str) -> str:
 
 
 def read_list(listed: str) -> list[ListEntry]:
-    """The entries of a list, in its order: YAML (a list of targets or mappings), or one target a line.
+    """The entries of a list, in its order: YAML (a list of targets or mappings), or one target a
+    line.
 
     Raises UsageError, which names the line, for whatever is not such a list.
     """
@@ -244,13 +286,17 @@ def read_list(listed: str) -> list[ListEntry]:
             with Path(listed).open("rb") as file:
                 raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-        raise UsageError(f"{name}: {getattr(error, 'strerror', None) or error}", "--list takes a file, or -") from error
+        raise UsageError(
+            f"{name}: {getattr(error, 'strerror', None) or error}", "--list takes a file, or -"
+        ) from error
     if len(raw) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES:,} bytes", "split it")
     folder = Path(listed).absolute().parent
     if listed == "-" or is_copy(listed) or any(folder.is_relative_to(place) for place in STREAMS):
         folder = Path.cwd()
-    entries = list(_yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw))
+    entries = list(
+        _yaml_entries(name, raw, folder) if is_yaml(listed, raw) else _plain_entries(name, raw)
+    )
     if len(entries) > MAX_ENTRIES:
         raise UsageError(f"{name}: more than {MAX_ENTRIES:,} entries", "split it")
     return entries
@@ -262,14 +308,18 @@ def is_yaml(listed: str, raw: bytes) -> bool:
     if suffix in (*YAML, *PLAIN):
         return suffix in YAML
     lines = (line.strip() for line in raw.removeprefix(b"\xef\xbb\xbf").splitlines())
-    return next((line for line in lines if line and line[:1] != b"#"), b"").startswith((b"-", b"[", b"{"))
+    return next((line for line in lines if line and line[:1] != b"#"), b"").startswith(
+        (b"-", b"[", b"{")
+    )
 
 
 def _plain_entries(name: str, raw: bytes) -> Iterator[ListEntry]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{name}:{raw[: error.start].count(10) + 1}: not UTF-8", ONE_A_LINE) from error
+        raise UsageError(
+            f"{name}:{raw[: error.start].count(10) + 1}: not UTF-8", ONE_A_LINE
+        ) from error
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
         target = re.sub(r"(^|\s)#.*", "", line, flags=re.DOTALL).strip()
         if target:
@@ -280,7 +330,9 @@ def _checked(where: str, target: str) -> str:
     if len(target) > MAX_TARGET or re.search(r"\s", target) or not target.isprintable():
         raise UsageError(f"{where}: {short(target)} is not a target", ONE_A_LINE)
     if is_reference(target):
-        raise UsageError(f"{where}: {short(target)} is one checkpoint, and a pair has two", PAIR_IN_YAML)
+        raise UsageError(
+            f"{where}: {short(target)} is one checkpoint, and a pair has two", PAIR_IN_YAML
+        )
     return target
 
 
@@ -300,7 +352,8 @@ def _yaml_entries(name: str, raw: bytes, folder: Path) -> Iterator[ListEntry]:
 def entries_of(
     name: str, items: Sequence[Tree], lines: Mapping[KeyPath, int], folder: Path, at: KeyPath = ()
 ) -> Iterator[ListEntry]:
-    """The entries of a YAML list that stands at a path of the file called name; folders are relative to folder.
+    """The entries of a YAML list that stands at a path of the file called name; folders are
+    relative to folder.
 
     Raises UsageError, which names the line.
     """
@@ -312,14 +365,24 @@ def entries_of(
         elif isinstance(item, str) and item:
             yield ListEntry(where, _checked(where, item))
         else:
-            raise UsageError(f"{where}: {short(item)} is not a target", "write a name, or {base: REF, tuned: REF}")
+            raise UsageError(
+                f"{where}: {short(item)} is not a target",
+                "write a name, or {base: REF, tuned: REF}",
+            )
 
 
-def _mapped(name: str, where: str, item: dict[str, Tree], lines: Mapping[str, int], folder: Path) -> str | Pair:
+def _mapped(
+    name: str, where: str, item: dict[str, Tree], lines: Mapping[str, int], folder: Path
+) -> str | Pair:
     """`{target: ...}`, or `{base: ..., tuned: ...}` with or without a name."""
     for key, value in item.items():
         if key not in ENTRY_KEYS:
-            spaced = len(item) == 1 and isinstance(value, str) and ".." in value and len(f"{key}{value}") <= 80
+            spaced = (
+                len(item) == 1
+                and isinstance(value, str)
+                and ".." in value
+                and len(f"{key}{value}") <= 80
+            )
             hint = f"write {key}:{value}, without a space" if spaced else nearest(key, ENTRY_KEYS)
             hint = hint or f"it may have {', '.join(ENTRY_KEYS)}; options go with the command"
             raise UsageError(f"{name}:{lines[key]}: unknown key {short(key)} in an entry", hint)
@@ -350,22 +413,28 @@ def parse_shard(text: str) -> Share:
     """`2/4`: the second of four."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
     if not match or not int(match[1]) <= int(match[2]) <= MAX_SHARDS:
-        raise UsageError(f"{text[:40]!r} is not a shard", f"write 1/4 to 4/4; at most {MAX_SHARDS:,}")
+        raise UsageError(
+            f"{text[:40]!r} is not a shard", f"write 1/4 to 4/4; at most {MAX_SHARDS:,}"
+        )
     return Share(int(match[1]), int(match[2]))
 
 
 def share(pairs: Sequence[Pair], shard: Share) -> tuple[Pair, ...]:
     """The pairs of one shard, in their order. Every pair is in exactly one of the shards.
 
-    Families are put in the order of a hash of their names and cut into runs of equally many pairs. So a shard has as
-    many pairs as the mean, up to those of one family: the hash modulo n would leave the largest of 8 shards of 90
-    families 40 % above it. A family more moves, at each cut, only those beside it, where its place in the list modulo n
-    would move nearly all. The pairs of one family stay together, since they share checkpoints. And large models mix
-    with small ones, which stand together in the order of names.
+    Families are put in the order of a hash of their names and cut into runs of equally many pairs.
+    So a shard has as many pairs as the mean, up to those of one family: the hash modulo n would
+    leave the largest of 8 shards of 90 families 40 % above it. A family more moves, at each cut,
+    only those beside it, where its place in the list modulo n would move nearly all. The pairs of
+    one family stay together, since they share checkpoints. And large models mix with small ones,
+    which stand together in the order of names.
     """
     counts = Counter(pair.family for pair in pairs)
     number, before = {}, 0
-    for family in sorted(counts, key=lambda name: (hashlib.sha256(name.encode(errors="surrogatepass")).digest(), name)):
+    for family in sorted(
+        counts,
+        key=lambda name: (hashlib.sha256(name.encode(errors="surrogatepass")).digest(), name),
+    ):
         middle = 2 * before + counts[family]  # of the family's run, in half pairs
         number[family] = middle * shard.of // (2 * len(pairs)) + 1
         before += counts[family]

@@ -1,7 +1,7 @@
 """YAML of mappings, lists and text, nothing else, with the line of every entry.
 
-No numbers, tags or aliases: nothing to misread, to run or to blow up. Read from the parser's events, not from its
-nodes, so that nothing is built before it was found harmless.
+No numbers, tags or aliases: nothing to misread, to run or to blow up. Read from the parser's
+events, not from its nodes, so that nothing is built before it was found harmless.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ class NotPlainError(Exception):
 
 
 def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
-    """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the format is told."""
+    """`read_plain` of a file; a fault is a ShadowError that names file and line. hint: where the
+    format is told.
+    """
     try:
         raw = read_start(file, MAX_FILE + 1)
         if raw is None:
-            raise ShadowError(f"{file}: not a regular file" if file.exists() else f"no such file: {file}", hint)
+            raise ShadowError(
+                f"{file}: not a regular file" if file.exists() else f"no such file: {file}", hint
+            )
     except OSError as error:
         raise ShadowError(f"{str(file)[:200]}: {error.strerror or error}") from error
     if len(raw) > MAX_FILE:
@@ -50,7 +54,8 @@ def read_plain_file(file: File, hint: str) -> tuple[Tree, dict[KeyPath, int]]:
 
 
 def read_plain(raw: bytes) -> tuple[Tree, dict[KeyPath, int]]:
-    """What a file holds ("" when it is empty), and the line of every mapping key and list item by its path.
+    """What a file holds ("" when it is empty), and the line of every mapping key and list item by
+    its path.
 
     Raises NotPlainError.
     """
@@ -63,7 +68,9 @@ def read_plain(raw: bytes) -> tuple[Tree, dict[KeyPath, int]]:
         raise NotPlainError(message, text.count("\n", 0, unprintable.start()) + 1)
     try:
         return _parsed(text, FAST)
-    except NotPlainError:  # the parser in Python has the last word: every machine says the same of a fault
+    except (
+        NotPlainError
+    ):  # the parser in Python has the last word: every machine says the same of a fault
         return _parsed(text, yaml.BaseLoader)
 
 
@@ -85,7 +92,9 @@ def _parsed(text: str, parser: Any) -> tuple[Tree, dict[KeyPath, int]]:
     return "" if tree is None else tree, lines
 
 
-def _value(event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines: dict[KeyPath, int]) -> Tree:
+def _value(
+    event: yaml.Event, events: Iterator[yaml.Event], path: KeyPath, lines: dict[KeyPath, int]
+) -> Tree:
     """The value that begins with an event; takes the events up to its end."""
     if isinstance(event, yaml.AliasEvent):
         raise NotPlainError("aliases are not allowed here", _line(event))

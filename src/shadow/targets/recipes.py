@@ -1,7 +1,8 @@
-"""Recipes: files that say which pairs to audit, what of them, and which figures to draw, to check a claim.
+"""Recipes: files that say which pairs to audit, what of them, and which figures to draw, to check a
+claim.
 
-A recipe is YAML in `registry/recipes/` or anywhere: title, source, components, modules, metrics, and panels, each with
-a text, what it bears on, and pairs as in a list of `--list`.
+A recipe is YAML in `registry/recipes/` or anywhere: title, source, components, modules, metrics,
+and panels, each with a text, what it bears on, and pairs as in a list of `--list`.
 """
 
 from __future__ import annotations
@@ -89,15 +90,18 @@ def recipe_files() -> dict[str, Path]:
 def read_recipe(name: str, registry: Path | None = None) -> Recipe:
     """A shipped recipe by its name, or the one in a file.
 
-    registry: a folder with more families, that targets may name. Raises UsageError where there is none of that name,
-    ShadowError, which names the line, for whatever is no recipe.
+    registry: a folder with more families, that targets may name. Raises UsageError where there is
+    none of that name, ShadowError, which names the line, for whatever is no recipe.
     """
     shipped = recipe_files()
     if name in shipped:
         return _Reader(shipped[name], registry).recipe()
     file = Path(name)
     if file.suffix.lower() not in (".yaml", ".yml"):
-        hint = nearest(name, shipped) or f"there is {', '.join(shipped)}; or name a file that ends in .yaml"
+        hint = (
+            nearest(name, shipped)
+            or f"there is {', '.join(shipped)}; or name a file that ends in .yaml"
+        )
         raise UsageError(f"no recipe {short(name)}", hint)
     return _Reader(file, registry).recipe()
 
@@ -139,14 +143,18 @@ class _Reader:
             for pair in pairs:
                 if named.setdefault((pair.family, pair.name), pair) != pair:
                     raise self._fault(at, f"two different pairs are called {pair.full_name}")
-            yield Panel(name, self._text(panel, (*at, "text")), self._text(panel, (*at, "bears_on")), pairs)
+            yield Panel(
+                name, self._text(panel, (*at, "text")), self._text(panel, (*at, "bears_on")), pairs
+            )
 
     def _pairs(self, value: Tree, at: KeyPath) -> tuple[Pair, ...]:
         if not isinstance(value, list) or not value:
             raise self._fault(at, "pairs are a list, as --list takes it")
         pairs: dict[Pair, None] = {}
         try:
-            entries = list(entries_of(str(self._file), value, self._lines, self._file.absolute().parent, at))
+            entries = list(
+                entries_of(str(self._file), value, self._lines, self._file.absolute().parent, at)
+            )
         except UsageError as error:  # of a file, not of what was typed
             raise ShadowError(error.message, error.hint or DESCRIBED) from error
         for entry in entries:
@@ -156,7 +164,9 @@ class _Reader:
             try:
                 pairs |= dict.fromkeys(select([entry.names], registry=self._registry).pairs)
             except ShadowError as error:
-                raise ShadowError(f"{entry.where}: {error.message}", error.hint or DESCRIBED) from error
+                raise ShadowError(
+                    f"{entry.where}: {error.message}", error.hint or DESCRIBED
+                ) from error
         if len(pairs) > MOST_PAIRS:
             raise self._fault(at, f"more than {MOST_PAIRS} pairs")
         return tuple(pairs)

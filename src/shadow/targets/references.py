@@ -11,7 +11,9 @@ from shadow.errors import UsageError
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint as it was named: a folder, or `org/name` on the Hub with a revision if one was asked for."""
+    """A checkpoint as it was named: a folder, or `org/name` on the Hub with a revision if one was
+    asked for.
+    """
 
     repo: str
     """`org/name` on the Hub, or an absolute folder."""
@@ -42,28 +44,41 @@ class ComponentBase:
     """A base per component, of a model that was put together."""
 
     parts: tuple[tuple[str, Reference], ...]
-    """Each component and where it came from, in the file's order. One that is not named has no base."""
+    """Each component and where it came from, in the file's order. One that is not named has no
+    base.
+    """
 
 
 def parse_reference(text: str, folder: Path | None = None) -> Reference:
-    """`./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or to here), all else is `org/name[@revision]`.
+    """`./x`, `../x`, `/x` and `~/x` are folders (relative to folder, or to here), all else is
+    `org/name[@revision]`.
 
     So a folder planted in a checkout is never taken for a model of the same name on the Hub.
     """
     if folder is not None and text == "~":
-        raise UsageError("'~' alone says nothing in YAML, and names no checkpoint", "write ~/ for the home folder")
+        raise UsageError(
+            "'~' alone says nothing in YAML, and names no checkpoint",
+            "write ~/ for the home folder",
+        )
     if text.startswith(("./", "../", "/", "~")) or text in (".", ".."):
         try:
             path = Path(text).expanduser()
             resolved = str((folder / path if folder else path).resolve())
             resolved.encode()  # a name that is no text cannot be in a report
             return Reference(resolved, True)
-        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, a loop of links, no such user
-            raise UsageError(f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder") from error
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # too long, a NUL, a loop of links, no such user
+            raise UsageError(
+                f"{text[:80]!r} cannot be a folder", "write ./NAME for a folder"
+            ) from error
     repo, at, revision = text.partition("@")
     if at and (not re.fullmatch(r"[\w./-]{1,200}", revision, re.ASCII) or ".." in revision):
         raise UsageError(
-            f"{text[:80]!r}: {revision[:40]!r} is not a valid revision", "write org/name@branch, a tag or a commit"
+            f"{text[:80]!r}: {revision[:40]!r} is not a valid revision",
+            "write org/name@branch, a tag or a commit",
         )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or ".." in repo:
         hint = as_folder(text, folder) or "write ./NAME for a folder, org/name for the Hub"
@@ -72,8 +87,14 @@ def parse_reference(text: str, folder: Path | None = None) -> Reference:
 
 
 def as_folder(text: str, folder: Path | None = None) -> str | None:
-    """How a folder of this name is to be written, where there is one (relative to folder, or to here)."""
+    """How a folder of this name is to be written, where there is one (relative to folder, or to
+    here).
+    """
     try:
-        return f"for the folder, write ./{text}" if text and ((folder or Path()) / text).is_dir() else None
+        return (
+            f"for the folder, write ./{text}"
+            if text and ((folder or Path()) / text).is_dir()
+            else None
+        )
     except (OSError, ValueError):
         return None

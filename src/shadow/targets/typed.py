@@ -1,4 +1,6 @@
-"""Checkpoints that are typed where families are: two are a pair, one of the Hub is looked up in the registry."""
+"""Checkpoints that are typed where families are: two are a pair, one of the Hub is looked up in the
+registry.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from shadow.targets.families import NAME, Family, Pair, given_pair, short
 from shadow.targets.references import Reference, parse_reference
 from shadow.text import nearest, several
 
-NAME_OF_A_PAIR = "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of letters, digits, . _ -"
+NAME_OF_A_PAIR = (
+    "write FAMILY:BASE..TUNED, for example mine:base..run-7; each of letters, digits, . _ -"
+)
 TWO = "write two checkpoints, BASE TUNED"
 
 
@@ -22,16 +26,20 @@ def is_reference(target: str) -> bool:
 def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) -> tuple[Pair, ...]:
     """The pairs that checkpoints name: BASE TUNED, or one `org/name` of the registry.
 
-    One that is the tuned side of pairs of a family names these; one that is the base, all pairs from it. Raises
-    UsageError for anything else.
+    One that is the tuned side of pairs of a family names these; one that is the base, all pairs
+    from it. Raises UsageError for anything else.
     """
     others = [target for target in targets if not is_reference(target)]
     if others:
         checkpoint = next(target for target in targets if is_reference(target))
         hint = f"{TWO}; or families alone; for a folder, write ./NAME"
-        raise UsageError(f"{short(others[0])} is a family, and {short(checkpoint)} a checkpoint", hint)
+        raise UsageError(
+            f"{short(others[0])} is a family, and {short(checkpoint)} a checkpoint", hint
+        )
     if len(targets) > 2:
-        raise UsageError(f"{len(targets)} checkpoints: a pair has two", f"{TWO}; several pairs go into a --list")
+        raise UsageError(
+            f"{len(targets)} checkpoints: a pair has two", f"{TWO}; several pairs go into a --list"
+        )
     references = [parse_reference(target) for target in targets]
     if len(references) == 2:
         return (given_pair(*references),)
@@ -43,11 +51,21 @@ def pairs_of_references(targets: Sequence[str], families: Mapping[str, Family]) 
 def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[Pair, ...]:
     pairs = [pair for family in families.values() for pair in family.pairs]
     matching = [pair for pair in pairs if _is(checkpoint, pair.tuned)]
-    matching = matching or [pair for pair in pairs if isinstance(pair.base, Reference) and _is(checkpoint, pair.base)]
+    matching = matching or [
+        pair for pair in pairs if isinstance(pair.base, Reference) and _is(checkpoint, pair.base)
+    ]
     if not matching:
-        known = {reference.repo for family in families.values() for _, _, reference in family.references()}
+        known = {
+            reference.repo
+            for family in families.values()
+            for _, _, reference in family.references()
+        }
         close = nearest(checkpoint.repo, sorted(known))
-        hint = f"{close} Or {TWO}" if close else f"{TWO}; `shadow families` lists what the registry has"
+        hint = (
+            f"{close} Or {TWO}"
+            if close
+            else f"{TWO}; `shadow families` lists what the registry has"
+        )
         raise UsageError(f"no family has a pair with {short(str(checkpoint))}", hint)
     names = sorted({pair.family for pair in matching})
     if len(names) > 1:
@@ -57,13 +75,17 @@ def _pairs_with(checkpoint: Reference, families: Mapping[str, Family]) -> tuple[
 
 
 def _is(asked: Reference, known: Reference) -> bool:
-    """The Hub takes names in any case. A revision has to be that of the family, where one is asked for."""
+    """The Hub takes names in any case. A revision has to be that of the family, where one is asked
+    for.
+    """
     same = asked.repo.lower() == known.repo.lower() and not known.is_folder
     return same and asked.revision in (None, known.revision)
 
 
 def under_name(pair: Pair, name: str) -> Pair:
-    """A pair that was given by its checkpoints under a name of its own, `family:base..tuned`. Raises UsageError."""
+    """A pair that was given by its checkpoints under a name of its own, `family:base..tuned`.
+    Raises UsageError.
+    """
     family, _, stages = name.partition(":")
     ends = stages.split("..")
     if not NAME.fullmatch(family) or len(ends) != 2 or not all(map(NAME.fullmatch, ends)):

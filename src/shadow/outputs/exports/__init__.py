@@ -1,7 +1,8 @@
-"""Finished reports -> one file or folder in the format of another community, with all of them in the same tables.
+"""Finished reports -> one file or folder in the format of another community, with all of them in
+the same tables.
 
-Every table begins with family and pair, so that reports of many families lie in one table. It is written whole or not
-at all, and nothing is written anywhere else.
+Every table begins with family and pair, so that reports of many families lie in one table. It is
+written whole or not at all, and nothing is written anywhere else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ import pyarrow as pa
 
 from shadow.errors import ShadowError, UsageError
 from shadow.files import placing
-from shadow.outputs.exports.databases import is_our_duckdb, is_our_sqlite, write_duckdb, write_sqlite
+from shadow.outputs.exports.databases import (
+    is_our_duckdb,
+    is_our_sqlite,
+    write_duckdb,
+    write_sqlite,
+)
 from shadow.outputs.exports.formats import (
     Export,
     TablePart,
@@ -131,13 +137,18 @@ class ExportResult:
     """What these lack."""
 
 
-def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()) -> ExportResult:
+def export(
+    folders: Sequence[Path], to: str, output: Path, tables: Sequence[str] = ()
+) -> ExportResult:
     """Write the reports in folders to output; of all tables, or of some.
 
-    Raises ShadowError when a report cannot be read, when two are of one pair, and when output is somebody else's.
+    Raises ShadowError when a report cannot be read, when two are of one pair, and when output is
+    somebody else's.
     """
     if unknown := sorted({*tables} - {*STORED, ALWAYS}):
-        raise UsageError(f"no table {unknown[0]!r} to export", f"one of {', '.join((ALWAYS, *STORED))}")
+        raise UsageError(
+            f"no table {unknown[0]!r} to export", f"one of {', '.join((ALWAYS, *STORED))}"
+        )
     names = (ALWAYS, *(name for name in STORED if name in tables or not tables))
     reports = [Report(folder) for folder in folders]
     _refuse_twins(reports)
@@ -147,7 +158,9 @@ def export(folders: Sequence[Path], to: str, output: Path, tables: Sequence[str]
 
     def parts() -> Iterator[TablePart]:
         while reports:
-            part = _part(reports.pop(0), names)  # whose tables are then forgotten: there may be hundreds
+            part = _part(
+                reports.pop(0), names
+            )  # whose tables are then forgotten: there may be hundreds
             for name, table in part.tables.items():
                 rows[name] += len(table)
             yield part
@@ -190,14 +203,18 @@ def _part(report: Report, names: Sequence[str]) -> TablePart:
         schema = arrow_schema(TABLES[name].exported)
         table = report.table(name)
         known = {"family": pa.repeat(family, len(table)), "pair": pa.repeat(pair, len(table))}
-        arrays = [known[field.name] if field.name in known else table[field.name] for field in schema]
+        arrays = [
+            known[field.name] if field.name in known else table[field.name] for field in schema
+        ]
         tables[name] = pa.Table.from_arrays(arrays, schema=schema)
     ordered = {name: tables[name] for name in names}
     return TablePart(family=family, pair=pair, metadata=_plain(metadata), tables=ordered)
 
 
 def report_row(metadata: ReportMetadata) -> dict[str, Cell]:
-    """The row of a report in the table `reports`: what its metadata say, null where they say nothing of the kind."""
+    """The row of a report in the table `reports`: what its metadata say, null where they say
+    nothing of the kind.
+    """
     settings = metadata["settings"]
     method = settings["method"]
     values: dict[str, object] = {
@@ -249,5 +266,7 @@ def _plain(value: Any) -> Any:
     try:
         text = text_of(json.dumps(value, ensure_ascii=False))
     except RecursionError as error:
-        raise ShadowError("a report's metadata are nested too deep", "audit the pair again") from error
+        raise ShadowError(
+            "a report's metadata are nested too deep", "audit the pair again"
+        ) from error
     return json.loads(text, parse_constant=lambda _: None)

@@ -1,7 +1,8 @@
-"""The tables of finished reports -> a database of SQLite or DuckDB, and how an own database is known again.
+"""The tables of finished reports -> a database of SQLite or DuckDB, and how an own database is
+known again.
 
-Every identifier is a constant of this package, and every value is bound or comes from an Arrow table: no text of a
-file is ever part of a statement.
+Every identifier is a constant of this package, and every value is bound or comes from an Arrow
+table: no text of a file is ever part of a statement.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from shadow import __version__
 from shadow.errors import ShadowError
 from shadow.extras import require
 from shadow.files import read_start
-from shadow.outputs.exports.formats import Export, TablePart, described, described_shortly, json_text
+from shadow.outputs.exports.formats import (
+    Export,
+    TablePart,
+    described,
+    described_shortly,
+    json_text,
+)
 from shadow.reports.column_types import STORED_TYPES
 from shadow.reports.columns import SCHEMA, TABLES, Column, Type
 
 APPLICATION_ID = 0x73686477  # `shdw`, in the header of SQLite files
 KEY = ("family", "pair", "ordinal")
-ORDINAL = Column(name="ordinal", type="int", text="0-based place of the row in the report's file", range=">= 0")
+ORDINAL = Column(
+    name="ordinal", type="int", text="0-based place of the row in the report's file", range=">= 0"
+)
 HINT = "free some space, or choose another place with -o"
 INSERTED = 2_000  # rows that SQLite gets at a time
 DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit", "range", "null_when",
@@ -46,9 +55,13 @@ def _database_columns(name: str) -> tuple[Column, ...]:
 
 
 def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str]:
-    """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this package, quoted."""
+    """The tables, in a dialect that SQLite and DuckDB share. Every identifier is a constant of this
+    package, quoted.
+    """
     yield 'CREATE TABLE "about" ("name" TEXT PRIMARY KEY, "value" TEXT)'
-    heads = ", ".join(f"{quoted(head)} {'INTEGER' if head == 'place' else 'TEXT'}" for head in DESCRIBED)
+    heads = ", ".join(
+        f"{quoted(head)} {'INTEGER' if head == 'place' else 'TEXT'}" for head in DESCRIBED
+    )
     yield f'CREATE TABLE "schema_columns" ({heads}, PRIMARY KEY ("table_name", "column_name"))'
     for name in names:
         columns = [
@@ -62,13 +75,16 @@ def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str
         yield f"CREATE TABLE {quoted(name)} ({', '.join([*columns, *rules])})"
     for view, (name, condition, _) in VIEWS.items():
         if name in names:
-            yield f"CREATE VIEW {quoted(view)} AS SELECT * FROM {quoted(name)} WHERE {condition}"  # noqa: S608
+            yield f"CREATE VIEW {quoted(view)} AS SELECT * FROM {quoted(name)} WHERE {condition}"
 
 
 def _indexes(names: Sequence[str]) -> Iterator[str]:
     for name, columns in INDEXES.items():
         if name in names:
-            yield f"CREATE INDEX {quoted(f'{name}_by_place')} ON {quoted(name)} ({', '.join(map(quoted, columns))})"
+            yield (
+                f"CREATE INDEX {quoted(f'{name}_by_place')} ON {quoted(name)}"
+                f" ({', '.join(map(quoted, columns))})"
+            )
 
 
 def quoted(name: str, mark: str = '"') -> str:
@@ -97,13 +113,21 @@ def _marks(columns: Sequence[Any]) -> str:
 
 
 def _with_ordinal(name: str, table: pa.Table) -> pa.Table:
-    return table if name == "reports" else table.add_column(2, "ordinal", pa.array(range(len(table)), pa.int64()))
+    return (
+        table
+        if name == "reports"
+        else table.add_column(2, "ordinal", pa.array(range(len(table)), pa.int64()))
+    )
 
 
 def _objects(names: Iterable[str]) -> set[str]:
     """The tables and views of a database of these tables."""
     names = set(names)
-    return names | {"about", "schema_columns"} | {view for view, (name, *_) in VIEWS.items() if name in names}
+    return (
+        names
+        | {"about", "schema_columns"}
+        | {view for view, (name, *_) in VIEWS.items() if name in names}
+    )
 
 
 def write_sqlite(path: Path, export: Export) -> None:
@@ -121,7 +145,9 @@ def write_sqlite(path: Path, export: Export) -> None:
             _insert_facts(base, export.names)
             for part in export.parts:
                 for name in export.names:
-                    insert = f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"  # noqa: S608
+                    insert = (
+                        f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"
+                    )
                     base.executemany(insert, _sqlite_rows(name, part))
             for statement in _indexes(export.names):
                 base.execute(statement)
@@ -134,7 +160,7 @@ def _insert_facts(base: Any, names: Sequence[str]) -> None:
     """Fill the tables that say what the database is."""
     about, columns = _facts(names)
     base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
-    base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
+    base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)
 
 
 def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
@@ -153,20 +179,32 @@ def is_our_sqlite(path: Path) -> bool:
     """Is it a database that an export wrote, without tables or views that somebody added?"""
     try:
         head = read_start(path, 100) or b""
-        if head[:16] != b"SQLite format 3\0" or int.from_bytes(head[68:72], "big") != APPLICATION_ID:
+        if (
+            head[:16] != b"SQLite format 3\0"
+            or int.from_bytes(head[68:72], "big") != APPLICATION_ID
+        ):
             return False
-        with contextlib.closing(sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)) as base:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{quote(bytes(path.absolute()))}?mode=ro", uri=True)
+        ) as base:
             return _is_untouched(base.execute)
     except (OSError, sqlite3.Error):
         return False
 
 
 def _is_untouched(execute: Callable[[str], Any]) -> bool:
-    objects = {row[0] for row in execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')").fetchall()}
+    objects = {
+        row[0]
+        for row in execute(
+            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+        ).fetchall()
+    }
     if "about" not in objects:
         return False
     about = dict(execute('SELECT "name", "value" FROM "about"').fetchall())
-    return about.get("export") == "shadow export" and objects == _objects(str(about.get("tables")).split(","))
+    return about.get("export") == "shadow export" and objects == _objects(
+        str(about.get("tables")).split(",")
+    )
 
 
 def _duckdb() -> Any:
@@ -192,7 +230,7 @@ def write_duckdb(path: Path, export: Export) -> None:
             for part in export.parts:
                 for name in export.names:
                     base.register("part_of_export", _with_ordinal(name, part.tables[name]))
-                    base.execute(f"INSERT INTO {quoted(name)} SELECT * FROM part_of_export")  # noqa: S608
+                    base.execute(f"INSERT INTO {quoted(name)} SELECT * FROM part_of_export")
                     base.unregister("part_of_export")
             base.execute("CHECKPOINT")
     except duckdb.Error as error:
@@ -202,7 +240,10 @@ def write_duckdb(path: Path, export: Export) -> None:
 
 def _comments(names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        yield f"COMMENT ON TABLE {quoted(name)} IS {quoted(f'One row is {TABLES[name].row}.', mark=chr(39))}"
+        yield (
+            f"COMMENT ON TABLE {quoted(name)} IS"
+            f" {quoted(f'One row is {TABLES[name].row}.', mark=chr(39))}"
+        )
         for column in _database_columns(name):
             where = f"{quoted(name)}.{quoted(column.name)}"
             yield f"COMMENT ON COLUMN {where} IS {quoted(described_shortly(column), mark=chr(39))}"

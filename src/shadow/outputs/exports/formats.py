@@ -1,8 +1,10 @@
-"""The tables of finished reports -> files of one format: a writer for each, and how its own work is known again.
+"""The tables of finished reports -> files of one format: a writer for each, and how its own work is
+known again.
 
-A writer takes the path to write to and the parts of the export one after another, a report each, so that memory is
-that of one report. Every part has the same tables with the columns of `Table.exported`, no number in it is NaN or
-infinite, and its texts are valid Unicode and else whatever files say: hostile text in every format.
+A writer takes the path to write to and the parts of the export one after another, a report each, so
+that memory is that of one report. Every part has the same tables with the columns of
+`Table.exported`, no number in it is NaN or infinite, and its texts are valid Unicode and else
+whatever files say: hostile text in every format.
 """
 
 from __future__ import annotations
@@ -33,7 +35,15 @@ from shadow.reports.schema import null_cases, schema_json
 from shadow.text import several, visible
 
 MANIFEST = "shadow-export.json"  # in every folder: what wrote it, and which files
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # first letters that spreadsheets take for a formula
+FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+)  # first letters that spreadsheets take for a formula
 NO_NAME = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes null
 LONGEST = 255  # bytes of a folder's name
 
@@ -78,7 +88,9 @@ def fields(columns: Iterable[Column]) -> list[pa.Field]:
     """Arrow fields that carry what is known of each column."""
     return [
         pa.field(
-            column.name, arrow_type(column), metadata={key: text for key, text in described(column).items() if text}
+            column.name,
+            arrow_type(column),
+            metadata={key: text for key, text in described(column).items() if text},
         )
         for column in columns
     ]
@@ -112,7 +124,9 @@ def _manifest(folder: Path, to: str) -> None:
 
 
 def is_our_folder(to: str, folder: Path) -> bool:
-    """Does a folder hold what an export to this format wrote, all of it, of the same sizes, and nothing else?"""
+    """Does a folder hold what an export to this format wrote, all of it, of the same sizes, and
+    nothing else?
+    """
     if not folder.is_dir():
         return False
     try:
@@ -130,17 +144,23 @@ def is_our_folder(to: str, folder: Path) -> bool:
 
 
 def write_csv(folder: Path, export: Export) -> None:
-    """A file for each table, as RFC 4180 says, in UTF-8, and datapackage.json, which says what the columns are."""
+    """A file for each table, as RFC 4180 says, in UTF-8, and datapackage.json, which says what the
+    columns are.
+    """
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         rows = {}
         for name in export.names:
-            rows[name] = csv.writer(_text_file(stack, folder / f"{name}.csv"), lineterminator="\r\n")
+            rows[name] = csv.writer(
+                _text_file(stack, folder / f"{name}.csv"), lineterminator="\r\n"
+            )
             rows[name].writerow(column.name for column in TABLES[name].exported)
         for part in export.parts:
             for name in export.names:
                 columns = zip(part.tables[name].columns, TABLES[name].exported, strict=True)
-                rows[name].writerows(zip(*(_cells(values, column) for values, column in columns), strict=True))
+                rows[name].writerows(
+                    zip(*(_cells(values, column) for values, column in columns), strict=True)
+                )
     package = {
         "profile": "tabular-data-package",
         "name": "shadow-export",
@@ -155,15 +175,19 @@ def _text_file(stack: contextlib.ExitStack, path: Path) -> IO[str]:
 
 
 def neutral(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe before what begins like one, or with an apostrophe.
+    """Text that no spreadsheet takes for a formula: an apostrophe before what begins like one, or
+    with an apostrophe.
 
-    So the text is what is left when one apostrophe at the beginning, if there is any, is taken away.
+    So the text is what is left when one apostrophe at the beginning, if there is any, is taken
+    away.
     """
     return f"'{text}" if text.startswith((*FORMULA, "'")) else text
 
 
 def _cells(values: pa.ChunkedArray, column: Column) -> list[str]:
-    """Numbers as Python writes them, the shortest text that reads back as the same number; lists as JSON."""
+    """Numbers as Python writes them, the shortest text that reads back as the same number; lists as
+    JSON.
+    """
     forms: dict[str, Callable[[Any], str]] = {"string": neutral, "int": str, "float": repr}
     form = forms.get(column.type, json_text)
     return ["" if value is None else form(value) for value in values.to_pylist()]
@@ -179,7 +203,10 @@ def _resource(name: str) -> dict[str, Any]:
     return {
         "profile": "tabular-data-resource",
         "name": name,
-        "description": f"One row is {TABLES[name].row}. Text that begins with = + - @ ' has an apostrophe before it.",
+        "description": (
+            f"One row is {TABLES[name].row}. Text that begins with = + - @ ' has an apostrophe"
+            " before it."
+        ),
         "path": f"{name}.csv",
         "encoding": "utf-8",
         "dialect": {"lineTerminator": "\r\n"},
@@ -201,7 +228,9 @@ def _resource(name: str) -> dict[str, Any]:
 
 
 def write_json(folder: Path, export: Export) -> None:
-    """A file of JSON Lines for each table, ASCII, every key in every line; schema.json says what they are."""
+    """A file of JSON Lines for each table, ASCII, every key in every line; schema.json says what
+    they are.
+    """
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         files = {name: _text_file(stack, folder / f"{name}.jsonl") for name in export.names}
@@ -217,20 +246,35 @@ def write_json(folder: Path, export: Export) -> None:
 # Arrow and Parquet
 
 
-def _arrow_schema(name: str, columns: Sequence[Column], provenance: Sequence[ReportMetadata]) -> pa.Schema:
+def _arrow_schema(
+    name: str, columns: Sequence[Column], provenance: Sequence[ReportMetadata]
+) -> pa.Schema:
     """Of a table: metadata on every column, and under the key `shadow` how each report was made."""
-    metadata = {"version": __version__, "schema": SCHEMA, "table": name, "row": TABLES[name].row, "reports": provenance}
-    return pa.schema(fields(columns), metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()})
+    metadata = {
+        "version": __version__,
+        "schema": SCHEMA,
+        "table": name,
+        "row": TABLES[name].row,
+        "reports": provenance,
+    }
+    return pa.schema(
+        fields(columns), metadata={METADATA_KEY: json.dumps(metadata, sort_keys=True).encode()}
+    )
 
 
 def write_arrow(folder: Path, export: Export) -> None:
-    """An Arrow IPC file (Feather 2) for each table, not compressed, so that it can be mapped into memory."""
+    """An Arrow IPC file (Feather 2) for each table, not compressed, so that it can be mapped into
+    memory.
+    """
     folder.mkdir()
     with contextlib.ExitStack() as stack:
         files = {}
         for name in export.names:
             schema = _arrow_schema(name, TABLES[name].exported, export.provenance)
-            files[name] = schema, stack.enter_context(pa.ipc.new_file(str(folder / f"{name}.arrow"), schema))
+            files[name] = (
+                schema,
+                stack.enter_context(pa.ipc.new_file(str(folder / f"{name}.arrow"), schema)),
+            )
         for part in export.parts:
             for name, (schema, file) in files.items():
                 file.write_table(part.tables[name].cast(schema).combine_chunks())
@@ -238,19 +282,28 @@ def write_arrow(folder: Path, export: Export) -> None:
 
 
 def partition(name: str, value: str) -> str:
-    """`name=value` as a folder, percent-encoded as Hive does it: no value reads as another or leaves the folder."""
+    """`name=value` as a folder, percent-encoded as Hive does it: no value reads as another or
+    leaves the folder.
+    """
     if value in ("", NO_NAME):
-        raise ShadowError(f"a {name} called {value!r} would read as null in a partition", "export to another format")
+        raise ShadowError(
+            f"a {name} called {value!r} would read as null in a partition",
+            "export to another format",
+        )
     folder = f"{name}={quote(value, safe='')}"
     if len(folder) > LONGEST:
-        raise ShadowError(f"the {name} {visible(value[:40])}… is too long for a partition", "export to another format")
+        raise ShadowError(
+            f"the {name} {visible(value[:40])}… is too long for a partition",
+            "export to another format",
+        )
     return folder
 
 
 def write_parquet(folder: Path, export: Export) -> None:
     """`TABLE/family=F/pair=P/part-0.parquet`, without the two columns that the path already has.
 
-    With them in the files too, pandas refuses the dataset: the file says string, the path dictionary.
+    With them in the files too, pandas refuses the dataset: the file says string, the path
+    dictionary.
     """
     folder.mkdir()
     for part in export.parts:
@@ -282,7 +335,9 @@ def write_dataset_folder(folder: Path, export: Export) -> None:
                 file.write_table(part.tables[name].cast(schema))
                 counts[name] += len(part.tables[name])
     digests = {name: _digest(folder / _data_file(name)) for name in export.names}
-    (folder / "README.md").write_text(_card(export.default, counts, digests=digests, reports=reports), encoding="utf-8")
+    (folder / "README.md").write_text(
+        _card(export.default, counts, digests=digests, reports=reports), encoding="utf-8"
+    )
     _manifest(folder, "hf-dataset-folder")
 
 
@@ -296,11 +351,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _card(default: str, counts: Mapping[str, int], digests: Mapping[str, str], reports: Sequence[_ReportRow]) -> str:
+def _card(
+    default: str,
+    counts: Mapping[str, int],
+    digests: Mapping[str, str],
+    reports: Sequence[_ReportRow],
+) -> str:
     """The dataset card. Names from files stand in YAML that is dumped, and in code spans.
 
-    Each config has the sha256 of its file: `datasets` knows what it loaded before by the name of the folder and by
-    the configs alone, and would give the rows of another export for those of this one.
+    Each config has the sha256 of its file: `datasets` knows what it loaded before by the name of
+    the folder and by the configs alone, and would give the rows of another export for those of this
+    one.
     """
     families = sorted({row["family"] for row in reports})
     front = {
@@ -322,8 +383,12 @@ def _card(default: str, counts: Mapping[str, int], digests: Mapping[str, str], r
         version=__version__,
         schema=SCHEMA,
         default=default,
-        tables="\n".join(f"| `{name}` | {count:,} | {TABLES[name].row} |" for name, count in counts.items()),
-        reports="\n".join(f"| {' | '.join(code_span(text) for text in _told(row))} |" for row in reports),
+        tables="\n".join(
+            f"| `{name}` | {count:,} | {TABLES[name].row} |" for name, count in counts.items()
+        ),
+        reports="\n".join(
+            f"| {' | '.join(code_span(text) for text in _told(row))} |" for row in reports
+        ),
     )
 
 
@@ -386,11 +451,15 @@ def _told(row: _ReportRow) -> Iterator[str]:
 
 
 def _reference(repo: str, commit: str | None) -> str:
-    return f"{repo}@{commit[:12]}" if commit else f".../{Path(repo).name}"  # a folder's path is nobody's business
+    return (
+        f"{repo}@{commit[:12]}" if commit else f".../{Path(repo).name}"
+    )  # a folder's path is nobody's business
 
 
 def code_span(text: str) -> str:
-    """Text as inline code in a cell of a Markdown table: nothing in it is markup, a link or a mention."""
+    """Text as inline code in a cell of a Markdown table: nothing in it is markup, a link or a
+    mention.
+    """
     text = visible(text).replace("|", "\\|")
     fence = "`" * (_longest_run(text) + 1)
     padded = f" {text} " if "`" in text else text

@@ -1,9 +1,10 @@
 """Finished reports -> a figure for a paper: depth, spectrum, heatmap, modules, lineage.
 
-Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe & Ito's, which the
-colour-blind tell apart; maps get darker all the way), and are the same bytes for the same reports and version. Text of
-files is shown as it is: never as mathematics, and never in a way that a drawing program would run. Drawn with
-matplotlib's objects, not pyplot, so that no window, backend or setting of a user plays a part.
+Figures are as wide as a column, tell curves apart by dashes and markers as well as by colour (Okabe
+& Ito's, which the colour-blind tell apart; maps get darker all the way), and are the same bytes for
+the same reports and version. Text of files is shown as it is: never as mathematics, and never in a
+way that a drawing program would run. Drawn with matplotlib's objects, not pyplot, so that no
+window, backend or setting of a user plays a part.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ OPTIONS = {  # of the command line, and the kinds that they are for
 }
 
 
-def write_figure(kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None) -> list[str]:
+def write_figure(
+    kind: str, folders: Sequence[Path], output: Path, choice: Choice | None = None
+) -> list[str]:
     """Draw a figure of the reports in folders to output. Returns what was chosen, for people.
 
-    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read or shows nothing.
+    Raises UsageError for a choice that makes no sense, ShadowError where a report cannot be read or
+    shows nothing.
     """
     suffix = output.suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
@@ -66,33 +70,48 @@ def is_our_figure(path: Path) -> bool:
     return len(content) < LARGEST and MARK.encode() in content
 
 
-def draw(kind: str, folders: Sequence[Path], suffix: str, choice: Choice) -> tuple[bytes, list[str]]:
+def draw(
+    kind: str, folders: Sequence[Path], suffix: str, choice: Choice
+) -> tuple[bytes, list[str]]:
     """The bytes of a figure, and what was chosen."""
     if choice.metric is not None and choice.metric not in delta_metrics():
-        raise UsageError(f"no metric {choice.metric!r} of a delta", "`shadow schema matrices` lists the columns")
+        raise UsageError(
+            f"no metric {choice.metric!r} of a delta", "`shadow schema matrices` lists the columns"
+        )
     if kind in ("spectrum", "heatmap") and len(folders) > 1:
         raise ShadowError(
-            f"a {kind} shows one report, and there are {len(folders)}", f"name one of them, such as {folders[0]}"
+            f"a {kind} shows one report, and there are {len(folders)}",
+            f"name one of them, such as {folders[0]}",
         )
     most = MOST_STEPS if kind == "lineage" else MOST_REPORTS
     if len(folders) > most:
-        raise ShadowError(f"{len(folders)} reports are more than a figure can show", f"name a folder of at most {most}")
+        raise ShadowError(
+            f"{len(folders)} reports are more than a figure can show",
+            f"name a folder of at most {most}",
+        )
     sources = [read_source(folder, choice.component) for folder in folders]
     with styled():
         figure, notes = compose(kind, sources, choice)
         if boxes := undrawn(figure):
-            notes = [*notes, f"drawn as boxes, as {STYLE['font.family']} has no such letters: {visible(boxes)}"]
+            notes = [
+                *notes,
+                f"drawn as boxes, as {STYLE['font.family']} has no such letters: {visible(boxes)}",
+            ]
         content = io.BytesIO()
         figure.savefig(content, format=suffix, metadata=_metadata(suffix))
     return content.getvalue(), notes
 
 
 def compose(kind: str, sources: list[FigureData], choice: Choice) -> tuple[Figure, list[str]]:
-    """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while styled."""
+    """The figure as matplotlib's objects, and what was chosen. To be called, and saved, while
+    styled.
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02))
+    figure = Figure(
+        figsize=(choice.width, choice.width), layout=ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.02)
+    )
     return figure, DRAWN[kind](figure, sources, choice)
 
 

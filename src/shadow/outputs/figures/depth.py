@@ -43,12 +43,16 @@ MOST_CURVES = 7  # of modules in one panel; more cannot be told apart
 
 
 def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """By layer: a metric by module (of several reports, of one module each), relative norm, concentration."""
+    """By layer: a metric by module (of several reports, of one module each), relative norm,
+    concentration.
+    """
     metric = choice.metric or SHIFT
     for source in sources:
         if source.inside.empty:
             hint = "leave it out, or choose another --component" if len(sources) > 1 else None
-            raise ShadowError(f"{source.folder}: no matrix of {source.component} inside a layer changed", hint)
+            raise ShadowError(
+                f"{source.folder}: no matrix of {source.component} inside a layer changed", hint
+            )
     modules, left = _depth_modules(sources, choice)
     figure.set_size_inches(choice.width, choice.width * 1.35)
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.5, 1, 1.2))
@@ -58,12 +62,18 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
         raise all_null(sources[0], metric)
     for label, style, values in curves:
         top.plot(values.index, values, label=label, **style)
-    top.set_ylabel(axis_label(metric) if len(modules) > 1 else f"{axis_label(metric)}\n{shown(modules[0])}")
+    top.set_ylabel(
+        axis_label(metric) if len(modules) > 1 else f"{axis_label(metric)}\n{shown(modules[0])}"
+    )
     top.legend(**legend_above(names_of(sources) if len(sources) > 1 else modules))
     for place, source in enumerate(sources):
         style = CURVES[place]
         depth = source.depth
-        middle.plot(depth["layer"], 100 * depth["relative_norm"].astype(float), **thinned(style, len(depth), place))
+        middle.plot(
+            depth["layer"],
+            100 * depth["relative_norm"].astype(float),
+            **thinned(style, len(depth), place),
+        )
         _draw_concentration(bottom, source, style=style, place=place, alone=len(sources) == 1)
     norms = np.concatenate([line.get_ydata() for line in middle.lines])
     middle.set_ylim(0, 1.1 * (norms[np.isfinite(norms)].max(initial=0) or 1))
@@ -72,7 +82,11 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
     bottom.set_ylabel("concentration")
     bottom.set_xlabel("layer")
     quartiles = "; grey: quartiles in a layer" if len(sources) == 1 else ""
-    annotate(figure, f"lower panels: all modules{quartiles}", f"right: median of all{told_interval(sources)}")
+    annotate(
+        figure,
+        f"lower panels: all modules{quartiles}",
+        f"right: median of all{told_interval(sources)}",
+    )
     from matplotlib.ticker import MaxNLocator
 
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -92,7 +106,8 @@ def draw_depth(figure: Figure, sources: list[FigureData], choice: Choice) -> lis
 
 
 def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str], list[str]]:
-    """The modules whose curves are drawn: all where few, else the up-projections, which the paper plots; and the rest.
+    """The modules whose curves are drawn: all where few, else the up-projections, which the paper
+    plots; and the rest.
 
     Of several reports it is one, of those that changed in all of them if there are any.
     """
@@ -101,7 +116,9 @@ def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str]
     ups = [name for name in UP if name in chosen]
     drawn = [*ups, *(name for name in chosen if name not in ups)]
     if len(sources) > 1:
-        drawn = sorted(drawn, key=lambda name: not all(name in modules_of for modules_of in changed))[:1]
+        drawn = sorted(
+            drawn, key=lambda name: not all(name in modules_of for modules_of in changed)
+        )[:1]
     elif len(chosen) > MOST_CURVES:
         drawn = ups if not choice.modules and ups else drawn[:MOST_CURVES]
     return drawn, [name for name in chosen if name not in drawn]
@@ -110,7 +127,9 @@ def _depth_modules(sources: list[FigureData], choice: Choice) -> tuple[list[str]
 def _depth_curves(
     sources: list[FigureData], modules: list[str], metric: str
 ) -> Iterator[tuple[str, CurveStyle, pd.Series[float]]]:
-    """(label, style, values by layer): of several reports one each, of one report one for each module."""
+    """(label, style, values by layer): of several reports one each, of one report one for each
+    module.
+    """
     for place, source in enumerate(sources):
         for number, module in enumerate(modules):
             rows = source.inside[source.inside["module"] == module]
@@ -119,11 +138,19 @@ def _depth_curves(
                 values = values.reindex(range(int(values.index.min()), int(values.index.max()) + 1))
             style = thinned(CURVES[place + number], len(values), place + number)
             style |= {"linewidth": 0.7, "markersize": 2.2} if number else {"zorder": 3}
-            yield shown(module, 24) if len(sources) == 1 else names_of(sources)[place], style, values
+            yield (
+                shown(module, 24) if len(sources) == 1 else names_of(sources)[place],
+                style,
+                values,
+            )
 
 
-def _draw_concentration(axes: Axes, source: FigureData, style: CurveStyle, place: int, *, alone: bool) -> None:
-    """Medians by layer, with the quartiles of a layer's matrices; at the right the median of all with its interval."""
+def _draw_concentration(
+    axes: Axes, source: FigureData, style: CurveStyle, place: int, *, alone: bool
+) -> None:
+    """Medians by layer, with the quartiles of a layer's matrices; at the right the median of all
+    with its interval.
+    """
     by_layer = source.inside.groupby("layer")["concentration"]
     medians = by_layer.median()
     if alone:

@@ -23,7 +23,9 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     if inside.empty:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     modules = chosen_modules(source, choice.modules, list(inside["module"]))
-    last = max([*source.depth["layer"], *inside["layer"]])  # of the component, also where nothing of it changed
+    last = max(
+        [*source.depth["layer"], *inside["layer"]]
+    )  # of the component, also where nothing of it changed
     layers = range(int(last) + 1)
     grid = inside.pivot_table(index="module", columns="layer", values=metric, aggfunc="median")
     grid = grid.reindex(index=modules, columns=layers)
@@ -32,10 +34,14 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
         raise all_null(source, metric)
     figure.set_size_inches(choice.width, max(1.4, 0.75 + 0.17 * len(modules)))
     axes = figure.subplots()
-    axes.patch.set(facecolor="white", hatch="//////", edgecolor=PALE)  # shows where there is no value
+    axes.patch.set(
+        facecolor="white", hatch="//////", edgecolor=PALE
+    )  # shows where there is no value
     edges = (np.arange(count + 1) - 0.5 for count in (len(layers), len(modules)))
     line = 0.3 if len(layers) <= 32 else 0
-    mesh = axes.pcolormesh(*edges, np.ma.masked_invalid(values), cmap="cividis", edgecolors="white", linewidth=line)
+    mesh = axes.pcolormesh(
+        *edges, np.ma.masked_invalid(values), cmap="cividis", edgecolors="white", linewidth=line
+    )
     _mark_negative(axes, values)
     axes.set_yticks(range(len(modules)), [shown(name, 24) for name in modules])
     axes.set_ylim(len(modules) - 0.5, -0.5)
@@ -52,7 +58,10 @@ def draw_heatmap(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     bar.set_label(axis_label(metric), fontsize=6)
     if np.nanmin(values) < 0 < np.nanmax(values):
         bar.ax.axhline(0, color="white", linewidth=1)
-    marks = {"−: below 0": np.nanmin(values) < 0, "hatched: no value": not np.isfinite(values).all()}
+    marks = {
+        "−: below 0": np.nanmin(values) < 0,
+        "hatched: no value": not np.isfinite(values).all(),
+    }
     if any(marks.values()):
         annotate(figure, "; ".join(text for text, there in marks.items() if there))
     entitle(figure, sources, choice)
@@ -65,4 +74,11 @@ def _mark_negative(axes: Axes, values: np.ndarray[Any, Any]) -> None:
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
     for row, column in zip(rows, columns, strict=True):
         dark = values[row, column] < middle
-        axes.plot(column, row, marker="_", markersize=2.5, color="white" if dark else "black", markeredgewidth=0.7)
+        axes.plot(
+            column,
+            row,
+            marker="_",
+            markersize=2.5,
+            color="white" if dark else "black",
+            markeredgewidth=0.7,
+        )

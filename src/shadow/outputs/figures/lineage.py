@@ -28,12 +28,15 @@ LETTERS = 44  # of all names of steps together that stand side by side
 
 
 def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """By step: relative norm, how much of it storage kept, and the modules that hold it; of the longest chain."""
+    """By step: relative norm, how much of it storage kept, and the modules that hold it; of the
+    longest chain.
+    """
     steps = [step for source in sources if (step := read_step(source.report)) is not None]
     known = lineage(steps)
     if not known.chains:
         raise ShadowError(
-            f"{sources[0].folder}: no step from one checkpoint to another", "; ".join(known.notes) or None
+            f"{sources[0].folder}: no step from one checkpoint to another",
+            "; ".join(known.notes) or None,
         )
     chain = max(known.chains, key=lambda chain: len(chain.steps))
     drawn = chain.steps[:MOST_STEPS]
@@ -50,7 +53,9 @@ def draw_lineage(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     for axes in (top, middle, bottom):
         quieten(axes)
     annotate(
-        figure, "size: filled before it was rounded, open as stored", "kept: share of the change that is the update's"
+        figure,
+        "size: filled before it was rounded, open as stored",
+        "kept: share of the change that is the update's",
     )
     entitle(figure, sources, choice)
     return _notes(chain, known.chains, known.notes)
@@ -69,12 +74,22 @@ def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
     axes.plot(range(len(steps)), sizes, color=GREY, linewidth=0.7, zorder=1)
     for place, (step, size) in enumerate(zip(steps, sizes, strict=True)):
         filled = step.relative_norm_unrounded is not None
-        axes.plot([place], [size], "o", color=BLACK, markerfacecolor=BLACK if filled else "white", markersize=4)
+        axes.plot(
+            [place],
+            [size],
+            "o",
+            color=BLACK,
+            markerfacecolor=BLACK if filled else "white",
+            markersize=4,
+        )
     if np.isfinite(sizes).any():
         from matplotlib.ticker import FuncFormatter, NullFormatter
 
         axes.set_yscale("log")
-        axes.set_ylim(10 ** np.floor(np.log10(np.nanmin(sizes))), 10 ** np.ceil(np.log10(np.nanmax(sizes) * 1.01)))
+        axes.set_ylim(
+            10 ** np.floor(np.log10(np.nanmin(sizes))),
+            10 ** np.ceil(np.log10(np.nanmax(sizes) * 1.01)),
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("relative norm")
@@ -83,7 +98,16 @@ def _draw_sizes(axes: Axes, steps: Sequence[Step]) -> None:
 def _draw_kept(axes: Axes, steps: Sequence[Step]) -> None:
     for place, step in enumerate(steps):
         if step.kept is None:
-            axes.text(place, 0.5, "not known", ha="center", va="center", fontsize=5, color=GREY, rotation=90)
+            axes.text(
+                place,
+                0.5,
+                "not known",
+                ha="center",
+                va="center",
+                fontsize=5,
+                color=GREY,
+                rotation=90,
+            )
         else:
             axes.bar([place], [1.0], width=0.6, color=PALE, linewidth=0)
             axes.bar([place], [step.kept], width=0.6, color=GREY, linewidth=0)
@@ -97,7 +121,9 @@ def _draw_groups(axes: Axes, steps: Sequence[Step]) -> None:
     shares = np.zeros((len(names), len(steps)))
     for place, step in enumerate(steps):
         for group in step.groups:
-            shares[names.index(group.name if group.name in GROUPS else "other"), place] += group.energy_share
+            shares[names.index(group.name if group.name in GROUPS else "other"), place] += (
+                group.energy_share
+            )
     below = np.zeros(len(steps))
     for name, share in zip(names, shares, strict=True):
         if share.any():

@@ -7,8 +7,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shadow.findings.footprint import MARGIN
-from shadow.outputs.figures.source import Choice, FigureData, chosen_components, chosen_modules, names_of, shown
-from shadow.outputs.figures.style import CURVES, GREY, PALE, annotate, entitle, legend_above, spread, told_interval
+from shadow.outputs.figures.source import (
+    Choice,
+    FigureData,
+    chosen_components,
+    chosen_modules,
+    names_of,
+    shown,
+)
+from shadow.outputs.figures.style import (
+    CURVES,
+    GREY,
+    PALE,
+    annotate,
+    entitle,
+    legend_above,
+    spread,
+    told_interval,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +32,9 @@ if TYPE_CHECKING:
 
 
 def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """Concentration by module: every matrix, the median, its interval over layers, against the null's 0."""
+    """Concentration by module: every matrix, the median, its interval over layers, against the
+    null's 0.
+    """
     names = [name for source in sources for name in source.deltas["module"]]
     modules = chosen_modules(sources[0], choice.modules, names)
     figure.set_size_inches(choice.width, 0.62 + len(modules) * (0.13 + 0.07 * len(sources)))
@@ -27,7 +45,8 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
         _draw_module_rows(axes, source, modules=modules, place=place, many=len(sources))
     counts = sources[0].deltas["module"].value_counts()
     labels = [
-        f"{shown(name, 24)} ({counts.get(name, 0)})" if len(sources) == 1 else shown(name, 24) for name in modules
+        f"{shown(name, 24)} ({counts.get(name, 0)})" if len(sources) == 1 else shown(name, 24)
+        for name in modules
     ]
     axes.set_yticks(range(len(modules)), labels)
     axes.set_ylim(len(modules) - 0.5, -0.5)
@@ -49,7 +68,9 @@ def draw_modules(figure: Figure, sources: list[FigureData], choice: Choice) -> l
     return [f"concentration of {', '.join(modules)}; {chosen_components(sources)}"]
 
 
-def _draw_module_rows(axes: Axes, source: FigureData, modules: list[str], place: int, many: int) -> None:
+def _draw_module_rows(
+    axes: Axes, source: FigureData, modules: list[str], place: int, many: int
+) -> None:
     style = CURVES[place]
     shift = (place - (many - 1) / 2) * 0.5 / many
     rows = {row.module: row for row in source.summary.modules if row.component == source.component}

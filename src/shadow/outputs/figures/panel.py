@@ -1,4 +1,6 @@
-"""A panel of a recipe: metrics by layer, a column for each pair, with what noise and rounding alone would leave."""
+"""A panel of a recipe: metrics by layer, a column for each pair, with what noise and rounding alone
+would leave.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,16 @@ from collections.abc import Sequence
 
 from shadow.findings.by_layer import PairByLayer
 from shadow.outputs.figures.source import shown
-from shadow.outputs.figures.style import BLACK, BLUE, GREY, RED, annotate, axis_label, quieten, styled
+from shadow.outputs.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    RED,
+    annotate,
+    axis_label,
+    quieten,
+    styled,
+)
 
 COLUMN = 2.1  # inches a pair
 ROW = 1.5  # inches a metric
@@ -32,13 +43,17 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
                 rounding = _drawn([one.rounding for one in layers])
                 axes.plot(places, noise, color=RED, linestyle=(0, (4, 1.5)), label="noise alone")
                 if rounding != noise:  # the rank of noise does not depend on its size
-                    axes.plot(places, rounding, color=BLUE, linestyle=(0, (1, 1)), label="rounding alone")
+                    axes.plot(
+                        places, rounding, color=BLUE, linestyle=(0, (1, 1)), label="rounding alone"
+                    )
                 axes.plot(places, [one.measured for one in layers], color=BLACK, marker="o", markersize=1.8,
                           label="measured")  # fmt: skip
                 if metric.endswith("_shift"):
                     axes.axhline(0, color=GREY, linewidth=0.5)
                 if row == 0:
-                    axes.set_title(f"{shown(pair.family, 26)}\n{shown(pair.pair, 26)}", loc="left", fontsize=6)
+                    axes.set_title(
+                        f"{shown(pair.family, 26)}\n{shown(pair.pair, 26)}", loc="left", fontsize=6
+                    )
                 if row == len(metrics) - 1:
                     axes.set_xlabel("layer")
                     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -48,10 +63,14 @@ def draw_panel(pairs: Sequence[PairByLayer], metrics: Sequence[str]) -> bytes:
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=6)
         annotate(
-            figure, "noise alone: independent entries of the delta's norm; rounding alone: of its norm / floor_ratio"
+            figure,
+            "noise alone: independent entries of the delta's norm; rounding alone: of its norm /"
+            " floor_ratio",
         )
         content = io.BytesIO()
-        figure.savefig(content, format="svg", metadata={"Creator": "shadow-audit figure", "Date": None})
+        figure.savefig(
+            content, format="svg", metadata={"Creator": "shadow-audit figure", "Date": None}
+        )
     return content.getvalue()
 
 

@@ -59,7 +59,9 @@ class FigureData:
     """The component."""
 
     deltas: pd.DataFrame
-    """Its delta rows. All numbers are float64, with NaN where one is missing, as matplotlib wants them."""
+    """Its delta rows. All numbers are float64, with NaN where one is missing, as matplotlib wants
+    them.
+    """
 
     @property
     def folder(self) -> Path:
@@ -82,7 +84,9 @@ class FigureData:
 
     @property
     def depth(self) -> pd.DataFrame:
-        """layer and relative_norm of every layer that was compared, as far as there is room for them."""
+        """layer and relative_norm of every layer that was compared, as far as there is room for
+        them.
+        """
         rows = [
             (row.layer, row.relative_norm)
             for row in self.summary.depth
@@ -103,17 +107,23 @@ class FigureData:
 
 
 def read_source(folder: Path, component: str | None) -> FigureData:
-    """A report and the delta rows of a component: language where there is one, else the one of most layers."""
+    """A report and the delta rows of a component: language where there is one, else the one of most
+    layers.
+    """
     report = SummarisedReport(folder)
     summary = report.summary
     names = [row.component for row in summary.components if row.matrices]
     if not names:
         raise ShadowError(f"{folder}: no matrix changed, there is nothing to draw")
     if component is not None and component not in names:
-        raise ShadowError(f"{folder}: no matrix of {component} changed", f"it has {', '.join(names)}")
+        raise ShadowError(
+            f"{folder}: no matrix of {component} changed", f"it has {', '.join(names)}"
+        )
     chosen = component or max(names, key=lambda name: (name == "language", _layers(summary, name)))
     rows = report.matrices
-    deltas = rows[(rows["subject"] == "delta") & (rows["component"] == chosen)].reset_index(drop=True)
+    deltas = rows[(rows["subject"] == "delta") & (rows["component"] == chosen)].reset_index(
+        drop=True
+    )
     numbers = [column.name for column in MATRICES if column.type in ("int", "float")]
     return FigureData(report, chosen, deltas.astype(dict.fromkeys(numbers, np.float64)))
 
@@ -123,7 +133,9 @@ def _layers(summary: Summary, component: str) -> int:
 
 
 def shown(text: str, letters: int = LABEL_COLUMN) -> str:
-    """Text of files as a label: one line, cut in the middle, and no `_` first, which leaves a legend without it."""
+    """Text of files as a label: one line, cut in the middle, and no `_` first, which leaves a
+    legend without it.
+    """
     text = visible(text)
     if len(text) > letters:
         text = f"{text[: letters // 2 - 1]}…{text[-(letters // 2) :]}"
@@ -140,7 +152,9 @@ def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[
     if not names:
         raise ShadowError(f"{source.folder}: no matrix inside a layer changed")
     chosen = [
-        name for name in module_order(names) if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
+        name
+        for name in module_order(names)
+        if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
     if not chosen:
         raise ShadowError(
@@ -151,7 +165,9 @@ def chosen_modules(source: FigureData, patterns: Sequence[str], names: Sequence[
 
 
 def all_null(source: FigureData, metric: str) -> ShadowError:
-    return ShadowError(f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is")
+    return ShadowError(
+        f"{source.folder}: {metric} is null in every layer", "`shadow explain` says when it is"
+    )
 
 
 def chosen_components(sources: Sequence[FigureData]) -> str:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> list[str]:
-    """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies above it."""
+    """The singular values of one matrix: base, tuned, delta, with the null's edge and what lies
+    above it.
+    """
     (source,) = sources
     row = _chosen_matrix(source, choice)
     sigmas = _spectra(source.report, row)
@@ -31,7 +33,9 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
         axes.plot(np.arange(1, len(resolved) + 1), resolved, label=subject, **style)
     delta, edge = sigmas["delta"], float(row["null_edge"])
     if math.isfinite(edge):
-        axes.axhline(edge, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=f"null edge, {edge:.3g}")
+        axes.axhline(
+            edge, color=BLUE, linewidth=0.8, linestyle=(0, (4, 2)), label=f"null edge, {edge:.3g}"
+        )
         spikes = delta[delta > edge]
         if len(spikes):
             label = "1 spike" if len(spikes) == 1 else f"{len(spikes)} spikes"
@@ -52,7 +56,10 @@ def draw_spectrum(figure: Figure, sources: list[FigureData], choice: Choice) -> 
     axes.tick_params(which="both", length=2, pad=2)
     zeros = int((delta <= 0).sum())
     unresolved = f"; {zeros} of {len(delta)} of the delta not resolved" if zeros else ""
-    subtitle = f"{shown(str(row['tensor']), 56)}\nconcentration {_figure(row['concentration'])}{unresolved}"
+    subtitle = (
+        f"{shown(str(row['tensor']), 56)}\nconcentration"
+        f" {_figure(row['concentration'])}{unresolved}"
+    )
     entitle(figure, sources, choice=choice, more=subtitle)
     return [f"{row['tensor']}: {row['module']}, layer {_figure(row['layer'])}; {source.component}"]
 
@@ -62,7 +69,9 @@ def _figure(value: float) -> str:
 
 
 def _chosen_matrix(source: FigureData, choice: Choice) -> pd.Series[Any]:
-    """The delta row that was asked for; what is left open is an up-projection in the middle of the layers."""
+    """The delta row that was asked for; what is left open is an up-projection in the middle of the
+    layers.
+    """
     rows = source.deltas
     modules = chosen_modules(source, choice.modules, list(rows["module"]))
     module = next((name for name in UP if name in modules), modules[0])
@@ -70,14 +79,19 @@ def _chosen_matrix(source: FigureData, choice: Choice) -> pd.Series[Any]:
     if choice.layer is not None:
         rows = rows[rows["layer"] == choice.layer]
         if rows.empty:
-            raise ShadowError(f"{source.folder}: no {module} changed in layer {choice.layer} of {source.component}")
+            raise ShadowError(
+                f"{source.folder}: no {module} changed in layer {choice.layer} of"
+                f" {source.component}"
+            )
     elif rows["layer"].notna().any():
         layers = sorted(rows["layer"].dropna().unique())
         rows = rows[rows["layer"] == layers[len(layers) // 2]]
     if choice.expert is not None:
         rows = rows[rows["expert"] == choice.expert]
         if rows.empty:
-            raise ShadowError(f"{source.folder}: no expert {choice.expert} of {module} changed in that layer")
+            raise ShadowError(
+                f"{source.folder}: no expert {choice.expert} of {module} changed in that layer"
+            )
     return rows.iloc[0]
 
 
@@ -96,8 +110,13 @@ def _spectra(report: Report, row: pd.Series[Any]) -> dict[str, np.ndarray[Any, A
             wanted &= pc.field(name).is_null()
     sigmas: dict[str, np.ndarray[Any, Any]] = {}
     for spectrum in report.spectra_where(wanted).to_pylist():
-        values = np.array([np.nan if value is None else value for value in spectrum["sigma"] or []], float)
+        values = np.array(
+            [np.nan if value is None else value for value in spectrum["sigma"] or []], float
+        )
         sigmas.setdefault(str(spectrum["subject"]), values[np.isfinite(values)])
     if not {"base", "tuned", "delta"} <= set(sigmas):
-        raise ShadowError(f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}", "run the audit again")
+        raise ShadowError(
+            f"{report.folder / 'spectra.parquet'}: no spectra of {row['tensor']}",
+            "run the audit again",
+        )
     return sigmas

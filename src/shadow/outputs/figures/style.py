@@ -22,7 +22,9 @@ BLACK, BLUE, RED, GREEN, ORANGE, PINK, SKY = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9",
 )  # fmt: skip
 GREY, PALE = "#777777", "#d9d9d9"
-Dashes = str | tuple[int, tuple[float, ...]]  # a name, or an offset and the lengths of dashes and gaps, in line widths
+Dashes = (
+    str | tuple[int, tuple[float, ...]]
+)  # a name, or an offset and the lengths of dashes and gaps, in line widths
 
 
 class CurveStyle(TypedDict, total=False):
@@ -106,13 +108,17 @@ def styled() -> Iterator[None]:
 
 
 def undrawn(figure: Figure) -> str:
-    """The letters of a figure that its font lacks. The fonts of a machine are no help: other machines have others."""
+    """The letters of a figure that its font lacks. The fonts of a machine are no help: other
+    machines have others.
+    """
     from matplotlib.font_manager import findfont, get_font
     from matplotlib.text import Text
 
     known = get_font(findfont(str(STYLE["font.family"]))).get_charmap()
     letters = "".join(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
-    return "".join(dict.fromkeys(letter for letter in letters if letter != "\n" and ord(letter) not in known))
+    return "".join(
+        dict.fromkeys(letter for letter in letters if letter != "\n" and ord(letter) not in known)
+    )
 
 
 def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more: str = "") -> None:
@@ -123,18 +129,24 @@ def entitle(figure: Figure, sources: Sequence[FigureData], choice: Choice, more:
         text = shown(sources[0].name if len(sources) == 1 else ", ".join(families), 60) + (
             f", {component}" if component not in ("language", "") else ""
         )
-        figure.suptitle("\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left")
+        figure.suptitle(
+            "\n".join(filter(None, (text, more))), fontsize=6, color=GREY, x=0.01, ha="left"
+        )
 
 
 def told_interval(sources: Sequence[FigureData]) -> str:
     """What the bars are, where there are any."""
-    levels = {source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval}
+    levels = {
+        source.summary.interval_level or 0.0 for source in sources if not source.summary.no_interval
+    }
     shown_levels = " to ".join(f"{100 * level:.3g}" for level in sorted(levels))
     return f" with their spread over layers ({shown_levels} %)" if levels else ""
 
 
 def legend_above(labels: Sequence[str]) -> LegendPlace:
-    """Where a legend stands: above the axes, in as many columns as names of that length leave room for."""
+    """Where a legend stands: above the axes, in as many columns as names of that length leave room
+    for.
+    """
     columns = max(1, min(4, 44 // (max(map(len, labels)) + 5)))
     return {
         "ncols": columns,

@@ -1,9 +1,10 @@
 """Reports -> one self-contained web page: no network, light and dark, printable.
 
-The charts are Plotly's: plotly.min.js comes from its Python package and is written into the page whole. What a reader
-needs without scripts (headline, claims, tables) is plain HTML. Text from files is escaped by who reads it: Jinja for
-HTML, `script_json` for data inside a script element, and our scripts for Plotly, which takes some tags and entities in
-text for markup. A policy in the page lets nothing be fetched, whatever is in it.
+The charts are Plotly's: plotly.min.js comes from its Python package and is written into the page
+whole. What a reader needs without scripts (headline, claims, tables) is plain HTML. Text from files
+is escaped by who reads it: Jinja for HTML, `script_json` for data inside a script element, and our
+scripts for Plotly, which takes some tags and entities in text for markup. A policy in the page lets
+nothing be fetched, whatever is in it.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ def write_page(
 ) -> Written:
     """Write the page of the finished reports in folders, which lie at or below run.
 
-    Without any the page says so. A report that cannot be read is named on the page with its fault; if it is the only
-    one that was asked for, its ShadowError is raised instead. show gets how many reports are read, of how many.
+    Without any the page says so. A report that cannot be read is named on the page with its fault;
+    if it is the only one that was asked for, its ShadowError is raised instead. show gets how many
+    reports are read, of how many.
     """
     _refuse_foreign(output)
     reports = [SummarisedReport(folder) for folder in folders]
@@ -91,7 +93,11 @@ def write_page(
         show(done, len(folders), where)
         try:
             with_step = report.folder in in_chains
-            sections.append(read_pair(report, where, number=len(sections), pairs=len(folders), with_step=with_step))
+            sections.append(
+                read_pair(
+                    report, where, number=len(sections), pairs=len(folders), with_step=with_step
+                )
+            )
         except ShadowError as error:
             if list(folders) == [run]:
                 raise
@@ -107,7 +113,9 @@ def write_page(
 
 
 def _in_chains(reports: Sequence[SummarisedReport]) -> set[Path]:
-    """The folders of the reports that follow one another, by what they are of: no table is read for it."""
+    """The folders of the reports that follow one another, by what they are of: no table is read for
+    it.
+    """
     known = []
     for report in reports:
         try:
@@ -125,10 +133,15 @@ def _each_once(reports: list[SummarisedReport]) -> Iterator[SummarisedReport]:
 
 
 def _chained(sections: Sequence[PairSection]) -> list[PairSection]:
-    """The sections; a step is left to those alone that follow one another still, now that some could not be read."""
+    """The sections; a step is left to those alone that follow one another still, now that some
+    could not be read.
+    """
     sides = [(section.summary.base, section.summary.tuned) for section in sections]
     chained = set(following(sides))
-    return [section if number in chained else replace(section, step=None) for number, section in enumerate(sections)]
+    return [
+        section if number in chained else replace(section, step=None)
+        for number, section in enumerate(sections)
+    ]
 
 
 def page_bytes(
@@ -153,10 +166,10 @@ def page_bytes(
         lineage=followed if followed.is_one else None,
         numbers={section.where: section.number for section in sections},
         shared=script_json(shared),
-        style=Markup(file_text("page.css")),  # noqa: S704 - a file of ours
+        style=Markup(file_text("page.css")),
         scripts=scripts(),
         policy=policy(scripts().values()),
-        generator=Markup(f'{GENERATOR}{__version__}">'),  # noqa: S704 - text of ours
+        generator=Markup(f'{GENERATOR}{__version__}">'),
         texts={column.name: column.text for column in (*MATRICES, *FIGURES)},
         gate_texts=GATES,
         answers=ANSWERS,
@@ -190,7 +203,9 @@ def _below(folder: Path, run: Path) -> str:
 
 
 def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
-    """Pairs of the list of run, where it has one, that have no report, and audits that were begun and not finished."""
+    """Pairs of the list of run, where it has one, that have no report, and audits that were begun
+    and not finished.
+    """
     index = read_index(run)
     missing = {}
     for row in index.rows if index is not None else ():
@@ -204,7 +219,10 @@ def _missing(run: Path, folders: Sequence[Path]) -> list[Missing]:
             folder = journal.parent.parent
             if folder not in folders and folder not in missing:
                 missing[folder] = Missing(
-                    where=_below(folder, run), state="unfinished", why="", hint="the same command continues from there"
+                    where=_below(folder, run),
+                    state="unfinished",
+                    why="",
+                    hint="the same command continues from there",
                 )
     return list(missing.values())
 
@@ -218,10 +236,14 @@ def _refuse_foreign(output: Path) -> None:
     except OSError as error:
         raise ShadowError(f"{output}: {error.strerror}", "choose another file with -o") from error
     if not ours:
-        raise ShadowError(f"{output} is there already, and is no page of shadow", "choose another file with -o")
+        raise ShadowError(
+            f"{output} is there already, and is no page of shadow", "choose another file with -o"
+        )
 
 
 def _in_parameters(summary: Summary, figure: str) -> str:
-    """`; that of the parameters is 0.34`: what a ratio of energies is held against; empty where it is unknown."""
+    """`; that of the parameters is 0.34`: what a ratio of energies is held against; empty where it
+    is unknown.
+    """
     sizes = parameter_ratio(summary, figure)
     return "" if sizes is None else f"; that of the parameters is {number(sizes, 2)}"

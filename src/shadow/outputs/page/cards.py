@@ -1,4 +1,6 @@
-"""A card for each of several pairs: the first sentence of its finding, and a small picture of where it moved."""
+"""A card for each of several pairs: the first sentence of its finding, and a small picture of where
+it moved.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ LEVELS = 6  # colours of the page's scale
 
 
 def small_pictures(grid: Sequence[GridRow]) -> Markup:
-    """An SVG for each component that has layers and anything that moved; classes stand for the colours of the page."""
+    """An SVG for each component that has layers and anything that moved; classes stand for the
+    colours of the page.
+    """
     drawn = []
     for component, rows in by_component(grid).items():
         drawing = picture(rows, COLUMNS)
@@ -29,8 +33,8 @@ def small_pictures(grid: Sequence[GridRow]) -> Markup:
 def _svg(component: str, drawing: Picture) -> Markup:
     """Cells of one unit each, equal neighbours as one."""
     label = (
-        f"{component}: relative norm of {', '.join(drawing.modules)} by layer {drawing.first} to {drawing.last}, "
-        f"{share(drawing.least)} to {share(drawing.largest)}"
+        f"{component}: relative norm of {', '.join(drawing.modules)} by layer {drawing.first} to"
+        f" {drawing.last}, {share(drawing.least)} to {share(drawing.largest)}"
     )
     rects = []
     for row, cells in enumerate(drawing.cells):
@@ -39,15 +43,26 @@ def _svg(component: str, drawing: Picture) -> Markup:
             width = len(list(several))
             if level:
                 rects.append(
-                    Markup('<rect class="{}" x="{}" y="{}" width="{}" height="1"/>').format(level, column, row, width)
+                    Markup('<rect class="{}" x="{}" y="{}" width="{}" height="1"/>').format(
+                        level, column, row, width
+                    )
                 )
             column += width
-    size = Markup('<svg class="small-heat" role="img" aria-label="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">')
-    return size.format(label, len(drawing.cells[0]), len(drawing.cells)) + Markup("").join(rects) + Markup("</svg>")
+    size = Markup(
+        '<svg class="small-heat" role="img" aria-label="{}" viewBox="0 0 {} {}"'
+        ' preserveAspectRatio="none">'
+    )
+    return (
+        size.format(label, len(drawing.cells[0]), len(drawing.cells))
+        + Markup("").join(rects)
+        + Markup("</svg>")
+    )
 
 
 def _class(value: float | None, drawing: Picture) -> str:
     """The class of a cell; empty where the module is in none of its layers."""
     if value is None:
         return ""
-    return "unmoved" if value == 0 else f"heat-{min(LEVELS - 1, int(drawing.level(value) * LEVELS))}"
+    return (
+        "unmoved" if value == 0 else f"heat-{min(LEVELS - 1, int(drawing.level(value) * LEVELS))}"
+    )

@@ -1,8 +1,9 @@
 """A report -> the cells of its heat map and what is drawn from them, as JSON.
 
-A cell is a component, a layer and a module. It holds one matrix, or several: the experts of a layer. What is drawn of a
-cell is the median over its matrices, and the range where there are several. Arrays rather than data frames: a page of
-300 small reports has two million numbers in tables of a few rows, where a frame costs more than its numbers.
+A cell is a component, a layer and a module. It holds one matrix, or several: the experts of a
+layer. What is drawn of a cell is the median over its matrices, and the range where there are
+several. Arrays rather than data frames: a page of 300 small reports has two million numbers in
+tables of a few rows, where a frame costs more than its numbers.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ from shadow.text import visible
 
 PLACE = ("component", "layer", "module")
 SUBJECTS = ("delta", "base", "tuned")
-FIRST = ("concentration", "relative_norm", "participation_ratio", "effective_rank_shift", "stable_rank")
-UNDER_NULL: dict[str, str | float] = {  # what a column of a delta would be with random signs: a column, or a number
+FIRST = (
+    "concentration",
+    "relative_norm",
+    "participation_ratio",
+    "effective_rank_shift",
+    "stable_rank",
+)
+UNDER_NULL: dict[
+    str, str | float
+] = {  # what a column of a delta would be with random signs: a column, or a number
     "concentration": 0.0,
     "participation_ratio": "null_participation_ratio",
     "spectral_norm": "null_edge",
@@ -102,7 +111,9 @@ class Cell:
     """Its component, layer and module."""
 
     state: str
-    """measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or skipped."""
+    """measured; alone (no base, so no delta); or, from the tuned side's tensors, identical or
+    skipped.
+    """
 
     reason: str | None
     """Why it was skipped, in words of tensors.parquet; None where it was not."""
@@ -155,11 +166,18 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     subjects: dict[Key, set[str]] = {}
     for place, subject in zip(matrices.places, matrices.subjects, strict=True):
         subjects.setdefault(place, set()).add(subject)
-    cells = {place: Cell(place, "measured" if "delta" in there else "alone", None) for place, there in subjects.items()}
+    cells = {
+        place: Cell(place, "measured" if "delta" in there else "alone", None)
+        for place, there in subjects.items()
+    }
     others = (tensors[name].to_pylist() for name in ("side", "status", "reason"))
     for place, side, status, reason in zip(places(tensors), *others, strict=True):
         unmeasured = side == "tuned" and status in ("identical", "skipped")
-        if unmeasured and place[2] not in ("norm", "bias") and reason not in ("not_a_matrix", "not_float"):
+        if (
+            unmeasured
+            and place[2] not in ("norm", "bias")
+            and reason not in ("not_a_matrix", "not_float")
+        ):
             cells.setdefault(place, Cell(place, status, reason))
     known = {name: number for number, name in enumerate((*rules.components, *rules.modules))}
 
@@ -170,7 +188,8 @@ def cells_of(matrices: Matrices, tensors: pa.Table) -> list[Cell]:
     return sorted(cells.values(), key=order)
 
 
-# What a column says of a module: median, its interval over layers, over how many layers, and the interval's level.
+# What a column says of a module: median, its interval over layers, over how many layers, and the
+# interval's level.
 ModuleFigure = list[float | int | list[float | int | None] | None]
 
 
@@ -190,7 +209,9 @@ class Experts(TypedDict):
 
 
 class DrawnCells(TypedDict):
-    """The cells of a report for the charts. Lists have a value for each cell unless it says otherwise."""
+    """The cells of a report for the charts. Lists have a value for each cell unless it says
+    otherwise.
+    """
 
     groups: list[list[str]]  # component and module of each group
     group: list[int]  # the number of its group, from 0
@@ -204,12 +225,16 @@ class DrawnCells(TypedDict):
     values: dict[str, dict[str, Listed]]  # medians, by subject and column
     shift: dict[str, Listed]  # tuned - base, by column
     ranges: dict[str, Range]  # by column
-    modules: dict[str, dict[str, list[ModuleFigure | None]]]  # by subject and column, a value for each group
+    modules: dict[
+        str, dict[str, list[ModuleFigure | None]]
+    ]  # by subject and column, a value for each group
     experts: Experts | dict[str, Listed]  # empty where there are none
 
 
 def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnCells:
-    """Places, values, ranges, intervals by module and experts of a report that shares a page with pairs - 1 others."""
+    """Places, values, ranges, intervals by module and experts of a report that shares a page with
+    pairs - 1 others.
+    """
     number = {cell.place: index for index, cell in enumerate(cells)}
     cell = np.array([number[place] for place in matrices.places], dtype=np.intp)
     groups = list(dict.fromkeys((of_place.place[0], of_place.place[2]) for of_place in cells))
@@ -242,7 +267,9 @@ def drawn_cells(matrices: Matrices, cells: Sequence[Cell], pairs: int) -> DrawnC
 
 @dataclass(frozen=True)
 class _Part:
-    """The rows of one subject: which they are, their cells, and those of its columns that have any value."""
+    """The rows of one subject: which they are, their cells, and those of its columns that have any
+    value.
+    """
 
     rows: NDArray[np.intp]
     cell: NDArray[np.intp]
@@ -270,14 +297,22 @@ def _median(values: Numbers) -> Numbers:
     """The median of each column of (rows, columns) over the rows that are not NaN."""
     ordered = np.sort(values, axis=0)  # NaN last
     known = (~np.isnan(values)).sum(axis=0)
-    low, high = (np.take_along_axis(ordered, middle[None, :], axis=0)[0] for middle in ((known - 1) // 2, known // 2))
+    low, high = (
+        np.take_along_axis(ordered, middle[None, :], axis=0)[0]
+        for middle in ((known - 1) // 2, known // 2)
+    )
     return np.asarray((low + high) / 2)
 
 
 def _by_cell(
-    values: Numbers, cell: NDArray[np.intp], cells: int, reduce: Callable[[Numbers], Numbers] = _median
+    values: Numbers,
+    cell: NDArray[np.intp],
+    cells: int,
+    reduce: Callable[[Numbers], Numbers] = _median,
 ) -> Numbers:
-    """What reduce makes of the rows of each cell: (rows, columns) -> (cells, columns), NaN for a cell without rows."""
+    """What reduce makes of the rows of each cell: (rows, columns) -> (cells, columns), NaN for a
+    cell without rows.
+    """
     reduced = np.full((cells, values.shape[1]), np.nan)
     order = np.argsort(cell, kind="stable")
     filled, starts, sizes = np.unique(cell[order], return_index=True, return_counts=True)
@@ -300,11 +335,16 @@ def _medians(part: _Part, cells: int) -> dict[str, Listed]:
 
 
 def _shifts(matrices: Matrices, parts: Mapping[str, _Part], cells: int) -> dict[str, Listed]:
-    """tuned - base of every spectral column by cell, from the unrounded rows; of several matrices the median."""
+    """tuned - base of every spectral column by cell, from the unrounded rows; of several matrices
+    the median.
+    """
     names = [column.name for column in SPECTRAL]
     experts = matrices.table["expert"].to_pylist()
     base, tuned = (
-        {(cell, matrices.tensors[row], experts[row]): row for row, cell in reversed(_rows_of(parts[subject]))}
+        {
+            (cell, matrices.tensors[row], experts[row]): row
+            for row, cell in reversed(_rows_of(parts[subject]))
+        }
         for subject in ("base", "tuned")
     )
     both = [key for key in tuned if key in base]
@@ -346,12 +386,14 @@ class _Group:
 def _by_group(
     matrices: Matrices, parts: Mapping[str, _Part], index: Mapping[tuple[str, str], int]
 ) -> dict[str, dict[str, list[ModuleFigure | None]]]:
-    """The median of every column over the matrices of a module, its interval over layers, and over how many.
+    """The median of every column over the matrices of a module, its interval over layers, and over
+    how many.
 
     By subject and column. Modules whose matrices lie in the same layers are resampled at once.
     """
     figures: dict[str, dict[str, list[ModuleFigure | None]]] = {
-        subject: {name: [None] * len(index) for name in part.names} for subject, part in parts.items()
+        subject: {name: [None] * len(index) for name in part.names}
+        for subject, part in parts.items()
     }
     layers = matrices.numbers("layer")
     alike: dict[bytes, list[_Group]] = {}
@@ -383,13 +425,19 @@ def _tell(groups: Sequence[_Group], layers: Numbers) -> None:
 
 
 def _experts(matrices: Matrices, cell: NDArray[np.intp], most: int) -> Experts | dict[str, Listed]:
-    """The single experts of every cell that has several, in as many columns as the page has room for."""
+    """The single experts of every cell that has several, in as many columns as the page has room
+    for.
+    """
     experts, layers = matrices.numbers("expert"), matrices.numbers("layer")
     rows = matrices.of("delta")
     rows = rows[(experts[rows] < EXPERTS) & (np.isnan(layers[rows]) | (layers[rows] < LAYERS))]
     if not len(rows):
         return {}
-    wanted = [name for name in dict.fromkeys([*FIRST, *MEDIANS, *columns_of("delta")]) if name in matrices.names]
+    wanted = [
+        name
+        for name in dict.fromkeys([*FIRST, *MEDIANS, *columns_of("delta")])
+        if name in matrices.names
+    ]
     names, values = _present(wanted, matrices.columns(wanted)[rows])
     names = names[: most // len(rows)]
     if not names:

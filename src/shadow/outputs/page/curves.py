@@ -42,20 +42,25 @@ def points_for(curves: int) -> int:
 def kept_ranks(count: int, points: int) -> NDArray[np.int64]:
     """0-based ranks to keep of so many: the first ones, the last, and at most points in all.
 
-    Evenly on a log axis, and evenly in the logarithm of the distance from the end, where spectra of square matrices
-    fall off a cliff. Ascending, without repeats; all of them where count <= points.
+    Evenly on a log axis, and evenly in the logarithm of the distance from the end, where spectra of
+    square matrices fall off a cliff. Ascending, without repeats; all of them where count <= points.
     """
     if count <= points:
         return np.arange(count)
     leading = np.arange(min(LEADING, points - 1))
     end = (points - len(leading)) // 4
-    from_start = np.geomspace(len(leading) + 1, count, points - len(leading) - end).round().astype(np.int64) - 1
+    from_start = (
+        np.geomspace(len(leading) + 1, count, points - len(leading) - end).round().astype(np.int64)
+        - 1
+    )
     from_end = count - np.geomspace(1, max(2, count // 4), end).round().astype(np.int64)
     return np.unique(np.concatenate([leading, from_start, from_end]))
 
 
 def short(value: float | None) -> float | int | None:
-    """A number of four significant digits, which no drawing shows more of; null for what is no finite number."""
+    """A number of four significant digits, which no drawing shows more of; null for what is no
+    finite number.
+    """
     if value is None or isinstance(value, int):
         return value
     number = float(value)
@@ -68,19 +73,26 @@ def short(value: float | None) -> float | int | None:
 
 
 def shortened(values: ArrayLike) -> list[float | int | None]:
-    """`short` of each; of many, rounded all at once where that is safe, as a page of many reports has millions."""
+    """`short` of each; of many, rounded all at once where that is safe, as a page of many reports
+    has millions.
+    """
     numbers = np.asarray(values, dtype=np.float64)
     if len(numbers) < FEWEST:
         return [short(number) for number in numbers.tolist()]
     with np.errstate(divide="ignore", invalid="ignore"):
-        power = 3.0 - np.floor(np.log10(np.abs(numbers)))  # of ten, which leaves four digits before the point
+        power = 3.0 - np.floor(
+            np.log10(np.abs(numbers))
+        )  # of ten, which leaves four digits before the point
         safe = (power <= EXACT) & (np.abs(numbers) < LARGE)
         places = np.where(safe, power, 0.0).astype(np.intp)
         up, down = POWERS[np.maximum(places, 0)], POWERS[np.maximum(-places, 0)]
         scaled = numbers * up / down
         safe &= np.abs(scaled - np.floor(scaled) - 0.5) > TIE
     rounded = np.rint(scaled) / up * down
-    numbers_shown = [int(number) if number.is_integer() else number for number in np.where(safe, rounded, 0.5).tolist()]
+    numbers_shown = [
+        int(number) if number.is_integer() else number
+        for number in np.where(safe, rounded, 0.5).tolist()
+    ]
     for place in np.flatnonzero(~safe).tolist():
         number = numbers.item(place)
         numbers_shown[place] = short(number) if math.isfinite(number) else None
@@ -94,7 +106,9 @@ def logarithmic(values: ArrayLike) -> list[float | int | None]:
 
 @dataclass
 class _Stack:
-    """The thinned spectra of the matrices of one place, by subject. size is the length of the whole ones."""
+    """The thinned spectra of the matrices of one place, by subject. size is the length of the whole
+    ones.
+    """
 
     size: int
     rows: dict[Subject, list[Sigma]] = field(default_factory=dict)
@@ -121,11 +135,13 @@ class Curves(TypedDict):
     curves: dict[str, Curve]  # by the number of the cell
 
 
-def thinned_spectra(report: Report, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int) -> Curves:
+def thinned_spectra(
+    report: Report, cells: Mapping[Key, int], edges: Mapping[Key, float], points: int
+) -> Curves:
     """The curves of a report, of at most so many points each, for the numbers of its cells.
 
-    Of several matrices in one cell a curve is the median at every rank. edges: of the null of each delta, by place.
-    Raises ShadowError for a file that cannot be read or belongs to another audit.
+    Of several matrices in one cell a curve is the median at every rank. edges: of the null of each
+    delta, by place. Raises ShadowError for a file that cannot be read or belongs to another audit.
     """
     stacks: dict[int, _Stack] = {}
     for key, subject, sigma in _rows(report):
@@ -151,13 +167,19 @@ def _rows(report: Report) -> Iterator[tuple[Key, Subject, Sigma]]:
         sigmas = batch.column("sigma")
         values, bounds = sigmas.values.to_numpy(zero_copy_only=False), sigmas.offsets.to_numpy()
         for row, (component, layer, module, subject) in enumerate(zip(*places, strict=True)):
-            yield (component, layer, module), cast(Subject, subject), values[bounds[row] : bounds[row + 1]]
+            yield (
+                (component, layer, module),
+                cast(Subject, subject),
+                values[bounds[row] : bounds[row + 1]],
+            )
 
 
 def _curve(stack: _Stack) -> Curve:
     curve = Curve(size=stack.size, matrices=max(map(len, stack.rows.values())))
     for subject, rows in stack.rows.items():
-        curve[subject] = logarithmic(rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0))
+        curve[subject] = logarithmic(
+            rows[0] if len(rows) == 1 else np.median(np.stack(rows), axis=0)
+        )
     deltas = stack.rows.get("delta", [])
     if len(deltas) > 1:
         low, high = np.quantile(np.stack(deltas), BAND, axis=0)

@@ -19,7 +19,16 @@ from shadow.outputs.terminal.scores import signed
 from shadow.outputs.terminal.typeset import fixed, layers_filled, number, rounded, share
 from shadow.text import visible
 
-OWN = ("look", "pair", "heat", "depth", "spectra", "energy", "overview", "page")  # our script, in this order
+OWN = (
+    "look",
+    "pair",
+    "heat",
+    "depth",
+    "spectra",
+    "energy",
+    "overview",
+    "page",
+)  # our script, in this order
 DELETE = "\x7f"
 UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
@@ -34,14 +43,19 @@ def plain(value: Any) -> Any:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that is safe inside a script element of data: no text in it can end the element or start a comment.
+    """JSON that is safe inside a script element of data: no text in it can end the element or start
+    a comment.
 
     Keys keep their order, so equal values give equal text. NaN and infinity are refused.
     """
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    if "\\" in text or DELETE in text:  # JSON escapes all but plain ASCII, and of that all control characters but this
+    if (
+        "\\" in text or DELETE in text
+    ):  # JSON escapes all but plain ASCII, and of that all control characters but this
         text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
-    return Markup("".join(UNSAFE.get(char, char) for char in text) if any(c in text for c in UNSAFE) else text)  # noqa: S704
+    return Markup(
+        "".join(UNSAFE.get(char, char) for char in text) if any(c in text for c in UNSAFE) else text
+    )
 
 
 def file_text(name: str) -> str:
@@ -58,19 +72,20 @@ def scripts() -> dict[str, Markup]:
     for name, text in texts.items():
         if "</script" in text.lower() or "<!--" in text:
             raise ValueError(f"the script {name} cannot stand in a page")
-    return {name: Markup(text) for name, text in texts.items()}  # noqa: S704 - our own files and Plotly's
+    return {name: Markup(text) for name, text in texts.items()}
 
 
 def policy(texts: Iterable[str]) -> str:
     """A Content-Security-Policy under which only these scripts run and nothing is fetched.
 
-    Plotly sets style attributes; heat maps are drawn as data: images, and pictures are saved from blob: ones.
+    Plotly sets style attributes; heat maps are drawn as data: images, and pictures are saved from
+    blob: ones.
     """
     hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:;"
+        " base-uri 'none'; form-action 'none'"
     )
 
 
@@ -102,14 +117,18 @@ def bounds(pair: Sequence[float] | None, form: str = "number") -> str:
 
 
 def environment() -> jinja2.Environment:
-    """Jinja with autoescape on, undefined names refused, and control characters in every text made visible."""
+    """Jinja with autoescape on, undefined names refused, and control characters in every text made
+    visible.
+    """
     jinja = jinja2.Environment(
         loader=jinja2.PackageLoader("shadow.outputs.page", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value if hasattr(value, "__html__") or not isinstance(value, str) else _shown(value),
+        finalize=lambda value: (
+            value if hasattr(value, "__html__") or not isinstance(value, str) else _shown(value)
+        ),
     )
     jinja.filters |= {**FORMS, "bounds": bounds}
     jinja.globals |= {"forms": FORMS, "layers_filled": layers_filled}

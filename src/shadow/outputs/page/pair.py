@@ -25,7 +25,9 @@ LISTED = 400  # skipped tensors of a page that are named one by one, or 40 of ea
 
 
 class SkippedTensor(TypedDict):
-    """A tensor that was not measured, as the page lists it. What is null in tensors.parquet is None."""
+    """A tensor that was not measured, as the page lists it. What is null in tensors.parquet is
+    None.
+    """
 
     tensor: str
     side: str  # base or tuned
@@ -81,7 +83,9 @@ class PairSection:
     """JSON for the charts."""
 
     step: Step | None = None
-    """The pair as a step of a lineage; None where it follows no other and none follows it, and for siblings."""
+    """The pair as a step of a lineage; None where it follows no other and none follows it, and for
+    siblings.
+    """
 
     @property
     def name(self) -> str:
@@ -106,14 +110,25 @@ class PairSection:
             "relative_norm": short(figures["relative_norm_overall"]),
             "norm_interval": _shorter(intervals.get("relative_norm_overall")),
             "matrices": figures["matrices"],
-            "gains": [{"name": name, "gain": short(gain)} for name, gain in self._gains() if gain is not None],
+            "gains": [
+                {"name": name, "gain": short(gain)}
+                for name, gain in self._gains()
+                if gain is not None
+            ],
         }
 
     def _gains(self) -> list[tuple[str, float | None]]:
         """Gains in scores that others measured: means of groups, then single benchmarks."""
         summary = self.summary
-        groups = [(f"{row.group}, mean of its benchmarks", row.gain) for row in summary.score_groups if row.group]
-        single = [(", ".join(filter(None, (row.benchmark, row.metric))), row.gain) for row in summary.scores]
+        groups = [
+            (f"{row.group}, mean of its benchmarks", row.gain)
+            for row in summary.score_groups
+            if row.group
+        ]
+        single = [
+            (", ".join(filter(None, (row.benchmark, row.metric))), row.gain)
+            for row in summary.scores
+        ]
         return [*groups, *single]
 
     def origins(self) -> list[tuple[str, str]]:
@@ -121,8 +136,11 @@ class PairSection:
         return [(title, text) for title, text in _origins(self.where, self.provenance) if text]
 
 
-def read_pair(report: SummarisedReport, where: str, number: int, pairs: int, *, with_step: bool = False) -> PairSection:
-    """A finished report as a page of so many pairs tells it; with_step: also as a step of a lineage.
+def read_pair(
+    report: SummarisedReport, where: str, number: int, pairs: int, *, with_step: bool = False
+) -> PairSection:
+    """A finished report as a page of so many pairs tells it; with_step: also as a step of a
+    lineage.
 
     Raises ShadowError when it cannot be read.
     """
@@ -144,7 +162,10 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int, *, 
             "concentration": summary.figures["concentration"],
             "interval": _shorter(summary.intervals.get("concentration")),
         },
-        "references": [{"name": name, "values": [short(value) for value in values]} for name, values in known.items()],
+        "references": [
+            {"name": name, "values": [short(value) for value in values]}
+            for name, values in known.items()
+        ],
         "components": [_rounded(vars(row)) for row in summary.components],
         "modules_table": [_rounded(vars(row)) for row in summary.modules],
         "depth": [_rounded(vars(row)) for row in summary.depth if row.layer < LAYERS],
@@ -160,8 +181,11 @@ def read_pair(report: SummarisedReport, where: str, number: int, pairs: int, *, 
     )
 
 
-def reference_distributions(place: Position | None, table: Sequence[ReferenceRun]) -> dict[str, list[float]]:
-    """Median concentrations of the known trainings that a pair is held against, by what they are called on the page.
+def reference_distributions(
+    place: Position | None, table: Sequence[ReferenceRun]
+) -> dict[str, list[float]]:
+    """Median concentrations of the known trainings that a pair is held against, by what they are
+    called on the page.
 
     place is the summary's reference, null where the pair is like none of them; table is like
     `shadow.findings.reference.runs()`.
@@ -169,9 +193,12 @@ def reference_distributions(place: Position | None, table: Sequence[ReferenceRun
     if place is None:
         return {}
     optimizers = (place.optimizer,) if place.optimizer else OPTIMIZERS
-    near = [run for run in table if run.short_side == place.short_side and run.optimizer in optimizers]
+    near = [
+        run for run in table if run.short_side == place.short_side and run.optimizer in optimizers
+    ]
     by_data = {
-        f"{data} trainings": [run.concentration for run in near if run.data == data] for data in ("narrow", "broad")
+        f"{data} trainings": [run.concentration for run in near if run.data == data]
+        for data in ("narrow", "broad")
     }
     return {name: values for name, values in by_data.items() if values}
 

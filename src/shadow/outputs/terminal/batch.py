@@ -43,14 +43,23 @@ def batch_view(index: Index, options: ConsoleOptions) -> RenderableType:
     faults = Table.grid(padding=(0, 2))
     for row in index.rows:
         place = Text("-" if row.position is None else f"{row.position}")
-        cells = [place, Text(visible(row.family)), Text(visible(row.pair)), Text(row.state, STATE_STYLES[row.state])]
+        cells = [
+            place,
+            Text(visible(row.family)),
+            Text(visible(row.pair)),
+            Text(row.state, STATE_STYLES[row.state]),
+        ]
         cells.append(Text(visible(row.label or "-")))
-        cells += [Text(figure) for figure in (fixed(row.concentration), share(row.relative_norm_overall))]
+        cells += [
+            Text(figure) for figure in (fixed(row.concentration), share(row.relative_norm_overall))
+        ]
         cells.append(Text("-" if row.seconds is None else took(row.seconds)))
         table.add_row(*cells, *([Text(visible(row.error or ""))] if wide else []))
         if row.error and not wide:
             fault = Text(visible(f"{row.name}: {row.error}"), overflow="fold")
-            faults.add_row(place.copy(), fault.append(visible(f" ({row.hint})") if row.hint else "", "dim"))
+            faults.add_row(
+                place.copy(), fault.append(visible(f" ({row.hint})") if row.hint else "", "dim")
+            )
     parts: list[RenderableType] = [Rule(Text("list", "bold"), align="left", style="dim"), table]
     parts += [faults, ""] if faults.rows else []
     return Group(*parts, _batch_footer(index), "")
@@ -67,11 +76,18 @@ def pairs_view(judged: Sequence[Judgement]) -> RenderableType:
         table.add_column(head, justify="right", no_wrap=True)
     for judgement in judged:
         state = "failed" if judgement.summary is None else "done"
-        cells = [Text(visible(judgement.family)), Text(visible(judgement.pair)), Text(state, STATE_STYLES[state])]
+        cells = [
+            Text(visible(judgement.family)),
+            Text(visible(judgement.pair)),
+            Text(state, STATE_STYLES[state]),
+        ]
         if judgement.summary is not None:
             figures = judgement.summary.figures
             cells.append(Text(visible(judgement.summary.label)))
-            cells += [Text(fixed(figures["concentration"])), Text(share(figures["relative_norm_overall"]))]
+            cells += [
+                Text(fixed(figures["concentration"])),
+                Text(share(figures["relative_norm_overall"])),
+            ]
         table.add_row(*cells)
     return Group(Rule(Text("pairs", "bold"), align="left", style="dim"), table)
 
@@ -82,7 +98,12 @@ def _batch_footer(index: Index) -> RenderableType:
     rows.add_row(Text("pairs", "dim"), f"{len(index.rows):,}{': ' if states else ''}{states}")
     moved = sum(row.bytes or 0 for row in index.rows)
     fetched = f", {byte_size(moved)} fetched" if moved else ""
-    rows.add_row(Text("took", "dim"), f"{took(sum(row.seconds or 0.0 for row in index.rows))}{fetched}")
+    rows.add_row(
+        Text("took", "dim"), f"{took(sum(row.seconds or 0.0 for row in index.rows))}{fetched}"
+    )
     if missing := index.missing_shards:
-        rows.add_row(Text("shards", "dim"), f"{several(index.shards)} of the list; not here: {several(missing)}")
+        rows.add_row(
+            Text("shards", "dim"),
+            f"{several(index.shards)} of the list; not here: {several(missing)}",
+        )
     return rows

@@ -52,8 +52,12 @@ def column_view(column: Column) -> RenderableType:
 
 
 def head_view(word: str, head: Head, column: Column | None) -> RenderableType:
-    """`explain HEAD`: what stands below a head of a table on the screen, and the column it comes from."""
-    title = Padding(Text.assemble((word, "bold cyan"), f"  {head.text}"), (0, 0, int(column is not None), 0))
+    """`explain HEAD`: what stands below a head of a table on the screen, and the column it comes
+    from.
+    """
+    title = Padding(
+        Text.assemble((word, "bold cyan"), f"  {head.text}"), (0, 0, int(column is not None), 0)
+    )
     return title if column is None else Group(title, column_view(column))
 
 
@@ -67,7 +71,8 @@ def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
     for table in tables:
         shown.add_row(table.name, str(len(table.columns)), table.file, table.row)
     title = Text(
-        f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has formulas and sources."
+        f"Schema {SCHEMA}. `shadow schema TABLE` lists its columns, `shadow explain COLUMN` has"
+        " formulas and sources."
     )
     rules = Table.grid(padding=(0, 1))
     for rule in RULES:
@@ -76,7 +81,9 @@ def schema_view(tables: Sequence[ReportTable]) -> RenderableType:
 
 
 def table_view(table: ReportTable) -> RenderableType:
-    """`schema TABLE`: type, unit, meaning and null case of every column, those that a reader needs first on top."""
+    """`schema TABLE`: type, unit, meaning and null case of every column, those that a reader needs
+    first on top.
+    """
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("column", style="cyan", no_wrap=True)
     shown.add_column("type", no_wrap=True)
@@ -88,5 +95,7 @@ def table_view(table: ReportTable) -> RenderableType:
         meaning.append("; later" if is_later(table, column) else "", "yellow")
         meaning.append("; start here" if column.name in table.start_here else "", "bold green")
         shown.add_row(column.name, column.type, meaning)
-    head = Text.assemble((table.name, "bold cyan"), f"  {table.file}, schema {SCHEMA}; one row is {table.row}")
+    head = Text.assemble(
+        (table.name, "bold cyan"), f"  {table.file}, schema {SCHEMA}; one row is {table.row}"
+    )
     return Group(head, shown)

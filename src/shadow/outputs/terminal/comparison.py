@@ -41,7 +41,9 @@ MODULE_FIGURES = {  # columns of the table by module: name, title, scale
 }
 
 
-def comparison_view(comparison: Comparison, options: ConsoleOptions, *, p_values: bool = False) -> RenderableType:
+def comparison_view(
+    comparison: Comparison, options: ConsoleOptions, *, p_values: bool = False
+) -> RenderableType:
     """Everything `compare` prints: who is compared, then every report against the first.
 
     Of two reports it also tells in which modules and layers they differ. p_values: also show p.
@@ -59,7 +61,9 @@ def comparison_view(comparison: Comparison, options: ConsoleOptions, *, p_values
         parts += scored_set_view(comparison.scores, width, p_values=p_values)
     for contrast in against_first:
         if len(against_first) > 1:
-            parts.append(Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim"))
+            parts.append(
+                Rule(Text(f"{first} against {contrast.second}", "bold"), align="left", style="dim")
+            )
         parts += _contrast(contrast, width, p_values)
         if len(against_first) == 1:
             parts += [modules_apart(contrast, width), "", *_layers_apart(contrast, width, bars)]
@@ -98,20 +102,29 @@ def _contrast(contrast: Contrast, width: int, p_values: bool) -> list[Renderable
     known = f", known by {KNOWN_BY[contrast.verified]}" if contrast.verified else ""
     facts.add_row(Text("relation", "dim"), f"{contrast.relation}{known}")
     votes = f"{matched.in_layers:,} of them in {counted(matched.layers, 'layer', 'layers')} vote"
-    facts.add_row(Text("over", "dim"), f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}")
+    facts.add_row(
+        Text("over", "dim"), f"{counted(matched.matrices, 'matrix', 'matrices')} of both; {votes}"
+    )
     for row in contrast.unmatched:
         left = Text(f"{row.matrices:,} {visible(row.reason)} ", overflow="fold")
-        facts.add_row(Text("left out", "dim"), left.append(f"e.g. {visible(row.examples[0])}", "dim"))
+        facts.add_row(
+            Text("left out", "dim"), left.append(f"e.g. {visible(row.examples[0])}", "dim")
+        )
     sentence = visible(contrast.sentence)
     sure = contrast.verdict in ("more concentrated", "less concentrated")
     verdict = Text(f"{sentence[:1].upper()}{sentence[1:]}.", "bold" if sure else "yellow")
     parts: list[RenderableType] = [facts, "", verdict, ""]
-    parts += [Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0)) for text in contrast.warnings]
+    parts += [
+        Padding(Text(visible(f"warning: {text}"), "yellow"), (0, 0, 1, 0))
+        for text in contrast.warnings
+    ]
     return [*parts, _figures_apart(contrast, width, p_values), ""]
 
 
 def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> RenderableType:
-    """A row for each figure: both medians, the paired difference with its spread over layers, and what it says."""
+    """A row for each figure: both medians, the paired difference with its spread over layers, and
+    what it says.
+    """
     from shadow.findings.bootstrap import holm
     from shadow.findings.comparison import FIGURES
 
@@ -130,7 +143,11 @@ def _figures_apart(contrast: Contrast, width: int, p_values: bool) -> Renderable
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("verdict")
     for place, difference in enumerate(contrast.figures):
-        cells = [*_both(difference), apart(difference.difference, difference.scale), _spread(difference)]
+        cells = [
+            *_both(difference),
+            apart(difference.difference, difference.scale),
+            _spread(difference),
+        ]
         if wide:
             cells.append(apart(difference.margin, difference.scale).replace("+", ""))
         if p_values:
@@ -149,11 +166,15 @@ def _spread(difference: Difference) -> str:
     """How far a difference would move with other layers."""
     if difference.low is None:
         return "-"
-    return f"{apart(difference.low, difference.scale)} to {apart(difference.high, difference.scale)}"
+    return (
+        f"{apart(difference.low, difference.scale)} to {apart(difference.high, difference.scale)}"
+    )
 
 
 def modules_apart(contrast: Contrast, width: int) -> RenderableType:
-    """A row for each module: the concentration of both, and as many differences as there is room for."""
+    """A row for each module: the concentration of both, and as many differences as there is room
+    for.
+    """
     rows = contrast.modules
     columns = [
         ("module", [visible(row.module) for row in rows]),
@@ -167,12 +188,17 @@ def modules_apart(contrast: Contrast, width: int) -> RenderableType:
         (99, title, [apart(getattr(row, name), scale) for row in rows])
         for name, (title, scale) in MODULE_FIGURES.items()
     ]
-    title = f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} / {contrast.second}"
+    title = (
+        f"By module: {contrast.first} - {contrast.second}, or x {contrast.first} /"
+        f" {contrast.second}"
+    )
     return text_table(title, columns, wider=wider, width=width, gap=2)
 
 
 def _layers_apart(contrast: Contrast, width: int, bars: str) -> list[RenderableType]:
-    """One sparkline by layer for each component and figure, scaled from its own least to its own largest value."""
+    """One sparkline by layer for each component and figure, scaled from its own least to its own
+    largest value.
+    """
     grid = Table.grid(padding=(0, 2))
     components = list(dict.fromkeys(row.component for row in contrast.layers))
     for component in components:
@@ -196,6 +222,9 @@ def _not_shown(comparison: Comparison, contrasts: Sequence[Contrast]) -> Rendera
     rows = Table.grid(padding=(0, 2))
     for contrast in contrasts if len(contrasts) == 1 else ():
         if contrast.consistent_with:
-            rows.add_row(Text("consistent with", "dim"), Text(visible("; or ".join(contrast.consistent_with)), "dim"))
+            rows.add_row(
+                Text("consistent with", "dim"),
+                Text(visible("; or ".join(contrast.consistent_with)), "dim"),
+            )
     rows.add_row(Text("not shown", "dim"), Text("; ".join(comparison.claims["not_shown"]), "dim"))
     return rows

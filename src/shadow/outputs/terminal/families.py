@@ -17,10 +17,14 @@ if TYPE_CHECKING:
 
 
 def families_view(families: Sequence[Family], options: ConsoleOptions) -> RenderableType:
-    """Many families, one a row: what may stand after the name and a colon, and the tags; their number last."""
+    """Many families, one a row: what may stand after the name and a colon, and the tags; their
+    number last.
+    """
     pairs_width, tags_width = 28, 17  # of `instruct..thinking (sibling)` and `dense, reasoning,`
     names_width = max((len(family.name) for family in families), default=0)
-    room = options.max_width - names_width - pairs_width - tags_width - 11  # 11 between and beside four columns
+    room = (
+        options.max_width - names_width - pairs_width - tags_width - 11
+    )  # 11 between and beside four columns
     wide = room >= 24
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("family", style="cyan", no_wrap=True)
@@ -29,20 +33,33 @@ def families_view(families: Sequence[Family], options: ConsoleOptions) -> Render
         table.add_column("last stage", max_width=room, no_wrap=True, overflow="ellipsis")
     table.add_column("tags", style="dim", max_width=tags_width)
     for family in families:
-        pairs = Text(", ").join(_pair_name(pair) for pair in family.pairs) if family.pairs else Text("none", "yellow")
+        pairs = (
+            Text(", ").join(_pair_name(pair) for pair in family.pairs)
+            if family.pairs
+            else Text("none", "yellow")
+        )
         *_, (_, _, last) = family.references()
         where = visible(f".../{last.last_name}" if last.is_folder else str(last))
         table.add_row(family.name, pairs, *([Text(where)] if wide else []), ", ".join(family.tags))
     count = sum(len(family.pairs) for family in families)
-    return Group(table, Text(f"{counted(len(families), 'family', 'families')}, {counted(count, 'pair', 'pairs')}"))
+    return Group(
+        table,
+        Text(f"{counted(len(families), 'family', 'families')}, {counted(count, 'pair', 'pairs')}"),
+    )
 
 
 def _pair_name(pair: Pair) -> Text:
-    return Text(pair.name) if pair.relation == "tuned" else Text.assemble(pair.name, (f" ({pair.relation})", "yellow"))
+    return (
+        Text(pair.name)
+        if pair.relation == "tuned"
+        else Text.assemble(pair.name, (f" ({pair.relation})", "yellow"))
+    )
 
 
 def family_view(family: Family) -> RenderableType:
-    """One family: every stage and where it is, every pair and its relation, what else its file says."""
+    """One family: every stage and where it is, every pair and its relation, what else its file
+    says.
+    """
     stages = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     stages.add_column("stage", style="cyan", no_wrap=True)
     references = family.references()

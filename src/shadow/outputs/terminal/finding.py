@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from shadow.findings.finding import Explanation, Finding
 
 ABOUT = (
-    "What a report says of its pair, in words, made of measured figures alone. summary.json has it as `finding`: each "
-    "sentence with a code and the figures that it rests on, unrounded, by their place in that file."
+    "What a report says of its pair, in words, made of measured figures alone. summary.json has it"
+    " as `finding`: each sentence with a code and the figures that it rests on, unrounded, by their"
+    " place in that file."
 )
 ANSWERED = (
-    "Another explanation is answered by `no`, with the figure that excludes it; `fits`, which is no proof; or `cannot "
-    "be excluded`."
+    "Another explanation is answered by `no`, with the figure that excludes it; `fits`, which is no"
+    " proof; or `cannot be excluded`."
 )
 
 
@@ -35,12 +36,17 @@ def sentences(finding: Finding) -> RenderableType:
 
 def explanations_table(explanations: Sequence[Explanation]) -> RenderableType:
     """What else may have left these figures, and why it did not, or may."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="Other explanations", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title="Other explanations", title_justify="left"
+    )
     table.add_column("what", style="cyan", no_wrap=True)
     table.add_column("answer", no_wrap=True)
     table.add_column("because", ratio=1)
     for explanation in explanations:
-        answer = Text(ANSWERS[explanation.answer], "" if explanation.answer == "cannot_be_excluded" else "bold")
+        answer = Text(
+            ANSWERS[explanation.answer],
+            "" if explanation.answer == "cannot_be_excluded" else "bold",
+        )
         table.add_row(Text(visible(explanation.name)), answer, Text(visible(explanation.reason)))
     return table
 

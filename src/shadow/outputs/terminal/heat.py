@@ -15,7 +15,14 @@ from shadow.outputs.terminal.typeset import share
 
 SHADES, ASCII_SHADES = "░▒▓█", ".:+#"
 # Cividis, dark to light: legible for every eye, and on black and on white.
-COLOURS = ((0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56))
+COLOURS = (
+    (0, 34, 78),
+    (53, 69, 108),
+    (102, 105, 112),
+    (148, 142, 119),
+    (200, 184, 102),
+    (254, 232, 56),
+)
 LEVELS = 12  # that are told apart in colours
 UNMOVED, ABSENT = "·", " "
 LABEL = 14  # columns of the names of modules
@@ -24,7 +31,9 @@ WIDEST = 2  # columns of a cell, where there is room
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The modules of one component by its layers, as a rich renderable. More layers than columns are binned."""
+    """The modules of one component by its layers, as a rich renderable. More layers than columns
+    are binned.
+    """
 
     rows: Sequence[GridRow]
     """Of one component, in the order that they are shown."""
@@ -63,7 +72,9 @@ def heat_maps(grid: Sequence[GridRow]) -> list[HeatMap]:
     return maps
 
 
-def _cell(value: float | None, drawn: Picture, width: int, shades: str, *, coloured: bool) -> tuple[str, Style | None]:
+def _cell(
+    value: float | None, drawn: Picture, width: int, shades: str, *, coloured: bool
+) -> tuple[str, Style | None]:
     if value is None:
         return ABSENT * width, None
     if value == 0:
@@ -78,7 +89,10 @@ def _colour(level: float) -> str:
     """`#rrggbb`, between two of COLOURS."""
     place = round(level * (LEVELS - 1)) / (LEVELS - 1) * (len(COLOURS) - 1)
     low = min(int(place), len(COLOURS) - 2)
-    mixed = [round(a + (b - a) * (place - low)) for a, b in zip(COLOURS[low], COLOURS[low + 1], strict=True)]
+    mixed = [
+        round(a + (b - a) * (place - low))
+        for a, b in zip(COLOURS[low], COLOURS[low + 1], strict=True)
+    ]
     return "#{:02x}{:02x}{:02x}".format(*mixed)
 
 

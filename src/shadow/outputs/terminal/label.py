@@ -25,14 +25,14 @@ WORDS = {
     "not assessable": "a gate failed, or the reference has no trainings of about this size",
 }
 LABEL_RULE = (
-    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike energy must agree, "
-    "each beyond its own bound. The reference has trainings of about the pair's size, with its optimiser (--optimizer) "
-    "or with any. A label says where a spectrum lies, not what data caused it: data that are new to the base look like "
-    "narrow data."
+    "Concentration decides, and at least two of stable rank, top-4 energy, PR / null PR and spike"
+    " energy must agree, each beyond its own bound. The reference has trainings of about the pair's"
+    " size, with its optimiser (--optimizer) or with any. A label says where a spectrum lies, not"
+    " what data caused it: data that are new to the base look like narrow data."
 )
 BOUNDS = (
-    "If no training on n bases passes a bound, one new base in n + 1 passes it by chance. With one base of a size, the "
-    "bound promises nothing about another."
+    "If no training on n bases passes a bound, one new base in n + 1 passes it by chance. With one"
+    " base of a size, the bound promises nothing about another."
 )
 
 
@@ -41,7 +41,14 @@ def label_view(shipped: Calibration) -> RenderableType:
     words = Table.grid(padding=(0, 2))
     for word, text in WORDS.items():
         words.add_row(Text(word, "bold"), Text(text))
-    heads = ("short side, optimiser", "narrow", "broad", "bases", "concentrated above", "distributed below")
+    heads = (
+        "short side, optimiser",
+        "narrow",
+        "broad",
+        "bases",
+        "concentrated above",
+        "distributed below",
+    )
     bounds = _figures_table(*heads)
     for trainings in shipped.trainings:
         bound = trainings.bounds["concentration"]
@@ -64,7 +71,9 @@ def label_view(shipped: Calibration) -> RenderableType:
         Text(BOUNDS, "dim"),
         Padding(bounds, (1, 0)),
         rates,
-        Padding(Text(f"Trainings of shadow lab, in registry/reference: {made}", "dim"), (1, 0, 0, 0)),
+        Padding(
+            Text(f"Trainings of shadow lab, in registry/reference: {made}", "dim"), (1, 0, 0, 0)
+        ),
     )
 
 

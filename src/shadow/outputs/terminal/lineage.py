@@ -1,4 +1,6 @@
-"""What `lineage` prints: a table for each chain of stages, and what its figures may be held against."""
+"""What `lineage` prints: a table for each chain of stages, and what its figures may be held
+against.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,11 @@ SHORT = {"attention": "attn", "embedding": "embed"}
 PLACES = ("1st", "2nd", "3rd", "4th")
 NO_CHANCE = 0.005  # a mean cosine nearer to 0 is not told
 LEGEND = (
-    "size: relative norm of the update before it was rounded for storage; * as stored. ratio: norm of the delta "
-    "divided by that of the step before. kept: share of the stored delta's energy that is the update's; the rest is "
-    "rounding. dirs.: as coherent as so many equally strong directions. cosine: with the delta of the step before. "
-    "inside: share of the energy in the leading directions of the step before, outputs / inputs."
+    "size: relative norm of the update before it was rounded for storage; * as stored. ratio: norm"
+    " of the delta divided by that of the step before. kept: share of the stored delta's energy"
+    " that is the update's; the rest is rounding. dirs.: as coherent as so many equally strong"
+    " directions. cosine: with the delta of the step before. inside: share of the energy in the"
+    " leading directions of the step before, outputs / inputs."
 )
 
 
@@ -34,7 +37,12 @@ def lineage_view(known: Lineage, options: ConsoleOptions) -> RenderableType:
     parts: list[RenderableType] = [Rule(Text("lineage", "bold"), align="left", style="dim")]
     for chain in known.chains:
         stages = f" {arrow} ".join(visible(name) for name in chain.stages)
-        parts += [Text(stages, "bold cyan", overflow="fold"), chain_view(chain, width), *_notes(chain), ""]
+        parts += [
+            Text(stages, "bold cyan", overflow="fold"),
+            chain_view(chain, width),
+            *_notes(chain),
+            "",
+        ]
     parts += [Text(visible(f"note: {note}"), "yellow") for note in known.notes]
     parts += [""] * bool(known.notes)
     return Group(*parts, Text(LEGEND, "dim"))
@@ -46,7 +54,13 @@ def chain_view(chain: Chain, width: int) -> RenderableType:
     letters = LETTERS[width >= WIDE]
     columns = [
         ("step", [_name(step, letters) for step in rows]),
-        ("size", [f"{number(step.size, 2)}{'' if step.relative_norm_unrounded is not None else '*'}" for step in rows]),
+        (
+            "size",
+            [
+                f"{number(step.size, 2)}{'' if step.relative_norm_unrounded is not None else '*'}"
+                for step in rows
+            ],
+        ),
         ("ratio", [number(step.ratio, 2) for step in rows]),
         ("kept", [fixed(step.kept) for step in rows]),
         ("most in", [most_in(step) for step in rows]),
@@ -101,14 +115,20 @@ def _notes(chain: Chain) -> list[RenderableType]:
         reasons.append((step, chance_text(before, step)))
     for step in (*chain.steps, *chain.whole):
         if "lineage" in step.failed_gates:
-            reasons.append((step, "base and tuned have little in common: a long training, or unrelated models"))
+            reasons.append(
+                (step, "base and tuned have little in common: a long training, or unrelated models")
+            )
         if step.no_unrounded is not None and step.matrices:
             reasons.append((step, f"size as stored: {step.no_unrounded}"))
-    return [Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in reasons if text]
+    return [
+        Text(visible(f"{step.start}..{step.end}: {text}"), "dim") for step, text in reasons if text
+    ]
 
 
 def chance_text(before: Step, step: Step) -> str:
-    """What cosine and shares of a step are by chance, and what rounding does to them; or what is missing."""
+    """What cosine and shares of a step are by chance, and what rounding does to them; or what is
+    missing.
+    """
     from shadow.findings.lineage import shrinking
 
     joint = step.joint
@@ -118,15 +138,22 @@ def chance_text(before: Step, step: Step) -> str:
     master = joint.chance_cosine_master
     if master is not None and master < -NO_CHANCE:
         parts.append(
-            f"down to {fixed(master)} if training continued from a copy in more bits than {step.start} is stored in, "
-            "as both steps share its rounding"
+            f"down to {fixed(master)} if training continued from a copy in more bits than"
+            f" {step.start} is stored in, as both steps share its rounding"
         )
     factor = shrinking(step, before)
     if factor is not None and factor < 1 - NO_CHANCE:
         parts.append(f"rounding has multiplied it by {fixed(factor)} to 1")
     if joint.chance_inside_left is not None:
         shares: Sequence[float | None] = (joint.chance_inside_left, joint.chance_inside_right)
-        parts.append("inside by chance " + " / ".join(share(chance).removesuffix(" %") for chance in shares) + " %")
+        parts.append(
+            "inside by chance "
+            + " / ".join(share(chance).removesuffix(" %") for chance in shares)
+            + " %"
+        )
     if joint.left_out:
-        parts.append(f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the steps has")
+        parts.append(
+            f"without {counted(joint.left_out, 'matrix', 'matrices')} that only one of the"
+            " steps has"
+        )
     return "; ".join(parts)

@@ -25,7 +25,9 @@ def plan_view(plan: PairPlan, width: int) -> RenderableType:
     for side, planned in (("base", plan.base), ("tuned", plan.tuned)):
         sides.add_row(Text(side, "dim"), Text(_plan_side(planned), overflow="fold"))
     for name, (base, tuned) in plan.config_differs.items():
-        sides.add_row(Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned")))
+        sides.add_row(
+            Text("config", "dim"), Text(visible(f"{name}: {base} in base, {tuned} in tuned"))
+        )
     parts: list[RenderableType] = [Rule(title, align="left", style="dim"), sides, ""]
     parts += [plan_modules(plan.modules), ""]
     if plan.skipped:
@@ -37,11 +39,19 @@ def _plan_side(side: PlannedSide) -> str:
     commit = f" @ {side.commit[:12]}" if side.commit else ""
     access = f", {side.access}" if side.access else ""
     shards = f"{side.shards} shard{'s' if side.shards != 1 else ''}"
-    return visible(f"{side.repo}{commit}{access}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}")
+    return visible(
+        f"{side.repo}{commit}{access}: {shards}, {byte_size(side.bytes)}, {', '.join(side.dtypes)}"
+    )
 
 
 def plan_modules(modules: Sequence[PlannedModule]) -> RenderableType:
-    table = Table(title="To be measured", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="To be measured",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("component", style="dim", no_wrap=True)
     table.add_column("module", style="cyan", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
@@ -66,10 +76,13 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("work", "dim"), f"{plan.matrices:,} matrices, {plan.vectors:,} vectors")
     moved, ranges = plan.bytes_to_move, plan.shards_in_ranges
-    how = f", {ranges} of {plan.shards_to_fetch} shards as byte ranges (unverified)" if ranges else ""
+    how = (
+        f", {ranges} of {plan.shards_to_fetch} shards as byte ranges (unverified)" if ranges else ""
+    )
     if plan.shards_to_fetch:
         rows.add_row(
-            Text("to move", "dim"), f"{byte_size(moved)}{how}" if moved else "nothing: all is in the Hub's cache"
+            Text("to move", "dim"),
+            f"{byte_size(moved)}{how}" if moved else "nothing: all is in the Hub's cache",
         )
         kept = "stays in the Hub's cache" if moved else "nothing more"
         if plan.frees or ranges == plan.shards_to_fetch:
@@ -81,8 +94,13 @@ def _plan_costs(plan: PairPlan) -> RenderableType:
     memory += f"{byte_size(plan.memory_free)} available{_limited(plan.memory_by)}"
     rows.add_row(Text("memory", "dim"), Text(visible(memory)))
     if plan.device_memory is not None and plan.device_memory_free is not None:
-        taken = f"at most {byte_size(plan.device_memory)} of its memory; {byte_size(plan.device_memory_free)} are free"
-        rows.add_row(Text("device", "dim"), Text(visible(f"{plan.device} ({plan.device_name}): {taken}")))
+        taken = (
+            f"at most {byte_size(plan.device_memory)} of its memory;"
+            f" {byte_size(plan.device_memory_free)} are free"
+        )
+        rows.add_row(
+            Text("device", "dim"), Text(visible(f"{plan.device} ({plan.device_name}): {taken}"))
+        )
     rows.add_row(Text("cores", "dim"), Text(visible(f"{plan.cores}{_limited(plan.cores_by)}")))
     time = "under a second" if plan.seconds < 1 else f"about {duration(plan.seconds)}"
     time += " of computing on this machine"

@@ -17,8 +17,12 @@ from shadow.targets.recipes import Panel, Recipe
 from shadow.text import visible
 
 
-def recipe_view(recipe: Recipe, panels: Sequence[Panel], measured: Mapping[Pair, PairByLayer]) -> RenderableType:
-    """The medians over layers of every pair that was audited, by panel, beside those of noise and rounding alone."""
+def recipe_view(
+    recipe: Recipe, panels: Sequence[Panel], measured: Mapping[Pair, PairByLayer]
+) -> RenderableType:
+    """The medians over layers of every pair that was audited, by panel, beside those of noise and
+    rounding alone.
+    """
     parts: list[RenderableType] = []
     for panel in panels:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -28,8 +32,20 @@ def recipe_view(recipe: Recipe, panels: Sequence[Panel], measured: Mapping[Pair,
             table.add_column(head, justify="right")
         for pair in panel.pairs:
             for metric in recipe.metrics:
-                figures = medians(measured[pair].figures[metric]) if pair in measured else (None, None, None)
-                table.add_row(Text(visible(pair.full_name)), metric, *(number(value) for value in figures))
-        parts += [Rule(Text(visible(panel.name), "bold"), align="left", style="dim"), Text(visible(panel.text)), table]
-    parts.append(Text("medians over layers; alone: what noise or rounding of that size would give", "dim"))
+                figures = (
+                    medians(measured[pair].figures[metric])
+                    if pair in measured
+                    else (None, None, None)
+                )
+                table.add_row(
+                    Text(visible(pair.full_name)), metric, *(number(value) for value in figures)
+                )
+        parts += [
+            Rule(Text(visible(panel.name), "bold"), align="left", style="dim"),
+            Text(visible(panel.text)),
+            table,
+        ]
+    parts.append(
+        Text("medians over layers; alone: what noise or rounding of that size would give", "dim")
+    )
     return Group(*parts)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from shadow.gates.verdicts import Judgement
 
 
-LONGEST_WORD = 32  # columns of a figure's name that is not broken; 80 leave as many for what was found
+LONGEST_WORD = (
+    32  # columns of a figure's name that is not broken; 80 leave as many for what was found
+)
 OUTCOMES = {"met": "FAILED", "missing": "not judged", "passed": "passed", "skipped": "skipped"}
 
 
@@ -26,15 +28,23 @@ def _words(rule: GateRule) -> list[str]:
 
 
 def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
-    """What came of the rules of one pair; titled: with the name of the pair above it, where nothing else has it."""
+    """What came of the rules of one pair; titled: with the name of the pair above it, where nothing
+    else has it.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title="Rules")
     table.add_column("outcome", no_wrap=True)
-    widest = max((len(word) for verdict in judged.verdicts for word in _words(verdict.rule)), default=0)
-    table.add_column("rule", style="cyan", overflow="fold", min_width=min(widest, LONGEST_WORD), ratio=2)
+    widest = max(
+        (len(word) for verdict in judged.verdicts for word in _words(verdict.rule)), default=0
+    )
+    table.add_column(
+        "rule", style="cyan", overflow="fold", min_width=min(widest, LONGEST_WORD), ratio=2
+    )
     table.add_column("what was found", overflow="fold", ratio=3)
     for verdict in judged.verdicts:
         rule, grave = verdict.rule, verdict.rule.severity == "error"
-        style = {"passed": "green", "skipped": "dim"}.get(verdict.outcome, "bold red" if grave else "yellow")
+        style = {"passed": "green", "skipped": "dim"}.get(
+            verdict.outcome, "bold red" if grave else "yellow"
+        )
         word = OUTCOMES[verdict.outcome]
         outcome = word if grave or style in ("green", "dim") else f"{word} (warning)"
         name = Text(visible(rule.name))

@@ -29,7 +29,9 @@ def scores_line(summary: Summary) -> str:
     groups, parts = summary.score_groups, []
     only = len(groups) == 1
     for group in groups[:GROUPS]:
-        scores = [row for row in summary.scores if row.group == group.group and row.gain is not None]
+        scores = [
+            row for row in summary.scores if row.group == group.group and row.gain is not None
+        ]
         if group.group is None and only and 0 < len(scores) <= NAMED:
             parts += [f"{row.benchmark} gain {_gain(row)}" for row in scores]
             continue
@@ -58,7 +60,9 @@ def signed(value: float | None) -> str:
 
 
 def scores_table(summary: Summary) -> RenderableType:
-    """Base, tuned and gain of every benchmark, where the scores come from and what is doubtful about them."""
+    """Base, tuned and gain of every benchmark, where the scores come from and what is doubtful
+    about them.
+    """
     rows = summary.scores[:ROWS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("benchmark", style="cyan", overflow="fold")
@@ -90,12 +94,19 @@ def _notes(notes: Sequence[str], rows: int) -> list[RenderableType]:
     texts = list(notes)
     if rows > ROWS:
         texts.append(f"{rows - ROWS} more benchmarks are in summary.json")
-    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
+    return [
+        Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0))
+        for text in texts
+    ]
 
 
-def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) -> list[RenderableType]:
+def scored_set_view(
+    scored: ScoredSet, width: int, *, p_values: bool = False
+) -> list[RenderableType]:
     """The reports with concentration and gains, then the correlations."""
-    parts: list[RenderableType] = [Text("Concentration, and gains in scores that others measured", "italic")]
+    parts: list[RenderableType] = [
+        Text("Concentration, and gains in scores that others measured", "italic")
+    ]
     keys, cells = _gains_shown(scored, 2 if width < WIDE else 4)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     table.add_column("report", style="cyan", overflow="fold")
@@ -104,7 +115,9 @@ def scored_set_view(scored: ScoredSet, width: int, *, p_values: bool = False) ->
         table.add_column(Text(visible(key)), justify="right", overflow="fold", max_width=22)
     for entry in scored.entries[:ROWS]:
         gains = [signed(cells.get((entry.label, key))) for key in keys]
-        table.add_row(Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *gains)
+        table.add_row(
+            Text(visible(f"{entry.label} {entry.pair}")), fixed(entry.concentration), *gains
+        )
     parts += [table, *_left_out(scored), _correlations(scored.correlations, p_values), ""]
     return parts
 
@@ -136,19 +149,31 @@ def _left_out(scored: ScoredSet) -> list[RenderableType]:
             reasons.setdefault("no scores", []).append(entry.label)
     hidden = len(scored.entries) - ROWS
     texts = [f"reports that --format json has besides: {hidden}"] if hidden > 0 else []
-    texts += [f"left out of the correlations: {', '.join(labels)} ({why})" for why, labels in reasons.items()]
-    notes = dict.fromkeys(f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes)
+    texts += [
+        f"left out of the correlations: {', '.join(labels)} ({why})"
+        for why, labels in reasons.items()
+    ]
+    notes = dict.fromkeys(
+        f"{entry.label}: {note}" for entry in scored.entries for note in entry.scored.notes
+    )
     texts += list(notes)[:ROWS]
     if len(notes) > ROWS:
         texts.append(f"{len(notes) - ROWS} more notes on scores are in --format json")
-    return [Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0)) for text in texts]
+    return [
+        Padding(Text(visible(f"note: {text}"), "yellow", overflow="fold"), (0, 0, 1, 0))
+        for text in texts
+    ]
 
 
 def _correlations(correlations: Sequence[Correlation], p_values: bool) -> RenderableType:
     """A row for each: n, rank correlation and interval, or the reason why there is none."""
     if all(correlation.rho is None for correlation in correlations):
-        reasons = list(dict.fromkeys(correlation.reason for correlation in correlations if correlation.reason))
-        return Text(f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim")
+        reasons = list(
+            dict.fromkeys(correlation.reason for correlation in correlations if correlation.reason)
+        )
+        return Text(
+            f"No rank correlation of gain and concentration: {'; '.join(reasons[:NAMED])}", "dim"
+        )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), title_justify="left")
     table.add_column("gain in", style="cyan", overflow="fold")
     for name in ("n", "bases", "rho", "95 % interval", *(["p"] if p_values else [])):
@@ -163,14 +188,26 @@ def _correlations(correlations: Sequence[Correlation], p_values: bool) -> Render
         if p_values:
             cells.append(number(correlation.p))
         table.add_row(Text(visible(_what(correlation))), *cells, correlation.reason or "")
-    rest = [Text(f"{len(correlations) - ROWS} more are in --format json", "dim")] if len(correlations) > ROWS else []
-    return Group(Text("Rank correlation of gain and concentration over these reports", "italic"), table, *rest)
+    rest = (
+        [Text(f"{len(correlations) - ROWS} more are in --format json", "dim")]
+        if len(correlations) > ROWS
+        else []
+    )
+    return Group(
+        Text("Rank correlation of gain and concentration over these reports", "italic"),
+        table,
+        *rest,
+    )
 
 
 def _what(correlation: Correlation) -> str:
     """Of which gain a correlation is."""
     if correlation.benchmark is not None:
-        return f"{correlation.benchmark} ({correlation.metric})" if correlation.metric else correlation.benchmark
+        return (
+            f"{correlation.benchmark} ({correlation.metric})"
+            if correlation.metric
+            else correlation.benchmark
+        )
     if correlation.less is not None:
         return f"group {correlation.group} less {correlation.less}"
     return f"group {correlation.group}"

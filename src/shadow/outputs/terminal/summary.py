@@ -47,19 +47,29 @@ if TYPE_CHECKING:
 
 
 SHIFTED = 1e-4  # of the short side: the same for shifts of the effective rank, which lie about 0
-UNEVEN_BY = 0.05  # of the largest absolute value: how far layers have to differ for a chart to be drawn
+UNEVEN_BY = (
+    0.05  # of the largest absolute value: how far layers have to differ for a chart to be drawn
+)
 FAR = 100  # times the rounding of storage above which the exact factor tells nothing more
 
 
 def summary_view(
-    summary: Summary, provenance: ReportMetadata, folder: Path | str, options: ConsoleOptions, *, full: bool = False
+    summary: Summary,
+    provenance: ReportMetadata,
+    folder: Path | str,
+    options: ConsoleOptions,
+    *,
+    full: bool = False,
 ) -> RenderableType:
-    """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules; or everything."""
+    """What `audit` and `show` print about one pair: the finding, three figures, a picture, modules;
+    or everything.
+    """
     width, bars = options.max_width, ASCII_BARS if options.ascii_only else BARS
     parts: list[RenderableType] = [_title(summary), "", sentences(summary.finding), ""]
     parts += [_headline(summary) if full else _three_figures(summary), ""]
     parts += [
-        Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0)) for warning in summary.warnings
+        Padding(Text(visible(f"warning: {warning.text}"), "yellow"), (0, 0, 1, 0))
+        for warning in summary.warnings
     ]
     if summary.scores and not full:
         parts += [Text.assemble(("scores  ", "dim"), visible(scores_line(summary))), ""]
@@ -97,8 +107,16 @@ def _three_figures(summary: Summary) -> RenderableType:
     if not f["matrices"]:
         return rows
     unrounded = inside["relative_norm_unrounded"]
-    rows.add_row(Text("relative norm", "dim"), Text(share(f["relative_norm_overall"]), "bold"), of_what(summary))
-    if unrounded is not None and summary.figures["floor_ratio"] is not None and summary.figures["floor_ratio"] < FAR:
+    rows.add_row(
+        Text("relative norm", "dim"),
+        Text(share(f["relative_norm_overall"]), "bold"),
+        of_what(summary),
+    )
+    if (
+        unrounded is not None
+        and summary.figures["floor_ratio"] is not None
+        and summary.figures["floor_ratio"] < FAR
+    ):
         rows.add_row("", "", f"inside layers: {share(unrounded)}, without the rounding of storage")
     if f["concentration"] is not None:
         scale = "0 is noise of the same profile, 1 is rank one"
@@ -110,9 +128,15 @@ def _three_figures(summary: Summary) -> RenderableType:
             "hold the change (effective number)",
         )
     if stopped := [gate.name for gate in summary.failed_gates]:
-        rows.add_row(Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow"))
+        rows.add_row(
+            Text("gates", "dim"), Text("failed", "yellow"), Text(", ".join(stopped), "yellow")
+        )
     else:
-        rows.add_row(Text("gates", "dim"), Text(f"all {len(summary.gates)}", "bold"), f"passed; {_label_line(summary)}")
+        rows.add_row(
+            Text("gates", "dim"),
+            Text(f"all {len(summary.gates)}", "bold"),
+            f"passed; {_label_line(summary)}",
+        )
     return rows
 
 
@@ -141,7 +165,9 @@ def _next_step(summary: Summary, folder: Path | str) -> RenderableType:
 
 
 def _title(summary: Summary) -> RenderableType:
-    title = Text.assemble((visible(summary.family), "bold"), "  ", (visible(summary.pair), "bold cyan"))
+    title = Text.assemble(
+        (visible(summary.family), "bold"), "  ", (visible(summary.pair), "bold cyan")
+    )
     line = Rule(title, align="left", style="dim")
     rows = Table.grid(padding=(0, 2))
     for side, which in (("base", summary.base), ("tuned", summary.tuned)):
@@ -151,7 +177,9 @@ def _title(summary: Summary) -> RenderableType:
 
 
 def _headline(summary: Summary) -> RenderableType:
-    """What changed, how much, how concentrated against its null, where; gates and, where it means something, label."""
+    """What changed, how much, how concentrated against its null, where; gates and, where it means
+    something, label.
+    """
     f = summary.figures
     rows = Table.grid(padding=(0, 2))
     changed = f"{counted(int(f['matrices'] or 0), 'matrix', 'matrices')} changed"
@@ -168,19 +196,31 @@ def _headline(summary: Summary) -> RenderableType:
         rows.add_row(Text("how concentrated", "dim"), _concentration(summary))
         if text := _unrounded(summary.inside_layers):
             rows.add_row(Text("inside layers", "dim"), text)
-        for title, text in (("where", _where(summary)), ("directions", _directions(summary)), ("tokens", _tokens(f))):
+        for title, text in (
+            ("where", _where(summary)),
+            ("directions", _directions(summary)),
+            ("tokens", _tokens(f)),
+        ):
             if text:
                 rows.add_row(Text(title, "dim"), text)
-        rows.add_row(Text("spread" if summary.no_interval else "in brackets", "dim"), _about_intervals(summary))
+        rows.add_row(
+            Text("spread" if summary.no_interval else "in brackets", "dim"),
+            _about_intervals(summary),
+        )
     if summary.scores:
         rows.add_row(Text("scores", "dim"), Text(visible(scores_line(summary)), overflow="fold"))
     stopped = [gate.name for gate in summary.failed_gates]
     outcome = (
-        Text(f"{', '.join(stopped)} failed, see below", "yellow") if stopped else f"all {len(summary.gates)} passed"
+        Text(f"{', '.join(stopped)} failed, see below", "yellow")
+        if stopped
+        else f"all {len(summary.gates)} passed"
     )
     rows.add_row(Text("gates", "dim"), outcome)
     if summary.reference and summary.has_label:
-        rows.add_row(Text("label", "dim"), Text.assemble((summary.label, "bold"), visible(f": {summary.label_reason}")))
+        rows.add_row(
+            Text("label", "dim"),
+            Text.assemble((summary.label, "bold"), visible(f": {summary.label_reason}")),
+        )
         rows.add_row(Text("reference", "dim"), _reference_line(summary.reference))
     return rows
 
@@ -189,9 +229,10 @@ def _reference_line(reference: Position) -> str:
     """Where the concentration lies among known trainings."""
     whose = f"with {reference.optimizer}" if reference.optimizer else "with any optimiser"
     line = (
-        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data and "
-        f"{100 * reference.broad_below:.0f} % of {reference.broad} on broad data, {whose}, of tiny decoders on "
-        f"{counted(bases_of(reference.short_side, reference.optimizer), 'base', 'bases')}"
+        f"above {100 * reference.narrow_below:.0f} % of {reference.narrow} trainings on narrow data"
+        f" and {100 * reference.broad_below:.0f} % of {reference.broad} on broad data, {whose}, of"
+        " tiny decoders on"
+        f" {counted(bases_of(reference.short_side, reference.optimizer), 'base', 'bases')}"
     )
     if reference.nearest:
         nearest = reference.nearest[0]
@@ -201,7 +242,10 @@ def _reference_line(reference: Position) -> str:
 
 def _size_line(summary: Summary) -> str:
     f = summary.figures
-    size = f"the delta's norm is {share(f['relative_norm_overall'])}{_within(summary, 'relative_norm_overall', share)}"
+    size = (
+        "the delta's norm is"
+        f" {share(f['relative_norm_overall'])}{_within(summary, 'relative_norm_overall', share)}"
+    )
     size += f" {of_what(summary)}"
     if f["floor_ratio"] is not None:
         times = f"{number(f['floor_ratio'], 2)} x" if f["floor_ratio"] < FAR else "far above"
@@ -215,12 +259,14 @@ def _concentration(summary: Summary) -> RenderableType:
         return Text("no matrix is large enough to compare with its null")
     text = Text.assemble(
         (fixed(f["concentration"]), "bold"),
-        f"{_within(summary, 'concentration', fixed)} median concentration; 0 is noise of the same profile, 1 is rank "
-        "one. ",
+        f"{_within(summary, 'concentration', fixed)} median concentration; 0 is noise of the same"
+        " profile, 1 is rank one. ",
     )
     text.append(
-        f"PR is {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)}, that of its "
-        f"sign-flip null {number(f['null_participation_ratio'])}; {number(f['spikes'])} singular "
+        "PR is"
+        f" {number(f['participation_ratio'])}{_within(summary, 'participation_ratio', number)},"
+        f" that of its sign-flip null {number(f['null_participation_ratio'])};"
+        f" {number(f['spikes'])} singular "
         + ("value stands out" if f["spikes"] == 1 else "values stand out")
         + (f" with {share(f['spike_energy'])} of the energy." if f["spikes"] else ".")
     )
@@ -231,12 +277,17 @@ def _unrounded(inside: Mapping[str, float | int | None]) -> str:
     """What is known of the update before it was stored, the median over matrices inside layers."""
     parts = []
     if inside["kept"] is not None:
-        parts.append(f"{share(inside['kept'])} of what is stored is the update's, the rest rounding")
+        parts.append(
+            f"{share(inside['kept'])} of what is stored is the update's, the rest rounding"
+        )
     if inside["relative_norm_unrounded"] is not None:
         parts.append(f"its norm is {share(inside['relative_norm_unrounded'])} of the base's")
     if inside["equivalent_directions"] is not None:
         of = f"{number(inside['coherent'])} of {number(inside['matrices'])} matrices"
-        parts.append(f"as coherent as {number(inside['equivalent_directions'])} equally strong directions ({of})")
+        parts.append(
+            f"as coherent as {number(inside['equivalent_directions'])} equally strong directions"
+            f" ({of})"
+        )
     for name, text in (
         ("unexplained", "with a rounding that storage does not explain"),
         ("rounded_away", "rounded away"),
@@ -251,8 +302,9 @@ def _where(summary: Summary) -> str:
     f, parts = summary.figures, []
     if f["effective_layers"] is not None and f["depth_entropy"] is not None:
         parts.append(
-            f"the energy fills {number(f['effective_layers'])}{_within(summary, 'effective_layers', number)} of "
-            f"{number(f['depth_layers'])} layers"
+            "the energy fills"
+            f" {number(f['effective_layers'])}{_within(summary, 'effective_layers', number)} of"
+            f" {number(f['depth_layers'])} layers"
         )
     for name, title in (
         ("attention_to_mlp", "attention : MLP"),
@@ -260,9 +312,14 @@ def _where(summary: Summary) -> str:
         ("projector_to_language", "projector : language"),
     ):
         if f[name] is not None:
-            text = f"{title} is {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}"
+            text = (
+                f"{title} is"
+                f" {number(f[name], 2)}{_within(summary, name, lambda value: number(value, 2))}"
+            )
             sizes = parameter_ratio(summary, name)
-            parts.append(text if sizes is None else f"{text}, that of their parameters {number(sizes, 2)}")
+            parts.append(
+                text if sizes is None else f"{text}, that of their parameters {number(sizes, 2)}"
+            )
     return "; ".join(parts)
 
 
@@ -271,7 +328,10 @@ def _directions(summary: Summary) -> str:
     parts = [
         f"matrices that {verb} the residual stream change as along {rounded(summary.figures[name])}"
         f"{_within(summary, name, rounded)} equally strong directions of it"
-        for verb, name in (("read", "reading_participation_ratio"), ("write to", "writing_participation_ratio"))
+        for verb, name in (
+            ("read", "reading_participation_ratio"),
+            ("write to", "writing_participation_ratio"),
+        )
         if summary.figures[name] is not None
     ]
     return f"in the median layer, {'; '.join(parts)}" if parts else ""
@@ -281,20 +341,28 @@ def _tokens(f: Mapping[str, float | int | None]) -> str:
     if f["embedding_rows_changed"] is None:
         return ""
     carrying = number(f["embedding_row_participation_ratio"])
-    return f"{share(f['embedding_rows_changed'])} of the embeddings changed; participation ratio {carrying} tokens"
+    return (
+        f"{share(f['embedding_rows_changed'])} of the embeddings changed; participation ratio"
+        f" {carrying} tokens"
+    )
 
 
 def _about_intervals(summary: Summary) -> str:
     if summary.no_interval:
         return f"none over layers: {summary.no_interval}"
     level = 100 * (summary.interval_level or 0)
-    return f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs or seeds"
+    return (
+        f"the spread over {summary.layers} layers ({level:.3g} %), which says nothing of other runs"
+        " or seeds"
+    )
 
 
 def _within(summary: Summary, name: str, form: Callable[[float], str]) -> str:
     """The bounds of a figure in brackets; empty where it has none."""
     bounds = summary.intervals.get(name)
-    return f" ({bounds_text(bounds, form)})" if bounds and form(bounds[0]) != form(bounds[1]) else ""
+    return (
+        f" ({bounds_text(bounds, form)})" if bounds and form(bounds[0]) != form(bounds[1]) else ""
+    )
 
 
 def _gate_table(failed: Sequence[Gate]) -> RenderableType:
@@ -322,7 +390,9 @@ def component_table(components: Sequence[ComponentRow], width: int) -> Renderabl
         ("conc.", [fixed(row.concentration) for row in components]),
         ("spikes", [number(row.spikes) for row in components]),
     ]
-    return text_table("By component", columns, wider=[(6, "spread", _intervals(components))], width=width)
+    return text_table(
+        "By component", columns, wider=[(6, "spread", _intervals(components))], width=width
+    )
 
 
 def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
@@ -348,8 +418,11 @@ def module_table(modules: Sequence[ModuleRow], width: int) -> RenderableType:
     return text_table("By module, medians over matrices", columns, wider=wider, width=width)
 
 
-def _depth(depth: Sequence[LayerRow], width: int, bars: str, short_side: float | None) -> RenderableType | None:
-    """One sparkline by layer for each component and metric, scaled from its own least to its own largest value.
+def _depth(
+    depth: Sequence[LayerRow], width: int, bars: str, short_side: float | None
+) -> RenderableType | None:
+    """One sparkline by layer for each component and metric, scaled from its own least to its own
+    largest value.
 
     Where layers hardly differ there is none, as its scale would make a trend of nothing.
     """
@@ -358,7 +431,11 @@ def _depth(depth: Sequence[LayerRow], width: int, bars: str, short_side: float |
     for component in components:
         rows = [row for row in depth if row.component == component]
         up = any(row.up_effective_rank_shift is not None for row in rows)
-        shift = ("up_effective_rank_shift", "MLP up shift") if up else ("effective_rank_shift", "eff. rank shift")
+        shift = (
+            ("up_effective_rank_shift", "MLP up shift")
+            if up
+            else ("effective_rank_shift", "eff. rank shift")
+        )
         for name, title, form in (
             ("relative_norm", "rel. norm", share),
             ("energy_share", "energy", share),
@@ -377,7 +454,9 @@ def _depth(depth: Sequence[LayerRow], width: int, bars: str, short_side: float |
                 line = Text("flat", "dim")
             else:
                 line = Text(sparkline(every, min(SPARK, max(8, width - 50)), bars), "cyan")
-            grid.add_row(f"{prefix}{title}", line, Text(low if low == high else f"{low} to {high}", "dim"))
+            grid.add_row(
+                f"{prefix}{title}", line, Text(low if low == high else f"{low} to {high}", "dim")
+            )
     if not grid.rows:
         return None
     first, last = depth[0].layer, max(row.layer for row in depth)
@@ -404,18 +483,28 @@ def _footer(summary: Summary, provenance: ReportMetadata, folder: Path | str) ->
     rows = Table.grid(padding=(0, 2))
     rows.add_row(Text("report", "dim"), Text(visible(f"{folder}/"), overflow="fold"))
     seconds = provenance.get("seconds")
-    how = f"shadow {provenance['version']}, precision {provenance['settings']['method']['precision']}"
+    how = (
+        f"shadow {provenance['version']}, precision {provenance['settings']['method']['precision']}"
+    )
     rows.add_row(Text("how", "dim"), how if seconds is None else f"{how}, {seconds:.1f} s")
     if unverified := summary.figures.get("unverified"):
-        rows.add_row(Text("unverified", "dim"), f"{unverified} matrices came as byte ranges, which no checksum covers")
+        rows.add_row(
+            Text("unverified", "dim"),
+            f"{unverified} matrices came as byte ranges, which no checksum covers",
+        )
     if not summary.has_label:
-        label = summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
+        label = (
+            summary.label if summary.failed_gates else f"{summary.label}: {summary.label_reason}"
+        )
         rows.add_row(Text("label", "dim"), Text(visible(label), "dim"))
     not_shown = [
         *summary.finding.not_shown,
         *(f"{text}." for text in summary.claims.not_shown if text == MEASURED_BY_OTHERS),
     ]
-    for title, text in (("measured", "; ".join(summary.claims.measured)), ("not shown", " ".join(not_shown))):
+    for title, text in (
+        ("measured", "; ".join(summary.claims.measured)),
+        ("not shown", " ".join(not_shown)),
+    ):
         if text:
             rows.add_row(Text(title, "dim"), Text(visible(text), "dim"))
     return rows

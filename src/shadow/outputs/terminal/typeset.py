@@ -20,7 +20,9 @@ SPARK = 48  # layers a sparkline shows one by one; more are averaged in bins
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """A figure for people: significant digits, whole and half numbers (medians of counts) as they are, `-` for null."""
+    """A figure for people: significant digits, whole and half numbers (medians of counts) as they
+    are, `-` for null.
+    """
     if value is None:
         return "-"
     if value == int(value):
@@ -36,7 +38,11 @@ def _significant(value: float, digits: int) -> str:
 
 
 def fixed(value: float | None, places: int = 2) -> str:
-    return "-" if value is None else f"{value:.{places}f}".replace("-0." + "0" * places, "0." + "0" * places)
+    return (
+        "-"
+        if value is None
+        else f"{value:.{places}f}".replace("-0." + "0" * places, "0." + "0" * places)
+    )
 
 
 def rounded(value: float | int | None) -> str:
@@ -48,7 +54,9 @@ def layers_filled(effective: float | int | None, layers: float | int | None) -> 
     """`all 28`, or `19 of 28`."""
     if effective is None or not layers:
         return "-"
-    return f"all {layers:,.0f}" if effective >= ALL * layers else f"{effective:.0f} of {layers:,.0f}"
+    return (
+        f"all {layers:,.0f}" if effective >= ALL * layers else f"{effective:.0f} of {layers:,.0f}"
+    )
 
 
 def percentage(part: float | int | None, whole: float | int | None) -> str:
@@ -79,41 +87,62 @@ def apart(value: float | None, scale: str) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int, bars: str = BARS) -> str:
-    """Levels from the least to the largest value; more values than width are averaged in equal bins.
+    """Levels from the least to the largest value; more values than width are averaged in equal
+    bins.
 
     A value that is None leaves a gap.
     """
     bins = [[value] for value in values]
     if len(values) > width:
-        bins = [list(values[i * len(values) // width : (i + 1) * len(values) // width]) for i in range(width)]
+        bins = [
+            list(values[i * len(values) // width : (i + 1) * len(values) // width])
+            for i in range(width)
+        ]
     known = [[value for value in some if value is not None] for some in bins]
     levels = [sum(some) / len(some) if some else None for some in known]
     present = [level for level in levels if level is not None]
     low, span = min(present), (max(present) - min(present)) or 1.0
-    return "".join(" " if x is None else bars[round((x - low) / span * (len(bars) - 1))] for x in levels)
+    return "".join(
+        " " if x is None else bars[round((x - low) / span * (len(bars) - 1))] for x in levels
+    )
 
 
 Columns = list[tuple[str, list[str]]]  # of a table: heads and cells
 
 
 def text_table(
-    title: str, columns: Columns, wider: Sequence[tuple[int, str, list[str]]], width: int, gap: int = 3
+    title: str,
+    columns: Columns,
+    wider: Sequence[tuple[int, str, list[str]]],
+    width: int,
+    gap: int = 3,
 ) -> RenderableType:
     """A table of texts, with gap (2 or 3) between columns.
 
-    wider are (place, head, cells) for as long as the terminal is wide enough, in that order. Components and modules are
-    names, or else the first column.
+    wider are (place, head, cells) for as long as the terminal is wide enough, in that order.
+    Components and modules are names, or else the first column.
     """
     columns = list(columns)
     for place, head, cells in wider:
-        if sum(gap + max(map(len, (name, *texts))) for name, texts in (*columns, (head, cells))) > width + gap - 2:
+        if (
+            sum(gap + max(map(len, (name, *texts))) for name, texts in (*columns, (head, cells)))
+            > width + gap - 2
+        ):
             break
         columns.insert(place, (head, cells))
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, gap - 2))
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, gap - 2),
+    )
     named = [name for name, _ in columns if name in ("component", "module")] or [columns[0][0]]
     for name, _ in columns:
         style = "cyan" if name == named[-1] else None
-        table.add_column(name, justify="left" if name in named else "right", no_wrap=True, style=style)
+        table.add_column(
+            name, justify="left" if name in named else "right", no_wrap=True, style=style
+        )
     for row in zip(*(texts for _, texts in columns), strict=True):
         table.add_row(*map(Text, row))
     return table

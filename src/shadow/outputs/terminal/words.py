@@ -17,40 +17,58 @@ from shadow.reasons import REASONS
 from shadow.reports.heads import Head
 
 ALIGNED = (
-    "the change has more of its energy (follows) or less (avoids) in the base's 16 leading directions than the sizes "
-    f"of its rows and columns alone would put there, by at least {TURNED} of an even share. Otherwise it neither "
-    "follows nor avoids them"
+    "the change has more of its energy (follows) or less (avoids) in the base's 16 leading"
+    " directions than the sizes of its rows and columns alone would put there, by at least"
+    f" {TURNED} of an even share. Otherwise it neither follows nor avoids them"
 )
-NULL = "the same delta with a random sign for each entry: the sizes of the entries stay, the structure goes"
+NULL = (
+    "the same delta with a random sign for each entry: the sizes of the entries stay, the structure"
+    " goes"
+)
 OF_SCREENS = {
     "null": Head(NULL, "null_participation_ratio"),
     "x null": Head(f"how many times the value of the null; the null is {NULL}"),
     "noise of the same profile": Head(f"the null: {NULL}"),
     "reference": Head(
-        "trainings of `shadow lab` whose data are known, which the label is compared with. `shadow explain label` has "
-        "the bounds that come from them"
+        "trainings of `shadow lab` whose data are known, which the label is compared with. `shadow"
+        " explain label` has the bounds that come from them"
     ),
-    "gate": Head("a condition under which figures can be those of a fine-tune; `shadow explain gates` lists them"),
+    "gate": Head(
+        "a condition under which figures can be those of a fine-tune; `shadow explain gates` lists"
+        " them"
+    ),
     "inside layers": Head("medians over the matrices of the layers, without embeddings and head"),
     "tokens": Head("rows of the embedding that changed", "embedding_rows_changed"),
     "not alone": Head(
-        "the explanation is excluded for the change as a whole, and not for the directions of it that stand out"
+        "the explanation is excluded for the change as a whole, and not for the directions of it"
+        " that stand out"
     ),
     "directions": Head(
-        "singular vectors of a change, or how many equally strong ones are like it", "participation_ratio"
+        "singular vectors of a change, or how many equally strong ones are like it",
+        "participation_ratio",
     ),
-    "stand out": Head("singular values above the null edge, which noise of the same profile does not reach", "spikes"),
+    "stand out": Head(
+        "singular values above the null edge, which noise of the same profile does not reach",
+        "spikes",
+    ),
     "sign-flip null": Head(f"the null: {NULL}", "null_participation_ratio"),
     "attention : mlp": Head(
-        "energy of the change in attention over that in the MLPs; to be held against the same ratio of parameters",
+        "energy of the change in attention over that in the MLPs; to be held against the same ratio"
+        " of parameters",
         "attention_to_mlp",
     ),
-    "vision : language": Head("energy of the change in the vision tower over that in language", "vision_to_language"),
+    "vision : language": Head(
+        "energy of the change in the vision tower over that in language", "vision_to_language"
+    ),
     "projector : language": Head(
         "energy of the change in the projector over that in language", "projector_to_language"
     ),
-    "in brackets": Head("spread over layers: how far the figure would move with other layers, not with other runs"),
-    "even share": Head("what 16 directions would hold if the energy lay evenly: 16 / rows, or 16 / columns"),
+    "in brackets": Head(
+        "spread over layers: how far the figure would move with other layers, not with other runs"
+    ),
+    "even share": Head(
+        "what 16 directions would hold if the energy lay evenly: 16 / rows, or 16 / columns"
+    ),
     "follows": Head(ALIGNED, "alignment_left"),
     "avoids": Head(ALIGNED, "alignment_left"),
     "neither follows nor avoids": Head(ALIGNED, "alignment_left"),
@@ -58,25 +76,41 @@ OF_SCREENS = {
     "cannot be excluded": Head("these figures neither exclude the explanation nor speak for it"),
     "fits": Head("these figures are as the explanation would have them, which is no proof"),
     "done": Head("the report of the pair is there"),
-    "kept": Head("a finished report is there that differs from what was asked for; --overwrite replaces it"),
+    "kept": Head(
+        "a finished report is there that differs from what was asked for; --overwrite replaces it"
+    ),
     "pending": Head("the audit of the pair has not begun"),
     "not judged": Head("the report has no figure that the rule names, or only null values"),
-    "failed": Head("of a rule: its condition is true. Of a pair: it could not be audited, and the error says why"),
+    "failed": Head(
+        "of a rule: its condition is true. Of a pair: it could not be audited, and the error"
+        " says why"
+    ),
     "passed": Head("of a rule: its condition is not true. Of a gate: its condition holds"),
 }
 
 
 def other_words() -> Mapping[str, Head]:
     """By what stands on the screen, in small letters: what it means."""
-    named = {word: Head(f"a label: {text}. `shadow explain label` has the bounds") for word, text in WORDS.items()}
-    named |= {name: Head(f"a reason for which a tensor is not measured: {one.text}") for name, one in REASONS.items()}
+    named = {
+        word: Head(f"a label: {text}. `shadow explain label` has the bounds")
+        for word, text in WORDS.items()
+    }
+    named |= {
+        name: Head(f"a reason for which a tensor is not measured: {one.text}")
+        for name, one in REASONS.items()
+    }
     named |= {name: Head(f"a gate: it passes when {text}") for name, text in GATES.items()}
     named |= {
-        name: Head("a module: what role a matrix has in the model, by the name of its tensor", "module")
+        name: Head(
+            "a module: what role a matrix has in the model, by the name of its tensor", "module"
+        )
         for name in name_rules().modules
     }
     named |= {
-        text: Head("another explanation of the same figures; `shadow explain finding` says how it is answered")
+        text: Head(
+            "another explanation of the same figures; `shadow explain finding` says how it is"
+            " answered"
+        )
         for text in EXPLANATIONS.values()
     }
     return {**named, **OF_SCREENS}
@@ -88,7 +122,13 @@ def gates_view() -> RenderableType:
     for name, text in GATES.items():
         rows.add_row(Text(name, "bold"), Text(text.replace("`", "")))
     return Group(
-        Text.assemble(("gates", "bold cyan"), "  conditions under which figures can be those of a fine-tune"),
+        Text.assemble(
+            ("gates", "bold cyan"), "  conditions under which figures can be those of a fine-tune"
+        ),
         Padding(rows, (1, 0, 1, 2)),
-        Text("A pair that fails one has figures, and its label is `not assessable`, with the reason.", "dim"),
+        Text(
+            "A pair that fails one has figures, and its label is `not assessable`, with the"
+            " reason.",
+            "dim",
+        ),
     )
