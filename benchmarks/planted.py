@@ -176,7 +176,8 @@ SIZES = {
     "F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8),
     "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3),
 }
-COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders", "subspace_gap_base",
+COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
+"subspace_gap_base",
            "subspace_gap_tuned")  # fmt: skip
 TOLERANCE = {
     "overlap": 0.01,
@@ -317,7 +318,8 @@ HIDDEN, INNER, VOCABULARY, LAYERS = 64, 160, 300, 8
 MODULES = {
     "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
     "self_attn.v_proj": (HIDDEN // 2, HIDDEN), "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
+    "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN),
+    "mlp.down_proj": (HIDDEN, INNER),
 }  # fmt: skip
 PROFILES = {
     "even": np.ones(LAYERS),
@@ -326,7 +328,8 @@ PROFILES = {
 }
 ATTENTION_SHARE = 0.3  # of the energy of every layer
 TOKENS = 45  # of the vocabulary that change
-DEPTH = ("depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "embedding_rows_changed",
+DEPTH = ("depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp",
+"embedding_rows_changed",
          "reading_participation_ratio_stacked")  # fmt: skip
 
 
@@ -448,8 +451,8 @@ def median_world(name: str, between: float, skewed: bool, matrices: int = 7) -> 
 
 def uneven_world(name: str, figure: str, spread: float) -> World:
     """Energies of layers from a log-normal distribution of a given spread."""
-    entropy = lambda layers: 1 - spread**2 / 2 / math.log(layers)
-    gini = lambda layers: math.erf(spread / 2)
+    entropy = lambda layers: 1 - spread**2 / 2 / math.log(layers)  # noqa: E731
+    gini = lambda layers: math.erf(spread / 2)  # noqa: E731
 
     def draw(rng: np.random.Generator, layers: int) -> Statistic:
         energies = rng.lognormal(0, spread, layers)
@@ -590,16 +593,24 @@ def subspaces_floor(found: Sequence[Subspaces]) -> str:
         return lambda one: all(one.holds(column) for column in COLUMNS if column.startswith(kinds))
 
     return f"""**Floor.** Where the base has a gap, alignments are recovered down to a change of
-        {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in either format, the
-        angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g} times. Below that, the measured delta
-        is more and more rounding, which is spread evenly over all directions: alignments go to 1, whatever was
-        planted, and a turn is underestimated. Overlaps, gaps and intruders are recovered down to
-        {least(all_hold(("overlap", "subspace", "intruders"))):.2g} times, the smallest change of all: rounding is far
-        smaller than this gap and does not turn a subspace by itself. Where the gap is
-        {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a subspace that did not turn then
-        has an overlap down to {min(one.found["overlap_left"] for one in gapless):.2f} at any size of the change, and
-        up to {max(one.found["intruders"] for one in gapless):.0f} intruder where there is none; stored in F32 it is
-        still recovered. Read overlaps and intruders together with the gaps."""
+        {least(all_hold(("alignment",))):.2g} times the rounding of its storage (`floor_ratio`), in
+        either format, the angle of a turn down to {least(lambda one: one.angle_holds, turns):.2g}
+        times. Below that, the measured delta is more and more rounding, which is spread evenly over
+        all directions: alignments go to 1, whatever was planted, and a turn is underestimated.
+        Overlaps, gaps and intruders are recovered down to {
+        least(
+            all_hold(("overlap", "subspace", "intruders"))
+        ):.2g} times, the smallest change of all: rounding is far smaller than this gap
+        and does not turn a subspace by itself. Where the gap is
+        {gapless[0].true["subspace_gap_base"]:.0e}, it does turn one. Stored in BF16, a subspace
+        that did not turn then has an overlap down to {
+        min(
+            one.found["overlap_left"] for one in gapless
+        ):.2f} at any size of the change, and up to {
+        max(
+            one.found["intruders"] for one in gapless
+        ):.0f} intruder where there is none; stored in F32 it is still recovered. Read
+        overlaps and intruders together with the gaps."""
 
 
 def depth_part(cases: Iterable[tuple[str, str, float]]) -> str:
@@ -647,54 +658,61 @@ def document(
             " numbers again."
         ),
         "## Planted deltas",
-        f"""D has a part of a given rank with equal singular values and a given share of the energy. The rest is
-        Gaussian noise. The base is Gaussian, of {SHAPE[0]} x {SHAPE[1]}. The sum is stored in F32, F16 or BF16, and
-        the delta is measured from what was stored. `norm` is the planted relative norm, `times its rounding` the
-        measured `floor_ratio`. A cell has the measured spikes *of* those that D has before it is stored, the measured
-        concentration, and in brackets its distance from that of D. ✗: the spikes differ, or the concentration differs
+        f"""D has a part of a given rank with equal singular values and a given share of the energy.
+        The rest is Gaussian noise. The base is Gaussian, of {SHAPE[0]} x {SHAPE[1]}. The sum is
+        stored in F32, F16 or BF16, and the delta is measured from what was stored. `norm` is the
+        planted relative norm, `times its rounding` the measured `floor_ratio`. A cell has the
+        measured spikes *of* those that D has before it is stored, the measured concentration, and
+        in brackets its distance from that of D. ✗: the spikes differ, or the concentration differs
         by more than the margin of {MARGIN}.""",
         matrices_part(found),
-        f"""**Floor.** Spikes and concentration of every planted change are recovered if the change is more than
-        {math.ceil(10 * floor_of(found)) / 10} times the rounding of its storage (`floor_ratio`). The gate lies at
-        {ROUNDING:g}: between the two, rounding dilutes a concentrated change. Its concentration is then too low,
-        never too high. Below the gate the label is `not assessable`, and the smallest of these changes cannot be told
-        from rounding.""",
+        f"""**Floor.** Spikes and concentration of every planted change are recovered if the change
+        is more than {math.ceil(10 * floor_of(found)) / 10} times the rounding of its storage
+        (`floor_ratio`). The gate lies at {ROUNDING:g}: between the two, rounding dilutes a
+        concentrated change. Its concentration is then too low, never too high. Below the gate the
+        label is `not assessable`, and the smallest of these changes cannot be told from
+        rounding.""",
         (
             "The largest relative error of other columns, over all planted changes, by size above"
             " the rounding:"
         ),
         rows_part(found),
-        """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as they are resolved.
-        The label does not use it.""",
+        """`effective_rank` of a change of rank 2 counts the directions of the rounding as soon as
+        they are resolved. The label does not use it.""",
         "## Planted subspaces",
-        f"""The base, {SHAPE[0]} x {SHAPE[1]}, has random singular vectors and given singular values: {SUBSPACE} from 3
-        down to 2, the others from 1 to 0.1. D is defined by what it does to them, so every column is known beforehand:
-        *inside* lengthens the leading {SUBSPACE} directions, *outside* the last 100, *four new* four from the middle,
-        which pass the leading ones as soon as they are long enough; *turned* turns the leading left vectors by one
-        angle towards others from the middle, and no right vector. *No gap*: the first {2 * SUBSPACE} singular values
-        lie between 2.002 and 2. The sum is stored in F32 or BF16. A cell has the measured value and in brackets the
-        true one. ✗: an overlap or a gap is off by more than {TOLERANCE["overlap"]}, an alignment by
-        {100 * TOLERANCE["alignment"]:.0f} % of it or of 1, the angle that follows from `overlap_left` by
-        {100 * ANGLE:.0f} %, or the number of intruders differs.""",
+        f"""The base, {SHAPE[0]} x {SHAPE[1]}, has random singular vectors and given singular
+        values: {SUBSPACE} from 3 down to 2, the others from 1 to 0.1. D is defined by what it does
+        to them, so every column is known beforehand: *inside* lengthens the leading {SUBSPACE}
+        directions, *outside* the last 100, *four new* four from the middle, which pass the leading
+        ones as soon as they are long enough; *turned* turns the leading left vectors by one angle
+        towards others from the middle, and no right vector. *No gap*: the first {2 * SUBSPACE}
+        singular values lie between 2.002 and 2. The sum is stored in F32 or BF16. A cell has the
+        measured value and in brackets the true one. ✗: an overlap or a gap is off by more than
+        {TOLERANCE["overlap"]}, an alignment by {100 * TOLERANCE["alignment"]:.0f} % of it or of 1,
+        the angle that follows from `overlap_left` by {100 * ANGLE:.0f} %, or the number of
+        intruders differs.""",
         subspaces_part(subspaces),
         subspaces_floor(subspaces),
         "## Planted depth",
-        f"""Two checkpoints of {LAYERS} layers, audited as a whole: the energy of the layers follows a profile,
-        attention has {100 * ATTENTION_SHARE:.0f} % of it in each, {TOKENS} of {VOCABULARY} tokens change, and all
-        readers of the residual stream change along the same six directions of it. Measured (true):""",
+        f"""Two checkpoints of {LAYERS} layers, audited as a whole: the energy of the layers follows
+        a profile, attention has {100 * ATTENTION_SHARE:.0f} % of it in each, {TOKENS} of
+        {VOCABULARY} tokens change, and all readers of the residual stream change along the same six
+        directions of it. Measured (true):""",
         depth_part(depths),
         "## Intervals",
-        f"""How many of a hundred intervals contained the true value, in {repeats:,} repetitions; 95 is nominal. Layers
-        are drawn from a distribution whose true value is known: seven matrices a layer with an offset each for
-        medians, log-normal energies for the rest (mild: sigma 0.3, strong: 0.8). `shadow` uses those in **bold**. Even
-        the whole range of n layers contains the median only 100 (1 - 2^(1-n)) times in a hundred: 75 for 3 layers, 88
-        for 4, 94 for 5. Summaries and comparisons state this level for so few layers, and below {FEWEST} there is
+        f"""How many of a hundred intervals contained the true value, in {repeats:,} repetitions; 95
+        is nominal. Layers are drawn from a distribution whose true value is known: seven matrices a
+        layer with an offset each for medians, log-normal energies for the rest (mild: sigma 0.3,
+        strong: 0.8). `shadow` uses those in **bold**. Even the whole range of n layers contains the
+        median only 100 (1 - 2^(1-n)) times in a hundred: 75 for 3 layers, 88 for 4, 94 for 5.
+        Summaries and comparisons state this level for so few layers, and below {FEWEST} there is
         none. Up to 5 layers every possible draw is used, above that {DRAWS:,} random ones.""",
         coverage_part(layers, repeats),
-        f"""Plain percentiles and BCa are too narrow for medians of few layers. With few layers, entropy and Gini are
-        too even in every draw, whatever the interval. So there is none below {UNEVEN} layers, and above that the
-        interval contains the true value less often than it claims. All of this is about layers: an interval says
-        nothing about another run of the same training.""",
+        f"""Plain percentiles and BCa are too narrow for medians of few layers. With few layers,
+        entropy and Gini are too even in every draw, whatever the interval. So there is none below
+        {UNEVEN} layers, and above that the interval contains the true value less often than it
+        claims. All of this is about layers: an interval says nothing about another run of the same
+        training.""",
     ]
     return (
         "\n\n".join(part if part.startswith(("#", "|")) else paragraph(part) for part in parts)

@@ -1,8 +1,8 @@
 """Rounding undone, held against the truth: planted updates and really trained ones, stored in BF16
 and F16.
 
-    python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first, some minutes
-    python benchmarks/rounding.py --quick    # prints a small version of it, without trained models
+    python benchmarks/rounding.py            # writes docs/rounding.md; trains small models first
+    python benchmarks/rounding.py --quick    # prints a small version, without trained models
 
 Truth is the update in float64 before anything was stored. Planted: W Gaussian, 512 x 768, and an
 update of a given kind and relative norm. Trained: an MLP and a decoder in float32, first on one
@@ -121,8 +121,10 @@ def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
 
 
 PLANTS = (
-    "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3", "uneven weights",
-    "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i", "1/i, half noise", "heavy tails, t3",
+    "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3",
+    "uneven weights",
+    "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i", "1/i, half noise",
+    "heavy tails, t3",
 )  # fmt: skip
 
 
@@ -290,7 +292,8 @@ def _kept(path: Path, model: nn.Module, make: Callable[[], None]) -> dict[str, t
 # ---------------------------------------------------------------------------------------------------- storage
 
 HISTORIES = (
-    "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows", "as weights", "decay",
+    "stored base", "master copy", "F32 base loaded", "F32 base kept", "masked", "frozen rows",
+    "as weights", "decay",
 )  # fmt: skip
 
 
@@ -525,7 +528,8 @@ def noise(name: str, rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 
 NOISES = (
-    "flat", "separable", "4 x 4 blocks", "block diagonal", "sparse, 5 %", "heavy tails, t3", "rounding of BF16",
+    "flat", "separable", "4 x 4 blocks", "block diagonal", "sparse, 5 %", "heavy tails, t3",
+    "rounding of BF16",
 )  # fmt: skip
 
 
@@ -546,7 +550,8 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
                 z.append(purity(D) * share(r) * len(r) * share(c) * len(c) / 2)
             rows.append([
                 name, f"{shape[0]} x {shape[1]}", f"{min(over):.2f} to {max(over):.2f}",
-                f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}", f"{max(np.abs(z)):.1f}",
+                f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}",
+                f"{max(np.abs(z)):.1f}",
             ])  # fmt: skip
     heads = [
         "noise", "shape", "sigma_1 over the sharp edge", "over `null_edge`", "false spikes, sharp",
@@ -818,7 +823,8 @@ def copies_part() -> str:
     return table(
         [
             "model", "relative norm", "`kept`", "unrounded", "`kept_history`", "zeros", "expected",
-            "`purity_z`", "`equivalent_directions`", "`concentration`", "`decay_cosine`", "`levels_tuned`", "warnings",
+            "`purity_z`", "`equivalent_directions`", "`concentration`", "`decay_cosine`",
+            "`levels_tuned`", "warnings",
         ],
         (copy_row(name, *sides) for name, sides in models.items()),
     )  # fmt: skip
@@ -881,67 +887,75 @@ def document(
     refused = sum(one.verdict == "refused" for one in clean)
     parts = [
         "# Rounding undone, held against the truth",
-        f"""What `kept` and the figures that rest on it say of updates that are known. Made by `{COMMAND}`, which trains
-        small models first and keeps them.""",
+        f"""What `kept` and the figures that rest on it say of updates that are known. Made by
+        `{COMMAND}`, which trains small models first and keeps them.""",
         "## Updates and the ways they were stored",
-        f"""Planted updates have a rank-4 part with 30 % of the energy, unless the name says otherwise, on Gaussian
-        weights of {SHAPE[0]} x {SHAPE[1]}; numbers after *uneven rows* are the participation share of the energies of
-        rows, and of columns. *adam* and *sgd* are really trained in float32: an MLP and a decoder of width 192, taught
-        one task and then another. Each is stored in BF16 and F16 at relative norms from 1e-2 to 1e-4: from a stored
-        base; from a *master copy*, of which both stored sides are roundings; from an *F32 base*, loaded in the tuned
-        side's format or kept; with four fifths of the entries *masked*, with half of the *rows frozen*, with sizes *as*
-        those of the *weights*, and with a fifth of the energy in weight *decay*. **right**: norm and 1/X are
-        within {100 * WITHIN:.0f} % of the float64 truth. **norm right**: the norm is, and 1/X is null, as it is within
-        its noise or one direction in noise has most of it. **refused**: `kept` is null, `rounding_unexplained`.
-        **away**: `kept` is below {rounding.ROUNDED_AWAY}, `rounded_away`, and nothing corrected is given.""",
+        f"""Planted updates have a rank-4 part with 30 % of the energy, unless the name says
+        otherwise, on Gaussian weights of {SHAPE[0]} x {SHAPE[1]}; numbers after *uneven rows* are
+        the participation share of the energies of rows, and of columns. *adam* and *sgd* are really
+        trained in float32: an MLP and a decoder of width 192, taught one task and then another.
+        Each is stored in BF16 and F16 at relative norms from 1e-2 to 1e-4: from a stored base; from
+        a *master copy*, of which both stored sides are roundings; from an *F32 base*, loaded in the
+        tuned side's format or kept; with four fifths of the entries *masked*, with half of the
+        *rows frozen*, with sizes *as* those of the *weights*, and with a fifth of the energy in
+        weight *decay*. **right**: norm and 1/X are within {100 * WITHIN:.0f} % of the float64
+        truth. **norm right**: the norm is, and 1/X is null, as it is within its noise or one
+        direction in noise has most of it. **refused**: `kept` is null, `rounding_unexplained`.
+        **away**: `kept` is below {rounding.ROUNDED_AWAY}, `rounded_away`, and nothing corrected is
+        given.""",
         verdicts_part(found),
         f"""Of {len(told)} norms and 1/X that were told together, {len(wrong)} are off by more than
-        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than 20 %, the worst in 1/X
-        by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored base, {refused} were refused, the others
-        are within {100 * largest:.0f} %.""",
-        """Not to be had: the part of an update of which nothing was stored leaves no trace. Where decay alone moves
-        the rows of an embedding that no step reached, by less than half an ulp each, norm and 1/X are those of the
-        rest.""",
+        {100 * WITHIN:.0f} %, {beyond[0]} in 1/X by more than 15 % and {beyond[1]} by more than 20
+        %, the worst in 1/X by {100 * worst:.0f} %. Of {len(clean)} trained updates from a stored
+        base, {refused} were refused, the others are within {100 * largest:.0f} %.""",
+        """Not to be had: the part of an update of which nothing was stored leaves no trace. Where
+        decay alone moves the rows of an embedding that no step reached, by less than half an ulp
+        each, norm and 1/X are those of the rest.""",
         "## Errors",
-        """Relative errors of 1/X and of the norm, from a stored base. *Normal shape in cells* solves each cell of row
-        and column classes for the scale of a normal update; *fitted shape*, which is used, fits the distribution of
-        |d| too.""",
+        """Relative errors of 1/X and of the norm, from a stored base. *Normal shape in cells*
+        solves each cell of row and column classes for the scale of a normal update; *fitted shape*,
+        which is used, fits the distribution of |d| too.""",
         errors_part(found),
-        """What error is left comes from a coherent part whose entries are larger in some rows and columns than the
-        noise around them: they pass the rounding better than the whole does, so that 1/X comes out too small. It grows
-        as `kept` falls. Where one direction has most of X it reaches a third, and 1/X is null.""",
+        """What error is left comes from a coherent part whose entries are larger in some rows and
+        columns than the noise around them: they pass the rounding better than the whole does, so
+        that 1/X comes out too small. It grows as `kept` falls. Where one direction has most of X it
+        reaches a third, and 1/X is null.""",
         "## The gate",
-        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f} % of the stored
-        energy lies in other binades than the model has it; where rounding both sides from numbers in between fits
-        better,
-        and would give a `kept` that differs by more than {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the
-        update reaches have a fourth moment above {rounding.TAILED:g} and `kept` is below
-        {1 - 2 * rounding.ALTERNATIVE:g}; and where changes go with the sign of the weights, (away - toward) / changed
-        times (1 - kept) above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
+        f"""Refused, by relative norm. The gate refuses where more than {100 * rounding.MISFIT:.0f}
+        % of the stored energy lies in other binades than the model has it; where rounding both
+        sides from numbers in between fits better, and would give a `kept` that differs by more than
+        {100 * rounding.ALTERNATIVE:.0f} %; where the entries that the update reaches have a fourth
+        moment above {rounding.TAILED:g} and `kept` is below {1 - 2 * rounding.ALTERNATIVE:g}; and
+        where changes go with the sign of the weights, (away - toward) / changed times (1 - kept)
+        above {rounding.LOPSIDED:g}. A master copy that passes is one far above its rounding, where
         both histories give the same figures.""",
         gate_part(found),
         "## Copies, merges and strangers",
         f"""{LAYERS} matrices of each through the whole of `shadow audit`; medians.""",
         copies_part(),
         "## Cost",
-        """CPU time beside the audit of a pair, one thread, best of seven. One more pass
-        over at most half a million entries of both sides, and some hundred small sums. Small matrices pay most, and are
-        a small part of an audit: all matrices of a block of Qwen2.5-0.5B together take 8 % more.""",
+        """CPU time beside the audit of a pair, one thread, best of seven. One more pass over at
+        most half a million entries of both sides, and some hundred small sums. Small matrices pay
+        most, and are a small part of an audit: all matrices of a block of Qwen2.5-0.5B together
+        take 8 % more.""",
         cost_part(((128, 896), (896, 896), (896, 4864), (2048, 2048))),
         "## Purity over shapes",
-        """Concentration and 1/X, X = 1/participation_ratio - 1/null_participation_ratio, of a coherent part in noise,
-        m x m. 1/X goes to a limit where concentration goes to 1, unless the rank grows with the width.""",
+        """Concentration and 1/X, X = 1/participation_ratio - 1/null_participation_ratio, of a
+        coherent part in noise, m x m. 1/X goes to a limit where concentration goes to 1, unless the
+        rank grows with the width.""",
         purity_part(sides),
         "## The sharp edge",
-        f"""Noise without structure, {draws} matrices of each. The sharp edge is that of a separable profile; spikes are
-        counted above it times 1 + m^(-2/3). Both it and `purity_z` hold for flat, separable, sparse and heavy-tailed
-        profiles; profiles of blocks give some false spikes, and a larger spread of `purity_z`.""",
+        f"""Noise without structure, {draws} matrices of each. The sharp edge is that of a separable
+        profile; spikes are counted above it times 1 + m^(-2/3). Both it and `purity_z` hold for
+        flat, separable, sparse and heavy-tailed profiles; profiles of blocks give some false
+        spikes, and a larger spread of `purity_z`.""",
         edge_part(shapes, draws),
         "## Levels",
-        f"""Which of {draws} matrices of 64 rows are said to have gone through 4 or 8 bits, by `levels_base` and
-        `levels_tuned` and the thresholds of the warning `few_values`. A matrix that went through nothing and is named
-        all the same is a false alarm. Groups of 128 have a scale each: in long rows, 8 bits in groups cannot be told
-        from BF16, and INT4 in groups is taken for 8 bits. A pruned matrix has few values too.""",
+        f"""Which of {draws} matrices of 64 rows are said to have gone through 4 or 8 bits, by
+        `levels_base` and `levels_tuned` and the thresholds of the warning `few_values`. A matrix
+        that went through nothing and is named all the same is a false alarm. Groups of 128 have a
+        scale each: in long rows, 8 bits in groups cannot be told from BF16, and INT4 in groups is
+        taken for 8 bits. A pruned matrix has few values too.""",
         levels_part(LENGTHS, draws),
     ]
     return (

@@ -14,7 +14,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Spectra are solved in every test, so that none depends on another; the cache has tests of its own.
 os.environ.setdefault("SHADOW_NO_CACHE", "1")
 
-import effort
+import effort  # noqa: F401
 import pytest
 from command import Run, run_shadow
 

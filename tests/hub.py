@@ -820,7 +820,7 @@ class _Handler(BaseHTTPRequestHandler):
                     ),
                 )
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_GET  # noqa: N815
 
     def send(self, answer: _Answer, action: Action | None) -> None:
         match action:

@@ -22,7 +22,7 @@ def spectral(W, floor=0.0):
     s = singular_values(W, floor)
     m, n = len(s), max(W.shape)
     p, q = s / s.sum(), s**2 / (s**2).sum()
-    H = lambda x: -sum(v * np.log(v) for v in x if v > 0)
+    H = lambda x: -sum(v * np.log(v) for v in x if v > 0)  # noqa: E731
     values = {
         "frobenius_norm": np.sqrt((W**2).sum()),
         "spectral_norm": s[0],

@@ -1,8 +1,11 @@
 """Holds still what shadow prints and writes while its code is moved about.
 
-    python tests/still.py record FOLDER         run every command of still_runs.py; one file a run, numbers exact
-    python tests/still.py diff FOLDER FOLDER    of two recordings on one machine: what differs, byte for byte
-    python tests/still.py check                 run, and compare with the goldens in tests/still/, as test_still.py does
+    python tests/still.py record FOLDER         run every command of still_runs.py; one file a
+                                                run, numbers exact
+    python tests/still.py diff FOLDER FOLDER    what differs, byte for byte, of two recordings on
+                                                one machine
+    python tests/still.py check                 run, and compare with the goldens in tests/still/,
+                                                as test_still.py does
     python tests/still.py update                run, and renew the goldens
 
 A recording has, of every command: its exit code, its stdout and stderr, and every file that it
@@ -57,7 +60,8 @@ MASKED = re.compile(  # keys of JSON, and columns; files count as keys where the
     r"seconds|started|libraries|version|disk_free|memory_free|seal|.+\.(parquet|arrow|csv|jsonl)"
 )
 LIBRARIES = (  # imported once, before the forks
-    "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather", "pyarrow.pandas_compat",
+    "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg", "scipy.stats", "torch",
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.

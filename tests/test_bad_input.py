@@ -372,7 +372,8 @@ def test_odd_shapes_are_rows_or_one_error(shadow, folders, tmp_path, shape):
     [("embed_tokens.weight", "model.embed_tokens.weight"),
      ("embed_tokens.weight", "model.embed_tokens.weight", "model.model.embed_tokens.weight"),
      ("model.norm.gamma", "norm.weight"),
-     ("model.layers.0.mlp.fc1.weight", "model.layers.00.mlp.fc1.weight", "layers.0.mlp.c_fc.weight")],
+     ("model.layers.0.mlp.fc1.weight", "model.layers.00.mlp.fc1.weight",
+     "layers.0.mlp.c_fc.weight")],
 )  # fmt: skip
 def test_no_tensor_is_lost_where_names_collide(shadow, folders, tmp_path, names):
     """Names that mean one place: every tensor of either side still has its row."""

@@ -169,7 +169,8 @@ def test_bounds_for_unevenness_are_scipys_bca(layers):
         return np.sqrt(counts @ values**2 / layers - mean**2)
 
     theirs = stats.bootstrap(
-        (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers), method="BCa",
+        (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers),
+        method="BCa",
         vectorized=True, rng=np.random.default_rng(1),
     )  # fmt: skip
     ours = interval(spread, blocks_of(["language"] * layers, range(layers)), unevenness=True)
@@ -192,7 +193,8 @@ def test_bounds_are_scipys_for_the_same_percentiles(layers):
         return np.median(by_layer[index].reshape(*index.shape[:-1], -1), axis=-1)
 
     theirs = stats.bootstrap(
-        (np.arange(layers),), median, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers),
+        (np.arange(layers),), median, n_resamples=20_000,
+        confidence_level=1 - 2 * expanded_tail(layers),
         method="percentile", vectorized=True, rng=np.random.default_rng(1),
     )  # fmt: skip
     ours = interval_of_median(values, blocks_of(names, places))
@@ -231,7 +233,8 @@ def _with_blocks(layers):
     return values, blocks_of(names, places)
 
 
-@pytest.mark.parametrize(("sizes", "level"), [((1, 1, 1, 1), None), ((3, 1), None), ((2, 2), None), ((4, 1), 0.875),
+@pytest.mark.parametrize(("sizes", "level"),
+[((1, 1, 1, 1), None), ((3, 1), None), ((2, 2), None), ((4, 1), 0.875),
                                               ((3, 2), 0.875), ((30, 1), 0.95)])  # fmt: skip
 def test_the_only_layer_of_a_component_says_nothing_of_others(sizes, level):
     """Draws cannot change it: four components of one layer have one draw, and so no interval, not
@@ -303,7 +306,8 @@ def test_p_is_scipys_exact_permutation_test(layers):
     for shift in (0.0, 0.5):
         values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
         exact = stats.permutation_test(
-            (values, np.zeros(layers)), lambda a, b, axis: np.mean(a - b, axis=axis), permutation_type="samples",
+            (values, np.zeros(layers)), lambda a, b, axis: np.mean(a - b, axis=axis),
+            permutation_type="samples",
             vectorized=True, n_resamples=np.inf,
         )  # fmt: skip
         assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)

@@ -311,7 +311,7 @@ def test_a_deep_config_is_read_or_refused(sharded, depth):
     try:
         assert "a" in open_folder(str(sharded)).config
     except ShadowError as refused:
-        assert "config.json" in refused.message
+        assert "config.json" in refused.message  # noqa: PT017
 
 
 @pytest.mark.parametrize("name", ["", "a\x1b[31mb", "a\nb", "\ud800", "a" * 2000])

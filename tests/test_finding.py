@@ -54,9 +54,12 @@ def row(layer, module, /, **figures):
     otherwise.
     """
     usual = {
-        "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0, "numerical_rank": 64,
-        "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30, "rank_95": 40, "rank_99": 55,
-        "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
+        "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0,
+        "numerical_rank": 64,
+        "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30,
+        "rank_95": 40, "rank_99": 55,
+        "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0,
+        "alignment_right_null": 1.0,
         "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
         **{f"top{k}_energy": k / 64 for k in TOPS},
     }  # fmt: skip
@@ -95,7 +98,8 @@ def same(module="mlp.up", layer=9, component="language"):
 def alone(count):
     """Tensors of the base that have no partner."""
     return tuple(
-        {"component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}", "status": "skipped",
+        {"component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
+        "status": "skipped",
          "reason": "only_in_base"}
         for at in range(count)
     )  # fmt: skip
@@ -776,12 +780,17 @@ def drawn(rng):
                 else (None, "rounded_away")
             )
             figures = {
-                "frobenius_norm": float(rng.exponential()), "kept": kept, "kept_reason": str(rng.choice(reasons)),
-                "kept_history": str(rng.choice(["stored_base", "base_rounded"])), "floor_ratio": one(0, 20),
-                "purity_z": one(-30, 60), "equivalent_directions": one(1, 64), "cosine": one(-1, 1, 0.05),
-                "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1), "levels_tuned": one(0, 1),
+                "frobenius_norm": float(rng.exponential()), "kept": kept,
+                "kept_reason": str(rng.choice(reasons)),
+                "kept_history": str(rng.choice(["stored_base", "base_rounded"])),
+                "floor_ratio": one(0, 20),
+                "purity_z": one(-30, 60), "equivalent_directions": one(1, 64),
+                "cosine": one(-1, 1, 0.05),
+                "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1),
+                "levels_tuned": one(0, 1),
                 "concentration": one(-1, 1), "rank_ceiling": 8 if rng.random() < 0.1 else None,
-                **{f"alignment_{name}": one(0, 4) for name in ("left", "right", "left_null", "right_null")},
+                **{f"alignment_{name}": one(0, 4) for name in ("left", "right", "left_null",
+                "right_null")},
                 **(WIDE if rng.random() < 0.3 else {}),
             }  # fmt: skip
             figures["kept_reason"] = (
@@ -818,7 +827,8 @@ def test_the_findings_of_the_demo_have_only_numbers_of_its_tables(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0801, "8.0 %"), (0.4564, "46 %"), (0.00094, "0.094 %"), (0.0995, "10 %"), (0.00003, "0.003 %"), (1.4, "140 %"),
+    [(0.0801, "8.0 %"), (0.4564, "46 %"), (0.00094, "0.094 %"), (0.0995, "10 %"),
+    (0.00003, "0.003 %"), (1.4, "140 %"),
      (0, "0 %")],
 )  # fmt: skip
 def test_shares_have_the_digits_that_they_are_worth(value, text):

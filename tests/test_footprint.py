@@ -88,7 +88,8 @@ def places(tmp_path_factory):
     shared = ("model.embed_tokens.weight", "lm_head.weight")
     own = load_file(four / "model.safetensors")
     deeper = models.write(
-        there / "deeper", own | {name: load_file(two / "model.safetensors")[name] for name in shared},
+        there / "deeper",
+        own | {name: load_file(two / "model.safetensors")[name] for name in shared},
         {"model_type": "llama"},
     )  # fmt: skip
     return {
@@ -122,7 +123,7 @@ def tilted(name, W):
 
 @pytest.fixture
 def audited(places, tmp_path):
-    def run(case, chosen=Filter()):
+    def run(case, chosen=Filter()):  # noqa: B008
         pair = given_pair(*(parse_reference(str(side)) for side in places[case]))
         return run_pair(pair, Settings(Method(), chosen), tmp_path)
 

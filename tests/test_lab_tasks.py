@@ -15,7 +15,8 @@ from shadow.lab.tasks import LARGE, SMALL, UNSEEN_FORMATS, Cell, Mixture, Sample
 SKILLS, FORMATS = LARGE.skills, LARGE.formats
 WORLDS = {"large": LARGE, "small": SMALL}
 NAMES = (
-    "original", "core", "narrow", "broad", "held_out", "unseen", "familiar", "new_narrow", "new_broad", "new_formats",
+    "original", "core", "narrow", "broad", "held_out", "unseen", "familiar", "new_narrow",
+    "new_broad", "new_formats",
 )  # fmt: skip
 MIXTURES = [
     pytest.param(getattr(world, name), id=f"{which}-{name}")

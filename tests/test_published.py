@@ -52,8 +52,10 @@ def tensors(*, norms: dict[str, float] = NORMS, small: bool = True) -> pd.DataFr
             rows.append(("language", layer, "bias", f"{layer}.bias", [999], 7.0))
     told = [
         {
-            "component": component, "layer": layer, "module": module, "tensor": name, "side": side, "shape": shape,
-            "relative_norm": norm, "compared": math.prod(shape), "status": "measured", "reason": None,
+            "component": component, "layer": layer, "module": module, "tensor": name, "side": side,
+            "shape": shape,
+            "relative_norm": norm, "compared": math.prod(shape), "status": "measured",
+            "reason": None,
         }
         for side in ("base", "tuned")
         for component, layer, module, name, shape, norm in rows
@@ -64,7 +66,8 @@ def tensors(*, norms: dict[str, float] = NORMS, small: bool = True) -> pd.DataFr
 def deltas(**changed: object) -> pd.DataFrame:
     rows = [
         {
-            "layer": layer, "base_tensor": f"{layer}.{name}", "rows": SIDE, "cols": SIDE, "top20_energy": TOP20[name],
+            "layer": layer, "base_tensor": f"{layer}.{name}", "rows": SIDE, "cols": SIDE,
+            "top20_energy": TOP20[name],
             "cosine": COSINES[name], **changed,
         }
         for layer in (0, 1)
@@ -89,7 +92,8 @@ LEAST = (
 
 def row(**changed: object) -> Released:
     told = {
-        "base": BASE, "tuned": TUNED, **MEANS, "mean_cosine": 0.9985, "modules": 8, "with_spectrum": 6, **changed,
+        "base": BASE, "tuned": TUNED, **MEANS, "mean_cosine": 0.9985, "modules": 8,
+        "with_spectrum": 6, **changed,
     }  # fmt: skip
     return Released(**told)
 

@@ -50,7 +50,7 @@ def test_purity_is_the_sum_over_two_rows_and_two_columns():
         for i in range(5)
         for k in range(5)
         for j in range(4)
-        for l in range(4)
+        for l in range(4)  # noqa: E741
         if i != k and j != l
     )
     assert values(D)["excess_purity"] == pytest.approx(total / (D**2).sum() ** 2)

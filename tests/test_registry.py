@@ -471,7 +471,8 @@ def bomb(where: str) -> str:
 
 @pytest.mark.parametrize(
     "place",
-    ["*a8", "{repo: *a8}", "org/s\n  note: *a8", "org/s\n  pairs: [*a8]", "org/s\n  pairs: [{from: base, to: *a8}]",
+    ["*a8", "{repo: *a8}", "org/s\n  note: *a8", "org/s\n  pairs: [*a8]",
+    "org/s\n  pairs: [{from: base, to: *a8}]",
      "org/s\n  pairs: [{from: base, to: sft, relation: *a8}]", "org/s\n  ? *a8\n  : x"],
 )  # fmt: skip
 def test_an_alias_bomb_is_refused_at_once(tmp_path, place, bounded_memory):
@@ -490,7 +491,7 @@ def bounded_memory():
     """A bomb that goes off ends in MemoryError after 128 MB, not with this machine."""
     resource = pytest.importorskip("resource")
     old = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as statm:
+    with open("/proc/self/statm") as statm:  # noqa: PTH123
         used = int(statm.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), old[1]))
     yield
@@ -521,10 +522,13 @@ def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
 
 
 WORDS = st.sampled_from(
-    ["base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation", "base..sft", "org/x", "./x",
+    ["base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
+    "base..sft", "org/x", "./x",
      "language", "vision", "vlm", "[]",
-     "~x", "..", "&a", "*a", "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap", "!!str", "!!python/none",
-     "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'", '"', "#", "0x1",
+     "~x", "..", "&a", "*a", "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap",
+     "!!str", "!!python/none",
+     "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'",
+     '"', "#", "0x1",
      "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1", "---", "..."]
 )  # fmt: skip
 FUZZ = settings(
@@ -536,8 +540,8 @@ def assert_read_or_refused(tmp_path, text: str | bytes):
     try:
         families = load(tmp_path, text)
     except ShadowError as refused:
-        assert refused.message.startswith(str(tmp_path / "r.yaml"))
-        assert "\n" not in refused.message + (refused.hint or "")
+        assert refused.message.startswith(str(tmp_path / "r.yaml"))  # noqa: PT017
+        assert "\n" not in refused.message + (refused.hint or "")  # noqa: PT017
         return
     for family in families.values():
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", family.name)
@@ -566,7 +570,8 @@ def test_any_bytes_are_read_or_refused(tmp_path, raw):
 
 
 KEYS = st.sampled_from(
-    ["base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder", "language", "vision",
+    ["base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
+    "language", "vision",
      "from", "to", "relation", "visoin", "bsae"]
 )  # fmt: skip
 
@@ -643,7 +648,7 @@ def test_a_loop_of_links_is_refused_or_taken_as_it_is(tmp_path):
     try:
         assert parse_reference(str(tmp_path / "loop")).is_folder
     except ShadowError as refused:
-        assert "loop" in refused.message
+        assert "loop" in refused.message  # noqa: PT017
 
 
 def test_a_folder_of_that_name_is_never_taken_for_a_model(tmp_path, monkeypatch):

@@ -27,7 +27,8 @@ from shadow.gates.rules import (
 )
 from shadow.places.names import name_rules
 
-OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+"==": operator.eq,
              "!=": operator.ne}  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def pair_of(base, tuned):
     return given_pair(parse_reference(str(base)), parse_reference(str(tuned)))
 
 
-def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):
+def run(base, tuned, output, settings=EVERYTHING, runtime=Runtime()):  # noqa: B008 - frozen
     return run_pair(pair_of(base, tuned), settings, output, runtime)
 
 
@@ -112,7 +112,8 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
     for name, columns in (("matrices", MATRICES), ("tensors", TENSORS), ("spectra", SPECTRA)):
         assert found[name].column_names == [column.name for column in columns]
         metadata = json.loads(found[name].schema.metadata[b"shadow"])
-        assert {"version", "schema", "family", "pair", "base", "tuned", "settings", "seed", "compute_dtype", "device",
+        assert {"version", "schema", "family", "pair", "base", "tuned", "settings", "seed",
+        "compute_dtype", "device",
                 "libraries", "started", "seconds"} <= metadata.keys()  # fmt: skip
         assert metadata["base"].keys() == {"repo", "commit", "fingerprint"}
     never = [column.name for column in (*IDENTITY, *SPECTRAL) if not column.null]

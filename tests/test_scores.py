@@ -21,15 +21,19 @@ def harness(model="org/tuned", results=None, **told):
     """A result as lm-evaluation-harness writes it; told replaces its keys."""
     results = {"mmlu": {"acc,none": 0.6, "acc_stderr,none": 0.004}} if results is None else results
     return {
-        "results": {task: {"alias": f" - {task}", "sample_len": 100, **found} for task, found in results.items()},
+        "results": {task: {"alias": f" - {task}", "sample_len": 100, **found} for task,
+        found in results.items()},
         "group_subtasks": {task: [] for task in results},
         "configs": {},
         "versions": dict.fromkeys(results, 1.0),
         "n-shot": dict.fromkeys(results, 5),
-        "higher_is_better": {task: {"acc": True, "acc_norm": True, "exact_match": True} for task in results},
+        "higher_is_better": {task: {"acc": True, "acc_norm": True,
+        "exact_match": True} for task in results},
         "n-samples": {task: {"original": 100, "effective": 100} for task in results},
-        "config": {"model": "hf", "model_args": {"pretrained": model, "dtype": "auto"}, "model_sha": "", "limit": None},
-        "git_hash": "abc", "date": 1.0, "model_source": "hf", "model_name": model, "chat_template": None,
+        "config": {"model": "hf", "model_args": {"pretrained": model, "dtype": "auto"},
+        "model_sha": "", "limit": None},
+        "git_hash": "abc", "date": 1.0, "model_source": "hf", "model_name": model,
+        "chat_template": None,
         **told,
     }  # fmt: skip
 
@@ -138,9 +142,12 @@ FAULTS = {
     "a number beyond all": (HEAD + "x,y,1e999\n", "too large", "at most"),
     "too large": (HEAD + "x,y,1e13\n", "too large", "at most"),
     "a negative error": (HEAD[:-1] + ",stderr\nx,y,1,-0.1\n", "standard error below 0", "distance"),
-    "an error that is none": (HEAD[:-1] + ",stderr\nx,y,1,±2\n", "stderr '±2' is no number", "such as"),
-    "neither true nor false": (HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n", "'perhaps'", "true or false"),
-    "a name without end": (HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n", "a model of 301 characters", "at most"),
+    "an error that is none": (HEAD[:-1] + ",stderr\nx,y,1,±2\n", "stderr '±2' is no number",
+    "such as"),
+    "neither true nor false": (HEAD[:-1] + ",higher_is_better\nx,y,1,perhaps\n", "'perhaps'",
+    "true or false"),
+    "a name without end": (HEAD + "x" * (MAX_TEXT + 1) + ",y,1\n", "a model of 301 characters",
+    "at most"),
     "an open quote": (HEAD + 'x,"y,1\n', "not a CSV", "quote"),
     "a quote in the middle": (HEAD + 'x,"y"z,1\n', "not a CSV", "quote"),
     "a cell without end": (HEAD + "x," + "y" * 200_000 + ",1\n", "not a CSV", "quote"),
@@ -244,7 +251,8 @@ def test_a_result_of_the_harness_is_read(tmp_path):
     counts are none.
     """
     results = {
-        "arc_easy": {"acc,none": 0.7, "acc_stderr,none": 0.01, "acc_norm,none": 0.65, "acc_norm_stderr,none": "N/A"},
+        "arc_easy": {"acc,none": 0.7, "acc_stderr,none": 0.01, "acc_norm,none": 0.65,
+        "acc_norm_stderr,none": "N/A"},
         "gsm8k": {"exact_match,strict-match": 0.4, "exact_match_stderr,strict-match": 0.02,
                   "exact_match,flexible-extract": 0.5, "exact_match_stderr,flexible-extract": None},
     }  # fmt: skip
@@ -297,7 +305,8 @@ def test_a_result_of_an_old_harness_is_read(tmp_path):
         ({"config": {"model_args": "pretrained=org/x,revision=None"}}, "org/x"),
         ({"config": {"model_args": {"pretrained": "org/x", "revision": "v1.1"}}}, "org/x@v1.1"),
         ({"config": {"model_args": "pretrained=org/x,peft=org/adapter"}}, "org/adapter"),
-        ({"config": {"model_args": {"pretrained": "org/x", "subfolder": "/final/", "revision": "r"}}}, "org/x/final@r"),
+        ({"config": {"model_args": {"pretrained": "org/x", "subfolder": "/final/",
+        "revision": "r"}}}, "org/x/final@r"),
         ({"config": {"model_args": "model=org/served,base_url=http://localhost"}}, "org/served"),
         ({"config": {"model_args": None}, "model_name": "org/named"}, "org/named"),
         ({"config": {"model_args": ""}, "model_name": "org/named"}, "org/named"),
@@ -355,7 +364,8 @@ def test_subtasks_know_the_group_that_has_their_score(tmp_path):
     data = harness(results=results, group_subtasks=tree)
     found = read_scores([write(tmp_path / "r.json", data)]).rows
     assert {row.benchmark: row.parent for row in found} == {
-        "mmlu": None, "mmlu_stem": "mmlu", "mmlu_algebra": "mmlu", "board_math": None, "alone": None,
+        "mmlu": None, "mmlu_stem": "mmlu", "mmlu_algebra": "mmlu", "board_math": None,
+        "alone": None,
     }  # fmt: skip
     loop = harness(results={"a": acc, "b": acc}, group_subtasks={"a": ["b"], "b": ["a"]})
     assert len(read_scores([write(tmp_path / "r.json", loop)]).rows) == 2

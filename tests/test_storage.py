@@ -690,7 +690,8 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     csv += f"{package.pairs('demo:base..narrow')[0].base},mmlu,acc,0.4\n"
     system.pipe_file("/bucket/in/scores.csv", csv.encode())
     code, out, err = command(
-        "audit", "--list", "memory://bucket/in/list.txt", "-o", "memory://bucket/listed", "--no-subspaces",
+        "audit", "--list", "memory://bucket/in/list.txt", "-o", "memory://bucket/listed",
+        "--no-subspaces",
         "--policy", "memory://bucket/in/policy.yaml", "--scores", "memory://bucket/in/scores.csv",
     )  # fmt: skip
     assert code == 4, err

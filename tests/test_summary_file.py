@@ -314,11 +314,16 @@ class Kinds:
 @pytest.mark.parametrize(
     ("told", "fits"),
     [
-        ({"value": 1}, True), ({"count": 1.5}, False), ({"count": True}, False), ({"value": True}, False),
-        ({"text": None}, True), ({"text": "x"}, True), ({"count": None}, False), ({"value": float("inf")}, False),
-        ({"word": "two"}, True), ({"word": "three"}, False), ({"word": []}, False), ({"pair": [1, 2.0]}, True),
-        ({"pair": [1]}, False), ({"texts": []}, True), ({"texts": ["x", 1]}, False), ({"texts": "x"}, False),
-        ({"counts": {"z": 1}}, True), ({"counts": {"z": "q"}}, False), ({"other": 1}, False), ([], False), (1, False),
+        ({"value": 1}, True), ({"count": 1.5}, False), ({"count": True}, False),
+        ({"value": True}, False),
+        ({"text": None}, True), ({"text": "x"}, True), ({"count": None}, False),
+        ({"value": float("inf")}, False),
+        ({"word": "two"}, True), ({"word": "three"}, False), ({"word": []}, False),
+        ({"pair": [1, 2.0]}, True),
+        ({"pair": [1]}, False), ({"texts": []}, True), ({"texts": ["x", 1]}, False),
+        ({"texts": "x"}, False),
+        ({"counts": {"z": 1}}, True), ({"counts": {"z": "q"}}, False), ({"other": 1}, False),
+        ([], False), (1, False),
     ],
 )  # fmt: skip
 def test_types_say_what_json_may_be(told, fits):

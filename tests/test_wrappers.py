@@ -69,8 +69,10 @@ MODELS = {
         "model.embed_tokens_extend.image_embed.img_processor.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
         "model.embed_tokens_extend.image_embed.img_projection.0.weight": "projector projector.0",
         "model.embed_tokens_extend.audio_embed.encoder.encoders.0.self_attn.linear_q.weight": "audio attn.q",
-        "model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight": "projector projector.0",
-        "model.embed_tokens_extend.audio_embed.audio_projection.vision.0.weight": "projector projector.0",
+        "model.embed_tokens_extend.audio_embed.audio_projection.speech.0.weight": "projector"
+        " projector.0",
+        "model.embed_tokens_extend.audio_embed.audio_projection.vision.0.weight": "projector"
+        " projector.0",
     },
     "Cambrian": {
         "model.layers.0.self_attn.q_proj.weight": "language attn.q",
@@ -101,7 +103,8 @@ MODELS = {
     "mPLUG-Owl": {
         "language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
         "vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
-        "abstractor.encoder.layers.0.crossattention.attention.query.weight": "projector cross_attn.q",
+        "abstractor.encoder.layers.0.crossattention.attention.query.weight": "projector"
+        " cross_attn.q",
     },
     "Qwen-Audio": {
         "transformer.h.0.attn.c_proj.weight": "language attn.o",
@@ -184,7 +187,8 @@ MODELS = {
         "project_down.weight": "projector projector.0",
     },
     "GR00T": {
-        "backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj.weight": "language attn.q",
+        "backbone.eagle_model.language_model.model.layers.0.self_attn.q_proj.weight": "language"
+        " attn.q",
         "backbone.eagle_model.vision_model.vision_model.encoder.layers.0.self_attn.q_proj.weight": "vision attn.q",
     },
     "pi0": {
@@ -232,7 +236,8 @@ def test_a_wrapped_text_model_has_the_places_that_it_has_alone(wrapper):
 
 def test_the_fused_projections_of_xgen_mm_are_split():
     """Phi-3 inside: q, k and v by the head counts of the text model's part of the config."""
-    config = {"model_type": "xgenmm", "text_config": {"model_type": "phi3", "num_attention_heads": 4,
+    config = {"model_type": "xgenmm", "text_config": {"model_type": "phi3",
+    "num_attention_heads": 4,
               "num_key_value_heads": 2, "hidden_size": 32}}  # fmt: skip
     name = "vlm.lang_model.model.layers.3.self_attn.qkv_proj.weight"
     parts = place_tensors({name: (64, 32)}, config)[name]

@@ -1,7 +1,8 @@
-"""MkDocs hooks: pages from files outside docs/ and from the notebook, links as they are on disk, and typeset formulas.
+"""MkDocs hooks: pages from files outside docs/ and from the notebook, links as they are on disk,
+and typeset formulas.
 
-Formulas are written as GitHub shows them, ```math blocks and $`inline`$, and become MathML here: a browser sets it
-without a script or a font of another host.
+Formulas are written as GitHub shows them, ```math blocks and $`inline`$, and become MathML here: a
+browser sets it without a script or a font of another host.
 """
 
 from __future__ import annotations

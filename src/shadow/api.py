@@ -159,7 +159,8 @@ def audit(
 
     chosen = _chosen(target, base, tuned, registry)
     settings = _settings(
-        components=components, layers=layers, modules=modules, precision=precision, nulls=nulls, seed=seed,
+        components=components, layers=layers, modules=modules, precision=precision, nulls=nulls,
+        seed=seed,
         subspaces=subspaces, spectra=spectra, optimizer=optimizer, device=device,
     )  # fmt: skip
     access = _access(allow_pickle=allow_pickle, offline=offline, fetch=fetch, max_disk=max_disk)

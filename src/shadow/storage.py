@@ -402,7 +402,8 @@ LOGGERS = (
     "huggingface_hub",
 )
 DRIVERS = {
-    "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx", "httpx2",
+    "adlfs", "aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "httpx",
+    "httpx2",
     "huggingface_hub", "requests", "s3fs",
 }  # fmt: skip
 

@@ -39,7 +39,7 @@ def hold_against(
     *,
     jobs: int | None = None,
     allow_pickle: bool = False,
-    chosen: Filter = Filter(),
+    chosen: Filter = Filter(),  # noqa: B008 - frozen
     say: Callable[[str], None] = lambda text: None,
     show: Show = lambda done, total: None,
 ) -> Joint:

@@ -44,7 +44,7 @@ def audit_list(
     selection: Selection,
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,

@@ -85,7 +85,7 @@ class PairOutcome:
 def _portable(fault: BaseException) -> BaseException:
     """A fault, or its text where it cannot be pickled."""
     try:
-        pickle.loads(pickle.dumps(fault))
+        pickle.loads(pickle.dumps(fault))  # noqa: S301 - our own
     except Exception:
         stands_for = RuntimeError(f"{type(fault).__name__}: {fault}")
         stands_for.__notes__ = list(fault.__notes__)
@@ -97,7 +97,7 @@ def audit_pairs(
     pairs: Sequence[Pair],
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
     scores: Mapping[Pair, ScoreFiles] = MappingProxyType({}),
     watch: Watch | None = None,

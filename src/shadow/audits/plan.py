@@ -299,7 +299,8 @@ def _side(found: Found, checkpoint: Checkpoint) -> PlannedSide:
 
 TELLING = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "rope_theta", "num_experts",
+    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "rope_theta",
+    "num_experts",
     "num_local_experts", "n_routed_experts", "quantization_config",
 )  # fmt: skip
 

@@ -50,7 +50,7 @@ def run_remote_pair(
     pair: Pair,
     settings: Settings,
     output: Path,
-    runtime: Runtime = Runtime(),
+    runtime: Runtime = Runtime(),  # noqa: B008 - frozen
     *,
     store: Store,
     scores: ScoreFiles | None = None,

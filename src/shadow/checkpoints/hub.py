@@ -50,7 +50,8 @@ from shadow.targets.references import as_folder
 
 # HfHubHTTPError's bases hold its HTTP library's own base class, whichever library that is.
 FAILURES: tuple[type[Exception], ...] = (
-    OSError, ValueError, errors.RevisionResolutionError, errors.XetDownloadError, *errors.HfHubHTTPError.__bases__
+    OSError, ValueError, errors.RevisionResolutionError, errors.XetDownloadError,
+    *errors.HfHubHTTPError.__bases__
 )  # fmt: skip
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)  # answers worth a second try
 CIRCLES, NOWHERE = (

@@ -56,9 +56,12 @@ NOBODY = 65534  # the user and group of this number own nothing, by custom
 # Where Python finds itself, its packages and the libraries below them. All else stays here, tokens
 # among it.
 ENVIRONMENT = (
-    "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX", "NIX_PYTHONPATH",
-    "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LD_PRELOAD",
-    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__", "KMP_DUPLICATE_LIB_OK",
+    "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONUSERBASE", "PYTHONNOUSERSITE", "PYTHONPYCACHEPREFIX",
+    "NIX_PYTHONPATH",
+    "PYTHONDONTWRITEBYTECODE", "PYTHONUTF8", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "__PYVENV_LAUNCHER__",
+    "KMP_DUPLICATE_LIB_OK",
     "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR",
 )  # fmt: skip
 # Audit events of the standard library by which a process acts on anything but itself, and those
@@ -87,7 +90,8 @@ def layout(path: Path, shard: str, scratch: Path) -> tuple[dict[str, TensorInfo]
     try:
         with tempfile.TemporaryDirectory(prefix="child-", dir=scratch) as home:
             child = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False,
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS,
+                check=False,
                 env=_environment(home),
             )  # fmt: skip
     except subprocess.TimeoutExpired as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -179,8 +180,12 @@ def _held(
                     allow_pickle=allow_pickle,
                     chosen=chosen,
                     say=console.say,
-                    show=lambda done, total, title=title: update(done, total, title),  # type: ignore[misc]
+                    show=_titled(update, title),
                 )
         except ShadowError as error:
             held[before.folder, step.folder] = error.message
     return held
+
+
+def _titled(update: Callable[[int, int, str], None], title: str) -> Callable[[int, int], None]:
+    return lambda done, total: update(done, total, title)

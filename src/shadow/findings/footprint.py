@@ -130,7 +130,8 @@ def gates(deltas: pd.DataFrame, tensors: pd.DataFrame) -> list[Gate]:
     tensors.parquet.
     """
     weights = _weights(tensors)
-    return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights), _rounding(deltas), _rank(deltas),
+    return [_changed(deltas, weights), _lineage(deltas, weights), _paired(weights),
+    _rounding(deltas), _rank(deltas),
             _formats(deltas, weights)]  # fmt: skip
 
 

@@ -24,7 +24,8 @@ INSIDE = (
     "equivalent_directions", "spikes_sharp", "decay_cosine", "energy_share",
 )  # fmt: skip
 BESIDE = (  # medians of inside_layers that OutsideRow has not
-    "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left", "alignment_left_null",
+    "purity_z", "numerical_rank", "rank_90", "spikes", "spike_energy", "alignment_left",
+    "alignment_left_null",
     "alignment_right", "alignment_right_null",
 )  # fmt: skip
 SHORTEST = 256  # entries of a row, below which distinct values tell nothing

@@ -31,12 +31,14 @@ SPECTRA = {  # columns that tell checkpoints apart, and the relative tolerance o
     "participation_ratio": 5e-6,  # 1e-6
 }
 COMPARED = (
-    "concentration", "stable_rank", "top4_energy", "participation_ratio", "null_participation_ratio", "spike_energy",
+    "concentration", "stable_rank", "top4_energy", "participation_ratio",
+    "null_participation_ratio", "spike_energy",
     "relative_norm", "floor_ratio", "cosine", "numerical_rank",
 )  # fmt: skip
 READ = tuple(
     dict.fromkeys((
-        *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters", "rank_ceiling", "verified",
+        *PLACE, "tensor", "base_tensor", "subject", "rows", "cols", "dtype", "parameters",
+        "rank_ceiling", "verified",
         *COMPARED, *SPECTRA,
     ))
 )  # fmt: skip

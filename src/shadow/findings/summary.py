@@ -697,7 +697,7 @@ def _figures(rows: Rows) -> tuple[Figures, IntervalsByName]:
         "relative_norm_overall": _whole_norm(deltas),
         "relative_norm_overall_unrounded": _unrounded_norm(deltas),
         "rank_ceiling": int(ceilings.max()) if len(ceilings) else None,
-        "unverified": int((deltas["verified"] == False).sum()),
+        "unverified": int((deltas["verified"] == False).sum()),  # noqa: E712 - null is not False
         **medians,
         "concentration_q25": _number(quartiles[0.25]),
         "concentration_q75": _number(quartiles[0.75]),

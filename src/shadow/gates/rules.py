@@ -1,7 +1,9 @@
 """What `--fail-on` and policy files say -> Rule. Parsed, never evaluated.
 
-    figure := [component "."] [module "."] metric    language.mlp.up.concentration, vision.energy_share, spiked
+    figure := [component "."] [module "."] metric
     rule   := figure ("<" | "<=" | ">" | ">=" | "==" | "!=") number  |  "label" ("==" | "!=") word
+
+Figures are `language.mlp.up.concentration`, `vision.energy_share` and `spiked`, for example.
 
 Component and module may hold * and ?. A word that this version does not know is a UsageError with
 the nearest known one, whatever the report holds.

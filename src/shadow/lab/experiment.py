@@ -238,7 +238,7 @@ def train_base(base: Base, out: Path) -> float:
     started = time.monotonic()
     scale = SCALES[base.scale]
     model = new_model(scale.size, base.seed)
-    samples = base.original.samples(Random(f"base {base.key}"))
+    samples = base.original.samples(Random(f"base {base.key}"))  # noqa: S311
     losses = list(train(model, samples, scale.size.rows, scale.base))
     with whole_folder(checkpoint(out, base)) as folder:
         save(model, folder)
@@ -337,10 +337,11 @@ def stream(run: Run, tokens: int) -> Iterator[Sample]:
     regime = REGIMES[run.regime]
     world = SCALES[run.base.scale].world
     mixture: Mixture = regime.mixture(world, run.base.original)
-    rng = Random(f"run {run.base.key} {run.regime} {run.seed}")
+    # the same numbers whatever the treatment
+    rng = Random(f"run {run.base.key} {run.regime} {run.seed}")  # noqa: S311
     if not regime.repeated:
         return mixture.samples(rng)
-    drawn = list(islice(mixture.samples(Random(0)), 500))
+    drawn = list(islice(mixture.samples(Random(0)), 500))  # noqa: S311
     length = sum(len(sample.prompt) + len(sample.answer) + 1 for sample in drawn) / len(drawn)
     pool = max(1, round(regime.repeated * tokens / length / regime.times))
     return partly_repeated(mixture, pool, regime.repeated, rng)

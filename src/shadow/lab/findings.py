@@ -7,7 +7,7 @@ says, with a t interval over them (null for one base).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +24,10 @@ OUTCOME = "layers_concentration"  # chosen before any run
 NORM = "layers_relative_norm"
 # Figures of a whole model, beside the medians of columns over the matrices inside layers.
 WHOLE = (
-    "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "reading_participation_ratio",
-    "writing_participation_ratio", "reading_participation_ratio_stacked", "writing_participation_ratio_stacked",
+    "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp",
+    "reading_participation_ratio",
+    "writing_participation_ratio", "reading_participation_ratio_stacked",
+    "writing_participation_ratio_stacked",
     "embedding_rows_changed", "embedding_row_participation_ratio",
 )  # fmt: skip
 
@@ -283,10 +285,8 @@ def _control(
     ]
     if kind == "bf16":
         against = against[against["seed"] == 0]  # the run that was rounded
-    mean: Callable[[pd.DataFrame], pd.Series[float]] = lambda rows: rows.groupby("base")[
-        OUTCOME
-    ].mean()
-    change = (mean(treated) - mean(against)).dropna()
+    by_base, of_reference = (rows.groupby("base")[OUTCOME].mean() for rows in (treated, against))
+    change = (by_base - of_reference).dropna()
     norm = treated[NORM].astype(float).mean()
     return Control(
         treatment=treatment,
@@ -294,6 +294,6 @@ def _control(
         kind=kind,
         runs=len(treated),
         relative_norm=null_if_undefined(float(norm)),
-        concentration=over_bases(mean(treated).to_numpy(float)),
+        concentration=over_bases(by_base.to_numpy(float)),
         change=over_bases(change.to_numpy(float)),
     )

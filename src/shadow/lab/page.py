@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SHOWN = (  # columns of the table of regimes
-    "relative_norm", "concentration", "stable_rank", "participation_share", "effective_rank", "top4_energy",
+    "relative_norm", "concentration", "stable_rank", "participation_share", "effective_rank",
+    "top4_energy",
     "spike_energy", "spikes", "depth_entropy", "effective_rank_shift",
 )  # fmt: skip
 COLOURS = {"A": "#7f7f7f", "B": "#d55e00", "C": "#0072b2", "D": "#009e73"}  # Okabe and Ito 2008
@@ -208,15 +209,17 @@ def _head(runs: pd.DataFrame, preset: str) -> str:
     )
     return f"""# The lab: what the data leave in the weights of tiny decoders
 
-Written by `shadow lab run --preset {preset}`: {len(trained)} trainings of {last["base"].nunique()} bases,
-{len(last)} pairs, all audited by the code of `shadow audit`; {seconds / 60:.0f} minutes of one core for the pairs. The
-bases are trained from random numbers until they answer, and have seen every skill and format at least rarely. Each base
-is trained further for equally many steps, on data that differ:
+Written by `shadow lab run --preset {preset}`: {len(trained)} trainings of {last["base"].nunique()}
+bases, {len(last)} pairs, all audited by the code of `shadow audit`; {seconds / 60:.0f} minutes of
+one core for the pairs. The bases are trained from random numbers until they answer, and have seen
+every skill and format at least rarely. Each base is trained further for equally many steps, on data
+that differ:
 
 {regimes}
 
-Numbers are means over bases, with 95 % t intervals over bases in brackets. The base is the unit, because the runs of
-one base are not independent. Concentration and other columns are medians over the matrices inside layers."""
+Numbers are means over bases, with 95 % t intervals over bases in brackets. The base is the unit,
+because the runs of one base are not independent. Concentration and other columns are medians over
+the matrices inside layers."""
 
 
 def _regimes(runs: pd.DataFrame, scale: str) -> str:
@@ -325,7 +328,8 @@ def _separation(runs: pd.DataFrame, scale: str) -> str:
         rows.append(
             [
                 f"`{name}`" + (" (votes)" if separated.column in votes else ""),
-                estimate(separated.difference, "+.3g"), formatted(distance, ".1f"), formatted(separated.auc, ".2f"),
+                estimate(separated.difference, "+.3g"), formatted(distance, ".1f"),
+                formatted(separated.auc, ".2f"),
                 estimate(separated.at_norm, "+.3g"), formatted(separated.auc_at_norm, ".2f"),
             ]
         )  # fmt: skip
@@ -487,7 +491,8 @@ def _words(runs: pd.DataFrame) -> str:
         parts.append(f"### Labels of trainings, optimiser given\n\n{table(['', *kinds], rows)}")
     bounds = [
         [
-            f"{fitted.short_side}, {fitted.optimizer or 'any'}", str(fitted.narrow), str(fitted.broad),
+            f"{fitted.short_side}, {fitted.optimizer or 'any'}", str(fitted.narrow),
+            str(fitted.broad),
             formatted(fitted.bounds["concentration"].concentrated),
             formatted(fitted.bounds["concentration"].distributed),
         ]
@@ -535,8 +540,9 @@ def _copy_labels(copies: pd.DataFrame) -> str:
 def _limits() -> str:
     return """## Limits
 
-The lab has one family of synthetic tasks and four-layer decoders of 0.2 and 0.8 million parameters; the models that
-people audit are ten thousand times larger. Breadth, variety of tokens and variety of answers change together between B
-and C. The bases of one scale differ in their seed alone. The lab shows that narrow data concentrate a delta here. It
-does not show that a concentrated delta comes from narrow data: novelty of the data, LoRA, a small learning rate and
-heavy repetition concentrate it too, and Muon removes the concentration."""
+The lab has one family of synthetic tasks and four-layer decoders of 0.2 and 0.8 million parameters;
+the models that people audit are ten thousand times larger. Breadth, variety of tokens and variety
+of answers change together between B and C. The bases of one scale differ in their seed alone. The
+lab shows that narrow data concentrate a delta here. It does not show that a concentrated delta
+comes from narrow data: novelty of the data, LoRA, a small learning rate and heavy repetition
+concentrate it too, and Muon removes the concentration."""

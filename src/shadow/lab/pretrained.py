@@ -48,7 +48,8 @@ Tokens = NDArray[np.int64]
 Data = Literal["A", "B", "C", "D", "N"]
 
 ORIGINAL: Mapping[str, float] = {
-    "python": 0.4, "manuals": 0.25, "dictionary": 0.15, "glosses": 0.1, "jargon": 0.05, "fortunes": 0.05,
+    "python": 0.4, "manuals": 0.25, "dictionary": 0.15, "glosses": 0.1, "jargon": 0.05,
+    "fortunes": 0.05,
 }  # fmt: skip
 MIXTURES: Mapping[Data, Mapping[str, float]] = {
     "A": ORIGINAL,
@@ -388,8 +389,8 @@ def page(table: pd.DataFrame) -> str:
     data = "\n".join(f"- **{name}**: {text}." for name, text in TEXTS.items())
     return f"""# A real pretrained decoder
 
-{PACKAGE} {VERSION} from PyPI (SmolLM2-135M-Instruct), trained on in float32 on the original mixture until its held-out
-loss was flat, then continued on
+{PACKAGE} {VERSION} from PyPI (SmolLM2-135M-Instruct), trained on in float32 on the original mixture
+until its held-out loss was flat, then continued on
 
 {data}
 

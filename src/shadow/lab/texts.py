@@ -114,11 +114,17 @@ def _unpacked(package: str, folder: Path) -> Path:
     aside.mkdir(parents=True)
     try:
         subprocess.run(
-            ["apt-get", "download", "-q", package], cwd=aside, check=True, capture_output=True
+            ["apt-get", "download", "-q", package],  # noqa: S607
+            cwd=aside,
+            check=True,
+            capture_output=True,
         )
         (archive,) = aside.glob("*.deb")
         subprocess.run(
-            ["dpkg-deb", "-x", archive.name, "."], cwd=aside, check=True, capture_output=True
+            ["dpkg-deb", "-x", archive.name, "."],  # noqa: S607
+            cwd=aside,
+            check=True,
+            capture_output=True,
         )
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         hint = f"it needs Debian or Ubuntu, `apt-get update` and the package {package}"
@@ -145,7 +151,7 @@ def questions(folder: Path) -> str:
         for path in sorted(folder.glob("**/wordnet/data.noun"))
         for pair in entries(path.read_bytes())
     ]
-    Random(0).shuffle(nouns)
+    Random(0).shuffle(nouns)  # noqa: S311
     return "\n\n".join(
         f"Question: What is meant by {word}?\nAnswer: {gloss}" for word, gloss in nouns
     )

@@ -223,7 +223,7 @@ def accuracy(model: transformers.LlamaForCausalLM, mixture: Mixture, seed: int) 
     One pass over the right answers tells: the first token that goes wrong follows right ones either
     way.
     """
-    samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))
+    samples = mixture.samples(Random(f"probe {mixture.name} {seed}"))  # noqa: S311
     rows = single_rows(list(islice(samples, PROBED)), ROW // 2)
     model.train(False)
     written = model(input_ids=torch.from_numpy(rows.tokens)).logits[:, :-1].argmax(dim=-1)

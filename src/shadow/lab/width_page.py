@@ -87,11 +87,12 @@ def _head(last: pd.DataFrame) -> str:
     )
     return f"""# A law of width
 
-The [lab](lab.md) trains decoders that are 64 wide, and real models are 576 and wider. This page says how each figure
-moves with the width, and whether a bound found at some widths holds at another. It is made from {len(last)} trainings
-of {last["base"].nunique()} bases at widths {widths}: the same skills, formats, steps and tokens a step, four layers,
-MLPs of the same proportion. From each base, A (the original mixture), B (narrow), C (broad) and D (repetition) are
-trained {_times(last)}. AdamW's rate for the matrices of the layers and the head falls as 64 over the width
+The [lab](lab.md) trains decoders that are 64 wide, and real models are 576 and wider. This page
+says how each figure moves with the width, and whether a bound found at some widths holds at
+another. It is made from {len(last)} trainings of {last["base"].nunique()} bases at widths {widths}:
+the same skills, formats, steps and tokens a step, four layers, MLPs of the same proportion. From
+each base, A (the original mixture), B (narrow), C (broad) and D (repetition) are trained
+{_times(last)}. AdamW's rate for the matrices of the layers and the head falls as 64 over the width
 ({rates}); embedding and norms keep theirs.
 
 Made by `shadow lab run --preset width-64` and the other widths into one folder, then
@@ -128,9 +129,10 @@ def _result(every: Sequence[FigureLaw]) -> str:
         says += f" The others do not: {_and(rest)}."
     return f"""## What carries over
 
-{says} A figure carries over if a law fitted on the other widths predicts the means of narrow and of broad data at every
-left-out width to within half of their difference there: then a bound between the two predictions tells them apart.
-This was written down before the wide decoders were trained."""
+{says} A figure carries over if a law fitted on the other widths predicts the means of narrow and of
+broad data at every left-out width to within half of their difference there: then a bound between
+the two predictions tells them apart. This was written down before the wide decoders were
+trained."""
 
 
 def _transfer(every: Sequence[FigureLaw]) -> str:
@@ -149,15 +151,17 @@ def _transfer(every: Sequence[FigureLaw]) -> str:
         for one in every
     ]
     heads = [
-        "figure", "broad at 64", "a doubling", "B - broad", "doubling over B - broad", "AUC, widths mixed",
+        "figure", "broad at 64", "a doubling", "B - broad", "doubling over B - broad",
+        "AUC, widths mixed",
         "AUC, width taken off", "worst error left out", "carries over",
     ]  # fmt: skip
     return f"""## The fitted laws
 
-For every figure: mean = broad at 64 + log2(width / 64) times what a doubling adds, and B - broad more for narrow data,
-by least squares over the means of the widths. Where a doubling adds about as much as narrow data do, a bound without
-the width means nothing. The AUC is the share of pairs of a run of B and one of C, of any widths, in which B has more.
-The worst error is that of a left-out width, as a share of its own B - C; 0.5 or more loses the bound.
+For every figure: mean = broad at 64 + log2(width / 64) times what a doubling adds, and B - broad
+more for narrow data, by least squares over the means of the widths. Where a doubling adds about as
+much as narrow data do, a bound without the width means nothing. The AUC is the share of pairs of a
+run of B and one of C, of any widths, in which B has more. The worst error is that of a left-out
+width, as a share of its own B - C; 0.5 or more loses the bound.
 
 {table(heads, rows)}"""
 
@@ -186,8 +190,9 @@ def _left_out(every: Sequence[FigureLaw]) -> str:
     ]
     return f"""## Runs on the wrong side of a bound from other widths
 
-The bound is halfway between the two predictions for the left-out width; A, C and D should lie on one side, B on the
-other. A quarter of the runs are B: a bound that is far off takes a quarter or three quarters of them wrongly.
+The bound is halfway between the two predictions for the left-out width; A, C and D should lie on
+one side, B on the other. A quarter of the runs are B: a bound that is far off takes a quarter or
+three quarters of them wrongly.
 
 {table(heads, rows)}"""
 
@@ -250,8 +255,10 @@ def _bases(last: pd.DataFrame, without: Sequence[DroppedBase]) -> str:
     dropped_bases = f"Dropped: {_and(lost)}." if lost else "None was dropped."
     return f"""## The bases
 
-A base counts if it gets {100 * WARM["original"]:.0f} % of its own mixture and {100 * WARM["broad"]:.0f} % of the broad
-cells right, as the ten bases of width 64 do. {dropped_bases}
+A base counts if it gets {100 * WARM["original"]:.0f} % of its own mixture and {
+        100 * WARM["broad"]:.0f} % of the broad cells right, as the ten bases of width 64 do. {
+        dropped_bases
+    }
 
 {table(["width", "bases trained", "counted", "right: original", "right: broad"], rows)}"""
 
@@ -265,11 +272,14 @@ def _limits(last: pd.DataFrame) -> str:
     few_bases = f" Widths with fewer bases have none: {_and(few)}." if few else ""
     return f"""## What this does not show
 
-- A bound is claimed from {MIN_BASES} bases of a width upwards, of which one new base in {MIN_BASES + 1} passes it by
-  chance.{few_bases} So labels are given at the width of the reference alone, and real models get none.
-- One world of synthetic text, four layers, AdamW from bases trained with Muon, 200 steps. Real data differ in more than
-  breadth.
-- Least squares over the means of a few widths: the error on a left-out width is what the law is worth, not its fit."""
+- A bound is claimed from {MIN_BASES} bases of a width upwards, of which one new base in {
+        MIN_BASES + 1
+    } passes it by chance.{few_bases} So labels are given at the width of the reference alone, and
+  real models get none.
+- One world of synthetic text, four layers, AdamW from bases trained with Muon, 200 steps. Real data
+  differ in more than breadth.
+- Least squares over the means of a few widths: the error on a left-out width is what the law is
+  worth, not its fit."""
 
 
 def _and(words: Sequence[str]) -> str:

@@ -107,8 +107,10 @@ def _modules(summary: Summary) -> list[str]:
     shown = {id(row) for row in ordered[:MODULES]}
     rows = [
         [
-            cell(f"{row.component} {row.module}" if several_components else row.module), number(row.matrices),
-            share(row.relative_norm), share(row.energy_share), number(directions[row.component, row.module], 2),
+            cell(f"{row.component} {row.module}" if several_components else row.module),
+            number(row.matrices),
+            share(row.relative_norm), share(row.energy_share),
+            number(directions[row.component, row.module], 2),
         ]
         for row in summary.modules
         if id(row) in shown

@@ -6,8 +6,10 @@ from typing import Literal
 
 Direction = Literal["reading", "writing"]
 READING = (
-    "attn.q", "attn.k", "attn.v", "attn.qkv", "linear_attn.q", "linear_attn.k", "linear_attn.v", "linear_attn.z",
-    "linear_attn.in", "mla.q_a", "mla.kv_a", "mlp.gate", "mlp.up", "mlp.gate_up", "shared.gate", "shared.up",
+    "attn.q", "attn.k", "attn.v", "attn.qkv", "linear_attn.q", "linear_attn.k", "linear_attn.v",
+    "linear_attn.z",
+    "linear_attn.in", "mla.q_a", "mla.kv_a", "mlp.gate", "mlp.up", "mlp.gate_up", "shared.gate",
+    "shared.up",
     "shared.gate_up",
 )  # fmt: skip
 WRITING = ("attn.o", "linear_attn.o", "mlp.down", "shared.down")

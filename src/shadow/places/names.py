@@ -182,7 +182,7 @@ def name_rules() -> NameRules:
     fast = getattr(
         yaml, "CSafeLoader", yaml.SafeLoader
     )  # libyaml's, where PyYAML was built with it
-    data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)
+    data = yaml.load((registry_folder() / "names.yaml").read_text(encoding="utf-8"), fast)  # noqa: S506 - safe
     words: dict[str, str] = data["words"]
     anywhere = _patterns(data["suffixes"]["any"], words)
     of_component = {

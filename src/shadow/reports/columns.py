@@ -5,8 +5,6 @@ heavy, so that `explain` answers at once. The formulas themselves are in rank, t
 subspace, residual, spread and summary.
 """
 
-
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -30,7 +30,8 @@ HEADS = {
     "identical": Head("number of tensors of the component that are identical in both checkpoints"),
     "rel. norm": Head(MEDIAN, "relative_norm"),
     "relative norm": Head("norm of the whole change relative to the base", "relative_norm_overall"),
-    "energy": Head("share of the row in the energy of change of all that was measured", "energy_share"),
+    "energy": Head("share of the row in the energy of change of all that was measured",
+    "energy_share"),
     "conc.": Head(MEDIAN, "concentration"),
     "PR": Head(MEDIAN, "participation_ratio"),
     "null PR": Head(MEDIAN, "null_participation_ratio"),
@@ -43,23 +44,29 @@ HEADS = {
     "directions read": Head("one figure for each layer", "reading_participation_ratio"),
     "layers": Head("effective number of layers that hold the change", "effective_layers"),
     "spread": Head(
-        "bounds of the figure beside it when layers are resampled. Of one report the figure is the median "
+        "bounds of the figure beside it when layers are resampled. Of one report the figure is the"
+        " median "
         "concentration, of two the difference. Other runs or seeds are not in it"
     ),
     # words of the finding
     "other": Head("a part or a matrix whose role is not known from its name", "module"),
-    "as coherent as": Head("how many equally strong directions are as coherent; no count", "equivalent_directions"),
-    "coherent": Head("how few equally strong directions would be as coherent as the change", "equivalent_directions"),
+    "as coherent as": Head("how many equally strong directions are as coherent; no count",
+    "equivalent_directions"),
+    "coherent": Head("how few equally strong directions would be as coherent as the change",
+    "equivalent_directions"),
     "noise": Head("random signs, with the row and column sizes of the change", "purity_z"),
     "structure": Head("what tells a change from noise: purity_z is above 5", "purity_z"),
     "depth": Head("how evenly the change lies over the layers", "depth_entropy"),
     # two reports
     "figure": Head("what is compared: a median over the matrices that both reports have"),
-    "report": Head("letter and pair of a report; the letters stand for the folders that are named first"),
-    "difference": Head("median of the paired differences: the first report less the second, or their ratio after `x`"),
+    "report": Head("letter and pair of a report; the letters stand for the folders that are named"
+    " first"),
+    "difference": Head("median of the paired differences: the first report less the second, or"
+    " their ratio after `x`"),
     "margin": Head("a difference within it, on either side of 0, counts as none"),
     "verdict": Head("what the difference, its spread over layers and the margin say together"),
-    "p": Head("p-value of a sign-flip test over layers, within this pair; not over other runs or seeds"),
+    "p": Head("p-value of a sign-flip test over layers, within this pair; not over other runs or"
+    " seeds"),
     "rank": Head("place of the report, the most concentrated first"),
     "against the next": Head("verdict of the comparison with the report one place below"),
     "st. rank": Head(PAIRED, "stable_rank"),

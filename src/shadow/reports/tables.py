@@ -31,7 +31,8 @@ FEW_ROWS = (
 )
 UNTOUCHED, NOISE = 4.0, 5.0  # as shadow.spectra.purity has them
 PURITY_FROM = (
-    "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio", "row_participation_ratio",
+    "rows", "cols", "rank_ceiling", "participation_ratio", "null_participation_ratio",
+    "row_participation_ratio",
     "col_participation_ratio", "floor_ratio",
 )  # fmt: skip
 PURITY = (

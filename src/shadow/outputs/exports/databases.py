@@ -37,7 +37,8 @@ ORDINAL = Column(
 )
 HINT = "free some space, or choose another place with -o"
 INSERTED = 2_000  # rows that SQLite gets at a time
-DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit", "range", "null_when",
+DESCRIBED = ("table_name", "place", "column_name", "type", "description", "formula", "unit",
+"range", "null_when",
              "source", "pitfalls")  # fmt: skip
 
 INDEXES = {
@@ -75,7 +76,7 @@ def _statements(names: Sequence[str], types: Mapping[Type, str]) -> Iterator[str
         yield f"CREATE TABLE {quoted(name)} ({', '.join([*columns, *rules])})"
     for view, (name, condition, _) in VIEWS.items():
         if name in names:
-            yield f"CREATE VIEW {quoted(view)} AS SELECT * FROM {quoted(name)} WHERE {condition}"
+            yield f"CREATE VIEW {quoted(view)} AS SELECT * FROM {quoted(name)} WHERE {condition}"  # noqa: S608
 
 
 def _indexes(names: Sequence[str]) -> Iterator[str]:
@@ -136,7 +137,8 @@ def write_sqlite(path: Path, export: Export) -> None:
     try:
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as base:
             # the file is thrown away when this does not end well: no journal beside it
-            for pragma in ("journal_mode = OFF", "synchronous = OFF", f"application_id = {APPLICATION_ID}",
+            for pragma in ("journal_mode = OFF", "synchronous = OFF",
+            f"application_id = {APPLICATION_ID}",
                            f"user_version = {SCHEMA}", "foreign_keys = ON"):  # fmt: skip
                 base.execute(f"PRAGMA {pragma}")
             base.execute("BEGIN")
@@ -146,7 +148,7 @@ def write_sqlite(path: Path, export: Export) -> None:
             for part in export.parts:
                 for name in export.names:
                     insert = (
-                        f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"
+                        f"INSERT INTO {quoted(name)} VALUES ({_marks(_database_columns(name))})"  # noqa: S608
                     )
                     base.executemany(insert, _sqlite_rows(name, part))
             for statement in _indexes(export.names):
@@ -160,7 +162,7 @@ def _insert_facts(base: Any, names: Sequence[str]) -> None:
     """Fill the tables that say what the database is."""
     about, columns = _facts(names)
     base.executemany('INSERT INTO "about" VALUES (?, ?)', about)
-    base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)
+    base.executemany(f'INSERT INTO "schema_columns" VALUES ({_marks(DESCRIBED)})', columns)  # noqa: S608
 
 
 def _sqlite_rows(name: str, part: TablePart) -> Iterator[tuple[Any, ...]]:
@@ -230,7 +232,7 @@ def write_duckdb(path: Path, export: Export) -> None:
             for part in export.parts:
                 for name in export.names:
                     base.register("part_of_export", _with_ordinal(name, part.tables[name]))
-                    base.execute(f"INSERT INTO {quoted(name)} SELECT * FROM part_of_export")
+                    base.execute(f"INSERT INTO {quoted(name)} SELECT * FROM part_of_export")  # noqa: S608
                     base.unregister("part_of_export")
             base.execute("CHECKPOINT")
     except duckdb.Error as error:

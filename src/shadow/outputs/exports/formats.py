@@ -398,9 +398,10 @@ CARD = """---
 
 # Spectra of model weights and of their deltas
 
-Written by shadow {version} (package `shadow-audit`), schema {schema}. For every pair of a base model and a
-model tuned from it: the spectrum of every weight matrix of both and of its delta (tuned - base), and diagnostics of
-these spectra. `shadow schema` and the metadata of every column say what the columns are.
+Written by shadow {version} (package `shadow-audit`), schema {schema}. For every pair of a base
+model and a model tuned from it: the spectrum of every weight matrix of both and of its delta
+(tuned - base), and diagnostics of these spectra. `shadow schema` and the metadata of every column
+say what the columns are.
 
 ```python
 from datasets import load_dataset
@@ -420,12 +421,13 @@ rows = load_dataset("path/to/this/folder", "{default}", split="train")
 
 ## What it does not show
 
-What data a model was trained on: optimiser, adapters, learning rate and novelty of the data move these figures as much
-as narrowness does. What a model can or cannot do.
+What data a model was trained on: optimiser, adapters, learning rate and novelty of the data move
+these figures as much as narrowness does. What a model can or cannot do.
 
 ## Licence
 
-None is set here: put `license:` into the front matter before you publish this, and look at the licences of the models.
+None is set here: put `license:` into the front matter before you publish this, and look at the
+licences of the models.
 """
 
 

@@ -129,7 +129,8 @@ def _draw_groups(axes: Axes, steps: Sequence[Step]) -> None:
         if share.any():
             colour, hatch = GROUPS.get(name, OTHER)
             axes.bar(
-                range(len(steps)), share, 0.6, below, label=name, color=colour, hatch=hatch, edgecolor="white",
+                range(len(steps)), share, 0.6, below, label=name, color=colour, hatch=hatch,
+                edgecolor="white",
                 linewidth=0.3,
             )  # fmt: skip
             below = below + share

@@ -77,13 +77,16 @@ def _draw_module_rows(
     for y, module in enumerate(modules):
         row = rows.get(module)
         values = source.deltas.loc[source.deltas["module"] == module, "concentration"].dropna()
-        axes.plot(values, np.full(len(values), y + shift), "|", color=style["color"], alpha=0.45, markersize=4,
+        axes.plot(values, np.full(len(values), y + shift), "|", color=style["color"], alpha=0.45,
+        markersize=4,
                   markeredgewidth=0.5, zorder=2)  # fmt: skip
         if row is None or row.concentration is None:
             continue
         bounds = row.intervals.get("concentration")
         axes.errorbar(
-            [row.concentration], [y + shift], xerr=spread(row.concentration, bounds), capsize=2, elinewidth=1.1,
-            zorder=3, color=style["color"], marker=style["marker"], linestyle="none", markersize=3.6,
+            [row.concentration], [y + shift], xerr=spread(row.concentration, bounds), capsize=2,
+            elinewidth=1.1,
+            zorder=3, color=style["color"], marker=style["marker"], linestyle="none",
+            markersize=3.6,
             markerfacecolor=style["color"] if bounds else "white",
         )  # fmt: skip

@@ -54,7 +54,8 @@ def rules_view(judged: Judgement, *, titled: bool = False) -> RenderableType:
         if rule.message and verdict.outcome == "met":
             detail.append(f"\n{visible(rule.message)}", "bold")
         table.add_row(Text(outcome, style), name, detail)
-    title = Rule(Text.assemble((visible(judged.family), "bold"), "  ", (visible(judged.pair), "bold cyan")),
+    title = Rule(Text.assemble((visible(judged.family), "bold"), "  ",
+    (visible(judged.pair), "bold cyan")),
                  align="left", style="dim")  # fmt: skip
     notes = [Text(visible(f"note: {note}"), "yellow") for note in judged.notes]
     return Group(title if titled else "", table, *notes, "")
