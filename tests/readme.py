@@ -24,7 +24,7 @@ import pandas as pd
 import picture
 
 from shadow.findings.footprint import GATES
-from shadow.findings.reference import calibration
+from shadow.findings.reference import calibration, reach
 from shadow.findings.scores import COLUMNS
 from shadow.lab.design import SCALES
 from shadow.lab.findings import contrast, main_runs
@@ -313,6 +313,7 @@ BLOCKS: dict[str, Callable[[], str]] = {  # every generated part by name
     "gates": gates,
     "lab": lab,
     "errors": lambda: rates_table(calibration().rates),
+    "reach": lambda: reach(calibration()),
     "demo-scores": lambda: f"```csv\n{demo_scores()}\n```",
     "scored": lambda: fenced(scored_demo()),
     "score-columns": score_columns,

@@ -10,7 +10,7 @@ where there are none, the label says so and stays without a word.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -305,18 +305,22 @@ def footprint(
     held: Sequence[Gate],
     figures: Mapping[str, float | int | None],
     intervals: Mapping[str, Interval],
+    components: Collection[str],
     optimizer: str | None = None,
 ) -> Footprint:
-    """The label and what it rests on. figures and intervals are those of the summary; optimizer is
-    what a user said.
+    """The label and what it rests on. figures and intervals are those of the summary; components
+    those with a delta; optimizer is what a user said.
     """
     concentration = figures["concentration"]
     evidence = tuple(_evidence(figures, intervals)) if concentration is not None else ()
     shipped = calibration()
-    trainings = choose(shipped.trainings, figures["short_side"], optimizer)
-    given, reason = label(
-        [gate.reason for gate in failed(held)], figures, trainings, _unlike(shipped)
-    )
+    trainings, unlike = None, "the reference has trainings of text decoders alone"
+    if set(components) <= {"language"}:
+        trainings, unlike = (
+            choose(shipped.trainings, figures["short_side"], optimizer),
+            _unlike(shipped),
+        )
+    given, reason = label([gate.reason for gate in failed(held)], figures, trainings, unlike)
     compared = next(gate for gate in held if gate.name == "changed").figure is not None
     claims = Claims(
         measured=_measured(bool(figures["matrices"]), compared),

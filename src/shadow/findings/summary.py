@@ -424,6 +424,7 @@ def summarise(tables: Mapping[str, pa.Table], metadata: ReportMetadata) -> Summa
         held,
         figures,
         intervals=intervals,
+        components=set(rows.deltas["component"]),
         optimizer=optimizer if isinstance(optimizer, str) else None,
     )
     depth = _by_layer(rows)
