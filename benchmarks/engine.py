@@ -52,10 +52,8 @@ app = typer.Typer()
 LANES = 4
 LINE = 250e6  # bytes a second of a machine
 COMPUTE = 16e9 / 900  # bytes of one side a second, on the cores of one pair
-INDEX = (
-    0.5,
-    9_000_000,
-)  # seconds and bytes of one whole index of 10,000 pairs, measured (many_pairs.py)
+# seconds and bytes of one whole index of 10,000 pairs, measured (many_pairs.py)
+INDEX = 0.5, 9_000_000
 ROW = 900  # bytes that a pair adds to rows.jsonl
 
 

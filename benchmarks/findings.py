@@ -22,9 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # threads of matrices this small only wait for each other
+# threads of matrices this small only wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np

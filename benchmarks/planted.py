@@ -96,9 +96,8 @@ class Planted:
         return self.found["spikes"] == self.true["spikes"] and abs(self.off) <= MARGIN
 
 
-@threadpool_limits.wrap(
-    limits=1
-)  # two pools of threads on small matrices take a hundred times as long
+# two pools of threads on small matrices take a hundred times as long
+@threadpool_limits.wrap(limits=1)
 def plant(
     dtype: str, norm: float, rank: int, share: float, shape: tuple[int, int] = SHAPE, seed: int = 0
 ) -> Planted:
@@ -166,12 +165,10 @@ def floor_of(found: Iterable[Planted]) -> float:
 # ---------------------------------------------------------------------------------------------------- subspaces
 
 SIDE = min(SHAPE)
-APART = np.r_[
-    np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)
-]  # sigma of the base: a gap of a half
-CLOSE = np.r_[
-    np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)
-]  # a gap of 3e-5
+# sigma of the base: a gap of a half
+APART = np.r_[np.linspace(3, 2, SUBSPACE), np.linspace(1, 0.1, SIDE - SUBSPACE)]
+# a gap of 3e-5
+CLOSE = np.r_[np.linspace(2.002, 2, 2 * SUBSPACE), np.linspace(1, 0.1, SIDE - 2 * SUBSPACE)]
 SIZES = {
     "F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8),
     "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3),
@@ -179,12 +176,8 @@ SIZES = {
 COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
 "subspace_gap_base",
            "subspace_gap_tuned")  # fmt: skip
-TOLERANCE = {
-    "overlap": 0.01,
-    "subspace": 0.01,
-    "alignment": 0.1,
-    "intruders": 0.0,
-}  # alignment: of it, at least of 1
+# alignment: of it, at least of 1
+TOLERANCE = {"overlap": 0.01, "subspace": 0.01, "alignment": 0.1, "intruders": 0.0}
 ANGLE = 0.1  # of it
 NEW = slice(200, 204)  # directions of the base that are none of its leading VECTORS
 
@@ -221,9 +214,8 @@ class Subspaces:
         return bool(self.true["subspace_gap_base"] > TOLERANCE["subspace"])
 
 
-Coefficients = tuple[
-    Array, float, dict[str, float]
-]  # of D in the base's vectors (SIDE, SIDE); the angle; what is true
+# of D in the base's vectors (SIDE, SIDE); the angle; what is true
+Coefficients = tuple[Array, float, dict[str, float]]
 
 
 def along(where: slice, sigma: Array, size: float) -> Coefficients:
@@ -339,9 +331,8 @@ def depth(profile: Array, dtype: str, norm: float) -> tuple[dict[str, float], di
     rng = np.random.default_rng(0)
     stored = getattr(torch, FLOATS[dtype].torch_name)
     energies = profile / profile.sum()
-    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[
-        0
-    ]  # of the residual stream, shared by all readers
+    # of the residual stream, shared by all readers
+    directions = np.linalg.qr(rng.standard_normal((HIDDEN, 6)))[0]
     base, tuned, readers = {}, {}, np.zeros((HIDDEN, HIDDEN))
     weights = {name: 0.02 * rng.standard_normal(shape) for name, shape in _names()}
     size = norm * math.sqrt(sum(float((W**2).sum()) for W in weights.values()))

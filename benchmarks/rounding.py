@@ -51,10 +51,8 @@ COMMAND = "python benchmarks/rounding.py"
 CACHE = Path(tempfile.gettempdir()) / "shadow-rounding"
 SHAPE = (512, 768)
 NORMS = {"BF16": (1e-2, 2e-3, 1e-3, 5e-4), "F16": (5e-4, 1.2e-4)}
-TRAINED = {
-    "BF16": (1e-4, 1.2e-2),
-    "F16": (3e-5, 2e-3),
-}  # relative norms of trained updates that are stored
+# relative norms of trained updates that are stored
+TRAINED = {"BF16": (1e-4, 1.2e-2), "F16": (3e-5, 2e-3)}
 WITHIN = 0.12
 Array = NDArray[np.float64]
 

@@ -15,9 +15,8 @@ from hypothesis import settings
 
 settings.register_profile("quick", max_examples=10, deadline=None)
 settings.register_profile("thorough", max_examples=100, deadline=None)
-settings.load_profile(
-    "quick"
-)  # pytest loads the one that it was told to before it imports the tests
+# pytest loads the one that it was told to before it imports the tests
+settings.load_profile("quick")
 
 
 def examples(count: int) -> int:

@@ -286,9 +286,8 @@ def targets(top: Path) -> Mapping[str, Target]:
         return read
 
     def families(path: Path) -> None:
-        with mock.patch(
-            "shadow.targets.families.registry_folder", return_value=top
-        ):  # without the shipped ones: 10 ms
+        # without the shipped ones: 10 ms
+        with mock.patch("shadow.targets.families.registry_folder", return_value=top):
             load_families(path.parent)
 
     def metadata(folder: Path, content: bytes) -> None:
@@ -366,9 +365,8 @@ def attempt(target: Target, content: bytes) -> bool:
 def fuzz(target: Target, seconds: float, number: int) -> tuple[int, int]:
     """Try files for so many seconds; how many were read, and how many of them taken."""
     tried, taken, end = 0, 0, time.monotonic() + seconds
-    found = (
-        False  # then the clock no longer counts: a counterexample is tried again while it is shrunk
-    )
+    # then the clock no longer counts: a counterexample is tried again while it is shrunk
+    found = False
 
     while time.monotonic() < end:
 

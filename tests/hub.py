@@ -271,9 +271,8 @@ class Hub:
         self._numbers = count()
         self._changed = threading.Condition()
         self._under_way = 0
-        self._line_free = (
-            0.0  # when what is on the line by now will have gone through, by time.monotonic
-        )
+        # when what is on the line by now will have gone through, by time.monotonic
+        self._line_free = 0.0
         self.closing = threading.Event()
         self.connections: set[socket.socket] = set()
         self._servers = {
@@ -759,24 +758,21 @@ class _Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def server_bind(self) -> None:
-        socketserver.TCPServer.server_bind(
-            self
-        )  # HTTPServer's would ask DNS for the name of this machine
+        # HTTPServer's would ask DNS for the name of this machine
+        socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
 
     def handle_error(self, request: object, client_address: object) -> None:
         error = sys.exception()
         if not isinstance(error, ConnectionError) and not self.hub.closing.is_set():
-            super().handle_error(
-                request, client_address
-            )  # a fault of this file, not a client that went away
+            # a fault of this file, not a client that went away
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = (
-        True  # or every answer on a kept connection waits 40 ms for the client's ACK
-    )
+    # or every answer on a kept connection waits 40 ms for the client's ACK
+    disable_nagle_algorithm = True
     server: _Server
 
     def setup(self) -> None:

@@ -135,10 +135,8 @@ def subspaces(Wb, Wt, floors=(0.0, 0.0)):
     if resolved(sb, floors[0], k):
         values["alignment_left"] = ((Ub[:, :k].T @ D) ** 2).sum() / (D**2).sum() / (k / rows)
         values["alignment_right"] = ((D @ Vb[:k].T) ** 2).sum() / (D**2).sum() / (k / cols)
-        r, c = (
-            (D**2).sum(1),
-            (D**2).sum(0),
-        )  # with random signs, squares of sums are sums of squares
+        # with random signs, squares of sums are sums of squares
+        r, c = (D**2).sum(1), (D**2).sum(0)
         values["alignment_left_null"] = (Ub[:, :k].T ** 2 @ r).sum() / r.sum() / (k / rows)
         values["alignment_right_null"] = (Vb[:k] ** 2 @ c).sum() / c.sum() / (k / cols)
         if resolved(st, floors[1], k):

@@ -66,9 +66,8 @@ LIBRARIES = (  # imported once, before the forks
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")
-DECIMAL = re.compile(
-    r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)"
-)  # and no part of a hash
+# a number that is no part of a hash
+DECIMAL = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)(?!\w|\.\d)")
 ENVIRONMENT = re.compile(  # variables that change what is printed
     r"COLUMNS|LINES|TERM|NO_COLOR|FORCE_COLOR|CLICOLOR\w*|TTY_\w+|CI|GITHUB_\w+|HF_\w+|SHADOW_\w+|TERMINAL_WIDTH"
     r"|_TYPER_\w+|PYTHONWARNINGS|MPL\w+"
@@ -249,9 +248,8 @@ def run_one(
     """A run at each of its widths, and the files after it."""
     done = []
     if run.before is not None:
-        if code := in_child(
-            lambda: run.before(HERE)
-        ):  # an earlier run did not leave what it should
+        # an earlier run did not leave what it should
+        if code := in_child(lambda: run.before(HERE)):
             done.append(Done(("(what comes before)",), 0, code, "", "", {}))
         before = stamps()
     for columns in run.columns:

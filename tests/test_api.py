@@ -568,9 +568,8 @@ def test_pairs_are_those_of_the_registry():
 
 def test_a_plan_measures_nothing(tmp_path, monkeypatch):
     """A plan for each pair, and no folder."""
-    monkeypatch.setattr(
-        "shadow.audits.pair.pace", lambda method, jobs, offload: 1e10
-    )  # which is measured for a second
+    # otherwise it is measured for a second
+    monkeypatch.setattr("shadow.audits.pair.pace", lambda method, jobs, offload: 1e10)
     (told,) = shadow.plan("demo:base..narrow", output=tmp_path / "out")
     assert told.pair == "base..narrow"
     assert not (tmp_path / "out").exists()

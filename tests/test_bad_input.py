@@ -582,9 +582,8 @@ LONG_PATHS = {
 }
 
 
-@pytest.mark.parametrize(
-    "typed", chosen(LONG_PATHS, LONG_PATHS.keys() - {"lab run"})
-)  # which imports the lab
+# `lab run` imports the lab
+@pytest.mark.parametrize("typed", chosen(LONG_PATHS, LONG_PATHS.keys() - {"lab run"}))
 def test_a_path_that_no_file_system_takes_is_one_error_line(shadow, folders, tmp_path, typed):
     """Wherever it is typed: never a traceback, and nothing is written."""
     before = sorted(path.name for path in tmp_path.iterdir())

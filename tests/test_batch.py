@@ -115,9 +115,8 @@ def test_both_files_say_the_same_of_every_pair(toys):
     ]
     for row in told["pairs"]:
         assert (row["bytes"], row["relation"]) == (0, "tuned")
-        assert (
-            row["seconds"] > 0 or row["state"] == "failed"
-        )  # which takes less than the last digit
+        # a failure takes less than the last digit
+        assert row["seconds"] > 0 or row["state"] == "failed"
         if row["state"] == "failed":
             assert row["error"] == f"no such folder: {toys / 'gone'}"
             assert ".safetensors" in row["hint"]
@@ -773,9 +772,8 @@ def test_hostile_names_and_errors_are_text(tmp_path, width):
     write_index(tmp_path, index_of(*rows))
     index = read_index(tmp_path)
     for found in (index_of(*rows), index):
-        lines = inert(
-            "\n".join(shown(found, width))
-        ).splitlines()  # as console prints where no person watches
+        # as console prints where no person watches
+        lines = inert("\n".join(shown(found, width))).splitlines()
         assert all(line.isprintable() for line in lines)
         assert not [line for line in lines if line.strip().startswith("::") or "##[" in line]
     assert "[red]" in "".join(shown(index, 200))

@@ -297,9 +297,8 @@ def test_a_json_file_of_millions_of_values_is_refused_unparsed(sharded, monkeypa
     """
     (sharded / name).write_text('{"weight_map": [' + "[]," * 2_000_000 + "0]}")
     loads = json.loads
-    monkeypatch.setattr(
-        json, "loads", lambda text, **more: loads(text[:999_999], **more)
-    )  # parsed, it is no JSON
+    # parsed, it is no JSON
+    monkeypatch.setattr(json, "loads", lambda text, **more: loads(text[:999_999], **more))
     with pytest.raises(ShadowError, match=f"{name}: larger than that of any released model"):
         open_folder(str(sharded))
 

@@ -179,9 +179,8 @@ def test_a_cell_stays_one_cell_and_shows_its_text(one, two):
         }
         shown = "".join(child.content for child in token.children if child.type != "html_inline")
         assert shown == (visible(source) if visible(source).strip() else "")
-    assert not re.search(
-        r"https?:|www\.|@|#\d", cell(one).replace("&#", "")
-    )  # what GitHub would make links of
+    # what GitHub would make links of
+    assert not re.search(r"https?:|www\.|@|#\d", cell(one).replace("&#", ""))
 
 
 @CALM
@@ -268,9 +267,8 @@ def test_any_names_make_xml_that_says_the_same(judged):
             *tags,
             *(["system-out"] if said or not tags else []),
         ]
-        for child in (
-            child for child in case if child.tag in tags
-        ):  # some readers show the one, some the other
+        # some readers show the one, some the other
+        for child in (child for child in case if child.tag in tags):
             assert child.get("message") == (child.text or "") == visible(verdict.detail)
         if not tags:  # else it is there twice already
             assert visible(verdict.detail) in case.findtext("system-out")

@@ -54,10 +54,8 @@ def test_a_constant_difference_is_found_as_it_is(tmp_path):
             0.95,
             MARGIN,
         )
-    for name in (
-        "stable_rank",
-        "participation_ratio_over_null",
-    ):  # 64^0.6 against 64^0.7 directions
+    # 64^0.6 against 64^0.7 directions
+    for name in ("stable_rank", "participation_ratio_over_null"):
         expected = -0.1 * math.log(NULL)
         assert (own[name].difference, own[name].low, own[name].high) == pytest.approx(
             (expected,) * 3

@@ -29,13 +29,8 @@ LOOSE = {
     "subspace_gap_tuned": 1e-4,
 }
 REFERENCE = {"mp_edge": 1e-5}  # the reference's own error, from its trapezium rule
-COUNTS = {
-    "alpha_tail",
-    "alpha_xmin",
-    "alpha",
-    "alpha_ks",
-    "alpha_stderr",
-}  # may sit on another, equally good xmin
+# may sit on another, equally good xmin
+COUNTS = {"alpha_tail", "alpha_xmin", "alpha", "alpha_ks", "alpha_stderr"}
 
 
 def pair(shape, dtypes=("BF16", "BF16"), rank=3, size=1e-2, seed=0):
@@ -89,9 +84,8 @@ def assert_like_reference(found, base, tuned, dtypes, rel):
                     REFERENCE.get(name, 0),
                     0 if one.precision == "exact" else LOOSE.get(name, 0),
                 )
-                least = (
-                    1e-8 if name == "decay_cosine" else 1e-9
-                )  # products of either sign, in float32
+                # products of either sign, in float32
+                least = 1e-8 if name == "decay_cosine" else 1e-9
                 assert got == pytest.approx(value, rel=allowed, abs=least), (one.subject, name)
 
     values = found[2].values
@@ -109,9 +103,8 @@ ESTIMATED = {
     "relative_norm_unrounded",
     "zero_share_expected",
 }
-OTHERS = (
-    SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}
-)  # below, or held against the truth
+# tested below, or held against the truth
+OTHERS = SAMPLED | ESTIMATED | {"excess_purity_unrounded", "equivalent_directions"}
 
 
 def test_reference_and_columns_agree_on_what_there_is():

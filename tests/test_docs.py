@@ -43,10 +43,8 @@ PAGES = (
     ),
 )
 START = ROOT / "docs" / "start.md"
-RUN_ELSEWHERE = {
-    "ci.md",
-    "tutorial.md",
-}  # tests/test_workflow.py, and tests/test_real.py with the weights
+# tests/test_workflow.py, and tests/test_real.py with the weights
+RUN_ELSEWHERE = {"ci.md", "tutorial.md"}
 SITE = ROOT / "docs" / "site" / "mkdocs.yml"
 BLOCK = re.compile(r"(<!-- not run: [^\n]*-->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 
@@ -193,9 +191,8 @@ def test_every_command_that_is_shown_runs(file, audited, shadow):
             done = shadow(*(str(here.get(word, word)) for word in words), env=env)
             assert done.code == 0, (words, done.err)
             assert {"clean", "export", "figure", "report"} & set(words) or done.out
-    for summary in (audited / "reports" / "demo").glob(
-        "*/summary.json"
-    ):  # no part was put in place of a whole report
+    # no part was put in place of a whole report
+    for summary in (audited / "reports" / "demo").glob("*/summary.json"):
         assert json.loads(summary.read_text())["figures"]["matrices"] == 30
 
 

@@ -349,9 +349,8 @@ def test_one_line_opens_the_dataset_of_all_families(exported, truth, name):
     are called.
     """
     folder = dataset(exported, name)
-    integers = {
-        column.name for column in TABLES[name].exported if column.type == "int"
-    }  # floats in pandas, with null
+    # floats in pandas, with null
+    integers = {column.name for column in TABLES[name].exported if column.type == "int"}
     same(frame_rows(pd.read_parquet(folder)), truth[name], {*truth[name][0]} - integers)
     same(pl.scan_parquet(folder).collect().to_dicts(), truth[name])
     rows = duckdb.sql(f"FROM '{folder}/*/*/*.parquet'")

@@ -80,9 +80,8 @@ def places(tmp_path_factory):
     there = tmp_path_factory.mktemp("models")
     (demo,) = find_pairs("demo:base..narrow", load_families(None))
     trained = [models.Path(side.repo) for side in (demo.base, demo.tuned)]
-    wide = stored(
-        there / "wide", trained[0], lambda name, W: W.float() * 1.01
-    )  # float32 that is not bf16's
+    # float32 that is not bf16's
+    wide = stored(there / "wide", trained[0], lambda name, W: W.float() * 1.01)
     wider = llama(there / "wider", 2, 0, 128)
     two, four = llama(there / "two", 2, 0), llama(there / "four", 4, 1)
     shared = ("model.embed_tokens.weight", "lm_head.weight")

@@ -190,9 +190,8 @@ def test_what_does_not_match_is_said_with_the_nearest_name(tmp_path):
     assert near in found.notes
     rest = "scores of models that are not audited here: org/basse (did you mean 'org/base'?), x/y"
     assert unmatched(given, [SIDES]) == rest
-    given = csv_of(
-        tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4"
-    )  # another model, and no slip: org/tuned is there
+    # another model, and no slip: org/tuned is there
+    given = csv_of(tmp_path, "org/tuned,a,0.5\norg/tuned2,a,0.4")
     assert unmatched(given, [SIDES]) == "scores of models that are not audited here: org/tuned2"
     assert unmatched(csv_of(tmp_path, "org/tuned,a,0.5"), [SIDES]) is None
 
@@ -249,10 +248,8 @@ def test_a_gain_is_the_exact_difference_of_what_was_written(base, tuned, higher)
         ("org/base,a,0.4\norg/tuned,a,0.9", "at most 1"),
         ("org/base,a,40\norg/tuned,a,90", "above 1"),
         ("org/base,a,0.9,,,,percent\norg/tuned,a,2.5,,,,percent", "percent"),
-        (
-            "org/base,a,0.9\norg/tuned,a,2.5\norg/base,b,30",
-            "above 1",
-        ),  # the base's other score is no share
+        # the base's other score is no share
+        ("org/base,a,0.9\norg/tuned,a,2.5\norg/base,b,30", "above 1"),
         ("org/base,a,0.98,,,bits,,false\norg/tuned,a,1.02,,,bits,,false", "bits"),
         ("org/base,a,-0.2\norg/tuned,a,0.3", "at most 1"),
     ],
@@ -302,10 +299,8 @@ def test_results_of_the_harness_need_no_unit_but_a_csv_beside_them_does(tmp_path
     [
         ("org/base,a,0.1\norg/base,a,0.2", "'a' of the base side has two scores: 0.1"),
         ("org/base,a,0.1\norg/base@main,a,0.2", "has two scores"),
-        (
-            "org/base,a,0.1\nfamily:base,a,0.2\norg/tuned,a,0.3",
-            None,
-        ),  # the stage is exact, the repository not
+        # the stage is exact, the repository not
+        ("org/base,a,0.1\nfamily:base,a,0.2\norg/tuned,a,0.3", None),
         ("org/base,a,0.1\norg/base,a,0.1", None),
         ("org/base,a,0.1,,0.1\norg/base,a,0.1,,0.2", "has two scores"),
         ("org/base,a,0.1,x\norg/tuned,a,0.1,y", "in the groups x"),

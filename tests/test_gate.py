@@ -89,10 +89,8 @@ def test_a_figure_is_the_median_over_the_delta_rows(demo):
             assert found.value == pytest.approx(statistics.median(values), rel=1e-12), found.name
             checked += 1
     assert checked > 400
-    for metric in (
-        "top1_energy",
-        "alignment_left",
-    ):  # not in the summary: over all of a component, and of the pair
+    # not in the summary: over all of a component, and of the pair
+    for metric in ("top1_energy", "alignment_left"):
         median = statistics.median(row[metric] for row in rows)
         assert measured.figure(("language",), metric).value == pytest.approx(median, rel=1e-12)
         assert measured.figure((), metric).value == pytest.approx(median, rel=1e-12)
@@ -592,9 +590,8 @@ def test_a_mistyped_baseline_is_a_warning_at_the_end(shadow, demo, tmp_path):
     assert (
         "WARNING" not in shadow("gate", "reports", "--against", "accepted", "--allow-missing").err
     )
-    (
-        tmp_path / "empty"
-    ).mkdir()  # as of a baseline of other pairs: its folder is there, and nothing is compared
+    # as of a baseline of other pairs: its folder is there, and nothing is compared
+    (tmp_path / "empty").mkdir()
     assert (
         "WARNING: no baseline"
         in shadow("gate", "reports", "--against", "empty", "--allow-missing").err
@@ -713,9 +710,8 @@ def test_what_a_list_lacks_is_no_pass(shadow, demo, tmp_path, state):
     index = read_index(tmp_path / "list")
     row = index.rows[1].emptied(state, error="no such folder: x" if state == "failed" else None)
     write_index(tmp_path / "list", replace(index.with_rows({row.key: row}), shards=("1/2",)))
-    assert (
-        shadow("gate", "list", *rules).code == 1
-    )  # of the shard alone: the report is there, whatever the index says
+    # of the shard alone: the report is there, whatever the index says
+    assert shadow("gate", "list", *rules).code == 1
     shutil.rmtree(tmp_path / "list" / row.folder)
     done = shadow("gate", "list", *rules)
     assert done.code == 1
@@ -747,11 +743,8 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     """
     folder = tmp_path / "reports" / "demo" / "base..narrow"
     shutil.copytree(demo["broad"], folder)
-    for name in (
-        "matrices",
-        "tensors",
-        "residual",
-    ):  # the broad pair's figures under the narrow pair's name
+    # the broad pair's figures under the narrow pair's name
+    for name in ("matrices", "tensors", "residual"):
         table = pq.read_table(folder / f"{name}.parquet")
         metadata = json.loads(table.schema.metadata[b"shadow"]) | {"pair": "base..narrow",
         "tuned": {
@@ -810,9 +803,8 @@ def test_moved_rules_of_a_policy_decide_alone(shadow, demo, tmp_path):
     )
     (one,) = json.loads(done.out)
     assert [rule["name"] for rule in one["rules"]] == ["head"]
-    assert (
-        one["rules"][0]["outcome"] == "missing"
-    )  # a head is outside the layers: it has no interval
+    # a head is outside the layers: it has no interval
+    assert one["rules"][0]["outcome"] == "missing"
     assert done.code == 0
     assert "needs --against" in shadow(
         "gate", demo["narrow"], "--policy", "policy.yaml"

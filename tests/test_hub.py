@@ -56,11 +56,8 @@ SECRET = "hf_" + "Sesame7" * 5
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TABLES = ("matrices", "tensors", "spectra")
-WHO = [
-    "family",
-    "pair",
-    "verified",
-]  # columns that tell where a matrix came from, and nothing of its numbers
+# columns that tell where a matrix came from, and nothing of its numbers
+WHO = ["family", "pair", "verified"]
 HEADERS = 65_536  # bytes asked for to read the header of a shard
 HASTE = {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 PAIR = ("audit", "--base", "org/base", "--tuned", "org/tuned")
@@ -253,9 +250,8 @@ def assert_equal(output: Path, wanted: dict[str, pd.DataFrame]) -> None:
 
 
 def assert_same(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
-    known = [
-        column for column in (*WHO, "energy_share") if column in found
-    ]  # a filter leaves the whole unknown
+    # a filter leaves the whole unknown
+    known = [column for column in (*WHO, "energy_share") if column in found]
     pd.testing.assert_frame_equal(
         found.drop(columns=known).reset_index(drop=True),
         wanted.drop(columns=known).reset_index(drop=True),
@@ -581,9 +577,8 @@ def test_killed_in_the_first_download(hub, tmp_path, wanted):
     with subprocess.Popen(
         [SHADOW, *PAIR, "-o", "out"], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
     ) as process:
-        until(
-            lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64]
-        )  # that of a shard
+        # that of a shard
+        until(lambda: [path for path in incomplete(tmp_path) if len(path.name) > 64])
         process.kill()
     hub.rate = None
     done = subprocess.run(
@@ -648,9 +643,8 @@ def test_an_interrupt_ends_at_once(start, hub, tmp_path, where):
         time.sleep(0.2)
     began = time.monotonic()
     done = process.kill(signal.SIGINT)
-    assert (
-        time.monotonic() - began < 20
-    )  # a loaded machine takes its time; the wait would be a minute
+    # a loaded machine takes its time; the wait would be a minute
+    assert time.monotonic() - began < 20
     assert done.code == 130
     assert "Traceback" not in done.err
     if where != "plan":
@@ -1024,9 +1018,8 @@ def test_offline_uses_the_cache_alone(run, hub, tmp_path, small):
             "--offline",
         )
     assert not hub.requests
-    told(
-        run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk"
-    )  # the configs are there then, and no weights
+    # the configs are there then, and no weights
+    told(run(*SMALL, "-o", "out", "--max-disk", "1kB"), "--max-disk")
     hub.reset()
     told(
         run(*SMALL, "-o", "out", "--offline"),

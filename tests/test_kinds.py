@@ -340,10 +340,9 @@ def check_place(kind: str, name: str, found) -> None:
     )
 
 
-# Where the two layouts that transformers saves are not one row order, or not one set of tensors.
-NOT_ONE = {
-    "molmo2": {"model.transformer.wte.new_embedding"}
-}  # one table in memory, two in the file
+# Where the two layouts that transformers saves are not one row order, or not one set of tensors:
+# one table in memory, two in the file.
+NOT_ONE = {"molmo2": {"model.transformer.wte.new_embedding"}}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -330,9 +330,8 @@ def test_any_tree_is_entries_or_a_fault_with_its_line(tmp_path, tree):
             return all(isinstance(value, str) and value for value in item.values()) and (
                 item.keys() == {"target"} or item.keys() == {"base", "tuned"}
             )
-        return (
-            isinstance(item, str) and item != "" and "/" not in item
-        )  # which is one checkpoint, not a pair
+        # with a slash it is one checkpoint, not a pair
+        return isinstance(item, str) and item != "" and "/" not in item
 
     text = "".join(f"- {json.dumps(item)}\n" for item in tree)
     path = written(tmp_path, text)

@@ -546,9 +546,8 @@ def test_no_button_of_a_chart_sends_it_anywhere(one, opened):
     fills = page.eval_on_selector_all(
         ".modebar-group", "all => all.map(one => getComputedStyle(one).backgroundColor)"
     )
-    assert set(fills) == {
-        "rgba(0, 0, 0, 0)"
-    }  # Plotly's own is a dark block, in the light theme too
+    # Plotly's own is a dark block, in the light theme too
+    assert set(fills) == {"rgba(0, 0, 0, 0)"}
 
 
 def test_the_policy_stops_what_would_be_fetched_or_run(one, chromium):

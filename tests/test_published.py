@@ -30,12 +30,8 @@ from shadow.findings.summary import read_summary
 
 SIDE = 1024
 BASE, TUNED = "Org/Base", "Org/Chat"
-NORMS = {
-    "q": 0.02,
-    "o": 0.03,
-    "up": 0.04,
-    "norm": 0.5,
-}  # relative norms of the tensors of each of two layers
+# relative norms of the tensors of each of two layers
+NORMS = {"q": 0.02, "o": 0.03, "up": 0.04, "norm": 0.5}
 TOP20 = {"q": 0.1, "o": 0.2, "up": 0.3}
 COSINES = {"q": 0.999, "o": 0.998, "up": 0.997}
 
@@ -85,9 +81,8 @@ MEANS = {  # by hand, over the eight tensors of 1,000 entries or more; six of th
     "mean_top20_energy": 0.2,
     "oq_ratio": 1.5,
 }
-LEAST = (
-    0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)
-) / 4  # a vector's cosine is at least sqrt(1 - r^2)
+# a vector's cosine is at least sqrt(1 - r^2)
+LEAST = (0.999 + 0.998 + 0.997 + math.sqrt(1 - 0.25)) / 4
 
 
 def row(**changed: object) -> Released:

@@ -186,9 +186,8 @@ def test_one_direction_in_noise_that_was_mostly_rounded_away_has_no_corrected_pu
     for part, kept, told in ((0.3, 0.5, False), (1.0, 0.5, True), (0.3, 0.8, True)):
         D = coherent(rng, (64, 64), 1, part)
         sigma = np.linalg.svd(D, compute_uv=False)
-        top = (
-            kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()
-        )  # rounding dilutes it
+        # rounding dilutes it
+        top = kept * part if part == 1.0 else sigma[0] ** 2 / (sigma**2).sum()
         found = values(D, kept, float(top))
         assert (found["excess_purity_unrounded"] is not None) == told
         assert (found["equivalent_directions"] is not None) == told

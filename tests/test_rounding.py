@@ -131,9 +131,8 @@ def test_counts_are_those_of_a_loop_over_entries(dtype):
         assert changed[k] == ((D != 0) & (binade == k)).sum()
         if changed[k] > 500:
             true = (D[binade == k] ** 2).sum()
-            assert energy[k] * counts.unit**2 == pytest.approx(
-                true, rel=0.03
-            )  # of levels, not of each entry
+            # of levels, not of each entry
+            assert energy[k] * counts.unit**2 == pytest.approx(true, rel=0.03)
     assert counts.away == (D * b > 0).sum()
     assert counts.toward == (D * b < 0).sum()
 
@@ -400,9 +399,8 @@ def test_order_orientation_and_powers_of_two_change_nothing(change, dtype):
         )
         other = base * factor, tuned * factor
     found = undo(*other, (dtype, dtype))
-    rel = (
-        1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3
-    )  # of F16, subnormal numbers move
+    # of F16, subnormal numbers move
+    rel = 1e-9 if change not in ("up", "down") or dtype == "BF16" else 3e-3
     assert found.kept == pytest.approx(plain.kept, rel=rel)
     assert found.norm == pytest.approx(plain.norm * factor, rel=rel)
     assert found.misfit == pytest.approx(plain.misfit, rel=1e-6 if rel < 1e-6 else 0.1)

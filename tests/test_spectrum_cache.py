@@ -251,10 +251,8 @@ def test_clean_removes_the_cache_and_says_how_large_it_was(stages, shadow, tmp_p
         *options,
         env={"SHADOW_NO_CACHE": "0"},
     )
-    mine = [
-        tmp_path / "kept" / "mine.txt",
-        tmp_path / "kept" / "ab" / "model.safetensors",
-    ]  # as in a folder of models
+    # as in a folder of models
+    mine = [tmp_path / "kept" / "mine.txt", tmp_path / "kept" / "ab" / "model.safetensors"]
     for path in mine:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")

@@ -254,9 +254,8 @@ def test_an_upload_that_fails_anywhere_loses_nothing(pair, store, monkeypatch, r
         assert result.measured == 0
         assert whole(fetched(at(pair, store))) == []
         assert not folder.exists()
-    assert failed == (
-        len(numbers) if len(numbers) == 2 else 7 + replacing
-    )  # the claim's end alone is no fault
+    # the claim's end alone is no fault
+    assert failed == (len(numbers) if len(numbers) == 2 else 7 + replacing)
 
 
 def test_a_file_that_arrived_in_part_does_not_complete_a_report(pair, store, monkeypatch):

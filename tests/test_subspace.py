@@ -24,10 +24,8 @@ F64 = ("F64", "F64")
 SHAPES = st.tuples(st.integers(2, 80), st.integers(2, 80))
 OVERLAPS = ("overlap_left", "overlap_right")
 ALIGNMENTS = ("alignment_left", "alignment_right")
-PROFILED = (
-    "alignment_left_null",
-    "alignment_right_null",
-)  # of rows and columns, which a rotation mixes
+# of rows and columns, which a rotation mixes
+PROFILED = ("alignment_left_null", "alignment_right_null")
 GAPS = ("subspace_gap_base", "subspace_gap_tuned")
 
 
@@ -354,10 +352,8 @@ def test_without_subspaces_their_columns_are_null_and_no_other_changes():
         columns = NO_SUBSPACES if one.subject == "delta" else {}
         expected = {**one.values, **columns}
         assert other.values.keys() == expected.keys()
-        for (
-            name,
-            value,
-        ) in expected.items():  # another routine of LAPACK solves where no vectors are asked for
+        # another routine of LAPACK solves where no vectors are asked for
+        for name, value in expected.items():
             exact = value is None or isinstance(value, str)
             assert other.values[name] == (value if exact else pytest.approx(value, rel=1e-9)), name
         np.testing.assert_allclose(one.sigma, other.sigma, rtol=1e-9)

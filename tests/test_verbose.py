@@ -40,9 +40,8 @@ def test_every_tensor_has_a_line_and_stdout_is_the_same(shadow, tmp_path):
         .st_size
     )
     stated = next(line for line in lines if line.startswith("base: 1 shard"))
-    assert float(stated.split(", ")[1].removesuffix(" kB")) == pytest.approx(
-        size / 1000, rel=0.02
-    )  # less its header
+    # the file less its header
+    assert float(stated.split(", ")[1].removesuffix(" kB")) == pytest.approx(size / 1000, rel=0.02)
     assert any(line.startswith("settings: precision default, 0 sampled nulls") for line in lines)
     assert [line.split(" ", 1)[0] for line in lines[-2:]] == ["time:", "time:"]
 
