@@ -135,9 +135,10 @@ def a_list(
             "Ray, a worker for each core": ("--engine", "ray", "--cpus-per-task", "1"),
         }
         for number, (name, options) in enumerate(ways.items()):
-            command = [sys.executable, "-m", "shadow", "audit", "--list", folder / "list.yaml",
-            "--quiet", "--no-cache",
-                       "-o", folder / f"out-{number}", *options]  # fmt: skip
+            command = [
+                sys.executable, "-m", "shadow", "audit", "--list", folder / "list.yaml", "--quiet",
+                "--no-cache", "-o", folder / f"out-{number}", *options,
+            ]  # fmt: skip
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             subprocess.run(
                 list(map(str, command)),

@@ -173,9 +173,10 @@ SIZES = {
     "F32": (0.75, 0.25, 0.1, 1e-2, 1e-6, 1e-7, 5e-8),
     "BF16": (0.75, 0.25, 0.1, 1e-2, 5e-3, 3e-3, 1e-3),
 }
-COLUMNS = ("overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
-"subspace_gap_base",
-           "subspace_gap_tuned")  # fmt: skip
+COLUMNS = (
+    "overlap_left", "overlap_right", "alignment_left", "alignment_right", "intruders",
+    "subspace_gap_base", "subspace_gap_tuned",
+)  # fmt: skip
 # alignment: of it, at least of 1
 TOLERANCE = {"overlap": 0.01, "subspace": 0.01, "alignment": 0.1, "intruders": 0.0}
 ANGLE = 0.1  # of it
@@ -320,9 +321,10 @@ PROFILES = {
 }
 ATTENTION_SHARE = 0.3  # of the energy of every layer
 TOKENS = 45  # of the vocabulary that change
-DEPTH = ("depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp",
-"embedding_rows_changed",
-         "reading_participation_ratio_stacked")  # fmt: skip
+DEPTH = (
+    "depth_entropy", "depth_gini", "effective_layers", "attention_to_mlp", "embedding_rows_changed",
+    "reading_participation_ratio_stacked",
+)  # fmt: skip
 
 
 @threadpool_limits.wrap(limits=1)

@@ -120,9 +120,8 @@ def planted(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
 
 PLANTS = (
     "even rows", "uneven rows 0.9", "uneven rows 0.7", "uneven rows 0.5", "uneven rows 0.3",
-    "uneven weights",
-    "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i", "1/i, half noise",
-    "heavy tails, t3",
+    "uneven weights", "uneven weights, both", "embeddings", "rank 1", "rank 4", "1/i",
+    "1/i, half noise", "heavy tails, t3",
 )  # fmt: skip
 
 
@@ -546,11 +545,13 @@ def edge_part(shapes: Sequence[tuple[int, int]], draws: int) -> str:
                 old.append(sigma / (math.sqrt(r.max()) + math.sqrt(c.max())))
                 false += sigma > edge * (1 + min(shape) ** (-2 / 3))
                 z.append(purity(D) * share(r) * len(r) * share(c) * len(c) / 2)
-            rows.append([
-                name, f"{shape[0]} x {shape[1]}", f"{min(over):.2f} to {max(over):.2f}",
-                f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}",
-                f"{max(np.abs(z)):.1f}",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    name, f"{shape[0]} x {shape[1]}", f"{min(over):.2f} to {max(over):.2f}",
+                    f"{min(old):.2f} to {max(old):.2f}", f"{false} of {draws}", f"{np.std(z):.2f}",
+                    f"{max(np.abs(z)):.1f}",
+                ]
+            )  # fmt: skip
     heads = [
         "noise", "shape", "sigma_1 over the sharp edge", "over `null_edge`", "false spikes, sharp",
         "standard deviation of `purity_z`", "largest",

@@ -59,10 +59,11 @@ LARGE = 4_000  # bytes of text; longer ones are told by their hash in goldens
 MASKED = re.compile(  # keys of JSON, and columns; files count as keys where their sizes are told
     r"seconds|started|libraries|version|disk_free|memory_free|seal|.+\.(parquet|arrow|csv|jsonl)"
 )
-LIBRARIES = (  # imported once, before the forks
+# imported once, before the forks
+LIBRARIES = (
     "huggingface_hub", "matplotlib.figure", "pandas", "plotly.offline", "pyarrow.feather",
-    "pyarrow.pandas_compat",
-    "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg", "scipy.stats", "torch",
+    "pyarrow.pandas_compat", "pyarrow.parquet", "safetensors.torch", "scipy.sparse.linalg",
+    "scipy.stats", "torch",
 )  # fmt: skip
 # Columns that hang on single bits: where a power law begins, and what is cut off as noise.
 LOOSE = re.compile(r"alpha(_\w+)?|condition_number|sigma_floor|null_\w+_stderr")

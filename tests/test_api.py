@@ -437,9 +437,10 @@ def test_a_tensor_of_several_matrices_says_how_to_tell_them_apart(tmp_path):
     """Two experts of one stacked tensor: the expert chooses, and a wrong name has a hint."""
     folder = uniform(tmp_path / "base..tuned", 0.4)
     rows = [
-        {"tensor": "experts.up", "component": "language", "layer": 0, "module": "mlp.up",
-        "expert": expert,
-         "subject": "delta", "sigma": [3.0 + expert, 1.0]}
+        {
+            "tensor": "experts.up", "component": "language", "layer": 0, "module": "mlp.up",
+            "expert": expert, "subject": "delta", "sigma": [3.0 + expert, 1.0],
+        }
         for expert in (0, 1)
     ]  # fmt: skip
     table = pa.Table.from_pylist(rows, schema=arrow_schema(SPECTRA))

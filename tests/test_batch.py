@@ -729,12 +729,15 @@ def row(position, family, pair="base..instruct", **columns):
 
 
 MANY = index_of(
-    row(1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
-    relative_norm_overall=0.067,
-        seconds=4000.0, bytes=14_000_000_000),
-    row(2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
+    row(
+        1, "qwen2.5-coder-32b", state="done", label="not assessable", concentration=0.3689,
+        relative_norm_overall=0.067, seconds=4000.0, bytes=14_000_000_000,
+    ),
+    row(
+        2, "internvl3.5-241b-a28b", "instruct..thinking", state="failed", seconds=3.21, bytes=0,
         error="org/tuned is not in the cache, and this run is offline",
-        hint="run once without --offline"),
+        hint="run once without --offline",
+    ),
     row(113, "a"),
 )  # fmt: skip
 

@@ -170,8 +170,7 @@ def test_bounds_for_unevenness_are_scipys_bca(layers):
 
     theirs = stats.bootstrap(
         (values,), np.std, n_resamples=20_000, confidence_level=1 - 2 * expanded_tail(layers),
-        method="BCa",
-        vectorized=True, rng=np.random.default_rng(1),
+        method="BCa", vectorized=True, rng=np.random.default_rng(1),
     )  # fmt: skip
     ours = interval(spread, blocks_of(["language"] * layers, range(layers)), unevenness=True)
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
@@ -194,8 +193,8 @@ def test_bounds_are_scipys_for_the_same_percentiles(layers):
 
     theirs = stats.bootstrap(
         (np.arange(layers),), median, n_resamples=20_000,
-        confidence_level=1 - 2 * expanded_tail(layers),
-        method="percentile", vectorized=True, rng=np.random.default_rng(1),
+        confidence_level=1 - 2 * expanded_tail(layers), method="percentile", vectorized=True,
+        rng=np.random.default_rng(1),
     )  # fmt: skip
     ours = interval_of_median(values, blocks_of(names, places))
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
@@ -307,8 +306,7 @@ def test_p_is_scipys_exact_permutation_test(layers):
         values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
         exact = stats.permutation_test(
             (values, np.zeros(layers)), lambda a, b, axis: np.mean(a - b, axis=axis),
-            permutation_type="samples",
-            vectorized=True, n_resamples=np.inf,
+            permutation_type="samples", vectorized=True, n_resamples=np.inf,
         )  # fmt: skip
         assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)
 

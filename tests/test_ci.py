@@ -27,14 +27,11 @@ from shadow.text import inert, visible
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 OWNED = [
     "::error title=owned::owned", "\n::error::owned", "\r::error::owned",
-    "x\u2028::set-output name=a::b", "%0A::",
-    "##[error]owned", "##[set-output name=a]b", "##vso[task.complete]", "a|b", "|", "`a`",
-    "<img src=x onerror=a()>",
-    "</code></td><td>", "[a](javascript:alert(1))", "@octocat", "#1", "www.evil.example",
-    "https://evil.example",
-    "]]>", "<!--", "&amp;", "&#124;", "\\|", "\x1b[31m", "\x00", "\ud800", "\ufffe", "\u202e",
-    "a:b,c=d", "=1+1", "\\",
-    "| a |\n|---|\n", "```", "---", "# head", "- item", "~~a~~", " ", "",
+    "x\u2028::set-output name=a::b", "%0A::", "##[error]owned", "##[set-output name=a]b",
+    "##vso[task.complete]", "a|b", "|", "`a`", "<img src=x onerror=a()>", "</code></td><td>",
+    "[a](javascript:alert(1))", "@octocat", "#1", "www.evil.example", "https://evil.example", "]]>",
+    "<!--", "&amp;", "&#124;", "\\|", "\x1b[31m", "\x00", "\ud800", "\ufffe", "\u202e", "a:b,c=d",
+    "=1+1", "\\", "| a |\n|---|\n", "```", "---", "# head", "- item", "~~a~~", " ", "",
 ]  # fmt: skip
 HOSTILE = (
     st.text() | st.sampled_from(OWNED) | st.lists(st.sampled_from(OWNED), max_size=4).map("".join)
@@ -259,9 +256,10 @@ def test_any_names_make_xml_that_says_the_same(judged):
         )
         assert len(audit.findall("failure")) == bool(one.objections)
         grave = verdict.rule.severity == "error"
-        tags = {"met": ["failure"] if grave else [], "missing": ["error"] if grave else [],
-        "passed": [],
-                "skipped": ["skipped"]}[verdict.outcome]  # fmt: skip
+        tags = {
+            "met": ["failure"] if grave else [], "missing": ["error"] if grave else [],
+            "passed": [], "skipped": ["skipped"],
+        }[verdict.outcome]  # fmt: skip
         said = bool(verdict.rule.message) and verdict.outcome == "met"
         assert [child.tag for child in case] == [
             *tags,

@@ -185,10 +185,10 @@ def is_null(value):
 
 
 def pythonic(value):
-    return [plain(float(one)) if isinstance(one,
-    float) else one for one in value.tolist()] if isinstance(
-        value, np.ndarray
-    ) else value.item() if isinstance(value, np.generic) else value  # fmt: skip
+    return [
+        plain(float(one)) if isinstance(one, float) else one
+        for one in value.tolist()
+    ] if isinstance(value, np.ndarray) else value.item() if isinstance(value, np.generic) else value  # fmt: skip
 
 
 # CSV
@@ -438,9 +438,13 @@ def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
             if row[column.name] is not None:
                 row[column.name] = back.get(column.type, lambda value: value)(row[column.name])
     assert [row.pop("ordinal") for row in rows][:3] == [0, 1, 2]
-    unsigned = [{key: 0.0 if value == 0.0 and isinstance(value, float) else value for key,
-    value in row.items()}
-                for row in truth[name]]  # fmt: skip
+    unsigned = [
+        {
+            key: 0.0 if value == 0.0 and isinstance(value, float) else value
+            for key, value in row.items()
+        }
+        for row in truth[name]
+    ]  # fmt: skip
     same(rows, unsigned)  # SQLite has no -0.0
 
 
@@ -831,9 +835,10 @@ def test_metadata_without_sense_are_null_or_text(tmp_path):
     format.
     """
     method = {"precision": "x", "nulls": "many", "seed": 10**40, "subspaces": 1}
-    odd = {"settings": {"method": method, "relation": ["a"]},
-           "label": {"a": math.nan}, "seconds": math.inf,
-           "family": "half \ud800 letter"}  # fmt: skip
+    odd = {
+        "settings": {"method": method, "relation": ["a"]}, "label": {"a": math.nan},
+        "seconds": math.inf, "family": "half \ud800 letter",
+    }  # fmt: skip
     folder = toy(tmp_path / "a", "x", "y", 0)
     rename(folder, **odd)
     for to in FORMATS:

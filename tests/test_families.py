@@ -202,10 +202,10 @@ def test_one_family_is_shown_whole(shadow):
     """Stages with their checkpoints by component, pairs as targets, source, note."""
     code, out, _ = shadow("families", "llava-1.5-7b")
     assert code == 0
-    for word in ("lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336",
-    "llava-hf/llava-1.5-7b-hf",
-                 "llava-1.5-7b:base..instruct", "language, vision, projector", "padded",
-                 "github.com"):  # fmt: skip
+    for word in (
+        "lmsys/vicuna-7b-v1.5", "openai/clip-vit-large-patch14-336", "llava-hf/llava-1.5-7b-hf",
+        "llava-1.5-7b:base..instruct", "language, vision, projector", "padded", "github.com",
+    ):  # fmt: skip
         assert word in out
     assert re.search(r"language +lmsys", out)
     assert re.search(r"vision +openai", out)

@@ -55,11 +55,9 @@ def row(layer, module, /, **figures):
     """
     usual = {
         "frobenius_norm": 0.05, "kept": 0.999, "kept_history": "far_above", "purity_z": 300.0,
-        "numerical_rank": 64,
-        "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499, "rank_90": 30,
-        "rank_95": 40, "rank_99": 55,
-        "alignment_left": 1.0, "alignment_left_null": 1.0, "alignment_right": 1.0,
-        "alignment_right_null": 1.0,
+        "numerical_rank": 64, "equivalent_directions": 12.0, "relative_norm_unrounded": 0.0499,
+        "rank_90": 30, "rank_95": 40, "rank_99": 55, "alignment_left": 1.0,
+        "alignment_left_null": 1.0, "alignment_right": 1.0, "alignment_right_null": 1.0,
         "decay_cosine": 0.0, "levels_base": 0.7, "levels_tuned": 0.7, "spikes": 0,
         **{f"top{k}_energy": k / 64 for k in TOPS},
     }  # fmt: skip
@@ -98,9 +96,10 @@ def same(module="mlp.up", layer=9, component="language"):
 def alone(count):
     """Tensors of the base that have no partner."""
     return tuple(
-        {"component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
-        "status": "skipped",
-         "reason": "only_in_base"}
+        {
+            "component": "language", "layer": 20 + at, "module": "mlp.up", "tensor": f"more.{at}",
+            "status": "skipped", "reason": "only_in_base",
+        }
         for at in range(count)
     )  # fmt: skip
 
@@ -783,14 +782,15 @@ def drawn(rng):
                 "frobenius_norm": float(rng.exponential()), "kept": kept,
                 "kept_reason": str(rng.choice(reasons)),
                 "kept_history": str(rng.choice(["stored_base", "base_rounded"])),
-                "floor_ratio": one(0, 20),
-                "purity_z": one(-30, 60), "equivalent_directions": one(1, 64),
-                "cosine": one(-1, 1, 0.05),
+                "floor_ratio": one(0, 20), "purity_z": one(-30, 60),
+                "equivalent_directions": one(1, 64), "cosine": one(-1, 1, 0.05),
                 "relative_norm_unrounded": one(1e-6, 1), "decay_cosine": one(-1, 1),
-                "levels_tuned": one(0, 1),
-                "concentration": one(-1, 1), "rank_ceiling": 8 if rng.random() < 0.1 else None,
-                **{f"alignment_{name}": one(0, 4) for name in ("left", "right", "left_null",
-                "right_null")},
+                "levels_tuned": one(0, 1), "concentration": one(-1, 1),
+                "rank_ceiling": 8 if rng.random() < 0.1 else None,
+                **{
+                    f"alignment_{name}": one(0, 4)
+                    for name in ("left", "right", "left_null", "right_null")
+                },
                 **(WIDE if rng.random() < 0.3 else {}),
             }  # fmt: skip
             figures["kept_reason"] = (

@@ -536,7 +536,7 @@ ABSENT = {
     "a module": (Filter(modules=("mla.q_a",)), "no module mla.q_a there", "it has mlp.up"),
     "a layer of a component": (
         Filter(components=("language",), layers=(7,)), "no layer 7",
-        "the layers of language are 0-1"
+        "the layers of language are 0-1",
     ),
 }  # fmt: skip
 

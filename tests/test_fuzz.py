@@ -12,8 +12,7 @@ from shadow.errors import ShadowError
 
 TARGETS = (
     "header", "index", "config", "adapter", "registry", "list", "yaml-list", "policy", "csv",
-    "harness", "scores",
-    "batch", "metadata", "summary", "parquet",
+    "harness", "scores", "batch", "metadata", "summary", "parquet",
 )  # fmt: skip
 
 

@@ -118,10 +118,10 @@ def test_the_sides_of_a_pair_before_anything_is_looked_up():
     base = ComponentBase((("language", Reference("org/lm", False)),))
     found = sides_of_pair(Pair("vlm", "base..instruct", base, tuned))
     assert [fit(name, None, found[0]) for name in ("vlm:base", "org/lm", "")] == [EXACT, NOT, NOT]
-    assert [fit(name, None, found[1]) for name in ("org/tuned/final", "org/tuned/final@v1",
-    "org/tuned")] == [
-        BY_NAME, EXACT, NOT,
-    ]  # fmt: skip
+    assert [
+        fit(name, None, found[1])
+        for name in ("org/tuned/final", "org/tuned/final@v1", "org/tuned")
+    ] == [BY_NAME, EXACT, NOT]  # fmt: skip
 
 
 def test_a_name_that_says_more_goes_first_and_the_other_is_named(tmp_path):
@@ -342,8 +342,7 @@ def test_one_metric_of_both_sides_is_taken(tmp_path):
     found = gains(joined)
     assert {name: gain.metric for name, gain in found.items()} == {
         "arc": "acc_norm", "gsm8k": "exact_match,strict-match", "sum": "rouge1", "only": "f1",
-        "none": "acc",
-        "open": "unknown",
+        "none": "acc", "open": "unknown",
     }  # fmt: skip
     assert (found["arc"].others, found["only"].others) == (["acc"], [])
     assert (found["only"].gain, found["none"].gain, found["open"].gain) == (0.1, None, None)

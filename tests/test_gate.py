@@ -174,9 +174,10 @@ IDENTICAL = {
     "tensor": "v",
     "status": "identical",
 }
-ALONE = {"component": "projector", "layer": None, "module": "projector.0", "side": "tuned",
-"tensor": "p",
-         "status": "measured", "reason": "only_in_tuned"}  # fmt: skip
+ALONE = {
+    "component": "projector", "layer": None, "module": "projector.0", "side": "tuned",
+    "tensor": "p", "status": "measured", "reason": "only_in_tuned",
+}  # fmt: skip
 PACKED = {"component": "audio", "layer": 0, "module": "mlp.up", "tensor": "a", "status": "skipped",
           "reason": "quantized"}  # fmt: skip
 
@@ -535,9 +536,10 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
         "spiky:\n  fail_on: spikes > 1\n  severity: warning\n"
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
-    for word in ("FAILED", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)",
-    "Look at the data.",
-                 "FAILED (warning)"):  # fmt: skip
+    for word in (
+        "FAILED", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)",
+        "Look at the data.", "FAILED (warning)",
+    ):  # fmt: skip
         assert word in text
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
     assert "Look at the data." not in text
@@ -675,9 +677,10 @@ def test_exit_codes_of_audit(shadow, demo):
     done = shadow("audit", "demo", "-o", "out", "--fail-on", "language.mlp.upp.spikes > 1")
     assert "no module 'mlp.upp'" in done.assert_refused(2)
     base = demo["narrow"]
-    done = shadow("audit", "demo:base..narrow", "--base", "./none", "--tuned", "./none", "-o",
-    "out",
-                  "--fail-on", "concentration > 0.3")  # fmt: skip
+    done = shadow(
+        "audit", "demo:base..narrow", "--base", "./none", "--tuned", "./none", "-o", "out",
+        "--fail-on", "concentration > 0.3",
+    )  # fmt: skip
     assert done.code == 1
     assert "no such folder" in done.err
     assert "concentration > 0.3: concentration is 0.3335" in done.err
@@ -746,10 +749,15 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
     # the broad pair's figures under the narrow pair's name
     for name in ("matrices", "tensors", "residual"):
         table = pq.read_table(folder / f"{name}.parquet")
-        metadata = json.loads(table.schema.metadata[b"shadow"]) | {"pair": "base..narrow",
-        "tuned": {
-            "repo": json.loads(pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"])["tuned"]["repo"],
-            "commit": None, "fingerprint": "0" * 64}}  # fmt: skip
+        metadata = json.loads(table.schema.metadata[b"shadow"]) | {
+            "pair": "base..narrow",
+            "tuned": {
+                "repo": json.loads(
+                    pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"]
+                )["tuned"]["repo"],
+                "commit": None, "fingerprint": "0" * 64,
+            },
+        }  # fmt: skip
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
     arguments = (

@@ -192,21 +192,16 @@ LAYOUTS = (
 # What the last words of a name mean in any family.
 WORDS = {
     "q_proj": "attn.q", "k_proj": "attn.k", "v_proj": "attn.v", "o_proj": "attn.o",
-    "query": "attn.q", "key": "attn.k",
-    "value": "attn.v", "gate_proj": "mlp.gate", "up_proj": "mlp.up", "down_proj": "mlp.down",
-    "fc1": "mlp.up",
-    "fc2": "mlp.down", "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down", "c_fc": "mlp.up",
-    "embed_tokens": "embed",
-    "lm_head": "head", "q_a_proj": "mla.q_a", "q_b_proj": "mla.q_b",
-    "kv_a_proj_with_mqa": "mla.kv_a",
-    "kv_b_proj": "mla.kv_b", "dt_proj": "linear_attn.dt", "x_proj": "linear_attn.x",
-    "patch_embedding": "patch_embed",
-    "linear_1": "projector.0", "linear_2": "projector.1", "linear_fc1": "mlp.up",
-    "linear_fc2": "mlp.down",
+    "query": "attn.q", "key": "attn.k", "value": "attn.v", "gate_proj": "mlp.gate",
+    "up_proj": "mlp.up", "down_proj": "mlp.down", "fc1": "mlp.up", "fc2": "mlp.down",
+    "dense_h_to_4h": "mlp.up", "dense_4h_to_h": "mlp.down", "c_fc": "mlp.up",
+    "embed_tokens": "embed", "lm_head": "head", "q_a_proj": "mla.q_a", "q_b_proj": "mla.q_b",
+    "kv_a_proj_with_mqa": "mla.kv_a", "kv_b_proj": "mla.kv_b", "dt_proj": "linear_attn.dt",
+    "x_proj": "linear_attn.x", "patch_embedding": "patch_embed", "linear_1": "projector.0",
+    "linear_2": "projector.1", "linear_fc1": "mlp.up", "linear_fc2": "mlp.down",
     "patch_conv": "patch_embed", "wte": "embed", "in_proj_z": "linear_attn.z",
-    "in_proj": "linear_attn.in",
-    "w1": "mlp.gate", "w2": "mlp.down",
-    "w3": "mlp.up", "dense": None, "per_layer_input_gate": "per_layer.gate", "router": "router",
+    "in_proj": "linear_attn.in", "w1": "mlp.gate", "w2": "mlp.down", "w3": "mlp.up", "dense": None,
+    "per_layer_input_gate": "per_layer.gate", "router": "router",
 }  # fmt: skip
 # What is of no known module, and why that is right.
 OTHER = {

@@ -32,16 +32,17 @@ def made(bases: int = 3, seeds: int = 2, gap: float = 0.1, slope: float = -0.05)
         rows.append(
             {
                 "base": f"small-warm-{base}", "scale": "small", "width": 64, "warm": True,
-                "regime": regime,
-                "treatment": "adamw", "method": "adamw", "seed": seed, "kind": "trained",
-                "share": share,
-                "run": f"{regime}, adamw, {seed}", "seconds": 1.0, "stopped": "", "loss": 0.1,
-                "relative_norm": norm,
-                OUTCOME: level, "layers_relative_norm": norm, "concentration": level,
+                "regime": regime, "treatment": "adamw", "method": "adamw", "seed": seed,
+                "kind": "trained", "share": share, "run": f"{regime}, adamw, {seed}",
+                "seconds": 1.0, "stopped": "", "loss": 0.1, "relative_norm": norm, OUTCOME: level,
+                "layers_relative_norm": norm, "concentration": level,
                 **{f"right_{probe}": 0.5 + 0.1 * (regime == "B") for probe in findings.PROBES},
                 **{f"base_{probe}": 0.5 for probe in findings.PROBES},
-                **{name: (1 if way > 0 else -1) * level for name,
-                way in VOTES.items() if name != "concentration"},
+                **{
+                    name: (1 if way > 0 else -1) * level
+                    for name, way in VOTES.items()
+                    if name != "concentration"
+                },
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
@@ -232,9 +233,8 @@ def test_verdicts_are_counted_by_what_they_were_of() -> None:
     """Two seeds, a control and a true difference, each with one error among them."""
     rows = [
         ("A", "A", "more concentrated"), ("A", "A", "not distinguished"),
-        ("A", "D", "less concentrated"),
-        ("A", "D", "different, below the margin"), ("B", "C", "more concentrated"),
-        ("B", "C", "mixed evidence"),
+        ("A", "D", "less concentrated"), ("A", "D", "different, below the margin"),
+        ("B", "C", "more concentrated"), ("B", "C", "mixed evidence"),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["regime_first", "regime_second", "verdict"]).assign(
         base="small-warm-0"

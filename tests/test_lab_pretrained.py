@@ -101,8 +101,8 @@ def tiny() -> Ingredients:
     """A decoder of two layers and texts of a hundred tokens in a pattern that can be learned."""
     config = transformers.LlamaConfig(
         vocab_size=128, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None, eos_token_id=0,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=0,
     )  # fmt: skip
 
     def start() -> transformers.LlamaForCausalLM:

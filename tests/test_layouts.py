@@ -68,19 +68,17 @@ def stacked(
 QKV = ("q_proj", "k_proj", "v_proj")
 INTERNLM2 = (
     (r"self_attn\.wqkv", "attention.wqkv"), (r"self_attn\.o_proj", "attention.wo"),
-    (r"embed_tokens", "tok_embeddings"),
-    (r"mlp\.gate_proj", "feed_forward.w1"), (r"mlp\.up_proj", "feed_forward.w3"),
-    (r"mlp\.down_proj", "feed_forward.w2"),
+    (r"embed_tokens", "tok_embeddings"), (r"mlp\.gate_proj", "feed_forward.w1"),
+    (r"mlp\.up_proj", "feed_forward.w3"), (r"mlp\.down_proj", "feed_forward.w2"),
     (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"),
     (r"lm_head", "output"),
 )  # fmt: skip
 QWEN = (
     (r"model\.layers", "transformer.h"), (r"self_attn\.c_attn", "attn.c_attn"),
-    (r"self_attn\.o_proj", "attn.c_proj"),
-    (r"mlp\.gate_proj", "mlp.w2"), (r"mlp\.up_proj", "mlp.w1"), (r"mlp\.down_proj", "mlp.c_proj"),
-    (r"model\.norm", "transformer.ln_f"),
-    (r"input_layernorm", "ln_1"), (r"post_attention_layernorm", "ln_2"),
-    (r"model\.embed_tokens", "transformer.wte"),
+    (r"self_attn\.o_proj", "attn.c_proj"), (r"mlp\.gate_proj", "mlp.w2"),
+    (r"mlp\.up_proj", "mlp.w1"), (r"mlp\.down_proj", "mlp.c_proj"),
+    (r"model\.norm", "transformer.ln_f"), (r"input_layernorm", "ln_1"),
+    (r"post_attention_layernorm", "ln_2"), (r"model\.embed_tokens", "transformer.wte"),
 )  # fmt: skip
 CHATGLM = (
     (r"model\.layers", "transformer.encoder.layers"),
@@ -94,9 +92,8 @@ NEOX = (
     (r"model\.layers", "gpt_neox.layers"),
     (r"self_attn\.query_key_value", "attention.query_key_value"),
     (r"self_attn\.o_proj", "attention.dense"), (r"mlp\.up_proj", "mlp.dense_h_to_4h"),
-    (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
-    (r"model\.norm", "gpt_neox.final_layer_norm"), (r"model\.embed_tokens", "gpt_neox.embed_in"),
-    (r"lm_head", "embed_out"),
+    (r"mlp\.down_proj", "mlp.dense_4h_to_h"), (r"model\.norm", "gpt_neox.final_layer_norm"),
+    (r"model\.embed_tokens", "gpt_neox.embed_in"), (r"lm_head", "embed_out"),
 )  # fmt: skip
 MOLMO = (
     (r"model\.layers", "model.transformer.blocks"), (r"self_attn\.att_proj", "att_proj"),
@@ -227,12 +224,13 @@ def moe(folder, kind: str) -> Tensors:
 GATE_UP, DOWN = ("gate_up_proj", "gate_proj", "up_proj"), ("down_proj", "down_proj")
 STACKS = {
     "transformers 5": (lambda t: stacked(stacked(t, *GATE_UP), *DOWN), "qwen3_moe"),
-    "turned": (lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
-    "qwen3_moe"),
+    "turned": (
+        lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True), "qwen3_moe",
+    ),
     "llama 4": (
         lambda t: renamed(
             stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
-            (r"\.mlp\.", ".feed_forward.")
+            (r"\.mlp\.", ".feed_forward."),
         ),
         "llama4_text",
     ),
@@ -259,8 +257,8 @@ STACKS = {
     "mixtral": (
         lambda t: renamed(
             t, (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
-            (r"(experts\.\d+)\.gate_proj", r"\1.w1"),
-            (r"(experts\.\d+)\.up_proj", r"\1.w3"), (r"(experts\.\d+)\.down_proj", r"\1.w2"),
+            (r"(experts\.\d+)\.gate_proj", r"\1.w1"), (r"(experts\.\d+)\.up_proj", r"\1.w3"),
+            (r"(experts\.\d+)\.down_proj", r"\1.w2"),
         ),
         "mixtral",
     ),
@@ -344,16 +342,14 @@ def test_a_vision_tower_pairs_with_the_model_it_came_from(tmp_path):
 
 INTERNVL = (
     (r"^vision_tower\.encoder\.layer\.", "vision_model.encoder.layers."),
-    (r"^vision_tower\.", "vision_model."),
-    (r"attention\.qkv", "attn.qkv"), (r"attention\.projection_layer", "attn.proj"),
-    (r"layernorm_before", "norm1"),
+    (r"^vision_tower\.", "vision_model."), (r"attention\.qkv", "attn.qkv"),
+    (r"attention\.projection_layer", "attn.proj"), (r"layernorm_before", "norm1"),
     (r"layernorm_after", "norm2"), (r"lambda_1", "ls1"), (r"lambda_2", "ls2"),
     (r"embeddings\.cls_token", "embeddings.class_embedding"),
     (r"patch_embeddings\.projection", "patch_embedding"),
     (r"embeddings\.position_embeddings", "embeddings.position_embedding"),
     (r"multi_modal_projector\.layer_norm", "mlp1.0"),
-    (r"multi_modal_projector\.linear_1", "mlp1.1"),
-    (r"multi_modal_projector\.linear_2", "mlp1.3"),
+    (r"multi_modal_projector\.linear_1", "mlp1.1"), (r"multi_modal_projector\.linear_2", "mlp1.3"),
 )  # fmt: skip
 
 
@@ -379,10 +375,11 @@ def test_a_gated_tower_that_numbers_its_layers_is_read_as_such(tmp_path):
         f"{block}.attn.proj.weight": torch.randn(24, 24),
         f"{block}.norm_1.weight": torch.randn(24),
     }
-    rules = ((r"trunk\.blocks", "encoder.layers"), (r"mlp\.fc1", "ffn.gate_proj"),
-    (r"mlp\.fc3", "ffn.up_proj"),
-             (r"mlp\.fc2", "ffn.down_proj"), (r"attn\.proj", "attention.out_proj"),
-             (r"norm_1", "rms_norm1"))  # fmt: skip
+    rules = (
+        (r"trunk\.blocks", "encoder.layers"), (r"mlp\.fc1", "ffn.gate_proj"),
+        (r"mlp\.fc3", "ffn.up_proj"), (r"mlp\.fc2", "ffn.down_proj"),
+        (r"attn\.proj", "attention.out_proj"), (r"norm_1", "rms_norm1"),
+    )  # fmt: skip
     q, k, v = own[f"{block}.attn.qkv.weight"].chunk(3)
     hf = {name: tensor for name, tensor in renamed(own, *rules).items() if "qkv" not in name}
     hf |= {
@@ -397,12 +394,10 @@ def test_blocks_counted_from_one_pair_with_blocks_counted_from_zero(tmp_path):
     phi = load_file(models.saved("phi", tmp_path / "phi") / "model.safetensors")
     own = fused(phi, "Wqkv", "q_proj", "k_proj", "v_proj")
     own = renamed(
-        own,
-        (r"^model\.layers\.1\.", "layers.2."), (r"^model\.layers\.0\.", "layers.1."),
-        (r"self_attn\.", "mixer."),
-        (r"mixer\.dense", "mixer.out_proj"), (r"input_layernorm", "ln"),
-        (r"^model\.embed_tokens", "layers.0.wte"),
-        (r"^lm_head", "layers.3.linear"), (r"^model\.final_layernorm", "layers.3.ln"),
+        own, (r"^model\.layers\.1\.", "layers.2."), (r"^model\.layers\.0\.", "layers.1."),
+        (r"self_attn\.", "mixer."), (r"mixer\.dense", "mixer.out_proj"), (r"input_layernorm", "ln"),
+        (r"^model\.embed_tokens", "layers.0.wte"), (r"^lm_head", "layers.3.linear"),
+        (r"^model\.final_layernorm", "layers.3.ln"),
     )  # fmt: skip
     config = {"model_type": "mixformer-sequential", "n_head": 4, "n_head_kv": 2}
     sides = opened(tmp_path / "one", phi, GROUPED), opened(tmp_path / "two", own, config)
@@ -421,9 +416,8 @@ def test_rotary_halves_in_another_order_are_not_subtracted(llama, tmp_path):
     tensors = llama["grouped"]
     consolidated = renamed(
         tensors, (r"^model\.", ""), (r"self_attn\.([qkvo])_proj", r"attention.w\1"),
-        (r"embed_tokens", "tok_embeddings"),
-        (r"mlp\.gate_proj", "feed_forward.w1"), (r"mlp\.up_proj", "feed_forward.w3"),
-        (r"mlp\.down_proj", "feed_forward.w2"),
+        (r"embed_tokens", "tok_embeddings"), (r"mlp\.gate_proj", "feed_forward.w1"),
+        (r"mlp\.up_proj", "feed_forward.w3"), (r"mlp\.down_proj", "feed_forward.w2"),
         (r"input_layernorm", "attention_norm"), (r"post_attention_layernorm", "ffn_norm"),
         (r"lm_head", "output"),
     )  # fmt: skip

@@ -49,9 +49,8 @@ def tensors(*, norms: dict[str, float] = NORMS, small: bool = True) -> pd.DataFr
     told = [
         {
             "component": component, "layer": layer, "module": module, "tensor": name, "side": side,
-            "shape": shape,
-            "relative_norm": norm, "compared": math.prod(shape), "status": "measured",
-            "reason": None,
+            "shape": shape, "relative_norm": norm, "compared": math.prod(shape),
+            "status": "measured", "reason": None,
         }
         for side in ("base", "tuned")
         for component, layer, module, name, shape, norm in rows
@@ -63,8 +62,7 @@ def deltas(**changed: object) -> pd.DataFrame:
     rows = [
         {
             "layer": layer, "base_tensor": f"{layer}.{name}", "rows": SIDE, "cols": SIDE,
-            "top20_energy": TOP20[name],
-            "cosine": COSINES[name], **changed,
+            "top20_energy": TOP20[name], "cosine": COSINES[name], **changed,
         }
         for layer in (0, 1)
         for name in TOP20

@@ -137,8 +137,7 @@ def test_groups_benchmarks_and_the_difference_of_two_groups_are_ranked():
     found = by_what(scored_set(entries))
     assert list(found) == [
         ("narrow", None, None), ("held-out", None, None), ("narrow", "held-out", None),
-        ("narrow", None, "a"),
-        ("held-out", None, "b"),
+        ("narrow", None, "a"), ("held-out", None, "b"),
     ]  # fmt: skip
     narrow, held_out = found["narrow", None, None], found["held-out", None, "b"]
     assert (narrow.rho, narrow.n, narrow.bases, narrow.low, narrow.p) == (

@@ -522,14 +522,14 @@ def test_a_folder_called_like_a_file_or_nothing_is_refused(tmp_path):
 
 
 WORDS = st.sampled_from(
-    ["base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
-    "base..sft", "org/x", "./x",
-     "language", "vision", "vlm", "[]",
-     "~x", "..", "&a", "*a", "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap",
-     "!!str", "!!python/none",
-     "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'",
-     '"', "#", "0x1",
-     "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1", "---", "..."]
+    [
+        "base", "sft", "pairs", "tags", "note", "repo", "revision", "from", "to", "relation",
+        "base..sft", "org/x", "./x", "language", "vision", "vlm", "[]", "~x", "..", "&a", "*a",
+        "!!int", "!!float", "!!bool", "!!timestamp", "!!set", "!!omap", "!!str", "!!python/none",
+        "<<", "=", "?", "- ", ": ", "[", "]", "{", "}", ", ", "\n", "\n  ", "\n    ", "|", ">", "'",
+        '"', "#", "0x1", "1:2", "2024-01-01", ".nan", "~", "yes", "\\0", "\\ud800", "%YAML 1.1",
+        "---", "...",
+    ]
 )  # fmt: skip
 FUZZ = settings(
     max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -570,9 +570,10 @@ def test_any_bytes_are_read_or_refused(tmp_path, raw):
 
 
 KEYS = st.sampled_from(
-    ["base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
-    "language", "vision",
-     "from", "to", "relation", "visoin", "bsae"]
+    [
+        "base", "sft", "dpo", "pairs", "tags", "note", "source", "repo", "revision", "subfolder",
+        "language", "vision", "from", "to", "relation", "visoin", "bsae",
+    ]
 )  # fmt: skip
 
 

@@ -27,9 +27,10 @@ from shadow.gates.rules import (
 )
 from shadow.places.names import name_rules
 
-OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-"==": operator.eq,
-             "!=": operator.ne}  # fmt: skip
+OPERATORS = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq,
+    "!=": operator.ne,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -112,9 +112,10 @@ def test_files_are_what_the_schema_says(llama, tmp_path):
     for name, columns in (("matrices", MATRICES), ("tensors", TENSORS), ("spectra", SPECTRA)):
         assert found[name].column_names == [column.name for column in columns]
         metadata = json.loads(found[name].schema.metadata[b"shadow"])
-        assert {"version", "schema", "family", "pair", "base", "tuned", "settings", "seed",
-        "compute_dtype", "device",
-                "libraries", "started", "seconds"} <= metadata.keys()  # fmt: skip
+        assert {
+            "version", "schema", "family", "pair", "base", "tuned", "settings", "seed",
+            "compute_dtype", "device", "libraries", "started", "seconds",
+        } <= metadata.keys()  # fmt: skip
         assert metadata["base"].keys() == {"repo", "commit", "fingerprint"}
     never = [column.name for column in (*IDENTITY, *SPECTRAL) if not column.null]
     assert not found["matrices"].select(never).to_pandas().isna().any().any()

@@ -25,11 +25,11 @@ from shadow.reports.report import Report
 from shadow.reports.schema import is_later
 from shadow.reports.tables import STORED, absent_note
 
-LATER = (  # what schema 1 got after the first reports had been made
+# what schema 1 got after the first reports had been made
+LATER = (
     "rank_ceiling", "overlap_left", "overlap_right", "alignment_left", "alignment_right",
-    "intruders",
-    "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio", "col_participation_ratio",
-    "rows_changed",
+    "intruders", "subspace_gap_base", "subspace_gap_tuned", "row_participation_ratio",
+    "col_participation_ratio", "rows_changed",
 )  # fmt: skip
 
 
@@ -81,9 +81,10 @@ def test_the_schema_is_that_of_the_files(demo, shadow):
         for name in STORED
     }
     folder = demo / "out" / "demo" / "base..narrow"
-    names = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
-             "list<int64>": pa.list_(pa.int64()),
-             "list<float>": pa.list_(pa.float32())}  # fmt: skip
+    names = {
+        "int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "bool": pa.bool_(),
+        "list<int64>": pa.list_(pa.int64()), "list<float>": pa.list_(pa.float32()),
+    }  # fmt: skip
     assert {path.stem for path in folder.glob("*.parquet")} == set(STORED)
     for name in STORED:
         table = told[name]["tables"][name]
@@ -193,9 +194,8 @@ def test_an_older_report_of_this_schema_is_shown_with_a_note(run, demo, shadow, 
     gone = {name for name, value in told["figures"].items() if value != whole["figures"][name]}
     assert gone == {
         "reading_participation_ratio", "reading_participation_ratio_stacked",
-        "writing_participation_ratio",
-        "writing_participation_ratio_stacked", "embedding_row_participation_ratio",
-        "embedding_rows_changed",
+        "writing_participation_ratio", "writing_participation_ratio_stacked",
+        "embedding_row_participation_ratio", "embedding_rows_changed",
     }  # fmt: skip
     assert all(told["figures"][name] is None for name in gone)
     assert told["modules"] == whole["modules"]
@@ -315,9 +315,11 @@ def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command
     """
     uniform(tmp_path / "out", 0.4)
     uniform(tmp_path / "other", 0.3)
-    rewrite(tmp_path / "out",
-    lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
-            schema=schema, version="7.8.9")  # fmt: skip
+    rewrite(
+        tmp_path / "out",
+        lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
+        schema=schema, version="7.8.9",
+    )  # fmt: skip
     done = shadow(*COMMANDS[command])
     error = done.assert_refused()
     assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error

@@ -690,8 +690,8 @@ def test_lists_policies_and_scores_may_be_urls(demo, tmp_path):
     system.pipe_file("/bucket/in/scores.csv", csv.encode())
     code, out, err = command(
         "audit", "--list", "memory://bucket/in/list.txt", "-o", "memory://bucket/listed",
-        "--no-subspaces",
-        "--policy", "memory://bucket/in/policy.yaml", "--scores", "memory://bucket/in/scores.csv",
+        "--no-subspaces", "--policy", "memory://bucket/in/policy.yaml", "--scores",
+        "memory://bucket/in/scores.csv",
     )  # fmt: skip
     assert code == 4, err
     assert "base..narrow" in out

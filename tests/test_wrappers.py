@@ -236,9 +236,13 @@ def test_a_wrapped_text_model_has_the_places_that_it_has_alone(wrapper):
 
 def test_the_fused_projections_of_xgen_mm_are_split():
     """Phi-3 inside: q, k and v by the head counts of the text model's part of the config."""
-    config = {"model_type": "xgenmm", "text_config": {"model_type": "phi3",
-    "num_attention_heads": 4,
-              "num_key_value_heads": 2, "hidden_size": 32}}  # fmt: skip
+    config = {
+        "model_type": "xgenmm",
+        "text_config": {
+            "model_type": "phi3", "num_attention_heads": 4, "num_key_value_heads": 2,
+            "hidden_size": 32,
+        },
+    }  # fmt: skip
     name = "vlm.lang_model.model.layers.3.self_attn.qkv_proj.weight"
     parts = place_tensors({name: (64, 32)}, config)[name]
     assert [part.place for part in parts] == [Place("language", 3, f"attn.{x}") for x in "qkv"]
