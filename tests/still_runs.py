@@ -672,14 +672,17 @@ REPORTS = (
     Run("gate-needs-baseline", ("gate", ONE, "--policy", "policy.yaml")),
     Run("gate-own-baseline", ("gate", ONE, "--against", ONE)),
     Run(
-        "gate-github", ("gate", ONE, "--fail-on", RELATIVE), environment={"GITHUB_ACTIONS": "true"},
+        "gate-github", ("gate", ONE, "--fail-on", RELATIVE), environment={"GITHUB_ACTIONS": "true"}
     ),
     Run(
-        "gate-hostile", ("gate", "hostile", "--fail-on", RELATIVE),
+        "gate-hostile",
+        ("gate", "hostile", "--fail-on", RELATIVE),
         environment={"GITHUB_ACTIONS": "true"},
     ),
     Run(
-        "gate-step", ("gate", "listed-json", "--fail-on", RELATIVE, "--junit", "listed.xml"), (80,),
+        "gate-step",
+        ("gate", "listed-json", "--fail-on", RELATIVE, "--junit", "listed.xml"),
+        (80,),
         environment={"GITHUB_STEP_SUMMARY": "step.md"},
     ),
     Run("gate-older", ("gate", "older-again", "--fail-on", RELATIVE)),
@@ -689,7 +692,7 @@ REPORTS = (
     Run("gate-no-rule", ("gate", ONE)),
     Run("merge", ("merge", "merged", "shard-1", "shard-2")),
     Run("merge-settings", ("merge", "mixed", "exact", "fast")),
-)  # fmt: skip
+)
 EXPORTS = ("csv", "json", "arrow", "parquet", "duckdb", "sqlite", "hf-dataset-folder")
 OUTPUTS = (
     *(Run(f"export-{form}", ("export", ONE, "--to", form), (120,)) for form in EXPORTS),

@@ -95,8 +95,10 @@ def test_an_adapter_is_measured_as_the_model_that_peft_merges(kind, tmp_path):
         # peft rounds its sum to float32
         torch.testing.assert_close(
             *(torch.tensor(both[c].to_numpy(float)) for c in (column, f"{column}_merged")),
-            rtol=2e-4, atol=1e-6, equal_nan=True,
-        )  # fmt: skip
+            rtol=2e-4,
+            atol=1e-6,
+            equal_nan=True,
+        )
     low = matrices[(matrices["subject"] == "delta") & matrices["rank_ceiling"].notna()]
     assert len(low) >= 2
     assert (low["numerical_rank"] <= low["rank_ceiling"]).all()

@@ -305,9 +305,12 @@ def test_p_is_scipys_exact_permutation_test(layers):
     for shift in (0.0, 0.5):
         values = np.random.default_rng(layers).normal(shift, 1.0, size=layers)
         exact = stats.permutation_test(
-            (values, np.zeros(layers)), lambda a, b, axis: np.mean(a - b, axis=axis),
-            permutation_type="samples", vectorized=True, n_resamples=np.inf,
-        )  # fmt: skip
+            (values, np.zeros(layers)),
+            lambda a, b, axis: np.mean(a - b, axis=axis),
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=np.inf,
+        )
         assert sign_flip_p(values) == pytest.approx(exact.pvalue, rel=1e-9)
 
 

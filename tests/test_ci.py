@@ -257,9 +257,11 @@ def test_any_names_make_xml_that_says_the_same(judged):
         assert len(audit.findall("failure")) == bool(one.objections)
         grave = verdict.rule.severity == "error"
         tags = {
-            "met": ["failure"] if grave else [], "missing": ["error"] if grave else [],
-            "passed": [], "skipped": ["skipped"],
-        }[verdict.outcome]  # fmt: skip
+            "met": ["failure"] if grave else [],
+            "missing": ["error"] if grave else [],
+            "passed": [],
+            "skipped": ["skipped"],
+        }[verdict.outcome]
         said = bool(verdict.rule.message) and verdict.outcome == "met"
         assert [child.tag for child in case] == [
             *tags,

@@ -444,7 +444,7 @@ def test_sqlite_has_the_rows_with_their_types(exported, truth, name):
             for key, value in row.items()
         }
         for row in truth[name]
-    ]  # fmt: skip
+    ]
     same(rows, unsigned)  # SQLite has no -0.0
 
 
@@ -836,9 +836,11 @@ def test_metadata_without_sense_are_null_or_text(tmp_path):
     """
     method = {"precision": "x", "nulls": "many", "seed": 10**40, "subspaces": 1}
     odd = {
-        "settings": {"method": method, "relation": ["a"]}, "label": {"a": math.nan},
-        "seconds": math.inf, "family": "half \ud800 letter",
-    }  # fmt: skip
+        "settings": {"method": method, "relation": ["a"]},
+        "label": {"a": math.nan},
+        "seconds": math.inf,
+        "family": "half \ud800 letter",
+    }
     folder = toy(tmp_path / "a", "x", "y", 0)
     rename(folder, **odd)
     for to in FORMATS:

@@ -15,7 +15,9 @@ STRUCTURED = ["size", "coherent", "standing_out"]
 # of each case: codes that must stand, explanations that fit, words of the text
 SAYS = {
     "Fine-tune": (
-        STRUCTURED, [], ["1.0 % of the base's norm", "follows the base's leading inputs"],
+        STRUCTURED,
+        [],
+        ["1.0 % of the base's norm", "follows the base's leading inputs"],
     ),
     "Copy through int8": (["size", "noise", "few_values"], ["quantised_copy"], []),
     "Copy in BF16": (["size", "rounding"], ["quantised_copy", "short_run"], []),
@@ -26,14 +28,15 @@ SAYS = {
     "Unrelated models": (["unrelated", "size"], [], ["141 % of the base's norm"]),
     "Another depth": (["part_shared", *STRUCTURED], [], ["77 % of the larger model's parameters"]),
     "A small stage": (
-        ["size", "coherent", "kept"], ["short_run"],
+        ["size", "coherent", "kept"],
+        ["short_run"],
         ["Before it was stored, the change was 0.070 %"],
     ),
     "A stage that is rounded away": (["size", "rounded_away"], ["short_run"], []),
     "Vision and language, frozen tower": (STRUCTURED, [], ["projector (97 %", "the vision tower."]),
     "Experts": (STRUCTURED, [], ["experts.gate"]),
     "No change": (["identical"], [], []),
-}  # fmt: skip
+}
 
 
 def holds(name, summary):

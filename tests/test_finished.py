@@ -459,9 +459,10 @@ def test_a_list_goes_on_and_says_which_pairs_it_left(toys, shadow):
     text = done.assert_done(1)
     assert "pairs  2: 1 done, 1 kept" in text
     errors = [line for line in done.err.splitlines() if line.startswith("error")]
-    assert errors == [f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished report"
-    f" there differs: "
-                      "--precision exact, now default"]  # fmt: skip
+    assert errors == [
+        f"error: toy-a:base..one: {folder.relative_to(toys)}: the finished report there differs:"
+        " --precision exact, now default"
+    ]
     assert files(folder) == before
     kept, other = read_index(toys / "out").rows
     assert (kept.state, other.state) == ("kept", "done")
@@ -535,10 +536,11 @@ ABSENT = {
     "a component": (Filter(components=("vision",)), "no component vision", "it has language"),
     "a module": (Filter(modules=("mla.q_a",)), "no module mla.q_a there", "it has mlp.up"),
     "a layer of a component": (
-        Filter(components=("language",), layers=(7,)), "no layer 7",
+        Filter(components=("language",), layers=(7,)),
+        "no layer 7",
         "the layers of language are 0-1",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("absent", ABSENT)

@@ -90,7 +90,7 @@ def places(tmp_path_factory):
         there / "deeper",
         own | {name: load_file(two / "model.safetensors")[name] for name in shared},
         {"model_type": "llama"},
-    )  # fmt: skip
+    )
     return {
         "fine-tune": trained,
         "unrelated": (llama(there / "one", 4, 2), four),

@@ -119,9 +119,8 @@ def test_the_sides_of_a_pair_before_anything_is_looked_up():
     found = sides_of_pair(Pair("vlm", "base..instruct", base, tuned))
     assert [fit(name, None, found[0]) for name in ("vlm:base", "org/lm", "")] == [EXACT, NOT, NOT]
     assert [
-        fit(name, None, found[1])
-        for name in ("org/tuned/final", "org/tuned/final@v1", "org/tuned")
-    ] == [BY_NAME, EXACT, NOT]  # fmt: skip
+        fit(name, None, found[1]) for name in ("org/tuned/final", "org/tuned/final@v1", "org/tuned")
+    ] == [BY_NAME, EXACT, NOT]
 
 
 def test_a_name_that_says_more_goes_first_and_the_other_is_named(tmp_path):

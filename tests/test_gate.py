@@ -537,9 +537,12 @@ def test_the_terminal_shows_every_rule(shadow, demo, tmp_path):
     )
     text = shadow("gate", demo["narrow"], "--policy", "policy.yaml").assert_done(4)
     for word in (
-        "FAILED", "narrow-up", "language.mlp.up.concentration is 0.3944 (> 0.3)",
-        "Look at the data.", "FAILED (warning)",
-    ):  # fmt: skip
+        "FAILED",
+        "narrow-up",
+        "language.mlp.up.concentration is 0.3944 (> 0.3)",
+        "Look at the data.",
+        "FAILED (warning)",
+    ):
         assert word in text
     text = shadow("gate", demo["broad"], "--policy", "policy.yaml").assert_done(0)
     assert "Look at the data." not in text
@@ -755,9 +758,10 @@ def test_an_audit_into_the_baselines_own_folder_is_held_against_what_was_there(
                 "repo": json.loads(
                     pq.read_schema(demo["narrow"] / f"{name}.parquet").metadata[b"shadow"]
                 )["tuned"]["repo"],
-                "commit": None, "fingerprint": "0" * 64,
+                "commit": None,
+                "fingerprint": "0" * 64,
             },
-        }  # fmt: skip
+        }
         table = table.replace_schema_metadata({b"shadow": json.dumps(metadata).encode()})
         pq.write_table(table, folder / f"{name}.parquet")
     arguments = (

@@ -83,11 +83,12 @@ QWEN = (
 CHATGLM = (
     (r"model\.layers", "transformer.encoder.layers"),
     (r"self_attn\.query_key_value", "self_attention.query_key_value"),
-    (r"self_attn\.o_proj", "self_attention.dense"), (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
+    (r"self_attn\.o_proj", "self_attention.dense"),
+    (r"mlp\.down_proj", "mlp.dense_4h_to_h"),
     (r"model\.norm", "transformer.encoder.final_layernorm"),
     (r"model\.embed_tokens", "transformer.embedding.word_embeddings"),
     (r"lm_head", "transformer.output_layer"),
-)  # fmt: skip
+)
 NEOX = (
     (r"model\.layers", "gpt_neox.layers"),
     (r"self_attn\.query_key_value", "attention.query_key_value"),
@@ -225,7 +226,8 @@ GATE_UP, DOWN = ("gate_up_proj", "gate_proj", "up_proj"), ("down_proj", "down_pr
 STACKS = {
     "transformers 5": (lambda t: stacked(stacked(t, *GATE_UP), *DOWN), "qwen3_moe"),
     "turned": (
-        lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True), "qwen3_moe",
+        lambda t: stacked(stacked(t, *GATE_UP, turned=True), *DOWN, turned=True),
+        "qwen3_moe",
     ),
     "llama 4": (
         lambda t: renamed(
@@ -256,13 +258,15 @@ STACKS = {
     ),
     "mixtral": (
         lambda t: renamed(
-            t, (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
-            (r"(experts\.\d+)\.gate_proj", r"\1.w1"), (r"(experts\.\d+)\.up_proj", r"\1.w3"),
+            t,
+            (r"mlp\.(gate|experts)\.", r"block_sparse_moe.\1."),
+            (r"(experts\.\d+)\.gate_proj", r"\1.w1"),
+            (r"(experts\.\d+)\.up_proj", r"\1.w3"),
             (r"(experts\.\d+)\.down_proj", r"\1.w2"),
         ),
         "mixtral",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("layout", STACKS)

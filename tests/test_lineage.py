@@ -307,7 +307,7 @@ def test_a_thicket_of_reports_has_an_end(step):
                 sides = [
                     commit(f"org/{layer + place}-{own}", 10 * (layer + place) + own + 1)
                     for place, own in ((0, first), (1, second))
-                ]  # fmt: skip
+                ]
                 found.append(step(f"{layer}/{first}..{second}", *sides))
     random.shuffle(found)
     told = lineage(found)
@@ -549,13 +549,19 @@ def test_names_of_files_are_text(tmp_path):
     """Control characters and markup in names of reports come out visible."""
     nasty = "\x1b[31m[bold]x::error::"
     write(
-        tmp_path / "r" / "one", [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
-        base=commit(f"org/{nasty}", 1), tuned=commit("org/b", 2), pair=f"{nasty}..b",
-    )  # fmt: skip
+        tmp_path / "r" / "one",
+        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
+        base=commit(f"org/{nasty}", 1),
+        tuned=commit("org/b", 2),
+        pair=f"{nasty}..b",
+    )
     write(
-        tmp_path / "r" / "two", [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
-        base=commit("org/b", 2), tuned=commit(f"org/{nasty}", 3), pair=f"b..{nasty}",
-    )  # fmt: skip
+        tmp_path / "r" / "two",
+        [delta(0.3, place(0, "mlp.up"), frobenius_norm=0.1, parameters=1)],
+        base=commit("org/b", 2),
+        tuned=commit(f"org/{nasty}", 3),
+        pair=f"b..{nasty}",
+    )
     done = shadow("lineage", "r", cwd=tmp_path, width=120)
     assert done.code == 0, done.err
     assert "\x1b[31m" not in done.out

@@ -318,8 +318,9 @@ def test_another_schema_is_one_line_with_both_versions(shadow, tmp_path, command
     rewrite(
         tmp_path / "out",
         lambda table: table.drop_columns(["pair"][: table.column_names.count("pair")]),
-        schema=schema, version="7.8.9",
-    )  # fmt: skip
+        schema=schema,
+        version="7.8.9",
+    )
     done = shadow(*COMMANDS[command])
     error = done.assert_refused()
     assert f"a report of schema {schema}, made by shadow 7.8.9; this is shadow " in error

@@ -151,9 +151,12 @@ def test_kept_scores_are_shown_and_stay(reports, shadow, tmp_path):
     assert "measuring again" in again.err
     assert told(folder)["scores"] == kept
     write(tmp_path / "other.csv", "model,benchmark,score\nbase,x,10\nnarrow,x,22\n")
-    assert "x gain +12, concentration" in shadow(
-        "audit", "demo:base..narrow", "--precision", "exact", "--scores", "other.csv",
-    ).assert_done()  # fmt: skip
+    assert (
+        "x gain +12, concentration"
+        in shadow(
+            "audit", "demo:base..narrow", "--precision", "exact", "--scores", "other.csv"
+        ).assert_done()
+    )
     assert [row["benchmark"] for row in told(folder)["scores"]] == ["x"]
 
 
